@@ -1,0 +1,332 @@
+"""The typed configuration: what a YAML choice may say, validated when it is composed.
+
+Hydra composes ``configs/``; :func:`from_hydra` turns the composition into an
+:class:`ExperimentConfig` or raises one :class:`ConfigError` that names the value, what was
+expected and how to mend it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+ESTIMATORS = ("mean_of_variances", "population")
+STATISTICS = ("moving_average", "batch_average", "sample")
+CROPS = ("random_resized", "pad", "none")
+SOURCES = ("digits", "cifar10", "imagefolder", "imagenet")
+
+
+class UserError(ValueError):
+    """Something that the user can mend; shown as one line, without a traceback."""
+
+
+class ConfigError(UserError):
+    """A value of the configuration is wrong."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass
+class NormConfig:
+    """A normalisation method: a layer class and its arguments.
+
+    ``test_statistics`` names the evaluation that stands for the method in Table 2: the paper uses
+    the batch average for SN and the moving average for BN (Sec. 2.1, "Inference");
+    ``sample`` is for methods that store no statistics. ``single_sample`` replaces ``args`` and
+    ``test_statistics`` where a replica holds one sample (SN is {in, ln} at (8,1), Table 2).
+    """
+
+    name: str
+    target: str
+    args: dict[str, Any] = field(default_factory=dict)
+    test_statistics: str = "moving_average"
+    single_sample: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.test_statistics in STATISTICS,
+            f"norm.test_statistics={self.test_statistics}: expected one of {', '.join(STATISTICS)}",
+        )
+        unknown = set(self.single_sample) - {"args", "test_statistics"}
+        _require(
+            not unknown,
+            f"norm.single_sample has {sorted(unknown)}: expected 'args' and 'test_statistics' only",
+        )
+
+
+@dataclass
+class BatchConfig:
+    """A setting of Table 2: ``gpus`` replicas with ``samples_per_gpu`` samples each."""
+
+    gpus: int
+    samples_per_gpu: int
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for key in ("gpus", "samples_per_gpu"):
+            value = getattr(self, key)
+            _require(value >= 1, f"batch.{key}={value}: expected a whole number of at least 1")
+        self.name = self.name or f"{self.gpus}x{self.samples_per_gpu}"
+
+    @property
+    def total(self) -> int:
+        """Samples per optimiser step: gpus * samples_per_gpu."""
+        return self.gpus * self.samples_per_gpu
+
+
+@dataclass
+class AugmentConfig:
+    """Training augmentation; every draw is a function of (seed, epoch, sample id).
+
+    ``crop``: ``random_resized`` (area ``scale``, aspect ``ratio``), ``pad`` (zero-pad by
+    ``padding`` pixels, crop back) or ``none``. ``flip``: horizontal, probability 0.5.
+    ``lighting_std``: standard deviation of PCA lighting noise, 0 for none.
+    """
+
+    name: str
+    crop: str = "random_resized"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    padding: int = 4
+    flip: bool = True
+    lighting_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.crop in CROPS, f"augment.crop={self.crop}: expected one of {', '.join(CROPS)}"
+        )
+        _require(self.padding >= 0, f"augment.padding={self.padding}: expected 0 or more pixels")
+        _require(
+            self.lighting_std >= 0, f"augment.lighting_std={self.lighting_std}: expected >= 0"
+        )
+        low, high = self.scale
+        _require(
+            0 < low <= high <= 1, f"augment.scale={list(self.scale)}: expected 0 < low <= high <= 1"
+        )
+        low, high = self.ratio
+        _require(
+            0 < low <= high, f"augment.ratio={list(self.ratio)}: expected 0 < narrow <= wide"
+        )
+
+
+@dataclass
+class DataConfig:
+    """A data set. ``source`` says how it is read, ``name`` only labels the run directory.
+
+    ``image_size``: side of the square that the network sees, in pixels. ``resize_size``: the
+    shorter side before the validation's centre crop; equal to ``image_size`` means no crop.
+    ``mean`` and ``std``: per channel (RGB), in units of [0, 1]. ``workers``: loader processes per
+    rank; results do not depend on it.
+    """
+
+    name: str
+    source: str
+    root: str | None = None
+    train: str | None = None
+    val: str | None = None
+    image_size: int = 224
+    resize_size: int = 256
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    workers: int = 4
+
+    def __post_init__(self) -> None:
+        _require(
+            self.source in SOURCES,
+            f"data.source={self.source}: expected one of {', '.join(SOURCES)}",
+        )
+        _require(self.image_size >= 1, f"data.image_size={self.image_size}: expected at least 1")
+        _require(
+            self.resize_size >= self.image_size,
+            f"data.resize_size={self.resize_size}: expected at least data.image_size="
+            f"{self.image_size}, since the centre crop is cut from it",
+        )
+        _require(self.workers >= 0, f"data.workers={self.workers}: expected 0 or more")
+        _require(all(s > 0 for s in self.std), f"data.std={list(self.std)}: expected > 0")
+
+
+@dataclass
+class ModelConfig:
+    """``name``: ``resnet50_mini``, ``resnet14_mini`` or any timm model with a ``norm_layer``."""
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ProtocolConfig:
+    """How the network is trained. The defaults are the paper's (Sec. 4.1)."""
+
+    name: str = "paper"
+    base_lr: float = 0.1
+    lr_reference_batch: int = 256
+    lr_milestones: tuple[float, ...] = (0.3, 0.6, 0.9)
+    lr_factor: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    dropout: float = 0.0
+    zero_init_last_gamma: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.base_lr > 0, f"protocol.base_lr={self.base_lr}: expected > 0")
+        _require(
+            self.lr_reference_batch >= 1,
+            f"protocol.lr_reference_batch={self.lr_reference_batch}: expected at least 1",
+        )
+        _require(0 <= self.dropout < 1, f"protocol.dropout={self.dropout}: expected 0 <= p < 1")
+        _require(
+            0 <= self.momentum < 1, f"protocol.momentum={self.momentum}: expected 0 <= m < 1"
+        )
+        _require(
+            self.weight_decay >= 0, f"protocol.weight_decay={self.weight_decay}: expected >= 0"
+        )
+        milestones = list(self.lr_milestones)
+        _require(
+            milestones == sorted(milestones) and all(0 < m < 1 for m in milestones),
+            f"protocol.lr_milestones={milestones}: expected ascending fractions of the training "
+            "between 0 and 1",
+        )
+
+
+@dataclass
+class TrainerConfig:
+    """How a run is carried out; none of this changes the experiment but ``epochs``,
+    ``max_steps`` and ``precision``, which are recorded as departures.
+
+    ``replicas_per_pass``: how many of a rank's replicas one forward pass holds (None: all);
+    fewer save memory, the gradients are accumulated. ``log_every``: optimiser steps between two
+    lines of ``metrics.jsonl``.
+    """
+
+    epochs: int = 100
+    max_steps: int | None = None
+    replicas_per_pass: int | None = None
+    precision: str = "fp32"
+    device: str = "auto"
+    log_every: int = 50
+    eval_batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, f"trainer.epochs={self.epochs}: expected at least 1")
+        for key in ("max_steps", "replicas_per_pass"):
+            value = getattr(self, key)
+            _require(
+                value is None or value >= 1, f"trainer.{key}={value}: expected null or at least 1"
+            )
+        for key in ("log_every", "eval_batch_size"):
+            value = getattr(self, key)
+            _require(value >= 1, f"trainer.{key}={value}: expected at least 1")
+        _require(
+            self.precision in PRECISIONS,
+            f"trainer.precision={self.precision}: expected one of {', '.join(PRECISIONS)}",
+        )
+        _require(
+            self.device in ("auto", "cpu", "cuda"),
+            f"trainer.device={self.device}: expected auto, cpu or cuda",
+        )
+
+
+@dataclass
+class CalibrationConfig:
+    """Batch average (paper Sec. 2.1): ``samples`` random training samples (a number or ``all``),
+    in minibatches of the run's own samples per GPU.
+
+    ``estimator``: ``mean_of_variances`` averages the minibatches' variances, as the paper says;
+    ``population`` is E[mean^2 + var] - E[mean]^2, as the authors' code accumulates.
+    """
+
+    samples: Any = 50000
+    estimator: str = "mean_of_variances"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        is_count = isinstance(self.samples, int) and not isinstance(self.samples, bool)
+        _require(
+            self.samples == "all" or (is_count and self.samples >= 1),
+            f"calibration.samples={self.samples}: expected a number of at least 1, or 'all'",
+        )
+        _require(
+            self.estimator in ESTIMATORS,
+            f"calibration.estimator={self.estimator}: expected one of {', '.join(ESTIMATORS)}",
+        )
+
+
+@dataclass
+class ExperimentConfig:
+    """One cell of a table: everything that ``train.py`` needs."""
+
+    norm: NormConfig
+    batch: BatchConfig
+    augment: AugmentConfig
+    data: DataConfig
+    model: ModelConfig
+    protocol: ProtocolConfig
+    trainer: TrainerConfig
+    calibration: CalibrationConfig
+    seed: int = 0
+    runs_dir: str = "runs"
+    run_dir: str = ""
+    evaluate: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, f"seed={self.seed}: expected a whole number of at least 0")
+        if self.batch.samples_per_gpu == 1 and self.norm.single_sample:
+            self.norm.args = {**self.norm.args, **self.norm.single_sample.get("args", {})}
+            self.norm.test_statistics = self.norm.single_sample.get(
+                "test_statistics", self.norm.test_statistics
+            )
+
+    @property
+    def initial_lr(self) -> float:
+        """base_lr * total batch / reference batch: 0.1 at (8,32), 0.003125 at (8,1)."""
+        return self.protocol.base_lr * self.batch.total / self.protocol.lr_reference_batch
+
+    def lr_at(self, epoch: float) -> float:
+        """Learning rate after ``epoch`` epochs: x ``lr_factor`` at each milestone passed."""
+        passed = sum(
+            epoch >= milestone_epoch(m, self.trainer.epochs) for m in self.protocol.lr_milestones
+        )
+        return self.initial_lr * self.protocol.lr_factor**passed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and scalars, as they go into ``config.yaml`` and ``result.json``."""
+        container = OmegaConf.to_container(OmegaConf.create(asdict(self)))
+        assert isinstance(container, dict)
+        return {str(key): value for key, value in container.items()}
+
+
+def milestone_epoch(fraction: float, epochs: int) -> int:
+    """The whole epoch at which a milestone falls: 0.3 of 100 is 30, of 8 is 2."""
+    return max(1, math.floor(fraction * epochs + 0.5))
+
+
+def from_hydra(composed: DictConfig) -> ExperimentConfig:
+    """Validate a composed config.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is of the wrong type or range.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), composed)
+        config = OmegaConf.to_object(merged)
+    except ConfigError:
+        raise
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "config"
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{key}: {reason}") from error
+    assert isinstance(config, ExperimentConfig)
+    return config
+
+
+def from_dict(values: dict[str, Any]) -> ExperimentConfig:
+    """The inverse of :meth:`ExperimentConfig.to_dict`, with the same errors as the composition."""
+    return from_hydra(OmegaConf.create(values))
