@@ -104,17 +104,13 @@ class AugmentConfig:
             self.crop in CROPS, f"augment.crop={self.crop}: expected one of {', '.join(CROPS)}"
         )
         _require(self.padding >= 0, f"augment.padding={self.padding}: expected 0 or more pixels")
-        _require(
-            self.lighting_std >= 0, f"augment.lighting_std={self.lighting_std}: expected >= 0"
-        )
+        _require(self.lighting_std >= 0, f"augment.lighting_std={self.lighting_std}: expected >= 0")
         low, high = self.scale
         _require(
             0 < low <= high <= 1, f"augment.scale={list(self.scale)}: expected 0 < low <= high <= 1"
         )
         low, high = self.ratio
-        _require(
-            0 < low <= high, f"augment.ratio={list(self.ratio)}: expected 0 < narrow <= wide"
-        )
+        _require(0 < low <= high, f"augment.ratio={list(self.ratio)}: expected 0 < narrow <= wide")
 
 
 @dataclass
@@ -182,9 +178,7 @@ class ProtocolConfig:
             f"protocol.lr_reference_batch={self.lr_reference_batch}: expected at least 1",
         )
         _require(0 <= self.dropout < 1, f"protocol.dropout={self.dropout}: expected 0 <= p < 1")
-        _require(
-            0 <= self.momentum < 1, f"protocol.momentum={self.momentum}: expected 0 <= m < 1"
-        )
+        _require(0 <= self.momentum < 1, f"protocol.momentum={self.momentum}: expected 0 <= m < 1")
         _require(
             self.weight_decay >= 0, f"protocol.weight_decay={self.weight_decay}: expected >= 0"
         )

@@ -1,0 +1,45 @@
+"""Normalisation layers as small functions of two N x C tables.
+
+Knows nothing of training, settings or Hydra: only how many statistics groups a batch holds and,
+where one spans several ranks, a process group to sum tables over. Each layer takes
+nn.BatchNorm2d's arguments and works as a timm ``norm_layer``.
+"""
+
+from sn_imagenet.norms.batch_average import BatchAverage
+from sn_imagenet.norms.control import (
+    StoredStatistics,
+    collect_batch_averages,
+    importance_weights,
+    norm_layers,
+    set_replicas,
+    stored_statistics,
+)
+from sn_imagenet.norms.layers import (
+    BatchNorm2d,
+    GroupNorm2d,
+    InstanceNorm2d,
+    LayerNorm2d,
+    PooledNorm2d,
+)
+from sn_imagenet.norms.moments import Moments, Statistics
+from sn_imagenet.norms.op import normalize
+from sn_imagenet.norms.switch_norm import SwitchNorm2d
+
+__all__ = [
+    "BatchAverage",
+    "BatchNorm2d",
+    "GroupNorm2d",
+    "InstanceNorm2d",
+    "LayerNorm2d",
+    "Moments",
+    "PooledNorm2d",
+    "Statistics",
+    "StoredStatistics",
+    "SwitchNorm2d",
+    "collect_batch_averages",
+    "importance_weights",
+    "norm_layers",
+    "normalize",
+    "set_replicas",
+    "stored_statistics",
+]

@@ -1,0 +1,104 @@
+"""The passes over the activation, one class per way of computing them.
+
+A backend knows nothing of methods: it makes the [N, C] tables from x, applies [N, C] tables to
+x, and does the same for the gradient. Statistics are fp32 for fp16 and bf16 activations, of the
+activation's own dtype otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Backend(Protocol):
+    """Four passes over an activation of shape [N, C, H, W]; every table is [N, C]."""
+
+    name: str
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance over (H, W)."""
+
+    def affine(self, x: Tensor, center: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """(x - center) * scale + shift, in x's dtype and memory format."""
+
+    def gradient_sums(self, grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over (H, W) of grad and of grad * (x - mean)."""
+
+    def input_gradient(
+        self, grad: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor
+    ) -> Tensor:
+        """a * grad + b * (x - mean) + c, in x's dtype."""
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the tables of an activation of ``dtype``."""
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def _over_map(table: Tensor) -> Tensor:
+    return table[:, :, None, None]
+
+
+class NativeBackend:
+    """ATen operators; any device, dtype and memory format.
+
+    A contiguous activation is one batch-norm "channel" per (sample, channel) when seen as
+    [1, N*C, H, W], so group norm's and batch norm's own kernels do two of the passes.
+    """
+
+    name = "native"
+
+    # Small enough to vanish beside any variance in fp32, large enough that 1 / sqrt(eps) is finite:
+    # 1 / rstd^2 is then the variance itself, with no eps to subtract again.
+    _eps = 1e-30
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        n, channels, height, width = x.shape
+        if x.is_contiguous() and statistics_dtype(x.dtype) == x.dtype:
+            _, mean, rstd = torch.native_group_norm(
+                x, None, None, n, channels, height * width, channels, self._eps
+            )
+            return mean, rstd.pow(-2)
+        x = x.to(statistics_dtype(x.dtype))
+        mean = x.mean(dim=(2, 3))
+        return mean, (x - _over_map(mean)).square_().mean(dim=(2, 3))
+
+    def affine(self, x: Tensor, center: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        if x.is_contiguous() and x.dtype == scale.dtype:
+            folded = x.view(1, -1, *x.shape[2:])
+            center, scale, shift = center.reshape(-1), scale.reshape(-1), shift.reshape(-1)
+            y = torch.native_batch_norm(
+                folded, scale, shift, center, torch.ones_like(center), False, 0.0, 0.0
+            )[0]
+            return y.view_as(x)
+        y = (x - _over_map(center)).mul_(_over_map(scale)).add_(_over_map(shift))
+        return y.to(x.dtype)
+
+    def gradient_sums(self, grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        grad = grad.to(mean.dtype)
+        centered = x - _over_map(mean)
+        return grad.sum(dim=(2, 3)), centered.mul_(grad).sum(dim=(2, 3))
+
+    def input_gradient(
+        self, grad: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor
+    ) -> Tensor:
+        offset = torch.addcmul(c, b, mean, value=-1)
+        dx = torch.mul(grad, _over_map(a)).addcmul_(x.to(a.dtype), _over_map(b))
+        return dx.add_(_over_map(offset)).to(x.dtype)
+
+
+_BACKENDS: dict[str, Backend] = {"native": NativeBackend()}
+
+
+def select_backend(x: Tensor, name: str | None = None) -> Backend:
+    """The backend for ``x``, or the one called ``name``.
+
+    Raises:
+        ValueError: no backend of that name.
+    """
+    if name is not None and name not in _BACKENDS:
+        raise ValueError(f"backend={name!r}: expected one of {', '.join(sorted(_BACKENDS))}")
+    return _BACKENDS[name or "native"]

@@ -1,0 +1,213 @@
+"""Normalisation layers as pool functions: batch, instance, layer and group normalisation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sn_imagenet.norms.batch_average import BatchAverage
+from sn_imagenet.norms.moments import Moments, Statistics
+from sn_imagenet.norms.op import normalize
+
+
+class PooledNorm2d(nn.Module):
+    """Eq. (1), y = weight * (x - mean) / sqrt(var + eps) + bias, for any way of pooling moments.
+
+    A method is a subclass with a :meth:`pool`. The arguments are those of nn.BatchNorm2d, in its
+    order and sense, so that every layer works as a timm ``norm_layer``; methods without stored
+    statistics accept ``momentum`` and ``track_running_stats`` and have no use for them.
+
+    Args:
+        num_features: C.
+        eps: added to the pooled variance.
+        momentum: weight of the newest batch in the running statistics; None averages all batches
+            equally.
+        affine: learn ``weight`` (initially 1) and ``bias`` (initially 0), each [C].
+        track_running_stats: keep running statistics of the batch's channels; without them the
+            batch's own are used in evaluation too.
+
+    Shape:
+        Input and output [N, C, H, W], any floating dtype, any memory format.
+
+    Raises:
+        ValueError: the input is not 4D, or has another number of channels.
+    """
+
+    stores_statistics = False
+    """Whether evaluation uses stored statistics of the training data."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_features < 1:
+            raise ValueError(f"num_features={num_features}: expected at least 1 channel")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.weight = nn.Parameter(torch.ones(num_features, **factory)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features, **factory)) if affine else None
+
+        self.track_running_stats = track_running_stats and self.stores_statistics
+        tracked = self.track_running_stats
+        self.register_buffer(
+            "running_mean", torch.zeros(num_features, **factory) if tracked else None
+        )
+        self.register_buffer(
+            "running_var", torch.ones(num_features, **factory) if tracked else None
+        )
+        count = torch.tensor(0, dtype=torch.long, device=device) if tracked else None
+        self.register_buffer("num_batches_tracked", count)
+        self.running_mean: Tensor | None
+        self.running_var: Tensor | None
+        self.num_batches_tracked: Tensor | None
+
+        # Where the batch's samples come from; see set_replicas.
+        self.replicas = 1
+        self.process_group: dist.ProcessGroup | None = None
+        self.holds_first_replica = True
+        # Set while a calibration pass collects batch statistics; see collect_batch_averages.
+        self.batch_average: BatchAverage | None = None
+
+    def pool(self, moments: Moments) -> Statistics:
+        """The method: mean and variance to normalise with, broadcastable to [n, R, C]."""
+        raise NotImplementedError(f"{type(self).__name__} defines no pool function")
+
+    def batch_statistics(self, moments: Moments) -> Statistics:
+        """BN's statistics: the batch's in training, the stored ones in evaluation."""
+        if self._uses_stored_statistics:
+            assert self.running_mean is not None and self.running_var is not None
+            dtype = moments.mean.dtype
+            return self.running_mean.to(dtype), self.running_var.to(dtype)
+        return moments.batch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__} got an input of shape {list(x.shape)}: expected "
+                f"[N, {self.num_features}, H, W]"
+            )
+        pooled: list[Moments] = []
+
+        def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            moments = Moments(mean, var, self.replicas, self.process_group)
+            pooled.append(moments)
+            center, variance = self.pool(moments)
+            scale = torch.rsqrt(variance + self.eps)
+            shape = moments.mean.shape
+            if self.weight is None or self.bias is None:
+                shift = torch.zeros_like(mean)
+            else:
+                scale = scale * self.weight
+                shift = self.bias.to(mean.dtype).expand_as(mean)
+            return (
+                center.expand(shape).reshape_as(mean),
+                scale.expand(shape).reshape_as(mean),
+                shift,
+            )
+
+        y = normalize(x, coefficients, list(self.parameters(recurse=False)))
+        if self.training and self.stores_statistics:
+            self._store(pooled[0], area=x.shape[2] * x.shape[3])
+        return y
+
+    @property
+    def _uses_stored_statistics(self) -> bool:
+        return self.track_running_stats and not self.training
+
+    @torch.no_grad()
+    def _store(self, moments: Moments, area: int) -> None:
+        mean, var = (table.detach()[0] for table in moments.batch())
+        if self.batch_average is not None:
+            self.batch_average.add(mean, var)
+        elif self.track_running_stats and self.holds_first_replica:
+            assert self.running_mean is not None and self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            momentum = self.momentum
+            if momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+            # Unbiased, as nn.BatchNorm2d keeps it; one value alone has no spread to correct.
+            count = moments.samples_per_group * area
+            unbiased = var[0] * (count / max(count - 1, 1))
+            self.running_mean.lerp_(mean[0].to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, affine={self.affine}"
+
+
+class BatchNorm2d(PooledNorm2d):
+    """Batch normalisation (Ioffe and Szegedy 2015): over (N, H, W) of each replica's samples."""
+
+    stores_statistics = True
+
+    def pool(self, moments: Moments) -> Statistics:
+        return self.batch_statistics(moments)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 4 and self._uses_stored_statistics:
+            # Nothing of the sample is needed: skip the pass that computes its moments.
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(x)
+
+
+class InstanceNorm2d(PooledNorm2d):
+    """Instance normalisation (Ulyanov et al. 2016): over (H, W) of each sample's channel."""
+
+    def pool(self, moments: Moments) -> Statistics:
+        return moments.instance()
+
+
+class LayerNorm2d(PooledNorm2d):
+    """Layer normalisation (Ba et al. 2016): over (C, H, W) of each sample."""
+
+    def pool(self, moments: Moments) -> Statistics:
+        return moments.layer()
+
+
+class GroupNorm2d(PooledNorm2d):
+    """Group normalisation (Wu and He 2018): over (C / G, H, W) of each sample.
+
+    Args:
+        num_groups: G; where it does not divide C, the greatest common divisor of both is used.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        num_groups: int = 32,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        if num_groups < 1:
+            raise ValueError(f"num_groups={num_groups}: expected at least 1")
+        self.num_groups = math.gcd(num_groups, num_features)
+
+    def pool(self, moments: Moments) -> Statistics:
+        return moments.group(self.num_groups)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, num_groups={self.num_groups}"

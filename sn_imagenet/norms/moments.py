@@ -1,0 +1,101 @@
+"""Per-sample, per-channel moments, and how each method pools them.
+
+Every normaliser of the paper needs from an activation only the mean and the biased variance of
+each (sample, channel). The others' statistics follow from these by the law of total variance,
+var = mean of variances + variance of means, which is Eq. (5) without the cancellation of
+E[x^2] - E[x]^2.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor
+
+Statistics = tuple[Tensor, Tensor]
+"""A mean and a biased variance, each broadcastable to [n, R, C]."""
+
+
+class Moments:
+    """The tables of one batch, and the statistics that methods pool from them.
+
+    A batch holds R statistics groups (replicas): sample j belongs to group j mod R, so the
+    [N, C] tables are kept as [n, R, C] with n = N / R samples per group.
+
+    Args:
+        mean: [N, C] means over (H, W), the paper's mu_in.
+        var: [N, C] biased variances over (H, W), the paper's sigma_in^2.
+        groups: R, the number of statistics groups in the batch.
+        process_group: where one group of statistics spans several ranks, the ranks that share
+            it; each must hold as many samples of it.
+    """
+
+    def __init__(
+        self,
+        mean: Tensor,
+        var: Tensor,
+        groups: int = 1,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        samples, channels = mean.shape
+        if samples % groups:
+            raise ValueError(
+                f"a batch of {samples} samples cannot be dealt evenly to {groups} statistics "
+                "groups; see set_replicas"
+            )
+        self.mean = mean.view(samples // groups, groups, channels)
+        self.var = var.view(samples // groups, groups, channels)
+        self.process_group = process_group
+
+    @property
+    def samples_per_group(self) -> int:
+        """Samples that share one group's statistics, over all ranks that share them."""
+        ranks = dist.get_world_size(self.process_group) if self.process_group else 1
+        return self.mean.shape[0] * ranks
+
+    def instance(self) -> Statistics:
+        """Each (sample, channel) alone: [n, R, C] (Eq. (5), first line)."""
+        return self.mean, self.var
+
+    @cached_property
+    def _layer(self) -> Statistics:
+        between, mean = torch.var_mean(self.mean, dim=2, correction=0, keepdim=True)
+        return mean, self.var.mean(dim=2, keepdim=True) + between
+
+    def layer(self) -> Statistics:
+        """Each sample over all channels: [n, R, 1] (Eq. (5), second line)."""
+        return self._layer
+
+    @cached_property
+    def _batch(self) -> Statistics:
+        if self.process_group is not None:
+            mean = self._average_over_ranks(self.mean.mean(dim=0, keepdim=True))
+            spread = self.var + (self.mean - mean).square()
+            return mean, self._average_over_ranks(spread.mean(dim=0, keepdim=True))
+        if self.mean.shape[0] == 1:
+            return self.mean, self.var
+        between, mean = torch.var_mean(self.mean, dim=0, correction=0, keepdim=True)
+        return mean, self.var.mean(dim=0, keepdim=True) + between
+
+    def batch(self) -> Statistics:
+        """Each channel over the samples of its group: [1, R, C] (Eq. (5), third line)."""
+        return self._batch
+
+    def group(self, channel_groups: int) -> Statistics:
+        """Each sample over ``channel_groups`` equal runs of channels: [n, R, C]."""
+        n, replicas, channels = self.mean.shape
+        grouped = (n, replicas, channel_groups, channels // channel_groups)
+        between, mean = torch.var_mean(self.mean.view(grouped), dim=3, correction=0, keepdim=True)
+        var = self.var.view(grouped).mean(dim=3, keepdim=True) + between
+        return (
+            mean.expand(grouped).reshape(self.mean.shape),
+            var.expand(grouped).reshape(self.mean.shape),
+        )
+
+    def _average_over_ranks(self, table: Tensor) -> Tensor:
+        assert self.process_group is not None
+        total = dist_nn.all_reduce(table, group=self.process_group)
+        return total / dist.get_world_size(self.process_group)

@@ -1,0 +1,97 @@
+"""Switchable Normalization, Eqs. (1)-(5) of the paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sn_imagenet.norms.layers import PooledNorm2d
+from sn_imagenet.norms.moments import Moments, Statistics
+
+MEMBERS = ("in", "ln", "bn", "gn")
+
+
+class SwitchNorm2d(PooledNorm2d):
+    """Switchable Normalization: Eq. (3) with the importance weights of Eq. (4).
+
+    mean = sum_k w_k mean_k and var = sum_k w'_k var_k over k in Omega, where w and w' are the
+    softmax of ``mean_weight`` and ``var_weight`` (the paper's lambda and lambda'), one entry per
+    member of Omega in the order in, ln, bn, gn, initially 1.
+
+    In evaluation BN's statistics are the stored ones, IN's, LN's and GN's the sample's own.
+
+    Args:
+        omega: any non-empty subset of in, ln, bn, gn; the paper's is {in, ln, bn}, and {in, ln}
+            where a replica holds one sample, since BN then equals IN (Table 2).
+        num_groups: the groups of gn; where it does not divide C, the greatest common divisor.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        omega: Sequence[str] = ("in", "ln", "bn"),
+        num_groups: int = 32,
+    ) -> None:
+        chosen = list(omega)
+        if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(MEMBERS):
+            raise ValueError(
+                f"omega={chosen}: expected a non-empty set of {', '.join(MEMBERS)}, each once"
+            )
+        self.omega = tuple(member for member in MEMBERS if member in chosen)
+        self.stores_statistics = "bn" in self.omega
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        size = len(self.omega)
+        self.mean_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
+        self.var_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
+        self.num_groups = math.gcd(num_groups, num_features)
+
+    def pool(self, moments: Moments) -> Statistics:
+        statistics = [self._member(name, moments) for name in self.omega]
+        dtype = moments.mean.dtype
+        mean_weights = torch.softmax(self.mean_weight.to(dtype), dim=0).unbind()
+        var_weights = torch.softmax(self.var_weight.to(dtype), dim=0).unbind()
+        pooled_mean = _weighted_sum(mean_weights, [mean for mean, _ in statistics])
+        pooled_var = _weighted_sum(var_weights, [var for _, var in statistics])
+        return pooled_mean, pooled_var
+
+    def _member(self, name: str, moments: Moments) -> Statistics:
+        if name == "in":
+            return moments.instance()
+        if name == "ln":
+            return moments.layer()
+        if name == "bn":
+            return self.batch_statistics(moments)
+        return moments.group(self.num_groups)
+
+    @torch.no_grad()
+    def importance_weights(self) -> dict[str, dict[str, float]]:
+        """The softmaxed weights: {"mean": {member: w}, "variance": {member: w'}} (Eq. (4))."""
+        return {
+            "mean": _by_member(self.omega, self.mean_weight),
+            "variance": _by_member(self.omega, self.var_weight),
+        }
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, omega={{{', '.join(self.omega)}}}"
+
+
+def _weighted_sum(weights: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
+    total = weights[0] * tables[0]
+    for weight, table in zip(weights[1:], tables[1:], strict=True):
+        total = total + weight * table
+    return total
+
+
+def _by_member(omega: Sequence[str], logits: Tensor) -> dict[str, float]:
+    weights = torch.softmax(logits.double(), dim=0).tolist()
+    return dict(zip(omega, weights, strict=True))
