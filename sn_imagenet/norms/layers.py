@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from sn_imagenet.norms.moments import Moments, Statistics
 from sn_imagenet.norms.op import normalize
 
 
-class PooledNorm2d(nn.Module):
+class PooledNorm2d(nn.Module, ABC):
     """Eq. (1), y = weight * (x - mean) / sqrt(var + eps) + bias, for any way of pooling moments.
 
     A method is a subclass with a :meth:`pool`. The arguments are those of nn.BatchNorm2d, in its
@@ -83,9 +84,9 @@ class PooledNorm2d(nn.Module):
         # Set while a calibration pass collects batch statistics; see collect_batch_averages.
         self.batch_average: BatchAverage | None = None
 
+    @abstractmethod
     def pool(self, moments: Moments) -> Statistics:
         """The method: mean and variance to normalise with, broadcastable to [n, R, C]."""
-        raise NotImplementedError(f"{type(self).__name__} defines no pool function")
 
     def batch_statistics(self, moments: Moments) -> Statistics:
         """BN's statistics: the batch's in training, the stored ones in evaluation."""
