@@ -1,0 +1,52 @@
+"""Make the tables from a folder of runs: python scripts/make_tables.py --runs runs --out results"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from sn_imagenet.config import UserError
+from sn_imagenet.reporting.tables import TABLES, write_tables
+
+PAPER = Path(__file__).resolve().parent.parent / "results" / "paper.yaml"
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Make the tables from a folder of runs.")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="folder of runs, searched; default runs"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    parser.add_argument(
+        "--only", type=_names, metavar="TABLE,...", help=f"of {', '.join(TABLES)}; default all"
+    )
+    parser.add_argument(
+        "--settings",
+        type=_names,
+        metavar="8x8,8x2,...",
+        help="columns to show, in this order; default the paper's nine and what else was run",
+    )
+    parser.add_argument(
+        "--paper", type=Path, default=PAPER, metavar="FILE", help="default results/paper.yaml"
+    )
+    args = parser.parse_args()
+    try:
+        written = write_tables(args.runs, args.out, args.paper, args.only, args.settings)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for warning in written.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(written.markdown)
+    for path in written.paths:
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

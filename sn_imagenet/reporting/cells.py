@@ -1,0 +1,181 @@
+"""From the seeds of a cell to one entry of a table."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from sn_imagenet.reporting.runs import (
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    STATES,
+    Cell,
+    Run,
+)
+
+MISSING = "—"
+
+# Where a run lies, how its work is dealt out and where its images lie change no number.
+_SAME_EXPERIMENT = {
+    "seed",
+    "run_dir",
+    "runs_dir",
+    "evaluate",
+    "batch.name",
+    "trainer.device",
+    "trainer.replicas_per_pass",
+    "trainer.eval_batch_size",
+    "trainer.log_every",
+    "data.root",
+    "data.train",
+    "data.val",
+    "data.workers",
+}
+_ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn"}
+_STATISTICS = {
+    "moving_average": "moving average",
+    "batch_average": "batch average",
+    "sample": "each sample's own",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The runs of one cell. ``values``: top-1 in percent of the seeds that have a number;
+    ``conflict``: why they are not seeds of one experiment, empty if they are.
+    """
+
+    runs: tuple[Run, ...]
+    values: tuple[float, ...]
+    conflict: str = ""
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over seeds, None without a number."""
+        return fmean(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds, None below two seeds."""
+        return stdev(self.values) if len(self.values) >= 2 else None
+
+    @property
+    def states(self) -> Counter[str]:
+        """How many runs are in each state."""
+        return Counter(run.state for run in self.runs)
+
+    def text(self, digits: int = 1) -> str:
+        """The cell as shown: ``91.2``, ``91.2 ± 0.3 (3)``, ``91.2 (1 of 2; 1 diverged)``,
+        ``running 3/10``, ``diverged (3)``, ``mixed configs``, or a dash where there is no run.
+        """
+        if not self.runs:
+            return MISSING
+        if self.conflict:
+            return f"mixed configs ({len(self.runs)} runs)"
+        if not self.values:
+            return self._unfinished()
+        number = f"{self.mean:.{digits}f}"
+        if self.std is not None:
+            number += f" ± {self.std:.{digits}f}"
+        if len(self.values) < len(self.runs):
+            return f"{number} ({len(self.values)} of {len(self.runs)}; {self._others()})"
+        return f"{number} ({len(self.runs)})" if len(self.runs) > 1 else number
+
+    def _unfinished(self) -> str:
+        if len(self.runs) == 1:
+            return _state_words(self.runs[0].state, self.runs)
+        if len(self.states) == 1:
+            return f"{_state_words(self.runs[0].state, self.runs)} ({len(self.runs)})"
+        return self._others()
+
+    def _others(self) -> str:
+        return ", ".join(
+            f"{self.states[state]} {_state_words(state, self.runs)}"
+            for state in STATES
+            if state != FINISHED and self.states[state]
+        )
+
+
+def _state_words(state: str, runs: Sequence[Run]) -> str:
+    if state not in (RUNNING, INTERRUPTED):
+        return state
+    return f"{state} {', '.join(run.detail for run in runs if run.state == state)}"
+
+
+def summarise(runs: Sequence[Run], statistics: str | None = None) -> Summary:
+    """Gather the seeds of one cell; the numbers are those under ``statistics``, by default each
+    run's own choice for Table 2. Runs that were evaluated without ``statistics`` are left out.
+
+    Seeds of different experiments are not averaged: ``conflict`` then says what differs.
+    """
+    if statistics:
+        runs = [run for run in runs if run.state != FINISHED or statistics in run.evaluations]
+    conflict = _conflict(runs)
+    values = [run.top1(statistics) for run in runs]
+    numbers = () if conflict else tuple(v for v in values if v is not None)
+    return Summary(tuple(runs), numbers, conflict)
+
+
+def by_cell(runs: Iterable[Run]) -> dict[Cell, list[Run]]:
+    """The runs of each cell, in order of seed."""
+    cells: dict[Cell, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.seed, str(run.path))):
+        cells.setdefault(run.cell, []).append(run)
+    return cells
+
+
+def _conflict(runs: Sequence[Run]) -> str:
+    """What keeps ``runs`` from being seeds of one experiment: the configs' differences, or one
+    seed that occurs twice and would pass for two draws. Empty if nothing does."""
+    configs = [_experiment(run) for run in runs if run.config]
+    keys = sorted(set().union(*configs))
+    different = []
+    for key in keys:
+        values = list(dict.fromkeys(config.get(key, "absent") for config in configs))
+        # A run that is not evaluated yet has no calibration to compare.
+        if key.startswith("evaluated "):
+            values = [value for value in values if value != "absent"]
+        if len(values) > 1:
+            different.append(f"{key} = {' / '.join(values)}")
+    if different:
+        return "; ".join(different)
+    twice = [seed for seed, count in Counter(run.seed for run in runs).items() if count > 1]
+    return f"seed {twice[0]} occurs more than once" if twice else ""
+
+
+def _experiment(run: Run) -> dict[str, str]:
+    flat = {
+        key: value for key, value in _flatten(run.config).items() if key not in _SAME_EXPERIMENT
+    }
+    # evaluate.py may have been given another calibration than the config it found.
+    for statistics, evaluation in run.evaluations.items():
+        calibration = evaluation.get("calibration") or {}
+        for key in ("estimator", "samples_requested"):
+            if key in calibration:
+                flat[f"evaluated {statistics}.{key}"] = json.dumps(calibration[key])
+    return flat
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value, sort_keys=True)
+    return flat
+
+
+def method_label(norm: str) -> str:
+    """``BN`` for ``bn``; a name of the user's own stays as it is."""
+    return norm.upper() if norm in _ABBREVIATIONS else norm
+
+
+def statistics_label(statistics: str) -> str:
+    """The evaluation statistics in words: ``moving average``, ``batch average``, ..."""
+    return _STATISTICS.get(statistics, statistics)

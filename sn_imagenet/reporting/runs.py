@@ -1,0 +1,348 @@
+"""Find run directories and read what they say; nothing here trains, evaluates or draws."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sn_imagenet.config import UserError
+
+RESULT_VERSION = 1
+
+FINISHED = "finished"
+DIVERGED = "diverged"
+FAILED = "failed"
+RUNNING = "running"
+INTERRUPTED = "interrupted"
+UNREADABLE = "unreadable"
+NOT_EVALUATED = "not evaluated"  # trained to the end, but without the evaluation of its cell
+STATES = (FINISHED, NOT_EVALUATED, RUNNING, INTERRUPTED, DIVERGED, FAILED, UNREADABLE)
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """A column of Table 2: (number of GPUs, samples per GPU)."""
+
+    gpus: int
+    samples_per_gpu: int
+
+    def __str__(self) -> str:
+        return f"({self.gpus},{self.samples_per_gpu})"
+
+    @property
+    def name(self) -> str:
+        """As on the command line: ``8x32``."""
+        return f"{self.gpus}x{self.samples_per_gpu}"
+
+    @classmethod
+    def parse(cls, text: str) -> Setting:
+        """The inverse of :attr:`name`.
+
+        Raises:
+            UserError: not two whole numbers of at least 1 with an ``x`` between them.
+        """
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip())
+        if not match:
+            raise UserError(f"setting '{text}': expected GPUs x samples per GPU, such as 8x32")
+        return cls(int(match[1]), int(match[2]))
+
+
+# The order of Table 2's columns, and of the paper's discussion: it follows no rule.
+PAPER_SETTINGS = tuple(
+    Setting.parse(name)
+    for name in ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
+)
+
+
+def in_paper_order(settings: set[Setting]) -> list[Setting]:
+    """The paper's settings in its order, then the others by GPUs and samples, largest first."""
+    ours = sorted(settings - set(PAPER_SETTINGS), reverse=True)
+    return [s for s in PAPER_SETTINGS if s in settings] + ours
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the seeds of one number in a table have in common."""
+
+    data: str
+    model: str
+    norm: str
+    setting: Setting
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """The importance weights of one SN layer, Eq. (4): ``mean`` and ``variance`` map each member
+    of Omega (in, ln, bn, gn) to its softmax weight; each sums to 1.
+
+    ``stage``: res1 (stem) to res5. ``place``: the convolution before the layer, ``1x1``, ``3x3``
+    or ``7x7``, or ``shortcut``.
+    """
+
+    name: str
+    stage: str
+    place: str
+    mean: dict[str, float]
+    variance: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run directory. ``state`` is one of :data:`STATES`; ``detail`` says more about a state
+    other than finished (the epoch reached, the error). ``evaluations`` maps the statistics
+    (``batch_average``, ``moving_average``, ``sample``) to top1, top5 (percent), counts and
+    calibration; ``statistics`` names the one that stands for the cell in Table 2.
+    """
+
+    path: Path
+    cell: Cell
+    seed: int
+    state: str
+    statistics: str = ""
+    detail: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    norm_args: dict[str, Any] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    weights: tuple[LayerWeights, ...] = ()
+    departures: tuple[tuple[str, str, str], ...] = ()  # (item, paper, ours)
+    git_revision: str = ""
+    git_dirty: bool = False
+
+    def top1(self, statistics: str | None = None) -> float | None:
+        """Percent correct under ``statistics`` (default: the cell's), None without a number."""
+        evaluation = self.evaluations.get(statistics or self.statistics)
+        return float(evaluation["top1"]) if self.state == FINISHED and evaluation else None
+
+
+class Found(NamedTuple):
+    """The runs under a folder, and one line for each that could not be read."""
+
+    runs: list[Run]
+    warnings: list[str]
+
+
+def find_runs(root: Path) -> Found:
+    """Every run below ``root``: each directory with a ``config.yaml`` or a ``result.json``,
+    except hidden ones (Hydra keeps a ``config.yaml`` of its own in ``.hydra``).
+
+    A directory that cannot be read becomes a run in state ``unreadable`` where its cell is known
+    from its config or its path, and a warning in any case: it must not hide the others.
+
+    Raises:
+        UserError: ``root`` is no folder or holds no runs.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of runs")
+    runs: list[Run] = []
+    warnings: list[str] = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if not {"config.yaml", "result.json"} & set(files):
+            continue
+        try:
+            run = read_run(Path(folder))
+        except UserError as error:
+            warnings.append(str(error))
+            continue
+        runs.append(run)
+        if run.state == UNREADABLE:
+            warnings.append(run.detail)
+    if not runs and not warnings:
+        raise UserError(f"{root}: holds no runs (no config.yaml or result.json in it or below)")
+    return Found(runs, warnings)
+
+
+def read_run(directory: Path) -> Run:
+    """Read one run directory, finished or not.
+
+    Raises:
+        UserError: it cannot be read, and neither its config nor its path names its cell.
+    """
+    result_file, config_file = directory / "result.json", directory / "config.yaml"
+    problem = ""
+    if result_file.is_file():
+        try:
+            return run_from_result(read_result(result_file), directory)
+        except UserError as error:
+            problem = str(error)
+    try:
+        run = _unfinished_run(directory, _read_config(config_file))
+    except UserError as error:
+        problem = problem or str(error)
+        run = _run_named_by_path(directory, problem)
+    if problem:
+        return Run(
+            run.path, run.cell, run.seed, UNREADABLE, run.statistics, problem, config=run.config
+        )
+    return run
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """The contents of a ``result.json``.
+
+    Raises:
+        UserError: it is unreadable, no JSON object, or of a version unknown here.
+    """
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: unreadable result: {error}") from error
+    version = result.get("version") if isinstance(result, dict) else None
+    if version != RESULT_VERSION:
+        raise UserError(
+            f"{file}: result of version {version}, but this program reads version {RESULT_VERSION};"
+            " evaluate the run again"
+        )
+    return dict(result)
+
+
+def run_from_result(result: dict[str, Any], path: Path) -> Run:
+    """The run that ``result`` (version 1) describes; ``path`` is its directory.
+
+    Raises:
+        UserError: an entry is missing or malformed; names ``path``.
+    """
+    try:
+        cell, state = result["cell"], result["status"]
+        if state not in (FINISHED, DIVERGED, FAILED):
+            raise ValueError(f"status '{state}'")
+        provenance = result.get("provenance") or {}
+        evaluations = result.get("evaluations") or {}
+        statistics = str(cell["test_statistics"])
+        for evaluation in evaluations.values():
+            float(evaluation["top1"])
+        if state == FINISHED and statistics not in evaluations:
+            state = NOT_EVALUATED
+        return Run(
+            path=path,
+            cell=Cell(
+                data=str(cell["data"]),
+                model=str(cell["model"]),
+                norm=str(cell["norm"]),
+                setting=Setting(int(cell["gpus"]), int(cell["samples_per_gpu"])),
+            ),
+            seed=int(cell["seed"]),
+            state=state,
+            statistics=statistics,
+            detail=_why(result),
+            config=result.get("config") or {},
+            norm_args=cell.get("norm_args") or {},
+            evaluations=evaluations,
+            weights=tuple(_layer(w) for w in result.get("importance_weights") or ()),
+            departures=tuple(
+                (str(d["item"]), str(d["paper"]), str(d["ours"]))
+                for d in result.get("departures") or ()
+            ),
+            git_revision=str(provenance.get("git_revision") or ""),
+            git_dirty=bool(provenance.get("git_dirty")),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path / 'result.json'}: malformed result: {reason}") from error
+
+
+def _layer(entry: dict[str, Any]) -> LayerWeights:
+    mean = {str(k): float(v) for k, v in entry["mean"].items()}
+    variance = {str(k): float(v) for k, v in entry["variance"].items()}
+    return LayerWeights(
+        str(entry["name"]), str(entry["stage"]), str(entry["place"]), mean, variance
+    )
+
+
+def _why(result: dict[str, Any]) -> str:
+    if result["status"] == FAILED:
+        return str(result.get("error") or "no error recorded").strip().splitlines()[-1]
+    if result["status"] == DIVERGED:
+        where = result.get("diverged") or {}
+        return f"loss {where.get('loss')} at epoch {where.get('epoch')}, step {where.get('step')}"
+    return ""
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        # Through OmegaConf, for which 1e-4 is a number, as it was when the run was configured.
+        config = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{file}: unreadable config: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: not the config of a run")
+    return {str(key): value for key, value in config.items()}
+
+
+def _unfinished_run(directory: Path, config: dict[str, Any]) -> Run:
+    try:
+        norm, batch = config["norm"], config["batch"]
+        cell = Cell(
+            data=str(config["data"]["name"]),
+            model=str(config["model"]["name"]),
+            norm=str(norm["name"]),
+            setting=Setting(int(batch["gpus"]), int(batch["samples_per_gpu"])),
+        )
+        return Run(
+            path=directory,
+            cell=cell,
+            seed=int(config["seed"]),
+            state=RUNNING if _is_training(directory / "lock.json") else INTERRUPTED,
+            statistics=str(norm.get("test_statistics", "")),
+            detail=_progress(directory / "metrics.jsonl", config),
+            config=config,
+            norm_args=norm.get("args") or {},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        file = directory / "config.yaml"
+        raise UserError(f"{file}: not the config of a run: {error!r}") from error
+
+
+def _run_named_by_path(directory: Path, problem: str) -> Run:
+    parts = directory.absolute().parts[-5:]
+    seed = re.fullmatch(r"seed(\d+)", parts[-1]) if parts else None
+    if len(parts) < 5 or not seed:
+        raise UserError(problem)
+    data, model, norm, batch = parts[:4]
+    try:
+        cell = Cell(data, model, norm, Setting.parse(batch))
+    except UserError:
+        raise UserError(problem) from None
+    return Run(directory, cell, int(seed[1]), UNREADABLE, detail=problem)
+
+
+def _is_training(lock_file: Path) -> bool:
+    try:
+        lock = json.loads(lock_file.read_text(encoding="utf-8"))
+        host, pid = lock["host"], int(lock["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if host != socket.gethostname():
+        return True  # its process cannot be seen from here
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True  # alive, another user's
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def _progress(metrics_file: Path, config: dict[str, Any]) -> str:
+    """Completed epochs of all, ``3/10``."""
+    try:
+        lines = metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+            if row["kind"] == "epoch":
+                return f"{row['epoch']}/{row['epochs']}"
+        except (ValueError, KeyError, TypeError):
+            continue  # the last line of a killed run is often cut off
+    return f"0/{config['trainer']['epochs']}"

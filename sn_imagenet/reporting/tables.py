@@ -1,0 +1,99 @@
+"""Every table that the project knows, from a folder of runs to files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sn_imagenet.config import UserError
+from sn_imagenet.reporting.cells import MISSING, method_label, statistics_label
+from sn_imagenet.reporting.paper import read_paper
+from sn_imagenet.reporting.render import markdown_table, write_text
+from sn_imagenet.reporting.runs import FINISHED, Setting, find_runs, run_from_result
+from sn_imagenet.reporting.table2 import Document, Report, table2
+
+# A new table is one function and one line here.
+TABLES: dict[str, Callable[[Report], Document]] = {"table2": table2}
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files written, the tables as Markdown, and one line for each thing amiss."""
+
+    paths: list[Path]
+    markdown: str
+    warnings: list[str]
+
+
+def write_tables(
+    runs_dir: Path,
+    out: Path,
+    paper_file: Path,
+    only: Sequence[str] | None = None,
+    settings: Sequence[str] | None = None,
+) -> Written:
+    """Make the tables ``only`` (default: all) of :data:`TABLES` from the runs below ``runs_dir``
+    and write ``<out>/<table>.md``, ``.tex`` and ``.csv``.
+
+    ``settings`` restricts and orders the columns: names such as ``8x32``.
+
+    Raises:
+        UserError: no runs, an unknown table or setting, a file that cannot be read or written.
+    """
+    names = list(only or TABLES)
+    for name in names:
+        if name not in TABLES:
+            raise UserError(f"table '{name}': expected one of {', '.join(TABLES)}")
+    columns = list(dict.fromkeys(Setting.parse(name) for name in settings)) if settings else None
+    paper = read_paper(paper_file)
+    runs, warnings = find_runs(runs_dir)
+    if not runs:
+        raise UserError(f"{runs_dir}: holds no readable runs: {'; '.join(warnings)}")
+    paths: list[Path] = []
+    documents = []
+    for name in names:
+        document = TABLES[name](Report(runs, runs_dir, paper, columns))
+        documents.append(document.markdown)
+        warnings += document.warnings
+        paths += [
+            write_text(out / f"{name}.md", document.markdown),
+            write_text(out / f"{name}.tex", document.latex),
+            write_text(out / f"{name}.csv", document.csv),
+        ]
+    return Written(paths, "\n".join(documents), warnings)
+
+
+def top1_table(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a row for each run and each statistics it was evaluated under, the one that
+    stands for the run in Table 2 first; accuracies in percent.
+
+    Args:
+        results: contents of ``result.json``, version 1.
+
+    Raises:
+        UserError: a result is malformed.
+    """
+    header = ["data", "model", "norm", "setting", "seed", "statistics", "top-1", "top-5"]
+    rows: list[list[str]] = []
+    for result in results:
+        run = run_from_result(result, Path("."))
+        cell = run.cell
+        what = [cell.data, cell.model, method_label(cell.norm), str(cell.setting), str(run.seed)]
+        if not run.evaluations or run.state not in (FINISHED, "not evaluated"):
+            rows.append([*what, MISSING, run.state, MISSING, MISSING])
+            continue
+        for name in sorted(run.evaluations, key=lambda name: name != run.statistics):
+            numbers = run.evaluations[name]
+            top5 = numbers.get("top5")
+            rows.append(
+                [
+                    *what,
+                    statistics_label(name),
+                    f"{numbers['top1']:.2f}",
+                    MISSING if top5 is None else f"{top5:.2f}",
+                    f"{numbers.get('top1_correct')}/{numbers.get('seen')}",
+                ]
+            )
+    return markdown_table([*header, "correct/seen"], rows, "llllrlrrr") + "\n"
