@@ -1,0 +1,28 @@
+"""Data sets, augmentation and batches, all of them functions of (seed, epoch, sample id)."""
+
+from sn_imagenet.data.datasets import AugmentedDataset, DataSets, build
+from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.keys import Key, epoch_order
+from sn_imagenet.data.loaders import (
+    CalibrationLoader,
+    TrainBatchSampler,
+    TrainLoader,
+    calibration_loader,
+    eval_loader,
+    train_loader,
+)
+
+__all__ = [
+    "AugmentedDataset",
+    "CalibrationLoader",
+    "DataError",
+    "DataSets",
+    "Key",
+    "TrainBatchSampler",
+    "TrainLoader",
+    "build",
+    "calibration_loader",
+    "epoch_order",
+    "eval_loader",
+    "train_loader",
+]

@@ -1,0 +1,253 @@
+"""Batches: which keys make up each batch on which rank, and the loaders that fetch them.
+
+All loaders yield (images float32 [n, 3, S, S], labels int64 [n]) on the CPU. What they yield
+does not depend on ``workers``; a worker uses one thread (DataLoader sees to that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from sn_imagenet.data.datasets import AugmentedDataset
+from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.keys import Key, epoch_order
+
+Batch = tuple[Tensor, Tensor]
+
+
+class TrainBatchSampler(Sampler[list[Key]]):
+    """The rank's part of each global batch of one epoch, as lists of keys.
+
+    Step b takes samples [b*B, (b+1)*B) of the epoch's order, B = ``global_batch``; the last
+    partial batch is dropped. Position i of a global batch goes to rank i mod ``world_size``, in
+    order, as DistributedSampler deals them. ``len()`` is the number of steps of a whole epoch,
+    whatever ``start_step``.
+
+    Raises:
+        DataError: the global batch is larger than the data set.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        global_batch: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        epoch: int,
+        start_step: int = 0,
+    ) -> None:
+        if global_batch > num_samples:
+            raise DataError(
+                f"The total batch of {global_batch} samples (gpus x samples per GPU) is larger "
+                f"than the training set of {num_samples}: an epoch would have no step. Choose a "
+                "smaller batch or more data."
+            )
+        self.num_samples = num_samples
+        self.global_batch = global_batch
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
+        self.set_epoch(epoch, start_step)
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """What the next iteration yields: ``epoch``, from ``start_step`` on."""
+        self.epoch = epoch
+        self.start_step = start_step
+
+    def __len__(self) -> int:
+        return self.num_samples // self.global_batch
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch = self.epoch
+        order = epoch_order(self.num_samples, self.seed, epoch)
+        for step in range(self.start_step, len(self)):
+            batch = order[step * self.global_batch : (step + 1) * self.global_batch]
+            yield [Key(epoch, index) for index in batch[self.rank :: self.world_size].tolist()]
+
+
+class EvalBatchSampler(Sampler[list[Key]]):
+    """Samples ``rank``, ``rank + world_size``, ... in batches of at most ``batch_size``: over all
+    ranks each sample exactly once. Ranks may have different numbers of batches, even none."""
+
+    def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.mine = range(rank, num_samples, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.mine) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in range(0, len(self.mine), self.batch_size):
+            yield [Key(0, index) for index in self.mine[start : start + self.batch_size]]
+
+
+class CalibrationBatchSampler(Sampler[list[Key]]):
+    """Random training minibatches for the batch average of the paper's Sec. 2.1.
+
+    The training set is permuted by ``seed``; minibatch m is its samples
+    [m*minibatch, (m+1)*minibatch), up to ``samples`` in all, without a last partial one. The rank
+    has minibatches m with m mod ``world_size`` = rank and yields up to ``minibatches_per_batch``
+    (k' of them) at a time, interleaved: sample j of a batch belongs to its minibatch j mod k', the
+    order in which the normalisation layers expect their groups. Augmentation draws are
+    those of epoch -1 - seed, which no training epoch uses.
+
+    Raises:
+        DataError: not one minibatch can be filled.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        minibatch: int,
+        samples: int | Literal["all"],
+        seed: int,
+        rank: int,
+        world_size: int,
+        minibatches_per_batch: int,
+    ) -> None:
+        available = num_samples if samples == "all" else min(samples, num_samples)
+        self.minibatches = available // minibatch
+        if self.minibatches == 0:
+            raise DataError(
+                f"calibration.samples={samples}, of a training set of {num_samples}, does not "
+                f"fill one minibatch of {minibatch} samples (the samples per GPU)."
+            )
+        self.num_samples = num_samples
+        self.minibatch = minibatch
+        self.seed = seed
+        self.mine = range(rank, self.minibatches, world_size)
+        self.minibatches_per_batch = minibatches_per_batch
+
+    def __len__(self) -> int:
+        return -(-len(self.mine) // self.minibatches_per_batch)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch = -1 - self.seed
+        order = epoch_order(self.num_samples, self.seed, epoch)
+        table = order[: self.minibatches * self.minibatch].view(self.minibatches, self.minibatch)
+        for start in range(0, len(self.mine), self.minibatches_per_batch):
+            held = table[list(self.mine[start : start + self.minibatches_per_batch])]
+            yield [Key(epoch, index) for index in held.t().flatten().tolist()]
+
+
+class TrainLoader(DataLoader[tuple[Tensor, int]]):
+    """The training batches of a rank; made once per run.
+
+    ``for images, labels in loader.epoch(epoch, start_step)`` runs through one epoch; ``len()`` is
+    its number of steps. Keys carry the epoch, so the workers, which stay alive between epochs
+    (starting them anew would take longer than an epoch of a small data set), need not be told of
+    it. An epoch may be left early; only one can be under way at a time.
+    """
+
+    def __init__(
+        self, dataset: AugmentedDataset, sampler: TrainBatchSampler, **options: Any
+    ) -> None:
+        super().__init__(dataset, batch_sampler=sampler, **options)
+        self.train_sampler = sampler
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of ``epoch`` (0, 1, ...) from ``start_step`` on.
+
+        Raises (while iterating):
+            DataError: a file cannot be decoded; the message names it.
+        """
+        self.train_sampler.set_epoch(epoch, start_step)
+        return iter(self)
+
+
+class CalibrationLoader(DataLoader[tuple[Tensor, int]]):
+    """The calibration batches of a rank. ``minibatches`` and ``samples_used`` count those of all
+    ranks together; ``minibatch`` is the samples in each."""
+
+    def __init__(
+        self, dataset: AugmentedDataset, sampler: CalibrationBatchSampler, **options: Any
+    ) -> None:
+        super().__init__(dataset, batch_sampler=sampler, **options)
+        self.minibatch = sampler.minibatch
+        self.minibatches = sampler.minibatches
+        self.samples_used = sampler.minibatches * sampler.minibatch
+
+
+def train_loader(
+    dataset: AugmentedDataset,
+    *,
+    global_batch: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+    epoch: int = 0,
+    start_step: int = 0,
+    workers: int,
+    pin_memory: bool = False,
+) -> TrainLoader:
+    """Training batches by :class:`TrainBatchSampler`, n = global_batch / world_size.
+
+    Plain iteration yields ``epoch`` from ``start_step``, until :meth:`TrainLoader.epoch` is used.
+
+    Raises:
+        DataError: the global batch is larger than the training set.
+    """
+    sampler = TrainBatchSampler(
+        len(dataset), global_batch, rank, world_size, seed, epoch, start_step
+    )
+    return TrainLoader(dataset, sampler, **_options(workers, pin_memory, persistent=True))
+
+
+def eval_loader(
+    dataset: AugmentedDataset,
+    *,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    pin_memory: bool = False,
+) -> DataLoader[tuple[Tensor, int]]:
+    """Each sample exactly once over all ranks, by :class:`EvalBatchSampler`; make it once per run.
+
+    Raises (while iterating):
+        DataError: a file cannot be decoded.
+    """
+    sampler = EvalBatchSampler(len(dataset), batch_size, rank, world_size)
+    options = _options(workers, pin_memory, persistent=True)
+    return DataLoader(dataset, batch_sampler=sampler, **options)
+
+
+def calibration_loader(
+    dataset: AugmentedDataset,
+    *,
+    minibatch: int,
+    samples: int | Literal["all"],
+    seed: int,
+    rank: int,
+    world_size: int,
+    minibatches_per_batch: int,
+    workers: int,
+    pin_memory: bool = False,
+) -> CalibrationLoader:
+    """Training minibatches by :class:`CalibrationBatchSampler`, with training augmentation.
+
+    ``samples`` beyond the training set means all of it, as ``samples_used`` then says.
+
+    Raises:
+        DataError: not one minibatch can be filled; while iterating: a file cannot be decoded.
+    """
+    sampler = CalibrationBatchSampler(
+        len(dataset), minibatch, samples, seed, rank, world_size, minibatches_per_batch
+    )
+    return CalibrationLoader(dataset, sampler, **_options(workers, pin_memory, persistent=False))
+
+
+def _options(workers: int, pin_memory: bool, persistent: bool) -> dict[str, Any]:
+    return {
+        "num_workers": workers,
+        "pin_memory": pin_memory,
+        "persistent_workers": persistent and workers > 0,
+        # Without one of its own, DataLoader draws from the global generator at each iteration.
+        "generator": torch.Generator(),
+    }
