@@ -73,7 +73,8 @@ class NativeBackend:
             y = torch.native_batch_norm(
                 folded, scale, shift, center, torch.ones_like(center), False, 0.0, 0.0
             )[0]
-            return y.view_as(x)
+            # Not a view to autograd, so that an in-place ReLU may follow.
+            return torch.ops.aten._unsafe_view(y, x.shape)
         y = (x - _over_map(center)).mul_(_over_map(scale)).add_(_over_map(shift))
         return y.to(x.dtype)
 
