@@ -1,0 +1,7 @@
+"""timm networks with a normaliser."""
+
+from sn_imagenet.models.build import build_model, norm_layer
+from sn_imagenet.models.dropout import PlacedDropout
+from sn_imagenet.models.places import Place, places
+
+__all__ = ["Place", "PlacedDropout", "build_model", "norm_layer", "places"]

@@ -1,0 +1,44 @@
+"""Dropout before the classifier whose masks do not depend on the placement (design idea 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class PlacedDropout:
+    """Dropout of a layer's input [m, F], with masks that are a function of (seed, step, position).
+
+    The mask of the whole global batch is drawn from one generator and each rank takes its own
+    samples' rows, so every placement drops the same features of the same samples.
+
+    Args:
+        layer: the classifier; its input is dropped in training mode.
+        p: probability of dropping a feature.
+        seed: the run's.
+    """
+
+    def __init__(self, layer: nn.Module, p: float, seed: int) -> None:
+        self.p = p
+        self.seed = seed
+        self._step = 0
+        self._positions: Tensor | None = None
+        self._global_batch = 0
+        layer.register_forward_pre_hook(self._drop)
+
+    def set_position(self, step: int, positions: Tensor, global_batch: int) -> None:
+        """Say which samples come next: their positions [m] in the global batch of ``step``."""
+        self._step, self._positions, self._global_batch = step, positions, global_batch
+
+    def _drop(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor] | None:
+        if not layer.training or self._positions is None:
+            return None
+        (features,) = inputs
+        key = np.random.SeedSequence([self.seed, self._step]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(key[0]))
+        uniform = torch.rand(self._global_batch, features.shape[1], generator=generator)
+        kept = (uniform[self._positions] >= self.p).to(features)
+        return (features * kept / (1 - self.p),)

@@ -1,0 +1,50 @@
+"""Normaliser and activation in one module, for timm's networks that are built of such pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.layers import create_norm_act, get_act_layer
+from torch import Tensor, nn
+
+from sn_imagenet.norms import PooledNorm2d
+
+
+def register_with_timm(layer_class: type[PooledNorm2d]) -> None:
+    """Let timm find a norm + activation layer for a normaliser, as it has for nn.BatchNorm2d.
+
+    timm keeps these pairs in a private table and refuses classes that are not in it (RegNet,
+    EfficientNet and other networks ask for pairs).
+    """
+    name = layer_class.__name__.lower()
+    if name not in create_norm_act._NORM_TO_NORM_ACT_MAP:
+        pair = _with_activation(layer_class)
+        create_norm_act._NORM_TO_NORM_ACT_MAP[name] = pair
+        create_norm_act._NORM_ACT_REQUIRES_ARG.add(pair)
+
+
+def _with_activation(layer_class: type[PooledNorm2d]) -> type[PooledNorm2d]:
+    class NormAct(layer_class):  # type: ignore[misc, valid-type]
+        def __init__(
+            self,
+            num_features: int,
+            *args: Any,
+            apply_act: bool = True,
+            act_layer: Any = nn.ReLU,
+            act_kwargs: dict[str, Any] | None = None,
+            inplace: bool = True,
+            drop_layer: Any = None,
+            **kwargs: Any,
+        ) -> None:
+            super().__init__(num_features, *args, **kwargs)
+            # Parameter-free, so the keys stay those of the normaliser alone.
+            self.drop = drop_layer() if drop_layer is not None else nn.Identity()
+            activation = get_act_layer(act_layer) if apply_act else None
+            self.act = activation(**(act_kwargs or {})) if activation else nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.act(self.drop(super().forward(x)))
+            return y
+
+    NormAct.__name__ = f"{layer_class.__name__}Act"
+    return NormAct
