@@ -67,23 +67,25 @@ def gather_weights(runs: Sequence[Run]) -> list[SettingWeights]:
         UserError: the seeds of a setting are not of one experiment, or differ in their layers.
     """
     drawable = [run for run in runs if run.state == FINISHED and run.weights]
-    gathered: dict[Setting, SettingWeights] = {}
-    for cell, seeds in by_cell(drawable).items():
-        conflict = summarise(seeds).conflict
-        shapes = {tuple((w.name, *sorted(w.mean)) for w in run.weights) for run in seeds}
-        if not conflict and len(shapes) > 1:
-            conflict = "their layers or members of Omega differ"
-        if conflict:
-            folders = ", ".join(str(run.path) for run in seeds)
-            raise UserError(
-                f"{method_label(cell.norm)} {cell.setting} on {cell.data}, {cell.model}: "
-                f"not averaged, the runs are not seeds of one experiment: {conflict}: {folders}"
-            )
-        layers = tuple(
-            _average(layer) for layer in zip(*(run.weights for run in seeds), strict=True)
+    gathered = [_of_one_setting(seeds) for seeds in by_cell(drawable).values()]
+    order = in_paper_order({weights.setting for weights in gathered})
+    return sorted(gathered, key=lambda weights: order.index(weights.setting))
+
+
+def _of_one_setting(seeds: Sequence[Run]) -> SettingWeights:
+    cell = seeds[0].cell
+    conflict = summarise(seeds).conflict
+    shapes = {tuple((w.name, *sorted(w.mean)) for w in run.weights) for run in seeds}
+    if not conflict and len(shapes) > 1:
+        conflict = "their layers or members of Omega differ"
+    if conflict:
+        folders = ", ".join(str(run.path) for run in seeds)
+        raise UserError(
+            f"{cell.data}, {cell.model}, {method_label(cell.norm)} {cell.setting}: not drawn, the "
+            f"runs are not seeds of one experiment: {conflict}: {folders}"
         )
-        gathered[cell.setting] = SettingWeights(cell.setting, len(seeds), layers)
-    return [gathered[setting] for setting in in_paper_order(set(gathered))]
+    layers = tuple(_average(layer) for layer in zip(*(run.weights for run in seeds), strict=True))
+    return SettingWeights(cell.setting, len(seeds), layers)
 
 
 def _average(layer: Sequence[LayerWeights]) -> LayerWeights:
@@ -104,7 +106,8 @@ def draw_figure3(settings: Sequence[SettingWeights]) -> Figure:
     for row, weights in zip(panels, settings, strict=True):
         for axes, (kind, symbol) in zip(row, KINDS, strict=True):
             _stack(axes, weights.layers, kind)
-            axes.set_title(f"{weights.setting}: {symbol}", fontsize=11, pad=8)
+            seeds = f", mean of {weights.seeds} seeds" if weights.seeds > 1 else ""
+            axes.set_title(f"{weights.setting}: {symbol}{seeds}", fontsize=11, pad=8)
     members = [m for m in MEMBERS if any(m in w.layers[0].mean for w in settings)]
     handles: list[Patch | Line2D] = [
         Patch(facecolor=COLOURS[m], label=method_label(m)) for m in members
@@ -243,11 +246,17 @@ def write_figures(runs_dir: Path, out: Path) -> Drawn:
     for (data, model, norm), group in sorted(groups.items()):
         name = "" if len(groups) == 1 else f"_{data}_{model}" + (f"_{norm}" * (norm != "sn"))
         name = re.sub(r"[^\w.-]", "-", name)
-        try:
-            settings = gather_weights(group)
-        except UserError as error:
-            warnings.append(str(error))
+        sound: list[Run] = []
+        for seeds in by_cell(group).values():
+            try:
+                _of_one_setting(seeds)
+            except UserError as error:
+                warnings.append(str(error))
+            else:
+                sound += seeds
+        if not sound:
             continue
+        settings = gather_weights(sound)
         paths += _save(draw_figure3(settings), out / f"fig3{name}")
         paths += _save(draw_figure4(settings), out / f"fig4{name}")
     for data, model in sorted(
@@ -258,16 +267,14 @@ def write_figures(runs_dir: Path, out: Path) -> Drawn:
 
 
 def _save(figure: Figure, path_stem: Path) -> list[Path]:
-    return [
+    def png(file: Path) -> None:
+        figure.savefig(file, format="png", dpi=DPI)
+
+    def pdf(file: Path) -> None:
         # Without a date, equal runs give equal files.
-        write_atomically(
-            path_stem.with_name(path_stem.name + suffix),
-            lambda file, form=form, metadata=metadata: figure.savefig(
-                file, dpi=DPI, format=form, metadata=metadata
-            ),
-        )
-        for suffix, form, metadata in (
-            (".png", "png", None),
-            (".pdf", "pdf", {"CreationDate": None}),
-        )
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+
+    return [
+        write_atomically(path_stem.with_name(path_stem.name + ".png"), png),
+        write_atomically(path_stem.with_name(path_stem.name + ".pdf"), pdf),
     ]

@@ -26,7 +26,7 @@ class Published:
 @dataclass(frozen=True)
 class Paper:
     """The paper's numbers (``cells``), those of other sources for the same cells
-    (``elsewhere``), and SN's under different test statistics (``statistics``: words to percent).
+    (``elsewhere``), and SN's under different test statistics (``statistics``: the note says which).
 
     The numbers belong to one task, ``data`` and ``model``; ``label`` names it in words.
     """
@@ -36,8 +36,7 @@ class Paper:
     label: str
     cells: tuple[Published, ...]
     elsewhere: tuple[Published, ...]
-    statistics: dict[str, float]
-    statistics_source: str
+    statistics: tuple[Published, ...]
 
     def cell(self, method: str, setting: Setting) -> Published | None:
         """The paper's entry for a cell, None where the paper is silent."""
@@ -68,8 +67,16 @@ def read_paper(file: Path) -> Paper:
             label=task["label"],
             cells=_published(content["paper"]),
             elsewhere=_published(content["elsewhere"]),
-            statistics={words: float(top1) for words, top1 in statistics["top1"].items()},
-            statistics_source=statistics["source"],
+            statistics=tuple(
+                Published(
+                    statistics["method"],
+                    Setting.parse(statistics["setting"]),
+                    float(top1),
+                    statistics["source"],
+                    words,
+                )
+                for words, top1 in statistics["top1"].items()
+            ),
         )
     except OSError as error:
         raise UserError(f"{file}: cannot read the paper's numbers: {error.strerror}") from error

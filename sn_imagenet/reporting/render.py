@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,9 @@ def grid_markdown(grid: Grid) -> str:
 
 
 def latex_escape(text: str) -> str:
-    """``text`` with everything escaped that LaTeX would read as a command."""
+    """``text`` with everything escaped that LaTeX would read as a command, and with a minus
+    before a number instead of a hyphen."""
+    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
     return "".join(_LATEX.get(character, character) for character in text)
 
 

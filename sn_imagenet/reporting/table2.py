@@ -200,33 +200,43 @@ def _statistics_used(task: _Task) -> list[str]:
         used: dict[str, list[Setting]] = {}
         for setting in task.settings:
             for name in {r.statistics for r in task.cells[method, setting].runs if r.statistics}:
-                used.setdefault(name, []).append(setting)
-        words = [
-            statistics_label(name) + (f" at {_join(settings)}" if len(used) > 1 else "")
-            for name, settings in used.items()
-        ]
-        if words:
-            parts.append(f"{method_label(method)} {', '.join(words)}")
+                used.setdefault(statistics_label(name), []).append(setting)
+        if used:
+            parts.append(f"{method_label(method)} {_with_exceptions(used)}")
     return [f"Evaluation statistics: {'; '.join(parts)}."] if parts else []
 
 
 def _omegas(task: _Task) -> list[str]:
-    parts = []
+    """Which normalisers each switchable one chose from; not the same at one sample per GPU."""
+    notes = []
     for method in task.methods:
         sets: dict[str, list[Setting]] = {}
         for setting in task.settings:
-            for run in task.cells[method, setting].runs:
-                members = ", ".join(method_label(m) for m in run.norm_args.get("omega") or ())
-                if members and setting not in sets.setdefault(members, []):
-                    sets[members].append(setting)
-        parts += [
-            f"{method_label(method)} is {{{members}}} at {_join(settings)}"
-            for members, settings in sets.items()
-            if members
-        ]
-    if any(s.samples_per_gpu == 1 for s in task.settings):
-        parts.append("with one sample per GPU SN is {IN, LN}, as in the paper")
-    return [f"{'; '.join(parts)}."] if parts else []
+            for omega in {
+                tuple(r.norm_args.get("omega") or ()) for r in _runs(task, method, setting)
+            }:
+                if omega:
+                    members = f"{{{', '.join(map(method_label, omega))}}}"
+                    sets.setdefault(members, []).append(setting)
+        if sets:
+            notes.append(f"{method_label(method)} chooses from {_with_exceptions(sets)}.")
+    single = [r for s in task.settings if s.samples_per_gpu == 1 for r in _runs(task, "sn", s)]
+    if single and all("bn" not in (run.norm_args.get("omega") or ()) for run in single):
+        notes.append("At one sample per GPU SN is {IN, LN}, as in the paper: BN would equal IN.")
+    return notes
+
+
+def _with_exceptions(choices: dict[str, list[Setting]]) -> str:
+    """``batch average (at (8,1) each sample's own)``: the most common first."""
+    first, *others = sorted(choices, key=lambda words: -len(choices[words]))
+    if not others:
+        return first
+    exceptions = (f"at {', '.join(map(str, choices[words]))} {words}" for words in others)
+    return f"{first} ({'; '.join(exceptions)})"
+
+
+def _runs(task: _Task, method: str, setting: Setting) -> Sequence[Run]:
+    return task.cells[method, setting].runs
 
 
 def _both(task: _Task, report: Report) -> Grid | None:
@@ -259,9 +269,12 @@ def _both(task: _Task, report: Report) -> Grid | None:
         f"{MISSING}: no run, or one that stores no statistics (SN at one sample per GPU).",
     ]
     if task.comparable:
-        paper = report.paper
-        numbers = ", ".join(f"{words} {top1:.2f}" for words, top1 in paper.statistics.items())
-        notes.append(f"Paper, SN at (8,32), {paper.statistics_source}: {numbers}.")
+        notes += [
+            f"Paper ({entry.source}), {method_label(entry.method)} at {entry.setting}, "
+            f"{entry.note}: {entry.top1:.2f}."
+            for entry in report.paper.statistics
+            if entry.setting in task.settings
+        ]
     return Grid(
         caption=f"Moving average and batch average: top-1 (%) on {task.title}.",
         columns=tuple(str(s) for s in task.settings),
@@ -358,7 +371,3 @@ def _signed(difference: float | None) -> str:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
-
-
-def _join(settings: Sequence[Setting]) -> str:
-    return ", ".join(str(setting) for setting in settings)

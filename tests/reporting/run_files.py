@@ -1,0 +1,163 @@
+"""Writes run directories as training and evaluation do, for the tests of reporting."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TEST_STATISTICS = {"bn": "moving_average", "sn": "batch_average"}
+
+
+def config(
+    norm: str = "bn",
+    batch: str = "8x2",
+    seed: int = 0,
+    data: str = "digits",
+    model: str = "resnet50_mini",
+) -> dict[str, Any]:
+    gpus, samples = map(int, batch.split("x"))
+    omega = ["in", "ln"] if samples == 1 else ["in", "ln", "bn"]
+    statistics = TEST_STATISTICS.get(norm, "sample")
+    return {
+        "norm": {
+            "name": norm,
+            "target": f"sn_imagenet.norms.{norm}",
+            "args": {"omega": omega} if norm == "sn" else {},
+            "test_statistics": "sample" if norm == "sn" and samples == 1 else statistics,
+        },
+        "batch": {"gpus": gpus, "samples_per_gpu": samples, "name": batch},
+        "data": {"name": data, "source": data, "root": None, "workers": 4},
+        "model": {"name": model, "args": {}},
+        "protocol": {"name": "paper", "base_lr": 0.1, "weight_decay": 1e-4},
+        "trainer": {"epochs": 10, "device": "auto", "log_every": 50},
+        "calibration": {"samples": 50000, "estimator": "mean_of_variances", "seed": 0},
+        "seed": seed,
+        "runs_dir": "runs",
+        "run_dir": f"runs/{data}/{model}/{norm}/{batch}/seed{seed}",
+        "evaluate": True,
+    }
+
+
+def layers(blocks: tuple[int, ...] = (3, 4, 6, 3), stem: str = "7x7") -> list[tuple[str, str, str]]:
+    """(name, stage, place) of ResNet's normalisation layers in network order: 53 for ResNet-50."""
+    places = [("bn1", "res1", stem)]
+    for stage, count in enumerate(blocks, start=1):
+        for block in range(count):
+            name = f"layer{stage}.{block}"
+            for i, place in ((1, "1x1"), (2, "3x3"), (3, "1x1")):
+                places.append((f"{name}.bn{i}", f"res{stage + 1}", place))
+            if block == 0:
+                places.append((f"{name}.downsample.1", f"res{stage + 1}", "shortcut"))
+    return places
+
+
+def weights(
+    omega: list[str], seed: int = 0, blocks: tuple[int, ...] = (3, 4, 6, 3), stem: str = "7x7"
+) -> list[dict[str, Any]]:
+    draw = random.Random(f"{omega} {seed}")
+    entries = []
+    for name, stage, place in layers(blocks, stem):
+        entry: dict[str, Any] = {"name": name, "stage": stage, "place": place}
+        for kind in ("mean", "variance"):
+            raw = {member: draw.uniform(0.1, 1.0) for member in omega}
+            entry[kind] = {member: value / sum(raw.values()) for member, value in raw.items()}
+        entries.append(entry)
+    return entries
+
+
+def result(
+    settings: dict[str, Any],
+    top1: float = 90.0,
+    other_top1: float | None = None,
+    status: str = "finished",
+    **entries: Any,
+) -> dict[str, Any]:
+    """A result.json of version 1; ``other_top1`` is under the statistics that the cell does not
+    use. ``entries`` replace top-level ones."""
+    norm, batch = settings["norm"], settings["batch"]
+    omega = norm["args"].get("omega")
+
+    def evaluation(value: float, statistics: str) -> dict[str, Any]:
+        calibration = {
+            "estimator": settings["calibration"]["estimator"],
+            "samples_requested": settings["calibration"]["samples"],
+            "samples_used": 1396,
+            "samples_per_replica": batch["samples_per_gpu"],
+            "seed": 0,
+        }
+        return {
+            "top1": value,
+            "top5": 99.5,
+            "top1_correct": round(4 * value),
+            "top5_correct": 398,
+            "seen": 400,
+            "loss": 0.3,
+            "calibration": calibration if statistics == "batch_average" else None,
+        }
+
+    used = norm["test_statistics"]
+    evaluations = {used: evaluation(top1, used)}
+    if used != "sample":
+        other = "moving_average" if used == "batch_average" else "batch_average"
+        evaluations[other] = evaluation(top1 if other_top1 is None else other_top1, other)
+    finished = status == "finished"
+    content = {
+        "version": 1,
+        "status": status,
+        "error": "out of memory" if status == "failed" else None,
+        "diverged": {"epoch": 3, "step": 120, "loss": "nan", "last_finite_loss": 2.31}
+        if status == "diverged"
+        else None,
+        "cell": {
+            "data": settings["data"]["name"],
+            "model": settings["model"]["name"],
+            "norm": norm["name"],
+            "batch": batch["name"],
+            "gpus": batch["gpus"],
+            "samples_per_gpu": batch["samples_per_gpu"],
+            "seed": settings["seed"],
+            "norm_args": norm["args"],
+            "test_statistics": used,
+        },
+        "evaluations": evaluations if finished else {},
+        "importance_weights": weights(omega, settings["seed"]) if omega and finished else None,
+        "training": {"epochs": 10, "steps": 870, "wall_time_s": 61.2, "world_size": 1},
+        "departures": [{"item": "epochs", "paper": "100", "ours": "10"}],
+        "provenance": {"git_revision": "0123456789abcdef", "git_dirty": False},
+        "config": settings,
+    }
+    return {**content, **entries}
+
+
+def write_run(
+    root: Path,
+    settings: dict[str, Any],
+    outcome: dict[str, Any] | None = None,
+    lock: dict[str, Any] | None = None,
+    metrics: str | None = None,
+    folder: str = "",
+) -> Path:
+    """A run directory below ``root``, at its default place unless ``folder`` names another."""
+    default = Path(settings["run_dir"]).relative_to("runs")
+    directory = root / (folder or default)
+    directory.mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(copy.deepcopy(settings)), directory / "config.yaml")
+    if outcome is not None:
+        (directory / "result.json").write_text(json.dumps(outcome))
+    if lock is not None:
+        (directory / "lock.json").write_text(json.dumps(lock))
+    if metrics is not None:
+        (directory / "metrics.jsonl").write_text(metrics)
+    return directory
+
+
+def finished(root: Path, top1: float, other_top1: float | None = None, **cell: Any) -> Path:
+    """Shorthand: a finished run of ``cell`` (arguments of :func:`config`)."""
+    settings = config(**cell)
+    return write_run(root, settings, result(settings, top1, other_top1))

@@ -1,0 +1,178 @@
+"""Figs. 3 and 4: what the bars say, and the files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from run_files import config, finished, result, weights, write_run
+
+from sn_imagenet.config import UserError
+from sn_imagenet.reporting.figures import (
+    COLOURS,
+    draw_figure3,
+    draw_figure4,
+    figure3,
+    figure4,
+    gather_weights,
+    plot_run,
+    write_figures,
+)
+from sn_imagenet.reporting.runs import Run, Setting, find_runs
+
+PNG, PDF = b"\x89PNG", b"%PDF"
+
+
+def runs_of(root: Path) -> list[Run]:
+    return find_runs(root).runs
+
+
+def bars(axes: Axes) -> dict[str, list[Any]]:
+    """Label to the rectangles of its series."""
+    return {str(series.get_label()): list(series) for series in axes.containers}
+
+
+def is_picture(file: Path) -> bool:
+    start = PNG if file.suffix == ".png" else PDF
+    return file.read_bytes().startswith(start) and file.stat().st_size > 5000
+
+
+def test_figure3_stacks_the_weights_of_53_layers(tmp_path: Path) -> None:
+    for batch in ("8x2", "8x32"):
+        finished(tmp_path, 90.0, norm="sn", batch=batch)
+    settings = gather_weights(runs_of(tmp_path))
+    assert [w.setting for w in settings] == [Setting(8, 32), Setting(8, 2)]
+    figure = draw_figure3(settings)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["(8,32): μ", "(8,32): σ", "(8,2): μ", "(8,2): σ"]
+    expected = weights(["in", "ln", "bn"], seed=0)
+    for axes, kind in zip(figure.axes, ("mean", "variance") * 2, strict=True):
+        series = bars(axes)
+        assert list(series) == ["in", "ln", "bn"]
+        heights = {m: [bar.get_height() for bar in column] for m, column in series.items()}
+        for member, column in heights.items():
+            np.testing.assert_allclose(column, [layer[kind][member] for layer in expected])
+        total = np.sum(list(heights.values()), axis=0)
+        np.testing.assert_allclose(total, np.ones(53))
+        tops = [bar.get_y() + bar.get_height() for bar in series["bn"]]
+        np.testing.assert_allclose(tops, np.ones(53))
+
+
+def test_figure3_marks_stages_and_places_as_the_paper_does(tmp_path: Path) -> None:
+    finished(tmp_path, 90.0, norm="sn")
+    axes = draw_figure3(gather_weights(runs_of(tmp_path))).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["res1", "res2", "res3", "res4", "res5"]
+    layers = weights(["in", "ln", "bn"])
+    places = [layer["place"] for layer in layers]
+    squares = next(line for line in axes.lines if line.get_marker() == "s")
+    assert list(squares.get_xdata()) == [i for i, p in enumerate(places) if p == "shortcut"]
+    separators = [line.get_xdata()[0] for line in axes.lines if line.get_marker() != "s"]
+    assert separators == [0.5, 10.5, 23.5, 42.5]
+    for place, bar in zip(places, bars(axes)["bn"], strict=True):
+        is_flat = to_hex(bar.get_facecolor()) == COLOURS["bn"]
+        assert is_flat == (place != "3x3")
+        assert (bar.get_hatch() is not None) == (place == "7x7")
+
+
+def test_figure3_is_the_mean_over_seeds(tmp_path: Path) -> None:
+    for seed in range(3):
+        finished(tmp_path, 90.0, norm="sn", seed=seed)
+    (settings,) = gather_weights(runs_of(tmp_path))
+    drawn = [weights(["in", "ln", "bn"], seed=seed) for seed in range(3)]
+    assert settings.seeds == 3
+    for i, layer in enumerate(settings.layers):
+        for member in ("in", "ln", "bn"):
+            mean = np.mean([entries[i]["variance"][member] for entries in drawn])
+            assert layer.variance[member] == pytest.approx(mean)
+    assert draw_figure3([settings]).axes[0].get_title() == "(8,2): μ, mean of 3 seeds"
+
+
+def test_figure4_is_the_mean_over_layers(tmp_path: Path) -> None:
+    for batch in ("8x1", "8x2", "8x32"):
+        finished(tmp_path, 90.0, norm="sn", batch=batch)
+    figure = draw_figure4(gather_weights(runs_of(tmp_path)))
+    mean_panel, variance_panel = figure.axes
+    labels = [tick.get_text() for tick in variance_panel.get_xticklabels()]
+    assert labels == ["(8,32)", "(8,2)", "(8,1)"]
+    three, two = weights(["in", "ln", "bn"]), weights(["in", "ln"])
+    for axes, kind in ((mean_panel, "mean"), (variance_panel, "variance")):
+        for label, series in bars(axes).items():
+            member = label.lower()
+            heights = [bar.get_height() for bar in series]
+            average = np.mean([layer[kind][member] for layer in three])
+            assert heights[:2] == pytest.approx([average, average])
+            assert {to_hex(bar.get_facecolor()) for bar in series} == {COLOURS[member]}
+            if member == "bn":
+                assert len(heights) == 2  # none at (8,1)
+            else:
+                assert heights[2] == pytest.approx(np.mean([w[kind][member] for w in two]))
+
+
+def test_files_of_one_run_and_of_a_small_network(tmp_path: Path) -> None:
+    settings = config("sn")
+    small = weights(["in", "ln", "bn", "gn"], blocks=(1, 1, 1, 1), stem="3x3")
+    outcome = result(settings, importance_weights=small)
+    paths = plot_run(outcome, tmp_path / "plots")
+    names = ["fig3.png", "fig3.pdf", "fig4.png", "fig4.pdf"]
+    assert paths == [tmp_path / "plots" / name for name in names]
+    assert all(map(is_picture, paths))
+    assert sorted((tmp_path / "plots").iterdir()) == sorted(paths)
+
+
+def test_same_runs_same_files(tmp_path: Path) -> None:
+    finished(tmp_path / "runs", 90.0, norm="sn")
+    runs = runs_of(tmp_path / "runs")
+    for draw in (figure3, figure4):
+        first, second = draw(runs, tmp_path / "a"), draw(runs, tmp_path / "b")
+        for one, other in zip(first, second, strict=True):
+            assert one.read_bytes() == other.read_bytes()
+
+
+def test_nothing_to_plot(tmp_path: Path) -> None:
+    assert plot_run(result(config("gn")), tmp_path / "plots") == []
+    assert plot_run(result(config("sn"), status="diverged"), tmp_path / "plots") == []
+    assert not (tmp_path / "plots").exists()
+
+
+def test_one_pair_of_files_for_each_data_and_model(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    finished(runs, 90.0, norm="sn")
+    finished(runs, 75.0, norm="sn", data="imagenet", model="resnet50")
+    finished(runs, 90.0, norm="bn", data="cifar10")
+    paths, warnings = write_figures(runs, tmp_path / "out")
+    assert {path.name for path in paths} == {
+        f"fig{i}_{pair}.{form}"
+        for i in (3, 4)
+        for pair in ("digits_resnet50_mini", "imagenet_resnet50")
+        for form in ("png", "pdf")
+    }
+    assert warnings == [
+        "cifar10, resnet50_mini: no finished SN run with importance weights, no figures"
+    ]
+
+
+def test_mixed_configs_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    finished(runs, 90.0, norm="sn", batch="8x32")
+    finished(runs, 90.0, norm="sn", batch="8x2", seed=0)
+    other = config("sn", "8x2", seed=1)
+    other["trainer"]["epochs"] = 20
+    write_run(runs, other, result(other))
+    with pytest.raises(UserError, match=r"SN \(8,2\): not drawn.*trainer\.epochs = 10 / 20"):
+        gather_weights(runs_of(runs))
+    paths, (warning,) = write_figures(runs, tmp_path / "out")
+    assert len(paths) == 4
+    assert "SN (8,2): not drawn" in warning
+
+
+def test_layers_of_seeds_must_agree(tmp_path: Path) -> None:
+    finished(tmp_path, 90.0, norm="sn", seed=0)
+    other = config("sn", seed=1)
+    small = weights(["in", "ln", "bn"], blocks=(1, 1, 1, 1))
+    write_run(tmp_path, other, result(other, importance_weights=small))
+    with pytest.raises(UserError, match="layers or members of Omega differ"):
+        gather_weights(runs_of(tmp_path))

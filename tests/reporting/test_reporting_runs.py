@@ -1,0 +1,202 @@
+"""States of run directories, from real files, real locks and real processes."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from run_files import config, finished, result, write_run
+
+from sn_imagenet.config import UserError
+from sn_imagenet.reporting.runs import (
+    DIVERGED,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    NOT_EVALUATED,
+    RUNNING,
+    UNREADABLE,
+    Cell,
+    Setting,
+    find_runs,
+    in_paper_order,
+    read_run,
+)
+
+EPOCH_3 = '{"kind": "epoch", "epoch": 3, "step": 261, "epochs": 10, "val": {"top1": 88.0}}\n'
+
+
+@pytest.fixture
+def live_pid() -> Iterator[int]:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process.pid
+    process.communicate(b"\n")
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_finished_run_is_read_wherever_it_lies(tmp_path: Path) -> None:
+    settings = config("sn", "8x2", seed=4)
+    write_run(tmp_path, settings, result(settings, 92.5, 91.25), folder="anywhere/else")
+    (run,) = find_runs(tmp_path).runs
+    assert run.cell == Cell("digits", "resnet50_mini", "sn", Setting(8, 2))
+    assert (run.seed, run.state, run.statistics) == (4, FINISHED, "batch_average")
+    assert run.top1() == 92.5
+    assert run.top1("moving_average") == 91.25
+    assert len(run.weights) == 53
+    assert run.departures == (("epochs", "100", "10"),)
+
+
+def test_running_when_the_process_lives(tmp_path: Path, live_pid: int) -> None:
+    lock = {"host": socket.gethostname(), "pid": live_pid, "started": "now"}
+    run = read_run(write_run(tmp_path, config(), lock=lock, metrics=EPOCH_3))
+    assert (run.state, run.detail) == (RUNNING, "3/10")
+
+
+def test_interrupted_when_the_process_is_dead(tmp_path: Path, dead_pid: int) -> None:
+    lock = {"host": socket.gethostname(), "pid": dead_pid, "started": "now"}
+    run = read_run(write_run(tmp_path, config(), lock=lock, metrics=EPOCH_3))
+    assert (run.state, run.detail) == (INTERRUPTED, "3/10")
+
+
+def test_running_on_another_host(tmp_path: Path, dead_pid: int) -> None:
+    lock = {"host": "another-host.invalid", "pid": dead_pid, "started": "now"}
+    assert read_run(write_run(tmp_path, config(), lock=lock)).state == RUNNING
+
+
+@pytest.mark.parametrize("lock", ["", "[]", '{"host": "x"}', '{"pid": "many"}'])
+def test_no_usable_lock_is_interrupted(tmp_path: Path, lock: str) -> None:
+    directory = write_run(tmp_path, config())
+    assert read_run(directory).state == INTERRUPTED
+    (directory / "lock.json").write_text(lock)
+    assert read_run(directory).state == INTERRUPTED
+
+
+def test_progress_tolerates_a_truncated_last_line(tmp_path: Path) -> None:
+    metrics = '{"kind": "train", "epoch": 0}\n' + EPOCH_3 + '{"kind": "epoch", "epo'
+    assert read_run(write_run(tmp_path, config(), metrics=metrics)).detail == "3/10"
+
+
+def test_progress_before_the_first_epoch_ends(tmp_path: Path) -> None:
+    assert read_run(write_run(tmp_path, config(), metrics="")).detail == "0/10"
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "detail"),
+    [
+        ("diverged", DIVERGED, "loss nan at epoch 3, step 120"),
+        ("failed", FAILED, "out of memory"),
+    ],
+)
+def test_ends_without_a_number(tmp_path: Path, status: str, state: str, detail: str) -> None:
+    settings = config()
+    run = read_run(write_run(tmp_path, settings, result(settings, status=status)))
+    assert (run.state, run.detail, run.top1()) == (state, detail, None)
+
+
+def test_finished_without_its_evaluation(tmp_path: Path) -> None:
+    settings = config()
+    run = read_run(write_run(tmp_path, settings, result(settings, evaluations={})))
+    assert (run.state, run.top1()) == (NOT_EVALUATED, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", '{"version": 1, "sta', "[]", '{"version": 2}', '{"version": 1}', "null"],
+)
+def test_a_bad_result_does_not_hide_the_others(tmp_path: Path, text: str) -> None:
+    finished(tmp_path, 90.0, seed=0)
+    bad = write_run(tmp_path, config(seed=1)) / "result.json"
+    bad.write_text(text)
+    runs, warnings = find_runs(tmp_path)
+    assert [run.state for run in runs] == [FINISHED, UNREADABLE]
+    assert runs[0].cell == runs[1].cell
+    assert len(warnings) == 1
+    assert str(bad) in warnings[0]
+
+
+def test_malformed_entry_is_named(tmp_path: Path) -> None:
+    settings = config()
+    outcome = result(settings)
+    del outcome["cell"]["seed"]
+    write_run(tmp_path, settings, outcome)
+    (warning,) = find_runs(tmp_path).warnings
+    assert "no entry 'seed'" in warning
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "- 1", "norm: bn", "lr: ${missing}"])
+def test_bad_config_is_placed_by_its_path(tmp_path: Path, text: str) -> None:
+    directory = write_run(tmp_path, config("gn", "1x16", seed=2))
+    (directory / "config.yaml").write_text(text)
+    (run,), (warning,) = find_runs(tmp_path)
+    assert run.cell == Cell("digits", "resnet50_mini", "gn", Setting(1, 16))
+    assert (run.seed, run.state) == (2, UNREADABLE)
+    assert "config.yaml" in warning
+
+
+def test_a_run_that_cannot_be_placed_is_a_warning(tmp_path: Path) -> None:
+    finished(tmp_path, 90.0)
+    stray = tmp_path / "stray"
+    stray.mkdir()
+    (stray / "config.yaml").write_text("something: else")
+    runs, (warning,) = find_runs(tmp_path)
+    assert len(runs) == 1
+    assert str(stray / "config.yaml") in warning
+
+
+def test_result_without_config_file(tmp_path: Path) -> None:
+    directory = finished(tmp_path, 90.0)
+    (directory / "config.yaml").unlink()
+    assert read_run(directory).top1() == 90.0
+
+
+def test_hidden_folders_are_hydras(tmp_path: Path) -> None:
+    directory = finished(tmp_path, 90.0)
+    (directory / ".hydra").mkdir()
+    (directory / ".hydra" / "config.yaml").write_text("norm: bn")
+    assert len(find_runs(tmp_path).runs) == 1
+
+
+def test_no_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        find_runs(tmp_path / "missing")
+    with pytest.raises(UserError, match="holds no runs"):
+        find_runs(tmp_path)
+
+
+def test_settings() -> None:
+    assert Setting.parse("8x32") == Setting(8, 32)
+    assert (str(Setting(8, 32)), Setting(8, 32).name) == ("(8,32)", "8x32")
+    for wrong in ("8x", "0x8", "8x-1", "8,32", "eight"):
+        with pytest.raises(UserError, match=r"GPUs x samples"):
+            Setting.parse(wrong)
+    mixed = {Setting(4, 6), Setting(1, 8), Setting(8, 1), Setting(8, 32), Setting(4, 8)}
+    assert [s.name for s in in_paper_order(mixed)] == ["8x32", "8x1", "1x8", "4x8", "4x6"]
+
+
+def test_config_numbers_agree_between_yaml_and_json(tmp_path: Path) -> None:
+    """1e-4 in YAML must not pass for a text, or a running seed would differ from a finished."""
+    directory = write_run(tmp_path, config())
+    text = (directory / "config.yaml").read_text()
+    assert "0.0001" in text or "1e-4" in text.lower()
+    (directory / "config.yaml").write_text(text.replace("0.0001", "1e-4"))
+    assert read_run(directory).config["protocol"]["weight_decay"] == 1e-4
+    json.dumps(read_run(directory).config)
+
+
+def test_binary_rubbish_is_unreadable(tmp_path: Path) -> None:
+    directory = finished(tmp_path, 90.0)
+    (directory / "result.json").write_bytes(b"\xff\xfe\x00\x80")
+    assert read_run(directory).state == UNREADABLE
+    (directory / "config.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    assert read_run(directory).state == UNREADABLE

@@ -1,0 +1,80 @@
+"""The scripts as a user types them, from a folder that is not the repository."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from run_files import REPOSITORY, config, finished, result, write_run
+
+
+def run_script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "scripts" / name), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_make_tables(tmp_path: Path) -> None:
+    for norm in ("bn", "gn", "sn"):
+        finished(tmp_path / "runs", 90.0, norm=norm)
+    (write_run(tmp_path / "runs", config(seed=1)) / "result.json").write_text("{")
+    arguments = ("--runs", "runs", "--out", "out", "--only", "table2", "--settings", "8x2,8x1")
+    done = run_script("make_tables.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = [f"out/table2.{form}" for form in ("md", "tex", "csv")]
+    assert done.stdout.split()[-3:] == files
+    assert (tmp_path / "out" / "table2.md").read_text() in done.stdout
+    assert "(8,2) |" in done.stdout
+    assert "(8,32)" not in done.stdout
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("warning: runs/digits/resnet50_mini/bn/8x2/seed1/result.json")
+
+
+def test_make_tables_paper_file(tmp_path: Path) -> None:
+    finished(tmp_path / "runs", 90.0)
+    text = (REPOSITORY / "results" / "paper.yaml").read_text().replace("65.3", "12.3")
+    (tmp_path / "mine.yaml").write_text(text)
+    done = run_script("make_tables.py", "--out", "out", "--paper", "mine.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "12.3" in done.stdout
+
+
+def test_make_figures(tmp_path: Path) -> None:
+    finished(tmp_path / "runs", 90.0, norm="sn")
+    done = run_script("make_figures.py", "--runs", "runs", "--out", "out", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [
+        f"out/{name}" for name in ("fig3.png", "fig3.pdf", "fig4.png", "fig4.pdf")
+    ]
+    assert all((tmp_path / name).is_file() for name in done.stdout.split())
+
+
+def test_make_figures_without_an_sn_run(tmp_path: Path) -> None:
+    settings = config("sn")
+    write_run(tmp_path / "runs", settings, result(settings, status="failed"))
+    finished(tmp_path / "runs", 90.0, norm="gn")
+    done = run_script("make_figures.py", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "no finished SN run with importance weights" in line
+
+
+@pytest.mark.parametrize("script", ["make_tables.py", "make_figures.py"])
+def test_no_runs_is_one_line(tmp_path: Path, script: str) -> None:
+    for folder, message in (("absent", "no such folder of runs"), (".", "holds no runs")):
+        done = run_script(script, "--runs", folder, "--out", "out", cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"error: {folder}: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_of_torch_is_loaded() -> None:
+    """Tables must be makeable beside a training that fills the memory."""
+    program = (
+        "import sys, sn_imagenet.reporting.tables, sn_imagenet.reporting.figures\n"
+        "print(sorted(sys.modules.keys() & {'torch', 'timm', 'torchvision'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,344 @@
+"""Table 2: numbers against independent arithmetic, states as such, three formats."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from run_files import REPOSITORY, config, finished, result, write_run
+
+from sn_imagenet.config import UserError
+from sn_imagenet.reporting.paper import read_paper
+from sn_imagenet.reporting.render import latex_escape
+from sn_imagenet.reporting.runs import PAPER_SETTINGS, Setting
+from sn_imagenet.reporting.tables import Written, top1_table, write_tables
+
+PAPER = REPOSITORY / "results" / "paper.yaml"
+IMAGENET = {"data": "imagenet", "model": "resnet50"}
+
+
+def make(tmp_path: Path, settings: Sequence[str] | None = None) -> Written:
+    return write_tables(tmp_path / "runs", tmp_path / "out", PAPER, settings=settings)
+
+
+def rows_of(markdown: str, heading: str) -> list[list[str]]:
+    """Cells of the first table after ``heading``, header first, the dashes left out."""
+    lines = markdown[markdown.index(heading) :].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    table = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        table.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return [table[0], *table[2:]]
+
+
+def csv_rows(tmp_path: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with open(tmp_path / "out" / "table2.csv", newline="") as file:
+        return {(row["method"], row["setting"]): row for row in csv.DictReader(file)}
+
+
+def test_papers_numbers_give_the_papers_differences() -> None:
+    paper = read_paper(PAPER)
+    published = {  # the lower part of Table 2, as printed
+        ("gn", "bn"): [-0.5, -0.5, 0.8, 3.1, 10.6, -0.3, -0.7, None, 0.1],
+        ("sn", "bn"): [0.5, 0.4, 1.5, 3.2, 10.3, 0.1, 0.1, None, 0.5],
+        ("sn", "gn"): [1.0, 0.9, 0.7, 0.1, -0.3, 0.4, 0.8, -0.5, 0.4],
+    }
+    for (first, second), differences in published.items():
+        for setting, difference in zip(PAPER_SETTINGS, differences, strict=True):
+            ours, theirs = paper.top1(first, setting), paper.top1(second, setting)
+            if difference is None:
+                assert theirs is None
+            else:
+                assert ours is not None
+                assert theirs is not None
+                assert ours - theirs == pytest.approx(difference, abs=1e-9)
+    assert paper.cell("bn", Setting(8, 1)).note == "did not converge"
+    columns = yaml.safe_load(PAPER.read_text())["paper"][0]["top1"]
+    assert list(columns) == [setting.name for setting in PAPER_SETTINGS]
+
+
+def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
+    values = {"bn": [76.1, 76.6, 76.45], "gn": [75.2, 75.9, 75.3], "sn": [76.8, 77.3, 77.1]}
+    for norm, tops in values.items():
+        for seed, top1 in enumerate(tops):
+            finished(tmp_path / "runs", top1, norm=norm, batch="8x32", seed=seed, **IMAGENET)
+    markdown = make(tmp_path).markdown
+    table = {row[0]: row[1:] for row in rows_of(markdown, "## imagenet, resnet50")}
+    tidy = csv_rows(tmp_path)
+    for norm, tops in values.items():
+        row = tidy[norm, "8x32"]
+        assert float(row["mean"]) == pytest.approx(np.mean(tops), abs=1e-6)
+        assert float(row["std"]) == pytest.approx(np.std(tops, ddof=1), abs=1e-6)
+        assert (row["n_seeds"], row["states"]) == ("3", "finished:3")
+        assert table[norm.upper()][0] == f"{np.mean(tops):.1f} ± {np.std(tops, ddof=1):.1f} (3)"
+    assert float(tidy["sn", "8x32"]["difference"]) == pytest.approx(
+        np.mean(values["sn"]) - 76.9, abs=1e-6
+    )
+    assert tidy["sn", "8x32"]["run_dirs"].split(";") == [
+        f"imagenet/resnet50/sn/8x32/seed{seed}" for seed in range(3)
+    ]
+    gap = np.mean(values["sn"]) - np.mean(values["gn"])
+    assert table["SN-GN"][0] == f"{gap:+.1f}"
+    assert table["SN-GN"][1:] == ["—"] * 8
+
+
+def test_the_papers_rows_stand_below_ours(tmp_path: Path) -> None:
+    finished(tmp_path / "runs", 75.4, norm="bn", batch="8x32", **IMAGENET)
+    table = rows_of(make(tmp_path).markdown, "## imagenet, resnet50")
+    assert table[0][1:] == [str(setting) for setting in PAPER_SETTINGS]
+    assert [row[0] for row in table[1:]] == [
+        *("BN", "– paper", "– ours − paper", "GN", "– paper", "– ours − paper"),
+        *("SN", "– paper", "– ours − paper"),
+        *("GN-BN", "– paper", "SN-BN", "– paper", "SN-GN", "– paper"),
+    ]
+    assert table[1][1:] == ["75.4", *["—"] * 8]
+    assert table[2][1:] == ["76.4", "76.3", "75.2", "72.7", "65.3", "76.2", "76.5", "—ᵃ", "75.4"]
+    assert table[3][1:] == ["-1.0", *["—"] * 8]
+    assert table[11][1:] == ["-0.5", "-0.5", "+0.8", "+3.1", "+10.6", "-0.3", "-0.7", "—", "+0.1"]
+
+
+def test_another_task_is_not_subtracted(tmp_path: Path) -> None:
+    finished(tmp_path / "runs", 92.5, norm="sn", batch="8x2")
+    written = make(tmp_path)
+    labels = [row[0] for row in rows_of(written.markdown, "## digits")]
+    assert "– paper (ImageNet, ResNet-50)" in labels
+    assert not any("ours" in label for label in labels)
+    assert "another task" in written.markdown
+    row = csv_rows(tmp_path)["sn", "8x2"]
+    assert (row["paper"], row["paper_is_same_task"], row["difference"]) == ("75.6", "no", "")
+    assert row["states"] == "finished:1"
+    assert csv_rows(tmp_path)["bn", "8x2"]["states"] == "missing"
+
+
+def test_every_state_is_shown_as_such(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    here = {"host": socket.gethostname(), "pid": os.getpid(), "started": "now"}
+    epoch = '{"kind": "epoch", "epoch": 3, "epochs": 10}\n'
+    bn = [config("bn", "8x2", seed=seed) for seed in range(3)]
+    write_run(runs, bn[0], result(bn[0], 91.0))
+    write_run(runs, bn[1], result(bn[1], 91.5))
+    write_run(runs, bn[2], result(bn[2], status="diverged"))
+    for seed in range(2):
+        settings = config("bn", "8x1", seed=seed)
+        write_run(runs, settings, result(settings, status="diverged"))
+    write_run(runs, config("gn", "8x2"), lock=here, metrics=epoch)
+    write_run(runs, config("gn", "8x1"), metrics=epoch)
+    failed = config("sn", "8x2")
+    write_run(runs, failed, result(failed, status="failed"))
+    (write_run(runs, config("sn", "8x1")) / "result.json").write_text("{")
+    write_run(runs, config("sn", "8x8", seed=0), lock=here, metrics=epoch)
+    mixed = config("sn", "8x8", seed=1)
+    write_run(runs, mixed, result(mixed, status="diverged"))
+    written = make(tmp_path, settings=["8x8", "8x2", "8x1"])
+    table = {row[0]: row[1:] for row in rows_of(written.markdown, "## digits")}
+    assert table["BN"] == ["—", "91.2 ± 0.4 (2 of 3; 1 diverged)", "diverged (2)"]
+    assert table["GN"] == ["—", "running 3/10", "interrupted 3/10"]
+    assert table["SN"] == ["1 running 3/10, 1 diverged", "failed", "unreadable"]
+    assert len(written.warnings) == 1
+    assert "sn/8x1/seed0/result.json" in written.warnings[0]
+    assert "`digits/resnet50_mini/sn/8x2/seed0`: failed, out of memory" in written.markdown
+    assert csv_rows(tmp_path)["bn", "8x2"]["states"] == "finished:2;diverged:1"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "averaged"),
+    [
+        ("protocol", "weight_decay", 0.0, False),
+        ("trainer", "epochs", 20, False),
+        ("calibration", "estimator", "population", False),
+        ("trainer", "device", "cuda", True),
+        ("trainer", "log_every", 1, True),
+        ("data", "root", "elsewhere", True),
+        ("data", "workers", 0, True),
+    ],
+)
+def test_only_seeds_of_one_experiment_are_averaged(
+    tmp_path: Path, section: str, key: str, value: object, averaged: bool
+) -> None:
+    finished(tmp_path / "runs", 90.0, norm="gn", seed=0)
+    finished(tmp_path / "runs", 80.0, norm="bn", seed=0)
+    other = config("bn", seed=1)
+    other[section][key] = value
+    write_run(tmp_path / "runs", other, result(other, 82.0))
+    written = make(tmp_path, settings=["8x2"])
+    table = {row[0]: row[1] for row in rows_of(written.markdown, "## digits")}
+    assert table["GN"] == "90.0"
+    if averaged:
+        assert table["BN"] == "81.0 ± 1.4 (2)"
+        assert written.warnings == []
+    else:
+        assert table["BN"] == "mixed configs (2 runs)"
+        assert table["GN-BN"] == "—"
+        assert f"{section}.{key}" in written.warnings[0]
+        assert "bn/8x2/seed1" in written.warnings[0]
+        row = csv_rows(tmp_path)["bn", "8x2"]
+        assert (row["mean"], row["states"]) == ("", "mixed configs:2")
+
+
+def test_another_calibration_at_evaluation_is_another_experiment(tmp_path: Path) -> None:
+    settings = [config("sn", seed=seed) for seed in range(2)]
+    outcomes = [result(s, 90.0) for s in settings]
+    outcomes[1]["evaluations"]["batch_average"]["calibration"]["samples_requested"] = "all"
+    for s, outcome in zip(settings, outcomes, strict=True):
+        write_run(tmp_path / "runs", s, outcome)
+    assert "samples_requested" in make(tmp_path).warnings[0]
+
+
+def test_one_seed_twice_is_no_second_draw(tmp_path: Path) -> None:
+    finished(tmp_path / "runs", 80.0)
+    settings = config()
+    write_run(tmp_path / "runs", settings, result(settings, 81.0), folder="again")
+    written = make(tmp_path, settings=["8x2"])
+    assert "mixed configs (2 runs)" in written.markdown
+    assert "seed 0 occurs more than once" in written.warnings[0]
+
+
+def test_both_statistics_and_which_one_stands_in_the_table(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for seed, (moving, batch) in enumerate([(60.0, 66.0), (61.0, 67.5)]):
+        finished(runs, moving, batch, norm="bn", seed=seed)
+    finished(runs, 92.5, 90.25, norm="sn")
+    finished(runs, 91.0, norm="sn", batch="8x1")
+    finished(runs, 90.0, norm="gn")
+    markdown = make(tmp_path, settings=["8x2", "8x1"]).markdown
+    table = {row[0]: row[1:] for row in rows_of(markdown, "### Moving average and batch")}
+    assert table["BN, moving average"] == ["60.50 ± 0.71 (2)", "—"]
+    assert table["BN, batch average"] == ["66.75 ± 1.06 (2)", "—"]
+    assert table["SN, moving average"] == ["90.25", "—"]
+    assert table["SN, batch average"] == ["92.50", "—"]
+    assert not any(label.startswith("GN") for label in table)
+    assert "BN moving average; GN each sample's own; SN batch average (at (8,1)" in markdown
+    assert "SN chooses from {IN, LN, BN} (at (8,1) {IN, LN})." in markdown
+    assert "At one sample per GPU SN is {IN, LN}" in markdown
+    assert "mean_of_variances, 50000 training samples requested, 1396 used" in markdown
+
+
+def test_what_stands_behind_the_numbers(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    finished(runs, 90.0, norm="gn")
+    settings = config("sn")
+    lr = {"item": "initial LR", "paper": "0.1", "ours": "0.00625"}
+    provenance = {"git_revision": "f" * 40, "git_dirty": True}
+    outcome = result(settings, 91.0, provenance=provenance)
+    outcome["departures"].append(lr)
+    write_run(runs, settings, outcome)
+    markdown = make(tmp_path).markdown
+    table = rows_of(markdown, "### Departures")
+    assert table[1:] == [
+        ["epochs", "100", "10", "all 2"],
+        ["initial LR", "0.1", "0.00625", "1 of 2: SN (8,2)"],
+    ]
+    assert "- `0123456789ab`: 1 run\n" in markdown
+    assert "- `ffffffffffff`, with uncommitted changes: 1 run" in markdown
+
+
+def test_other_methods_and_settings_are_appended(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    finished(runs, 71.6, norm="in", batch="8x32", **IMAGENET)
+    finished(runs, 70.0, norm="my_norm", batch="4x6", **IMAGENET)
+    finished(runs, 90.0, norm="sn", batch="8x2")
+    markdown = make(tmp_path).markdown
+    assert markdown.index("## imagenet, resnet50") < markdown.index("## digits, resnet50_mini")
+    table = rows_of(markdown, "## imagenet")
+    assert table[0][-1] == "(4,6)"
+    rows = {row[0]: row[1:] for row in table}
+    assert rows["IN"][0] == "71.6"
+    assert rows["my_norm"][-1] == "70.0"
+    after_in = [row for row in table if row[0] == "IN" or row[0].startswith("–")]
+    paper_of_in = after_in[[row[0] for row in after_in].index("IN") + 1]
+    assert paper_of_in[1:3] == ["71.6", ""]
+
+
+def test_latex_is_well_formed(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for seed in range(2):
+        finished(runs, 90.0 + seed, norm="my_norm&co", batch="8x2", seed=seed)
+        finished(runs, 75.0 + seed, norm="bn", batch="8x32", seed=seed, **IMAGENET)
+    make(tmp_path)
+    latex = (tmp_path / "out" / "table2.tex").read_text()
+    assert latex.isascii()
+    assert r"my\_norm\&co" in latex
+    assert r"75.5 $\pm$ 0.7 (2)" in latex
+    assert "$-$0.9" in latex
+    tables = re.findall(r"\\begin\{tabular\}\{(l(c+))\}(.*?)\\end\{tabular\}", latex, re.S)
+    assert len(tables) == 3  # two tasks, and BN's two statistics on one of them
+    for _, columns, body in tables:
+        assert [body.count(rule) for rule in (r"\toprule", r"\bottomrule")] == [1, 1]
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert len(rows) > 2
+        for row in rows:
+            assert len(re.findall(r"(?<!\\)&", row)) == len(columns)
+    for name in ("table", "tabular"):
+        assert latex.count(rf"\begin{{{name}}}") == latex.count(rf"\end{{{name}}}")
+    unescaped = re.sub(r"\\[{}]", "", latex)
+    assert unescaped.count("{") == unescaped.count("}")
+
+
+def test_latex_escape() -> None:
+    assert latex_escape("50% of a_b & {c} #1 $x$ ^ ~") == (
+        r"50\% of a\_b \& \{c\} \#1 \$x\$ \textasciicircum{} \textasciitilde{}"
+    )
+    assert latex_escape("-0.5") == "$-$0.5"
+    assert latex_escape("GN-BN ResNet-50 2024-01-02") == "GN-BN ResNet-50 2024-01-02"
+    assert latex_escape("a\\b") == r"a\textbackslash{}b"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"only": ["table9"]}, "table 'table9': expected one of table2"),
+        ({"settings": ["8by2"]}, "setting '8by2'"),
+        ({"paper_file": Path("nowhere.yaml")}, "nowhere.yaml: cannot read"),
+    ],
+)
+def test_what_the_user_can_mend(tmp_path: Path, keywords: dict, message: str) -> None:
+    finished(tmp_path / "runs", 90.0)
+    arguments = {"paper_file": PAPER, **keywords}
+    with pytest.raises(UserError, match=re.escape(message)):
+        write_tables(tmp_path / "runs", tmp_path / "out", **arguments)
+
+
+@pytest.mark.parametrize("text", ["a: [", "task: {}", "[]", ""])
+def test_malformed_paper_file_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "paper.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"paper\.yaml: not a file of published numbers"):
+        read_paper(tmp_path / "paper.yaml")
+
+
+def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+    finished(tmp_path / "runs", 90.0)
+    (tmp_path / "out").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"table2\.md: cannot be written"):
+        make(tmp_path)
+
+
+def test_no_temporary_files_remain(tmp_path: Path) -> None:
+    finished(tmp_path / "runs", 90.0)
+    written = make(tmp_path)
+    assert sorted((tmp_path / "out").iterdir()) == sorted(written.paths)
+
+
+def test_top1_table() -> None:
+    sn, gn, bn = config("sn", "8x2", seed=3), config("gn|x", "8x2"), config("bn", "8x1")
+    table = rows_of(
+        top1_table([result(sn, 92.5, 91.25), result(gn, 90.0), result(bn, status="diverged")]), ""
+    )
+    assert table[0] == (
+        ["data", "model", "norm", "setting", "seed", "statistics", "top-1", "top-5", "correct/seen"]
+    )
+    digits = ["digits", "resnet50_mini"]
+    assert table[1:] == [
+        [*digits, "SN", "(8,2)", "3", "batch average", "92.50", "99.50", "370/400"],
+        [*digits, "SN", "(8,2)", "3", "moving average", "91.25", "99.50", "365/400"],
+        [*digits, "gn\\|x", "(8,2)", "0", "each sample's own", "90.00", "99.50", "360/400"],
+        [*digits, "BN", "(8,1)", "0", "—", "diverged", "—", "—"],
+    ]
