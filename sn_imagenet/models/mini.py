@@ -25,7 +25,7 @@ def build_mini(
 ) -> nn.Module:
     """A mini ResNet for images [N, 3, S, S], S a multiple of 8."""
     network: Any = ResNet(
-        Bottleneck,
+        Bottleneck,  # type: ignore[arg-type]  # timm annotates instances where it wants classes
         LAYERS[name],
         num_classes=num_classes,
         channels=CHANNELS,

@@ -1,0 +1,17 @@
+"""Run directories: their files, their lock, checkpoints, metrics and provenance."""
+
+from sn_imagenet.runs.directory import RunDirectory, config_differences, write_result
+from sn_imagenet.runs.files import RunError, write_atomically, write_json
+from sn_imagenet.runs.metrics import MetricsLog
+from sn_imagenet.runs.provenance import provenance
+
+__all__ = [
+    "MetricsLog",
+    "RunDirectory",
+    "RunError",
+    "config_differences",
+    "provenance",
+    "write_atomically",
+    "write_json",
+    "write_result",
+]

@@ -1,0 +1,88 @@
+"""Checkpoints: plain tensors and dicts, whole or not there, the last two kept."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sn_imagenet.runs.directory import RunDirectory
+from sn_imagenet.runs.files import RunError, write_atomically
+
+VERSION = 1
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` (tensors, dicts, lists, numbers, strings), readable with weights_only=True.
+
+    Raises:
+        RunError: it cannot be written; what was at ``path`` still is.
+    """
+    buffer = io.BytesIO()
+    torch.save({"version": VERSION, **state}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; code inside it is never run.
+
+    Raises:
+        RunError: it is missing, truncated, not a checkpoint, or of another version.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise RunError(f"there is no checkpoint {path}") from error
+    except Exception as error:  # torch raises whatever its unpickler or zip reader found
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(
+            f"{path} is not a readable checkpoint ({reason}): it is damaged or not a checkpoint; "
+            "remove it to continue from an earlier one or from the start"
+        ) from error
+    version = state.get("version") if isinstance(state, dict) else None
+    if version != VERSION:
+        raise RunError(f"{path} is a checkpoint of version {version}: expected {VERSION}")
+    assert isinstance(state, dict)
+    return state
+
+
+def save_last(directory: RunDirectory, state: dict[str, Any]) -> None:
+    """Make ``state`` the run's newest checkpoint and keep the one before it."""
+    if directory.last.exists():
+        # A link, so that there is a last.pt at every moment.
+        keep = directory.previous.with_name("previous.pt.tmp")
+        keep.unlink(missing_ok=True)
+        try:
+            os.link(directory.last, keep)
+            os.replace(keep, directory.previous)
+        except OSError:
+            # A file system without links: a moment with only previous.pt is as safe.
+            os.replace(directory.last, directory.previous)
+    save(directory.last, state)
+
+
+def load_last(directory: RunDirectory) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest readable checkpoint (None if the run has none), and a warning for each that is
+    not readable.
+
+    Raises:
+        RunError: there are checkpoints and none is readable.
+    """
+    warnings: list[str] = []
+    for path in (directory.last, directory.previous):
+        if not path.exists():
+            continue
+        try:
+            return load(path), warnings
+        except RunError as error:
+            warnings.append(str(error))
+    if warnings:
+        raise RunError(
+            "no checkpoint of this run is readable:\n"
+            + "\n".join(f"  {warning}" for warning in warnings)
+            + "\nRemove them to start it from the beginning."
+        )
+    return None, []

@@ -1,0 +1,211 @@
+"""The directory of a run: named by its config, held by one process at a time.
+
+::
+
+    config.yaml       the resolved config, written when the run starts
+    lock.json         host and pid of the process that trains, while it does
+    metrics.jsonl     one line per logged step and per epoch
+    last.pt           the newest checkpoint; previous.pt the one before
+    final.pt          the trained network
+    result.json       what the run came to
+    top1.md, *.png    what it evaluated, and for SN the importance weights
+    tensorboard/      a live view, from which nothing is made
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.runs.files import RunError, cannot, write_atomically, write_json
+
+# Where and how fast a run is carried out; replicas make the results the same.
+NOT_THE_EXPERIMENT = (
+    "run_dir",
+    "runs_dir",
+    "evaluate",
+    "data.root",
+    "data.train",
+    "data.val",
+    "data.workers",
+    "trainer.device",
+    "trainer.replicas_per_pass",
+    "trainer.log_every",
+    "trainer.eval_batch_size",
+)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A run's directory and the files in it."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        return self.path / "previous.pt"
+
+    @property
+    def final(self) -> Path:
+        return self.path / "final.pt"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    def claim(self, config: ExperimentConfig) -> None:
+        """Make the directory this experiment's, and this process the one that works in it.
+
+        Raises:
+            RunError: another experiment's run lies there (the difference is shown), another
+                process works there, or nothing can be written.
+        """
+        if self.config.exists():
+            differences = config_differences(self.read_config(), config.to_dict())
+            if differences:
+                raise RunError(
+                    f"{self.path} holds a run of another config:\n"
+                    + "\n".join(f"  {line}" for line in differences)
+                    + "\nStart this one with another run_dir= (or runs_dir=, seed=), or remove "
+                    "that directory."
+                )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot("write", self.path, error) from error
+        self._take_lock()
+        if not self.config.exists():
+            yaml = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
+            write_atomically(self.config, yaml.encode())
+
+    def release(self) -> None:
+        """Let another process work here."""
+        self.lock.unlink(missing_ok=True)
+
+    def read_config(self) -> dict[str, Any]:
+        """The config that the run was started with.
+
+        Raises:
+            RunError: there is none, or it cannot be read.
+        """
+        try:
+            loaded = OmegaConf.to_container(OmegaConf.load(self.config))
+        except FileNotFoundError as error:
+            raise RunError(
+                f"{self.path} is not a run directory: it has no {self.config.name}"
+            ) from error
+        except Exception as error:  # whatever YAML finds wrong
+            raise RunError(
+                f"{self.config} cannot be read: {error}; restore it, or remove {self.path} and "
+                "start the run anew"
+            ) from error
+        if not isinstance(loaded, dict):
+            raise RunError(f"{self.config} is not a config; remove {self.path} and start anew")
+        return {str(key): value for key, value in loaded.items()}
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The run's result, or None while it has none.
+
+        Raises:
+            RunError: the file cannot be read as JSON.
+        """
+        try:
+            result: dict[str, Any] = json.loads(self.result.read_text())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.result} cannot be read: {error}; remove it and start the run again, "
+                "which evaluates it anew"
+            ) from error
+        return result
+
+    def _take_lock(self) -> None:
+        holder = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        for _ in range(2):
+            try:
+                with open(self.lock, "x") as file:
+                    json.dump(holder, file)
+                return
+            except FileExistsError:
+                self._refuse_if_held()
+                self.lock.unlink(missing_ok=True)
+            except OSError as error:
+                raise cannot("write", self.lock, error) from error
+        raise RunError(f"{self.lock}: another process took it just now; start again")
+
+    def _refuse_if_held(self) -> None:
+        try:
+            holder = json.loads(self.lock.read_text())
+            host, pid = str(holder["host"]), int(holder["pid"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # a process died while writing it
+        if host != socket.gethostname() or (pid != os.getpid() and _is_alive(pid)):
+            raise RunError(
+                f"{self.path} is in use by process {pid} on {host} since "
+                f"{holder.get('started')}; wait for it, or remove {self.lock} if it is gone"
+            )
+
+
+def config_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """``key: before -> now`` for each value in which two experiments differ."""
+    old, new = _flatten(before), _flatten(now)
+    keys = sorted(set(old) | set(new))
+    return [
+        f"{key}: {old.get(key)} (there) -> {new.get(key)} (now)"
+        for key in keys
+        if old.get(key) != new.get(key) and key not in NOT_THE_EXPERIMENT
+    ]
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def write_result(directory: RunDirectory, result: dict[str, Any]) -> None:
+    """Write ``result.json``."""
+    write_json(directory.result, result)
