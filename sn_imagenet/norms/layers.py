@@ -96,12 +96,15 @@ class PooledNorm2d(nn.Module, ABC):
             return self.running_mean.to(dtype), self.running_var.to(dtype)
         return moments.batch()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__} got an input of shape {list(x.shape)}: expected "
                 f"[N, {self.num_features}, H, W]"
             )
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
         pooled: list[Moments] = []
 
         def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,8 +164,9 @@ class BatchNorm2d(PooledNorm2d):
         return self.batch_statistics(moments)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 4 and self._uses_stored_statistics:
+        if self._uses_stored_statistics:
             # Nothing of the sample is needed: skip the pass that computes its moments.
+            self._check_input(x)
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )

@@ -1,0 +1,175 @@
+"""PyTorch's own layers as limit cases, running statistics and constructor arguments included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from norm_reference import gradients, randomize
+from torch import Tensor, nn
+
+from sn_imagenet.norms import (
+    BatchNorm2d,
+    GroupNorm2d,
+    InstanceNorm2d,
+    LayerNorm2d,
+    PooledNorm2d,
+    SwitchNorm2d,
+    set_replicas,
+)
+
+EXACT = {"rtol": 1e-11, "atol": 1e-12}
+
+
+def batches(count: int = 3, channels: int = 64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    shape = (4, channels, 3, 2)
+    return [
+        3 * torch.rand(1, generator=generator) + torch.randn(shape, generator=generator).double()
+        for _ in range(count)
+    ]
+
+
+def assert_same(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
+    x = x.clone().requires_grad_()
+    y, expected = ours(x), theirs(x)
+    torch.testing.assert_close(y, expected, **EXACT)
+    inputs = [x], [x]
+    for module, into in zip((ours, theirs), inputs, strict=True):
+        into.extend(p for p in (module.weight, module.bias) if p is not None)
+    torch.testing.assert_close(gradients(y, inputs[0]), gradients(expected, inputs[1]), **EXACT)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"momentum": None},
+        {"momentum": 0.3, "eps": 1e-3},
+        {"affine": False},
+        {"track_running_stats": False},
+        {"affine": False, "track_running_stats": False},
+    ],
+    ids=str,
+)
+def test_batch_norm(arguments: dict[str, object]) -> None:
+    ours = BatchNorm2d(64, dtype=torch.float64, **arguments)
+    theirs = nn.BatchNorm2d(64, dtype=torch.float64, **arguments)
+    randomize(ours)
+    randomize(theirs)
+    for x in batches():
+        assert_same(ours, theirs, x)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, **EXACT)
+    assert_same(ours.eval(), theirs.eval(), batches()[0])
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (InstanceNorm2d, lambda c: nn.InstanceNorm2d(c, affine=True)),
+        (LayerNorm2d, lambda c: nn.GroupNorm(1, c)),
+        (GroupNorm2d, lambda c: nn.GroupNorm(32, c)),
+        (lambda c: GroupNorm2d(c, num_groups=4), lambda c: nn.GroupNorm(4, c)),
+    ],
+    ids=["instance", "layer", "group32", "group4"],
+)
+def test_sample_norms(
+    ours: Callable[[int], PooledNorm2d], theirs: Callable[[int], nn.Module], training: bool
+) -> None:
+    mine, reference = ours(64).double().train(training), theirs(64).double().train(training)
+    randomize(mine)
+    randomize(reference)
+    for x in batches():
+        assert_same(mine, reference, x)
+    assert mine.state_dict().keys() == reference.state_dict().keys() == {"weight", "bias"}
+
+
+def test_group_norm_caps_its_groups_to_divide_the_channels() -> None:
+    assert GroupNorm2d(16).num_groups == 16
+    assert GroupNorm2d(48).num_groups == 16
+    assert GroupNorm2d(7).num_groups == 1
+    assert SwitchNorm2d(48, omega=("gn",)).num_groups == 16
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_replicas_are_separate_batches(replicas: int) -> None:
+    """One pass over R replicas is R passes of nn.BatchNorm2d; running statistics follow the 1st."""
+    ours = BatchNorm2d(64, dtype=torch.float64)
+    theirs = [nn.BatchNorm2d(64, dtype=torch.float64) for _ in range(replicas)]
+    set_replicas(ours, replicas)
+    for x in batches():
+        y = ours(x)
+        for r, layer in enumerate(theirs):
+            torch.testing.assert_close(y[r::replicas], layer(x[r::replicas]), **EXACT)
+    torch.testing.assert_close(ours.running_mean, theirs[0].running_mean, **EXACT)
+    torch.testing.assert_close(ours.running_var, theirs[0].running_var, **EXACT)
+    set_replicas(ours, replicas, holds_first_replica=False)
+    before = ours.running_mean.clone()
+    ours(batches()[0])
+    torch.testing.assert_close(ours.running_mean, before, rtol=0, atol=0)
+
+
+def test_switch_norm_keeps_batch_norms_running_statistics() -> None:
+    switch, batch = SwitchNorm2d(64).double(), nn.BatchNorm2d(64).double()
+    for x in batches():
+        switch(x)
+        batch(x)
+    torch.testing.assert_close(switch.running_mean, batch.running_mean, **EXACT)
+    torch.testing.assert_close(switch.running_var, batch.running_var, **EXACT)
+    assert switch.num_batches_tracked == 3
+
+
+def test_switch_norm_in_evaluation_mixes_stored_and_own_statistics() -> None:
+    """Sec. 2.1, "Inference": IN and LN from the sample, BN's from what is stored."""
+    layer = SwitchNorm2d(64).double().eval()
+    randomize(layer)
+    with torch.no_grad():
+        layer.running_mean.uniform_(-1, 1)
+        layer.running_var.uniform_(0.5, 2)
+    x = batches(1)[0]
+    w, v = (p.softmax(0) for p in (layer.mean_weight, layer.var_weight))
+    stored = layer.running_mean.view(1, -1, 1, 1), layer.running_var.view(1, -1, 1, 1)
+    var_in, mean_in = torch.var_mean(x, (2, 3), correction=0, keepdim=True)
+    var_ln, mean_ln = torch.var_mean(x, (1, 2, 3), correction=0, keepdim=True)
+    mean = w[0] * mean_in + w[1] * mean_ln + w[2] * stored[0]
+    var = v[0] * var_in + v[1] * var_ln + v[2] * stored[1]
+    affine = [p.view(1, -1, 1, 1) for p in (layer.weight, layer.bias)]
+    expected = (x - mean) / torch.sqrt(var + layer.eps) * affine[0] + affine[1]
+    torch.testing.assert_close(layer(x), expected, **EXACT)
+    torch.testing.assert_close(layer(x[:1]), expected[:1], **EXACT)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("layer", [BatchNorm2d(64), SwitchNorm2d(64), GroupNorm2d(64)])
+def test_without_gradients(mode: Callable, layer: PooledNorm2d) -> None:
+    x = batches(1)[0].float()
+    for training in (True, False):
+        layer.train(training)
+        state = {k: v.clone() for k, v in layer.state_dict().items()}
+        expected = layer(x)
+        layer.load_state_dict(state)
+        with mode():
+            torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias", "mean_weight", "var_weight", "input", "all"])
+def test_frozen_parameters_get_no_gradient(frozen: str) -> None:
+    layer, reference = SwitchNorm2d(64).double(), SwitchNorm2d(64).double()
+    x = batches(1)[0]
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(name != frozen and frozen != "all")
+    own, other = (x.clone().requires_grad_(frozen != "input") for _ in range(2))
+    direction = torch.randn_like(x)
+    (layer(own) * direction).sum().backward()
+    (reference(other) * direction).sum().backward()
+    if frozen != "input":
+        torch.testing.assert_close(own.grad, other.grad)
+    for name, parameter in layer.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, reference.get_parameter(name).grad)
+        else:
+            assert parameter.grad is None

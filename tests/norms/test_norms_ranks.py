@@ -1,0 +1,102 @@
+"""A statistics group that spans ranks: two gloo processes against one with the whole batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from norm_reference import randomize
+from torch import Tensor, nn
+
+from sn_imagenet.norms import (
+    BatchNorm2d,
+    SwitchNorm2d,
+    collect_batch_averages,
+    norm_layers,
+    set_replicas,
+)
+
+RANKS = 2
+SAMPLES = 8
+
+
+def network() -> nn.Module:
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3), SwitchNorm2d(6), nn.Tanh(), nn.Conv2d(6, 4, 2), BatchNorm2d(4)
+    ).double()
+    randomize(net)
+    return net
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(SAMPLES, 3, 6, 5, generator=generator, dtype=torch.float64)
+    return x, torch.randn(SAMPLES, 4, 3, 2, generator=generator, dtype=torch.float64)
+
+
+def step(net: nn.Module, x: Tensor, direction: Tensor) -> dict[str, Any]:
+    with collect_batch_averages(net) as averages:
+        net(x)
+    x = x.clone().requires_grad_()
+    y = net(x)
+    (y * direction).sum().backward()
+    collected = {k: v.statistics("population") for k, v in averages.items()}
+    return {
+        "y": y.detach(),
+        "x_grad": x.grad,
+        "grads": {k: p.grad for k, p in net.named_parameters()},
+        "buffers": dict(net.named_buffers()),
+        "averages": {k: (v[0].detach(), v[1].detach()) for k, v in collected.items()},
+    }
+
+
+def rank_main(rank: int, replicas: int, directory: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{directory}/store", rank=rank, world_size=RANKS)
+    try:
+        net = network()
+        set_replicas(net, replicas, process_group=dist.group.WORLD)
+        x, direction = batch()
+        # Consecutive runs of the batch: with R groups per rank, sample j is of group j mod R
+        # in each run, as in the whole batch.
+        own = slice(rank * SAMPLES // RANKS, (rank + 1) * SAMPLES // RANKS)
+        result = step(net, x[own], direction[own])
+        for grad in result["grads"].values():
+            dist.all_reduce(grad)
+        torch.save(result, f"{directory}/rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_replica_over_two_ranks_is_one_process_with_the_whole_batch(
+    tmp_path: Path, replicas: int
+) -> None:
+    net = network()
+    set_replicas(net, replicas)
+    expected = step(net, *batch())
+    mp.spawn(rank_main, args=(replicas, str(tmp_path)), nprocs=RANKS)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(RANKS)]
+    exact = {"rtol": 1e-10, "atol": 1e-11}
+    torch.testing.assert_close(torch.cat([r["y"] for r in ranks]), expected["y"], **exact)
+    torch.testing.assert_close(torch.cat([r["x_grad"] for r in ranks]), expected["x_grad"], **exact)
+    for result in ranks:
+        for key in ("grads", "buffers", "averages"):
+            torch.testing.assert_close(result[key], expected[key], **exact)
+
+
+def test_samples_per_group_counts_every_rank(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        layer, alone = BatchNorm2d(3), BatchNorm2d(3)
+        set_replicas(layer, process_group=dist.group.WORLD)
+        x = torch.randn(2, 3, 1, 1)
+        torch.testing.assert_close(layer(x), alone(x))
+        torch.testing.assert_close(layer.running_var, alone.running_var)
+    finally:
+        dist.destroy_process_group()
+    assert list(norm_layers(layer)) == [""]
