@@ -1,0 +1,95 @@
+"""Small real data sets on disk, and the photographs beside the project where they exist."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from jpegs import jpeg
+
+from sn_imagenet.config import AugmentConfig, DataConfig, ExperimentConfig, from_hydra
+from sn_imagenet.data import DataSets, build
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def composed() -> Callable[..., ExperimentConfig]:
+    """``composed("data=digits", ...)``: the config as train.py would get it."""
+
+    def compose_with(*overrides: str) -> ExperimentConfig:
+        with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+            return from_hydra(compose("config", list(overrides)))
+
+    return compose_with
+
+
+@pytest.fixture(scope="session")
+def digits(composed: Callable[..., ExperimentConfig]) -> DataSets:
+    config = composed("data=digits")
+    return build(config.data, config.augment, seed=0)
+
+
+def photos(name: str) -> Path:
+    folder = ROOT.parent / "shared" / "data" / name
+    if not folder.is_dir():
+        pytest.skip(f"the photographs of {name} are not beside the project")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cifar_photos() -> Path:
+    """Real photographs of 32x32: train/ and val/ with ten class folders each."""
+    return photos("cifar10_small")
+
+
+@pytest.fixture(scope="session")
+def imagenet_photos() -> Path:
+    """Real photographs of ImageNet: train/ with 200 WNID folders of one each."""
+    return photos("imagenet_sample")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """train/ (12 images) and val/ (5) with the classes cat, dog and eel."""
+    for part, count in (("train", 12), ("val", 5)):
+        for i in range(count):
+            file = tmp_path / part / ("cat", "dog", "eel")[i % 3] / f"{i}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(jpeg(i))
+    return tmp_path
+
+
+@pytest.fixture
+def open_folders(folders: Path) -> Callable[[], DataSets]:
+    """Open ``folders`` as they are now, at 8x8 pixels."""
+    data = DataConfig(
+        name="test",
+        source="imagefolder",
+        train=str(folders / "train"),
+        val=str(folders / "val"),
+        image_size=8,
+        resize_size=10,
+    )
+    return lambda: build(data, AugmentConfig(name="official", lighting_std=0.1), seed=0)
+
+
+@pytest.fixture(scope="session")
+def imagenet_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,000 WNID folders in train/ and val/, one image in each."""
+    root = tmp_path_factory.mktemp("imagenet")
+    image = jpeg(0)
+    for part in ("train", "val"):
+        for i in range(1000):
+            folder = root / part / f"n{i:08d}"
+            folder.mkdir(parents=True)
+            (folder / "0.JPEG").write_bytes(image)
+    return root

@@ -1,0 +1,264 @@
+"""Batches: the same for every number of ranks and workers, each sample where it belongs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sn_imagenet.data import (
+    DataError,
+    DataSets,
+    TrainBatchSampler,
+    calibration_loader,
+    epoch_order,
+    eval_loader,
+    train_loader,
+)
+from sn_imagenet.data.loaders import CalibrationBatchSampler, EvalBatchSampler
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def same(left: Batches, right: Batches) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(left, right, strict=True)
+    )
+
+
+def rank_batches(data: DataSets, rank: int, world_size: int, workers: int) -> Batches:
+    loader = train_loader(
+        data.train,
+        global_batch=200,
+        rank=rank,
+        world_size=world_size,
+        seed=3,
+        workers=workers,
+    )
+    return list(loader.epoch(2))
+
+
+def global_batches(data: DataSets, world_size: int, workers: int) -> Batches:
+    """Deal the ranks' samples back to position i of rank i mod world_size."""
+    ranks = [rank_batches(data, rank, world_size, workers) for rank in range(world_size)]
+
+    def deal_back(parts: list[Tensor]) -> Tensor:
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    return [
+        (deal_back([images for images, _ in step]), deal_back([labels for _, labels in step]))
+        for step in zip(*ranks, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "workers"), [(1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (4, 0), (4, 1), (4, 2)]
+)
+def test_global_batches_do_not_depend_on_ranks_or_workers(
+    digits: DataSets, world_size: int, workers: int
+) -> None:
+    reference = global_batches(digits, world_size=1, workers=0)
+    assert len(reference) == 1397 // 200
+    images, labels = reference[0]
+    assert (images.shape, images.dtype) == ((200, 3, 16, 16), torch.float32)
+    assert (labels.shape, labels.dtype) == ((200,), torch.int64)
+    assert same(global_batches(digits, world_size, workers), reference)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_random_resized_crops_of_files_do_not_depend_on_ranks_or_workers(
+    open_folders: Callable[[], DataSets], workers: int
+) -> None:
+    data = open_folders()
+    parts = [
+        train_loader(data.train, global_batch=6, rank=rank, world_size=2, seed=0, workers=workers)
+        for rank in range(2)
+    ]
+    whole = train_loader(data.train, global_batch=6, rank=0, world_size=1, seed=0, workers=0)
+    for rank, part in enumerate(parts):
+        expected = [(x[rank::2], y[rank::2]) for x, y in whole.epoch(1)]
+        assert same(list(part.epoch(1)), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_loader_serves_all_epochs_and_resumes_within_one(
+    digits: DataSets, workers: int
+) -> None:
+    def made(epoch: int, start_step: int) -> Batches:
+        loader = train_loader(
+            digits.train,
+            global_batch=300,
+            rank=0,
+            world_size=1,
+            seed=1,
+            epoch=epoch,
+            start_step=start_step,
+            workers=0,
+        )
+        return list(loader)
+
+    loader = train_loader(
+        digits.train, global_batch=300, rank=0, world_size=1, seed=1, workers=workers
+    )
+    first = list(loader.epoch(0))
+    assert len(first) == len(loader) == 4
+    next(loader.epoch(1))  # an epoch that is left early does no harm
+    assert same(list(loader.epoch(1)), made(epoch=1, start_step=0))
+    assert same(list(loader.epoch(0, start_step=3)), first[3:])
+    assert same(made(epoch=0, start_step=3), first[3:])
+    assert list(loader.epoch(0, start_step=4)) == []
+    assert not same(first, made(epoch=1, start_step=0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loaders_leave_the_global_random_state_alone(digits: DataSets, workers: int) -> None:
+    loaders = [
+        train_loader(digits.train, global_batch=64, rank=0, world_size=1, seed=0, workers=workers),
+        eval_loader(digits.val, batch_size=64, rank=0, world_size=1, workers=workers),
+        calibration_loader(
+            digits.train,
+            minibatch=8,
+            samples=64,
+            seed=0,
+            rank=0,
+            world_size=1,
+            minibatches_per_batch=2,
+            workers=workers,
+        ),
+    ]
+    before = torch.get_rng_state()
+    for loader in loaders:
+        next(iter(loader))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@given(
+    num_samples=st.integers(1, 60),
+    batch=st.integers(1, 20),
+    world_size=st.integers(1, 8),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 300),
+)
+def test_train_sampler_deals_a_permutation(
+    num_samples: int, batch: int, world_size: int, seed: int, epoch: int
+) -> None:
+    if batch > num_samples:
+        with pytest.raises(DataError, match=rf"\b{batch}\b.*\b{num_samples}\b"):
+            TrainBatchSampler(num_samples, batch, 0, world_size, seed, epoch)
+        return
+    order = epoch_order(num_samples, seed, epoch).tolist()
+    assert sorted(order) == list(range(num_samples))
+    for rank in range(world_size):
+        sampler = TrainBatchSampler(num_samples, batch, rank, world_size, seed, epoch)
+        steps = list(sampler)
+        assert len(steps) == len(sampler) == num_samples // batch
+        for b, keys in enumerate(steps):
+            expected = order[b * batch : (b + 1) * batch][rank::world_size]
+            assert keys == [(epoch, index) for index in expected]
+
+
+def test_order_depends_on_seed_and_epoch() -> None:
+    orders = [epoch_order(100, seed, epoch) for seed in range(3) for epoch in range(3)]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(orders, 2))
+    assert torch.equal(epoch_order(100, 1, 2), epoch_order(100, 1, 2))
+
+
+@given(num_samples=st.integers(1, 40), batch=st.integers(1, 12), world_size=st.integers(1, 50))
+def test_eval_covers_every_sample_once(num_samples: int, batch: int, world_size: int) -> None:
+    seen = []
+    for rank in range(world_size):
+        sampler = EvalBatchSampler(num_samples, batch, rank, world_size)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        assert all(1 <= len(keys) <= batch for keys in batches)
+        seen += [key.sample for keys in batches for key in keys]
+    assert sorted(seen) == list(range(num_samples))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_eval_loader_with_more_ranks_than_samples(
+    open_folders: Callable[[], DataSets], workers: int
+) -> None:
+    val = open_folders().val
+    counts = [
+        sum(
+            len(labels)
+            for _, labels in eval_loader(
+                val, batch_size=4, rank=rank, world_size=len(val) + 2, workers=workers
+            )
+        )
+        for rank in range(len(val) + 2)
+    ]
+    assert counts == [1] * len(val) + [0, 0]
+
+
+@settings(max_examples=60)
+@given(
+    num_samples=st.integers(1, 80),
+    n=st.integers(1, 9),
+    samples=st.one_of(st.just("all"), st.integers(1, 120)),
+    world_size=st.integers(1, 5),
+    k=st.integers(1, 5),
+    seed=st.integers(0, 3),
+)
+def test_calibration_holds_each_minibatch_once_interleaved(
+    num_samples: int, n: int, samples: int | str, world_size: int, k: int, seed: int
+) -> None:
+    available = num_samples if samples == "all" else min(int(samples), num_samples)
+    arguments = (num_samples, n, samples, seed)
+    if available < n:
+        with pytest.raises(DataError, match="does not fill one minibatch"):
+            CalibrationBatchSampler(*arguments, 0, world_size, k)
+        return
+    order = epoch_order(num_samples, seed, -1 - seed).tolist()
+    expected = {m: order[m * n : (m + 1) * n] for m in range(available // n)}
+    found = {}
+    for rank in range(world_size):
+        sampler = CalibrationBatchSampler(*arguments, rank, world_size, k)
+        assert sampler.minibatches == len(expected)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        mine = iter(range(rank, len(expected), world_size))
+        for keys in batches:
+            assert {key.epoch for key in keys} == {-1 - seed}
+            held = len(keys) // n
+            assert 1 <= held <= k
+            for group, m in enumerate(itertools.islice(mine, held)):
+                found[m] = [key.sample for key in keys[group::held]]
+    assert found == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_calibration_loader_yields_augmented_minibatches(digits: DataSets, workers: int) -> None:
+    def loader(**changes: object) -> object:
+        arguments = SimpleNamespace(
+            minibatch=8,
+            samples=100,
+            seed=5,
+            rank=0,
+            world_size=1,
+            minibatches_per_batch=5,
+            workers=workers,
+        )
+        return calibration_loader(digits.train, **(vars(arguments) | changes))
+
+    made = loader()
+    assert (made.minibatches, made.samples_used, made.minibatch) == (12, 96, 8)
+    batches = list(made)
+    assert [len(labels) for _, labels in batches] == [40, 40, 16]
+    alone = list(loader(minibatches_per_batch=1))
+    assert torch.equal(batches[1][0][2::5], alone[5 + 2][0])
+    assert torch.equal(batches[2][1][1::2], alone[10 + 1][1])
+    assert loader(samples="all").samples_used == 1397 // 8 * 8
+    assert loader(samples=50000).samples_used == 1397 // 8 * 8
+
+
+def test_epoch_without_a_step_names_batch_and_samples(digits: DataSets) -> None:
+    with pytest.raises(DataError, match=r"total batch of 2048 .* training set of 1397"):
+        train_loader(digits.train, global_batch=2048, rank=0, world_size=1, seed=0, workers=0)

@@ -1,0 +1,318 @@
+"""The sources, what identifies them, and bad input: one clear error that names the thing."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import pickle
+import shutil
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jpegs import jpeg
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from sn_imagenet.config import AugmentConfig, DataConfig, ExperimentConfig, UserError
+from sn_imagenet.data import DataError, DataSets, build, eval_loader, train_loader
+from sn_imagenet.data.folders import decode
+
+PLAIN = AugmentConfig(name="none", crop="none", flip=False)
+
+
+def test_digits_are_split_once_and_for_all(
+    composed: Callable[..., ExperimentConfig], digits: DataSets
+) -> None:
+    config = composed("data=digits")
+    assert (len(digits.train), len(digits.val)) == (1397, 400)
+    assert digits.classes == tuple("0123456789")
+    for dataset in (digits.train, digits.val):
+        shares = np.bincount(dataset.source.labels) / len(dataset)
+        np.testing.assert_allclose(shares, 0.1, atol=0.005)
+    assert build(config.data, config.augment, seed=7).fingerprint == digits.fingerprint
+    # What every committed result on digits was measured with.
+    assert digits.fingerprint["train"]["sha256"].startswith("8674184c5734cf0b")
+    together = np.concatenate([d.source.images.numpy() for d in (digits.train, digits.val)])
+    assert len(np.unique(together.reshape(1797, -1), axis=0)) == 1797
+
+
+def test_digits_are_normalised_by_their_own_mean_and_std(
+    composed: Callable[..., ExperimentConfig],
+) -> None:
+    config = composed("data=digits", "augment=none")
+    data = build(config.data, config.augment, seed=0)
+    images = torch.stack([data.train[0, i][0] for i in range(len(data.train))])
+    assert images.shape == (1397, 3, 16, 16)
+    assert torch.equal(images[:, 0], images[:, 2])
+    torch.testing.assert_close(images.mean(), torch.tensor(0.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(images.std(), torch.tensor(1.0), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "augment"),
+    [
+        ([], "official"),
+        (["data=digits"], "crop"),
+        (["data=cifar10"], "crop_flip"),
+        (["data=digits", "augment=crop_flip"], "crop_flip"),
+        (["augment=none", "data=cifar10"], "none"),
+    ],
+)
+def test_a_data_set_chooses_its_augmentation_and_the_user_may_choose_another(
+    composed: Callable[..., ExperimentConfig], overrides: list[str], augment: str
+) -> None:
+    assert composed(*overrides).augment.name == augment
+
+
+def test_sample_id_is_the_place_in_sorted_order(
+    open_folders: Callable[[], DataSets], folders: Path
+) -> None:
+    data = open_folders()
+    files = sorted((folders / "train").rglob("*.jpg"), key=lambda f: (f.parent.name, f.name))
+    assert data.classes == ("cat", "dog", "eel")
+    for index, file in enumerate(files):
+        image, label = data.train.source[index]
+        assert np.array_equal(np.asarray(image), np.asarray(Image.open(file)))
+        assert data.classes[label] == file.parent.name
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_images_are_decoded_to_rgb(tmp_path: Path, mode: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(0, mode))
+    assert decode(tmp_path / "a.jpg").mode == "RGB"
+
+
+def test_fingerprint_sees_renamed_resized_moved_and_missing_files(
+    open_folders: Callable[[], DataSets], folders: Path
+) -> None:
+    def now() -> str:
+        return open_folders().fingerprint["train"]["sha256"]
+
+    cat, dog = folders / "train" / "cat", folders / "train" / "dog"
+    seen = [now(), now()]
+    assert seen[0] == seen[1]
+    assert open_folders().fingerprint["val"]["samples"] == 5
+    (cat / "0.jpg").rename(cat / "00.jpg")
+    seen.append(now())
+    (cat / "00.jpg").write_bytes(jpeg(0, size=(30, 30)))
+    seen.append(now())
+    (cat / "00.jpg").rename(dog / "00.jpg")
+    seen.append(now())
+    (dog / "00.jpg").unlink()
+    seen.append(now())
+    assert len(set(seen)) == 5
+
+
+# Bad input ------------------------------------------------------------------------------------
+
+
+def test_empty_class_folder(open_folders: Callable[[], DataSets], folders: Path) -> None:
+    (folders / "train" / "bat").mkdir()
+    (folders / "train" / "bat" / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match="no image files in class folder bat") as caught:
+        open_folders()
+    assert isinstance(caught.value, UserError)
+    assert "data.train" in str(caught.value)
+
+
+def test_classes_of_train_and_val_that_differ(
+    open_folders: Callable[[], DataSets], folders: Path
+) -> None:
+    (folders / "val" / "eel").rename(folders / "val" / "fox")
+    with pytest.raises(DataError, match=r"only in \S+train: eel; only in \S+val: fox"):
+        open_folders()
+    for i in range(9):
+        shutil.copytree(folders / "train" / "cat", folders / "train" / f"more{i}")
+    with pytest.raises(DataError, match="eel, more0, more1, more2, more3 and 5 more"):
+        open_folders()
+
+
+def test_folders_missing_or_without_classes_or_not_given(
+    open_folders: Callable[[], DataSets], folders: Path
+) -> None:
+    shutil.rmtree(folders / "val")
+    with pytest.raises(DataError, match=r"val \(data.val\): there is no such folder"):
+        open_folders()
+    (folders / "val").mkdir()
+    with pytest.raises(DataError, match="has no class folders"):
+        open_folders()
+    for given_train, missing in ((None, "data.train"), (str(folders / "train"), "data.val")):
+        data = DataConfig(name="x", source="imagefolder", train=given_train)
+        with pytest.raises(DataError, match=f"needs {missing}"):
+            build(data, PLAIN, seed=0)
+
+
+def test_a_folder_that_would_not_be_read(folders: Path) -> None:
+    data = DataConfig(name="x", source="imagenet", train=str(folders / "train"))
+    with pytest.raises(DataError, match=r"data.train=.* would not be read.*data.root=DIR"):
+        build(data, PLAIN, seed=0)
+
+
+def test_dangling_link(open_folders: Callable[[], DataSets], folders: Path) -> None:
+    (folders / "train" / "cat" / "link.jpg").symlink_to(folders / "gone.jpg")
+    with pytest.raises(DataError, match=r"link\.jpg"):
+        open_folders()
+
+
+def text_file(path: Path) -> None:
+    path.write_text("this is no image")
+
+
+def truncated(path: Path) -> None:
+    whole = jpeg(1, size=(200, 200))
+    path.write_bytes(whole[: len(whole) // 2])
+    assert Image.open(path).size == (200, 200)  # the header alone looks sound
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("spoil", [text_file, truncated])
+def test_a_broken_file_is_named(
+    open_folders: Callable[[], DataSets],
+    folders: Path,
+    spoil: Callable[[Path], None],
+    workers: int,
+) -> None:
+    broken = folders / "train" / "dog" / "4.jpg"
+    spoil(broken)
+    loader = train_loader(
+        open_folders().train, global_batch=12, rank=0, world_size=1, seed=0, workers=workers
+    )
+    with pytest.raises(DataError) as caught:
+        list(loader.epoch(0))
+    message = str(caught.value)
+    assert message.startswith(f"{broken} cannot be read as an image (")
+    assert message.endswith("nothing is substituted for it.")
+    assert "Traceback" not in message
+    assert len(message.splitlines()) == 1
+    broken.write_bytes(jpeg(1))
+    assert len(list(loader.epoch(0))) == 1  # mended, the same loader goes on
+
+
+def test_a_broken_val_file_is_named(open_folders: Callable[[], DataSets], folders: Path) -> None:
+    truncated(folders / "val" / "cat" / "0.jpg")
+    loader = eval_loader(open_folders().val, batch_size=2, rank=0, world_size=1, workers=2)
+    with pytest.raises(DataError, match=r"^\S+0\.jpg cannot be read"):
+        list(loader)
+
+
+def imagenet(root: Path | None) -> DataSets:
+    data = DataConfig(name="imagenet", source="imagenet", root=root and str(root))
+    return build(data, PLAIN, seed=0)
+
+
+def test_absent_imagenet_names_the_ways_out(
+    composed: Callable[..., ExperimentConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for value in (None, "", str(tmp_path / "absent"), str(tmp_path)):
+        monkeypatch.delenv("IMAGENET_ROOT", raising=False)
+        if value is not None:
+            monkeypatch.setenv("IMAGENET_ROOT", value)
+        config = composed()
+        with pytest.raises(DataError) as caught:
+            build(config.data, config.augment, seed=0)
+        for words in ("data.root", "IMAGENET_ROOT", "data=digits model=resnet50_mini"):
+            assert words in str(caught.value)
+
+
+def test_imagenet_needs_a_thousand_classes(imagenet_like: Path) -> None:
+    data = imagenet(imagenet_like)
+    assert (len(data.classes), len(data.train), len(data.val)) == (1000, 1000, 1000)
+    assert data.train[0, 999][1] == 999
+    extra = imagenet_like / "val" / "n99999999"
+    extra.mkdir()
+    (extra / "0.JPEG").write_bytes(jpeg(0))
+    try:
+        with pytest.raises(DataError, match=r"val has 1001 class folders, ImageNet-1k has 1000"):
+            imagenet(imagenet_like)
+    finally:
+        shutil.rmtree(extra)
+
+
+def test_flat_imagenet_val_says_what_to_do(imagenet_like: Path, tmp_path: Path) -> None:
+    (tmp_path / "train").symlink_to(imagenet_like / "train")
+    (tmp_path / "val").mkdir()
+    for i in range(3):
+        (tmp_path / "val" / f"ILSVRC2012_val_{i + 1:08d}.JPEG").write_bytes(jpeg(i))
+    with pytest.raises(DataError, match=r"is flat: 3 .*devkit.*torchvision.datasets.ImageNet"):
+        imagenet(tmp_path)
+
+
+# CIFAR-10 -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cifar_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A hundred images in CIFAR-10's own format, as an archive on a local web server, in place of
+    the original's address and checksums."""
+    served = tmp_path / "served"
+    batches = served / CIFAR10.base_folder
+    batches.mkdir(parents=True)
+    names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+    content = {
+        name: {
+            "data": np.random.default_rng(i).integers(0, 256, (10, 3072), dtype=np.uint8),
+            "labels": list(range(10)),
+        }
+        for i, name in enumerate(names)
+    }
+    content["batches.meta"] = {"label_names": [f"class{i}" for i in range(10)]}
+    sums = {}
+    for name, values in content.items():
+        file = batches / name
+        file.write_bytes(pickle.dumps(values))
+        sums[name] = hashlib.md5(file.read_bytes()).hexdigest()
+    archive = served / CIFAR10.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(batches, CIFAR10.base_folder)
+    shutil.rmtree(batches)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(served))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/{CIFAR10.filename}"
+    monkeypatch.setattr(CIFAR10, "url", url)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    for part in ("train_list", "test_list"):
+        monkeypatch.setattr(CIFAR10, part, [[n, sums[n]] for n, _ in getattr(CIFAR10, part)])
+    meta = CIFAR10.meta | {"md5": sums["batches.meta"]}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    yield url
+    server.shutdown()
+    server.server_close()
+
+
+def cifar(root: Path) -> DataSets:
+    data = DataConfig(
+        name="cifar10", source="cifar10", root=str(root), image_size=32, resize_size=32
+    )
+    return build(data, PLAIN, seed=0)
+
+
+def test_cifar10_is_downloaded_once(cifar_server: str, tmp_path: Path) -> None:
+    first = cifar(tmp_path / "cifar")
+    assert (len(first.train), len(first.val)) == (50, 10)
+    assert first.classes[3] == "class3"
+    assert first.train[0, 13][0].shape == (3, 32, 32)
+    assert first.train[0, 13][1] == 3
+    (tmp_path / "served" / CIFAR10.filename).unlink()
+    assert cifar(tmp_path / "cifar").fingerprint == first.fingerprint
+
+
+def test_cifar10_neither_found_nor_downloaded(cifar_server: str, tmp_path: Path) -> None:
+    (tmp_path / "served" / CIFAR10.filename).unlink()
+    with pytest.raises(DataError) as caught:
+        cifar(tmp_path / "cifar")
+    for words in (str(tmp_path / "cifar"), "CIFAR10_ROOT", "404", cifar_server):
+        assert words in str(caught.value)
