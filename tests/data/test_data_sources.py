@@ -78,7 +78,8 @@ def test_sample_id_is_the_place_in_sorted_order(
     assert data.classes == ("cat", "dog", "eel")
     for index, file in enumerate(files):
         image, label = data.train.source[index]
-        assert np.array_equal(np.asarray(image), np.asarray(Image.open(file)))
+        with Image.open(file) as expected:
+            assert np.array_equal(np.asarray(image), np.asarray(expected))
         assert data.classes[label] == file.parent.name
 
 
@@ -167,7 +168,8 @@ def text_file(path: Path) -> None:
 def truncated(path: Path) -> None:
     whole = jpeg(1, size=(200, 200))
     path.write_bytes(whole[: len(whole) // 2])
-    assert Image.open(path).size == (200, 200)  # the header alone looks sound
+    with Image.open(path) as image:
+        assert image.size == (200, 200)  # the header alone looks sound
 
 
 @pytest.mark.parametrize("workers", [0, 1])
