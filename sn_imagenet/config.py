@@ -22,7 +22,12 @@ SOURCES = ("digits", "cifar10", "imagefolder", "imagenet")
 
 
 class UserError(ValueError):
-    """Something that the user can mend; shown as one line, without a traceback."""
+    """Something that the user can mend; shown without a traceback.
+
+    ``agreed``: whether every rank of the run raised it, so that one of them may speak for all.
+    """
+
+    agreed = False
 
 
 class ConfigError(UserError):

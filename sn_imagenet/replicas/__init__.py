@@ -1,16 +1,18 @@
 """Settings and their placement on ranks; the processes of an experiment."""
 
 from sn_imagenet.replicas.placement import Pass, Placement, fitting_world_sizes, tell_layers
+from sn_imagenet.replicas.precision import autocast_for, set_precision
 from sn_imagenet.replicas.processes import (
+    Session,
     barrier,
     choose_device,
     from_rank_0,
     join,
-    only_rank_0_on_stderr,
     rank,
     say,
     session,
     sum_over_ranks,
+    to_device,
     together,
     world_size,
 )
@@ -18,17 +20,20 @@ from sn_imagenet.replicas.processes import (
 __all__ = [
     "Pass",
     "Placement",
+    "Session",
+    "autocast_for",
     "barrier",
     "choose_device",
     "fitting_world_sizes",
     "from_rank_0",
     "join",
-    "only_rank_0_on_stderr",
     "rank",
     "say",
     "session",
+    "set_precision",
     "sum_over_ranks",
     "tell_layers",
+    "to_device",
     "together",
     "world_size",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -32,14 +33,63 @@ def say(message: str) -> None:
         print(message, flush=True)
 
 
+class Session:
+    """The life of a program that runs one cell or, under Hydra's multirun, several.
+
+    ``exit_code``: 0 while all went well; 2 after an error that the user can mend, 1 after any
+    other.
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+        self._stderr = sys.stderr
+        if rank() > 0:
+            # What goes wrong before a cell starts, all ranks would say alike.
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the program ends
+
+    def speak(self) -> None:
+        """Let this rank write to stderr again."""
+        sys.stderr = self._stderr
+
+    @contextmanager
+    def cell(self) -> Iterator[None]:
+        """One cell: its errors are told and remembered, and the next one may follow.
+
+        An error of one rank alone ends the process, since the others are waiting for it in a
+        collective and could not go on to the next cell; torchrun then ends them.
+        """
+        self.speak()
+        try:
+            yield
+        except UserError as error:
+            self.exit_code = max(self.exit_code, 2)
+            # What all ranks agree on is said once, what one rank met is said by it.
+            if rank() == 0 or not getattr(error, "agreed", False):
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            if world_size() > 1 and not getattr(error, "agreed", False):
+                raise SystemExit(2) from error
+        except Exception:
+            self.exit_code = 1
+            traceback.print_exc()
+            if world_size() > 1:
+                raise SystemExit(1) from None
+
+
 @contextmanager
-def session() -> Iterator[None]:
-    """The life of the program: whatever happens, the process group is destroyed on the way out."""
+def session() -> Iterator[Session]:
+    """Whatever happens, the process group is destroyed on the way out.
+
+    Raises:
+        SystemExit: at the end, if a cell went wrong.
+    """
+    current = Session()
     try:
-        yield
+        yield current
     finally:
+        current.speak()
         if dist.is_initialized():
             dist.destroy_process_group()
+    sys.exit(current.exit_code)
 
 
 def join(timeout: timedelta = timedelta(minutes=30)) -> None:
@@ -77,6 +127,8 @@ def choose_device(wanted: str) -> torch.device:
 def together() -> Iterator[None]:
     """Every rank leaves the block well, or all raise the first rank's error.
 
+    The block must hold no collective. The error is marked as ``agreed``: all ranks know of it.
+
     Raises:
         UserError: on all ranks, if the block raised one on any.
     """
@@ -89,9 +141,10 @@ def together() -> Iterator[None]:
         messages: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(messages, None if error is None else str(error))
         first = next((message for message in messages if message is not None), None)
-        if first is not None:
-            raise (UserError(first) if error is None or str(error) != first else error)
-    elif error is not None:
+        if first is not None and (error is None or str(error) != first):
+            error = UserError(first)
+    if error is not None:
+        error.agreed = True
         raise error
 
 
@@ -117,16 +170,12 @@ def barrier() -> None:
         dist.barrier()
 
 
-@contextmanager
-def only_rank_0_on_stderr() -> Iterator[None]:
-    """Silence the other ranks' stderr, for what all ranks would say alike."""
-    if rank() == 0:
-        yield
-        return
-    original = sys.stderr
-    with open(os.devnull, "w") as sink:
-        sys.stderr = sink
-        try:
-            yield
-        finally:
-            sys.stderr = original
+def to_device(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """A batch's images and labels on ``device``; on CUDA the images are channels_last."""
+    images, labels = batch
+    if device.type == "cpu":
+        return images, labels
+    return (
+        images.to(device, non_blocking=True, memory_format=torch.channels_last),
+        labels.to(device, non_blocking=True),
+    )

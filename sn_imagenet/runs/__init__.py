@@ -1,6 +1,6 @@
 """Run directories: their files, their lock, checkpoints, metrics and provenance."""
 
-from sn_imagenet.runs.directory import RunDirectory, config_differences, write_result
+from sn_imagenet.runs.directory import RunDirectory, config_differences
 from sn_imagenet.runs.files import RunError, write_atomically, write_json
 from sn_imagenet.runs.metrics import MetricsLog
 from sn_imagenet.runs.provenance import provenance
@@ -13,5 +13,4 @@ __all__ = [
     "provenance",
     "write_atomically",
     "write_json",
-    "write_result",
 ]

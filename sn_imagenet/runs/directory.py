@@ -77,22 +77,29 @@ class RunDirectory:
     def result(self) -> Path:
         return self.path / "result.json"
 
+    def check(self, config: ExperimentConfig) -> None:
+        """Whether the directory is free or holds this very experiment.
+
+        Raises:
+            RunError: another experiment's run lies there; the difference is shown.
+        """
+        if not self.config.exists():
+            return
+        differences = config_differences(self.read_config(), config.to_dict())
+        if differences:
+            raise RunError(
+                f"{self.path} holds a run of another config:\n"
+                + "\n".join(f"  {line}" for line in differences)
+                + "\nStart this one with another run_dir= (or runs_dir=, seed=), or remove that "
+                "directory."
+            )
+
     def claim(self, config: ExperimentConfig) -> None:
         """Make the directory this experiment's, and this process the one that works in it.
 
         Raises:
-            RunError: another experiment's run lies there (the difference is shown), another
-                process works there, or nothing can be written.
+            RunError: another process works there, or nothing can be written.
         """
-        if self.config.exists():
-            differences = config_differences(self.read_config(), config.to_dict())
-            if differences:
-                raise RunError(
-                    f"{self.path} holds a run of another config:\n"
-                    + "\n".join(f"  {line}" for line in differences)
-                    + "\nStart this one with another run_dir= (or runs_dir=, seed=), or remove "
-                    "that directory."
-                )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -143,6 +150,14 @@ class RunDirectory:
                 "which evaluates it anew"
             ) from error
         return result
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write ``result.json``.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        write_json(self.result, result)
 
     def _take_lock(self) -> None:
         holder = {
@@ -204,8 +219,3 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def write_result(directory: RunDirectory, result: dict[str, Any]) -> None:
-    """Write ``result.json``."""
-    write_json(directory.result, result)

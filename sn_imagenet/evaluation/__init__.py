@@ -1,0 +1,25 @@
+"""Calibration, evaluation and the result of a run."""
+
+from sn_imagenet.evaluation.accuracy import accuracy, correct_counts
+from sn_imagenet.evaluation.calibration import calibrate
+from sn_imagenet.evaluation.departures import departures
+from sn_imagenet.evaluation.evaluate import (
+    described_weights,
+    evaluate,
+    validate,
+)
+from sn_imagenet.evaluation.prepare import Prepared, prepare
+from sn_imagenet.evaluation.result import make_result
+
+__all__ = [
+    "Prepared",
+    "accuracy",
+    "calibrate",
+    "correct_counts",
+    "departures",
+    "described_weights",
+    "evaluate",
+    "make_result",
+    "prepare",
+    "validate",
+]

@@ -1,0 +1,97 @@
+"""Batch average: BN's statistics for evaluation, from random training minibatches (Sec. 2.1)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sn_imagenet.config import CalibrationConfig
+from sn_imagenet.data import AugmentedDataset, calibration_loader
+from sn_imagenet.norms import (
+    StoredStatistics,
+    collect_batch_averages,
+    norm_layers,
+    set_replicas,
+)
+from sn_imagenet.replicas import rank, sum_over_ranks, to_device, world_size
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How batch-average statistics were made, as recorded with the evaluation."""
+
+    estimator: str
+    samples_requested: int | str
+    samples_used: int
+    samples_per_replica: int
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def calibrate(
+    network: nn.Module,
+    train: AugmentedDataset,
+    config: CalibrationConfig,
+    *,
+    samples_per_replica: int,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    autocast: Any,
+) -> tuple[StoredStatistics, Calibration]:
+    """The batch average of every layer's BN statistics.
+
+    The network is frozen: only its normalisation layers are in training mode, dropout is off, and
+    the running statistics stay as they are. Minibatches are of the run's own samples per replica,
+    shared out over the ranks and summed over them.
+
+    Args:
+        batch_size: samples in one forward pass at most (but at least one minibatch).
+
+    Returns:
+        Layer name -> (mean [C], var [C]) in float64, and how they were made.
+
+    Raises:
+        DataError: the requested samples do not fill one minibatch.
+    """
+    loader = calibration_loader(
+        train,
+        minibatch=samples_per_replica,
+        samples=config.samples,
+        seed=config.seed,
+        rank=rank(),
+        world_size=world_size(),
+        minibatches_per_batch=max(1, batch_size // samples_per_replica),
+        workers=workers,
+    )
+    network.eval()
+    layers = norm_layers(network).values()
+    with collect_batch_averages(network) as averages:
+        for layer in layers:
+            layer.train()
+        try:
+            for batch in loader:
+                images, _ = to_device(batch, device)
+                set_replicas(network, len(images) // samples_per_replica)
+                with autocast():
+                    network(images)
+        finally:
+            network.eval()
+            set_replicas(network)
+    for average in averages.values():
+        sum_over_ranks(average.tables)
+        sum_over_ranks(average.count)
+    statistics = {name: a.statistics(config.estimator) for name, a in averages.items()}
+    return statistics, Calibration(
+        estimator=config.estimator,
+        samples_requested=config.samples,
+        samples_used=loader.samples_used,
+        samples_per_replica=samples_per_replica,
+        seed=config.seed,
+    )

@@ -1,0 +1,80 @@
+"""In what a run departs from the paper's protocol: computed from its config, never typed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sn_imagenet.config import ExperimentConfig
+
+TABLE_2_SETTINGS = ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line of the paper's protocol: what the paper says, and how to read a run's own."""
+
+    item: str
+    paper: Any
+    ours: Callable[[ExperimentConfig], Any]
+
+
+def _augmentation(config: ExperimentConfig) -> str:
+    a = config.augment
+    crop = {
+        "random_resized": f"random resized crop (area {a.scale[0]:g}-{a.scale[1]:g})",
+        "pad": f"crop after zero-padding by {a.padding}",
+        "none": "no crop",
+    }[a.crop]
+    flip = "flip" if a.flip else "no flip"
+    lighting = f", PCA lighting std {a.lighting_std:g}" if a.lighting_std else ""
+    return f"{crop}, {flip}{lighting}"
+
+
+def _setting(config: ExperimentConfig) -> str:
+    return f"{config.batch.gpus}x{config.batch.samples_per_gpu}"
+
+
+# Sec. 4.1 of the paper, "Protocol", its footnote 2, Sec. 2.1, and [7] where it refers to it.
+PAPER = (
+    Fact("data", "imagenet", lambda c: c.data.source),
+    Fact("model", "resnet50", lambda c: c.model.name),
+    Fact("model arguments", {}, lambda c: c.model.args),
+    Fact("image size", 224, lambda c: c.data.image_size),
+    Fact("epochs", 100, lambda c: c.trainer.epochs),
+    Fact("stopped after steps", None, lambda c: c.trainer.max_steps),
+    Fact("initial learning rate", 0.1, lambda c: c.initial_lr),
+    Fact(
+        "learning rate drops after epochs",
+        [30, 60, 90],
+        lambda c: [round(m * 100) for m in c.protocol.lr_milestones],
+    ),
+    Fact("learning rate drops by", 0.1, lambda c: c.protocol.lr_factor),
+    Fact("momentum", 0.9, lambda c: c.protocol.momentum),
+    Fact("weight decay", 1e-4, lambda c: c.protocol.weight_decay),
+    Fact("dropout", 0.0, lambda c: c.protocol.dropout),
+    Fact("last gamma of a block", 1, lambda c: 0 if c.protocol.zero_init_last_gamma else 1),
+    Fact(
+        "augmentation",
+        "shorter side from [256, 480], 224 crop, flip, colour (He et al. 2016)",
+        _augmentation,
+    ),
+    Fact("precision", "fp32", lambda c: c.trainer.precision),
+    Fact("estimator of the batch average", "mean_of_variances", lambda c: c.calibration.estimator),
+)
+
+
+def departures(config: ExperimentConfig) -> list[dict[str, str]]:
+    """The items of the protocol in which a run differs: [{"item", "paper", "ours"}, ...].
+
+    Milestones are compared as fractions of the training, since ``epochs`` is an item of its own.
+    """
+    found = [
+        {"item": fact.item, "paper": str(fact.paper), "ours": str(fact.ours(config))}
+        for fact in PAPER
+        if fact.ours(config) != fact.paper
+    ]
+    if _setting(config) not in TABLE_2_SETTINGS:
+        found.append({"item": "setting", "paper": "one of Table 2's", "ours": _setting(config)})
+    return found

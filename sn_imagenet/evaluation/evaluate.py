@@ -1,0 +1,72 @@
+"""A trained network's evaluations: moving average and batch average, or the sample's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sn_imagenet.data import eval_loader
+from sn_imagenet.evaluation.accuracy import accuracy
+from sn_imagenet.evaluation.calibration import calibrate
+from sn_imagenet.evaluation.prepare import Prepared, stores_statistics
+from sn_imagenet.models import places
+from sn_imagenet.norms import importance_weights, set_replicas, stored_statistics
+from sn_imagenet.replicas import autocast_for, rank, world_size
+
+
+def validate(prepared: Prepared) -> dict[str, Any]:
+    """Evaluate the network with its present statistics: what :func:`accuracy` returns, and
+    ``statistics``, which they are.
+    """
+    config, network, device = prepared.config, prepared.network, prepared.device
+    network.eval()
+    set_replicas(network)
+    loader = eval_loader(
+        prepared.data.val,
+        batch_size=config.trainer.eval_batch_size,
+        rank=rank(),
+        world_size=world_size(),
+        workers=config.data.workers,
+    )
+    counts = accuracy(network, loader, device, autocast_for(config.trainer.precision, device))
+    return {**counts, "statistics": "moving_average" if stores_statistics(network) else "sample"}
+
+
+def evaluate(prepared: Prepared) -> dict[str, dict[str, Any]]:
+    """All evaluations of a network, by the statistics they use.
+
+    ``moving_average`` and ``batch_average`` for a normaliser that stores statistics, ``sample`` for
+    one that does not. Each is what :func:`accuracy` returns, with ``calibration``: how the batch
+    average was made, or null.
+    """
+    config, network = prepared.config, prepared.network
+    evaluations = {}
+    present = validate(prepared)
+    evaluations[present.pop("statistics")] = {**present, "calibration": None}
+    if stores_statistics(network):
+        statistics, calibration = calibrate(
+            network,
+            prepared.data.train,
+            config.calibration,
+            samples_per_replica=config.batch.samples_per_gpu,
+            batch_size=config.trainer.eval_batch_size,
+            workers=config.data.workers,
+            device=prepared.device,
+            autocast=autocast_for(config.trainer.precision, prepared.device),
+        )
+        with stored_statistics(network, statistics):
+            average = validate(prepared)
+        average.pop("statistics")
+        evaluations["batch_average"] = {**average, "calibration": calibration.to_dict()}
+    return evaluations
+
+
+def described_weights(network: nn.Module) -> list[dict[str, Any]] | None:
+    """The importance weights of each SN layer in network order with its place; None without SN."""
+    where = places(network)
+    described = [
+        {"name": name, "stage": where[name].stage, "place": where[name].place, **weights}
+        for name, weights in importance_weights(network).items()
+    ]
+    return described or None

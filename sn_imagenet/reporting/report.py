@@ -1,0 +1,42 @@
+"""What a run leaves to look at: its top-1 table and, for SN, its importance weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sn_imagenet.reporting.figures import plot_run
+from sn_imagenet.reporting.render import write_text
+from sn_imagenet.reporting.tables import top1_table
+
+
+def report_run(result: dict[str, Any], run_dir: str | Path) -> None:
+    """Write ``top1.md`` and the figures of one run, and print the table and their paths.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    report_runs({Path(run_dir): result})
+
+
+def report_runs(results: Mapping[Path, dict[str, Any]], table: Path | None = None) -> None:
+    """Write ``top1.md`` and the figures into each run's directory, and print one table of all.
+
+    Args:
+        results: run directory -> contents of its ``result.json``.
+        table: where the table of all goes too, if anywhere.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    written: list[Path] = []
+    for run_dir, result in results.items():
+        written.append(write_text(run_dir / "top1.md", top1_table([result])))
+        written += plot_run(result, run_dir)
+    combined = top1_table(list(results.values()))
+    if table is not None:
+        written.append(write_text(table, combined))
+    print(combined)
+    for path in written:
+        print(path)

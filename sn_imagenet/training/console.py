@@ -1,0 +1,59 @@
+"""What a run says as it goes: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from sn_imagenet.replicas import rank, say
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class Progress:
+    """The progress of a training of ``total`` steps, of which ``done`` lie behind it."""
+
+    def __init__(self, total: int, done: int, epochs: int) -> None:
+        self._total = total
+        self._first = self._done = done
+        self._epochs = epochs
+        self._start = time.perf_counter()
+        terminal = sys.stderr.isatty() and rank() == 0
+        self._bar = (
+            tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) if terminal else None
+        )
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update()
+
+    def report(self, epoch: int, loss: float, top1: float, lr: float, images_per_s: float) -> None:
+        """Say how the last steps went. ``epoch`` counts from 1."""
+        values = f"loss {loss:.4f}  top-1 {top1:5.2f}  lr {lr:.6g}  {images_per_s:.0f} images/s"
+        if self._bar is not None:
+            self._bar.set_description(f"epoch {epoch}/{self._epochs}")
+            self._bar.set_postfix_str(values)
+            return
+        per_step = (time.perf_counter() - self._start) / max(self._done - self._first, 1)
+        left = duration(per_step * (self._total - self._done))
+        say(f"epoch {epoch}/{self._epochs}  step {self._done}/{self._total}  {values}  ETA {left}")
+
+    def line(self, text: str) -> None:
+        """A line of its own."""
+        if self._bar is not None:
+            self._bar.write(text)
+        else:
+            say(text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,124 @@
+"""Turns steps into rows of ``metrics.jsonl``, TensorBoard scalars and lines on the console."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+from sn_imagenet.replicas import rank
+from sn_imagenet.runs import MetricsLog
+from sn_imagenet.training.console import Progress
+from sn_imagenet.training.stepper import StepOutcome
+
+T = TypeVar("T")
+
+
+class Recorder:
+    """Averages over the steps since the last report; images/s count training steps alone.
+
+    Args:
+        log: where rows go; None on the ranks that do not write.
+        progress: the console's.
+        every: steps between two reports.
+        epochs: of the whole training.
+    """
+
+    def __init__(self, log: MetricsLog | None, progress: Progress, every: int, epochs: int) -> None:
+        self._log = log
+        self._progress = progress
+        self._every = every
+        self._epochs = epochs
+        self.total_seconds = 0.0
+        self.total_samples = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._steps = self._samples = self._correct = 0
+        self._loss = self._waited = 0.0
+        self._since = time.perf_counter()
+
+    def timed(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches, with the time spent waiting for them measured."""
+        self._clear()
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - start
+            yield batch
+
+    def step(self, outcome: StepOutcome, epoch: int, step: int, lr: float) -> None:
+        """One optimiser step is done: number ``step`` (from 1), in ``epoch`` (from 1)."""
+        self._steps += 1
+        self._samples += outcome.samples
+        self._correct += outcome.top1_correct
+        self._loss += outcome.loss
+        self._progress.advance()
+        if step % self._every == 0:
+            self.flush(epoch, step, lr)
+
+    def flush(self, epoch: int, step: int, lr: float) -> None:
+        """Report the steps since the last report, if there are any."""
+        if not self._steps:
+            return
+        seconds = time.perf_counter() - self._since
+        self.total_seconds += seconds
+        self.total_samples += self._samples
+        row = {
+            "loss": self._loss / self._steps,
+            "top1": 100 * self._correct / self._samples,
+            "lr": lr,
+            "images_per_s": self._samples / seconds,
+            "data_wait_pct": 100 * self._waited / seconds,
+        }
+        self._write(
+            {"kind": "train", "epoch": epoch, "step": step, "steps": self._steps, **row},
+            {
+                "train/loss": row["loss"],
+                "train/top1": row["top1"],
+                "opt/lr": lr,
+                "perf/images_per_s": row["images_per_s"],
+                "perf/data_wait_pct": row["data_wait_pct"],
+            },
+            step,
+        )
+        self._progress.report(epoch, row["loss"], row["top1"], lr, row["images_per_s"])
+        self._clear()
+
+    def validated(
+        self,
+        epoch: int,
+        step: int,
+        validation: dict[str, Any],
+        weights: dict[str, dict[str, dict[str, float]]],
+    ) -> None:
+        """An epoch is done and validated; ``weights`` are the importance weights by layer."""
+        scalars = {"val/top1": validation["top1"]}
+        for layer, tables in weights.items():
+            for table, members in tables.items():
+                for member, weight in members.items():
+                    scalars[f"importance_{table}/{layer}/{member}"] = weight
+        row: dict[str, Any] = {
+            "kind": "epoch",
+            "epoch": epoch,
+            "epochs": self._epochs,
+            "step": step,
+            "val": validation,
+        }
+        if weights:
+            row["importance_weights"] = weights
+        self._write(row, scalars, step)
+        self._progress.line(
+            f"epoch {epoch}/{self._epochs}  validation top-1 {validation['top1']:.2f} "
+            f"({validation['top1_correct']} of {validation['seen']}), "
+            f"{validation['statistics'].replace('_', ' ')} statistics"
+        )
+        self._clear()
+
+    def _write(self, row: dict[str, Any], scalars: dict[str, float], step: int) -> None:
+        if self._log is not None and rank() == 0:
+            self._log.write(row, scalars, step)

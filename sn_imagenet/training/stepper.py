@@ -1,0 +1,132 @@
+"""The optimiser of the protocol, and one step of it over a rank's share of a global batch."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.evaluation import correct_counts
+from sn_imagenet.models import PlacedDropout
+from sn_imagenet.replicas import (
+    Placement,
+    autocast_for,
+    sum_over_ranks,
+    tell_layers,
+    to_device,
+)
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """Of one global batch: the mean loss, and how many of its samples were right at first guess."""
+
+    loss: float
+    top1_correct: int
+    samples: int
+
+
+class Stepper:
+    """Forward, backward and update of the whole setting, wherever its replicas live.
+
+    Every placement gives the losses, gradients and weights of G processes under
+    DistributedDataParallel with n samples each, up to rounding: gradients are averaged over
+    replicas, which all have as many samples.
+
+    Args:
+        network: on ``device``, the same on every rank.
+        dropout: the classifier's, if the protocol has one.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: ExperimentConfig,
+        placement: Placement,
+        device: torch.device,
+        dropout: PlacedDropout | None = None,
+    ) -> None:
+        self.network = network
+        self.device = device
+        self._placement = placement
+        self._group = placement.replica_group()
+        self._dropout = dropout
+        self._total = config.batch.total
+        self._autocast = autocast_for(config.trainer.precision, device)
+        self._ddp: nn.Module = network
+        if dist.is_initialized():
+            # Buffers follow replica 0, on rank 0, and are sent when they are used, not each step.
+            self._ddp = DistributedDataParallel(
+                network,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+        self.optimizer = torch.optim.SGD(
+            network.parameters(),
+            lr=config.initial_lr,
+            momentum=config.protocol.momentum,
+            weight_decay=config.protocol.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
+
+    def gradients(self, images: Tensor, labels: Tensor, step: int) -> StepOutcome:
+        """Accumulate the gradients of the rank's batch [samples_per_rank, ...] of ``step``."""
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        images, labels = to_device((images, labels), self.device)
+        # Sum of losses and number of correct samples, over passes and then over ranks.
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for part in self._placement.passes(images, labels):
+            tell_layers(self.network, part, self._group)
+            if self._dropout is not None:
+                self._dropout.set_position(step, part.positions, self._total)
+            with self._communicating(part.last):
+                with self._autocast():
+                    logits = self._ddp(part.images)
+                    loss = F.cross_entropy(logits, part.labels)
+                share = len(part.labels) / len(labels)
+                self.scaler.scale(loss * share).backward()
+            totals[0] += loss.detach() * len(part.labels)
+            totals[1] += correct_counts(logits.detach(), part.labels)[0]
+        loss_sum, correct = sum_over_ranks(totals).tolist()
+        return StepOutcome(loss_sum / self._total, int(correct), self._total)
+
+    def update(self, learning_rate: float) -> None:
+        """Move the weights by the accumulated gradients."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def share_statistics(self) -> None:
+        """Give every rank replica 0's running statistics. Collective."""
+        if dist.is_initialized():
+            for buffer in self.network.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, running statistics, optimiser and scaler: plain tensors and dicts."""
+        return {
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def _communicating(self, last: bool) -> Any:
+        if isinstance(self._ddp, DistributedDataParallel) and not last:
+            return self._ddp.no_sync()
+        return nullcontext()

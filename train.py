@@ -1,0 +1,36 @@
+"""Train one cell of Table 2, evaluate it, write its result.
+
+    torchrun train.py norm=sn batch=8x2                           one process
+    torchrun --nproc_per_node 8 train.py norm=sn batch=8x2        eight: the same experiment
+    python train.py -m norm=bn,gn,sn 'batch=glob(*)' seed=0,1,2   a sweep
+    python train.py data=digits model=resnet50_mini trainer.epochs=8   with nothing downloaded
+"""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from sn_imagenet.config import from_hydra
+from sn_imagenet.replicas import rank, session, together
+from sn_imagenet.reporting.report import report_run
+from sn_imagenet.training import train
+
+
+def main() -> None:
+    with session() as current:
+
+        @hydra.main(version_base="1.3", config_path="configs", config_name="config")
+        def cell(composed: DictConfig) -> None:
+            with current.cell():
+                with together():
+                    config = from_hydra(composed)
+                result = train(config)
+                if rank() == 0 and config.evaluate:
+                    report_run(result, config.run_dir)
+
+        cell()
+
+
+if __name__ == "__main__":
+    main()
