@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -21,6 +22,14 @@ from sn_imagenet.replicas import (
     sum_over_ranks,
     tell_layers,
     to_device,
+)
+
+
+# torch 2.15 renamed the argument; 2.11 knows the old name only.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
 )
 
 
@@ -66,8 +75,8 @@ class Stepper:
             self._ddp = DistributedDataParallel(
                 network,
                 device_ids=[device.index] if device.type == "cuda" else None,
-                broadcast_buffers=False,
                 gradient_as_bucket_view=True,
+                **{_SYNC_BUFFERS: False},
             )
         self.optimizer = torch.optim.SGD(
             network.parameters(),
