@@ -9,6 +9,7 @@ from sn_imagenet.evaluation.evaluate import (
     validate,
 )
 from sn_imagenet.evaluation.prepare import Prepared, prepare
+from sn_imagenet.evaluation.rerun import evaluate_run, find_run_directories
 from sn_imagenet.evaluation.result import make_result
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "departures",
     "described_weights",
     "evaluate",
+    "evaluate_run",
+    "find_run_directories",
     "make_result",
     "prepare",
     "validate",

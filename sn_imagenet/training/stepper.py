@@ -24,7 +24,6 @@ from sn_imagenet.replicas import (
     to_device,
 )
 
-
 # torch 2.15 renamed the argument; 2.11 knows the old name only.
 _SYNC_BUFFERS = (
     "forward_sync_buffers"
@@ -71,12 +70,13 @@ class Stepper:
         self._autocast = autocast_for(config.trainer.precision, device)
         self._ddp: nn.Module = network
         if dist.is_initialized():
+            sync_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
             # Buffers follow replica 0, on rank 0, and are sent when they are used, not each step.
             self._ddp = DistributedDataParallel(
                 network,
                 device_ids=[device.index] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                **{_SYNC_BUFFERS: False},
+                **sync_buffers,
             )
         self.optimizer = torch.optim.SGD(
             network.parameters(),

@@ -148,6 +148,7 @@ class Trainer:
                 "config": self.config.to_dict(),
                 "training": self._training(),
                 "provenance": provenance(self.device),
+                "data_fingerprint": self.prepared.data.fingerprint,
             }
             checkpoint.save(self.directory.final, state)
         if not self.config.evaluate:
