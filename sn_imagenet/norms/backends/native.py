@@ -1,36 +1,9 @@
-"""The passes over the activation, one class per way of computing them.
-
-A backend knows nothing of methods: it makes the [N, C] tables from x, applies [N, C] tables to
-x, and does the same for the gradient. Statistics are fp32 for fp16 and bf16 activations, of the
-activation's own dtype otherwise.
-"""
+"""The passes as PyTorch's own operators: any device, dtype and memory format."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
-
-
-class Backend(Protocol):
-    """Four passes over an activation of shape [N, C, H, W]; every table is [N, C]."""
-
-    name: str
-
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance over (H, W)."""
-
-    def affine(self, x: Tensor, center: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """(x - center) * scale + shift, in x's dtype and memory format."""
-
-    def gradient_sums(self, grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over (H, W) of grad and of grad * (x - mean)."""
-
-    def input_gradient(
-        self, grad: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor
-    ) -> Tensor:
-        """a * grad + b * (x - mean) + c, in x's dtype."""
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -89,17 +62,3 @@ class NativeBackend:
         offset = torch.addcmul(c, b, mean, value=-1)
         dx = torch.mul(grad, _over_map(a)).addcmul_(x.to(a.dtype), _over_map(b))
         return dx.add_(_over_map(offset)).to(x.dtype)
-
-
-_BACKENDS: dict[str, Backend] = {"native": NativeBackend()}
-
-
-def select_backend(x: Tensor, name: str | None = None) -> Backend:
-    """The backend for ``x``, or the one called ``name``.
-
-    Raises:
-        ValueError: no backend of that name.
-    """
-    if name is not None and name not in _BACKENDS:
-        raise ValueError(f"backend={name!r}: expected one of {', '.join(sorted(_BACKENDS))}")
-    return _BACKENDS[name or "native"]

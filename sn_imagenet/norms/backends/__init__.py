@@ -1,0 +1,61 @@
+"""The passes over the activation, one class per way of computing them.
+
+A backend knows nothing of methods: it makes the [N, C] tables from x, applies [N, C] tables to
+x, and does the same for the gradient. Statistics are fp32 for fp16 and bf16 activations, of the
+activation's own dtype otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from sn_imagenet.norms.backends import cpp
+from sn_imagenet.norms.backends.cpp import CppBackend
+from sn_imagenet.norms.backends.native import NativeBackend, statistics_dtype
+
+__all__ = ["BACKENDS", "Backend", "select_backend", "statistics_dtype"]
+
+
+class Backend(Protocol):
+    """Four passes over an activation of shape [N, C, H, W]; every table is [N, C]."""
+
+    name: str
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance over (H, W)."""
+
+    def affine(self, x: Tensor, center: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """(x - center) * scale + shift, in x's dtype and memory format."""
+
+    def gradient_sums(self, grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over (H, W) of grad and of grad * (x - mean)."""
+
+    def input_gradient(
+        self, grad: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor
+    ) -> Tensor:
+        """a * grad + b * (x - mean) + c, in x's dtype."""
+
+
+CPP = CppBackend()
+NATIVE = NativeBackend()
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CPP, NATIVE)}
+
+
+def select_backend(x: Tensor, name: str | None = None) -> Backend:
+    """The backend for ``x``, or the one called ``name``.
+
+    Raises:
+        ValueError: no backend of that name, or it cannot take ``x``.
+    """
+    if name is None:
+        return CPP if cpp.supports(x) else NATIVE
+    if name not in BACKENDS:
+        raise ValueError(f"backend={name!r}: expected one of {', '.join(sorted(BACKENDS))}")
+    if name == CPP.name and not cpp.supports(x):
+        raise ValueError(
+            f"backend='cpp' cannot take a {x.dtype} tensor on {x.device}: it needs a C++ compiler "
+            "and an fp32, fp64 or bf16 tensor on the CPU"
+        )
+    return BACKENDS[name]
