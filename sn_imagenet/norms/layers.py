@@ -11,9 +11,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sn_imagenet.norms.backends import Backend, select_backend
 from sn_imagenet.norms.batch_average import BatchAverage
-from sn_imagenet.norms.moments import Moments, Statistics
-from sn_imagenet.norms.op import normalize
+from sn_imagenet.norms.mixture import (
+    CompiledMixture,
+    Mixture,
+    MixtureFunction,
+    Tables,
+    takes_parameters,
+)
+from sn_imagenet.norms.moments import Moments, Statistics, check_divides
+from sn_imagenet.norms.op import dense, normalize
 
 
 class PooledNorm2d(nn.Module, ABC):
@@ -83,6 +91,10 @@ class PooledNorm2d(nn.Module, ABC):
         self.holds_first_replica = True
         # Set while a calibration pass collects batch statistics; see collect_batch_averages.
         self.batch_average: BatchAverage | None = None
+        # By name; None chooses by device, dtype and layout. See select_backend.
+        self.backend: str | None = None
+        self._plan_key: tuple[float, ...] = ()
+        self._plan_of_key: CompiledMixture
 
     @abstractmethod
     def pool(self, moments: Moments) -> Statistics:
@@ -91,9 +103,9 @@ class PooledNorm2d(nn.Module, ABC):
     def batch_statistics(self, moments: Moments) -> Statistics:
         """BN's statistics: the batch's in training, the stored ones in evaluation."""
         if self._uses_stored_statistics:
-            assert self.running_mean is not None and self.running_var is not None
             dtype = moments.mean.dtype
-            return self.running_mean.to(dtype), self.running_var.to(dtype)
+            mean, var = self._stored
+            return mean.to(dtype), var.to(dtype)
         return moments.batch()
 
     def _check_input(self, x: Tensor) -> None:
@@ -103,8 +115,61 @@ class PooledNorm2d(nn.Module, ABC):
                 f"[N, {self.num_features}, H, W]"
             )
 
+    @property
+    def mixture(self) -> Mixture | None:
+        """The method as a mixture of members, if it is one: what its closed form needs to know.
+
+        None leaves the method to :meth:`pool` and autograd.
+        """
+        return None
+
+    @property
+    def logits(self) -> tuple[Tensor | None, Tensor | None]:
+        """The logits of a mixture's weights for means and variances; None for a single member."""
+        return None, None
+
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
+        x = dense(x)
+        backend = select_backend(x, self.backend)
+        if backend.name == "cpp" and self.process_group is None:
+            stored = self._stored if self._uses_stored_statistics else None
+            inputs = (self.weight, self.bias, *self.logits)
+            if self.mixture is not None and takes_parameters(x, (*inputs, *(stored or ()))):
+                return self._forward_compiled(x, stored, inputs)
+        return self._forward_pooled(x, backend)
+
+    def _forward_compiled(
+        self, x: Tensor, stored: Statistics | None, inputs: tuple[Tensor | None, ...]
+    ) -> Tensor:
+        tables = Tables(self._plan(x.shape))
+        y: Tensor
+        if torch.is_grad_enabled():
+            y = MixtureFunction.apply(x, tables, stored, *inputs)
+        else:
+            y = tables.forward(x, stored, *inputs)
+        if self.training and self.stores_statistics:
+            if self.batch_average is not None:
+                self.batch_average.add(*tables.batch())
+            elif self.track_running_stats and self.holds_first_replica:
+                count = x.shape[0] // self.replicas * x.shape[2] * x.shape[3]
+                mean, var = self._stored
+                if takes_parameters(x, (mean, var)):
+                    tables.update_running(mean, var, self._momentum(), count / max(count - 1, 1))
+                else:
+                    self._update_running(tables.batch(), count)
+        return y
+
+    def _plan(self, shape: torch.Size) -> CompiledMixture:
+        key = (*shape, self.replicas, self.eps)
+        if self._plan_key != key:
+            assert self.mixture is not None
+            check_divides(shape[0], self.replicas)
+            self._plan_of_key = CompiledMixture(self.mixture, shape, self.replicas, self.eps)
+            self._plan_key = key
+        return self._plan_of_key
+
+    def _forward_pooled(self, x: Tensor, backend: Backend) -> Tensor:
         pooled: list[Moments] = []
 
         def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,7 +189,7 @@ class PooledNorm2d(nn.Module, ABC):
                 shift,
             )
 
-        y = normalize(x, coefficients, list(self.parameters(recurse=False)))
+        y = normalize(x, coefficients, list(self.parameters(recurse=False)), backend.name)
         if self.training and self.stores_statistics:
             self._store(pooled[0], area=x.shape[2] * x.shape[3])
         return y
@@ -133,23 +198,35 @@ class PooledNorm2d(nn.Module, ABC):
     def _uses_stored_statistics(self) -> bool:
         return self.track_running_stats and not self.training
 
+    @property
+    def _stored(self) -> Statistics:
+        assert self.running_mean is not None and self.running_var is not None
+        return self.running_mean, self.running_var
+
+    def _momentum(self) -> float:
+        """Counts one more batch; the weight of its statistics in the running ones."""
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        if self.momentum is None:
+            return 1.0 / float(self.num_batches_tracked)
+        return self.momentum
+
     @torch.no_grad()
     def _store(self, moments: Moments, area: int) -> None:
         mean, var = (table.detach()[0] for table in moments.batch())
         if self.batch_average is not None:
             self.batch_average.add(mean, var)
         elif self.track_running_stats and self.holds_first_replica:
-            assert self.running_mean is not None and self.running_var is not None
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            momentum = self.momentum
-            if momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked)
-            # Unbiased, as nn.BatchNorm2d keeps it; one value alone has no spread to correct.
-            count = moments.samples_per_group * area
-            unbiased = var[0] * (count / max(count - 1, 1))
-            self.running_mean.lerp_(mean[0].to(self.running_mean.dtype), momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+            self._update_running((mean, var), moments.samples_per_group * area)
+
+    def _update_running(self, batch: Statistics, count: int) -> None:
+        """Move the running statistics towards the first replica's; ``batch`` is of [R, C]."""
+        running_mean, running_var = self._stored
+        momentum = self._momentum()
+        # Unbiased, as nn.BatchNorm2d keeps it; one value alone has no spread to correct.
+        unbiased = batch[1][0] * (count / max(count - 1, 1))
+        running_mean.lerp_(batch[0][0].to(running_mean.dtype), momentum)
+        running_var.lerp_(unbiased.to(running_var.dtype), momentum)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, affine={self.affine}"
@@ -159,6 +236,10 @@ class BatchNorm2d(PooledNorm2d):
     """Batch normalisation (Ioffe and Szegedy 2015): over (N, H, W) of each replica's samples."""
 
     stores_statistics = True
+
+    @property
+    def mixture(self) -> Mixture:
+        return Mixture(("bn",))
 
     def pool(self, moments: Moments) -> Statistics:
         return self.batch_statistics(moments)
@@ -176,12 +257,20 @@ class BatchNorm2d(PooledNorm2d):
 class InstanceNorm2d(PooledNorm2d):
     """Instance normalisation (Ulyanov et al. 2016): over (H, W) of each sample's channel."""
 
+    @property
+    def mixture(self) -> Mixture:
+        return Mixture(("in",))
+
     def pool(self, moments: Moments) -> Statistics:
         return moments.instance()
 
 
 class LayerNorm2d(PooledNorm2d):
     """Layer normalisation (Ba et al. 2016): over (C, H, W) of each sample."""
+
+    @property
+    def mixture(self) -> Mixture:
+        return Mixture(("ln",))
 
     def pool(self, moments: Moments) -> Statistics:
         return moments.layer()
@@ -210,6 +299,10 @@ class GroupNorm2d(PooledNorm2d):
         if num_groups < 1:
             raise ValueError(f"num_groups={num_groups}: expected at least 1")
         self.num_groups = math.gcd(num_groups, num_features)
+
+    @property
+    def mixture(self) -> Mixture:
+        return Mixture(("gn",), self.num_groups)
 
     def pool(self, moments: Moments) -> Statistics:
         return moments.group(self.num_groups)

@@ -19,6 +19,15 @@ Statistics = tuple[Tensor, Tensor]
 """A mean and a biased variance, each broadcastable to [n, R, C]."""
 
 
+def check_divides(samples: int, groups: int) -> None:
+    """Raise ValueError where a batch cannot be dealt evenly to its statistics groups."""
+    if samples % groups:
+        raise ValueError(
+            f"a batch of {samples} samples cannot be dealt evenly to {groups} statistics "
+            "groups; see set_replicas"
+        )
+
+
 class Moments:
     """The tables of one batch, and the statistics that methods pool from them.
 
@@ -41,11 +50,7 @@ class Moments:
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
         samples, channels = mean.shape
-        if samples % groups:
-            raise ValueError(
-                f"a batch of {samples} samples cannot be dealt evenly to {groups} statistics "
-                "groups; see set_replicas"
-            )
+        check_divides(samples, groups)
         self.mean = mean.view(samples // groups, groups, channels)
         self.var = var.view(samples // groups, groups, channels)
         self.process_group = process_group

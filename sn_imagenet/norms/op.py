@@ -36,11 +36,17 @@ def normalize(
     Returns:
         y, of x's shape, dtype and memory format. Differentiable once: a second derivative raises.
     """
-    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
-        x = x.contiguous()
+    x = dense(x)
     chosen = select_backend(x, backend)
     y: Tensor = _Normalize.apply(x, coefficients, chosen, torch.is_grad_enabled(), *parameters)
     return y
+
+
+def dense(x: Tensor) -> Tensor:
+    """``x`` itself where it is contiguous or channels_last, a contiguous copy of it elsewhere."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous()
 
 
 class _Normalize(torch.autograd.Function):

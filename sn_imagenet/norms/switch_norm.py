@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sn_imagenet.norms.layers import PooledNorm2d
+from sn_imagenet.norms.mixture import MEMBERS, Mixture
 from sn_imagenet.norms.moments import Moments, Statistics
-
-MEMBERS = ("in", "ln", "bn", "gn")
 
 
 class SwitchNorm2d(PooledNorm2d):
@@ -54,6 +53,14 @@ class SwitchNorm2d(PooledNorm2d):
         self.mean_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
         self.var_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
         self.num_groups = math.gcd(num_groups, num_features)
+
+    @property
+    def mixture(self) -> Mixture:
+        return Mixture(self.omega, self.num_groups)
+
+    @property
+    def logits(self) -> tuple[Tensor, Tensor]:
+        return self.mean_weight, self.var_weight
 
     def pool(self, moments: Moments) -> Statistics:
         statistics = [self._member(name, moments) for name in self.omega]

@@ -1,4 +1,4 @@
-"""The paper's formulas written out in float64, independently of the package under test."""
+"""The paper's formulas written out in float64, independently of the package's own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sn_imagenet.norms.backends.compiler import load_library
+
+BACKENDS = ("native", "cpp") if load_library() else ("native",)
 OMEGAS = (
     ("in",),
     ("ln",),

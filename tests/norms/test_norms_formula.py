@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from norm_reference import OMEGAS, fig7, gradients, member_moments, randomize
+from norm_reference import BACKENDS, OMEGAS, fig7, gradients, member_moments, randomize
 from torch import Tensor
 
 from sn_imagenet.norms import (
@@ -33,11 +33,13 @@ def activation(*shape: int, seed: int = 2) -> Tensor:
     return ((x * (0.5 + table)) + 3 * table).requires_grad_()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 @pytest.mark.parametrize("omega", OMEGAS, ids="+".join)
-def test_switch_norm_is_fig_7(omega: tuple[str, ...], replicas: int) -> None:
+def test_switch_norm_is_fig_7(omega: tuple[str, ...], replicas: int, backend: str) -> None:
     x = activation(8, 6, 3, 5)
     layer = SwitchNorm2d(6, omega=omega, num_groups=3, dtype=torch.float64)
+    layer.backend = backend
     randomize(layer)
     set_replicas(layer, replicas)
     parameters = [layer.weight, layer.bias, layer.mean_weight, layer.var_weight]
@@ -52,11 +54,13 @@ def test_switch_norm_is_fig_7(omega: tuple[str, ...], replicas: int) -> None:
     )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 @pytest.mark.parametrize("member", METHODS)
-def test_each_method_is_its_formula(member: str, replicas: int) -> None:
+def test_each_method_is_its_formula(member: str, replicas: int, backend: str) -> None:
     x = activation(8, 6, 3, 5)
     layer = METHODS[member](6, dtype=torch.float64)
+    layer.backend = backend
     randomize(layer)
     set_replicas(layer, replicas)
     groups = layer.num_groups if isinstance(layer, GroupNorm2d) else 1

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from norm_reference import OMEGAS, fig7, gradients, randomize
+from norm_reference import BACKENDS, OMEGAS, fig7, gradients, randomize
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +22,7 @@ from sn_imagenet.norms import (
     PooledNorm2d,
     SwitchNorm2d,
 )
+from sn_imagenet.norms.backends.cpp import SUFFIX
 
 # The layer computes in fp32 for fp32, fp16 and bf16, so the error of a result is a few roundings
 # of fp32 (2^-24), times the deviation of 1 / std from a channel whose variance is small (up to 100
@@ -53,7 +54,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=250, deadline=None, derandomize=True)
 @given(
     batch=SIZES,
     channels=st.sampled_from([1, 2, 3, 5, 16, 31]),
@@ -63,6 +64,8 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     dtype=st.sampled_from(list(TOLERANCE)),
     layout=st.sampled_from(list(LAYOUTS)),
     grad_layout=st.sampled_from(["contiguous", "channels_last", "strided", "expanded"]),
+    backend=st.sampled_from(BACKENDS),
+    replicas=st.sampled_from([1, 1, 2]),
 )
 def test_any_input(
     batch: int,
@@ -73,13 +76,19 @@ def test_any_input(
     dtype: torch.dtype,
     layout: str,
     grad_layout: str,
+    backend: str,
+    replicas: int,
 ) -> None:
+    batch *= replicas
     generator = torch.Generator().manual_seed(batch * 1000 + channels)
     shape = (batch, channels, height, width)
     x = LAYOUTS[layout](torch.randn(shape, generator=generator).to(dtype)).requires_grad_()
     # eps bounds 1 / std where a set of pixels has no spread of its own.
     layer = SwitchNorm2d(channels, eps=1e-2, omega=omega, num_groups=4)
     randomize(layer)
+    layer.replicas = replicas
+    if dtype in SUFFIX:
+        layer.backend = backend
     exact = SwitchNorm2d(channels, eps=1e-2, omega=omega, num_groups=4).double()
     if dtype == torch.float64:
         layer = layer.double()
@@ -87,7 +96,14 @@ def test_any_input(
     names = ("weight", "bias", "mean_weight", "var_weight")
     parameters = [exact.get_parameter(name) for name in names]
     x64 = x.detach().double().requires_grad_()
-    expected = fig7(x64, *parameters, omega=omega, eps=1e-2, num_groups=layer.num_groups)
+    expected = fig7(
+        x64,
+        *parameters,
+        omega=omega,
+        eps=1e-2,
+        num_groups=layer.num_groups,
+        replicas=replicas,
+    )
     direction = torch.randn(shape, generator=generator).to(dtype)
     direction = LAYOUTS[grad_layout](direction)
 
@@ -108,14 +124,18 @@ def test_any_input(
         torch.testing.assert_close(grad.double(), reference, rtol=tolerance, atol=scale)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     "layer_class", [BatchNorm2d, InstanceNorm2d, LayerNorm2d, GroupNorm2d, SwitchNorm2d]
 )
-def test_one_sample_of_one_pixel(layer_class: type[PooledNorm2d], layout: str) -> None:
+def test_one_sample_of_one_pixel(
+    layer_class: type[PooledNorm2d], layout: str, backend: str
+) -> None:
     """A 1x1 map and a batch of one: a single value per channel has no spread, so IN's and BN's
     output is the bias (the authors' division by HW - 1 makes this NaN)."""
     layer = layer_class(5)
+    layer.backend = backend
     x = LAYOUTS[layout](torch.randn(1, 5, 1, 1)).requires_grad_()
     y = layer(x)
     y.sum().backward()
@@ -128,24 +148,28 @@ def test_one_sample_of_one_pixel(layer_class: type[PooledNorm2d], layout: str) -
         torch.testing.assert_close(y, torch.zeros_like(y), rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_constant_input_is_finite(layout: str) -> None:
+def test_constant_input_is_finite(layout: str, backend: str) -> None:
     layer = SwitchNorm2d(4)
+    layer.backend = backend
     x = LAYOUTS[layout](torch.full((3, 4, 5, 5), 7.0)).requires_grad_()
     y = layer(x)
     assert gradients(y, [x, *layer.parameters()])[0].isfinite().all()
     torch.testing.assert_close(y, torch.zeros_like(y), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("omega", OMEGAS, ids="+".join)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_large_mean(layout: str, omega: tuple[str, ...]) -> None:
+def test_large_mean(layout: str, omega: tuple[str, ...], backend: str) -> None:
     """Mean 1000, deviation 1 in fp32. E[x^2] - E[x]^2 would lose the variance altogether: an ulp
     of 10^6 is 0.06. What remains is one rounding of 1000 (6e-5) in the mean or the shift."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 32, 9, 9, generator=generator) + 1000
     x = LAYOUTS[layout](x).requires_grad_()
     layer = SwitchNorm2d(32, omega=omega, num_groups=8)
+    layer.backend = backend
     x64 = x.detach().double().requires_grad_()
     logits = torch.ones(len(omega), dtype=torch.float64)
     ones, zeros = torch.ones(32).double(), torch.zeros(32).double()
@@ -191,17 +215,19 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
     "layer_class", [BatchNorm2d, InstanceNorm2d, LayerNorm2d, GroupNorm2d, SwitchNorm2d]
 )
 def test_keeps_the_input_and_tables_alone(
-    layer_class: type[PooledNorm2d], layout: str, dtype: torch.dtype
+    layer_class: type[PooledNorm2d], layout: str, dtype: torch.dtype, backend: str
 ) -> None:
     """Of x's size backward keeps x, which the caller's convolution has made anyway."""
     n, channels = 4, 32
     layer = layer_class(channels)
+    layer.backend = backend
     x = LAYOUTS[layout](torch.randn(n, channels, 32, 32).to(dtype)).requires_grad_()
     saved: list[Tensor] = []
     with (

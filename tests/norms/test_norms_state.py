@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import timm
@@ -175,3 +178,12 @@ def test_stored_statistics_are_in_use_within_the_context_only() -> None:
         pass
     assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
     torch.testing.assert_close(network(x), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("layer_class", LAYERS)
+def test_copies_and_pickles_after_use(layer_class: type[PooledNorm2d]) -> None:
+    layer = layer_class(6)
+    x = torch.randn(4, 6, 3, 3)
+    layer(x).sum().backward()
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        torch.testing.assert_close(other.eval()(x), layer.eval()(x), rtol=0, atol=0)

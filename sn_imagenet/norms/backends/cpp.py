@@ -50,7 +50,7 @@ def kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
     assert library is not None
     function = getattr(library, f"{name}_{SUFFIX[dtype]}")
     function.argtypes, function.restype = _SIGNATURES[name], None
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def supports(x: Tensor) -> bool:
