@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sn_imagenet.norms.backends import Backend, select_backend
+from sn_imagenet.norms.backends import select_backend
 from sn_imagenet.norms.batch_average import BatchAverage
 from sn_imagenet.norms.mixture import (
     CompiledMixture,
@@ -130,16 +130,18 @@ class PooledNorm2d(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
+        if torch.compiler.is_compiling() or self.backend == "formula":
+            return self._forward_pooled(x, "formula")
         x = dense(x)
         backend = select_backend(x, self.backend)
         if backend.name == "cpp" and self.process_group is None:
             stored = self._stored if self._uses_stored_statistics else None
             inputs = (self.weight, self.bias, *self.logits)
             if self.mixture is not None and takes_parameters(x, (*inputs, *(stored or ()))):
-                return self._forward_compiled(x, stored, inputs)
-        return self._forward_pooled(x, backend)
+                return self._forward_mixture(x, stored, inputs)
+        return self._forward_pooled(x, backend.name)
 
-    def _forward_compiled(
+    def _forward_mixture(
         self, x: Tensor, stored: Statistics | None, inputs: tuple[Tensor | None, ...]
     ) -> Tensor:
         tables = Tables(self._plan(x.shape))
@@ -155,7 +157,8 @@ class PooledNorm2d(nn.Module, ABC):
                 count = x.shape[0] // self.replicas * x.shape[2] * x.shape[3]
                 mean, var = self._stored
                 if takes_parameters(x, (mean, var)):
-                    tables.update_running(mean, var, self._momentum(), count / max(count - 1, 1))
+                    momentum = float(self._momentum())
+                    tables.update_running(mean, var, momentum, count / max(count - 1, 1))
                 else:
                     self._update_running(tables.batch(), count)
         return y
@@ -169,7 +172,7 @@ class PooledNorm2d(nn.Module, ABC):
             self._plan_key = key
         return self._plan_of_key
 
-    def _forward_pooled(self, x: Tensor, backend: Backend) -> Tensor:
+    def _forward_pooled(self, x: Tensor, backend: str) -> Tensor:
         pooled: list[Moments] = []
 
         def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,7 +192,7 @@ class PooledNorm2d(nn.Module, ABC):
                 shift,
             )
 
-        y = normalize(x, coefficients, list(self.parameters(recurse=False)), backend.name)
+        y = normalize(x, coefficients, list(self.parameters(recurse=False)), backend)
         if self.training and self.stores_statistics:
             self._store(pooled[0], area=x.shape[2] * x.shape[3])
         return y
@@ -203,12 +206,12 @@ class PooledNorm2d(nn.Module, ABC):
         assert self.running_mean is not None and self.running_var is not None
         return self.running_mean, self.running_var
 
-    def _momentum(self) -> float:
+    def _momentum(self) -> float | Tensor:
         """Counts one more batch; the weight of its statistics in the running ones."""
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         if self.momentum is None:
-            return 1.0 / float(self.num_batches_tracked)
+            return self.num_batches_tracked.double().reciprocal()
         return self.momentum
 
     @torch.no_grad()
@@ -225,6 +228,8 @@ class PooledNorm2d(nn.Module, ABC):
         momentum = self._momentum()
         # Unbiased, as nn.BatchNorm2d keeps it; one value alone has no spread to correct.
         unbiased = batch[1][0] * (count / max(count - 1, 1))
+        if isinstance(momentum, Tensor):
+            momentum = momentum.to(running_mean.dtype)
         running_mean.lerp_(batch[0][0].to(running_mean.dtype), momentum)
         running_var.lerp_(unbiased.to(running_var.dtype), momentum)
 

@@ -8,11 +8,10 @@ E[x^2] - E[x]^2.
 
 from __future__ import annotations
 
-from functools import cached_property
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
 Statistics = tuple[Tensor, Tensor]
@@ -54,6 +53,7 @@ class Moments:
         self.mean = mean.view(samples // groups, groups, channels)
         self.var = var.view(samples // groups, groups, channels)
         self.process_group = process_group
+        self._batch: Statistics | None = None  # pooled once for the output and the running ones
 
     @property
     def samples_per_group(self) -> int:
@@ -65,28 +65,20 @@ class Moments:
         """Each (sample, channel) alone: [n, R, C] (Eq. (5), first line)."""
         return self.mean, self.var
 
-    @cached_property
-    def _layer(self) -> Statistics:
+    def layer(self) -> Statistics:
+        """Each sample over all channels: [n, R, 1] (Eq. (5), second line)."""
         between, mean = torch.var_mean(self.mean, dim=2, correction=0, keepdim=True)
         return mean, self.var.mean(dim=2, keepdim=True) + between
 
-    def layer(self) -> Statistics:
-        """Each sample over all channels: [n, R, 1] (Eq. (5), second line)."""
-        return self._layer
-
-    @cached_property
-    def _batch(self) -> Statistics:
-        if self.process_group is not None:
-            mean = self._average_over_ranks(self.mean.mean(dim=0, keepdim=True))
-            spread = self.var + (self.mean - mean).square()
-            return mean, self._average_over_ranks(spread.mean(dim=0, keepdim=True))
-        if self.mean.shape[0] == 1:
-            return self.mean, self.var
-        between, mean = torch.var_mean(self.mean, dim=0, correction=0, keepdim=True)
-        return mean, self.var.mean(dim=0, keepdim=True) + between
-
     def batch(self) -> Statistics:
         """Each channel over the samples of its group: [1, R, C] (Eq. (5), third line)."""
+        if self._batch is None:
+            self._batch = _over_samples(self.mean, self.var)
+            if self.process_group is not None:
+                # Every rank's own pooled tables, 2 R C numbers, and the same law once more.
+                own = torch.cat(self._batch)
+                mean, var = _GatherOverRanks.apply(own, self.process_group).unbind(1)
+                self._batch = _over_samples(mean, var)
         return self._batch
 
     def group(self, channel_groups: int) -> Statistics:
@@ -100,7 +92,27 @@ class Moments:
             var.expand(grouped).reshape(self.mean.shape),
         )
 
-    def _average_over_ranks(self, table: Tensor) -> Tensor:
-        assert self.process_group is not None
-        total = dist_nn.all_reduce(table, group=self.process_group)
-        return total / dist.get_world_size(self.process_group)
+
+def _over_samples(mean: Tensor, var: Tensor) -> Statistics:
+    """Mean and variance of sets of equal size together, from their own: [n, R, C] -> [1, R, C]."""
+    if mean.shape[0] == 1:
+        return mean, var
+    between, total = torch.var_mean(mean, dim=0, correction=0, keepdim=True)
+    return total, var.mean(dim=0, keepdim=True) + between
+
+
+class _GatherOverRanks(torch.autograd.Function):
+    """[...] of each rank -> [ranks, ...] on all; in backward every rank's gradient adds up."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(gathered, own.contiguous(), group=group)
+        return torch.stack(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total[dist.get_rank(ctx.group)], None

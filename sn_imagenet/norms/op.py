@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sn_imagenet.norms.backends import Backend, select_backend
+from sn_imagenet.norms.backends import Backend, select_backend, statistics_dtype
 
 Coefficients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(mean, var) -> (center, scale, shift), all [N, C]; differentiable."""
@@ -31,11 +31,15 @@ def normalize(
         x: [N, C, H, W], any floating dtype.
         coefficients: makes the three [N, C] tables from x's mean and biased variance over (H, W).
         parameters: the tensors inside ``coefficients`` that want a gradient.
-        backend: by name; None chooses by device and layout.
+        backend: by name; None chooses by device and layout, and ``formula`` while torch.compile
+            traces: plain differentiable PyTorch, which the compiler fuses by itself.
 
     Returns:
-        y, of x's shape, dtype and memory format. Differentiable once: a second derivative raises.
+        y, of x's shape, dtype and memory format. Differentiable once: a second derivative raises
+        (``formula`` alone has one).
     """
+    if backend == "formula" or (backend is None and torch.compiler.is_compiling()):
+        return _formula(x, coefficients)
     x = dense(x)
     chosen = select_backend(x, backend)
     y: Tensor = _Normalize.apply(x, coefficients, chosen, torch.is_grad_enabled(), *parameters)
@@ -47,6 +51,13 @@ def dense(x: Tensor) -> Tensor:
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
     return x.contiguous()
+
+
+def _formula(x: Tensor, coefficients: Coefficients) -> Tensor:
+    values = x.to(statistics_dtype(x.dtype))
+    var, mean = torch.var_mean(values, dim=(2, 3), correction=0)
+    center, scale, shift = (table[:, :, None, None] for table in coefficients(mean, var))
+    return ((values - center) * scale + shift).to(x.dtype)
 
 
 class _Normalize(torch.autograd.Function):

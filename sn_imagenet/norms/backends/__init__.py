@@ -52,7 +52,9 @@ def select_backend(x: Tensor, name: str | None = None) -> Backend:
     if name is None:
         return CPP if cpp.supports(x) else NATIVE
     if name not in BACKENDS:
-        raise ValueError(f"backend={name!r}: expected one of {', '.join(sorted(BACKENDS))}")
+        raise ValueError(
+            f"backend={name!r}: expected one of {', '.join(sorted([*BACKENDS, 'formula']))}"
+        )
     if name == CPP.name and not cpp.supports(x):
         raise ValueError(
             f"backend='cpp' cannot take a {x.dtype} tensor on {x.device}: it needs a C++ compiler "
