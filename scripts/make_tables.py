@@ -42,7 +42,7 @@ def main() -> int:
         return 2
     for warning in written.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    print(written.markdown)
+    print(written.summary)
     for path in written.paths:
         print(path)
     return 0

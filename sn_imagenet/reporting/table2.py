@@ -52,9 +52,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Document:
-    """One table in its three formats, and what the user must be told about it."""
+    """One table in its three formats, the part of it to print (``summary``, Markdown), and what
+    the user must be told about it."""
 
     markdown: str
+    summary: str
     latex: str
     csv: str
     warnings: list[str]
@@ -91,6 +93,7 @@ def table2(report: Report) -> Document:
     ]
     return Document(
         markdown="\n\n".join(["# Table 2", *(_markdown(task, report) for task in tasks)]) + "\n",
+        summary="\n\n".join(_summary(task, report) for task in tasks) + "\n",
         latex="\n\n".join(latex) + "\n",
         csv=csv_text([row for task in tasks for row in _csv_rows(task, report)]),
         warnings=[
@@ -314,6 +317,11 @@ def _markdown(task: _Task, report: Report) -> str:
         parts += ["### Cells whose runs are not seeds of one experiment", "\n".join(conflicts)]
     parts += provenance_markdown(task.runs, report.root)
     return "\n\n".join(part for part in parts if part)
+
+
+def _summary(task: _Task, report: Report) -> str:
+    grid = _grid(task, report)
+    return "\n\n".join([f"Table 2. {grid.caption}", grid_markdown(grid)])
 
 
 def _elsewhere_markdown(task: _Task, paper: Paper) -> str:

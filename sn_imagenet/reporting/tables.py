@@ -20,10 +20,12 @@ TABLES: dict[str, Callable[[Report], Document]] = {"table2": table2}
 
 @dataclass(frozen=True)
 class Written:
-    """The files written, the tables as Markdown, and one line for each thing amiss."""
+    """The files written, the tables as Markdown (``summary``: without what lies beneath them),
+    and one line for each thing amiss."""
 
     paths: list[Path]
     markdown: str
+    summary: str
     warnings: list[str]
 
 
@@ -55,14 +57,15 @@ def write_tables(
     documents = []
     for name in names:
         document = TABLES[name](Report(runs, runs_dir, paper, columns))
-        documents.append(document.markdown)
+        documents.append(document)
         warnings += document.warnings
         paths += [
             write_text(out / f"{name}.md", document.markdown),
             write_text(out / f"{name}.tex", document.latex),
             write_text(out / f"{name}.csv", document.csv),
         ]
-    return Written(paths, "\n".join(documents), warnings)
+    markdown = "\n".join(document.markdown for document in documents)
+    return Written(paths, markdown, "\n".join(d.summary for d in documents), warnings)
 
 
 def top1_table(results: Sequence[dict[str, Any]]) -> str:
