@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from torch import multiprocessing as mp
 
 # The server imports these once for all worlds of a test session; a rank then starts in
 # milliseconds, where importing them takes seconds of a core.
-multiprocessing.get_context("forkserver").set_forkserver_preload(["sn_imagenet.training"])
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["sn_imagenet.training"])
 
 
 def in_world(size: int, main: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
@@ -39,3 +43,56 @@ def _rank(rank: int, size: int, main: Callable[..., Any], folder: str, arguments
         torch.save(main(rank, *arguments), f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a program's rank ended; ``code`` None if it still ran after the timeout."""
+
+    code: int | None
+    out: str
+    err: str
+
+
+def as_programs(
+    size: int, main: Callable[..., Any], folder: Path, *arguments: Any, timeout: float = 60
+) -> list[Ended]:
+    """``main(*arguments)`` as ``size`` programs in the environment that torchrun gives them."""
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        FORKSERVER.Process(target=_program, args=(rank, size, port, main, str(folder), arguments))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+        process.join()
+    return [
+        Ended(code, (folder / f"{rank}.out").read_text(), (folder / f"{rank}.err").read_text())
+        for rank, code in enumerate(codes)
+    ]
+
+
+def _program(
+    rank: int, size: int, port: int, main: Callable[..., Any], folder: str, arguments: Any
+) -> None:
+    for stream, name in ((1, "out"), (2, "err")):
+        file = os.open(f"{folder}/{rank}.{name}", os.O_CREAT | os.O_WRONLY)
+        os.dup2(file, stream)
+    torch.set_num_threads(1)
+    if size > 1:
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(size),
+            MASTER_ADDR="localhost",
+            MASTER_PORT=str(port),
+        )
+    main(*arguments)

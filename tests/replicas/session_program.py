@@ -1,0 +1,57 @@
+"""A program of two cells for test_processes.py: ``session_program.py CASE``."""
+
+from __future__ import annotations
+
+import sys
+
+import torch.distributed as dist
+
+from sn_imagenet.config import UserError
+from sn_imagenet.replicas import barrier, from_rank_0, join, rank, say, session, together
+
+
+def fail_alone(error: Exception) -> None:
+    """Rank 1 fails while rank 0 waits for it."""
+    if rank() == 1:
+        raise error
+    barrier()
+
+
+def fail_in_block(message_of: dict[int, str]) -> None:
+    with together():
+        if rank() in message_of:
+            raise UserError(message_of[rank()])
+
+
+CASES = {
+    "user error on one": lambda: fail_alone(UserError("met by one rank")),
+    "crash on one": lambda: fail_alone(KeyError("crash of one rank")),
+    "agreed, of one": lambda: fail_in_block({1: "met in the block"}),
+    "agreed, of all": lambda: fail_in_block({0: "met in the block", 1: "met in the block"}),
+    "agreed, of each its own": lambda: fail_in_block({0: "met in the block", 1: "another"}),
+    "well": lambda: say(f"rank 0's value is {from_rank_0(('a', rank()))}"),
+}
+
+
+def main(case: str) -> None:
+    try:
+        with session() as current:
+            with current.cell():
+                join()
+                CASES[case]()
+            with current.cell():
+                barrier()
+                say("the next cell ran")
+    finally:
+        print(f"group exists: {dist.is_initialized()}", flush=True)
+
+
+def before_the_first_cell() -> None:
+    """As Hydra does where it cannot compose: every rank says the same and exits."""
+    with session():
+        print("no such option", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,121 @@
+"""The processes of an experiment, with real ones and gloo between them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from session_program import before_the_first_cell, main
+from worlds import as_programs
+
+from sn_imagenet.config import ConfigError, UserError
+from sn_imagenet.replicas import choose_device, session, together
+
+
+def test_torchrun_ends_the_others_where_one_rank_fails_alone() -> None:
+    program = str(Path(__file__).with_name("session_program.py"))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, program, "user error on one"],
+        capture_output=True,
+        text=True,
+        timeout=120,  # far below the half hour that a collective would wait
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode != 0
+    assert "error: met by one rank" in done.stderr
+    assert "the next cell ran" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("case", "code", "told"),
+    [
+        ("user error on one", 2, "error: met by one rank"),
+        ("crash on one", 1, "KeyError: 'crash of one rank'"),
+    ],
+)
+def test_an_error_on_one_rank_alone_ends_all(
+    tmp_path: Path, case: str, code: int, told: str
+) -> None:
+    """Even without torchrun to end them."""
+    waiting, failing = as_programs(2, main, tmp_path, case)
+    assert failing.code == code
+    assert told in failing.err
+    assert waiting.code == 1  # its collective broke
+    for ended in (waiting, failing):
+        assert "the next cell ran" not in ended.out
+        assert "group exists: False" in ended.out
+
+
+@pytest.mark.parametrize("case", ["agreed, of one", "agreed, of all", "agreed, of each its own"])
+def test_an_error_that_all_agree_on_is_said_once_and_the_next_cell_runs(
+    tmp_path: Path, case: str
+) -> None:
+    first, second = as_programs(2, main, tmp_path, case)
+    assert (first.code, second.code) == (2, 2)
+    assert first.err == "error: met in the block\n"
+    assert second.err == ""
+    assert first.out == "the next cell ran\ngroup exists: False\n"
+    assert second.out == "group exists: False\n"
+
+
+def test_all_well(tmp_path: Path) -> None:
+    first, second = as_programs(2, main, tmp_path, "well")
+    assert (first.code, second.code) == (0, 0)
+    assert first.out == "rank 0's value is ('a', 0)\nthe next cell ran\ngroup exists: False\n"
+    assert second.out == "group exists: False\n"
+
+
+def test_what_goes_wrong_before_the_first_cell_is_said_by_one_rank(tmp_path: Path) -> None:
+    first, second = as_programs(2, before_the_first_cell, tmp_path)
+    assert (first.code, second.code) == (1, 1)
+    assert first.err == "no such option\n"
+    assert second.err == ""
+
+
+def test_exit_codes_tell_user_errors_from_crashes(capsys: pytest.CaptureFixture[str]) -> None:
+    for error, code, told in (
+        (UserError("mend me"), 2, "error: mend me"),
+        (KeyError("a bug"), 1, "Traceback"),
+    ):
+        with pytest.raises(SystemExit) as ended, session() as current:  # noqa: PT012
+            with current.cell():
+                raise error
+            with current.cell():
+                pass  # a good cell afterwards mends nothing
+        assert ended.value.code == code
+        assert told in capsys.readouterr().err
+
+
+def test_a_crash_is_not_hidden_by_a_later_user_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, session() as current:  # noqa: PT012
+        with current.cell():
+            raise KeyError("a bug")
+        with current.cell():
+            raise UserError("mend me")
+    assert ended.value.code != 0
+    assert "a bug" in capsys.readouterr().err
+
+
+def test_together_lets_other_errors_through() -> None:
+    with pytest.raises(KeyError), together():
+        raise KeyError("a bug")
+    with pytest.raises(UserError, match="mend me") as caught, together():
+        raise UserError("mend me")
+    assert caught.value.agreed
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_device("cpu").type == "cpu"
+    if torch.cuda.is_available():
+        monkeypatch.setenv("LOCAL_RANK", str(torch.cuda.device_count()))
+        with pytest.raises(ConfigError, match="no GPU of its own"):
+            choose_device("auto")
+    else:
+        assert choose_device("auto").type == "cpu"
+        with pytest.raises(ConfigError, match="no CUDA device is available; use auto or cpu"):
+            choose_device("cuda")
