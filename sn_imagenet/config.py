@@ -313,8 +313,12 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
     Raises:
         ConfigError: a key is unknown or missing, or a value is of the wrong type or range.
     """
+    if OmegaConf.select(composed, "sweep.dry_run"):
+        raise ConfigError("sweep.dry_run=true: works with -m hydra/launcher=local only")
+    # How -m carries out its cells is no part of any of them.
+    cell = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "sweep"])
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), composed)
+        merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), cell)
         config = OmegaConf.to_object(merged)
     except ConfigError:
         raise

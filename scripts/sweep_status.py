@@ -1,0 +1,47 @@
+"""Where the runs of a folder stand: python scripts/sweep_status.py --runs runs
+
+Reads their files alone, at any time, also while they train; --watch 5 repeats it every 5 seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from sn_imagenet.config import UserError
+from sn_imagenet.reporting.runs import find_runs
+from sn_imagenet.sweeps.board import Board, Row, table
+from sn_imagenet.sweeps.progress import progress_of
+
+
+def rows_of(folder: Path) -> list[Row]:
+    """A row for each run below ``folder``."""
+    runs = find_runs(folder).runs
+    return [Row(os.path.relpath(run.path, folder), run.state, progress_of(run)) for run in runs]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="default runs")
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="show it again and again")
+    args = parser.parse_args()
+    try:
+        if args.watch is None:
+            print("\n".join(table(rows_of(args.runs))))
+            return 0
+        board = Board()
+        while True:
+            board.show(rows_of(args.runs))
+            time.sleep(args.watch)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

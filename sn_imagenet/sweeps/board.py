@@ -1,0 +1,132 @@
+"""The table of a sweep: redrawn in place on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from sn_imagenet.sweeps.progress import Progress
+
+COLUMNS = ("cell", "state", "epoch", "top-1", "images/s", "ETA", "")
+ACTIVE = "running"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell: its name, its state in this table, where it runs or what went wrong."""
+
+    name: str
+    state: str
+    progress: Progress | None = None
+    note: str = ""
+
+    def columns(self) -> tuple[str, ...]:
+        """The texts of :data:`COLUMNS`."""
+        p = self.progress
+        if p is None:
+            return (self.name, self.state, "-", "-", "-", "-", self.note)
+        return (
+            self.name,
+            self.state,
+            f"{p.epoch}/{p.epochs}" if p.epochs else "-",
+            "-" if p.top1 is None else f"{p.top1:.2f}",
+            "-" if p.images_per_s is None else f"{p.images_per_s:.0f}",
+            "-" if p.eta_s is None else duration(p.eta_s),
+            self.note or p.detail,
+        )
+
+
+def duration(seconds: float) -> str:
+    """``2d 3h``, ``1:02:03`` or ``2:03``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24}d {hours % 24}h"
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def table(rows: Sequence[Row], width: int | None = None) -> list[str]:
+    """The lines of the table with its summary, cut to ``width`` characters."""
+    texts = [COLUMNS, *(row.columns() for row in rows)]
+    widths = [max(len(text[i]) for text in texts) for i in range(len(COLUMNS) - 1)]
+    lines = []
+    for text in texts:
+        left = [f"{text[i]:<{widths[i]}}" for i in (0, 1)]
+        right = [f"{text[i]:>{widths[i]}}" for i in range(2, len(widths))]
+        lines.append("  ".join([*left, *right, text[-1].splitlines()[0] if text[-1] else ""]))
+    return [line.rstrip()[:width] for line in [*lines, summary(rows)]]
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """``27 cells: 5 finished, 8 running, 14 waiting``."""
+    counts = Counter(row.state for row in rows)
+    return f"{len(rows)} cells: " + ", ".join(f"{n} {state}" for state, n in counts.items())
+
+
+class Board:
+    """Shows the rows of a sweep each time it is given them.
+
+    Args:
+        stream: where; on a terminal the table is redrawn in place, elsewhere a line is written
+            for each change of a cell's state or epoch.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._terminal = self._stream.isatty()
+        self._drawn = 0
+        self._said: dict[str, tuple[str, ...]] = {}
+
+    def show(self, rows: Sequence[Row]) -> None:
+        """Show the present state."""
+        if self._terminal:
+            self._redraw(rows)
+        else:
+            self._tell_changes(rows)
+
+    def end(self, rows: Sequence[Row]) -> None:
+        """Show the whole table a last time, where it was not redrawn all along."""
+        if self._terminal:
+            self._redraw(rows, whole=True)
+        else:
+            self._write(table(rows))
+
+    def say(self, line: str) -> None:
+        """A line of its own; the table follows below it."""
+        self._drawn = 0
+        self._write([line])
+
+    def _redraw(self, rows: Sequence[Row], whole: bool = False) -> None:
+        size = shutil.get_terminal_size()
+        shown = list(rows)
+        room = size.lines - 4  # header, summary, the prompt's line, one to spare
+        if len(shown) > room and not whole:
+            # What runs first, and as much of the rest as there is room for, in the table's order.
+            first = sorted(range(len(shown)), key=lambda i: shown[i].state != ACTIVE)[:room]
+            shown = [shown[i] for i in sorted(first)]
+        lines = [*table(shown, size.columns - 1)[:-1], summary(rows)]
+        up = f"\x1b[{self._drawn}A" if self._drawn else ""
+        self._stream.write(up + "".join(f"\x1b[2K{line}\n" for line in lines) + "\x1b[J")
+        self._stream.flush()
+        self._drawn = len(lines)
+
+    def _tell_changes(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            epoch = str(row.progress.epoch or "") if row.progress and row.state == ACTIVE else ""
+            now = (row.state, epoch, row.note)
+            if self._said.get(row.name, ("waiting", "", "")) == now:
+                continue
+            self._said[row.name] = now
+            _, state, epochs, top1, speed, eta, note = row.columns()
+            words = [f"{row.name}: {state}", note]
+            if row.progress is not None and epochs != "-":
+                words += [f"epoch {epochs}", f"top-1 {top1}", f"{speed} images/s", f"ETA {eta}"]
+            self._write(["  ".join(word for word in words if word)])
+
+    def _write(self, lines: Sequence[str]) -> None:
+        self._stream.write("".join(f"{line}\n" for line in lines))
+        self._stream.flush()

@@ -1,0 +1,137 @@
+"""``sweep.dry_run=true``: the cells, what would be skipped, and how long the rest would take.
+
+Times are computed from the training speed that earlier runs measured on this kind of machine, and
+from nothing else: without such a run there is no estimate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.reporting.runs import RUNNING
+from sn_imagenet.sweeps.board import Row, duration, table
+from sn_imagenet.sweeps.cells import Cell
+from sn_imagenet.sweeps.pool import COMPLETE, ELSEWHERE
+from sn_imagenet.sweeps.slots import gpu_names
+
+# Training samples of the data sets whose size is fixed (their official splits; ours of digits).
+TRAIN_SAMPLES = {"imagenet": 1_281_167, "cifar10": 50_000, "digits": 1_397}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one process of one earlier run trained per second, and on how many samples."""
+
+    key: tuple[str, ...]  # data, model, image size, device, precision, norm, setting
+    images_per_s: float
+    samples_per_epoch: float
+
+
+def plan(cells: Sequence[Cell], slots: int) -> list[str]:
+    """The lines of a dry run."""
+    speeds = measured_speeds({Path(cell.config.runs_dir) for cell in cells})
+    rows, hours, unknown, left = [], 0.0, 0, 0
+    for cell in cells:
+        state, progress = cell.task.state()
+        if state in COMPLETE:
+            rows.append(Row(cell.task.name, "skip", progress, f"{state} before"))
+            continue
+        left += 1
+        if state == RUNNING:
+            rows.append(Row(cell.task.name, ELSEWHERE, progress))
+            continue
+        estimate = process_hours(cell.config, speeds, progress.epoch or 0 if progress else 0)
+        if estimate is None:
+            unknown += 1
+            note = "not measured"
+        else:
+            hours += estimate
+            note = duration(3600 * estimate)
+        rows.append(Row(cell.task.name, "resume" if state else "start", progress, note))
+    lines = table(rows)
+    if not left:
+        return [*lines, "nothing to do: every cell has its result"]
+    if unknown:
+        lines.append(f"GPU-hours of {unknown} cells: not measured (no run of this model and data)")
+    if unknown < left:
+        lines.append(
+            f"GPU-hours of {left - unknown} cells: {hours:.3g}, training alone, at the images/s "
+            f"measured here; {hours / slots:.3g} hours on {slots} slots"
+        )
+    return lines
+
+
+def process_hours(
+    config: ExperimentConfig, speeds: Sequence[Speed], epochs_done: int
+) -> float | None:
+    """Hours of training left, times processes; None if nothing comparable was measured.
+
+    A run of the same normaliser and setting counts alone; without one, all of the same model and
+    data do. A cell on k processes needs k GPUs for a k-th of the time, so k drops out.
+    """
+    wanted = _key(config.to_dict(), config.trainer.device)
+    ours = [s for s in speeds if s.key[:5] == wanted[:5]]
+    same = [s for s in ours if s.key == wanted] or ours
+    size = TRAIN_SAMPLES.get(config.data.source) or (ours[0].samples_per_epoch if ours else None)
+    if not same or size is None:
+        return None
+    steps_per_epoch = int(size) // config.batch.total
+    steps = steps_per_epoch * config.trainer.epochs
+    steps = min(steps, config.trainer.max_steps or steps) - steps_per_epoch * epochs_done
+    return max(0, steps) * config.batch.total / fmean(s.images_per_s for s in same) / 3600
+
+
+def measured_speeds(folders: Iterable[Path]) -> list[Speed]:
+    """What the results below ``folders`` measured on hardware like this machine's."""
+    gpus = gpu_names()
+    found = []
+    for folder in folders:
+        for directory, _, files in os.walk(folder):
+            if "result.json" not in files:
+                continue
+            try:
+                result = json.loads((Path(directory) / "result.json").read_text())
+                if _is_like_this_machine(result["provenance"]["hardware"], gpus):
+                    found.append(_speed(result))
+            except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+                continue  # being written, of another version, or stopped before its first step
+    return found
+
+
+def _speed(result: dict[str, Any]) -> Speed:
+    training, config = result["training"], result["config"]
+    batch = config["batch"]["gpus"] * config["batch"]["samples_per_gpu"]
+    return Speed(
+        _key(config, result["provenance"]["hardware"]["device"]),
+        float(training["images_per_s"]) / int(training["world_size"]),
+        float(training["steps_per_epoch"]) * batch,
+    )
+
+
+def _key(config: dict[str, Any], device: str) -> tuple[str, ...]:
+    if device == "auto":
+        device = "cuda" if gpu_names() else "cpu"
+    data, batch = config["data"], config["batch"]
+    return (
+        str(data["name"]),
+        str(config["model"]),
+        str(data["image_size"]),
+        device,
+        str(config["trainer"]["precision"]),
+        str(config["norm"]["name"]),
+        f"{batch['gpus']}x{batch['samples_per_gpu']}",
+    )
+
+
+def _is_like_this_machine(hardware: dict[str, Any], gpus: set[str]) -> bool:
+    if hardware["device"] == "cuda":
+        return hardware["gpu"] in gpus
+    return bool(hardware["machine"] == platform.machine())
