@@ -62,8 +62,6 @@ def progress_of(run: Run) -> Progress:
         images_per_s=float(train["images_per_s"]) if train else None,
         eta_s=_eta(run, train, epoch) if run.state == RUNNING else None,
         detail=run.detail if run.state in (DIVERGED, FAILED, UNREADABLE) else "",
-        if run.state in (FINISHED, NOT_EVALUATED) or "/" in run.detail[:6]
-        else run.detail,
     )
 
 
