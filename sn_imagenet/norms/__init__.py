@@ -6,6 +6,11 @@ nn.BatchNorm2d's arguments and works as a timm ``norm_layer``.
 """
 
 from sn_imagenet.norms.batch_average import BatchAverage
+from sn_imagenet.norms.batch_variants import (
+    BatchRenorm2d,
+    FrozenBatchNorm2d,
+    SyncBatchNorm2d,
+)
 from sn_imagenet.norms.control import (
     StoredStatistics,
     collect_batch_averages,
@@ -14,6 +19,7 @@ from sn_imagenet.norms.control import (
     set_replicas,
     stored_statistics,
 )
+from sn_imagenet.norms.conversion import convert_norm, fold_batch_norm
 from sn_imagenet.norms.layers import (
     BatchNorm2d,
     GroupNorm2d,
@@ -23,11 +29,13 @@ from sn_imagenet.norms.layers import (
 )
 from sn_imagenet.norms.moments import Moments, Statistics
 from sn_imagenet.norms.op import normalize
-from sn_imagenet.norms.switch_norm import SwitchNorm2d
+from sn_imagenet.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 
 __all__ = [
     "BatchAverage",
     "BatchNorm2d",
+    "BatchRenorm2d",
+    "FrozenBatchNorm2d",
     "GroupNorm2d",
     "InstanceNorm2d",
     "LayerNorm2d",
@@ -35,8 +43,13 @@ __all__ = [
     "PooledNorm2d",
     "Statistics",
     "StoredStatistics",
+    "SwitchNorm1d",
     "SwitchNorm2d",
+    "SwitchNorm3d",
+    "SyncBatchNorm2d",
     "collect_batch_averages",
+    "convert_norm",
+    "fold_batch_norm",
     "importance_weights",
     "norm_layers",
     "normalize",

@@ -108,6 +108,11 @@ class PooledNorm2d(nn.Module, ABC):
             return mean.to(dtype), var.to(dtype)
         return moments.batch()
 
+    @property
+    def groups(self) -> tuple[int, dist.ProcessGroup | None]:
+        """The statistics groups of a batch, and the ranks over which each spans."""
+        return self.replicas, self.process_group
+
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.num_features:
             raise ValueError(
@@ -134,7 +139,7 @@ class PooledNorm2d(nn.Module, ABC):
             return self._forward_pooled(x, "formula")
         x = dense(x)
         backend = select_backend(x, self.backend)
-        if backend.name == "cpp" and self.process_group is None:
+        if backend.name == "cpp" and self.groups[1] is None:
             stored = self._stored if self._uses_stored_statistics else None
             inputs = (self.weight, self.bias, *self.logits)
             if self.mixture is not None and takes_parameters(x, (*inputs, *(stored or ()))):
@@ -154,7 +159,7 @@ class PooledNorm2d(nn.Module, ABC):
             if self.batch_average is not None:
                 self.batch_average.add(*tables.batch())
             elif self.track_running_stats and self.holds_first_replica:
-                count = x.shape[0] // self.replicas * x.shape[2] * x.shape[3]
+                count = x.shape[0] // self.groups[0] * x.shape[2] * x.shape[3]
                 mean, var = self._stored
                 if takes_parameters(x, (mean, var)):
                     momentum = float(self._momentum())
@@ -163,12 +168,20 @@ class PooledNorm2d(nn.Module, ABC):
                     self._update_running(tables.batch(), count)
         return y
 
+    def _forward_stored(self, x: Tensor) -> Tensor:
+        """Of the stored statistics alone: without the pass that computes the sample's moments."""
+        self._check_input(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
     def _plan(self, shape: torch.Size) -> CompiledMixture:
-        key = (*shape, self.replicas, self.eps)
+        replicas = self.groups[0]
+        key = (*shape, replicas, self.eps)
         if self._plan_key != key:
             assert self.mixture is not None
-            check_divides(shape[0], self.replicas)
-            self._plan_of_key = CompiledMixture(self.mixture, shape, self.replicas, self.eps)
+            check_divides(shape[0], replicas)
+            self._plan_of_key = CompiledMixture(self.mixture, shape, replicas, self.eps)
             self._plan_key = key
         return self._plan_of_key
 
@@ -176,7 +189,7 @@ class PooledNorm2d(nn.Module, ABC):
         pooled: list[Moments] = []
 
         def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            moments = Moments(mean, var, self.replicas, self.process_group)
+            moments = Moments(mean, var, *self.groups)
             pooled.append(moments)
             center, variance = self.pool(moments)
             scale = torch.rsqrt(variance + self.eps)
@@ -243,7 +256,7 @@ class BatchNorm2d(PooledNorm2d):
     stores_statistics = True
 
     @property
-    def mixture(self) -> Mixture:
+    def mixture(self) -> Mixture | None:
         return Mixture(("bn",))
 
     def pool(self, moments: Moments) -> Statistics:
@@ -251,11 +264,7 @@ class BatchNorm2d(PooledNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._uses_stored_statistics:
-            # Nothing of the sample is needed: skip the pass that computes its moments.
-            self._check_input(x)
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-            )
+            return self._forward_stored(x)
         return super().forward(x)
 
 

@@ -92,6 +92,41 @@ class SwitchNorm2d(PooledNorm2d):
         return f"{super().extra_repr()}, omega={{{', '.join(self.omega)}}}"
 
 
+class SwitchNorm1d(SwitchNorm2d):
+    """:class:`SwitchNorm2d` for [N, C] and [N, C, L], seen as [N, C, 1, 1] and [N, C, 1, L].
+
+    With [N, C] a (sample, channel) is one value: IN's variance is 0, and what varies is LN and BN.
+
+    Raises:
+        ValueError: the input is neither, or has another number of channels.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() not in (2, 3) or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__} got an input of shape {list(x.shape)}: expected "
+                f"[N, {self.num_features}] or [N, {self.num_features}, L]"
+            )
+        seen = x[:, :, None, None] if x.dim() == 2 else x[:, :, None]
+        return super().forward(seen).view(x.shape)
+
+
+class SwitchNorm3d(SwitchNorm2d):
+    """:class:`SwitchNorm2d` for [N, C, D, H, W], seen as [N, C, D, H * W].
+
+    Raises:
+        ValueError: the input is not 5D, or has another number of channels.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 5 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__} got an input of shape {list(x.shape)}: expected "
+                f"[N, {self.num_features}, D, H, W]"
+            )
+        return super().forward(x.flatten(3)).unflatten(3, x.shape[3:])
+
+
 def _weighted_sum(weights: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
     total = weights[0] * tables[0]
     for weight, table in zip(weights[1:], tables[1:], strict=True):

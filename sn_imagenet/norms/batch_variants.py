@@ -1,0 +1,144 @@
+"""Variants of batch normalisation: renormalised, frozen, synchronised."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sn_imagenet.norms.layers import BatchNorm2d, PooledNorm2d
+from sn_imagenet.norms.mixture import Mixture
+from sn_imagenet.norms.moments import Moments, Statistics
+
+
+class BatchRenorm2d(BatchNorm2d):
+    """Batch Renormalization (Ioffe 2017, Algorithm 1).
+
+    y = weight * ((x - mean_B) / std_B * r + d) + bias, where r = std_B / std and
+    d = (mean_B - mean) / std against the running statistics, clipped to [1 / r_max, r_max] and
+    [-d_max, d_max] and held constant in backward. As one mean and variance to normalise with:
+    mean_B - d std_B / r and var_B / r^2.
+
+    Both limits open linearly, from plain BN: r_max is 1 for ``warmup_steps`` batches and reaches
+    its value after ``r_steps``; d_max goes from 0 to its value between ``warmup_steps`` and
+    ``d_steps``. The defaults are Ioffe's steps (Sec. 4) and this paper's limits at (8,4)
+    (Sec. 4.1). Every replica is corrected towards the same running statistics, the first one's.
+
+    Args:
+        r_max: limit of r, at least 1.
+        d_max: limit of d, at least 0.
+        warmup_steps, r_steps, d_steps: in batches seen in training mode.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        r_max: float = 1.5,
+        d_max: float = 0.5,
+        warmup_steps: int = 5_000,
+        r_steps: int = 40_000,
+        d_steps: int = 25_000,
+    ) -> None:
+        if not track_running_stats:
+            raise ValueError("track_running_stats=False: batch renorm needs running statistics")
+        if r_max < 1 or d_max < 0:
+            raise ValueError(f"r_max={r_max}, d_max={d_max}: expected r_max >= 1 and d_max >= 0")
+        if not 0 <= warmup_steps <= min(r_steps, d_steps):
+            raise ValueError(
+                f"warmup_steps={warmup_steps}, r_steps={r_steps}, d_steps={d_steps}: expected "
+                "0 <= warmup_steps <= r_steps and d_steps"
+            )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.r_max, self.d_max = r_max, d_max
+        self.warmup_steps, self.r_steps, self.d_steps = warmup_steps, r_steps, d_steps
+
+    @property
+    def mixture(self) -> None:
+        return None
+
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """r_max and d_max at the current step, 0-d."""
+        assert self.num_batches_tracked is not None
+        step = self.num_batches_tracked.double()
+        r_open = (step - self.warmup_steps) / max(self.r_steps - self.warmup_steps, 1)
+        d_open = (step - self.warmup_steps) / max(self.d_steps - self.warmup_steps, 1)
+        return 1 + (self.r_max - 1) * r_open.clamp(0, 1), self.d_max * d_open.clamp(0, 1)
+
+    def pool(self, moments: Moments) -> Statistics:
+        if not self.training:
+            return self.batch_statistics(moments)
+        mean, var = moments.batch()
+        variance = var + self.eps
+        std = variance.sqrt()
+        with torch.no_grad():
+            stored_mean, stored_var = (table.to(mean.dtype) for table in self._stored)
+            stored_std = (stored_var + self.eps).sqrt()
+            r_max, d_max = (limit.to(mean.dtype) for limit in self.limits())
+            r = (std / stored_std).clamp(1 / r_max, r_max)
+            d = ((mean - stored_mean) / stored_std).clamp(-d_max, d_max)
+        return mean - d / r * std, variance / r.square() - self.eps
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}"
+
+
+class FrozenBatchNorm2d(PooledNorm2d):
+    """Batch normalisation with everything fixed: stored statistics in training too, ``weight`` and
+    ``bias`` without gradient (unless told otherwise by ``requires_grad_``), as detectors that
+    start from a classifier use it. Nothing is stored: ``running_mean`` and ``running_var`` are
+    those of a checkpoint.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.running_mean = torch.zeros(num_features, device=device, dtype=dtype)
+        self.running_var = torch.ones(num_features, device=device, dtype=dtype)
+        self.requires_grad_(False)
+
+    def pool(self, moments: Moments) -> Statistics:
+        mean, var = self._stored
+        return mean.to(moments.mean.dtype), var.to(moments.mean.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._forward_stored(x)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *rest: object
+    ) -> None:
+        # nn.BatchNorm2d counts its batches; here none are.
+        state_dict.pop(f"{prefix}num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class SyncBatchNorm2d(BatchNorm2d):
+    """Batch normalisation over the samples of every replica on every rank.
+
+    Whatever :func:`set_replicas` says, one group of statistics spans the whole global batch, so
+    it needs all of a rank's replicas in one pass. Ranks exchange 2 C numbers each way.
+    """
+
+    @property
+    def groups(self) -> tuple[int, dist.ProcessGroup | None]:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return 1, dist.group.WORLD
+        return 1, None
+
+    @property
+    def mixture(self) -> Mixture:
+        return Mixture(("bn",))

@@ -1,0 +1,158 @@
+"""Existing networks: other normalisers in place of batch norm, and batch norm folded away."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
+from sn_imagenet.norms.layers import (
+    BatchNorm2d,
+    GroupNorm2d,
+    InstanceNorm2d,
+    LayerNorm2d,
+    PooledNorm2d,
+)
+from sn_imagenet.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+
+METHODS: dict[str, type[PooledNorm2d]] = {
+    "bn": BatchNorm2d,
+    "in": InstanceNorm2d,
+    "ln": LayerNorm2d,
+    "gn": GroupNorm2d,
+    "sn": SwitchNorm2d,
+    "brn": BatchRenorm2d,
+    "frozen_bn": FrozenBatchNorm2d,
+    "sync_bn": SyncBatchNorm2d,
+}
+_OTHER_DIMENSIONS: dict[type[nn.Module], type[PooledNorm2d]] = {
+    nn.BatchNorm1d: SwitchNorm1d,
+    nn.BatchNorm3d: SwitchNorm3d,
+}
+_FOR_MAPS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNorm2d, SyncBatchNorm2d)
+
+
+def convert_norm(network: nn.Module, method: str, **arguments: Any) -> list[str]:
+    """Replace every batch norm inside ``network``, in place, by another method.
+
+    Weight, bias and running statistics carry over where the method has them (so do eps,
+    momentum, device, dtype, training mode and requires_grad); importance weights start at 1.
+
+    Args:
+        network: holds nn.BatchNorm1d/2d/3d, nn.SyncBatchNorm or this package's BatchNorm2d.
+        method: bn, in, ln, gn, sn, brn, frozen_bn or sync_bn; 1D and 3D layers only become sn.
+        arguments: the method's own, such as ``omega`` or ``num_groups``.
+
+    Returns:
+        The names of the replaced layers, in the network's order; empty if there was none.
+
+    Raises:
+        ValueError: an unknown method; a 1D or 3D layer and another method than sn; a batch norm
+            with further duties (timm's BatchNormAct2d also activates), or ``network`` itself one.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
+    targets = {n: m for n, m in network.named_modules(remove_duplicate=False) if _is_batch_norm(m)}
+    classes = {name: _target(name, module, method) for name, module in targets.items()}
+    made: dict[nn.Module, nn.Module] = {}  # one layer under two names stays one layer
+    for name, old in targets.items():
+        if old not in made:
+            made[old] = _replacement(old, classes[name], arguments)
+        parent, _, attribute = name.rpartition(".")
+        setattr(network.get_submodule(parent), attribute, made[old])
+    return list(targets)
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm | BatchNorm2d) and not isinstance(
+        module, nn.InstanceNorm2d
+    )
+
+
+def _target(name: str, module: nn.Module, method: str) -> type[PooledNorm2d]:
+    if not name:
+        raise ValueError("the network is a batch norm itself: there is no place to replace it in")
+    if type(module) in _FOR_MAPS:
+        return METHODS[method]
+    if type(module) in _OTHER_DIMENSIONS and method == "sn":
+        return _OTHER_DIMENSIONS[type(module)]
+    raise ValueError(f"{name} is a {type(module).__name__}: it cannot become {method!r}")
+
+
+def _replacement(
+    old: nn.Module, layer_class: type[PooledNorm2d], arguments: dict[str, Any]
+) -> PooledNorm2d:
+    assert isinstance(old, nn.modules.batchnorm._BatchNorm | BatchNorm2d)
+    reference = old.weight if old.weight is not None else old.running_mean
+    new = layer_class(
+        old.num_features,
+        old.eps,
+        old.momentum,
+        old.affine,
+        old.track_running_stats,
+        None if reference is None else reference.device,
+        None if reference is None else reference.dtype,
+        **arguments,
+    )
+    own = new.state_dict()
+    carried = {key: value for key, value in old.state_dict().items() if key in own}
+    new.load_state_dict({**own, **carried})
+    for key in ("weight", "bias"):
+        parameter = getattr(old, key)
+        if parameter is not None and layer_class is not FrozenBatchNorm2d:
+            getattr(new, key).requires_grad_(parameter.requires_grad)
+    return new.train(old.training)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, PooledNorm2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """A copy for deployment: each batch norm folded into the convolution or before it.
+
+    Only layers that use stored statistics alone can be folded: nn.BatchNorm2d, BatchNorm2d,
+    BatchRenorm2d, SyncBatchNorm2d, FrozenBatchNorm2d. SN, IN, LN and GN depend on the sample
+    and stay. A batch norm is folded where its input is a convolution that nothing else uses.
+
+    Args:
+        network: in evaluation mode, traceable by torch.fx.
+
+    Returns:
+        A deep copy, with nn.Identity in place of what was folded.
+
+    Raises:
+        ValueError: the network is in training mode.
+    """
+    if network.training:
+        raise ValueError("the network is in training mode: call network.eval() first")
+    folded = copy.deepcopy(network)
+    modules = dict(folded.named_modules())
+    nodes = [n for n in _Tracer().trace(folded).nodes if n.op == "call_module"]
+    calls = [str(node.target) for node in nodes]
+    for node in nodes:
+        source = node.args[0]
+        if not isinstance(source, fx.Node) or source.op != "call_module":
+            continue
+        name, source_name = str(node.target), str(source.target)
+        norm, conv = modules[name], modules[source_name]
+        alone = len(source.users) == 1 and calls.count(name) == calls.count(source_name) == 1
+        if alone and isinstance(conv, nn.Conv2d) and _stores_statistics(norm):
+            _set(folded, source_name, fuse_conv_bn_eval(conv, norm))
+            _set(folded, name, nn.Identity())
+    return folded
+
+
+def _stores_statistics(norm: nn.Module) -> bool:
+    kinds = (*_FOR_MAPS, BatchRenorm2d, FrozenBatchNorm2d)
+    return type(norm) in kinds and isinstance(norm.running_mean, torch.Tensor)
+
+
+def _set(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(network.get_submodule(parent), attribute, module)

@@ -1,0 +1,127 @@
+"""convert_norm and fold_batch_norm on networks that they were not made for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import timm
+import torch
+from norm_reference import randomize
+from torch import nn
+
+from sn_imagenet.norms import (
+    BatchNorm2d,
+    GroupNorm2d,
+    SwitchNorm1d,
+    SwitchNorm2d,
+    SwitchNorm3d,
+    convert_norm,
+    fold_batch_norm,
+    norm_layers,
+)
+
+
+def trained(name: str = "resnet18") -> nn.Module:
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=3)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            randomize(module)
+    network(torch.randn(4, 3, 32, 32))
+    return network
+
+
+def test_converts_a_whole_network_in_place() -> None:
+    network = trained().eval()
+    reference = copy.deepcopy(network)
+    network.layer1[0].bn1.weight.requires_grad_(False)
+    names = convert_norm(network, "sn", omega=("ln", "bn"))
+    assert names == [n for n, m in reference.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(names) == 20 and names == list(norm_layers(network))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    for name in names:
+        new, old = network.get_submodule(name), reference.get_submodule(name)
+        assert type(new) is SwitchNorm2d and new.omega == ("ln", "bn") and not new.training
+        assert new.eps == old.eps and new.momentum == old.momentum
+        for key, value in old.state_dict().items():
+            torch.testing.assert_close(new.state_dict()[key], value, rtol=0, atol=0)
+    assert not network.layer1[0].bn1.weight.requires_grad
+    assert network.layer1[0].bn2.weight.requires_grad
+    network.train()(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
+def test_to_our_batch_norm_and_on_to_another_method() -> None:
+    network = trained().eval()
+    x = torch.randn(2, 3, 32, 32)
+    expected = network(x)
+    convert_norm(network, "bn")
+    torch.testing.assert_close(network(x), expected)
+    assert len(convert_norm(network, "gn", num_groups=4)) == 20
+    assert all(type(layer) is GroupNorm2d for layer in norm_layers(network).values())
+    assert convert_norm(network, "sn") == []
+
+
+def test_other_dimensions_and_arguments() -> None:
+    network = nn.Sequential(
+        nn.BatchNorm1d(4, affine=False),
+        nn.BatchNorm3d(4, track_running_stats=False),
+        nn.BatchNorm2d(4, eps=1e-3, momentum=None).double(),
+    )
+    convert_norm(network, "sn")
+    assert [type(m) for m in network] == [SwitchNorm1d, SwitchNorm3d, SwitchNorm2d]
+    assert network[0].weight is None and network[1].running_mean is None
+    assert network[2].eps == 1e-3 and network[2].momentum is None
+    assert network[2].mean_weight.dtype == torch.float64
+
+
+def test_a_shared_layer_stays_shared() -> None:
+    norm = nn.BatchNorm2d(4)
+    network = nn.ModuleDict({"a": norm, "b": norm})
+    assert convert_norm(network, "sn") == ["a", "b"]
+    assert network["a"] is network["b"]
+
+
+def test_refuses_what_it_would_break() -> None:
+    with pytest.raises(ValueError, match="method='xn': expected one of bn"):
+        convert_norm(nn.Sequential(), "xn")
+    with pytest.raises(ValueError, match="no place"):
+        convert_norm(nn.BatchNorm2d(4), "sn")
+    with pytest.raises(ValueError, match="0 is a BatchNorm1d: it cannot become 'gn'"):
+        convert_norm(nn.Sequential(nn.BatchNorm1d(4)), "gn")
+    with_activation = timm.create_model("efficientnet_b0", num_classes=3)
+    with pytest.raises(ValueError, match="bn1 is a BatchNormAct2d"):
+        convert_norm(with_activation, "sn")
+    assert not norm_layers(with_activation), "a refusal leaves the network alone"
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["nn", "ours"])
+def test_fold_batch_norm(ours: bool) -> None:
+    network = trained()
+    if ours:
+        convert_norm(network, "bn")
+    x = torch.randn(2, 3, 64, 64)
+    with pytest.raises(ValueError, match="training mode"):
+        fold_batch_norm(network)
+    expected = network.eval()(x)
+    folded = fold_batch_norm(network)
+    torch.testing.assert_close(folded(x), expected, rtol=1e-3, atol=1e-3)
+    assert not any(isinstance(m, nn.BatchNorm2d | BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(network(x), expected, rtol=0, atol=0)
+
+
+def test_only_a_convolution_of_its_own_takes_the_batch_norm() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.other = nn.Conv2d(3, 3, 1), BatchNorm2d(3), SwitchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.other(self.norm(y)) + y
+
+    network = Shared().eval()
+    folded = fold_batch_norm(network)
+    assert type(folded.norm) is BatchNorm2d and type(folded.other) is SwitchNorm2d
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(folded(x), network(x))
