@@ -43,7 +43,8 @@ def evaluate(prepared: Prepared) -> dict[str, dict[str, Any]]:
     config, network = prepared.config, prepared.network
     evaluations = {}
     present = validate(prepared)
-    evaluations[present.pop("statistics")] = {**present, "calibration": None}
+    statistics_used = present.pop("statistics")
+    evaluations[statistics_used] = {**present, "calibration": None}
     if stores_statistics(network):
         statistics, calibration = calibrate(
             network,

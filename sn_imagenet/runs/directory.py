@@ -107,7 +107,11 @@ class RunDirectory:
         self._take_lock()
         if not self.config.exists():
             yaml = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
-            write_atomically(self.config, yaml.encode())
+            try:
+                write_atomically(self.config, yaml.encode())
+            except RunError:
+                self.release()
+                raise
 
     def release(self) -> None:
         """Let another process work here."""
@@ -142,7 +146,7 @@ class RunDirectory:
         """
         try:
             result: dict[str, Any] = json.loads(self.result.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise RunError(

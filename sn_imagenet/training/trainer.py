@@ -68,10 +68,10 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
     try:
         return Trainer(prepared, placement, directory).run()
     except Exception as error:
-        if rank() == 0:
-            failed = make_result(prepared, status="failed", error=f"{error}")
-            with suppress(RunError):  # the first error is the one to tell
-                directory.write_result(failed)
+        # By whichever rank it befell, since torchrun then ends the others; the first is the cause.
+        with suppress(RunError):
+            if directory.read_result() is None:
+                directory.write_result(make_result(prepared, status="failed", error=f"{error}"))
         raise
     finally:
         if rank() == 0:
