@@ -15,11 +15,11 @@ from torch import nn
 from sn_imagenet.config import ConfigError, ModelConfig, NormConfig, ProtocolConfig
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
-from sn_imagenet.models.norm_act import register_with_timm
+from sn_imagenet.models.norm_act import known_to_timm
 from sn_imagenet.norms import PooledNorm2d, norm_layers
 
 
-def norm_layer(norm: NormConfig) -> Callable[..., nn.Module]:
+def norm_layer(norm: NormConfig) -> partial[PooledNorm2d]:
     """The layer class of a normaliser with its arguments bound.
 
     Raises:
@@ -41,7 +41,6 @@ def norm_layer(norm: NormConfig) -> Callable[..., nn.Module]:
         layer_class(32, **norm.args)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"norm.args={norm.args}: {error}") from error
-    register_with_timm(layer_class)
     return partial(layer_class, **norm.args)
 
 
@@ -60,7 +59,8 @@ def build_model(
     # Made from the seed alone and on the CPU, so that no placement or device changes it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _create(model, layer, num_classes)
+        with known_to_timm(layer):
+            network = _create(model, layer, num_classes)
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

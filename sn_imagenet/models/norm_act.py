@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from timm.layers import create_norm_act, get_act_layer
@@ -10,17 +13,30 @@ from torch import Tensor, nn
 from sn_imagenet.norms import PooledNorm2d
 
 
-def register_with_timm(layer_class: type[PooledNorm2d]) -> None:
-    """Let timm find a norm + activation layer for a normaliser, as it has for nn.BatchNorm2d.
+@contextmanager
+def known_to_timm(layer: partial[PooledNorm2d]) -> Iterator[None]:
+    """Within it, timm finds a norm + activation layer for a normaliser, as it has for its own.
 
-    timm keeps these pairs in a private table and refuses classes that are not in it (RegNet,
-    EfficientNet and other networks ask for pairs).
+    timm looks these pairs up by the class's name in a private table and refuses classes that are
+    not in it (RegNet, EfficientNet and other networks ask for pairs). The table is left as it was:
+    names such as BatchNorm2d are PyTorch's or timm's own, too.
     """
+    layer_class = layer.func
+    assert isinstance(layer_class, type)
+    pairs: dict[str, Any] = create_norm_act._NORM_TO_NORM_ACT_MAP
     name = layer_class.__name__.lower()
-    if name not in create_norm_act._NORM_TO_NORM_ACT_MAP:
-        pair = _with_activation(layer_class)
-        create_norm_act._NORM_TO_NORM_ACT_MAP[name] = pair
-        create_norm_act._NORM_ACT_REQUIRES_ARG.add(pair)
+    before = pairs.get(name)
+    pair = _with_activation(layer_class)
+    pairs[name] = pair
+    create_norm_act._NORM_ACT_REQUIRES_ARG.add(pair)
+    try:
+        yield
+    finally:
+        create_norm_act._NORM_ACT_REQUIRES_ARG.discard(pair)
+        if before is None:
+            del pairs[name]
+        else:
+            pairs[name] = before
 
 
 def _with_activation(layer_class: type[PooledNorm2d]) -> type[PooledNorm2d]:
