@@ -1,0 +1,218 @@
+"""timm's networks with a normaliser: layout, keys, parameters, initial values, errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from sn_imagenet.config import ConfigError, ExperimentConfig
+from sn_imagenet.models import build_model
+from sn_imagenet.norms import LayerNorm2d, norm_layers
+
+Compose = Callable[..., ExperimentConfig]
+Build = Callable[..., nn.Module]
+
+
+class SwitchNorm2d(LayerNorm2d):
+    """A layer of a user's own, with another's name."""
+
+
+@pytest.fixture(scope="module")
+def build(composed: Compose) -> Build:
+    """``build("norm=sn", ...)``: the network of that config, for ten classes."""
+
+    def build_with(*overrides: str, classes: int = 10) -> nn.Module:
+        config = composed("data=digits", *overrides)
+        return build_model(config.model, config.norm, config.protocol, classes, config.seed)
+
+    return build_with
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"), [("resnet50", 53), ("resnet50_mini", 53), ("resnet14_mini", 17)]
+)
+@pytest.mark.parametrize("norm", ["bn", "gn", "in", "ln", "sn"])
+def test_number_of_normalisation_layers(build: Build, model: str, layers: int, norm: str) -> None:
+    network = build(f"model={model}", f"norm={norm}")
+    assert len(norm_layers(network)) == layers
+    assert not any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm | nn.GroupNorm) for m in network.modules()
+    )
+
+
+def test_resnet50_has_timms_keys_and_sn_adds_its_weights(build: Build) -> None:
+    theirs = timm.create_model("resnet50", num_classes=10)
+    bn, sn = build("model=resnet50", "norm=bn"), build("model=resnet50", "norm=sn")
+    assert list(bn.state_dict()) == list(theirs.state_dict())
+    norms = [name for name, m in theirs.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert list(norm_layers(sn)) == norms
+    assert norms[0] == "bn1" and "layer1.0.downsample.1" in norms
+    extra = {f"{name}.{key}" for name in norms for key in ("mean_weight", "var_weight")}
+    assert set(sn.state_dict()) == set(theirs.state_dict()) | extra
+    # Claim 12: six parameters per layer.
+    assert parameters(bn) == parameters(theirs)
+    assert parameters(sn) - parameters(bn) == 318
+
+
+def test_weights_of_timm_can_be_loaded(build: Build) -> None:
+    theirs = timm.create_model("resnet50", num_classes=10)
+    ours = build("model=resnet50", "norm=bn")
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+def test_sn_of_one_sample_has_two_members(build: Build) -> None:
+    sn = build("model=resnet50_mini", "norm=sn", "batch=8x1")
+    assert all(layer.omega == ("in", "ln") for layer in norm_layers(sn).values())
+
+
+@pytest.mark.parametrize("model", ["resnet50_mini", "resnet14_mini"])
+def test_the_last_map_of_16_pixels_is_2_by_2(build: Build, model: str) -> None:
+    network: Any = build(f"model={model}")
+    x = torch.randn(2, 3, 16, 16)
+    assert network.forward_features(x).shape == (2, 512 // 8 * 4, 2, 2)
+    assert network(x).shape == (2, 10)
+    assert network.forward_features(torch.randn(2, 3, 32, 32)).shape[2:] == (4, 4)
+
+
+def test_convolutions_are_he_normal_by_fan_out(build: Build) -> None:
+    for name, module in build("model=resnet50").named_modules():
+        if isinstance(module, nn.Conv2d):
+            k = module.kernel_size[0] * module.kernel_size[1]
+            expected = math.sqrt(2 / (k * module.out_channels))
+            count = module.weight.numel()
+            # The standard deviation of a sample's standard deviation is 1 / sqrt(2 n) of it.
+            assert module.weight.std().item() == pytest.approx(
+                expected, rel=6 / math.sqrt(2 * count)
+            ), name
+            assert abs(module.weight.mean().item()) < 6 * expected / math.sqrt(count), name
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "sn"])
+def test_gammas_follow_the_protocol(build: Build, norm: str) -> None:
+    paper = build("model=resnet50", f"norm={norm}")
+    code = build("model=resnet50", f"norm={norm}", "protocol=official_code")
+    zeros = set()
+    for name, layer in norm_layers(paper).items():
+        assert (layer.weight == 1).all() and (layer.bias == 0).all(), name
+        other = norm_layers(code)[name]
+        assert (other.bias == 0).all()
+        if (other.weight == 0).all():
+            zeros.add(name)
+        else:
+            assert (other.weight == 1).all(), name
+    blocks = {1: 3, 2: 4, 3: 6, 4: 3}
+    assert zeros == {f"layer{s}.{b}.bn3" for s, count in blocks.items() for b in range(count)}
+
+
+def test_lambdas_are_one(build: Build) -> None:
+    for layer in norm_layers(build("model=resnet50_mini", "norm=sn")).values():
+        assert layer.mean_weight.tolist() == layer.var_weight.tolist() == [1, 1, 1]
+
+
+def test_the_seed_alone_decides(build: Build) -> None:
+    options = ("model=resnet14_mini", "norm=sn")
+    state = torch.get_rng_state()
+    one = build(*options, "seed=3")
+    assert torch.get_rng_state().equal(state), "the global generator was touched"
+    torch.rand(5)
+    two, other = build(*options, "seed=3"), build(*options, "seed=4")
+    for name, tensor in one.state_dict().items():
+        assert tensor.equal(two.state_dict()[name]), name
+    for name in ("conv1.weight", "layer4.0.conv2.weight", "fc.weight"):
+        assert not one.state_dict()[name].equal(other.state_dict()[name]), name
+
+
+def test_the_normaliser_does_not_change_the_other_weights(build: Build) -> None:
+    """So that methods are compared from the same start."""
+    bn = build("model=resnet14_mini", "norm=bn").state_dict()
+    sn = build("model=resnet14_mini", "norm=sn").state_dict()
+    for name, tensor in bn.items():
+        assert tensor.equal(sn[name]), name
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "in", "ln", "sn"])
+@pytest.mark.parametrize("model", ["resnet26d", "regnetx_002", "efficientnet_b0"])
+def test_other_networks_of_timm_train(build: Build, model: str, norm: str) -> None:
+    network = build(f"model.name={model}", f"norm={norm}")
+    theirs = timm.create_model(model, num_classes=10)
+    assert len(norm_layers(network)) == sum(isinstance(m, nn.BatchNorm2d) for m in theirs.modules())
+    logits = network(torch.randn(2, 3, 64, 64))
+    assert logits.shape == (2, 10)
+    logits.logsumexp(1).sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("model", ["resnet26d", "regnetx_002", "efficientnet_b0"])
+@pytest.mark.parametrize("training", [False, True])
+def test_other_networks_keep_their_activation(build: Build, model: str, training: bool) -> None:
+    """EfficientNet's SiLU, for one: with BN and the same weights the output is timm's own."""
+    theirs = timm.create_model(model, num_classes=10).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for buffer in theirs.buffers():
+            if buffer.is_floating_point():
+                buffer += torch.rand(buffer.shape, generator=generator, dtype=buffer.dtype)
+    ours = build(f"model.name={model}", "norm=bn").double()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(4, 3, 64, 64, generator=generator, dtype=torch.float64)
+    # With no randomness of timm's own: stochastic depth and dropout are zero by default.
+    with torch.no_grad():
+        torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x))
+    for name, buffer in theirs.named_buffers():
+        torch.testing.assert_close(ours.state_dict()[name], buffer)
+
+
+def test_two_normalisers_of_one_name_do_not_mix(build: Build) -> None:
+    """A user's own layer may be called like one that a network was built with before."""
+    build("model.name=regnetx_002", "norm=sn")
+    own = f"norm.target={__name__}.SwitchNorm2d"
+    network = build("model.name=regnetx_002", "norm=ln", own)
+    assert all(isinstance(layer, SwitchNorm2d) for layer in norm_layers(network).values())
+    again = build("model.name=regnetx_002", "norm=sn")
+    assert not any(isinstance(layer, SwitchNorm2d) for layer in norm_layers(again).values())
+
+
+def test_timms_own_networks_stay_as_they_are(build: Build) -> None:
+    build("model.name=efficientnet_b0", "norm=bn")
+    theirs = timm.create_model("efficientnet_b0")
+    assert not norm_layers(theirs)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model.name=resnet5O"], r"model\.name=resnet5O: expected resnet50_mini, .*timm"),
+        (["model.name=nfnet_f0"], r"model\.name=nfnet_f0 .*expected a convolutional network"),
+        (["model=resnet14_mini", "+model.args.widht=2"], r"model\.args=.*widht"),
+        (["model.name=resnet18", "+model.args.widht=2"], r"model\.args=.*widht"),
+        (["norm.target=nowhere.Norm"], r"norm\.target=nowhere\.Norm: cannot be imported"),
+        (["norm.target=sn_imagenet.norms.Nothing"], r"norm\.target=.*Nothing: cannot be"),
+        (["norm.target=torch.nn.BatchNorm2d"], r"norm\.target=torch.*expected a subclass"),
+        (["+norm.args.groups=3"], r"norm\.args=.*groups"),
+        (["norm.args.omega=[in,xn]"], r"norm\.args=.*omega=.*xn.*expected"),
+        (["norm.args.omega=[]"], r"norm\.args=.*expected"),
+        (["model.name=efficientnet_b0", "protocol=official_code"], r"gamma=true: efficientnet_b0"),
+    ],
+)
+def test_one_clear_error(build: Build, overrides: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        build(*overrides)
+
+
+def test_a_layer_cannot_be_a_function(build: Build) -> None:
+    with pytest.raises(ConfigError, match=r"norm\.target=sn_imagenet\.norms\.normalize"):
+        build("norm.target=sn_imagenet.norms.normalize")
