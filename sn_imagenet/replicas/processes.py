@@ -68,11 +68,20 @@ class Session:
                 print(f"error: {error}", file=sys.stderr, flush=True)
             if world_size() > 1 and not getattr(error, "agreed", False):
                 raise SystemExit(2) from error
-        except Exception:
+        except Exception as error:
             self.exit_code = 1
-            traceback.print_exc()
+            if not _lost_another_process(error):
+                traceback.print_exc()
+            elif rank() == 0:
+                print("error: another process of this run has ended", file=sys.stderr, flush=True)
             if world_size() > 1:
                 raise SystemExit(1) from None
+
+
+def _lost_another_process(error: Exception) -> bool:
+    """Whether the error only says that another rank, which told its own, is gone."""
+    text = str(error)
+    return "Connection closed by peer" in text or "Connection reset by peer" in text
 
 
 @contextmanager
