@@ -218,8 +218,6 @@ class Pool:
 
     def _reason(self, cell: _Cell, code: int) -> str:
         """The error that the cell told last, without torchrun's report around it."""
-        if cell.progress is not None and cell.progress.state == FAILED and cell.progress.detail:
-            return cell.progress.detail
         with suppress(OSError):
             with open(cell.log, "rb") as log:
                 log.seek(cell.log_start)
@@ -229,6 +227,8 @@ class Pool:
             raised = [line for line in raised if not line.startswith("ChildFailedError")]
             if told or raised:
                 return str((told or raised)[-1])
+        if cell.progress is not None and cell.progress.detail:
+            return cell.progress.detail
         return f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
 
     def _rows(self) -> list[Row]:

@@ -1,0 +1,112 @@
+"""``hydra/launcher=local`` for real: sweeps of short runs on the digits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHORT = ["data=digits", "model=resnet14_mini", "batch=8x8", "trainer.max_steps=3"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def sweep(runs, *overrides, launcher="local"):
+    """Start a sweep; returns the process."""
+    command = [sys.executable, str(ROOT / "train.py"), "-m", f"hydra/launcher={launcher}"]
+    return subprocess.Popen(
+        [*command, f"runs_dir={runs}", *SHORT, *overrides],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, timeout=240):
+    try:
+        return process.communicate(timeout=timeout)[0], process.returncode
+    finally:
+        process.kill()
+
+
+def cell(runs, norm, seed=0):
+    return runs / "digits" / "resnet14_mini" / norm / "8x8" / f"seed{seed}"
+
+
+@pytest.mark.slow
+def test_two_sweeps_over_one_folder_run_each_cell_once(tmp_path):
+    both = [sweep(tmp_path, "norm=bn,gn", "sweep.slots=1") for _ in range(2)]
+    for process in both:
+        output, code = finish(process)
+        assert code == 0, output
+        assert "2 cells: 2 finished" in output
+    for norm in ("bn", "gn"):
+        log = (cell(tmp_path, norm) / "log.txt").read_text()
+        assert log.count("8 replicas of 8 samples") == 1, log
+        result = json.loads((cell(tmp_path, norm) / "result.json").read_text())
+        assert result["status"] == "finished" and result["training"]["world_sizes"] == [1]
+
+    # A third finds nothing to do; the table is there from files alone.
+    output, code = finish(sweep(tmp_path, "norm=bn,gn", "sweep.dry_run=true"))
+    assert code == 0 and output.count("finished before") == 2 and "nothing to do" in output
+    status = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "sweep_status.py"), "--runs", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert status.returncode == 0 and "2 cells: 2 finished" in status.stdout
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
+    broken = cell(tmp_path, "bn")
+    broken.mkdir(parents=True)
+    for name in ("last.pt", "previous.pt"):
+        (broken / name).write_bytes(b"no checkpoint")
+    output, code = finish(sweep(tmp_path, "norm=bn,gn", "sweep.gpus_per_run=1"))
+    assert code == 1, output
+    assert "2 cells: 1 failed, 1 finished" in output
+    assert "no checkpoint of this run is readable" in output
+    assert (broken / "log.txt").read_text().count("# attempt") == 2
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_told_to_stop_passes_it_on_and_continues_later(tmp_path):
+    long = ["norm=bn", "trainer.max_steps=400", "trainer.epochs=400", "evaluate=false"]
+    process = sweep(tmp_path, *long)
+    metrics = cell(tmp_path, "bn") / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    output, code = finish(process, timeout=60)
+    assert code == os.EX_TEMPFAIL, output
+    assert "stopping: 1 cells save and end" in output and "1 cells: 1 stopped" in output
+    assert not (cell(tmp_path, "bn") / "result.json").exists()
+
+    output, code = finish(sweep(tmp_path, *long))
+    assert code == 0 and "1 cells: 1 finished" in output
+    assert "going on after" in (cell(tmp_path, "bn") / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        (["seed=0,1", "run_dir=there"], "share the run directory"),
+        (["sweep.gpus_per_run=3"], "3 processes cannot host the setting"),
+        (["sweep.retries=-1"], "sweep.retries=-1: expected"),
+    ],
+)
+def test_a_sweep_that_cannot_work_says_so_before_it_starts(tmp_path, overrides, error):
+    output, code = finish(sweep(tmp_path, *overrides))
+    assert code == 2 and output.startswith("error: ") and error in output, output
+    assert "Traceback" not in output
+    assert not list(tmp_path.glob("**/log.txt"))

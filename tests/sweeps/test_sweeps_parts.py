@@ -1,0 +1,184 @@
+"""What a sweep is made of: its cells, slots, table, and the progress it reads from files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from sn_imagenet.config import ConfigError, UserError
+from sn_imagenet.sweeps.board import Board, Row, duration, table
+from sn_imagenet.sweeps.cells import is_cells_own, make_cells
+from sn_imagenet.sweeps.plan import Speed, measured_speeds, process_hours
+from sn_imagenet.sweeps.pool import FAILED, Pool, Task
+from sn_imagenet.sweeps.progress import Progress, last_rows
+from sn_imagenet.sweeps.settings import SweepSettings, sweep_settings
+from sn_imagenet.sweeps.slots import Slot, machine_slots
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
+CELLS = {
+    "table2": 27,
+    "table2_small": 9,
+    "averages": 6,
+    "digits": 9,
+    "cifar10": 12,
+}
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=True)
+
+
+def test_importing_the_room_imports_no_torch():
+    code = (
+        "import sys, sn_imagenet.sweeps.pool, sn_imagenet.sweeps.plan;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_of_the_repository_names_known_choices_only(name):
+    config = composed(f"sweep={name}")
+    assert config.hydra.runtime.choices["hydra/launcher"] == "local"
+    cells = 1
+    for group, choices in config.hydra.sweeper.params.items():
+        known = {path.stem for path in (CONFIGS / group).glob("*.yaml")}
+        wanted = known if choices == "glob(*)" else set(choices.split(","))
+        assert wanted <= known
+        cells *= len(wanted)
+    assert cells == CELLS.get(name, cells)
+
+
+def test_cells_keep_their_overrides_and_lose_the_sweeps():
+    overrides = ["norm=bn", "sweep.retries=3", "hydra/launcher=local", "data=digits", "seed=2"]
+    (cell,) = make_cells([(overrides, composed("norm=bn", "data=digits", "seed=2"))])
+    assert cell.task.overrides == ("norm=bn", "data=digits", "seed=2")
+    assert cell.task.name == "digits/resnet50/bn/8x32/seed2"
+    assert is_cells_own("sweep=table2"), "its base config belongs to each cell"
+    assert not is_cells_own("++hydra.sweep.dir=x")
+
+
+def test_two_cells_in_one_directory_are_refused():
+    both = [([f"protocol.base_lr={lr}"], composed(f"protocol.base_lr={lr}")) for lr in (0.1, 0.2)]
+    with pytest.raises(ConfigError, match=r"share the run directory(.|\n)*base_lr=0.2(.|\n)*lr\$"):
+        make_cells(both)
+
+
+def test_a_cell_with_a_wrong_value_is_named():
+    with pytest.raises(ConfigError, match=r"cell batch.gpus=0: batch.gpus=0"):
+        make_cells([(["batch.gpus=0"], composed("batch.gpus=0"))])
+
+
+@pytest.mark.parametrize("override", ["gpus_per_run=0", "slots=0", "retries=-1", "retries=many"])
+def test_a_wrong_setting_is_one_clear_error(override):
+    with pytest.raises(ConfigError, match=r"sweep\." + override.split("=")[0]):
+        sweep_settings(composed(f"sweep.{override}"))
+
+
+def test_a_dry_run_without_the_local_launcher_trains_nothing(composed):
+    with pytest.raises(ConfigError, match="hydra/launcher=local"):
+        composed("sweep.dry_run=true")
+
+
+def test_slots_share_out_gpus_and_cores(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    one = machine_slots(SweepSettings(), "auto")
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in one] == ["4", "5", "6", "7"]
+    two = machine_slots(SweepSettings(gpus_per_run=2), "cuda")
+    assert [slot.environment["CUDA_VISIBLE_DEVICES"] for slot in two] == ["4,5", "6,7"]
+    with pytest.raises(UserError, match="4 GPUs"):
+        machine_slots(SweepSettings(gpus_per_run=8), "auto")
+    with pytest.raises(UserError, match="4 GPUs"):
+        machine_slots(SweepSettings(gpus_per_run=2, slots=3), "auto")
+
+    cores = len(os.sched_getaffinity(0))
+    cpu = machine_slots(SweepSettings(), "cpu")
+    assert len(cpu) == cores and cpu[0].environment == {
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    (whole,) = machine_slots(SweepSettings(slots=1), "cpu")
+    assert whole.environment["OMP_NUM_THREADS"] == str(cores)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match="no GPU"):
+        machine_slots(SweepSettings(), "cuda")
+
+
+def test_the_last_rows_are_found_far_from_the_end_and_past_a_cut_off_line(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    assert last_rows(metrics) == (None, None)
+    epoch = json.dumps({"kind": "epoch", "epoch": 1, "val": {"top1": 5.0}, "pad": "x" * 5000})
+    rows = [json.dumps({"kind": "train", "step": step, "pad": "y" * 80}) for step in range(9000)]
+    metrics.write_text("\n".join([epoch, *rows, '{"kind": "train", "st']))
+    train, last_epoch = last_rows(metrics)
+    assert train["step"] == 8999 and last_epoch["epoch"] == 1
+
+
+def test_the_table_of_a_terminal_is_redrawn_in_place():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    screen = Terminal()
+    board = Board(screen)
+    rows = [Row("a", "running", Progress("running", 1, 8, 50.0, 321.4, 3700), "GPU 0")]
+    board.show(rows)
+    board.show(rows)
+    lines = len(table(rows))
+    assert f"\x1b[{lines}A" in screen.getvalue()
+    assert "1/8  50.00       321  1:01:40  GPU 0" in screen.getvalue()
+
+
+def test_without_a_terminal_a_line_is_written_for_each_change():
+    out = io.StringIO()
+    board = Board(out)
+    for epoch in (1, 1, 1, 2):
+        board.show([Row("a", "running", Progress("running", epoch, 8, 50.0, 321.4, 60), "GPU 0")])
+    assert out.getvalue().splitlines() == [
+        "a: running  GPU 0  epoch 1/8  top-1 50.00  321 images/s  ETA 1:00",
+        "a: running  GPU 0  epoch 2/8  top-1 50.00  321 images/s  ETA 1:00",
+    ]
+
+
+def test_durations():
+    assert [duration(s) for s in (5, 3723, 200_000)] == ["0:05", "1:02:03", "2d 7h"]
+
+
+def test_a_failing_cell_is_retried_after_the_others_and_then_told(tmp_path):
+    program = "import sys, pathlib; print('error: no such thing', sys.argv[1]); sys.exit(3)"
+    tasks = [Task(name, tmp_path / name, (name,)) for name in ("a", "b")]
+    out = io.StringIO()
+    code = Pool(tasks, [Slot("slot", {})], [sys.executable, "-c", program], 1, Board(out)).run()
+    assert code == 1
+    starts = [line for line in out.getvalue().splitlines() if "running" in line]
+    assert [line[0] for line in starts] == ["a", "b", "a", "b"]
+    for name in ("a", "b"):
+        assert (tmp_path / name / "log.txt").read_text().count("# attempt") == 2
+        assert f"no such thing {name} (see {tmp_path / name / 'log.txt'})" in out.getvalue()
+    assert f"2 cells: 2 {FAILED}" in out.getvalue()
+
+
+def test_hours_are_estimated_from_what_was_measured_and_nothing_else(composed, tmp_path):
+    config = composed("data=digits", "norm=bn", "batch=8x8", "trainer.epochs=10")
+    assert process_hours(config, [], 0) is None
+    same = ("digits", str({"name": "resnet50", "args": {}}), "16", "cpu", "fp32")
+    exact = Speed((*same, "bn", "8x8"), 100.0, 1344)
+    other = Speed((*same, "gn", "8x8"), 50.0, 1344)
+    config.trainer.device = "cpu"
+    steps = 1397 // 64
+    assert process_hours(config, [exact, other], 0) == pytest.approx(steps * 10 * 64 / 100 / 3600)
+    assert process_hours(config, [other], 5) == pytest.approx(steps * 5 * 64 / 50 / 3600)
+    elsewhere = Speed(("cifar10", *same[1:], "bn", "8x8"), 100.0, 50_000)
+    assert process_hours(config, [elsewhere], 0) is None
+    (tmp_path / "result.json").write_text("{")
+    assert measured_speeds([tmp_path]) == []
