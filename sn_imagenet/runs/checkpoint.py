@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sn_imagenet.runs.directory import RunDirectory
-from sn_imagenet.runs.files import RunError, write_atomically
+from sn_imagenet.runs.files import RunError, cannot, write_atomically
 
 VERSION = 1
 
@@ -33,6 +34,7 @@ def load(path: Path) -> dict[str, Any]:
         RunError: it is missing, truncated, not a checkpoint, or of another version.
     """
     try:
+        _check_every_byte(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise RunError(f"there is no checkpoint {path}") from error
@@ -49,19 +51,29 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+def _check_every_byte(path: Path) -> None:
+    """torch's reader does not compare the checksums that its writer left in the archive."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+
+
 def save_last(directory: RunDirectory, state: dict[str, Any]) -> None:
-    """Make ``state`` the run's newest checkpoint and keep the one before it."""
-    if directory.last.exists():
-        # A link, so that there is a last.pt at every moment.
-        keep = directory.previous.with_name("previous.pt.tmp")
-        keep.unlink(missing_ok=True)
-        try:
-            os.link(directory.last, keep)
-            os.replace(keep, directory.previous)
-        except OSError:
-            # A file system without links: a moment with only previous.pt is as safe.
+    """Make ``state`` the run's newest checkpoint and keep the one before it.
+
+    Raises:
+        RunError: it cannot be written; the older ones are as they were.
+    """
+    newest = directory.last.with_name("newest.pt")
+    # Whole on the disk before an older one is given up: that one may be the only one readable.
+    save(newest, state)
+    try:
+        if directory.last.exists():
             os.replace(directory.last, directory.previous)
-    save(directory.last, state)
+        os.replace(newest, directory.last)
+    except OSError as error:
+        raise cannot("write", directory.last, error) from error
 
 
 def load_last(directory: RunDirectory) -> tuple[dict[str, Any] | None, list[str]]:
