@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -28,7 +30,7 @@ class MetricsLog:
         self._path = directory.metrics
         try:
             self._file = open(self._path, "ab")  # noqa: SIM115 - closed by close()
-            self._file.truncate(keep_bytes)
+            self._file.truncate(_whole_lines(self._path, keep_bytes))
             self._board = SummaryWriter(str(directory.path / "tensorboard"), purge_step=step)
         except OSError as error:
             raise cannot("write", self._path, error) from error
@@ -49,6 +51,14 @@ class MetricsLog:
             raise cannot("write", self._path, error) from error
 
     def close(self) -> None:
-        """Flush and close both."""
-        self._file.close()
-        self._board.close()
+        """Close both. Rows were flushed as they were written, so that an error (the disk is still
+        full) tells nothing new and must not hide the one that ended the run.
+        """
+        for file in (self._file, self._board):
+            with suppress(OSError):
+                file.close()
+
+
+def _whole_lines(path: Path, limit: int) -> int:
+    """How many of a file's first ``limit`` bytes are whole lines; it may have lost its end."""
+    return path.read_bytes()[:limit].rfind(b"\n") + 1
