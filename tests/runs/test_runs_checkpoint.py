@@ -1,0 +1,232 @@
+"""Checkpoints: whole or refused, with the one before to fall back to."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from disks import full_after, read_only
+
+from sn_imagenet.runs import RunDirectory, RunError, checkpoint
+
+
+def state(step: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(step)
+    return {
+        "step": step,
+        "seconds": 1.5,
+        "last_finite_loss": None,
+        "world_sizes": [1, 2],
+        "model": {
+            "conv.weight": torch.randn(64, 3, 3, 3, generator=generator),
+            "bn.num_batches_tracked": torch.tensor(step),
+            "half": torch.randn(8, generator=generator).bfloat16(),
+            "double": torch.randn(8, generator=generator, dtype=torch.float64),
+        },
+        "optimizer": {
+            "state": {0: {"momentum_buffer": torch.ones(3)}},
+            "param_groups": [{"lr": 1}],
+        },
+    }
+
+
+def assert_is(loaded: dict[str, Any] | None, step: int) -> None:
+    assert loaded is not None
+    expected = {"version": checkpoint.VERSION, **state(step)}
+    assert loaded.keys() == expected.keys()
+    torch.testing.assert_close(loaded["model"], expected["model"], rtol=0, atol=0)
+    for key in expected.keys() - {"model", "optimizer"}:
+        assert loaded[key] == expected[key]
+    torch.testing.assert_close(loaded["optimizer"], expected["optimizer"], rtol=0, atol=0)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "a.pt", state(3))
+    assert_is(checkpoint.load(tmp_path / "a.pt"), 3)
+    # Plain tensors and dicts, for any other program.
+    assert torch.load(tmp_path / "a.pt", weights_only=True)["step"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_the_last_two_are_kept(directory: RunDirectory) -> None:
+    assert checkpoint.load_last(directory) == (None, [])
+    for step in range(1, 5):
+        checkpoint.save_last(directory, state(step))
+        loaded, warnings = checkpoint.load_last(directory)
+        assert_is(loaded, step)
+        assert warnings == []
+    assert_is(checkpoint.load(directory.previous), 3)
+    assert {p.name for p in directory.path.iterdir()} == {"last.pt", "previous.pt"}
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"there is no checkpoint .*a\.pt"):
+        checkpoint.load(tmp_path / "a.pt")
+
+
+class RunsCode:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def truncate(share: float) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        os.truncate(path, int(share * path.stat().st_size))
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    **{
+        f"truncated to {share:.0%}": truncate(share) for share in (0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
+    },
+    "without its last byte": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "emptied": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("epoch: 3\n"),
+    "binary": lambda path: path.write_bytes(bytes(range(256)) * 20),
+    "zeros, as after a power cut": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a list": lambda path: torch.save([1, 2], path),
+    "another version": lambda path: torch.save({"version": 99}, path),
+    "another's checkpoint": lambda path: torch.save({"state_dict": {}}, path),
+    "an old-format file": lambda path: torch.save(
+        {"state_dict": {}}, path, _use_new_zipfile_serialization=False
+    ),
+    "a pickle of code": lambda path: path.write_bytes(
+        pickle.dumps({"version": 1, "step": RunsCode(path.with_name("ran"))})
+    ),
+    "a checkpoint of code": lambda path: torch.save(
+        {"version": 1, "step": RunsCode(path.with_name("ran"))}, path
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_taken(
+    directory: RunDirectory, kind: str
+) -> None:
+    for step in (1, 2):
+        checkpoint.save_last(directory, state(step))
+    DAMAGES[kind](directory.last)
+    with pytest.raises(RunError) as caught:
+        checkpoint.load(directory.last)
+    assert str(directory.last) in str(caught.value)
+    assert len(str(caught.value)) < 600
+    loaded, warnings = checkpoint.load_last(directory)
+    assert_is(loaded, 1)
+    assert warnings == [str(caught.value)]
+    assert not directory.path.joinpath("ran").exists(), "the checkpoint's code was run"
+
+
+def test_no_readable_checkpoint_is_an_error_that_names_both(directory: RunDirectory) -> None:
+    for step in (1, 2):
+        checkpoint.save_last(directory, state(step))
+    for path in (directory.last, directory.previous):
+        truncate(0.5)(path)
+    with pytest.raises(RunError) as caught:
+        checkpoint.load_last(directory)
+    for told in ("no checkpoint of this run is readable", "last.pt", "previous.pt", "Remove them"):
+        assert told in str(caught.value)
+
+
+def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, {"step": 1, "model": torch.arange(10.0)})
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(RunError, match=r"a\.pt"):
+            checkpoint.load(path)
+
+
+def test_a_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
+    """Some bytes of a zip file are padding; those of a tensor must never change unnoticed."""
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, state(1))
+    whole = path.read_bytes()
+    draw = random.Random(0)
+    weights = whole.index(state(1)["model"]["conv.weight"].numpy().tobytes())
+    positions = [draw.randrange(len(whole)) for _ in range(150)]
+    refused = 0
+    for position in [weights, weights + 1000, *positions]:
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            loaded = checkpoint.load(path)
+        except RunError:
+            refused += 1
+        else:
+            assert_is(loaded, 1)
+    assert refused > 50
+
+
+def test_a_full_disk_leaves_the_old_checkpoints(directory: RunDirectory) -> None:
+    for step in (1, 2):
+        checkpoint.save_last(directory, state(step))
+    for size in (0, 1000, directory.last.stat().st_size - 1):
+        with full_after(size), pytest.raises(RunError, match=r"cannot write .*: File too large"):
+            checkpoint.save_last(directory, state(3))
+        loaded, warnings = checkpoint.load_last(directory)
+        assert_is(loaded, 2)
+        assert warnings == []
+        assert {p.name for p in directory.path.iterdir()} == {"last.pt", "previous.pt"}
+    # Once there is room the next one is as good as ever.
+    checkpoint.save_last(directory, state(3))
+    assert_is(checkpoint.load(directory.last), 3)
+    assert_is(checkpoint.load(directory.previous), 2)
+    assert {p.name for p in directory.path.iterdir()} == {"last.pt", "previous.pt"}
+
+
+def test_a_full_disk_does_not_cost_the_checkpoint_that_was_resumed_from(
+    directory: RunDirectory,
+) -> None:
+    """A disk that was full truncated the last one, and it still is full after the resumption."""
+    for step in (1, 2):
+        checkpoint.save_last(directory, state(step))
+    truncate(0.5)(directory.last)
+    with full_after(1000), pytest.raises(RunError, match="File too large"):
+        checkpoint.save_last(directory, state(2))
+    loaded, warnings = checkpoint.load_last(directory)
+    assert_is(loaded, 1)
+    assert len(warnings) == 1
+
+
+def test_what_a_killed_writer_leaves_behind_does_no_harm(directory: RunDirectory) -> None:
+    checkpoint.save_last(directory, state(1))
+    for name in ("last.pt.tmp", "previous.pt.tmp", "newest.pt", "newest.pt.tmp"):
+        directory.path.joinpath(name).write_bytes(b"half of a checkp")
+    loaded, warnings = checkpoint.load_last(directory)
+    assert_is(loaded, 1)
+    assert warnings == []
+    checkpoint.save_last(directory, state(2))
+    assert_is(checkpoint.load_last(directory)[0], 2)
+    assert_is(checkpoint.load(directory.previous), 1)
+
+
+def test_a_run_killed_between_the_two_is_resumed(directory: RunDirectory) -> None:
+    for step in (1, 2):
+        checkpoint.save_last(directory, state(step))
+    os.replace(directory.last, directory.previous)
+    loaded, warnings = checkpoint.load_last(directory)
+    assert_is(loaded, 2)
+    assert warnings == []
+
+
+def test_a_read_only_folder(open_directory: RunDirectory) -> None:
+    for step in (1, 2):
+        checkpoint.save_last(open_directory, state(step))
+    with read_only(open_directory.path):
+        with pytest.raises(RunError, match=r"cannot write .*: Permission denied"):
+            checkpoint.save_last(open_directory, state(3))
+        assert_is(checkpoint.load_last(open_directory)[0], 2)
+        assert_is(checkpoint.load(open_directory.previous), 1)

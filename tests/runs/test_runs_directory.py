@@ -1,0 +1,238 @@
+"""Run directories: who may work in them, and on what."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from disks import full_after, read_only
+
+from sn_imagenet.config import ExperimentConfig, UserError
+from sn_imagenet.runs import RunDirectory, RunError, config_differences, write_json
+
+Compose = Callable[..., ExperimentConfig]
+
+
+@pytest.fixture
+def live_process() -> Iterator[int]:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process.pid
+        process.kill()
+
+
+@pytest.fixture
+def dead_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return process.pid
+
+
+def hold(directory: RunDirectory, pid: int, host: str | None = None) -> None:
+    holder = {"host": host or socket.gethostname(), "pid": pid, "started": "2026-01-01T10:00:00"}
+    directory.lock.write_text(json.dumps(holder))
+
+
+def test_a_claim_writes_the_config_and_the_lock(tmp_path: Path, config: ExperimentConfig) -> None:
+    directory = RunDirectory(tmp_path / "deep" / "run")
+    directory.claim(config)
+    assert directory.read_config() == config.to_dict()
+    assert yaml.safe_load(directory.config.read_text()) == config.to_dict()
+    holder = json.loads(directory.lock.read_text())
+    assert (holder["host"], holder["pid"]) == (socket.gethostname(), os.getpid())
+    directory.release()
+    assert sorted(p.name for p in directory.path.iterdir()) == ["config.yaml"]
+    directory.release()  # nothing to release is no error
+
+
+def test_a_live_process_keeps_its_directory(
+    directory: RunDirectory, config: ExperimentConfig, live_process: int
+) -> None:
+    hold(directory, live_process)
+    before = directory.lock.read_text()
+    with pytest.raises(RunError) as caught:
+        directory.claim(config)
+    message = str(caught.value)
+    for told in (str(directory.path), f"process {live_process}", "2026-01-01T10:00:00"):
+        assert told in message
+    assert directory.lock.read_text() == before
+    assert not directory.config.exists()
+
+
+def test_a_process_of_another_host_keeps_its_directory(
+    directory: RunDirectory, config: ExperimentConfig, dead_process: int
+) -> None:
+    hold(directory, dead_process, host="elsewhere")
+    with pytest.raises(
+        RunError, match=rf"process {dead_process} on elsewhere.*remove .*lock\.json"
+    ):
+        directory.claim(config)
+
+
+def test_a_dead_process_loses_its_directory(
+    directory: RunDirectory, config: ExperimentConfig, dead_process: int
+) -> None:
+    hold(directory, dead_process)
+    directory.claim(config)
+    assert json.loads(directory.lock.read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"host": "here", "pi',
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"host": "h", "pid": null}',
+        b"\xff\x00",
+    ],
+)
+def test_a_broken_lock_is_taken_over(
+    directory: RunDirectory, config: ExperimentConfig, content: bytes
+) -> None:
+    directory.lock.write_bytes(content)
+    directory.claim(config)
+    assert json.loads(directory.lock.read_text())["pid"] == os.getpid()
+
+
+def test_another_experiment_is_refused_with_the_difference(
+    directory: RunDirectory, config: ExperimentConfig, composed: Compose
+) -> None:
+    directory.check(config)  # free
+    directory.claim(config)
+    directory.check(config)
+    other = composed("data=digits", "model=resnet14_mini", "batch=8x4", "protocol.momentum=0.8")
+    with pytest.raises(RunError) as caught:
+        directory.check(other)
+    lines = [line.strip() for line in str(caught.value).splitlines()]
+    assert str(directory.path) in lines[0]
+    assert lines[1:-1] == [
+        "batch.name: 8x2 (there) -> 8x4 (now)",
+        "batch.samples_per_gpu: 2 (there) -> 4 (now)",
+        "protocol.momentum: 0.9 (there) -> 0.8 (now)",
+    ]
+    assert "run_dir=" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run_dir=elsewhere",
+        "runs_dir=elsewhere",
+        "evaluate=false",
+        "+data.root=elsewhere",
+        "data.workers=3",
+        "trainer.device=cpu",
+        "trainer.replicas_per_pass=2",
+        "trainer.log_every=7",
+        "trainer.eval_batch_size=3",
+    ],
+)
+def test_where_and_how_fast_is_no_difference(
+    directory: RunDirectory, config: ExperimentConfig, composed: Compose, override: str
+) -> None:
+    directory.claim(config)
+    changed = composed("data=digits", "model=resnet14_mini", "batch=8x2", override)
+    assert changed.to_dict() != config.to_dict()
+    directory.check(changed)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "norm=bn", "norm.args.omega=[in,ln]", "augment=none", "data.image_size=8", "seed=1",
+        "model=resnet50_mini", "+model.args.stem_width=16", "protocol=official_code",
+        "trainer.epochs=3", "trainer.max_steps=5", "trainer.precision=bf16",
+        "calibration.samples=100",
+    ],
+)  # fmt: skip
+def test_what_changes_the_experiment_is_a_difference(
+    config: ExperimentConfig, composed: Compose, override: str
+) -> None:
+    changed = composed("data=digits", "model=resnet14_mini", "batch=8x2", override)
+    assert config_differences(config.to_dict(), changed.to_dict())
+    assert config_differences(changed.to_dict(), config.to_dict())
+
+
+@pytest.mark.parametrize("content", ["a: [", "- a list", "", "\x00"])
+def test_a_broken_config_is_named(
+    directory: RunDirectory, config: ExperimentConfig, content: str
+) -> None:
+    directory.config.write_text(content)
+    with pytest.raises(RunError, match=r"config\.yaml|another config"):
+        directory.check(config)
+
+
+def test_a_directory_without_config_is_no_run(directory: RunDirectory) -> None:
+    with pytest.raises(RunError, match=r"is not a run directory: it has no config\.yaml"):
+        directory.read_config()
+
+
+def test_results_are_json_or_an_error(directory: RunDirectory) -> None:
+    assert directory.read_result() is None
+    directory.write_result({"version": 1, "top1": 76.9})
+    assert directory.read_result() == {"version": 1, "top1": 76.9}
+    with pytest.raises(ValueError, match="JSON"):
+        directory.write_result({"loss": float("nan")})
+    assert directory.read_result() == {"version": 1, "top1": 76.9}
+    directory.result.write_text('{"version": 1,')
+    with pytest.raises(RunError, match=r"result\.json cannot be read.*remove it"):
+        directory.read_result()
+
+
+def test_a_place_where_nothing_can_be_written(tmp_path: Path, config: ExperimentConfig) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(RunError, match=r"cannot write .*file.*: Not a directory.*run_dir="):
+        RunDirectory(tmp_path / "file" / "run").claim(config)
+    with pytest.raises(RunError, match=r"cannot write .*: File exists"):
+        RunDirectory(tmp_path / "file").claim(config)
+
+
+def test_a_read_only_folder(open_directory: RunDirectory, config: ExperimentConfig) -> None:
+    with read_only(open_directory.path):
+        with pytest.raises(RunError, match=r"cannot write .*lock\.json: Permission denied"):
+            open_directory.claim(config)
+        with pytest.raises(RunError, match=r"cannot write .*new: Permission denied"):
+            RunDirectory(open_directory.path / "new").claim(config)
+        with pytest.raises(RunError, match=r"cannot write .*result\.json: Permission denied"):
+            open_directory.write_result({})
+    open_directory.claim(config)
+
+
+def test_a_full_disk_leaves_the_old_file(directory: RunDirectory) -> None:
+    directory.write_result({"top1": 1})
+    with (
+        full_after(1000),
+        pytest.raises(RunError, match=r"cannot write .*result\.json: File too large; free some"),
+    ):
+        directory.write_result({"top1": [0] * 1000})
+    assert directory.read_result() == {"top1": 1}
+    assert [p.name for p in directory.path.iterdir()] == ["result.json"]
+
+
+def test_a_full_disk_at_the_claim(directory: RunDirectory, config: ExperimentConfig) -> None:
+    """Neither a half-written lock nor a half-written config stands in the next start's way."""
+    for size in (0, 300):
+        with full_after(size), pytest.raises(RunError, match=r"cannot write .*free some space"):
+            directory.claim(config)
+        assert not directory.config.exists()
+    directory.claim(config)
+    assert directory.read_config() == config.to_dict()
+
+
+def test_json_refuses_what_json_has_not(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", [float("inf")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_are_the_users_to_mend() -> None:
+    assert issubclass(RunError, UserError)
