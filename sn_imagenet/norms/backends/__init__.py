@@ -11,9 +11,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sn_imagenet.norms.backends import cpp
+from sn_imagenet.norms.backends import cpp, triton_backend
 from sn_imagenet.norms.backends.cpp import CppBackend
 from sn_imagenet.norms.backends.native import NativeBackend, statistics_dtype
+from sn_imagenet.norms.backends.triton_backend import TritonBackend
 
 __all__ = ["BACKENDS", "Backend", "select_backend", "statistics_dtype"]
 
@@ -40,7 +41,8 @@ class Backend(Protocol):
 
 CPP = CppBackend()
 NATIVE = NativeBackend()
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CPP, NATIVE)}
+TRITON = TritonBackend()
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CPP, NATIVE, TRITON)}
 
 
 def select_backend(x: Tensor, name: str | None = None) -> Backend:
@@ -50,6 +52,8 @@ def select_backend(x: Tensor, name: str | None = None) -> Backend:
         ValueError: no backend of that name, or it cannot take ``x``.
     """
     if name is None:
+        if x.is_cuda:
+            return TRITON if triton_backend.supports(x) else NATIVE
         return CPP if cpp.supports(x) else NATIVE
     if name not in BACKENDS:
         raise ValueError(
@@ -59,5 +63,10 @@ def select_backend(x: Tensor, name: str | None = None) -> Backend:
         raise ValueError(
             f"backend='cpp' cannot take a {x.dtype} tensor on {x.device}: it needs a C++ compiler "
             "and an fp32, fp64 or bf16 tensor on the CPU"
+        )
+    if name == TRITON.name and not triton_backend.supports(x):
+        raise ValueError(
+            f"backend='triton' cannot take a {x.dtype} tensor on {x.device}: it needs Triton and "
+            "a CUDA device (or TRITON_INTERPRET=1)"
         )
     return BACKENDS[name]
