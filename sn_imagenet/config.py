@@ -8,6 +8,7 @@ expected and how to mend it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -37,6 +38,18 @@ class ConfigError(UserError):
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_length(key: str, values: Sequence[float], length: int) -> None:
+    # OmegaConf takes a list of any length for a tuple.
+    _require(len(values) == length, f"{key}={list(values)}: expected {length} numbers")
+
+
+def _require_seed(key: str, seed: int) -> None:
+    # 64 bits, signed, as the random generators and the keys of samples take them.
+    _require(
+        0 <= seed < 2**63, f"{key}={seed}: expected a whole number of at least 0 and below 2^63"
+    )
 
 
 @dataclass
@@ -110,6 +123,8 @@ class AugmentConfig:
         )
         _require(self.padding >= 0, f"augment.padding={self.padding}: expected 0 or more pixels")
         _require(self.lighting_std >= 0, f"augment.lighting_std={self.lighting_std}: expected >= 0")
+        for key in ("scale", "ratio"):
+            _require_length(f"augment.{key}", getattr(self, key), 2)
         low, high = self.scale
         _require(
             0 < low <= high <= 1, f"augment.scale={list(self.scale)}: expected 0 < low <= high <= 1"
@@ -151,6 +166,8 @@ class DataConfig:
             f"{self.image_size}, since the centre crop is cut from it",
         )
         _require(self.workers >= 0, f"data.workers={self.workers}: expected 0 or more")
+        for key in ("mean", "std"):
+            _require_length(f"data.{key}", getattr(self, key), 3)
         _require(all(s > 0 for s in self.std), f"data.std={list(self.std)}: expected > 0")
 
 
@@ -182,6 +199,9 @@ class ProtocolConfig:
             self.lr_reference_batch >= 1,
             f"protocol.lr_reference_batch={self.lr_reference_batch}: expected at least 1",
         )
+        _require(
+            0 < self.lr_factor <= 1, f"protocol.lr_factor={self.lr_factor}: expected 0 < f <= 1"
+        )
         _require(0 <= self.dropout < 1, f"protocol.dropout={self.dropout}: expected 0 <= p < 1")
         _require(0 <= self.momentum < 1, f"protocol.momentum={self.momentum}: expected 0 <= m < 1")
         _require(
@@ -202,7 +222,8 @@ class TrainerConfig:
 
     ``replicas_per_pass``: how many of a rank's replicas one forward pass holds (None: all);
     fewer save memory, the gradients are accumulated. ``log_every``: optimiser steps between two
-    lines of ``metrics.jsonl``.
+    lines of ``metrics.jsonl``. ``deterministic``: deterministic kernels on CUDA too, slower, so
+    that a resumed run is bit for bit one never disturbed; the CPU's are.
     """
 
     epochs: int = 100
@@ -212,6 +233,7 @@ class TrainerConfig:
     device: str = "auto"
     log_every: int = 50
     eval_batch_size: int = 256
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"trainer.epochs={self.epochs}: expected at least 1")
@@ -230,6 +252,27 @@ class TrainerConfig:
         _require(
             self.device in ("auto", "cpu", "cuda"),
             f"trainer.device={self.device}: expected auto, cpu or cuda",
+        )
+
+
+@dataclass
+class CheckpointConfig:
+    """``minutes``: wall time between two checkpoints within an epoch (null: none within); each
+    epoch ends with one anyway. ``on_error``: whether a checkpoint that cannot be written, as on a
+    full disk, stops the run or not; the one before it survives.
+    """
+
+    minutes: float | None = 10.0
+    on_error: str = "stop"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.minutes is None or self.minutes >= 0,
+            f"checkpoint.minutes={self.minutes}: expected null or at least 0",
+        )
+        _require(
+            self.on_error in ("stop", "continue"),
+            f"checkpoint.on_error={self.on_error}: expected stop or continue",
         )
 
 
@@ -256,6 +299,8 @@ class CalibrationConfig:
             self.estimator in ESTIMATORS,
             f"calibration.estimator={self.estimator}: expected one of {', '.join(ESTIMATORS)}",
         )
+        # Training epoch e draws by e, the calibration by -1 - seed: the two must not meet.
+        _require_seed("calibration.seed", self.seed)
 
 
 @dataclass
@@ -270,13 +315,14 @@ class ExperimentConfig:
     protocol: ProtocolConfig
     trainer: TrainerConfig
     calibration: CalibrationConfig
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     seed: int = 0
     runs_dir: str = "runs"
     run_dir: str = ""
     evaluate: bool = True
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, f"seed={self.seed}: expected a whole number of at least 0")
+        _require_seed("seed", self.seed)
         if self.batch.samples_per_gpu == 1 and self.norm.single_sample:
             self.norm.args = {**self.norm.args, **self.norm.single_sample.get("args", {})}
             self.norm.test_statistics = self.norm.single_sample.get(
