@@ -1,0 +1,218 @@
+"""The typed configuration: what composes, what it comes to, what is refused and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from sn_imagenet.config import (
+    ConfigError,
+    ExperimentConfig,
+    UserError,
+    from_dict,
+    milestone_epoch,
+)
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+GROUPS = ("norm", "batch", "data", "model", "augment", "protocol")
+Compose = Callable[..., ExperimentConfig]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_every_choice_composes_with_many_others(composed: Compose, shift: int) -> None:
+    """The groups' lists are laid side by side, shifted against each other; all 20,000 and more
+    combinations would take an hour, and groups meet only in run_dir, augment and single_sample.
+    """
+    lists = {group: choices(group) for group in GROUPS}
+    for row in range(max(map(len, lists.values()))):
+        chosen = {
+            group: names[(row + shift * place) % len(names)]
+            for place, (group, names) in enumerate(lists.items())
+        }
+        config = composed(*(f"{group}={name}" for group, name in chosen.items()))
+        assert config.norm.name == chosen["norm"]
+        assert config.augment.name == chosen["augment"]  # over the one that the data brings
+        assert config.run_dir == (
+            f"runs/{config.data.name}/{config.model.name}/{chosen['norm']}/{chosen['batch']}/seed0"
+        )
+        assert from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("data", "augment"),
+    [("digits", "crop"), ("cifar10", "crop_flip"), ("imagenet", "official")],
+)
+def test_data_brings_its_augmentation(composed: Compose, data: str, augment: str) -> None:
+    assert composed(f"data={data}").augment.name == augment
+
+
+def test_the_defaults_are_the_papers_sn_at_8x32(composed: Compose) -> None:
+    config = composed()
+    assert config.run_dir == "runs/imagenet/resnet50/sn/8x32/seed0"
+    assert (config.norm.name, config.norm.args) == ("sn", {"omega": ["in", "ln", "bn"]})
+    assert (config.batch.total, config.trainer.epochs) == (256, 100)
+    assert (config.protocol.momentum, config.protocol.weight_decay) == (0.9, 1e-4)
+    assert not config.protocol.zero_init_last_gamma
+    assert config.protocol.dropout == 0
+    assert config.trainer.precision == "fp32"
+
+
+def test_the_settings_of_table_2_are_there() -> None:
+    assert set(choices("batch")) == {
+        "8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("batch", "lr"),
+    [
+        ("8x32", 0.1), ("8x16", 0.05), ("8x8", 0.025), ("8x4", 0.0125), ("8x2", 0.00625),
+        ("1x16", 0.00625), ("1x32", 0.0125), ("8x1", 0.003125), ("1x8", 0.003125),
+    ],
+)  # fmt: skip
+def test_initial_learning_rates(composed: Compose, batch: str, lr: float) -> None:
+    config = composed(f"batch={batch}")
+    gpus, samples = map(int, batch.split("x"))
+    assert (config.batch.gpus, config.batch.samples_per_gpu) == (gpus, samples)
+    assert config.batch.name == batch
+    assert config.initial_lr == pytest.approx(lr, rel=1e-12)
+    assert config.lr_at(0) == config.initial_lr
+
+
+def test_the_rate_drops_at_30_60_and_90_of_100_epochs(composed: Compose) -> None:
+    config = composed()
+    drops = [e for e in range(1, 100) if config.lr_at(e) != config.lr_at(e - 1)]
+    assert drops == [30, 60, 90]
+    rates = [config.lr_at(e) for e in (29, 30, 60, 90, 99)]
+    assert rates == pytest.approx([0.1, 0.01, 0.001, 0.0001, 0.0001])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "drops"), [(1, [1, 1, 1]), (3, [1, 2, 3]), (8, [2, 5, 7]), (10, [3, 6, 9])]
+)
+def test_milestones_are_fractions_of_the_training(epochs: int, drops: list[int]) -> None:
+    assert [milestone_epoch(m, epochs) for m in (0.3, 0.6, 0.9)] == drops
+
+
+def test_other_settings_by_numbers(composed: Compose) -> None:
+    config = composed("batch.gpus=4", "batch.samples_per_gpu=6")
+    assert config.batch.name == "4x6"
+    assert config.run_dir.endswith("/4x6/seed0")
+    assert config.initial_lr == pytest.approx(0.1 * 24 / 256)
+
+
+def test_one_sample_per_gpu_makes_sn_in_and_ln(composed: Compose) -> None:
+    alone = composed("batch=8x1", "norm=sn").norm
+    assert alone.args == {"omega": ["in", "ln"]}
+    assert alone.test_statistics == "sample"
+    for other in ("1x8", "8x2"):
+        assert composed(f"batch={other}", "norm=sn").norm.args == {"omega": ["in", "ln", "bn"]}
+    assert composed("batch=8x1", "norm=bn").norm.args == {}
+
+
+def test_round_trip(composed: Compose) -> None:
+    for overrides in (
+        ["data=digits", "batch=8x1", "+model.args.stem_width=16"],
+        ["data=imagefolder", "data.train=a", "data.val=b", "trainer.max_steps=3"],
+        ["protocol=official_code", "calibration.samples=all", "trainer.replicas_per_pass=2"],
+    ):
+        config = composed(*overrides)
+        values = config.to_dict()
+        assert from_dict(values) == config
+        assert from_dict(values).to_dict() == values
+        # Through the file of a run directory.
+        text = OmegaConf.to_yaml(OmegaConf.create(values))
+        loaded = OmegaConf.to_container(OmegaConf.create(text))
+        assert loaded == values
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("batch.gpus=0", r"batch\.gpus=0: expected a whole number of at least 1"),
+        ("batch.samples_per_gpu=-1", r"batch\.samples_per_gpu=-1: expected a whole number"),
+        ("norm.test_statistics=none", r"norm\.test_statistics=none: expected one of moving_av"),
+        ("+norm.single_sample.omega=[in]", r"norm\.single_sample has \['omega'\]: expected 'args'"),
+        ("augment.crop=big", r"augment\.crop=big: expected one of random_resized"),
+        ("++augment.padding=-1", r"augment\.padding=-1: expected 0 or more"),
+        ("augment.lighting_std=-0.1", r"augment\.lighting_std=-0\.1: expected >= 0"),
+        ("augment.scale=[0,1]", r"augment\.scale=\[0\.0, 1\.0\]: expected 0 < low <= high <= 1"),
+        ("augment.scale=[0.5,0.2]", r"augment\.scale=\[0\.5, 0\.2\]: expected 0 < low"),
+        ("augment.scale=[0.5]", r"augment\.scale=\[0\.5\]: expected"),
+        ("augment.ratio=[1,2,3]", r"augment\.ratio=\[1\.0, 2\.0, 3\.0\]: expected"),
+        ("augment.ratio=[2,1]", r"augment\.ratio=\[2\.0, 1\.0\]: expected 0 < narrow <= wide"),
+        ("data.source=mnist", r"data\.source=mnist: expected one of digits, cifar10"),
+        ("data.image_size=0", r"data\.image_size=0: expected at least 1"),
+        ("data.resize_size=200", r"data\.resize_size=200: expected at least .*image_size=224"),
+        ("++data.workers=-1", r"data\.workers=-1: expected 0 or more"),
+        ("++data.std=[0.2,0,0.2]", r"data\.std=\[0\.2, 0\.0, 0\.2\]: expected"),
+        ("++data.std=[0.2]", r"data\.std=\[0\.2\]: expected"),
+        ("++data.mean=[0.2,0.2]", r"data\.mean=\[0\.2, 0\.2\]: expected"),
+        ("protocol.base_lr=0", r"protocol\.base_lr=0(\.0)?: expected > 0"),
+        ("protocol.base_lr=nan", r"protocol\.base_lr=nan: expected > 0"),
+        ("protocol.lr_reference_batch=0", r"protocol\.lr_reference_batch=0: expected at least 1"),
+        ("protocol.dropout=1", r"protocol\.dropout=1(\.0)?: expected 0 <= p < 1"),
+        ("protocol.momentum=1.5", r"protocol\.momentum=1\.5: expected 0 <= m < 1"),
+        ("protocol.weight_decay=-1", r"protocol\.weight_decay=-1(\.0)?: expected >= 0"),
+        ("protocol.lr_factor=0", r"protocol\.lr_factor=0(\.0)?: expected"),
+        ("protocol.lr_milestones=[0.6,0.3]", r"lr_milestones=\[0\.6, 0\.3\]: expected asc"),
+        ("protocol.lr_milestones=[30,60]", r"protocol\.lr_milestones=.*: expected ascending frac"),
+        ("trainer.epochs=0", r"trainer\.epochs=0: expected at least 1"),
+        ("trainer.max_steps=0", r"trainer\.max_steps=0: expected null or at least 1"),
+        ("trainer.replicas_per_pass=0", r"trainer\.replicas_per_pass=0: expected null or at"),
+        ("trainer.log_every=0", r"trainer\.log_every=0: expected at least 1"),
+        ("trainer.eval_batch_size=0", r"trainer\.eval_batch_size=0: expected at least 1"),
+        ("trainer.precision=fp8", r"trainer\.precision=fp8: expected one of fp32, tf32"),
+        ("trainer.device=tpu", r"trainer\.device=tpu: expected auto, cpu or cuda"),
+        ("calibration.samples=some", r"calibration\.samples=some: expected a number .*'all'"),
+        ("calibration.samples=0", r"calibration\.samples=0: expected a number"),
+        ("calibration.samples=true", r"calibration\.samples=True: expected a number"),
+        ("calibration.estimator=mean", r"calibration\.estimator=mean: expected one of mean_of"),
+        ("calibration.seed=-1", r"calibration\.seed=-1: expected"),
+        ("seed=-1", r"seed=-1: expected a whole number of at least 0"),
+        ("seed=99999999999999999999", r"seed=9{20}: expected"),
+        # Of the wrong type.
+        ("batch.gpus=two", r"batch\.gpus: Value 'two'.*Integer"),
+        ("trainer.epochs=1.5", r"trainer\.epochs: Value '1\.5'.*Integer"),
+        ("protocol.base_lr=high", r"protocol\.base_lr: Value 'high'.*Float"),
+        ("evaluate=maybe", r"evaluate: Value 'maybe'.*bool"),
+        ("augment.scale=wide", r"augment\.scale: .*not a ListConfig, list"),
+        # Not there.
+        ("+trainer.epoch=3", r"trainer\.epoch: Key 'epoch' not in 'TrainerConfig'"),
+        ("+sed=3", r"sed: Key 'sed' not in 'ExperimentConfig'"),
+        ("norm.name=???", r"norm\.name: .*mandatory"),
+        ("~norm.target", r"norm\.target: .*mandatory"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_key_the_value_and_what_was_expected(
+    composed: Compose, override: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        composed(override)
+    assert isinstance(caught.value, UserError)
+
+
+@pytest.mark.parametrize("override", ["batch=8x3", "norm=xn", "model=resnet51", "data=mnist"])
+def test_a_choice_that_does_not_exist_lists_those_that_do(composed: Compose, override: str) -> None:
+    group = override.split("=")[0]
+    with pytest.raises(HydraException) as caught:
+        composed(override)
+    for choice in choices(group):
+        assert choice in str(caught.value)
+
+
+def test_the_errors_of_a_stored_config_are_the_same(composed: Compose) -> None:
+    with pytest.raises(ConfigError, match=r"norm: .*mandatory"):
+        from_dict({})
+    values = composed().to_dict()
+    values["trainer"]["epochs"] = 0
+    with pytest.raises(ConfigError, match=r"trainer\.epochs=0"):
+        from_dict(values)
