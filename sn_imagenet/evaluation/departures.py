@@ -64,6 +64,17 @@ PAPER = (
     Fact("estimator of the batch average", "mean_of_variances", lambda c: c.calibration.estimator),
 )
 
+# The methods' arguments: GN's groups are the GN paper's, BRN's bounds those of (8,4), Sec. 4.1.
+NORMALISERS: dict[str, dict[str, Any]] = {
+    "bn": {},
+    "in": {},
+    "ln": {},
+    "gn": {"num_groups": 32},
+    "sn": {"omega": ["in", "ln", "bn"]},
+    "brn": {"r_max": 1.5, "d_max": 0.5},
+}
+SN_OF_ONE_SAMPLE = {"omega": ["in", "ln"]}
+
 
 def departures(config: ExperimentConfig) -> list[dict[str, str]]:
     """The items of the protocol in which a run differs: [{"item", "paper", "ours"}, ...].
@@ -75,6 +86,12 @@ def departures(config: ExperimentConfig) -> list[dict[str, str]]:
         for fact in PAPER
         if fact.ours(config) != fact.paper
     ]
+    norm = config.norm
+    paper = NORMALISERS.get(norm.name, norm.args)  # a method that the paper has not: its own
+    if norm.name == "sn" and config.batch.samples_per_gpu == 1:
+        paper = SN_OF_ONE_SAMPLE
+    if norm.args != paper:
+        found.append({"item": "normaliser arguments", "paper": str(paper), "ours": str(norm.args)})
     if _setting(config) not in TABLE_2_SETTINGS:
         found.append({"item": "setting", "paper": "one of Table 2's", "ours": _setting(config)})
     return found
