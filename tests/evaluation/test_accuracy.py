@@ -1,0 +1,165 @@
+"""Top-1 and top-5: each sample of the validation set counted once, wherever it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from worlds import as_programs
+
+from sn_imagenet.config import ConfigError, ExperimentConfig
+from sn_imagenet.data import AugmentedDataset, eval_loader
+from sn_imagenet.evaluation import accuracy, correct_counts, evaluate, prepare
+from sn_imagenet.replicas import join, rank, session, world_size
+
+CLASSES = 7
+Compose = Callable[..., ExperimentConfig]
+
+
+class Numbers:
+    """``count`` images of random numbers with random labels."""
+
+    classes = tuple(map(str, range(CLASSES)))
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(count)
+        self.images = torch.randn(count, 3, 4, 4, generator=generator)
+        self.labels = torch.randint(CLASSES, (count,), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {}
+
+
+def network(classes: int = CLASSES) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, classes)).eval()
+
+
+def evaluated(count: int, batch_size: int) -> dict[str, Any]:
+    dataset = AugmentedDataset(Numbers(count), nn.Identity(), seed=0)
+    loader = eval_loader(
+        dataset, batch_size=batch_size, rank=rank(), world_size=world_size(), workers=0
+    )
+    return accuracy(network(), loader, torch.device("cpu"), nullcontext)
+
+
+def one_by_one(count: int) -> dict[str, Any]:
+    """Counted by hand: a label is right where fewer than k logits are larger."""
+    numbers, net = Numbers(count), network()
+    top1 = top5 = 0
+    loss = 0.0
+    for image, label in (numbers[i] for i in range(count)):
+        logits = net(image[None])[0].double().tolist()
+        larger = sum(value > logits[label] for value in logits)
+        top1 += larger < 1
+        top5 += larger < 5
+        loss += math.log(sum(map(math.exp, logits))) - logits[label]
+    return {
+        "top1": pytest.approx(100 * top1 / count),
+        "top5": pytest.approx(100 * top5 / count),
+        "top1_correct": top1,
+        "top5_correct": top5,
+        "seen": count,
+        "loss": pytest.approx(loss / count, rel=1e-5),
+    }
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 13, 100])
+def test_counts_are_those_of_one_image_at_a_time(batch_size: int) -> None:
+    found = evaluated(13, batch_size)
+    assert found == one_by_one(13)
+    assert 0 < found["top1_correct"] < found["top5_correct"] < 13
+
+
+CASES = [(13, 3), (12, 5), (1, 4), (2, 1)]  # not divisible, divisible, a rank without samples
+
+
+def evaluate_as_program(folder: str) -> None:
+    with session():
+        join()
+        torch.save([evaluated(*case) for case in CASES], f"{folder}/{rank()}.pt")
+
+
+def test_two_processes_count_each_sample_once(tmp_path: Path) -> None:
+    for ended in as_programs(2, evaluate_as_program, tmp_path, str(tmp_path)):
+        assert ended.code == 0, ended.err
+    for number in (0, 1):
+        for (count, _), found in zip(CASES, torch.load(tmp_path / f"{number}.pt"), strict=True):
+            assert found == one_by_one(count)
+
+
+def test_fewer_than_five_classes() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+    assert correct_counts(logits, torch.tensor([0, 0])).tolist() == [1, 2]
+
+
+def test_a_loss_that_is_not_finite_is_null() -> None:
+    images, labels = torch.full((2, 3, 4, 4), torch.nan), torch.zeros(2, dtype=torch.long)
+    found = accuracy(network(), [(images, labels)], torch.device("cpu"), nullcontext)
+    assert found["loss"] is None
+    assert found["seen"] == 2
+
+
+@pytest.mark.parametrize(
+    ("norm", "batch", "expected"),
+    [
+        ("bn", "8x2", ["moving_average", "batch_average"]),
+        ("sn", "8x2", ["moving_average", "batch_average"]),
+        ("sn", "8x1", ["sample"]),
+        ("gn", "8x2", ["sample"]),
+    ],
+)
+def test_evaluations_by_the_statistics_they_use(
+    composed: Compose, norm: str, batch: str, expected: list[str]
+) -> None:
+    config = composed("data=digits", "model=resnet14_mini", f"norm={norm}", f"batch={batch}",
+                      "calibration.samples=64")  # fmt: skip
+    prepared = prepare(config)
+    before = {name: tensor.clone() for name, tensor in prepared.network.state_dict().items()}
+    evaluations = evaluate(prepared)
+    assert list(evaluations) == expected
+    for statistics, found in evaluations.items():
+        assert found["seen"] == 400
+        assert found["top1"] == 100 * found["top1_correct"] / 400
+        assert (found["calibration"] is not None) == (statistics == "batch_average")
+    if "batch_average" in evaluations:
+        assert evaluations["batch_average"]["calibration"]["samples_used"] == 64
+        # The untrained network's running statistics are no statistics of its activations.
+        assert evaluations["batch_average"]["loss"] != evaluations["moving_average"]["loss"]
+    for name, tensor in prepared.network.state_dict().items():
+        assert tensor.equal(before[name]), name
+
+
+def test_results_do_not_depend_on_the_evaluation_batch(composed: Compose) -> None:
+    found = []
+    for size in (7, 400):
+        prepared = prepare(
+            composed("data=digits", "model=resnet14_mini", "norm=sn", "batch=8x2",
+                     "calibration.samples=64", f"trainer.eval_batch_size={size}")
+        )  # fmt: skip
+        prepared.network.double()
+        prepared.network.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
+        found.append(evaluate(prepared))
+    for statistics, small in found[0].items():
+        assert small["loss"] == pytest.approx(found[1][statistics]["loss"], rel=1e-9)
+        assert small["top1_correct"] == found[1][statistics]["top1_correct"]
+
+
+@pytest.mark.parametrize(("norm", "statistics"), [("gn", "batch_average"), ("bn", "sample")])
+def test_statistics_that_a_method_has_not(composed: Compose, norm: str, statistics: str) -> None:
+    config = composed("data=digits", "model=resnet14_mini", f"norm={norm}",
+                      f"norm.test_statistics={statistics}")  # fmt: skip
+    with pytest.raises(ConfigError, match=rf"norm\.test_statistics={statistics}: norm={norm} has"):
+        prepare(config)

@@ -1,0 +1,195 @@
+"""The batch average against the same numbers worked out in NumPy, on real digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from worlds import as_programs
+
+from sn_imagenet.config import CalibrationConfig, ExperimentConfig, from_dict
+from sn_imagenet.data import AugmentedDataset, DataError, Key, build, epoch_order
+from sn_imagenet.evaluation import calibrate
+from sn_imagenet.models import PlacedDropout
+from sn_imagenet.norms import BatchNorm2d, SwitchNorm2d, norm_layers, set_replicas
+from sn_imagenet.replicas import join, rank, session
+
+SAMPLES = 4  # per replica
+REQUESTED = 50  # 12 minibatches, and two samples that fill none
+Tables = dict[str, tuple[Tensor, Tensor]]
+Compose = Callable[..., ExperimentConfig]
+
+
+class Double(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.double()
+
+
+def network() -> nn.Sequential:
+    """1 x 1 convolutions, which NumPy does in a line; dropout that must be off."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        Double(),
+        nn.Conv2d(3, 5, 1),
+        BatchNorm2d(5),
+        nn.Dropout(0.5),
+        nn.ReLU(),
+        nn.Conv2d(5, 7, 1),
+        SwitchNorm2d(7),
+        nn.Flatten(),
+        nn.Linear(7 * 16 * 16, 10),
+    ).double()
+    dropout = PlacedDropout(net[-1], 0.5, seed=0)
+    dropout.set_position(0, torch.arange(SAMPLES), SAMPLES)  # as training left it
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        for buffer in net.buffers():
+            if buffer.is_floating_point():
+                buffer.add_(torch.rand_like(buffer))
+    return net
+
+
+def dataset(config: ExperimentConfig) -> AugmentedDataset:
+    return build(config.data, config.augment, config.seed).train
+
+
+def calibrated(
+    net: nn.Module, train: AugmentedDataset, batch_size: int = 64, **options: Any
+) -> tuple[Tables, dict[str, Any]]:
+    statistics, how = calibrate(
+        net,
+        train,
+        CalibrationConfig(**{"samples": REQUESTED, "seed": 3, **options}),
+        samples_per_replica=SAMPLES,
+        batch_size=batch_size,
+        workers=0,
+        device=torch.device("cpu"),
+        autocast=nullcontext,
+    )
+    return dict(statistics), how.to_dict()
+
+
+def by_numpy(net: nn.Sequential, train: AugmentedDataset, estimator: str) -> Any:
+    """{layer: (mean, var)}: one minibatch after the other, in float64."""
+    w1, b1 = (t.detach().numpy() for t in (net[1].weight[:, :, 0, 0], net[1].bias))
+    w2, b2 = (t.detach().numpy() for t in (net[5].weight[:, :, 0, 0], net[5].bias))
+    gamma, beta = (t.detach().numpy() for t in (net[2].weight, net[2].bias))
+    order = epoch_order(len(train), 3, -1 - 3).tolist()
+    seen: dict[str, list[np.ndarray]] = {"2": [], "6": []}
+    for start in range(0, REQUESTED - SAMPLES + 1, SAMPLES):
+        keys = [Key(-1 - 3, index) for index in order[start : start + SAMPLES]]
+        x = np.stack([train[key][0].double().numpy() for key in keys])
+        x = np.einsum("oc,nchw->nohw", w1, x) + b1[:, None, None]
+        seen["2"].append(x)
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
+        x = (x - mean[:, None, None]) / np.sqrt(var + 1e-5)[:, None, None]
+        x = np.maximum(x * gamma[:, None, None] + beta[:, None, None], 0)
+        seen["6"].append(np.einsum("oc,nchw->nohw", w2, x) + b2[:, None, None])
+    found = {}
+    for name, minibatches in seen.items():
+        assert len(minibatches) == 12
+        mean = np.mean([x.mean((0, 2, 3)) for x in minibatches], axis=0)
+        if estimator == "mean_of_variances":
+            var = np.mean([x.var((0, 2, 3)) for x in minibatches], axis=0)
+        else:
+            var = np.concatenate(minibatches).var((0, 2, 3))
+        found[name] = (mean, var)
+    return found
+
+
+@pytest.fixture(scope="module")
+def train(composed: Compose) -> AugmentedDataset:
+    return dataset(composed("data=digits"))
+
+
+def assert_close(ours: Tables, expected: Any) -> None:
+    assert ours.keys() == expected.keys()
+    for name, (mean, var) in expected.items():
+        np.testing.assert_allclose(ours[name][0], mean, rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(ours[name][1], var, rtol=1e-11)
+
+
+@pytest.mark.parametrize("estimator", ["mean_of_variances", "population"])
+@pytest.mark.parametrize("batch_size", [1, 8, 12, 1000])
+def test_batch_average_is_numpys(train: AugmentedDataset, estimator: str, batch_size: int) -> None:
+    """For any size of forward passes; dropout is off and both layers see training batches."""
+    net = network()
+    ours, how = calibrated(net, train, batch_size, estimator=estimator)
+    assert_close(ours, by_numpy(net, train, estimator))
+    assert how == {
+        "estimator": estimator,
+        "samples_requested": REQUESTED,
+        "samples_used": 48,
+        "samples_per_replica": SAMPLES,
+        "seed": 3,
+    }
+
+
+def test_the_estimators_differ(train: AugmentedDataset) -> None:
+    net = network()
+    mean, _ = calibrated(net, train, estimator="mean_of_variances")
+    population, _ = calibrated(net, train, estimator="population")
+    # By the variance of the minibatches' means.
+    assert all((population[name][1] > mean[name][1]).all() for name in mean)
+    assert (population["2"][1] > mean["2"][1] * 1.002).all()
+
+
+def test_seed_and_samples_choose_the_minibatches(train: AugmentedDataset) -> None:
+    net = network()
+    one, _ = calibrated(net, train)
+    assert not torch.equal(one["2"][0], calibrated(net, train, seed=4)[0]["2"][0])
+    more, how = calibrated(net, train, samples="all")
+    assert (how["samples_requested"], how["samples_used"]) == ("all", 1397 // SAMPLES * SAMPLES)
+    assert not torch.equal(one["2"][0], more["2"][0])
+    beyond, how = calibrated(net, train, samples=50_000)
+    assert (how["samples_requested"], how["samples_used"]) == (50_000, 1396)
+    torch.testing.assert_close(beyond, more, rtol=0, atol=0)
+    with pytest.raises(DataError, match=r"calibration\.samples=3.*minibatch of 4"):
+        calibrated(net, train, samples=3)
+
+
+def test_the_network_is_left_as_it_was(train: AugmentedDataset) -> None:
+    net = network()
+    set_replicas(net, 3, holds_first_replica=True)  # as training left it
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    calibrated(net, train)
+    for name, tensor in net.state_dict().items():
+        assert tensor.equal(before[name]), name
+    assert not any(module.training for module in net.modules())
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    for layer in norm_layers(net).values():
+        assert layer.replicas == 1
+        assert layer.batch_average is None
+
+
+def calibrate_as_program(values: dict[str, Any], folder: str) -> None:
+    with session():
+        join()
+        train = dataset(from_dict(values))
+        for estimator in ("mean_of_variances", "population"):
+            ours, how = calibrated(network(), train, 8, estimator=estimator)
+            torch.save((ours, how), f"{folder}/{estimator}{rank()}.pt")
+        # One minibatch in all: the second rank has none.
+        torch.save(calibrated(network(), train, 8, samples=5)[0], f"{folder}/one{rank()}.pt")
+
+
+def test_two_processes_find_the_same(
+    composed: Compose, train: AugmentedDataset, tmp_path: Path
+) -> None:
+    values = composed("data=digits").to_dict()
+    for ended in as_programs(2, calibrate_as_program, tmp_path, values, str(tmp_path)):
+        assert ended.code == 0, ended.err
+    for number in (0, 1):
+        for estimator in ("mean_of_variances", "population"):
+            ours, how = torch.load(tmp_path / f"{estimator}{number}.pt")
+            assert_close(ours, by_numpy(network(), train, estimator))
+            assert how["samples_used"] == 48
+        one = torch.load(tmp_path / f"one{number}.pt")
+        torch.testing.assert_close(one, calibrated(network(), train, samples=5)[0])

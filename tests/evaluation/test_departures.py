@@ -1,0 +1,96 @@
+"""In what a run departs from the paper: computed from its config, item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.evaluation import departures
+
+Compose = Callable[..., ExperimentConfig]
+HE_ET_AL = "shorter side from [256, 480], 224 crop, flip, colour (He et al. 2016)"
+OFFICIAL = {
+    "item": "augmentation",
+    "paper": HE_ET_AL,
+    "ours": "random resized crop (area 0.08-1), flip, PCA lighting std 0.1",
+}
+
+
+def found(config: ExperimentConfig) -> dict[str, tuple[str, str]]:
+    listed = departures(config)
+    items = {d["item"]: (d["paper"], d["ours"]) for d in listed}
+    assert len(items) == len(listed), "an item is listed twice"
+    return items
+
+
+def test_the_papers_8x32_departs_in_the_augmentation_alone(composed: Compose) -> None:
+    for norm in ("bn", "gn", "sn"):
+        assert departures(composed(f"norm={norm}")) == [OFFICIAL]
+
+
+@pytest.mark.parametrize(
+    ("batch", "lr"),
+    [
+        ("8x16", "0.05"), ("8x8", "0.025"), ("8x4", "0.0125"), ("8x2", "0.00625"),
+        ("8x1", "0.003125"), ("1x8", "0.003125"), ("1x16", "0.00625"), ("1x32", "0.0125"),
+    ],
+)  # fmt: skip
+def test_other_settings_scale_the_learning_rate(composed: Compose, batch: str, lr: str) -> None:
+    for norm in ("bn", "sn"):
+        listed = found(composed(f"batch={batch}", f"norm={norm}"))
+        assert listed.keys() == {"augmentation", "initial learning rate"}
+        assert listed["initial learning rate"] == ("0.1", lr)
+
+
+def test_the_papers_words_taken_literally(composed: Compose) -> None:
+    """0.1 in every setting: no departure in the rate."""
+    config = composed("batch=8x2", "protocol.lr_reference_batch=16")
+    assert departures(config) == [OFFICIAL]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data=digits"], {"data": ("imagenet", "digits"), "image size": ("224", "16"),
+                           "augmentation": (HE_ET_AL, "crop after zero-padding by 1, no flip")}),
+        (["model=resnet50_mini"], {"model": ("resnet50", "resnet50_mini")}),
+        (["+model.args.stem_width=32"], {"model arguments": ("{}", "{'stem_width': 32}")}),
+        (["data.image_size=192"], {"image size": ("224", "192")}),
+        (["trainer.epochs=90"], {"epochs": ("100", "90")}),
+        (["trainer.max_steps=10"], {"stopped after steps": ("None", "10")}),
+        (["protocol.base_lr=0.2"], {"initial learning rate": ("0.1", "0.2")}),
+        (["protocol.lr_milestones=[0.5]"],
+         {"learning rate drops after epochs": ("[30, 60, 90]", "[50]")}),
+        (["protocol.lr_factor=0.2"], {"learning rate drops by": ("0.1", "0.2")}),
+        (["protocol.momentum=0.8"], {"momentum": ("0.9", "0.8")}),
+        (["protocol.weight_decay=5e-5"], {"weight decay": ("0.0001", "5e-05")}),
+        (["protocol=official_code"],
+         {"dropout": ("0.0", "0.5"), "last gamma of a block": ("1", "0")}),
+        (["trainer.precision=bf16"], {"precision": ("fp32", "bf16")}),
+        (["calibration.estimator=population"],
+         {"estimator of the batch average": ("mean_of_variances", "population")}),
+        (["augment=none"], {"augmentation": (HE_ET_AL, "no crop, no flip")}),
+        (["batch.gpus=4", "batch.samples_per_gpu=64"],
+         {"setting": ("one of Table 2's", "4x64")}),
+        (["norm=gn", "norm.args.num_groups=16"],
+         {"normaliser arguments": ("{'num_groups': 32}", "{'num_groups': 16}")}),
+        (["norm.args.omega=[in,ln]"],
+         {"normaliser arguments": ("{'omega': ['in', 'ln', 'bn']}", "{'omega': ['in', 'ln']}")}),
+    ],
+)  # fmt: skip
+def test_each_changed_option_appears(
+    composed: Compose, overrides: list[str], expected: dict[str, tuple[str, str]]
+) -> None:
+    listed = found(composed(*overrides))
+    assert listed == {"augmentation": (OFFICIAL["paper"], OFFICIAL["ours"]), **expected}
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=3", "runs_dir=elsewhere", "trainer.replicas_per_pass=2", "trainer.eval_batch_size=3",
+     "trainer.log_every=1", "trainer.device=cpu", "evaluate=false"],
+)  # fmt: skip
+def test_how_a_run_is_carried_out_is_no_departure(composed: Compose, override: str) -> None:
+    assert departures(composed(override)) == [OFFICIAL]
