@@ -1,0 +1,1 @@
+"""How fast the normalisers are, against PyTorch's own: scripts/benchmark.py."""

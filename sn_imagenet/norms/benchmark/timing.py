@@ -1,0 +1,92 @@
+"""Fair timing on a machine that is never quite still: alternated, medians, ratios."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SHORTEST_SAMPLE = 2e-3
+"""Seconds that one timed sample lasts at least; shorter calls are repeated within it."""
+
+
+def alternate(
+    contenders: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, float]:
+    """Median seconds per call of each contender.
+
+    Every round calls every contender once, in an order drawn anew, so that whatever else the
+    machine does, and the memory that a predecessor leaves behind, meets them all alike.
+    """
+    calls = {name: _calls_per_sample(f, device) for name, f in contenders.items()}
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    order = random.Random(0)
+    for _ in range(repeats):
+        for name in order.sample(list(contenders), len(contenders)):
+            samples[name].append(_time(contenders[name], calls[name], device))
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def _calls_per_sample(function: Callable[[], object], device: torch.device) -> int:
+    function()  # compiles, allocates, warms caches
+    once = _time(function, 1, device)
+    return max(1, math.ceil(SHORTEST_SAMPLE / once))
+
+
+def _time(function: Callable[[], object], calls: int, device: torch.device) -> float:
+    _synchronize(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    _synchronize(device)
+    return (time.perf_counter() - start) / calls
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    return statistics.geometric_mean(values)
+
+
+class StorageLog(TorchDispatchMode):
+    """Remembers every storage that an operator returns, without keeping it alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            reference = StorageWeakRef(storage)
+            self._storages[reference.cdata] = (reference, storage.nbytes())
+        return result
+
+    def alive(self, *known: Tensor) -> int:
+        """Bytes of the storages that something still refers to, those of ``known`` aside."""
+        apart = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in known}
+        return sum(
+            size
+            for cdata, (reference, size) in self._storages.items()
+            if cdata not in apart and not reference.expired()
+        )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
