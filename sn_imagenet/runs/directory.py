@@ -15,9 +15,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from omegaconf import OmegaConf
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.runs.files import RunError, cannot, write_atomically, write_json
+from sn_imagenet.runs.lock import release, take
 
 # Where and how fast a run is carried out; replicas make the results the same.
 NOT_THE_EXPERIMENT = (
@@ -40,6 +38,9 @@ NOT_THE_EXPERIMENT = (
     "trainer.replicas_per_pass",
     "trainer.log_every",
     "trainer.eval_batch_size",
+    "trainer.deterministic",
+    "checkpoint.minutes",
+    "checkpoint.on_error",
 )
 
 
@@ -104,7 +105,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot("write", self.path, error) from error
-        self._take_lock()
+        take(self.lock)
         if not self.config.exists():
             yaml = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
             try:
@@ -115,7 +116,7 @@ class RunDirectory:
 
     def release(self) -> None:
         """Let another process work here."""
-        self.lock.unlink(missing_ok=True)
+        release(self.lock)
 
     def read_config(self) -> dict[str, Any]:
         """The config that the run was started with.
@@ -163,36 +164,6 @@ class RunDirectory:
         """
         write_json(self.result, result)
 
-    def _take_lock(self) -> None:
-        holder = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
-        for _ in range(2):
-            try:
-                with open(self.lock, "x") as file:
-                    json.dump(holder, file)
-                return
-            except FileExistsError:
-                self._refuse_if_held()
-                self.lock.unlink(missing_ok=True)
-            except OSError as error:
-                raise cannot("write", self.lock, error) from error
-        raise RunError(f"{self.lock}: another process took it just now; start again")
-
-    def _refuse_if_held(self) -> None:
-        try:
-            holder = json.loads(self.lock.read_text())
-            host, pid = str(holder["host"]), int(holder["pid"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return  # a process died while writing it
-        if host != socket.gethostname() or (pid != os.getpid() and _is_alive(pid)):
-            raise RunError(
-                f"{self.path} is in use by process {pid} on {host} since "
-                f"{holder.get('started')}; wait for it, or remove {self.lock} if it is gone"
-            )
-
 
 def config_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """``key: before -> now`` for each value in which two experiments differ."""
@@ -213,13 +184,3 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
