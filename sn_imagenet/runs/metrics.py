@@ -31,7 +31,7 @@ class MetricsLog:
         try:
             self._file = open(self._path, "ab")  # noqa: SIM115 - closed by close()
             self._file.truncate(_whole_lines(self._path, keep_bytes))
-            self._board = SummaryWriter(str(directory.path / "tensorboard"), purge_step=step)
+            self._board = SummaryWriter(str(directory.path / "tensorboard"), purge_step=step + 1)
         except OSError as error:
             raise cannot("write", self._path, error) from error
 
