@@ -1,0 +1,192 @@
+"""``python train.py norm=sn batch=8x4 ...``: one cell from its config to its result."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from command_line import ROOT, Done, metrics, result
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+Cell = tuple[Path, Done]
+
+
+def test_result_counts_its_top1(cell: Cell) -> None:
+    found = result(cell[0])
+    assert found["version"] == 1
+    assert found["status"] == "finished"
+    assert found["error"] is None
+    assert found["diverged"] is None
+    assert set(found["evaluations"]) == {"moving_average", "batch_average"}
+    for evaluation in found["evaluations"].values():
+        assert evaluation["seen"] == 400
+        assert evaluation["top1"] == 100 * evaluation["top1_correct"] / 400
+        assert evaluation["top5"] == 100 * evaluation["top5_correct"] / 400
+        assert evaluation["top1_correct"] <= evaluation["top5_correct"] <= 400
+        assert evaluation["loss"] > 0
+    # Four epochs teach it far more than chance, 10 %.
+    assert found["evaluations"]["batch_average"]["top1"] > 50
+    assert found["evaluations"]["moving_average"]["calibration"] is None
+    assert found["evaluations"]["batch_average"]["calibration"] == {
+        "estimator": "mean_of_variances",
+        "samples_requested": 50000,
+        "samples_used": 1396,  # 349 minibatches of 4 of 1,397
+        "samples_per_replica": 4,
+        "seed": 0,
+    }
+
+
+def test_result_names_its_cell_and_config(cell: Cell) -> None:
+    found = result(cell[0])
+    assert found["cell"] == {
+        "data": "digits",
+        "model": "resnet14_mini",
+        "norm": "sn",
+        "batch": "8x4",
+        "gpus": 8,
+        "samples_per_gpu": 4,
+        "seed": 0,
+        "norm_args": {"omega": ["in", "ln", "bn"]},
+        "test_statistics": "batch_average",
+    }
+    assert found["config"] == yaml.safe_load((cell[0] / "config.yaml").read_text())
+    assert found["config"]["protocol"]["weight_decay"] == 1e-4
+
+
+def test_result_tells_where_it_comes_from(cell: Cell) -> None:
+    found = result(cell[0])
+    provenance = found["provenance"]
+    head = ["git", "rev-parse", "HEAD"]
+    here = subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=False)
+    if here.returncode == 0:
+        assert re.fullmatch("[0-9a-f]{40}", provenance["git_revision"])
+        assert provenance["git_dirty"] in (True, False)
+    assert provenance["versions"]["torch"] == version("torch")
+    assert provenance["hardware"]["cpu_threads"] == 1
+    assert provenance["data_fingerprint"]["train"]["samples"] == 1397
+    assert provenance["data_fingerprint"]["val"]["samples"] == 400
+    assert provenance["evaluated_by"] is None
+    training = found["training"]
+    assert training["steps"] == 4 * 43
+    assert training["samples"] == 4 * 43 * 32
+    assert training["world_sizes"] == [1]
+    assert training["wall_time_s"] > 0
+    assert training["images_per_s"] == pytest.approx(
+        training["samples"] / training["wall_time_s"], rel=0.01
+    )
+
+
+def test_departures_from_the_paper_are_recorded(cell: Cell) -> None:
+    found = {d["item"]: (d["paper"], d["ours"]) for d in result(cell[0])["departures"]}
+    assert found["data"] == ("imagenet", "digits")
+    assert found["epochs"] == ("100", "4")
+    assert found["initial learning rate"] == ("0.1", "0.0125")
+    assert "dropout" not in found
+    assert "weight decay" not in found
+    assert "setting" not in found
+
+
+def test_top1_table_is_printed_and_written(cell: Cell) -> None:
+    run_dir, done = cell
+    table = (run_dir / "top1.md").read_text()
+    assert table in done.out
+    best = result(run_dir)["evaluations"]["batch_average"]
+    row = next(line for line in table.splitlines() if "batch average" in line)
+    assert f"{best['top1']:.2f}" in row
+    assert f"{best['top1_correct']}/400" in row
+    assert str(run_dir / "top1.md") in done.out
+
+
+def test_importance_weights_are_plotted_and_listed(cell: Cell) -> None:
+    run_dir, _ = cell
+    for name in ("fig3", "fig4"):
+        assert (run_dir / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (run_dir / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    layers = result(run_dir)["importance_weights"]
+    assert len(layers) == 17
+    assert layers[0]["name"] == "bn1"
+    for layer in layers:
+        for table in (layer["mean"], layer["variance"]):
+            assert list(table) == ["in", "ln", "bn"]
+            assert sum(table.values()) == pytest.approx(1)
+
+
+def test_metrics_hold_each_step_once_and_follow_the_schedule(cell: Cell) -> None:
+    rows = metrics(cell[0])
+    training = [row for row in rows if row["kind"] == "train"]
+    end = 0
+    for row in training:
+        assert row["step"] == end + row["steps"]
+        end = row["step"]
+        assert row["epoch"] == (row["step"] - 1) // 43 + 1
+        assert row["loss"] > 0
+        assert 0 <= row["top1"] <= 100
+        assert row["images_per_s"] > 0
+        assert 0 <= row["data_wait_pct"] <= 100
+        # 0.1 * 32 / 256 at first, x0.1 after 0.3 and 0.6 of four epochs.
+        assert row["lr"] == pytest.approx(0.0125 * {1: 1, 2: 0.1, 3: 0.01, 4: 0.01}[row["epoch"]])
+    assert end == 4 * 43
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    assert [(row["epoch"], row["epochs"], row["step"]) for row in epochs] == [
+        (1, 4, 43),
+        (2, 4, 86),
+        (3, 4, 129),
+        (4, 4, 172),
+    ]
+    last = result(cell[0])["evaluations"]["moving_average"]
+    assert epochs[-1]["val"]["top1_correct"] == last["top1_correct"]
+    assert all(len(row["importance_weights"]) == 17 for row in epochs)
+
+
+def test_tensorboard_shows_the_run(cell: Cell) -> None:
+    run_dir, _ = cell
+    board = EventAccumulator(str(run_dir / "tensorboard"))
+    board.Reload()
+    tags = set(board.Tags()["scalars"])
+    measured = {"train/loss", "train/top1", "opt/lr", "perf/images_per_s", "perf/data_wait_pct"}
+    weights = {tag for tag in tags if tag.startswith("importance_")}
+    assert tags - weights == measured | {"val/top1"}
+    assert len(weights) == 17 * 2 * 3
+    assert "importance_mean/layer4.0.bn2/bn" in weights
+    rows = metrics(run_dir)
+    training = [row for row in rows if row["kind"] == "train"]
+    for tag in measured:
+        key = tag.split("/")[1]
+        shown = [(event.step, event.value) for event in board.Scalars(tag)]
+        assert shown == [(row["step"], pytest.approx(row[key], rel=1e-6)) for row in training]
+    assert [event.value for event in board.Scalars("val/top1")] == pytest.approx(
+        [row["val"]["top1"] for row in rows if row["kind"] == "epoch"]
+    )
+
+
+def test_checkpoints_hold_plain_tensors(cell: Cell) -> None:
+    run_dir, _ = cell
+    final = torch.load(run_dir / "final.pt", weights_only=True)
+    last = torch.load(run_dir / "last.pt", weights_only=True)
+    previous = torch.load(run_dir / "previous.pt", weights_only=True)
+    assert (last["epoch"], previous["epoch"]) == (4, 3)
+    assert final["model"].keys() == last["model"].keys()
+    assert all(torch.equal(final["model"][key], last["model"][key]) for key in final["model"])
+    assert "layer1.0.bn1.mean_weight" in final["model"]
+    left = {path.name for path in run_dir.iterdir()}
+    assert left == {
+        *("config.yaml", "metrics.jsonl", "result.json", "top1.md", "tensorboard"),
+        *("last.pt", "previous.pt", "final.pt"),
+        *("fig3.png", "fig3.pdf", "fig4.png", "fig4.pdf"),
+    }
+
+
+def test_plain_lines_say_how_it_goes(cell: Cell) -> None:
+    _, done = cell
+    assert done.err == ""
+    assert "8 replicas of 4 samples on 1 process" in done.out
+    line = (
+        r"epoch 3/4  step 90/172  loss \d\.\d+  top-1 +\d+\.\d\d  lr 0\.000125  \d+ images/s  ETA"
+    )
+    assert re.search(line, done.out)
+    assert len(re.findall(r"validation top-1", done.out)) == 4

@@ -1,0 +1,105 @@
+"""``python evaluate.py run=...`` on trained runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from command_line import CELL, Done, evaluate, refused, result, succeeded
+from conftest import SWEPT
+
+COUNTS = ("top1_correct", "top5_correct", "seen")
+
+
+def _counts(found: dict) -> dict[str, list[int]]:
+    return {name: [e[key] for key in COUNTS] for name, e in found["evaluations"].items()}
+
+
+@pytest.fixture
+def trained(cell: tuple[Path, Done], tmp_path: Path) -> Path:
+    """A copy of the cell's run directory."""
+    return shutil.copytree(cell[0], tmp_path / "run")
+
+
+def test_a_run_is_evaluated_as_its_training_did(trained: Path) -> None:
+    before = result(trained)
+    for name in ("result.json", "top1.md", "fig3.png"):
+        (trained / name).unlink()
+    done = succeeded(evaluate(f"run={trained}"))
+    after = result(trained)
+    assert after["evaluations"] == before["evaluations"]
+    assert after["importance_weights"] == before["importance_weights"]
+    assert after["config"] == before["config"]
+    assert after["training"] == before["training"]
+    assert after["departures"] == before["departures"]
+    # Who trained it and who evaluated it are both told.
+    assert after["provenance"]["git_revision"] == before["provenance"]["git_revision"]
+    assert after["provenance"]["evaluated_by"]["versions"] == before["provenance"]["versions"]
+    assert (trained / "top1.md").read_text() in done.out
+    assert (trained / "fig3.png").exists()
+    assert done.err == ""
+
+
+@pytest.mark.slow
+def test_two_processes_count_alike(trained: Path) -> None:
+    before = result(trained)
+    done = succeeded(evaluate(f"run={trained}", "trainer.eval_batch_size=33", processes=2))
+    after = result(trained)
+    assert _counts(after)["moving_average"] == _counts(before)["moving_average"]
+    # The sum over ranks is of another order: its rounding may tip an image or two.
+    ours, theirs = (_counts(found)["batch_average"] for found in (after, before))
+    assert ours[-1] == theirs[-1] == 400
+    assert ours == pytest.approx(theirs, abs=2)
+    calibration = after["evaluations"]["batch_average"]["calibration"]
+    assert calibration == before["evaluations"]["batch_average"]["calibration"]
+    assert done.out.count("| batch average ") == 1
+
+
+def test_calibration_is_chosen_and_recorded(trained: Path) -> None:
+    before = result(trained)
+    chosen = ("calibration.samples=all", "calibration.estimator=population", "calibration.seed=3")
+    succeeded(evaluate(f"run={trained}", *chosen))
+    after = result(trained)
+    assert after["evaluations"]["batch_average"]["calibration"] == {
+        "estimator": "population",
+        "samples_requested": "all",
+        "samples_used": 1396,
+        "samples_per_replica": 4,
+        "seed": 3,
+    }
+    assert after["evaluations"]["moving_average"] == before["evaluations"]["moving_average"]
+    estimators = [d for d in after["departures"] if d["item"].startswith("estimator")]
+    assert [d["ours"] for d in estimators] == ["population"]
+
+
+@pytest.mark.slow
+def test_a_glob_goes_into_one_table_past_an_unfinished_run(
+    sweep_of_one: tuple[Path, Done], tmp_path: Path
+) -> None:
+    runs = shutil.copytree(sweep_of_one[0], tmp_path / "runs")
+    unfinished = runs / CELL / "bn/8x2/seed0"
+    for name in ("result.json", "final.pt"):
+        (unfinished / name).unlink()
+    done = evaluate(
+        f"run={runs / '*/*/*/*/seed*'}", "calibration.samples=40", f"table={tmp_path / 'all.md'}"
+    )
+    refused(done, str(unfinished), "not trained to its end")
+    table = (tmp_path / "all.md").read_text()
+    assert table in done.out
+    assert table.count("| batch average ") == len(SWEPT) - 1
+    for cell in SWEPT:
+        run_dir = runs / CELL / cell / "seed0"
+        if run_dir == unfinished:
+            continue
+        calibration = result(run_dir)["evaluations"]["batch_average"]["calibration"]
+        assert (calibration["samples_requested"], calibration["samples_used"]) == (40, 40)
+    assert not (unfinished / "result.json").exists()
+
+
+def test_what_is_no_run_is_refused(trained: Path, tmp_path: Path) -> None:
+    refused(evaluate(f"run={tmp_path / 'nothing*'}"), "no run directory there")
+    final = trained / "final.pt"
+    final.write_bytes(final.read_bytes()[:1000])
+    refused(evaluate(f"run={trained}"), str(final), "not a readable checkpoint")
+    assert (trained / "final.pt").stat().st_size == 1000

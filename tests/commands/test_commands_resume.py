@@ -1,0 +1,192 @@
+"""The same command again: after a kill, a damaged checkpoint, the end, another config."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import (
+    CELL,
+    ROOT,
+    SMALL,
+    Done,
+    command,
+    environment,
+    metrics,
+    refused,
+    result,
+    succeeded,
+    train,
+    without_timings,
+)
+from conftest import CELL_ARGUMENTS, Once
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+RUN = CELL / "sn/8x4/seed0"
+
+
+def _wait_for(condition: object, process: subprocess.Popen[bytes]) -> None:
+    assert callable(condition)
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        time.sleep(0.01)
+
+
+def _start(*arguments: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command("train.py", *arguments),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture(scope="session")
+def killed(once: Once) -> Path:
+    """A runs folder with the run of ``cell``, killed in its third epoch."""
+
+    def make(runs: Path) -> Done:
+        process = _start(*CELL_ARGUMENTS, f"runs_dir={runs}")
+        rows = runs / RUN / "metrics.jsonl"
+        # Step 100 is in the third epoch, which ends with step 129.
+        _wait_for(lambda: rows.exists() and '"step": 100' in rows.read_text(), process)
+        process.kill()
+        return Done(process.wait(), "", "")
+
+    runs, done = once("killed", make)
+    assert done.code == -9
+    return runs
+
+
+def _same_as_undisturbed(run_dir: Path, undisturbed: Path) -> None:
+    ours, theirs = (torch.load(d / "final.pt")["model"] for d in (run_dir, undisturbed))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert without_timings(metrics(run_dir)) == without_timings(metrics(undisturbed))
+    assert result(run_dir)["evaluations"] == result(undisturbed)["evaluations"]
+    assert result(run_dir)["importance_weights"] == result(undisturbed)["importance_weights"]
+    assert result(run_dir)["training"]["samples"] == result(undisturbed)["training"]["samples"]
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_to_the_very_same_result(
+    killed: Path, cell: tuple[Path, Done], tmp_path: Path
+) -> None:
+    runs = shutil.copytree(killed, tmp_path / "runs")
+    assert torch.load(runs / RUN / "last.pt")["epoch"] == 2
+    done = succeeded(train(*CELL_ARGUMENTS, f"runs_dir={runs}"))
+    assert "going on after epoch 2, step 86" in done.out
+    assert done.err == ""
+    _same_as_undisturbed(runs / RUN, cell[0])
+    board = EventAccumulator(str(runs / RUN / "tensorboard"))
+    board.Reload()
+    steps = [event.step for event in board.Scalars("train/loss")]
+    assert steps == [row["step"] for row in metrics(runs / RUN) if row["kind"] == "train"]
+
+
+@pytest.mark.slow
+def test_damaged_checkpoint_falls_back_to_the_one_before(
+    killed: Path, cell: tuple[Path, Done], tmp_path: Path
+) -> None:
+    runs = shutil.copytree(killed, tmp_path / "runs")
+    last = runs / RUN / "last.pt"
+    last.write_bytes(last.read_bytes()[:50_000])
+    done = succeeded(train(*CELL_ARGUMENTS, f"runs_dir={runs}"))
+    assert "warning: " in done.said
+    assert f"{last} is not a readable checkpoint" in done.said
+    assert "going on from the checkpoint before it" in done.said
+    assert "going on after epoch 1, step 43" in done.out
+    _same_as_undisturbed(runs / RUN, cell[0])
+
+
+def test_damaged_checkpoints_are_both_named(killed: Path, tmp_path: Path) -> None:
+    runs = shutil.copytree(killed, tmp_path / "runs")
+    paths = [runs / RUN / name for name in ("last.pt", "previous.pt")]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:50_000])
+    before = [path.read_bytes() for path in paths]
+    refused(train(*CELL_ARGUMENTS, f"runs_dir={runs}"), "no checkpoint", *map(str, paths))
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_finished_run_says_so_whatever_the_machine(cell: tuple[Path, Done]) -> None:
+    run_dir, _ = cell
+    before = {p.name: p.stat().st_mtime_ns for p in run_dir.glob("*.pt")}
+    machine = ("trainer.eval_batch_size=7", "data.workers=1", "trainer.replicas_per_pass=2")
+    done = succeeded(train(*CELL_ARGUMENTS, *machine, f"run_dir={run_dir}"))
+    assert f"{run_dir}: already finished, nothing to do" in done.out
+    assert {p.name: p.stat().st_mtime_ns for p in run_dir.glob("*.pt")} == before
+
+
+def test_other_config_in_the_same_directory_is_refused(cell: tuple[Path, Done]) -> None:
+    run_dir, _ = cell
+    before = (run_dir / "result.json").read_bytes()
+    done = train(*CELL_ARGUMENTS, "trainer.epochs=5", "seed=1", f"run_dir={run_dir}")
+    refused(done, str(run_dir), "trainer.epochs: 4 (there) -> 5 (now)", "seed: 0 (there) -> 1")
+    assert "log_every" not in done.err
+    assert (run_dir / "result.json").read_bytes() == before
+
+
+def test_interrupted_run_goes_on_on_another_machine(killed: Path, tmp_path: Path) -> None:
+    """Other workers, passes and evaluation batches are no other experiment."""
+    runs = shutil.copytree(killed, tmp_path / "runs")
+    machine = ("trainer.eval_batch_size=100", "data.workers=1", "trainer.replicas_per_pass=4")
+    done = succeeded(train(*CELL_ARGUMENTS, *machine, "evaluate=false", f"runs_dir={runs}"))
+    assert "going on after epoch 2, step 86" in done.out
+    assert "2 forward passes" in done.out
+    assert result(runs / RUN)["status"] == "finished"
+    assert result(runs / RUN)["evaluations"] == {}
+
+
+def test_max_steps_ends_with_its_checkpoint(tmp_path: Path) -> None:
+    arguments = ("norm=gn", "batch=8x4", "trainer.max_steps=50", "trainer.log_every=20")
+    run_dir = tmp_path / "run"
+    succeeded(train(*SMALL, *arguments, f"run_dir={run_dir}"))
+    last, final = (torch.load(run_dir / name) for name in ("last.pt", "final.pt"))
+    assert (last["epoch"], last["step"], last["step_in_epoch"]) == (1, 50, 7)
+    assert all(torch.equal(last["model"][key], final["model"][key]) for key in final["model"])
+    found = result(run_dir)
+    assert found["status"] == "finished"
+    assert found["training"]["steps"] == 50
+    assert found["importance_weights"] is None
+    assert set(found["evaluations"]) == {"sample"}  # GN stores no statistics
+    assert not list(run_dir.glob("fig*"))
+    stopped = [d for d in found["departures"] if d["item"] == "stopped after steps"]
+    assert stopped == [{"item": "stopped after steps", "paper": "None", "ours": "50"}]
+
+
+@pytest.mark.slow
+def test_directory_in_use_is_refused(tmp_path: Path) -> None:
+    arguments = (*SMALL, "norm=bn", "batch=8x2", f"run_dir={tmp_path / 'run'}")
+    process = _start(*arguments)
+    try:
+        _wait_for(lambda: (tmp_path / "run" / "config.yaml").exists(), process)
+        refused(train(*arguments), f"in use by process {process.pid} on", str(tmp_path / "run"))
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_diverged_run_is_a_result(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    # Linear scaling makes it 6250: the first update throws the weights out of range.
+    wild = ("norm=bn", "batch=8x2", "trainer.epochs=1", "protocol.base_lr=1e38")
+    done = succeeded(train(*SMALL, *wild, f"runs_dir={runs}"))
+    run_dir = runs / CELL / "bn/8x2/seed0"
+    found = result(run_dir)
+    assert found["status"] == "diverged"
+    step = found["diverged"]["step"]
+    assert f"diverged at step {step} (epoch 1): the loss is {found['diverged']['loss']}" in done.out
+    assert found["diverged"]["loss"] in ("nan", "inf")
+    assert found["training"]["steps"] == step - 1
+    assert found["evaluations"] == {}
+    assert done.err == ""
+    # It is a result, so the same command has nothing to do, and the table shows it.
+    again = succeeded(train(*SMALL, *wild, f"runs_dir={runs}"))
+    assert "already diverged, nothing to do" in again.out

@@ -1,0 +1,81 @@
+"""``train.py -m norm=bn,sn batch=8x8,8x2``, by one process and by two of torchrun."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from command_line import CELL, Done, metrics, result, run, succeeded
+from conftest import SWEPT
+
+Sweep = tuple[Path, Done]
+
+
+def _lines(done: Done, pattern: str) -> list[str]:
+    return [line for line in done.out.splitlines() if re.search(pattern, line)]
+
+
+def _check(runs: Path, done: Done, processes: int) -> None:
+    succeeded(done)
+    for cell in SWEPT:
+        found = result(runs / CELL / cell / "seed0")
+        assert found["status"] == "finished"
+        assert found["training"]["world_size"] == processes
+        assert {e["seen"] for e in found["evaluations"].values()} == {400}
+        # BN and SN both under the moving average and the batch average.
+        assert set(found["evaluations"]) == {"moving_average", "batch_average"}
+    # Only rank 0 speaks: each line once.
+    assert len(_lines(done, "validation top-1")) == len(SWEPT)
+    assert len(_lines(done, f"on {processes} process")) == len(SWEPT)
+    assert len(_lines(done, r"\| batch average ")) == len(SWEPT)
+    assert len(_lines(done, "/top1.md$")) == len(SWEPT)
+    assert done.err == ""
+    # Hydra's own folders stay out of sight, and the runs are what is left.
+    assert {path.name for path in runs.iterdir()} - {".hydra"} == {"digits"}
+
+
+@pytest.mark.slow
+def test_one_process_sweeps(sweep_of_one: Sweep) -> None:
+    runs, done = sweep_of_one
+    _check(runs, done, 1)
+
+
+@pytest.mark.slow
+def test_two_processes_sweep_from_another_folder(sweep_of_two: Sweep) -> None:
+    folder, done = sweep_of_two
+    _check(folder / "runs", done, 2)
+    assert list((folder / "cwd").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", SWEPT)
+def test_placements_agree(sweep_of_one: Sweep, sweep_of_two: Sweep, cell: str) -> None:
+    one = sweep_of_one[0] / CELL / cell / "seed0"
+    two = sweep_of_two[0] / "runs" / CELL / cell / "seed0"
+    # Rounding decides which side of a ReLU's kink a value lies on: later steps drift apart. (The
+    # replicas' own tests compare many steps, in float64.)
+    rows = [[row for row in metrics(path) if row["kind"] == "train"] for path in (one, two)]
+    assert len(rows[0]) == len(rows[1])
+    for ours, theirs in zip(*rows, strict=True):
+        tolerance = {1: 1e-6, 2: 1e-5, 3: 1e-3, 4: 1e-2}.get(ours["step"], 0.5)
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=tolerance)
+        assert (ours["lr"], ours["step"]) == (theirs["lr"], theirs["step"])
+    results = [result(path) for path in (one, two)]
+    assert results[0]["training"]["samples"] == results[1]["training"]["samples"]
+    for name, evaluation in results[0]["evaluations"].items():
+        other = results[1]["evaluations"][name]
+        assert evaluation["seen"] == other["seen"]
+        assert evaluation["calibration"] == other["calibration"]
+
+
+@pytest.mark.slow
+def test_sweep_fills_table_2(sweep_of_one: Sweep, tmp_path: Path) -> None:
+    done = succeeded(run("scripts/make_tables.py", "--runs", sweep_of_one[0], "--out", tmp_path))
+    for cell in SWEPT:
+        found = result(sweep_of_one[0] / CELL / cell / "seed0")
+        top1 = found["evaluations"][found["cell"]["test_statistics"]]["top1"]
+        assert f"{top1:.1f}" in done.out
+    assert {path.name for path in tmp_path.iterdir()} >= {"table2.md", "table2.tex", "table2.csv"}
+    done = succeeded(run("scripts/make_figures.py", "--runs", sweep_of_one[0], "--out", tmp_path))
+    assert {path.stem for path in tmp_path.glob("*.png")} >= {"fig3", "fig4"}
