@@ -38,7 +38,7 @@ def prepare(config: ExperimentConfig) -> Prepared:
     )
     _check_test_statistics(network, config)
     if device.type == "cuda":
-        network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(device).to(memory_format=torch.channels_last)
     return Prepared(config, device, data, network)
 
 
