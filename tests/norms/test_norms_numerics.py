@@ -268,3 +268,20 @@ def test_under_autocast() -> None:
     y.float().sum().backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters())
     assert layer.running_var is not None and layer.running_var.dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_diverged_activation_stays_visible(
+    bad: float, layout: str, dtype: torch.dtype, backend: str
+) -> None:
+    """NaN and infinity must reach the loss, which stops the run."""
+    x = torch.randn(4, 5, 9, 9).to(dtype)
+    x[1, 2, 3, 4] = bad
+    layer = BatchNorm2d(5)
+    layer.backend = backend
+    y = layer(LAYOUTS[layout](x))
+    assert y[:, 2].isnan().any()
+    assert y[:, [0, 1, 3, 4]].isfinite().all()

@@ -45,21 +45,21 @@ inline void store(BFloat16* y, float value) {  // round to nearest even; NaN sta
 constexpr int kLanes = 64;
 
 template <typename S, typename Term> inline S sum(Index size, Term term) {
-  S lanes[kLanes] = {};
   Index i = 0;
-  for (; i + kLanes <= size; i += kLanes) {
+  S total = 0;
+  if (size >= 4 * kLanes) {  // shorter rows do not repay the folding of the lanes
+    S lanes[kLanes] = {};
+    for (; i + kLanes <= size; i += kLanes) {
 #pragma omp simd
-    for (int l = 0; l < kLanes; ++l) lanes[l] += term(i + l);
-  }
-  S rest = 0;
-#pragma omp simd reduction(+ : rest)
-  for (Index j = i; j < size; ++j) rest += term(j);
-  if (i > 0) {
+      for (int l = 0; l < kLanes; ++l) lanes[l] += term(i + l);
+    }
     for (int width = kLanes / 2; width > 0; width /= 2)
       for (int l = 0; l < width; ++l) lanes[l] += lanes[l + width];
-    rest += lanes[0];
+    total = lanes[0];
   }
-  return rest;
+#pragma omp simd reduction(+ : total)
+  for (Index j = i; j < size; ++j) total += term(j);
+  return total;
 }
 
 // Rows of channels_last memory that are summed before they join the total: short enough to stay in
