@@ -1,6 +1,7 @@
 # make setup | test | demo | lint      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 BIN := .venv/bin
+DEMO := results/demo
 
 .PHONY: setup test demo lint
 
@@ -17,8 +18,11 @@ setup: .venv/.installed
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+# Nine cells, then what they come to. Started again, it continues, or shows the results at once.
 demo: setup
-	$(BIN)/python scripts/demo.py
+	$(BIN)/python train.py -m sweep=digits runs_dir=$(DEMO)/runs
+	$(BIN)/python scripts/make_tables.py --runs $(DEMO)/runs --out $(DEMO) --settings 8x8,8x2,8x1
+	$(BIN)/python scripts/make_figures.py --runs $(DEMO)/runs --out $(DEMO)
 
 lint: setup
 	$(BIN)/ruff check .
