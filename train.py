@@ -1,9 +1,9 @@
 """Train one cell of Table 2, evaluate it, write its result.
 
-    torchrun train.py norm=sn batch=8x2                           one process
-    torchrun --nproc_per_node 8 train.py norm=sn batch=8x2        eight: the same experiment
-    python train.py -m norm=bn,gn,sn 'batch=glob(*)' seed=0,1,2   a sweep
-    python train.py data=digits model=resnet50_mini trainer.epochs=8   with nothing downloaded
+torchrun train.py norm=sn batch=8x2                           one process
+torchrun --nproc_per_node 8 train.py norm=sn batch=8x2        eight: the same experiment
+python train.py -m norm=bn,gn,sn 'batch=glob(*)' seed=0,1,2   a sweep
+python train.py data=digits model=resnet50_mini trainer.epochs=8   with nothing downloaded
 """
 
 from __future__ import annotations
