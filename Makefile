@@ -6,6 +6,7 @@ DEMO := results/demo
 .PHONY: setup test demo lint
 
 setup: .venv/.installed
+	@true
 
 # Rebuilt only when the requirements change.
 .venv/.installed: pyproject.toml constraints.txt
