@@ -29,10 +29,21 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        flush_directory(path.parent)
     except OSError as error:
         with suppress(OSError):  # the error worth telling is the first
             temporary.unlink(missing_ok=True)
         raise cannot("write", path, error) from error
+
+
+def flush_directory(path: Path) -> None:
+    """Have the names in a directory on the disk: a rename is safe from a power cut only then."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system can
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,17 @@ class MetricsLog:
             self._file.flush()
             for tag, value in scalars.items():
                 self._board.add_scalar(tag, value, step)
+        except OSError as error:
+            raise cannot("write", self._path, error) from error
+
+    def sync(self) -> None:
+        """Have the rows on the disk, so that a checkpoint never knows of more than there are.
+
+        Raises:
+            RunError: the disk refuses.
+        """
+        try:
+            os.fsync(self._file.fileno())
         except OSError as error:
             raise cannot("write", self._path, error) from error
 

@@ -38,9 +38,31 @@ class Recorder:
         self._loss = self._waited = 0.0
         self._since = time.perf_counter()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The steps since the last report, and what lies before them."""
+        return {
+            "steps": self._steps,
+            "samples": self._samples,
+            "correct": self._correct,
+            "loss": self._loss,
+            "waited": self._waited,
+            "seconds": time.perf_counter() - self._since,
+            "total_seconds": self.total_seconds,
+            "total_samples": self.total_samples,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`; the time between the two is not counted."""
+        self._steps, self._samples = state["steps"], state["samples"]
+        self._correct, self._loss = state["correct"], state["loss"]
+        self._waited = state["waited"]
+        self._since = time.perf_counter() - state["seconds"]
+        self.total_seconds, self.total_samples = state["total_seconds"], state["total_samples"]
+
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """The batches, with the time spent waiting for them measured."""
-        self._clear()
+        if not self._steps:  # else a resumed run goes on within a report
+            self._clear()
         iterator = iter(batches)
         while True:
             start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
@@ -34,11 +35,15 @@ _SYNC_BUFFERS = (
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """Of one global batch: the mean loss, and how many of its samples were right at first guess."""
+    """Of one global batch: the mean loss, and how many of its samples were right at first guess.
+
+    ``wishes``: the sum over ranks of what each passed to :meth:`Stepper.gradients`.
+    """
 
     loss: float
     top1_correct: int
     samples: int
+    wishes: tuple[float, ...] = ()
 
 
 class Stepper:
@@ -86,13 +91,19 @@ class Stepper:
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
 
-    def gradients(self, images: Tensor, labels: Tensor, step: int) -> StepOutcome:
-        """Accumulate the gradients of the rank's batch [samples_per_rank, ...] of ``step``."""
+    def gradients(
+        self, images: Tensor, labels: Tensor, step: int, wishes: Sequence[float] = ()
+    ) -> StepOutcome:
+        """Accumulate the gradients of the rank's batch [samples_per_rank, ...] of ``step``.
+
+        ``wishes``: numbers to be summed over ranks on the way, as many on each, so that all ranks
+        hear of a wish at the same step without a collective of its own.
+        """
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         images, labels = to_device((images, labels), self.device)
-        # Sum of losses and number of correct samples, over passes and then over ranks.
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        # Sum of losses and number of correct samples, over passes and then over ranks; wishes.
+        totals = torch.tensor([0.0, 0.0, *wishes], dtype=torch.float64, device=self.device)
         for part in self._placement.passes(images, labels):
             tell_layers(self.network, part, self._group)
             if self._dropout is not None:
@@ -105,8 +116,20 @@ class Stepper:
                 self.scaler.scale(loss * share).backward()
             totals[0] += loss.detach() * len(part.labels)
             totals[1] += correct_counts(logits.detach(), part.labels)[0]
-        loss_sum, correct = sum_over_ranks(totals).tolist()
-        return StepOutcome(loss_sum / self._total, int(correct), self._total)
+        loss_sum, correct, *wished = sum_over_ranks(totals).tolist()
+        return StepOutcome(loss_sum / self._total, int(correct), self._total, tuple(wished))
+
+    def rehearse(self, image_size: int, samples: int) -> None:
+        """One step on nothing, before a state is loaded. Collective.
+
+        DistributedDataParallel sums gradients in other buckets from the second step on, and with
+        more than two ranks the order of summation within a bucket depends on it: a resumed run
+        must have its first step behind it, as the run that was never disturbed has.
+        """
+        if dist.is_initialized():
+            images = torch.zeros(samples, 3, image_size, image_size)
+            self.gradients(images, torch.zeros(samples, dtype=torch.int64), 0)
+            self.optimizer.zero_grad(set_to_none=True)
 
     def update(self, learning_rate: float) -> None:
         """Move the weights by the accumulated gradients."""

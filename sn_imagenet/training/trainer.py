@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import train_loader
@@ -25,13 +29,28 @@ from sn_imagenet.replicas import (
     join,
     rank,
     say,
+    sum_over_ranks,
     together,
     world_size,
 )
-from sn_imagenet.runs import MetricsLog, RunDirectory, RunError, checkpoint, provenance
+from sn_imagenet.runs import (
+    CheckpointSaver,
+    MetricsLog,
+    RunDirectory,
+    RunError,
+    checkpoint,
+    provenance,
+)
 from sn_imagenet.training.console import Progress
 from sn_imagenet.training.recorder import Recorder
 from sn_imagenet.training.stepper import Stepper
+from sn_imagenet.training.stop import (
+    EXIT_CODE,
+    LostPeerError,
+    Stopped,
+    StopRequests,
+    lost_peers_told,
+)
 
 
 def train(config: ExperimentConfig) -> dict[str, Any]:
@@ -42,7 +61,13 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
 
     Raises:
         UserError: something that the user can mend, before any work is lost.
+        Stopped: SIGTERM, SIGUSR1 or SIGINT; its checkpoint is saved, the program ends with 75.
     """
+    with StopRequests() as stop:
+        return _train(config, stop)
+
+
+def _train(config: ExperimentConfig, stop: StopRequests) -> dict[str, Any]:
     join()
     directory = RunDirectory(Path(config.run_dir))
     with together():
@@ -61,12 +86,16 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
             config.trainer.replicas_per_pass,
         )
         prepared = prepare(config)
+        _set_determinism(config.trainer.deterministic, prepared.device)
     with together():
         if rank() == 0:
             directory.claim(config)
             directory.result.unlink(missing_ok=True)
     try:
-        return Trainer(prepared, placement, directory).run()
+        with lost_peers_told():
+            return Trainer(prepared, placement, directory, stop).run()
+    except LostPeerError:
+        raise  # not this run's failure: it continues where it was saved
     except Exception as error:
         # By whichever rank it befell, since torchrun then ends the others; the first is the cause.
         with suppress(RunError):
@@ -78,6 +107,15 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
             directory.release()
 
 
+def _set_determinism(deterministic: bool, device: torch.device) -> None:
+    """On CUDA the same kernels each time, or an error where there is none; the CPU's are always."""
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(deterministic)
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.backends.cudnn.benchmark = False
+
+
 def _is_complete(result: dict[str, Any], config: ExperimentConfig) -> bool:
     return result["status"] == "diverged" or bool(result["evaluations"]) or not config.evaluate
 
@@ -85,8 +123,16 @@ def _is_complete(result: dict[str, Any], config: ExperimentConfig) -> bool:
 class Trainer:
     """The training of one run, from its start or its last checkpoint."""
 
-    def __init__(self, prepared: Prepared, placement: Placement, directory: RunDirectory) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        placement: Placement,
+        directory: RunDirectory,
+        stop: StopRequests,
+    ) -> None:
         config = prepared.config
+        self.stop = stop
+        self.placement = placement
         self.config, self.prepared, self.directory = config, prepared, directory
         self.network, self.device = prepared.network, prepared.device
         dropout = None
@@ -104,24 +150,29 @@ class Trainer:
             pin_memory=self.device.type == "cuda",
         )
         self.epoch = self.step = self.step_in_epoch = 0
-        self.seconds = 0.0
-        self.samples = 0
         self.last_finite_loss: float | None = None
         self.world_sizes = [world_size()]
         self.total_steps = len(self.loader) * config.trainer.epochs
         if config.trainer.max_steps is not None:
             self.total_steps = min(self.total_steps, config.trainer.max_steps)
 
-        metrics_bytes = self._resume()
+        state = self._resume()
         log = None
         with together():
             if rank() == 0:
-                log = MetricsLog(directory, metrics_bytes, self.step)
+                log = MetricsLog(directory, state["metrics_bytes"] if state else 0, self.step)
         self.log = log
         self.progress = Progress(self.total_steps, self.step, config.trainer.epochs)
         self.recorder = Recorder(
             log, self.progress, config.trainer.log_every, config.trainer.epochs
         )
+        if state is not None:
+            self.recorder.load_state_dict(state["meters"])
+        self.saver = None
+        if log is not None:
+            on_error = config.checkpoint.on_error
+            self.saver = CheckpointSaver(directory, log.sync, on_error, self.progress.line)
+        self.saved_at = time.monotonic()
         say(f"{directory.path}: {placement.describe()}, on {self.device.type}")
         if config.batch.samples_per_gpu == 1 and config.norm.single_sample:
             say(f"one sample per GPU: norm={config.norm.name} uses {config.norm.args}")
@@ -131,6 +182,8 @@ class Trainer:
         try:
             diverged = self.fit()
         finally:
+            if self.saver is not None:
+                self.saver.close()
             self.progress.close()
             if self.log is not None:
                 self.log.close()
@@ -142,15 +195,16 @@ class Trainer:
             return self._write(status="diverged", diverged=diverged)
 
         self.stepper.share_statistics()
-        if rank() == 0:
-            state = {
-                "model": self.network.state_dict(),
-                "config": self.config.to_dict(),
-                "training": self._training(),
-                "provenance": provenance(self.device),
-                "data_fingerprint": self.prepared.data.fingerprint,
-            }
-            checkpoint.save(self.directory.final, state)
+        with together():
+            if rank() == 0:
+                state = {
+                    "model": self.network.state_dict(),
+                    "config": self.config.to_dict(),
+                    "training": self._training(),
+                    "provenance": provenance(self.device),
+                    "data_fingerprint": self.prepared.data.fingerprint,
+                }
+                checkpoint.save(self.directory.final, state)
         if not self.config.evaluate:
             return self._write(status="finished")
         evaluations = evaluate(self.prepared)
@@ -162,58 +216,105 @@ class Trainer:
         Returns:
             None, or where and how the run diverged. The weights are then those before the step.
         """
-        config = self.config
-        while self.step < self.total_steps:
-            lr = config.lr_at(self.epoch)
-            batches = self.loader.epoch(self.epoch, self.step_in_epoch)
-            for images, labels in self.recorder.timed(batches):
-                outcome = self.stepper.gradients(images, labels, self.step)
-                if not math.isfinite(outcome.loss):
-                    return {
-                        "epoch": self.epoch + 1,
-                        "step": self.step + 1,
-                        "loss": str(outcome.loss),
-                        "last_finite_loss": self.last_finite_loss,
-                    }
-                self.stepper.update(lr)
-                self.last_finite_loss = outcome.loss
-                self.step += 1
-                self.step_in_epoch += 1
-                self.recorder.step(outcome, self.epoch + 1, self.step, lr)
-                if self.step == self.total_steps:
-                    break
-            self.recorder.flush(self.epoch + 1, self.step, lr)
-            self.stepper.share_statistics()
-            if self.step_in_epoch == len(self.loader):
-                self.epoch += 1
-                self.step_in_epoch = 0
-                self._validate()
-            self._save()
+        steps_per_epoch = len(self.loader)
+        # An epoch whose last step was saved is still to be validated.
+        while self.step < self.total_steps or self.step_in_epoch == steps_per_epoch:
+            with self.stop.deferred():
+                diverged = self._train_epoch()
+                if diverged is not None:
+                    return diverged
+                self.stepper.share_statistics()
+                self._save()
+                self._agree_to_stop()
+            if self.step_in_epoch == steps_per_epoch:
+                validation = validate(self.prepared)
+                with self.stop.deferred():
+                    self.epoch += 1
+                    self.step_in_epoch = 0
+                    weights = importance_weights(self.network)
+                    self.recorder.validated(self.epoch, self.step, validation, weights)
+                    self._save()
+        with together():
+            if self.saver is not None:
+                self.saver.wait()
         return None
 
-    def _validate(self) -> None:
-        validation = validate(self.prepared)
-        self.recorder.validated(self.epoch, self.step, validation, importance_weights(self.network))
+    def _train_epoch(self) -> dict[str, Any] | None:
+        """The steps that are left of the epoch, or of the run."""
+        lr = self.config.lr_at(self.epoch)
+        batches = self.loader.epoch(self.epoch, self.step_in_epoch)
+        for images, labels in self.recorder.timed(batches):
+            # Summed over ranks: who was told to stop, and whether a checkpoint was not written.
+            wishes = [self.stop.received, self.saver is not None and self.saver.failed]
+            outcome = self.stepper.gradients(images, labels, self.step, wishes)
+            if not math.isfinite(outcome.loss):
+                return {
+                    "epoch": self.epoch + 1,
+                    "step": self.step + 1,
+                    "loss": str(outcome.loss),
+                    "last_finite_loss": self.last_finite_loss,
+                }
+            self.stepper.update(lr)
+            self.last_finite_loss = outcome.loss
+            self.step += 1
+            self.step_in_epoch += 1
+            self.recorder.step(outcome, self.epoch + 1, self.step, lr)
+            told_to_stop, not_written = outcome.wishes
+            if not_written:
+                self._tell_of_the_checkpoint()
+            if self.step == self.total_steps:
+                break
+            if told_to_stop:
+                self._save()
+                self._stop_here()
+            self._save_if_due()
+        self.recorder.flush(self.epoch + 1, self.step, lr)
+        return None
+
+    def _agree_to_stop(self) -> None:
+        """Stop between epochs if any rank was told to. Collective."""
+        wishes = sum_over_ranks(torch.tensor([float(self.stop.received)]))
+        if wishes.item():
+            self._stop_here()
+
+    def _stop_here(self) -> None:
+        """End all ranks, with the checkpoint on the disk. Collective."""
+        self._tell_of_the_checkpoint()
+        self.progress.line(
+            f"{self.directory.path}: told to stop; saved after step {self.step}, the same command "
+            f"continues (exit code {EXIT_CODE})"
+        )
+        raise Stopped
+
+    def _tell_of_the_checkpoint(self) -> None:
+        """Wait for the disk; if it refused, all ranks raise the error. Collective."""
+        with together():
+            if self.saver is not None:
+                self.saver.wait()
+
+    def _save_if_due(self) -> None:
+        minutes = self.config.checkpoint.minutes
+        if minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes:
+            self._save()
 
     def _save(self) -> None:
-        if self.log is None:
+        self.saved_at = time.monotonic()
+        if self.log is None or self.saver is None:
             return
-        seconds, samples = self._trained()
         state = {
             "epoch": self.epoch,
             "step": self.step,
             "step_in_epoch": self.step_in_epoch,
-            "seconds": seconds,
-            "samples": samples,
             "last_finite_loss": self.last_finite_loss,
             "world_sizes": self.world_sizes,
             "metrics_bytes": self.log.bytes_written,
+            "meters": self.recorder.state_dict(),
             **self.stepper.state_dict(),
         }
-        checkpoint.save_last(self.directory, state)
+        self.saver.save(state)
 
-    def _resume(self) -> int:
-        """Load the newest checkpoint; returns how much of the metrics belongs to it."""
+    def _resume(self) -> dict[str, Any] | None:
+        """Load the newest checkpoint, if there is one. Collective."""
         state: dict[str, Any] | None = None
         with together():
             if rank() == 0:
@@ -222,22 +323,18 @@ class Trainer:
                     say(f"warning: {warning}; going on from the checkpoint before it")
         state = from_rank_0(state)
         if state is None:
-            return 0
+            return None
         self.epoch, self.step = state["epoch"], state["step"]
         self.step_in_epoch = state["step_in_epoch"]
-        self.seconds, self.samples = state["seconds"], state["samples"]
         self.last_finite_loss = state["last_finite_loss"]
         self.world_sizes = [*state["world_sizes"], world_size()]
+        self.stepper.rehearse(self.config.data.image_size, self.placement.samples_per_rank)
         self.stepper.load_state_dict(state)
         say(f"{self.directory.path}: going on after epoch {self.epoch}, step {self.step}")
-        return int(state["metrics_bytes"])
-
-    def _trained(self) -> tuple[float, int]:
-        recorder = self.recorder
-        return self.seconds + recorder.total_seconds, self.samples + recorder.total_samples
+        return state
 
     def _training(self) -> dict[str, Any]:
-        seconds, samples = self._trained()
+        seconds, samples = self.recorder.total_seconds, self.recorder.total_samples
         return {
             "epochs": self.config.trainer.epochs,
             "steps": self.step,
