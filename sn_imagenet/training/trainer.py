@@ -222,6 +222,8 @@ class Trainer:
             with self.stop.deferred():
                 diverged = self._train_epoch()
                 if diverged is not None:
+                    self._save()
+                    self._tell_of_the_checkpoint()
                     return diverged
                 self.stepper.share_statistics()
                 self._save()
@@ -248,6 +250,7 @@ class Trainer:
             wishes = [self.stop.received, self.saver is not None and self.saver.failed]
             outcome = self.stepper.gradients(images, labels, self.step, wishes)
             if not math.isfinite(outcome.loss):
+                self.recorder.flush(self.epoch + 1, self.step, lr)
                 return {
                     "epoch": self.epoch + 1,
                     "step": self.step + 1,
