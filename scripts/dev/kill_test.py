@@ -22,11 +22,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sn_imagenet.sweeps.pool import family
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ["data=digits", "model=resnet14_mini", "trainer.epochs=3", "trainer.log_every=4"]
@@ -120,7 +123,9 @@ def kill(
         else:
             due = running_since is not None and time.monotonic() - running_since >= delay
         if due:
-            os.killpg(process.pid, signal.SIGKILL)
+            for pid in family(process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
             return process.returncode == -signal.SIGKILL
         time.sleep(0 if moment == "save" and running_since is not None else 0.005)

@@ -264,8 +264,9 @@ class Pool:
                 killed = True
                 for cell in running:
                     assert cell.process is not None
-                    with suppress(ProcessLookupError):
-                        os.killpg(cell.process.pid, signal.SIGKILL)
+                    for pid in family(cell.process.pid):
+                        with suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
             time.sleep(POLL_S)
         for cell in running:
             cell.process = None
@@ -276,14 +277,26 @@ class Pool:
                 cell.state = STOPPED if cell.attempts else WAITING
 
 
-def torchrun(script: Path, processes: int, options: Sequence[str] = ()) -> list[str]:
-    """The command of a cell: a torchrun with a rendezvous, and so a port, of its own."""
+def family(pid: int) -> list[int]:
+    """A process and all below it; torchrun puts each of its own into a session of its own."""
+    try:
+        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return [pid]
+    return [pid, *(member for child in below for member in family(int(child)))]
+
+
+def torchrun(processes: int, script: Sequence[str], rendezvous: Sequence[str] = ()) -> list[str]:
+    """The command of a cell: ``script`` with its options under a torchrun of its own.
+
+    ``rendezvous``: torchrun's options where several machines share the cell; without, it finds a
+    free port on this one.
+    """
     return [
         sys.executable,
         "-m",
         "torch.distributed.run",
-        "--standalone",
+        *(rendezvous or ["--standalone"]),
         f"--nproc_per_node={processes}",
-        str(script),
-        *options,
+        *script,
     ]

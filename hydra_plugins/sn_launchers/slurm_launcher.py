@@ -1,0 +1,186 @@
+"""``hydra/launcher=submitit_slurm``: each cell a Slurm job that runs torchrun, requeued when it is
+preempted or its time is up, until it has its result.
+
+hydra-submitit-launcher submits the jobs; it would run a cell inside its own process, where one
+process per node has no others to talk to. This launcher starts a torchrun there instead.
+
+Hydra imports this file at every start, so what it needs is imported when a sweep starts.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from hydra.core.utils import JobReturn, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+try:
+    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as _Submitit
+except ImportError:  # the extra "slurm" is not installed
+    _Submitit = None
+
+# Our configs/hydra/launcher/submitit_slurm.yaml is checked against the plugin's own schema, as it
+# should be; that Hydra finds the schema by its name is what it warns of.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_slurm' is validated")
+
+SIGNAL = "USR1"  # before a job's time is up, and by scancel --signal=USR1
+STOP_S = 60.0  # for a cell to save its step
+PREEMPTED_S = 30.0  # Slurm's KillWait: between SIGTERM and SIGKILL
+
+# The torchrun of this job. Not of the launcher, which is pickled when the job is requeued.
+_child: subprocess.Popen[bytes] | None = None
+
+
+class SlurmCells(_Submitit or Launcher):  # type: ignore[misc,valid-type]
+    """Submits the cells that have no result yet, waits for them, and shows the table.
+
+    The program ends as that of ``hydra/launcher=local`` does. It may be killed: the jobs go on, and
+    the same command waits for what is left.
+    """
+
+    def __init__(self, **params: Any) -> None:
+        if _Submitit is None:
+            print(
+                "error: hydra/launcher=submitit_slurm needs the extra slurm: "
+                "pip install -e '.[slurm]'",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
+        super().__init__(**params)
+        self.tasks: dict[tuple[str, ...], Any] = {}
+        self.script: list[str] = []
+        self.processes = self.retries = 1
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.task_function = None  # a job starts the program anew, and need not carry it along
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        from hydra_plugins.sn_launchers._cells import completed
+        from sn_imagenet.config import UserError
+
+        # Before submitit is imported; the jobs inherit it.
+        os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL
+        setup_globals()
+        try:
+            code = self._launch(job_overrides, initial_job_idx)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            code = 2
+        if code:
+            raise SystemExit(code)
+        return [completed(overrides) for overrides in job_overrides]
+
+    def _launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> int:
+        from hydra_plugins.sn_launchers._cells import compose_cells, script_and_options
+        from sn_imagenet.config import ConfigError
+        from sn_imagenet.sweeps.board import Row, table
+        from sn_imagenet.sweeps.plan import plan
+        from sn_imagenet.sweeps.pool import COMPLETE, WAITING
+        from sn_imagenet.sweeps.settings import sweep_settings
+
+        settings = sweep_settings(self.config)
+        nodes = int(self.params["nodes"])
+        if settings.gpus_per_run % nodes:
+            raise ConfigError(
+                f"sweep.gpus_per_run={settings.gpus_per_run}: expected a multiple of "
+                f"hydra.launcher.nodes={nodes}"
+            )
+        context = self.hydra_context
+        cells = compose_cells(context, self.config, job_overrides, settings.gpus_per_run)
+        if settings.dry_run:
+            print("\n".join(plan(cells, slots=len(cells))), flush=True)
+            return 0
+        self.script = script_and_options(self.config)
+        self.processes, self.retries = settings.gpus_per_run // nodes, settings.retries
+        waiting = []
+        for overrides, cell in zip(job_overrides, cells, strict=True):
+            if cell.task.state()[0] not in COMPLETE:
+                waiting.append(overrides)
+                self.tasks[tuple(overrides)] = cell.task
+        if waiting:
+            print(f"{len(waiting)} of {len(cells)} cells go to Slurm, the others have their result")
+            sys.stdout.flush()
+            super().launch(waiting, initial_job_idx)
+        states = [(cell.task, *cell.task.state()) for cell in cells]
+        print("\n".join(table([Row(t.name, state or WAITING, p) for t, state, p in states])))
+        return 0 if all(state in COMPLETE for _, state, _ in states) else 1
+
+    def __call__(self, sweep_overrides: list[str], *_: Any) -> int:
+        """Run one cell, in its job and on each of its nodes; returns torchrun's exit code."""
+        from sn_imagenet.reporting.runs import FAILED
+        from sn_imagenet.sweeps.pool import COMPLETE, torchrun
+
+        global _child
+        task = self.tasks[tuple(sweep_overrides)]
+        command = torchrun(self.processes, self.script, _rendezvous())
+        code = 1
+        for _attempt in range(1 + self.retries):
+            _child = subprocess.Popen([*command, *task.overrides], env=_environment(self.processes))
+            # Not wait(): the signal handler would find its lock taken.
+            while _child.poll() is None:
+                time.sleep(0.2)
+            code = _child.returncode
+            state, _progress = task.state()
+            if state in COMPLETE:
+                return 0
+            if state != FAILED:
+                # It was told to stop: Slurm is about to end the job and to requeue it.
+                time.sleep(PREEMPTED_S)
+        return code
+
+    def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """Called by submitit before it requeues the job: the cell saves its step and ends."""
+        if _child is not None:
+            with suppress(ProcessLookupError):
+                _child.send_signal(signal.SIGTERM)
+            deadline = time.monotonic() + STOP_S
+            while _child.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+        return super().checkpoint(*args, **kwargs)
+
+
+def _environment(processes: int) -> dict[str, str]:
+    cores = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // processes))
+    return {**os.environ, "OMP_NUM_THREADS": threads}
+
+
+def _rendezvous() -> list[str]:
+    """One node: a port of its own. Several: they meet on the first, at a port by the job's id.
+
+    SIGUSR1 reaches torchrun too, which would die of it and leave its processes behind.
+    """
+    handled = ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    if nodes == 1:
+        return ["--standalone", *handled]
+    job = os.environ["SLURM_JOB_ID"]
+    names = subprocess.run(
+        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first = names.stdout.split()[0]
+    return [
+        f"--nnodes={nodes}",
+        "--rdzv_backend=c10d",
+        f"--rdzv_endpoint={first}:{20000 + int(job) % 10000}",
+        f"--rdzv_id={job}.{os.environ.get('SLURM_RESTART_COUNT', '0')}",
+        f"--local-addr={socket.gethostname()}",
+        *handled,
+    ]
