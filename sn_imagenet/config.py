@@ -58,8 +58,9 @@ class NormConfig:
 
     ``test_statistics`` names the evaluation that stands for the method in Table 2: the paper uses
     the batch average for SN and the moving average for BN (Sec. 2.1, "Inference");
-    ``sample`` is for methods that store no statistics. ``single_sample`` replaces ``args`` and
-    ``test_statistics`` where a replica holds one sample (SN is {in, ln} at (8,1), Table 2).
+    ``sample`` is for methods that store no statistics. ``single_sample`` says what changes where a
+    replica holds one sample: ``without`` names members that leave the lists in ``args``, and
+    ``test_statistics`` replaces the other (SN is without bn at (8,1), Table 2).
     """
 
     name: str
@@ -73,11 +74,17 @@ class NormConfig:
             self.test_statistics in STATISTICS,
             f"norm.test_statistics={self.test_statistics}: expected one of {', '.join(STATISTICS)}",
         )
-        unknown = set(self.single_sample) - {"args", "test_statistics"}
+        unknown = set(self.single_sample) - {"without", "test_statistics"}
         _require(
             not unknown,
-            f"norm.single_sample has {sorted(unknown)}: expected 'args' and 'test_statistics' only",
+            f"norm.single_sample has {sorted(unknown)}: expected 'without' and 'test_statistics'",
         )
+
+    def use_single_sample(self) -> None:
+        """Change what ``single_sample`` says."""
+        for key, members in self.single_sample.get("without", {}).items():
+            self.args[key] = [member for member in self.args[key] if member not in members]
+        self.test_statistics = self.single_sample.get("test_statistics", self.test_statistics)
 
 
 @dataclass
@@ -323,11 +330,8 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         _require_seed("seed", self.seed)
-        if self.batch.samples_per_gpu == 1 and self.norm.single_sample:
-            self.norm.args = {**self.norm.args, **self.norm.single_sample.get("args", {})}
-            self.norm.test_statistics = self.norm.single_sample.get(
-                "test_statistics", self.norm.test_statistics
-            )
+        if self.batch.samples_per_gpu == 1:
+            self.norm.use_single_sample()
 
     @property
     def initial_lr(self) -> float:

@@ -74,7 +74,7 @@ def calibrate(
     layers = norm_layers(network).values()
     with collect_batch_averages(network) as averages:
         for layer in layers:
-            layer.train()
+            layer.training = True  # train() would reach the dropout that a layer may hold
         try:
             for batch in loader:
                 images, _ = to_device(batch, device)

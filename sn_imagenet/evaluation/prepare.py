@@ -37,6 +37,7 @@ def prepare(config: ExperimentConfig) -> Prepared:
         config.model, config.norm, config.protocol, len(data.classes), config.seed
     )
     _check_test_statistics(network, config)
+    _check_images_fit(network, config)
     if device.type == "cuda":
         network = network.to(device).to(memory_format=torch.channels_last)
     return Prepared(config, device, data, network)
@@ -59,3 +60,22 @@ def _check_test_statistics(network: nn.Module, config: ExperimentConfig) -> None
             f"norm.test_statistics={config.norm.test_statistics}: norm={config.norm.name} has "
             f"{' and '.join(possible)} only"
         )
+
+
+@torch.no_grad()
+def _check_images_fit(network: nn.Module, config: ExperimentConfig) -> None:
+    """Whether images of the data's size go through the network.
+
+    Raises:
+        ConfigError: they do not: a network for another size, or one whose normalisation layers see
+            no feature maps.
+    """
+    side = config.data.image_size
+    try:
+        network.eval()(torch.zeros(1, 3, side, side))
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"model.name={config.model.name}: images of {side} x {side} pixels do not go through "
+            f"it with norm={config.norm.name} ({str(error).splitlines()[0]}); expected a "
+            "convolutional network for images of data.image_size"
+        ) from error

@@ -137,7 +137,8 @@ class Placement:
             )
         return (
             f"({self.gpus},{self.samples_per_gpu}): {self.gpus} replicas of "
-            f"{self.samples_per_gpu} samples on {self.world_size} "
+            f"{self.samples_per_gpu} sample{'s' if self.samples_per_gpu > 1 else ''} on "
+            f"{self.world_size} "
             f"process{'es' if self.world_size > 1 else ''}, {where}"
         )
 
