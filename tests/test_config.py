@@ -142,7 +142,7 @@ def test_round_trip(composed: Compose) -> None:
         ("batch.gpus=0", r"batch\.gpus=0: expected a whole number of at least 1"),
         ("batch.samples_per_gpu=-1", r"batch\.samples_per_gpu=-1: expected a whole number"),
         ("norm.test_statistics=none", r"norm\.test_statistics=none: expected one of moving_av"),
-        ("+norm.single_sample.omega=[in]", r"norm\.single_sample has \['omega'\]: expected 'without'"),
+        ("+norm.single_sample.omega=[in]", r"norm\.single_sample has \['omega'\]: expected 'with"),
         ("augment.crop=big", r"augment\.crop=big: expected one of random_resized"),
         ("++augment.padding=-1", r"augment\.padding=-1: expected 0 or more"),
         ("augment.lighting_std=-0.1", r"augment\.lighting_std=-0\.1: expected >= 0"),
