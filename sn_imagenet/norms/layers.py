@@ -15,6 +15,7 @@ from sn_imagenet.norms.backends import select_backend
 from sn_imagenet.norms.batch_average import BatchAverage
 from sn_imagenet.norms.mixture import (
     CompiledMixture,
+    CppTables,
     Mixture,
     MixtureFunction,
     Tables,
@@ -22,6 +23,10 @@ from sn_imagenet.norms.mixture import (
 )
 from sn_imagenet.norms.moments import Moments, Statistics, check_divides
 from sn_imagenet.norms.op import dense, normalize
+from sn_imagenet.norms.triton_mixture import TritonTables
+
+CLOSED_FORMS: dict[str, type[Tables]] = {"cpp": CppTables, "triton": TritonTables}
+"""By backend: what pools a mixture's tables without autograd."""
 
 
 class PooledNorm2d(nn.Module, ABC):
@@ -139,17 +144,21 @@ class PooledNorm2d(nn.Module, ABC):
             return self._forward_pooled(x, "formula")
         x = dense(x)
         backend = select_backend(x, self.backend)
-        if backend.name == "cpp" and self.groups[1] is None:
+        tables = CLOSED_FORMS.get(backend.name)
+        if tables is not None and self.mixture is not None and self.groups[1] is None:
             stored = self._stored if self._uses_stored_statistics else None
             inputs = (self.weight, self.bias, *self.logits)
-            if self.mixture is not None and takes_parameters(x, (*inputs, *(stored or ()))):
-                return self._forward_mixture(x, stored, inputs)
+            if takes_parameters(x, (*inputs, *(stored or ()))):
+                return self._forward_mixture(x, tables(self._plan(x.shape)), stored, inputs)
         return self._forward_pooled(x, backend.name)
 
     def _forward_mixture(
-        self, x: Tensor, stored: Statistics | None, inputs: tuple[Tensor | None, ...]
+        self,
+        x: Tensor,
+        tables: Tables,
+        stored: Statistics | None,
+        inputs: tuple[Tensor | None, ...],
     ) -> Tensor:
-        tables = Tables(self._plan(x.shape))
         y: Tensor
         if torch.is_grad_enabled():
             y = MixtureFunction.apply(x, tables, stored, *inputs)

@@ -10,6 +10,7 @@ autograd (op.py), and so are these wherever this path does not apply.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +41,9 @@ class Mixture:
 
 
 class CompiledMixture:
-    """One layer's mixture on the CPU: how its tables lie in memory, and the calls on them.
+    """One layer's mixture for one input shape: how its tables lie in memory.
 
-    Made once per input shape; every forward pass gets its own :class:`Tables`.
+    Every forward pass fills its own :class:`Tables`.
     """
 
     def __init__(self, mixture: Mixture, shape: torch.Size, replicas: int, eps: float) -> None:
@@ -65,22 +66,58 @@ class CompiledMixture:
         # mean, var, center, scale, 1 / std; then the weights; then each member's mean and variance.
         self.weights = 5 * table
         self.members = self.weights + 2 * self.count
-        end, self.batch = self.members, None
+        end = self.members
+        self.member_at: dict[str, int] = {}
         for member in mixture.members:
-            if member == "bn":
-                self.batch = end
+            self.member_at[member] = end
             end += 2 * entries[member]
         self.kept = end
         self.table = table
 
 
-class Tables:
+class Tables(ABC):
     """The tables of one forward pass, in one allocation that backward keeps."""
 
     def __init__(self, layout: CompiledMixture) -> None:
         self.layout = layout
         self.buffer: Tensor
         self.stored = False
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        stored: Statistics | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean_logits: Tensor | None,
+        var_logits: Tensor | None,
+    ) -> Tensor:
+        """The layer's output; BN's statistics are ``stored`` where they are given."""
+
+    @abstractmethod
+    def backward(
+        self, grad: Tensor, x: Tensor, weight: Tensor | None, wanted: tuple[bool, ...]
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight, bias, mean_logits and var_logits, those that are ``wanted``."""
+
+    def batch(self) -> Statistics:
+        """BN's statistics of this batch, each [R, C]."""
+        plan = self.layout
+        size = 2 * plan.replicas * plan.channels
+        both = self.buffer.narrow(0, plan.member_at["bn"], size)
+        mean, var = both.view(2, plan.replicas, plan.channels).unbind()
+        return mean, var
+
+    def update_running(self, mean: Tensor, var: Tensor, momentum: float, unbias: float) -> None:
+        """Move running statistics, each [C], towards those of the batch's first replica."""
+        batch_mean, batch_var = self.batch()
+        mean.lerp_(batch_mean[0], momentum)
+        var.lerp_(batch_var[0] * unbias, momentum)
+
+
+class CppTables(Tables):
+    """By the compiled C++ functions."""
 
     def forward(
         self,
@@ -130,7 +167,6 @@ class Tables:
     def backward(
         self, grad: Tensor, x: Tensor, weight: Tensor | None, wanted: tuple[bool, ...]
     ) -> tuple[Tensor | None, ...]:
-        """Gradients of x, weight, bias, mean_logits and var_logits, those that are ``wanted``."""
         plan = self.layout
         dtype = self.buffer.dtype
         size = self.buffer.element_size()
@@ -179,20 +215,10 @@ class Tables:
             cpp.kernel("input_gradient", x.dtype)(*inputs, scale, b, c, dx.data_ptr(), *sizes)
         return dx, dweight, dbias, dmean if want_mean else None, dvar if want_var else None
 
-    def batch(self) -> Statistics:
-        """BN's statistics of this batch, each [R, C]."""
-        plan = self.layout
-        assert plan.batch is not None
-        both = self.buffer.narrow(0, plan.batch, 2 * plan.replicas * plan.channels)
-        mean, var = both.view(2, plan.replicas, plan.channels).unbind()
-        return mean, var
-
     def update_running(self, mean: Tensor, var: Tensor, momentum: float, unbias: float) -> None:
-        """Move running statistics, each [C], towards those of the batch's first replica."""
         plan = self.layout
-        assert plan.batch is not None
         size = self.buffer.element_size()
-        batch_mean = self.buffer.data_ptr() + plan.batch * size
+        batch_mean = self.buffer.data_ptr() + plan.member_at["bn"] * size
         batch_var = batch_mean + plan.replicas * plan.channels * size
         cpp.kernel("update_running", mean.dtype)(
             mean.data_ptr(), var.data_ptr(), batch_mean, batch_var, momentum, unbias, plan.channels
@@ -231,7 +257,7 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 def takes_parameters(x: Tensor, parameters: tuple[Tensor | None, ...]) -> bool:
-    """Whether the compiled pooling can read them: of the tables' dtype, contiguous, on the CPU."""
+    """Whether the compiled pooling can read them: of the tables' dtype and device, contiguous."""
     dtype = statistics_dtype(x.dtype)
     return all(
         p is None or (p.dtype == dtype and p.is_contiguous() and p.device == x.device)

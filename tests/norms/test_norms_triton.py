@@ -26,6 +26,7 @@ def run_cases(environment: dict[str, str]) -> None:
 
 
 @needs_triton
+@pytest.mark.slow
 def test_kernels_under_the_interpreter() -> None:
     run_cases({"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
 

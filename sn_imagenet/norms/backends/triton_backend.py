@@ -1,8 +1,10 @@
 """The passes as Triton kernels, for CUDA (and, under Triton's interpreter, for tests on a CPU).
 
 Launches per layer: one each for moments, affine, gradient sums and input gradient, so 2 forward
-and 2 backward, and one more in either direction where the pixels are split. What the method does
-to its [N, C] tables in between is PyTorch's own small operators.
+and 2 backward, and one more in either direction where the pixels are split. In between, the
+built-in methods pool their [N, C] tables with 2 launches forward and 2 backward
+(triton_pooling.py), so 8 in all, up to 10 with splits, and 4 small ones for running statistics;
+any other method takes PyTorch's own small operators, some dozens of launches.
 
 Block sizes are reasoned, not searched for, so that no first step waits and every run of a shape
 adds up in the same order. A tile holds 2048 elements, 16 for each of 128 threads: two 16-byte
@@ -86,7 +88,7 @@ def _power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
+def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
@@ -102,13 +104,20 @@ class TritonBackend:
     name = "triton"
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = x.new_empty(x.shape[:2], dtype=statistics_dtype(x.dtype))
+        var = torch.empty_like(mean)
+        self.moments_into(x, mean, var)
+        return mean, var
+
+    def moments_into(self, x: Tensor, mean: Tensor, var: Tensor) -> None:
+        """Write them to ``mean`` and ``var``, contiguous, of N * C entries."""
         from sn_imagenet.norms.backends import triton_kernels as kernels
 
         launch = _Launch(x)
-        size = (launch.splits, *x.shape[:2])
-        means = x.new_empty(size, dtype=statistics_dtype(x.dtype))
-        squares = torch.empty_like(means)
-        with _on(x):
+        means, squares = mean, var
+        if launch.splits > 1:
+            means, squares = mean.new_empty((2, launch.splits, launch.tables)).unbind()
+        with on_device(x):
             kernels.moments_kernel[launch.reduction_grid](
                 x,
                 means,
@@ -121,27 +130,24 @@ class TritonBackend:
                 *launch.strides,
                 **launch.blocks,
             )
-            if launch.splits == 1:
-                return means[0], squares[0].div_(launch.area)
-            mean, var = torch.empty_like(means[0]), torch.empty_like(means[0])
-            kernels.join_moments_kernel[(-(-launch.tables // JOIN_BLOCK),)](
-                means,
-                squares,
-                mean,
-                var,
-                launch.area,
-                launch.per_split,
-                launch.tables,
-                launch.splits,
-                BLOCK=JOIN_BLOCK,
-            )
-        return mean, var
+            if launch.splits > 1:
+                kernels.join_moments_kernel[(-(-launch.tables // JOIN_BLOCK),)](
+                    means,
+                    squares,
+                    mean,
+                    var,
+                    launch.area,
+                    launch.per_split,
+                    launch.tables,
+                    launch.splits,
+                    BLOCK=JOIN_BLOCK,
+                )
 
     def affine(self, x: Tensor, center: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         from sn_imagenet.norms.backends import triton_kernels as kernels
 
         launch, y = _Launch(x), torch.empty_like(x)
-        with _on(x):
+        with on_device(x):
             kernels.affine_kernel[launch.elementwise_grid](
                 x,
                 center.contiguous(),
@@ -157,11 +163,16 @@ class TritonBackend:
         return y
 
     def gradient_sums(self, grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        sums, products = self.both_gradient_sums(grad, x, mean).view(2, *x.shape[:2]).unbind()
+        return sums, products
+
+    def both_gradient_sums(self, grad: Tensor, x: Tensor, mean: Tensor) -> Tensor:
+        """The sums of :meth:`gradient_sums` as one contiguous tensor [2, N * C]."""
         from sn_imagenet.norms.backends import triton_kernels as kernels
 
         launch = _Launch(x)
-        both = mean.new_empty((2, launch.splits, *mean.shape))
-        with _on(x):
+        both = mean.new_empty((2, launch.splits, launch.tables))
+        with on_device(x):
             kernels.gradient_sums_kernel[launch.reduction_grid](
                 _like(grad, x),
                 x,
@@ -176,8 +187,7 @@ class TritonBackend:
                 *launch.strides,
                 **launch.blocks,
             )
-        sums, products = (both[:, 0] if launch.splits == 1 else both.sum(dim=1)).unbind()
-        return sums, products
+        return both.squeeze(1) if launch.splits == 1 else both.sum(dim=1)
 
     def input_gradient(
         self, grad: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor
@@ -185,7 +195,7 @@ class TritonBackend:
         from sn_imagenet.norms.backends import triton_kernels as kernels
 
         launch, dx = _Launch(x), torch.empty_like(x)
-        with _on(x):
+        with on_device(x):
             kernels.input_gradient_kernel[launch.elementwise_grid](
                 _like(grad, x),
                 x,

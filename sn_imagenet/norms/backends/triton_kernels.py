@@ -39,7 +39,8 @@ def moments_kernel(
     BC: tl.constexpr,  # noqa: N803
     BP: tl.constexpr,  # noqa: N803
 ):
-    """Mean and sum of squared deviations of this program's share of the pixels.
+    """Mean and sum of squared deviations of this program's share of the pixels; the variance at
+    once where it has them all.
 
     Each tile is centred on its own mean and joined to the rest by Chan et al.'s update, so that a
     mean of 1000 with a deviation of 1 keeps its variance.
@@ -63,6 +64,8 @@ def moments_kernel(
         square += tl.sum(centered * centered, axis=1) + delta * delta * (share * count)
         mean += delta * share
         count += size
+    if tl.num_programs(1) == 1:
+        square = square / area
     at = tl.program_id(1) * tables + table
     tl.store(mean_out + at, mean, mask=in_c)
     tl.store(square_out + at, square, mask=in_c)
