@@ -93,7 +93,7 @@ class TritonTables(Tables):
     def backward(
         self, grad: Tensor, x: Tensor, weight: Tensor | None, wanted: tuple[bool, ...]
     ) -> tuple[Tensor | None, ...]:
-        from sn_imagenet.norms.backends import triton_pooling as kernels
+        from sn_imagenet.norms.backends import triton_pooling_backward as kernels
 
         plan, places = self.layout, self._places
         rows, replicas, channels, groups = plan.sizes

@@ -25,6 +25,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[2],  # of 15 minutes: above the threads, others shared it
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
