@@ -26,21 +26,24 @@ class Progress:
         self._epochs = epochs
         self._start = time.perf_counter()
         terminal = sys.stderr.isatty() and rank() == 0
+        layout = "{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}, ETA {remaining}{postfix}]"
         self._bar = (
-            tqdm(total=total, initial=done, unit="step", dynamic_ncols=True) if terminal else None
+            tqdm(total=total, initial=done, bar_format=layout, dynamic_ncols=True)
+            if terminal
+            else None
         )
 
-    def advance(self) -> None:
-        """One step is done."""
+    def advance(self, epoch: int) -> None:
+        """One step is done, in ``epoch`` (from 1)."""
         self._done += 1
         if self._bar is not None:
+            self._bar.set_description(f"epoch {epoch}/{self._epochs}", refresh=False)
             self._bar.update()
 
     def report(self, epoch: int, loss: float, top1: float, lr: float, images_per_s: float) -> None:
         """Say how the last steps went. ``epoch`` counts from 1."""
         values = f"loss {loss:.4f}  top-1 {top1:5.2f}  lr {lr:.6g}  {images_per_s:.0f} images/s"
         if self._bar is not None:
-            self._bar.set_description(f"epoch {epoch}/{self._epochs}")
             self._bar.set_postfix_str(values)
             return
         per_step = (time.perf_counter() - self._start) / max(self._done - self._first, 1)

@@ -79,7 +79,7 @@ class Recorder:
         self._samples += outcome.samples
         self._correct += outcome.top1_correct
         self._loss += outcome.loss
-        self._progress.advance()
+        self._progress.advance(epoch)
         if step % self._every == 0:
             self.flush(epoch, step, lr)
 

@@ -162,6 +162,9 @@ class Trainer:
             if rank() == 0:
                 log = MetricsLog(directory, state["metrics_bytes"] if state else 0, self.step)
         self.log = log
+        say(f"{directory.path}: {placement.describe()}, on {self.device.type}")
+        if config.batch.samples_per_gpu == 1 and config.norm.single_sample:
+            say(f"one sample per GPU: norm={config.norm.name} uses {config.norm.args}")
         self.progress = Progress(self.total_steps, self.step, config.trainer.epochs)
         self.recorder = Recorder(
             log, self.progress, config.trainer.log_every, config.trainer.epochs
@@ -173,9 +176,6 @@ class Trainer:
             on_error = config.checkpoint.on_error
             self.saver = CheckpointSaver(directory, log.sync, on_error, self.progress.line)
         self.saved_at = time.monotonic()
-        say(f"{directory.path}: {placement.describe()}, on {self.device.type}")
-        if config.batch.samples_per_gpu == 1 and config.norm.single_sample:
-            say(f"one sample per GPU: norm={config.norm.name} uses {config.norm.args}")
 
     def run(self) -> dict[str, Any]:
         """Train to the end, evaluate, write the result."""
