@@ -131,12 +131,14 @@ def test_terminal_shows_a_progress_bar(tmp_path: Path) -> None:
     text = shown.decode()
     assert process.wait() == 0, text
     states = [line.strip() for line in re.split(r"[\r\n]+", text)]
-    bars = [state for state in states if state.startswith("epoch 2/2:")]
+    bars = [state for state in states if state.startswith("epoch 2/2: ")]
     assert bars, text
     # Steps, elapsed and remaining time, then what was measured last.
-    assert re.search(r"\| \d+/42 \[\d\d:\d\d<\d\d:\d\d, ", bars[-1]), bars[-1]
+    assert re.search(r"\| \d+/42 \[\d\d:\d\d, ETA \d\d:\d\d, ", bars[-1]), bars[-1]
     measured = r"loss \d\.\d+  top-1 +\d+\.\d\d  lr 0\.00025  \d+ images/s"
     assert re.search(measured, bars[-1]), bars[-1]
     assert len([state for state in states if "validation top-1" in state]) == 2
+    # Lines stand on their own, not behind a bar.
+    assert [state for state in states if state.startswith(f"{tmp_path / 'run'}: (8,8)")]
     # The lines that a pipe gets are not shown as well.
     assert not [state for state in states if re.match(r"epoch \d/2  step", state)]
