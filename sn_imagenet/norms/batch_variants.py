@@ -59,10 +59,6 @@ class BatchRenorm2d(BatchNorm2d):
         self.r_max, self.d_max = r_max, d_max
         self.warmup_steps, self.r_steps, self.d_steps = warmup_steps, r_steps, d_steps
 
-    @property
-    def mixture(self) -> None:
-        return None
-
     def limits(self) -> tuple[Tensor, Tensor]:
         """r_max and d_max at the current step, 0-d."""
         assert self.num_batches_tracked is not None
@@ -71,9 +67,10 @@ class BatchRenorm2d(BatchNorm2d):
         d_open = (step - self.warmup_steps) / max(self.d_steps - self.warmup_steps, 1)
         return 1 + (self.r_max - 1) * r_open.clamp(0, 1), self.d_max * d_open.clamp(0, 1)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else self._forward_stored(x)
+
     def pool(self, moments: Moments) -> Statistics:
-        if not self.training:
-            return self.batch_statistics(moments)
         mean, var = moments.batch()
         variance = var + self.eps
         std = variance.sqrt()

@@ -1,0 +1,67 @@
+"""A normaliser of one's own: a pool function, nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from norm_reference import BACKENDS, gradients, randomize
+from torch import Tensor, nn
+
+from sn_imagenet.norms import BatchNorm2d, Moments, PooledNorm2d, Statistics, set_replicas
+
+
+class HalfBatchNorm2d(PooledNorm2d):
+    """Each channel's statistics lie between the sample's and the batch's, by a learned share."""
+
+    stores_statistics = True
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.share = nn.Parameter(torch.full_like(self.weight, 0.5))
+
+    def pool(self, moments: Moments) -> Statistics:
+        pairs = zip(moments.instance(), self.batch_statistics(moments), strict=True)
+        mean, var = (own + self.share * (batch - own) for own, batch in pairs)
+        return mean, var
+
+
+class ShiftedBatchNorm2d(BatchNorm2d):
+    """A built-in method with another pool, in training and in evaluation."""
+
+    def pool(self, moments: Moments) -> Statistics:
+        mean, var = super().pool(moments)
+        return mean + 1, var
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "formula"])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_ten_lines_make_a_normaliser(backend: str, replicas: int) -> None:
+    layer = HalfBatchNorm2d(6).double()
+    randomize(layer)
+    layer.backend = backend
+    set_replicas(layer, replicas)
+    x = torch.randn(4, 6, 3, 5, dtype=torch.float64, requires_grad=True)
+    expected = torch.empty_like(x)
+    share = layer.share.view(1, -1, 1, 1)
+    for r in range(replicas):
+        own = x[r::replicas]
+        var_in, mean_in = torch.var_mean(own, (2, 3), correction=0, keepdim=True)
+        var_bn, mean_bn = torch.var_mean(own, (0, 2, 3), correction=0, keepdim=True)
+        mean, var = mean_in.lerp(mean_bn, share), var_in.lerp(var_bn, share)
+        expected[r::replicas] = (own - mean) / torch.sqrt(var + layer.eps)
+    expected = expected * layer.weight.view(1, -1, 1, 1) + layer.bias.view(1, -1, 1, 1)
+    y = layer(x)
+    torch.testing.assert_close(y, expected)
+    inputs = [x, *layer.parameters()]
+    torch.testing.assert_close(gradients(y, inputs), gradients(expected, inputs))
+    assert layer.num_batches_tracked == 1
+    assert layer.eval()(x).isfinite().all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_overridden_pool_is_the_one_in_use(training: bool) -> None:
+    ours, base = ShiftedBatchNorm2d(6).train(training), BatchNorm2d(6).train(training)
+    x: Tensor = torch.randn(4, 6, 3, 5)
+    var = x.var((0, 2, 3), correction=0) if training else torch.ones(6)
+    shift = torch.rsqrt(var + ours.eps)
+    torch.testing.assert_close(ours(x), base(x) - shift.view(1, -1, 1, 1))
