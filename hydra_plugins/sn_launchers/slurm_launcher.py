@@ -13,13 +13,16 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, setup_globals
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
@@ -27,10 +30,6 @@ try:
     from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher as _Submitit
 except ImportError:  # the extra "slurm" is not installed
     _Submitit = None
-
-# Our configs/hydra/launcher/submitit_slurm.yaml is checked against the plugin's own schema, as it
-# should be; that Hydra finds the schema by its name is what it warns of.
-warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_slurm' is validated")
 
 SIGNAL = "USR1"  # before a job's time is up, and by scancel --signal=USR1
 STOP_S = 60.0  # for a cell to save its step
@@ -40,7 +39,17 @@ PREEMPTED_S = 30.0  # Slurm's KillWait: between SIGTERM and SIGKILL
 _child: subprocess.Popen[bytes] | None = None
 
 
-class SlurmCells(_Submitit or Launcher):  # type: ignore[misc,valid-type]
+class OurSlurmConfig(SearchPathPlugin):
+    """Has configs/hydra/launcher/submitit_slurm.yaml stand for the plugin's own config of that
+    name, which Hydra would otherwise merge into it with a warning.
+    """
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        launchers = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
+        launchers.pop("submitit_slurm.yaml", None)
+
+
+class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
     """Submits the cells that have no result yet, waits for them, and shows the table.
 
     The program ends as that of ``hydra/launcher=local`` does. It may be killed: the jobs go on, and
@@ -74,6 +83,9 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc,valid-type]
 
         # Before submitit is imported; the jobs inherit it.
         os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL
+        # A job loads this launcher again, wherever it was started from.
+        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         setup_globals()
         try:
             code = self._launch(job_overrides, initial_job_idx)
