@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
+
 from sn_imagenet.evaluation.departures import departures
 from sn_imagenet.evaluation.prepare import Prepared
+from sn_imagenet.norms.backends import select_backend
 from sn_imagenet.runs import provenance
 
 VERSION = 1
@@ -31,7 +34,8 @@ def make_result(
         trained_by: the provenance of the training, where this process only evaluates.
     """
     config = prepared.config
-    here = provenance(prepared.device)
+    probe = torch.empty(1, 1, 1, 1, device=prepared.device)
+    here = {**provenance(prepared.device), "norm_backend": select_backend(probe).name}
     return {
         "version": VERSION,
         "status": status,
