@@ -15,6 +15,12 @@ from sn_imagenet.runs import provenance
 VERSION = 1
 
 
+def present_provenance(prepared: Prepared) -> dict[str, Any]:
+    """The provenance of what this process computes, the normalisers' backend included."""
+    probe = torch.empty(1, 1, 1, 1, device=prepared.device)
+    return {**provenance(prepared.device), "norm_backend": select_backend(probe).name}
+
+
 def make_result(
     prepared: Prepared,
     *,
@@ -34,8 +40,7 @@ def make_result(
         trained_by: the provenance of the training, where this process only evaluates.
     """
     config = prepared.config
-    probe = torch.empty(1, 1, 1, 1, device=prepared.device)
-    here = {**provenance(prepared.device), "norm_backend": select_backend(probe).name}
+    here = present_provenance(prepared)
     return {
         "version": VERSION,
         "status": status,

@@ -19,6 +19,7 @@ from sn_imagenet.evaluation import (
     evaluate,
     make_result,
     prepare,
+    present_provenance,
     validate,
 )
 from sn_imagenet.models import PlacedDropout
@@ -39,7 +40,6 @@ from sn_imagenet.runs import (
     RunDirectory,
     RunError,
     checkpoint,
-    provenance,
 )
 from sn_imagenet.training.console import Progress
 from sn_imagenet.training.recorder import Recorder
@@ -201,7 +201,7 @@ class Trainer:
                     "model": self.network.state_dict(),
                     "config": self.config.to_dict(),
                     "training": self._training(),
-                    "provenance": provenance(self.device),
+                    "provenance": present_provenance(self.prepared),
                     "data_fingerprint": self.prepared.data.fingerprint,
                 }
                 checkpoint.save(self.directory.final, state)
