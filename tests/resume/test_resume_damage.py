@@ -1,0 +1,260 @@
+"""Checkpoints that are damaged, disks that refuse, and a soak: in this process, on real files."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import random
+import resource
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from run_processes import finish, start, steps
+
+from sn_imagenet.config import UserError
+from sn_imagenet.runs import CheckpointSaver, RunDirectory, RunError, checkpoint
+from sn_imagenet.training import train
+from sn_imagenet.training.stop import Stopped, StopRequests
+
+TINY = ("data=digits", "model=resnet14_mini", "batch=8x8", "norm=sn", "evaluate=false")
+
+
+@pytest.fixture
+def run_of(composed, tmp_path):
+    """``run_of("name", ...)``: the config of a tiny run in its directory."""
+
+    def make(name, *overrides):
+        return composed(*TINY, f"run_dir={tmp_path / name}", "trainer.max_steps=6", *overrides)
+
+    return make
+
+
+def flipped(content: bytes, chance: random.Random) -> bytes:
+    damaged = bytearray(content)
+    damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+    return bytes(damaged)
+
+
+class _Code:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (self.marker,))
+
+
+def test_a_damaged_checkpoint_is_never_used(tmp_path):
+    """Every truncation, nearly every flipped bit is found; the others change no value."""
+    state = {"model": {"w": torch.arange(3000.0)}, "step": 7, "losses": [0.5]}
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, state)
+    whole = path.read_bytes()
+    chance = random.Random(0)
+    harmless = 0
+    for trial in range(300):
+        if trial % 3:
+            path.write_bytes(flipped(whole, chance))
+        else:
+            path.write_bytes(whole[: chance.randrange(len(whole))])
+        try:
+            loaded = checkpoint.load(path)
+        except RunError:
+            continue
+        harmless += 1  # a bit of padding, a time stamp
+        assert torch.equal(loaded["model"]["w"], state["model"]["w"])
+        assert (loaded["step"], loaded["losses"]) == (7, [0.5])
+    assert harmless < 60
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "pickle"])
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(run_of, damage, tmp_path, capsys):
+    with pytest.raises(Stopped), StopAfter(4):
+        train(run_of("run", "checkpoint.minutes=0"))
+    last = tmp_path / "run" / "last.pt"
+    content = last.read_bytes()
+    marker = tmp_path / "code_was_run"
+    last.write_bytes(
+        {
+            "truncated": content[: len(content) // 2],
+            "flipped": content[:50_000]
+            + bytes(b ^ 1 for b in content[50_000:50_200])
+            + content[50_200:],
+            "emptied": b"",
+            "pickle": pickle.dumps(_Code(marker)),
+        }[damage]
+    )
+    train(run_of("run", "checkpoint.minutes=0"))
+    train(run_of("undisturbed"))
+    assert f"warning: {last} is not a readable checkpoint" in capsys.readouterr().out
+    assert not marker.exists()
+    assert_same_weights(tmp_path / "run", tmp_path / "undisturbed")
+
+
+class StopAfter:
+    """A real SIGUSR1 to this process, sent during a given optimiser step."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __enter__(self):
+        self._step = torch.optim.SGD.step
+        counted = iter(range(1, 1_000_000))
+        step, wanted = self._step, self.steps
+
+        def counting(optimizer, *args, **kwargs):
+            if next(counted) == wanted:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return step(optimizer, *args, **kwargs)
+
+        torch.optim.SGD.step = counting
+
+    def __exit__(self, *error: object) -> None:
+        torch.optim.SGD.step = self._step
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    models = [torch.load(path / "final.pt", weights_only=True)["model"] for path in (one, other)]
+    for name, tensor in models[0].items():
+        assert torch.equal(tensor, models[1][name]), name
+
+
+def test_a_checkpoint_that_meets_a_full_disk_leaves_the_one_before(tmp_path):
+    directory = RunDirectory(tmp_path)
+    told: list[str] = []
+    for on_error in ("stop", "continue"):
+        saver = CheckpointSaver(directory, lambda: None, on_error, told.append)
+        saver.save({"step": 1})
+        saver.wait()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+        try:
+            saver.save({"step": 2, "w": torch.zeros(10_000)})
+            if on_error == "stop":
+                with pytest.raises(RunError, match=r"cannot write .*File too large"):
+                    saver.wait()
+            else:
+                saver.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert checkpoint.load(directory.last)["step"] == 1
+    assert len(told) == 1 and "checkpoint.on_error=continue" in told[0]
+    # There is room again: the training that went on saves again.
+    saver.save({"step": 3})
+    saver.wait()
+    assert checkpoint.load(directory.last)["step"] == 3
+
+
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+def test_a_run_on_a_full_disk_stops_or_goes_on_as_configured(run_of, tmp_path, on_error, capsys):
+    """The checkpoint is larger than the limit, metrics and the trained network are not."""
+    limit = 700_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    config = run_of("run", f"checkpoint.on_error={on_error}", "checkpoint.minutes=0")
+    try:
+        if on_error == "stop":
+            with pytest.raises(UserError, match=r"cannot write .*newest\.pt"):
+                train(config)
+        else:
+            assert train(config)["status"] == "finished"
+            assert "going on without" in capsys.readouterr().out
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    # There is room again.
+    assert train(config)["status"] == "finished"
+    train(run_of("undisturbed"))
+    assert_same_weights(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def test_a_snapshot_is_the_state_at_the_moment_of_saving(tmp_path):
+    directory = RunDirectory(tmp_path)
+    weights = torch.zeros(1_000_000)
+    saver = CheckpointSaver(directory, lambda: time.sleep(0.2), "stop", print)
+    saver.save({"w": weights, "nested": [{"w": weights}]})
+    weights.fill_(1.0)
+    saver.wait()
+    loaded = checkpoint.load(directory.last)
+    assert loaded["w"].sum() == 0 and loaded["nested"][0]["w"].sum() == 0
+
+
+def test_an_endless_wait_is_interrupted_and_handlers_are_given_back():
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def wait_for_ever() -> None:
+        with StopRequests():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(60)
+
+    with pytest.raises(Stopped) as stopped:
+        wait_for_ever()
+    assert stopped.value.code == os.EX_TEMPFAIL
+    assert signal.getsignal(signal.SIGUSR1) is before
+    with StopRequests() as requests:
+        with requests.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert requests.received
+        with pytest.raises(Stopped):
+            requests.heed()
+
+
+def images(folder: Path, count: int) -> Path:
+    """Two classes of ``count`` small pictures each."""
+    for label in ("n01", "n02"):
+        (folder / label).mkdir(parents=True)
+        for index in range(count):
+            picture = Image.new("RGB", (16, 16), (20 * index, 200 * (label == "n01"), 99))
+            picture.save(folder / label / f"{index}.png")
+    return folder
+
+
+@pytest.mark.slow
+def test_two_hundred_epochs_keep_memory_and_descriptors(tmp_path):
+    """Each with its validation, checkpoints and metrics."""
+    run = tmp_path / "run"
+    process = start(
+        run,
+        "data=imagefolder",
+        f"data.train={images(tmp_path / 'train', 8)}",
+        f"data.val={images(tmp_path / 'val', 2)}",
+        "data.image_size=16",
+        "data.resize_size=16",
+        "data.workers=0",
+        "batch.gpus=2",
+        "trainer.epochs=200",
+        "evaluate=false",
+    )
+    seen: dict[int, tuple[int, int]] = {}
+    status, descriptors = Path(f"/proc/{process.pid}/status"), Path(f"/proc/{process.pid}/fd")
+    while process.poll() is None:
+        epoch = len(steps(run))
+        with suppress(OSError, StopIteration):  # it may end while it is looked at
+            lines = status.read_text().splitlines()
+            resident = next(line for line in lines if line.startswith("VmRSS"))
+            seen[epoch] = (int(resident.split()[1]), len(list(descriptors.iterdir())))
+        time.sleep(0.1)
+    output, code = finish(process, timeout=30)
+    assert code == 0, output[-3000:]
+    assert "epoch 200/200" in output
+    early = [value for epoch, value in seen.items() if 50 <= epoch < 100]
+    late = [value for epoch, value in seen.items() if 150 <= epoch < 200]
+    assert len(early) > 5 and len(late) > 5
+    memory = [max(kilobytes for kilobytes, _ in part) for part in (early, late)]
+    files = [max(count for _, count in part) for part in (early, late)]
+    assert memory[1] < 1.03 * memory[0] and files[1] <= files[0] + 1, (memory, files)
+
+
+def test_a_run_keeps_nothing_of_itself(run_of):
+    """Within one program, as Hydra's basic launcher runs cell after cell."""
+    train(run_of("first"))
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("second", "third"):
+        train(run_of(name))
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before

@@ -1,0 +1,123 @@
+"""Told to stop, left by a process, killed: the run saves what it has and goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from run_processes import ROOT, children, finish, start, steps, wait_until
+
+LONG = ("trainer.epochs=500", "evaluate=false", "checkpoint.minutes=null")
+
+
+@pytest.mark.slow
+def test_runs_killed_at_any_moment_are_bit_for_bit_the_undisturbed_one():
+    script = ROOT / "scripts" / "dev" / "kill_test.py"
+    command = [sys.executable, str(script), "--kills", "6", "--only", "sn", "bn_dropout"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 kills" in done.stdout and "0 runs differ" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_and_ends_the_run_with_75(tmp_path, number):
+    run = tmp_path / "run"
+    process = start(run, *LONG)
+    wait_until(lambda: len(steps(run)) > 3)
+    process.send_signal(number)
+    asked = time.monotonic()
+    output, code = finish(process, timeout=20)
+    assert code == os.EX_TEMPFAIL and time.monotonic() - asked < 10, output
+    last = steps(run)[-1]
+    assert f"told to stop; saved after step {last}" in output
+    assert not (run / "lock.json").exists() and not (run / "result.json").exists()
+
+    process = start(run, *LONG)
+    wait_until(lambda: len(steps(run)) > last + 2)
+    process.terminate()
+    output, code = finish(process)
+    assert f"going on after epoch {last // 21}, step {last}" in output
+    assert steps(run) == list(range(1, len(steps(run)) + 1)), "each step once"
+
+
+@pytest.mark.slow
+def test_ranks_agree_on_the_step_when_one_is_told_to_stop(tmp_path):
+    run = tmp_path / "run"
+    process = start(run, *LONG, processes=2)
+    wait_until(lambda: len(steps(run)) > 3)
+    # Only one of them, and not the one that writes.
+    os.kill(children(process.pid)[1], signal.SIGUSR1)
+    output, code = finish(process, timeout=40)
+    assert code != 0 and output.count("told to stop; saved after step") == 1, output
+    assert "has ended" not in output and "Connection" not in output
+    assert not (run / "result.json").exists()
+    # On another number of processes it continues, and records it.
+    short = [*LONG[1:], "trainer.epochs=500"]
+    process = start(run, *short)
+    last = len(steps(run))
+    wait_until(lambda: len(steps(run)) > last + 2)
+    process.terminate()
+    output, _ = finish(process)
+    assert f"step {last}" in output
+    assert torch.load(run / "last.pt", weights_only=True)["world_sizes"] == [2, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_others_with_an_error_and_not_a_hang(tmp_path, victim):
+    run = tmp_path / "run"
+    process = start(run, *LONG, processes=2)
+    wait_until(lambda: len(steps(run)) > 3)
+    os.kill(children(process.pid)[victim], signal.SIGKILL)
+    output, code = finish(process, timeout=60)
+    assert code == 1, output
+    assert "another process of this run has ended" in output or "told to stop" in output, output
+    assert not (run / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_killed_rank_and_the_run_is_the_same(tmp_path):
+    short = ("trainer.epochs=3", "evaluate=false", "checkpoint.minutes=0.005")
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    output, code = finish(start(undisturbed, *short, processes=2))
+    assert code == 0, output
+    process = start(run, *short, processes=2, torchrun=("--max-restarts=2",))
+    wait_until(lambda: len(steps(run)) > 30)
+    os.kill(children(process.pid)[1], signal.SIGKILL)
+    output, code = finish(process)
+    assert code == 0, output
+    models = [torch.load(path / "final.pt", weights_only=True) for path in (undisturbed, run)]
+    assert models[1]["training"]["world_sizes"] == [2, 2]
+    for name, tensor in models[0]["model"].items():
+        assert torch.equal(tensor, models[1]["model"][name]), name
+    assert steps(run) == steps(undisturbed) == list(range(1, 64))
+
+
+@pytest.mark.slow
+def test_of_two_starts_at_once_one_runs(tmp_path):
+    run = tmp_path / "run"
+    both = [start(run, "trainer.max_steps=2", "evaluate=false") for _ in range(3)]
+    ended = [finish(process) for process in both]
+    # One may also come when another has finished: it says so and ends well.
+    assert sum("8 replicas of 8 samples" in output for output, _ in ended) == 1
+    for output, code in ended:
+        assert code == (2 if "is in use by process" in output else 0), output
+    assert json.loads((run / "result.json").read_text())["training"]["world_sizes"] == [1]
+    assert not (run / "lock.json").exists()
+
+
+def test_a_waiting_run_is_stopped_at_once(tmp_path: Path):
+    """While the data is read no step can be lost."""
+    process = start(tmp_path / "run", *LONG)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, code = finish(process, timeout=30)
+    assert code in (os.EX_TEMPFAIL, -signal.SIGTERM)  # before or after it began to listen
