@@ -1,0 +1,129 @@
+"""The lock of a run directory: pids that are used again, zombies, other hosts, clocks that jump."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sn_imagenet.runs import RunError
+from sn_imagenet.runs.lock import HEARTBEAT_S, STALE_S, release, take
+
+
+@pytest.fixture
+def sleeper():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def held_by(pid: int, lock: Path, **changes: object) -> None:
+    """A lock as another process would have written it."""
+    take(lock)
+    holder = json.loads(lock.read_text())
+    release(lock)
+    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    boot = holder["process_start"].split(":")[0]
+    theirs = {"pid": pid, "process_start": f"{boot}:{stat[19]}", **changes}
+    lock.write_text(json.dumps({**holder, **theirs}))
+
+
+def test_a_live_process_holds_it_whatever_the_clock_says(tmp_path, sleeper):
+    lock = tmp_path / "lock.json"
+    held_by(sleeper.pid, lock, started="1999-01-01T00:00:00")
+    for shift in (0, -10 * 365 * 86400, 10 * 365 * 86400):
+        os.utime(lock, (time.time() + shift, time.time() + shift))
+        with pytest.raises(RunError, match=rf"in use by process {sleeper.pid}"):
+            take(lock)
+
+
+def test_another_process_with_the_holders_pid_does_not_hold_it(tmp_path, sleeper):
+    lock = tmp_path / "lock.json"
+    held_by(sleeper.pid, lock, process_start="another-boot:1")
+    take(lock)
+    assert json.loads(lock.read_text())["pid"] == os.getpid()
+    release(lock)
+    assert not lock.exists()
+
+
+def test_a_zombie_does_not_hold_it(tmp_path, sleeper):
+    lock = tmp_path / "lock.json"
+    held_by(sleeper.pid, lock)
+    os.kill(sleeper.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while ") Z " not in Path(f"/proc/{sleeper.pid}/stat").read_text():
+        assert time.monotonic() < deadline
+    take(lock)
+    release(lock)
+
+
+def test_a_process_on_another_host_holds_it_while_its_heart_beats(tmp_path):
+    lock = tmp_path / "lock.json"
+    held_by(os.getpid(), lock, host=f"not-{socket.gethostname()}")
+    with pytest.raises(RunError, match="in use"):
+        take(lock)
+    silent = time.time() - STALE_S - 1
+    os.utime(lock, (silent, silent))
+    take(lock)
+    release(lock)
+    assert STALE_S > 10 * HEARTBEAT_S
+
+
+def test_a_lock_that_was_taken_over_is_not_released(tmp_path, sleeper):
+    lock = tmp_path / "lock.json"
+    take(lock)
+    held = lock.read_text()
+    lock.unlink()
+    held_by(sleeper.pid, lock)
+    release(lock)
+    assert lock.exists() and lock.read_text() != held
+
+
+def test_of_many_that_find_a_dead_holder_one_takes_it(tmp_path):
+    """Four processes at once on a stale lock, 25 times."""
+    program = (
+        "import sys, time, pathlib\n"
+        "from sn_imagenet.runs.files import RunError\n"
+        "from sn_imagenet.runs.lock import take\n"
+        "print('ready', flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    try:\n"
+        "        take(pathlib.Path(line.strip()))\n"
+        "        print('took', flush=True)\n"
+        "    except RunError:\n"
+        "        print('refused', flush=True)\n"
+    )
+    crowd = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    try:
+        for process in crowd:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        for trial in range(25):
+            folder = tmp_path / str(trial)
+            folder.mkdir()
+            dead = {"host": socket.gethostname(), "pid": 2**22 + 1, "started": "long ago"}
+            (folder / "lock.json").write_text(json.dumps(dead))
+            for process in crowd:
+                assert process.stdin is not None
+                process.stdin.write(f"{folder / 'lock.json'}\n")
+                process.stdin.flush()
+            answers = [process.stdout.readline() for process in crowd if process.stdout]
+            assert sorted(answers) == ["refused\n"] * 3 + ["took\n"]
+    finally:
+        for process in crowd:
+            process.kill()
+            process.communicate()
