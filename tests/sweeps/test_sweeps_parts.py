@@ -25,6 +25,7 @@ SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
 CELLS = {
     "table2": 27,
     "table2_small": 9,
+    "in_ln_brn": 6,
     "averages": 6,
     "digits": 9,
     "cifar10": 12,
