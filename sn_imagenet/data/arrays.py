@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.datasets import CIFAR10
@@ -55,6 +53,10 @@ def digits(image_size: int) -> tuple[ArraySource, ArraySource]:
     """The 1,797 handwritten digits that scikit-learn bundles (8x8, values 0 to 16), as three equal
     channels in [0, 1], enlarged bilinearly to ``image_size``: 1,397 for training, 400 for
     validation, stratified, the same split for every seed of a run."""
+    # Here, because importing it takes seconds, which no other data should pay for.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     bunch = load_digits()
     numbers = np.arange(len(bunch.target))
     train, val = train_test_split(
