@@ -30,6 +30,8 @@ class BatchRenorm2d(BatchNorm2d):
         warmup_steps, r_steps, d_steps: in batches seen in training mode.
     """
 
+    trains_on_stored_statistics = True
+
     def __init__(
         self,
         num_features: int,

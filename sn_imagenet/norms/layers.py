@@ -55,6 +55,9 @@ class PooledNorm2d(nn.Module, ABC):
     stores_statistics = False
     """Whether evaluation uses stored statistics of the training data."""
 
+    trains_on_stored_statistics = False
+    """Whether training uses them too, so that every rank needs the first replica's at each step."""
+
     def __init__(
         self,
         num_features: int,

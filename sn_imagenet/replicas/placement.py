@@ -90,10 +90,14 @@ class Placement:
         return self.replicas_per_pass or self.replicas_per_rank
 
     def passes(self, images: Tensor, labels: Tensor) -> Iterator[Pass]:
-        """Deal a rank's batch [samples_per_rank, ...] to forward passes."""
+        """Deal a rank's batch [samples_per_rank, ...] to forward passes.
+
+        The first replica's pass comes last: until it moves the running statistics, all passes of a
+        step see the same ones.
+        """
         hosted, per_pass = self.replicas_per_rank, self._per_pass
         positions = torch.arange(self.samples_per_rank) * self.world_size + self.rank
-        for first in range(0, hosted, per_pass):
+        for first in reversed(range(0, hosted, per_pass)):
 
             def part(table: Tensor, first: int = first) -> Tensor:
                 if per_pass == hosted:
@@ -107,7 +111,7 @@ class Placement:
                 positions=part(positions),
                 replicas=per_pass,
                 holds_first_replica=self.rank == 0 and first == 0,
-                last=first + per_pass == hosted,
+                last=first == 0,
             )
 
     def replica_group(self) -> dist.ProcessGroup | None:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.evaluation import correct_counts
 from sn_imagenet.models import PlacedDropout
+from sn_imagenet.norms import norm_layers
 from sn_imagenet.replicas import (
     Placement,
     autocast_for,
@@ -72,6 +73,9 @@ class Stepper:
         self._group = placement.replica_group()
         self._dropout = dropout
         self._total = config.batch.total
+        self._shares_each_step = any(
+            layer.trains_on_stored_statistics for layer in norm_layers(network).values()
+        )
         self._autocast = autocast_for(config.trainer.precision, device)
         self._ddp: nn.Module = network
         if dist.is_initialized():
@@ -100,6 +104,8 @@ class Stepper:
         hear of a wish at the same step without a collective of its own.
         """
         self.network.train()
+        if self._shares_each_step:
+            self.share_statistics()
         self.optimizer.zero_grad(set_to_none=True)
         images, labels = to_device((images, labels), self.device)
         # Sum of losses and number of correct samples, over passes and then over ranks; wishes.
