@@ -4,7 +4,6 @@ from sn_imagenet.replicas.placement import Pass, Placement, fitting_world_sizes,
 from sn_imagenet.replicas.precision import autocast_for, set_precision
 from sn_imagenet.replicas.processes import (
     Session,
-    barrier,
     choose_device,
     from_rank_0,
     join,
@@ -22,7 +21,6 @@ __all__ = [
     "Placement",
     "Session",
     "autocast_for",
-    "barrier",
     "choose_device",
     "fitting_world_sizes",
     "from_rank_0",

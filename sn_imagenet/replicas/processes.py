@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -108,7 +110,45 @@ def join(timeout: timedelta = timedelta(minutes=30)) -> None:
     """
     if world_size() > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timeout)
+        store, _, _ = next(dist.rendezvous("env://"))
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore(_meet(store, timeout), store),
+            rank=rank(),
+            world_size=world_size(),
+            timeout=timeout,
+        )
+
+
+def _meet(store: dist.Store, timeout: timedelta) -> str:
+    """A name that these processes alone share, in a store that may hold an earlier attempt's keys.
+
+    torchrun keeps its store when it restarts its processes, and a process group that finds in it
+    where a process of the last attempt listened waits there in vain (PyTorch issue 135712). So
+    each process leaves a fresh name, and rank 0 answers to that name; an answer to a fresh name is
+    fresh. Nobody of an earlier attempt is left to answer: torchrun ends all before it restarts any.
+
+    Raises:
+        RuntimeError: not all processes came within ``timeout``.
+    """
+    store.set_timeout(timeout)
+    own = uuid.uuid4().hex
+    if rank() > 0:
+        store.set(f"sn_imagenet/rank{rank()}", own)
+        answer = store.get(f"sn_imagenet/answer/{own}").decode()
+        store.set(f"sn_imagenet/met/{answer}/{rank()}", own)
+        return answer
+    deadline = time.monotonic() + timeout.total_seconds()
+    for other in range(1, world_size()):
+        while not store.check([f"sn_imagenet/met/{own}/{other}"]):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"process {other} of {world_size()} did not come in {timeout}")
+            if store.check([f"sn_imagenet/rank{other}"]):
+                # Perhaps the last attempt's name still: then its own follows.
+                name = store.get(f"sn_imagenet/rank{other}").decode()
+                store.set(f"sn_imagenet/answer/{name}", own)
+            time.sleep(0.01)
+    return own
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -171,12 +211,6 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
-
-
-def barrier() -> None:
-    """Wait until all ranks are here."""
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def to_device(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
 from sn_imagenet.config import UserError
-from sn_imagenet.replicas import barrier, from_rank_0, join, rank, say, session, together
+from sn_imagenet.replicas import from_rank_0, join, rank, say, session, sum_over_ranks, together
 
 
 def fail_alone(error: Exception) -> None:
     """Rank 1 fails while rank 0 waits for it."""
     if rank() == 1:
         raise error
-    barrier()
+    dist.barrier()
 
 
 def fail_in_block(message_of: dict[int, str]) -> None:
@@ -40,10 +44,27 @@ def main(case: str) -> None:
                 join()
                 CASES[case]()
             with current.cell():
-                barrier()
+                dist.barrier()
                 say("the next cell ran")
     finally:
         print(f"group exists: {dist.is_initialized()}", flush=True)
+
+
+def attempt(store_port: int, rank_1_comes_late: bool) -> None:
+    """A torchrun attempt: its agent keeps the store, and the processes end without a goodbye."""
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", MASTER_PORT=str(store_port))
+    if rank_1_comes_late and rank() == 1:
+        time.sleep(12)  # longer than gloo tries to reach the address that it found
+    join(timedelta(seconds=30))
+    print(sum_over_ranks(torch.tensor(rank() + 1)).item(), flush=True)
+    os._exit(0)
+
+
+def alone(store_port: int) -> None:
+    """An attempt whose other process never comes."""
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", MASTER_PORT=str(store_port))
+    if rank() == 0:
+        join(timedelta(seconds=1))
 
 
 def before_the_first_cell() -> None:

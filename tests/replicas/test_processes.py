@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from session_program import before_the_first_cell, main
+import torch.distributed as dist
+from session_program import alone, attempt, before_the_first_cell, main
 from worlds import as_programs
 
 from sn_imagenet.config import ConfigError, UserError
@@ -68,6 +69,20 @@ def test_all_well(tmp_path: Path) -> None:
     assert (first.code, second.code) == (0, 0)
     assert first.out == "rank 0's value is ('a', 0)\nthe next cell ran\ngroup exists: False\n"
     assert second.out == "group exists: False\n"
+
+
+def test_restarted_processes_do_not_take_the_last_attempt_for_each_other(tmp_path: Path) -> None:
+    """In the store that torchrun keeps between attempts, its processes' old addresses remain."""
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    for number, late in enumerate((False, True)):
+        for ended in as_programs(2, attempt, tmp_path / str(number), store.port, late):
+            assert (ended.code, ended.out) == (0, "3\n"), ended.err
+
+
+def test_a_process_that_never_comes_ends_the_wait(tmp_path: Path) -> None:
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    waiting, _ = as_programs(2, alone, tmp_path, store.port)
+    assert waiting.code == 1 and "process 1 of 2 did not come in 0:00:01" in waiting.err
 
 
 def test_what_goes_wrong_before_the_first_cell_is_said_by_one_rank(tmp_path: Path) -> None:
