@@ -23,6 +23,7 @@ ENTRY_POINTS = [
 # A room imports itself and those of lower rank.
 RANKS = {
     "config": 0,
+    "holders": 0,
     "norms": 1,
     "runs": 1,
     "data": 2,
@@ -34,8 +35,8 @@ RANKS = {
 # These stand apart: what a room may import of the package, itself aside.
 APART = {
     "norms": set(),  # to be lifted into any other project
-    "reporting": {"config"},  # result files only
-    "sweeps": {"config", "reporting"},  # runs train.py, but knows nothing of what it does
+    "reporting": {"config", "holders"},  # result files only
+    "sweeps": {"config", "holders", "reporting"},  # starts train.py, knows nothing of it
 }
 # What must never be imported, through whatever chain of the package's modules.
 LIGHT = ("reporting", "sweeps")

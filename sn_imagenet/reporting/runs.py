@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sn_imagenet.config import UserError
+from sn_imagenet.holders import is_held
+from sn_imagenet.reporting.tail import last_rows
 
 RESULT_VERSION = 1
 
@@ -179,6 +180,8 @@ def read_run(directory: Path) -> Run:
     except UserError as error:
         problem = problem or str(error)
         run = _run_named_by_path(directory, problem)
+    if run.state == INTERRUPTED and not problem and result_file.is_file():
+        return read_run(directory)  # it came to its result between the two looks
     if problem:
         return Run(
             run.path, run.cell, run.seed, UNREADABLE, run.statistics, problem, config=run.config
@@ -291,7 +294,7 @@ def _unfinished_run(directory: Path, config: dict[str, Any]) -> Run:
             path=directory,
             cell=cell,
             seed=int(config["seed"]),
-            state=RUNNING if _is_training(directory / "lock.json") else INTERRUPTED,
+            state=RUNNING if is_held(directory / "lock.json") else INTERRUPTED,
             statistics=str(norm.get("test_statistics", "")),
             detail=_progress(directory / "metrics.jsonl", config),
             config=config,
@@ -315,34 +318,12 @@ def _run_named_by_path(directory: Path, problem: str) -> Run:
     return Run(directory, cell, int(seed[1]), UNREADABLE, detail=problem)
 
 
-def _is_training(lock_file: Path) -> bool:
-    try:
-        lock = json.loads(lock_file.read_text(encoding="utf-8"))
-        host, pid = lock["host"], int(lock["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    if host != socket.gethostname():
-        return True  # its process cannot be seen from here
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True  # alive, another user's
-    except (ProcessLookupError, OverflowError):
-        return False
-    return True
-
-
 def _progress(metrics_file: Path, config: dict[str, Any]) -> str:
     """Completed epochs of all, ``3/10``."""
+    _train, epoch = last_rows(metrics_file)
     try:
-        lines = metrics_file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-            if row["kind"] == "epoch":
-                return f"{row['epoch']}/{row['epochs']}"
-        except (ValueError, KeyError, TypeError):
-            continue  # the last line of a killed run is often cut off
+        if epoch is not None:
+            return f"{epoch['epoch']}/{epoch['epochs']}"
+    except KeyError:
+        pass  # of another version
     return f"0/{config['trainer']['epochs']}"

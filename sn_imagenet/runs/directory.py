@@ -99,20 +99,23 @@ class RunDirectory:
         """Make the directory this experiment's, and this process the one that works in it.
 
         Raises:
-            RunError: another process works there, or nothing can be written.
+            RunError: another process works there, another experiment's run lies there, or nothing
+                can be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot("write", self.path, error) from error
         take(self.lock)
-        if not self.config.exists():
-            yaml = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
-            try:
+        try:
+            # Checked again: another experiment may have come and gone since it was.
+            self.check(config)
+            if not self.config.exists():
+                yaml = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
                 write_atomically(self.config, yaml.encode())
-            except RunError:
-                self.release()
-                raise
+        except RunError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let another process work here."""

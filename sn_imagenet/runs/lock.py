@@ -1,23 +1,17 @@
-"""The lock of a run directory: who works there, on which host, and whether it still lives."""
+"""The lock of a run directory: taken by the one process that works there, kept warm, given back."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
+from sn_imagenet.holders import HEARTBEAT_S, is_mine, lives, read_holder, this_process
 from sn_imagenet.runs.files import RunError, cannot
-
-HEARTBEAT_S = 15.0
-# A holder on another host is gone when its heartbeat stopped so long ago.
-STALE_S = 300.0
 
 _heartbeats: dict[Path, threading.Event] = {}
 
@@ -25,10 +19,8 @@ _heartbeats: dict[Path, threading.Event] = {}
 def take(path: Path) -> None:
     """Make this process the holder of ``path``; a dead holder's lock is taken over.
 
-    On this host the holder's process is looked up, with the time it started since a pid is used
-    again; neither depends on the clock. Of a holder on another host only the heartbeat is seen:
-    the file's modification time, measured against that of a file written now, both by the clock of
-    the file system.
+    Whether it is dead, :func:`sn_imagenet.holders.lives` decides; a heartbeat is measured against a
+    file written now, so that both times are by the clock of the file system.
 
     Raises:
         RunError: another process holds it, or it cannot be written.
@@ -36,8 +28,8 @@ def take(path: Path) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         with _one_at_a_time(path.parent):
-            temporary.write_text(json.dumps(_this_process()))
             try:
+                temporary.write_text(json.dumps(this_process()))
                 _refuse_if_held(path, temporary.stat().st_mtime)
                 os.replace(temporary, path)
             finally:
@@ -52,18 +44,8 @@ def release(path: Path) -> None:
     beat = _heartbeats.pop(path, None)
     if beat is not None:
         beat.set()
-    if _is_mine(_read(path)):
+    if is_mine(read_holder(path)):
         path.unlink(missing_ok=True)
-
-
-def _this_process() -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "process_start": _process_start(os.getpid()),
-        "heartbeat_s": HEARTBEAT_S,
-    }
 
 
 @contextmanager
@@ -79,60 +61,14 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
 
 
 def _refuse_if_held(path: Path, now: float) -> None:
-    holder = _read(path)
-    if holder is None or _is_mine(holder):
+    holder = read_holder(path)
+    if holder is None or is_mine(holder):
         return  # free, or a process died while writing it
-    host, pid = holder["host"], holder["pid"]
-    if host == socket.gethostname():
-        held = _is_alive(pid, holder.get("process_start"))
-    else:
-        beats = bool(holder.get("heartbeat_s"))
-        held = not beats or now - path.stat().st_mtime < STALE_S
-    if held:
+    if lives(holder, path, now):
         raise RunError(
-            f"{path.parent} is in use by process {pid} on {host} since {holder.get('started')}; "
-            f"wait for it, or remove {path} if it is gone"
+            f"{path.parent} is in use by process {holder['pid']} on {holder['host']} since "
+            f"{holder.get('started')}; wait for it, or remove {path} if it is gone"
         )
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        holder = json.loads(path.read_text())
-        return {**holder, "host": str(holder["host"]), "pid": int(holder["pid"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _is_mine(holder: dict[str, Any] | None) -> bool:
-    if holder is None or holder["host"] != socket.gethostname() or holder["pid"] != os.getpid():
-        return False
-    return holder.get("process_start") in (None, _process_start(os.getpid()))
-
-
-def _is_alive(pid: int, process_start: str | None) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass  # alive, another user's
-    now = _process_start(pid)
-    if now == "":
-        return False
-    return process_start is None or now is None or now == process_start
-
-
-def _process_start(pid: int) -> str | None:
-    """When a process started, as boot and clock ticks since; "" if it has ended and is only not
-    waited for yet; None where the system does not tell.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # the name before may hold anything
-    return "" if fields[0] in "ZX" else f"{boot}:{fields[19]}"
 
 
 def _start_heartbeat(path: Path) -> None:

@@ -25,6 +25,7 @@ STOPPED = "stopped"
 COMPLETE = (FINISHED, DIVERGED)
 
 LOG_NAME = "log.txt"
+_REFUSED = "is in use by process"  # what the lock of a run directory says
 POLL_S = 0.3
 READ_S = 2.0  # between two looks at the files of a cell
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -196,8 +197,8 @@ class Pool:
         state = cell.look()
         if state in COMPLETE:
             self._settle(cell)
-        elif state == RUNNING:
-            # The lock is another process's: it came first, and ours was refused.
+        elif state == RUNNING or _REFUSED in self._reason(cell, code):
+            # The lock is another process's, or was when ours was refused: it came first.
             cell.attempts -= 1
             cell.state, cell.note = ELSEWHERE, ""
         else:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sn_imagenet.config import UserError
+from sn_imagenet.holders import is_held
 from sn_imagenet.reporting.runs import (
     DIVERGED,
     FAILED,
@@ -17,9 +16,7 @@ from sn_imagenet.reporting.runs import (
     Run,
     read_run,
 )
-
-_FIRST_TAIL = 1 << 16
-_LONGEST_TAIL = 1 << 24  # bytes; far beyond the rows of one epoch of ImageNet
+from sn_imagenet.reporting.tail import last_rows
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,8 @@ class Progress:
 def read_progress(run_dir: Path) -> Progress | None:
     """The progress of the run in ``run_dir``; None if no run was started there."""
     if not (run_dir / "config.yaml").is_file() and not (run_dir / "result.json").is_file():
-        return None
+        # One that holds the directory has yet to write its config there.
+        return Progress(state=RUNNING) if is_held(run_dir / "lock.json") else None
     try:
         return progress_of(read_run(run_dir))
     except UserError as error:
@@ -63,39 +61,6 @@ def progress_of(run: Run) -> Progress:
         eta_s=_eta(run, train, epoch) if run.state == RUNNING else None,
         detail=run.detail if run.state in (DIVERGED, FAILED, UNREADABLE) else "",
     )
-
-
-def last_rows(metrics: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """The last ``train`` and the last ``epoch`` row of a ``metrics.jsonl``, None where there is
-    none; a row that is being written is passed over. Reads from the end, as much as it needs.
-    """
-    train: dict[str, Any] | None = None
-    epoch: dict[str, Any] | None = None
-    try:
-        with open(metrics, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            length = _FIRST_TAIL
-            while True:
-                file.seek(max(0, size - length))
-                train, epoch = _last_of_each(file.read(min(length, size)))
-                if (train and epoch) or length >= min(size, _LONGEST_TAIL):
-                    return train, epoch
-                length *= 8
-    except OSError:
-        return train, epoch
-
-
-def _last_of_each(tail: bytes) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    found: dict[str, dict[str, Any]] = {}
-    for line in reversed(tail.split(b"\n")):
-        try:
-            row = json.loads(line)
-            found.setdefault(row["kind"], row)
-        except (ValueError, KeyError, TypeError):
-            continue  # cut off by the tail's start, or by a writer at work
-        if len(found) == 2:
-            break
-    return found.get("train"), found.get("epoch")
 
 
 def _eta(run: Run, train: dict[str, Any] | None, epoch: dict[str, Any] | None) -> float | None:

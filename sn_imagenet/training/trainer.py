@@ -72,9 +72,8 @@ def _train(config: ExperimentConfig, stop: StopRequests) -> dict[str, Any]:
     directory = RunDirectory(Path(config.run_dir))
     with together():
         directory.check(config)
-        done = directory.read_result()
-    if done is not None and done["status"] != "failed" and _is_complete(done, config):
-        say(f"{directory.path}: already {done['status']}, nothing to do")
+        done = _done_before(directory, config)
+    if done is not None:
         return done
 
     with together():
@@ -90,8 +89,16 @@ def _train(config: ExperimentConfig, stop: StopRequests) -> dict[str, Any]:
     with together():
         if rank() == 0:
             directory.claim(config)
-            directory.result.unlink(missing_ok=True)
     try:
+        with together():
+            if rank() == 0:
+                # Looked at again: another start may have come to its end while this one prepared.
+                done = _done_before(directory, config)
+                if done is None:
+                    directory.result.unlink(missing_ok=True)
+        done = from_rank_0(done)
+        if done is not None:
+            return done
         with lost_peers_told():
             return Trainer(prepared, placement, directory, stop).run()
     except LostPeerError:
@@ -116,8 +123,19 @@ def _set_determinism(deterministic: bool, device: torch.device) -> None:
             torch.backends.cudnn.benchmark = False
 
 
-def _is_complete(result: dict[str, Any], config: ExperimentConfig) -> bool:
-    return result["status"] == "diverged" or bool(result["evaluations"]) or not config.evaluate
+def _done_before(directory: RunDirectory, config: ExperimentConfig) -> dict[str, Any] | None:
+    """The result that an earlier start came to; None if there is something left to do.
+
+    Raises:
+        RunError: there is one that cannot be read.
+    """
+    done = directory.read_result()
+    if done is None or done["status"] == "failed":
+        return None
+    if done["status"] != "diverged" and not done["evaluations"] and config.evaluate:
+        return None
+    say(f"{directory.path}: already {done['status']}, nothing to do")
+    return done
 
 
 class Trainer:

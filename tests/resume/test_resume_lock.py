@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from run_processes import finish, start, wait_until
 
+from sn_imagenet.holders import HEARTBEAT_S, STALE_S
 from sn_imagenet.runs import RunError
-from sn_imagenet.runs.lock import HEARTBEAT_S, STALE_S, release, take
+from sn_imagenet.runs.lock import release, take
 
 
 @pytest.fixture
@@ -127,3 +129,39 @@ def test_of_many_that_find_a_dead_holder_one_takes_it(tmp_path):
         for process in crowd:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.slow
+def test_a_start_that_prepares_while_another_ends_finds_its_result(tmp_path):
+    """Between its first look and its lock lie seconds: all of a short run may happen there."""
+    short = ("trainer.max_steps=2", "evaluate=false")
+    run = tmp_path / "run"
+    late = start(run, *short)
+    maps = Path(f"/proc/{late.pid}/maps")
+    wait_until(lambda: "/sklearn/" in maps.read_text())  # it reads the data, before its lock
+    late.send_signal(signal.SIGSTOP)
+    assert not (run / "lock.json").exists()
+    output, code = finish(start(run, *short))
+    assert code == 0, output
+    result = (run / "result.json").read_bytes()
+    late.send_signal(signal.SIGCONT)
+    output, code = finish(late)
+    assert code == 0 and "already finished, nothing to do" in output, output
+    assert (run / "result.json").read_bytes() == result
+    assert not (run / "lock.json").exists()
+
+
+@pytest.mark.slow
+def test_a_start_that_prepares_while_another_experiment_ends_there_is_refused(tmp_path):
+    short = ("trainer.max_steps=2", "evaluate=false")
+    run = tmp_path / "run"
+    late = start(run, *short)
+    maps = Path(f"/proc/{late.pid}/maps")
+    wait_until(lambda: "/sklearn/" in maps.read_text())
+    late.send_signal(signal.SIGSTOP)
+    _, code = finish(start(run, *short, "seed=1"))
+    assert code == 0
+    late.send_signal(signal.SIGCONT)
+    output, code = finish(late)
+    assert code == 2 and "seed: 1 (there) -> 0 (now)" in output, output
+    assert not (run / "lock.json").exists()

@@ -12,11 +12,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from sn_imagenet.config import ConfigError, UserError
+from sn_imagenet.reporting.tail import last_rows
 from sn_imagenet.sweeps.board import Board, Row, duration, table
 from sn_imagenet.sweeps.cells import is_cells_own, make_cells
 from sn_imagenet.sweeps.plan import Speed, measured_speeds, process_hours
 from sn_imagenet.sweeps.pool import FAILED, Pool, Task
-from sn_imagenet.sweeps.progress import Progress, last_rows
+from sn_imagenet.sweeps.progress import Progress
 from sn_imagenet.sweeps.settings import SweepSettings, sweep_settings
 from sn_imagenet.sweeps.slots import Slot, machine_slots
 
