@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sn_imagenet.config import UserError
 from sn_imagenet.reporting.tables import TABLES, write_tables
@@ -16,8 +18,14 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
+def _size(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Make the tables from a folder of runs.")
+    parser = argparse.ArgumentParser(
+        description="Make the tables: Table 1 from the modules, the others from a folder of runs."
+    )
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="folder of runs, searched; default runs"
     )
@@ -34,9 +42,22 @@ def main() -> int:
     parser.add_argument(
         "--paper", type=Path, default=PAPER, metavar="FILE", help="default results/paper.yaml"
     )
+    parser.add_argument(
+        "--size", type=_size, metavar="N,C,H,W", help="of Table 1's numbers; default 32,64,56,56"
+    )
     args = parser.parse_args()
+
+    def count() -> list[dict[str, Any]]:
+        # Here, so that the tables of runs can be made without loading torch.
+        from sn_imagenet.norms.census import SIZE, census
+
+        try:
+            return [asdict(row) for row in census(size=args.size or SIZE)]
+        except ValueError as error:
+            raise UserError(f"--size: {error}") from error
+
     try:
-        written = write_tables(args.runs, args.out, args.paper, args.only, args.settings)
+        written = write_tables(args.runs, args.out, args.paper, args.only, args.settings, count)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

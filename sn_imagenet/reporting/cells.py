@@ -36,7 +36,7 @@ _SAME_EXPERIMENT = {
     "data.val",
     "data.workers",
 }
-_ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn"}
+_ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn"}
 _STATISTICS = {
     "moving_average": "moving average",
     "batch_average": "batch average",

@@ -1,4 +1,4 @@
-"""Every table that the project knows, from a folder of runs to files."""
+"""Every table that the project knows, from a folder of runs (Table 1: the modules) to files."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from sn_imagenet.config import UserError
 from sn_imagenet.reporting.cells import MISSING, method_label, statistics_label
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_table, write_text
-from sn_imagenet.reporting.runs import FINISHED, Setting, find_runs, run_from_result
+from sn_imagenet.reporting.runs import FINISHED, Run, Setting, find_runs, run_from_result
+from sn_imagenet.reporting.table1 import Count, read_table1, table1
 from sn_imagenet.reporting.table2 import Document, Report, table2
 
-# A new table is one function and one line here.
-TABLES: dict[str, Callable[[Report], Document]] = {"table2": table2}
+# A new table of runs is one function and one line here. Table 1 is of the modules instead.
+RUN_TABLES: dict[str, Callable[[Report], Document]] = {"table2": table2}
+TABLES = ("table1", *RUN_TABLES)
 
 
 @dataclass(frozen=True)
@@ -35,37 +37,53 @@ def write_tables(
     paper_file: Path,
     only: Sequence[str] | None = None,
     settings: Sequence[str] | None = None,
+    count: Count | None = None,
 ) -> Written:
-    """Make the tables ``only`` (default: all) of :data:`TABLES` from the runs below ``runs_dir``
-    and write ``<out>/<table>.md``, ``.tex`` and ``.csv``.
+    """Make the tables ``only`` (default: all) of :data:`TABLES` and write ``<out>/<table>.md``,
+    ``.tex`` and ``.csv``.
 
-    ``settings`` restricts and orders the columns: names such as ``8x32``.
+    Table 1 needs no runs; it is left out of "all" without ``count``, and shown in the summary only
+    where it was asked for, since it is always the same.
+
+    Args:
+        runs_dir: the runs below it are what the other tables are made of.
+        settings: restricts and orders the columns: names such as ``8x32``.
+        count: counts the modules, :func:`sn_imagenet.norms.census.census`; called for Table 1 only.
 
     Raises:
         UserError: no runs, an unknown table or setting, a file that cannot be read or written.
     """
-    names = list(only or TABLES)
+    names = list(only or (TABLES if count else RUN_TABLES))
     for name in names:
         if name not in TABLES:
             raise UserError(f"table '{name}': expected one of {', '.join(TABLES)}")
     columns = list(dict.fromkeys(Setting.parse(name) for name in settings)) if settings else None
     paper = read_paper(paper_file)
-    runs, warnings = find_runs(runs_dir)
-    if not runs:
-        raise UserError(f"{runs_dir}: holds no readable runs: {'; '.join(warnings)}")
+    runs: list[Run] = []
+    warnings: list[str] = []
+    if RUN_TABLES.keys() & set(names):
+        runs, warnings = find_runs(runs_dir)
+        if not runs:
+            raise UserError(f"{runs_dir}: holds no readable runs: {'; '.join(warnings)}")
     paths: list[Path] = []
-    documents = []
+    documents: dict[str, Document] = {}
     for name in names:
-        document = TABLES[name](Report(runs, runs_dir, paper, columns))
-        documents.append(document)
+        if name in RUN_TABLES:
+            document = RUN_TABLES[name](Report(runs, runs_dir, paper, columns))
+        elif count is not None:
+            document = table1(count(), read_table1(paper_file))
+        else:
+            raise UserError(f"table '{name}': needs the modules to count, and got none")
+        documents[name] = document
         warnings += document.warnings
         paths += [
             write_text(out / f"{name}.md", document.markdown),
             write_text(out / f"{name}.tex", document.latex),
             write_text(out / f"{name}.csv", document.csv),
         ]
-    markdown = "\n".join(document.markdown for document in documents)
-    return Written(paths, markdown, "\n".join(d.summary for d in documents), warnings)
+    shown = [d.summary for name, d in documents.items() if only or name in RUN_TABLES]
+    markdown = "\n".join(document.markdown for document in documents.values())
+    return Written(paths, markdown, "\n".join(shown), warnings)
 
 
 def top1_table(results: Sequence[dict[str, Any]]) -> str:

@@ -10,7 +10,9 @@ import pytest
 from run_files import REPOSITORY, config, finished, result, write_run
 
 
-def run_script(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_script(
+    name: str, *arguments: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(REPOSITORY / "scripts" / name), *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
@@ -40,6 +42,17 @@ def test_make_tables_paper_file(tmp_path: Path) -> None:
     done = run_script("make_tables.py", "--out", "out", "--paper", "mine.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "12.3" in done.stdout
+
+
+def test_make_tables_table_1_needs_no_runs(tmp_path: Path) -> None:
+    arguments = ("--out", "out", "--only", "table1", "--size", "4,12,3,5")
+    done = run_script("make_tables.py", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "N, C, H, W = 4, 12, 3, 5" in done.stdout
+    assert "2C + 2N + 2NC = 128" in done.stdout  # 24 + 8 + 96
+    assert done.stdout.split()[-3:] == [f"out/table1.{form}" for form in ("md", "tex", "csv")]
+    done = run_script("make_tables.py", "--out", "out", "--only", "table1", "--size", "1,2,3,4")
+    assert (done.returncode, done.stderr.splitlines()[0][:12]) == (2, "error: --siz")
 
 
 def test_make_figures(tmp_path: Path) -> None:

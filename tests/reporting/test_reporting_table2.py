@@ -295,7 +295,8 @@ def test_latex_escape() -> None:
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"only": ["table9"]}, "table 'table9': expected one of table2"),
+        ({"only": ["table9"]}, "table 'table9': expected one of table1, table2"),
+        ({"only": ["table1"]}, "table 'table1': needs the modules"),
         ({"settings": ["8by2"]}, "setting '8by2'"),
         ({"paper_file": Path("nowhere.yaml")}, "nowhere.yaml: cannot read"),
     ],

@@ -1,0 +1,202 @@
+"""Table 1: what each method learns, estimates and costs, counted in the modules, beside the
+paper's own entries."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sn_imagenet.config import UserError
+from sn_imagenet.reporting.cells import MISSING, method_label
+from sn_imagenet.reporting.render import Grid, Row, csv_text, grid_latex, grid_markdown
+from sn_imagenet.reporting.table2 import Document
+
+Counted = Mapping[str, Any]
+"""A :class:`sn_imagenet.norms.census.Census` as a dictionary."""
+
+Count = Callable[[], Sequence[Counted]]
+"""Counts the modules, a row per method."""
+
+COLUMNS = {
+    "params": "params",
+    "parameters": "#params",
+    "hyperparameters": "hyper-params",
+    "statistics": "statistics",
+    "complexity": "complexity",
+    "count": "#statistics",
+}
+DIFFERS = " ≠"
+_LABELS = {"sync_bn": "SyncBN", "frozen_bn": "FrozenBN"}
+# What the modules have beyond the paper's table, said where it occurs.
+_REASONS = {
+    "Ω": "Ω, the set of kinds to mix, is an argument of the layer",
+    "warmup_steps": "the steps are Ioffe's schedule of r and d (2017), which needs its ends",
+    "μ′": "μ′ and σ′ are the moving averages of BN's statistics, for evaluation without "
+    "calibration, of which Sec. 2.1 of the paper speaks too",
+}
+
+
+def read_table1(file: Path) -> dict[str, dict[str, str | None]]:
+    """The paper's Table 1 by method, from ``results/paper.yaml``.
+
+    Raises:
+        UserError: the file is missing or holds no such table; names it.
+    """
+    try:
+        rows = yaml.safe_load(file.read_text(encoding="utf-8"))["table1"]["rows"]
+        return {row["method"]: {column: row[column] for column in COLUMNS} for row in rows}
+    except OSError as error:
+        raise UserError(f"{file}: cannot read the paper's numbers: {error.strerror}") from error
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: holds no Table 1 of the paper: {error!r}") from error
+
+
+def table1(
+    counted: Sequence[Counted], published: Mapping[str, Mapping[str, str | None]]
+) -> Document:
+    """Table 1 of the paper from the modules, the paper's row beneath each, differences marked.
+
+    ``counted``: a row per method, all at one size [N, C, H, W]. CSV: one row per method, with the
+    exponents measured and the elements that operators read and write.
+    """
+    grid = _grid(counted, published)
+    return Document(
+        markdown="\n\n".join(["# Table 1", grid.caption, grid_markdown(grid)]) + "\n",
+        summary=f"Table 1. {grid.caption}\n\n{grid_markdown(grid)}\n",
+        latex="% Table 1 of arXiv 1806.10779, counted. Needs \\usepackage{booktabs,graphicx}.\n\n"
+        f"{grid_latex(grid)}\n",
+        csv=csv_text([_csv_row(row, published.get(row["method"])) for row in counted]),
+        warnings=[],
+    )
+
+
+def complexity(exponents: Mapping[str, float] | None) -> str | None:
+    """O(...) of measured exponents of N, C and HW; one within 0.05 of a whole number is that."""
+    if exponents is None:
+        return None
+    factors = []
+    for name, exponent in exponents.items():
+        power = (
+            f"{round(exponent)}" if abs(exponent - round(exponent)) < 0.05 else f"{exponent:.2f}"
+        )
+        if power != "0":
+            factors.append(name if power == "1" else f"{name}^{power}")
+    return "".join(factors) or "1"
+
+
+def differences(row: Counted, published: Mapping[str, str | None] | None) -> list[str]:
+    """The columns in which a module is not as the paper's table says; none where it is silent."""
+    if published is None:
+        return []
+    ours = _entries(row)
+    return [column for column in COLUMNS if _meaning(ours[column]) != _meaning(published[column])]
+
+
+def _entries(row: Counted) -> dict[str, str | None]:
+    return {
+        "params": ", ".join(row["params"]) or None,
+        "parameters": row["parameters_formula"],
+        "hyperparameters": ", ".join(row["hyperparameters"]) or None,
+        "statistics": ", ".join(row["statistics"]) or None,
+        "complexity": complexity(row["exponents"]),
+        "count": row["count_formula"],
+    }
+
+
+def _meaning(entry: str | None) -> Counter[str]:
+    """Entries that mean the same are equal: 2NC + 2 and 2 + 2CN; ϵ, g and g, ϵ."""
+    if entry is None:
+        return Counter()
+    if "," in entry:
+        return Counter(part.strip() for part in entry.split(","))
+    terms = (re.findall(r"[^\W\d](?:\^[\d.]+)?|\d+", term) for term in entry.split("+"))
+    return Counter("".join(sorted(term)) for term in terms)
+
+
+def _grid(counted: Sequence[Counted], published: Mapping[str, Mapping[str, str | None]]) -> Grid:
+    n, c, h, w = counted[0]["size"]
+    rows: list[Row] = []
+    notes: list[str] = []
+    for row in counted:
+        paper = published.get(row["method"])
+        differing = differences(row, paper)
+        rows.append(Row(_label(row["method"]), _cells(row, differing), rule=bool(rows)))
+        if paper is None:
+            continue
+        rows.append(_paper_row(paper))
+        for column in differing:
+            ours = _entries(row)[column]
+            reasons = [text for mark, text in _REASONS.items() if mark in (ours or "")]
+            notes.append(
+                f"{_label(row['method'])}, {COLUMNS[column]}: {_shown(column, ours)} here, "
+                f"{_shown(column, paper[column])} in the paper"
+                + (f": {'; '.join(reasons)}." if reasons else ".")
+            )
+    absent = [method for method in published if method not in {row["method"] for row in counted}]
+    for method in absent:
+        rows.append(Row(_label(method), ("not in this project",) + (MISSING,) * 5, rule=True))
+        rows.append(_paper_row(published[method]))
+    return Grid(
+        caption="Normalisation methods: what they learn, estimate and cost, counted in the modules "
+        f"(numbers at N, C, H, W = {n}, {c}, {h}, {w}), and as the paper prints it.",
+        columns=tuple(COLUMNS.values()),
+        rows=tuple(rows),
+        notes=(
+            *(notes or ["No module differs from the paper's row."]),
+            "Learned parameters: those with a gradient. Hyper-parameters: constructor arguments "
+            "whose change changes outputs or state. Statistics: numbers that differ among the "
+            "means and variances which one batch's pooling makes; primed ones are stored. "
+            "Complexity: elements that operators read and write until the statistics are there, as "
+            "N, C and HW double.",
+            "The paper's columns of networks and tasks are no property of a module and left out.",
+        ),
+    )
+
+
+def _label(method: str) -> str:
+    return _LABELS.get(method, method_label(method))
+
+
+def _cells(row: Counted, differing: Sequence[str]) -> tuple[str, ...]:
+    numbers = {"parameters": row["parameters"], "count": row["count"]}
+    cells = []
+    for column, entry in _entries(row).items():
+        text = _shown(column, entry)
+        if column in numbers and text != str(numbers[column]):
+            text += f" = {numbers[column]}"
+        cells.append(text + (DIFFERS if column in differing else ""))
+    return tuple(cells)
+
+
+def _paper_row(paper: Mapping[str, str | None]) -> Row:
+    cells = tuple(_shown(column, paper[column]) for column in COLUMNS)
+    return Row("paper", cells, indent=True)
+
+
+def _shown(column: str, entry: str | None) -> str:
+    if entry is None:
+        return MISSING
+    return f"O({entry})" if column == "complexity" else entry
+
+
+def _csv_row(row: Counted, paper: Mapping[str, str | None] | None) -> dict[str, object]:
+    size = dict(zip("NCHW", row["size"], strict=True))
+    exponents = row["exponents"] or dict.fromkeys(("N", "C", "HW"))
+    ours = _entries(row)
+    return {
+        "method": row["method"],
+        **size,
+        **ours,
+        "parameters_number": row["parameters"],
+        "count_number": row["count"],
+        "members": ";".join(row["members"]),
+        **{f"exponent_{name}": exponents[name] for name in exponents},
+        "elements_moved": row["work"],
+        **{f"paper_{column}": paper[column] if paper else None for column in COLUMNS},
+        "differs": ";".join(differences(row, paper)),
+    }
