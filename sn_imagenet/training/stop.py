@@ -7,12 +7,14 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 
+from sn_imagenet.replicas import world_size
 from sn_imagenet.runs import RunError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -20,10 +22,14 @@ EXIT_CODE = os.EX_TEMPFAIL  # 75: nothing is wrong, the same command continues
 
 
 class Stopped(SystemExit):
-    """The run was told to stop; the program ends with :data:`EXIT_CODE`, its sweep with it."""
+    """The run was told to stop; the program ends with :data:`EXIT_CODE`, its sweep with it.
 
-    def __init__(self) -> None:
+    ``said``: whether the user has been told.
+    """
+
+    def __init__(self, said: bool = False) -> None:
         super().__init__(EXIT_CODE)
+        self.said = said
 
 
 class LostPeerError(RunError):
@@ -35,11 +41,13 @@ class StopRequests:
 
     A signal raises :class:`Stopped` at once, where no step can be lost (the data is being read, an
     epoch is being validated), and is only remembered within :meth:`deferred`, where all ranks first
-    agree on the step.
+    agree on the step. Only once: torchrun repeats a signal that its processes got already, and the
+    way out must not be interrupted.
     """
 
     def __init__(self) -> None:
         self.received = False
+        self._raised = False
         self._deferring = False
         self._pid = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
@@ -50,26 +58,32 @@ class StopRequests:
             self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        # torchrun signals the ranks that are left when one ends: they are on their way out already,
+        # and are to end with the code that says so.
+        ending = kind is Stopped and world_size() > 1
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if ending else handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, signals are only remembered in :attr:`received`."""
+        """Within, signals are only remembered in :attr:`received`.
+
+        Raises:
+            Stopped: at the end, if one came and the ranks have not agreed on it.
+        """
         self._deferring = True
         try:
             yield
         finally:
             self._deferring = False
-
-    def heed(self) -> None:
-        """Stop now if a signal came meanwhile.
-
-        Raises:
-            Stopped: it did.
-        """
         if self.received:
+            self._stop()
+
+    def _stop(self) -> None:
+        if not self._raised:
+            self._raised = True
+            tell_peers_of_the_stop()
             raise Stopped
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -77,7 +91,7 @@ class StopRequests:
             return  # a loader's worker, forked from us: it ends when its loader does
         self.received = True
         if not self._deferring:
-            raise Stopped
+            self._stop()
 
 
 # What gloo says when a peer is gone; nccl raises a DistError.
@@ -86,11 +100,30 @@ _GONE = re.compile(
 )
 
 
+def _stop_key() -> str:
+    # The store outlives processes that torchrun starts again.
+    return f"sn_imagenet/stopped/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def tell_peers_of_the_stop() -> None:
+    """Leave word for the ranks that wait for this one in a collective, which is about to break."""
+    if dist.is_initialized():
+        with suppress(RuntimeError):  # the store is gone, and its process with it
+            _get_default_store().set(_stop_key(), "1")
+
+
+def _a_peer_was_stopped() -> bool:
+    with suppress(RuntimeError):
+        return bool(_get_default_store().check([_stop_key()]))
+    return False
+
+
 @contextmanager
 def lost_peers_told() -> Iterator[None]:
     """Turn the failure of a collective into one clear error.
 
     Raises:
+        Stopped: another process was told to stop, and this one with it.
         LostPeerError: another process ended while this one was waiting for it.
     """
     try:
@@ -99,6 +132,8 @@ def lost_peers_told() -> Iterator[None]:
         if dist.is_initialized() and (
             isinstance(error, dist.DistError) or _GONE.search(str(error))
         ):
+            if _a_peer_was_stopped():
+                raise Stopped from error
             raise LostPeerError(
                 f"another process of this run has ended, process {dist.get_rank()} cannot go on "
                 f"without it ({str(error).splitlines()[0]}); the same command continues from the "

@@ -64,7 +64,15 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
         Stopped: SIGTERM, SIGUSR1 or SIGINT; its checkpoint is saved, the program ends with 75.
     """
     with StopRequests() as stop:
-        return _train(config, stop)
+        try:
+            return _train(config, stop)
+        except Stopped as stopped:
+            if not stopped.said:
+                say(
+                    f"{config.run_dir}: told to stop between two steps; no step is lost, the same "
+                    f"command continues (exit code {EXIT_CODE})"
+                )
+            raise
 
 
 def _train(config: ExperimentConfig, stop: StopRequests) -> dict[str, Any]:
@@ -305,7 +313,7 @@ class Trainer:
             f"{self.directory.path}: told to stop; saved after step {self.step}, the same command "
             f"continues (exit code {EXIT_CODE})"
         )
-        raise Stopped
+        raise Stopped(said=True)
 
     def _tell_of_the_checkpoint(self) -> None:
         """Wait for the disk; if it refused, all ranks raise the error. Collective."""

@@ -33,7 +33,7 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[str, int]:
+def finish(process: subprocess.Popen[str], timeout: float = 300) -> tuple[str, int]:
     """Its output and exit code; it is killed after ``timeout`` seconds."""
     try:
         return process.communicate(timeout=timeout)[0], process.returncode
@@ -50,7 +50,7 @@ def steps(run_dir: Path) -> list[int]:
     return [row["step"] for row in map(json.loads, lines) if row["kind"] == "train"]
 
 
-def wait_until(true: Callable[[], bool], timeout: float = 90) -> None:
+def wait_until(true: Callable[[], bool], timeout: float = 300) -> None:
     deadline = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < deadline, "it does not come true"
