@@ -7,6 +7,7 @@ process per node has no others to talk to. This launcher starts a torchrun there
 Hydra imports this file at every start, so what it needs is imported when a sweep starts.
 """
 
+import dataclasses
 import os
 import signal
 import socket
@@ -33,10 +34,11 @@ except ImportError:  # the extra "slurm" is not installed
 
 SIGNAL = "USR1"  # before a job's time is up, and by scancel --signal=USR1
 STOP_S = 60.0  # for a cell to save its step
-PREEMPTED_S = 30.0  # Slurm's KillWait: between SIGTERM and SIGKILL
+PREEMPTED_S = 60.0  # between Slurm's SIGTERM and its SIGKILL: KillWait is 30 s by default
 
-# The torchrun of this job. Not of the launcher, which is pickled when the job is requeued.
-_child: subprocess.Popen[bytes] | None = None
+# Of this job. Not of the launcher, which is pickled when the job is requeued.
+_child: subprocess.Popen[bytes] | None = None  # torchrun
+_preempted = False
 
 
 class OurSlurmConfig(SearchPathPlugin):
@@ -88,7 +90,7 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         setup_globals()
         try:
-            code = self._launch(job_overrides, initial_job_idx)
+            code = self._launch(job_overrides)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             code = 2
@@ -96,12 +98,12 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
             raise SystemExit(code)
         return [completed(overrides) for overrides in job_overrides]
 
-    def _launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> int:
+    def _launch(self, job_overrides: Sequence[Sequence[str]]) -> int:
         from hydra_plugins.sn_launchers._cells import compose_cells, script_and_options
+        from hydra_plugins.sn_launchers._slurm_jobs import follow
         from sn_imagenet.config import ConfigError
-        from sn_imagenet.sweeps.board import Row, table
         from sn_imagenet.sweeps.plan import plan
-        from sn_imagenet.sweeps.pool import COMPLETE, WAITING
+        from sn_imagenet.sweeps.pool import COMPLETE, Task
         from sn_imagenet.sweeps.settings import sweep_settings
 
         settings = sweep_settings(self.config)
@@ -121,38 +123,56 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
         waiting = []
         for overrides, cell in zip(job_overrides, cells, strict=True):
             if cell.task.state()[0] not in COMPLETE:
-                waiting.append(overrides)
+                waiting.append(list(overrides))
                 self.tasks[tuple(overrides)] = cell.task
+        jobs: dict[Task, str] = {}
         if waiting:
             print(f"{len(waiting)} of {len(cells)} cells go to Slurm, the others have their result")
             sys.stdout.flush()
-            super().launch(waiting, initial_job_idx)
-        states = [(cell.task, *cell.task.state()) for cell in cells]
-        print("\n".join(table([Row(t.name, state or WAITING, p) for t, state, p in states])))
-        return 0 if all(state in COMPLETE for _, state, _ in states) else 1
+            for overrides, job in zip(waiting, self._submit(waiting), strict=True):
+                jobs[self.tasks[tuple(overrides)]] = job.job_id
+        return follow(cells, jobs, str(self.params["submitit_folder"]))
+
+    def _submit(self, waiting: list[list[str]]) -> list[Any]:
+        """As hydra-submitit-launcher does, which would then wait for the first job that dies."""
+        import submitit
+        from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+
+        params = dict(self.params)
+        folder, times = params.pop("submitit_folder"), params.pop("max_num_timeout")
+        executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=times)
+        common = {field.name for field in dataclasses.fields(BaseQueueConf)}
+        executor.update_parameters(
+            **{key if key in common else f"slurm_{key}": value for key, value in params.items()}
+        )
+        return list(executor.map_array(self, waiting))
 
     def __call__(self, sweep_overrides: list[str], *_: Any) -> int:
         """Run one cell, in its job and on each of its nodes; returns torchrun's exit code."""
-        from sn_imagenet.reporting.runs import FAILED
         from sn_imagenet.sweeps.pool import COMPLETE, torchrun
 
-        global _child
+        global _child, _preempted
+        # Slurm preempts with SIGTERM to all of the job's processes: torchrun's save on their own.
+        signal.signal(signal.SIGTERM, _on_sigterm)
         task = self.tasks[tuple(sweep_overrides)]
-        command = torchrun(self.processes, self.script, _rendezvous())
-        code = 1
-        for _attempt in range(1 + self.retries):
+        command = torchrun(self.processes, self.script, rendezvous())
+        failures = 0
+        while True:
+            _preempted = False
             _child = subprocess.Popen([*command, *task.overrides], env=_environment(self.processes))
             # Not wait(): the signal handler would find its lock taken.
             while _child.poll() is None:
                 time.sleep(0.2)
             code = _child.returncode
-            state, _progress = task.state()
-            if state in COMPLETE:
+            if code == 0 or task.state()[0] in COMPLETE:
                 return 0
-            if state != FAILED:
-                # It was told to stop: Slurm is about to end the job and to requeue it.
+            if _preempted:
+                # Slurm is about to end the job and to requeue it; if it does not, the cell goes on.
                 time.sleep(PREEMPTED_S)
-        return code
+                continue
+            failures += 1
+            if failures > self.retries:
+                return code
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """Called by submitit before it requeues the job: the cell saves its step and ends."""
@@ -165,13 +185,18 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
         return super().checkpoint(*args, **kwargs)
 
 
+def _on_sigterm(number: int, frame: object) -> None:
+    global _preempted
+    _preempted = True
+
+
 def _environment(processes: int) -> dict[str, str]:
     cores = int(os.environ.get("SLURM_CPUS_PER_TASK", "1"))
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // processes))
     return {**os.environ, "OMP_NUM_THREADS": threads}
 
 
-def _rendezvous() -> list[str]:
+def rendezvous() -> list[str]:
     """One node: a port of its own. Several: they meet on the first, at a port by the job's id.
 
     SIGUSR1 reaches torchrun too, which would die of it and leave its processes behind.

@@ -1,0 +1,75 @@
+"""A cell on two nodes: two agents of torchrun that meet as the Slurm launcher lets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from hydra_plugins.sn_launchers.slurm_launcher import rendezvous
+from sn_imagenet.sweeps.pool import torchrun
+
+ROOT = Path(__file__).parents[2]
+CELL = ("data=digits", "model=resnet14_mini", "norm=sn", "batch=8x8", "trainer.epochs=1")
+
+
+def port_is_free(job):
+    with socket.socket() as probe:
+        return probe.connect_ex((socket.gethostname(), 20000 + job % 10000)) != 0
+
+
+@pytest.fixture
+def two_nodes(monkeypatch, tmp_path):
+    """What Slurm tells the jobs of both nodes, which are this machine twice."""
+    monkeypatch.setenv("SLURM_JOB_ID", str(next(filter(port_is_free, range(os.getpid(), 2**30)))))
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", socket.gethostname())
+    if shutil.which("scontrol") is None:
+        # It only spells out the list of nodes, which here is a single name.
+        script = tmp_path / "bin" / "scontrol"
+        script.parent.mkdir()
+        script.write_text('#!/bin/sh\necho "$3"\n')
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
+
+
+def agent(run_dir, processes, options=()):
+    script = [str(ROOT / "train.py"), *CELL, f"run_dir={run_dir}"]
+    return subprocess.Popen(
+        torchrun(processes, script, options),
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_nodes_train_what_one_does_with_as_many_processes(two_nodes, tmp_path):
+    options = rendezvous()
+    assert "--nnodes=2" in options and "--rdzv_backend=c10d" in options
+    nodes = [agent(tmp_path / "two", 1, options) for _ in range(2)]
+    try:
+        said = [node.communicate(timeout=300)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], said
+    one = agent(tmp_path / "one", 2)
+    output, _ = one.communicate(timeout=300)
+    assert one.returncode == 0, output
+
+    models, results = [], []
+    for name in ("two", "one"):
+        models.append(torch.load(tmp_path / name / "final.pt", weights_only=True)["model"])
+        results.append(json.loads((tmp_path / name / "result.json").read_text()))
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[1])
+    assert results[0]["evaluations"] == results[1]["evaluations"]
+    assert results[0]["training"]["world_sizes"] == [2]
