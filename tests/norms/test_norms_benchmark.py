@@ -1,59 +1,264 @@
-"""The benchmark's arithmetic and its command; what it measures is for a quiet machine."""
+"""The benchmark's arithmetic, contenders and commands; what it measures is for a quiet machine."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from norm_reference import gradients, randomize
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sn_imagenet.norms.benchmark.layers import REFERENCE, SHAPES, Case, geometric_means
+from sn_imagenet.norms import SwitchNorm2d
+from sn_imagenet.norms.benchmark.command import run
+from sn_imagenet.norms.benchmark.contenders import (
+    REFERENCE,
+    SYNC,
+    Fig7,
+    SyncKernels,
+    contenders,
+    references,
+)
+from sn_imagenet.norms.benchmark.layers import SHAPES, Case, Kind, geometric_means
 from sn_imagenet.norms.benchmark.report import layers_table
-from sn_imagenet.norms.benchmark.timing import alternate
+from sn_imagenet.norms.benchmark.step import StepKind, check_mode, measure_steps
+from sn_imagenet.norms.benchmark.timing import WARM_UP, alternate
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
+KIND = Kind(32, "contiguous", "fp32")
+CPU = torch.device("cpu")
 
 
 def case(shape: tuple[int, int, int], reference: float, ours: float) -> Case:
     seconds = {REFERENCE: reference, "SN": ours, "copy": reference / 10}
-    return Case(32, shape, "contiguous", "fp32", "cpp", seconds, {REFERENCE: 1.0, "SN": 1.0})
+    return Case(KIND, shape, "cpp", seconds, {REFERENCE: 1.0, "SN": 1.0}, {"other": "no kernel"})
 
 
 def test_ratios_and_means() -> None:
     cases = [case((64, 2, 2), 1.0, 0.5), case((8, 2, 2), 2.0, 4.0)]
     assert cases[0].ratios() == {REFERENCE: 1.0, "SN": 0.5, "copy": 0.1}
-    # 8 units of traffic in 0.5 s against 2 in 0.1 s.
+    # 8 units of traffic in 0.5 s against 2 in 0.1 s; and in 4 s against 2 in 0.2 s.
     assert cases[0].copy_share("SN") == pytest.approx(0.8)
+    assert cases[0].copy_share("copy") == 1
     means = geometric_means(cases)["N=32 contiguous fp32"]
-    assert means["SN"] == pytest.approx({"geometric_mean": 1.0, "max": 2.0})
-    assert "geometric mean" in layers_table(cases)
+    expected = {"geometric_mean": 1.0, "max": 2.0, "copy_bandwidth_share": (0.8 * 0.2) ** 0.5}
+    assert means["SN"] == pytest.approx(expected)
+    # 2 x 4 bytes for each of 32 x 64 x 2 x 2 values in 0.1 s.
+    assert cases[0].as_dict()["copy_bytes_per_second"] == pytest.approx(655_360)
+    table = layers_table(cases)
+    assert "geometric mean" in table and "not timed: other: no kernel" in table
+
+
+def test_the_faster_backend_is_the_reference() -> None:
+    seconds = {f"{REFERENCE} (cuDNN)": 2.0, f"{REFERENCE} (native)": 1.0, "SN": 0.5, "copy": 0.1}
+    seconds["compile(nn.BatchNorm2d)"] = 0.1
+    assert Case(KIND, (8, 2, 2), "triton", seconds, {}).ratios()["SN"] == 0.5
+
+
+def test_kinds_are_told_apart_by_their_replicas() -> None:
+    many, one = Kind(2, "contiguous", "bf16", 16), Kind(32, "contiguous", "bf16")
+    assert (str(many), many.total) == ("N=16x2 contiguous bf16", 32)
+    assert str(many) != str(one) and one.total == 32
 
 
 def test_every_layer_shape_of_resnet_50_once() -> None:
     assert len(set(SHAPES)) == 12
 
 
-def test_alternates_and_takes_medians() -> None:
+def test_alternates_warms_up_alike_and_takes_medians() -> None:
     calls: list[str] = []
+    inside: list[str] = []
+
+    @contextmanager
+    def entered() -> Iterator[None]:
+        inside.append("b")
+        yield
+        inside.clear()
+
+    def call(name: str) -> None:
+        assert inside == (["b"] if name == "b" else [])
+        calls.append(name)
+
     names = ("a", "b")
-    seconds = alternate(
-        {name: lambda name=name: calls.append(name) for name in names}, 3, torch.device("cpu")
+    contenders = {name: lambda name=name: call(name) for name in names}
+    seconds = alternate(contenders, 3, CPU, {"b": entered})
+    assert set(seconds) == set(names) and all(value > 0 for value in seconds.values())
+    assert calls[: 2 * (WARM_UP + 1)] == ["a"] * (WARM_UP + 1) + ["b"] * (WARM_UP + 1)
+
+
+def test_every_contender_normalises() -> None:
+    """In bf16 as well, with a gradient for x and every parameter."""
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(6, 64, 3, 5).mul(3).add(2).to(dtype).requires_grad_()
+        for name, contender in contenders(x, replicas=3).items():
+            y = contender.layer(x)
+            assert y.dtype == x.dtype, name
+            assert y.float().mean().abs() < 0.05 and 0.9 < y.float().std() < 1.1, name
+            grads = gradients(y, [x, *contender.layer.parameters()])
+            assert all(grad.isfinite().all() for grad in grads), name
+    assert SYNC not in contenders(x)
+
+
+def test_fig_7_is_switch_norm() -> None:
+    paper, ours = Fig7(6).double(), SwitchNorm2d(6).double()
+    randomize(paper)
+    with torch.no_grad():
+        for theirs, parameter in zip(ours.parameters(), paper.parameters(), strict=True):
+            theirs.copy_(parameter.flatten())
+    x = torch.randn(4, 6, 3, 5, dtype=torch.float64)
+    torch.testing.assert_close(paper(x), ours(x))
+
+
+@pytest.fixture
+def sync_kernels_on_the_cpu() -> Iterator[None]:
+    """The five operators as their documentation in ATen has them, under their real schemas."""
+
+    def stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        return mean, torch.rsqrt(var + eps)
+
+    def gather(x, mean, invstd, running_mean, running_var, momentum, eps, counts):
+        share = counts / counts.sum()
+        total = (mean * share[:, None]).sum(0)
+        squares = (1 / invstd.square() - eps + (mean - total).square()) * share[:, None]
+        var = squares.sum(0)
+        running_mean.lerp_(total, momentum)
+        running_var.lerp_(var * counts.sum() / (counts.sum() - 1), momentum)
+        return total, torch.rsqrt(var + eps)
+
+    def wide(table: Tensor) -> Tensor:
+        return table[:, None, None]
+
+    def elemt(x, weight, bias, mean, invstd, eps):
+        return (x - wide(mean)) * wide(invstd * weight) + wide(bias)
+
+    def reduce(grad, x, mean, invstd, weight, input_g, weight_g, bias_g):
+        assert input_g and weight_g and bias_g
+        sum_dy = grad.sum((0, 2, 3))
+        sum_dy_xmu = (grad * (x - wide(mean))).sum((0, 2, 3))
+        return sum_dy, sum_dy_xmu, sum_dy_xmu * invstd, sum_dy
+
+    def backward_elemt(grad, x, mean, invstd, weight, sum_dy, sum_dy_xmu, counts):
+        assert counts.dtype == torch.int32
+        total = counts.sum()
+        centred = grad - wide(sum_dy / total)
+        projection = (x - wide(mean)) * wide(invstd.square() * sum_dy_xmu / total)
+        return (centred - projection) * wide(invstd * weight)
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("batch_norm_stats", stats, "CPU")
+    library.impl("batch_norm_gather_stats_with_counts", gather, "CPU")
+    library.impl("batch_norm_elemt", elemt, "CPU")
+    library.impl("batch_norm_backward_reduce", reduce, "CPU")
+    library.impl("batch_norm_backward_elemt", backward_elemt, "CPU")
+    yield
+    library._destroy()
+
+
+@pytest.mark.usefixtures("sync_kernels_on_the_cpu")
+def test_sync_kernels_are_called_as_they_want() -> None:
+    ours, theirs = SyncKernels(6).double(), nn.BatchNorm2d(6).double()
+    for layer in (ours, theirs):
+        randomize(layer)
+    x = torch.randn(4, 6, 3, 5, dtype=torch.float64, requires_grad=True)
+    y, expected = ours(x), theirs(x)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(
+        gradients(y, [x, *ours.parameters()]), gradients(expected, [x, *theirs.parameters()])
     )
-    assert set(seconds) == set(calls) == set(names)
-    assert all(value > 0 for value in seconds.values())
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    assert SYNC in contenders(torch.randn(2, 64, 3, 3))
 
 
-def test_the_command_writes_its_report(tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    not torch.backends.cudnn.is_available(), reason="this PyTorch is built without cuDNN"
+)
+@pytest.mark.parametrize(
+    ("dtype", "backends"),
+    [
+        (torch.float32, ["cuDNN", "native"]),
+        (torch.float16, ["cuDNN", "native"]),
+        (torch.bfloat16, ["native"]),  # PyTorch excludes it from cuDNN
+    ],
+    ids=str,
+)
+def test_batch_norms_backends_are_told_apart(dtype: torch.dtype, backends: list[str]) -> None:
+    """By PyTorch's own choice for tensors of a device that need not be there."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(2, 8, 4, 4, device="cuda", dtype=dtype)
+        assert list(references(x, 8)) == [f"{REFERENCE} ({name})" for name in backends]
+    assert list(references(torch.empty(2, 8, 4, 4), 8)) == [REFERENCE]
+
+
+def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *arguments, "--repeats", "1", "--threads", "1"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_norms_writes_its_report(tmp_path: Path) -> None:
     out, plot = tmp_path / "norms.json", tmp_path / "norms.png"
-    command = [sys.executable, str(SCRIPT), "norms", "--samples", "1", "--every", "11"]
-    command += ["--repeats", "1", "--threads", "1", "--json", str(out), "--plot", str(plot)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    chosen = ["--samples", "1", "2x1", "--every", "11", "--layout", "channels_last"]
+    chosen += ["--dtype", "bf16"]
+    result = run_script("norms", *chosen, "--json", str(out), "--plot", str(plot))
     assert result.returncode == 0, result.stderr
     report = json.loads(out.read_text())
-    assert report["version"] == 1 and report["machine"]["threads"] == 1
-    assert [c["shape"] for c in report["cases"]] == [[64, 112, 112], [2048, 7, 7]]
+    assert report["version"] == 2 and report["machine"]["threads"] == 1
+    shapes = [c["shape"] for c in report["cases"]]
+    assert shapes == 2 * [[64, 112, 112], [2048, 7, 7]]
+    assert set(report["geometric_means"]) == {
+        "N=1 channels_last bf16",
+        "N=2x1 channels_last bf16",
+    }
     assert report["cases"][0]["kept"]["SN"] == pytest.approx(1, abs=0.01)
+    assert "no CPU kernel" in report["cases"][0]["absent"][SYNC]
     assert plot.stat().st_size > 0 and "SN (native)" in result.stdout
+
+
+def test_step_writes_its_report(tmp_path: Path) -> None:
+    out, plot = tmp_path / "step.json", tmp_path / "step.png"
+    chosen = ["--network", "resnet18", "--batch", "2", "--replicas", "2", "--image-size", "32"]
+    result = run_script("step", *chosen, "--json", str(out), "--plot", str(plot))
+    assert result.returncode == 0, result.stderr
+    (found,) = json.loads(out.read_text())["cases"]
+    ones = {REFERENCE, "nn.GroupNorm(32)", "BN", "GN", "SN"}
+    several = {"BN (2,1) one pass", "SN (2,1) one pass", "SN (2,1) 2 passes"}
+    assert set(found["seconds"]) == set(found["ratios"]) == set(found["kept"]) == ones | several
+    assert found["ratios"][REFERENCE] == 1
+    # The CPU counts no peak; a pass of half the images keeps half of what both keep.
+    assert found["peak_memory"] == {}
+    kept = found["kept"]["SN (2,1) 2 passes"] / found["kept"]["SN (2,1) one pass"]
+    assert kept == pytest.approx(0.5, abs=0.05)
+    assert plot.stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["step", "--modes", "eager", "graph"], "CUDA graphs need a CUDA device"),
+        (["step", "--batch", "9"], "batch=9 cannot be dealt to 8 replicas"),
+        pytest.param(
+            ["norms", "--device", "cuda"],
+            "PyTorch finds no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)
+def test_what_the_user_can_mend(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = [] if "--device" in arguments else ["--device", "cpu"]
+    assert run("", [*arguments, *device]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_modes_are_checked_before_anything_is_measured() -> None:
+    with pytest.raises(ValueError, match="mode fast: expected eager, graph"):
+        check_mode("fast", CPU)
+    with pytest.raises(ValueError, match="need a CUDA device"):
+        measure_steps(StepKind(8, 32), CPU, 1, ["graph"])

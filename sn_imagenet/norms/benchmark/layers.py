@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from sn_imagenet.norms.backends import select_backend
+from sn_imagenet.norms.benchmark.contenders import (
+    REFERENCE,
+    SYNC,
+    compiled_contenders,
+    contenders,
+)
 from sn_imagenet.norms.benchmark.timing import StorageLog, alternate, geometric_mean
-from sn_imagenet.norms.layers import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d
-from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
 SHAPES = (
     (64, 112, 112),
@@ -31,54 +35,29 @@ SHAPES = (
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-REFERENCE = "nn.BatchNorm2d"
+COPY = "copy"
 
 
-class Fig7(nn.Module):
-    """Fig. 7 of the paper as it is printed: nine passes over x forward, many more kept copies."""
+@dataclass(frozen=True)
+class Kind:
+    """What is alike in the activations that one geometric mean is over: all but the shape.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(channels, 1, 1))
-        self.beta = nn.Parameter(torch.zeros(channels, 1, 1))
-        self.mean_weight = nn.Parameter(torch.ones(3))
-        self.var_weight = nn.Parameter(torch.ones(3))
+    ``replicas`` sets of statistics of ``samples`` each make the batch.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        w, v = self.mean_weight.softmax(0), self.var_weight.softmax(0)
-        mean: Tensor = torch.zeros((), device=x.device)
-        var: Tensor = torch.zeros((), device=x.device)
-        for k, dims in enumerate(((2, 3), (1, 2, 3), (0, 2, 3))):
-            member_var, member_mean = torch.var_mean(x, dims, correction=0, keepdim=True)
-            mean, var = mean + w[k] * member_mean, var + v[k] * member_var
-        return ((x - mean) / torch.sqrt(var + 1e-5) * self.gamma + self.beta).to(x.dtype)
+    samples: int
+    layout: str
+    dtype: str
+    replicas: int = 1
 
+    def __str__(self) -> str:
+        batch = f"{self.replicas}x{self.samples}" if self.replicas > 1 else str(self.samples)
+        return f"N={batch} {self.layout} {self.dtype}"
 
-def contenders(channels: int) -> dict[str, nn.Module]:
-    """Layers by name: PyTorch's, the paper's code, and ours under the backend that they choose."""
-    native = SwitchNorm2d(channels)
-    native.backend = "native"
-    return {
-        REFERENCE: nn.BatchNorm2d(channels),
-        "nn.GroupNorm(32)": nn.GroupNorm(32, channels),
-        "Fig. 7": Fig7(channels),
-        "SN": SwitchNorm2d(channels),
-        "SN (native)": native,
-        "BN": BatchNorm2d(channels),
-        "GN": GroupNorm2d(channels),
-        "LN": LayerNorm2d(channels),
-        "IN": InstanceNorm2d(channels),
-    }
-
-
-def compiled_contenders(channels: int) -> dict[str, nn.Module]:
-    """The same under torch.compile, which takes minutes over all shapes."""
-    plain = {REFERENCE: nn.BatchNorm2d(channels), "SN": SwitchNorm2d(channels)}
-    compiled: dict[str, nn.Module] = {}
-    for name, layer in plain.items():
-        layer.compile(dynamic=False)
-        compiled[f"compile({name})"] = layer
-    return compiled
+    @property
+    def total(self) -> int:
+        """N."""
+        return self.replicas * self.samples
 
 
 @dataclass
@@ -86,70 +65,78 @@ class Case:
     """Median seconds of forward + backward by contender, for one activation.
 
     ``copy`` is x.clone(). ``kept`` is what backward keeps beside the output, in activations:
-    1 is x itself.
+    1 is x itself. ``backend`` is ours; ``absent`` says why a contender was not timed.
     """
 
-    samples: int
+    kind: Kind
     shape: tuple[int, int, int]
-    layout: str
-    dtype: str
     backend: str
     seconds: dict[str, float]
     kept: dict[str, float]
+    absent: dict[str, str] = field(default_factory=dict)
 
     @property
-    def group(self) -> str:
-        """The activations that one geometric mean is over."""
-        return f"N={self.samples} {self.layout} {self.dtype}"
+    def reference(self) -> float:
+        """Seconds of nn.BatchNorm2d, under the faster of its backends."""
+        return min(s for name, s in self.seconds.items() if name.startswith(REFERENCE))
 
     def ratios(self) -> dict[str, float]:
         """Time over nn.BatchNorm2d's, by contender."""
-        reference = self.seconds[REFERENCE]
-        return {name: seconds / reference for name, seconds in self.seconds.items()}
+        return {name: seconds / self.reference for name, seconds in self.seconds.items()}
 
     def copy_share(self, name: str) -> float:
         """Bytes that must move (6 reads, 2 writes) over time, as a share of the copy's (1 + 1)."""
-        return 4 * self.seconds["copy"] / self.seconds[name]
+        if name == COPY:
+            return 1.0
+        return 4 * self.seconds[COPY] / self.seconds[name]
 
     def as_dict(self) -> dict[str, object]:
-        shares = {name: self.copy_share(name) for name in self.seconds if name != "copy"}
-        return {**asdict(self), "ratios": self.ratios(), "copy_bandwidth_share": shares}
+        shares = {name: self.copy_share(name) for name in self.seconds}
+        size = self.kind.total * self.shape[0] * self.shape[1] * self.shape[2]
+        moved = 2 * size * DTYPES[self.kind.dtype].itemsize
+        return {
+            **asdict(self),
+            "ratios": self.ratios(),
+            "copy_bytes_per_second": moved / self.seconds[COPY],
+            "copy_bandwidth_share": shares,
+        }
 
 
 def measure(
-    samples: int,
+    kind: Kind,
     shape: tuple[int, int, int],
-    layout: str,
-    dtype: str,
     device: torch.device,
     repeats: int,
     compiled: bool = False,
 ) -> Case:
-    """Time every contender on a random activation [samples, *shape]."""
+    """Time every contender on one random activation [kind.total, *shape] and one gradient of it.
+
+    Every call makes the output and the gradients of x and of all parameters anew.
+    """
     torch.manual_seed(0)
-    memory_format = LAYOUTS[layout]
+    memory_format = LAYOUTS[kind.layout]
 
     def activation() -> Tensor:
-        values = torch.randn(samples, *shape, device=device).to(DTYPES[dtype])
+        values = torch.randn(kind.total, *shape, device=device).to(DTYPES[kind.dtype])
         return values.contiguous(memory_format=memory_format)
 
     x, grad = activation().requires_grad_(), activation()
-    layers = contenders(shape[0])
-    if compiled:
-        layers |= compiled_contenders(shape[0])
-    layers = {name: layer.to(device) for name, layer in layers.items()}
-    calls: dict[str, Callable[[], object]] = {
-        name: _step(layer, x, grad) for name, layer in layers.items()
-    }
-    calls["copy"] = x.detach().clone
+    eager = contenders(x, kind.replicas)
+    kept = {}
+    for name, contender in eager.items():
+        with contender.around():
+            kept[name] = _kept(contender.layer, x)
+    layers = eager | (compiled_contenders(x, kind.replicas) if compiled else {})
+    calls = {name: _step(contender.layer, x, grad) for name, contender in layers.items()}
+    calls[COPY] = x.detach().clone
+    around = {name: contender.around for name, contender in layers.items()}
     return Case(
-        samples,
+        kind,
         shape,
-        layout,
-        dtype,
         select_backend(x).name,
-        alternate(calls, repeats, device),
-        {name: _kept(layer, x) for name, layer in layers.items() if "compile" not in name},
+        alternate(calls, repeats, device, around),
+        kept,
+        {} if SYNC in eager else {SYNC: f"PyTorch has no {device.type.upper()} kernel"},
     )
 
 
@@ -164,18 +151,25 @@ def _kept(layer: nn.Module, x: Tensor) -> float:
     return 1 + log.alive(x, y, *layer.buffers()) / x.untyped_storage().nbytes()
 
 
-def geometric_means(cases: list[Case]) -> dict[str, dict[str, dict[str, float]]]:
-    """Over the shapes, by "samples layout dtype" and contender: ratio's mean and its maximum."""
-    groups: dict[str, list[Case]] = {}
+def by_kind(cases: Sequence[Case]) -> dict[Kind, list[Case]]:
+    groups: dict[Kind, list[Case]] = {}
     for case in cases:
-        groups.setdefault(case.group, []).append(case)
+        groups.setdefault(case.kind, []).append(case)
+    return groups
+
+
+def geometric_means(cases: Sequence[Case]) -> dict[str, dict[str, dict[str, float]]]:
+    """Over the shapes, by kind and contender: of the ratio to nn.BatchNorm2d its geometric mean
+    and maximum, of the share of the copy's bandwidth the geometric mean."""
     return {
-        group: {
+        str(kind): {
             name: {
-                "geometric_mean": geometric_mean([c.ratios()[name] for c in members]),
-                "max": max(c.ratios()[name] for c in members),
+                "geometric_mean": geometric_mean(case.ratios()[name] for case in members),
+                "max": max(case.ratios()[name] for case in members),
+                "copy_bandwidth_share": geometric_mean(c.copy_share(name) for c in members),
             }
             for name in members[0].seconds
+            if all(name in case.seconds for case in members)
         }
-        for group, members in groups.items()
+        for kind, members in by_kind(cases).items()
     }

@@ -1,4 +1,4 @@
-"""What a benchmark writes: a table for the terminal, JSON, a plot."""
+"""What a benchmark writes: a table for the terminal, and JSON."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sn_imagenet.norms.benchmark.layers import REFERENCE, Case, geometric_means
+from sn_imagenet.norms.benchmark.contenders import REFERENCE
+from sn_imagenet.norms.benchmark.layers import Case, by_kind, geometric_means
 from sn_imagenet.norms.benchmark.step import StepCase
 
-VERSION = 1
+VERSION = 2
 """Of the JSON's form."""
 
 
@@ -28,11 +31,21 @@ def machine(device: torch.device) -> dict[str, Any]:
         "load_average": os.getloadavg()[2],  # of 15 minutes: above the threads, others shared it
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "triton": _version("triton"),
+        "timm": _version("timm"),
     }
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda
         facts["cudnn"] = torch.backends.cudnn.version()
     return facts
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:
@@ -51,88 +64,95 @@ def layers_report(cases: Sequence[Case], repeats: int, device: torch.device) -> 
         "machine": machine(device),
         "repeats": repeats,
         "reference": REFERENCE,
-        "geometric_means": geometric_means(list(cases)),
+        "geometric_means": geometric_means(cases),
         "cases": [case.as_dict() for case in cases],
     }
 
 
-def step_report(
-    case: StepCase, settings: Mapping[str, Any], device: torch.device
-) -> dict[str, Any]:
-    reference = case.seconds[REFERENCE]
+def steps_report(cases: Sequence[StepCase], repeats: int, device: torch.device) -> dict[str, Any]:
     return {
         "version": VERSION,
         "benchmark": "step",
         "machine": machine(device),
-        "settings": dict(settings),
+        "repeats": repeats,
         "reference": REFERENCE,
-        "seconds": case.seconds,
-        "ratios": {name: value / reference for name, value in case.seconds.items()},
-        "images_per_second": case.images_per_second,
-        "peak_memory_bytes": case.peak_memory,
+        "cases": [
+            {
+                **asdict(case),
+                "ratios": case.ratios(),
+                "images_per_second": case.images_per_second,
+            }
+            for case in cases
+        ],
     }
 
 
 def layers_table(cases: Sequence[Case]) -> str:
-    """Times over nn.BatchNorm2d's, a row per activation and one for the geometric means."""
-    names = [name for name in cases[0].seconds if name != REFERENCE]
-    lines = [_row(["N x C x H x W", "layout", "dtype", "BN ms", *names])]
-    for group, means in geometric_means(list(cases)).items():
-        for case in (c for c in cases if c.group == group):
-            size = "x".join(map(str, (case.samples, *case.shape)))
-            reference = f"{case.seconds[REFERENCE] * 1e3:.2f}"
-            ratios = [f"{case.ratios()[n]:.2f}" for n in names]
-            lines.append(_row([size, case.layout, case.dtype, reference, *ratios]))
-        averages = [f"{means[n]['geometric_mean']:.2f}" for n in names]
-        lines.append(_row(["geometric mean", "", "", "", *averages]))
-    kept = cases[0].kept
-    copies = [f"{kept[n]:.2f}" if n in kept else "" for n in names]
-    lines.append(_row(["kept, activations", "", "", f"{kept[REFERENCE]:.2f}", *copies]))
-    return "\n".join(lines)
+    """Times over nn.BatchNorm2d's (the faster of its backends), a table per kind of activation:
+    a row per shape, then geometric means, shares of the copy's bandwidth and what is kept."""
+    tables = []
+    for kind, members in by_kind(cases).items():
+        means = geometric_means(members)[str(kind)]
+        names = [name for name in members[0].seconds if name in means and name != REFERENCE]
+        rows = [[f"{kind}, {members[0].backend}", f"{REFERENCE} ms", *names]]
+        for case in members:
+            size = "x".join(map(str, (kind.total, *case.shape)))
+            ratios = case.ratios()
+            rows.append([size, f"{case.reference * 1e3:.2f}", *(f"{ratios[n]:.2f}" for n in names)])
+        kept = members[0].kept
+        shares = {n: f"{100 * m['copy_bandwidth_share']:.0f} %" for n, m in means.items()}
+        rows += [
+            ["geometric mean", "", *(f"{means[n]['geometric_mean']:.2f}" for n in names)],
+            ["largest", "", *(f"{means[n]['max']:.2f}" for n in names)],
+            ["copy's bandwidth", shares.get(REFERENCE, ""), *(shares[n] for n in names)],
+            ["kept, activations", *(_kept(kept, n) for n in (REFERENCE, *names))],
+        ]
+        absent = [f"not timed: {name}: {why}" for name, why in members[0].absent.items()]
+        tables.append("\n".join([_aligned(rows), *absent]))
+    return "\n\n".join(tables)
 
 
-def step_table(report: Mapping[str, Any]) -> str:
-    """Seconds, images per second and the ratio to nn.BatchNorm2d's seconds."""
-    lines = [_row(["step", "s", "images/s", "ratio"])]
-    for name, seconds in report["seconds"].items():
-        images, ratio = report["images_per_second"][name], report["ratios"][name]
-        lines.append(_row([name, f"{seconds:.3f}", f"{images:.1f}", f"{ratio:.2f}"]))
-    return "\n".join(lines)
+def _kept(kept: Mapping[str, float], name: str) -> str:
+    return f"{kept[name]:.2f}" if name in kept else ""
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"{cells[0]:22s}" + "".join(f"{cell:>17s}" for cell in cells[1:])
+def steps_table(cases: Sequence[StepCase]) -> str:
+    """A table per batch: seconds, images per second, the ratio to nn.BatchNorm2d's seconds, the
+    megabytes that forward keeps, and those of the peak where the device counts them."""
+    tables = []
+    for case in cases:
+        kind = case.kind
+        title = f"{kind.network}, {kind.batch} x {kind.image_size} px {kind.layout} {kind.dtype}"
+        rows = [[title, "ms", "images/s", "ratio", "kept MB", "peak MB"]]
+        for name, seconds in case.seconds.items():
+            rows.append(
+                [
+                    name,
+                    f"{seconds * 1e3:.1f}",
+                    f"{case.images_per_second[name]:.1f}",
+                    f"{case.ratios()[name]:.2f}",
+                    *(_megabytes(table.get(name)) for table in (case.kept, case.peak_memory)),
+                ]
+            )
+        tables.append(_aligned(rows))
+    return "\n\n".join(tables)
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.0f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
 
 
 def write_json(report: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def plot_layers(report: Mapping[str, Any], path: Path) -> None:
-    """Bars of the geometric means by contender, one panel per activation kind, log scale."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    groups = report["geometric_means"]
-    figure, axes = plt.subplots(
-        1, len(groups), figsize=(4.2 * len(groups), 3.6), sharey=True, squeeze=False
-    )
-    for axis, (group, means) in zip(axes[0], groups.items(), strict=True):
-        names = [name for name in means if name != REFERENCE]
-        values = [means[name]["geometric_mean"] for name in names]
-        axis.barh(names, values, color=["#c44" if n.startswith("SN") else "#68a" for n in names])
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.set_xscale("log")
-        axis.invert_yaxis()
-        axis.set_title(group, fontsize=10)
-        axis.set_xlabel(f"time / {REFERENCE}")
-        for y, value in enumerate(values):
-            axis.text(value, y, f" {value:.2f}", va="center", fontsize=8)
-        axis.margins(x=0.2)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)

@@ -7,6 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,29 +15,49 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+Context = Callable[[], AbstractContextManager[Any]]
+
 SHORTEST_SAMPLE = 2e-3
 """Seconds that one timed sample lasts at least; shorter calls are repeated within it."""
 
+WARM_UP = 3
+"""Untimed calls: the first compiles, tunes and allocates; torch.compile's CUDA graphs record in the
+second and replay from the third on."""
+
 
 def alternate(
-    contenders: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+    contenders: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    around: Mapping[str, Context] | None = None,
 ) -> dict[str, float]:
     """Median seconds per call of each contender.
 
     Every round calls every contender once, in an order drawn anew, so that whatever else the
     machine does, and the memory that a predecessor leaves behind, meets them all alike.
+
+    Args:
+        contenders: by name; each is called :data:`WARM_UP` times before the first round.
+        repeats: rounds.
+        around: by name, a context to call a contender in; entered outside of what is timed.
     """
-    calls = {name: _calls_per_sample(f, device) for name, f in contenders.items()}
+    contexts = {name: (around or {}).get(name, nullcontext) for name in contenders}
+    calls: dict[str, int] = {}
+    for name, function in contenders.items():
+        with contexts[name]():
+            calls[name] = _calls_per_sample(function, device)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     order = random.Random(0)
     for _ in range(repeats):
         for name in order.sample(list(contenders), len(contenders)):
-            samples[name].append(_time(contenders[name], calls[name], device))
+            with contexts[name]():
+                samples[name].append(_time(contenders[name], calls[name], device))
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
 def _calls_per_sample(function: Callable[[], object], device: torch.device) -> int:
-    function()  # compiles, allocates, warms caches
+    for _ in range(WARM_UP):
+        function()
     once = _time(function, 1, device)
     return max(1, math.ceil(SHORTEST_SAMPLE / once))
 
