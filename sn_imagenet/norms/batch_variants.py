@@ -69,8 +69,9 @@ class BatchRenorm2d(BatchNorm2d):
         d_open = (step - self.warmup_steps) / max(self.d_steps - self.warmup_steps, 1)
         return 1 + (self.r_max - 1) * r_open.clamp(0, 1), self.d_max * d_open.clamp(0, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.training else self._forward_stored(x)
+    @property
+    def _needs_no_moments(self) -> bool:
+        return not self.training
 
     def pool(self, moments: Moments) -> Statistics:
         mean, var = moments.batch()
@@ -114,8 +115,9 @@ class FrozenBatchNorm2d(PooledNorm2d):
         mean, var = self._stored
         return mean.to(moments.mean.dtype), var.to(moments.mean.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._forward_stored(x)
+    @property
+    def _needs_no_moments(self) -> bool:
+        return True
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *rest: object

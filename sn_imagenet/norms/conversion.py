@@ -6,7 +6,8 @@ import copy
 from typing import Any
 
 import torch
-from torch import fx, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
@@ -105,6 +106,8 @@ def _replacement(
         parameter = getattr(old, key)
         if parameter is not None and layer_class is not FrozenBatchNorm2d:
             getattr(new, key).requires_grad_(parameter.requires_grad)
+    if isinstance(old, PooledNorm2d):
+        new.relu = old.relu
     return new.train(old.training)
 
 
@@ -124,7 +127,8 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         network: in evaluation mode, traceable by torch.fx.
 
     Returns:
-        A deep copy, with nn.Identity in place of what was folded.
+        A deep copy, with nn.Identity in place of what was folded, or what the layer did besides:
+        the addition of a residual, a ReLU.
 
     Raises:
         ValueError: the network is in training mode.
@@ -144,8 +148,24 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         alone = len(source.users) == 1 and calls.count(name) == calls.count(source_name) == 1
         if alone and isinstance(conv, nn.Conv2d) and _stores_statistics(norm):
             _set(folded, source_name, fuse_conv_bn_eval(conv, norm))
-            _set(folded, name, nn.Identity())
+            _set(folded, name, _Rest(norm.relu) if _does_more(norm, node) else nn.Identity())
     return folded
+
+
+class _Rest(nn.Module):
+    """What remains of a folded layer that also adds a residual or ends in a ReLU."""
+
+    def __init__(self, relu: bool) -> None:
+        super().__init__()
+        self.relu = relu
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = x if residual is None else x + residual
+        return F.relu(y) if self.relu else y
+
+
+def _does_more(norm: nn.Module, call: fx.Node) -> bool:
+    return isinstance(norm, PooledNorm2d) and (norm.relu or len(call.args) + len(call.kwargs) > 1)
 
 
 def _stores_statistics(norm: nn.Module) -> bool:

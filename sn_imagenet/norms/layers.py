@@ -11,13 +11,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sn_imagenet.norms.backends import select_backend
+from sn_imagenet.norms.backends import like, select_backend
 from sn_imagenet.norms.batch_average import BatchAverage
+from sn_imagenet.norms.cpp_mixture import CppTables
 from sn_imagenet.norms.mixture import (
     CompiledMixture,
-    CppTables,
     Mixture,
     MixtureFunction,
+    Parameters,
     Tables,
     takes_parameters,
 )
@@ -45,11 +46,15 @@ class PooledNorm2d(nn.Module, ABC):
         track_running_stats: keep running statistics of the batch's channels; without them the
             batch's own are used in evaluation too.
 
+    A layer may also do what follows it, at no further traffic: ``layer(x, residual)`` adds a tensor
+    of the output's shape, and ``layer.relu = True`` (an attribute, False at first) ends in a ReLU.
+
     Shape:
         Input and output [N, C, H, W], any floating dtype, any memory format.
 
     Raises:
-        ValueError: the input is not 4D, or has another number of channels.
+        ValueError: the input is not 4D, has another number of channels, or another shape than the
+            residual.
     """
 
     stores_statistics = False
@@ -99,6 +104,8 @@ class PooledNorm2d(nn.Module, ABC):
         self.holds_first_replica = True
         # Set while a calibration pass collects batch statistics; see collect_batch_averages.
         self.batch_average: BatchAverage | None = None
+        # Whether the output passes a ReLU.
+        self.relu = False
         # By name; None chooses by device, dtype and layout. See select_backend.
         self.backend: str | None = None
         self._plan_key: tuple[float, ...] = ()
@@ -127,11 +134,16 @@ class PooledNorm2d(nn.Module, ABC):
         """The statistics groups of a batch, and the ranks over which each spans."""
         return self.replicas, self.process_group
 
-    def _check_input(self, x: Tensor) -> None:
+    def _check_input(self, x: Tensor, residual: Tensor | None) -> None:
         if x.dim() != 4 or x.shape[1] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__} got an input of shape {list(x.shape)}: expected "
                 f"[N, {self.num_features}, H, W]"
+            )
+        if residual is not None and residual.shape != x.shape:
+            raise ValueError(
+                f"{type(self).__name__} got a residual of shape {list(residual.shape)}: expected "
+                f"the input's, {list(x.shape)}"
             )
 
     @property
@@ -147,37 +159,47 @@ class PooledNorm2d(nn.Module, ABC):
         """The logits of a mixture's weights for means and variances; None for a single member."""
         return None, None
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._check_input(x)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        self._check_input(x, residual)
+        if x.numel() == 0:
+            return x.clone()  # no moments, and as in nn.BatchNorm2d no new running statistics
+        if self._needs_no_moments:
+            return self._forward_stored(x, residual)
         if torch.compiler.is_compiling() or self.backend == "formula":
-            return self._forward_pooled(x, "formula")
+            return self._forward_pooled(x, residual, "formula")
         x = dense(x)
         backend = select_backend(x, self.backend)
         tables = CLOSED_FORMS.get(backend.name)
-        if tables is not None and self.mixture is not None and self.groups[1] is None:
+        if tables is not None and self.mixture is not None:
             stored = self._stored if self._uses_stored_statistics else None
-            inputs = (self.weight, self.bias, *self.logits)
-            if takes_parameters(x, (*inputs, *(stored or ()))):
-                return self._forward_mixture(x, tables(self._plan(x.shape)), stored, inputs)
-        return self._forward_pooled(x, backend.name)
+            parameters = Parameters(self.weight, self.bias, *self.logits)
+            if takes_parameters(x, (*parameters, *(stored or ()))):
+                if residual is not None:
+                    residual = like(residual, x)
+                pooled = tables(self._plan(x.shape), self.groups[1])
+                return self._forward_mixture(x, residual, pooled, stored, parameters)
+        return self._forward_pooled(x, residual, backend.name)
 
     def _forward_mixture(
         self,
         x: Tensor,
+        residual: Tensor | None,
         tables: Tables,
         stored: Statistics | None,
-        inputs: tuple[Tensor | None, ...],
+        parameters: Parameters,
     ) -> Tensor:
         y: Tensor
         if torch.is_grad_enabled():
-            y = MixtureFunction.apply(x, tables, stored, *inputs)
+            y = MixtureFunction.apply(x, residual, tables, self.relu, stored, *parameters)
         else:
-            y = tables.forward(x, stored, *inputs)
+            y = tables.forward(x, residual, self.relu, stored, parameters)
         if self.training and self.stores_statistics:
             if self.batch_average is not None:
                 self.batch_average.add(*tables.batch())
             elif self.track_running_stats and self.holds_first_replica:
-                count = x.shape[0] // self.groups[0] * x.shape[2] * x.shape[3]
+                replicas, group = self.groups
+                ranks = dist.get_world_size(group) if group is not None else 1
+                count = x.shape[0] // replicas * ranks * x.shape[2] * x.shape[3]
                 mean, var = self._stored
                 if takes_parameters(x, (mean, var)):
                     momentum = float(self._momentum())
@@ -186,12 +208,18 @@ class PooledNorm2d(nn.Module, ABC):
                     self._update_running(tables.batch(), count)
         return y
 
-    def _forward_stored(self, x: Tensor) -> Tensor:
-        """Of the stored statistics alone: without the pass that computes the sample's moments."""
-        self._check_input(x)
-        return F.batch_norm(
+    @property
+    def _needs_no_moments(self) -> bool:
+        """Whether the stored statistics alone normalise, so that the sample's are not needed."""
+        return False
+
+    def _forward_stored(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        y = F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )
+        if residual is not None:
+            y += residual
+        return F.relu_(y) if self.relu else y
 
     def _plan(self, shape: torch.Size) -> CompiledMixture:
         replicas = self.groups[0]
@@ -203,7 +231,7 @@ class PooledNorm2d(nn.Module, ABC):
             self._plan_key = key
         return self._plan_of_key
 
-    def _forward_pooled(self, x: Tensor, backend: str) -> Tensor:
+    def _forward_pooled(self, x: Tensor, residual: Tensor | None, backend: str) -> Tensor:
         pooled: list[Moments] = []
 
         def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,7 +251,8 @@ class PooledNorm2d(nn.Module, ABC):
                 shift,
             )
 
-        y = normalize(x, coefficients, list(self.parameters(recurse=False)), backend)
+        parameters = list(self.parameters(recurse=False))
+        y = normalize(x, coefficients, parameters, backend, self.relu, residual)
         if self.training and self.stores_statistics:
             self._store(pooled[0], area=x.shape[2] * x.shape[3])
         return y
@@ -265,7 +294,8 @@ class PooledNorm2d(nn.Module, ABC):
         running_var.lerp_(unbiased.to(running_var.dtype), momentum)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, affine={self.affine}"
+        relu = ", relu=True" if self.relu else ""
+        return f"{self.num_features}, eps={self.eps}, affine={self.affine}{relu}"
 
 
 class BatchNorm2d(PooledNorm2d):
@@ -280,10 +310,9 @@ class BatchNorm2d(PooledNorm2d):
     def pool(self, moments: Moments) -> Statistics:
         return self.batch_statistics(moments)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self._uses_stored_statistics and self.mixture is not None:
-            return self._forward_stored(x)
-        return super().forward(x)
+    @property
+    def _needs_no_moments(self) -> bool:
+        return self._uses_stored_statistics and self.mixture is not None
 
 
 class InstanceNorm2d(PooledNorm2d):

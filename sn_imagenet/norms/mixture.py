@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sn_imagenet.norms.backends import cpp
-from sn_imagenet.norms.backends.native import statistics_dtype
+from sn_imagenet.norms.backends import Affine, Backend, statistics_dtype
 from sn_imagenet.norms.moments import Statistics
 
 MEMBERS = ("in", "ln", "bn", "gn")
@@ -40,6 +40,15 @@ class Mixture:
         return tuple(MEMBERS.index(member) for member in self.members)
 
 
+class Parameters(NamedTuple):
+    """A layer's weight and bias [C] and logits of its weights [members], those that it has."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean_logits: Tensor | None
+    var_logits: Tensor | None
+
+
 class CompiledMixture:
     """One layer's mixture for one input shape: how its tables lie in memory.
 
@@ -56,15 +65,15 @@ class CompiledMixture:
         self.count = len(mixture.members)
         self.codes = torch.tensor(mixture.codes, dtype=torch.int32)
 
-        table = rows * channels
+        self.table = rows * channels
         entries = {
             "in": 0,
             "ln": rows,
             "bn": replicas * channels,
             "gn": rows * mixture.channel_groups,
         }
-        # mean, var, center, scale, 1 / std; then the weights; then each member's mean and variance.
-        self.weights = 5 * table
+        # mean, var, center, scale, shift, 1 / std; the weights; each member's mean and variance.
+        self.weights = 6 * self.table
         self.members = self.weights + 2 * self.count
         end = self.members
         self.member_at: dict[str, int] = {}
@@ -72,34 +81,131 @@ class CompiledMixture:
             self.member_at[member] = end
             end += 2 * entries[member]
         self.kept = end
-        self.table = table
+
+
+class Views(NamedTuple):
+    """The [N, C] tables of one forward pass."""
+
+    mean: Tensor
+    var: Tensor
+    center: Tensor
+    scale: Tensor
+    shift: Tensor
+    rstd: Tensor
+
+
+class Passes(Backend, Protocol):
+    """A backend that can write the moments where it is told."""
+
+    def moments_into(self, x: Tensor, mean: Tensor, var: Tensor) -> None: ...
 
 
 class Tables(ABC):
-    """The tables of one forward pass, in one allocation that backward keeps."""
+    """The tables of one forward pass, in one allocation that backward keeps.
 
-    def __init__(self, layout: CompiledMixture) -> None:
+    Args:
+        layout: where each table lies.
+        group: the ranks over which BN's statistics span, each with as many samples. They exchange
+            the 2 R C numbers of their own pooled tables, once in each direction.
+    """
+
+    passes: Passes
+
+    def __init__(self, layout: CompiledMixture, group: dist.ProcessGroup | None = None) -> None:
         self.layout = layout
-        self.buffer: Tensor
+        self.group = group if "bn" in layout.member_at else None
         self.stored = False
+        self.buffer: Tensor
+        self.views: Views
 
-    @abstractmethod
     def forward(
         self,
         x: Tensor,
+        residual: Tensor | None,
+        relu: bool,
         stored: Statistics | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean_logits: Tensor | None,
-        var_logits: Tensor | None,
+        parameters: Parameters,
     ) -> Tensor:
         """The layer's output; BN's statistics are ``stored`` where they are given."""
+        plan = self.layout
+        self.stored = stored is not None
+        self.buffer = x.new_empty(plan.kept, dtype=statistics_dtype(x.dtype))
+        rows = self.buffer.narrow(0, 0, plan.weights).view(6, plan.rows, plan.channels)
+        self.views = Views(*rows.unbind())
+        mean, var, center, scale, shift, _ = self.views
+        self.passes.moments_into(x, mean, var)
+        self._pool_statistics(stored)
+        if self._spans_ranks:
+            self._join_statistics()
+        self._pool_coefficients(parameters)
+        return self.passes.affine(x, Affine(center, scale, shift), relu, residual)
+
+    def backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        y: Tensor | None,
+        relu: bool,
+        weight: Tensor | None,
+        wanted: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of x, residual, weight, bias, mean_logits and var_logits, where ``wanted``.
+
+        ``y`` is the output where a residual went into its ReLU.
+        """
+        mean, _, center, scale, shift, _ = self.views
+        gate = Affine(center, scale, shift) if relu else None
+        sums, grad = self.passes.gradient_sums(grad, x, mean, gate if y is None else y)
+        scratch, batch = self._pool_gradient_sums(sums, weight, wanted[2:])
+        if self._spans_ranks:
+            batch = batch / dist.get_world_size(self.group)
+            dist.all_reduce(batch, group=self.group)
+        b, c, parameters = self._pool_gradient(scratch, batch, weight)
+        dx = None
+        if wanted[0]:
+            behind = gate if y is None else None
+            dx = self.passes.input_gradient(grad, x, mean, scale, b, c, behind)
+        chosen = (g if want else None for g, want in zip(parameters, wanted[2:], strict=True))
+        return dx, grad if wanted[1] else None, *chosen
 
     @abstractmethod
-    def backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor | None, wanted: tuple[bool, ...]
-    ) -> tuple[Tensor | None, ...]:
-        """Gradients of x, weight, bias, mean_logits and var_logits, those that are ``wanted``."""
+    def _pool_statistics(self, stored: Statistics | None) -> None:
+        """Each pooled member's mean and variance, from the moments or from what is stored."""
+
+    @abstractmethod
+    def _pool_coefficients(self, parameters: Parameters) -> None:
+        """Eq. (3): center, scale, shift and 1 / std, from the members'."""
+
+    @abstractmethod
+    def _pool_gradient_sums(
+        self, sums: Tensor, weight: Tensor | None, wanted: tuple[bool, ...]
+    ) -> tuple[Any, Tensor]:
+        """From backward's ``sums`` [2, N, C]: what :meth:`_pool_gradient` takes, and BN's share of
+        it [2, R, C], the means or sums of Eqs. (8) and (7) over its sets, which ranks average.
+        """
+
+    @abstractmethod
+    def _pool_gradient(
+        self, scratch: Any, batch: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """Eq. (9) on the tables: b and c of the input gradient, each [N, C]; then the gradients of
+        :class:`Parameters`, those that were wanted at least.
+        """
+
+    @property
+    def _spans_ranks(self) -> bool:
+        return self.group is not None and not self.stored
+
+    def _join_statistics(self) -> None:
+        """Each rank's mean and variance of its samples -> those of all, by Eq. (5)'s law."""
+        own = torch.stack(self.batch())
+        gathered = own.new_empty((dist.get_world_size(self.group), *own.shape))
+        dist.all_gather(list(gathered.unbind()), own, group=self.group)
+        means, variances = gathered.unbind(1)
+        between, total = torch.var_mean(means, dim=0, correction=0)
+        mean, var = self.batch()
+        mean.copy_(total)
+        torch.add(variances.mean(dim=0), between, out=var)
 
     def batch(self) -> Statistics:
         """BN's statistics of this batch, each [R, C]."""
@@ -110,150 +216,44 @@ class Tables(ABC):
         return mean, var
 
     def update_running(self, mean: Tensor, var: Tensor, momentum: float, unbias: float) -> None:
-        """Move running statistics, each [C], towards those of the batch's first replica."""
+        """Move the running statistics [C] towards this batch's of the first replica.
+
+        They are contiguous, of the tables' dtype and on their device (:func:`takes_parameters`);
+        the batch's variance counts times ``unbias``.
+        """
         batch_mean, batch_var = self.batch()
         mean.lerp_(batch_mean[0], momentum)
         var.lerp_(batch_var[0] * unbias, momentum)
 
 
-class CppTables(Tables):
-    """By the compiled C++ functions."""
-
-    def forward(
-        self,
-        x: Tensor,
-        stored: Statistics | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean_logits: Tensor | None,
-        var_logits: Tensor | None,
-    ) -> Tensor:
-        plan = self.layout
-        dtype = statistics_dtype(x.dtype)
-        self.buffer = torch.empty(plan.kept, dtype=dtype)
-        self.stored = stored is not None
-        shift = torch.empty(plan.table, dtype=dtype)
-        y = torch.empty_like(x)
-        sizes = cpp.layout(x)
-        size = self.buffer.element_size()
-        start, step = self.buffer.data_ptr(), plan.table * size
-        mean, var, center, scale, rstd = (start + k * step for k in range(5))
-
-        cpp.kernel("moments", x.dtype)(x.data_ptr(), mean, var, *sizes)
-        cpp.kernel("mixture_forward", dtype)(
-            mean,
-            var,
-            plan.codes.data_ptr(),
-            plan.count,
-            _pointer(mean_logits),
-            _pointer(var_logits),
-            _pointer(weight),
-            _pointer(bias),
-            _pointer(stored[0] if stored else None),
-            _pointer(stored[1] if stored else None),
-            plan.eps,
-            center,
-            scale,
-            shift.data_ptr(),
-            rstd,
-            start + plan.weights * size,
-            start + plan.members * size,
-            *plan.sizes,
-        )
-        pointers = x.data_ptr(), center, scale, shift.data_ptr(), y.data_ptr()
-        cpp.kernel("affine", x.dtype)(*pointers, *sizes)
-        return y
-
-    def backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor | None, wanted: tuple[bool, ...]
-    ) -> tuple[Tensor | None, ...]:
-        plan = self.layout
-        dtype = self.buffer.dtype
-        size = self.buffer.element_size()
-        start, step = self.buffer.data_ptr(), plan.table * size
-        mean, var, center, scale, rstd = (start + k * step for k in range(5))
-        scratch = torch.empty(4 * plan.table, dtype=dtype)
-        sums, products, b, c = (scratch.data_ptr() + k * step for k in range(4))
-        grad = cpp.like(grad, x)
-        sizes = cpp.layout(x)
-
-        inputs = grad.data_ptr(), x.data_ptr(), mean
-        cpp.kernel("gradient_sums", x.dtype)(*inputs, sums, products, *sizes)
-        want_x, want_weight, want_bias, want_mean, want_var = wanted
-        dweight = torch.empty(plan.channels, dtype=dtype) if want_weight else None
-        dbias = torch.empty(plan.channels, dtype=dtype) if want_bias else None
-        # The compiled function makes both logits' gradients or neither.
-        want_logits = want_mean or want_var
-        dmean = torch.empty(plan.count, dtype=dtype) if want_logits else None
-        dvar = torch.empty(plan.count, dtype=dtype) if want_logits else None
-        cpp.kernel("mixture_backward", dtype)(
-            sums,
-            products,
-            mean,
-            var,
-            plan.codes.data_ptr(),
-            plan.count,
-            self.stored,
-            _pointer(weight),
-            center,
-            scale,
-            rstd,
-            start + plan.weights * size,
-            start + plan.members * size,
-            b,
-            c,
-            _pointer(dweight),
-            _pointer(dbias),
-            _pointer(dmean),
-            _pointer(dvar),
-            plan.area,
-            *plan.sizes,
-        )
-        dx = None
-        if want_x:
-            dx = torch.empty_like(x)
-            cpp.kernel("input_gradient", x.dtype)(*inputs, scale, b, c, dx.data_ptr(), *sizes)
-        return dx, dweight, dbias, dmean if want_mean else None, dvar if want_var else None
-
-    def update_running(self, mean: Tensor, var: Tensor, momentum: float, unbias: float) -> None:
-        plan = self.layout
-        size = self.buffer.element_size()
-        batch_mean = self.buffer.data_ptr() + plan.member_at["bn"] * size
-        batch_var = batch_mean + plan.replicas * plan.channels * size
-        cpp.kernel("update_running", mean.dtype)(
-            mean.data_ptr(), var.data_ptr(), batch_mean, batch_var, momentum, unbias, plan.channels
-        )
-
-
 class MixtureFunction(torch.autograd.Function):
-    """``Tables`` as one autograd node; keeps x and the tables."""
+    """``Tables`` as one autograd node; keeps x and the tables, and behind a residual's ReLU y."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
+        residual: Tensor | None,
         tables: Tables,
+        relu: bool,
         stored: Statistics | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean_logits: Tensor | None,
-        var_logits: Tensor | None,
+        *parameters: Tensor | None,
     ) -> Tensor:
-        ctx.tables = tables
-        ctx.save_for_backward(x, weight)
-        return tables.forward(x, stored, weight, bias, mean_logits, var_logits)
+        ctx.tables, ctx.relu = tables, relu
+        own = Parameters(*parameters)
+        y = tables.forward(x, residual, relu, stored, own)
+        ctx.save_for_backward(x, y if relu and residual is not None else None, own.weight)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, y, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        dx, *parameters = ctx.tables.backward(grad, x, weight, (wanted[0], *wanted[3:]))
-        return dx, None, None, *parameters
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+        dx, dresidual, *parameters = ctx.tables.backward(
+            grad, x, y, ctx.relu, weight, (*wanted[:2], *wanted[5:])
+        )
+        return dx, dresidual, None, None, None, *parameters
 
 
 def takes_parameters(x: Tensor, parameters: tuple[Tensor | None, ...]) -> bool:

@@ -101,14 +101,15 @@ class SwitchNorm1d(SwitchNorm2d):
         ValueError: the input is neither, or has another number of channels.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if x.dim() not in (2, 3) or x.shape[1] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__} got an input of shape {list(x.shape)}: expected "
                 f"[N, {self.num_features}] or [N, {self.num_features}, L]"
             )
-        seen = x[:, :, None, None] if x.dim() == 2 else x[:, :, None]
-        return super().forward(seen).view(x.shape)
+        area = (1, x.shape[2]) if x.dim() == 3 else (1, 1)
+        seen, added = _seen_as_maps(x, residual, area)
+        return super().forward(seen, added).view(x.shape)
 
 
 class SwitchNorm3d(SwitchNorm2d):
@@ -118,13 +119,22 @@ class SwitchNorm3d(SwitchNorm2d):
         ValueError: the input is not 5D, or has another number of channels.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if x.dim() != 5 or x.shape[1] != self.num_features:
             raise ValueError(
                 f"{type(self).__name__} got an input of shape {list(x.shape)}: expected "
                 f"[N, {self.num_features}, D, H, W]"
             )
-        return super().forward(x.flatten(3)).unflatten(3, x.shape[3:])
+        seen, added = _seen_as_maps(x, residual, (x.shape[2], x.shape[3] * x.shape[4]))
+        return super().forward(seen, added).view(x.shape)
+
+
+def _seen_as_maps(
+    x: Tensor, residual: Tensor | None, area: tuple[int, int]
+) -> tuple[Tensor, Tensor | None]:
+    if residual is None or residual.shape != x.shape:
+        return x.reshape(*x.shape[:2], *area), residual
+    return x.reshape(*x.shape[:2], *area), residual.reshape(*x.shape[:2], *area)
 
 
 def _weighted_sum(weights: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:

@@ -2,78 +2,81 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch.distributed as dist
 from torch import Tensor
 
-from sn_imagenet.norms.backends.native import statistics_dtype
-from sn_imagenet.norms.backends.triton_backend import TritonBackend, on_device
-from sn_imagenet.norms.mixture import CompiledMixture, Tables
+from sn_imagenet.norms.backends import TRITON
+from sn_imagenet.norms.backends.triton_backend import on_device
+from sn_imagenet.norms.mixture import MEMBERS, CompiledMixture, Parameters, Tables
 from sn_imagenet.norms.moments import Statistics
 
-_PASSES = TritonBackend()
 # Entries of a table row per program; samples of a column at a time. 2048 elements as in the
-# passes, of two tables at once in backward.
+# passes, of two tables at once in backward. Not timed: the tables are small.
 _ROW_BLOCK = 256
 _COLUMN_ROWS = 8
+
+
+class _Sums(NamedTuple):
+    """Of backward: [2, N, C] over the pixels, then over each member's sets of the tables."""
+
+    pixels: Tensor
+    rows: Tensor
+    groups: Tensor
+    columns: Tensor
+    want_logits: bool
 
 
 class TritonTables(Tables):
     """Two launches forward and two backward beside the passes over the activation."""
 
-    def __init__(self, layout: CompiledMixture) -> None:
-        super().__init__(layout)
-        size = layout.table
+    passes = TRITON
+
+    def __init__(self, layout: CompiledMixture, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__(layout, group)
         members = list(layout.member_at)
         self._places = {
-            f"{name.upper()}_K": members.index(name) if name in members else -1
-            for name in ("in", "ln", "bn", "gn")
+            f"{name.upper()}_K": members.index(name) if name in members else -1 for name in MEMBERS
         }
         self._at = tuple(layout.member_at.get(name, 0) for name in ("ln", "gn", "bn"))
-        self._slices = [slice(k * size, (k + 1) * size) for k in range(5)]
+        self._blocks = -(-layout.channels // _ROW_BLOCK)
 
-    def forward(
-        self,
-        x: Tensor,
-        stored: Statistics | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean_logits: Tensor | None,
-        var_logits: Tensor | None,
-    ) -> Tensor:
+    def _pool_statistics(self, stored: Statistics | None) -> None:
         from sn_imagenet.norms.backends import triton_pooling as kernels
 
         plan, places = self.layout, self._places
-        rows, replicas, channels, groups = plan.sizes
-        self.stored = stored is not None
-        self.buffer = x.new_empty(plan.kept, dtype=statistics_dtype(x.dtype))
-        shift = self.buffer.new_empty(plan.table)
-        mean, var, center, scale, _ = (self.buffer[s] for s in self._slices)
-        _PASSES.moments_into(x, mean, var)
-        stored_mean, stored_var = stored or (self.buffer, self.buffer)
-        blocks = -(-channels // _ROW_BLOCK)
-        pooled = (
+        rows, replicas, _, groups = plan.sizes
+        programs = (
             rows * (places["LN_K"] >= 0)
             + rows * groups * (places["GN_K"] >= 0)
-            + replicas * blocks * (places["BN_K"] >= 0)
+            + replicas * self._blocks * (places["BN_K"] >= 0)
         )
-        with on_device(x):
-            if pooled:
-                kernels.pool_statistics_kernel[(pooled,)](
-                    self.buffer,
-                    stored_mean,
-                    stored_var,
-                    *plan.sizes,
-                    *self._at,
-                    LN_K=places["LN_K"],
-                    GN_K=places["GN_K"],
-                    STORED=self.stored,
-                    BLOCK=_ROW_BLOCK,
-                    ROWS=_COLUMN_ROWS,
-                )
-            kernels.pool_coefficients_kernel[(rows * blocks,)](
+        if not programs:
+            return
+        stored_mean, stored_var = stored or (self.buffer, self.buffer)
+        with on_device(self.buffer):
+            kernels.pool_statistics_kernel[(programs,)](
                 self.buffer,
-                shift,
+                stored_mean,
+                stored_var,
+                *plan.sizes,
+                *self._at,
+                LN_K=places["LN_K"],
+                GN_K=places["GN_K"],
+                STORED=self.stored,
+                BLOCK=_ROW_BLOCK,
+                ROWS=_COLUMN_ROWS,
+            )
+
+    def _pool_coefficients(self, parameters: Parameters) -> None:
+        from sn_imagenet.norms.backends import triton_pooling as kernels
+
+        plan = self.layout
+        weight, bias, mean_logits, var_logits = parameters
+        with on_device(self.buffer):
+            kernels.pool_coefficients_kernel[(plan.rows * self._blocks,)](
+                self.buffer,
                 _or(mean_logits, self.buffer),
                 _or(var_logits, self.buffer),
                 _or(weight, self.buffer),
@@ -82,69 +85,74 @@ class TritonTables(Tables):
                 plan.weights,
                 *self._at,
                 COUNT=plan.count,
-                **places,
+                **self._places,
                 LOGITS=mean_logits is not None,
                 AFFINE=weight is not None,
                 EPS=plan.eps,
                 BLOCK=_ROW_BLOCK,
             )
-        return _PASSES.affine(x, center, scale, shift)
 
-    def backward(
-        self, grad: Tensor, x: Tensor, weight: Tensor | None, wanted: tuple[bool, ...]
-    ) -> tuple[Tensor | None, ...]:
+    def _pool_gradient_sums(
+        self, sums: Tensor, weight: Tensor | None, wanted: tuple[bool, ...]
+    ) -> tuple[_Sums, Tensor]:
         from sn_imagenet.norms.backends import triton_pooling_backward as kernels
 
-        plan, places = self.layout, self._places
+        plan, gn = self.layout, self._places["GN_K"]
         rows, replicas, channels, groups = plan.sizes
-        want_x, want_weight, want_bias, want_mean, want_var = wanted
-        mean, _, _, scale, _ = (self.buffer[s] for s in self._slices)
-        sums = _PASSES.both_gradient_sums(grad, x, mean)
         new = self.buffer.new_empty
-        row_sums, group_sums = new(4 * rows), new(2 * rows * groups)
-        column_sums = new((4, replicas, channels))
-        coefficients, logits = new((2, plan.table)), new((2, plan.count))
-        blocks = -(-channels // _ROW_BLOCK)
-        common: dict[str, Any] = {"AFFINE": weight is not None, "BLOCK": _ROW_BLOCK}
-        gradients = (
-            self.buffer,
+        scratch = _Sums(
             sums,
-            _or(weight, self.buffer),
-            row_sums,
-            group_sums,
-            column_sums,
+            new(4 * rows),
+            new(2 * rows * groups),
+            new((4, replicas, channels)),
+            wanted[2] or wanted[3],
         )
-        with on_device(x):
-            programs = rows + rows * groups * (places["GN_K"] >= 0) + replicas * blocks
+        programs = rows + rows * groups * (gn >= 0) + replicas * self._blocks
+        with on_device(self.buffer):
             kernels.pool_gradient_sums_kernel[(programs,)](
-                *gradients, *plan.sizes, GN_K=places["GN_K"], ROWS=_COLUMN_ROWS, **common
+                *self._inputs(scratch, weight),
+                *plan.sizes,
+                GN_K=gn,
+                ROWS=_COLUMN_ROWS,
+                AFFINE=weight is not None,
+                BLOCK=_ROW_BLOCK,
             )
-            kernels.pool_gradient_kernel[(rows * blocks + 1,)](
-                *gradients,
-                coefficients[0],
-                coefficients[1],
+        return scratch, scratch.columns[:2]
+
+    def _pool_gradient(
+        self, scratch: _Sums, batch: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        from sn_imagenet.norms.backends import triton_pooling_backward as kernels
+
+        plan = self.layout
+        new = self.buffer.new_empty
+        b, c = new((2, plan.rows, plan.channels)).unbind()
+        logits = new((2, plan.count))
+        with on_device(self.buffer):
+            kernels.pool_gradient_kernel[(plan.rows * self._blocks + 1,)](
+                *self._inputs(scratch, weight),
+                batch,
+                b,
+                c,
                 logits,
                 plan.area,
                 *plan.sizes,
                 plan.weights,
                 *self._at,
                 COUNT=plan.count,
-                **places,
+                **self._places,
                 STORED=self.stored,
-                LOGITS=want_mean or want_var,
-                **common,
+                LOGITS=scratch.want_logits,
+                AFFINE=weight is not None,
+                BLOCK=_ROW_BLOCK,
             )
-        dx = None
-        if want_x:
-            dx = _PASSES.input_gradient(grad, x, mean, scale, *coefficients.unbind())
-        affine = column_sums[2:, 0] if replicas == 1 else column_sums[2:].sum(dim=1)
-        return (
-            dx,
-            affine[0] if want_weight else None,
-            affine[1] if want_bias else None,
-            logits[0] if want_mean else None,
-            logits[1] if want_var else None,
-        )
+        affine = scratch.columns[2:]
+        affine = affine[:, 0] if plan.replicas == 1 else affine.sum(dim=1)
+        return b, c, [*affine.unbind(), *logits.unbind()]
+
+    def _inputs(self, scratch: _Sums, weight: Tensor | None) -> tuple[Any, ...]:
+        sums = (scratch.rows, scratch.groups, scratch.columns)
+        return self.buffer, scratch.pixels, _or(weight, self.buffer), *sums
 
 
 def _or(tensor: Tensor | None, unused: Tensor) -> Tensor:

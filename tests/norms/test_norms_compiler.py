@@ -67,8 +67,8 @@ def test_an_unwritable_cache_is_replaced(tmp_path: Path, monkeypatch: pytest.Mon
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    assert compiler._cache_directory() != blocked
-    assert compiler._cache_directory().is_dir()
+    assert compiler.cache_directory() != blocked
+    assert compiler.cache_directory().is_dir()
 
 
 def test_refuses_what_it_cannot_take() -> None:

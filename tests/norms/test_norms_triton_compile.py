@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 compiler = pytest.importorskip("triton.compiler")
@@ -18,6 +19,7 @@ from sn_imagenet.norms.backends import (  # noqa: E402
     triton_pooling,
     triton_pooling_backward,
 )
+from sn_imagenet.norms.backends.triton_tiles import TILES, Launch, Tile  # noqa: E402
 
 MODULES = (triton_kernels, triton_pooling, triton_pooling_backward)
 KERNELS = {
@@ -26,8 +28,10 @@ KERNELS = {
     for name, kernel in vars(module).items()
     if name.endswith("_kernel")
 }
-ACTIVATIONS = {"x", "y", "grad", "dx"}
+PASSES = [name for name in KERNELS if not name.startswith("pool_")]
+ACTIVATIONS = {"x", "y", "grad", "dx", "residual", "gated"}
 SIZES = {"channels", "area", "per_split", "tables", "splits", "rows", "replicas", "groups"}
+SIZES |= {"programs"}
 SIZES |= {"blocks_c", "stride_n", "stride_c", "stride_p", "weights_at", "ln_at", "gn_at", "bn_at"}
 # Omega by places: where each member stands, -1 if it does not.
 MIXTURES = {
@@ -37,8 +41,21 @@ MIXTURES = {
 }
 
 
+# What the ReLU and the residual make of the passes: nothing, the one, both.
+EPILOGUES = (
+    {"GATE": 0, "RELU": False, "RESIDUAL": False},
+    {"GATE": 1, "RELU": True, "RESIDUAL": False},
+    {"GATE": 2, "RELU": True, "RESIDUAL": True},
+)
+
+
 def compile_for(
-    capability: int, kernel: Any, activation: str, constants: dict[str, Any], ones: set[str]
+    capability: int,
+    kernel: Any,
+    activation: str,
+    constants: dict[str, Any],
+    ones: set[str],
+    num_warps: int = 4,
 ) -> Any:
     """The compiled kernel. ``ones``: sizes of 1, which Triton turns into constants."""
     signature, constexprs = {}, {}
@@ -53,15 +70,35 @@ def compile_for(
         else:
             signature[name] = f"*{activation if name in ACTIVATIONS else 'fp32'}"
     source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=constexprs)
-    return triton.compile(source, target=backends.GPUTarget("cuda", capability, 32))
+    target = backends.GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": num_warps})
+
+
+def tile_of(tile: Tile, rows: bool) -> dict[str, Any]:
+    """The constants with which one of ResNet-50's shapes is launched."""
+    blocks = dict(Launch(torch.Size((32, 256, 56, 56)), rows, tile).blocks)
+    return {"BLOCK": 128, **blocks}
 
 
 @pytest.mark.parametrize("ones", [{"stride_p"}, {"stride_c"}, {"stride_c", "area", "per_split"}])
 @pytest.mark.parametrize("activation", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("name", [name for name in KERNELS if not name.startswith("pool_")])
+@pytest.mark.parametrize("name", PASSES)
 def test_a_pass_compiles_for_hopper(name: str, activation: str, ones: set[str]) -> None:
-    tile = {"BC": 4, "BP": 256, "BLOCK": 256}
-    assert compile_for(90, KERNELS[name], activation, tile, ones).asm["cubin"]
+    constants = {**tile_of(TILES[0], "stride_p" in ones), **EPILOGUES[0]}
+    assert compile_for(90, KERNELS[name], activation, constants, ones).asm["cubin"]
+
+
+@pytest.mark.parametrize("rows", [True, False])
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("name", [n for n in PASSES if n != "join_moments_kernel"])
+def test_every_tile_and_epilogue_compiles_for_hopper(name: str, tile: Tile, rows: bool) -> None:
+    kernel, ones = KERNELS[name], {"stride_p" if rows else "stride_c"}
+    flags = {parameter.name for parameter in kernel.params} & EPILOGUES[0].keys()
+    for epilogue in EPILOGUES if flags and tile == TILES[0] else EPILOGUES[1:2]:
+        blocks = tile_of(tile, rows)
+        warps = blocks.pop("num_warps")
+        compiled = compile_for(90, kernel, "bf16", {**blocks, **epilogue}, ones, warps)
+        assert compiled.asm["cubin"] and compiled.metadata.num_warps == warps
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -83,7 +120,6 @@ def test_the_pooling_compiles_for_hopper(name: str, mixture: str, stored: bool) 
 
 @pytest.mark.parametrize("capability", [80, 89])
 def test_the_passes_compile_for_older_gpus(capability: int) -> None:
-    tile = {"BC": 4, "BP": 256, "BLOCK": 256}
-    for name, kernel in KERNELS.items():
-        if not name.startswith("pool_"):
-            assert compile_for(capability, kernel, "bf16", tile, {"stride_p"}).asm["cubin"]
+    constants = {**tile_of(TILES[0], True), **EPILOGUES[1]}
+    for name in PASSES:
+        assert compile_for(capability, KERNELS[name], "bf16", constants, {"stride_p"}).asm["cubin"]

@@ -5,11 +5,13 @@ own, where TRITON_INTERPRET=1 was set before Triton was imported, or as they are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from norm_reference import fig7, randomize
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from sn_imagenet.norms import (
     BatchNorm2d,
@@ -22,8 +24,15 @@ from sn_imagenet.norms import (
     set_replicas,
     triton_mixture,
 )
-from sn_imagenet.norms.backends import BACKENDS
-from sn_imagenet.norms.backends.triton_backend import MOST_SPLITS, _Launch
+from sn_imagenet.norms.backends import (
+    BACKENDS,
+    Affine,
+    triton_backend,
+    triton_kernels,
+    triton_pooling,
+    triton_pooling_backward,
+)
+from sn_imagenet.norms.backends.triton_tiles import MOST_SPLITS, TILES, Tile, launch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -49,6 +58,8 @@ def check(
     eps: float = 1e-2,
     omega: Sequence[str] = ("in", "ln", "bn"),
     replicas: int = 1,
+    relu: bool = False,
+    added: bool = False,
 ) -> None:
     channels = x.shape[1]
     layer = SwitchNorm2d(channels, eps, omega=omega, num_groups=4, dtype=torch.float64)
@@ -58,16 +69,26 @@ def check(
     groups = layer.num_groups
     expected = fig7(x64, *exact, eps=eps, omega=omega, num_groups=groups, replicas=replicas)
     direction = torch.randn(x.shape, dtype=torch.float64).to(x)
-    expected_grads = torch.autograd.grad(expected, [x64, *exact], direction.double())
+    residual = torch.randn(x.shape).to(x.dtype).requires_grad_() if added else None
+    residual64 = residual.detach().double().requires_grad_() if added else None
+    expected = expected if residual64 is None else expected + residual64
+    if relu:
+        # Where rounding may decide about the sign, no gradient arrives.
+        direction = direction.masked_fill(expected.abs() < 10 * tolerance, 0)
+        expected = torch.relu(expected)
+    inputs = [x64, *exact, *([] if residual64 is None else [residual64])]
+    expected_grads = torch.autograd.grad(expected, inputs, direction.double())
     if x.dtype != torch.float64:
         layer = layer.float()
     layer.backend = "triton"
+    layer.relu = relu
     set_replicas(layer, replicas)
     x = x.requires_grad_()
-    y = layer(x)
+    y = layer(x, residual)
     assert y.dtype == x.dtype
     parameters = [layer.weight, layer.bias, layer.mean_weight, layer.var_weight]
-    grads = torch.autograd.grad(y, [x, *parameters], direction)
+    inputs = [x, *parameters, *([] if residual is None else [residual])]
+    grads = torch.autograd.grad(y, inputs, direction)
     torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
     for grad, reference in zip(grads, expected_grads, strict=True):
         scale = tolerance * max(1.0, float(reference.abs().max()), x.numel() ** 0.5)
@@ -93,6 +114,98 @@ def test_dtypes(dtype: torch.dtype, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 3, 7, 7), (2, 65, 7, 5), (1, 2, 67, 61)])
+def test_relu(shape: tuple[int, ...], added: bool, layout: str) -> None:
+    check(LAYOUTS[layout](torch.randn(shape)), 1e-4, relu=True, added=added)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_relu_of_other_dtypes(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 10, 6, 7).to(dtype)
+    check(x, TOLERANCE[dtype], relu=True)
+    check(x.detach(), TOLERANCE[dtype], relu=True, added=True)
+    check(x.detach(), TOLERANCE[dtype], added=True)
+
+
+def test_relu_at_its_edges() -> None:
+    """At 0 no gradient, NaN comes through and lets the gradient through: as PyTorch's own."""
+    values = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1, -1, 1e-30])
+    x = values[:, None, None].expand(8, 3, 3).repeat(2, 1, 1, 1).requires_grad_()
+    zeros, ones = torch.zeros(2, 8), torch.ones(2, 8)
+    passes, identity, grad = BACKENDS["triton"], Affine(zeros, ones, zeros), torch.ones_like(x)
+    expected = torch.relu(x)
+    (wanted,) = torch.autograd.grad(expected, x, grad)
+    for residual in (None, torch.zeros_like(x)):
+        y = passes.affine(x.detach(), identity, True, residual)
+        torch.testing.assert_close(y, expected.detach(), rtol=0, atol=0, equal_nan=True)
+        gate = identity if residual is None else y
+        sums, through = passes.gradient_sums(grad, x.detach(), zeros, gate)
+        torch.testing.assert_close(sums[0], wanted.sum((2, 3)), rtol=0, atol=0)
+        assert residual is None or through.equal(wanted)
+
+
+@pytest.mark.parametrize("tile", TILES[1:], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_every_tile(layout: str, tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend.TUNER, "tile", lambda *_: tile)
+    check(LAYOUTS[layout](torch.randn(1, 5, 67, 61)), 1e-4, relu=True)
+    check(LAYOUTS[layout](torch.randn(2, 130, 5, 3)), 1e-4, relu=True, added=True)
+
+
+class Counted:
+    """A kernel that counts its launches."""
+
+    def __init__(self, kernel: Any, launches: list[str], name: str) -> None:
+        self.kernel, self.launches, self.name = kernel, launches, name
+
+    def __getitem__(self, grid: Any) -> Any:
+        self.launches.append(self.name)
+
+        def launch(*args: Any, **kwargs: Any) -> None:
+            with _disable_current_modes():  # the interpreter's own operators
+                self.kernel[grid](*args, **kwargs)
+
+        return launch
+
+
+class Operators(TorchDispatchMode):
+    """The operators that launch a kernel of PyTorch's own: not allocations and views."""
+
+    FREE = ("empty", "view", "unbind", "slice", "select", "detach", "squeeze", "narrow", "expand")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not any(word in func.__name__ for word in self.FREE):
+            self.seen.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_eight_launches_per_layer(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 forward, 4 backward, a ReLU and a residual or not; running statistics aside."""
+    launches: list[str] = []
+    for module in (triton_kernels, triton_pooling, triton_pooling_backward):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Counted(getattr(module, name), launches, name))
+    layer = SwitchNorm2d(4)
+    layer.backend, layer.relu, layer.holds_first_replica = "triton", fused, False
+    x, residual = torch.randn(2, 4, 7, 7), torch.randn(2, 4, 7, 7)
+    leaves = [t.requires_grad_() for t in ([x, residual] if fused else [x])]
+    layer(*leaves)
+    launches.clear()
+    with Operators() as operators:
+        y = layer(*leaves)
+        assert len(launches) == 4
+        torch.autograd.grad(y, [*leaves, *layer.parameters()], torch.ones_like(x))
+    assert len(launches) == 8 and len(set(launches)) == 8
+    assert operators.seen == ["ones_like.default"]
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_large_mean(layout: str) -> None:
     x = LAYOUTS[layout](torch.randn(1, 4, 40, 40) + 1000)
     mean, var = BACKENDS["triton"].moments(x)
@@ -106,12 +219,11 @@ def test_large_mean(layout: str) -> None:
 def test_every_layer_of_resnet_50_fills_the_chip(samples: int, layout: str) -> None:
     for channels, side in [(64, 112), (64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7)]:
         x = torch.empty(samples, channels, side, side, device="meta")
-        launch = _Launch(LAYOUTS[layout](x))
-        programs = launch.programs * launch.splits
-        tiles = launch.programs * -(-launch.area // launch.bp)
+        tiles = launch(LAYOUTS[layout](x))
+        (programs,), (most,) = tiles.reduction_grid, tiles.elementwise_grid
         # Half of MOST_SPLITS and more: whole tiles do not divide evenly.
-        assert programs >= min(264, tiles, launch.programs * MOST_SPLITS // 2)
-        assert (launch.splits - 1) * launch.per_split < launch.area
+        assert programs >= min(264, most, tiles.programs * MOST_SPLITS // 2)
+        assert (tiles.splits - 1) * tiles.per_split < tiles.area
 
 
 @pytest.fixture

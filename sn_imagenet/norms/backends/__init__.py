@@ -13,10 +13,19 @@ from torch import Tensor
 
 from sn_imagenet.norms.backends import cpp, triton_backend
 from sn_imagenet.norms.backends.cpp import CppBackend
-from sn_imagenet.norms.backends.native import NativeBackend, statistics_dtype
+from sn_imagenet.norms.backends.native import NativeBackend
+from sn_imagenet.norms.backends.tables import Affine, Gate, like, statistics_dtype
 from sn_imagenet.norms.backends.triton_backend import TritonBackend
 
-__all__ = ["BACKENDS", "Backend", "select_backend", "statistics_dtype"]
+__all__ = [
+    "BACKENDS",
+    "Affine",
+    "Backend",
+    "Gate",
+    "like",
+    "select_backend",
+    "statistics_dtype",
+]
 
 
 class Backend(Protocol):
@@ -27,16 +36,34 @@ class Backend(Protocol):
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance over (H, W)."""
 
-    def affine(self, x: Tensor, center: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """(x - center) * scale + shift, in x's dtype and memory format."""
+    def affine(
+        self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
+    ) -> Tensor:
+        """(x - center) * scale + shift, + residual, its ReLU; in x's dtype and memory format.
 
-    def gradient_sums(self, grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over (H, W) of grad and of grad * (x - mean)."""
+        ``residual`` is of x's shape, dtype and memory format.
+        """
+
+    def gradient_sums(
+        self, grad: Tensor, x: Tensor, mean: Tensor, gate: Gate = None
+    ) -> tuple[Tensor, Tensor]:
+        """Sums over (H, W) of g and of g * (x - mean), [2, N, C], for g = grad behind the gate.
+
+        Second comes the gradient for :meth:`input_gradient`: g where the gate is an output, to be
+        taken without a gate from there on; otherwise ``grad``.
+        """
 
     def input_gradient(
-        self, grad: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor
+        self,
+        grad: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        gate: Affine | None = None,
     ) -> Tensor:
-        """a * grad + b * (x - mean) + c, in x's dtype."""
+        """a * g + b * (x - mean) + c, in x's dtype; a gate's scale is ``a``."""
 
 
 CPP = CppBackend()

@@ -43,7 +43,7 @@ def load_library() -> ctypes.CDLL | None:
 
 
 def _build(compiler: str) -> Path:
-    library = _cache_directory() / f"passes-{_fingerprint(compiler)}.so"
+    library = cache_directory() / f"passes-{_fingerprint(compiler)}.so"
     if not library.exists():
         # Ranks that start together may all build; each moves a whole file into place.
         handle, unfinished = tempfile.mkstemp(suffix=".so", dir=library.parent)
@@ -75,7 +75,7 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
 
 
-def _cache_directory() -> Path:
+def cache_directory() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     directory = Path(base) / "sn_imagenet"
     try:

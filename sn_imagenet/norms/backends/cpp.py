@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.norms.backends.compiler import load_library
-from sn_imagenet.norms.backends.native import statistics_dtype
+from sn_imagenet.norms.backends.tables import Affine, Gate, like, statistics_dtype
 
 SUFFIX = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
@@ -25,20 +25,30 @@ _POINTER, _INDEX, _INT, _DOUBLE = (
     ctypes.c_double,
 )
 _SIZES = [_INDEX, _INDEX, _INDEX, _INT, _INT]
+_TABLE_SIZES = [_INDEX] * 4
 _SIGNATURES: dict[str, list[Any]] = {
     "moments": [_POINTER] * 3 + _SIZES,
-    "affine": [_POINTER] * 5 + _SIZES,
-    "gradient_sums": [_POINTER] * 5 + _SIZES,
-    "input_gradient": [_POINTER] * 7 + _SIZES,
-    "mixture_forward": [
+    "affine": [*[_POINTER] * 6, _INT, *_SIZES],
+    "gradient_sums": [_POINTER] * 10 + _SIZES,
+    "input_gradient": [_POINTER] * 9 + _SIZES,
+    "mixture_statistics": [_POINTER] * 3 + [_INT] + [_POINTER] * 3 + _TABLE_SIZES,
+    "mixture_coefficients": [
         *[_POINTER] * 3,
         _INT,
-        *[_POINTER] * 6,
+        *[_POINTER] * 4,
         _DOUBLE,
         *[_POINTER] * 6,
-        *[_INDEX] * 4,
+        *_TABLE_SIZES,
     ],
-    "mixture_backward": [*[_POINTER] * 5, _INT, _INT, *[_POINTER] * 12, *[_INDEX] * 5],
+    "mixture_gradient_sums": [_POINTER] * 5 + [_INT] + [_POINTER] * 13 + _TABLE_SIZES,
+    "mixture_gradient": [
+        *[_POINTER] * 5,
+        _INT,
+        _INT,
+        *[_POINTER] * 4,
+        _INDEX,
+        *_TABLE_SIZES,
+    ],
     "update_running": [*[_POINTER] * 4, _DOUBLE, _DOUBLE, _INDEX],
 }
 
@@ -73,11 +83,9 @@ def layout(x: Tensor) -> tuple[int, int, int, int, int]:
     return n, channels, area, columns, threads
 
 
-def like(grad: Tensor, x: Tensor) -> Tensor:
-    """``grad`` in the memory layout of ``x``."""
-    if x.is_contiguous():
-        return grad.contiguous()
-    return grad.contiguous(memory_format=torch.channels_last)
+def pointer(tensor: Tensor | None) -> int | None:
+    """Where the compiled functions find it; None is a null pointer."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 class CppBackend:
@@ -92,29 +100,54 @@ class CppBackend:
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean = x.new_empty(x.shape[:2], dtype=statistics_dtype(x.dtype))
         var = torch.empty_like(mean)
-        pointers = x.data_ptr(), mean.data_ptr(), var.data_ptr()
-        kernel("moments", x.dtype)(*pointers, *layout(x))
+        self.moments_into(x, mean, var)
         return mean, var
 
-    def affine(self, x: Tensor, center: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    def moments_into(self, x: Tensor, mean: Tensor, var: Tensor) -> None:
+        """Write them to ``mean`` and ``var``, contiguous."""
+        kernel("moments", x.dtype)(x.data_ptr(), mean.data_ptr(), var.data_ptr(), *layout(x))
+
+    def affine(
+        self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
+    ) -> Tensor:
         y = torch.empty_like(x)
-        tables = [table.contiguous() for table in (center, scale, shift)]
-        pointers = x.data_ptr(), *(table.data_ptr() for table in tables), y.data_ptr()
-        kernel("affine", x.dtype)(*pointers, *layout(x))
+        center, scale, shift = (table.contiguous() for table in tables)
+        inputs = (pointer(t) for t in (x, center, scale, shift, residual, y))
+        kernel("affine", x.dtype)(*inputs, relu, *layout(x))
         return y
 
-    def gradient_sums(self, grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient_sums(
+        self, grad: Tensor, x: Tensor, mean: Tensor, gate: Gate = None
+    ) -> tuple[Tensor, Tensor]:
         grad = like(grad, x)
-        sums, products = torch.empty_like(mean), torch.empty_like(mean)
-        pointers = (t.data_ptr() for t in (grad, x, mean, sums, products))
-        kernel("gradient_sums", x.dtype)(*pointers, *layout(x))
-        return sums, products
+        both = mean.new_empty((2, *x.shape[:2]))
+        sums, products = both.unbind()
+        center, scale, shift = _contiguous(gate)
+        y = gate if isinstance(gate, Tensor) else None
+        through = None if y is None else torch.empty_like(x)
+        tables = (grad, x, mean, sums, products, center, scale, shift, y, through)
+        kernel("gradient_sums", x.dtype)(*map(pointer, tables), *layout(x))
+        return both, grad if through is None else through
 
     def input_gradient(
-        self, grad: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor
+        self,
+        grad: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        gate: Affine | None = None,
     ) -> Tensor:
         grad, dx = like(grad, x), torch.empty_like(x)
-        tables = [table.contiguous() for table in (mean, a, b, c)]
-        pointers = (t.data_ptr() for t in (grad, x, *tables, dx))
+        mean, a, b, c = (table.contiguous() for table in (mean, a, b, c))
+        center, _, shift = _contiguous(gate)
+        pointers = map(pointer, (grad, x, mean, a, b, c, center, shift, dx))
         kernel("input_gradient", x.dtype)(*pointers, *layout(x))
         return dx
+
+
+def _contiguous(gate: Gate) -> tuple[Tensor | None, ...]:
+    if isinstance(gate, Affine):
+        return tuple(table.contiguous() for table in gate)
+    return None, None, None

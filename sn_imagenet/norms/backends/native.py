@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the tables of an activation of ``dtype``."""
-    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+from sn_imagenet.norms.backends.tables import Affine, Gate, statistics_dtype
 
 
 def _over_map(table: Tensor) -> Tensor:
@@ -39,7 +36,10 @@ class NativeBackend:
         mean = x.mean(dim=(2, 3))
         return mean, (x - _over_map(mean)).square_().mean(dim=(2, 3))
 
-    def affine(self, x: Tensor, center: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    def affine(
+        self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
+    ) -> Tensor:
+        center, scale, shift = tables
         if x.is_contiguous() and x.dtype == scale.dtype:
             folded = x.view(1, -1, *x.shape[2:])
             center, scale, shift = center.reshape(-1), scale.reshape(-1), shift.reshape(-1)
@@ -47,18 +47,41 @@ class NativeBackend:
                 folded, scale, shift, center, torch.ones_like(center), False, 0.0, 0.0
             )[0]
             # Not a view to autograd, so that an in-place ReLU may follow.
-            return torch.ops.aten._unsafe_view(y, x.shape)
-        y = (x - _over_map(center)).mul_(_over_map(scale)).add_(_over_map(shift))
+            y = torch.ops.aten._unsafe_view(y, x.shape)
+        else:
+            y = (x - _over_map(center)).mul_(_over_map(scale)).add_(_over_map(shift))
+        if residual is not None:
+            y.add_(residual)
+        if relu:
+            y.relu_()
         return y.to(x.dtype)
 
-    def gradient_sums(self, grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        grad = grad.to(mean.dtype)
+    def gradient_sums(
+        self, grad: Tensor, x: Tensor, mean: Tensor, gate: Gate = None
+    ) -> tuple[Tensor, Tensor]:
+        through = self._through(grad, x, gate)
+        values = through.to(mean.dtype)
         centered = x - _over_map(mean)
-        return grad.sum(dim=(2, 3)), centered.mul_(grad).sum(dim=(2, 3))
+        sums = torch.stack([values.sum(dim=(2, 3)), centered.mul_(values).sum(dim=(2, 3))])
+        return sums, through if isinstance(gate, Tensor) else grad
 
     def input_gradient(
-        self, grad: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor
+        self,
+        grad: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        gate: Affine | None = None,
     ) -> Tensor:
         offset = torch.addcmul(c, b, mean, value=-1)
-        dx = torch.mul(grad, _over_map(a)).addcmul_(x.to(a.dtype), _over_map(b))
-        return dx.add_(_over_map(offset)).to(x.dtype)
+        dx = torch.mul(self._through(grad, x, gate), _over_map(a))
+        return dx.addcmul_(x.to(a.dtype), _over_map(b)).add_(_over_map(offset)).to(x.dtype)
+
+    def _through(self, grad: Tensor, x: Tensor, gate: Gate) -> Tensor:
+        if gate is None:
+            return grad
+        y = gate if isinstance(gate, Tensor) else self.affine(x, gate)
+        through: Tensor = torch.ops.aten.threshold_backward(grad, y, 0)
+        return through

@@ -2,7 +2,8 @@
 //
 // A mixture normalises with mean = sum_k w_k mean_k and var = sum_k w'_k var_k (Eq. (3)); its
 // members are in, ln, bn, gn, any of them. Batch, instance, layer and group normalisation are
-// mixtures of one. See mixture.py for the arguments and for the same in PyTorch operators.
+// mixtures of one. See mixture.py for the arguments. Forward and backward are two steps each, in
+// between which ranks that share BN's statistics exchange theirs.
 
 #include <algorithm>
 #include <cmath>
@@ -132,14 +133,34 @@ template <typename S> void softmax(const S* logits, int count, S* weights) {
   for (int k = 0; k < count; ++k) weights[k] = S(powers[k] / total);
 }
 
+// Each pooled member's mean and variance, one after the other in `tables`.
 template <typename S>
-void mixture_forward(const S* mean, const S* var, const int* members, int count,
-                     const S* mean_logits, const S* var_logits, const S* gamma, const S* beta,
-                     const S* stored_mean, const S* stored_var, double eps, S* center, S* scale,
-                     S* shift, S* rstd, S* weights, S* tables, Index rows, Index replicas,
-                     Index channels, Index channel_groups) {
-  const Sizes size{rows, replicas, channels, channel_groups};
-  const Index all = rows * channels;
+void mixture_statistics(const S* mean, const S* var, const int* members, int count,
+                        const S* stored_mean, const S* stored_var, S* tables, const Sizes& size) {
+  std::vector<S> scratch(size.rows * size.channels);
+  for (int k = 0; k < count; ++k) {
+    const Index entries = table_size(members[k], size);
+    S* own_mean = tables;
+    S* own_var = tables + entries;
+    if (members[k] == kBatch && stored_mean) {
+      for (Index r = 0; r < size.replicas; ++r) {
+        std::copy_n(stored_mean, size.channels, own_mean + r * size.channels);
+        std::copy_n(stored_var, size.channels, own_var + r * size.channels);
+      }
+    } else if (members[k] != kInstance) {
+      member_statistics(members[k], mean, var, own_mean, own_var, scratch, size);
+    }
+    tables += 2 * entries;
+  }
+}
+
+// Eq. (3) and the affine map's tables.
+template <typename S>
+void mixture_coefficients(const S* mean, const S* var, const int* members, int count,
+                          const S* mean_logits, const S* var_logits, const S* gamma,
+                          const S* beta, double eps, S* center, S* scale, S* shift, S* rstd,
+                          S* weights, const S* tables, const Sizes& size) {
+  const Index channels = size.channels, all = size.rows * channels;
   S* mean_weights = weights;
   S* var_weights = weights + count;
   if (mean_logits) {
@@ -150,34 +171,18 @@ void mixture_forward(const S* mean, const S* var, const int* members, int count,
   }
   std::fill_n(center, all, S(0));
   std::fill_n(rstd, all, S(0));
-  std::vector<S> scratch(all);
   for (int k = 0; k < count; ++k) {
-    const int member = members[k];
-    const S* member_mean = mean;
-    const S* member_var = var;
-    if (member != kInstance) {
-      const Index entries = table_size(member, size);
-      S* own_mean = tables;
-      S* own_var = tables + entries;
-      if (member == kBatch && stored_mean) {
-        for (Index r = 0; r < replicas; ++r) {
-          std::copy_n(stored_mean, channels, own_mean + r * channels);
-          std::copy_n(stored_var, channels, own_var + r * channels);
-        }
-      } else {
-        member_statistics(member, mean, var, own_mean, own_var, scratch, size);
-      }
-      member_mean = own_mean;
-      member_var = own_var;
-      tables += 2 * entries;
-    }
-    for (Index j = 0; j < rows; ++j) {
-      const Place p = place(member, j, size);
+    const Index entries = table_size(members[k], size);
+    const S* member_mean = members[k] == kInstance ? mean : tables;
+    const S* member_var = members[k] == kInstance ? var : tables + entries;
+    tables += 2 * entries;
+    for (Index j = 0; j < size.rows; ++j) {
+      const Place p = place(members[k], j, size);
       add_member(p, mean_weights[k], member_mean, center + j * channels, channels);
       add_member(p, var_weights[k], member_var, rstd + j * channels, channels);
     }
   }
-  for (Index j = 0; j < rows; ++j) {
+  for (Index j = 0; j < size.rows; ++j) {
     S* __restrict r = rstd + j * channels;
     S* __restrict a = scale + j * channels;
     S* __restrict b = shift + j * channels;
@@ -214,31 +219,24 @@ double inner_product(int member, const S* gradient, const S* table, const Sizes&
   return total;
 }
 
-// Eqs. (7)-(14) on the tables: from backward's sums to the input gradient's b and c (see
-// Backend.input_gradient) and the gradients of gamma, beta and the logits.
+// From backward's sums the gradients of the pooled mean (Eq. (8)) and variance (Eq. (7)), their
+// averages over BN's sets (`batch` [2, R, C]), and the gradients of gamma, beta and the logits.
 template <typename S>
-void mixture_backward(const S* sum_grad, const S* sum_product, const S* mean, const S* var,
-                      const int* members, int count, int stored, const S* gamma, const S* center,
-                      const S* scale, const S* rstd, const S* weights, const S* tables, S* b,
-                      S* c_out, S* dgamma, S* dbeta, S* dmean_logits, S* dvar_logits, Index area,
-                      Index rows, Index replicas, Index channels, Index channel_groups) {
-  const Sizes size{rows, replicas, channels, channel_groups};
-  const Index all = rows * channels;
-  std::vector<S> buffer(4 * all);
-  S* dmean = buffer.data();  // gradients of the pooled mean (Eq. (8)) and variance (Eq. (7))
-  S* dvar = dmean + all;
-  S* pooled_dmean = dvar + all;
-  S* pooled_dvar = pooled_dmean + all;
+void mixture_gradient_sums(const S* sum_grad, const S* sum_product, const S* mean, const S* var,
+                           const int* members, int count, const S* gamma, const S* center,
+                           const S* scale, const S* rstd, const S* weights, const S* tables,
+                           S* dmean, S* dvar, S* batch, S* dgamma, S* dbeta, S* dmean_logits,
+                           S* dvar_logits, const Sizes& size) {
+  const Index channels = size.channels;
   if (dgamma) std::fill_n(dgamma, channels, S(0));
   if (dbeta) std::fill_n(dbeta, channels, S(0));
-  for (Index j = 0; j < rows; ++j) {
+  for (Index j = 0; j < size.rows; ++j) {
     const Index at = j * channels;
     for (Index c = 0; c < channels; ++c) {
       const Index i = at + c;
       const S dscale = sum_product[i] + (mean[i] - center[i]) * sum_grad[i];
       dmean[i] = -scale[i] * sum_grad[i];
       dvar[i] = S(-0.5) * dscale * (gamma ? gamma[c] : S(1)) * rstd[i] * rstd[i] * rstd[i];
-      b[i] = c_out[i] = 0;
     }
     if (dgamma)
       for (Index c = 0; c < channels; ++c)
@@ -247,39 +245,63 @@ void mixture_backward(const S* sum_grad, const S* sum_product, const S* mean, co
     if (dbeta)
       for (Index c = 0; c < channels; ++c) dbeta[c] += sum_grad[at + c];
   }
-  const S* mean_weights = weights;
-  const S* var_weights = weights + count;
   std::vector<double> inner_mean(count), inner_var(count);
+  for (int k = 0; k < count; ++k) {
+    const Index entries = table_size(members[k], size);
+    const bool instance = members[k] == kInstance;
+    if (dmean_logits) {
+      inner_mean[k] = inner_product(members[k], dmean, instance ? mean : tables, size);
+      inner_var[k] = inner_product(members[k], dvar, instance ? var : tables + entries, size);
+    }
+    if (members[k] == kBatch) {
+      average(kBatch, dmean, batch, size);
+      average(kBatch, dvar, batch + entries, size);
+    }
+    tables += 2 * entries;
+  }
+  if (dmean_logits) {
+    softmax_gradient(inner_mean.data(), weights, count, dmean_logits);
+    softmax_gradient(inner_var.data(), weights + count, count, dvar_logits);
+  }
+}
+
+// Eq. (9) on the tables: the input gradient's b and c (see Backend.input_gradient).
+template <typename S>
+void mixture_gradient(const S* dmean, const S* dvar, const S* batch, const S* mean,
+                      const int* members, int count, int stored, const S* weights,
+                      const S* tables, S* b, S* c_out, Index area, const Sizes& size) {
+  const Index channels = size.channels, all = size.rows * channels;
+  std::vector<S> buffer(2 * all);
   const S per_pixel = S(1) / S(area);
+  std::fill_n(b, all, S(0));
+  std::fill_n(c_out, all, S(0));
   for (int k = 0; k < count; ++k) {
     const int member = members[k];
     const Index entries = table_size(member, size);
-    const bool instance = member == kInstance;
-    const S* member_mean = instance ? mean : tables;
-    const S* member_var = instance ? var : tables + entries;
-    if (!instance) tables += 2 * entries;
-    if (dmean_logits) {
-      inner_mean[k] = inner_product(member, dmean, member_mean, size);
-      inner_var[k] = inner_product(member, dvar, member_var, size);
-    }
+    const S* member_mean = tables;
+    tables += 2 * entries;
     if (member == kBatch && stored) continue;
-    const S wm = mean_weights[k] * per_pixel, wv = var_weights[k] * 2 * per_pixel;
-    if (instance) {
+    const S wm = weights[k] * per_pixel, wv = weights[count + k] * 2 * per_pixel;
+    if (member == kInstance) {
       for (Index i = 0; i < all; ++i) {
         c_out[i] += wm * dmean[i];
         b[i] += wv * dvar[i];
       }
       continue;
     }
-    average(member, dmean, pooled_dmean, size);
-    average(member, dvar, pooled_dvar, size);
-    for (Index j = 0; j < rows; ++j) {
+    const S* pooled = batch;
+    if (member != kBatch) {
+      average(member, dmean, buffer.data(), size);
+      average(member, dvar, buffer.data() + entries, size);
+      pooled = buffer.data();
+    }
+    for (Index j = 0; j < size.rows; ++j) {
       const S* __restrict mu = mean + j * channels;
       S* __restrict bj = b + j * channels;
       S* __restrict cj = c_out + j * channels;
       over_runs(place(member, j, size), channels, [=](Index first, Index last, Index e, bool own) {
-        const S* __restrict gm = pooled_dmean + e;
-        const S* __restrict gv = pooled_dvar + e;
+        const S* __restrict gm = pooled + e;
+        const S* __restrict gv = pooled + entries + e;
         const S* __restrict m = member_mean + e;
         for (Index c = first; c < last; ++c) {
           const Index i = own ? c : 0;
@@ -288,10 +310,6 @@ void mixture_backward(const S* sum_grad, const S* sum_product, const S* mean, co
         }
       });
     }
-  }
-  if (dmean_logits) {
-    softmax_gradient(inner_mean.data(), mean_weights, count, dmean_logits);
-    softmax_gradient(inner_var.data(), var_weights, count, dvar_logits);
   }
 }
 
@@ -306,25 +324,36 @@ void update_running(S* running_mean, S* running_var, const S* mean, const S* var
 
 }  // namespace
 
+#define SIZES Index rows, Index replicas, Index channels, Index channel_groups
+#define GIVEN Sizes{rows, replicas, channels, channel_groups}
+
 #define POOLING(suffix, S)                                                                         \
-  extern "C" void mixture_forward_##suffix(                                                        \
-      const S* mean, const S* var, const int* members, int count, const S* mean_logits,            \
-      const S* var_logits, const S* gamma, const S* beta, const S* stored_mean,                    \
-      const S* stored_var, double eps, S* center, S* scale, S* shift, S* rstd, S* weights,         \
-      S* tables, Index rows, Index replicas, Index channels, Index channel_groups) {               \
-    mixture_forward(mean, var, members, count, mean_logits, var_logits, gamma, beta, stored_mean,  \
-                    stored_var, eps, center, scale, shift, rstd, weights, tables, rows, replicas,  \
-                    channels, channel_groups);                                                     \
+  extern "C" void mixture_statistics_##suffix(                                                     \
+      const S* mean, const S* var, const int* members, int count, const S* stored_mean,            \
+      const S* stored_var, S* tables, SIZES) {                                                     \
+    mixture_statistics(mean, var, members, count, stored_mean, stored_var, tables, GIVEN);         \
   }                                                                                                \
-  extern "C" void mixture_backward_##suffix(                                                       \
+  extern "C" void mixture_coefficients_##suffix(                                                   \
+      const S* mean, const S* var, const int* members, int count, const S* mean_logits,            \
+      const S* var_logits, const S* gamma, const S* beta, double eps, S* center, S* scale,         \
+      S* shift, S* rstd, S* weights, const S* tables, SIZES) {                                     \
+    mixture_coefficients(mean, var, members, count, mean_logits, var_logits, gamma, beta, eps,     \
+                         center, scale, shift, rstd, weights, tables, GIVEN);                      \
+  }                                                                                                \
+  extern "C" void mixture_gradient_sums_##suffix(                                                  \
       const S* sum_grad, const S* sum_product, const S* mean, const S* var, const int* members,    \
-      int count, int stored, const S* gamma, const S* center, const S* scale, const S* rstd,       \
-      const S* weights, const S* tables, S* b, S* c, S* dgamma, S* dbeta, S* dmean_logits,         \
-      S* dvar_logits, Index area, Index rows, Index replicas, Index channels,                      \
-      Index channel_groups) {                                                                      \
-    mixture_backward(sum_grad, sum_product, mean, var, members, count, stored, gamma, center,      \
-                     scale, rstd, weights, tables, b, c, dgamma, dbeta, dmean_logits, dvar_logits, \
-                     area, rows, replicas, channels, channel_groups);                              \
+      int count, const S* gamma, const S* center, const S* scale, const S* rstd,                   \
+      const S* weights, const S* tables, S* dmean, S* dvar, S* batch, S* dgamma, S* dbeta,         \
+      S* dmean_logits, S* dvar_logits, SIZES) {                                                    \
+    mixture_gradient_sums(sum_grad, sum_product, mean, var, members, count, gamma, center, scale,  \
+                          rstd, weights, tables, dmean, dvar, batch, dgamma, dbeta, dmean_logits,  \
+                          dvar_logits, GIVEN);                                                     \
+  }                                                                                                \
+  extern "C" void mixture_gradient_##suffix(                                                       \
+      const S* dmean, const S* dvar, const S* batch, const S* mean, const int* members, int count, \
+      int stored, const S* weights, const S* tables, S* b, S* c, Index area, SIZES) {              \
+    mixture_gradient(dmean, dvar, batch, mean, members, count, stored, weights, tables, b, c,      \
+                     area, GIVEN);                                                                 \
   }                                                                                                \
   extern "C" void update_running_##suffix(S* running_mean, S* running_var, const S* mean,          \
                                           const S* var, double momentum, double unbias,            \

@@ -1,8 +1,8 @@
 """Pooling of the [N, C] tables as Triton kernels, forward: two launches.
 
 ``buffer`` holds a forward pass's tables as :class:`~sn_imagenet.norms.mixture.CompiledMixture`
-lays them out: mean, var, center, scale, 1 / std of [N, C] each, the weights, then each pooled
-member's mean and variance. ``at`` arguments are positions in it. A member's place among the
+lays them out: mean, var, center, scale, shift, 1 / std of [N, C] each, the weights, then each
+pooled member's mean and variance. ``at`` arguments are positions in it. A member's place among the
 weights is its ``*_K``, -1 where the mixture does not hold it. LN is GN of one group.
 
 The first kernel reduces (one program per sample and channel group, one per block of channels and
@@ -125,7 +125,6 @@ def pick(weights, K: tl.constexpr):
 @triton.jit
 def pool_coefficients_kernel(
     buffer,
-    shift,
     mean_logits,
     var_logits,
     gamma,
@@ -190,5 +189,5 @@ def pool_coefficients_kernel(
         offset = tl.load(beta + c, mask=mask, other=0.0)
     tl.store(buffer + 2 * table + at, mean, mask=mask)
     tl.store(buffer + 3 * table + at, scale, mask=mask)
-    tl.store(buffer + 4 * table + at, rstd, mask=mask)
-    tl.store(shift + at, offset, mask=mask)
+    tl.store(buffer + 4 * table + at, offset, mask=mask)
+    tl.store(buffer + 5 * table + at, rstd, mask=mask)

@@ -23,7 +23,7 @@ def _table_gradients(buffer, sums, gamma, table, at, c, mask, AFFINE: tl.constex
     mean = tl.load(buffer + at, mask=mask, other=0.0)
     center = tl.load(buffer + 2 * table + at, mask=mask, other=0.0)
     scale = tl.load(buffer + 3 * table + at, mask=mask, other=0.0)
-    rstd = tl.load(buffer + 4 * table + at, mask=mask, other=0.0)
+    rstd = tl.load(buffer + 5 * table + at, mask=mask, other=0.0)
     dscale = product + (mean - center) * total
     drstd = dscale
     if AFFINE:
@@ -152,6 +152,7 @@ def pool_gradient_kernel(
     row_sums,
     group_sums,
     column_sums,
+    batch_sums,
     b_out,
     c_out,
     logit_gradients,
@@ -174,7 +175,11 @@ def pool_gradient_kernel(
     AFFINE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Eq. (9)'s b and c for dx = a dy + b (x - mean) + c; the last program Eqs. (12)-(14)."""
+    """Eq. (9)'s b and c for dx = a dy + b (x - mean) + c; the last program Eqs. (12)-(14).
+
+    ``batch_sums`` [2, R, C] are the first of ``column_sums``, or their means over the ranks that
+    share BN's statistics; a rank's own count for its own share of the weights' gradients.
+    """
     acc = buffer.dtype.element_ty
     table = rows * channels
     blocks = tl.cdiv(channels, BLOCK)
@@ -202,8 +207,8 @@ def pool_gradient_kernel(
         if BN_K >= 0 and not STORED:
             entry = (n % replicas) * channels + c
             samples = rows // replicas
-            gv_bn = tl.load(column_sums + replicas * channels + entry, mask=mask, other=0.0)
-            gm_bn = tl.load(column_sums + entry, mask=mask, other=0.0)
+            gv_bn = tl.load(batch_sums + replicas * channels + entry, mask=mask, other=0.0)
+            gm_bn = tl.load(batch_sums + entry, mask=mask, other=0.0)
             part = pick(v, BN_K) * gv_bn / samples
             of_x += part
             constant += pick(w, BN_K) * gm_bn / samples

@@ -1,0 +1,352 @@
+"""What a layer does besides normalising: the residual and the ReLU, against torch's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from norm_reference import BACKENDS, fig7, gradients, randomize
+from torch import Tensor, nn
+
+from sn_imagenet.norms import (
+    BatchNorm2d,
+    BatchRenorm2d,
+    FrozenBatchNorm2d,
+    GroupNorm2d,
+    InstanceNorm2d,
+    LayerNorm2d,
+    Moments,
+    PooledNorm2d,
+    Statistics,
+    SwitchNorm1d,
+    SwitchNorm2d,
+    SwitchNorm3d,
+    SyncBatchNorm2d,
+    collect_batch_averages,
+    convert_norm,
+    fold_batch_norm,
+    normalize,
+    set_replicas,
+)
+from sn_imagenet.norms.backends import BACKENDS as PASSES
+from sn_imagenet.norms.backends import Affine
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "strided": lambda x: x.repeat_interleave(2, dim=3)[..., ::2],
+}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 4e-2}
+
+
+class Half(PooledNorm2d):
+    """A user's own: layer and batch statistics in equal parts."""
+
+    stores_statistics = True
+
+    def pool(self, moments: Moments) -> Statistics:
+        layer_mean, layer_var = moments.layer()
+        batch_mean, batch_var = self.batch_statistics(moments)
+        return (layer_mean + batch_mean) / 2, (layer_var + batch_var) / 2
+
+
+METHODS = (
+    BatchNorm2d,
+    InstanceNorm2d,
+    LayerNorm2d,
+    GroupNorm2d,
+    SwitchNorm2d,
+    BatchRenorm2d,
+    FrozenBatchNorm2d,
+    SyncBatchNorm2d,
+    Half,
+)
+
+
+def clear_of_zero(z: Tensor, residual: Tensor) -> Tensor:
+    """``residual``, moved where the sum with ``z`` is so near to 0 that rounding may decide."""
+    return torch.where((z + residual).abs() < 0.1, residual + 0.3, residual)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(*(st.sampled_from(s) for s in ([1, 2, 4], [1, 3, 20], [1, 7, 9], [1, 7]))),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    layout=st.sampled_from(list(LAYOUTS)),
+    other_layout=st.sampled_from(list(LAYOUTS)),
+    backend=st.sampled_from([*BACKENDS, "formula"]),
+    method=st.sampled_from([SwitchNorm2d, Half]),
+    relu=st.booleans(),
+    added=st.booleans(),
+)
+def test_any_input(
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    layout: str,
+    other_layout: str,
+    backend: str,
+    method: type[PooledNorm2d],
+    relu: bool,
+    added: bool,
+) -> None:
+    torch.manual_seed(sum(shape))
+    layer = method(shape[1], eps=1e-2)
+    randomize(layer)
+    exact = copy.deepcopy(layer).double()
+    exact.backend = "formula"
+    layer.backend, layer.relu = backend, relu
+    if dtype == torch.float64:
+        layer = layer.double()
+    x = LAYOUTS[layout](torch.randn(shape).to(dtype)).requires_grad_()
+    x64 = x.detach().double().requires_grad_()
+    expected = exact(x64)
+    residual = torch.randn(shape).double()
+    if added:
+        residual = clear_of_zero(expected.detach(), residual).to(dtype)
+        residual = LAYOUTS[other_layout](residual)
+        expected = expected + residual.double()
+    near_zero = expected.detach().abs() < 0.05
+    expected = torch.relu(expected) if relu else expected
+    residual = residual.to(dtype).requires_grad_()
+    # Where rounding may decide about the sign, no gradient arrives.
+    direction = LAYOUTS[other_layout](torch.randn(shape).masked_fill(near_zero, 0).to(dtype))
+
+    y = layer(x, residual) if added else layer(x)
+    assert y.dtype == dtype and y.shape == x.shape
+    inputs = [x, *layer.parameters()]
+    wanted = torch.autograd.grad(expected, [x64, *exact.parameters()], direction.double())
+    if added:
+        inputs.append(residual)
+        through = direction.double() * (expected.detach() > 0) if relu else direction.double()
+        wanted = (*wanted, through)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+    for grad, reference in zip(torch.autograd.grad(y, inputs, direction), wanted, strict=True):
+        scale = tolerance * max(1.0, float(reference.abs().max()), direction.numel() ** 0.5)
+        torch.testing.assert_close(grad.double(), reference, rtol=tolerance, atol=scale)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "formula"])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_fig_7_with_both(replicas: int, added: bool, backend: str) -> None:
+    """The layer's own formula, written out apart from the package."""
+    torch.manual_seed(0)
+    layer = SwitchNorm2d(6, dtype=torch.float64)
+    randomize(layer)
+    layer.relu, layer.backend = True, backend
+    set_replicas(layer, replicas)
+    x = torch.randn(4, 6, 7, 7, dtype=torch.float64, requires_grad=True)
+    residual = torch.randn_like(x).requires_grad_()
+    parameters = list(layer.parameters())
+    z = fig7(x, *parameters, replicas=replicas)
+    expected = torch.relu(z + residual) if added else torch.relu(z)
+    actual = layer(x, residual) if added else layer(x)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    inputs = [x, *parameters, *([residual] if added else [])]
+    torch.testing.assert_close(
+        gradients(actual, inputs), gradients(expected, inputs), rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", [SwitchNorm2d, Half])
+def test_gradcheck(method: type[PooledNorm2d], backend: str) -> None:
+    torch.manual_seed(1)
+    layer = method(3, eps=1e-2, momentum=0.0).double()
+    layer.relu, layer.backend = True, backend
+    x = torch.randn(2, 3, 3, 2, dtype=torch.float64)
+    with torch.no_grad():
+        layer.relu = False
+        residual = clear_of_zero(layer(x), torch.randn_like(x))
+        layer.relu = True
+    inputs = (x.requires_grad_(), residual.requires_grad_())
+    assert torch.autograd.gradcheck(layer, inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("area", [(1, 1), (3, 3), (17, 16)])
+def test_the_edges_are_torchs_own(area: tuple[int, int], layout: str, backend: str) -> None:
+    """At 0 no gradient; NaN comes through and lets the gradient through; infinities as they are."""
+    values = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1.0, -1.0, 1e-30]
+    x = torch.tensor(values)[:, None, None].expand(8, *area).repeat(2, 1, 1, 1)
+    x = LAYOUTS[layout](x).requires_grad_()
+    passes = PASSES[backend]
+    zeros, ones = torch.zeros(2, 8), torch.ones(2, 8)
+    identity = Affine(zeros, ones, zeros)
+    grad = torch.full_like(x, 3.0)
+    for residual in (None, torch.zeros_like(x)):
+        y = passes.affine(x.detach(), identity, True, residual)
+        expected = torch.relu(x)
+        torch.testing.assert_close(y, expected.detach(), rtol=0, atol=0, equal_nan=True)
+        (wanted,) = torch.autograd.grad(expected, x, grad)
+        gate = identity if residual is None else y
+        sums, through = passes.gradient_sums(grad, x.detach(), zeros, gate)
+        torch.testing.assert_close(sums[0], wanted.sum((2, 3)), rtol=0, atol=0)
+        behind = identity if residual is None else None
+        dx = passes.input_gradient(through, x.detach(), zeros, ones, zeros, zeros, behind)
+        finite = x.detach().isfinite()  # 0 * infinity elsewhere, with or without a ReLU
+        assert dx[finite].equal(wanted[finite])
+        if residual is not None:
+            assert through.equal(wanted)
+
+
+def _epilogue(layer: PooledNorm2d, x: Tensor, residual: Tensor) -> Tensor:
+    return F.relu(layer(x) + residual)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_and_mode(method: type[PooledNorm2d], training: bool) -> None:
+    """Fused equals unfused: outputs, gradients, running statistics; also without gradients."""
+    torch.manual_seed(2)
+    plain = method(6).double().train(training)
+    randomize(plain)
+    for buffer in (plain.running_mean, plain.running_var):
+        if buffer is not None:
+            buffer.uniform_(0.5, 1.5)
+    fused = copy.deepcopy(plain)
+    fused.relu = True
+    set_replicas(plain, 2)
+    set_replicas(fused, 2)
+    x = torch.randn(4, 6, 5, 3, dtype=torch.float64, requires_grad=True)
+    residual = torch.randn_like(x).requires_grad_()
+    expected, actual = _epilogue(plain, x, residual), fused(x, residual)
+    torch.testing.assert_close(actual, expected)
+    inputs = [x, residual, *(p for p in plain.parameters() if p.requires_grad)]
+    own = [x, residual, *(p for p in fused.parameters() if p.requires_grad)]
+    torch.testing.assert_close(gradients(actual, own), gradients(expected, inputs))
+    torch.testing.assert_close(dict(fused.named_buffers()), dict(plain.named_buffers()))
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            torch.testing.assert_close(fused(x, residual), _epilogue(plain, x, residual))
+    with collect_batch_averages(plain) as ours, collect_batch_averages(fused) as theirs:
+        _epilogue(plain.train(), x, residual), fused.train()(x, residual)
+    for name, average in ours.items():
+        torch.testing.assert_close(average.tables, theirs[name].tables)
+
+
+@pytest.mark.parametrize("layer", [SwitchNorm1d(4), SwitchNorm3d(4)], ids=["1d", "3d"])
+def test_other_dimensions(layer: SwitchNorm2d) -> None:
+    shape = (3, 4, 5) if isinstance(layer, SwitchNorm1d) else (3, 4, 2, 3, 2)
+    x, residual = torch.randn(shape), torch.randn(shape)
+    expected = F.relu(layer(x) + residual)
+    layer.relu = True
+    torch.testing.assert_close(layer(x, residual), expected)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "formula"])
+def test_under_autocast(backend: str) -> None:
+    """The output stays bf16, also where the shortcut is fp32."""
+    layer = SwitchNorm2d(8)
+    layer.relu = True
+    if backend != "formula":
+        layer.backend = backend
+    x, residual = torch.randn(4, 8, 5, 5), torch.randn(4, 8, 5, 5, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(F.conv2d(x, torch.randn(8, 8, 1, 1)), residual)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert residual.grad is not None and residual.grad.dtype == torch.float32
+    assert residual.grad.equal((y > 0).float())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", [SwitchNorm2d, Half])
+@pytest.mark.parametrize("added", [False, True])
+def test_keeps_no_mask(method: type[PooledNorm2d], added: bool, backend: str) -> None:
+    """Of x's size backward keeps x; behind a residual also y, which the next layer keeps anyway."""
+    layer = method(4)
+    layer.relu, layer.backend = True, backend
+    x, residual = (torch.randn(2, 4, 32, 32, requires_grad=True) for _ in range(2))
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = layer(x, residual if added else None)
+    large = {t.data_ptr() for t in saved if t.numel() >= x.numel()}
+    assert large == ({x.data_ptr(), y.data_ptr()} if added else {x.data_ptr()})
+
+
+def test_an_output_changed_in_place_is_noticed() -> None:
+    layer = SwitchNorm2d(4)
+    layer.relu = True
+    x = torch.randn(2, 4, 3, 3, requires_grad=True)
+    y = layer(x, torch.randn_like(x))
+    y += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_residual_of_another_shape_is_refused() -> None:
+    layer = SwitchNorm2d(4)
+    with pytest.raises(ValueError, match=r"residual of shape \[2, 4, 1, 1\]: expected .*\[2, 4, 3"):
+        layer(torch.randn(2, 4, 3, 3), torch.randn(2, 4, 1, 1))
+
+
+def test_compiles_into_one_graph() -> None:
+    layer = SwitchNorm2d(4)
+    layer.relu = True
+    x, residual = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, residual), layer(x, residual))
+
+
+def test_the_plain_op_takes_both() -> None:
+    x, residual = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+
+    def instance(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return mean, torch.rsqrt(var + 1e-5), torch.zeros_like(mean)
+
+    expected = F.relu(F.instance_norm(x) + residual)
+    for backend in (*BACKENDS, "formula"):
+        y = normalize(x, instance, [], backend, relu=True, residual=residual)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.bn1, self.bn2 = BatchNorm2d(4), BatchNorm2d(4)
+        self.bn1.relu = self.bn2.relu = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.bn2(self.conv2(self.bn1(self.conv1(x))), x)
+        return y
+
+
+def test_folding_and_converting_keep_what_was_fused() -> None:
+    block = Block()
+    x = torch.randn(4, 4, 5, 5)
+    for _ in range(3):
+        block(x)
+    expected = block.eval()(x)
+    folded = fold_batch_norm(block)
+    assert not any(isinstance(m, PooledNorm2d) for m in folded.modules())
+    torch.testing.assert_close(folded(x), expected)
+    assert (folded(x) == 0).any()
+    converted = copy.deepcopy(block)
+    convert_norm(converted, "frozen_bn")
+    torch.testing.assert_close(converted(x), expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3, 3), (0, 4, 1, 1), (2, 4, 0, 3)])
+@pytest.mark.parametrize("backend", [*BACKENDS, "formula", None])
+@pytest.mark.parametrize("method", [BatchNorm2d, SwitchNorm2d, GroupNorm2d, Half])
+def test_an_empty_batch_is_empty(
+    method: type[PooledNorm2d], backend: str | None, shape: tuple[int, ...]
+) -> None:
+    layer = method(4)
+    layer.backend = backend
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    for training in (True, False):
+        x = torch.randn(shape, requires_grad=True)
+        y = layer.train(training)(x, torch.randn(shape))
+        assert y.shape == x.shape
+        y.sum().backward()
+    torch.testing.assert_close(layer.state_dict(), before)
