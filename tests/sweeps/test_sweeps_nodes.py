@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -30,13 +29,12 @@ def two_nodes(monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_JOB_ID", str(next(filter(port_is_free, range(os.getpid(), 2**30)))))
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     monkeypatch.setenv("SLURM_JOB_NODELIST", socket.gethostname())
-    if shutil.which("scontrol") is None:
-        # It only spells out the list of nodes, which here is a single name.
-        script = tmp_path / "bin" / "scontrol"
-        script.parent.mkdir()
-        script.write_text('#!/bin/sh\necho "$3"\n')
-        script.chmod(0o755)
-        monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
+    # It spells out a list of nodes, which here is one name; Slurm's own needs a configured cluster.
+    script = tmp_path / "bin" / "scontrol"
+    script.parent.mkdir()
+    script.write_text('#!/bin/sh\necho "$3"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
 
 
 def agent(run_dir, processes, options=()):

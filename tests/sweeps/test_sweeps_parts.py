@@ -12,12 +12,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from sn_imagenet.config import ConfigError, UserError
+from sn_imagenet.holders import this_process
 from sn_imagenet.reporting.tail import last_rows
 from sn_imagenet.sweeps.board import Board, Row, duration, table
 from sn_imagenet.sweeps.cells import is_cells_own, make_cells
-from sn_imagenet.sweeps.plan import Speed, measured_speeds, process_hours
+from sn_imagenet.sweeps.plan import Speed, measured_speeds, plan, process_hours
 from sn_imagenet.sweeps.pool import FAILED, Pool, Task
-from sn_imagenet.sweeps.progress import Progress
+from sn_imagenet.sweeps.progress import Progress, read_progress
 from sn_imagenet.sweeps.settings import SweepSettings, sweep_settings
 from sn_imagenet.sweeps.slots import Slot, machine_slots
 
@@ -184,3 +185,30 @@ def test_hours_are_estimated_from_what_was_measured_and_nothing_else(composed, t
     assert process_hours(config, [elsewhere], 0) is None
     (tmp_path / "result.json").write_text("{")
     assert measured_speeds([tmp_path]) == []
+
+
+def test_a_dry_run_of_a_complete_sweep_has_nothing_to_do(tmp_path):
+    (cell,) = make_cells([((), composed(f"runs_dir={tmp_path}", "data=digits"))])
+    cell.task.run_dir.mkdir(parents=True)
+    described = {
+        "data": "digits",
+        "model": "resnet50",
+        "norm": "sn",
+        "gpus": 8,
+        "samples_per_gpu": 32,
+        "seed": 0,
+        "test_statistics": "batch_average",
+    }
+    result = {"version": 1, "status": "diverged", "cell": described}
+    (cell.task.run_dir / "result.json").write_text(json.dumps(result))
+    lines = plan([cell], slots=1)
+    assert "diverged before" in lines[1] and lines[-1].startswith("nothing to do")
+
+
+def test_a_directory_that_is_held_is_running_before_it_has_a_config(tmp_path):
+    lock = tmp_path / "lock.json"
+    assert read_progress(tmp_path) is None
+    lock.write_text(json.dumps(this_process()))
+    assert read_progress(tmp_path).state == "running"
+    lock.write_text(json.dumps({**this_process(), "process_start": "an-earlier-boot:1"}))
+    assert read_progress(tmp_path) is None
