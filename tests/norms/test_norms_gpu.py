@@ -1,0 +1,212 @@
+"""What only a CUDA device can show: ``pytest -m gpu``. The Triton kernels' own numbers, against the
+float64 formula, are test_norms_triton.py's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from norm_reference import fig7, gradients, randomize
+from timm.models.resnet import Bottleneck
+from torch import Tensor, nn
+
+from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, PooledNorm2d, SwitchNorm2d, set_replicas
+from sn_imagenet.norms.backends import select_backend
+from sn_imagenet.norms.benchmark.contenders import REFERENCE, SYNC, SyncKernels, contenders
+from sn_imagenet.norms.benchmark.layers import Kind, measure
+from sn_imagenet.norms.benchmark.step import MODES, StepKind, measure_steps
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+CUDA = torch.device("cuda")
+METHODS = [BatchNorm2d, GroupNorm2d, SwitchNorm2d]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+# Relative to the largest value: sums in fp32, then one rounding to the activation's dtype.
+ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@pytest.fixture(autouse=True)
+def _exact_convolutions() -> None:
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def network(layer: Callable[..., nn.Module], replicas: int = 1) -> nn.Module:
+    shortcut = nn.Sequential(nn.Conv2d(32, 64, 1, bias=False), layer(64))
+    built = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1, bias=False),
+        layer(32),
+        nn.ReLU(inplace=True),
+        Bottleneck(32, 16, downsample=shortcut, norm_layer=layer),
+        Bottleneck(64, 16, norm_layer=layer),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 5),
+    ).to(CUDA)
+    set_replicas(built, replicas)
+    return built.train()
+
+
+def batch(samples: int = 8) -> tuple[Tensor, Tensor]:
+    return torch.randn(samples, 3, 24, 24, device=CUDA), torch.arange(samples, device=CUDA) % 5
+
+
+def sgd(built: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(built.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+
+
+def assert_near(found: nn.Module, expected: nn.Module, tolerance: float) -> None:
+    theirs = expected.state_dict()
+    for name, value in found.state_dict().items():
+        scale = float(theirs[name].double().abs().max()) or 1.0
+        distance = float((value.double() - theirs[name].double()).abs().max())
+        assert distance <= tolerance * scale, f"{name}: {distance} of {scale}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("shape", [(4, 64, 112, 112), (8, 256, 14, 14), (2, 2048, 7, 7)], ids=str)
+def test_layers_of_resnet_50_against_float64(
+    shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    x = (torch.randn(shape, device=CUDA) + 2).to(dtype).contiguous(memory_format=layout)
+    layer = SwitchNorm2d(shape[1]).to(CUDA)
+    randomize(layer)
+    assert select_backend(x).name == "triton"
+    x = x.requires_grad_()
+    x64 = x.detach().double().requires_grad_()
+    exact = [p.detach().double().requires_grad_() for p in layer.parameters()]
+    y, expected = layer(x), fig7(x64, *exact)
+    assert y.dtype == dtype and y.is_contiguous(memory_format=layout)
+    direction = torch.randn_like(y)
+    found = torch.autograd.grad(y, [x, *layer.parameters()], direction)
+    wanted = torch.autograd.grad(expected, [x64, *exact], direction.double())
+    for ours, theirs in zip((y, *found), (expected, *wanted), strict=True):
+        # Gradients of parameters are sums of many terms, which may all but cancel.
+        terms = x.numel() / theirs.numel()
+        scale = max(float(theirs.detach().abs().max()), terms**0.5)
+        assert float((ours.double() - theirs).abs().max()) <= 4 * ROUNDING[dtype] * scale
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+@pytest.mark.parametrize("layer", METHODS)
+def test_a_step_in_a_cuda_graph(layer: type[PooledNorm2d], replicas: int) -> None:
+    """Forward, backward and SGD, replayed on new data, are the eager steps on that data."""
+    graphed, eager = network(layer, replicas), network(layer, replicas)
+    eager.load_state_dict(graphed.state_dict())
+    images, labels = batch()
+    optimizers = sgd(graphed), sgd(eager)
+
+    def step(built: nn.Module, optimizer: torch.optim.SGD, x: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(built(x), labels).backward()
+        optimizer.step()
+
+    start = copy.deepcopy(graphed.state_dict())
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step(graphed, optimizers[0], images)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(graphed, optimizers[0], images)
+
+    graphed.load_state_dict(start)
+    for state in optimizers[0].state.values():
+        state["momentum_buffer"].zero_()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        x = torch.randn_like(images)
+        images.copy_(x)
+        graph.replay()
+        step(eager, optimizers[1], x)
+    assert_near(graphed, eager, 1e-3)
+    assert float((eager.state_dict()["0.weight"] - start["0.weight"]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@pytest.mark.parametrize("layer", METHODS)
+def test_compiled_training_equals_eager(layer: type[PooledNorm2d], mode: str) -> None:
+    eager = network(layer)
+    compiled = copy.deepcopy(eager)
+    called = torch.compile(compiled, fullgraph=True, mode=mode)
+    optimizers = sgd(compiled), sgd(eager)
+    for _ in range(5):
+        images, labels = batch()
+        torch.compiler.cudagraph_mark_step_begin()
+        for built, optimizer in zip((called, eager), optimizers, strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(built(images), labels).backward()
+            optimizer.step()
+    assert_near(compiled, eager, 1e-3)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layer", METHODS)
+def test_autocast(layer: type[PooledNorm2d], half: torch.dtype, compiled: bool) -> None:
+    """Gradients near fp32's, through the gradient scaler where fp16 needs it."""
+    single = network(layer)
+    mixed = copy.deepcopy(single)
+    called = torch.compile(mixed, fullgraph=True) if compiled else mixed
+    scaler = torch.amp.GradScaler("cuda", enabled=half == torch.float16, init_scale=1024.0)
+    images, labels = batch(64)
+    F.cross_entropy(single(images), labels).backward()
+    with torch.autocast("cuda", half):
+        logits = called(images)
+        loss = F.cross_entropy(logits, labels)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer := sgd(mixed))
+    assert logits.dtype == half and optimizer.param_groups
+    # All of them together: some of SN's own gradients are sums that all but cancel.
+    ours, theirs = (torch.cat([p.grad.flatten() for p in n.parameters()]) for n in (mixed, single))
+    assert ours.isfinite().all()
+    assert 0 < float((ours - theirs).norm() / theirs.norm()) < 0.1
+    for name, buffer in mixed.named_buffers():
+        assert buffer.dtype in (torch.float32, torch.int64), name
+    assert_near(mixed, single, 0.05)
+
+
+def test_sync_batch_norms_kernels_are_batch_norm() -> None:
+    ours, theirs = SyncKernels(64).to(CUDA), nn.BatchNorm2d(64).to(CUDA)
+    for layer in (ours, theirs):
+        randomize(layer)
+    x = torch.randn(8, 64, 9, 7, device=CUDA, requires_grad=True)
+    y, expected = ours(x), theirs(x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        gradients(y.cpu(), [x, *ours.parameters()]),
+        gradients(expected.cpu(), [x, *theirs.parameters()]),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+def test_the_benchmarks_layers() -> None:
+    """Every contender runs in every kind; our layers keep x and nothing else of its size."""
+    for dtype, references in (("fp32", 2), ("bf16", 1)):
+        for layout in ("contiguous", "channels_last"):
+            case = measure(Kind(2, layout, dtype, 4), (256, 28, 28), CUDA, 1)
+            assert sum(name.startswith(REFERENCE) for name in case.seconds) == references
+            assert SYNC in case.seconds and not case.absent
+            assert case.backend == "triton" and case.kept["SN"] < 1.05
+    names = contenders(torch.empty(2, 64, 4, 4, device=CUDA))
+    assert f"{REFERENCE} (cuDNN)" in names and f"{REFERENCE} (native)" in names
+
+
+def test_the_benchmarks_steps() -> None:
+    kind = StepKind(8, 64, "channels_last", "bf16", network="resnet18")
+    case = measure_steps(kind, CUDA, 1, list(MODES))
+    for mode in MODES:
+        suffix = "" if mode == "eager" else f", {mode}"
+        assert case.seconds[f"SN (8,1) one pass{suffix}"] > 0
+    assert case.peak_memory["SN"] > case.kept["SN"] > 0
