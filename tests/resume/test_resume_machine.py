@@ -1,0 +1,149 @@
+"""What a machine does to a run: its disk fills up or refuses, its clock jumps."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from run_processes import ROOT, SHORT, finish, start, steps, wait_until
+
+Disk = Callable[..., None]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Disk]]:
+    """A file system of 48 MB, and what mounts it again with other options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*options: str) -> None:
+        command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    try:
+        mount("-o", "size=48m")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to mount a small file system")
+    yield folder, mount
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Leave no byte on the disk."""
+    filler = folder / "filler"
+    with open(filler, "wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    assert shutil.disk_usage(folder).free == 0
+    return filler
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    model: dict[str, torch.Tensor] = torch.load(run / "final.pt", weights_only=True)["model"]
+    return model
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_costs_no_step(disk, tmp_path):
+    """First in the middle of training, then while the trained network is being evaluated."""
+    folder, _ = disk
+    run = folder / "run"
+    short = ("trainer.epochs=2", "trainer.eval_batch_size=2", "checkpoint.minutes=null")
+    process = start(run, *short)
+    wait_until(lambda: len(steps(run)) > 2)
+    filler = fill(folder)
+    output, code = finish(process)
+    assert code == 2, output
+    assert re.search(
+        r"error: cannot write .*(metrics\.jsonl|\.pt): No space left on device", output
+    )
+    assert not (run / "lock.json").exists() and not (run / "final.pt").exists()
+
+    filler.unlink()
+    process = start(run, *short)
+    wait_until(lambda: (run / "final.pt").exists())
+    filler = fill(folder)
+    output, code = finish(process)
+    assert code == 2, output
+    assert re.search(r"error: cannot write .*result\.json: No space left on device", output)
+
+    filler.unlink()
+    output, code = finish(start(run, *short))
+    assert code == 0 and "going on after epoch 2, step 42" in output, output
+    undisturbed = tmp_path / "undisturbed"
+    _, code = finish(start(undisturbed, *short))
+    assert code == 0
+    assert all(torch.equal(w, weights(undisturbed)[name]) for name, w in weights(run).items())
+    assert steps(run) == list(range(1, 43))
+    results = [json.loads((path / "result.json").read_text()) for path in (run, undisturbed)]
+    assert results[0]["evaluations"] == results[1]["evaluations"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("-m", "norm=bn,sn"), ("-m", "norm=bn,sn", "hydra/launcher=local")],
+    ids=["run", "basic sweep", "local sweep"],
+)
+def test_a_read_only_folder_is_one_clear_error(disk, arguments):
+    folder, mount = disk
+    mount("-o", "remount,ro")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *arguments, *SHORT[:3], f"runs_dir={folder}/runs"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.match(r"error: cannot \w+ .*: Read-only file system; .*runs_dir=", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    """By a day, forwards and backwards, three times a second; the run is stopped and continued."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs a C compiler, for a clock to load before libc's")
+    library = tmp_path / "clock.so"
+    source = Path(__file__).with_name("jumping_clock.c")
+    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
+    short = ("trainer.epochs=4", "evaluate=false", "checkpoint.minutes=0.005")
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    _, code = finish(start(undisturbed, *short))
+    assert code == 0
+
+    began = time.monotonic()
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    process = start(run, *short)
+    # A checkpoint before the epoch's: its minutes are of a clock that goes forward.
+    wait_until(lambda: (run / "last.pt").exists())
+    process.send_signal(signal.SIGSTOP)
+    assert 0 < len(steps(run)) < 21
+    output, code = finish(start(run, *short))
+    assert code == 2 and "is in use by process" in output, output
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGTERM)
+    first, code = finish(process)
+    assert code == os.EX_TEMPFAIL, first
+    second, code = finish(start(run, *short))
+    assert code == 0, second
+    elapsed = time.monotonic() - began
+
+    assert all(torch.equal(w, weights(undisturbed)[name]) for name, w in weights(run).items())
+    assert steps(run) == list(range(1, 85))
+    training = json.loads((run / "result.json").read_text())["training"]
+    assert 0 < training["wall_time_s"] < elapsed
+    left = [int(m) * 60 + int(s) for m, s in re.findall(r"ETA (-?\d+):(-?\d\d)", first + second)]
+    assert len(left) >= 84 and all(0 <= eta < 84 * elapsed for eta in left)
