@@ -78,7 +78,7 @@ def start(experiment: Experiment, run_dir: Path) -> subprocess.Popen[bytes]:
 
 def finish(experiment: Experiment, run_dir: Path) -> float:
     """Let a run go to its end; returns the seconds that it trained."""
-    code = start(experiment, run_dir).wait(timeout=600)
+    code = start(experiment, run_dir).wait(timeout=1800)
     if code:
         log = run_dir.with_suffix(".log").read_text()
         raise SystemExit(f"{experiment.name} ended with {code}:\n{log[-4000:]}")

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Slurm for real, on this machine: a one-node cluster, a sweep of two cells through submitit, one
-# job (bn) hit by scancel --signal=USR1, the other by the time limit of one minute; both must be
-# requeued, finish, and be bit for bit what they are undisturbed.
+# Slurm for real, on this machine: a one-node cluster and three cells through submitit. One job is
+# hit by scancel --signal=USR1, one by its time limit of a minute, one is preempted by a job of a
+# higher partition (SIGTERM). All must be requeued, by Slurm's own records for that very reason,
+# finish, and be bit for bit what they are undisturbed.
 #
-#   sudo scripts/dev/slurm_local.sh        some four minutes; needs root, installs slurm-wlm and munge
-#   EPOCHS=30 scripts/dev/slurm_local.sh   on a machine so fast that no job meets its time limit
-#   scripts/dev/slurm_local.sh check       only says whether it could run here, and why not
+#   sudo scripts/dev/slurm_local.sh    three minutes; needs root, installs slurm-wlm and munge
+#   scripts/dev/slurm_local.sh check   only says whether it could run here, and why not
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "$0")/../.." && pwd)
@@ -29,11 +29,22 @@ WORK=$(mktemp -d /run/slurm_local.XXXXXX)
 chmod 755 "$WORK"
 install -d -o munge -m 700 "$WORK/key"
 install -d -o munge -m 755 "$WORK/munge"
-mkdir "$WORK/state" "$WORK/spool"
+mkdir -p "$WORK/state" "$WORK/spool" "$WORK/configs/norm" "$WORK/pauses"
+for norm in BN GN SN; do
+  sed "s/^name: .*/name: paused_${norm,,}/; s/^target: .*/target: paused.$norm/" \
+    "$ROOT/configs/norm/${norm,,}.yaml" > "$WORK/configs/norm/paused_${norm,,}.yaml"
+done
+export PYTHONPATH=$ROOT/scripts/dev${PYTHONPATH:+:$PYTHONPATH}
 PIDS=()
 end() {
   status=$?
   [ $status = 0 ] || tail -n 40 "$WORK"/*.log "$WORK"/runs/.slurm/*/*.out 2>/dev/null || true
+  if [ -e "$WORK/slurmctld.pid" ]; then # before the daemons, which would leave the jobs behind
+    export SLURM_CONF=$WORK/slurm.conf
+    scancel --full --signal=KILL --user=root 2>/dev/null || true
+    scancel --user=root 2>/dev/null || true
+    for _ in $(seq 100); do [ -n "$(squeue -h 2>/dev/null)" ] || break; sleep 0.2; done
+  fi
   for ((i = ${#PIDS[@]} - 1; i >= 0; i--)); do kill "${PIDS[i]}" 2>/dev/null || true; done
   wait 2>/dev/null || true
   rm -rf "$WORK"
@@ -45,8 +56,8 @@ cat > "$WORK/slurm.conf" <<CONF
 ClusterName=local
 SlurmctldHost=$HOST(127.0.0.1)
 SlurmUser=root
-SlurmctldPort=36817
-SlurmdPort=36818
+SlurmctldPort=$((10000 + $$ % 10000))
+SlurmdPort=$((20000 + $$ % 10000))
 AuthType=auth/munge
 # A requeued job waits until its credential has expired: two minutes by default.
 AuthInfo=socket=$WORK/munge/socket,cred_expire=5
@@ -58,20 +69,31 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
+# What each job was told, and why.
+SlurmctldDebug=debug
+SlurmdDebug=debug
+# Requeued jobs start again at once, not at the next full minute.
+SchedulerParameters=sched_interval=2,bf_interval=2
+# A minute more than the limit for a job to save and to be requeued, however slow the machine.
+OverTimeLimit=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
-NodeName=$HOST NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
-PartitionName=local Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+NodeName=$HOST NodeAddr=127.0.0.1 CPUs=3 State=UNKNOWN
+PartitionName=local Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
+PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=15
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 CONF
 export SLURM_CONF=$WORK/slurm.conf
 
 runuser -u munge -- mungekey --create --keyfile="$WORK/key/munge.key"
 runuser -u munge -- munged --foreground --key-file="$WORK/key/munge.key" \
   --socket="$WORK/munge/socket" --pid-file="$WORK/munge/pid" --log-file="$WORK/munge/log" \
-  --seed-file="$WORK/munge/seed" &
+  --seed-file="$WORK/munge/seed" > "$WORK/munged.log" 2>&1 &
 PIDS+=($!)
 for _ in $(seq 50); do [ -S "$WORK/munge/socket" ] && break; sleep 0.1; done
 slurmctld -D > "$WORK/slurmctld.log" 2>&1 &
@@ -82,41 +104,51 @@ for _ in $(seq 60); do sinfo -h -o %T 2>/dev/null | grep -q idle && break; sleep
 sinfo
 
 sweep() {
-  "$PYTHON" "$ROOT/train.py" -m norm=bn,gn batch=8x8 data=digits model=resnet14_mini \
-    "trainer.epochs=${EPOCHS:-14}" trainer.device=cpu "$@"
+  "$PYTHON" "$ROOT/train.py" -m --config-dir "$WORK/configs" batch=8x8 data=digits \
+    model=resnet14_mini trainer.epochs=2 trainer.log_every=1 trainer.device=cpu "$@"
+}
+through_slurm() {
+  sweep hydra/launcher=submitit_slurm runs_dir="$WORK/runs" hydra.launcher.gpus_per_node=null \
+    hydra.launcher.cpus_per_task=1 hydra.launcher.signal_delay_s=1 "$@"
 }
 rows() { wc -l 2>/dev/null < "$WORK/runs/digits/resnet14_mini/$1/8x8/seed0/metrics.jsonl" || echo 0; }
+# The job of a cell: by its name, once it is there.
+job() { squeue -h -r -n "$1" -o %i | head -n 1; }
+await() { for _ in $(seq 600); do eval "$1" && return; sleep 0.2; done; echo "not within two minutes: $1"; exit 1; }
 
-echo "undisturbed:"
-sweep hydra/launcher=local runs_dir="$WORK/undisturbed" | tail -n 4
+for norm in BN GN SN; do
+  # 17 layers pause in each of 42 steps: 71 s, longer than a job of one minute can train anywhere.
+  echo 0.1 > "$WORK/pauses/$norm"
+  limit=$([ $norm = GN ] && echo 1 || echo 30)
+  partition=$([ $norm = SN ] && echo low || echo local)
+  PAUSES="$WORK/pauses" through_slurm norm="paused_${norm,,}" hydra.launcher.name="$norm" \
+    hydra.launcher.timeout_min="$limit" hydra.launcher.partition="$partition" \
+    > "$WORK/sweep_$norm.log" 2>&1 &
+  PIDS+=($!)
+  eval "SWEEP_$norm=$!"
+done
+await '[ -n "$(job BN)" ] && [ -n "$(job GN)" ] && [ -n "$(job SN)" ]'
+BN=$(job BN) GN=$(job GN) SN=$(job SN)
 
-echo "through Slurm:"
-sweep hydra/launcher=submitit_slurm runs_dir="$WORK/runs" hydra.launcher.gpus_per_node=null \
-  hydra.launcher.cpus_per_task=1 hydra.launcher.timeout_min=1 hydra.launcher.signal_delay_s=10 \
-  > "$WORK/sweep.log" 2>&1 &
-SWEEP=$!
-PIDS+=("$SWEEP")
-until [ "$(rows bn)" -ge 2 ]; do kill -0 "$SWEEP"; sleep 0.2; done
-JOB=$(squeue -h -r -o %F | head -n 1)
-echo "scancel --signal=USR1 ${JOB}_0"
-scancel --signal=USR1 "${JOB}_0"
-wait "$SWEEP"
-grep -v -i sacct "$WORK/sweep.log" | grep -v "accounting storage is disabled"
+requeued() { scontrol show job "$1" | grep -q "Restarts=[1-9]"; }
 
-"$PYTHON" - "$WORK" "$ROOT/scripts/dev" <<'CHECK'
-import json, sys
-from pathlib import Path
+await '[ "$(rows paused_bn)" -ge 2 ]'
+echo "scancel --signal=USR1 $BN"
+scancel --signal=USR1 "$BN"
+await '[ "$(rows paused_sn)" -ge 2 ]'
+echo "a job of a higher partition takes the place of $SN"
+sbatch -p high -N 1 -n 1 -o /dev/null --wrap "sleep 1"
 
-sys.path.insert(0, sys.argv[2])
-from kill_test import differences
+# Meanwhile, and without pauses.
+sweep hydra/launcher=local runs_dir="$WORK/undisturbed" sweep.slots=1 \
+  norm=paused_bn,paused_gn,paused_sn > "$WORK/undisturbed.log" 2>&1 &
+UNDISTURBED=$!
+PIDS+=("$UNDISTURBED")
 
-work, failed = Path(sys.argv[1]), False
-for norm in ("bn", "gn"):
-    cell = Path("digits", "resnet14_mini", norm, "8x8", "seed0")
-    training = json.loads((work / "runs" / cell / "result.json").read_text())["training"]
-    found = differences(work / "undisturbed" / cell, work / "runs" / cell)
-    starts = len(training["world_sizes"])
-    print(f"{norm}: {starts} starts, {'; '.join(found) or 'the same as undisturbed'}")
-    failed |= bool(found) or starts < 2
-sys.exit(failed)
-CHECK
+# What each job was meant to meet it has met: now they may come to their end.
+await "requeued $GN"
+scontrol update JobId="$GN" TimeLimit=30
+rm "$WORK/pauses/GN"
+for job in BN SN; do await "requeued ${!job}"; rm "$WORK/pauses/$job"; done
+wait "$UNDISTURBED"; wait "$SWEEP_BN"; wait "$SWEEP_GN"; wait "$SWEEP_SN"
+"$PYTHON" "$ROOT/scripts/dev/slurm_check.py" "$WORK" "$BN" "$GN" "$SN"
