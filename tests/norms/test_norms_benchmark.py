@@ -19,11 +19,13 @@ from sn_imagenet.norms import SwitchNorm2d
 from sn_imagenet.norms.benchmark.command import run
 from sn_imagenet.norms.benchmark.contenders import (
     REFERENCE,
+    RESIDUAL,
     SYNC,
     Fig7,
     SyncKernels,
     contenders,
     references,
+    residual_contenders,
 )
 from sn_imagenet.norms.benchmark.layers import SHAPES, Case, Kind, geometric_means
 from sn_imagenet.norms.benchmark.report import layers_table
@@ -115,6 +117,28 @@ def test_fig_7_is_switch_norm() -> None:
     torch.testing.assert_close(paper(x), ours(x))
 
 
+def test_the_ends_of_residual_blocks_are_one_function() -> None:
+    x = torch.randn(4, 8, 3, 5, requires_grad=True)
+    found = residual_contenders(x)
+    blocks = [found[name].layer for name in RESIDUAL]
+    for block in blocks:
+        with torch.no_grad():
+            block.residual.copy_(blocks[0].residual)
+    y = [block(x) for block in blocks]
+    torch.testing.assert_close(y[1], y[2])
+    batch_norm = nn.BatchNorm2d(8)(x)
+    torch.testing.assert_close(y[0], (batch_norm + blocks[0].residual).relu())
+    assert not torch.allclose(y[0], y[1])
+    apart, fused = (gradients(y[k], [x, blocks[k].residual]) for k in (1, 2))
+    torch.testing.assert_close(apart, fused)
+
+
+def test_shares_of_the_copy_know_the_residual() -> None:
+    seconds = {REFERENCE: 1.0, RESIDUAL[-1]: 0.6, "copy": 0.1}
+    # 12 units of traffic in 0.6 s against 2 in 0.1 s.
+    assert Case(KIND, (8, 2, 2), "cpp", seconds, {}).copy_share(RESIDUAL[-1]) == pytest.approx(1)
+
+
 @pytest.fixture
 def sync_kernels_on_the_cpu() -> Iterator[None]:
     """The five operators as their documentation in ATen has them, under their real schemas."""
@@ -204,7 +228,7 @@ def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_norms_writes_its_report(tmp_path: Path) -> None:
     out, plot = tmp_path / "norms.json", tmp_path / "norms.png"
     chosen = ["--samples", "1", "2x1", "--every", "11", "--layout", "channels_last"]
-    chosen += ["--dtype", "bf16"]
+    chosen += ["--dtype", "bf16", "--residual"]
     result = run_script("norms", *chosen, "--json", str(out), "--plot", str(plot))
     assert result.returncode == 0, result.stderr
     report = json.loads(out.read_text())
@@ -217,6 +241,7 @@ def test_norms_writes_its_report(tmp_path: Path) -> None:
     }
     assert report["cases"][0]["kept"]["SN"] == pytest.approx(1, abs=0.01)
     assert "no CPU kernel" in report["cases"][0]["absent"][SYNC]
+    assert set(RESIDUAL) <= report["cases"][0]["seconds"].keys()
     assert plot.stat().st_size > 0 and "SN (native)" in result.stdout
 
 

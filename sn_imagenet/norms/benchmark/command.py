@@ -47,7 +47,8 @@ def _norms(args: argparse.Namespace, device: torch.device) -> tuple[dict[str, An
                 kind = layers.Kind(samples, layout, dtype, replicas)
                 for shape in layers.SHAPES[:: args.every]:
                     print(f"{kind} {shape}", file=sys.stderr)
-                    cases.append(layers.measure(kind, shape, device, args.repeats, args.compile))
+                    others = args.compile, args.residual
+                    cases.append(layers.measure(kind, shape, device, args.repeats, *others))
     return report.layers_report(cases, args.repeats, device), report.layers_table(cases)
 
 
@@ -88,6 +89,9 @@ def _parse(description: str, arguments: list[str] | None) -> argparse.Namespace:
     )
     norms.add_argument("--every", type=int, default=1, help="every k-th of the 12 shapes")
     norms.add_argument("--compile", action="store_true", help="torch.compile too (minutes)")
+    norms.add_argument(
+        "--residual", action="store_true", help="the end of a residual block too: add and ReLU"
+    )
     steps = kinds.add_parser("step", help="ResNet-50's training step")
     steps.add_argument("--batch", type=int, nargs="+", default=[16], help="images per step")
     steps.add_argument("--replicas", type=int, default=8, help="sets of statistics; divides batch")

@@ -8,16 +8,24 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sn_imagenet.norms.benchmark.timing import Context
 from sn_imagenet.norms.control import set_replicas
-from sn_imagenet.norms.layers import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d
+from sn_imagenet.norms.layers import (
+    BatchNorm2d,
+    GroupNorm2d,
+    InstanceNorm2d,
+    LayerNorm2d,
+    PooledNorm2d,
+)
 from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
 REFERENCE = "nn.BatchNorm2d"
 SYNC = "nn.SyncBatchNorm's kernels"
+RESIDUAL = ("PyTorch BN, add, ReLU", "SN, add, ReLU", "SN add ReLU fused")
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,30 @@ class _SyncFunction(torch.autograd.Function):
         return dx, dweight, dbias, None, None, None, None
 
 
+class AddRelu(nn.Module):
+    """The end of a residual block: relu(layer(x) + residual), a gradient for the residual included.
+
+    ``fused``: by the layer itself, one of ours; otherwise in place, as timm's blocks do it.
+    """
+
+    def __init__(self, layer: nn.Module, x: Tensor, fused: bool) -> None:
+        super().__init__()
+        self.layer = layer
+        self.residual = nn.Parameter(torch.randn_like(x))
+        self.fused = fused
+        if isinstance(layer, PooledNorm2d):
+            layer.relu = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor
+        if self.fused:
+            y = self.layer(x, self.residual)
+            return y
+        y = self.layer(x)
+        y += self.residual
+        return F.relu_(y)
+
+
 def has_sync_kernels(device: torch.device) -> bool:
     """Whether the installed PyTorch has them for a device, asked of its dispatcher."""
     return bool(
@@ -168,6 +200,18 @@ def contenders(x: Tensor, replicas: int = 1) -> dict[str, Contender]:
     for name, layer in plain.items():
         set_replicas(layer, replicas)
         found[name] = Contender(layer.to(x.device))
+    return found
+
+
+def residual_contenders(x: Tensor, replicas: int = 1) -> dict[str, Contender]:
+    """What the end of a residual block costs: PyTorch's BN, and SN with and without its fusion."""
+    channels = x.shape[1]
+    layers = (nn.BatchNorm2d(channels), SwitchNorm2d(channels), SwitchNorm2d(channels))
+    found: dict[str, Contender] = {}
+    for name, layer in zip(RESIDUAL, layers, strict=True):
+        set_replicas(layer, replicas)
+        block = AddRelu(layer, x.detach(), fused=name == RESIDUAL[-1])
+        found[name] = Contender(block.to(x.device))
     return found
 
 

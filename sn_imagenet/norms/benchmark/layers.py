@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from sn_imagenet.norms.backends import select_backend
 from sn_imagenet.norms.benchmark.contenders import (
     REFERENCE,
+    RESIDUAL,
     SYNC,
     compiled_contenders,
     contenders,
+    residual_contenders,
 )
 from sn_imagenet.norms.benchmark.timing import StorageLog, alternate, geometric_mean
 
@@ -85,10 +87,13 @@ class Case:
         return {name: seconds / self.reference for name, seconds in self.seconds.items()}
 
     def copy_share(self, name: str) -> float:
-        """Bytes that must move (6 reads, 2 writes) over time, as a share of the copy's (1 + 1)."""
-        if name == COPY:
-            return 1.0
-        return 4 * self.seconds[COPY] / self.seconds[name]
+        """Bytes that must move over time, as a share of the copy's (1 read, 1 write).
+
+        A layer must read 6 and write 2 activations; with a residual and a ReLU it reads the
+        residual once forward and, for the signs, twice backward, and writes its gradient: 9 and 3.
+        """
+        units = 2 if name == COPY else 12 if name in RESIDUAL else 8
+        return units / 2 * self.seconds[COPY] / self.seconds[name]
 
     def as_dict(self) -> dict[str, object]:
         shares = {name: self.copy_share(name) for name in self.seconds}
@@ -108,6 +113,7 @@ def measure(
     device: torch.device,
     repeats: int,
     compiled: bool = False,
+    residual: bool = False,
 ) -> Case:
     """Time every contender on one random activation [kind.total, *shape] and one gradient of it.
 
@@ -122,6 +128,8 @@ def measure(
 
     x, grad = activation().requires_grad_(), activation()
     eager = contenders(x, kind.replicas)
+    if residual:
+        eager |= residual_contenders(x, kind.replicas)
     kept = {}
     for name, contender in eager.items():
         with contender.around():
