@@ -180,10 +180,15 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """``name``: ``resnet50_mini``, ``resnet14_mini`` or any timm model with a ``norm_layer``."""
+    """``name``: ``resnet50_mini``, ``resnet14_mini`` or any timm model with a ``norm_layer``.
+
+    ``fuse_relu``: whether a ResNet's normalisation layers do the ReLUs and residual additions that
+    follow them, which changes nothing but rounding, time and memory.
+    """
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)
+    fuse_relu: bool = True
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from sn_imagenet.models.build import build_model, norm_layer
 from sn_imagenet.models.dropout import PlacedDropout
+from sn_imagenet.models.fuse import fuse_relus
 from sn_imagenet.models.places import Place, places
 
-__all__ = ["Place", "PlacedDropout", "build_model", "norm_layer", "places"]
+__all__ = ["Place", "PlacedDropout", "build_model", "fuse_relus", "norm_layer", "places"]

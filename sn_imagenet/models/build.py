@@ -13,6 +13,7 @@ from hydra.utils import get_class
 from torch import nn
 
 from sn_imagenet.config import ConfigError, ModelConfig, NormConfig, ProtocolConfig
+from sn_imagenet.models.fuse import fuse_relus
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
 from sn_imagenet.models.norm_act import known_to_timm
@@ -70,6 +71,8 @@ def build_model(
             nn.init.zeros_(module.bias)
     if protocol.zero_init_last_gamma:
         _zero_last_gammas(network, model.name)
+    if model.fuse_relu:
+        fuse_relus(network)
     return network
 
 

@@ -1,0 +1,129 @@
+"""The choice of Triton's tiles: timed once, remembered, never where it may not be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from sn_imagenet.norms.backends import triton_tiles
+from sn_imagenet.norms.backends.triton_tiles import TILES, Launch, Tile, Tuner
+
+FASTEST = TILES[2]
+
+
+class Clock:
+    """Counts what was timed; :data:`FASTEST` is the fastest."""
+
+    def __init__(self) -> None:
+        self.timed: list[Tile] = []
+
+    def __call__(self, run: Callable[[], object]) -> float:
+        tile = run()
+        assert isinstance(tile, Tile)
+        self.timed.append(tile)
+        return 1.0 if tile == FASTEST else 2.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Clock]:
+    """As on a device, with a cache directory of its own."""
+    clock = Clock()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(triton_tiles, "time_call", clock)
+    monkeypatch.setattr(triton_tiles, "can_time", lambda x: True)
+    triton_tiles._file.cache_clear()
+    yield clock
+    triton_tiles._file.cache_clear()
+
+
+def run(tile: Tile) -> Tile:
+    return tile
+
+
+def remembered(folder: Path) -> Path:
+    (file,) = (folder / "sn_imagenet").glob("tiles-*.json")
+    return file
+
+
+def test_times_a_class_of_shapes_once(clock: Clock, tmp_path: Path) -> None:
+    tuner, x = Tuner(), torch.empty(30, 64, 56, 56)
+    assert tuner.tile("affine", x, run) == FASTEST
+    assert clock.timed == list(TILES)
+    for again in (x, x[:17]):  # the last batch of an epoch
+        assert tuner.tile("affine", again, run) == FASTEST
+    assert len(clock.timed) == len(TILES)
+    others = (
+        ("moments", x),
+        ("affine", x.to(torch.bfloat16)),
+        ("affine", x.contiguous(memory_format=torch.channels_last)),
+        ("affine", x[:2]),
+    )
+    for count, (name, other) in enumerate(others, start=2):
+        tuner.tile(name, other.contiguous() if other.shape[0] == 2 else other, run)
+        assert len(clock.timed) == count * len(TILES)
+    assert len(json.loads(remembered(tmp_path).read_text())) == 5
+
+
+def test_another_process_reads_what_was_chosen(clock: Clock, tmp_path: Path) -> None:
+    x = torch.empty(2, 3, 4, 4)
+    Tuner().tile("affine", x, run)
+    assert Tuner().tile("affine", x, run) == FASTEST
+    assert len(clock.timed) == len(TILES)
+    # Two that started together each add theirs.
+    one, other = Tuner(), Tuner()
+    one.tile("affine", x, run), other.tile("affine", x, run)
+    one.tile("moments", x, run), other.tile("gradient_sums", x, run)
+    assert len(json.loads(remembered(tmp_path).read_text())) == 3
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[1]", '{"affine": 99}'])
+def test_a_damaged_file_is_replaced(clock: Clock, tmp_path: Path, damage: str) -> None:
+    x = torch.empty(2, 3, 4, 4)
+    Tuner().tile("affine", x, run)
+    remembered(tmp_path).write_text(damage)
+    assert Tuner().tile("affine", x, run) == FASTEST
+    assert len(clock.timed) == 2 * len(TILES)
+    assert Tuner().tile("affine", x, run) == FASTEST
+    assert len(clock.timed) == 2 * len(TILES)
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuner, x = Tuner(), torch.empty(2, 3, 4, 4)
+    monkeypatch.setattr(triton_tiles, "is_capturing", lambda: True)
+    assert tuner.tile("affine", x, run) == TILES[0] and not clock.timed
+    monkeypatch.setattr(triton_tiles, "is_capturing", lambda: False)
+    assert tuner.tile("affine", x, run) == FASTEST  # the warm-up
+    monkeypatch.setattr(triton_tiles, "is_capturing", lambda: True)
+    assert tuner.tile("affine", x, run) == FASTEST
+
+
+def test_deterministic_algorithms_take_the_first() -> None:
+    on_gpu = type("OnGpu", (), {"is_cuda": True})()
+    assert triton_tiles.can_time(on_gpu)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not triton_tiles.can_time(on_gpu)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert Tuner().tile("affine", torch.empty(2, 3, 4, 4), run) == TILES[0]  # the CPU's too
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+@pytest.mark.parametrize("rows", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 65, 7, 7), (1, 64, 4000, 3000)], ids=str)
+def test_every_pixel_is_in_one_tile(shape: tuple[int, ...], rows: bool, tile: Tile) -> None:
+    tiles = Launch(torch.Size(shape), rows, tile)
+    n, channels, height, width = shape
+    (programs,), (pieces,) = tiles.elementwise_grid, tiles.reduction_grid
+    assert tiles.bc * tiles.bp <= tile.elements
+    assert programs == n * -(-channels // tiles.bc) * -(-height * width // tiles.bp) < 2**31
+    assert tiles.per_split % tiles.bp == 0 and pieces == tiles.programs * tiles.splits
+    assert (tiles.splits - 1) * tiles.per_split < tiles.area <= tiles.splits * tiles.per_split
