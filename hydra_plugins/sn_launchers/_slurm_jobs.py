@@ -25,7 +25,7 @@ def follow(cells: Sequence[Cell], jobs: Mapping[Task, str], logs: str) -> int:
 
     Args:
         jobs: the job of each cell that was submitted, as squeue names it.
-        logs: the folder of their logs, for the table.
+        logs: the folder of their logs, with ``%j`` for the job, for the table.
 
     Returns:
         0 if every cell is finished or diverged, 1 if not.
@@ -50,7 +50,8 @@ def follow(cells: Sequence[Cell], jobs: Mapping[Task, str], logs: str) -> int:
                 gone[cell.task] = gone[cell.task] or now
                 is_open |= now - gone[cell.task] < GONE_S
                 why = progress.detail if progress and progress.detail else "ended without a result"
-                state, note = FAILED, f"job {job}: {why} (see {logs})"
+                log = logs.replace("%j", str(job).split("_")[0])
+                state, note = FAILED, f"job {job}: {why} (see {log})"
             rows.append(Row(cell.task.name, str(state), progress, note))
         if not is_open:
             board.end(rows)

@@ -2,9 +2,10 @@
 # Slurm for real, on this machine: a one-node cluster and three cells through submitit. One job is
 # hit by scancel --signal=USR1, one by its time limit of a minute, one is preempted by a job of a
 # higher partition (SIGTERM). All must be requeued, by Slurm's own records for that very reason,
-# finish, and be bit for bit what they are undisturbed.
+# finish, and be bit for bit what they are undisturbed. Of one more sweep a job is cancelled: the
+# other is waited for, and the sweep ends with 1.
 #
-#   sudo scripts/dev/slurm_local.sh    three minutes; needs root, installs slurm-wlm and munge
+#   sudo scripts/dev/slurm_local.sh    three to seven minutes; needs root, installs slurm-wlm and munge
 #   scripts/dev/slurm_local.sh check   only says whether it could run here, and why not
 set -euo pipefail
 
@@ -83,7 +84,7 @@ JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
-NodeName=$HOST NodeAddr=127.0.0.1 CPUs=3 State=UNKNOWN
+NodeName=$HOST NodeAddr=127.0.0.1 CPUs=5 State=UNKNOWN
 PartitionName=local Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=15
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
@@ -114,7 +115,7 @@ through_slurm() {
 rows() { wc -l 2>/dev/null < "$WORK/runs/digits/resnet14_mini/$1/8x8/seed0/metrics.jsonl" || echo 0; }
 # The job of a cell: by its name, once it is there.
 job() { squeue -h -r -n "$1" -o %i | head -n 1; }
-await() { for _ in $(seq 600); do eval "$1" && return; sleep 0.2; done; echo "not within two minutes: $1"; exit 1; }
+await() { for _ in $(seq 1500); do eval "$1" && return; sleep 0.2; done; echo "not within five minutes: $1"; exit 1; }
 
 for norm in BN GN SN; do
   # 17 layers pause in each of 42 steps: 71 s, longer than a job of one minute can train anywhere.
@@ -127,6 +128,14 @@ for norm in BN GN SN; do
   PIDS+=($!)
   eval "SWEEP_$norm=$!"
 done
+through_slurm norm=paused_bn,paused_gn seed=1 trainer.max_steps=2 evaluate=false \
+  hydra.launcher.name=LOST hydra.launcher.timeout_min=30 > "$WORK/sweep_LOST.log" 2>&1 &
+SWEEP_LOST=$!
+PIDS+=("$SWEEP_LOST")
+await '[ -n "$(job LOST)" ]'
+LOST=$(job LOST)
+echo "scancel $LOST"
+scancel "$LOST"
 await '[ -n "$(job BN)" ] && [ -n "$(job GN)" ] && [ -n "$(job SN)" ]'
 BN=$(job BN) GN=$(job GN) SN=$(job SN)
 
@@ -137,7 +146,7 @@ echo "scancel --signal=USR1 $BN"
 scancel --signal=USR1 "$BN"
 await '[ "$(rows paused_sn)" -ge 2 ]'
 echo "a job of a higher partition takes the place of $SN"
-sbatch -p high -N 1 -n 1 -o /dev/null --wrap "sleep 1"
+sbatch -p high -N 1 -n 3 -o /dev/null --wrap "sleep 1"
 
 # Meanwhile, and without pauses.
 sweep hydra/launcher=local runs_dir="$WORK/undisturbed" sweep.slots=1 \
@@ -151,4 +160,12 @@ scontrol update JobId="$GN" TimeLimit=30
 rm "$WORK/pauses/GN"
 for job in BN SN; do await "requeued ${!job}"; rm "$WORK/pauses/$job"; done
 wait "$UNDISTURBED"; wait "$SWEEP_BN"; wait "$SWEEP_GN"; wait "$SWEEP_SN"
+code=0
+wait "$SWEEP_LOST" || code=$?
+tail -n 4 "$WORK/sweep_LOST.log"
+if [ $code != 1 ] || ! grep -q "job $LOST: ended without a result" "$WORK/sweep_LOST.log" \
+  || ! grep -q "2 cells: .*1 finished" "$WORK/sweep_LOST.log"; then
+  echo "a sweep one of whose jobs was cancelled ended with $code"
+  exit 1
+fi
 "$PYTHON" "$ROOT/scripts/dev/slurm_check.py" "$WORK" "$BN" "$GN" "$SN"
