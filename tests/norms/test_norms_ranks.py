@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from norm_reference import randomize
+from norm_reference import BACKENDS, randomize
 from torch import Tensor, nn
 
 from sn_imagenet.norms import (
@@ -24,11 +24,17 @@ RANKS = 2
 SAMPLES = 8
 
 
-def network() -> nn.Module:
+def network(backend: str | None) -> nn.Module:
     net = nn.Sequential(
-        nn.Conv2d(3, 6, 3), SwitchNorm2d(6), nn.Tanh(), nn.Conv2d(6, 4, 2), BatchNorm2d(4)
+        nn.Conv2d(3, 6, 3),
+        SwitchNorm2d(6, omega=("in", "ln", "bn", "gn"), num_groups=3),
+        nn.Tanh(),
+        nn.Conv2d(6, 4, 2),
+        BatchNorm2d(4),
     ).double()
     randomize(net)
+    net[1].backend = net[4].backend = backend
+    net[4].relu = True
     return net
 
 
@@ -54,11 +60,11 @@ def step(net: nn.Module, x: Tensor, direction: Tensor) -> dict[str, Any]:
     }
 
 
-def rank_main(rank: int, replicas: int, directory: str) -> None:
+def rank_main(rank: int, replicas: int, backend: str | None, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{directory}/store", rank=rank, world_size=RANKS)
     try:
-        net = network()
+        net = network(backend)
         set_replicas(net, replicas, process_group=dist.group.WORLD)
         x, direction = batch()
         # Consecutive runs of the batch: with R groups per rank, sample j is of group j mod R
@@ -72,21 +78,27 @@ def rank_main(rank: int, replicas: int, directory: str) -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_a_replica_over_two_ranks_is_one_process_with_the_whole_batch(
-    tmp_path: Path, replicas: int
-) -> None:
-    net = network()
+def check_two_ranks(replicas: int, backend: str | None, directory: Path) -> None:
+    net = network("native")
     set_replicas(net, replicas)
     expected = step(net, *batch())
-    mp.spawn(rank_main, args=(replicas, str(tmp_path)), nprocs=RANKS)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(RANKS)]
+    mp.spawn(rank_main, args=(replicas, backend, str(directory)), nprocs=RANKS)
+    ranks = [torch.load(directory / f"rank{rank}.pt") for rank in range(RANKS)]
     exact = {"rtol": 1e-10, "atol": 1e-11}
     torch.testing.assert_close(torch.cat([r["y"] for r in ranks]), expected["y"], **exact)
     torch.testing.assert_close(torch.cat([r["x_grad"] for r in ranks]), expected["x_grad"], **exact)
     for result in ranks:
         for key in ("grads", "buffers", "averages"):
             torch.testing.assert_close(result[key], expected[key], **exact)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_replica_over_two_ranks_is_one_process_with_the_whole_batch(
+    tmp_path: Path, replicas: int, backend: str
+) -> None:
+    """Pooled by autograd (native) and in closed form (cpp)."""
+    check_two_ranks(replicas, backend, tmp_path)
 
 
 def test_samples_per_group_counts_every_rank(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ own, where TRITON_INTERPRET=1 was set before Triton was imported, or as they are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from norm_reference import fig7, randomize
+from test_norms_ranks import check_two_ranks
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -255,6 +257,11 @@ def test_pooling(omega: tuple[str, ...], replicas: int) -> None:
 def test_pooling_of_large_means() -> None:
     check(torch.randn(6, 20, 2, 2).double() + 1e6, 1e-8)
     check(torch.randn(6, 20, 2, 2) + 1000, 1e-3)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="two processes on one GPU: gloo has no CUDA kernels")
+def test_a_replica_over_two_ranks(tmp_path: Path) -> None:
+    check_two_ranks(2, "triton", tmp_path)
 
 
 @pytest.mark.parametrize("affine", [True, False])
