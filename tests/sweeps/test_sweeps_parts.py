@@ -174,7 +174,7 @@ def test_a_failing_cell_is_retried_after_the_others_and_then_told(tmp_path):
 def test_hours_are_estimated_from_what_was_measured_and_nothing_else(composed, tmp_path):
     config = composed("data=digits", "norm=bn", "batch=8x8", "trainer.epochs=10")
     assert process_hours(config, [], 0) is None
-    same = ("digits", str({"name": "resnet50", "args": {}}), "16", "cpu", "fp32")
+    same = ("digits", str(config.to_dict()["model"]), "16", "cpu", "fp32")
     exact = Speed((*same, "bn", "8x8"), 100.0, 1344)
     other = Speed((*same, "gn", "8x8"), 50.0, 1344)
     config.trainer.device = "cpu"
