@@ -21,6 +21,15 @@ STATISTICS = ("moving_average", "batch_average", "sample")
 CROPS = ("random_resized", "pad", "none")
 SOURCES = ("digits", "cifar10", "imagefolder", "imagenet")
 
+# Where, how fast and how safely a run is carried out: replicas make the results the same.
+# fmt: off
+NOT_THE_EXPERIMENT = frozenset({
+    "run_dir", "runs_dir", "evaluate", "data.root", "data.train", "data.val", "data.workers",
+    "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
+    "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes", "checkpoint.on_error",
+})
+# fmt: on
+
 
 class UserError(ValueError):
     """Something that the user can mend; shown without a traceback.

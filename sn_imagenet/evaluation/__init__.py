@@ -10,7 +10,7 @@ from sn_imagenet.evaluation.evaluate import (
 )
 from sn_imagenet.evaluation.prepare import Prepared, prepare
 from sn_imagenet.evaluation.rerun import evaluate_run, find_run_directories
-from sn_imagenet.evaluation.result import make_result, present_provenance
+from sn_imagenet.evaluation.result import make_result
 
 __all__ = [
     "Prepared",
@@ -24,6 +24,5 @@ __all__ = [
     "find_run_directories",
     "make_result",
     "prepare",
-    "present_provenance",
     "validate",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,17 +12,24 @@ from sn_imagenet.config import ConfigError, ExperimentConfig
 from sn_imagenet.data import DataSets, build
 from sn_imagenet.models import build_model
 from sn_imagenet.norms import norm_layers
+from sn_imagenet.norms.backends import select_backend
 from sn_imagenet.replicas import choose_device, set_precision
+from sn_imagenet.runs import provenance
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The network is on ``device`` with its initial weights, the same on every rank."""
+    """The network is on ``device`` with its initial weights, the same on every rank.
+
+    ``provenance``: of what this process computes, taken before it computes anything, since the
+    checkout may change during a long run.
+    """
 
     config: ExperimentConfig
     device: torch.device
     data: DataSets
     network: nn.Module
+    provenance: dict[str, Any]
 
 
 def prepare(config: ExperimentConfig) -> Prepared:
@@ -40,7 +48,9 @@ def prepare(config: ExperimentConfig) -> Prepared:
     _check_images_fit(network, config)
     if device.type == "cuda":
         network = network.to(device).to(memory_format=torch.channels_last)
-    return Prepared(config, device, data, network)
+    probe = torch.empty(1, 1, 1, 1, device=device)
+    origin = {**provenance(device), "norm_backend": select_backend(probe).name}
+    return Prepared(config, device, data, network, origin)
 
 
 def stores_statistics(network: nn.Module) -> bool:

@@ -5,20 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
-
 from sn_imagenet.evaluation.departures import departures
 from sn_imagenet.evaluation.prepare import Prepared
-from sn_imagenet.norms.backends import select_backend
-from sn_imagenet.runs import provenance
 
 VERSION = 1
-
-
-def present_provenance(prepared: Prepared) -> dict[str, Any]:
-    """The provenance of what this process computes, the normalisers' backend included."""
-    probe = torch.empty(1, 1, 1, 1, device=prepared.device)
-    return {**provenance(prepared.device), "norm_backend": select_backend(probe).name}
 
 
 def make_result(
@@ -40,7 +30,7 @@ def make_result(
         trained_by: the provenance of the training, where this process only evaluates.
     """
     config = prepared.config
-    here = present_provenance(prepared)
+    here = prepared.provenance
     return {
         "version": VERSION,
         "status": status,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from sn_imagenet.config import NOT_THE_EXPERIMENT
 from sn_imagenet.reporting.runs import (
     FINISHED,
     INTERRUPTED,
@@ -20,22 +21,8 @@ from sn_imagenet.reporting.runs import (
 
 MISSING = "—"
 
-# Where a run lies, how its work is dealt out and where its images lie change no number.
-_SAME_EXPERIMENT = {
-    "seed",
-    "run_dir",
-    "runs_dir",
-    "evaluate",
-    "batch.name",
-    "trainer.device",
-    "trainer.replicas_per_pass",
-    "trainer.eval_batch_size",
-    "trainer.log_every",
-    "data.root",
-    "data.train",
-    "data.val",
-    "data.workers",
-}
+# Runs that differ in these alone are seeds of one experiment; a setting's name is only its label.
+_SAME_EXPERIMENT = {*NOT_THE_EXPERIMENT, "seed", "batch.name"}
 _ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn"}
 _STATISTICS = {
     "moving_average": "moving average",

@@ -21,27 +21,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.config import NOT_THE_EXPERIMENT, ExperimentConfig
 from sn_imagenet.runs.files import RunError, cannot, write_atomically, write_json
 from sn_imagenet.runs.lock import release, take
-
-# Where and how fast a run is carried out; replicas make the results the same.
-NOT_THE_EXPERIMENT = (
-    "run_dir",
-    "runs_dir",
-    "evaluate",
-    "data.root",
-    "data.train",
-    "data.val",
-    "data.workers",
-    "trainer.device",
-    "trainer.replicas_per_pass",
-    "trainer.log_every",
-    "trainer.eval_batch_size",
-    "trainer.deterministic",
-    "checkpoint.minutes",
-    "checkpoint.on_error",
-)
 
 
 @dataclass(frozen=True)

@@ -100,21 +100,19 @@ _GONE = re.compile(
 )
 
 
-def _stop_key() -> str:
-    # The store outlives processes that torchrun starts again.
-    return f"sn_imagenet/stopped/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+_STOPPED = "sn_imagenet/stopped"  # a key in the store of the process group
 
 
 def tell_peers_of_the_stop() -> None:
     """Leave word for the ranks that wait for this one in a collective, which is about to break."""
     if dist.is_initialized():
         with suppress(RuntimeError):  # the store is gone, and its process with it
-            _get_default_store().set(_stop_key(), "1")
+            _get_default_store().set(_STOPPED, "1")
 
 
 def _a_peer_was_stopped() -> bool:
     with suppress(RuntimeError):
-        return bool(_get_default_store().check([_stop_key()]))
+        return bool(_get_default_store().check([_STOPPED]))
     return False
 
 

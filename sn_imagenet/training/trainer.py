@@ -19,7 +19,6 @@ from sn_imagenet.evaluation import (
     evaluate,
     make_result,
     prepare,
-    present_provenance,
     validate,
 )
 from sn_imagenet.models import PlacedDropout
@@ -178,6 +177,7 @@ class Trainer:
         self.epoch = self.step = self.step_in_epoch = 0
         self.last_finite_loss: float | None = None
         self.world_sizes = [world_size()]
+        self.git_revisions = [prepared.provenance["git_revision"]]
         self.total_steps = len(self.loader) * config.trainer.epochs
         if config.trainer.max_steps is not None:
             self.total_steps = min(self.total_steps, config.trainer.max_steps)
@@ -227,7 +227,7 @@ class Trainer:
                     "model": self.network.state_dict(),
                     "config": self.config.to_dict(),
                     "training": self._training(),
-                    "provenance": present_provenance(self.prepared),
+                    "provenance": self.prepared.provenance,
                     "data_fingerprint": self.prepared.data.fingerprint,
                 }
                 checkpoint.save(self.directory.final, state)
@@ -336,6 +336,7 @@ class Trainer:
             "step_in_epoch": self.step_in_epoch,
             "last_finite_loss": self.last_finite_loss,
             "world_sizes": self.world_sizes,
+            "git_revisions": self.git_revisions,
             "metrics_bytes": self.log.bytes_written,
             "meters": self.recorder.state_dict(),
             **self.stepper.state_dict(),
@@ -356,7 +357,8 @@ class Trainer:
         self.epoch, self.step = state["epoch"], state["step"]
         self.step_in_epoch = state["step_in_epoch"]
         self.last_finite_loss = state["last_finite_loss"]
-        self.world_sizes = [*state["world_sizes"], world_size()]
+        self.world_sizes = [*state["world_sizes"], *self.world_sizes]
+        self.git_revisions = [*state["git_revisions"], *self.git_revisions]
         self.stepper.rehearse(self.config.data.image_size, self.placement.samples_per_rank)
         self.stepper.load_state_dict(state)
         say(f"{self.directory.path}: going on after epoch {self.epoch}, step {self.step}")
@@ -373,6 +375,7 @@ class Trainer:
             "images_per_s": round(samples / seconds, 3) if seconds else None,
             "world_size": world_size(),
             "world_sizes": self.world_sizes,
+            "git_revisions": self.git_revisions,
         }
 
     def _write(self, **outcome: Any) -> dict[str, Any]:
