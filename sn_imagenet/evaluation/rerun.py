@@ -56,12 +56,13 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
                 "with the command that started it"
             )
         trained = checkpoint.load(directory.final)
-        prepared = prepare(from_dict(_replaced(directory.read_config(), overrides)))
+        own = directory.read_config()
+        prepared = prepare(from_dict(_replaced(own, overrides)))
         _require_same_data(path, trained, prepared)
         prepared.network.load_state_dict(trained["model"])
     with together():
         if rank() == 0:
-            directory.claim(prepared.config)
+            directory.claim(from_dict(own))  # however it is evaluated, it stays this experiment's
     try:
         result = make_result(
             prepared,
