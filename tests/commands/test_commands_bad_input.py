@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import SMALL, refused, result, succeeded, train
+from command_line import SMALL, refused, result, succeeded, train, train_forked
 from PIL import Image
 
 DIGITS = (*SMALL, "batch=8x2", "trainer.max_steps=3")
@@ -34,7 +34,8 @@ DIGITS = (*SMALL, "batch=8x2", "trainer.max_steps=3")
 )
 def test_wrong_value_is_named(overrides: list[str], parts: list[str], tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    refused(train(*DIGITS, *overrides, f"runs_dir={runs}"), *parts)
+    done = train_forked(*DIGITS, *overrides, f"runs_dir={runs}", folder=tmp_path / "said")
+    refused(done, *parts)
     assert not runs.exists()
 
 
@@ -45,7 +46,8 @@ def test_wrong_value_is_named(overrides: list[str], parts: list[str], tmp_path: 
 def test_unknown_choice_lists_what_there_is(
     override: str, parts: list[str], tmp_path: Path
 ) -> None:
-    done = train(*SMALL, override, f"runs_dir={tmp_path / 'runs'}")
+    runs = f"runs_dir={tmp_path / 'runs'}"
+    done = train_forked(*SMALL, override, runs, folder=tmp_path / "said")
     assert done.code == 1  # Hydra's
     assert "Traceback" not in done.err
     for part in parts:
@@ -98,13 +100,15 @@ def _arguments(photos: Path) -> list[str]:
 
 def test_empty_class_folder(photos: Path) -> None:
     (photos / "train" / "fox").mkdir()
-    refused(train(*_arguments(photos)), str(photos / "train"), "data.train", "fox")
+    done = train_forked(*_arguments(photos), folder=photos / "said")
+    refused(done, str(photos / "train"), "data.train", "fox")
     assert not (photos / "run").exists()
 
 
 def test_classes_that_differ(photos: Path) -> None:
     shutil.rmtree(photos / "val" / "eel")
-    refused(train(*_arguments(photos)), "classes of train and val differ", "eel")
+    done = train_forked(*_arguments(photos), folder=photos / "said")
+    refused(done, "classes of train and val differ", "eel")
     assert not (photos / "run").exists()
 
 
