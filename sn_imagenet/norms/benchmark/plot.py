@@ -68,8 +68,9 @@ def _draw(panels: Mapping[str, Mapping[str, float]], path: Path) -> None:
         if place >= len(panels) - columns:
             axis.set_xlabel(f"time / {REFERENCE}", fontsize=8)
             axis.tick_params(axis="x", labelbottom=True)
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line at 1
         for y, value in enumerate(values.values()):
-            axis.text(value, y, f" {value:.2f}", va="center", fontsize=7)
+            axis.text(value, y, f" {value:.2f}", va="center", fontsize=7, bbox=white)
         axis.margins(x=0.25)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
