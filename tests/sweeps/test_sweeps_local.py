@@ -88,7 +88,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_that_is_told_to_stop_passes_it_on_and_continues_later(tmp_path):
-    long = ["norm=bn", "trainer.max_steps=250", "trainer.log_every=1", "evaluate=false"]
+    long = ["norm=bn", "trainer.max_steps=120", "trainer.log_every=1", "evaluate=false"]
     process = sweep(tmp_path, *long)
     metrics = cell(tmp_path, "bn") / "metrics.jsonl"
     deadline = time.monotonic() + 300
