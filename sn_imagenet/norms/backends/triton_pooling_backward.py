@@ -145,6 +145,15 @@ def _inner(gradient, table, entries, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _member(sums, means, entry, entries, size, mean, mask, w, v):
+    """A member's part of b and c: from its sums [2, entries], over sets of ``size`` tables each."""
+    part = v * tl.load(sums + entries + entry, mask=mask, other=0.0) / size
+    rest = w * tl.load(sums + entry, mask=mask, other=0.0) / size
+    mu = tl.load(means + entry, mask=mask, other=0.0)
+    return part, rest + 2 * part * (mean - mu)
+
+
+@triton.jit
 def pool_gradient_kernel(
     buffer,
     sums,
@@ -207,23 +216,21 @@ def pool_gradient_kernel(
         if BN_K >= 0 and not STORED:
             entry = (n % replicas) * channels + c
             samples = rows // replicas
-            gv_bn = tl.load(batch_sums + replicas * channels + entry, mask=mask, other=0.0)
-            gm_bn = tl.load(batch_sums + entry, mask=mask, other=0.0)
-            part = pick(v, BN_K) * gv_bn / samples
+            part, rest = _member(
+                batch_sums, buffer + bn_at, entry, replicas * channels, samples, mean, mask,
+                pick(w, BN_K), pick(v, BN_K),
+            )  # fmt: skip
             of_x += part
-            constant += pick(w, BN_K) * gm_bn / samples
-            mu = tl.load(buffer + bn_at + entry, mask=mask, other=0.0)
-            constant += 2 * part * (mean - mu)
+            constant += rest
         if GN_K >= 0:
             width = channels // groups
             entry = n * groups + c // width
-            gv_gn = tl.load(group_sums + rows * groups + entry, mask=mask, other=0.0)
-            gm_gn = tl.load(group_sums + entry, mask=mask, other=0.0)
-            part = pick(v, GN_K) * gv_gn / width
+            part, rest = _member(
+                group_sums, buffer + gn_at, entry, rows * groups, width, mean, mask,
+                pick(w, GN_K), pick(v, GN_K),
+            )  # fmt: skip
             of_x += part
-            constant += pick(w, GN_K) * gm_gn / width
-            mu = tl.load(buffer + gn_at + entry, mask=mask, other=0.0)
-            constant += 2 * part * (mean - mu)
+            constant += rest
         tl.store(b_out + at, 2 * of_x / area, mask=mask)
         tl.store(c_out + at, constant / area, mask=mask)
     elif LOGITS:
