@@ -83,7 +83,7 @@ class StopRequests:
     def _stop(self) -> None:
         if not self._raised:
             self._raised = True
-            tell_peers_of_the_stop()
+            _tell_peers()
             raise Stopped
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -103,7 +103,7 @@ _GONE = re.compile(
 _STOPPED = "sn_imagenet/stopped"  # a key in the store of the process group
 
 
-def tell_peers_of_the_stop() -> None:
+def _tell_peers() -> None:
     """Leave word for the ranks that wait for this one in a collective, which is about to break."""
     if dist.is_initialized():
         with suppress(RuntimeError):  # the store is gone, and its process with it
