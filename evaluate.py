@@ -13,7 +13,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from sn_imagenet.config import ConfigError
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import evaluate_run, find_run_directories
 from sn_imagenet.replicas import rank, session, together
 from sn_imagenet.reporting.report import report_runs

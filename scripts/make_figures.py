@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.figures import write_figures
 
 

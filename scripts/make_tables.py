@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.tables import TABLES, write_tables
 
 PAPER = Path(__file__).resolve().parent.parent / "results" / "paper.yaml"

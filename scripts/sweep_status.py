@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.runs import find_runs
 from sn_imagenet.sweeps.board import Board, Row, table
 from sn_imagenet.sweeps.progress import progress_of

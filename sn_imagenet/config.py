@@ -15,6 +15,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sn_imagenet.errors import ConfigError
+
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 ESTIMATORS = ("mean_of_variances", "population")
 STATISTICS = ("moving_average", "batch_average", "sample")
@@ -29,19 +31,6 @@ NOT_THE_EXPERIMENT = frozenset({
     "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes", "checkpoint.on_error",
 })
 # fmt: on
-
-
-class UserError(ValueError):
-    """Something that the user can mend; shown without a traceback.
-
-    ``agreed``: whether every rank of the run raised it, so that one of them may speak for all.
-    """
-
-    agreed = False
-
-
-class ConfigError(UserError):
-    """A value of the configuration is wrong."""
 
 
 def _require(condition: bool, message: str) -> None:

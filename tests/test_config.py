@@ -9,13 +9,8 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from sn_imagenet.config import (
-    ConfigError,
-    ExperimentConfig,
-    UserError,
-    from_dict,
-    milestone_epoch,
-)
+from sn_imagenet.config import ExperimentConfig, from_dict, milestone_epoch
+from sn_imagenet.errors import ConfigError, UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 GROUPS = ("norm", "batch", "data", "model", "augment", "protocol")

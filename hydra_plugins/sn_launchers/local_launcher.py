@@ -45,7 +45,7 @@ class LocalLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         from hydra_plugins.sn_launchers._cells import completed
-        from sn_imagenet.config import UserError
+        from sn_imagenet.errors import UserError
 
         setup_globals()
         try:

@@ -81,7 +81,7 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         from hydra_plugins.sn_launchers._cells import completed
-        from sn_imagenet.config import UserError
+        from sn_imagenet.errors import UserError
 
         # Before submitit is imported; the jobs inherit it.
         os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL
@@ -101,7 +101,7 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
     def _launch(self, job_overrides: Sequence[Sequence[str]]) -> int:
         from hydra_plugins.sn_launchers._cells import compose_cells, script_and_options
         from hydra_plugins.sn_launchers._slurm_jobs import follow
-        from sn_imagenet.config import ConfigError
+        from sn_imagenet.errors import ConfigError
         from sn_imagenet.sweeps.plan import plan
         from sn_imagenet.sweeps.pool import COMPLETE, Task
         from sn_imagenet.sweeps.settings import sweep_settings

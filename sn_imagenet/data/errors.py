@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 
 
 class DataError(UserError):

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sn_imagenet.config import ConfigError, ExperimentConfig
+from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import DataSets, build
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import build_model
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.norms.backends import select_backend

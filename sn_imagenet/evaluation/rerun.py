@@ -6,7 +6,8 @@ import glob
 from pathlib import Path
 from typing import Any
 
-from sn_imagenet.config import UserError, from_dict
+from sn_imagenet.config import from_dict
+from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation.evaluate import described_weights, evaluate
 from sn_imagenet.evaluation.prepare import Prepared, prepare
 from sn_imagenet.evaluation.result import make_result

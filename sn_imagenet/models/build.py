@@ -12,7 +12,8 @@ import torch
 from hydra.utils import get_class
 from torch import nn
 
-from sn_imagenet.config import ConfigError, ModelConfig, NormConfig, ProtocolConfig
+from sn_imagenet.config import ModelConfig, NormConfig, ProtocolConfig
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.models.fuse import fuse_relus
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini

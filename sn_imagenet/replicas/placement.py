@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sn_imagenet.config import ConfigError
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.norms import set_replicas
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from sn_imagenet.config import ConfigError
+from sn_imagenet.errors import ConfigError
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sn_imagenet.config import ConfigError, UserError
+from sn_imagenet.errors import ConfigError, UserError
 
 
 def rank() -> int:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import by_cell, method_label, summarise
 from sn_imagenet.reporting.render import write_atomically
 from sn_imagenet.reporting.runs import (

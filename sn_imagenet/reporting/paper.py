@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.runs import Setting
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 
 _LATEX = {
     "\\": r"\textbackslash{}",

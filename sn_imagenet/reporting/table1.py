@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import MISSING, method_label
 from sn_imagenet.reporting.render import Grid, Row, csv_text, grid_latex, grid_markdown
 from sn_imagenet.reporting.table2 import Document

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import MISSING, method_label, statistics_label
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_table, write_text

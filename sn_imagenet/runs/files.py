@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 
 
 class RunError(UserError):

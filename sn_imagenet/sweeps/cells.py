@@ -9,7 +9,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from sn_imagenet.config import ConfigError, ExperimentConfig, UserError, from_hydra
+from sn_imagenet.config import ExperimentConfig, from_hydra
+from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.sweeps.pool import Task
 
 

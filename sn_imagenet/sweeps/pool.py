@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.runs import DIVERGED, FAILED, FINISHED, NOT_EVALUATED, RUNNING
 from sn_imagenet.sweeps.board import Board, Row
 from sn_imagenet.sweeps.progress import Progress, read_progress

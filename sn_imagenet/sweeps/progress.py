@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 from sn_imagenet.holders import is_held
 from sn_imagenet.reporting.runs import (
     DIVERGED,

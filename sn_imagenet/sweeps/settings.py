@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sn_imagenet.config import ConfigError
+from sn_imagenet.errors import ConfigError
 
 
 @dataclass

@@ -6,7 +6,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 from sn_imagenet.sweeps.settings import SweepSettings
 
 

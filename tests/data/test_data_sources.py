@@ -19,9 +19,10 @@ from jpegs import jpeg
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from sn_imagenet.config import AugmentConfig, DataConfig, ExperimentConfig, UserError
+from sn_imagenet.config import AugmentConfig, DataConfig, ExperimentConfig
 from sn_imagenet.data import DataError, DataSets, build, eval_loader, train_loader
 from sn_imagenet.data.folders import decode
+from sn_imagenet.errors import UserError
 
 PLAIN = AugmentConfig(name="none", crop="none", flip=False)
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from worlds import as_programs
 
-from sn_imagenet.config import ConfigError, ExperimentConfig
+from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import AugmentedDataset, eval_loader
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import accuracy, correct_counts, evaluate, prepare
 from sn_imagenet.replicas import join, rank, session, world_size
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from sn_imagenet.config import ConfigError, ExperimentConfig, from_hydra
+from sn_imagenet.config import ExperimentConfig, from_hydra
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import prepare
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -11,7 +11,8 @@ import timm
 import torch
 from torch import nn
 
-from sn_imagenet.config import ConfigError, ExperimentConfig
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import build_model
 from sn_imagenet.norms import LayerNorm2d, norm_layers
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sn_imagenet.config import ConfigError, UserError
+from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.norms.layers import BatchNorm2d
 from sn_imagenet.replicas import Placement, fitting_world_sizes, tell_layers

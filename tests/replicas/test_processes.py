@@ -13,7 +13,7 @@ import torch.distributed as dist
 from session_program import alone, attempt, before_the_first_cell, main
 from worlds import as_programs
 
-from sn_imagenet.config import ConfigError, UserError
+from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.replicas import choose_device, session, together
 
 

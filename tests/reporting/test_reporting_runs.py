@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from run_files import config, finished, result, write_run
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.runs import (
     DIVERGED,
     FAILED,

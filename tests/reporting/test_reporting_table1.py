@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from run_files import REPOSITORY
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.table1 import complexity, differences, read_table1, table1
 
 PAPER = REPOSITORY / "results" / "paper.yaml"

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from run_files import REPOSITORY, config, finished, result, write_run
 
-from sn_imagenet.config import UserError
+from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import latex_escape
 from sn_imagenet.reporting.runs import PAPER_SETTINGS, Setting

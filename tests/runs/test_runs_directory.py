@@ -14,7 +14,8 @@ import pytest
 import yaml
 from disks import full_after, read_only
 
-from sn_imagenet.config import ExperimentConfig, UserError
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.errors import UserError
 from sn_imagenet.runs import RunDirectory, RunError, config_differences, write_json
 
 Compose = Callable[..., ExperimentConfig]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from sn_imagenet.config import ConfigError, UserError
+from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.holders import this_process
 from sn_imagenet.reporting.tail import last_rows
 from sn_imagenet.sweeps.board import Board, Row, duration, table
