@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from sn_imagenet.norms.benchmark.command import run
+from sn_imagenet.benchmark.command import run
 
 if __name__ == "__main__":
     sys.exit(run(__doc__))

@@ -49,7 +49,7 @@ def main() -> int:
 
     def count() -> list[dict[str, Any]]:
         # Here, so that the tables of runs can be made without loading torch.
-        from sn_imagenet.norms.census import SIZE, census
+        from sn_imagenet.benchmark.census import SIZE, census
 
         try:
             return [asdict(row) for row in census(size=args.size or SIZE)]

@@ -32,6 +32,7 @@ RANKS = {
     "replicas": 4,
     "evaluation": 5,
     "training": 6,
+    "benchmark": 7,
 }
 # These stand apart: what a room may import of the package, itself aside.
 APART = {

@@ -17,7 +17,7 @@ from sn_imagenet.reporting.render import Grid, Row, csv_text, grid_latex, grid_m
 from sn_imagenet.reporting.table2 import Document
 
 Counted = Mapping[str, Any]
-"""A :class:`sn_imagenet.norms.census.Census` as a dictionary."""
+"""A :class:`sn_imagenet.benchmark.census.Census` as a dictionary."""
 
 Count = Callable[[], Sequence[Counted]]
 """Counts the modules, a row per method."""

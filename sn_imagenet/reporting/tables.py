@@ -48,7 +48,7 @@ def write_tables(
     Args:
         runs_dir: the runs below it are what the other tables are made of.
         settings: restricts and orders the columns: names such as ``8x32``.
-        count: counts the modules, :func:`sn_imagenet.norms.census.census`; called for Table 1 only.
+        count: counts the modules, :func:`sn_imagenet.benchmark.census.census`; for Table 1 only.
 
     Raises:
         UserError: no runs, an unknown table or setting, a file that cannot be read or written.

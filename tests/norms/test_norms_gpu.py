@@ -13,11 +13,11 @@ from norm_reference import fig7, gradients, randomize
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
+from sn_imagenet.benchmark.contenders import REFERENCE, SYNC, SyncKernels, contenders
+from sn_imagenet.benchmark.layers import Kind, measure
+from sn_imagenet.benchmark.step import MODES, StepKind, measure_steps
 from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, PooledNorm2d, SwitchNorm2d, set_replicas
 from sn_imagenet.norms.backends import select_backend
-from sn_imagenet.norms.benchmark.contenders import REFERENCE, SYNC, SyncKernels, contenders
-from sn_imagenet.norms.benchmark.layers import Kind, measure
-from sn_imagenet.norms.benchmark.step import MODES, StepKind, measure_steps
 
 pytestmark = [
     pytest.mark.gpu,

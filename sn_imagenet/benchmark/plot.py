@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sn_imagenet.norms.benchmark.contenders import REFERENCE
+from sn_imagenet.benchmark.contenders import REFERENCE
 
 _COLUMNS = 4
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from sn_imagenet.benchmark.census import METHODS, census, polynomial
 from sn_imagenet.norms import BatchNorm2d, Moments, PooledNorm2d, Statistics, SwitchNorm2d
-from sn_imagenet.norms.census import METHODS, census, polynomial
 
 SIZE = N, C, H, W = 4, 64, 5, 3
 GROUPS = 32

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sn_imagenet.norms.benchmark.contenders import REFERENCE
-from sn_imagenet.norms.benchmark.layers import DTYPES, LAYOUTS
-from sn_imagenet.norms.benchmark.timing import StorageLog, alternate
+from sn_imagenet.benchmark.contenders import REFERENCE
+from sn_imagenet.benchmark.layers import DTYPES, LAYOUTS
+from sn_imagenet.benchmark.timing import StorageLog, alternate
 from sn_imagenet.norms.control import set_replicas
 from sn_imagenet.norms.layers import BatchNorm2d, GroupNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm2d

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
-from sn_imagenet.norms.backends import select_backend
-from sn_imagenet.norms.benchmark.contenders import (
+from sn_imagenet.benchmark.contenders import (
     REFERENCE,
     RESIDUAL,
     SYNC,
@@ -17,7 +16,8 @@ from sn_imagenet.norms.benchmark.contenders import (
     contenders,
     residual_contenders,
 )
-from sn_imagenet.norms.benchmark.timing import StorageLog, alternate, geometric_mean
+from sn_imagenet.benchmark.timing import StorageLog, alternate, geometric_mean
+from sn_imagenet.norms.backends import select_backend
 
 SHAPES = (
     (64, 112, 112),

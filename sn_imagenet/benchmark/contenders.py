@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sn_imagenet.norms.benchmark.timing import Context
+from sn_imagenet.benchmark.timing import Context
 from sn_imagenet.norms.control import set_replicas
 from sn_imagenet.norms.layers import (
     BatchNorm2d,

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sn_imagenet.norms.benchmark import layers, report, step
-from sn_imagenet.norms.benchmark.plot import plot
+from sn_imagenet.benchmark import layers, report, step
+from sn_imagenet.benchmark.plot import plot
 
 
 def run(description: str, arguments: list[str] | None = None) -> int:

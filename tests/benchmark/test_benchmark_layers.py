@@ -15,9 +15,8 @@ from norm_reference import gradients, randomize
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sn_imagenet.norms import SwitchNorm2d
-from sn_imagenet.norms.benchmark.command import run
-from sn_imagenet.norms.benchmark.contenders import (
+from sn_imagenet.benchmark.command import run
+from sn_imagenet.benchmark.contenders import (
     REFERENCE,
     RESIDUAL,
     SYNC,
@@ -27,10 +26,11 @@ from sn_imagenet.norms.benchmark.contenders import (
     references,
     residual_contenders,
 )
-from sn_imagenet.norms.benchmark.layers import SHAPES, Case, Kind, geometric_means
-from sn_imagenet.norms.benchmark.report import layers_table
-from sn_imagenet.norms.benchmark.step import StepKind, check_mode, measure_steps
-from sn_imagenet.norms.benchmark.timing import WARM_UP, alternate
+from sn_imagenet.benchmark.layers import SHAPES, Case, Kind, geometric_means
+from sn_imagenet.benchmark.report import layers_table
+from sn_imagenet.benchmark.step import StepKind, check_mode, measure_steps
+from sn_imagenet.benchmark.timing import WARM_UP, alternate
+from sn_imagenet.norms import SwitchNorm2d
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
 KIND = Kind(32, "contiguous", "fp32")

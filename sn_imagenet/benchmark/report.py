@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from sn_imagenet.norms.benchmark.contenders import REFERENCE
-from sn_imagenet.norms.benchmark.layers import Case, by_kind, geometric_means
-from sn_imagenet.norms.benchmark.step import StepCase
+from sn_imagenet.benchmark.contenders import REFERENCE
+from sn_imagenet.benchmark.layers import Case, by_kind, geometric_means
+from sn_imagenet.benchmark.step import StepCase
 
 VERSION = 2
 """Of the JSON's form."""

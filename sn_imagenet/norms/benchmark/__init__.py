@@ -1,1 +1,0 @@
-"""How fast the normalisers are, against PyTorch's own: scripts/benchmark.py."""
