@@ -1,39 +1,39 @@
 """What Table 1 of the paper counts, taken from the modules themselves.
 
-Nothing here knows a method: each is called at many sizes and what it does is counted. Parameters
-are those that learn; a hyper-parameter is a constructor argument that changes what the layer
-computes; statistics are the distinct numbers among the tables that its pool function asks for;
-the complexity is that of the operators that run until they are there.
+Each method's pool function is called once on the tables of a random batch: the kinds of statistics
+that it asks for, and how many of their numbers differ, are what the method estimates. Parameters
+are those that learn, hyper-parameters the constructor's numbers and sets; the complexity is that of
+the operators that run until the statistics are there.
 """
 
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
-from sn_imagenet.norms.layers import (
+from sn_imagenet.norms import (
     BatchNorm2d,
+    BatchRenorm2d,
+    FrozenBatchNorm2d,
     GroupNorm2d,
     InstanceNorm2d,
     LayerNorm2d,
+    Moments,
     PooledNorm2d,
+    Statistics,
+    SwitchNorm2d,
+    SyncBatchNorm2d,
 )
-from sn_imagenet.norms.moments import Moments, Statistics
-from sn_imagenet.norms.switch_norm import SwitchNorm2d
+from sn_imagenet.norms.backends import select_backend
 
-Factory = Callable[..., PooledNorm2d]
-"""A layer from its number of channels and keyword arguments."""
-
-METHODS: dict[str, Factory] = {
+METHODS: dict[str, type[PooledNorm2d]] = {
     "bn": BatchNorm2d,
     "in": InstanceNorm2d,
     "ln": LayerNorm2d,
@@ -47,7 +47,7 @@ METHODS: dict[str, Factory] = {
 SIZE = (32, 64, 56, 56)
 """N, C, H, W at which numbers are given: a layer of ResNet-50 at 32 samples per GPU."""
 
-# How the paper writes what the modules call otherwise; a name of one's own stands for itself.
+# How the paper writes what the modules call otherwise.
 PARAMETERS = {"weight": "γ", "bias": "β", "mean_weight": "w", "var_weight": "w"}
 ARGUMENTS = {
     "momentum": "p",
@@ -57,13 +57,8 @@ ARGUMENTS = {
     "d_max": "d",
     "omega": "Ω",
 }
-
-# Two levels of each size, which decide a polynomial of first degree in each, and one more point
-# that it must meet. g divides C in all of them.
-_LEVELS = {"g": (2, 3), "N": (2, 5), "C": (12, 24), "H": (3, 4), "W": (3, 5)}
-_HELD_OUT = {"g": 6, "N": 3, "C": 36, "H": 2, "W": 7}
-# In the middle of batch renorm's schedules, where each of their ends has its effect.
-_STEP = 15_000
+# The numbers in one table of each kind, Eq. (5); a method has one of means and one of variances.
+_TABLES = {"bn": "C", "ln": "N", "in": "NC", "gn": "gN"}
 
 
 @dataclass(frozen=True)
@@ -72,11 +67,11 @@ class Census:
 
     Attributes:
         params: symbols of what is learned.
-        parameters: how many at ``size``; ``parameters_formula``: the polynomial in C and g.
+        parameters: how many at ``size``; ``parameters_formula``: the polynomial in C.
         hyperparameters: symbols of the constructor arguments that have an effect.
         statistics: symbols of what is estimated, and of the moving averages (primed).
-        members: the kinds of statistics pooled, such as batch or layer.
-        count: distinct statistics at ``size``; ``count_formula``: the polynomial in N, C, H, W, g.
+        members: the kinds of statistics pooled, such as bn or ln.
+        count: distinct statistics at ``size``; ``count_formula``: the polynomial in N, C and g.
         exponents: of N, C and HW in the elements that operators read and write to estimate them;
             None where nothing is estimated. ``work``: that number of elements at ``size``.
     """
@@ -95,223 +90,116 @@ class Census:
     work: int
 
 
-def census(
-    methods: Mapping[str, Factory] = METHODS, size: tuple[int, int, int, int] = SIZE
-) -> list[Census]:
-    """Count every method; ``size`` is the [N, C, H, W] of the numbers and of the scaling.
+def census(size: tuple[int, int, int, int] = SIZE) -> list[Census]:
+    """Count every built-in method; ``size`` is the [N, C, H, W] of the numbers and of the scaling.
 
     Raises:
-        ValueError: a size below 2, at which statistics coincide; a count that is no polynomial.
+        ValueError: a size below 2, at which statistics coincide.
     """
     if len(size) != 4 or min(size) < 2:
         raise ValueError(f"size={size}: expected N, C, H, W of at least 2 each")
-    return [_count(name, factory, size) for name, factory in methods.items()]
+    return [_count(name, method, size) for name, method in METHODS.items()]
 
 
-def _count(name: str, factory: Factory, size: tuple[int, int, int, int]) -> Census:
-    layer = factory(size[1])
-    learned = {n: p.numel() for n, p in layer.named_parameters() if p.requires_grad}
-    tables = pooled_tables(factory, size)
-    symbols = ["μ", "σ"] if len(tables) == 1 else ["μ_k", "σ_k"] if tables else []
+def _count(name: str, method: type[PooledNorm2d], size: tuple[int, int, int, int]) -> Census:
+    n, channels, height, width = size
+    layer = method(channels)
+    learned = _learned(layer)
+    parameters = sum(learned.values())
+    per_channel = (sum(_learned(method(2 * channels)).values()) - parameters) // channels
+    terms = [f"{per_channel}C" if per_channel else "", parameters - per_channel * channels or ""]
+    asked = _Asked(n, channels)
+    layer.double().pool(asked)
+    sizes = sorted((_TABLES[kind] for kind in asked.tables), key=lambda term: (len(term), term))
+    symbols = ["μ", "σ"] if len(sizes) == 1 else ["μ_k", "σ_k"] if sizes else []
     stored = ["μ′", "σ′"] if layer.running_mean is not None else []
-    work = _work(factory, size)
+    work = _work(method, size) if sizes else 0
+    doubled = {"N": (2 * n, *size[1:]), "C": (n, 2 * channels, height, width)}
+    doubled["HW"] = (n, channels, 2 * height, width)
     return Census(
         name,
         size,
         tuple(dict.fromkeys(PARAMETERS.get(n, n) for n in learned)),
-        sum(learned.values()),
-        polynomial(lambda **at: _learned(factory, at)),
-        tuple(ARGUMENTS.get(n, n) for n in _effective_arguments(factory)),
+        parameters,
+        " + ".join(str(term) for term in terms if term) or "0",
+        tuple(ARGUMENTS.get(n, n) for n in _hyperparameters(method, layer, asked.tables)),
         (*symbols, *stored),
-        tuple(tables),
-        _distinct(tables),
-        polynomial(lambda **at: _distinct(pooled_tables(*_at(factory, at)))),
-        _exponents(factory, size, work) if work else None,
+        tuple(asked.tables),
+        sum(_distinct([table[place] for table in asked.tables.values()]) for place in (0, 1)),
+        " + ".join(f"2{term}" for term in sizes) or "0",
+        {at: math.log2(_work(method, to) / work) for at, to in doubled.items()} if work else None,
         work,
     )
 
 
-def _at(factory: Factory, at: Mapping[str, int]) -> tuple[Factory, tuple[int, int, int, int]]:
-    def sized(channels: int) -> PooledNorm2d:
-        arguments = inspect.signature(factory).parameters
-        return factory(channels, **({"num_groups": at["g"]} if "num_groups" in arguments else {}))
-
-    return sized, (at["N"], at["C"], at["H"], at["W"])
-
-
-def _learned(factory: Factory, at: Mapping[str, int]) -> int:
-    sized, (_, channels, _, _) = _at(factory, at)
-    return sum(p.numel() for p in sized(channels).parameters() if p.requires_grad)
+def _learned(layer: PooledNorm2d) -> dict[str, int]:
+    return {name: p.numel() for name, p in layer.named_parameters() if p.requires_grad}
 
 
 class _Asked(Moments):
-    """Moments that note which statistics a pool function asks for."""
+    """Random moments, in float64, that note the statistics which a pool function asks for."""
 
-    def __init__(self, moments: Moments, noted: dict[str, Statistics]) -> None:
-        super().__init__(
-            moments.mean.flatten(0, 1), moments.var.flatten(0, 1), moments.mean.shape[1]
-        )
-        self._noted = noted
+    def __init__(self, samples: int, channels: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        mean, var = torch.rand(2, samples, channels, dtype=torch.float64, generator=generator)
+        super().__init__(mean, var)
+        self.tables: dict[str, Statistics] = {}
 
     def instance(self) -> Statistics:
-        return self._noted.setdefault("in", super().instance())
+        return self.tables.setdefault("in", super().instance())
 
     def layer(self) -> Statistics:
-        return self._noted.setdefault("ln", super().layer())
+        return self.tables.setdefault("ln", super().layer())
 
     def batch(self) -> Statistics:
-        return self._noted.setdefault("bn", super().batch())
+        return self.tables.setdefault("bn", super().batch())
 
     def group(self, channel_groups: int) -> Statistics:
-        return self._noted.setdefault("gn", super().group(channel_groups))
+        return self.tables.setdefault("gn", super().group(channel_groups))
 
 
-def pooled_tables(factory: Factory, size: Sequence[int]) -> dict[str, Statistics]:
-    """What one forward pass in training pools from a random [N, C, H, W], by kind.
-
-    A pool function that uses the moments in no way that :class:`Moments` offers has one kind,
-    "own": the tables that it returns. A layer that never pools has none.
-    """
-    tables: dict[str, Statistics] = {}
-    layer = _spied(factory(size[1]).double(), lambda _, noted: tables.update(noted))
-    generator = torch.Generator().manual_seed(0)
-    layer(torch.randn(*size, dtype=torch.float64, generator=generator))
-    return tables
-
-
-def _spied(
-    layer: PooledNorm2d, then: Callable[[Statistics, dict[str, Statistics]], None]
-) -> PooledNorm2d:
-    """``layer`` on PyTorch's operators, calling ``then`` when its statistics are there."""
-    pool = layer.pool
-
-    def spy(moments: Moments) -> Statistics:
-        noted: dict[str, Statistics] = {}
-        result = pool(_Asked(moments, noted))
-        then(result, noted or {"own": result})
-        return result
-
-    setattr(layer, "pool", spy)  # noqa: B010
-    layer.backend = "native"
-    return layer.train().requires_grad_(False)
-
-
-def _distinct(tables: Mapping[str, Statistics]) -> int:
-    """The numbers that differ by more than rounding, means and variances apart."""
-    return sum(
-        _values(torch.cat([table[place].flatten() for table in tables.values()]))
-        for place in (0, 1)
-        if tables
-    )
-
-
-def _values(table: Tensor) -> int:
-    ordered = table.double().sort().values
+def _distinct(tables: Sequence[Tensor]) -> int:
+    """The numbers that differ by more than rounding; none in no tables."""
+    if not tables:
+        return 0
+    ordered = torch.cat([table.flatten() for table in tables]).sort().values
     return 1 + int((ordered.diff() > 1e-12 * ordered.abs().max()).sum())
 
 
-def _effective_arguments(factory: Factory) -> list[str]:
-    """Constructor arguments with a value to choose whose change changes output or state."""
-    changed = {
-        name: _another(parameter.default)
-        for name, parameter in inspect.signature(factory).parameters.items()
-    }
-    as_it_is = _behaviour(factory, {})
+def _hyperparameters(
+    method: type[PooledNorm2d], layer: PooledNorm2d, members: Mapping[str, Statistics]
+) -> list[str]:
+    """Constructor arguments with a value to choose; not those that the base class takes and the
+    method has no use for: momentum without moving averages, groups without group norm."""
+    defaults = {name: p.default for name, p in inspect.signature(method).parameters.items()}
     found = [
         name
-        for name, value in changed.items()
-        if value is not None and not _same(as_it_is, _behaviour(factory, {name: value}))
+        for name, default in defaults.items()
+        if isinstance(default, int | float | tuple) and not isinstance(default, bool)
+        if name != "momentum" or layer.track_running_stats
+        if name != "num_groups" or "gn" in members
     ]
-    # The paper's order: p first.
-    return sorted(found, key=lambda name: name != "momentum")
-
-
-def _another(default: Any) -> Any:
-    """Another value for an argument; None for switches and what has no value to choose."""
-    if isinstance(default, bool):
-        return None
-    if isinstance(default, int | float):
-        return default * 2
-    return default[:-1] if isinstance(default, tuple) and len(default) > 1 else None
-
-
-def _behaviour(factory: Factory, arguments: Mapping[str, Any]) -> list[Tensor]:
-    """Output of a training and an evaluation pass, and the buffers after them."""
-    layer = factory(64, **arguments).double()
-    layer.backend = "native"
-    if layer.num_batches_tracked is not None:
-        layer.num_batches_tracked.fill_(_STEP)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4, 64, 3, 3, dtype=torch.float64, generator=generator)
-    x = 3 * x * torch.linspace(0.5, 2, 64).view(-1, 1, 1) + torch.linspace(-4, 4, 64).view(-1, 1, 1)
-    with torch.no_grad():
-        return [layer(x), layer.eval()(x), *(b.clone() for b in layer.buffers())]
-
-
-def _same(first: list[Tensor], second: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def polynomial(count: Callable[..., int]) -> str:
-    """``count(g=, N=, C=, H=, W=)`` as a polynomial, such as "2C + 2N + 2NC".
-
-    Raises:
-        ValueError: it is none of first degree in each size with integer coefficients.
-    """
-    points = [
-        dict(zip(_LEVELS, values, strict=True)) for values in itertools.product(*_LEVELS.values())
-    ]
-    monomials = [
-        names for k in range(len(_LEVELS) + 1) for names in itertools.combinations(_LEVELS, k)
-    ]
-
-    def row(point: Mapping[str, int]) -> list[float]:
-        return [float(math.prod(point[name] for name in names)) for names in monomials]
-
-    counts = [count(**point) for point in points]
-    system = torch.tensor([row(point) for point in points], dtype=torch.float64)
-    solution = torch.linalg.solve(system, torch.tensor(counts, dtype=torch.float64))
-    coefficients = [round(c) for c in solution.tolist()]
-    met = [*zip(points, counts, strict=True), (_HELD_OUT, count(**_HELD_OUT))]
-    for point, actual in met:
-        if sum(c * v for c, v in zip(coefficients, row(point), strict=True)) != actual:
-            raise ValueError(f"a count of {actual} at {point}: no polynomial in {list(_LEVELS)}")
-    terms = {"".join(names): c for names, c in zip(monomials, coefficients, strict=True) if c}
-    ordered = sorted(terms.items(), key=lambda term: (not term[0], len(term[0]), term[0]))
-    return " + ".join(names if names and c == 1 else f"{c}{names}" for names, c in ordered) or "0"
+    return sorted(found, key=lambda name: name != "momentum")  # the paper's order: p first
 
 
 class _Work(TorchDispatchMode):
     """Counts the elements of every tensor that an operator reads or writes."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.elements = 0
+    elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not func.is_view:
-            for value in (args, kwargs, result):
-                leaves = torch.utils._pytree.tree_leaves(value)
-                self.elements += sum(v.numel() for v in leaves if isinstance(v, Tensor))
+            leaves = torch.utils._pytree.tree_leaves((args, kwargs, result))
+            self.elements += sum(leaf.numel() for leaf in leaves if isinstance(leaf, Tensor))
         return result
 
 
-def _work(factory: Factory, size: Sequence[int]) -> int:
-    """Elements read and written until the statistics to normalise with are there."""
-    counts = [0]
-    mode = _Work()
-    layer: nn.Module = _spied(
-        factory(size[1], device="meta"), lambda *_: counts.append(mode.elements)
-    )
+@torch.no_grad()
+def _work(method: type[PooledNorm2d], size: Sequence[int]) -> int:
+    """Elements read and written by PyTorch's operators until the statistics are there."""
+    layer = method(size[1], device="meta")
     x = torch.empty(*size, device="meta")  # sizes without values: nothing is computed
-    with mode:
-        layer(x)
-    return counts[-1]
-
-
-def _exponents(factory: Factory, size: Sequence[int], work: int) -> dict[str, float]:
-    """log2 of the growth of the work as N, C and HW double."""
-    n, c, h, w = size
-    doubled = {"N": (2 * n, c, h, w), "C": (n, 2 * c, h, w), "HW": (n, c, 2 * h, w)}
-    return {name: math.log2(_work(factory, to) / work) for name, to in doubled.items()}
+    with _Work() as mode:
+        layer.pool(Moments(*select_backend(x, "native").moments(x)))
+    return mode.elements
