@@ -1,15 +1,19 @@
-"""Time the normalisers against PyTorch's own: each layer alone, or ResNet-50's whole step.
+"""Time the normalisers against PyTorch's own: each layer alone, or the training step.
 
 python scripts/benchmark.py norms --samples 32 2 16x2 --json results/benchmarks/norms.json
-python scripts/benchmark.py step --batch 16 --image-size 64
-python scripts/benchmark.py step --batch 8 16 --modes eager graph reduce-overhead --dtype bf16
+python scripts/benchmark.py step --batch 16 8x2 --image-size 64
+python scripts/benchmark.py step --batch 8x1 8x2 --modes eager graph reduce-overhead --dtype bf16
+python scripts/benchmark.py step --network resnet50_mini --image-size 16 --batch 8x2 --threads 1
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from sn_imagenet.benchmark.command import run
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
 if __name__ == "__main__":
-    sys.exit(run(__doc__))
+    sys.exit(run(__doc__, CONFIGS))

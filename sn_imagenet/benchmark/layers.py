@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -16,6 +18,7 @@ from sn_imagenet.benchmark.contenders import (
     contenders,
     residual_contenders,
 )
+from sn_imagenet.benchmark.report import Command, Report, aligned
 from sn_imagenet.benchmark.timing import StorageLog, alternate, geometric_mean
 from sn_imagenet.norms.backends import select_backend
 
@@ -181,3 +184,86 @@ def geometric_means(cases: Sequence[Case]) -> dict[str, dict[str, dict[str, floa
         }
         for kind, members in by_kind(cases).items()
     }
+
+
+def layers_table(cases: Sequence[Case]) -> str:
+    """Times over nn.BatchNorm2d's (the faster of its backends), a table per kind of activation:
+    a row per shape, then geometric means, shares of the copy's bandwidth and what is kept."""
+    tables = []
+    for kind, members in by_kind(cases).items():
+        means = geometric_means(members)[str(kind)]
+        names = [name for name in members[0].seconds if name in means and name != REFERENCE]
+        rows = [[f"{kind}, {members[0].backend}", f"{REFERENCE} ms", *names]]
+        for case in members:
+            size = "x".join(map(str, (kind.total, *case.shape)))
+            ratios = case.ratios()
+            rows.append([size, f"{case.reference * 1e3:.2f}", *(f"{ratios[n]:.2f}" for n in names)])
+        kept = members[0].kept
+        shares = {n: f"{100 * m['copy_bandwidth_share']:.0f} %" for n, m in means.items()}
+        rows += [
+            ["geometric mean", "", *(f"{means[n]['geometric_mean']:.2f}" for n in names)],
+            ["largest", "", *(f"{means[n]['max']:.2f}" for n in names)],
+            ["copy's bandwidth", shares.get(REFERENCE, ""), *(shares[n] for n in names)],
+            ["kept, activations", *(_activations(kept, n) for n in (REFERENCE, *names))],
+        ]
+        absent = [f"not timed: {name}: {why}" for name, why in members[0].absent.items()]
+        tables.append("\n".join([aligned(rows), *absent]))
+    return "\n\n".join(tables)
+
+
+def _activations(kept: Mapping[str, float], name: str) -> str:
+    return f"{kept[name]:.2f}" if name in kept else ""
+
+
+def setting(text: str) -> tuple[int, int]:
+    """(replicas, samples of each) from 32 or 16x2; for argparse."""
+    replicas, _, samples = text.rpartition("x")
+    return int(replicas or 1), int(samples)
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--samples",
+        type=setting,
+        nargs="+",
+        default=[(1, 32), (1, 2), (16, 2)],
+        metavar="N",
+        help="batches; 16x2 is 16 replicas of 2 samples each in one batch; default 32 2 16x2",
+    )
+    parser.add_argument("--every", type=int, default=1, help="every k-th of the 12 shapes")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too (minutes)")
+    parser.add_argument(
+        "--residual", action="store_true", help="the end of a residual block too: add and ReLU"
+    )
+    parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
+    parser.add_argument("--repeats", type=int, default=9, help="rounds; the median counts")
+
+
+def _measure_all(args: Namespace, device: torch.device) -> Report:
+    cases = []
+    for replicas, samples in args.samples:
+        for dtype in args.dtype:
+            for layout in args.layout:
+                kind = Kind(samples, layout, dtype, replicas)
+                for shape in SHAPES[:: args.every]:
+                    print(f"{kind} {shape}", file=sys.stderr)
+                    others = args.compile, args.residual
+                    cases.append(measure(kind, shape, device, args.repeats, *others))
+    means = geometric_means(cases)
+    facts = {
+        "repeats": args.repeats,
+        "reference": REFERENCE,
+        "geometric_means": means,
+        "cases": [case.as_dict() for case in cases],
+    }
+    panels = {
+        kind: {name: mean["geometric_mean"] for name, mean in table.items() if name != REFERENCE}
+        for kind, table in means.items()
+    }
+    return Report(facts, layers_table(cases), panels)
+
+
+COMMAND = Command(
+    "one layer, forward + backward, on ResNet-50's shapes", _add_arguments, _measure_all
+)

@@ -4,41 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from sn_imagenet.benchmark.contenders import REFERENCE
 
 _COLUMNS = 4
 
 
-def plot(report: Mapping[str, Any], path: Path) -> None:
-    """Time over nn.BatchNorm2d's by contender, on a log scale: the geometric means of layers, a
-    panel per kind of activation, or a network's steps, a panel per batch."""
-    panels = _layers(report) if report["benchmark"] == "norms" else _steps(report)
-    _draw(panels, path)
-
-
-def _layers(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    return {
-        kind: {
-            name: mean["geometric_mean"]
-            for name, mean in means.items()
-            if name != report["reference"]
-        }
-        for kind, means in report["geometric_means"].items()
-    }
-
-
-def _steps(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    return {
-        "{network}, {batch} x {image_size} px {layout} {dtype}".format(**case["kind"]): {
-            name: ratio for name, ratio in case["ratios"].items() if name != report["reference"]
-        }
-        for case in report["cases"]
-    }
-
-
-def _draw(panels: Mapping[str, Mapping[str, float]], path: Path) -> None:
+def plot(panels: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Time over nn.BatchNorm2d's by contender, on a log scale, a panel per title."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,36 +1,34 @@
-"""The whole training step of a network: forward, loss, backward, SGD."""
+"""The training step of a setting: the trainer's own, beside timm's with PyTorch's layers."""
 
 from __future__ import annotations
 
+import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
+from sn_imagenet.benchmark.compose import composed
 from sn_imagenet.benchmark.contenders import REFERENCE
-from sn_imagenet.benchmark.layers import DTYPES, LAYOUTS
+from sn_imagenet.benchmark.layers import LAYOUTS, setting
+from sn_imagenet.benchmark.report import Command, Report, aligned
+from sn_imagenet.benchmark.step_contenders import (
+    PYTORCH,
+    StepContender,
+    StepData,
+    StepKind,
+    timm_step,
+    trainer_step,
+)
 from sn_imagenet.benchmark.timing import StorageLog, alternate
-from sn_imagenet.norms.control import set_replicas
-from sn_imagenet.norms.layers import BatchNorm2d, GroupNorm2d
-from sn_imagenet.norms.switch_norm import SwitchNorm2d
-
-
-def _group_norm(channels: int, **factory: Any) -> nn.Module:
-    return nn.GroupNorm(32, channels, **factory)
-
-
-METHODS: dict[str, Callable[..., nn.Module]] = {
-    REFERENCE: nn.BatchNorm2d,
-    "nn.GroupNorm(32)": _group_norm,
-    "BN": BatchNorm2d,
-    "GN": GroupNorm2d,
-    "SN": SwitchNorm2d,
-}
+from sn_imagenet.errors import UserError
+from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
+from sn_imagenet.replicas import set_precision
 
 MODES = {
     "eager": None,
@@ -42,23 +40,6 @@ MODES = {
 mode of that name."""
 
 _CAPTURE_WARM_UP = 3
-
-
-@dataclass(frozen=True)
-class StepKind:
-    """What every contender of a comparison shares. ``batch`` images, dealt to ``replicas`` where a
-    contender has several sets of statistics."""
-
-    batch: int
-    image_size: int
-    layout: str = "contiguous"
-    dtype: str = "fp32"
-    replicas: int = 8
-    network: str = "resnet50"
-
-    @property
-    def setting(self) -> str:
-        return f"({self.replicas},{self.batch // self.replicas})"
 
 
 @dataclass
@@ -78,7 +59,7 @@ class StepCase:
 
     @property
     def images_per_second(self) -> dict[str, float]:
-        return {name: self.kind.batch / value for name, value in self.seconds.items()}
+        return {name: self.kind.total / value for name, value in self.seconds.items()}
 
     def ratios(self) -> dict[str, float]:
         """Time over that of nn.BatchNorm2d with the whole batch as one, run eagerly if it was."""
@@ -87,101 +68,96 @@ class StepCase:
         )
         return {name: value / reference for name, value in self.seconds.items()}
 
+    def as_dict(self) -> dict[str, Any]:
+        others = {"ratios": self.ratios(), "images_per_second": self.images_per_second}
+        return {"title": str(self.kind), **asdict(self), **others}
 
-def check_mode(mode: str, device: torch.device) -> None:
-    """Raise ValueError for a mode that the device does not have."""
-    if mode not in MODES:
-        raise ValueError(f"mode {mode}: expected {', '.join(MODES)}")
-    if mode == "graph" and device.type != "cuda":
-        raise ValueError(f"mode graph: CUDA graphs need a CUDA device, this is {device.type}")
+
+def check(kind: StepKind, modes: Sequence[str], device: torch.device) -> None:
+    """Before the minutes that the others take; sets the kind's precision.
+
+    Raises:
+        UserError: an unknown network; a mode, a layout or a precision that the device has not.
+    """
+    if kind.network not in MINI_LAYERS and not timm.is_model(kind.network):
+        raise UserError(
+            f"--network {kind.network}: expected {', '.join(MINI_LAYERS)} or a timm model"
+        )
+    set_precision(kind.dtype, device)
+    if "graph" in modes and device.type != "cuda":
+        raise UserError(
+            f"--modes graph: CUDA graphs need a CUDA device, this is {device.type}; leave it out"
+        )
+    if kind.layout != "channels_last" and device.type == "cuda":
+        raise UserError(
+            f"--layout {kind.layout}: training on CUDA is channels_last; leave --layout out"
+        )
 
 
 def measure_steps(
-    kind: StepKind, device: torch.device, repeats: int, modes: Sequence[str] = ("eager",)
+    kind: StepKind,
+    configs: Path,
+    device: torch.device,
+    repeats: int,
+    modes: Sequence[str] = ("eager",),
+    methods: Sequence[str] = ("bn", "gn", "sn"),
+    overrides: Sequence[str] = (),
 ) -> StepCase:
-    """Time a network's step on random images under each method and mode.
+    """Time one kind of step on random images under each method and mode.
 
-    Beside one set of statistics for the whole batch, SN and BN with ``kind.replicas`` sets are
-    timed in one pass and, eagerly, SN in a pass each: the setting (replicas, batch / replicas) on
-    one device. With one sample per replica SN is {in, ln}, as in the paper's Table 2.
+    PyTorch's layers stand in timm's own network, over the whole batch. Ours are the trainer's own
+    step with the configuration that train.py would compose, of a setting also SN in a pass each.
+    In a CUDA graph, in which no loss can be read, our network takes the same plain step as timm's.
+
+    Args:
+        configs: the folder of choices from which train.py composes.
+        repeats: rounds.
+        methods: choices of ``norm``.
+        overrides: further ones, as train.py takes them.
 
     Raises:
-        ValueError: the replicas do not divide the batch; a mode that the device does not have.
+        UserError: a mode, a layout, a precision or a choice that there is not.
     """
-    if kind.batch % kind.replicas:
-        raise ValueError(f"batch={kind.batch} cannot be dealt to {kind.replicas} replicas")
-    for mode in modes:
-        check_mode(mode, device)
-    torch.manual_seed(0)
-    images = torch.randn(kind.batch, 3, kind.image_size, kind.image_size, device=device)
-    images = images.contiguous(memory_format=LAYOUTS[kind.layout])
-    labels = torch.randint(1000, (kind.batch,), device=device)
-
+    check(kind, modes, device)
+    data = StepData(kind, device)
+    case = StepCase(kind, {}, {}, {})
     steps: dict[str, Callable[[], object]] = {}
-    kept: dict[str, int] = {}
-    peak: dict[str, int] = {}
-    # As training sets them: cuDNN's best algorithms, and no TF32 in what is called fp32.
-    with torch.backends.cudnn.flags(
-        enabled=torch.backends.cudnn.enabled, benchmark=True, allow_tf32=False
-    ):
-        for mode in modes:
-            for name, method, replicas, passes in _contenders(kind, mode):
-                before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-                network = _network(kind, method, replicas, device)
-                if mode == "eager":
-                    kept[name] = _kept(network, kind, images[::passes])
-                if MODES[mode] is not None:
-                    _make_room_for_compilations()
-                    network.compile(mode=MODES[mode], fullgraph=True, dynamic=False)
-                step = _step(network, kind, images, labels, passes)
-                steps[name] = _captured(step, device) if mode == "graph" else step
-                if device.type == "cuda":
-                    peak[name] = _peak(steps[name], device) - before
-        return StepCase(kind, alternate(steps, repeats, device), kept, peak)
+    cuda = device.type == "cuda"
+    for mode in modes:
+        for name, make in _contenders(data, configs, mode, methods, overrides).items():
+            before = torch.cuda.memory_allocated(device) if cuda else 0
+            contender = make()
+            if mode == "eager":
+                case.kept[name] = _kept(contender)
+            if MODES[mode] is not None:
+                _make_room_for_compilations()
+                contender.network.compile(mode=MODES[mode], fullgraph=True, dynamic=False)
+            graph = mode == "graph"
+            steps[name] = _captured(contender.step, device) if graph else contender.step
+            if cuda:
+                case.peak_memory[name] = _peak(steps[name], device) - before
+    case.seconds = alternate(steps, repeats, device)
+    return case
 
 
-def _contenders(kind: StepKind, mode: str) -> list[tuple[str, Callable[..., nn.Module], int, int]]:
-    """(name, layer, replicas, passes)."""
+def _contenders(
+    data: StepData, configs: Path, mode: str, methods: Sequence[str], overrides: Sequence[str]
+) -> dict[str, Callable[[], StepContender]]:
+    """By name what makes it: made one after the other, so that memory can be told apart."""
+    kind = data.kind
     suffix = "" if mode == "eager" else f", {mode}"
-    replicas, setting = kind.replicas, kind.setting
-    switch_norm = METHODS["SN"]
-    if kind.batch == replicas:
-        switch_norm = partial(SwitchNorm2d, omega=("in", "ln"))
-    found = [(f"{name}{suffix}", layer, 1, 1) for name, layer in METHODS.items()]
-    for name, layer in (("BN", METHODS["BN"]), ("SN", switch_norm)):
-        found.append((f"{name} {setting} one pass{suffix}", layer, replicas, 1))
-    if mode == "eager":
-        found.append((f"SN {setting} {replicas} passes", switch_norm, 1, replicas))
-    return found
-
-
-def _network(
-    kind: StepKind, layer: Callable[..., nn.Module], replicas: int, device: torch.device
-) -> nn.Module:
-    network: nn.Module = timm.create_model(kind.network, norm_layer=layer).to(device)
-    set_replicas(network, replicas)
-    return network.to(memory_format=LAYOUTS[kind.layout]).train()
-
-
-def _step(
-    network: nn.Module, kind: StepKind, images: Tensor, labels: Tensor, passes: int
-) -> Callable[[], None]:
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
-
-    def step() -> None:
-        torch.compiler.cudagraph_mark_step_begin()
-        optimizer.zero_grad(set_to_none=True)
-        for first in range(passes):
-            with _autocast(kind, images.device):
-                loss = F.cross_entropy(network(images[first::passes]), labels[first::passes])
-            (loss / passes).backward()
-        optimizer.step()
-
-    return step
-
-
-def _autocast(kind: StepKind, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, DTYPES[kind.dtype], enabled=kind.dtype != "fp32")
+    makers: dict[str, Callable[[], StepContender]] = {
+        f"{name}{suffix}": partial(timm_step, layer, data) for name, layer in PYTORCH.items()
+    }
+    for method in methods:
+        name = f"{method.upper()} {kind.setting}" if kind.replicas > 1 else method.upper()
+        chosen = [f"norm={method}", *kind.overrides, *overrides]
+        config = composed(configs, chosen)
+        makers[f"{name}{suffix}"] = partial(trainer_step, config, data, plain=mode == "graph")
+        if method == "sn" and kind.replicas > 1 and mode == "eager":
+            each = composed(configs, [*chosen, "trainer.replicas_per_pass=1"])
+            makers[f"{name} in {kind.replicas} passes"] = partial(trainer_step, each, data)
+    return makers
 
 
 def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], object]:
@@ -206,9 +182,10 @@ def _make_room_for_compilations() -> None:
     torch._dynamo.config.accumulated_recompile_limit = 1000
 
 
-def _kept(network: nn.Module, kind: StepKind, images: Tensor) -> int:
-    with StorageLog() as log, _autocast(kind, images.device):
-        y = network(images)
+def _kept(contender: StepContender) -> int:
+    network = contender.network
+    with StorageLog() as log:
+        y = contender.forward()
     return log.alive(y, *network.parameters(), *network.buffers())
 
 
@@ -217,3 +194,99 @@ def _peak(step: Callable[[], object], device: torch.device) -> int:
     torch.cuda.reset_peak_memory_stats(device)
     step()
     return torch.cuda.max_memory_allocated(device)
+
+
+def steps_table(cases: Sequence[StepCase]) -> str:
+    """A table per batch: seconds, images per second, the ratio to nn.BatchNorm2d's seconds, the
+    megabytes that forward keeps, and those of the peak where the device counts them."""
+    tables = []
+    for case in cases:
+        rows = [[str(case.kind), "ms", "images/s", "ratio", "kept MB", "peak MB"]]
+        for name, seconds in case.seconds.items():
+            rows.append(
+                [
+                    name,
+                    f"{seconds * 1e3:.1f}",
+                    f"{case.images_per_second[name]:.1f}",
+                    f"{case.ratios()[name]:.2f}",
+                    *(_megabytes(table.get(name)) for table in (case.kept, case.peak_memory)),
+                ]
+            )
+        tables.append(aligned(rows))
+    return "\n\n".join(tables)
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.0f}"
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="of our networks' configuration, as train.py takes them: model.fuse_relu=false",
+    )
+    parser.add_argument(
+        "--batch",
+        type=setting,
+        nargs="+",
+        default=[(1, 16)],
+        metavar="N",
+        help="images per step; 8x2 is the setting of 8 replicas of 2 samples each; default 16",
+    )
+    parser.add_argument("--norm", nargs="+", default=["bn", "gn", "sn"], help="as train.py's")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--network", default="resnet50", help="as train.py's model.name")
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        default=["eager"],
+        choices=MODES,
+        help="graph: the whole step in a CUDA graph; compile, reduce-overhead: torch.compile's "
+        "modes, minutes each",
+    )
+    parser.add_argument(
+        "--layout",
+        nargs="+",
+        choices=LAYOUTS,
+        help="default training's: channels_last on CUDA, contiguous on the CPU",
+    )
+    parser.add_argument("--dtype", nargs="+", choices=("fp32", "tf32", "bf16"), default=["fp32"])
+    parser.add_argument("--repeats", type=int, default=9, help="rounds; the median counts")
+
+
+def _measure_all(args: Namespace, device: torch.device) -> Report:
+    layouts = args.layout or ["channels_last" if device.type == "cuda" else "contiguous"]
+    kinds = [
+        StepKind(replicas, samples, args.image_size, layout, dtype, args.network, args.classes)
+        for dtype in args.dtype
+        for layout in layouts
+        for replicas, samples in args.batch
+    ]
+    for kind in kinds:
+        check(kind, args.modes, device)
+    cases = []
+    for kind in kinds:
+        print(kind, file=sys.stderr)
+        chosen = args.modes, args.norm, args.overrides
+        cases.append(measure_steps(kind, args.configs, device, args.repeats, *chosen))
+    facts = {
+        "repeats": args.repeats,
+        "reference": REFERENCE,
+        "overrides": args.overrides,
+        "cases": [case.as_dict() for case in cases],
+    }
+    panels = {
+        str(case.kind): {n: ratio for n, ratio in case.ratios().items() if n != REFERENCE}
+        for case in cases
+    }
+    return Report(facts, steps_table(cases), panels)
+
+
+COMMAND = Command(
+    "the training step of a setting, beside timm's network with nn.BatchNorm2d",
+    _add_arguments,
+    _measure_all,
+)

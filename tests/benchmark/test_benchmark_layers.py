@@ -1,4 +1,4 @@
-"""The benchmark's arithmetic, contenders and commands; what it measures is for a quiet machine."""
+"""The layers' benchmark: arithmetic, contenders, command; its figures are for a quiet machine."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ from sn_imagenet.benchmark.contenders import (
     references,
     residual_contenders,
 )
-from sn_imagenet.benchmark.layers import SHAPES, Case, Kind, geometric_means
-from sn_imagenet.benchmark.report import layers_table
-from sn_imagenet.benchmark.step import StepKind, check_mode, measure_steps
+from sn_imagenet.benchmark.layers import SHAPES, Case, Kind, geometric_means, layers_table
 from sn_imagenet.benchmark.timing import WARM_UP, alternate
 from sn_imagenet.norms import SwitchNorm2d
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "benchmark.py"
 KIND = Kind(32, "contiguous", "fp32")
 CPU = torch.device("cpu")
 
@@ -232,7 +231,7 @@ def test_norms_writes_its_report(tmp_path: Path) -> None:
     result = run_script("norms", *chosen, "--json", str(out), "--plot", str(plot))
     assert result.returncode == 0, result.stderr
     report = json.loads(out.read_text())
-    assert report["version"] == 2 and report["machine"]["threads"] == 1
+    assert report["version"] == 3 and report["machine"]["threads"] == 1
     shapes = [c["shape"] for c in report["cases"]]
     assert shapes == 2 * [[64, 112, 112], [2048, 7, 7]]
     assert set(report["geometric_means"]) == {
@@ -245,45 +244,7 @@ def test_norms_writes_its_report(tmp_path: Path) -> None:
     assert plot.stat().st_size > 0 and "SN (native)" in result.stdout
 
 
-def test_step_writes_its_report(tmp_path: Path) -> None:
-    out, plot = tmp_path / "step.json", tmp_path / "step.png"
-    chosen = ["--network", "resnet18", "--batch", "2", "--replicas", "2", "--image-size", "32"]
-    result = run_script("step", *chosen, "--json", str(out), "--plot", str(plot))
-    assert result.returncode == 0, result.stderr
-    (found,) = json.loads(out.read_text())["cases"]
-    ones = {REFERENCE, "nn.GroupNorm(32)", "BN", "GN", "SN"}
-    several = {"BN (2,1) one pass", "SN (2,1) one pass", "SN (2,1) 2 passes"}
-    assert set(found["seconds"]) == set(found["ratios"]) == set(found["kept"]) == ones | several
-    assert found["ratios"][REFERENCE] == 1
-    # The CPU counts no peak; a pass of half the images keeps half of what both keep.
-    assert found["peak_memory"] == {}
-    kept = found["kept"]["SN (2,1) 2 passes"] / found["kept"]["SN (2,1) one pass"]
-    assert kept == pytest.approx(0.5, abs=0.05)
-    assert plot.stat().st_size > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["step", "--modes", "eager", "graph"], "CUDA graphs need a CUDA device"),
-        (["step", "--batch", "9"], "batch=9 cannot be dealt to 8 replicas"),
-        pytest.param(
-            ["norms", "--device", "cuda"],
-            "PyTorch finds no CUDA device",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
-        ),
-    ],
-)
-def test_what_the_user_can_mend(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    device = [] if "--device" in arguments else ["--device", "cpu"]
-    assert run("", [*arguments, *device]) == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_modes_are_checked_before_anything_is_measured() -> None:
-    with pytest.raises(ValueError, match="mode fast: expected eager, graph"):
-        check_mode("fast", CPU)
-    with pytest.raises(ValueError, match="need a CUDA device"):
-        measure_steps(StepKind(8, 32), CPU, 1, ["graph"])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("", ROOT / "configs", ["norms", "--device", "cuda"]) == 2
+    assert "PyTorch finds no CUDA device; use --device cpu" in capsys.readouterr().err

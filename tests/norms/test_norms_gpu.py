@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from sn_imagenet.benchmark.contenders import REFERENCE, SYNC, SyncKernels, contenders
 from sn_imagenet.benchmark.layers import Kind, measure
-from sn_imagenet.benchmark.step import MODES, StepKind, measure_steps
+from sn_imagenet.benchmark.step import MODES, measure_steps
+from sn_imagenet.benchmark.step_contenders import StepKind
 from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, PooledNorm2d, SwitchNorm2d, set_replicas
 from sn_imagenet.norms.backends import select_backend
 
@@ -24,6 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 CUDA = torch.device("cuda")
+ROOT = Path(__file__).resolve().parents[2]
 METHODS = [BatchNorm2d, GroupNorm2d, SwitchNorm2d]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 # Relative to the largest value: sums in fp32, then one rounding to the activation's dtype.
@@ -204,9 +207,9 @@ def test_the_benchmarks_layers() -> None:
 
 
 def test_the_benchmarks_steps() -> None:
-    kind = StepKind(8, 64, "channels_last", "bf16", network="resnet18")
-    case = measure_steps(kind, CUDA, 1, list(MODES))
+    kind = StepKind(8, 1, 64, "channels_last", "bf16", network="resnet18")
+    case = measure_steps(kind, ROOT / "configs", CUDA, 1, list(MODES))
     for mode in MODES:
         suffix = "" if mode == "eager" else f", {mode}"
-        assert case.seconds[f"SN (8,1) one pass{suffix}"] > 0
-    assert case.peak_memory["SN"] > case.kept["SN"] > 0
+        assert case.seconds[f"SN (8,1){suffix}"] > 0
+    assert case.peak_memory["SN (8,1)"] > case.kept["SN (8,1)"] > 0

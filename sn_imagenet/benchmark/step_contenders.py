@@ -1,0 +1,166 @@
+"""The networks and steps that are timed: timm's with PyTorch's layers, and the trainer's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sn_imagenet.benchmark.contenders import REFERENCE
+from sn_imagenet.benchmark.layers import LAYOUTS
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.models import build_model
+from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
+from sn_imagenet.models.mini import build_mini
+from sn_imagenet.replicas import Placement, autocast_for, tell_layers
+from sn_imagenet.training import Stepper
+
+_LEARNING_RATE = 1e-3  # too small to diverge on images that are noise
+
+
+def _group_norm(channels: int, **factory: Any) -> nn.Module:
+    return nn.GroupNorm(math.gcd(32, channels), channels, **factory)
+
+
+PYTORCH: dict[str, Callable[..., nn.Module]] = {
+    REFERENCE: nn.BatchNorm2d,
+    "nn.GroupNorm(32)": _group_norm,
+}
+"""PyTorch's layers, in timm's network as it comes, over the whole batch."""
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """What every contender of a comparison shares: a batch of ``replicas`` times ``samples``
+    images; those with one set of statistics take it as one."""
+
+    replicas: int
+    samples: int
+    image_size: int
+    layout: str
+    dtype: str = "fp32"
+    network: str = "resnet50"
+    classes: int = 1000
+
+    @property
+    def total(self) -> int:
+        """Images per step."""
+        return self.replicas * self.samples
+
+    @property
+    def setting(self) -> str:
+        """``16``, or ``(8,2)`` of several replicas."""
+        return f"({self.replicas},{self.samples})" if self.replicas > 1 else f"{self.samples}"
+
+    @property
+    def overrides(self) -> list[str]:
+        """What train.py would be told to train this."""
+        return [
+            f"model.name={self.network}",
+            f"batch.gpus={self.replicas}",
+            f"batch.samples_per_gpu={self.samples}",
+            f"trainer.precision={self.dtype}",
+        ]
+
+    def __str__(self) -> str:
+        size = f"{self.image_size} px"
+        return f"{self.network}, {self.setting} at {size}, {self.layout} {self.dtype}"
+
+
+class StepData:
+    """One batch of noise and random labels, on the device in the kind's layout."""
+
+    def __init__(self, kind: StepKind, device: torch.device) -> None:
+        self.kind, self.device = kind, device
+        self.autocast = autocast_for(kind.dtype, device)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(kind.total, 3, kind.image_size, kind.image_size, generator=generator)
+        labels = torch.randint(kind.classes, (kind.total,), generator=generator)
+        self.images = images.to(device, memory_format=LAYOUTS[kind.layout])
+        self.labels = labels.to(device)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """``network`` on the device, in the kind's layout, to be trained."""
+        return network.to(self.device).to(memory_format=LAYOUTS[self.kind.layout]).train()
+
+
+@dataclass(frozen=True)
+class StepContender:
+    """``forward`` is the network's first pass of a step, ``step`` the whole."""
+
+    network: nn.Module
+    forward: Callable[[], Tensor]
+    step: Callable[[], None]
+
+
+def timm_step(layer: Callable[..., nn.Module], data: StepData) -> StepContender:
+    """timm's own network with one of :data:`PYTORCH`'s layers, and torch's SGD."""
+    name, classes = data.kind.network, data.kind.classes
+    if name in MINI_LAYERS:
+        network = build_mini(name, classes, layer)
+    else:
+        network = timm.create_model(name, num_classes=classes, norm_layer=layer)
+    network = data.place(network)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=_LEARNING_RATE, momentum=0.9, weight_decay=1e-4
+    )
+    return _plain_step(network, optimizer, data)
+
+
+def trainer_step(config: ExperimentConfig, data: StepData, plain: bool = False) -> StepContender:
+    """The trainer's step, :class:`Stepper` over :func:`build_model`'s network.
+
+    ``plain``: its network and optimiser in the same step as timm's, which reads no loss and so may
+    be captured in a CUDA graph.
+    """
+    classes = data.kind.classes
+    network = data.place(
+        build_model(config.model, config.norm, config.protocol, classes, config.seed)
+    )
+    placement = Placement(
+        config.batch.gpus,
+        config.batch.samples_per_gpu,
+        replicas_per_pass=config.trainer.replicas_per_pass,
+    )
+    stepper = Stepper(network, config, placement, data.device)
+    first = next(placement.passes(data.images, data.labels))
+    tell_layers(network, first, None)
+    if plain:
+        return _plain_step(network, stepper.optimizer, data)
+
+    def forward() -> Tensor:
+        with data.autocast():
+            y: Tensor = network(first.images)
+        return y
+
+    def step() -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+        stepper.gradients(data.images, data.labels, 0)
+        stepper.update(_LEARNING_RATE)
+
+    return StepContender(network, forward, step)
+
+
+def _plain_step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, data: StepData
+) -> StepContender:
+    def forward() -> Tensor:
+        with data.autocast():
+            y: Tensor = network(data.images)
+        return y
+
+    def step() -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+        optimizer.zero_grad(set_to_none=True)
+        with data.autocast():
+            loss = F.cross_entropy(network(data.images), data.labels)
+        loss.backward()
+        optimizer.step()
+
+    return StepContender(network, forward, step)

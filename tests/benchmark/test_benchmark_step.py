@@ -1,0 +1,115 @@
+"""The step's benchmark times what training does; its figures are for a quiet machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sn_imagenet.benchmark.command import run
+from sn_imagenet.benchmark.contenders import REFERENCE
+from sn_imagenet.benchmark.step_contenders import (
+    PYTORCH,
+    StepContender,
+    StepData,
+    StepKind,
+    timm_step,
+    trainer_step,
+)
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.norms import norm_layers
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CPU = torch.device("cpu")
+KIND = StepKind(4, 2, 16, "contiguous", network="resnet14_mini", classes=10)
+Compose = Callable[..., ExperimentConfig]
+
+
+def weights(network: nn.Module) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in network.parameters()]
+
+
+def test_a_step_moves_the_weights(composed: Compose) -> None:
+    data = StepData(KIND, CPU)
+    sn = composed("norm=sn", *KIND.overrides)
+    made: list[StepContender] = [timm_step(layer, data) for layer in PYTORCH.values()]
+    made += [trainer_step(sn, data), trainer_step(sn, data, plain=True)]
+    for place, contender in enumerate(made):
+        assert contender.forward().shape == (8, 10)
+        before = weights(contender.network)
+        contender.step()
+        after = weights(contender.network)
+        still = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        # timm's blocks start with a last gamma of 0, behind which nothing moves at first.
+        assert not all(still) if place < len(PYTORCH) else not any(still)
+
+
+@pytest.mark.parametrize("passes", [None, 1])
+def test_the_networks_are_those_that_are_trained(composed: Compose, passes: int | None) -> None:
+    """With fused ReLUs, and the replicas of the setting in as many passes."""
+    config = composed("norm=sn", *KIND.overrides, f"trainer.replicas_per_pass={passes or 'null'}")
+    contender = trainer_step(config, StepData(KIND, CPU))
+    layers = norm_layers(contender.network).values()
+    # All but the four of the shortcuts end in a ReLU.
+    assert sum(not layer.relu for layer in layers) == 4
+    assert {layer.replicas for layer in layers} == {passes or 4}
+    assert len(contender.forward()) == (2 if passes else 8)
+
+
+def test_the_plain_step_and_the_trainers_are_one_function(composed: Compose) -> None:
+    """What a CUDA graph times is what training does."""
+    data = StepData(KIND, CPU)
+    config = composed("norm=sn", *KIND.overrides)
+    found = []
+    for plain in (False, True):
+        contender = trainer_step(config, data, plain=plain)
+        for group in contender.network.parameters():
+            group.grad = None
+        contender.step()
+        found.append([p.grad for p in contender.network.parameters()])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_step_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, plot = tmp_path / "step.json", tmp_path / "step.png"
+    chosen = ["--network", "resnet14_mini", "--classes", "10", "--batch", "2", "2x1"]
+    chosen += ["--image-size", "16", "--repeats", "1", "--device", "cpu"]
+    assert run("", CONFIGS, ["step", *chosen, "--json", str(out), "--plot", str(plot)]) == 0
+    report = json.loads(out.read_text())
+    assert (report["version"], report["benchmark"], report["reference"]) == (3, "step", REFERENCE)
+    one, several = report["cases"]
+    for case, ours in (
+        (one, {"BN", "GN", "SN"}),
+        (several, {"BN (2,1)", "GN (2,1)", "SN (2,1)", "SN (2,1) in 2 passes"}),
+    ):
+        names = ours | set(PYTORCH)
+        assert set(case["seconds"]) == set(case["ratios"]) == set(case["kept"]) == names
+        assert case["ratios"][REFERENCE] == 1
+        assert case["peak_memory"] == {}  # the CPU counts none
+    # A pass of half the images keeps half of what both keep.
+    kept = several["kept"]["SN (2,1) in 2 passes"] / several["kept"]["SN (2,1)"]
+    assert kept == pytest.approx(0.5, abs=0.05)
+    assert plot.stat().st_size > 0
+    assert "resnet14_mini, (2,1) at 16 px" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--modes", "eager", "graph"], "CUDA graphs need a CUDA device"),
+        (["--dtype", "fp32", "bf16"], "trainer.precision=bf16: needs CUDA"),
+        (["--norm", "mine"], "mine"),
+        (["model.colour=red"], "colour"),
+        (["--network", "resnet51"], "--network resnet51: expected resnet50_mini"),
+    ],
+)
+def test_what_the_user_can_mend(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("", CONFIGS, ["step", *arguments, "--device", "cpu", "--repeats", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "error: " in error and message in error
