@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sn_imagenet.benchmark import layers, step
+from sn_imagenet.benchmark import layers, step, train
 from sn_imagenet.benchmark.plot import plot
 from sn_imagenet.benchmark.report import Command, write_json
 from sn_imagenet.errors import UserError
@@ -16,6 +16,7 @@ from sn_imagenet.errors import UserError
 COMMANDS: dict[str, Command] = {
     "norms": layers.COMMAND,
     "step": step.COMMAND,
+    "train": train.COMMAND,
 }
 
 
@@ -56,5 +57,7 @@ def _parse(description: str, configs: Path, arguments: list[str] | None) -> argp
         kind.add_argument("--threads", type=int, help="CPU threads")
         kind.add_argument("--device", help="cpu or cuda; the GPU where there is one")
         kind.add_argument("--json", type=Path, help="write the report")
-        kind.add_argument("--plot", type=Path, help="write a plot of the ratios")
+        kind.set_defaults(plot=None)
+        if command.plots:
+            kind.add_argument("--plot", type=Path, help="write a plot of the ratios")
     return parser.parse_args(arguments)

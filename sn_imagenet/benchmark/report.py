@@ -40,13 +40,15 @@ class Command:
 
     Attributes:
         help: a line.
-        add_arguments: adds its own; --threads, --device, --json and --plot are everyone's.
+        add_arguments: adds its own; --threads, --device and --json are everyone's.
         measure: from its arguments and the device. Raises UserError for what the user can mend.
+        plots: whether its reports have panels, for --plot.
     """
 
     help: str
     add_arguments: Callable[[ArgumentParser], None]
     measure: Callable[[Namespace, torch.device], Report]
+    plots: bool = True
 
 
 def machine(device: torch.device) -> dict[str, Any]:

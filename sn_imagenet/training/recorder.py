@@ -87,7 +87,8 @@ class Recorder:
         """Report the steps since the last report, if there are any."""
         if not self._steps:
             return
-        seconds = time.perf_counter() - self._since
+        now = time.perf_counter()
+        seconds = now - self._since
         self.total_seconds += seconds
         self.total_samples += self._samples
         row = {
@@ -110,6 +111,7 @@ class Recorder:
         )
         self._progress.report(epoch, row["loss"], row["top1"], lr, row["images_per_s"])
         self._clear()
+        self._since = now  # what reporting took is the next report's
 
     def validated(
         self,

@@ -1,0 +1,57 @@
+"""A training beside its parts: the arithmetic, and that what is measured is a real run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sn_imagenet.benchmark.command import run
+from sn_imagenet.benchmark.train import Throughput
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SMALL = ["train", "data=digits", "model=resnet14_mini", "batch=8x2", "norm=sn"]
+
+
+def test_loader_and_step_take_turns_without_workers() -> None:
+    alone = Throughput(16, 0, loader=300.0, step=100.0, training=60.0, data_wait_pct=25.0)
+    assert (alone.limit, alone.bound) == (pytest.approx(75), "step")
+    assert alone.as_dict()["limit_share"] == pytest.approx(0.8)
+    assert "both, in turn" in alone.table("") and "3.0 times as fast" in alone.table("")
+
+
+def test_the_slower_bounds_with_workers() -> None:
+    beside = Throughput(16, 2, loader=80.0, step=100.0, training=72.0, data_wait_pct=25.0)
+    assert (beside.limit, beside.bound) == (80, "loader")
+    assert beside.as_dict()["limit_share"] == pytest.approx(0.9)
+    assert "bound by the loader: the step alone is 1.2 times" in beside.table("")
+
+
+def test_train_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "train.json"
+    chosen = ["trainer.log_every=2", "--steps", "6", "--repeats", "1", "--device", "cpu"]
+    assert run("", CONFIGS, [*SMALL, *chosen, "--json", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert (report["benchmark"], report["batch"], report["workers"]) == ("train", 16, 0)
+    assert all(report[part] > 0 for part in ("loader", "step", "training"))
+    assert report["loader"] > report["limit"] and report["step"] > report["limit"]
+    assert 0 < report["data_wait_pct"] < 100
+    said = capsys.readouterr().out
+    assert "step 6/6" in said and "digits, resnet14_mini, sn 8x2, 0 workers, cpu" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "60"], "--steps 60: expected at least two reports, 100 steps; or add"),
+        (["batch=8x2", "trainer.epochs=1", "--steps", "100"], "the whole training has 87"),
+        (["batch=3x3"], "batch"),
+        (["batch=8x2", "data=nothing"], "nothing"),
+    ],
+)
+def test_what_the_user_can_mend(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("", CONFIGS, [*SMALL[:3], *SMALL[4:], *arguments, "--device", "cpu"]) == 2
+    assert message in capsys.readouterr().err
