@@ -1,0 +1,219 @@
+"""Runs a command of the documentation as it stands there, on little data and few steps.
+
+The test's data take the place of the user's, and what shortens a run is appended. What downloads
+and what submits to Slurm is composed only. A command that nothing here knows is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from doc_text import ROOT, split
+from torch.distributed.run import get_args_parser
+from worlds import as_programs
+
+SMALL = ("trainer.max_steps=1", "calibration.samples=16", "data.workers=0")
+PIXELS = ("data.image_size=32", "data.resize_size=32")
+BENCHMARKS = {
+    "norms": "--samples 2 --every 12 --repeats 1 --layout contiguous --dtype fp32",
+    "step": "--batch 2 --replicas 2 --image-size 32 --repeats 1",
+}
+
+
+class UnknownCommand(AssertionError):
+    """No test runs this command: teach doc_runs.py how, or take it out of the page."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where commands run: ``folder`` is the current one and may hold ``runs``; ``imagenet`` has
+    ImageNet's layout, ``run`` is a finished run. ``logs``: an empty folder of our own.
+    """
+
+    folder: Path
+    imagenet: Path
+    run: Path
+    logs: Path
+
+    def fill(self, word: str) -> str:
+        """``word`` with the test's data for the user's."""
+        word = word.replace("/data/imagenet", str(self.imagenet)).replace("RUN_DIR", str(self.run))
+        return re.sub(r"\bDIR\b", str(self.imagenet / "val"), word)
+
+
+def carry_out(command: str, place: Place) -> str:
+    """Run ``command`` and check that it succeeded; what it printed."""
+    variables, words = split(command)
+    program, *arguments = map(place.fill, words)
+    if program not in RUNNERS:
+        raise UnknownCommand(command)
+    return RUNNERS[program](arguments, variables, place)
+
+
+def is_slow(command: str) -> bool:
+    """Whether it starts processes that import everything anew."""
+    _, words = split(command)
+    demo = words[:2] == ["make", "demo"]
+    return demo or words[0] in ("pytest", "tensorboard") or ("-m" in words and _runs_cells(words))
+
+
+def _runs_cells(arguments: list[str]) -> bool:
+    """Whether a sweep is carried out on this machine, with data that are at hand."""
+    slurm = "hydra/launcher=submitit_slurm" in arguments
+    return not (slurm or _downloads(arguments) or "sweep.dry_run=true" in arguments)
+
+
+def _downloads(arguments: list[str]) -> bool:
+    return any(word in ("data=cifar10", "sweep=cifar10") for word in arguments)
+
+
+def _python(arguments: list[str], variables: dict[str, str], place: Place) -> str:
+    script, *rest = arguments
+    if script not in SCRIPTS:
+        raise UnknownCommand(f"python {script}")
+    return _run(1, script, SCRIPTS[script](rest), variables, place)
+
+
+def _torchrun(arguments: list[str], variables: dict[str, str], place: Place) -> str:
+    parsed = get_args_parser().parse_args(arguments)
+    if parsed.training_script not in SCRIPTS:
+        raise UnknownCommand(f"torchrun {parsed.training_script}")
+    words = SCRIPTS[parsed.training_script](parsed.training_script_args)
+    return _run(int(parsed.nproc_per_node), parsed.training_script, words, variables, place)
+
+
+def _run(
+    processes: int, script: str, arguments: list[str], variables: dict[str, str], place: Place
+) -> str:
+    known = {"IMAGENET_ROOT": str(place.imagenet), "OMP_NUM_THREADS": "1", **variables}
+    ended = as_programs(
+        processes, _main, place.logs, script, arguments, known, str(place.folder), timeout=300
+    )
+    said = "\n".join(f"{rank.out}{rank.err}" for rank in ended)
+    assert [rank.code for rank in ended] == [0] * processes, said
+    return said
+
+
+def _main(script: str, arguments: list[str], variables: dict[str, str], folder: str) -> None:
+    os.chdir(folder)
+    os.environ.update(variables)
+    if "PYTHONPATH" in variables:  # read by an interpreter as it starts, which this one did
+        sys.path.insert(0, os.path.abspath(variables["PYTHONPATH"]))
+    sys.argv = [str(ROOT / script), *arguments]
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def _train(arguments: list[str]) -> list[str]:
+    if "--cfg" in arguments:
+        return arguments
+    if "-m" in arguments:
+        return _sweep(arguments)
+    if _downloads(arguments):
+        return [*arguments, "--cfg", "job"]
+    return [*arguments, *_short(arguments)]
+
+
+def _short(arguments: list[str]) -> list[str]:
+    """What makes a run short; only groups that the command does not choose itself."""
+    given = {word.partition("=")[0] for word in arguments}
+    model = () if given & {"model", "model.name"} else ("model=resnet14_mini",)
+    digits = {"data=digits", "sweep=digits"} & set(arguments)
+    return [*model, *SMALL, *(() if digits else PIXELS)]
+
+
+def _sweep(arguments: list[str]) -> list[str]:
+    """One cell of the sweep, or its plan where it would download or submit."""
+    if not _runs_cells(arguments):
+        return [*arguments, *({"sweep.dry_run=true"} - set(arguments))]
+    cell = [word.replace("glob(*)", "8x8").partition(",")[0] for word in arguments]
+    given = {word.partition("=")[0] for word in cell}
+    missing = [f"{key}={value}" for key, value in (("norm", "sn"), ("batch", "8x8"))]
+    return [*cell, *(m for m in missing if m.partition("=")[0] not in given), *_short(cell)]
+
+
+def _benchmark(arguments: list[str]) -> list[str]:
+    if arguments[0] not in BENCHMARKS:
+        raise UnknownCommand(f"benchmark.py {arguments[0]}")
+    return [*arguments, *BENCHMARKS[arguments[0]].split()]
+
+
+def _as_it_is(arguments: list[str]) -> list[str]:
+    return arguments
+
+
+def _make(arguments: list[str], variables: dict[str, str], place: Place) -> str:
+    """What the target would do; the demo's own commands are then run."""
+    said = _ended(["make", "-n", *arguments], ROOT)
+    if arguments == ["demo"]:
+        python = ".venv/bin/python "
+        lines = [line for line in said.splitlines() if re.match(rf"{python}(train|scripts/)", line)]
+        assert len(lines) == 3, said
+        for number, line in enumerate(lines):
+            logs = place.logs / str(number)
+            there = Place(place.folder, place.imagenet, place.run, logs)
+            said += carry_out("python " + line.removeprefix(python), there)
+    return said
+
+
+def _pytest(arguments: list[str], variables: dict[str, str], place: Place) -> str:
+    extra = ["--collect-only", "-q", "-p", "no:cacheprovider", "tests/norms"]
+    return _ended([sys.executable, "-m", "pytest", *arguments, *extra], ROOT)
+
+
+def _tensorboard(arguments: list[str], variables: dict[str, str], place: Place) -> str:
+    """Reads the events once instead of serving them."""
+    return _ended([sys.executable, "-m", "tensorboard.main", "--inspect", *arguments], place.folder)
+
+
+def _pip(arguments: list[str], variables: dict[str, str], place: Place) -> str:
+    """Downloads, so only what it would install is looked up."""
+    action, option, target = arguments
+    extras = re.fullmatch(r"\.\[([\w,]+)\]", target)
+    assert (action, option) == ("install", "-e"), arguments
+    assert extras, arguments
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    missing = set(extras[1].split(",")) - set(known["optional-dependencies"])
+    assert not missing, missing
+    return target
+
+
+def _source(arguments: list[str], variables: dict[str, str], place: Place) -> str:
+    """The environment is the one that make setup makes."""
+    (script,) = arguments
+    assert f"BIN := {Path(script).parent}" in (ROOT / "Makefile").read_text()
+    return script
+
+
+def _ended(command: list[str], folder: Path) -> str:
+    ended = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+SCRIPTS: dict[str, Callable[[list[str]], list[str]]] = {
+    "train.py": _train,
+    "evaluate.py": _as_it_is,
+    "scripts/benchmark.py": _benchmark,
+    "scripts/make_figures.py": _as_it_is,
+    "scripts/make_tables.py": _as_it_is,
+    "scripts/sweep_status.py": _as_it_is,
+}
+RUNNERS: dict[str, Callable[[list[str], dict[str, str], Place], str]] = {
+    "make": _make,
+    "pip": _pip,
+    "pytest": _pytest,
+    "python": _python,
+    "source": _source,
+    "tensorboard": _tensorboard,
+    "torchrun": _torchrun,
+}

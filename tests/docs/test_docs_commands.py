@@ -1,0 +1,129 @@
+"""Every command, option and block of code in the README and in docs/ works."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from doc_runs import Place, UnknownCommand, carry_out, is_slow
+from doc_text import PAGES, ROOT, blocks, commands, is_command, overrides
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from PIL import Image
+from sklearn.datasets import load_digits
+
+OWN = ROOT / "docs" / "own-normaliser.md"
+RUN = Path("runs/imagenet/resnet14_mini/sn/8x2/seed0")
+
+
+@pytest.fixture(scope="session")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet's layout, each class with one handwritten digit to train on and one to validate."""
+    root = tmp_path_factory.mktemp("imagenet")
+    digits = load_digits().images
+    for number in range(1000):
+        for part in ("train", "val"):
+            file = root / part / f"n{number:08}" / f"{part}.JPEG"
+            file.parent.mkdir(parents=True)
+            image = Image.fromarray((digits[number] * 15.9).astype("uint8"))
+            image.convert("RGB").save(file, "JPEG")
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(imagenet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The README's first run, for the commands that look at runs: a folder that holds ``runs``."""
+    folder = tmp_path_factory.mktemp("trained")
+    place = Place(folder, imagenet, folder / RUN, tmp_path_factory.mktemp("logs"))
+    carry_out("torchrun train.py norm=sn batch=8x2 data.root=/data/imagenet", place)
+    assert (folder / RUN / "result.json").is_file()
+    return folder
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with the normaliser of the page on one's own."""
+    configs = tmp_path / "my_configs" / "norm"
+    configs.mkdir(parents=True)
+    (tmp_path / "my_norm.py").write_text(blocks("python", pages=(OWN,))[0])
+    (configs / "half.yaml").write_text(blocks("yaml", pages=(OWN,))[0])
+    return tmp_path
+
+
+def _marked(command: str) -> object:
+    return pytest.param(command, marks=[pytest.mark.slow] if is_slow(command) else [])
+
+
+@pytest.mark.parametrize("command", map(_marked, commands()))
+def test_the_command_works(command: str, own: Path, imagenet: Path, trained: Path) -> None:
+    trains = re.search(r"\btrain\.py\b|make demo", command)
+    if not trains:
+        shutil.copytree(trained / "runs", own / "runs")
+    said = carry_out(command, Place(own, imagenet, own / RUN, own / "logs"))
+    assert said.strip()
+    if "train.py" in command and not re.search(r"--cfg|dry_run|cifar10|submitit", command):
+        results = list((own / "runs").rglob("result.json"))
+        assert len(results) == 1, said
+        assert '"finished"' in results[0].read_text()
+
+
+@pytest.mark.parametrize(
+    "command", ["python scripts/unheard_of.py", "torchrun other.py", "sbatch job.sh"]
+)
+def test_a_command_that_no_test_runs_is_an_error(command: str, tmp_path: Path) -> None:
+    with pytest.raises(UnknownCommand):
+        carry_out(command, Place(tmp_path, tmp_path, tmp_path, tmp_path / "logs"))
+
+
+def test_no_command_hides_in_a_block_without_a_language() -> None:
+    lines = [line for block in blocks("") for line in block.splitlines()]
+    assert lines
+    assert not [line for line in lines if is_command(line)]
+
+
+@pytest.mark.parametrize("override", overrides())
+def test_the_option_exists(override: str) -> None:
+    key, _, value = override.partition("=")
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        assert any(_takes(key, value, *base) for base in _BASES), override
+
+
+_BASES = (
+    ("config", "hydra/launcher=submitit_slurm"),
+    ("config", "data=imagefolder"),
+    ("evaluate",),
+)
+
+
+def _takes(key: str, value: str, config: str, *chosen: str) -> bool:
+    """Whether the config knows ``key``, and such a value where one is given."""
+    if not value and (ROOT / "configs" / key).is_dir():
+        return True
+    try:
+        more = [f"{key}={value}"] if value and f"{key}={value}" not in chosen else []
+        composed = compose(config, [*chosen, *more], return_hydra_config=True)
+    except HydraException:
+        return False
+    missing = object()
+    known = OmegaConf.select(composed, key, default=missing, throw_on_resolution_failure=False)
+    return value != "" or known is not missing
+
+
+def test_the_blocks_of_python_run() -> None:
+    assert blocks("python")
+    for block in blocks("python"):
+        exec(compile(block, "docs", "exec"), {})
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
