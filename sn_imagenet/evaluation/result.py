@@ -1,4 +1,4 @@
-"""``result.json``: a number with its provenance (version 1; the README documents it)."""
+"""``result.json``: a number with its provenance (version 1; docs/results.md documents it)."""
 
 from __future__ import annotations
 

@@ -48,18 +48,18 @@ def test_official_code_at_one_sample_per_gpu(tmp_path: Path) -> None:
     assert weights["layer1.0.bn2.weight"].min() > 0.5
 
 
-def _readme(language: str, heading: str) -> str:
-    """The first block of code in ``language`` below a heading of the README."""
-    section = (ROOT / "README.md").read_text().partition(f"## {heading}\n")[2]
-    return section.partition(f"```{language}\n")[2].partition("```")[0]
+def _page(language: str) -> str:
+    """The first block of code in ``language`` of the page on one's own normaliser."""
+    page = (ROOT / "docs" / "own-normaliser.md").read_text()
+    return page.partition(f"```{language}\n")[2].partition("```")[0]
 
 
 @pytest.mark.slow
-def test_own_normaliser_of_the_readme(tmp_path: Path) -> None:
+def test_own_normaliser_of_the_docs(tmp_path: Path) -> None:
     configs = tmp_path / "my_configs" / "norm"
     configs.mkdir(parents=True)
-    (tmp_path / "my_norm.py").write_text(_readme("python", "Your own normaliser"))
-    (configs / "half.yaml").write_text(_readme("yaml", "Your own normaliser"))
+    (tmp_path / "my_norm.py").write_text(_page("python"))
+    (configs / "half.yaml").write_text(_page("yaml"))
     mine = {"cwd": tmp_path, "PYTHONPATH": "."}
     chosen = ("--config-dir", "my_configs", "norm=half", *SMALL, "batch=8x2")
     script, short = str(ROOT / "train.py"), ("trainer.max_steps=10", "calibration.samples=64")

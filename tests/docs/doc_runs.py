@@ -16,19 +16,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from doc_text import ROOT, split
 from torch.distributed.run import get_args_parser
 from worlds import as_programs
 
 SMALL = ("trainer.max_steps=1", "calibration.samples=16", "data.workers=0")
-PIXELS = ("data.image_size=32", "data.resize_size=32")
+PIXELS = ("data.image_size=16", "data.resize_size=16")
 BENCHMARKS = {
     "norms": "--samples 2 --every 12 --repeats 1 --layout contiguous --dtype fp32",
     "step": "--batch 2 --replicas 2 --image-size 32 --repeats 1",
 }
 
 
-class UnknownCommand(AssertionError):
+class UnknownCommandError(AssertionError):
     """No test runs this command: teach doc_runs.py how, or take it out of the page."""
 
 
@@ -54,15 +55,18 @@ def carry_out(command: str, place: Place) -> str:
     variables, words = split(command)
     program, *arguments = map(place.fill, words)
     if program not in RUNNERS:
-        raise UnknownCommand(command)
+        raise UnknownCommandError(command)
     return RUNNERS[program](arguments, variables, place)
 
 
 def is_slow(command: str) -> bool:
-    """Whether it starts processes that import everything anew."""
+    """Whether it trains, measures, or starts processes that import everything anew."""
     _, words = split(command)
-    demo = words[:2] == ["make", "demo"]
-    return demo or words[0] in ("pytest", "tensorboard") or ("-m" in words and _runs_cells(words))
+    if words[:2] == ["make", "demo"] or words[0] in ("pytest", "tensorboard"):
+        return True
+    if "train.py" in words and "--cfg" not in words:
+        return _runs_cells(words)
+    return "--nproc_per_node" in words or "scripts/benchmark.py" in words
 
 
 def _runs_cells(arguments: list[str]) -> bool:
@@ -78,14 +82,14 @@ def _downloads(arguments: list[str]) -> bool:
 def _python(arguments: list[str], variables: dict[str, str], place: Place) -> str:
     script, *rest = arguments
     if script not in SCRIPTS:
-        raise UnknownCommand(f"python {script}")
+        raise UnknownCommandError(f"python {script}")
     return _run(1, script, SCRIPTS[script](rest), variables, place)
 
 
 def _torchrun(arguments: list[str], variables: dict[str, str], place: Place) -> str:
     parsed = get_args_parser().parse_args(arguments)
     if parsed.training_script not in SCRIPTS:
-        raise UnknownCommand(f"torchrun {parsed.training_script}")
+        raise UnknownCommandError(f"torchrun {parsed.training_script}")
     words = SCRIPTS[parsed.training_script](parsed.training_script_args)
     return _run(int(parsed.nproc_per_node), parsed.training_script, words, variables, place)
 
@@ -125,23 +129,24 @@ def _short(arguments: list[str]) -> list[str]:
     """What makes a run short; only groups that the command does not choose itself."""
     given = {word.partition("=")[0] for word in arguments}
     model = () if given & {"model", "model.name"} else ("model=resnet14_mini",)
+    batch = () if given & {"batch", "batch.gpus"} else ("batch=8x2",)
     digits = {"data=digits", "sweep=digits"} & set(arguments)
-    return [*model, *SMALL, *(() if digits else PIXELS)]
+    return [*model, *batch, *SMALL, *(() if digits else PIXELS)]
 
 
 def _sweep(arguments: list[str]) -> list[str]:
     """One cell of the sweep, or its plan where it would download or submit."""
     if not _runs_cells(arguments):
         return [*arguments, *({"sweep.dry_run=true"} - set(arguments))]
-    cell = [word.replace("glob(*)", "8x8").partition(",")[0] for word in arguments]
+    cell = [word.replace("glob(*)", "8x2").partition(",")[0] for word in arguments]
     given = {word.partition("=")[0] for word in cell}
-    missing = [f"{key}={value}" for key, value in (("norm", "sn"), ("batch", "8x8"))]
-    return [*cell, *(m for m in missing if m.partition("=")[0] not in given), *_short(cell)]
+    norm = () if "norm" in given else ("norm=sn",)
+    return [*cell, *norm, *_short(cell)]
 
 
 def _benchmark(arguments: list[str]) -> list[str]:
     if arguments[0] not in BENCHMARKS:
-        raise UnknownCommand(f"benchmark.py {arguments[0]}")
+        raise UnknownCommandError(f"benchmark.py {arguments[0]}")
     return [*arguments, *BENCHMARKS[arguments[0]].split()]
 
 
@@ -164,7 +169,8 @@ def _make(arguments: list[str], variables: dict[str, str], place: Place) -> str:
 
 
 def _pytest(arguments: list[str], variables: dict[str, str], place: Place) -> str:
-    extra = ["--collect-only", "-q", "-p", "no:cacheprovider", "tests/norms"]
+    some = [] if "tests/norms" in arguments else ["tests/norms"]
+    extra = ["--collect-only", "-q", "-p", "no:cacheprovider", *some]
     return _ended([sys.executable, "-m", "pytest", *arguments, *extra], ROOT)
 
 
@@ -183,6 +189,18 @@ def _pip(arguments: list[str], variables: dict[str, str], place: Place) -> str:
     missing = set(extras[1].split(",")) - set(known["optional-dependencies"])
     assert not missing, missing
     return target
+
+
+def _pre_commit(arguments: list[str], variables: dict[str, str], place: Place) -> str:
+    """It writes into .git, and is the user's own to install: its hooks are looked at."""
+    assert arguments == ["install"]
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    (repository,) = config["repos"]
+    assert repository["repo"] == "local"
+    for hook in repository["hooks"]:
+        command = hook["entry"].replace(".venv/bin", "$(BIN)").replace(" --force-exclude", "")
+        assert f"\t{command}" in (ROOT / "Makefile").read_text()
+    return "local"
 
 
 def _source(arguments: list[str], variables: dict[str, str], place: Place) -> str:
@@ -211,6 +229,7 @@ SCRIPTS: dict[str, Callable[[list[str]], list[str]]] = {
 RUNNERS: dict[str, Callable[[list[str], dict[str, str], Place], str]] = {
     "make": _make,
     "pip": _pip,
+    "pre-commit": _pre_commit,
     "pytest": _pytest,
     "python": _python,
     "source": _source,

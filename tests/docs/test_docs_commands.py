@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from doc_runs import Place, UnknownCommand, carry_out, is_slow
+from doc_runs import Place, UnknownCommandError, carry_out, is_slow
 from doc_text import PAGES, ROOT, blocks, commands, is_command, overrides
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -74,7 +74,7 @@ def test_the_command_works(command: str, own: Path, imagenet: Path, trained: Pat
     "command", ["python scripts/unheard_of.py", "torchrun other.py", "sbatch job.sh"]
 )
 def test_a_command_that_no_test_runs_is_an_error(command: str, tmp_path: Path) -> None:
-    with pytest.raises(UnknownCommand):
+    with pytest.raises(UnknownCommandError):
         carry_out(command, Place(tmp_path, tmp_path, tmp_path, tmp_path / "logs"))
 
 
