@@ -136,12 +136,10 @@ def _short(arguments: list[str]) -> list[str]:
 
 def _sweep(arguments: list[str]) -> list[str]:
     """One cell of the sweep, or its plan where it would download or submit."""
-    if not _runs_cells(arguments):
-        return [*arguments, *({"sweep.dry_run=true"} - set(arguments))]
     cell = [word.replace("glob(*)", "8x2").partition(",")[0] for word in arguments]
-    given = {word.partition("=")[0] for word in cell}
-    norm = () if "norm" in given else ("norm=sn",)
-    return [*cell, *norm, *_short(cell)]
+    norm = () if any(word.startswith("norm=") for word in cell) else ("norm=sn",)
+    plan = () if _runs_cells(arguments) else ("sweep.dry_run=true",)
+    return [*cell, *norm, *_short(cell), *plan]
 
 
 def _benchmark(arguments: list[str]) -> list[str]:

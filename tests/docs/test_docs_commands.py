@@ -57,7 +57,7 @@ def _marked(command: str) -> object:
     return pytest.param(command, marks=[pytest.mark.slow] if is_slow(command) else [])
 
 
-@pytest.mark.parametrize("command", map(_marked, commands()))
+@pytest.mark.parametrize("command", [_marked(command) for command in commands()])
 def test_the_command_works(command: str, own: Path, imagenet: Path, trained: Path) -> None:
     trains = re.search(r"\btrain\.py\b|make demo", command)
     if not trains:
@@ -120,9 +120,17 @@ def test_the_blocks_of_python_run() -> None:
 
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
             if not target.startswith("http"):
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+                there = page.parent / target if target else page
+                assert there.exists(), f"{page.name}: {target}"
+                assert not anchor or anchor in _anchors(there), f"{page.name}: {target}#{anchor}"
+
+
+def _anchors(page: Path) -> list[str]:
+    """The headings as hosts of Markdown name them in links."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 
 
 def test_the_readme_stays_short() -> None:
