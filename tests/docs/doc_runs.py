@@ -97,6 +97,7 @@ def _torchrun(arguments: list[str], variables: dict[str, str], place: Place) -> 
 def _run(
     processes: int, script: str, arguments: list[str], variables: dict[str, str], place: Place
 ) -> str:
+    place.logs.mkdir(parents=True, exist_ok=True)
     known = {"IMAGENET_ROOT": str(place.imagenet), "OMP_NUM_THREADS": "1", **variables}
     ended = as_programs(
         processes, _main, place.logs, script, arguments, known, str(place.folder), timeout=300
