@@ -2,7 +2,6 @@
 
 from sn_imagenet.data.datasets import AugmentedDataset, DataSets, build
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.keys import Key, epoch_order
 from sn_imagenet.data.loaders import (
     CalibrationLoader,
     TrainBatchSampler,
@@ -11,6 +10,7 @@ from sn_imagenet.data.loaders import (
     eval_loader,
     train_loader,
 )
+from sn_imagenet.data.seeding import Key, epoch_order
 
 __all__ = [
     "AugmentedDataset",

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from sn_imagenet.config import AugmentConfig, DataConfig
 from sn_imagenet.data import arrays, folders
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.keys import derive, drawing
+from sn_imagenet.data.seeding import derive_seed, seeded
 from sn_imagenet.data.transforms import training_transform, validation_transform
 
 # Which of data.root, data.train and data.val a source reads; another one given is a mistake.
@@ -57,7 +57,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
         image, label = self.source[index]
-        with drawing(derive("augment", self.seed, epoch, index)):
+        with seeded(derive_seed("augment", self.seed, epoch, index)):
             return self.transform(image), label
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from sn_imagenet.data.datasets import AugmentedDataset
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.keys import Key, epoch_order
+from sn_imagenet.data.seeding import Key, epoch_order
 
 Batch = tuple[Tensor, Tensor]
 

@@ -9,8 +9,8 @@ from sn_imagenet.evaluation.evaluate import (
     validate,
 )
 from sn_imagenet.evaluation.prepare import Prepared, prepare
-from sn_imagenet.evaluation.rerun import evaluate_run, find_run_directories
 from sn_imagenet.evaluation.result import make_result
+from sn_imagenet.evaluation.run import evaluate_run, find_run_directories
 
 __all__ = [
     "Prepared",

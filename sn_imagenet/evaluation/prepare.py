@@ -1,4 +1,7 @@
-"""What training and evaluation both start from: a device, the data, a network."""
+"""What training and evaluation both start from: a device, the data, a network.
+
+It lies in this room since ``training`` imports it and evaluates by what lies here anyway.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sn_imagenet.config import AugmentConfig, DataConfig, ExperimentConfig
 from sn_imagenet.data import DataSets, build
-from sn_imagenet.data.keys import derive, drawing
+from sn_imagenet.data.seeding import derive_seed, seeded
 from sn_imagenet.data.transforms import Lighting, training_transform, validation_transform
 
 
@@ -45,7 +45,7 @@ def test_two_samples_of_an_epoch_are_drawn_differently(cifar_photos: Path) -> No
     photo = Image.open(next((cifar_photos / "train").rglob("*.jpg"))).convert("RGB")
     seen = set()
     for index in range(200):
-        with drawing(derive("augment", 0, 0, index)):
+        with seeded(derive_seed("augment", 0, 0, index)):
             seen.add(transform(photo).numpy().tobytes())
     assert len(seen) > 60  # of 9 * 9 shifts, flipped or not
 
@@ -57,17 +57,17 @@ def test_access_leaves_the_global_random_state_alone(digits: DataSets) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(IndexError):
         digits.train[0, 10**6]
-    with pytest.raises(RuntimeError), drawing(1):
+    with pytest.raises(RuntimeError), seeded(1):
         torch.rand(-1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @given(st.lists(st.tuples(*[st.integers(-(2**63), 2**63 - 1)] * 3), unique=True, max_size=50))
-def test_keys_are_64_bit_and_apart(numbers: list[tuple[int, int, int]]) -> None:
-    keys = {derive("augment", *three) for three in numbers}
-    keys |= {derive("order", *three) for three in numbers}
-    assert len(keys) == 2 * len(numbers)
-    assert all(0 <= key < 2**64 for key in keys)
+def test_seeds_are_64_bit_and_apart(numbers: list[tuple[int, int, int]]) -> None:
+    seeds = {derive_seed("augment", *three) for three in numbers}
+    seeds |= {derive_seed("order", *three) for three in numbers}
+    assert len(seeds) == 2 * len(numbers)
+    assert all(0 <= seed < 2**64 for seed in seeds)
 
 
 @given(
@@ -76,9 +76,9 @@ def test_keys_are_64_bit_and_apart(numbers: list[tuple[int, int, int]]) -> None:
     seed=st.integers(0, 1000),
 )
 def test_lighting_is_the_formula_of_alexnet(image: np.ndarray, std: float, seed: int) -> None:
-    with drawing(seed):
+    with seeded(seed):
         out = Lighting(std)(torch.from_numpy(image))
-    with drawing(seed):
+    with seeded(seed):
         alpha = std * torch.randn(3).numpy().astype(np.float64)
     eigenvectors = np.array(
         [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
@@ -94,9 +94,9 @@ def test_lighting_comes_before_normalisation() -> None:
     plain = AugmentConfig(name="plain", crop="none", flip=False)
     lit = AugmentConfig(name="lit", crop="none", flip=False, lighting_std=0.1)
     image = torch.rand(3, 8, 8)
-    with drawing(4):
+    with seeded(4):
         shift = Lighting(0.1)(torch.zeros(3, 1, 1)) / torch.tensor(data.std)[:, None, None]
-    with drawing(4):
+    with seeded(4):
         out = training_transform(data, lit)(image)
     torch.testing.assert_close(out, training_transform(data, plain)(image) + shift)
 
