@@ -7,7 +7,6 @@ expected and how to mend it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -44,7 +43,7 @@ def _require_length(key: str, values: Sequence[float], length: int) -> None:
 
 
 def _require_seed(key: str, seed: int) -> None:
-    # 64 bits, signed, as the random generators and the keys of samples take them.
+    # 64 bits, signed, as the random generators and the seeds of samples take them.
     _require(
         0 <= seed < 2**63, f"{key}={seed}: expected a whole number of at least 0 and below 2^63"
     )
@@ -341,23 +340,11 @@ class ExperimentConfig:
         """base_lr * total batch / reference batch: 0.1 at (8,32), 0.003125 at (8,1)."""
         return self.protocol.base_lr * self.batch.total / self.protocol.lr_reference_batch
 
-    def lr_at(self, epoch: float) -> float:
-        """Learning rate after ``epoch`` epochs: x ``lr_factor`` at each milestone passed."""
-        passed = sum(
-            epoch >= milestone_epoch(m, self.trainer.epochs) for m in self.protocol.lr_milestones
-        )
-        return self.initial_lr * self.protocol.lr_factor**passed
-
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars, as they go into ``config.yaml`` and ``result.json``."""
         container = OmegaConf.to_container(OmegaConf.create(asdict(self)))
         assert isinstance(container, dict)
         return {str(key): value for key, value in container.items()}
-
-
-def milestone_epoch(fraction: float, epochs: int) -> int:
-    """The whole epoch at which a milestone falls: 0.3 of 100 is 30, of 8 is 2."""
-    return max(1, math.floor(fraction * epochs + 0.5))
 
 
 def from_hydra(composed: DictConfig) -> ExperimentConfig:

@@ -9,7 +9,7 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from sn_imagenet.config import ExperimentConfig, from_dict, milestone_epoch
+from sn_imagenet.config import ExperimentConfig, from_dict
 from sn_imagenet.errors import ConfigError, UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -79,22 +79,6 @@ def test_initial_learning_rates(composed: Compose, batch: str, lr: float) -> Non
     assert (config.batch.gpus, config.batch.samples_per_gpu) == (gpus, samples)
     assert config.batch.name == batch
     assert config.initial_lr == pytest.approx(lr, rel=1e-12)
-    assert config.lr_at(0) == config.initial_lr
-
-
-def test_the_rate_drops_at_30_60_and_90_of_100_epochs(composed: Compose) -> None:
-    config = composed()
-    drops = [e for e in range(1, 100) if config.lr_at(e) != config.lr_at(e - 1)]
-    assert drops == [30, 60, 90]
-    rates = [config.lr_at(e) for e in (29, 30, 60, 90, 99)]
-    assert rates == pytest.approx([0.1, 0.01, 0.001, 0.0001, 0.0001])
-
-
-@pytest.mark.parametrize(
-    ("epochs", "drops"), [(1, [1, 1, 1]), (3, [1, 2, 3]), (8, [2, 5, 7]), (10, [3, 6, 9])]
-)
-def test_milestones_are_fractions_of_the_training(epochs: int, drops: list[int]) -> None:
-    assert [milestone_epoch(m, epochs) for m in (0.3, 0.6, 0.9)] == drops
 
 
 def test_other_settings_by_numbers(composed: Compose) -> None:

@@ -32,7 +32,7 @@ ABSENT = ...
 
 def flattened(value: Any, key: str = "") -> dict[str, Any]:
     """``{"a.b.0": leaf}`` of a tree of dicts and lists; an empty one is a leaf."""
-    items = enumerate(value) if isinstance(value, list) else getattr(value, "items", tuple)()
+    items: Any = enumerate(value) if isinstance(value, list) else getattr(value, "items", tuple)()
     leaves: dict[str, Any] = {}
     for name, inner in items:
         leaves |= flattened(inner, f"{key}.{name}" if key else str(name))

@@ -1,12 +1,14 @@
 """Settings and their placement on ranks; the processes of an experiment."""
 
 from sn_imagenet.replicas.placement import Pass, Placement, fitting_world_sizes, tell_layers
-from sn_imagenet.replicas.precision import autocast_for, set_precision
-from sn_imagenet.replicas.processes import (
+from sn_imagenet.replicas.precision import autocast_for, set_determinism, set_precision
+from sn_imagenet.replicas.runtime import (
+    LostPeerError,
     Session,
     choose_device,
     from_rank_0,
     join,
+    lost_peers_told,
     rank,
     say,
     session,
@@ -17,6 +19,7 @@ from sn_imagenet.replicas.processes import (
 )
 
 __all__ = [
+    "LostPeerError",
     "Pass",
     "Placement",
     "Session",
@@ -25,9 +28,11 @@ __all__ = [
     "fitting_world_sizes",
     "from_rank_0",
     "join",
+    "lost_peers_told",
     "rank",
     "say",
     "session",
+    "set_determinism",
     "set_precision",
     "sum_over_ranks",
     "tell_layers",

@@ -1,10 +1,11 @@
-"""Precision of a run: fp32 as in the paper, or what CUDA offers beyond it.
+"""Precision and determinism of a run: fp32 as in the paper, or what CUDA offers beyond it.
 
 Statistics are fp32 in every precision: the normalisers see to that themselves.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
@@ -30,6 +31,15 @@ def set_precision(precision: str, device: torch.device) -> None:
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
     torch.backends.cudnn.benchmark = True
+
+
+def set_determinism(deterministic: bool, device: torch.device) -> None:
+    """On CUDA the same kernels each time, or an error where there is none; the CPU's are always."""
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(deterministic)
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.backends.cudnn.benchmark = False
 
 
 def autocast_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import traceback
@@ -62,7 +63,8 @@ class Session:
         """
         self.speak()
         try:
-            yield
+            with lost_peers_told():
+                yield
         except UserError as error:
             self.exit_code = max(self.exit_code, 2)
             # What all ranks agree on is said once, what one rank met is said by it.
@@ -70,20 +72,42 @@ class Session:
                 print(f"error: {error}", file=sys.stderr, flush=True)
             if world_size() > 1 and not getattr(error, "agreed", False):
                 raise SystemExit(2) from error
-        except Exception as error:
+        except Exception:
             self.exit_code = 1
-            if not _lost_another_process(error):
-                traceback.print_exc()
-            elif rank() == 0:
-                print("error: another process of this run has ended", file=sys.stderr, flush=True)
+            traceback.print_exc()
             if world_size() > 1:
                 raise SystemExit(1) from None
 
 
-def _lost_another_process(error: Exception) -> bool:
-    """Whether the error only says that another rank, which told its own, is gone."""
-    text = str(error)
-    return "Connection closed by peer" in text or "Connection reset by peer" in text
+class LostPeerError(UserError):
+    """Another process of the run has ended without a word, or has told its own error."""
+
+
+# What gloo says when a peer is gone; nccl raises a DistError.
+_GONE = re.compile(
+    r"Connection (closed|reset|refused)|pair closure|Broken pipe|peer", re.IGNORECASE
+)
+
+
+@contextmanager
+def lost_peers_told() -> Iterator[None]:
+    """Turn the failure of a collective into one clear error.
+
+    Raises:
+        LostPeerError: another process ended while this one was waiting for it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not dist.is_initialized():
+            raise
+        if not isinstance(error, dist.DistError) and not _GONE.search(str(error)):
+            raise
+        raise LostPeerError(
+            f"another process of this run has ended, process {rank()} cannot go on without it "
+            f"({str(error).splitlines()[0]}); the same command continues a training from its "
+            "last checkpoint, and torchrun --max-restarts=N does so by itself"
+        ) from error
 
 
 @contextmanager

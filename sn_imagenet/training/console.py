@@ -17,8 +17,8 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-class Progress:
-    """The progress of a training of ``total`` steps, of which ``done`` lie behind it."""
+class Console:
+    """Tells of a training of ``total`` steps, of which ``done`` lie behind it."""
 
     def __init__(self, total: int, done: int, epochs: int) -> None:
         self._total = total

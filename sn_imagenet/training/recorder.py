@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from sn_imagenet.replicas import rank
 from sn_imagenet.runs import MetricsLog
-from sn_imagenet.training.console import Progress
+from sn_imagenet.training.console import Console
 from sn_imagenet.training.stepper import StepOutcome
 
 T = TypeVar("T")
@@ -19,14 +19,14 @@ class Recorder:
 
     Args:
         log: where rows go; None on the ranks that do not write.
-        progress: the console's.
+        console: where steps and epochs are told.
         every: steps between two reports.
         epochs: of the whole training.
     """
 
-    def __init__(self, log: MetricsLog | None, progress: Progress, every: int, epochs: int) -> None:
+    def __init__(self, log: MetricsLog | None, console: Console, every: int, epochs: int) -> None:
         self._log = log
-        self._progress = progress
+        self._console = console
         self._every = every
         self._epochs = epochs
         self.total_seconds = 0.0
@@ -79,7 +79,7 @@ class Recorder:
         self._samples += outcome.samples
         self._correct += outcome.top1_correct
         self._loss += outcome.loss
-        self._progress.advance(epoch)
+        self._console.advance(epoch)
         if step % self._every == 0:
             self.flush(epoch, step, lr)
 
@@ -109,7 +109,7 @@ class Recorder:
             },
             step,
         )
-        self._progress.report(epoch, row["loss"], row["top1"], lr, row["images_per_s"])
+        self._console.report(epoch, row["loss"], row["top1"], lr, row["images_per_s"])
         self._clear()
         self._since = now  # what reporting took is the next report's
 
@@ -136,7 +136,7 @@ class Recorder:
         if weights:
             row["importance_weights"] = weights
         self._write(row, scalars, step)
-        self._progress.line(
+        self._console.line(
             f"epoch {epoch}/{self._epochs}  validation top-1 {validation['top1']:.2f} "
             f"({validation['top1_correct']} of {validation['seen']}), "
             f"{validation['statistics'].replace('_', ' ')} statistics"

@@ -38,13 +38,13 @@ _SYNC_BUFFERS = (
 class StepOutcome:
     """Of one global batch: the mean loss, and how many of its samples were right at first guess.
 
-    ``wishes``: the sum over ranks of what each passed to :meth:`Stepper.gradients`.
+    ``flags``: the sums over ranks of what each passed to :meth:`Stepper.gradients`.
     """
 
     loss: float
     top1_correct: int
     samples: int
-    wishes: tuple[float, ...] = ()
+    flags: tuple[float, ...] = ()
 
 
 class Stepper:
@@ -96,20 +96,20 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
 
     def gradients(
-        self, images: Tensor, labels: Tensor, step: int, wishes: Sequence[float] = ()
+        self, images: Tensor, labels: Tensor, step: int, flags: Sequence[float] = ()
     ) -> StepOutcome:
         """Accumulate the gradients of the rank's batch [samples_per_rank, ...] of ``step``.
 
-        ``wishes``: numbers to be summed over ranks on the way, as many on each, so that all ranks
-        hear of a wish at the same step without a collective of its own.
+        ``flags``: numbers to be summed over ranks on the way, as many on each, so that all ranks
+        hear of a flag that one has set at the same step, without a collective of its own.
         """
         self.network.train()
         if self._shares_each_step:
             self.share_statistics()
         self.optimizer.zero_grad(set_to_none=True)
         images, labels = to_device((images, labels), self.device)
-        # Sum of losses and number of correct samples, over passes and then over ranks; wishes.
-        totals = torch.tensor([0.0, 0.0, *wishes], dtype=torch.float64, device=self.device)
+        # Sum of losses and number of correct samples, over passes and then over ranks; flags.
+        totals = torch.tensor([0.0, 0.0, *flags], dtype=torch.float64, device=self.device)
         for part in self._placement.passes(images, labels):
             tell_layers(self.network, part, self._group)
             if self._dropout is not None:
@@ -122,8 +122,8 @@ class Stepper:
                 self.scaler.scale(loss * share).backward()
             totals[0] += loss.detach() * len(part.labels)
             totals[1] += correct_counts(logits.detach(), part.labels)[0]
-        loss_sum, correct, *wished = sum_over_ranks(totals).tolist()
-        return StepOutcome(loss_sum / self._total, int(correct), self._total, tuple(wished))
+        loss_sum, correct, *summed = sum_over_ranks(totals).tolist()
+        return StepOutcome(loss_sum / self._total, int(correct), self._total, tuple(summed))
 
     def rehearse(self, image_size: int, samples: int) -> None:
         """One step on nothing, before a state is loaded. Collective.

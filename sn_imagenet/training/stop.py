@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,8 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from sn_imagenet.replicas import world_size
-from sn_imagenet.runs import RunError
+from sn_imagenet.replicas import LostPeerError, lost_peers_told, world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 EXIT_CODE = os.EX_TEMPFAIL  # 75: nothing is wrong, the same command continues
@@ -30,10 +28,6 @@ class Stopped(SystemExit):
     def __init__(self, said: bool = False) -> None:
         super().__init__(EXIT_CODE)
         self.said = said
-
-
-class LostPeerError(RunError):
-    """Another process of the run has ended without a word."""
 
 
 class StopRequests:
@@ -94,12 +88,6 @@ class StopRequests:
             self._stop()
 
 
-# What gloo says when a peer is gone; nccl raises a DistError.
-_GONE = re.compile(
-    r"Connection (closed|reset|refused)|pair closure|Broken pipe|peer", re.IGNORECASE
-)
-
-
 _STOPPED = "sn_imagenet/stopped"  # a key in the store of the process group
 
 
@@ -117,24 +105,17 @@ def _a_peer_was_stopped() -> bool:
 
 
 @contextmanager
-def lost_peers_told() -> Iterator[None]:
-    """Turn the failure of a collective into one clear error.
+def stopped_with_peers() -> Iterator[None]:
+    """Tell a peer that was told to stop from one that is lost.
 
     Raises:
         Stopped: another process was told to stop, and this one with it.
         LostPeerError: another process ended while this one was waiting for it.
     """
     try:
-        yield
-    except RuntimeError as error:
-        if dist.is_initialized() and (
-            isinstance(error, dist.DistError) or _GONE.search(str(error))
-        ):
-            if _a_peer_was_stopped():
-                raise Stopped from error
-            raise LostPeerError(
-                f"another process of this run has ended, process {dist.get_rank()} cannot go on "
-                f"without it ({str(error).splitlines()[0]}); the same command continues from the "
-                "last checkpoint, and torchrun --max-restarts=N does so by itself"
-            ) from error
+        with lost_peers_told():
+            yield
+    except LostPeerError as error:
+        if _a_peer_was_stopped():
+            raise Stopped from error
         raise

@@ -1,4 +1,4 @@
-"""A program of two cells for test_processes.py: ``session_program.py CASE``."""
+"""A program of two cells for test_runtime.py: ``session_program.py CASE``."""
 
 from __future__ import annotations
 

@@ -1,0 +1,149 @@
+"""The life of a run: check, claim, resume, train, evaluate, write, release."""
+
+from __future__ import annotations
+
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.evaluation import Prepared, described_weights, evaluate, make_result, prepare
+from sn_imagenet.replicas import (
+    LostPeerError,
+    Placement,
+    from_rank_0,
+    join,
+    rank,
+    say,
+    set_determinism,
+    together,
+    world_size,
+)
+from sn_imagenet.runs import RunDirectory, RunError, checkpoint
+from sn_imagenet.training.stop import EXIT_CODE, Stopped, StopRequests, stopped_with_peers
+from sn_imagenet.training.trainer import Trainer
+
+
+def train(config: ExperimentConfig) -> dict[str, Any]:
+    """Run one cell to its result, or continue it from its last checkpoint.
+
+    Returns:
+        What ``result.json`` holds; a finished run's as it lies there.
+
+    Raises:
+        UserError: something that the user can mend, before any work is lost.
+        Stopped: SIGTERM, SIGUSR1 or SIGINT; its checkpoint is saved, the program ends with 75.
+    """
+    with StopRequests() as stop:
+        try:
+            return _train(config, stop)
+        except Stopped as stopped:
+            if not stopped.said:
+                say(
+                    f"{config.run_dir}: told to stop between two steps; no step is lost, the same "
+                    f"command continues (exit code {EXIT_CODE})"
+                )
+            raise
+
+
+def _train(config: ExperimentConfig, stop: StopRequests) -> dict[str, Any]:
+    join()
+    directory = RunDirectory(Path(config.run_dir))
+    with together():
+        directory.check(config)
+        done = _done_before(directory, config)
+    if done is not None:
+        return done
+
+    with together():
+        placement = Placement(
+            config.batch.gpus,
+            config.batch.samples_per_gpu,
+            world_size(),
+            rank(),
+            config.trainer.replicas_per_pass,
+        )
+        prepared = prepare(config)
+        set_determinism(config.trainer.deterministic, prepared.device)
+    with together():
+        if rank() == 0:
+            directory.claim(config)
+    try:
+        with stopped_with_peers():
+            with together():
+                if rank() == 0:
+                    # Again: another start may have come to its end while this one prepared.
+                    done = _done_before(directory, config)
+                    if done is None:
+                        directory.result.unlink(missing_ok=True)
+            done = from_rank_0(done)
+            if done is not None:
+                return done
+            with closing(Trainer(prepared, placement, directory, stop)) as trainer:
+                diverged = trainer.fit()
+            return _finish(prepared, directory, trainer, diverged)
+    except LostPeerError:
+        raise  # not this run's failure: it continues where it was saved
+    except Exception as error:
+        # By whichever rank it befell, since torchrun then ends the others; the first is the cause.
+        with suppress(RunError):
+            if directory.read_result() is None:
+                directory.write_result(make_result(prepared, status="failed", error=f"{error}"))
+        raise
+    finally:
+        if rank() == 0:
+            directory.release()
+
+
+def _done_before(directory: RunDirectory, config: ExperimentConfig) -> dict[str, Any] | None:
+    """The result that an earlier start came to; None if there is something left to do.
+
+    Raises:
+        RunError: there is one that cannot be read.
+    """
+    done = directory.read_result()
+    if done is None or done["status"] == "failed":
+        return None
+    if done["status"] != "diverged" and not done["evaluations"] and config.evaluate:
+        return None
+    say(f"{directory.path}: already {done['status']}, nothing to do")
+    return done
+
+
+def _finish(
+    prepared: Prepared,
+    directory: RunDirectory,
+    trainer: Trainer,
+    diverged: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Keep the trained network, evaluate it, write the result. Collective."""
+    training = trainer.summary()
+    resulting = partial(
+        make_result,
+        prepared,
+        training=training,
+        importance_weights=described_weights(prepared.network),
+    )
+    if diverged is not None:
+        say(
+            f"{directory.path}: diverged at step {diverged['step']} (epoch {diverged['epoch']}): "
+            f"the loss is {diverged['loss']}"
+        )
+        result = resulting(status="diverged", diverged=diverged)
+    else:
+        with together():
+            if rank() == 0:
+                state = {
+                    "model": prepared.network.state_dict(),
+                    "config": prepared.config.to_dict(),
+                    "training": training,
+                    "provenance": prepared.provenance,
+                    "data_fingerprint": prepared.data.fingerprint,
+                }
+                checkpoint.save(directory.final, state)
+        evaluations = evaluate(prepared) if prepared.config.evaluate else None
+        result = resulting(status="finished", evaluations=evaluations)
+    if rank() == 0:
+        directory.write_result(result)
+    return result

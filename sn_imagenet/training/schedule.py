@@ -1,0 +1,21 @@
+"""The learning rate of each epoch (paper Sec. 4.1: 100 epochs, x 0.1 after 30, 60 and 90)."""
+
+from __future__ import annotations
+
+import math
+
+from sn_imagenet.config import ExperimentConfig
+
+
+def learning_rate(config: ExperimentConfig, epoch: int) -> float:
+    """The rate of ``epoch`` (0, 1, ...): the initial one x ``lr_factor`` for each milestone
+    passed.
+    """
+    protocol, epochs = config.protocol, config.trainer.epochs
+    passed = sum(epoch >= milestone_epoch(m, epochs) for m in protocol.lr_milestones)
+    return config.initial_lr * protocol.lr_factor**passed
+
+
+def milestone_epoch(fraction: float, epochs: int) -> int:
+    """The whole epoch at which a milestone falls: 0.3 of 100 is 30, of 8 is 2."""
+    return max(1, math.floor(fraction * epochs + 0.5))
