@@ -1,8 +1,8 @@
 """The typed configuration: what a YAML choice may say, validated when it is composed.
 
-Hydra composes ``configs/``; :func:`from_hydra` turns the composition into an
+Hydra composes ``configs/``, whose files state the defaults; :func:`from_hydra` turns this into an
 :class:`ExperimentConfig` or raises one :class:`ConfigError` that names the value, what was
-expected and how to mend it.
+expected and how to mend it. Only what a YAML choice may leave out has a default here.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from sn_imagenet.errors import ConfigError
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 ESTIMATORS = ("mean_of_variances", "population")
 STATISTICS = ("moving_average", "batch_average", "sample")
-CROPS = ("random_resized", "pad", "none")
-SOURCES = ("digits", "cifar10", "imagefolder", "imagenet")
 
 # Where, how fast and how safely a run is carried out: replicas make the results the same.
 # fmt: off
@@ -62,8 +60,8 @@ class NormConfig:
 
     name: str
     target: str
-    args: dict[str, Any] = field(default_factory=dict)
-    test_statistics: str = "moving_average"
+    args: dict[str, Any]
+    test_statistics: str
     single_sample: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,13 +88,12 @@ class BatchConfig:
 
     gpus: int
     samples_per_gpu: int
-    name: str = ""
+    name: str
 
     def __post_init__(self) -> None:
         for key in ("gpus", "samples_per_gpu"):
             value = getattr(self, key)
             _require(value >= 1, f"batch.{key}={value}: expected a whole number of at least 1")
-        self.name = self.name or f"{self.gpus}x{self.samples_per_gpu}"
 
     @property
     def total(self) -> int:
@@ -108,38 +105,25 @@ class BatchConfig:
 class AugmentConfig:
     """Training augmentation; every draw is a function of (seed, epoch, sample id).
 
-    ``crop``: ``random_resized`` (area ``scale``, aspect ``ratio``), ``pad`` (zero-pad by
-    ``padding`` pixels, crop back) or ``none``. ``flip``: horizontal, probability 0.5.
-    ``lighting_std``: standard deviation of PCA lighting noise, 0 for none.
+    ``crop``: which of ``sn_imagenet/data/crops.py``, with its ``args``. ``flip``: horizontal,
+    probability 0.5. ``lighting_std``: standard deviation of PCA lighting noise, 0 for none.
     """
 
     name: str
-    crop: str = "random_resized"
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    padding: int = 4
-    flip: bool = True
-    lighting_std: float = 0.0
+    crop: str
+    args: dict[str, Any]
+    flip: bool
+    lighting_std: float
 
     def __post_init__(self) -> None:
-        _require(
-            self.crop in CROPS, f"augment.crop={self.crop}: expected one of {', '.join(CROPS)}"
-        )
-        _require(self.padding >= 0, f"augment.padding={self.padding}: expected 0 or more pixels")
         _require(self.lighting_std >= 0, f"augment.lighting_std={self.lighting_std}: expected >= 0")
-        for key in ("scale", "ratio"):
-            _require_length(f"augment.{key}", getattr(self, key), 2)
-        low, high = self.scale
-        _require(
-            0 < low <= high <= 1, f"augment.scale={list(self.scale)}: expected 0 < low <= high <= 1"
-        )
-        low, high = self.ratio
-        _require(0 < low <= high, f"augment.ratio={list(self.ratio)}: expected 0 < narrow <= wide")
 
 
 @dataclass
 class DataConfig:
-    """A data set. ``source`` says how it is read, ``name`` only labels the run directory.
+    """A data set. ``source`` says how it is read, by which of ``sn_imagenet/data/sources``;
+    ``name`` only labels the run directory. ``root``, ``train``, ``val``: the folders of a source
+    that reads such.
 
     ``image_size``: side of the square that the network sees, in pixels. ``resize_size``: the
     shorter side before the validation's centre crop; equal to ``image_size`` means no crop.
@@ -149,20 +133,16 @@ class DataConfig:
 
     name: str
     source: str
+    image_size: int
+    resize_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    workers: int
     root: str | None = None
     train: str | None = None
     val: str | None = None
-    image_size: int = 224
-    resize_size: int = 256
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    workers: int = 4
 
     def __post_init__(self) -> None:
-        _require(
-            self.source in SOURCES,
-            f"data.source={self.source}: expected one of {', '.join(SOURCES)}",
-        )
         _require(self.image_size >= 1, f"data.image_size={self.image_size}: expected at least 1")
         _require(
             self.resize_size >= self.image_size,
@@ -184,23 +164,23 @@ class ModelConfig:
     """
 
     name: str
-    args: dict[str, Any] = field(default_factory=dict)
-    fuse_relu: bool = True
+    args: dict[str, Any]
+    fuse_relu: bool
 
 
 @dataclass
 class ProtocolConfig:
-    """How the network is trained. The defaults are the paper's (Sec. 4.1)."""
+    """How the network is trained; ``protocol=paper`` is the paper's (Sec. 4.1)."""
 
-    name: str = "paper"
-    base_lr: float = 0.1
-    lr_reference_batch: int = 256
-    lr_milestones: tuple[float, ...] = (0.3, 0.6, 0.9)
-    lr_factor: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    dropout: float = 0.0
-    zero_init_last_gamma: bool = False
+    name: str
+    base_lr: float
+    lr_reference_batch: int
+    lr_milestones: tuple[float, ...]
+    lr_factor: float
+    momentum: float
+    weight_decay: float
+    dropout: float
+    zero_init_last_gamma: bool
 
     def __post_init__(self) -> None:
         _require(self.base_lr > 0, f"protocol.base_lr={self.base_lr}: expected > 0")
@@ -235,14 +215,14 @@ class TrainerConfig:
     that a resumed run is bit for bit one never disturbed; the CPU's are.
     """
 
-    epochs: int = 100
-    max_steps: int | None = None
-    replicas_per_pass: int | None = None
-    precision: str = "fp32"
-    device: str = "auto"
-    log_every: int = 50
-    eval_batch_size: int = 256
-    deterministic: bool = False
+    epochs: int
+    max_steps: int | None
+    replicas_per_pass: int | None
+    precision: str
+    device: str
+    log_every: int
+    eval_batch_size: int
+    deterministic: bool
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"trainer.epochs={self.epochs}: expected at least 1")
@@ -271,8 +251,8 @@ class CheckpointConfig:
     full disk, stops the run or not; the one before it survives.
     """
 
-    minutes: float | None = 10.0
-    on_error: str = "stop"
+    minutes: float | None
+    on_error: str
 
     def __post_init__(self) -> None:
         _require(
@@ -294,9 +274,9 @@ class CalibrationConfig:
     ``population`` is E[mean^2 + var] - E[mean]^2, as the authors' code accumulates.
     """
 
-    samples: Any = 50000
-    estimator: str = "mean_of_variances"
-    seed: int = 0
+    samples: Any
+    estimator: str
+    seed: int
 
     def __post_init__(self) -> None:
         is_count = isinstance(self.samples, int) and not isinstance(self.samples, bool)
@@ -324,11 +304,11 @@ class ExperimentConfig:
     protocol: ProtocolConfig
     trainer: TrainerConfig
     calibration: CalibrationConfig
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    seed: int = 0
-    runs_dir: str = "runs"
-    run_dir: str = ""
-    evaluate: bool = True
+    checkpoint: CheckpointConfig
+    seed: int
+    runs_dir: str
+    run_dir: str
+    evaluate: bool
 
     def __post_init__(self) -> None:
         _require_seed("seed", self.seed)

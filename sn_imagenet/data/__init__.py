@@ -11,6 +11,7 @@ from sn_imagenet.data.loaders import (
     train_loader,
 )
 from sn_imagenet.data.seeding import Key, epoch_order
+from sn_imagenet.data.transforms import describe_augmentation
 
 __all__ = [
     "AugmentedDataset",
@@ -22,6 +23,7 @@ __all__ = [
     "TrainLoader",
     "build",
     "calibration_loader",
+    "describe_augmentation",
     "epoch_order",
     "eval_loader",
     "train_loader",

@@ -1,4 +1,4 @@
-"""Data sets on disk: one folder per class, one file per image; ImageNet is such a one."""
+"""Data sets on disk: one folder per class, one file per image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from sn_imagenet.data.errors import DataError
 
-IMAGENET_CLASSES = 1000
 SIZES_IN_FINGERPRINT = 1000
 
 
@@ -88,75 +87,12 @@ def decode(path: Path) -> Image.Image:
         ) from error
 
 
-def imagefolder(train: str | None, val: str | None) -> tuple[FolderSource, FolderSource]:
-    """Two folders of class folders.
+def require_same_classes(train: FolderSource, val: FolderSource) -> None:
+    """Whether a label means the same in both.
 
     Raises:
-        DataError: a folder is not given or not usable, or the classes of the two differ.
+        DataError: it does not.
     """
-    for option, value in (("data.train", train), ("data.val", val)):
-        if not value:
-            raise DataError(
-                f"data=imagefolder needs {option}: give data.train=DIR data.val=DIR, each with one "
-                "folder of images per class."
-            )
-    assert train
-    assert val
-    sources = (
-        FolderSource(Path(train).expanduser(), "data.train"),
-        FolderSource(Path(val).expanduser(), "data.val"),
-    )
-    _require_same_classes(*sources)
-    return sources
-
-
-def imagenet(root: str | None) -> tuple[FolderSource, FolderSource]:
-    """ImageNet-1k: ``root``/train and ``root``/val with 1,000 WNID folders each.
-
-    Raises:
-        DataError: it is not there, val/ is not sorted into classes, or the classes are not 1,000.
-    """
-    alternative = (
-        "Set data.root=DIR or IMAGENET_ROOT to the folder that holds train/ and val/; to try the "
-        "framework without ImageNet, use the embedded digits: data=digits model=resnet50_mini."
-    )
-    if not root:
-        raise DataError(f"ImageNet is needed, and no data.root is given. {alternative}")
-    folder = Path(root).expanduser()
-    for part in (folder, folder / "train", folder / "val"):
-        if not part.is_dir():
-            raise DataError(f"ImageNet is needed, and {part} is no folder. {alternative}")
-    _require_sorted_val(folder / "val")
-    sources = (
-        FolderSource(folder / "train", "train of data.root"),
-        FolderSource(folder / "val", "val of data.root"),
-    )
-    for source in sources:
-        count = len(source.classes)
-        if count != IMAGENET_CLASSES:
-            raise DataError(
-                f"{source.folder} has {count} class folders, ImageNet-1k has {IMAGENET_CLASSES}. "
-                "For another set of classes use data=imagefolder data.train=DIR data.val=DIR."
-            )
-    _require_same_classes(*sources)
-    return sources
-
-
-def _require_sorted_val(val: Path) -> None:
-    with os.scandir(val) as entries:
-        names = [entry.name for entry in entries if not entry.is_dir()]
-    flat = sum(name.startswith("ILSVRC2012_val_") for name in names)
-    if flat:
-        raise DataError(
-            f"{val} is flat: {flat} ILSVRC2012_val_*.JPEG files lie directly in it, not in class "
-            "folders. Their classes are in the ILSVRC2012 devkit's ground truth: put "
-            "ILSVRC2012_devkit_t12.tar.gz and ILSVRC2012_img_val.tar into one empty folder DIR, "
-            "run torchvision.datasets.ImageNet(DIR, split='val'), which sorts the images into "
-            f"1,000 WNID folders below DIR/val, and put these in place of {val}."
-        )
-
-
-def _require_same_classes(train: FolderSource, val: FolderSource) -> None:
     only_train = sorted(set(train.classes) - set(val.classes))
     only_val = sorted(set(val.classes) - set(train.classes))
     if only_train or only_val:

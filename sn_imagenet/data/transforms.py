@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from sn_imagenet.config import AugmentConfig, DataConfig
+from sn_imagenet.data.crops import centre, make_crop
 
 # The eigenvalues and, in the columns, eigenvectors of the RGB covariance of ImageNet's pixels, in
 # units of [0, 1], as published in fb.resnet.torch (datasets/imagenet.lua) and used since.
@@ -42,21 +43,16 @@ class Lighting(nn.Module):
 
 def validation_transform(data: DataConfig) -> v2.Compose:
     """Shorter side to ``resize_size``, centre crop of ``image_size``, normalise."""
-    return v2.Compose([*_centre(data), *_to_tensor(), _normalise(data)])
+    return v2.Compose([*centre(data), *_to_tensor(), _normalise(data)])
 
 
 def training_transform(data: DataConfig, augment: AugmentConfig) -> v2.Compose:
-    """Crop, flip, lighting, normalise. The ``pad`` and ``none`` crops start from the validation's
-    resized centre crop, so that images of any size come out alike."""
-    steps: list[nn.Module] = []
-    if augment.crop == "random_resized":
-        low, high = augment.scale
-        narrow, wide = augment.ratio
-        steps.append(v2.RandomResizedCrop(data.image_size, scale=(low, high), ratio=(narrow, wide)))
-    else:
-        steps.extend(_centre(data))
-    if augment.crop == "pad":
-        steps.append(v2.RandomCrop(data.image_size, padding=augment.padding))
+    """Crop, flip, lighting, normalise.
+
+    Raises:
+        ConfigError: there is no such crop, or ``augment.args`` does not suit it.
+    """
+    steps = [*make_crop(data, augment).steps]
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip())
     steps.extend(_to_tensor())
@@ -65,8 +61,11 @@ def training_transform(data: DataConfig, augment: AugmentConfig) -> v2.Compose:
     return v2.Compose([*steps, _normalise(data)])
 
 
-def _centre(data: DataConfig) -> list[nn.Module]:
-    return [v2.Resize(data.resize_size), v2.CenterCrop(data.image_size)]
+def describe_augmentation(data: DataConfig, augment: AugmentConfig) -> str:
+    """What :func:`training_transform` does, in a line, with its errors."""
+    flip = "flip" if augment.flip else "no flip"
+    lighting = f", PCA lighting std {augment.lighting_std:g}" if augment.lighting_std else ""
+    return f"{make_crop(data, augment).description}, {flip}{lighting}"
 
 
 def _to_tensor() -> list[nn.Module]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.data import describe_augmentation
 
 TABLE_2_SETTINGS = ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
 
@@ -18,18 +19,6 @@ class Fact:
     item: str
     paper: Any
     ours: Callable[[ExperimentConfig], Any]
-
-
-def _augmentation(config: ExperimentConfig) -> str:
-    a = config.augment
-    crop = {
-        "random_resized": f"random resized crop (area {a.scale[0]:g}-{a.scale[1]:g})",
-        "pad": f"crop after zero-padding by {a.padding}",
-        "none": "no crop",
-    }[a.crop]
-    flip = "flip" if a.flip else "no flip"
-    lighting = f", PCA lighting std {a.lighting_std:g}" if a.lighting_std else ""
-    return f"{crop}, {flip}{lighting}"
 
 
 def _setting(config: ExperimentConfig) -> str:
@@ -58,7 +47,7 @@ PAPER = (
     Fact(
         "augmentation",
         "shorter side from [256, 480], 224 crop, flip, colour (He et al. 2016)",
-        _augmentation,
+        lambda c: describe_augmentation(c.data, c.augment),
     ),
     Fact("precision", "fp32", lambda c: c.trainer.precision),
     Fact("estimator of the batch average", "mean_of_variances", lambda c: c.calibration.estimator),

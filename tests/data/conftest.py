@@ -9,8 +9,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from jpegs import jpeg
+from small_configs import augment_config, data_config
 
-from sn_imagenet.config import AugmentConfig, DataConfig, ExperimentConfig, from_hydra
+from sn_imagenet.config import ExperimentConfig, from_hydra
 from sn_imagenet.data import DataSets, build
 
 ROOT = Path(__file__).parents[2]
@@ -71,15 +72,17 @@ def folders(tmp_path: Path) -> Path:
 @pytest.fixture
 def open_folders(folders: Path) -> Callable[[], DataSets]:
     """Open ``folders`` as they are now, at 8x8 pixels."""
-    data = DataConfig(
-        name="test",
-        source="imagefolder",
+    data = data_config(
+        "imagefolder",
         train=str(folders / "train"),
         val=str(folders / "val"),
         image_size=8,
         resize_size=10,
     )
-    return lambda: build(data, AugmentConfig(name="official", lighting_std=0.1), seed=0)
+    augment = augment_config(
+        "random_resized", flip=True, lighting=0.1, scale=[0.08, 1.0], ratio=[3 / 4, 4 / 3]
+    )
+    return lambda: build(data, augment, seed=0)
 
 
 @pytest.fixture(scope="session")

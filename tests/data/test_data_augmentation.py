@@ -13,11 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from small_configs import PLAIN, augment_config, data_config
+from torchvision.transforms import v2
 
-from sn_imagenet.config import AugmentConfig, DataConfig, ExperimentConfig
+from sn_imagenet.config import DataConfig, ExperimentConfig
 from sn_imagenet.data import DataSets, build
+from sn_imagenet.data.crops import CROPS, Crop, registered
 from sn_imagenet.data.seeding import derive_seed, seeded
 from sn_imagenet.data.transforms import Lighting, training_transform, validation_transform
+from sn_imagenet.errors import ConfigError
+from sn_imagenet.evaluation import departures
 
 
 def test_draws_depend_on_epoch_sample_and_seed_only(
@@ -39,8 +44,8 @@ def test_draws_depend_on_epoch_sample_and_seed_only(
 
 def test_two_samples_of_an_epoch_are_drawn_differently(cifar_photos: Path) -> None:
     transform = training_transform(
-        DataConfig(name="x", source="digits", image_size=32, resize_size=32),
-        AugmentConfig(name="crop_flip", crop="pad"),
+        data_config("digits", image_size=32, resize_size=32),
+        augment_config("pad", flip=True, padding=4),
     )
     photo = Image.open(next((cifar_photos / "train").rglob("*.jpg"))).convert("RGB")
     seen = set()
@@ -90,19 +95,18 @@ def test_lighting_is_the_formula_of_alexnet(image: np.ndarray, std: float, seed:
 
 
 def test_lighting_comes_before_normalisation() -> None:
-    data = DataConfig(name="x", source="digits", image_size=8, resize_size=8)
-    plain = AugmentConfig(name="plain", crop="none", flip=False)
-    lit = AugmentConfig(name="lit", crop="none", flip=False, lighting_std=0.1)
+    data = data_config("digits", image_size=8, resize_size=8)
+    lit = augment_config("none", lighting=0.1)
     image = torch.rand(3, 8, 8)
     with seeded(4):
         shift = Lighting(0.1)(torch.zeros(3, 1, 1)) / torch.tensor(data.std)[:, None, None]
     with seeded(4):
         out = training_transform(data, lit)(image)
-    torch.testing.assert_close(out, training_transform(data, plain)(image) + shift)
+    torch.testing.assert_close(out, training_transform(data, PLAIN)(image) + shift)
 
 
 def test_validation_resizes_the_shorter_side_and_crops_the_centre() -> None:
-    data = DataConfig(name="x", source="imagefolder", image_size=4, resize_size=6)
+    data = data_config("imagefolder", image_size=4, resize_size=6)
     wide = np.zeros((6, 12, 3), np.uint8)
     wide[1:5, 4:8] = 255  # what a centre crop of 4x4 must show, and nothing else
     out = validation_transform(data)(Image.fromarray(wide))
@@ -169,3 +173,50 @@ def test_crop_flip_shifts_and_mirrors_small_photographs(
         assert len(match) == 1
         flips.add(match[0][0])
     assert flips == {False, True}
+
+
+def test_an_augmentation_is_one_function_and_one_yaml(
+    composed: Callable[..., ExperimentConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def corner(data: DataConfig, side: int) -> Crop:
+        return Crop([v2.Lambda(lambda image: image[:, :side, :side])], f"corner of {side}")
+
+    monkeypatch.setattr("sn_imagenet.data.crops.CROPS", dict(CROPS))
+    registered(corner)
+    (tmp_path / "augment").mkdir()
+    (tmp_path / "augment" / "corner.yaml").write_text(
+        "{name: corner, crop: corner, args: {side: 5}, flip: false, lighting_std: 0.0}"
+    )
+    found = f"hydra.searchpath=[file://{tmp_path}]"
+    config = composed("data=digits", "augment=corner", found)
+    assert build(config.data, config.augment, seed=0).train[0, 0][0].shape == (3, 5, 5)
+    ours = {d["item"]: d["ours"] for d in departures(config)}
+    assert ours["augmentation"] == "corner of 5, no flip"
+
+
+@pytest.mark.parametrize(
+    ("crop", "args", "told"),
+    [
+        ("big", {}, r"augment\.crop=big: expected one of random_resized, pad, none"),
+        ("pad", {"padding": -1}, r"padding=-1: expected a whole number of 0 or more"),
+        ("pad", {"padding": 1.5}, r"padding=1\.5: expected a whole number"),
+        ("pad", {}, r"augment\.args=\{\}: .*'padding'"),
+        ("none", {"padding": 1}, r"augment\.args=\{'padding': 1\}: .*'padding'"),
+        ("random_resized", {"scale": [0, 1]}, r"scale=\[0, 1\]: expected 0 < low <= high <= 1"),
+        ("random_resized", {"scale": [0.5, 0.2]}, r"scale=\[0\.5, 0\.2\]: expected 0 < low"),
+        ("random_resized", {"scale": [0.5]}, r"scale=\[0\.5\]: expected 2 numbers"),
+        ("random_resized", {"scale": "wide"}, r"scale=wide: expected 2 numbers"),
+        ("random_resized", {"scale": ["a", "b"]}, r"augment\.args=.*could not convert"),
+        ("random_resized", {"ratio": [1, 2, 3]}, r"ratio=\[1, 2, 3\]: expected 2 numbers"),
+        ("random_resized", {"ratio": [2, 1]}, r"ratio=\[2, 1\]: expected 0 < narrow <= wide"),
+    ],
+)
+def test_bad_arguments_are_told_before_anything_is_read(
+    crop: str, args: dict[str, object], told: str
+) -> None:
+    if crop == "random_resized":
+        args = {"scale": [0.08, 1.0], "ratio": [0.75, 1.5], **args}
+    with pytest.raises(ConfigError, match=told):
+        build(data_config("imagenet", root="absent"), augment_config(crop, **args), seed=0)

@@ -17,14 +17,13 @@ import pytest
 import torch
 from jpegs import jpeg
 from PIL import Image
+from small_configs import PLAIN, data_config
 from torchvision.datasets import CIFAR10
 
-from sn_imagenet.config import AugmentConfig, DataConfig, ExperimentConfig
-from sn_imagenet.data import DataError, DataSets, build, eval_loader, train_loader
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.data import DataError, DataSets, build, eval_loader, sources, train_loader
 from sn_imagenet.data.folders import decode
-from sn_imagenet.errors import UserError
-
-PLAIN = AugmentConfig(name="none", crop="none", flip=False)
+from sn_imagenet.errors import ConfigError, UserError
 
 
 def test_digits_are_split_once_and_for_all(
@@ -111,6 +110,33 @@ def test_fingerprint_sees_renamed_resized_moved_and_missing_files(
     assert len(set(seen)) == 5
 
 
+SOURCE = """
+import numpy as np
+from sn_imagenet.data.arrays import ArraySource
+
+READS = ("root",)
+
+
+def open_source(data):
+    images = np.full((4, 8, 8, 3), int(data.root), np.uint8)
+    part = ArraySource(images, np.arange(4), tuple("abcd"), stored=images)
+    return part, part
+"""
+
+
+def test_a_data_set_is_one_file_and_one_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "grey.py").write_text(SOURCE)
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    data = data_config("grey", root="51", image_size=8, resize_size=8, mean=(0, 0, 0))
+    opened = build(data, PLAIN, seed=0)
+    assert (len(opened.train), opened.classes) == (4, tuple("abcd"))
+    torch.testing.assert_close(opened.val[0, 3][0][0], torch.full((8, 8), 0.2 / 0.229))
+    with pytest.raises(DataError, match=r"data\.train=x would not be read.*data\.root=DIR"):
+        build(data_config("grey", train="x"), PLAIN, seed=0)
+
+
 # Bad input ------------------------------------------------------------------------------------
 
 
@@ -145,15 +171,21 @@ def test_folders_missing_or_without_classes_or_not_given(
     with pytest.raises(DataError, match="has no class folders"):
         open_folders()
     for given_train, missing in ((None, "data.train"), (str(folders / "train"), "data.val")):
-        data = DataConfig(name="x", source="imagefolder", train=given_train)
+        data = data_config("imagefolder", train=given_train)
         with pytest.raises(DataError, match=f"needs {missing}"):
             build(data, PLAIN, seed=0)
 
 
 def test_a_folder_that_would_not_be_read(folders: Path) -> None:
-    data = DataConfig(name="x", source="imagenet", train=str(folders / "train"))
+    data = data_config("imagenet", train=str(folders / "train"))
     with pytest.raises(DataError, match=r"data.train=.* would not be read.*data.root=DIR"):
         build(data, PLAIN, seed=0)
+
+
+def test_a_source_that_does_not_exist_lists_those_that_do() -> None:
+    told = r"data\.source=mnist: expected one of cifar10, digits, imagefolder, imagenet"
+    with pytest.raises(ConfigError, match=told):
+        build(data_config("mnist"), PLAIN, seed=0)
 
 
 def test_dangling_link(open_folders: Callable[[], DataSets], folders: Path) -> None:
@@ -205,7 +237,7 @@ def test_a_broken_val_file_is_named(open_folders: Callable[[], DataSets], folder
 
 
 def imagenet(root: Path | None) -> DataSets:
-    data = DataConfig(name="imagenet", source="imagenet", root=root and str(root))
+    data = data_config("imagenet", root=root and str(root))
     return build(data, PLAIN, seed=0)
 
 
@@ -297,9 +329,7 @@ def cifar_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
 
 
 def cifar(root: Path) -> DataSets:
-    data = DataConfig(
-        name="cifar10", source="cifar10", root=str(root), image_size=32, resize_size=32
-    )
+    data = data_config("cifar10", root=str(root), image_size=32, resize_size=32)
     return build(data, PLAIN, seed=0)
 
 

@@ -1,0 +1,58 @@
+"""Where images come from: ``data.source`` names a module of this folder.
+
+Such a module has ``READS``, the names of those of data.root, data.train and data.val that it reads,
+and ``open_source(data) -> (train, val)``, two of :class:`Source`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any, Protocol
+
+from PIL import Image
+from torch import Tensor
+
+from sn_imagenet.config import DataConfig
+from sn_imagenet.data.errors import DataError
+from sn_imagenet.errors import ConfigError
+
+
+class Source(Protocol):
+    """A data set as it is stored: sorted, so that an index is a sample's id for good."""
+
+    classes: tuple[str, ...]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """{"samples": count, "sha256": hex}."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Image.Image | Tensor, int]: ...
+
+
+def open_source(data: DataConfig) -> tuple[Source, Source]:
+    """The training and the validation data that ``data`` describes.
+
+    Raises:
+        ConfigError: there is no such source.
+        DataError: the data are not there or not usable as they are.
+    """
+    known = [module.name for module in pkgutil.iter_modules(__path__)]
+    if data.source not in known:
+        raise ConfigError(f"data.source={data.source}: expected one of {', '.join(known)}")
+    module = importlib.import_module(f"{__name__}.{data.source}")
+    _require_only_what_is_read(data, module.READS)
+    sources: tuple[Source, Source] = module.open_source(data)
+    return sources
+
+
+def _require_only_what_is_read(data: DataConfig, read: tuple[str, ...]) -> None:
+    for option in ("root", "train", "val"):
+        value = getattr(data, option)
+        if value and option not in read:
+            uses = " ".join(f"data.{name}=DIR" for name in read) or "no folder at all"
+            raise DataError(
+                f"data.{option}={value} would not be read: data={data.source} uses {uses}. For "
+                "your own folders choose data=imagefolder data.train=DIR data.val=DIR."
+            )

@@ -1,0 +1,28 @@
+"""The parts of a config that a data set is opened with, where a test says only what matters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sn_imagenet.config import AugmentConfig, DataConfig
+
+
+def data_config(source: str, **chosen: Any) -> DataConfig:
+    values: dict[str, Any] = {
+        "name": "test",
+        "image_size": 224,
+        "resize_size": 256,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "workers": 0,
+    }
+    return DataConfig(source=source, **{**values, **chosen})
+
+
+def augment_config(
+    crop: str, flip: bool = False, lighting: float = 0.0, **args: Any
+) -> AugmentConfig:
+    return AugmentConfig("test", crop, args, flip, lighting)
+
+
+PLAIN = augment_config("none")
