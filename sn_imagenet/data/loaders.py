@@ -181,21 +181,15 @@ def train_loader(
     rank: int,
     world_size: int,
     seed: int,
-    epoch: int = 0,
-    start_step: int = 0,
     workers: int,
     pin_memory: bool = False,
 ) -> TrainLoader:
     """Training batches by :class:`TrainBatchSampler`, n = global_batch / world_size.
 
-    Plain iteration yields ``epoch`` from ``start_step``, until :meth:`TrainLoader.epoch` is used.
-
     Raises:
         DataError: the global batch is larger than the training set.
     """
-    sampler = TrainBatchSampler(
-        len(dataset), global_batch, rank, world_size, seed, epoch, start_step
-    )
+    sampler = TrainBatchSampler(len(dataset), global_batch, rank, world_size, seed, epoch=0)
     return TrainLoader(dataset, sampler, **_options(workers, pin_memory, persistent=True))
 
 

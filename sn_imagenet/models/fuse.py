@@ -1,4 +1,10 @@
-"""ReLUs and residual additions done by the normalisation layers before them."""
+"""ReLUs and residual additions done by the normalisation layers before them.
+
+In timm's ResNets normalisation and ReLU are two modules, with an addition between them at the end
+of a block, so the block's forward must change. Its other networks ask for one module of both:
+``norm_act.py`` makes it, a mechanism of its own since timm looks it up in a table; these keep their
+ReLU apart, as none of the paper's networks is among them.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ def known_to_timm(layer: partial[PooledNorm2d]) -> Iterator[None]:
     """Within it, timm finds a norm + activation layer for a normaliser, as it has for its own.
 
     timm looks these pairs up by the class's name in a private table and refuses classes that are
-    not in it (RegNet, EfficientNet and other networks ask for pairs). The table is left as it was:
+    not in it (RegNet, EfficientNet and other networks ask for pairs); a function, which it takes
+    without looking it up, is not told which activation is wanted. The table is left as it was:
     names such as BatchNorm2d are PyTorch's or timm's own, too.
     """
     layer_class = layer.func

@@ -92,16 +92,9 @@ def test_one_loader_serves_all_epochs_and_resumes_within_one(
 ) -> None:
     def made(epoch: int, start_step: int) -> Batches:
         loader = train_loader(
-            digits.train,
-            global_batch=300,
-            rank=0,
-            world_size=1,
-            seed=1,
-            epoch=epoch,
-            start_step=start_step,
-            workers=0,
+            digits.train, global_batch=300, rank=0, world_size=1, seed=1, workers=0
         )
-        return list(loader)
+        return list(loader.epoch(epoch, start_step))
 
     loader = train_loader(
         digits.train, global_batch=300, rank=0, world_size=1, seed=1, workers=workers
