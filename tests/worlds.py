@@ -37,7 +37,7 @@ def _rank(rank: int, size: int, main: Callable[..., Any], folder: str, arguments
         f"file://{folder}/store",
         rank=rank,
         world_size=size,
-        timeout=timedelta(seconds=120),
+        timeout=timedelta(seconds=600),
     )
     try:
         torch.save(main(rank, *arguments), f"{folder}/{rank}.pt")
@@ -55,7 +55,7 @@ class Ended:
 
 
 def as_programs(
-    size: int, main: Callable[..., Any], folder: Path, *arguments: Any, timeout: float = 60
+    size: int, main: Callable[..., Any], folder: Path, *arguments: Any, timeout: float = 600
 ) -> list[Ended]:
     """``main(*arguments)`` as ``size`` programs in the environment that torchrun gives them."""
     folder.mkdir(exist_ok=True)

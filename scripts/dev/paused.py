@@ -1,6 +1,9 @@
-"""Normalisers that take their time in training, so that a job lasts as long on any machine.
+"""Normalisers that take their time, so that whoever disturbs a run meets it on any machine.
 
-How long, a file says and not the config: a run without pauses is the same experiment.
+In the folder that ``PAUSES`` names, a file with a class's name holds the seconds that each of its
+layers waits in training; one with ``.held`` behind it names a path, and while both exist no
+validation or evaluation gets on. Files and not the config say so: a run without pauses is the same
+experiment.
 """
 
 from __future__ import annotations
@@ -17,9 +20,15 @@ from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, SwitchNorm2d
 
 
 def _pause(layer: nn.Module, _input: Any) -> None:
-    if layer.training and "PAUSES" in os.environ:
-        with suppress(FileNotFoundError):
-            time.sleep(float(Path(os.environ["PAUSES"], type(layer).__name__).read_text()))
+    if "PAUSES" not in os.environ:
+        return
+    pause = Path(os.environ["PAUSES"], type(layer).__name__)
+    with suppress(FileNotFoundError):
+        if layer.training:
+            time.sleep(float(pause.read_text()))
+        else:
+            while Path(pause.with_suffix(".held").read_text().strip()).exists():
+                time.sleep(0.05)
 
 
 class _Paused(nn.Module):

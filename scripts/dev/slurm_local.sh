@@ -84,9 +84,9 @@ JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
-NodeName=$HOST NodeAddr=127.0.0.1 CPUs=5 State=UNKNOWN
+NodeName=$HOST NodeAddr=127.0.0.1 CPUs=20 State=UNKNOWN
 PartitionName=local Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
-PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=15
+PartitionName=low Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
 PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 CONF
 export SLURM_CONF=$WORK/slurm.conf
@@ -110,26 +110,31 @@ sweep() {
 }
 through_slurm() {
   sweep hydra/launcher=submitit_slurm runs_dir="$WORK/runs" hydra.launcher.gpus_per_node=null \
-    hydra.launcher.cpus_per_task=1 hydra.launcher.signal_delay_s=1 "$@"
+    hydra.launcher.signal_delay_s=1 "$@"
 }
 rows() { wc -l 2>/dev/null < "$WORK/runs/digits/resnet14_mini/$1/8x8/seed0/metrics.jsonl" || echo 0; }
 # The job of a cell: by its name, once it is there.
 job() { squeue -h -r -n "$1" -o %i | head -n 1; }
-await() { for _ in $(seq 1500); do eval "$1" && return; sleep 0.2; done; echo "not within five minutes: $1"; exit 1; }
+await() { for _ in $(seq 4500); do eval "$1" && return; sleep 0.2; done; echo "not within a quarter of an hour: $1"; exit 1; }
 
 for norm in BN GN SN; do
-  # 17 layers pause in each of 42 steps: 71 s, longer than a job of one minute can train anywhere.
+  # 17 layers pause in each of an epoch's 21 steps: it takes half a minute, and then its validation
+  # waits until the job has met what it is to meet, however late that comes.
   echo 0.1 > "$WORK/pauses/$norm"
+  echo / > "$WORK/pauses/$norm.held"
   limit=$([ $norm = GN ] && echo 1 || echo 30)
   partition=$([ $norm = SN ] && echo low || echo local)
+  # Whatever else has ended, a job of five has no room beside SN's.
+  cpus=$([ $norm = SN ] && echo 16 || echo 1)
   PAUSES="$WORK/pauses" through_slurm norm="paused_${norm,,}" hydra.launcher.name="$norm" \
     hydra.launcher.timeout_min="$limit" hydra.launcher.partition="$partition" \
+    hydra.launcher.cpus_per_task="$cpus" \
     > "$WORK/sweep_$norm.log" 2>&1 &
   PIDS+=($!)
   eval "SWEEP_$norm=$!"
 done
 through_slurm norm=paused_bn,paused_gn seed=1 trainer.max_steps=2 evaluate=false \
-  hydra.launcher.name=LOST hydra.launcher.timeout_min=30 > "$WORK/sweep_LOST.log" 2>&1 &
+  hydra.launcher.name=LOST hydra.launcher.timeout_min=30 hydra.launcher.cpus_per_task=1 > "$WORK/sweep_LOST.log" 2>&1 &
 SWEEP_LOST=$!
 PIDS+=("$SWEEP_LOST")
 await '[ -n "$(job LOST)" ]'
@@ -146,7 +151,7 @@ echo "scancel --signal=USR1 $BN"
 scancel --signal=USR1 "$BN"
 await '[ "$(rows paused_sn)" -ge 2 ]'
 echo "a job of a higher partition takes the place of $SN"
-sbatch -p high -N 1 -n 3 -o /dev/null --wrap "sleep 1"
+sbatch -p high -N 1 -n 5 -o /dev/null --wrap "sleep 1"
 
 # Meanwhile, and without pauses.
 sweep hydra/launcher=local runs_dir="$WORK/undisturbed" sweep.slots=1 \
@@ -157,8 +162,8 @@ PIDS+=("$UNDISTURBED")
 # What each job was meant to meet it has met: now they may come to their end.
 await "requeued $GN"
 scontrol update JobId="$GN" TimeLimit=30
-rm "$WORK/pauses/GN"
-for job in BN SN; do await "requeued ${!job}"; rm "$WORK/pauses/$job"; done
+rm "$WORK"/pauses/GN*
+for job in BN SN; do await "requeued ${!job}"; rm "$WORK"/pauses/"$job"*; done
 wait "$UNDISTURBED"; wait "$SWEEP_BN"; wait "$SWEEP_GN"; wait "$SWEEP_SN"
 code=0
 wait "$SWEEP_LOST" || code=$?

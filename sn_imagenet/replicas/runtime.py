@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 import traceback
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -45,6 +46,7 @@ class Session:
 
     def __init__(self) -> None:
         self.exit_code = 0
+        self.began = False  # a cell
         self._stderr = sys.stderr
         if rank() > 0:
             # What goes wrong before a cell starts, all ranks would say alike.
@@ -62,6 +64,7 @@ class Session:
         collective and could not go on to the next cell; torchrun then ends them.
         """
         self.speak()
+        self.began = True
         try:
             with lost_peers_told():
                 yield
@@ -114,17 +117,42 @@ def lost_peers_told() -> Iterator[None]:
 def session() -> Iterator[Session]:
     """Whatever happens, the process group is destroyed on the way out.
 
+    Ranks that end for the same reason end together, each with its own exit code.
+
     Raises:
         SystemExit: at the end, if a cell went wrong.
     """
     current = Session()
+    alike = False
     try:
         yield current
+        alike = current.exit_code > 0  # an error of one rank alone would have ended it already
+    except SystemExit:
+        alike = not current.began  # as where Hydra cannot compose
+        raise
     finally:
         current.speak()
+        if alike and world_size() > 1:
+            _wait_for_the_others()
         if dist.is_initialized():
             dist.destroy_process_group()
     sys.exit(current.exit_code)
+
+
+def _wait_for_the_others() -> None:
+    """Let no rank leave before all are about to, and know of no signal any more.
+
+    torchrun sends SIGTERM to the ranks that are left when one has ended: it would cut off the error
+    that one of them is about to tell, and replace its exit code. Through the store and not by a
+    collective, since there may be no process group yet; for half a minute at most.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    leaving = [f"sn_imagenet/leaving/{attempt}/{each}" for each in range(world_size())]
+    with suppress(RuntimeError):  # a rank that never comes, a store that is gone already
+        store, _, _ = next(dist.rendezvous("env://"))
+        store.set(leaving[rank()], "")
+        store.wait(leaving, timedelta(seconds=30))
 
 
 def join(timeout: timedelta = timedelta(minutes=30)) -> None:

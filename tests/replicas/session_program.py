@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import time
@@ -50,12 +51,23 @@ def main(case: str) -> None:
         print(f"group exists: {dist.is_initialized()}", flush=True)
 
 
+def slowly() -> None:
+    """All refuse the same before they meet; rank 0 says it late, rank 1 takes its time to end."""
+    with session() as current, current.cell():
+        if rank() == 0:
+            time.sleep(2)
+        else:
+            atexit.register(time.sleep, 2)
+        with together():
+            raise UserError("met by all")
+
+
 def attempt(store_port: int, rank_1_comes_late: bool) -> None:
     """A torchrun attempt: its agent keeps the store, and the processes end without a goodbye."""
     os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", MASTER_PORT=str(store_port))
     if rank_1_comes_late and rank() == 1:
         time.sleep(12)  # longer than gloo tries to reach the address that it found
-    join(timedelta(seconds=30))
+    join(timedelta(seconds=300))
     print(sum_over_ranks(torch.tensor(rank() + 1)).item(), flush=True)
     os._exit(0)
 
@@ -75,4 +87,4 @@ def before_the_first_cell() -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    slowly() if sys.argv[1] == "slowly" else main(sys.argv[1])

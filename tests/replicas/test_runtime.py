@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,19 +18,33 @@ from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.replicas import choose_device, session, together
 
 
-def test_torchrun_ends_the_others_where_one_rank_fails_alone() -> None:
+def by_torchrun(case: str) -> subprocess.CompletedProcess[str]:
+    """Two ranks of session_program.py."""
     program = str(Path(__file__).with_name("session_program.py"))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, program, "user error on one"],
+    return subprocess.run(
+        [sys.executable, *launcher, program, case],
         capture_output=True,
         text=True,
-        timeout=120,  # far below the half hour that a collective would wait
+        timeout=600,  # far below the half hour that a collective would wait
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+@pytest.mark.slow
+def test_torchrun_ends_the_others_where_one_rank_fails_alone() -> None:
+    done = by_torchrun("user error on one")
     assert done.returncode != 0
     assert "error: met by one rank" in done.stderr
     assert "the next cell ran" not in done.stdout
+
+
+@pytest.mark.slow
+def test_torchrun_cuts_off_no_rank_that_ends_like_the_others() -> None:
+    """One tells the error late, the other ends late: torchrun signals whoever is left."""
+    done = by_torchrun("slowly")
+    assert done.stderr.count("error: met by all") == 1, done.stderr
+    assert re.findall(r"exitcode +: (-?\d+)", done.stderr) == ["2", "2"], done.stderr
 
 
 @pytest.mark.parametrize(
