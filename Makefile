@@ -1,9 +1,11 @@
-# make setup | test | demo | lint      (PYTHON=python3.12 chooses the interpreter)
+# make setup | test | test-all | demo | lint      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := results/demo
 
-.PHONY: setup test demo lint
+.PHONY: setup test test-all demo lint
+
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 setup: .venv/.installed
 	@true
@@ -16,8 +18,12 @@ setup: .venv/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# What is not marked slow, in a few minutes.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST) -m "not slow"
+
+test-all: setup
+	$(PYTEST)
 
 # Nine cells, then what they come to. Started again, it continues, or shows the results at once.
 demo: setup

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,34 @@ ROOT = Path(__file__).parents[1]
 def _one_thread() -> None:
     # The tests run side by side and start processes of their own.
     torch.set_num_threads(1)
+
+
+_NOT_RUN = pytest.StashKey[int]()  # how many tests were left out
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    stash = items[0].config.stash
+    stash[_NOT_RUN] = stash.get(_NOT_RUN, 0) + len(items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["not run"] = session.config.stash.get(_NOT_RUN, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Each of xdist's workers leaves out the same."""
+    node.config.stash[_NOT_RUN] = getattr(node, "workeroutput", {}).get("not run", 0)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The last line of ``make test``, below pytest's own."""
+    if config.getoption("markexpr") == "not slow" and not hasattr(config, "workeroutput"):
+        print(
+            f"not run: the {config.stash.get(_NOT_RUN, 0)} slow tests (whole commands, kills, "
+            "several processes, Slurm); make test-all runs everything"
+        )
 
 
 @pytest.fixture(scope="session")

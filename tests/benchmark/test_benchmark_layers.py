@@ -221,7 +221,7 @@ def test_batch_norms_backends_are_told_apart(dtype: torch.dtype, backends: list[
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *arguments, "--repeats", "1", "--threads", "1"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1800)
 
 
 def test_norms_writes_its_report(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from worlds import as_programs
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +67,7 @@ def run(
         env=environment(**variables),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
         check=False,
     )
     return Done(ended.returncode, ended.stdout, ended.stderr)
@@ -78,7 +81,7 @@ def train_forked(*arguments: object, folder: Path) -> Done:
     """``train.py`` with its arguments in a process that has its imports behind it already, as
     :mod:`worlds` starts them: what is refused at once need not wait for torch each time.
     """
-    (ended,) = as_programs(1, _main, folder, "train.py", list(map(str, arguments)), timeout=300)
+    (ended,) = as_programs(1, _main, folder, "train.py", list(map(str, arguments)))
     assert ended.code is not None
     return Done(ended.code, ended.out, ended.err)
 
@@ -87,6 +90,30 @@ def _main(script: str, arguments: list[str]) -> None:
     os.environ.pop("IMAGENET_ROOT", None)
     sys.argv = [script, *arguments]
     runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def train_killed(*arguments: object, folder: Path, step: int, last: Path, epoch: int) -> Done:
+    """``train.py``, killed before its update number ``step``, with ``epoch`` complete in ``last``,
+    its checkpoint, which another thread writes.
+    """
+    line = list(map(str, arguments))
+    (ended,) = as_programs(1, _main_killed, folder, line, step, last, epoch)
+    assert ended.code is not None
+    return Done(ended.code, ended.out, ended.err)
+
+
+def _main_killed(arguments: list[str], step: int, last: Path, epoch: int) -> None:
+    update, done = torch.optim.SGD.step, iter(range(1, step))
+
+    def update_or_die(*args: Any, **kwargs: Any) -> Any:
+        if next(done, None) is None:
+            while torch.load(last)["epoch"] < epoch:
+                time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update(*args, **kwargs)
+
+    torch.optim.SGD.step = update_or_die  # type: ignore[method-assign]
+    _main("train.py", arguments)
 
 
 def evaluate(*arguments: object, **options: Any) -> Done:

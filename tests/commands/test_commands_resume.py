@@ -22,6 +22,7 @@ from command_line import (
     run,
     succeeded,
     train,
+    train_killed,
     without_timings,
 )
 from conftest import CELL_ARGUMENTS, Once
@@ -48,16 +49,16 @@ def _start(*arguments: object) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture(scope="session")
-def killed(once: Once) -> Path:
+def killed(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with the run of ``cell``, killed in its third epoch."""
 
+    said = tmp_path_factory.mktemp("killed")
+
     def make(runs: Path) -> Done:
-        process = _start(*CELL_ARGUMENTS, f"runs_dir={runs}")
-        rows = runs / RUN / "metrics.jsonl"
-        # Step 100 is in the third epoch, which ends with step 129.
-        _wait_for(lambda: rows.exists() and '"step": 100' in rows.read_text(), process)
-        process.kill()
-        return Done(process.wait(), "", "")
+        # Step 105 is in the third epoch, which ends with step 129.
+        last = runs / RUN / "last.pt"
+        arguments = (*CELL_ARGUMENTS, f"runs_dir={runs}")
+        return train_killed(*arguments, folder=said, step=105, last=last, epoch=2)
 
     runs, done = once("killed", make)
     assert done.code == -9

@@ -20,7 +20,7 @@ needs_triton = pytest.mark.skipif(
 def run_cases(environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(CASES)]
     result = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=600
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=1800
     )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
 

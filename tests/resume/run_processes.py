@@ -15,14 +15,21 @@ SHORT = ("data=digits", "model=resnet14_mini", "batch=8x8", "norm=sn", "trainer.
 
 
 def start(
-    run_dir: Path, *overrides: str, processes: int = 1, torchrun: tuple[str, ...] = ()
+    run_dir: Path,
+    *overrides: str,
+    processes: int = 1,
+    torchrun: tuple[str, ...] = (),
+    program: tuple[str, ...] = ("train.py",),
 ) -> subprocess.Popen[str]:
-    """Start ``train.py``, under torchrun where there are several processes."""
+    """Start ``train.py``, under torchrun where there are several processes.
+
+    ``program``: another script and its own arguments, which come before the overrides.
+    """
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", *torchrun]
         command += [f"--nproc_per_node={processes}"]
-    command += [str(ROOT / "train.py"), *SHORT, f"run_dir={run_dir}", *overrides]
+    command += [str(ROOT / program[0]), *program[1:], *SHORT, f"run_dir={run_dir}", *overrides]
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -33,7 +40,21 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 300) -> tuple[str, int]:
+def start_reading(run_dir: Path, *overrides: str, folder: Path) -> subprocess.Popen[str]:
+    """A start that reads its data, before its lock, until :func:`let_read`, and has got there."""
+    folder.mkdir()
+    program = ("tests/resume/held_reader.py", str(folder))
+    process = start(run_dir, *overrides, program=program)
+    wait_until(lambda: (folder / "reading").exists() or process.poll() is not None)
+    assert process.poll() is None, finish(process)
+    return process
+
+
+def let_read(folder: Path) -> None:
+    (folder / "go on").touch()
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 1200) -> tuple[str, int]:
     """Its output and exit code; it is killed after ``timeout`` seconds."""
     try:
         return process.communicate(timeout=timeout)[0], process.returncode
@@ -50,11 +71,34 @@ def steps(run_dir: Path) -> list[int]:
     return [row["step"] for row in map(json.loads, lines) if row["kind"] == "train"]
 
 
-def wait_until(true: Callable[[], bool], timeout: float = 300) -> None:
+def wait_until(true: Callable[[], bool], timeout: float = 1200) -> None:
     deadline = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < deadline, "it does not come true"
         time.sleep(0.05)
+
+
+class Pauses:
+    """What scripts/dev/paused.py obeys: a run with ``OVERRIDES`` can be met at any stage."""
+
+    OVERRIDES = ("norm.target=paused.SN",)
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._layer, self._held = folder / "SN", folder / "SN.held"
+
+    def slow(self) -> None:
+        """An epoch takes half a minute, and its validation does not end."""
+        self._layer.write_text("0.1")
+        self.hold()
+
+    def hold(self, there: Path = Path("/")) -> None:
+        """No validation or evaluation gets on once ``there`` exists."""
+        self._held.write_text(str(there))
+
+    def end(self) -> None:
+        for file in (self._layer, self._held):
+            file.unlink(missing_ok=True)
 
 
 def children(pid: int) -> list[int]:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from run_processes import finish, start, wait_until
+from run_processes import finish, let_read, start, start_reading, wait_until
 
 from sn_imagenet.holders import HEARTBEAT_S, STALE_S
 from sn_imagenet.runs import RunError
@@ -59,9 +59,7 @@ def test_a_zombie_does_not_hold_it(tmp_path, sleeper):
     lock = tmp_path / "lock.json"
     held_by(sleeper.pid, lock)
     os.kill(sleeper.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while ") Z " not in Path(f"/proc/{sleeper.pid}/stat").read_text():
-        assert time.monotonic() < deadline
+    wait_until(lambda: ") Z " in Path(f"/proc/{sleeper.pid}/stat").read_text())
     take(lock)
     release(lock)
 
@@ -132,36 +130,21 @@ def test_of_many_that_find_a_dead_holder_one_takes_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_start_that_prepares_while_another_ends_finds_its_result(tmp_path):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_start_that_prepares_while_another_ends_finds_its_result(tmp_path, seed):
     """Between its first look and its lock lie seconds: all of a short run may happen there."""
     short = ("trainer.max_steps=2", "evaluate=false")
-    run = tmp_path / "run"
-    late = start(run, *short)
-    maps = Path(f"/proc/{late.pid}/maps")
-    wait_until(lambda: "/sklearn/" in maps.read_text())  # it reads the data, before its lock
-    late.send_signal(signal.SIGSTOP)
+    run, folder = tmp_path / "run", tmp_path / "late"
+    late = start_reading(run, *short, folder=folder)
     assert not (run / "lock.json").exists()
-    output, code = finish(start(run, *short))
+    output, code = finish(start(run, *short, f"seed={seed}"))
     assert code == 0, output
     result = (run / "result.json").read_bytes()
-    late.send_signal(signal.SIGCONT)
+    let_read(folder)
     output, code = finish(late)
-    assert code == 0 and "already finished, nothing to do" in output, output
+    if seed == 0:
+        assert code == 0 and "already finished, nothing to do" in output, output
+    else:  # another experiment
+        assert code == 2 and "seed: 1 (there) -> 0 (now)" in output, output
     assert (run / "result.json").read_bytes() == result
-    assert not (run / "lock.json").exists()
-
-
-@pytest.mark.slow
-def test_a_start_that_prepares_while_another_experiment_ends_there_is_refused(tmp_path):
-    short = ("trainer.max_steps=2", "evaluate=false")
-    run = tmp_path / "run"
-    late = start(run, *short)
-    maps = Path(f"/proc/{late.pid}/maps")
-    wait_until(lambda: "/sklearn/" in maps.read_text())
-    late.send_signal(signal.SIGSTOP)
-    _, code = finish(start(run, *short, "seed=1"))
-    assert code == 0
-    late.send_signal(signal.SIGCONT)
-    output, code = finish(late)
-    assert code == 2 and "seed: 1 (there) -> 0 (now)" in output, output
     assert not (run / "lock.json").exists()

@@ -55,14 +55,16 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_costs_no_step(disk, tmp_path):
+def test_a_disk_that_fills_up_costs_no_step(disk, tmp_path, pauses):
     """First in the middle of training, then while the trained network is being evaluated."""
     folder, _ = disk
     run = folder / "run"
-    short = ("trainer.epochs=2", "trainer.eval_batch_size=2", "checkpoint.minutes=null")
+    short = ("trainer.epochs=2", "checkpoint.minutes=null", *pauses.OVERRIDES)
+    pauses.slow()
     process = start(run, *short)
     wait_until(lambda: len(steps(run)) > 2)
     filler = fill(folder)
+    pauses.end()
     output, code = finish(process)
     assert code == 2, output
     assert re.search(
@@ -71,9 +73,11 @@ def test_a_disk_that_fills_up_costs_no_step(disk, tmp_path):
     assert not (run / "lock.json").exists() and not (run / "final.pt").exists()
 
     filler.unlink()
+    pauses.hold(run / "final.pt")
     process = start(run, *short)
     wait_until(lambda: (run / "final.pt").exists())
     filler = fill(folder)
+    pauses.end()
     output, code = finish(process)
     assert code == 2, output
     assert re.search(r"error: cannot write .*result\.json: No space left on device", output)
@@ -111,7 +115,7 @@ def test_a_read_only_folder_is_one_clear_error(disk, arguments):
 
 
 @pytest.mark.slow
-def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch, pauses):
     """By a day, forwards and backwards, three times a second; the run is stopped and continued."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
@@ -119,13 +123,14 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     library = tmp_path / "clock.so"
     source = Path(__file__).with_name("jumping_clock.c")
     subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
-    short = ("trainer.epochs=4", "evaluate=false", "checkpoint.minutes=0.005")
+    short = ("trainer.epochs=4", "evaluate=false", "checkpoint.minutes=0.005", *pauses.OVERRIDES)
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     _, code = finish(start(undisturbed, *short))
     assert code == 0
 
     began = time.monotonic()
     monkeypatch.setenv("LD_PRELOAD", str(library))
+    pauses.slow()
     process = start(run, *short)
     # A checkpoint before the epoch's: its minutes are of a clock that goes forward.
     wait_until(lambda: (run / "last.pt").exists())
@@ -133,8 +138,9 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     assert 0 < len(steps(run)) < 21
     output, code = finish(start(run, *short))
     assert code == 2 and "is in use by process" in output, output
-    process.send_signal(signal.SIGCONT)
+    pauses.end()
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
     first, code = finish(process)
     assert code == os.EX_TEMPFAIL, first
     second, code = finish(start(run, *short))

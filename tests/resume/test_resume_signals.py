@@ -8,12 +8,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from run_processes import ROOT, children, finish, start, steps, wait_until
+from run_processes import ROOT, children, finish, start, start_reading, steps, wait_until
 
 LONG = ("trainer.epochs=500", "evaluate=false", "checkpoint.minutes=null")
 
@@ -22,7 +21,7 @@ LONG = ("trainer.epochs=500", "evaluate=false", "checkpoint.minutes=null")
 def test_runs_killed_at_any_moment_are_bit_for_bit_the_undisturbed_one():
     script = ROOT / "scripts" / "dev" / "kill_test.py"
     command = [sys.executable, str(script), "--kills", "4", "--only", "sn", "bn_dropout"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 kills" in done.stdout and "0 runs differ" in done.stdout
 
@@ -84,14 +83,16 @@ def test_a_killed_rank_ends_the_others_with_an_error_and_not_a_hang(tmp_path, vi
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_killed_rank_and_the_run_is_the_same(tmp_path):
-    short = ("trainer.epochs=5", "evaluate=false", "checkpoint.minutes=0.005")
+def test_torchrun_restarts_a_killed_rank_and_the_run_is_the_same(tmp_path, pauses):
+    short = ("trainer.epochs=5", "evaluate=false", "checkpoint.minutes=0.005", *pauses.OVERRIDES)
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     output, code = finish(start(undisturbed, *short, processes=2))
     assert code == 0, output
+    pauses.slow()
     process = start(run, *short, processes=2, torchrun=("--max-restarts=2",))
     wait_until(lambda: (run / "last.pt").exists())
     os.kill(children(process.pid)[1], signal.SIGKILL)
+    pauses.end()
     output, code = finish(process)
     assert code == 0, output
     models = [torch.load(path / "final.pt", weights_only=True) for path in (undisturbed, run)]
@@ -116,30 +117,31 @@ def test_of_two_starts_at_once_one_runs(tmp_path):
 
 def test_a_waiting_run_is_stopped_at_once(tmp_path: Path):
     """While the data is read no step can be lost."""
-    process = start(tmp_path / "run", *LONG)
-    time.sleep(1)
+    process = start_reading(tmp_path / "run", *LONG, folder=tmp_path / "held")
     process.send_signal(signal.SIGTERM)
-    _, code = finish(process)
-    assert code in (os.EX_TEMPFAIL, -signal.SIGTERM)  # before or after it began to listen
-
-
-# Two of the digits' 400 for each forward pass: seconds of evaluation, of two processes.
-SLOW_EVALUATION = ("trainer.epochs=1", "trainer.eval_batch_size=2", "model=resnet50_mini")
+    output, code = finish(process)
+    assert code == os.EX_TEMPFAIL and "no step is lost" in output, output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "told"), [("validation", (1,)), ("evaluation", (0,)), ("evaluation", ())]
 )
-def test_ranks_told_to_stop_while_evaluating_end_together(tmp_path, phase, told):
+def test_ranks_told_to_stop_while_evaluating_end_together(tmp_path, pauses, phase, told):
     """One of two ranks is told, or (none) torchrun is, which tells both."""
     run = tmp_path / "run"
-    process = start(run, *SLOW_EVALUATION, processes=2)
+    one_epoch = ("trainer.epochs=1", *pauses.OVERRIDES)
+    if phase == "evaluation":
+        pauses.hold(run / "final.pt")
+    else:
+        pauses.hold()
+    process = start(run, *one_epoch, processes=2)
     sign = "last.pt" if phase == "validation" else "final.pt"
     wait_until(lambda: (run / sign).exists())
     workers = children(process.pid)
     for pid in [workers[rank] for rank in told] or [process.pid]:
         os.kill(pid, signal.SIGTERM)
+    pauses.end()
     output, code = finish(process)
     assert code != 0 and not (run / "result.json").exists(), output
     assert output.count("told to stop") == 1, output
@@ -151,7 +153,7 @@ def test_ranks_told_to_stop_while_evaluating_end_together(tmp_path, phase, told)
     assert not (run / "lock.json").exists()
     if phase == "validation":
         return
-    output, code = finish(start(run, *SLOW_EVALUATION, processes=2))
+    output, code = finish(start(run, *one_epoch, processes=2))
     assert code == 0 and "going on after epoch 1, step 21" in output, output
     result = json.loads((run / "result.json").read_text())
     assert {e["seen"] for e in result["evaluations"].values()} == {400}

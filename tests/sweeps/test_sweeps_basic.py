@@ -42,7 +42,7 @@ def test_a_cell_that_fails_is_told_once_and_the_next_one_runs(tmp_path, processe
     for name in ("last.pt", "previous.pt"):
         (cell(tmp_path, "bn") / name).write_bytes(b"no checkpoint")
     process = sweep(tmp_path, processes, "trainer.max_steps=2", "evaluate=false")
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=1800)
     assert output.count("error: no checkpoint of this run is readable") == 1, output
     result = json.loads((cell(tmp_path, "gn") / "result.json").read_text())
     assert result["status"] == "finished" and result["training"]["world_size"] == processes
@@ -60,11 +60,11 @@ def test_a_cell_that_fails_is_told_once_and_the_next_one_runs(tmp_path, processe
 def test_a_sweep_that_is_told_to_stop_ends_with_its_cell(tmp_path, processes):
     process = sweep(tmp_path, processes, "trainer.log_every=1", "evaluate=false")
     metrics = cell(tmp_path, "bn") / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=1800)
     assert output.count("told to stop; saved after step") == 1, output
     assert process.returncode == (os.EX_TEMPFAIL if processes == 1 else 1), output
     assert (cell(tmp_path, "bn") / "last.pt").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def sweep(runs, *overrides, launcher="local"):
     )
 
 
-def finish(process, timeout=600):
+def finish(process, timeout=1800):
     try:
         return process.communicate(timeout=timeout)[0], process.returncode
     finally:
@@ -87,12 +88,19 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_told_to_stop_passes_it_on_and_continues_later(tmp_path):
-    long = ["norm=bn", "trainer.max_steps=120", "trainer.log_every=1", "evaluate=false"]
-    process = sweep(tmp_path, *long)
+def test_a_sweep_that_is_told_to_stop_passes_it_on_and_continues_later(tmp_path, monkeypatch):
+    # Its epoch takes half a minute, and its validation waits until the pauses are gone.
+    pauses = tmp_path / "pauses"
+    pauses.mkdir()
+    (pauses / "BN").write_text("0.1")
+    (pauses / "BN.held").write_text("/")
+    monkeypatch.setitem(ENVIRONMENT, "PAUSES", str(pauses))
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(ROOT / "scripts" / "dev"))
+    long = ["norm=bn", "norm.target=paused.BN", "trainer.max_steps=25", "trainer.log_every=1"]
+    process = sweep(tmp_path, *long, "evaluate=false")
     metrics = cell(tmp_path, "bn") / "metrics.jsonl"
-    deadline = time.monotonic() + 300
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None, finish(process)
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     output, code = finish(process)
@@ -100,7 +108,8 @@ def test_a_sweep_that_is_told_to_stop_passes_it_on_and_continues_later(tmp_path)
     assert "stopping: 1 cells save and end" in output and "1 cells: 1 stopped" in output
     assert not (cell(tmp_path, "bn") / "result.json").exists()
 
-    output, code = finish(sweep(tmp_path, *long))
+    shutil.rmtree(pauses)
+    output, code = finish(sweep(tmp_path, *long, "evaluate=false"))
     assert code == 0 and "1 cells: 1 finished" in output
     assert "going on after" in (cell(tmp_path, "bn") / "log.txt").read_text()
 

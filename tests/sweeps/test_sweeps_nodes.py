@@ -55,13 +55,13 @@ def test_two_nodes_train_what_one_does_with_as_many_processes(two_nodes, tmp_pat
     assert "--nnodes=2" in options and "--rdzv_backend=c10d" in options
     nodes = [agent(tmp_path / "two", 1, options) for _ in range(2)]
     try:
-        said = [node.communicate(timeout=300)[0] for node in nodes]
+        said = [node.communicate(timeout=1800)[0] for node in nodes]
     finally:
         for node in nodes:
             node.kill()
     assert [node.returncode for node in nodes] == [0, 0], said
     one = agent(tmp_path / "one", 2)
-    output, _ = one.communicate(timeout=300)
+    output, _ = one.communicate(timeout=1800)
     assert one.returncode == 0, output
 
     models, results = [], []

@@ -14,7 +14,7 @@ CANNOT = 77
 
 def run(*arguments):
     command = ["env", f"PYTHON={sys.executable}", "bash", str(SCRIPT), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     output = done.stdout + done.stderr
     if done.returncode == CANNOT:
         pytest.skip(output.strip().splitlines()[-1])

@@ -1,0 +1,16 @@
+"""Runs that wait for whoever is to disturb them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from run_processes import ROOT, Pauses
+
+
+@pytest.fixture
+def pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pauses:
+    monkeypatch.setenv("PAUSES", str(tmp_path / "pauses"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "scripts" / "dev"), prepend=os.pathsep)
+    return Pauses(tmp_path / "pauses")
