@@ -77,13 +77,21 @@ def train(*arguments: object, **options: Any) -> Done:
     return run("train.py", *arguments, **options)
 
 
-def train_forked(*arguments: object, folder: Path) -> Done:
-    """``train.py`` with its arguments in a process that has its imports behind it already, as
-    :mod:`worlds` starts them: what is refused at once need not wait for torch each time.
+def forked(script: str, *arguments: object, folder: Path) -> Done:
+    """A script with its arguments in a process that has its imports behind it already, as
+    :mod:`worlds` starts them: not each test need wait for torch. ``folder`` is for its output.
     """
-    (ended,) = as_programs(1, _main, folder, "train.py", list(map(str, arguments)))
+    (ended,) = as_programs(1, _main, folder, script, list(map(str, arguments)))
     assert ended.code is not None
     return Done(ended.code, ended.out, ended.err)
+
+
+def train_forked(*arguments: object, folder: Path) -> Done:
+    return forked("train.py", *arguments, folder=folder)
+
+
+def evaluate_forked(*arguments: object, folder: Path) -> Done:
+    return forked("evaluate.py", *arguments, folder=folder)
 
 
 def _main(script: str, arguments: list[str]) -> None:

@@ -68,7 +68,8 @@ def test_world_size_that_does_not_fit(tmp_path: Path) -> None:
 def test_a_sweep_goes_on_past_a_wrong_cell(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     swept = ("-m", "trainer.replicas_per_pass=3,4", "evaluate=false")
-    refused(train(*swept, *DIGITS, f"runs_dir={runs}"), "trainer.replicas_per_pass=3")
+    done = train_forked(*swept, *DIGITS, f"runs_dir={runs}", folder=tmp_path / "said")
+    refused(done, "trainer.replicas_per_pass=3")
     found = [result(path.parent) for path in runs.rglob("result.json")]
     assert [one["config"]["trainer"]["replicas_per_pass"] for one in found] == [4]
 
@@ -153,10 +154,12 @@ def test_two_processes_name_a_text_file_once(photos: Path) -> None:
 
 def test_directory_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = train(*DIGITS, f"runs_dir={tmp_path / 'file' / 'runs'}")
+    runs = f"runs_dir={tmp_path / 'file' / 'runs'}"
+    done = train_forked(*DIGITS, runs, folder=tmp_path / "said")
     refused(done, f"cannot write {tmp_path / 'file'}", "Not a directory", "runs_dir=")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kilobytes", "left"), [(1, set()), (600, {"config.yaml", "result.json"})])
 def test_full_disk(kilobytes: int, left: set[str], tmp_path: Path) -> None:
     """Full from the start, and full when the first checkpoint is due."""

@@ -25,14 +25,14 @@ from command_line import (
     result,
     run,
     succeeded,
-    train,
+    train_forked,
 )
 
 
 def test_official_code_at_one_sample_per_gpu(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     chosen = ("norm=sn", "batch=8x1", "protocol=official_code", "trainer.max_steps=20")
-    done = succeeded(train(*SMALL, *chosen, f"runs_dir={runs}"))
+    done = succeeded(train_forked(*SMALL, *chosen, f"runs_dir={runs}", folder=tmp_path / "said"))
     assert re.search(r"one sample per GPU: .*in.*ln", done.out)
     found = result(runs / CELL / "sn/8x1/seed0")
     assert found["status"] == "finished"
@@ -99,7 +99,8 @@ def test_real_photographs(name: str, arguments: tuple[str, ...], tmp_path: Path)
     short = ("norm=sn", "batch=8x2", "model=resnet14_mini", "trainer.max_steps=5")
     some = ("data.workers=1", "calibration.samples=64")
     runs = tmp_path / "runs"
-    succeeded(train(*chosen, f"data.val={val}", *arguments, *short, *some, f"runs_dir={runs}"))
+    arguments = (*arguments, *short, *some, f"data.val={val}", f"runs_dir={runs}")
+    succeeded(train_forked(*chosen, *arguments, folder=tmp_path / "said"))
     found = result(runs / name / "resnet14_mini/sn/8x2/seed0")
     images = sum(len(files) for _, _, files in os.walk(val))
     assert {e["seen"] for e in found["evaluations"].values()} == {images}
@@ -108,6 +109,7 @@ def test_real_photographs(name: str, arguments: tuple[str, ...], tmp_path: Path)
     assert found["provenance"]["data_fingerprint"]["val"]["samples"] == images
 
 
+@pytest.mark.slow
 def test_terminal_shows_a_progress_bar(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))

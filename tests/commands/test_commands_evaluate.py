@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import CELL, Done, evaluate, refused, result, succeeded
+from command_line import CELL, Done, evaluate, evaluate_forked, refused, result, succeeded
 from conftest import SWEPT
 
 COUNTS = ("top1_correct", "top5_correct", "seen")
@@ -22,11 +22,11 @@ def trained(cell: tuple[Path, Done], tmp_path: Path) -> Path:
     return shutil.copytree(cell[0], tmp_path / "run")
 
 
-def test_a_run_is_evaluated_as_its_training_did(trained: Path) -> None:
+def test_a_run_is_evaluated_as_its_training_did(trained: Path, tmp_path: Path) -> None:
     before = result(trained)
     for name in ("result.json", "top1.md", "fig3.png"):
         (trained / name).unlink()
-    done = succeeded(evaluate(f"run={trained}"))
+    done = succeeded(evaluate_forked(f"run={trained}", folder=tmp_path / "said"))
     after = result(trained)
     assert after["evaluations"] == before["evaluations"]
     assert after["importance_weights"] == before["importance_weights"]
@@ -56,10 +56,10 @@ def test_two_processes_count_alike(trained: Path) -> None:
     assert done.out.count("| batch average ") == 1
 
 
-def test_calibration_is_chosen_and_recorded(trained: Path) -> None:
+def test_calibration_is_chosen_and_recorded(trained: Path, tmp_path: Path) -> None:
     before = result(trained)
     chosen = ("calibration.samples=all", "calibration.estimator=population", "calibration.seed=3")
-    succeeded(evaluate(f"run={trained}", *chosen))
+    succeeded(evaluate_forked(f"run={trained}", *chosen, folder=tmp_path / "said"))
     after = result(trained)
     assert after["evaluations"]["batch_average"]["calibration"] == {
         "estimator": "population",
@@ -98,8 +98,10 @@ def test_a_glob_goes_into_one_table_past_an_unfinished_run(
 
 
 def test_what_is_no_run_is_refused(trained: Path, tmp_path: Path) -> None:
-    refused(evaluate(f"run={tmp_path / 'nothing*'}"), "no run directory there")
+    done = evaluate_forked(f"run={tmp_path / 'nothing*'}", folder=tmp_path / "nothing said")
+    refused(done, "no run directory there")
     final = trained / "final.pt"
     final.write_bytes(final.read_bytes()[:1000])
-    refused(evaluate(f"run={trained}"), str(final), "not a readable checkpoint")
+    done = evaluate_forked(f"run={trained}", folder=tmp_path / "said")
+    refused(done, str(final), "not a readable checkpoint")
     assert (trained / "final.pt").stat().st_size == 1000

@@ -16,12 +16,13 @@ from command_line import (
     Done,
     command,
     environment,
+    forked,
     metrics,
     refused,
     result,
-    run,
     succeeded,
     train,
+    train_forked,
     train_killed,
     without_timings,
 )
@@ -112,23 +113,28 @@ def test_damaged_checkpoints_are_both_named(killed: Path, tmp_path: Path) -> Non
     for path in paths:
         path.write_bytes(path.read_bytes()[:50_000])
     before = [path.read_bytes() for path in paths]
-    refused(train(*CELL_ARGUMENTS, f"runs_dir={runs}"), "no checkpoint", *map(str, paths))
+    done = train_forked(*CELL_ARGUMENTS, f"runs_dir={runs}", folder=tmp_path / "said")
+    refused(done, "no checkpoint", *map(str, paths))
     assert [path.read_bytes() for path in paths] == before
 
 
-def test_finished_run_says_so_whatever_the_machine(cell: tuple[Path, Done]) -> None:
+def test_finished_run_says_so_whatever_the_machine(cell: tuple[Path, Done], tmp_path: Path) -> None:
     run_dir, _ = cell
     before = {p.name: p.stat().st_mtime_ns for p in run_dir.glob("*.pt")}
     machine = ("trainer.eval_batch_size=7", "data.workers=1", "trainer.replicas_per_pass=2")
-    done = succeeded(train(*CELL_ARGUMENTS, *machine, f"run_dir={run_dir}"))
+    arguments = (*CELL_ARGUMENTS, *machine, f"run_dir={run_dir}")
+    done = succeeded(train_forked(*arguments, folder=tmp_path / "said"))
     assert f"{run_dir}: already finished, nothing to do" in done.out
     assert {p.name: p.stat().st_mtime_ns for p in run_dir.glob("*.pt")} == before
 
 
-def test_other_config_in_the_same_directory_is_refused(cell: tuple[Path, Done]) -> None:
+def test_other_config_in_the_same_directory_is_refused(
+    cell: tuple[Path, Done], tmp_path: Path
+) -> None:
     run_dir, _ = cell
     before = (run_dir / "result.json").read_bytes()
-    done = train(*CELL_ARGUMENTS, "trainer.epochs=5", "seed=1", f"run_dir={run_dir}")
+    other = ("trainer.epochs=5", "seed=1", f"run_dir={run_dir}")
+    done = train_forked(*CELL_ARGUMENTS, *other, folder=tmp_path / "said")
     refused(done, str(run_dir), "trainer.epochs: 4 (there) -> 5 (now)", "seed: 0 (there) -> 1")
     assert "log_every" not in done.err
     assert (run_dir / "result.json").read_bytes() == before
@@ -138,7 +144,8 @@ def test_interrupted_run_goes_on_on_another_machine(killed: Path, tmp_path: Path
     """Other workers, passes and evaluation batches are no other experiment."""
     runs = shutil.copytree(killed, tmp_path / "runs")
     machine = ("trainer.eval_batch_size=100", "data.workers=1", "trainer.replicas_per_pass=4")
-    done = succeeded(train(*CELL_ARGUMENTS, *machine, "evaluate=false", f"runs_dir={runs}"))
+    arguments = (*CELL_ARGUMENTS, *machine, "evaluate=false", f"runs_dir={runs}")
+    done = succeeded(train_forked(*arguments, folder=tmp_path / "said"))
     assert "going on after epoch 2, step 86" in done.out
     assert "2 forward passes" in done.out
     assert result(runs / RUN)["status"] == "finished"
@@ -148,7 +155,7 @@ def test_interrupted_run_goes_on_on_another_machine(killed: Path, tmp_path: Path
 def test_max_steps_ends_with_its_checkpoint(tmp_path: Path) -> None:
     arguments = ("norm=gn", "batch=8x4", "trainer.max_steps=50", "trainer.log_every=20")
     run_dir = tmp_path / "run"
-    succeeded(train(*SMALL, *arguments, f"run_dir={run_dir}"))
+    succeeded(train_forked(*SMALL, *arguments, f"run_dir={run_dir}", folder=tmp_path / "said"))
     last, final = (torch.load(run_dir / name) for name in ("last.pt", "final.pt"))
     assert (last["epoch"], last["step"], last["step_in_epoch"]) == (1, 50, 7)
     assert all(torch.equal(last["model"][key], final["model"][key]) for key in final["model"])
@@ -178,7 +185,8 @@ def test_directory_in_use_is_refused(tmp_path: Path) -> None:
 def test_diverged_run_is_a_result(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     wild = ("norm=bn", "batch=8x2", "trainer.epochs=1", "protocol.base_lr=1e6")
-    done = succeeded(train(*SMALL, *wild, f"runs_dir={runs}"))
+    arguments = (*SMALL, *wild, f"runs_dir={runs}")
+    done = succeeded(train_forked(*arguments, folder=tmp_path / "said"))
     run_dir = runs / CELL / "bn/8x2/seed0"
     found = result(run_dir)
     assert found["status"] == "diverged"
@@ -193,8 +201,9 @@ def test_diverged_run_is_a_result(tmp_path: Path) -> None:
     assert torch.load(run_dir / "last.pt")["step"] == step - 1
 
     # It is a result: the same command has nothing to do, and the table shows it.
-    again = succeeded(train(*SMALL, *wild, f"runs_dir={runs}"))
+    again = succeeded(train_forked(*arguments, folder=tmp_path / "again"))
     assert "already diverged, nothing to do" in again.out
-    table = succeeded(run("scripts/make_tables.py", "--runs", runs, "--out", tmp_path))
+    tables = ("scripts/make_tables.py", "--runs", runs, "--out", tmp_path)
+    table = succeeded(forked(*tables, folder=tmp_path / "table"))
     row = next(line for line in table.out.splitlines() if line.startswith("| BN"))
     assert "diverged" in row

@@ -21,6 +21,8 @@ from sn_imagenet.norms.backends import (  # noqa: E402
 )
 from sn_imagenet.norms.backends.triton_tiles import TILES, Launch, Tile  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 MODULES = (triton_kernels, triton_pooling, triton_pooling_backward)
 KERNELS = {
     name: kernel
