@@ -2,8 +2,8 @@
 
 In the folder that ``PAUSES`` names, a file with a class's name holds the seconds that each of its
 layers waits in training; one with ``.held`` behind it names a path, and while both exist no
-validation or evaluation gets on. Files and not the config say so: a run without pauses is the same
-experiment.
+validation or evaluation gets on in a process that has trained. Files and not the config say so: a
+run without pauses is the same experiment.
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, SwitchNorm2d
 
 
+_trained = False  # building a network runs it once too
+
+
 def _pause(layer: nn.Module, _input: Any) -> None:
-    if "PAUSES" not in os.environ:
+    global _trained
+    _trained |= layer.training and torch.is_grad_enabled()
+    if "PAUSES" not in os.environ or not _trained:
         return
     pause = Path(os.environ["PAUSES"], type(layer).__name__)
     with suppress(FileNotFoundError):
