@@ -19,7 +19,6 @@ from torch import nn
 
 from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, SwitchNorm2d
 
-
 _trained = False  # building a network runs it once too
 
 
