@@ -11,25 +11,10 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
-from sn_imagenet.norms.layers import (
-    BatchNorm2d,
-    GroupNorm2d,
-    InstanceNorm2d,
-    LayerNorm2d,
-    PooledNorm2d,
-)
-from sn_imagenet.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
+from sn_imagenet.norms.layers import BatchNorm2d, PooledNorm2d
+from sn_imagenet.norms.methods import METHODS
+from sn_imagenet.norms.switch_norm import SwitchNorm1d, SwitchNorm3d
 
-METHODS: dict[str, type[PooledNorm2d]] = {
-    "bn": BatchNorm2d,
-    "in": InstanceNorm2d,
-    "ln": LayerNorm2d,
-    "gn": GroupNorm2d,
-    "sn": SwitchNorm2d,
-    "brn": BatchRenorm2d,
-    "frozen_bn": FrozenBatchNorm2d,
-    "sync_bn": SyncBatchNorm2d,
-}
 _OTHER_DIMENSIONS: dict[type[nn.Module], type[PooledNorm2d]] = {
     nn.BatchNorm1d: SwitchNorm1d,
     nn.BatchNorm3d: SwitchNorm3d,
@@ -45,7 +30,7 @@ def convert_norm(network: nn.Module, method: str, **arguments: Any) -> list[str]
 
     Args:
         network: holds nn.BatchNorm1d/2d/3d, nn.SyncBatchNorm or this package's BatchNorm2d.
-        method: bn, in, ln, gn, sn, brn, frozen_bn or sync_bn; 1D and 3D layers only become sn.
+        method: a name in :data:`METHODS`; 1D and 3D layers only become sn.
         arguments: the method's own, such as ``omega`` or ``num_groups``.
 
     Returns:

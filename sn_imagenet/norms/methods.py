@@ -1,0 +1,24 @@
+"""The built-in methods by name: the one list of them."""
+
+from __future__ import annotations
+
+from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
+from sn_imagenet.norms.layers import (
+    BatchNorm2d,
+    GroupNorm2d,
+    InstanceNorm2d,
+    LayerNorm2d,
+    PooledNorm2d,
+)
+from sn_imagenet.norms.switch_norm import SwitchNorm2d
+
+METHODS: dict[str, type[PooledNorm2d]] = {
+    "bn": BatchNorm2d,
+    "in": InstanceNorm2d,
+    "ln": LayerNorm2d,
+    "gn": GroupNorm2d,
+    "brn": BatchRenorm2d,
+    "sn": SwitchNorm2d,
+    "sync_bn": SyncBatchNorm2d,
+    "frozen_bn": FrozenBatchNorm2d,
+}
