@@ -18,31 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sn_imagenet.norms import (
-    BatchNorm2d,
-    BatchRenorm2d,
-    FrozenBatchNorm2d,
-    GroupNorm2d,
-    InstanceNorm2d,
-    LayerNorm2d,
-    Moments,
-    PooledNorm2d,
-    Statistics,
-    SwitchNorm2d,
-    SyncBatchNorm2d,
-)
-from sn_imagenet.norms.backends import select_backend
-
-METHODS: dict[str, type[PooledNorm2d]] = {
-    "bn": BatchNorm2d,
-    "in": InstanceNorm2d,
-    "ln": LayerNorm2d,
-    "gn": GroupNorm2d,
-    "brn": BatchRenorm2d,
-    "sn": SwitchNorm2d,
-    "sync_bn": SyncBatchNorm2d,
-    "frozen_bn": FrozenBatchNorm2d,
-}
+from sn_imagenet.norms import Moments, PooledNorm2d, Statistics
+from sn_imagenet.norms.methods import METHODS
+from sn_imagenet.norms.passes import select_backend
 
 SIZE = (32, 64, 56, 56)
 """N, C, H, W at which numbers are given: a layer of ResNet-50 at 32 samples per GPU."""

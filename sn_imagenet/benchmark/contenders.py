@@ -14,13 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from sn_imagenet.benchmark.timing import Context
 from sn_imagenet.norms.control import set_replicas
-from sn_imagenet.norms.layers import (
-    BatchNorm2d,
-    GroupNorm2d,
-    InstanceNorm2d,
-    LayerNorm2d,
-    PooledNorm2d,
-)
+from sn_imagenet.norms.layers import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d
+from sn_imagenet.norms.pooled import PooledNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
 REFERENCE = "nn.BatchNorm2d"

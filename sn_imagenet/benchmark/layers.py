@@ -20,7 +20,7 @@ from sn_imagenet.benchmark.contenders import (
 )
 from sn_imagenet.benchmark.report import Command, Report, aligned
 from sn_imagenet.benchmark.timing import StorageLog, alternate, geometric_mean
-from sn_imagenet.norms.backends import select_backend
+from sn_imagenet.norms.passes import select_backend
 
 SHAPES = (
     (64, 112, 112),

@@ -16,7 +16,7 @@ from sn_imagenet.data import DataSets, build
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import build_model
 from sn_imagenet.norms import norm_layers
-from sn_imagenet.norms.backends import select_backend
+from sn_imagenet.norms.passes import select_backend
 from sn_imagenet.replicas import choose_device, set_precision
 from sn_imagenet.runs import provenance
 

@@ -25,10 +25,11 @@ from sn_imagenet.norms.layers import (
     GroupNorm2d,
     InstanceNorm2d,
     LayerNorm2d,
-    PooledNorm2d,
 )
+from sn_imagenet.norms.mixture import MixtureNorm2d
 from sn_imagenet.norms.moments import Moments, Statistics
 from sn_imagenet.norms.op import normalize
+from sn_imagenet.norms.pooled import PooledNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "GroupNorm2d",
     "InstanceNorm2d",
     "LayerNorm2d",
+    "MixtureNorm2d",
     "Moments",
     "PooledNorm2d",
     "Statistics",

@@ -6,12 +6,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sn_imagenet.norms.layers import BatchNorm2d, PooledNorm2d
-from sn_imagenet.norms.mixture import Mixture
+from sn_imagenet.norms.layers import BatchNorm2d
 from sn_imagenet.norms.moments import Moments, Statistics
+from sn_imagenet.norms.pooled import PooledNorm2d
 
 
-class BatchRenorm2d(BatchNorm2d):
+class BatchRenorm2d(PooledNorm2d):
     """Batch Renormalization (Ioffe 2017, Algorithm 1).
 
     y = weight * ((x - mean_B) / std_B * r + d) + bias, where r = std_B / std and
@@ -30,6 +30,7 @@ class BatchRenorm2d(BatchNorm2d):
         warmup_steps, r_steps, d_steps: in batches seen in training mode.
     """
 
+    stores_statistics = True
     trains_on_stored_statistics = True
 
     def __init__(
@@ -70,10 +71,12 @@ class BatchRenorm2d(BatchNorm2d):
         return 1 + (self.r_max - 1) * r_open.clamp(0, 1), self.d_max * d_open.clamp(0, 1)
 
     @property
-    def _needs_no_moments(self) -> bool:
-        return not self.training
+    def _stored_statistics_suffice(self) -> bool:
+        return not self.training and type(self).pool is BatchRenorm2d.pool
 
     def pool(self, moments: Moments) -> Statistics:
+        if not self.training:
+            return self.batch_statistics(moments)
         mean, var = moments.batch()
         variance = var + self.eps
         std = variance.sqrt()
@@ -116,8 +119,8 @@ class FrozenBatchNorm2d(PooledNorm2d):
         return mean.to(moments.mean.dtype), var.to(moments.mean.dtype)
 
     @property
-    def _needs_no_moments(self) -> bool:
-        return True
+    def _stored_statistics_suffice(self) -> bool:
+        return type(self).pool is FrozenBatchNorm2d.pool
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *rest: object
@@ -139,7 +142,3 @@ class SyncBatchNorm2d(BatchNorm2d):
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             return 1, dist.group.WORLD
         return 1, None
-
-    @property
-    def mixture(self) -> Mixture:
-        return Mixture(("bn",))

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sn_imagenet.norms.batch_average import BatchAverage
-from sn_imagenet.norms.layers import PooledNorm2d
+from sn_imagenet.norms.pooled import PooledNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
 StoredStatistics = Mapping[str, tuple[Tensor, Tensor]]

@@ -11,8 +11,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
-from sn_imagenet.norms.layers import BatchNorm2d, PooledNorm2d
+from sn_imagenet.norms.layers import BatchNorm2d
 from sn_imagenet.norms.methods import METHODS
+from sn_imagenet.norms.pooled import PooledNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm1d, SwitchNorm3d
 
 _OTHER_DIMENSIONS: dict[type[nn.Module], type[PooledNorm2d]] = {

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
-from sn_imagenet.norms.layers import (
-    BatchNorm2d,
-    GroupNorm2d,
-    InstanceNorm2d,
-    LayerNorm2d,
-    PooledNorm2d,
-)
+from sn_imagenet.norms.layers import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d
+from sn_imagenet.norms.pooled import PooledNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
 METHODS: dict[str, type[PooledNorm2d]] = {

@@ -75,11 +75,12 @@ class Moments:
         if self._batch is None:
             self._batch = _over_samples(self.mean, self.var)
             if self.process_group is not None:
-                # Every rank's own pooled tables, 2 R C numbers, and the same law once more.
-                own = torch.cat(self._batch)
-                mean, var = _GatherOverRanks.apply(own, self.process_group).unbind(1)
-                self._batch = _over_samples(mean, var)
+                self._batch = join_ranks(self._batch, self.process_group)
         return self._batch
+
+    def update_running(self, running: Statistics, momentum: float | Tensor, unbias: float) -> None:
+        """See the function of that name."""
+        update_running(running, self.batch(), momentum, unbias)
 
     def group(self, channel_groups: int) -> Statistics:
         """Each sample over ``channel_groups`` equal runs of channels: [n, R, C]."""
@@ -101,15 +102,38 @@ def _over_samples(mean: Tensor, var: Tensor) -> Statistics:
     return total, var.mean(dim=0, keepdim=True) + between
 
 
+def join_ranks(own: Statistics, group: dist.ProcessGroup) -> Statistics:
+    """Each rank's batch statistics, [1, R, C] -> those of all ranks' samples, by the same law.
+
+    They exchange 2 R C numbers, and as many per rank in backward.
+    """
+    mean, var = _GatherOverRanks.apply(torch.cat(own), group).unbind(1)
+    return _over_samples(mean, var)
+
+
+def update_running(
+    running: Statistics, batch: Statistics, momentum: float | Tensor, unbias: float
+) -> None:
+    """Move the running statistics [C], in place, towards the first replica's of a batch [1, R, C].
+
+    The batch's variance counts times ``unbias``; ``momentum`` is a number or 0-d.
+    """
+    mean, var = running
+    if isinstance(momentum, Tensor):
+        momentum = momentum.to(mean.dtype)
+    mean.lerp_(batch[0][0, 0].to(mean.dtype), momentum)
+    var.lerp_((batch[1][0, 0] * unbias).to(var.dtype), momentum)
+
+
 class _GatherOverRanks(torch.autograd.Function):
     """[...] of each rank -> [ranks, ...] on all; in backward every rank's gradient adds up."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        gathered = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(gathered, own.contiguous(), group=group)
-        return torch.stack(gathered)
+        gathered = own.new_empty((dist.get_world_size(group), *own.shape))
+        dist.all_gather(list(gathered.unbind()), own.contiguous(), group=group)
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

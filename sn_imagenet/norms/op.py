@@ -1,7 +1,7 @@
-"""The one op under every normaliser: moments -> coefficients -> affine, + residual, ReLU.
+"""The one op under every normaliser: moments -> tables -> affine, + residual, ReLU.
 
-Forward reads x twice and writes y once. Backward reads x and dy twice and writes dx once; the
-small tables in between are differentiated by autograd. Only x and [N, C] tables are kept.
+Forward reads x twice and writes y once. Backward reads x and dy twice and writes dx once. Between
+the passes lie small [N, C] tables, which a :class:`Pooling` makes. Only x and such tables are kept.
 
 A fused ReLU costs no traffic and keeps no mask: backward recomputes its sign from x and the tables.
 Behind a residual the sign would need the residual, too; there the output is kept in its place,
@@ -12,16 +12,38 @@ output anyway, while the residual of a block with a projection is kept by nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sn_imagenet.norms.backends import Affine, Backend, like, select_backend, statistics_dtype
+from sn_imagenet.norms.passes import Affine, Backend, like, select_backend, statistics_dtype
 
 Coefficients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(mean, var) -> (center, scale, shift), all [N, C]; differentiable."""
+
+Gradients = tuple[Tensor, Tensor, Sequence[Tensor | None]]
+"""b and c of the input gradient a * dy + b * (x - mean) + c, each [N, C]; the parameters'."""
+
+
+class Pooling(Protocol):
+    """One forward pass's tables, from the moments to the affine map, and their derivative."""
+
+    @property
+    def mean(self) -> Tensor:
+        """x's means over (H, W), [N, C], once :meth:`forward` is done."""
+
+    def forward(self, x: Tensor, passes: Backend, differentiable: bool) -> Affine:
+        """The affine map's tables for ``x``."""
+
+    def read_in_backward(self) -> tuple[Tensor, ...]:
+        """Parameters that must not change before :meth:`backward`."""
+
+    def backward(self, sums: Tensor, wanted: Sequence[bool]) -> Gradients:
+        """From the sums over (H, W) of dy and of dy * (x - mean), [2, N, C]; ``wanted`` says which
+        parameters need a gradient.
+        """
 
 
 def normalize(
@@ -41,8 +63,8 @@ def normalize(
         x: [N, C, H, W], any floating dtype.
         coefficients: makes the three [N, C] tables from x's mean and biased variance over (H, W).
         parameters: the tensors inside ``coefficients`` that want a gradient.
-        backend: by name; None chooses by device and layout, and ``formula`` while torch.compile
-            traces: plain differentiable PyTorch, which the compiler fuses by itself.
+        backend: by name; None chooses by device and layout. ``formula`` is plain differentiable
+            PyTorch, which torch.compile fuses by itself; it is what is traced there.
         relu: whether the output passes a ReLU.
         residual: of x's shape; added before the ReLU, in x's dtype.
 
@@ -50,15 +72,31 @@ def normalize(
         y, of x's shape, dtype and memory format. Differentiable once: a second derivative raises
         (``formula`` alone has one).
     """
-    if backend == "formula" or (backend is None and torch.compiler.is_compiling()):
+    if backend == "formula" or torch.compiler.is_compiling():
         return _formula(x, coefficients, relu, residual)
     x = dense(x)
+    passes = select_backend(x, backend)
+    return apply(x, residual, passes, _Differentiated(coefficients, parameters), relu, parameters)
+
+
+def apply(
+    x: Tensor,
+    residual: Tensor | None,
+    passes: Backend,
+    pooling: Pooling,
+    relu: bool,
+    parameters: Sequence[Tensor | None],
+) -> Tensor:
+    """The op over a :func:`dense` ``x``, with the tables that ``pooling`` makes.
+
+    ``parameters`` are those whose gradients :meth:`Pooling.backward` returns, in its order.
+    """
     if residual is not None:
         residual = like(residual, x)
-    chosen = select_backend(x, backend)
-    how = (coefficients, chosen, relu, torch.is_grad_enabled())
-    y: Tensor = _Normalize.apply(x, residual, how, *parameters)
-    return y
+    if torch.is_grad_enabled():
+        y: Tensor = _Normalize.apply(x, residual, passes, pooling, relu, *parameters)
+        return y
+    return passes.affine(x, pooling.forward(x, passes, False), relu, residual)
 
 
 def dense(x: Tensor) -> Tensor:
@@ -78,71 +116,86 @@ def _formula(x: Tensor, coefficients: Coefficients, relu: bool, residual: Tensor
     return (torch.relu(y) if relu else y).to(x.dtype)
 
 
+class _Differentiated:
+    """Any pooling, differentiated by autograd: the tables' own small graph, from the moments and
+    the parameters to the coefficients. Walking it in backward is what makes a new method ten lines
+    of [N, C] algebra.
+    """
+
+    mean: Tensor
+
+    def __init__(self, coefficients: Coefficients, parameters: Sequence[Tensor]) -> None:
+        self.coefficients = coefficients
+        self.parameters = parameters
+
+    def forward(self, x: Tensor, passes: Backend, differentiable: bool) -> Affine:
+        self.mean, var = passes.moments(x)
+        if not differentiable:
+            return Affine(*self.coefficients(self.mean, var))
+        self.pixels = x.shape[2] * x.shape[3]
+        self.leaves = self.mean.detach().requires_grad_(), var.requires_grad_()
+        with torch.enable_grad():
+            self.tables = self.coefficients(*self.leaves)
+        return Affine(*(table.detach() for table in self.tables))
+
+    def read_in_backward(self) -> tuple[Tensor, ...]:
+        return ()  # autograd watches its own
+
+    @torch.no_grad()
+    def backward(self, sums: Tensor, wanted: Sequence[bool]) -> Gradients:
+        center, scale, _ = self.tables
+        sum_grad, sum_grad_x = sums.unbind()
+        table_grads = (
+            -scale * sum_grad,
+            sum_grad_x + (self.mean - center) * sum_grad,
+            sum_grad,
+        )
+        flow = [(t, g) for t, g in zip(self.tables, table_grads, strict=True) if t.requires_grad]
+        chosen = [p for p, want in zip(self.parameters, wanted, strict=True) if want]
+        outputs, output_grads = zip(*flow, strict=True)
+        mean_grad, var_grad, *grads = torch.autograd.grad(
+            outputs, (*self.leaves, *chosen), output_grads, allow_unused=True, retain_graph=True
+        )
+        zero = torch.zeros_like(sum_grad)
+        by_parameter = iter(grads)
+        return (
+            zero if var_grad is None else var_grad * (2 / self.pixels),
+            zero if mean_grad is None else mean_grad / self.pixels,
+            [next(by_parameter) if want else None for want in wanted],
+        )
+
+
 class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         residual: Tensor | None,
-        how: tuple[Coefficients, Backend, bool, bool],
-        *parameters: Tensor,
+        passes: Backend,
+        pooling: Pooling,
+        relu: bool,
+        *parameters: Tensor | None,
     ) -> Tensor:
-        coefficients, backend, relu, grad_enabled = how
-        mean, var = backend.moments(x)
-        if not (grad_enabled and any(ctx.needs_input_grad)):
-            return backend.affine(x, Affine(*coefficients(mean, var)), relu, residual)
-        # The tables' own small graph: from the moments and the parameters to the coefficients.
-        # Walking it in backward is what makes a new method ten lines of [N, C] algebra.
-        with torch.enable_grad():
-            tables = coefficients(mean.requires_grad_(), var.requires_grad_())
-        ctx.backend = backend
-        ctx.relu = relu
-        ctx.tables = (mean, var, *tables)
-        ctx.parameters = parameters
-        y = backend.affine(x, Affine(*(table.detach() for table in tables)), relu, residual)
-        ctx.save_for_backward(x, y if relu and residual is not None else None)
+        affine = pooling.forward(x, passes, any(ctx.needs_input_grad))
+        y = passes.affine(x, affine, relu, residual)
+        ctx.passes, ctx.pooling = passes, pooling
+        ctx.affine, ctx.relu = affine, relu
+        ctx.save_for_backward(
+            x, y if relu and residual is not None else None, *pooling.read_in_backward()
+        )
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, y = ctx.saved_tensors
-        mean, var, center, scale, shift = ctx.tables
-        area = x.shape[2] * x.shape[3]
-
-        gate = Affine(center.detach(), scale.detach(), shift.detach()) if ctx.relu else None
-        both, grad = ctx.backend.gradient_sums(grad, x, mean.detach(), gate if y is None else y)
-        sum_grad, sum_grad_x = both.unbind()
-        with torch.no_grad():
-            table_grads = (
-                -scale * sum_grad,
-                sum_grad_x + (mean - center) * sum_grad,
-                sum_grad,
-            )
-        flow = [
-            (t, g)
-            for t, g in zip((center, scale, shift), table_grads, strict=True)
-            if t.requires_grad
-        ]
-        wanted = [p for p in ctx.parameters if p.requires_grad]
-        outputs, output_grads = zip(*flow, strict=True)
-        mean_grad, var_grad, *grads = torch.autograd.grad(
-            outputs, (mean, var, *wanted), output_grads, allow_unused=True, retain_graph=True
-        )
-
-        want_x, want_residual = ctx.needs_input_grad[:2]
+        x, y, *_ = ctx.saved_tensors
+        passes, mean = ctx.passes, ctx.pooling.mean
+        want_x, want_residual, _, _, _, *wanted = ctx.needs_input_grad
+        gate = ctx.affine if ctx.relu else None
+        sums, grad = passes.gradient_sums(grad, x, mean, gate if y is None else y)
+        b, c, parameters = ctx.pooling.backward(sums, wanted)
         dx = None
         if want_x:
-            zero = torch.zeros_like(sum_grad)
-            dx = ctx.backend.input_gradient(
-                grad,
-                x,
-                mean.detach(),
-                scale.detach(),
-                zero if var_grad is None else var_grad * (2 / area),
-                zero if mean_grad is None else mean_grad / area,
-                gate if y is None else None,
-            )
-        by_parameter = iter(grads)
-        parameter_grads = (next(by_parameter) if p.requires_grad else None for p in ctx.parameters)
-        return dx, grad if want_residual else None, None, *parameter_grads
+            behind = gate if y is None else None
+            dx = passes.input_gradient(grad, x, mean, ctx.affine.scale, b, c, behind)
+        return dx, grad if want_residual else None, None, None, None, *parameters

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sn_imagenet.norms.layers import PooledNorm2d
-from sn_imagenet.norms.mixture import MEMBERS, Mixture
-from sn_imagenet.norms.moments import Moments, Statistics
+from sn_imagenet.norms.mixture import MixtureNorm2d
+from sn_imagenet.norms.pooling import MEMBERS
 
 
-class SwitchNorm2d(PooledNorm2d):
+class SwitchNorm2d(MixtureNorm2d):
     """Switchable Normalization: Eq. (3) with the importance weights of Eq. (4).
 
     mean = sum_k w_k mean_k and var = sum_k w'_k var_k over k in Omega, where w and w' are the
@@ -46,39 +45,21 @@ class SwitchNorm2d(PooledNorm2d):
             raise ValueError(
                 f"omega={chosen}: expected a non-empty set of {', '.join(MEMBERS)}, each once"
             )
-        self.omega = tuple(member for member in MEMBERS if member in chosen)
-        self.stores_statistics = "bn" in self.omega
+        self.members = tuple(member for member in MEMBERS if member in chosen)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        size = len(self.omega)
+        size = len(self.members)
         self.mean_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
         self.var_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
         self.num_groups = math.gcd(num_groups, num_features)
 
     @property
-    def mixture(self) -> Mixture:
-        return Mixture(self.omega, self.num_groups)
+    def omega(self) -> tuple[str, ...]:
+        """The paper's name of the members."""
+        return self.members
 
     @property
     def logits(self) -> tuple[Tensor, Tensor]:
         return self.mean_weight, self.var_weight
-
-    def pool(self, moments: Moments) -> Statistics:
-        statistics = [self._member(name, moments) for name in self.omega]
-        dtype = moments.mean.dtype
-        mean_weights = torch.softmax(self.mean_weight.to(dtype), dim=0).unbind()
-        var_weights = torch.softmax(self.var_weight.to(dtype), dim=0).unbind()
-        pooled_mean = _weighted_sum(mean_weights, [mean for mean, _ in statistics])
-        pooled_var = _weighted_sum(var_weights, [var for _, var in statistics])
-        return pooled_mean, pooled_var
-
-    def _member(self, name: str, moments: Moments) -> Statistics:
-        if name == "in":
-            return moments.instance()
-        if name == "ln":
-            return moments.layer()
-        if name == "bn":
-            return self.batch_statistics(moments)
-        return moments.group(self.num_groups)
 
     @torch.no_grad()
     def importance_weights(self) -> dict[str, dict[str, float]]:
@@ -135,13 +116,6 @@ def _seen_as_maps(
     if residual is None or residual.shape != x.shape:
         return x.reshape(*x.shape[:2], *area), residual
     return x.reshape(*x.shape[:2], *area), residual.reshape(*x.shape[:2], *area)
-
-
-def _weighted_sum(weights: Sequence[Tensor], tables: Sequence[Tensor]) -> Tensor:
-    total = weights[0] * tables[0]
-    for weight, table in zip(weights[1:], tables[1:], strict=True):
-        total = total + weight * table
-    return total
 
 
 def _by_member(omega: Sequence[str], logits: Tensor) -> dict[str, float]:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sn_imagenet.benchmark.census import ARGUMENTS, METHODS, census
+from sn_imagenet.benchmark.census import ARGUMENTS, census
 from sn_imagenet.norms import PooledNorm2d
+from sn_imagenet.norms.methods import METHODS
 
 SIZE = N, C, H, W = 4, 64, 5, 3
 GROUPS = 32

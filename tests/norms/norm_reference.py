@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.backends.compiler import load_library
+from sn_imagenet.norms.passes.compiler import load_library
+from sn_imagenet.norms.passes.cpp import SOURCE
 
-BACKENDS = ("native", "cpp") if load_library() else ("native",)
+BACKENDS = ("native", "cpp") if load_library(SOURCE) else ("native",)
 OMEGAS = (
     ("in",),
     ("ln",),

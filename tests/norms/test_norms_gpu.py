@@ -19,7 +19,7 @@ from sn_imagenet.benchmark.layers import Kind, measure
 from sn_imagenet.benchmark.step import MODES, measure_steps
 from sn_imagenet.benchmark.step_contenders import StepKind
 from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, PooledNorm2d, SwitchNorm2d, set_replicas
-from sn_imagenet.norms.backends import select_backend
+from sn_imagenet.norms.passes import select_backend
 
 pytestmark = [
     pytest.mark.gpu,

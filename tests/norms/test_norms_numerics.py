@@ -22,7 +22,7 @@ from sn_imagenet.norms import (
     PooledNorm2d,
     SwitchNorm2d,
 )
-from sn_imagenet.norms.backends.cpp import SUFFIX
+from sn_imagenet.norms.passes.cpp import SUFFIX
 
 # The layer computes in fp32 for fp32, fp16 and bf16, so the error of a result is a few roundings
 # of fp32 (2^-24), times the deviation of 1 / std from a channel whose variance is small (up to 100

@@ -33,8 +33,8 @@ from sn_imagenet.norms import (
     normalize,
     set_replicas,
 )
-from sn_imagenet.norms.backends import BACKENDS as PASSES
-from sn_imagenet.norms.backends import Affine
+from sn_imagenet.norms.passes import BACKENDS as PASSES
+from sn_imagenet.norms.passes import Affine
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),

@@ -14,16 +14,13 @@ triton = pytest.importorskip("triton")
 compiler = pytest.importorskip("triton.compiler")
 backends = pytest.importorskip("triton.backends.compiler")
 
-from sn_imagenet.norms.backends import (  # noqa: E402
-    triton_kernels,
-    triton_pooling,
-    triton_pooling_backward,
-)
-from sn_imagenet.norms.backends.triton_tiles import TILES, Launch, Tile  # noqa: E402
+from sn_imagenet.norms.passes import triton_kernels  # noqa: E402
+from sn_imagenet.norms.passes.triton_tiles import TILES, Launch, Tile  # noqa: E402
+from sn_imagenet.norms.pooling import triton_backward, triton_forward  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-MODULES = (triton_kernels, triton_pooling, triton_pooling_backward)
+MODULES = (triton_kernels, triton_forward, triton_backward)
 KERNELS = {
     name: kernel
     for module in MODULES

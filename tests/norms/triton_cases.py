@@ -24,17 +24,15 @@ from sn_imagenet.norms import (
     PooledNorm2d,
     SwitchNorm2d,
     set_replicas,
-    triton_mixture,
 )
-from sn_imagenet.norms.backends import (
+from sn_imagenet.norms.passes import (
     BACKENDS,
     Affine,
     triton_backend,
     triton_kernels,
-    triton_pooling,
-    triton_pooling_backward,
 )
-from sn_imagenet.norms.backends.triton_tiles import MOST_SPLITS, TILES, Tile, launch
+from sn_imagenet.norms.passes.triton_tiles import MOST_SPLITS, TILES, Tile, launch
+from sn_imagenet.norms.pooling import triton_backward, triton_forward, triton_tables
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -190,7 +188,7 @@ class Operators(TorchDispatchMode):
 def test_eight_launches_per_layer(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """4 forward, 4 backward, a ReLU and a residual or not; running statistics aside."""
     launches: list[str] = []
-    for module in (triton_kernels, triton_pooling, triton_pooling_backward):
+    for module in (triton_kernels, triton_forward, triton_backward):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Counted(getattr(module, name), launches, name))
     layer = SwitchNorm2d(4)
@@ -231,8 +229,8 @@ def test_every_layer_of_resnet_50_fills_the_chip(samples: int, layout: str) -> N
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two blocks of channels, two runs of samples per column, at sizes fit for an interpreter."""
-    monkeypatch.setattr(triton_mixture, "_ROW_BLOCK", 16)
-    monkeypatch.setattr(triton_mixture, "_COLUMN_ROWS", 4)
+    monkeypatch.setattr(triton_tables, "_ROW_BLOCK", 16)
+    monkeypatch.setattr(triton_tables, "_COLUMN_ROWS", 4)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -3,8 +3,8 @@
 Launches per layer: one each for moments, affine, gradient sums and input gradient, so 2 forward
 and 2 backward, and one more in either direction where the pixels are split. A ReLU and a residual
 add none. In between, the built-in methods pool their [N, C] tables with 2 launches forward and 2
-backward (triton_mixture.py), so 8 in all, up to 10 with splits, and 4 small ones for running
-statistics. Where BN's statistics span ranks, joining them takes 6 small ones and 2 collectives
+backward (pooling/), so 8 in all, up to 10 with splits, and 4 small ones for running
+statistics. Where BN's statistics span ranks, joining them takes 7 small ones and 2 collectives
 more. Any other method takes PyTorch's own small operators, some eighty launches.
 """
 
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.backends.tables import Affine, Gate, like, statistics_dtype
-from sn_imagenet.norms.backends.triton_tiles import Launch, Tile, Tuner, launch
+from sn_imagenet.norms.passes.tables import Affine, Gate, like, statistics_dtype
+from sn_imagenet.norms.passes.triton_tiles import Launch, Tile, Tuner, launch
 
 JOIN_BLOCK = 128
 TUNER = Tuner()
@@ -72,7 +72,7 @@ class TritonBackend:
 
     def moments_into(self, x: Tensor, mean: Tensor, var: Tensor) -> None:
         """Write them to ``mean`` and ``var``, contiguous."""
-        from sn_imagenet.norms.backends import triton_kernels as kernels
+        from sn_imagenet.norms.passes import triton_kernels as kernels
 
         def run(tile: Tile) -> None:
             tiles = launch(x, tile)
@@ -101,7 +101,7 @@ class TritonBackend:
     def affine(
         self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
     ) -> Tensor:
-        from sn_imagenet.norms.backends import triton_kernels as kernels
+        from sn_imagenet.norms.passes import triton_kernels as kernels
 
         y = torch.empty_like(x)
         maps = [table.contiguous() for table in tables]
@@ -121,7 +121,7 @@ class TritonBackend:
     def gradient_sums(
         self, grad: Tensor, x: Tensor, mean: Tensor, gate: Gate = None
     ) -> tuple[Tensor, Tensor]:
-        from sn_imagenet.norms.backends import triton_kernels as kernels
+        from sn_imagenet.norms.passes import triton_kernels as kernels
 
         grad = like(grad, x)
         through = torch.empty_like(x) if isinstance(gate, Tensor) else grad
@@ -152,7 +152,7 @@ class TritonBackend:
         c: Tensor,
         gate: Affine | None = None,
     ) -> Tensor:
-        from sn_imagenet.norms.backends import triton_kernels as kernels
+        from sn_imagenet.norms.passes import triton_kernels as kernels
 
         grad, dx = like(grad, x), torch.empty_like(x)
         tables = [table.contiguous() for table in (mean, a, b, c)]

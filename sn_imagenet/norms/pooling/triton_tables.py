@@ -1,16 +1,15 @@
-"""A mixture's tables on a GPU, by the kernels of backends/triton_pooling.py."""
+"""A mixture's tables on a GPU, by the kernels of triton_forward and triton_backward."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch.distributed as dist
 from torch import Tensor
 
-from sn_imagenet.norms.backends import TRITON
-from sn_imagenet.norms.backends.triton_backend import on_device
-from sn_imagenet.norms.mixture import MEMBERS, CompiledMixture, Parameters, Tables
-from sn_imagenet.norms.moments import Statistics
+from sn_imagenet.norms.passes import TRITON
+from sn_imagenet.norms.passes.triton_backend import on_device
+from sn_imagenet.norms.pooling.closed_form import MEMBERS, ClosedForm
 
 # Entries of a table row per program; samples of a column at a time. 2048 elements as in the
 # passes, of two tables at once in backward. Not timed: the tables are small.
@@ -28,13 +27,14 @@ class _Sums(NamedTuple):
     want_logits: bool
 
 
-class TritonTables(Tables):
+class TritonTables(ClosedForm):
     """Two launches forward and two backward beside the passes over the activation."""
 
     passes = TRITON
 
-    def __init__(self, layout: CompiledMixture, group: dist.ProcessGroup | None = None) -> None:
-        super().__init__(layout, group)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        layout = self.layout
         members = list(layout.member_at)
         self._places = {
             f"{name.upper()}_K": members.index(name) if name in members else -1 for name in MEMBERS
@@ -42,8 +42,8 @@ class TritonTables(Tables):
         self._at = tuple(layout.member_at.get(name, 0) for name in ("ln", "gn", "bn"))
         self._blocks = -(-layout.channels // _ROW_BLOCK)
 
-    def _pool_statistics(self, stored: Statistics | None) -> None:
-        from sn_imagenet.norms.backends import triton_pooling as kernels
+    def _pool_statistics(self) -> None:
+        from sn_imagenet.norms.pooling import triton_forward as kernels
 
         plan, places = self.layout, self._places
         rows, replicas, _, groups = plan.sizes
@@ -54,7 +54,7 @@ class TritonTables(Tables):
         )
         if not programs:
             return
-        stored_mean, stored_var = stored or (self.buffer, self.buffer)
+        stored_mean, stored_var = self.stored or (self.buffer, self.buffer)
         with on_device(self.buffer):
             kernels.pool_statistics_kernel[(programs,)](
                 self.buffer,
@@ -64,16 +64,16 @@ class TritonTables(Tables):
                 *self._at,
                 LN_K=places["LN_K"],
                 GN_K=places["GN_K"],
-                STORED=self.stored,
+                STORED=self.stored is not None,
                 BLOCK=_ROW_BLOCK,
                 ROWS=_COLUMN_ROWS,
             )
 
-    def _pool_coefficients(self, parameters: Parameters) -> None:
-        from sn_imagenet.norms.backends import triton_pooling as kernels
+    def _pool_coefficients(self) -> None:
+        from sn_imagenet.norms.pooling import triton_forward as kernels
 
         plan = self.layout
-        weight, bias, mean_logits, var_logits = parameters
+        weight, bias, mean_logits, var_logits = self.parameters
         with on_device(self.buffer):
             kernels.pool_coefficients_kernel[(plan.rows * self._blocks,)](
                 self.buffer,
@@ -92,10 +92,8 @@ class TritonTables(Tables):
                 BLOCK=_ROW_BLOCK,
             )
 
-    def _pool_gradient_sums(
-        self, sums: Tensor, weight: Tensor | None, wanted: tuple[bool, ...]
-    ) -> tuple[_Sums, Tensor]:
-        from sn_imagenet.norms.backends import triton_pooling_backward as kernels
+    def _pool_gradient_sums(self, sums: Tensor, wanted: Sequence[bool]) -> tuple[_Sums, Tensor]:
+        from sn_imagenet.norms.pooling import triton_backward as kernels
 
         plan, gn = self.layout, self._places["GN_K"]
         rows, replicas, channels, groups = plan.sizes
@@ -110,19 +108,19 @@ class TritonTables(Tables):
         programs = rows + rows * groups * (gn >= 0) + replicas * self._blocks
         with on_device(self.buffer):
             kernels.pool_gradient_sums_kernel[(programs,)](
-                *self._inputs(scratch, weight),
+                *self._inputs(scratch),
                 *plan.sizes,
                 GN_K=gn,
                 ROWS=_COLUMN_ROWS,
-                AFFINE=weight is not None,
+                AFFINE=self.parameters.weight is not None,
                 BLOCK=_ROW_BLOCK,
             )
         return scratch, scratch.columns[:2]
 
     def _pool_gradient(
-        self, scratch: _Sums, batch: Tensor, weight: Tensor | None
+        self, scratch: _Sums, batch: Tensor
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        from sn_imagenet.norms.backends import triton_pooling_backward as kernels
+        from sn_imagenet.norms.pooling import triton_backward as kernels
 
         plan = self.layout
         new = self.buffer.new_empty
@@ -130,7 +128,7 @@ class TritonTables(Tables):
         logits = new((2, plan.count))
         with on_device(self.buffer):
             kernels.pool_gradient_kernel[(plan.rows * self._blocks + 1,)](
-                *self._inputs(scratch, weight),
+                *self._inputs(scratch),
                 batch,
                 b,
                 c,
@@ -141,18 +139,19 @@ class TritonTables(Tables):
                 *self._at,
                 COUNT=plan.count,
                 **self._places,
-                STORED=self.stored,
+                STORED=self.stored is not None,
                 LOGITS=scratch.want_logits,
-                AFFINE=weight is not None,
+                AFFINE=self.parameters.weight is not None,
                 BLOCK=_ROW_BLOCK,
             )
         affine = scratch.columns[2:]
         affine = affine[:, 0] if plan.replicas == 1 else affine.sum(dim=1)
         return b, c, [*affine.unbind(), *logits.unbind()]
 
-    def _inputs(self, scratch: _Sums, weight: Tensor | None) -> tuple[Any, ...]:
+    def _inputs(self, scratch: _Sums) -> tuple[Any, ...]:
         sums = (scratch.rows, scratch.groups, scratch.columns)
-        return self.buffer, scratch.pixels, _or(weight, self.buffer), *sums
+        weight = _or(self.parameters.weight, self.buffer)
+        return self.buffer, scratch.pixels, weight, *sums
 
 
 def _or(tensor: Tensor | None, unused: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Backward of the pooling of the [N, C] tables as Triton kernels, Eqs. (7)-(14): two launches.
 
-The arguments are those of triton_pooling.py; ``sums`` [2, N, C] holds backward's sums of dy and of
+The arguments are those of triton_forward.py; ``sums`` [2, N, C] holds backward's sums of dy and of
 dy * (x - mean).
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sn_imagenet.norms.backends.triton_pooling import pick
+from sn_imagenet.norms.pooling.triton_forward import pick
 
 
 @triton.jit

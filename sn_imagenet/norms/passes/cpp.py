@@ -5,58 +5,35 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.backends.compiler import load_library
-from sn_imagenet.norms.backends.tables import Affine, Gate, like, statistics_dtype
+from sn_imagenet.norms.passes.compiler import load_library
+from sn_imagenet.norms.passes.tables import Affine, Gate, like, statistics_dtype
 
+SOURCE = Path(__file__).with_name("passes.cpp")
 SUFFIX = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 # Below this many elements a second thread costs more than it saves; PyTorch's own grain size.
 GRAIN = 32768
 
-_POINTER, _INDEX, _INT, _DOUBLE = (
-    ctypes.c_void_p,
-    ctypes.c_int64,
-    ctypes.c_int,
-    ctypes.c_double,
-)
+_POINTER, _INDEX, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIZES = [_INDEX, _INDEX, _INDEX, _INT, _INT]
-_TABLE_SIZES = [_INDEX] * 4
 _SIGNATURES: dict[str, list[Any]] = {
     "moments": [_POINTER] * 3 + _SIZES,
     "affine": [*[_POINTER] * 6, _INT, *_SIZES],
     "gradient_sums": [_POINTER] * 10 + _SIZES,
     "input_gradient": [_POINTER] * 9 + _SIZES,
-    "mixture_statistics": [_POINTER] * 3 + [_INT] + [_POINTER] * 3 + _TABLE_SIZES,
-    "mixture_coefficients": [
-        *[_POINTER] * 3,
-        _INT,
-        *[_POINTER] * 4,
-        _DOUBLE,
-        *[_POINTER] * 6,
-        *_TABLE_SIZES,
-    ],
-    "mixture_gradient_sums": [_POINTER] * 5 + [_INT] + [_POINTER] * 13 + _TABLE_SIZES,
-    "mixture_gradient": [
-        *[_POINTER] * 5,
-        _INT,
-        _INT,
-        *[_POINTER] * 4,
-        _INDEX,
-        *_TABLE_SIZES,
-    ],
-    "update_running": [*[_POINTER] * 4, _DOUBLE, _DOUBLE, _INDEX],
 }
 
 
 @cache
 def kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """The compiled function ``name`` for activations (or, for tables, tables) of ``dtype``."""
-    library = load_library()
+    """The compiled function ``name`` for activations of ``dtype``."""
+    library = load_library(SOURCE)
     assert library is not None
     function = getattr(library, f"{name}_{SUFFIX[dtype]}")
     function.argtypes, function.restype = _SIGNATURES[name], None
@@ -69,7 +46,7 @@ def supports(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype in SUFFIX
         and type(x) in (Tensor, torch.nn.Parameter)
-        and load_library() is not None
+        and load_library(SOURCE) is not None
     )
 
 

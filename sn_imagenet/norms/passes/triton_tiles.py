@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.backends.compiler import cache_directory
+from sn_imagenet.norms.passes.compiler import cache_directory
 
 # Four per multiprocessor of an H100 or H200 hide the latency of memory.
 ENOUGH_PROGRAMS = 4 * 132

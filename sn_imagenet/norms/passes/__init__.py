@@ -11,11 +11,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sn_imagenet.norms.backends import cpp, triton_backend
-from sn_imagenet.norms.backends.cpp import CppBackend
-from sn_imagenet.norms.backends.native import NativeBackend
-from sn_imagenet.norms.backends.tables import Affine, Gate, like, statistics_dtype
-from sn_imagenet.norms.backends.triton_backend import TritonBackend
+from sn_imagenet.norms.passes import cpp, triton_backend
+from sn_imagenet.norms.passes.cpp import CppBackend
+from sn_imagenet.norms.passes.native import NativeBackend
+from sn_imagenet.norms.passes.tables import Affine, Gate, like, statistics_dtype
+from sn_imagenet.norms.passes.triton_backend import TritonBackend
 
 __all__ = [
     "BACKENDS",

@@ -1,12 +1,12 @@
 """Pooling of the [N, C] tables as Triton kernels, forward: two launches.
 
-``buffer`` holds a forward pass's tables as :class:`~sn_imagenet.norms.mixture.CompiledMixture`
+``buffer`` holds a forward pass's tables as :class:`~sn_imagenet.norms.pooling.closed_form.Layout`
 lays them out: mean, var, center, scale, shift, 1 / std of [N, C] each, the weights, then each
 pooled member's mean and variance. ``at`` arguments are positions in it. A member's place among the
 weights is its ``*_K``, -1 where the mixture does not hold it. LN is GN of one group.
 
 The first kernel reduces (one program per sample and channel group, one per block of channels and
-replica); the second applies what was reduced, entry by entry. Backward (triton_pooling_backward)
+replica); the second applies what was reduced, entry by entry. Backward (triton_backward)
 does the same.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.backends.tables import Affine, Gate, statistics_dtype
+from sn_imagenet.norms.passes.tables import Affine, Gate, statistics_dtype
 
 
 def _over_map(table: Tensor) -> Tensor:

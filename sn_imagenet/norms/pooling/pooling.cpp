@@ -2,8 +2,8 @@
 //
 // A mixture normalises with mean = sum_k w_k mean_k and var = sum_k w'_k var_k (Eq. (3)); its
 // members are in, ln, bn, gn, any of them. Batch, instance, layer and group normalisation are
-// mixtures of one. See mixture.py for the arguments. Forward and backward are two steps each, in
-// between which ranks that share BN's statistics exchange theirs.
+// mixtures of one. Forward and backward are two steps each, in between which ranks that share BN's
+// statistics exchange theirs. Every function takes where the tables lie, and the buffer they lie in.
 
 #include <algorithm>
 #include <cmath>
@@ -15,9 +15,11 @@ namespace {
 using Index = int64_t;
 enum Member { kInstance, kLayer, kBatch, kGroup, kMembers };
 
-// One call's sizes: rows = N samples, sample j of statistics group j % replicas.
-struct Sizes {
-  Index rows, replicas, channels, channel_groups;
+// As Layout of closed_form.py numbers it: rows = N samples, sample j of statistics group
+// j % replicas; which members there are, and where in the buffer the weights and theirs begin.
+struct Layout {
+  Index rows, replicas, channels, channel_groups, area, count, weights;
+  Index members[kMembers], at[kMembers];
 };
 
 // How far one table entry of a member reaches: its row and column in that member's own table.
@@ -26,7 +28,7 @@ struct Place {
   Index columns;
 };
 
-inline Place place(int member, Index j, const Sizes& size) {
+inline Place place(Index member, Index j, const Layout& size) {
   switch (member) {
     case kLayer: return {j, size.channels, 1};
     case kBatch: return {j % size.replicas, 1, size.channels};
@@ -35,7 +37,7 @@ inline Place place(int member, Index j, const Sizes& size) {
   }
 }
 
-inline Index table_size(int member, const Sizes& size) {
+inline Index table_size(Index member, const Layout& size) {
   switch (member) {
     case kLayer: return size.rows;
     case kBatch: return size.replicas * size.channels;
@@ -43,6 +45,27 @@ inline Index table_size(int member, const Sizes& size) {
     default: return 0;  // instance: the moments themselves
   }
 }
+
+// The tables in a buffer of that layout.
+template <typename S> struct Tables {
+  const Layout& size;
+  S* buffer;
+  S *mean, *var, *center, *scale, *shift, *rstd, *weights;
+
+  Tables(const Layout& layout, S* start) : size(layout), buffer(start) {
+    const Index table = size.rows * size.channels;
+    mean = start, var = mean + table, center = var + table, scale = center + table;
+    shift = scale + table, rstd = shift + table, weights = start + size.weights;
+  }
+  // The k-th member's: instance's are the moments themselves.
+  S* mean_of(Index k) const {
+    return size.members[k] == kInstance ? mean : buffer + size.at[k];
+  }
+  S* var_of(Index k) const {
+    const Index member = size.members[k];
+    return member == kInstance ? var : buffer + size.at[k] + table_size(member, size);
+  }
+};
 
 // Calls body(first, last, entry) for each run of columns that shares one entry, or, where every
 // column has its own, once with entry = the first's. `own` says which.
@@ -56,7 +79,7 @@ template <typename Body> inline void over_runs(const Place& p, Index channels, B
 }
 
 // to[entry] = average over a member's set of from[j, c].
-template <typename S> void average(int member, const S* from, S* to, const Sizes& size) {
+template <typename S> void average(Index member, const S* from, S* to, const Layout& size) {
   const Index channels = size.channels, size_to = table_size(member, size);
   std::fill_n(to, size_to, S(0));
   for (Index j = 0; j < size.rows; ++j) {
@@ -79,7 +102,7 @@ template <typename S> void average(int member, const S* from, S* to, const Sizes
 
 // to[j, c] = body(from[j, c], table[entry of (j, c)]).
 template <typename S, typename Body>
-void with_member(int member, const S* from, const S* table, S* to, const Sizes& size, Body body) {
+void with_member(Index member, const S* from, const S* table, S* to, const Layout& size, Body body) {
   for (Index j = 0; j < size.rows; ++j) {
     const S* __restrict in = from + j * size.channels;
     S* __restrict out = to + j * size.channels;
@@ -98,8 +121,8 @@ void with_member(int member, const S* from, const S* table, S* to, const Sizes& 
 // The member's mean and variance by the law of total variance (Eq. (5)). The mean is refined once
 // by the average of what remains: fp32 sums of large means lose digits that the variance needs.
 template <typename S>
-void member_statistics(int member, const S* mean, const S* var, S* member_mean, S* member_var,
-                       std::vector<S>& scratch, const Sizes& size) {
+void member_statistics(Index member, const S* mean, const S* var, S* member_mean, S* member_var,
+                       std::vector<S>& scratch, const Layout& size) {
   const Index entries = table_size(member, size);
   S* rest = scratch.data();
   average(member, mean, member_mean, size);
@@ -133,59 +156,54 @@ template <typename S> void softmax(const S* logits, int count, S* weights) {
   for (int k = 0; k < count; ++k) weights[k] = S(powers[k] / total);
 }
 
-// Each pooled member's mean and variance, one after the other in `tables`.
+// Each pooled member's mean and variance; BN's are the stored ones where they are given.
 template <typename S>
-void mixture_statistics(const S* mean, const S* var, const int* members, int count,
-                        const S* stored_mean, const S* stored_var, S* tables, const Sizes& size) {
+void mixture_statistics(const Layout& size, S* buffer, const S* stored_mean, const S* stored_var) {
+  const Tables<S> tables(size, buffer);
   std::vector<S> scratch(size.rows * size.channels);
-  for (int k = 0; k < count; ++k) {
-    const Index entries = table_size(members[k], size);
-    S* own_mean = tables;
-    S* own_var = tables + entries;
-    if (members[k] == kBatch && stored_mean) {
+  for (Index k = 0; k < size.count; ++k) {
+    const Index member = size.members[k];
+    S *own_mean = tables.mean_of(k), *own_var = tables.var_of(k);
+    if (member == kBatch && stored_mean) {
       for (Index r = 0; r < size.replicas; ++r) {
         std::copy_n(stored_mean, size.channels, own_mean + r * size.channels);
         std::copy_n(stored_var, size.channels, own_var + r * size.channels);
       }
-    } else if (members[k] != kInstance) {
-      member_statistics(members[k], mean, var, own_mean, own_var, scratch, size);
+    } else if (member != kInstance) {
+      member_statistics(member, tables.mean, tables.var, own_mean, own_var, scratch, size);
     }
-    tables += 2 * entries;
   }
 }
 
 // Eq. (3) and the affine map's tables.
 template <typename S>
-void mixture_coefficients(const S* mean, const S* var, const int* members, int count,
-                          const S* mean_logits, const S* var_logits, const S* gamma,
-                          const S* beta, double eps, S* center, S* scale, S* shift, S* rstd,
-                          S* weights, const S* tables, const Sizes& size) {
+void mixture_coefficients(const Layout& size, S* buffer, const S* mean_logits, const S* var_logits,
+                          const S* gamma, const S* beta, double eps) {
+  const Tables<S> tables(size, buffer);
   const Index channels = size.channels, all = size.rows * channels;
-  S* mean_weights = weights;
-  S* var_weights = weights + count;
+  const int count = int(size.count);
+  S* mean_weights = tables.weights;
+  S* var_weights = tables.weights + count;
   if (mean_logits) {
     softmax(mean_logits, count, mean_weights);
     softmax(var_logits, count, var_weights);
   } else {
-    std::fill_n(weights, 2 * count, S(1));
+    std::fill_n(mean_weights, 2 * count, S(1));
   }
-  std::fill_n(center, all, S(0));
-  std::fill_n(rstd, all, S(0));
+  std::fill_n(tables.center, all, S(0));
+  std::fill_n(tables.rstd, all, S(0));
   for (int k = 0; k < count; ++k) {
-    const Index entries = table_size(members[k], size);
-    const S* member_mean = members[k] == kInstance ? mean : tables;
-    const S* member_var = members[k] == kInstance ? var : tables + entries;
-    tables += 2 * entries;
+    const S *member_mean = tables.mean_of(k), *member_var = tables.var_of(k);
     for (Index j = 0; j < size.rows; ++j) {
-      const Place p = place(members[k], j, size);
-      add_member(p, mean_weights[k], member_mean, center + j * channels, channels);
-      add_member(p, var_weights[k], member_var, rstd + j * channels, channels);
+      const Place p = place(size.members[k], j, size);
+      add_member(p, mean_weights[k], member_mean, tables.center + j * channels, channels);
+      add_member(p, var_weights[k], member_var, tables.rstd + j * channels, channels);
     }
   }
   for (Index j = 0; j < size.rows; ++j) {
-    S* __restrict r = rstd + j * channels;
-    S* __restrict a = scale + j * channels;
-    S* __restrict b = shift + j * channels;
+    S* __restrict r = tables.rstd + j * channels;
+    S* __restrict a = tables.scale + j * channels;
+    S* __restrict b = tables.shift + j * channels;
     for (Index c = 0; c < channels; ++c) {
       r[c] = S(1) / std::sqrt(r[c] + S(eps));
       a[c] = gamma ? r[c] * gamma[c] : r[c];
@@ -203,7 +221,7 @@ template <typename S> void softmax_gradient(const double* inner, const S* w, int
 
 // Sum over (j, c) of gradient[j, c] * table[entry of (j, c)].
 template <typename S>
-double inner_product(int member, const S* gradient, const S* table, const Sizes& size) {
+double inner_product(Index member, const S* gradient, const S* table, const Layout& size) {
   double total = 0;
   for (Index j = 0; j < size.rows; ++j) {
     const S* __restrict g = gradient + j * size.channels;
@@ -219,15 +237,19 @@ double inner_product(int member, const S* gradient, const S* table, const Sizes&
   return total;
 }
 
-// From backward's sums the gradients of the pooled mean (Eq. (8)) and variance (Eq. (7)), their
-// averages over BN's sets (`batch` [2, R, C]), and the gradients of gamma, beta and the logits.
+// From backward's sums [2, N, C] the gradients [2, N, C] of the pooled mean (Eq. (8)) and variance
+// (Eq. (7)), their averages over BN's sets (`batch` [2, R, C]), and the gradients of gamma, beta and
+// the logits.
 template <typename S>
-void mixture_gradient_sums(const S* sum_grad, const S* sum_product, const S* mean, const S* var,
-                           const int* members, int count, const S* gamma, const S* center,
-                           const S* scale, const S* rstd, const S* weights, const S* tables,
-                           S* dmean, S* dvar, S* batch, S* dgamma, S* dbeta, S* dmean_logits,
-                           S* dvar_logits, const Sizes& size) {
-  const Index channels = size.channels;
+void mixture_gradient_sums(const Layout& size, S* buffer, const S* sums, const S* gamma,
+                           S* gradients, S* batch, S* dgamma, S* dbeta, S* dmean_logits,
+                           S* dvar_logits) {
+  const Tables<S> tables(size, buffer);
+  const S *mean = tables.mean, *center = tables.center, *scale = tables.scale, *rstd = tables.rstd;
+  const Index channels = size.channels, all = size.rows * channels;
+  const int count = int(size.count);
+  const S *sum_grad = sums, *sum_product = sums + all;
+  S *dmean = gradients, *dvar = gradients + all;
   if (dgamma) std::fill_n(dgamma, channels, S(0));
   if (dbeta) std::fill_n(dbeta, channels, S(0));
   for (Index j = 0; j < size.rows; ++j) {
@@ -247,41 +269,40 @@ void mixture_gradient_sums(const S* sum_grad, const S* sum_product, const S* mea
   }
   std::vector<double> inner_mean(count), inner_var(count);
   for (int k = 0; k < count; ++k) {
-    const Index entries = table_size(members[k], size);
-    const bool instance = members[k] == kInstance;
+    const Index member = size.members[k];
     if (dmean_logits) {
-      inner_mean[k] = inner_product(members[k], dmean, instance ? mean : tables, size);
-      inner_var[k] = inner_product(members[k], dvar, instance ? var : tables + entries, size);
+      inner_mean[k] = inner_product(member, dmean, tables.mean_of(k), size);
+      inner_var[k] = inner_product(member, dvar, tables.var_of(k), size);
     }
-    if (members[k] == kBatch) {
+    if (member == kBatch) {
       average(kBatch, dmean, batch, size);
-      average(kBatch, dvar, batch + entries, size);
+      average(kBatch, dvar, batch + table_size(kBatch, size), size);
     }
-    tables += 2 * entries;
   }
   if (dmean_logits) {
-    softmax_gradient(inner_mean.data(), weights, count, dmean_logits);
-    softmax_gradient(inner_var.data(), weights + count, count, dvar_logits);
+    softmax_gradient(inner_mean.data(), tables.weights, count, dmean_logits);
+    softmax_gradient(inner_var.data(), tables.weights + count, count, dvar_logits);
   }
 }
 
-// Eq. (9) on the tables: the input gradient's b and c (see Backend.input_gradient).
+// Eq. (9) on the tables: the input gradient's b and c (see Backend.input_gradient). Without `batch`
+// BN's statistics are stored ones, through which nothing flows.
 template <typename S>
-void mixture_gradient(const S* dmean, const S* dvar, const S* batch, const S* mean,
-                      const int* members, int count, int stored, const S* weights,
-                      const S* tables, S* b, S* c_out, Index area, const Sizes& size) {
+void mixture_gradient(const Layout& size, S* buffer, const S* gradients, const S* batch, S* b,
+                      S* c_out) {
+  const Tables<S> tables(size, buffer);
   const Index channels = size.channels, all = size.rows * channels;
-  std::vector<S> buffer(2 * all);
-  const S per_pixel = S(1) / S(area);
+  const S *dmean = gradients, *dvar = gradients + all;
+  std::vector<S> scratch(2 * all);
+  const S per_pixel = S(1) / S(size.area);
   std::fill_n(b, all, S(0));
   std::fill_n(c_out, all, S(0));
-  for (int k = 0; k < count; ++k) {
-    const int member = members[k];
+  for (Index k = 0; k < size.count; ++k) {
+    const Index member = size.members[k];
     const Index entries = table_size(member, size);
-    const S* member_mean = tables;
-    tables += 2 * entries;
-    if (member == kBatch && stored) continue;
-    const S wm = weights[k] * per_pixel, wv = weights[count + k] * 2 * per_pixel;
+    if (member == kBatch && !batch) continue;
+    const S wm = tables.weights[k] * per_pixel;
+    const S wv = tables.weights[size.count + k] * 2 * per_pixel;
     if (member == kInstance) {
       for (Index i = 0; i < all; ++i) {
         c_out[i] += wm * dmean[i];
@@ -289,14 +310,15 @@ void mixture_gradient(const S* dmean, const S* dvar, const S* batch, const S* me
       }
       continue;
     }
+    const S* member_mean = tables.mean_of(k);
     const S* pooled = batch;
     if (member != kBatch) {
-      average(member, dmean, buffer.data(), size);
-      average(member, dvar, buffer.data() + entries, size);
-      pooled = buffer.data();
+      average(member, dmean, scratch.data(), size);
+      average(member, dvar, scratch.data() + entries, size);
+      pooled = scratch.data();
     }
     for (Index j = 0; j < size.rows; ++j) {
-      const S* __restrict mu = mean + j * channels;
+      const S* __restrict mu = tables.mean + j * channels;
       S* __restrict bj = b + j * channels;
       S* __restrict cj = c_out + j * channels;
       over_runs(place(member, j, size), channels, [=](Index first, Index last, Index e, bool own) {
@@ -324,36 +346,27 @@ void update_running(S* running_mean, S* running_var, const S* mean, const S* var
 
 }  // namespace
 
-#define SIZES Index rows, Index replicas, Index channels, Index channel_groups
-#define GIVEN Sizes{rows, replicas, channels, channel_groups}
+// ---- what cpp.py calls: each function above, for either type of table --------------------------
 
 #define POOLING(suffix, S)                                                                         \
-  extern "C" void mixture_statistics_##suffix(                                                     \
-      const S* mean, const S* var, const int* members, int count, const S* stored_mean,            \
-      const S* stored_var, S* tables, SIZES) {                                                     \
-    mixture_statistics(mean, var, members, count, stored_mean, stored_var, tables, GIVEN);         \
+  extern "C" void mixture_statistics_##suffix(const Layout* layout, S* buffer, const S* mean,      \
+                                              const S* var) {                                      \
+    mixture_statistics(*layout, buffer, mean, var);                                                \
   }                                                                                                \
-  extern "C" void mixture_coefficients_##suffix(                                                   \
-      const S* mean, const S* var, const int* members, int count, const S* mean_logits,            \
-      const S* var_logits, const S* gamma, const S* beta, double eps, S* center, S* scale,         \
-      S* shift, S* rstd, S* weights, const S* tables, SIZES) {                                     \
-    mixture_coefficients(mean, var, members, count, mean_logits, var_logits, gamma, beta, eps,     \
-                         center, scale, shift, rstd, weights, tables, GIVEN);                      \
+  extern "C" void mixture_coefficients_##suffix(const Layout* layout, S* buffer,                   \
+                                                const S* mean_logits, const S* var_logits,         \
+                                                const S* gamma, const S* beta, double eps) {       \
+    mixture_coefficients(*layout, buffer, mean_logits, var_logits, gamma, beta, eps);              \
   }                                                                                                \
   extern "C" void mixture_gradient_sums_##suffix(                                                  \
-      const S* sum_grad, const S* sum_product, const S* mean, const S* var, const int* members,    \
-      int count, const S* gamma, const S* center, const S* scale, const S* rstd,                   \
-      const S* weights, const S* tables, S* dmean, S* dvar, S* batch, S* dgamma, S* dbeta,         \
-      S* dmean_logits, S* dvar_logits, SIZES) {                                                    \
-    mixture_gradient_sums(sum_grad, sum_product, mean, var, members, count, gamma, center, scale,  \
-                          rstd, weights, tables, dmean, dvar, batch, dgamma, dbeta, dmean_logits,  \
-                          dvar_logits, GIVEN);                                                     \
+      const Layout* layout, S* buffer, const S* sums, const S* gamma, S* gradients, S* batch,      \
+      S* dgamma, S* dbeta, S* dmean_logits, S* dvar_logits) {                                      \
+    mixture_gradient_sums(*layout, buffer, sums, gamma, gradients, batch, dgamma, dbeta,           \
+                          dmean_logits, dvar_logits);                                              \
   }                                                                                                \
-  extern "C" void mixture_gradient_##suffix(                                                       \
-      const S* dmean, const S* dvar, const S* batch, const S* mean, const int* members, int count, \
-      int stored, const S* weights, const S* tables, S* b, S* c, Index area, SIZES) {              \
-    mixture_gradient(dmean, dvar, batch, mean, members, count, stored, weights, tables, b, c,      \
-                     area, GIVEN);                                                                 \
+  extern "C" void mixture_gradient_##suffix(const Layout* layout, S* buffer, const S* gradients,   \
+                                            const S* batch, S* b, S* c) {                          \
+    mixture_gradient(*layout, buffer, gradients, batch, b, c);                                     \
   }                                                                                                \
   extern "C" void update_running_##suffix(S* running_mean, S* running_var, const S* mean,          \
                                           const S* var, double momentum, double unbias,            \

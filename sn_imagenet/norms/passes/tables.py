@@ -1,4 +1,4 @@
-"""What the backends share: the tables' dtype, their names, a ReLU on the gradient's way."""
+"""What the passes share: the tables' dtype, their names, a ReLU on the gradient's way."""
 
 from __future__ import annotations
 
