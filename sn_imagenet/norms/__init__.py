@@ -3,6 +3,13 @@
 Knows nothing of training, settings or Hydra: only how many statistics groups a batch holds and,
 where one spans several ranks, a process group to sum tables over. Each layer takes
 nn.BatchNorm2d's arguments and works as a timm ``norm_layer``.
+
+A method of one's own is a subclass of PooledNorm2d with a ``pool``. The built-in ones are in
+``methods.METHODS``; what is a mixture of in, ln, bn and gn says so as a MixtureNorm2d.
+
+torch.compile, torch.jit.trace, make_fx, torch.func (grad, jvp, vmap) and forward-mode
+differentiation get the plain formula in place of the compiled passes, whatever ``backend`` says.
+A second derivative needs ``backend = "formula"``; elsewhere it raises.
 """
 
 from sn_imagenet.norms.batch_average import BatchAverage

@@ -20,7 +20,8 @@ _OTHER_DIMENSIONS: dict[type[nn.Module], type[PooledNorm2d]] = {
     nn.BatchNorm1d: SwitchNorm1d,
     nn.BatchNorm3d: SwitchNorm3d,
 }
-_FOR_MAPS = (nn.BatchNorm2d, nn.SyncBatchNorm, BatchNorm2d, SyncBatchNorm2d)
+_OF_PYTORCH = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_FOR_MAPS = (*_OF_PYTORCH, BatchNorm2d, SyncBatchNorm2d)
 
 
 def convert_norm(network: nn.Module, method: str, **arguments: Any) -> list[str]:
@@ -39,7 +40,8 @@ def convert_norm(network: nn.Module, method: str, **arguments: Any) -> list[str]
 
     Raises:
         ValueError: an unknown method; a 1D or 3D layer and another method than sn; a batch norm
-            with further duties (timm's BatchNormAct2d also activates), or ``network`` itself one.
+            with further duties (timm's BatchNormAct2d also activates), or ``network`` itself one;
+        frozen_bn in place of a layer without running statistics.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
@@ -55,15 +57,18 @@ def convert_norm(network: nn.Module, method: str, **arguments: Any) -> list[str]
 
 
 def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm | BatchNorm2d) and not isinstance(
-        module, nn.InstanceNorm2d
-    )
+    kinds = nn.modules.batchnorm._BatchNorm | BatchNorm2d | BatchRenorm2d
+    return isinstance(module, kinds) and not isinstance(module, nn.InstanceNorm2d)
 
 
 def _target(name: str, module: nn.Module, method: str) -> type[PooledNorm2d]:
     if not name:
         raise ValueError("the network is a batch norm itself: there is no place to replace it in")
     if type(module) in _FOR_MAPS:
+        if METHODS[method] is FrozenBatchNorm2d and module.running_mean is None:
+            raise ValueError(
+                f"{name} has no running statistics: frozen_bn needs them (track_running_stats=True)"
+            )
         return METHODS[method]
     if type(module) in _OTHER_DIMENSIONS and method == "sn":
         return _OTHER_DIMENSIONS[type(module)]
@@ -155,8 +160,9 @@ def _does_more(norm: nn.Module, call: fx.Node) -> bool:
 
 
 def _stores_statistics(norm: nn.Module) -> bool:
-    kinds = (*_FOR_MAPS, BatchRenorm2d, FrozenBatchNorm2d)
-    return type(norm) in kinds and isinstance(norm.running_mean, torch.Tensor)
+    if type(norm) in _OF_PYTORCH:
+        return isinstance(norm.running_mean, torch.Tensor)
+    return type(norm) in METHODS.values() and norm._stored_statistics_suffice
 
 
 def _set(network: nn.Module, name: str, module: nn.Module) -> None:

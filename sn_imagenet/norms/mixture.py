@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.norms.moments import Moments, Statistics
-from sn_imagenet.norms.op import apply, dense
+from sn_imagenet.norms.op import apply, dense, needs_formula
 from sn_imagenet.norms.passes import select_backend
 from sn_imagenet.norms.pooled import BatchTables, PooledNorm2d
 from sn_imagenet.norms.pooling import Layout, Parameters, closed_form_for, takes_parameters
@@ -80,7 +80,7 @@ class MixtureNorm2d(PooledNorm2d):
         return single and self._uses_stored_statistics and self._is_a_mixture
 
     def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables]:
-        if not self._is_a_mixture or self.backend == "formula" or torch.compiler.is_compiling():
+        if not self._is_a_mixture or self.backend == "formula" or needs_formula():
             return super()._normalize(x, residual)
         x = dense(x)
         passes = select_backend(x, self.backend)

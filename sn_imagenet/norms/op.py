@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from sn_imagenet.norms.passes import Affine, Backend, like, select_backend, statistics_dtype
@@ -64,7 +65,7 @@ def normalize(
         coefficients: makes the three [N, C] tables from x's mean and biased variance over (H, W).
         parameters: the tensors inside ``coefficients`` that want a gradient.
         backend: by name; None chooses by device and layout. ``formula`` is plain differentiable
-            PyTorch, which torch.compile fuses by itself; it is what is traced there.
+            PyTorch, and is taken wherever :func:`needs_formula`.
         relu: whether the output passes a ReLU.
         residual: of x's shape; added before the ReLU, in x's dtype.
 
@@ -72,7 +73,7 @@ def normalize(
         y, of x's shape, dtype and memory format. Differentiable once: a second derivative raises
         (``formula`` alone has one).
     """
-    if backend == "formula" or torch.compiler.is_compiling():
+    if backend == "formula" or needs_formula():
         return _formula(x, coefficients, relu, residual)
     x = dense(x)
     passes = select_backend(x, backend)
@@ -97,6 +98,20 @@ def apply(
         y: Tensor = _Normalize.apply(x, residual, passes, pooling, relu, *parameters)
         return y
     return passes.affine(x, pooling.forward(x, passes, False), relu, residual)
+
+
+def needs_formula() -> bool:
+    """Whether PyTorch's own operators are recorded or transformed here, which would miss the
+    passes: by torch.compile (which fuses the formula by itself), jit.trace, make_fx, torch.func's
+    transforms or forward-mode differentiation.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 def dense(x: Tensor) -> Tensor:
@@ -152,9 +167,16 @@ class _Differentiated:
         )
         flow = [(t, g) for t, g in zip(self.tables, table_grads, strict=True) if t.requires_grad]
         chosen = [p for p, want in zip(self.parameters, wanted, strict=True) if want]
-        outputs, output_grads = zip(*flow, strict=True)
-        mean_grad, var_grad, *grads = torch.autograd.grad(
-            outputs, (*self.leaves, *chosen), output_grads, allow_unused=True, retain_graph=True
+        mean_grad, var_grad, *grads = (
+            torch.autograd.grad(
+                [t for t, _ in flow],
+                (*self.leaves, *chosen),
+                [g for _, g in flow],
+                allow_unused=True,
+                retain_graph=True,
+            )
+            if flow  # nothing to differentiate in a frozen layer of stored statistics
+            else [None] * (2 + len(chosen))
         )
         zero = torch.zeros_like(sum_grad)
         by_parameter = iter(grads)

@@ -135,10 +135,8 @@ class PooledNorm2d(nn.Module, ABC):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input(x, residual)
-        if x.numel() == 0:
-            return x.clone()  # no moments, and as in nn.BatchNorm2d no new running statistics
-        if self._stored_statistics_suffice:
-            return self._forward_stored(x, residual)
+        if x.numel() == 0 or self._stored_statistics_suffice:
+            return self._without_moments(x, residual)
         y, tables = self._normalize(x, residual)
         if self.training and self.stores_statistics:
             self._store(tables, x.shape)
@@ -149,7 +147,11 @@ class PooledNorm2d(nn.Module, ABC):
         """Whether the stored statistics alone normalise, so that the sample's are not needed."""
         return False
 
-    def _forward_stored(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _without_moments(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        if x.numel() == 0:
+            # As nn.BatchNorm2d: gradients of 0, and no new running statistics.
+            used = [*self.parameters(recurse=False), *([] if residual is None else [residual])]
+            return sum((tensor.sum() for tensor in used), x.clone())
         y = F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )
@@ -167,10 +169,11 @@ class PooledNorm2d(nn.Module, ABC):
             center, variance = self.pool(moments)
             scale = torch.rsqrt(variance + self.eps)
             shape = moments.mean.shape
-            if self.weight is None or self.bias is None:
+            if self.weight is not None:
+                scale = scale * self.weight
+            if self.bias is None:
                 shift = torch.zeros_like(mean)
             else:
-                scale = scale * self.weight
                 shift = self.bias.to(mean.dtype).expand_as(mean)
             return (
                 center.expand(shape).reshape_as(mean),

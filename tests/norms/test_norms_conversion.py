@@ -125,3 +125,10 @@ def test_only_a_convolution_of_its_own_takes_the_batch_norm() -> None:
     assert type(folded.norm) is BatchNorm2d and type(folded.other) is SwitchNorm2d
     x = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(folded(x), network(x))
+
+
+def test_frozen_bn_needs_running_statistics() -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match="1 has no running statistics: frozen_bn needs them"):
+        convert_norm(network, "frozen_bn")
+    assert type(network[0]) is nn.BatchNorm2d

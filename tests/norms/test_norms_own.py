@@ -7,7 +7,14 @@ import torch
 from norm_reference import BACKENDS, gradients, randomize
 from torch import Tensor, nn
 
-from sn_imagenet.norms import BatchNorm2d, Moments, PooledNorm2d, Statistics, set_replicas
+from sn_imagenet.norms import (
+    BatchNorm2d,
+    BatchRenorm2d,
+    Moments,
+    PooledNorm2d,
+    Statistics,
+    set_replicas,
+)
 
 
 class HalfBatchNorm2d(PooledNorm2d):
@@ -65,3 +72,36 @@ def test_an_overridden_pool_is_the_one_in_use(training: bool) -> None:
     var = x.var((0, 2, 3), correction=0) if training else torch.ones(6)
     shift = torch.rsqrt(var + ours.eps)
     torch.testing.assert_close(ours(x), base(x) - shift.view(1, -1, 1, 1))
+
+
+class OnlyBatch2d(PooledNorm2d):
+    """BN's statistics by a pool of one's own."""
+
+    stores_statistics = True
+
+    def pool(self, moments: Moments) -> Statistics:
+        return self.batch_statistics(moments)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backward_of_a_frozen_layer_of_stored_statistics(backend: str) -> None:
+    """Nothing of the tables has a gradient; x has."""
+    layer = OnlyBatch2d(6).eval().requires_grad_(False)
+    layer.backend = backend
+    randomize(layer)
+    x = torch.randn(4, 6, 3, 5, requires_grad=True)
+    direction = torch.randn_like(x)
+    (dx,) = torch.autograd.grad(layer(x), x, direction)
+    scale = (layer.weight * torch.rsqrt(layer.running_var + layer.eps)).view(1, -1, 1, 1)
+    torch.testing.assert_close(dx, direction * scale)
+
+
+def test_an_overridden_pool_of_batch_renorm_serves_in_evaluation() -> None:
+    class Shifted(BatchRenorm2d):
+        def pool(self, moments: Moments) -> Statistics:
+            mean, var = super().pool(moments)
+            return mean + 1, var
+
+    ours, base = Shifted(6).eval(), BatchRenorm2d(6).eval()
+    x = torch.randn(4, 6, 3, 5)
+    torch.testing.assert_close(ours(x), base(x) - torch.rsqrt(torch.tensor(1 + ours.eps)))

@@ -30,7 +30,7 @@ class Layout:
     """How the tables of a mixture of ``members`` lie in memory, for one shape of its input.
 
     Raises:
-        ValueError: ``replicas`` does not divide the samples.
+        ValueError: ``replicas`` does not divide the samples, or the groups the channels.
     """
 
     def __init__(
@@ -43,6 +43,8 @@ class Layout:
     ) -> None:
         rows, channels = shape[:2]
         check_divides(rows, replicas)
+        if channels % channel_groups:
+            raise ValueError(f"num_groups={channel_groups} does not divide {channels} channels")
         self.eps = eps
         self.replicas = replicas
         self.rows, self.channels = rows, channels

@@ -16,7 +16,7 @@ from sn_imagenet.norms.pooling.triton_forward import pick
 
 
 @triton.jit
-def _table_gradients(buffer, sums, gamma, table, at, c, mask, AFFINE: tl.constexpr):
+def _table_gradients(buffer, sums, gamma, table, at, c, mask, GAMMA: tl.constexpr):
     """dL/dmean (Eq. (8)), dL/dvar (Eq. (7)) of the pooled tables, and dL/dscale."""
     total = tl.load(sums + at, mask=mask, other=0.0)
     product = tl.load(sums + table + at, mask=mask, other=0.0)
@@ -26,7 +26,7 @@ def _table_gradients(buffer, sums, gamma, table, at, c, mask, AFFINE: tl.constex
     rstd = tl.load(buffer + 5 * table + at, mask=mask, other=0.0)
     dscale = product + (mean - center) * total
     drstd = dscale
-    if AFFINE:
+    if GAMMA:
         drstd = dscale * tl.load(gamma + c, mask=mask, other=0.0)
     return -scale * total, -0.5 * drstd * rstd * rstd * rstd, dscale * rstd, total
 
@@ -34,7 +34,7 @@ def _table_gradients(buffer, sums, gamma, table, at, c, mask, AFFINE: tl.constex
 @triton.jit
 def _run_gradients(
     buffer, sums, gamma, out, table, first, count, row, channels, entry, entries,
-    INNER: tl.constexpr, AFFINE: tl.constexpr, BLOCK: tl.constexpr,
+    INNER: tl.constexpr, GAMMA: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums over one run; with INNER also of dmean * mean and dvar * var, for IN's weights."""
     acc = buffer.dtype.element_ty
@@ -46,7 +46,7 @@ def _run_gradients(
         i = start + tl.arange(0, BLOCK)
         mask = i < count
         c = first + i - row * channels
-        gm, gv, _, _ = _table_gradients(buffer, sums, gamma, table, first + i, c, mask, AFFINE)
+        gm, gv, _, _ = _table_gradients(buffer, sums, gamma, table, first + i, c, mask, GAMMA)
         dmean += tl.where(mask, gm, 0.0)
         dvar += tl.where(mask, gv, 0.0)
         if INNER:
@@ -74,7 +74,7 @@ def pool_gradient_sums_kernel(
     channels,
     groups,
     GN_K: tl.constexpr,
-    AFFINE: tl.constexpr,
+    GAMMA: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -90,14 +90,14 @@ def pool_gradient_sums_kernel(
     if pid < rows:
         _run_gradients(
             buffer, sums, gamma, row_sums, table, pid * channels, channels, pid, channels, pid,
-            rows, True, AFFINE, BLOCK,
+            rows, True, GAMMA, BLOCK,
         )  # fmt: skip
     elif pid < rows + gn_programs:
         entry = pid - rows
         width = channels // groups
         _run_gradients(
             buffer, sums, gamma, group_sums, table, entry * width, width, entry // groups,
-            channels, entry, rows * groups, False, AFFINE, BLOCK,
+            channels, entry, rows * groups, False, GAMMA, BLOCK,
         )  # fmt: skip
     else:
         place = pid - rows - gn_programs
@@ -115,7 +115,7 @@ def pool_gradient_sums_kernel(
             mask = (i < samples)[:, None] & in_c[None, :]
             at = ((i * replicas + r) * channels)[:, None] + c[None, :]
             columns = tl.broadcast_to(c[None, :], [ROWS, BLOCK])
-            gm, gv, gg, gb = _table_gradients(buffer, sums, gamma, table, at, columns, mask, AFFINE)
+            gm, gv, gg, gb = _table_gradients(buffer, sums, gamma, table, at, columns, mask, GAMMA)
             dmean += tl.sum(tl.where(mask, gm, 0.0), axis=0)
             dvar += tl.sum(tl.where(mask, gv, 0.0), axis=0)
             dgamma += tl.sum(tl.where(mask, gg, 0.0), axis=0)
@@ -181,7 +181,7 @@ def pool_gradient_kernel(
     GN_K: tl.constexpr,
     STORED: tl.constexpr,
     LOGITS: tl.constexpr,
-    AFFINE: tl.constexpr,
+    GAMMA: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Eq. (9)'s b and c for dx = a dy + b (x - mean) + c; the last program Eqs. (12)-(14).
@@ -202,7 +202,7 @@ def pool_gradient_kernel(
         mask = c < channels
         at = n * channels + c
         mean = tl.load(buffer + at, mask=mask, other=0.0)
-        gm, gv, _, _ = _table_gradients(buffer, sums, gamma, table, at, c, mask, AFFINE)
+        gm, gv, _, _ = _table_gradients(buffer, sums, gamma, table, at, c, mask, GAMMA)
         of_x = tl.zeros([BLOCK], acc)
         constant = tl.zeros([BLOCK], acc)
         if IN_K >= 0:

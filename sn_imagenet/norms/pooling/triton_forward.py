@@ -143,7 +143,8 @@ def pool_coefficients_kernel(
     BN_K: tl.constexpr,
     GN_K: tl.constexpr,
     LOGITS: tl.constexpr,
-    AFFINE: tl.constexpr,
+    GAMMA: tl.constexpr,
+    BETA: tl.constexpr,
     EPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -184,8 +185,9 @@ def pool_coefficients_kernel(
     rstd = 1.0 / tl.sqrt(var + EPS)
     scale = rstd
     offset = tl.zeros([BLOCK], acc)
-    if AFFINE:
+    if GAMMA:
         scale = rstd * tl.load(gamma + c, mask=mask, other=0.0)
+    if BETA:
         offset = tl.load(beta + c, mask=mask, other=0.0)
     tl.store(buffer + 2 * table + at, mean, mask=mask)
     tl.store(buffer + 3 * table + at, scale, mask=mask)

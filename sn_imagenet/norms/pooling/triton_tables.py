@@ -87,7 +87,8 @@ class TritonTables(ClosedForm):
                 COUNT=plan.count,
                 **self._places,
                 LOGITS=mean_logits is not None,
-                AFFINE=weight is not None,
+                GAMMA=weight is not None,
+                BETA=bias is not None,
                 EPS=plan.eps,
                 BLOCK=_ROW_BLOCK,
             )
@@ -112,7 +113,7 @@ class TritonTables(ClosedForm):
                 *plan.sizes,
                 GN_K=gn,
                 ROWS=_COLUMN_ROWS,
-                AFFINE=self.parameters.weight is not None,
+                GAMMA=self.parameters.weight is not None,
                 BLOCK=_ROW_BLOCK,
             )
         return scratch, scratch.columns[:2]
@@ -141,7 +142,7 @@ class TritonTables(ClosedForm):
                 **self._places,
                 STORED=self.stored is not None,
                 LOGITS=scratch.want_logits,
-                AFFINE=self.parameters.weight is not None,
+                GAMMA=self.parameters.weight is not None,
                 BLOCK=_ROW_BLOCK,
             )
         affine = scratch.columns[2:]
