@@ -10,6 +10,8 @@ A method of one's own is a subclass of PooledNorm2d with a ``pool``. The built-i
 torch.compile, torch.jit.trace, make_fx, torch.func (grad, jvp, vmap) and forward-mode
 differentiation get the plain formula in place of the compiled passes, whatever ``backend`` says.
 A second derivative needs ``backend = "formula"``; elsewhere it raises.
+torch.func refuses, in its own words, to change running statistics that are not among what it
+transforms: use eval(), or torch.func.functional_call with them as arguments.
 """
 
 from sn_imagenet.norms.batch_average import BatchAverage

@@ -81,7 +81,7 @@ class BatchRenorm2d(PooledNorm2d):
         variance = var + self.eps
         std = variance.sqrt()
         with torch.no_grad():
-            stored_mean, stored_var = (table.to(mean.dtype) for table in self._stored)
+            stored_mean, stored_var = (table.to(mean.dtype) for table in self._stored())
             stored_std = (stored_var + self.eps).sqrt()
             r_max, d_max = (limit.to(mean.dtype) for limit in self.limits())
             r = (std / stored_std).clamp(1 / r_max, r_max)
@@ -115,7 +115,7 @@ class FrozenBatchNorm2d(PooledNorm2d):
         self.requires_grad_(False)
 
     def pool(self, moments: Moments) -> Statistics:
-        mean, var = self._stored
+        mean, var = self._stored()
         return mean.to(moments.mean.dtype), var.to(moments.mean.dtype)
 
     @property

@@ -85,7 +85,7 @@ class MixtureNorm2d(PooledNorm2d):
         x = dense(x)
         passes = select_backend(x, self.backend)
         closed_form = closed_form_for(passes)
-        stored = self._stored if self._uses_stored_statistics else None
+        stored = self._stored() if self._uses_stored_statistics else None
         parameters = Parameters(self.weight, self.bias, *(self.logits or (None, None)))
         if closed_form is None or not takes_parameters(x, (*parameters, *(stored or ()))):
             return super()._normalize(x, residual)

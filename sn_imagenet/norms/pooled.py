@@ -112,7 +112,7 @@ class PooledNorm2d(nn.Module, ABC):
         """BN's statistics: the batch's in training, the stored ones in evaluation."""
         if self._uses_stored_statistics:
             dtype = moments.mean.dtype
-            mean, var = self._stored
+            mean, var = self._stored()
             return mean.to(dtype), var.to(dtype)
         return moments.batch()
 
@@ -189,7 +189,6 @@ class PooledNorm2d(nn.Module, ABC):
     def _uses_stored_statistics(self) -> bool:
         return self.track_running_stats and not self.training
 
-    @property
     def _stored(self) -> Statistics:
         assert self.running_mean is not None and self.running_var is not None
         return self.running_mean, self.running_var
@@ -213,7 +212,7 @@ class PooledNorm2d(nn.Module, ABC):
             ranks = dist.get_world_size(group) if group is not None else 1
             count = shape[0] // replicas * ranks * shape[2] * shape[3]
             # Unbiased, as nn.BatchNorm2d keeps it; one value alone has no spread to correct.
-            tables.update_running(self._stored, self._momentum(), count / max(count - 1, 1))
+            tables.update_running(self._stored(), self._momentum(), count / max(count - 1, 1))
 
     def extra_repr(self) -> str:
         relu = ", relu=True" if self.relu else ""

@@ -43,10 +43,8 @@ def test_forward_mode_keeps_the_tangent(
         y = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent)))
         assert y.tangent is not None
         actual = y.tangent.detach()
+    formula.momentum = 0.0
     with torch.no_grad():
-        for buffer in formula.buffers():
-            buffer.copy_(torch.zeros_like(buffer) if buffer.dim() == 0 else buffer)
-        formula.momentum = 0.0
         slope = (formula(x + step * tangent) - formula(x - step * tangent)) / (2 * step)
     torch.testing.assert_close(actual, slope, rtol=1e-6, atol=1e-8)
 
@@ -60,17 +58,9 @@ def test_func_transforms_in_evaluation(layer_class: type[PooledNorm2d]) -> None:
     gradient = torch.func.grad(lambda v: (layer(v) * tangent).sum())(x)
     torch.testing.assert_close(gradient, leaf.grad)
     _, slope = torch.func.jvp(layer, (x,), (tangent,))
-    torch.testing.assert_close(
-        (slope * tangent).sum(), (gradient_of(layer, x, tangent) * tangent).sum()
-    )
+    torch.testing.assert_close((slope * tangent).sum(), (gradient * tangent).sum())
     batched = torch.func.vmap(layer)(torch.stack([x, tangent]))
     torch.testing.assert_close(batched, torch.stack([layer(x), layer(tangent)]))
-
-
-def gradient_of(layer: PooledNorm2d, x: Tensor, direction: Tensor) -> Tensor:
-    leaf = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(layer(leaf), leaf, direction)
-    return gradient
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -88,19 +78,15 @@ def test_traces_compute_what_the_layer_does(
         torch.testing.assert_close(traced(other), formula(other))
 
 
-@pytest.mark.parametrize("transform", ["grad", "vmap"])
-def test_running_statistics_inside_of_a_transform(transform: str) -> None:
+def test_transforms_refuse_to_change_running_statistics() -> None:
     layer, _ = pair(BatchNorm2d, True)
     x, _ = inputs()
-    try:
-        if transform == "grad":
-            torch.func.grad(lambda v: layer(v).sum())(x)
-        else:
-            torch.func.vmap(layer)(x[None].repeat(2, 1, 1, 1, 1))
-        print(transform, "ok", layer.running_mean, layer.num_batches_tracked)
-    except Exception as e:
-        print(transform, type(e), str(e)[:300])
-    assert 0
+    before = layer.running_mean.clone()
+    with pytest.raises(RuntimeError, match="mutate a captured Tensor"):
+        torch.func.grad(lambda v: layer(v).sum())(x)
+    with pytest.raises(RuntimeError, match=r"vmap: .* is not possible"):
+        torch.func.vmap(layer)(x[None].repeat(2, 1, 1, 1, 1))
+    assert layer.running_mean.equal(before)
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "formula"])
