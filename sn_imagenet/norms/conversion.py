@@ -41,7 +41,7 @@ def convert_norm(network: nn.Module, method: str, **arguments: Any) -> list[str]
     Raises:
         ValueError: an unknown method; a 1D or 3D layer and another method than sn; a batch norm
             with further duties (timm's BatchNormAct2d also activates), or ``network`` itself one;
-        frozen_bn in place of a layer without running statistics.
+            frozen_bn in place of a layer without running statistics.
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
@@ -162,7 +162,8 @@ def _does_more(norm: nn.Module, call: fx.Node) -> bool:
 def _stores_statistics(norm: nn.Module) -> bool:
     if type(norm) in _OF_PYTORCH:
         return isinstance(norm.running_mean, torch.Tensor)
-    return type(norm) in METHODS.values() and norm._stored_statistics_suffice
+    built_in = isinstance(norm, PooledNorm2d) and type(norm) in METHODS.values()
+    return built_in and bool(norm._stored_statistics_suffice)
 
 
 def _set(network: nn.Module, name: str, module: nn.Module) -> None:
