@@ -36,9 +36,18 @@ class MixtureNorm2d(PooledNorm2d):
     members: tuple[str, ...]
     num_groups = 1
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.stores_statistics = "bn" in self.members
-        super().__init__(*arguments, **named)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self._layout_key: tuple[Any, ...] = ()
         self._layout_of_key: Layout
 
