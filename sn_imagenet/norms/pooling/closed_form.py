@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -68,7 +67,7 @@ class Layout:
         unused = [0] * (len(MEMBERS) - self.count)
         of_members = (*codes, *unused, *self.member_at.values(), *unused)
         numbers = (*self.sizes, self.area, self.count, self.weights, *of_members)
-        self.numbers = (ctypes.c_int64 * len(numbers))(*numbers)
+        self.numbers = torch.tensor(numbers, dtype=torch.int64, device="cpu")
         """The same for pooling.cpp, as its struct Layout."""
 
 

@@ -50,7 +50,7 @@ class CppTables(ClosedForm):
 
     def _call(self, name: str, *arguments: Any) -> None:
         _function(name, self.buffer.dtype)(
-            ctypes.addressof(self.layout.numbers), self.buffer.data_ptr(), *arguments
+            self.layout.numbers.data_ptr(), self.buffer.data_ptr(), *arguments
         )
 
     def _pool_statistics(self) -> None:
