@@ -12,15 +12,16 @@ import time
 from pathlib import Path
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.runs import find_runs
-from sn_imagenet.sweeps.board import Board, Row, table
-from sn_imagenet.sweeps.progress import progress_of
+from sn_imagenet.runs import find_runs, progress_of
+from sn_imagenet.sweeps.board import Board, RunStatus, table
 
 
-def rows_of(folder: Path) -> list[Row]:
+def rows_of(folder: Path) -> list[RunStatus]:
     """A row for each run below ``folder``."""
     runs = find_runs(folder).runs
-    return [Row(os.path.relpath(run.path, folder), run.state, progress_of(run)) for run in runs]
+    return [
+        RunStatus(os.path.relpath(run.path, folder), run.state, progress_of(run)) for run in runs
+    ]
 
 
 def main() -> int:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+# In the environment: a folder in which each rank leaves its exit code, in a file named by the rank.
+# For who starts the program under torchrun, which ends with 1 whatever its processes ended with.
+EXIT_CODES = "SN_IMAGENET_EXIT_CODES"
+
 
 class UserError(ValueError):
     """Something that the user can mend; shown without a traceback.
 
     ``agreed``: whether every rank of the run raised it, so that one of them may speak for all.
+    ``exit_code``: what the program ends with.
     """
 
     agreed = False
+    exit_code = 2
 
 
 class ConfigError(UserError):

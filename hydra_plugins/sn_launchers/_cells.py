@@ -14,16 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 from sn_imagenet.errors import UserError
 from sn_imagenet.replicas import Placement
 from sn_imagenet.runs import RunDirectory
-from sn_imagenet.sweeps.cells import Cell, make_cells
+from sn_imagenet.sweeps.planned import PlannedRun, plan_runs
 
 
-def compose_cells(
+def compose_runs(
     context: HydraContext,
     config: DictConfig,
     job_overrides: Sequence[Sequence[str]],
     processes: int,
-) -> list[Cell]:
-    """The cells of a sweep, each checked for what it would refuse itself, before the first starts.
+) -> list[PlannedRun]:
+    """The runs of a sweep, each checked for what it would refuse itself, before the first starts.
 
     Raises:
         UserError: a config is wrong, processes do not fit a setting, two cells share a run
@@ -35,12 +35,12 @@ def compose_cells(
             "sweep.gpus_per_run= for the processes of a cell"
         )
     load = context.config_loader.load_sweep_config
-    cells = make_cells([(own, load(config, list(own))) for own in job_overrides])
-    for cell in cells:
-        batch, per_pass = cell.config.batch, cell.config.trainer.replicas_per_pass
+    runs = plan_runs([(own, load(config, list(own))) for own in job_overrides])
+    for run in runs:
+        batch, per_pass = run.config.batch, run.config.trainer.replicas_per_pass
         Placement(batch.gpus, batch.samples_per_gpu, processes, 0, per_pass)
-        RunDirectory(cell.task.run_dir).check(cell.config)
-    return cells
+        RunDirectory(run.run_dir).check(run.config)
+    return runs
 
 
 def script_and_options(config: DictConfig) -> list[str]:

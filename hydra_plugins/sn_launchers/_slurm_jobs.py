@@ -9,22 +9,23 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from sn_imagenet.reporting.runs import FAILED, RUNNING
-from sn_imagenet.sweeps.board import Board, Row
-from sn_imagenet.sweeps.cells import Cell
-from sn_imagenet.sweeps.pool import COMPLETE, ELSEWHERE, WAITING, Task
+from sn_imagenet.runs import FAILED, RUNNING
+from sn_imagenet.sweeps.board import Board, RunStatus
+from sn_imagenet.sweeps.planned import COMPLETE, PlannedRun
+from sn_imagenet.sweeps.pool import ELSEWHERE, WAITING
 
 LOOK_S = 5.0
 # After the end of its job, for a result to become visible on this host through a network's caches.
 GONE_S = 30.0
 
 
-def follow(cells: Sequence[Cell], jobs: Mapping[Task, str], logs: str) -> int:
+def follow(runs: Sequence[PlannedRun], jobs: Mapping[Path, str], logs: str) -> int:
     """Show the table until every cell has its result or its job is gone without one.
 
     Args:
-        jobs: the job of each cell that was submitted, as squeue names it.
+        jobs: run directory -> the job that was submitted for it, as squeue names it.
         logs: the folder of their logs, with ``%j`` for the job, for the table.
 
     Returns:
@@ -35,24 +36,24 @@ def follow(cells: Sequence[Cell], jobs: Mapping[Task, str], logs: str) -> int:
         live = live_jobs({job.split("_")[0] for job in jobs.values()})
         now = time.monotonic()
         rows, is_open = [], False
-        for cell in cells:
-            state, progress = cell.task.state()
-            job = jobs.get(cell.task)
+        for run in runs:
+            state, progress = run.state()
+            job = jobs.get(run.run_dir)
             note = f"job {job}" if job else ""
             if state in COMPLETE:
                 note = note or "from before"
             elif live is None or job in live:
-                is_open, state, gone[cell.task] = True, state or WAITING, 0.0
+                is_open, state, gone[run.run_dir] = True, state or WAITING, 0.0
                 state = state if state == RUNNING else WAITING
             elif state == RUNNING:
                 is_open, state, note = True, ELSEWHERE, ""
             else:
-                gone[cell.task] = gone[cell.task] or now
-                is_open |= now - gone[cell.task] < GONE_S
+                gone[run.run_dir] = gone[run.run_dir] or now
+                is_open |= now - gone[run.run_dir] < GONE_S
                 why = progress.detail if progress and progress.detail else "ended without a result"
                 log = logs.replace("%j", str(job).split("_")[0])
                 state, note = FAILED, f"job {job}: {why} (see {log})"
-            rows.append(Row(cell.task.name, str(state), progress, note))
+            rows.append(RunStatus(run.name, str(state), progress, note))
         if not is_open:
             board.end(rows)
             return 0 if all(row.state in COMPLETE for row in rows) else 1

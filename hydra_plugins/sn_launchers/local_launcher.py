@@ -59,7 +59,7 @@ class LocalLauncher(Launcher):
         return [completed(overrides) for overrides in job_overrides]
 
     def _launch(self, job_overrides: Sequence[Sequence[str]]) -> int:
-        from hydra_plugins.sn_launchers._cells import compose_cells, script_and_options
+        from hydra_plugins.sn_launchers._cells import compose_runs, script_and_options
         from sn_imagenet.sweeps.board import Board
         from sn_imagenet.sweeps.plan import plan
         from sn_imagenet.sweeps.pool import Pool, torchrun
@@ -67,10 +67,10 @@ class LocalLauncher(Launcher):
         from sn_imagenet.sweeps.slots import machine_slots
 
         settings = sweep_settings(self.config)
-        cells = compose_cells(self.context, self.config, job_overrides, settings.gpus_per_run)
-        slots = machine_slots(settings, cells[0].config.trainer.device)
+        runs = compose_runs(self.context, self.config, job_overrides, settings.gpus_per_run)
+        slots = machine_slots(settings, runs[0].config.trainer.device)
         if settings.dry_run:
-            print("\n".join(plan(cells, len(slots))), flush=True)
+            print("\n".join(plan(runs, len(slots))), flush=True)
             return 0
         command = torchrun(settings.gpus_per_run, script_and_options(self.config))
-        return Pool([c.task for c in cells], slots, command, settings.retries, Board()).run()
+        return Pool(runs, slots, command, settings.retries, Board()).run()

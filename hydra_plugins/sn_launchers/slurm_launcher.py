@@ -67,7 +67,6 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
             )
             raise SystemExit(2)
         super().__init__(**params)
-        self.tasks: dict[tuple[str, ...], Any] = {}
         self.script: list[str] = []
         self.processes = self.retries = 1
 
@@ -99,11 +98,11 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
         return [completed(overrides) for overrides in job_overrides]
 
     def _launch(self, job_overrides: Sequence[Sequence[str]]) -> int:
-        from hydra_plugins.sn_launchers._cells import compose_cells, script_and_options
+        from hydra_plugins.sn_launchers._cells import compose_runs, script_and_options
         from hydra_plugins.sn_launchers._slurm_jobs import follow
         from sn_imagenet.errors import ConfigError
         from sn_imagenet.sweeps.plan import plan
-        from sn_imagenet.sweeps.pool import COMPLETE, Task
+        from sn_imagenet.sweeps.planned import COMPLETE
         from sn_imagenet.sweeps.settings import sweep_settings
 
         settings = sweep_settings(self.config)
@@ -114,26 +113,22 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
                 f"hydra.launcher.nodes={nodes}"
             )
         context = self.hydra_context
-        cells = compose_cells(context, self.config, job_overrides, settings.gpus_per_run)
+        runs = compose_runs(context, self.config, job_overrides, settings.gpus_per_run)
         if settings.dry_run:
-            print("\n".join(plan(cells, slots=len(cells))), flush=True)
+            print("\n".join(plan(runs, slots=len(runs))), flush=True)
             return 0
         self.script = script_and_options(self.config)
         self.processes, self.retries = settings.gpus_per_run // nodes, settings.retries
-        waiting = []
-        for overrides, cell in zip(job_overrides, cells, strict=True):
-            if cell.task.state()[0] not in COMPLETE:
-                waiting.append(list(overrides))
-                self.tasks[tuple(overrides)] = cell.task
-        jobs: dict[Task, str] = {}
+        waiting = [run for run in runs if run.state()[0] not in COMPLETE]
+        jobs: dict[Path, str] = {}
         if waiting:
-            print(f"{len(waiting)} of {len(cells)} cells go to Slurm, the others have their result")
+            print(f"{len(waiting)} of {len(runs)} cells go to Slurm, the others have their result")
             sys.stdout.flush()
-            for overrides, job in zip(waiting, self._submit(waiting), strict=True):
-                jobs[self.tasks[tuple(overrides)]] = job.job_id
-        return follow(cells, jobs, str(self.params["submitit_folder"]))
+            for run, job in zip(waiting, self._submit(waiting), strict=True):
+                jobs[run.run_dir] = job.job_id
+        return follow(runs, jobs, str(self.params["submitit_folder"]))
 
-    def _submit(self, waiting: list[list[str]]) -> list[Any]:
+    def _submit(self, waiting: list[Any]) -> list[Any]:
         """As hydra-submitit-launcher does, which would then wait for the first job that dies."""
         import submitit
         from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
@@ -147,24 +142,26 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
         )
         return list(executor.map_array(self, waiting))
 
-    def __call__(self, sweep_overrides: list[str], *_: Any) -> int:
-        """Run one cell, in its job and on each of its nodes; returns torchrun's exit code."""
-        from sn_imagenet.sweeps.pool import COMPLETE, torchrun
+    def __call__(self, run: Any) -> int:
+        """Bring one :class:`~sn_imagenet.sweeps.planned.PlannedRun` to its result, in its job and
+        on each of its nodes; returns torchrun's exit code.
+        """
+        from sn_imagenet.sweeps.planned import COMPLETE
+        from sn_imagenet.sweeps.pool import torchrun
 
         global _child, _preempted
         # Slurm preempts with SIGTERM to all of the job's processes: torchrun's save on their own.
         signal.signal(signal.SIGTERM, _on_sigterm)
-        task = self.tasks[tuple(sweep_overrides)]
         command = torchrun(self.processes, self.script, rendezvous())
         failures = 0
         while True:
             _preempted = False
-            _child = subprocess.Popen([*command, *task.overrides], env=_environment(self.processes))
+            _child = subprocess.Popen([*command, *run.overrides], env=_environment(self.processes))
             # Not wait(): the signal handler would find its lock taken.
             while _child.poll() is None:
                 time.sleep(0.2)
             code = _child.returncode
-            if code == 0 or task.state()[0] in COMPLETE:
+            if code == 0 or run.state()[0] in COMPLETE:
                 return 0
             if _preempted:
                 # Slurm is about to end the job and to requeue it; if it does not, the cell goes on.

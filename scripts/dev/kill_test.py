@@ -108,7 +108,7 @@ def kill(
     saves = chance.randint(1, 6)
     delay = chance.uniform(0, seconds / 3)
     running_since = None
-    newest = run_dir / "newest.pt.tmp"
+    newest = run_dir / "newest.pt"
     seen = False
     while process.poll() is None:
         if running_since is None and (run_dir / "lock.json").exists():

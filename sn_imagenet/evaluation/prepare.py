@@ -14,11 +14,11 @@ from torch import nn
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import DataSets, build
 from sn_imagenet.errors import ConfigError
+from sn_imagenet.evaluation.provenance import provenance
 from sn_imagenet.models import build_model
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.norms.passes import select_backend
 from sn_imagenet.replicas import choose_device, set_precision
-from sn_imagenet.runs import provenance
 
 
 @dataclass(frozen=True)

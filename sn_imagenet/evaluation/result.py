@@ -7,8 +7,7 @@ from typing import Any
 
 from sn_imagenet.evaluation.departures import departures
 from sn_imagenet.evaluation.prepare import Prepared
-
-VERSION = 1
+from sn_imagenet.runs import RESULT_VERSION
 
 
 def make_result(
@@ -32,7 +31,7 @@ def make_result(
     config = prepared.config
     here = prepared.provenance
     return {
-        "version": VERSION,
+        "version": RESULT_VERSION,
         "status": status,
         "error": error,
         "diverged": diverged,

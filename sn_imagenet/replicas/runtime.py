@@ -12,13 +12,15 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sn_imagenet.errors import ConfigError, UserError
+from sn_imagenet.errors import EXIT_CODES, ConfigError, UserError
+from sn_imagenet.runs import RunInUseError
 
 
 def rank() -> int:
@@ -37,11 +39,14 @@ def say(message: str) -> None:
         print(message, flush=True)
 
 
+_GRAVITY = (0, RunInUseError.exit_code, UserError.exit_code, 1)
+
+
 class Session:
     """The life of a program that runs one cell or, under Hydra's multirun, several.
 
-    ``exit_code``: 0 while all went well; 2 after an error that the user can mend, 1 after any
-    other.
+    ``exit_code``: 0 while all went well; else that of the gravest error: 69 after a run directory
+    that another process works in, 2 after any other error that the user can mend, 1 after the rest.
     """
 
     def __init__(self) -> None:
@@ -69,17 +74,20 @@ class Session:
             with lost_peers_told():
                 yield
         except UserError as error:
-            self.exit_code = max(self.exit_code, 2)
+            self._remember(error.exit_code)
             # What all ranks agree on is said once, what one rank met is said by it.
             if rank() == 0 or not getattr(error, "agreed", False):
                 print(f"error: {error}", file=sys.stderr, flush=True)
             if world_size() > 1 and not getattr(error, "agreed", False):
-                raise SystemExit(2) from error
+                raise SystemExit(error.exit_code) from error
         except Exception:
-            self.exit_code = 1
+            self._remember(1)
             traceback.print_exc()
             if world_size() > 1:
                 raise SystemExit(1) from None
+
+    def _remember(self, code: int) -> None:
+        self.exit_code = max(self.exit_code, code, key=_GRAVITY.index)
 
 
 class LostPeerError(UserError):
@@ -127,8 +135,10 @@ def session() -> Iterator[Session]:
     try:
         yield current
         alike = current.exit_code > 0  # an error of one rank alone would have ended it already
-    except SystemExit:
+        _leave_exit_code(current.exit_code)
+    except SystemExit as end:
         alike = not current.began  # as where Hydra cannot compose
+        _leave_exit_code(end.code)
         raise
     finally:
         current.speak()
@@ -137,6 +147,13 @@ def session() -> Iterator[Session]:
         if dist.is_initialized():
             dist.destroy_process_group()
     sys.exit(current.exit_code)
+
+
+def _leave_exit_code(code: object) -> None:
+    """Where whoever started this wants it, see :data:`~sn_imagenet.errors.EXIT_CODES`."""
+    if EXIT_CODES in os.environ:
+        with suppress(OSError):  # it then knows torchrun's code alone
+            Path(os.environ[EXIT_CODES], str(rank())).write_text(str(code))
 
 
 def _wait_for_the_others() -> None:
@@ -239,11 +256,11 @@ def together() -> Iterator[None]:
     except UserError as raised:
         error = raised
     if dist.is_initialized():
-        messages: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(messages, None if error is None else str(error))
-        first = next((message for message in messages if message is not None), None)
-        if first is not None and (error is None or str(error) != first):
-            error = UserError(first)
+        errors: list[UserError | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(errors, error)
+        first = next((raised for raised in errors if raised is not None), None)
+        if first is not None and (error is None or str(error) != str(first)):
+            error = first
     if error is not None:
         error.agreed = True
         raise error

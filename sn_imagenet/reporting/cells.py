@@ -7,17 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any
 
 from sn_imagenet.config import NOT_THE_EXPERIMENT
-from sn_imagenet.reporting.runs import (
-    FINISHED,
-    INTERRUPTED,
-    RUNNING,
-    STATES,
-    Cell,
-    Run,
-)
+from sn_imagenet.runs import FINISHED, INTERRUPTED, RUNNING, STATES, Cell, Run, flattened
 
 MISSING = "—"
 
@@ -137,7 +129,9 @@ def _conflict(runs: Sequence[Run]) -> str:
 
 def _experiment(run: Run) -> dict[str, str]:
     flat = {
-        key: value for key, value in _flatten(run.config).items() if key not in _SAME_EXPERIMENT
+        key: json.dumps(value, sort_keys=True)
+        for key, value in flattened(run.config).items()
+        if key not in _SAME_EXPERIMENT
     }
     # evaluate.py may have been given another calibration than the config it found.
     for statistics, evaluation in run.evaluations.items():
@@ -145,16 +139,6 @@ def _experiment(run: Run) -> dict[str, str]:
         for key in ("estimator", "samples_requested"):
             if key in calibration:
                 flat[f"evaluated {statistics}.{key}"] = json.dumps(calibration[key])
-    return flat
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value, sort_keys=True)
     return flat
 
 

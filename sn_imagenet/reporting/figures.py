@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +19,17 @@ from matplotlib.patches import Patch
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import by_cell, method_label, summarise
-from sn_imagenet.reporting.render import write_atomically
-from sn_imagenet.reporting.runs import (
+from sn_imagenet.reporting.paper import in_paper_order
+from sn_imagenet.runs import (
     FINISHED,
     LayerWeights,
     Run,
     Setting,
     find_runs,
-    in_paper_order,
     run_from_result,
+    write_atomically,
 )
+from sn_imagenet.runs.files import OF_A_RUN
 
 # "the green and red bars of Fig. 4" (Sec. 4.1) are BN and LN.
 COLOURS = {"in": "#5b8fd6", "ln": "#d9534f", "bn": "#5cb85c", "gn": "#b07cc6"}
@@ -257,8 +259,8 @@ def write_figures(runs_dir: Path, out: Path) -> Drawn:
         if not sound:
             continue
         settings = gather_weights(sound)
-        paths += _save(draw_figure3(settings), out / f"fig3{name}")
-        paths += _save(draw_figure4(settings), out / f"fig4{name}")
+        paths += _save(draw_figure3(settings), out / f"fig3{name}", "--out")
+        paths += _save(draw_figure4(settings), out / f"fig4{name}", "--out")
     for data, model in sorted(
         {(r.cell.data, r.cell.model) for r in runs} - {g[:2] for g in groups}
     ):
@@ -266,15 +268,12 @@ def write_figures(runs_dir: Path, out: Path) -> Drawn:
     return Drawn(paths, warnings)
 
 
-def _save(figure: Figure, path_stem: Path) -> list[Path]:
-    def png(file: Path) -> None:
-        figure.savefig(file, format="png", dpi=DPI)
-
-    def pdf(file: Path) -> None:
-        # Without a date, equal runs give equal files.
-        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
-
+def _save(figure: Figure, path_stem: Path, chosen_by: str = OF_A_RUN) -> list[Path]:
+    png, pdf = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI)
+    # Without a date, equal runs give equal files.
+    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
     return [
-        write_atomically(path_stem.with_name(path_stem.name + ".png"), png),
-        write_atomically(path_stem.with_name(path_stem.name + ".pdf"), pdf),
+        write_atomically(path_stem.with_name(path_stem.name + suffix), drawn.getvalue(), chosen_by)
+        for suffix, drawn in ((".png", png), (".pdf", pdf))
     ]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sn_imagenet.reporting.figures import plot_run
-from sn_imagenet.reporting.render import write_text
 from sn_imagenet.reporting.tables import top1_table
+from sn_imagenet.runs import RunDirectory, write_text
 
 
 def report_run(result: dict[str, Any], run_dir: str | Path) -> None:
@@ -32,11 +32,11 @@ def report_runs(results: Mapping[Path, dict[str, Any]], table: Path | None = Non
     """
     written: list[Path] = []
     for run_dir, result in results.items():
-        written.append(write_text(run_dir / "top1.md", top1_table([result])))
+        written.append(write_text(RunDirectory(run_dir).top1_table, top1_table([result])))
         written += plot_run(result, run_dir)
     combined = top1_table(list(results.values()))
     if table is not None:
-        written.append(write_text(table, combined))
+        written.append(write_text(table, combined, "table="))
     print(combined)
     for path in written:
         print(path)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sn_imagenet.reporting.appendix import appendix_markdown
 from sn_imagenet.reporting.cells import (
     MISSING,
     Summary,
@@ -14,8 +15,7 @@ from sn_imagenet.reporting.cells import (
     statistics_label,
     summarise,
 )
-from sn_imagenet.reporting.paper import Paper
-from sn_imagenet.reporting.provenance import provenance_markdown
+from sn_imagenet.reporting.paper import PAPER_SETTINGS, Paper, in_paper_order
 from sn_imagenet.reporting.render import (
     FOOTNOTES,
     Grid,
@@ -24,15 +24,7 @@ from sn_imagenet.reporting.render import (
     grid_latex,
     grid_markdown,
 )
-from sn_imagenet.reporting.runs import (
-    FINISHED,
-    NOT_EVALUATED,
-    PAPER_SETTINGS,
-    Cell,
-    Run,
-    Setting,
-    in_paper_order,
-)
+from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Cell, Run, Setting
 
 METHODS = ("bn", "gn", "sn")
 DIFFERENCES = (("gn", "bn"), ("sn", "bn"), ("sn", "gn"))
@@ -315,7 +307,7 @@ def _markdown(task: _Task, report: Report) -> str:
     ]
     if conflicts:
         parts += ["### Cells whose runs are not seeds of one experiment", "\n".join(conflicts)]
-    parts += provenance_markdown(task.runs, report.root)
+    parts += appendix_markdown(task.runs, report.root)
     return "\n\n".join(part for part in parts if part)
 
 

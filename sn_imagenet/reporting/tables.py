@@ -10,10 +10,18 @@ from typing import Any
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import MISSING, method_label, statistics_label
 from sn_imagenet.reporting.paper import read_paper
-from sn_imagenet.reporting.render import markdown_table, write_text
-from sn_imagenet.reporting.runs import FINISHED, Run, Setting, find_runs, run_from_result
+from sn_imagenet.reporting.render import markdown_table
 from sn_imagenet.reporting.table1 import Count, read_table1, table1
 from sn_imagenet.reporting.table2 import Document, Report, table2
+from sn_imagenet.runs import (
+    FINISHED,
+    NOT_EVALUATED,
+    Run,
+    Setting,
+    find_runs,
+    run_from_result,
+    write_text,
+)
 
 # A new table of runs is one function and one line here. Table 1 is of the modules instead.
 RUN_TABLES: dict[str, Callable[[Report], Document]] = {"table2": table2}
@@ -77,9 +85,9 @@ def write_tables(
         documents[name] = document
         warnings += document.warnings
         paths += [
-            write_text(out / f"{name}.md", document.markdown),
-            write_text(out / f"{name}.tex", document.latex),
-            write_text(out / f"{name}.csv", document.csv),
+            write_text(out / f"{name}.md", document.markdown, "--out"),
+            write_text(out / f"{name}.tex", document.latex, "--out"),
+            write_text(out / f"{name}.csv", document.csv, "--out"),
         ]
     shown = [d.summary for name, d in documents.items() if only or name in RUN_TABLES]
     markdown = "\n".join(document.markdown for document in documents.values())
@@ -102,7 +110,7 @@ def top1_table(results: Sequence[dict[str, Any]]) -> str:
         run = run_from_result(result, Path("."))
         cell = run.cell
         what = [cell.data, cell.model, method_label(cell.norm), str(cell.setting), str(run.seed)]
-        if not run.evaluations or run.state not in (FINISHED, "not evaluated"):
+        if not run.evaluations or run.state not in (FINISHED, NOT_EVALUATED):
             rows.append([*what, MISSING, run.state, MISSING, MISSING])
             continue
         for name in sorted(run.evaluations, key=lambda name: name != run.statistics):

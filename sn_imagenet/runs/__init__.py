@@ -1,18 +1,67 @@
-"""Run directories: their files, their lock, checkpoints, metrics and provenance."""
+"""The one reader and writer of run directories: files, lock, config, metrics, result, progress.
 
-from sn_imagenet.runs.directory import RunDirectory, config_differences
-from sn_imagenet.runs.files import RunError, write_atomically, write_json
-from sn_imagenet.runs.metrics import MetricsLog
-from sn_imagenet.runs.provenance import provenance
-from sn_imagenet.runs.saver import CheckpointSaver
+Nothing here imports torch but ``checkpoint`` and ``saver``, which are imported by their paths.
+"""
+
+from sn_imagenet.runs.directory import (
+    RESULT_VERSION,
+    RunDirectory,
+    config_differences,
+    flattened,
+)
+from sn_imagenet.runs.files import RunError, write_atomically, write_json, write_text
+from sn_imagenet.runs.lock import RunInUseError
+from sn_imagenet.runs.metrics import LastRows, MetricsFile, last_rows
+from sn_imagenet.runs.record import (
+    DIVERGED,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    NOT_EVALUATED,
+    RUNNING,
+    STATES,
+    UNREADABLE,
+    Cell,
+    LayerWeights,
+    Progress,
+    Run,
+    Setting,
+    find_runs,
+    progress_of,
+    read_progress,
+    read_run,
+    run_from_result,
+)
 
 __all__ = [
-    "CheckpointSaver",
-    "MetricsLog",
+    "DIVERGED",
+    "FAILED",
+    "FINISHED",
+    "INTERRUPTED",
+    "NOT_EVALUATED",
+    "RESULT_VERSION",
+    "RUNNING",
+    "STATES",
+    "UNREADABLE",
+    "Cell",
+    "LastRows",
+    "LayerWeights",
+    "MetricsFile",
+    "Progress",
+    "Run",
     "RunDirectory",
     "RunError",
+    "RunInUseError",
+    "Setting",
     "config_differences",
-    "provenance",
+    "find_runs",
+    "flattened",
+    "last_rows",
+    "progress_of",
+    "read_progress",
+    "read_run",
+    "run_from_result",
     "write_atomically",
     "write_json",
+    "write_text",
 ]

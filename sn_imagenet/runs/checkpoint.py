@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sn_imagenet.runs.directory import RunDirectory
-from sn_imagenet.runs.files import RunError, cannot, write_atomically
+from sn_imagenet.runs.files import RunError, cannot, write_atomically, write_whole
 
 VERSION = 1
 
@@ -22,9 +22,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         RunError: it cannot be written; what was at ``path`` still is.
     """
-    buffer = io.BytesIO()
-    torch.save({"version": VERSION, **state}, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, _packed(state))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -51,6 +49,12 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+def _packed(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"version": VERSION, **state}, buffer)
+    return buffer.getvalue()
+
+
 def _check_every_byte(path: Path) -> None:
     """torch's reader does not compare the checksums that its writer left in the archive."""
     with zipfile.ZipFile(path) as archive:
@@ -65,13 +69,13 @@ def save_last(directory: RunDirectory, state: dict[str, Any]) -> None:
     Raises:
         RunError: it cannot be written; the older ones are as they were.
     """
-    newest = directory.last.with_name("newest.pt")
     # Whole on the disk before an older one is given up: that one may be the only one readable.
-    save(newest, state)
+    # Always under the same name, so that runs which are killed leave one behind and not many.
+    write_whole(directory.newest, _packed(state))
     try:
         if directory.last.exists():
             os.replace(directory.last, directory.previous)
-        os.replace(newest, directory.last)
+        os.replace(directory.newest, directory.last)
     except OSError as error:
         raise cannot("write", directory.last, error) from error
 

@@ -1,16 +1,4 @@
-"""The directory of a run: named by its config, held by one process at a time.
-
-::
-
-    config.yaml       the resolved config, written when the run starts
-    lock.json         host and pid of the process that trains, while it does
-    metrics.jsonl     one line per logged step and per epoch
-    last.pt           the newest checkpoint; previous.pt the one before
-    final.pt          the trained network
-    result.json       what the run came to
-    top1.md, *.png    what it evaluated, and for SN the importance weights
-    tensorboard/      a live view, from which nothing is made
-"""
+"""The directory of a run: named by its config, held by one process at a time."""
 
 from __future__ import annotations
 
@@ -22,43 +10,62 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sn_imagenet.config import NOT_THE_EXPERIMENT, ExperimentConfig
-from sn_imagenet.runs.files import RunError, cannot, write_atomically, write_json
+from sn_imagenet.runs import files
+from sn_imagenet.runs.files import RunError, cannot, write_json, write_text
 from sn_imagenet.runs.lock import release, take
+
+RESULT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """A run's directory and the files in it."""
+    """A run's directory and the files in it, which :mod:`~sn_imagenet.runs.files` names."""
 
     path: Path
 
     @property
     def config(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / files.CONFIG
 
     @property
     def lock(self) -> Path:
-        return self.path / "lock.json"
+        return self.path / files.LOCK
 
     @property
     def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.path / files.METRICS
+
+    @property
+    def newest(self) -> Path:
+        return self.path / files.NEWEST
 
     @property
     def last(self) -> Path:
-        return self.path / "last.pt"
+        return self.path / files.LAST
 
     @property
     def previous(self) -> Path:
-        return self.path / "previous.pt"
+        return self.path / files.PREVIOUS
 
     @property
     def final(self) -> Path:
-        return self.path / "final.pt"
+        return self.path / files.FINAL
 
     @property
     def result(self) -> Path:
-        return self.path / "result.json"
+        return self.path / files.RESULT
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / files.TENSORBOARD
+
+    @property
+    def top1_table(self) -> Path:
+        return self.path / files.TOP1_TABLE
+
+    @property
+    def log(self) -> Path:
+        return self.path / files.LOG
 
     def check(self, config: ExperimentConfig) -> None:
         """Whether the directory is free or holds this very experiment.
@@ -81,8 +88,8 @@ class RunDirectory:
         """Make the directory this experiment's, and this process the one that works in it.
 
         Raises:
-            RunError: another process works there, another experiment's run lies there, or nothing
-                can be written.
+            RunInUseError: another process works there.
+            RunError: another experiment's run lies there, or nothing can be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -94,7 +101,7 @@ class RunDirectory:
             self.check(config)
             if not self.config.exists():
                 yaml = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
-                write_atomically(self.config, yaml.encode())
+                write_text(self.config, yaml)
         except RunError:
             self.release()
             raise
@@ -110,14 +117,16 @@ class RunDirectory:
             RunError: there is none, or it cannot be read.
         """
         try:
-            loaded = OmegaConf.to_container(OmegaConf.load(self.config))
+            # Through OmegaConf, for which 1e-4 is a number, as it was when the run was configured.
+            loaded = OmegaConf.to_container(OmegaConf.load(self.config), resolve=True)
         except FileNotFoundError as error:
             raise RunError(
                 f"{self.path} is not a run directory: it has no {self.config.name}"
             ) from error
         except Exception as error:  # whatever YAML finds wrong
+            reason = " ".join(str(error).split())
             raise RunError(
-                f"{self.config} cannot be read: {error}; restore it, or remove {self.path} and "
+                f"{self.config} cannot be read: {reason}; restore it, or remove {self.path} and "
                 "start the run anew"
             ) from error
         if not isinstance(loaded, dict):
@@ -128,18 +137,20 @@ class RunDirectory:
         """The run's result, or None while it has none.
 
         Raises:
-            RunError: the file cannot be read as JSON.
+            RunError: the file cannot be read as JSON, or is of another version.
         """
         try:
-            result: dict[str, Any] = json.loads(self.result.read_text())
+            result = json.loads(self.result.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.result} cannot be read: {error}; remove it and start the run again, "
-                "which evaluates it anew"
-            ) from error
-        return result
+            raise self._no_result(f"cannot be read: {error}") from error
+        version = result.get("version") if isinstance(result, dict) else None
+        if version != RESULT_VERSION:
+            raise self._no_result(
+                f"is a result of version {version}: expected version {RESULT_VERSION}"
+            )
+        return dict(result)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write ``result.json``.
@@ -149,10 +160,15 @@ class RunDirectory:
         """
         write_json(self.result, result)
 
+    def _no_result(self, why: str) -> RunError:
+        return RunError(
+            f"{self.result} {why}; remove it and start the run again, which evaluates it anew"
+        )
+
 
 def config_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """``key: before -> now`` for each value in which two experiments differ."""
-    old, new = _flatten(before), _flatten(now)
+    old, new = flattened(before), flattened(now)
     keys = sorted(set(old) | set(new))
     return [
         f"{key}: {old.get(key)} (there) -> {new.get(key)} (now)"
@@ -161,11 +177,12 @@ def config_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]
     ]
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested dicts by their dotted keys; an empty dict is a value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            flat.update(_flatten(value, f"{prefix}{key}."))
+            flat.update(flattened(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
     return flat

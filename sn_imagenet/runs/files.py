@@ -1,61 +1,119 @@
-"""Files that are either whole or not there."""
+"""The files of a run directory by name, and how they are written: whole or not at all.
+
+::
+
+    config.yaml       the resolved config, written when the run starts
+    lock.json         host and pid of the process that trains, while it does
+    metrics.jsonl     one line per logged step and per epoch
+    last.pt           the newest checkpoint; previous.pt the one before
+    final.pt          the trained network
+    result.json       what the run came to
+    top1.md, *.png    what it evaluated, and for SN the importance weights
+    tensorboard/      a live view, from which nothing is made
+    log.txt           what it said, where a sweep started it
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sn_imagenet.errors import UserError
+
+CONFIG = "config.yaml"
+LOCK = "lock.json"
+METRICS = "metrics.jsonl"
+NEWEST = "newest.pt"  # a checkpoint while it is written
+LAST = "last.pt"
+PREVIOUS = "previous.pt"
+FINAL = "final.pt"
+RESULT = "result.json"
+TOP1_TABLE = "top1.md"
+TENSORBOARD = "tensorboard"
+LOG = "log.txt"
+
+OF_A_RUN = "runs_dir= or run_dir="  # what chooses the place of a run directory
 
 
 class RunError(UserError):
     """A run directory cannot be read, written or used."""
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary file beside ``path``, flush it to the disk, rename it.
+def write_atomically(path: Path, content: bytes, chosen_by: str = OF_A_RUN) -> Path:
+    """Write to a temporary file beside ``path``, flush it to the disk, rename it; returns ``path``.
+
+    Args:
+        chosen_by: the option that chooses the place, for the error.
 
     Raises:
         RunError: the disk is full, read-only or otherwise refuses; ``path`` is as it was.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
+    # Each process has its own, since two may write one table, or the failure of one run.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with _refusal_told(path, temporary, chosen_by):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_and_flush(temporary, content)
         os.replace(temporary, path)
-        flush_directory(path.parent)
+        _flush_names(path.parent)
+    return path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that nobody reads under this name, and flush it to the disk.
+
+    Raises:
+        RunError: the disk is full, read-only or otherwise refuses; there is no file then.
+    """
+    with _refusal_told(path, path, OF_A_RUN):
+        _write_and_flush(path, content)
+        _flush_names(path.parent)
+
+
+def write_text(path: Path, text: str, chosen_by: str = OF_A_RUN) -> Path:
+    """Write ``text`` as UTF-8, as :func:`write_atomically` does."""
+    return write_atomically(path, text.encode("utf-8"), chosen_by)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; NaN and infinities are refused, since JSON has none."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def cannot(verb: str, path: Path, error: OSError, chosen_by: str = OF_A_RUN) -> RunError:
+    """The one error for a file that cannot be read or written."""
+    reason = error.strerror or type(error).__name__
+    return RunError(
+        f"cannot {verb} {path}: {reason}; free some space or allow writing there, or choose "
+        f"another place with {chosen_by}"
+    )
+
+
+@contextmanager
+def _refusal_told(path: Path, temporary: Path, chosen_by: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         with suppress(OSError):  # the error worth telling is the first
             temporary.unlink(missing_ok=True)
-        raise cannot("write", path, error) from error
+        raise cannot("write", path, error, chosen_by) from error
 
 
-def flush_directory(path: Path) -> None:
-    """Have the names in a directory on the disk: a rename is safe from a power cut only then."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _write_and_flush(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_names(folder: Path) -> None:
+    """Have the names in a folder on the disk: a rename is safe from a power cut only then."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # not every file system can
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically; NaN and infinities are refused, since JSON has none."""
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_atomically(path, text.encode())
-
-
-def cannot(verb: str, path: Path, error: OSError) -> RunError:
-    """The one error for a file that cannot be read or written."""
-    reason = error.strerror or type(error).__name__
-    return RunError(
-        f"cannot {verb} {path}: {reason}; free some space or allow writing there, or choose "
-        "another place with runs_dir= or run_dir="
-    )

@@ -1,4 +1,4 @@
-"""What a run measures as it goes: ``metrics.jsonl`` to keep, TensorBoard to watch."""
+"""``metrics.jsonl``: appended to by the one that trains, read by all while it is."""
 
 from __future__ import annotations
 
@@ -6,48 +6,48 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch.utils.tensorboard import SummaryWriter
-
-from sn_imagenet.runs.directory import RunDirectory
 from sn_imagenet.runs.files import cannot
 
+_FIRST = 1 << 16
+_LONGEST = 1 << 24  # bytes; far beyond the rows of one epoch of ImageNet
 
-class MetricsLog:
-    """Appends rows to ``metrics.jsonl`` and mirrors their numbers to TensorBoard.
+
+class MetricsFile:
+    """Appends rows to a ``metrics.jsonl``.
 
     Args:
-        directory: the run's.
+        path: of the file.
         keep_bytes: what is kept of an earlier start's rows; those after the checkpoint are written
             again by the resumed run.
-        step: the optimiser step from which the run goes on.
 
     Raises:
         RunError: the file cannot be written (a full or read-only disk).
     """
 
-    def __init__(self, directory: RunDirectory, keep_bytes: int = 0, step: int = 0) -> None:
-        self._path = directory.metrics
+    def __init__(self, path: Path, keep_bytes: int = 0) -> None:
+        self._path = path
         try:
-            self._file = open(self._path, "ab")  # noqa: SIM115 - closed by close()
-            self._file.truncate(_whole_lines(self._path, keep_bytes))
-            self._board = SummaryWriter(str(directory.path / "tensorboard"), purge_step=step + 1)
+            self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
+            self._file.truncate(_whole_lines(path, keep_bytes))
         except OSError as error:
-            raise cannot("write", self._path, error) from error
+            raise cannot("write", path, error) from error
 
     @property
     def bytes_written(self) -> int:
         """The size of the file, to be kept with a checkpoint."""
-        return self._file.seek(0, 2)
+        return self._file.seek(0, os.SEEK_END)
 
-    def write(self, row: dict[str, Any], scalars: dict[str, float], step: int) -> None:
-        """Append ``row``, and show ``scalars`` in TensorBoard at ``step``."""
+    def write(self, row: dict[str, Any]) -> None:
+        """Append ``row``.
+
+        Raises:
+            RunError: the disk refuses.
+        """
         try:
             self._file.write(json.dumps(row).encode() + b"\n")
             self._file.flush()
-            for tag, value in scalars.items():
-                self._board.add_scalar(tag, value, step)
         except OSError as error:
             raise cannot("write", self._path, error) from error
 
@@ -63,12 +63,50 @@ class MetricsLog:
             raise cannot("write", self._path, error) from error
 
     def close(self) -> None:
-        """Close both. Rows were flushed as they were written, so that an error (the disk is still
+        """Close it. Rows were flushed as they were written, so that an error (the disk is still
         full) tells nothing new and must not hide the one that ended the run.
         """
-        for file in (self._file, self._board):
-            with suppress(OSError):
-                file.close()
+        with suppress(OSError):
+            self._file.close()
+
+
+class LastRows(NamedTuple):
+    """The last row of each kind; None where there is none."""
+
+    train: dict[str, Any] | None = None
+    epoch: dict[str, Any] | None = None
+
+
+def last_rows(path: Path) -> LastRows:
+    """The last rows of a ``metrics.jsonl``; one that is being written is passed over. Reads from
+    the end, as much as it needs.
+    """
+    found = LastRows()
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            length = _FIRST
+            while True:
+                file.seek(max(0, size - length))
+                found = _last_of_each(file.read(min(length, size)))
+                if (found.train and found.epoch) or length >= min(size, _LONGEST):
+                    return found
+                length *= 8
+    except OSError:
+        return found
+
+
+def _last_of_each(end: bytes) -> LastRows:
+    found: dict[str, dict[str, Any]] = {}
+    for line in reversed(end.split(b"\n")):
+        try:
+            row = json.loads(line)
+            found.setdefault(row["kind"], row)
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off at the start of what was read, or by a writer at work
+        if found.keys() >= {"train", "epoch"}:
+            break
+    return LastRows(found.get("train"), found.get("epoch"))
 
 
 def _whole_lines(path: Path, limit: int) -> int:

@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from sn_imagenet.sweeps.progress import Progress
+from sn_imagenet.runs import Progress
 
 COLUMNS = ("cell", "state", "epoch", "top-1", "images/s", "ETA", "")
 ACTIVE = "running"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One cell: its name, its state in this table, where it runs or what went wrong."""
+class RunStatus:
+    """A row: a run's name, its state in this table, where it runs or what went wrong."""
 
     name: str
     state: str
@@ -49,7 +49,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def table(rows: Sequence[Row], width: int | None = None) -> list[str]:
+def table(rows: Sequence[RunStatus], width: int | None = None) -> list[str]:
     """The lines of the table with its summary, cut to ``width`` characters."""
     texts = [COLUMNS, *(row.columns() for row in rows)]
     widths = [max(len(text[i]) for text in texts) for i in range(len(COLUMNS) - 1)]
@@ -61,7 +61,7 @@ def table(rows: Sequence[Row], width: int | None = None) -> list[str]:
     return [line.rstrip()[:width] for line in [*lines, summary(rows)]]
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[RunStatus]) -> str:
     """``27 cells: 5 finished, 8 running, 14 waiting``."""
     counts = Counter(row.state for row in rows)
     return f"{len(rows)} cells: " + ", ".join(f"{n} {state}" for state, n in counts.items())
@@ -81,14 +81,14 @@ class Board:
         self._drawn = 0
         self._said: dict[str, tuple[str, ...]] = {}
 
-    def show(self, rows: Sequence[Row]) -> None:
+    def show(self, rows: Sequence[RunStatus]) -> None:
         """Show the present state."""
         if self._terminal:
             self._redraw(rows)
         else:
             self._tell_changes(rows)
 
-    def end(self, rows: Sequence[Row]) -> None:
+    def end(self, rows: Sequence[RunStatus]) -> None:
         """Show the whole table a last time, where it was not redrawn all along."""
         if self._terminal:
             self._redraw(rows, whole=True)
@@ -100,7 +100,7 @@ class Board:
         self._drawn = 0
         self._write([line])
 
-    def _redraw(self, rows: Sequence[Row], whole: bool = False) -> None:
+    def _redraw(self, rows: Sequence[RunStatus], whole: bool = False) -> None:
         size = shutil.get_terminal_size()
         shown = list(rows)
         room = size.lines - 4  # header, summary, the prompt's line, one to spare
@@ -114,7 +114,7 @@ class Board:
         self._stream.flush()
         self._drawn = len(lines)
 
-    def _tell_changes(self, rows: Sequence[Row]) -> None:
+    def _tell_changes(self, rows: Sequence[RunStatus]) -> None:
         for row in rows:
             epoch = str(row.progress.epoch or "") if row.progress and row.state == ACTIVE else ""
             now = (row.state, epoch, row.note)

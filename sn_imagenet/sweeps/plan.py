@@ -6,7 +6,6 @@ from nothing else: without such a run there is no estimate.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -16,10 +15,11 @@ from statistics import fmean
 from typing import Any
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.reporting.runs import RUNNING
-from sn_imagenet.sweeps.board import Row, duration, table
-from sn_imagenet.sweeps.cells import Cell
-from sn_imagenet.sweeps.pool import COMPLETE, ELSEWHERE
+from sn_imagenet.runs import RUNNING, RunDirectory, RunError
+from sn_imagenet.runs.files import RESULT
+from sn_imagenet.sweeps.board import RunStatus, duration, table
+from sn_imagenet.sweeps.planned import COMPLETE, PlannedRun
+from sn_imagenet.sweeps.pool import ELSEWHERE
 from sn_imagenet.sweeps.slots import gpu_names
 
 # Training samples of the data sets whose size is fixed (their official splits; ours of digits).
@@ -35,27 +35,27 @@ class Speed:
     samples_per_epoch: float
 
 
-def plan(cells: Sequence[Cell], slots: int) -> list[str]:
+def plan(runs: Sequence[PlannedRun], slots: int) -> list[str]:
     """The lines of a dry run."""
-    speeds = measured_speeds({Path(cell.config.runs_dir) for cell in cells})
+    speeds = measured_speeds({Path(run.config.runs_dir) for run in runs})
     rows, hours, unknown, left = [], 0.0, 0, 0
-    for cell in cells:
-        state, progress = cell.task.state()
+    for run in runs:
+        state, progress = run.state()
         if state in COMPLETE:
-            rows.append(Row(cell.task.name, "skip", progress, f"{state} before"))
+            rows.append(RunStatus(run.name, "skip", progress, f"{state} before"))
             continue
         left += 1
         if state == RUNNING:
-            rows.append(Row(cell.task.name, ELSEWHERE, progress))
+            rows.append(RunStatus(run.name, ELSEWHERE, progress))
             continue
-        estimate = process_hours(cell.config, speeds, progress.epoch or 0 if progress else 0)
+        estimate = process_hours(run.config, speeds, progress.epoch or 0 if progress else 0)
         if estimate is None:
             unknown += 1
             note = "not measured"
         else:
             hours += estimate
             note = duration(3600 * estimate)
-        rows.append(Row(cell.task.name, "resume" if state else "start", progress, note))
+        rows.append(RunStatus(run.name, "resume" if state else "start", progress, note))
     lines = table(rows)
     if not left:
         return [*lines, "nothing to do: every cell has its result"]
@@ -95,13 +95,15 @@ def measured_speeds(folders: Iterable[Path]) -> list[Speed]:
     found = []
     for folder in folders:
         for directory, _, files in os.walk(folder):
-            if "result.json" not in files:
+            if RESULT not in files:
                 continue
             try:
-                result = json.loads((Path(directory) / "result.json").read_text())
+                result = RunDirectory(Path(directory)).read_result()
+                if result is None:
+                    continue  # removed meanwhile
                 if _is_like_this_machine(result["provenance"]["hardware"], gpus):
                     found.append(_speed(result))
-            except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+            except (RunError, KeyError, TypeError, ValueError, ZeroDivisionError):
                 continue  # being written, of another version, or stopped before its first step
     return found
 

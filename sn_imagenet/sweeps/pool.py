@@ -1,4 +1,4 @@
-"""The pool of a sweep: one torchrun per cell, as many at a time as there are slots."""
+"""The pool of a sweep: one torchrun per run, as many at a time as there are slots."""
 
 from __future__ import annotations
 
@@ -7,59 +7,32 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.runs import DIVERGED, FAILED, FINISHED, NOT_EVALUATED, RUNNING
-from sn_imagenet.sweeps.board import Board, Row
-from sn_imagenet.sweeps.progress import Progress, read_progress
+from sn_imagenet.errors import EXIT_CODES, UserError
+from sn_imagenet.runs import FAILED, RUNNING, Progress, RunDirectory, RunInUseError
+from sn_imagenet.sweeps.board import Board, RunStatus
+from sn_imagenet.sweeps.planned import COMPLETE, PlannedRun
 from sn_imagenet.sweeps.slots import Slot
 
 WAITING = "waiting"
 ELSEWHERE = "running elsewhere"
 STOPPED = "stopped"
-COMPLETE = (FINISHED, DIVERGED)
 
-LOG_NAME = "log.txt"
-_REFUSED = "is in use by process"  # what the lock of a run directory says
 POLL_S = 0.3
 READ_S = 2.0  # between two looks at the files of a cell
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-@dataclass(frozen=True)
-class Task:
-    """A cell to be run: its directory and the overrides that ``train.py`` gets.
+class _PooledRun:
+    """A planned run on its way through the pool."""
 
-    ``evaluate``: whether it is complete only when it is evaluated.
-    """
-
-    name: str
-    run_dir: Path
-    overrides: tuple[str, ...]
-    evaluate: bool = True
-
-    def state(self) -> tuple[str | None, Progress | None]:
-        """What the files say: a state of :mod:`~sn_imagenet.reporting.runs` (None: never
-        started), and how far it is.
-        """
-        progress = read_progress(self.run_dir)
-        if progress is None:
-            return None, None
-        if progress.state == NOT_EVALUATED and not self.evaluate:
-            return FINISHED, progress
-        return progress.state, progress
-
-
-class _Cell:
-    """A task on its way through the pool."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(self, planned: PlannedRun) -> None:
+        self.planned = planned
         self.state = WAITING
         self.note = ""
         self.progress: Progress | None = None
@@ -67,21 +40,28 @@ class _Cell:
         self.slot: Slot | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.log_start = 0
+        self.exit_codes: tempfile.TemporaryDirectory[str] | None = None  # of its ranks
         self.next_look = 0.0
 
     @property
     def log(self) -> Path:
-        return self.task.run_dir / LOG_NAME
+        return RunDirectory(self.planned.run_dir).log
 
     def look(self) -> str | None:
         """Read the files again; returns the state they tell."""
-        state, self.progress = self.task.state()
+        state, self.progress = self.planned.state()
         self.next_look = time.monotonic() + READ_S
         return state
 
+    def was_refused(self) -> bool:
+        """Whether the last attempt ended since another process works in the run directory."""
+        assert self.exit_codes is not None
+        told = [file.read_text() for file in Path(self.exit_codes.name).iterdir()]
+        return str(RunInUseError.exit_code) in told
+
 
 class Pool:
-    """Runs every task to its result.
+    """Brings every planned run to its result.
 
     A finished or diverged cell is skipped; one that another process works on is watched, and taken
     over should that process die; a failed one is started again ``retries`` times, after all the
@@ -94,18 +74,18 @@ class Pool:
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        planned: Sequence[PlannedRun],
         slots: Sequence[Slot],
         command: Sequence[str],
         retries: int,
         board: Board,
     ) -> None:
-        self._cells = [_Cell(task) for task in tasks]
+        self._runs = [_PooledRun(one) for one in planned]
         self._free = list(slots)
         self._command = list(command)
         self._retries = retries
         self._board = board
-        self._queue = list(self._cells)
+        self._queue = list(self._runs)
         self._signals = 0
 
     def run(self) -> int:
@@ -119,9 +99,9 @@ class Pool:
             UserError: a run directory cannot be written.
         """
         with self._stoppable():
-            for cell in self._cells:
-                if cell.look() in COMPLETE:
-                    self._settle(cell, "from before")
+            for run in self._runs:
+                if run.look() in COMPLETE:
+                    self._settle(run, "from before")
             try:
                 while self._unsettled() and not self._signals:
                     self._turn()
@@ -129,111 +109,113 @@ class Pool:
             finally:
                 self._stop_children()
         self._board.end(self._rows())
-        if all(cell.state in COMPLETE for cell in self._cells):
+        if all(run.state in COMPLETE for run in self._runs):
             return 0
         return os.EX_TEMPFAIL if self._signals else 1
 
     def _turn(self) -> None:
-        for cell in self._cells:
-            if cell.process is not None:
-                code = cell.process.poll()
+        for run in self._runs:
+            if run.process is not None:
+                code = run.process.poll()
                 if code is not None:
-                    self._ended(cell, code)
-                elif time.monotonic() >= cell.next_look:
-                    cell.look()
-            elif cell.state == ELSEWHERE and time.monotonic() >= cell.next_look:
-                self._look_elsewhere(cell)
+                    self._ended(run, code)
+                elif time.monotonic() >= run.next_look:
+                    run.look()
+            elif run.state == ELSEWHERE and time.monotonic() >= run.next_look:
+                self._look_elsewhere(run)
         while self._free and self._queue:
             self._start(self._queue.pop(0), self._free.pop(0))
         self._board.show(self._rows())
 
     def _unsettled(self) -> bool:
-        return any(cell.state in (WAITING, RUNNING, ELSEWHERE) for cell in self._cells)
+        return any(run.state in (WAITING, RUNNING, ELSEWHERE) for run in self._runs)
 
-    def _settle(self, cell: _Cell, note: str = "") -> None:
+    def _settle(self, run: _PooledRun, note: str = "") -> None:
         """The cell's files say that it is complete."""
-        state, cell.progress = cell.task.state()
-        cell.state, cell.note = str(state), note
-        if cell in self._queue:
-            self._queue.remove(cell)
+        state, run.progress = run.planned.state()
+        run.state, run.note = str(state), note
+        if run in self._queue:
+            self._queue.remove(run)
 
-    def _start(self, cell: _Cell, slot: Slot) -> None:
-        state = cell.look()
+    def _start(self, run: _PooledRun, slot: Slot) -> None:
+        state = run.look()
         if state in COMPLETE or state == RUNNING:
             self._free.append(slot)
             if state == RUNNING:
-                cell.state, cell.note = ELSEWHERE, ""
+                run.state, run.note = ELSEWHERE, ""
             else:
-                self._settle(cell, "elsewhere")
+                self._settle(run, "elsewhere")
             return
-        command = [*self._command, *cell.task.overrides]
-        cell.attempts += 1
+        command = [*self._command, *run.planned.overrides]
+        run.attempts += 1
         try:
-            cell.task.run_dir.mkdir(parents=True, exist_ok=True)
-            with open(cell.log, "ab") as log:
-                cell.log_start = log.tell()
-                log.write(f"# attempt {cell.attempts}: {' '.join(command)}\n".encode())
+            run.planned.run_dir.mkdir(parents=True, exist_ok=True)
+            with open(run.log, "ab") as log:
+                run.log_start = log.tell()
+                log.write(f"# attempt {run.attempts}: {' '.join(command)}\n".encode())
                 log.flush()
-                cell.process = subprocess.Popen(
+                run.exit_codes = tempfile.TemporaryDirectory(prefix="sn_imagenet_")
+                told = {EXIT_CODES: run.exit_codes.name}
+                run.process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env={**os.environ, **slot.environment},
+                    env={**os.environ, **slot.environment, **told},
                     start_new_session=True,
                 )
         except OSError as error:
             self._free.append(slot)
             raise UserError(
-                f"cannot start {cell.task.name}: {cell.task.run_dir}: "
+                f"cannot start {run.planned.name}: {run.planned.run_dir}: "
                 f"{error.strerror or type(error).__name__}; choose another place with runs_dir="
             ) from error
-        cell.slot, cell.state, cell.note = slot, RUNNING, slot.name
+        run.slot, run.state, run.note = slot, RUNNING, slot.name
 
-    def _ended(self, cell: _Cell, code: int) -> None:
-        assert cell.slot is not None
-        self._free.append(cell.slot)
-        cell.process = cell.slot = None
-        state = cell.look()
+    def _ended(self, run: _PooledRun, code: int) -> None:
+        assert run.slot is not None
+        self._free.append(run.slot)
+        run.process = run.slot = None
+        state = run.look()
         if state in COMPLETE:
-            self._settle(cell)
-        elif state == RUNNING or _REFUSED in self._reason(cell, code):
+            self._settle(run)
+        elif state == RUNNING or run.was_refused():
             # The lock is another process's, or was when ours was refused: it came first.
-            cell.attempts -= 1
-            cell.state, cell.note = ELSEWHERE, ""
+            run.attempts -= 1
+            run.state, run.note = ELSEWHERE, ""
         else:
-            why = self._reason(cell, code)
-            if cell.attempts <= self._retries and not self._signals:
-                cell.state, cell.note = WAITING, f"attempt {cell.attempts} failed: {why}"
-                self._queue.append(cell)
+            why = self._reason(run, code)
+            if run.attempts <= self._retries and not self._signals:
+                run.state, run.note = WAITING, f"attempt {run.attempts} failed: {why}"
+                self._queue.append(run)
             else:
-                cell.state, cell.note = FAILED, f"{why} (see {cell.log})"
+                run.state, run.note = FAILED, f"{why} (see {run.log})"
 
-    def _look_elsewhere(self, cell: _Cell) -> None:
-        state = cell.look()
+    def _look_elsewhere(self, run: _PooledRun) -> None:
+        state = run.look()
         if state in COMPLETE:
-            self._settle(cell, "elsewhere")
+            self._settle(run, "elsewhere")
         elif state != RUNNING:
-            cell.state, cell.note = WAITING, "given up elsewhere"
-            self._queue.append(cell)
+            run.state, run.note = WAITING, "given up elsewhere"
+            self._queue.append(run)
 
-    def _reason(self, cell: _Cell, code: int) -> str:
+    def _reason(self, run: _PooledRun, code: int) -> str:
         """The error that the cell told last, without torchrun's report around it."""
         with suppress(OSError):
-            with open(cell.log, "rb") as log:
-                log.seek(cell.log_start)
+            with open(run.log, "rb") as log:
+                log.seek(run.log_start)
                 text = log.read().decode(errors="replace")
             told = re.findall(r"^error: (.+)$", text, re.MULTILINE)
             raised = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception)\b.*)$", text, re.MULTILINE)
             raised = [line for line in raised if not line.startswith("ChildFailedError")]
             if told or raised:
                 return str((told or raised)[-1])
-        if cell.progress is not None and cell.progress.detail:
-            return cell.progress.detail
+        if run.progress is not None and run.progress.detail:
+            return run.progress.detail
         return f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
 
-    def _rows(self) -> list[Row]:
-        return [Row(c.task.name, c.state, c.progress, c.note) for c in self._cells]
+    def _rows(self) -> list[RunStatus]:
+        return [RunStatus(r.planned.name, r.state, r.progress, r.note) for r in self._runs]
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
@@ -249,33 +231,33 @@ class Pool:
 
     def _stop_children(self) -> None:
         """Pass the end on to the cells and wait: each saves its checkpoint first."""
-        running = [cell for cell in self._cells if cell.process is not None]
+        running = [run for run in self._runs if run.process is not None]
         if running:
             self._board.say(
                 f"stopping: {len(running)} cells save and end; the same command continues them "
                 "(once more to kill them)"
             )
-        for cell in running:
-            assert cell.process is not None
+        for run in running:
+            assert run.process is not None
             with suppress(ProcessLookupError):
-                cell.process.terminate()
+                run.process.terminate()
         killed = False
-        while any(cell.process is not None and cell.process.poll() is None for cell in running):
+        while any(run.process is not None and run.process.poll() is None for run in running):
             if self._signals > 1 and not killed:
                 killed = True
-                for cell in running:
-                    assert cell.process is not None
-                    for pid in family(cell.process.pid):
+                for run in running:
+                    assert run.process is not None
+                    for pid in family(run.process.pid):
                         with suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGKILL)
             time.sleep(POLL_S)
-        for cell in running:
-            cell.process = None
-            state = cell.look()
-            cell.state, cell.note = (state, "") if state in COMPLETE else (STOPPED, "")
-        for cell in self._cells:
-            if cell.state == WAITING:
-                cell.state = STOPPED if cell.attempts else WAITING
+        for run in running:
+            run.process = None
+            state = run.look()
+            run.state, run.note = (state, "") if state in COMPLETE else (STOPPED, "")
+        for run in self._runs:
+            if run.state == WAITING:
+                run.state = STOPPED if run.attempts else WAITING
 
 
 def family(pid: int) -> list[int]:
@@ -288,7 +270,7 @@ def family(pid: int) -> list[int]:
 
 
 def torchrun(processes: int, script: Sequence[str], rendezvous: Sequence[str] = ()) -> list[str]:
-    """The command of a cell: ``script`` with its options under a torchrun of its own.
+    """The command of a run: ``script`` with its options under a torchrun of its own.
 
     ``rendezvous``: torchrun's options where several machines share the cell; without, it finds a
     free port on this one.

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from sn_imagenet.replicas import rank
-from sn_imagenet.runs import MetricsLog
 from sn_imagenet.training.console import Console
+from sn_imagenet.training.metrics_log import MetricsLog
 from sn_imagenet.training.stepper import StepOutcome
 
 T = TypeVar("T")

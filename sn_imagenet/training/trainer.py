@@ -21,8 +21,10 @@ from sn_imagenet.replicas import (
     together,
     world_size,
 )
-from sn_imagenet.runs import CheckpointSaver, MetricsLog, RunDirectory, checkpoint
+from sn_imagenet.runs import RunDirectory, checkpoint
+from sn_imagenet.runs.saver import CheckpointSaver
 from sn_imagenet.training.console import Console
+from sn_imagenet.training.metrics_log import MetricsLog
 from sn_imagenet.training.recorder import Recorder
 from sn_imagenet.training.schedule import learning_rate
 from sn_imagenet.training.stepper import Stepper

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from session_program import alone, attempt, before_the_first_cell, main
 from worlds import as_programs
 
-from sn_imagenet.errors import ConfigError, UserError
+from sn_imagenet.errors import EXIT_CODES, ConfigError, UserError
 from sn_imagenet.replicas import choose_device, session, together
+from sn_imagenet.runs import RunInUseError
 
 
 def by_torchrun(case: str) -> subprocess.CompletedProcess[str]:
@@ -111,6 +112,7 @@ def test_what_goes_wrong_before_the_first_cell_is_said_by_one_rank(tmp_path: Pat
 def test_exit_codes_tell_user_errors_from_crashes(capsys: pytest.CaptureFixture[str]) -> None:
     for error, code, told in (
         (UserError("mend me"), 2, "error: mend me"),
+        (RunInUseError("wait"), 69, "error: wait"),
         (KeyError("a bug"), 1, "Traceback"),
     ):
         with pytest.raises(SystemExit) as ended, session() as current:  # noqa: PT012
@@ -120,6 +122,21 @@ def test_exit_codes_tell_user_errors_from_crashes(capsys: pytest.CaptureFixture[
                 pass  # a good cell afterwards mends nothing
         assert ended.value.code == code
         assert told in capsys.readouterr().err
+
+
+def test_the_gravest_error_gives_the_code_which_is_left_where_it_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(EXIT_CODES, str(tmp_path))
+    errors = [RunInUseError("wait"), UserError("mend me"), KeyError("a bug")]
+    for first, second, code in ((0, 1, 2), (1, 0, 2), (2, 1, 1), (1, 2, 1), (0, 0, 69)):
+        with pytest.raises(SystemExit) as ended, session() as current:  # noqa: PT012
+            with current.cell():
+                raise errors[first]
+            with current.cell():
+                raise errors[second]
+        assert ended.value.code == code
+        assert (tmp_path / "0").read_text() == str(code)
 
 
 def test_a_crash_is_not_hidden_by_a_later_user_error(capsys: pytest.CaptureFixture[str]) -> None:

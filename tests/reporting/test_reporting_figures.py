@@ -22,7 +22,7 @@ from sn_imagenet.reporting.figures import (
     plot_run,
     write_figures,
 )
-from sn_imagenet.reporting.runs import Run, Setting, find_runs
+from sn_imagenet.runs import Run, Setting, find_runs
 
 PNG, PDF = b"\x89PNG", b"%PDF"
 

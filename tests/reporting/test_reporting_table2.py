@@ -15,10 +15,10 @@ import yaml
 from run_files import REPOSITORY, config, finished, result, write_run
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.paper import read_paper
+from sn_imagenet.reporting.paper import PAPER_SETTINGS, in_paper_order, read_paper
 from sn_imagenet.reporting.render import latex_escape
-from sn_imagenet.reporting.runs import PAPER_SETTINGS, Setting
 from sn_imagenet.reporting.tables import Written, top1_table, write_tables
+from sn_imagenet.runs import Setting
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
 IMAGENET = {"data": "imagenet", "model": "resnet50"}
@@ -315,10 +315,15 @@ def test_malformed_paper_file_is_named(tmp_path: Path, text: str) -> None:
         read_paper(tmp_path / "paper.yaml")
 
 
+def test_settings_are_in_the_papers_order() -> None:
+    mixed = {Setting(4, 6), Setting(1, 8), Setting(8, 1), Setting(8, 32), Setting(4, 8)}
+    assert [s.name for s in in_paper_order(mixed)] == ["8x32", "8x1", "1x8", "4x8", "4x6"]
+
+
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
     finished(tmp_path / "runs", 90.0)
     (tmp_path / "out").write_text("a file where the folder should be")
-    with pytest.raises(UserError, match=r"table2\.md: cannot be written"):
+    with pytest.raises(UserError, match=r"cannot write .*table2\.md: .* with --out"):
         make(tmp_path)
 
 

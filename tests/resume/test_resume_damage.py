@@ -18,7 +18,8 @@ from PIL import Image
 from run_processes import finish, start, steps
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.runs import CheckpointSaver, RunDirectory, RunError, checkpoint
+from sn_imagenet.runs import RunDirectory, RunError, checkpoint
+from sn_imagenet.runs.saver import CheckpointSaver
 from sn_imagenet.training import train
 from sn_imagenet.training.stop import Stopped, StopRequests
 

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 from run_processes import finish, let_read, start, start_reading, wait_until
 
-from sn_imagenet.holders import HEARTBEAT_S, STALE_S
-from sn_imagenet.runs import RunError
-from sn_imagenet.runs.lock import release, take
+from sn_imagenet.runs import RunInUseError
+from sn_imagenet.runs.lock import HEARTBEAT_S, STALE_S, release, take
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def test_a_live_process_holds_it_whatever_the_clock_says(tmp_path, sleeper):
     held_by(sleeper.pid, lock, started="1999-01-01T00:00:00")
     for shift in (0, -10 * 365 * 86400, 10 * 365 * 86400):
         os.utime(lock, (time.time() + shift, time.time() + shift))
-        with pytest.raises(RunError, match=rf"in use by process {sleeper.pid}"):
+        with pytest.raises(RunInUseError, match=rf"in use by process {sleeper.pid}"):
             take(lock)
 
 
@@ -67,7 +66,7 @@ def test_a_zombie_does_not_hold_it(tmp_path, sleeper):
 def test_a_process_on_another_host_holds_it_while_its_heart_beats(tmp_path):
     lock = tmp_path / "lock.json"
     held_by(os.getpid(), lock, host=f"not-{socket.gethostname()}")
-    with pytest.raises(RunError, match="in use"):
+    with pytest.raises(RunInUseError, match="in use"):
         take(lock)
     silent = time.time() - STALE_S - 1
     os.utime(lock, (silent, silent))
@@ -90,14 +89,13 @@ def test_of_many_that_find_a_dead_holder_one_takes_it(tmp_path):
     """Four processes at once on a stale lock, 25 times."""
     program = (
         "import sys, time, pathlib\n"
-        "from sn_imagenet.runs.files import RunError\n"
-        "from sn_imagenet.runs.lock import take\n"
+        "from sn_imagenet.runs.lock import RunInUseError, take\n"
         "print('ready', flush=True)\n"
         "for line in sys.stdin:\n"
         "    try:\n"
         "        take(pathlib.Path(line.strip()))\n"
         "        print('took', flush=True)\n"
-        "    except RunError:\n"
+        "    except RunInUseError:\n"
         "        print('refused', flush=True)\n"
     )
     crowd = [

@@ -16,7 +16,13 @@ from disks import full_after, read_only
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import UserError
-from sn_imagenet.runs import RunDirectory, RunError, config_differences, write_json
+from sn_imagenet.runs import (
+    RunDirectory,
+    RunError,
+    RunInUseError,
+    config_differences,
+    write_json,
+)
 
 Compose = Callable[..., ExperimentConfig]
 
@@ -57,8 +63,9 @@ def test_a_live_process_keeps_its_directory(
 ) -> None:
     hold(directory, live_process)
     before = directory.lock.read_text()
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(RunInUseError) as caught:
         directory.claim(config)
+    assert caught.value.exit_code == os.EX_UNAVAILABLE
     message = str(caught.value)
     for told in (str(directory.path), f"process {live_process}", "2026-01-01T10:00:00"):
         assert told in message
@@ -187,6 +194,10 @@ def test_results_are_json_or_an_error(directory: RunDirectory) -> None:
     directory.result.write_text('{"version": 1,')
     with pytest.raises(RunError, match=r"result\.json cannot be read.*remove it"):
         directory.read_result()
+    for other in ("{}", "[]", '{"version": 2}'):
+        directory.result.write_text(other)
+        with pytest.raises(RunError, match=r"result\.json is a result of version .*remove it"):
+            directory.read_result()
 
 
 def test_a_place_where_nothing_can_be_written(tmp_path: Path, config: ExperimentConfig) -> None:
@@ -209,13 +220,13 @@ def test_a_read_only_folder(open_directory: RunDirectory, config: ExperimentConf
 
 
 def test_a_full_disk_leaves_the_old_file(directory: RunDirectory) -> None:
-    directory.write_result({"top1": 1})
+    directory.write_result({"version": 1, "top1": 1})
     with (
         full_after(1000),
         pytest.raises(RunError, match=r"cannot write .*result\.json: File too large; free some"),
     ):
         directory.write_result({"top1": [0] * 1000})
-    assert directory.read_result() == {"top1": 1}
+    assert directory.read_result() == {"version": 1, "top1": 1}
     assert [p.name for p in directory.path.iterdir()] == ["result.json"]
 
 

@@ -12,13 +12,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from sn_imagenet.errors import ConfigError, UserError
-from sn_imagenet.holders import this_process
-from sn_imagenet.reporting.tail import last_rows
-from sn_imagenet.sweeps.board import Board, Row, duration, table
-from sn_imagenet.sweeps.cells import is_cells_own, make_cells
+from sn_imagenet.runs import FAILED, Progress, RunInUseError
+from sn_imagenet.sweeps.board import Board, RunStatus, duration, table
 from sn_imagenet.sweeps.plan import Speed, measured_speeds, plan, process_hours
-from sn_imagenet.sweeps.pool import FAILED, Pool, Task
-from sn_imagenet.sweeps.progress import Progress, read_progress
+from sn_imagenet.sweeps.planned import PlannedRun, is_runs_own, plan_runs
+from sn_imagenet.sweeps.pool import Pool
 from sn_imagenet.sweeps.settings import SweepSettings, sweep_settings
 from sn_imagenet.sweeps.slots import Slot, machine_slots
 
@@ -62,22 +60,22 @@ def test_a_sweep_of_the_repository_names_known_choices_only(name):
 
 def test_cells_keep_their_overrides_and_lose_the_sweeps():
     overrides = ["norm=bn", "sweep.retries=3", "hydra/launcher=local", "data=digits", "seed=2"]
-    (cell,) = make_cells([(overrides, composed("norm=bn", "data=digits", "seed=2"))])
-    assert cell.task.overrides == ("norm=bn", "data=digits", "seed=2")
-    assert cell.task.name == "digits/resnet50/bn/8x32/seed2"
-    assert is_cells_own("sweep=table2"), "its base config belongs to each cell"
-    assert not is_cells_own("++hydra.sweep.dir=x")
+    (run,) = plan_runs([(overrides, composed("norm=bn", "data=digits", "seed=2"))])
+    assert run.overrides == ("norm=bn", "data=digits", "seed=2")
+    assert run.name == "digits/resnet50/bn/8x32/seed2"
+    assert is_runs_own("sweep=table2"), "its base config belongs to each cell"
+    assert not is_runs_own("++hydra.sweep.dir=x")
 
 
 def test_two_cells_in_one_directory_are_refused():
     both = [([f"protocol.base_lr={lr}"], composed(f"protocol.base_lr={lr}")) for lr in (0.1, 0.2)]
     with pytest.raises(ConfigError, match=r"share the run directory(.|\n)*base_lr=0.2(.|\n)*lr\$"):
-        make_cells(both)
+        plan_runs(both)
 
 
 def test_a_cell_with_a_wrong_value_is_named():
     with pytest.raises(ConfigError, match=r"cell batch.gpus=0: batch.gpus=0"):
-        make_cells([(["batch.gpus=0"], composed("batch.gpus=0"))])
+        plan_runs([(["batch.gpus=0"], composed("batch.gpus=0"))])
 
 
 @pytest.mark.parametrize("override", ["gpus_per_run=0", "slots=0", "retries=-1", "retries=many"])
@@ -117,16 +115,6 @@ def test_slots_share_out_gpus_and_cores(monkeypatch):
         machine_slots(SweepSettings(), "cuda")
 
 
-def test_the_last_rows_are_found_far_from_the_end_and_past_a_cut_off_line(tmp_path):
-    metrics = tmp_path / "metrics.jsonl"
-    assert last_rows(metrics) == (None, None)
-    epoch = json.dumps({"kind": "epoch", "epoch": 1, "val": {"top1": 5.0}, "pad": "x" * 5000})
-    rows = [json.dumps({"kind": "train", "step": step, "pad": "y" * 80}) for step in range(9000)]
-    metrics.write_text("\n".join([epoch, *rows, '{"kind": "train", "st']))
-    train, last_epoch = last_rows(metrics)
-    assert train["step"] == 8999 and last_epoch["epoch"] == 1
-
-
 def test_the_table_of_a_terminal_is_redrawn_in_place():
     class Terminal(io.StringIO):
         def isatty(self):
@@ -134,7 +122,7 @@ def test_the_table_of_a_terminal_is_redrawn_in_place():
 
     screen = Terminal()
     board = Board(screen)
-    rows = [Row("a", "running", Progress("running", 1, 8, 50.0, 321.4, 3700), "GPU 0")]
+    rows = [RunStatus("a", "running", Progress("running", 1, 8, 50.0, 321.4, 3700), "GPU 0")]
     board.show(rows)
     board.show(rows)
     lines = len(table(rows))
@@ -146,7 +134,9 @@ def test_without_a_terminal_a_line_is_written_for_each_change():
     out = io.StringIO()
     board = Board(out)
     for epoch in (1, 1, 1, 2):
-        board.show([Row("a", "running", Progress("running", epoch, 8, 50.0, 321.4, 60), "GPU 0")])
+        board.show(
+            [RunStatus("a", "running", Progress("running", epoch, 8, 50.0, 321.4, 60), "GPU 0")]
+        )
     assert out.getvalue().splitlines() == [
         "a: running  GPU 0  epoch 1/8  top-1 50.00  321 images/s  ETA 1:00",
         "a: running  GPU 0  epoch 2/8  top-1 50.00  321 images/s  ETA 1:00",
@@ -157,11 +147,16 @@ def test_durations():
     assert [duration(s) for s in (5, 3723, 200_000)] == ["0:05", "1:02:03", "2d 7h"]
 
 
+def planned(folder, name):
+    (run,) = plan_runs([((), composed(f"runs_dir={folder}", f"run_dir={folder / name}"))])
+    return PlannedRun(run.config, (name,))
+
+
 def test_a_failing_cell_is_retried_after_the_others_and_then_told(tmp_path):
     program = "import sys, pathlib; print('error: no such thing', sys.argv[1]); sys.exit(3)"
-    tasks = [Task(name, tmp_path / name, (name,)) for name in ("a", "b")]
+    runs = [planned(tmp_path, name) for name in ("a", "b")]
     out = io.StringIO()
-    code = Pool(tasks, [Slot("slot", {})], [sys.executable, "-c", program], 1, Board(out)).run()
+    code = Pool(runs, [Slot("slot", {})], [sys.executable, "-c", program], 1, Board(out)).run()
     assert code == 1
     starts = [line for line in out.getvalue().splitlines() if "running" in line]
     assert [line[0] for line in starts] == ["a", "b", "a", "b"]
@@ -169,6 +164,25 @@ def test_a_failing_cell_is_retried_after_the_others_and_then_told(tmp_path):
         assert (tmp_path / name / "log.txt").read_text().count("# attempt") == 2
         assert f"no such thing {name} (see {tmp_path / name / 'log.txt'})" in out.getvalue()
     assert f"2 cells: 2 {FAILED}" in out.getvalue()
+
+
+def test_a_cell_refused_by_a_lock_is_elsewhere_and_not_failed(tmp_path):
+    """As torchrun does, the program ends with 1, whatever the rank behind it ended with."""
+    program = (
+        "import os, pathlib, sys\n"
+        "first = not pathlib.Path(sys.argv[1]).exists()\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "code = REFUSED if first else 2\n"
+        "pathlib.Path(os.environ['SN_IMAGENET_EXIT_CODES'], '0').write_text(str(code))\n"
+        "sys.exit(1)"
+    ).replace("REFUSED", str(RunInUseError.exit_code))
+    run = PlannedRun(planned(tmp_path, "a").config, (str(tmp_path / "started"),))
+    out = io.StringIO()
+    code = Pool([run], [Slot("slot", {})], [sys.executable, "-c", program], 0, Board(out)).run()
+    assert code == 1
+    states = [line.split("  ")[0] for line in out.getvalue().splitlines() if line.startswith("a:")]
+    assert states[:3] == ["a: running", "a: running elsewhere", "a: waiting"]
+    assert states[-1] == "a: failed"
 
 
 def test_hours_are_estimated_from_what_was_measured_and_nothing_else(composed, tmp_path):
@@ -188,8 +202,8 @@ def test_hours_are_estimated_from_what_was_measured_and_nothing_else(composed, t
 
 
 def test_a_dry_run_of_a_complete_sweep_has_nothing_to_do(tmp_path):
-    (cell,) = make_cells([((), composed(f"runs_dir={tmp_path}", "data=digits"))])
-    cell.task.run_dir.mkdir(parents=True)
+    (run,) = plan_runs([((), composed(f"runs_dir={tmp_path}", "data=digits"))])
+    run.run_dir.mkdir(parents=True)
     described = {
         "data": "digits",
         "model": "resnet50",
@@ -200,15 +214,6 @@ def test_a_dry_run_of_a_complete_sweep_has_nothing_to_do(tmp_path):
         "test_statistics": "batch_average",
     }
     result = {"version": 1, "status": "diverged", "cell": described}
-    (cell.task.run_dir / "result.json").write_text(json.dumps(result))
-    lines = plan([cell], slots=1)
+    (run.run_dir / "result.json").write_text(json.dumps(result))
+    lines = plan([run], slots=1)
     assert "diverged before" in lines[1] and lines[-1].startswith("nothing to do")
-
-
-def test_a_directory_that_is_held_is_running_before_it_has_a_config(tmp_path):
-    lock = tmp_path / "lock.json"
-    assert read_progress(tmp_path) is None
-    lock.write_text(json.dumps(this_process()))
-    assert read_progress(tmp_path).state == "running"
-    lock.write_text(json.dumps({**this_process(), "process_start": "an-earlier-boot:1"}))
-    assert read_progress(tmp_path) is None

@@ -1,23 +1,21 @@
-"""Find run directories and read what they say; nothing here trains, evaluates or draws."""
+"""What a run directory says: which cell it is of, in what state, how far, with what numbers.
+
+Read from its files alone, also while another process is writing them.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from sn_imagenet.errors import UserError
-from sn_imagenet.holders import is_held
-from sn_imagenet.reporting.tail import last_rows
-
-RESULT_VERSION = 1
+from sn_imagenet.runs.directory import RunDirectory
+from sn_imagenet.runs.files import CONFIG, RESULT
+from sn_imagenet.runs.lock import is_held
+from sn_imagenet.runs.metrics import LastRows, last_rows
 
 FINISHED = "finished"
 DIVERGED = "diverged"
@@ -55,19 +53,6 @@ class Setting:
         if not match:
             raise UserError(f"setting '{text}': expected GPUs x samples per GPU, such as 8x32")
         return cls(int(match[1]), int(match[2]))
-
-
-# The order of Table 2's columns, and of the paper's discussion: it follows no rule.
-PAPER_SETTINGS = tuple(
-    Setting.parse(name)
-    for name in ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
-)
-
-
-def in_paper_order(settings: set[Setting]) -> list[Setting]:
-    """The paper's settings in its order, then the others by GPUs and samples, largest first."""
-    ours = sorted(settings - set(PAPER_SETTINGS), reverse=True)
-    return [s for s in PAPER_SETTINGS if s in settings] + ours
 
 
 @dataclass(frozen=True)
@@ -117,6 +102,7 @@ class Run:
     departures: tuple[tuple[str, str, str], ...] = ()  # (item, paper, ours)
     git_revision: str = ""
     git_dirty: bool = False
+    rows: LastRows | None = None  # of the metrics of a run that has no result
 
     def top1(self, statistics: str | None = None) -> float | None:
         """Percent correct under ``statistics`` (default: the cell's), None without a number."""
@@ -147,7 +133,7 @@ def find_runs(root: Path) -> Found:
     warnings: list[str] = []
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        if not {"config.yaml", "result.json"} & set(files):
+        if not {CONFIG, RESULT} & set(files):
             continue
         try:
             run = read_run(Path(folder))
@@ -162,50 +148,30 @@ def find_runs(root: Path) -> Found:
     return Found(runs, warnings)
 
 
-def read_run(directory: Path) -> Run:
+def read_run(path: Path) -> Run:
     """Read one run directory, finished or not.
 
     Raises:
         UserError: it cannot be read, and neither its config nor its path names its cell.
     """
-    result_file, config_file = directory / "result.json", directory / "config.yaml"
+    directory = RunDirectory(path)
     problem = ""
-    if result_file.is_file():
-        try:
-            return run_from_result(read_result(result_file), directory)
-        except UserError as error:
-            problem = str(error)
     try:
-        run = _unfinished_run(directory, _read_config(config_file))
+        result = directory.read_result()
+        if result is not None:
+            return run_from_result(result, path)
+    except UserError as error:
+        problem = str(error)
+    try:
+        run = _unfinished_run(directory)
     except UserError as error:
         problem = problem or str(error)
-        run = _run_named_by_path(directory, problem)
-    if run.state == INTERRUPTED and not problem and result_file.is_file():
-        return read_run(directory)  # it came to its result between the two looks
+        run = _run_named_by_path(path, problem)
+    if run.state == INTERRUPTED and not problem and directory.result.is_file():
+        return read_run(path)  # it came to its result between the two looks
     if problem:
-        return Run(
-            run.path, run.cell, run.seed, UNREADABLE, run.statistics, problem, config=run.config
-        )
+        return replace(run, state=UNREADABLE, detail=problem, norm_args={})
     return run
-
-
-def read_result(file: Path) -> dict[str, Any]:
-    """The contents of a ``result.json``.
-
-    Raises:
-        UserError: it is unreadable, no JSON object, or of a version unknown here.
-    """
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: unreadable result: {error}") from error
-    version = result.get("version") if isinstance(result, dict) else None
-    if version != RESULT_VERSION:
-        raise UserError(
-            f"{file}: result of version {version}, but this program reads version {RESULT_VERSION};"
-            " evaluate the run again"
-        )
-    return dict(result)
 
 
 def run_from_result(result: dict[str, Any], path: Path) -> Run:
@@ -250,7 +216,7 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{path / 'result.json'}: malformed result: {reason}") from error
+        raise UserError(f"{path / RESULT}: malformed result: {reason}") from error
 
 
 def _layer(entry: dict[str, Any]) -> LayerWeights:
@@ -270,39 +236,29 @@ def _why(result: dict[str, Any]) -> str:
     return ""
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        # Through OmegaConf, for which 1e-4 is a number, as it was when the run was configured.
-        config = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{file}: unreadable config: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: not the config of a run")
-    return {str(key): value for key, value in config.items()}
-
-
-def _unfinished_run(directory: Path, config: dict[str, Any]) -> Run:
+def _unfinished_run(directory: RunDirectory) -> Run:
+    config = directory.read_config()
+    rows = last_rows(directory.metrics)
     try:
         norm, batch = config["norm"], config["batch"]
-        cell = Cell(
-            data=str(config["data"]["name"]),
-            model=str(config["model"]["name"]),
-            norm=str(norm["name"]),
-            setting=Setting(int(batch["gpus"]), int(batch["samples_per_gpu"])),
-        )
         return Run(
-            path=directory,
-            cell=cell,
+            path=directory.path,
+            cell=Cell(
+                data=str(config["data"]["name"]),
+                model=str(config["model"]["name"]),
+                norm=str(norm["name"]),
+                setting=Setting(int(batch["gpus"]), int(batch["samples_per_gpu"])),
+            ),
             seed=int(config["seed"]),
-            state=RUNNING if is_held(directory / "lock.json") else INTERRUPTED,
+            state=RUNNING if is_held(directory.lock) else INTERRUPTED,
             statistics=str(norm.get("test_statistics", "")),
-            detail=_progress(directory / "metrics.jsonl", config),
+            detail=_epochs_done(rows.epoch, config),
             config=config,
             norm_args=norm.get("args") or {},
+            rows=rows,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        file = directory / "config.yaml"
-        raise UserError(f"{file}: not the config of a run: {error!r}") from error
+        raise UserError(f"{directory.config}: not the config of a run: {error!r}") from error
 
 
 def _run_named_by_path(directory: Path, problem: str) -> Run:
@@ -318,12 +274,71 @@ def _run_named_by_path(directory: Path, problem: str) -> Run:
     return Run(directory, cell, int(seed[1]), UNREADABLE, detail=problem)
 
 
-def _progress(metrics_file: Path, config: dict[str, Any]) -> str:
+def _epochs_done(epoch: dict[str, Any] | None, config: dict[str, Any]) -> str:
     """Completed epochs of all, ``3/10``."""
-    _train, epoch = last_rows(metrics_file)
     try:
         if epoch is not None:
             return f"{epoch['epoch']}/{epoch['epochs']}"
     except KeyError:
         pass  # of another version
     return f"0/{config['trainer']['epochs']}"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``epoch`` of ``epochs`` are complete; ``top1`` in percent, ``eta_s`` in seconds of training
+    at the last measured ``images_per_s``. None: not known (yet).
+    """
+
+    state: str
+    epoch: int | None = None
+    epochs: int | None = None
+    top1: float | None = None
+    images_per_s: float | None = None
+    eta_s: float | None = None
+    detail: str = ""
+
+
+def read_progress(path: Path) -> Progress | None:
+    """The progress of the run in ``path``; None if no run was started there."""
+    directory = RunDirectory(path)
+    if not directory.config.is_file() and not directory.result.is_file():
+        # One that holds the directory has yet to write its config there.
+        return Progress(state=RUNNING) if is_held(directory.lock) else None
+    try:
+        return progress_of(read_run(path))
+    except UserError as error:
+        return Progress(state=UNREADABLE, detail=str(error))
+
+
+def progress_of(run: Run) -> Progress:
+    """The progress of a run that :func:`read_run` has read."""
+    train, epoch = last_rows(RunDirectory(run.path).metrics) if run.rows is None else run.rows
+    epochs = (run.config.get("trainer") or {}).get("epochs")
+    top1 = run.top1()
+    if top1 is None and epoch is not None and run.state != DIVERGED:
+        top1 = float(epoch["val"]["top1"])
+    return Progress(
+        state=run.state,
+        epoch=epoch["epoch"] if epoch else 0,
+        epochs=epochs,
+        top1=top1,
+        images_per_s=float(train["images_per_s"]) if train else None,
+        eta_s=_eta(run, train, epoch) if run.state == RUNNING else None,
+        detail=run.detail if run.state in (DIVERGED, FAILED, UNREADABLE) else "",
+    )
+
+
+def _eta(run: Run, train: dict[str, Any] | None, epoch: dict[str, Any] | None) -> float | None:
+    """Seconds of training left; None before the first epoch has told how long one is."""
+    try:
+        if train is None or epoch is None or not train["images_per_s"]:
+            return None
+        trainer = run.config["trainer"]
+        total = epoch["step"] / epoch["epoch"] * trainer["epochs"]
+        total = min(total, trainer.get("max_steps") or total)
+        left = total - max(train["step"], epoch["step"])
+        setting = run.cell.setting
+        return max(0.0, left * setting.gpus * setting.samples_per_gpu / train["images_per_s"])
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None  # of another version

@@ -13,7 +13,7 @@ import pytest
 from run_files import config, finished, result, write_run
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.runs import (
+from sn_imagenet.runs import (
     DIVERGED,
     FAILED,
     FINISHED,
@@ -24,9 +24,10 @@ from sn_imagenet.reporting.runs import (
     Cell,
     Setting,
     find_runs,
-    in_paper_order,
+    read_progress,
     read_run,
 )
+from sn_imagenet.runs.lock import this_process
 
 EPOCH_3 = '{"kind": "epoch", "epoch": 3, "step": 261, "epochs": 10, "val": {"top1": 88.0}}\n'
 
@@ -180,8 +181,6 @@ def test_settings() -> None:
     for wrong in ("8x", "0x8", "8x-1", "8,32", "eight"):
         with pytest.raises(UserError, match=r"GPUs x samples"):
             Setting.parse(wrong)
-    mixed = {Setting(4, 6), Setting(1, 8), Setting(8, 1), Setting(8, 32), Setting(4, 8)}
-    assert [s.name for s in in_paper_order(mixed)] == ["8x32", "8x1", "1x8", "4x8", "4x6"]
 
 
 def test_config_numbers_agree_between_yaml_and_json(tmp_path: Path) -> None:
@@ -200,3 +199,13 @@ def test_binary_rubbish_is_unreadable(tmp_path: Path) -> None:
     assert read_run(directory).state == UNREADABLE
     (directory / "config.yaml").write_bytes(b"\xff\xfe\x00\x80")
     assert read_run(directory).state == UNREADABLE
+
+
+def test_a_directory_that_is_held_is_running_before_it_has_a_config(tmp_path: Path) -> None:
+    lock = tmp_path / "lock.json"
+    assert read_progress(tmp_path) is None
+    lock.write_text(json.dumps(this_process()))
+    progress = read_progress(tmp_path)
+    assert progress is not None and progress.state == RUNNING
+    lock.write_text(json.dumps({**this_process(), "process_start": "an-earlier-boot:1"}))
+    assert read_progress(tmp_path) is None

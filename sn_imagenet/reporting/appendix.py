@@ -1,4 +1,4 @@
-"""What stands behind a table: runs without a number, departures from the paper, revisions."""
+"""What stands beneath a table: runs without a number, departures from the paper, revisions."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.render import markdown_table
-from sn_imagenet.reporting.runs import FINISHED, Run
+from sn_imagenet.runs import FINISHED, Run
 
 _NAMED_RUNS = 4
 
 
-def provenance_markdown(runs: Sequence[Run], root: Path) -> list[str]:
+def appendix_markdown(runs: Sequence[Run], root: Path) -> list[str]:
     """Markdown paragraphs on ``runs``, whose folders are named relative to ``root``."""
     return [
         *_without_number(runs, root),

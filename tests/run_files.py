@@ -1,4 +1,4 @@
-"""Writes run directories as training and evaluation do, for the tests of reporting."""
+"""Writes run directories as training and evaluation do, for the tests of runs and reporting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 TEST_STATISTICS = {"bn": "moving_average", "sn": "batch_average"}
 
 

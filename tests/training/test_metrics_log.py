@@ -1,0 +1,44 @@
+"""The metrics of a run in ``metrics.jsonl`` and in TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from disks import full_after
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sn_imagenet.runs import RunDirectory, RunError
+from sn_imagenet.training.metrics_log import MetricsLog
+
+
+def test_rows_are_kept_and_shown_and_written_again_from_the_checkpoint_on(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    log = MetricsLog(directory)
+    at_checkpoint = 0
+    for step in (1, 2, 3):
+        log.write({"step": step}, {"train/loss": 1 / step}, step)
+        at_checkpoint = log.bytes_written if step == 2 else at_checkpoint
+    log.sync()
+    log.close()
+    resumed = MetricsLog(directory, at_checkpoint, step=2)
+    resumed.write({"step": 3, "again": True}, {"train/loss": 3.0}, 3)
+    resumed.close()
+    rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    assert rows == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+    board = EventAccumulator(str(directory.tensorboard))
+    board.Reload()
+    events = [(event.step, event.value) for event in board.Scalars("train/loss")]
+    assert events == [(1, 1.0), (2, 0.5), (3, 3.0)]
+
+
+# TensorBoard's writer thread ends where the disk is full.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    log = MetricsLog(RunDirectory(tmp_path))
+    with full_after(5000):
+        with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: File too large"):
+            for step in range(1, 10_000):
+                log.write({"step": step}, {"train/loss": 1 / step}, step)
+        log.close()  # raises nothing that would hide the error
