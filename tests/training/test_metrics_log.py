@@ -33,12 +33,16 @@ def test_rows_are_kept_and_shown_and_written_again_from_the_checkpoint_on(tmp_pa
     assert events == [(1, 1.0), (2, 0.5), (3, 3.0)]
 
 
+def write(log: MetricsLog, steps: int) -> None:
+    for step in range(1, steps):
+        log.write({"step": step}, {"train/loss": 1 / step}, step)
+
+
 # TensorBoard's writer thread ends where the disk is full.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     log = MetricsLog(RunDirectory(tmp_path))
     with full_after(5000):
         with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: File too large"):
-            for step in range(1, 10_000):
-                log.write({"step": step}, {"train/loss": 1 / step}, step)
+            write(log, 10_000)
         log.close()  # raises nothing that would hide the error
