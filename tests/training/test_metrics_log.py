@@ -12,6 +12,22 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sn_imagenet.runs import RunDirectory, RunError
 from sn_imagenet.training.metrics_log import MetricsLog
 
+# TensorBoard's writer thread ends where the disk is full.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+def write(log: MetricsLog, steps: int) -> None:
+    for step in range(1, steps):
+        log.write({"step": step}, {"train/loss": 1 / step}, step)
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    log = MetricsLog(RunDirectory(tmp_path))
+    with full_after(5000):
+        with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: File too large"):
+            write(log, 10_000)
+        log.close()  # raises nothing that would hide the error
+
 
 def test_rows_are_kept_and_shown_and_written_again_from_the_checkpoint_on(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
@@ -31,18 +47,3 @@ def test_rows_are_kept_and_shown_and_written_again_from_the_checkpoint_on(tmp_pa
     board.Reload()
     events = [(event.step, event.value) for event in board.Scalars("train/loss")]
     assert events == [(1, 1.0), (2, 0.5), (3, 3.0)]
-
-
-def write(log: MetricsLog, steps: int) -> None:
-    for step in range(1, steps):
-        log.write({"step": step}, {"train/loss": 1 / step}, step)
-
-
-# TensorBoard's writer thread ends where the disk is full.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
-    log = MetricsLog(RunDirectory(tmp_path))
-    with full_after(5000):
-        with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: File too large"):
-            write(log, 10_000)
-        log.close()  # raises nothing that would hide the error
