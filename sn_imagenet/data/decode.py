@@ -1,0 +1,66 @@
+"""From the bytes of an image file to its pixels: those of Pillow, in less time."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+# Pillow warns above this many pixels; a file of a few kB may claim billions (a "bomb").
+MAX_PIXELS = 89_478_485
+_JPEG = b"\xff\xd8\xff"
+# Pillow converts CMYK and YCCK by a rule of its own.
+_SIMPLEJPEG = ("YCbCr", "RGB", "Gray")
+
+
+class UndecodableError(ValueError):
+    """The bytes are no whole image; the message says why, in half a sentence."""
+
+
+def decode(data: bytes) -> np.ndarray:
+    """The image as RGB, uint8 [H, W, 3]: to the last bit ``Image.open(...).convert("RGB")`` of
+    Pillow. EXIF orientation is not applied, as torchvision's ImageFolder does not.
+
+    JPEGs in greyscale, YCbCr and RGB go through simplejpeg. Whatever else the bytes hold (PNG or
+    CMYK under the name of a JPEG; a JPEG of which libjpeg has something to say) goes to Pillow.
+
+    Raises:
+        UndecodableError: no image, a truncated one, or one of more than ``MAX_PIXELS``.
+    """
+    if data.startswith(_JPEG):
+        try:
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+            _refuse_bomb(height, width)
+            if colors in _SIMPLEJPEG:
+                return simplejpeg.decode_jpeg(data, "RGB")
+        except UndecodableError:
+            raise
+        except ValueError:
+            pass  # strict: libjpeg's warnings too; Pillow says whether it is an image
+    return _by_pillow(data)
+
+
+def _by_pillow(data: bytes) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+            warnings.filterwarnings("ignore", "Corrupt EXIF", UserWarning)  # not read
+            with Image.open(io.BytesIO(data)) as image:
+                _refuse_bomb(image.height, image.width)
+                return np.array(image.convert("RGB"))  # reads all: a truncated file fails here
+    except UndecodableError:
+        raise
+    except Exception as error:  # Pillow raises errors of many types for broken files
+        reason = "no known image format" if "cannot identify" in str(error) else str(error)
+        raise UndecodableError(reason) from error
+
+
+def _refuse_bomb(height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise UndecodableError(
+            f"it claims {width} x {height} pixels, more than the {MAX_PIXELS} allowed: a "
+            "decompression bomb?"
+        )

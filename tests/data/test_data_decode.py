@@ -1,0 +1,102 @@
+"""Pixels of Pillow to the last bit, whichever decoder made them; what cannot be decoded."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+from jpegs import jpeg
+from PIL import Image
+
+from sn_imagenet.data import decode as decoding
+from sn_imagenet.data.decode import UndecodableError, decode
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def test_real_photographs(imagenet_photos: Path) -> None:
+    modes = set()
+    for path in sorted(imagenet_photos.rglob("*.JPEG")):
+        data = path.read_bytes()
+        with Image.open(path) as image:
+            modes.add(image.mode)
+        assert np.array_equal(decode(data), by_pillow(data)), path
+    assert modes == {"L", "RGB"}
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    """A smooth image with edges: chroma that is upsampled differently would show."""
+    y, x = np.mgrid[0:75, 0:101]
+    channels = [x * 2, y * 3, (x * y) % 256]
+    return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpegs_of_every_kind(picture: Image.Image, subsampling: str, progressive: bool) -> None:
+    for quality in (30, 95):
+        data = encoded(
+            picture, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive
+        )
+        assert np.array_equal(decode(data), by_pillow(data))
+
+
+def test_what_simplejpeg_does_not_decode_alike(
+    picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees
+    kept = encoded(picture, "JPEG", keep_rgb=True)
+    whole = encoded(picture, "JPEG")
+    files = {
+        "cmyk": jpeg(0, "CMYK"),
+        "cmyk picture": encoded(picture.convert("CMYK"), "JPEG"),
+        "png": encoded(picture, "PNG"),
+        "palette": encoded(picture.convert("P"), "GIF"),
+        "transparent": encoded(picture.convert("RGBA"), "PNG"),
+        "rgb": kept,
+        "grey": encoded(picture.convert("L"), "JPEG"),
+        "exif": encoded(picture, "JPEG", exif=exif),
+        "rubbish behind": whole + b"rubbish",
+        "rubbish between": whole[:2] + b"\xff\xfe\x00\x05abc" + b"xyz" + whole[2:],
+    }
+    for name, data in files.items():
+        assert np.array_equal(decode(data), by_pillow(data)), name
+
+    monkeypatch.setattr(decoding, "_by_pillow", lambda data: pytest.fail("through Pillow"))
+    decode(files["exif"]), decode(files["grey"]), decode(kept)
+
+
+def test_what_is_no_whole_image() -> None:
+    whole = jpeg(1, size=(200, 200))
+    png = encoded(Image.new("RGB", (200, 200)), "PNG")
+    for data in (b"", b"this is no image", whole[: len(whole) // 2], whole[:40], png[:-60]):
+        with pytest.raises(UndecodableError, match=r"no known image format|[Tt]runcated|[Bb]roken"):
+            decode(data)
+
+
+def test_decompression_bombs_are_refused_by_their_header() -> None:
+    bomb = bytearray(jpeg(0))
+    frame = bomb.index(b"\xff\xc0")
+    bomb[frame + 5 : frame + 9] = (65000).to_bytes(2, "big") * 2
+    assert simplejpeg.decode_jpeg_header(bytes(bomb))[:2] == (65000, 65000)
+    with pytest.raises(UndecodableError, match=r"65000 x 65000 pixels.*bomb"):
+        decode(bytes(bomb))
+    for side in (10_000, 20_000):  # Pillow would warn of the one and refuse the other
+        png = encoded(Image.new("1", (side, side)), "PNG")
+        assert len(png) < 100_000
+        with pytest.raises(UndecodableError, match="pixels"):
+            decode(png)
