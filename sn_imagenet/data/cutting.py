@@ -1,0 +1,86 @@
+"""From a decoded image to the square that the network sees, by draws made beforehand.
+
+An augmentation draws a :class:`Crop` from an image's size alone. The pixels are cut and resized
+where the image was decoded and stay as they are stored, uint8 or float; what is left of the crop
+(flip, colour) travels beside them and is done for the whole batch on the device (pixels.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as v2
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How one image becomes a square of side S: cut, resize, cut again, move.
+
+    ``box``: (top, left, height, width) cut from the stored image; None for all of it.
+    ``size``: (height, width) to which that is resized.
+    ``corner``: (top, left) of the square in what was resized.
+    ``move``: by how many pixels the square's window moves (down, right); what comes in is 0.
+    ``flip``: whether the square is mirrored from left to right.
+    ``shift``: what is added to its three channels, in units of [0, 1].
+    """
+
+    box: Box | None
+    size: tuple[int, int]
+    corner: tuple[int, int] = (0, 0)
+    move: tuple[int, int] = (0, 0)
+    flip: bool = False
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+def cut_exact(image: np.ndarray, crop: Crop, out: Tensor) -> None:
+    """Write to ``out`` (uint8 [S, S, 3]) what Pillow's crop and bilinear resize make of ``image``
+    (uint8 [H, W, 3]): the pixels of torchvision's transforms of a PIL image, to the last bit."""
+    part = _boxed(image, crop.box)
+    if part.shape[:2] != crop.size:
+        height, width = crop.size
+        resized = Image.fromarray(part).resize((width, height), Image.Resampling.BILINEAR)
+        part = np.asarray(resized)
+    _place(part, crop, out.numpy())
+
+
+def cut_fast(image: np.ndarray, crop: Crop, out: Tensor) -> None:
+    """As :func:`cut_exact`, resized by torch's vectorised uint8 kernel, whose weights are rounded
+    to 16 bits: no value differs by more than 1 of 255."""
+    part = torch.from_numpy(np.ascontiguousarray(_boxed(image, crop.box)))
+    if part.shape[:2] != crop.size:
+        part = v2.resize(part.permute(2, 0, 1), list(crop.size), antialias=True).permute(1, 2, 0)
+    _place(part.numpy(), crop, out.numpy())
+
+
+def cut_float(image: Tensor, crop: Crop, out: Tensor) -> None:
+    """As :func:`cut_exact` for float32 ``image`` [3, H, W] and ``out`` [3, S, S]."""
+    if crop.box is not None:
+        top, left, height, width = crop.box
+        image = image[:, top : top + height, left : left + width]
+    image = v2.resize(image, list(crop.size), antialias=True)
+    _place(image.permute(1, 2, 0).numpy(), crop, out.permute(1, 2, 0).numpy())
+
+
+def _boxed(image: np.ndarray, box: Box | None) -> np.ndarray:
+    if box is None:
+        return image
+    top, left, height, width = box
+    return image[top : top + height, left : left + width]
+
+
+def _place(image: np.ndarray, crop: Crop, out: np.ndarray) -> None:
+    """The square of ``image`` [h, w, 3] that ``crop`` says, into ``out`` [S, S, 3]."""
+    (top, left), (down, right), side = crop.corner, crop.move, out.shape[0]
+    square = image[top : top + side, left : left + side]
+    if crop.move == (0, 0):
+        out[:] = square
+        return
+    out[:] = 0
+    seen = square[max(down, 0) : side + min(down, 0), max(right, 0) : side + min(right, 0)]
+    out[max(-down, 0) : side - max(down, 0), max(-right, 0) : side - max(right, 0)] = seen

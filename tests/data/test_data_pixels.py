@@ -1,0 +1,187 @@
+"""Crops in uint8 and their batches on the device: the numbers of torchvision's transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms import v2
+
+from sn_imagenet.config import AugmentConfig, DataConfig
+from sn_imagenet.data.cutting import Crop, cut_exact, cut_fast, cut_float
+from sn_imagenet.data.draws import EIGENVALUES, EIGENVECTORS, centre, training
+from sn_imagenet.data.seeding import seeded
+from sn_imagenet.data.pixels import Normalizer, StoredBatch, on_device
+
+CPU = torch.device("cpu")
+DATA = DataConfig(name="x", source="imagefolder")
+OFFICIAL = AugmentConfig(name="official", lighting_std=0.1)
+
+
+class Lighting(nn.Module):
+    """As a transform of one image: the shift that is drawn, added to it."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        alpha = torch.randn(3) * OFFICIAL.lighting_std
+        shift = torch.tensor(EIGENVECTORS) * torch.tensor(EIGENVALUES) * alpha
+        return image + shift.sum(dim=1)[:, None, None]
+
+
+TO_FLOAT = (v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True))
+NORMALIZE = v2.Normalize(list(DATA.mean), list(DATA.std))
+# What torchvision's transforms, one image at a time, make of a photograph.
+TRAINING = v2.Compose(
+    [
+        v2.RandomResizedCrop(224, scale=OFFICIAL.scale, ratio=OFFICIAL.ratio),
+        v2.RandomHorizontalFlip(),
+        *TO_FLOAT,
+        Lighting(),
+        NORMALIZE,
+    ]
+)
+PADDED = v2.Compose(
+    [
+        *(v2.Resize(40), v2.CenterCrop(32), v2.RandomCrop(32, padding=4)),
+        *(v2.RandomHorizontalFlip(), *TO_FLOAT, NORMALIZE),
+    ]
+)
+VALIDATION = v2.Compose([v2.Resize(256), v2.CenterCrop(224), *TO_FLOAT, NORMALIZE])
+
+
+def batch_of(images: torch.Tensor, crops: list[Crop]) -> StoredBatch:
+    return StoredBatch(
+        images,
+        torch.zeros(len(crops), dtype=torch.int64),
+        torch.tensor([crop.flip for crop in crops]),
+        torch.tensor([crop.shift for crop in crops]),
+    )
+
+
+def finished(
+    photos: list[np.ndarray],
+    crops: list[Crop],
+    cut: Callable[[np.ndarray, Crop, torch.Tensor], None],
+    side: int = 224,
+) -> torch.Tensor:
+    images = torch.full((len(crops), side, side, 3), 77, dtype=torch.uint8)
+    for photo, crop, out in zip(photos, crops, images, strict=True):
+        cut(photo, crop, out)
+    [(batch, _)] = on_device([batch_of(images, crops)], Normalizer(DATA, CPU), CPU)
+    return batch
+
+
+@pytest.fixture(scope="module")
+def photographs(imagenet_photos: Path) -> list[np.ndarray]:
+    pixels = []
+    for path in sorted(imagenet_photos.rglob("*.JPEG")):
+        with Image.open(path) as image:
+            pixels.append(np.array(image.convert("RGB")))
+    return pixels
+
+
+def drawn(draw: Callable[[int, int], Crop], photos: list[np.ndarray]) -> list[Crop]:
+    crops = []
+    for seed, photo in enumerate(photos):
+        with seeded(seed):
+            crops.append(draw(*photo.shape[:2]))
+    return crops
+
+
+def transformed(transform: v2.Compose, photos: list[np.ndarray]) -> torch.Tensor:
+    images = []
+    for seed, photo in enumerate(photos):
+        with seeded(seed):
+            images.append(transform(Image.fromarray(photo)))
+    return torch.stack(images)
+
+
+def test_training_gives_the_numbers_of_torchvision(photographs: list[np.ndarray]) -> None:
+    crops = drawn(training(DATA, OFFICIAL), photographs)
+    assert {crop.flip for crop in crops} == {False, True}
+    expected = transformed(TRAINING, photographs)
+    assert torch.equal(finished(photographs, crops, cut_exact), expected)
+
+
+def test_validation_gives_the_numbers_of_torchvision(photographs: list[np.ndarray]) -> None:
+    odd = [photo[: 150 + i, : 400 - 3 * i] for i, photo in enumerate(photographs[:40])]
+    crops = drawn(centre(DATA), odd)
+    assert torch.equal(finished(odd, crops, cut_exact), transformed(VALIDATION, odd))
+
+
+def test_padded_crops_give_the_numbers_of_torchvision(photographs: list[np.ndarray]) -> None:
+    data = DataConfig(name="x", source="cifar10", image_size=32, resize_size=40)
+    crops = drawn(training(data, AugmentConfig(name="x", crop="pad", padding=4)), photographs)
+    assert len({crop.move for crop in crops}) > 50
+    batch = finished(photographs, crops, cut_exact, side=32)
+    assert torch.equal(batch, transformed(PADDED, photographs))
+
+
+def test_fast_differs_by_one_in_255_at_most(photographs: list[np.ndarray]) -> None:
+    """The figures in the documentation: about 3 % of the values, by 1."""
+    crops = drawn(training(DATA, OFFICIAL), photographs)
+    exact, fast = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
+    shares = []
+    for photo, crop in zip(photographs, crops, strict=True):
+        cut_exact(photo, crop, exact)
+        cut_fast(photo, crop, fast)
+        difference = (exact.int() - fast.int()).abs()
+        assert difference.max() <= 1
+        shares.append((difference > 0).float().mean().item())
+    assert 0 < np.mean(shares) < 0.05
+
+
+def test_floats_are_cut_as_they_are() -> None:
+    data = DataConfig(name="x", source="digits", image_size=16, resize_size=16)
+    padded = v2.Compose([v2.RandomCrop(16, padding=1), v2.Normalize(data.mean, data.std)])
+    draw = training(data, AugmentConfig(name="crop", crop="pad", padding=1, flip=False))
+    stored = torch.rand(3, 16, 16)
+    before = stored.clone()
+    for seed in range(20):
+        with seeded(seed):
+            crop = draw(16, 16)
+        with seeded(seed):
+            expected = padded(stored)
+        out = torch.full((1, 3, 16, 16), 7.0)
+        cut_float(stored, crop, out[0])
+        batch = StoredBatch(out, torch.zeros(1, dtype=torch.int64), None, None)
+        assert torch.equal(Normalizer(data, CPU)(batch)[0], expected)
+    assert torch.equal(stored, before)
+    box = Crop(box=(2, 3, 8, 10), size=(16, 16))
+    cut_float(stored, box, out[0])
+    expected = v2.functional.resize(stored[:, 2:10, 3:13], [16, 16], antialias=True)
+    assert torch.equal(out[0], expected)
+
+
+def test_normalising_is_the_formula_in_float64() -> None:
+    crops = [Crop(None, (4, 4), flip=i % 2 == 0, shift=(0.1 * i, -0.2, 0.3)) for i in range(4)]
+    images = torch.randint(0, 256, (4, 4, 4, 3), dtype=torch.uint8)
+    batch = Normalizer(DATA, CPU)(batch_of(images, crops)).double().numpy()
+    for i, crop in enumerate(crops):
+        pixels = images[i].numpy().astype(np.float64)[:, :: -1 if crop.flip else 1] / 255
+        expected = (pixels + np.array(crop.shift) - DATA.mean) / np.array(DATA.std)
+        np.testing.assert_allclose(batch[i], expected.transpose(2, 0, 1), atol=2e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_on_cuda_are_those_of_the_cpu() -> None:
+    cuda = torch.device("cuda")
+    batches = []
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8, generator=generator)
+        crops = [Crop(None, (64, 64), flip=i % 2 == 0, shift=(0.1, 0.2, i)) for i in range(8)]
+        batches.append(batch_of(images, crops))
+    pinned = [StoredBatch(*(part.pin_memory() for part in batch)) for batch in batches]
+    for (there, labels), batch in zip(
+        on_device(pinned, Normalizer(DATA, cuda), cuda), batches, strict=True
+    ):
+        assert labels.device.type == "cuda"
+        assert there.is_contiguous(memory_format=torch.channels_last)
+        expected = Normalizer(DATA, CPU)(batch)
+        torch.testing.assert_close(there.cpu(), expected, rtol=0, atol=1e-6)
