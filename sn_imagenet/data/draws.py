@@ -13,9 +13,9 @@ import torch
 from torchvision.transforms import v2
 
 from sn_imagenet.config import AugmentConfig, DataConfig
-from sn_imagenet.data.cutting import Crop
+from sn_imagenet.data.cutting import Cut
 
-Draw = Callable[[int, int], Crop]
+Draw = Callable[[int, int], Cut]
 
 # The eigenvalues and, in the columns, eigenvectors of the RGB covariance of ImageNet's pixels, in
 # units of [0, 1], as published in fb.resnet.torch (datasets/imagenet.lua) and used since.
@@ -32,10 +32,10 @@ _SCALED = torch.tensor(EIGENVECTORS) * torch.tensor(EIGENVALUES)
 def centre(data: DataConfig) -> Draw:
     """Validation's: shorter side to ``resize_size``, centre crop of ``image_size``; no draw."""
 
-    def draw(height: int, width: int) -> Crop:
+    def draw(height: int, width: int) -> Cut:
         height, width = _shorter_side(height, width, data.resize_size)
         side = data.image_size
-        return Crop(None, (height, width), (round((height - side) / 2), round((width - side) / 2)))
+        return Cut(None, (height, width), (round((height - side) / 2), round((width - side) / 2)))
 
     return draw
 
@@ -48,7 +48,7 @@ def training(data: DataConfig, augment: AugmentConfig) -> Draw:
         "none": lambda data, _: centre(data),
     }[augment.crop](data, augment)
 
-    def draw(height: int, width: int) -> Crop:
+    def draw(height: int, width: int) -> Cut:
         drawn = crop(height, width)
         if augment.flip:
             drawn = replace(drawn, flip=bool(torch.rand(1) < 0.5))
@@ -74,9 +74,9 @@ def _random_resized(data: DataConfig, augment: AugmentConfig) -> Draw:
     size = (data.image_size, data.image_size)
     pixel = torch.empty(1, 1, 1)
 
-    def draw(height: int, width: int) -> Crop:
+    def draw(height: int, width: int) -> Cut:
         box = transform.make_params([pixel.expand(3, height, width)])  # asks for the size alone
-        return Crop((box["top"], box["left"], box["height"], box["width"]), size)
+        return Cut((box["top"], box["left"], box["height"], box["width"]), size)
 
     return draw
 
@@ -86,7 +86,7 @@ def _padded(data: DataConfig, augment: AugmentConfig) -> Draw:
     square = centre(data)
     padding = augment.padding
 
-    def draw(height: int, width: int) -> Crop:
+    def draw(height: int, width: int) -> Cut:
         move = [
             int(torch.randint(0, 2 * padding + 1, ())) - padding if padding else 0 for _ in range(2)
         ]

@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from sn_imagenet.config import AugmentConfig, DataConfig
-from sn_imagenet.data.cutting import Crop, cut_exact, cut_fast, cut_float
+from sn_imagenet.data.cutting import Cut, cut_exact, cut_fast, cut_float
 from sn_imagenet.data.draws import EIGENVALUES, EIGENVECTORS, centre, training
 from sn_imagenet.data.seeding import seeded
 from sn_imagenet.data.pixels import Normalizer, StoredBatch, on_device
@@ -53,7 +53,7 @@ PADDED = v2.Compose(
 VALIDATION = v2.Compose([v2.Resize(256), v2.CenterCrop(224), *TO_FLOAT, NORMALIZE])
 
 
-def batch_of(images: torch.Tensor, crops: list[Crop]) -> StoredBatch:
+def batch_of(images: torch.Tensor, crops: list[Cut]) -> StoredBatch:
     return StoredBatch(
         images,
         torch.zeros(len(crops), dtype=torch.int64),
@@ -64,8 +64,8 @@ def batch_of(images: torch.Tensor, crops: list[Crop]) -> StoredBatch:
 
 def finished(
     photos: list[np.ndarray],
-    crops: list[Crop],
-    cut: Callable[[np.ndarray, Crop, torch.Tensor], None],
+    crops: list[Cut],
+    cut: Callable[[np.ndarray, Cut, torch.Tensor], None],
     side: int = 224,
 ) -> torch.Tensor:
     images = torch.full((len(crops), side, side, 3), 77, dtype=torch.uint8)
@@ -84,7 +84,7 @@ def photographs(imagenet_photos: Path) -> list[np.ndarray]:
     return pixels
 
 
-def drawn(draw: Callable[[int, int], Crop], photos: list[np.ndarray]) -> list[Crop]:
+def drawn(draw: Callable[[int, int], Cut], photos: list[np.ndarray]) -> list[Cut]:
     crops = []
     for seed, photo in enumerate(photos):
         with seeded(seed):
@@ -151,14 +151,14 @@ def test_floats_are_cut_as_they_are() -> None:
         batch = StoredBatch(out, torch.zeros(1, dtype=torch.int64), None, None)
         assert torch.equal(Normalizer(data, CPU)(batch)[0], expected)
     assert torch.equal(stored, before)
-    box = Crop(box=(2, 3, 8, 10), size=(16, 16))
+    box = Cut(box=(2, 3, 8, 10), size=(16, 16))
     cut_float(stored, box, out[0])
     expected = v2.functional.resize(stored[:, 2:10, 3:13], [16, 16], antialias=True)
     assert torch.equal(out[0], expected)
 
 
 def test_normalising_is_the_formula_in_float64() -> None:
-    crops = [Crop(None, (4, 4), flip=i % 2 == 0, shift=(0.1 * i, -0.2, 0.3)) for i in range(4)]
+    crops = [Cut(None, (4, 4), flip=i % 2 == 0, shift=(0.1 * i, -0.2, 0.3)) for i in range(4)]
     images = torch.randint(0, 256, (4, 4, 4, 3), dtype=torch.uint8)
     batch = Normalizer(DATA, CPU)(batch_of(images, crops)).double().numpy()
     for i, crop in enumerate(crops):
@@ -175,7 +175,7 @@ def test_batches_on_cuda_are_those_of_the_cpu() -> None:
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)
         images = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8, generator=generator)
-        crops = [Crop(None, (64, 64), flip=i % 2 == 0, shift=(0.1, 0.2, i)) for i in range(8)]
+        crops = [Cut(None, (64, 64), flip=i % 2 == 0, shift=(0.1, 0.2, i)) for i in range(8)]
         batches.append(batch_of(images, crops))
     pinned = [StoredBatch(*(part.pin_memory() for part in batch)) for batch in batches]
     for (there, labels), batch in zip(
