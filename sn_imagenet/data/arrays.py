@@ -6,13 +6,12 @@ import hashlib
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 
 class ArraySource:
-    """Images in one array. ``source[i]`` is (uint8 array [H, W, 3] as a PIL image, or the float32
-    tensor [3, H, W] in [0, 1]; label).
+    """Images in one array. ``source[i]`` is (uint8 array [H, W, 3], or float32 tensor [3, H, W]
+    in [0, 1]; label).
 
     Args:
         stored: the images as they were before anything was made of them, for the fingerprint.
@@ -35,11 +34,8 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image | Tensor, int]:
-        image = self.images[index]
-        if isinstance(image, np.ndarray):
-            image = Image.fromarray(image)
-        return image, int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[np.ndarray | Tensor, int]:
+        return self.images[index], int(self.labels[index])
 
     def fingerprint(self) -> dict[str, Any]:
         """Of the stored pixels and the labels."""

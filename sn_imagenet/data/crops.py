@@ -1,28 +1,31 @@
 """The crops of training images: ``augment.crop`` names a function of this file.
 
 Such a function takes the data's config and ``augment.args``; it raises a ValueError that names an
-argument out of range. Its steps take the image as it was decoded (PIL in RGB, or a tensor
-[3, H, W]) and give one of ``image_size`` x ``image_size`` pixels; they draw from torch's default
-generator, which is seeded for each sample.
+argument out of range. Its ``draw`` takes an image's (height, width) and says which square of
+``image_size`` x ``image_size`` becomes of it; it draws from torch's default generator, which is
+seeded for each sample, as torchvision's transforms of the same name do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from torch import nn
+import torch
 from torchvision.transforms import v2
 
 from sn_imagenet.config import AugmentConfig, DataConfig
+from sn_imagenet.data.cutting import Cut
 from sn_imagenet.errors import ConfigError
+
+Draw = Callable[[int, int], Cut]
 
 
 @dataclass(frozen=True)
 class Crop:
     """``description``: what it does, as the departures from the paper's protocol say it."""
 
-    steps: list[nn.Module]
+    draw: Draw
     description: str
 
 
@@ -46,9 +49,39 @@ def random_resized(data: DataConfig, scale: Sequence[float], ratio: Sequence[flo
     narrow, wide = _two_numbers("ratio", ratio)
     if not 0 < narrow <= wide:
         raise ValueError(f"ratio={ratio}: expected 0 < narrow <= wide")
+    transform = v2.RandomResizedCrop(data.image_size, scale=(low, high), ratio=(narrow, wide))
+    size = (data.image_size, data.image_size)
+    pixel = torch.empty(1, 1, 1)
+
+    def draw(height: int, width: int) -> Cut:
+        box = transform.make_params([pixel.expand(3, height, width)])  # asks for the size alone
+        return Cut((box["top"], box["left"], box["height"], box["width"]), size)
+
+    return Crop(draw, f"random resized crop (area {low:g}-{high:g})")
+
+
+@registered
+def shorter_side(data: DataConfig, between: Sequence[float]) -> Crop:
+    """He et al. 2016, Sec. 3.4: the shorter side is resized to a whole number drawn from
+    ``between`` [2], both ends included; the crop is any square of that.
+    """
+    low, high = (int(side) for side in _two_numbers("between", between))
+    if [low, high] != list(between) or not data.image_size <= low <= high:
+        raise ValueError(
+            f"between={between}: expected whole numbers, data.image_size={data.image_size} <= low "
+            "<= high"
+        )
+
+    def draw(height: int, width: int) -> Cut:
+        side = int(torch.randint(low, high + 1, ()))
+        height, width = _resized(height, width, side)
+        top = int(torch.randint(0, height - data.image_size + 1, ()))
+        left = int(torch.randint(0, width - data.image_size + 1, ()))
+        return Cut(None, (height, width), (top, left))
+
     return Crop(
-        [v2.RandomResizedCrop(data.image_size, scale=(low, high), ratio=(narrow, wide))],
-        f"random resized crop (area {low:g}-{high:g})",
+        draw,
+        f"shorter side from [{low}, {high}], {data.image_size} crop",
     )
 
 
@@ -57,10 +90,15 @@ def pad(data: DataConfig, padding: int) -> Crop:
     """The validation's crop, zero-padded by ``padding`` pixels and cropped back at random."""
     if not isinstance(padding, int) or padding < 0:
         raise ValueError(f"padding={padding}: expected a whole number of 0 or more pixels")
-    return Crop(
-        [*centre(data), v2.RandomCrop(data.image_size, padding=padding)],
-        f"crop after zero-padding by {padding}",
-    )
+    square = centre(data)
+
+    def draw(height: int, width: int) -> Cut:
+        down, right = (
+            int(torch.randint(0, 2 * padding + 1, ())) - padding if padding else 0 for _ in range(2)
+        )
+        return replace(square(height, width), move=(down, right))
+
+    return Crop(draw, f"crop after zero-padding by {padding}")
 
 
 @registered
@@ -69,11 +107,17 @@ def none(data: DataConfig) -> Crop:
     return Crop(centre(data), "no crop")
 
 
-def centre(data: DataConfig) -> list[nn.Module]:
+def centre(data: DataConfig) -> Draw:
     """Shorter side to ``resize_size``, centre crop of ``image_size``: images of any size come out
-    alike.
+    alike. Nothing is drawn.
     """
-    return [v2.Resize(data.resize_size), v2.CenterCrop(data.image_size)]
+    side = data.image_size
+
+    def draw(height: int, width: int) -> Cut:
+        height, width = _resized(height, width, data.resize_size)
+        return Cut(None, (height, width), (round((height - side) / 2), round((width - side) / 2)))
+
+    return draw
 
 
 def make_crop(data: DataConfig, augment: AugmentConfig) -> Crop:
@@ -95,3 +139,10 @@ def _two_numbers(name: str, values: Sequence[float]) -> tuple[float, float]:
         raise ValueError(f"{name}={values}: expected 2 numbers")
     low, high = (float(value) for value in values)
     return low, high
+
+
+def _resized(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """(height, width) once the shorter of them is ``shorter``, as torchvision's Resize rounds."""
+    if height <= width:
+        return shorter, int(shorter * width / height)
+    return int(shorter * height / width), shorter

@@ -2,48 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from sn_imagenet.config import AugmentConfig, DataConfig
+from sn_imagenet.data.crops import Draw
+from sn_imagenet.data.cutting import Cut, cut_exact, cut_fast, cut_float
 from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.pixels import Normalizer, StoredBatch
 from sn_imagenet.data.seeding import derive_seed, seeded
 from sn_imagenet.data.sources import Source, open_source
-from sn_imagenet.data.transforms import training_transform, validation_transform
+from sn_imagenet.data.transforms import training_draw, validation_draw
+
+# data.decode: "exact" gives the pixels of Pillow and torchvision's transforms.
+CUTTERS: dict[str, Callable[[np.ndarray, Cut, Tensor], None]] = {
+    "exact": cut_exact,
+    "fast": cut_fast,
+}
+_CPU = torch.device("cpu")
 
 
 class AugmentedDataset(Dataset[tuple[Tensor, int]]):
     """``dataset[epoch, index]`` is (float32 [3, S, S], label): sample ``index`` of ``source``,
-    transformed by draws that are a function of (seed, epoch, index) only.
+    transformed by draws that are a function of (seed, epoch, index) only. A loader asks for many
+    at once, as they are stored, and finishes them on the device.
+
+    Args:
+        draw: what becomes of an image, from its (height, width).
+        training: whether the samples are for training, of which an error says the epoch.
 
     Raises (on access):
         DataError: the sample's file cannot be decoded.
     """
 
-    def __init__(self, source: Source, transform: Callable[[Any], Tensor], seed: int) -> None:
+    def __init__(
+        self, source: Source, data: DataConfig, draw: Draw, seed: int, training: bool = True
+    ) -> None:
         self.source = source
-        self.transform = transform
+        self.data = data
+        self.draw = draw
         self.seed = seed
+        self.training = training
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
-        image, label = self.source[index]
-        with seeded(derive_seed("augment", self.seed, epoch, index)):
-            return self.transform(image), label
+        batch = self.__getitems__([key])
+        return Normalizer(self.data, _CPU)(batch)[0], int(batch.labels[0])
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> StoredBatch:
+        """The samples of ``keys`` as one batch, each copied into it once."""
+        side = self.data.image_size
+        images = None
+        labels, cuts = [], []
+        for place, (epoch, index) in enumerate(keys):
+            image, label = self._stored(epoch, index)
+            stored = isinstance(image, np.ndarray)
+            height, width = image.shape[:2] if stored else image.shape[1:]
+            with seeded(derive_seed("augment", self.seed, epoch, index)):
+                cut = self.draw(height, width)
+            if images is None:
+                shape = (side, side, 3) if stored else (3, side, side)
+                images = _empty((len(keys), *shape), torch.uint8 if stored else torch.float32)
+            if isinstance(image, np.ndarray):
+                CUTTERS[self.data.decode](image, cut, images[place])
+            else:
+                cut_float(image, cut, images[place])
+            labels.append(label)
+            cuts.append(cut)
+        assert images is not None, "a batch has a sample"
+        return StoredBatch(
+            images,
+            torch.tensor(labels),
+            torch.tensor([cut.flip for cut in cuts]) if any(cut.flip for cut in cuts) else None,
+            torch.tensor([cut.shift or (0.0, 0.0, 0.0) for cut in cuts])
+            if any(cut.shift for cut in cuts)
+            else None,
+        )
+
+    def _stored(self, epoch: int, index: int) -> tuple[np.ndarray | Tensor, int]:
+        try:
+            return self.source[index]
+        except DataError as error:
+            if not self.training:
+                raise
+            when = f"epoch {epoch + 1}" if epoch >= 0 else "the calibration"
+            raise DataError(f"in {when}: {error}") from error
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for a batch; in a worker it is shared with the process that asked, so that it is not
+    copied on the way."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    storage = torch.UntypedStorage._new_shared(size)
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
 class DataSets:
     """``train`` is augmented; ``val`` (Resize, CenterCrop, Normalize) ignores the key's epoch.
     ``fingerprint`` can be written as JSON:
-    {"train": {"samples": count, "sha256": hex}, "val": {...}}."""
+    {"train": {"samples": count, "sha256": hex}, "val": {...}}, each with ``left_out``, the names
+    of files that are marked as bad, if there are any."""
 
     train: AugmentedDataset
     val: AugmentedDataset
@@ -58,15 +127,15 @@ def build(data: DataConfig, augment: AugmentConfig, seed: int) -> DataSets:
         ConfigError: the source or the augmentation is unknown, or its arguments do not suit it.
         DataError: the data are not there or not usable as they are.
     """
-    transform = training_transform(data, augment)
+    draw = training_draw(data, augment)
     try:
         train, val = open_source(data)
         fingerprint = {"train": train.fingerprint(), "val": val.fingerprint()}
     except OSError as error:  # no permission, a dangling link, a lost network file system
         raise DataError(f"data={data.source} cannot be read: {error}") from error
     return DataSets(
-        train=AugmentedDataset(train, transform, seed),
-        val=AugmentedDataset(val, validation_transform(data), seed),
+        train=AugmentedDataset(train, data, draw, seed),
+        val=AugmentedDataset(val, data, validation_draw(data), seed, training=False),
         classes=train.classes,
         fingerprint=fingerprint,
     )

@@ -1,6 +1,6 @@
 """Batches: which keys make up each batch on which rank, and the loaders that fetch them.
 
-All loaders yield (images float32 [n, 3, S, S], labels int64 [n]) on the CPU. What they yield
+All loaders yield (images float32 [n, 3, S, S], labels int64 [n]) on ``device``. What they yield
 does not depend on ``workers``; a worker uses one thread (DataLoader sees to that).
 """
 
@@ -15,9 +15,11 @@ from torch.utils.data import DataLoader, Sampler
 
 from sn_imagenet.data.datasets import AugmentedDataset
 from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.pixels import Normalizer, StoredBatch, on_device
 from sn_imagenet.data.seeding import Key, epoch_order
 
 Batch = tuple[Tensor, Tensor]
+CPU = torch.device("cpu")
 
 
 class TrainBatchSampler(Sampler[list[Key]]):
@@ -136,7 +138,44 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
             yield [Key(epoch, index) for index in held.t().flatten().tolist()]
 
 
-class TrainLoader(DataLoader[tuple[Tensor, int]]):
+class BatchLoader:
+    """The batches of ``sampler``: read and cut by the workers, finished on ``device``. ``len()``
+    is their number.
+
+    Args:
+        persistent: whether the workers outlive an iteration.
+    """
+
+    def __init__(
+        self,
+        dataset: AugmentedDataset,
+        sampler: Sampler[list[Key]],
+        workers: int,
+        device: torch.device,
+        persistent: bool,
+    ) -> None:
+        self.device = device
+        self.normalizer = Normalizer(dataset.data, device)
+        self.stored: DataLoader[StoredBatch] = DataLoader(
+            dataset,  # type: ignore[arg-type]  # which gives whole batches
+            batch_sampler=sampler,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            persistent_workers=persistent and workers > 0,
+            # Without one of its own, DataLoader draws from the global generator at each iteration.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # The workers begin now, not when the first batch is asked for.
+        return on_device(iter(self.stored), self.normalizer, self.device)
+
+
+class TrainLoader(BatchLoader):
     """The training batches of a rank; made once per run.
 
     ``for images, labels in loader.epoch(epoch, start_step)`` runs through one epoch; ``len()`` is
@@ -146,9 +185,13 @@ class TrainLoader(DataLoader[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self, dataset: AugmentedDataset, sampler: TrainBatchSampler, **options: Any
+        self,
+        dataset: AugmentedDataset,
+        sampler: TrainBatchSampler,
+        workers: int,
+        device: torch.device,
     ) -> None:
-        super().__init__(dataset, batch_sampler=sampler, **options)
+        super().__init__(dataset, sampler, workers, device, persistent=True)
         self.train_sampler = sampler
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -161,14 +204,18 @@ class TrainLoader(DataLoader[tuple[Tensor, int]]):
         return iter(self)
 
 
-class CalibrationLoader(DataLoader[tuple[Tensor, int]]):
+class CalibrationLoader(BatchLoader):
     """The calibration batches of a rank. ``minibatches`` and ``samples_used`` count those of all
     ranks together; ``minibatch`` is the samples in each."""
 
     def __init__(
-        self, dataset: AugmentedDataset, sampler: CalibrationBatchSampler, **options: Any
+        self,
+        dataset: AugmentedDataset,
+        sampler: CalibrationBatchSampler,
+        workers: int,
+        device: torch.device,
     ) -> None:
-        super().__init__(dataset, batch_sampler=sampler, **options)
+        super().__init__(dataset, sampler, workers, device, persistent=False)
         self.minibatch = sampler.minibatch
         self.minibatches = sampler.minibatches
         self.samples_used = sampler.minibatches * sampler.minibatch
@@ -182,7 +229,7 @@ def train_loader(
     world_size: int,
     seed: int,
     workers: int,
-    pin_memory: bool = False,
+    device: torch.device = CPU,
 ) -> TrainLoader:
     """Training batches by :class:`TrainBatchSampler`, n = global_batch / world_size.
 
@@ -190,7 +237,7 @@ def train_loader(
         DataError: the global batch is larger than the training set.
     """
     sampler = TrainBatchSampler(len(dataset), global_batch, rank, world_size, seed, epoch=0)
-    return TrainLoader(dataset, sampler, **_options(workers, pin_memory, persistent=True))
+    return TrainLoader(dataset, sampler, workers, device)
 
 
 def eval_loader(
@@ -200,16 +247,15 @@ def eval_loader(
     rank: int,
     world_size: int,
     workers: int,
-    pin_memory: bool = False,
-) -> DataLoader[tuple[Tensor, int]]:
+    device: torch.device = CPU,
+) -> BatchLoader:
     """Each sample exactly once over all ranks, by :class:`EvalBatchSampler`; make it once per run.
 
     Raises (while iterating):
         DataError: a file cannot be decoded.
     """
     sampler = EvalBatchSampler(len(dataset), batch_size, rank, world_size)
-    options = _options(workers, pin_memory, persistent=True)
-    return DataLoader(dataset, batch_sampler=sampler, **options)
+    return BatchLoader(dataset, sampler, workers, device, persistent=True)
 
 
 def calibration_loader(
@@ -222,7 +268,7 @@ def calibration_loader(
     world_size: int,
     minibatches_per_batch: int,
     workers: int,
-    pin_memory: bool = False,
+    device: torch.device = CPU,
 ) -> CalibrationLoader:
     """Training minibatches by :class:`CalibrationBatchSampler`, with training augmentation.
 
@@ -234,14 +280,9 @@ def calibration_loader(
     sampler = CalibrationBatchSampler(
         len(dataset), minibatch, samples, seed, rank, world_size, minibatches_per_batch
     )
-    return CalibrationLoader(dataset, sampler, **_options(workers, pin_memory, persistent=False))
+    return CalibrationLoader(dataset, sampler, workers, device)
 
 
-def _options(workers: int, pin_memory: bool, persistent: bool) -> dict[str, Any]:
-    return {
-        "num_workers": workers,
-        "pin_memory": pin_memory,
-        "persistent_workers": persistent and workers > 0,
-        # Without one of its own, DataLoader draws from the global generator at each iteration.
-        "generator": torch.Generator(),
-    }
+def _as_it_is(batch: Any) -> Any:
+    """AugmentedDataset has collated it already; a named function, since a worker may be spawned."""
+    return batch

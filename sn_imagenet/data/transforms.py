@@ -1,17 +1,14 @@
-"""From a decoded image to what the network sees; torchvision's transforms, and PCA lighting.
-
-The input is a PIL image in RGB or a tensor ``[3, H, W]`` (uint8, or float32 in [0, 1]); the output
-is float32 ``[3, image_size, image_size]``, normalised by ``data.mean`` and ``data.std``.
-"""
+"""Training's and validation's transformation: what is drawn for one image, from its size alone."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from sn_imagenet.config import AugmentConfig, DataConfig
-from sn_imagenet.data.crops import centre, make_crop
+from sn_imagenet.data.crops import Draw, centre, make_crop
+from sn_imagenet.data.cutting import Cut
 
 # The eigenvalues and, in the columns, eigenvectors of the RGB covariance of ImageNet's pixels, in
 # units of [0, 1], as published in fb.resnet.torch (datasets/imagenet.lua) and used since.
@@ -21,56 +18,45 @@ EIGENVECTORS = (
     (-0.5808, -0.0045, -0.8140),
     (-0.5836, -0.6948, 0.4203),
 )
+# Column j is eigenvector j times eigenvalue j.
+_SCALED = torch.tensor(EIGENVECTORS) * torch.tensor(EIGENVALUES)
 
 
-class Lighting(nn.Module):
-    """AlexNet's colour augmentation (Krizhevsky et al. 2012, Sec. 4.1) on float ``[3, H, W]``.
-
-    Adds ``P (alpha * lambda)`` to every pixel: P the eigenvectors and lambda the eigenvalues of the
-    RGB covariance, alpha three draws from N(0, std), one set per image.
-    """
-
-    def __init__(self, std: float) -> None:
-        super().__init__()
-        self.std = std
-        # Column j is eigenvector j times eigenvalue j.
-        self.scaled = torch.tensor(EIGENVECTORS) * torch.tensor(EIGENVALUES)
-
-    def forward(self, image: Tensor) -> Tensor:
-        alpha = torch.randn(3) * self.std
-        return image + (self.scaled * alpha).sum(dim=1)[:, None, None]
+def validation_draw(data: DataConfig) -> Draw:
+    """Shorter side to ``resize_size``, centre crop of ``image_size``; nothing is drawn."""
+    return centre(data)
 
 
-def validation_transform(data: DataConfig) -> v2.Compose:
-    """Shorter side to ``resize_size``, centre crop of ``image_size``, normalise."""
-    return v2.Compose([*centre(data), *_to_tensor(), _normalise(data)])
-
-
-def training_transform(data: DataConfig, augment: AugmentConfig) -> v2.Compose:
-    """Crop, flip, lighting, normalise.
+def training_draw(data: DataConfig, augment: AugmentConfig) -> Draw:
+    """Crop, then flip, then lighting.
 
     Raises:
         ConfigError: there is no such crop, or ``augment.args`` does not suit it.
     """
-    steps = [*make_crop(data, augment).steps]
-    if augment.flip:
-        steps.append(v2.RandomHorizontalFlip())
-    steps.extend(_to_tensor())
-    if augment.lighting_std > 0:
-        steps.append(Lighting(augment.lighting_std))
-    return v2.Compose([*steps, _normalise(data)])
+    crop = make_crop(data, augment).draw
+
+    def draw(height: int, width: int) -> Cut:
+        cut = crop(height, width)
+        if augment.flip:
+            cut = replace(cut, flip=bool(torch.rand(1) < 0.5))
+        if augment.lighting_std > 0:
+            cut = replace(cut, shift=lighting(augment.lighting_std))
+        return cut
+
+    return draw
+
+
+def lighting(std: float) -> tuple[float, float, float]:
+    """AlexNet's colour augmentation (Krizhevsky et al. 2012, Sec. 4.1): ``P (alpha * lambda)``,
+    which is added to every pixel. P the eigenvectors and lambda the eigenvalues of the RGB
+    covariance, alpha three draws from N(0, std), one set per image.
+    """
+    red, green, blue = (_SCALED * (torch.randn(3) * std)).sum(dim=1).tolist()
+    return red, green, blue
 
 
 def describe_augmentation(data: DataConfig, augment: AugmentConfig) -> str:
-    """What :func:`training_transform` does, in a line, with its errors."""
+    """What :func:`training_draw` does, in a line, with its errors."""
     flip = "flip" if augment.flip else "no flip"
-    lighting = f", PCA lighting std {augment.lighting_std:g}" if augment.lighting_std else ""
-    return f"{make_crop(data, augment).description}, {flip}{lighting}"
-
-
-def _to_tensor() -> list[nn.Module]:
-    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)]
-
-
-def _normalise(data: DataConfig) -> nn.Module:
-    return v2.Normalize(list(data.mean), list(data.std))
+    lit = f", PCA lighting std {augment.lighting_std:g}" if augment.lighting_std else ""
+    return f"{make_crop(data, augment).description}, {flip}{lit}"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sn_imagenet.replicas import sum_over_ranks, to_device
+from sn_imagenet.replicas import sum_over_ranks
 
 
 def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
@@ -30,7 +30,8 @@ def accuracy(
 
     Args:
         network: in evaluation mode, the same on every rank.
-        batches: this rank's (images [m, 3, S, S], labels [m]); ranks may have different numbers.
+        batches: this rank's (images [m, 3, S, S], labels [m]) on ``device``; ranks may have
+            different numbers.
         device: the network's.
         autocast: makes a context manager for the forward pass.
 
@@ -40,8 +41,7 @@ def accuracy(
     """
     # top-1, top-5, seen, sum of losses; float64 counts exactly up to 2^53.
     totals = torch.zeros(4, dtype=torch.float64, device=device)
-    for batch in batches:
-        images, labels = to_device(batch, device)
+    for images, labels in batches:
         with autocast():
             logits = network(images)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

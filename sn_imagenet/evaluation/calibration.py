@@ -16,7 +16,7 @@ from sn_imagenet.norms import (
     norm_layers,
     set_replicas,
 )
-from sn_imagenet.replicas import rank, sum_over_ranks, to_device, world_size
+from sn_imagenet.replicas import rank, sum_over_ranks, world_size
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def calibrate(
         world_size=world_size(),
         minibatches_per_batch=max(1, batch_size // samples_per_replica),
         workers=workers,
+        device=device,
     )
     network.eval()
     layers = norm_layers(network).values()
@@ -76,8 +77,7 @@ def calibrate(
         for layer in layers:
             layer.training = True  # train() would reach the dropout that a layer may hold
         try:
-            for batch in loader:
-                images, _ = to_device(batch, device)
+            for images, _ in loader:
                 set_replicas(network, len(images) // samples_per_replica)
                 with autocast():
                     network(images)

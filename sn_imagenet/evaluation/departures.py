@@ -46,9 +46,10 @@ PAPER = (
     Fact("last gamma of a block", 1, lambda c: 0 if c.protocol.zero_init_last_gamma else 1),
     Fact(
         "augmentation",
-        "shorter side from [256, 480], 224 crop, flip, colour (He et al. 2016)",
+        "shorter side from [256, 480], 224 crop, flip, PCA lighting std 0.1",  # He et al. 2016
         lambda c: describe_augmentation(c.data, c.augment),
     ),
+    Fact("pixels of resized images", "exact", lambda c: c.data.decode),
     Fact("precision", "fp32", lambda c: c.trainer.precision),
     Fact("estimator of the batch average", "mean_of_variances", lambda c: c.calibration.estimator),
 )

@@ -28,6 +28,7 @@ def validate(prepared: Prepared) -> dict[str, Any]:
         rank=rank(),
         world_size=world_size(),
         workers=config.data.workers,
+        device=device,
     )
     counts = accuracy(network, loader, device, autocast_for(config.trainer.precision, device))
     return {**counts, "statistics": "moving_average" if stores_statistics(network) else "sample"}

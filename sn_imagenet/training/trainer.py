@@ -61,7 +61,7 @@ class Trainer:
             world_size=world_size(),
             seed=config.seed,
             workers=config.data.workers,
-            pin_memory=prepared.device.type == "cuda",
+            device=prepared.device,
         )
         self.steps_per_epoch = len(self.loader)
         self.total_steps = self.steps_per_epoch * config.trainer.epochs

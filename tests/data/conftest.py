@@ -39,23 +39,27 @@ def digits(composed: Callable[..., ExperimentConfig]) -> DataSets:
     return build(config.data, config.augment, seed=0)
 
 
-def photos(name: str) -> Path:
+def photos(name: str, factory: pytest.TempPathFactory) -> Path:
+    """A folder that leads to the photographs, so that their index is not left beside them."""
     folder = ROOT.parent / "shared" / "data" / name
     if not folder.is_dir():
         pytest.skip(f"the photographs of {name} are not beside the project")
-    return folder
+    linked = factory.mktemp(name)
+    for part in folder.iterdir():
+        (linked / part.name).symlink_to(part)
+    return linked
 
 
 @pytest.fixture(scope="session")
-def cifar_photos() -> Path:
+def cifar_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real photographs of 32x32: train/ and val/ with ten class folders each."""
-    return photos("cifar10_small")
+    return photos("cifar10_small", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def imagenet_photos() -> Path:
+def imagenet_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real photographs of ImageNet: train/ with 200 WNID folders of one each."""
-    return photos("imagenet_sample")
+    return photos("imagenet_sample", tmp_path_factory)
 
 
 @pytest.fixture

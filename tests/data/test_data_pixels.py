@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_configs import augment_config, data_config
 from torch import nn
 from torchvision.transforms import v2
 
-from sn_imagenet.config import AugmentConfig, DataConfig
 from sn_imagenet.data.cutting import Cut, cut_exact, cut_fast, cut_float
-from sn_imagenet.data.draws import EIGENVALUES, EIGENVECTORS, centre, training
-from sn_imagenet.data.seeding import seeded
 from sn_imagenet.data.pixels import Normalizer, StoredBatch, on_device
+from sn_imagenet.data.seeding import seeded
+from sn_imagenet.data.transforms import EIGENVALUES, EIGENVECTORS, training_draw, validation_draw
 
 CPU = torch.device("cpu")
-DATA = DataConfig(name="x", source="imagefolder")
-OFFICIAL = AugmentConfig(name="official", lighting_std=0.1)
+DATA = data_config("imagefolder")
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+OFFICIAL = augment_config("random_resized", True, 0.1, scale=SCALE, ratio=RATIO)
 
 
 class Lighting(nn.Module):
@@ -37,7 +38,7 @@ NORMALIZE = v2.Normalize(list(DATA.mean), list(DATA.std))
 # What torchvision's transforms, one image at a time, make of a photograph.
 TRAINING = v2.Compose(
     [
-        v2.RandomResizedCrop(224, scale=OFFICIAL.scale, ratio=OFFICIAL.ratio),
+        v2.RandomResizedCrop(224, scale=SCALE, ratio=RATIO),
         v2.RandomHorizontalFlip(),
         *TO_FLOAT,
         Lighting(),
@@ -58,7 +59,7 @@ def batch_of(images: torch.Tensor, crops: list[Cut]) -> StoredBatch:
         images,
         torch.zeros(len(crops), dtype=torch.int64),
         torch.tensor([crop.flip for crop in crops]),
-        torch.tensor([crop.shift for crop in crops]),
+        torch.tensor([crop.shift or (0.0, 0.0, 0.0) for crop in crops]),
     )
 
 
@@ -78,7 +79,7 @@ def finished(
 @pytest.fixture(scope="module")
 def photographs(imagenet_photos: Path) -> list[np.ndarray]:
     pixels = []
-    for path in sorted(imagenet_photos.rglob("*.JPEG")):
+    for path in sorted((imagenet_photos / "train").rglob("*.JPEG")):
         with Image.open(path) as image:
             pixels.append(np.array(image.convert("RGB")))
     return pixels
@@ -101,7 +102,7 @@ def transformed(transform: v2.Compose, photos: list[np.ndarray]) -> torch.Tensor
 
 
 def test_training_gives_the_numbers_of_torchvision(photographs: list[np.ndarray]) -> None:
-    crops = drawn(training(DATA, OFFICIAL), photographs)
+    crops = drawn(training_draw(DATA, OFFICIAL), photographs)
     assert {crop.flip for crop in crops} == {False, True}
     expected = transformed(TRAINING, photographs)
     assert torch.equal(finished(photographs, crops, cut_exact), expected)
@@ -109,21 +110,41 @@ def test_training_gives_the_numbers_of_torchvision(photographs: list[np.ndarray]
 
 def test_validation_gives_the_numbers_of_torchvision(photographs: list[np.ndarray]) -> None:
     odd = [photo[: 150 + i, : 400 - 3 * i] for i, photo in enumerate(photographs[:40])]
-    crops = drawn(centre(DATA), odd)
+    crops = drawn(validation_draw(DATA), odd)
     assert torch.equal(finished(odd, crops, cut_exact), transformed(VALIDATION, odd))
 
 
 def test_padded_crops_give_the_numbers_of_torchvision(photographs: list[np.ndarray]) -> None:
-    data = DataConfig(name="x", source="cifar10", image_size=32, resize_size=40)
-    crops = drawn(training(data, AugmentConfig(name="x", crop="pad", padding=4)), photographs)
+    data = data_config("cifar10", image_size=32, resize_size=40)
+    crops = drawn(training_draw(data, augment_config("pad", True, padding=4)), photographs)
     assert len({crop.move for crop in crops}) > 50
     batch = finished(photographs, crops, cut_exact, side=32)
     assert torch.equal(batch, transformed(PADDED, photographs))
 
 
+def test_the_shorter_side_is_drawn_and_the_crop_from_all_of_it(
+    photographs: list[np.ndarray],
+) -> None:
+    """He et al. 2016: the draws cover their ranges, the pixels are those of torchvision."""
+    draw = training_draw(DATA, augment_config("shorter_side", between=[256, 480]))
+    with seeded(0):
+        cuts = [draw(300, 600) for _ in range(3000)]
+    assert {cut.size[0] for cut in cuts} == set(range(256, 481))
+    assert all(cut.size[1] == 2 * cut.size[0] for cut in cuts)
+    places = np.array([np.divide(cut.corner, np.subtract(cut.size, 224)) for cut in cuts])
+    assert places.min() == 0 and places.max() == 1
+    np.testing.assert_allclose(places.mean(axis=0), 0.5, atol=0.03)
+    out = torch.empty(224, 224, 3, dtype=torch.uint8)
+    for photo, cut in zip(photographs[:20], drawn(draw, photographs[:20]), strict=True):
+        cut_exact(photo, cut, out)
+        resized = v2.functional.resize(Image.fromarray(photo), [min(cut.size)])
+        expected = v2.functional.crop(resized, *cut.corner, 224, 224)
+        assert np.array_equal(out.numpy(), np.asarray(expected))
+
+
 def test_fast_differs_by_one_in_255_at_most(photographs: list[np.ndarray]) -> None:
     """The figures in the documentation: about 3 % of the values, by 1."""
-    crops = drawn(training(DATA, OFFICIAL), photographs)
+    crops = drawn(training_draw(DATA, OFFICIAL), photographs)
     exact, fast = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
     shares = []
     for photo, crop in zip(photographs, crops, strict=True):
@@ -136,9 +157,9 @@ def test_fast_differs_by_one_in_255_at_most(photographs: list[np.ndarray]) -> No
 
 
 def test_floats_are_cut_as_they_are() -> None:
-    data = DataConfig(name="x", source="digits", image_size=16, resize_size=16)
+    data = data_config("digits", image_size=16, resize_size=16)
     padded = v2.Compose([v2.RandomCrop(16, padding=1), v2.Normalize(data.mean, data.std)])
-    draw = training(data, AugmentConfig(name="crop", crop="pad", padding=1, flip=False))
+    draw = training_draw(data, augment_config("pad", padding=1))
     stored = torch.rand(3, 16, 16)
     before = stored.clone()
     for seed in range(20):
@@ -163,7 +184,7 @@ def test_normalising_is_the_formula_in_float64() -> None:
     batch = Normalizer(DATA, CPU)(batch_of(images, crops)).double().numpy()
     for i, crop in enumerate(crops):
         pixels = images[i].numpy().astype(np.float64)[:, :: -1 if crop.flip else 1] / 255
-        expected = (pixels + np.array(crop.shift) - DATA.mean) / np.array(DATA.std)
+        expected = (pixels + np.array(crop.shift or 0) - DATA.mean) / np.array(DATA.std)
         np.testing.assert_allclose(batch[i], expected.transpose(2, 0, 1), atol=2e-6)
 
 

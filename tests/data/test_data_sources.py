@@ -22,7 +22,7 @@ from torchvision.datasets import CIFAR10
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import DataError, DataSets, build, eval_loader, sources, train_loader
-from sn_imagenet.data.folders import decode
+from sn_imagenet.data.index import places
 from sn_imagenet.errors import ConfigError, UserError
 
 
@@ -83,21 +83,20 @@ def test_sample_id_is_the_place_in_sorted_order(
         assert data.classes[label] == file.parent.name
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
-def test_images_are_decoded_to_rgb(tmp_path: Path, mode: str) -> None:
-    (tmp_path / "a.jpg").write_bytes(jpeg(0, mode))
-    assert decode(tmp_path / "a.jpg").mode == "RGB"
+def index_anew(folder: Path) -> None:
+    places(folder)[0].unlink()
 
 
 def test_fingerprint_sees_renamed_resized_moved_and_missing_files(
     open_folders: Callable[[], DataSets], folders: Path
 ) -> None:
     def now() -> str:
+        index_anew(folders / "train")
         return open_folders().fingerprint["train"]["sha256"]
 
     cat, dog = folders / "train" / "cat", folders / "train" / "dog"
-    seen = [now(), now()]
-    assert seen[0] == seen[1]
+    seen = [open_folders().fingerprint["train"]["sha256"], now()]
+    assert seen[0] == seen[1] == open_folders().fingerprint["train"]["sha256"]
     assert open_folders().fingerprint["val"]["samples"] == 5
     (cat / "0.jpg").rename(cat / "00.jpg")
     seen.append(now())
@@ -157,6 +156,7 @@ def test_classes_of_train_and_val_that_differ(
         open_folders()
     for i in range(9):
         shutil.copytree(folders / "train" / "cat", folders / "train" / f"more{i}")
+    index_anew(folders / "train")
     with pytest.raises(DataError, match="eel, more0, more1, more2, more3 and 5 more"):
         open_folders()
 
@@ -221,12 +221,12 @@ def test_a_broken_file_is_named(
     with pytest.raises(DataError) as caught:
         list(loader.epoch(0))
     message = str(caught.value)
-    assert message.startswith(f"{broken} cannot be read as an image (")
-    assert message.endswith("nothing is substituted for it.")
+    # Its place in the sorted files, its class, and what to do about it.
+    assert message.startswith(f"in epoch 1: {broken} cannot be read as an image (")
+    assert "sample 6, class dog. Nothing is substituted for it" in message
+    assert message.endswith(f"python scripts/prepare_data.py {folders / 'train'} --mark")
     assert "Traceback" not in message
     assert len(message.splitlines()) == 1
-    broken.write_bytes(jpeg(1))
-    assert len(list(loader.epoch(0))) == 1  # mended, the same loader goes on
 
 
 def test_a_broken_val_file_is_named(open_folders: Callable[[], DataSets], folders: Path) -> None:
@@ -264,11 +264,13 @@ def test_imagenet_needs_a_thousand_classes(imagenet_like: Path) -> None:
     extra = imagenet_like / "val" / "n99999999"
     extra.mkdir()
     (extra / "0.JPEG").write_bytes(jpeg(0))
+    index_anew(imagenet_like / "val")
     try:
-        with pytest.raises(DataError, match=r"val has 1001 class folders, ImageNet-1k has 1000"):
+        with pytest.raises(DataError, match=r"val has 1001 classes, ImageNet-1k has 1000"):
             imagenet(imagenet_like)
     finally:
         shutil.rmtree(extra)
+        index_anew(imagenet_like / "val")
 
 
 def test_flat_imagenet_val_says_what_to_do(imagenet_like: Path, tmp_path: Path) -> None:
@@ -276,7 +278,9 @@ def test_flat_imagenet_val_says_what_to_do(imagenet_like: Path, tmp_path: Path) 
     (tmp_path / "val").mkdir()
     for i in range(3):
         (tmp_path / "val" / f"ILSVRC2012_val_{i + 1:08d}.JPEG").write_bytes(jpeg(i))
-    with pytest.raises(DataError, match=r"is flat: 3 .*devkit.*torchvision.datasets.ImageNet"):
+    with pytest.raises(
+        DataError, match=r"val does not tell the classes of its images.*Put .*devkit"
+    ):
         imagenet(tmp_path)
 
 

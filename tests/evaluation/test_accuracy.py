@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from worlds import as_programs
 
-from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.config import DataConfig, ExperimentConfig
 from sn_imagenet.data import AugmentedDataset, eval_loader
+from sn_imagenet.data.transforms import validation_draw
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import accuracy, correct_counts, evaluate, prepare
 from sn_imagenet.replicas import join, rank, session, world_size
@@ -49,7 +50,8 @@ def network(classes: int = CLASSES) -> nn.Module:
 
 
 def evaluated(count: int, batch_size: int) -> dict[str, Any]:
-    dataset = AugmentedDataset(Numbers(count), nn.Identity(), seed=0)
+    as_it_is = DataConfig("numbers", "digits", 4, 4, mean=(0, 0, 0), std=(1, 1, 1), workers=0)
+    dataset = AugmentedDataset(Numbers(count), as_it_is, validation_draw(as_it_is), seed=0)
     loader = eval_loader(
         dataset, batch_size=batch_size, rank=rank(), world_size=world_size(), workers=0
     )

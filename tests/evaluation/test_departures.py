@@ -10,7 +10,7 @@ from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.evaluation import departures
 
 Compose = Callable[..., ExperimentConfig]
-HE_ET_AL = "shorter side from [256, 480], 224 crop, flip, colour (He et al. 2016)"
+HE_ET_AL = "shorter side from [256, 480], 224 crop, flip, PCA lighting std 0.1"
 OFFICIAL = {
     "item": "augmentation",
     "paper": HE_ET_AL,
@@ -44,6 +44,10 @@ def test_other_settings_scale_the_learning_rate(composed: Compose, batch: str, l
         assert listed["initial learning rate"] == ("0.1", lr)
 
 
+def test_the_papers_own_augmentation_is_no_departure(composed: Compose) -> None:
+    assert departures(composed("augment=he2016")) == []
+
+
 def test_the_papers_words_taken_literally(composed: Compose) -> None:
     """0.1 in every setting: no departure in the rate."""
     config = composed("batch=8x2", "protocol.lr_reference_batch=16")
@@ -57,6 +61,7 @@ def test_the_papers_words_taken_literally(composed: Compose) -> None:
                            "augmentation": (HE_ET_AL, "crop after zero-padding by 1, no flip")}),
         (["model=resnet50_mini"], {"model": ("resnet50", "resnet50_mini")}),
         (["+model.args.stem_width=32"], {"model arguments": ("{}", "{'stem_width': 32}")}),
+        (["data.decode=fast"], {"pixels of resized images": ("exact", "fast")}),
         (["data.image_size=192"], {"image size": ("224", "192")}),
         (["trainer.epochs=90"], {"epochs": ("100", "90")}),
         (["trainer.max_steps=10"], {"stopped after steps": ("None", "10")}),

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from typing import Any, Protocol
 
-from PIL import Image
+import numpy as np
 from torch import Tensor
 
 from sn_imagenet.config import DataConfig
@@ -28,7 +28,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Image.Image | Tensor, int]: ...
+    def __getitem__(self, index: int) -> tuple[np.ndarray | Tensor, int]:
+        """(uint8 [H, W, 3], or float32 [3, H, W] in [0, 1]; label)."""
 
 
 def open_source(data: DataConfig) -> tuple[Source, Source]:

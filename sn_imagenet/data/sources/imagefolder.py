@@ -6,26 +6,28 @@ from pathlib import Path
 
 from sn_imagenet.config import DataConfig
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.folders import FolderSource, require_same_classes
+from sn_imagenet.data.index import Index
+from sn_imagenet.data.indexed import IndexedSource
+from sn_imagenet.data.layouts import folders, require_same_classes
 
 READS = ("train", "val")
 
 
-def open_source(data: DataConfig) -> tuple[FolderSource, FolderSource]:
+def open_source(data: DataConfig) -> tuple[IndexedSource, IndexedSource]:
     """``data.train`` and ``data.val``.
 
     Raises:
         DataError: a folder is not given or not usable, or the classes of the two differ.
     """
-    sources = (_folder("data.train", data.train), _folder("data.val", data.val))
-    require_same_classes(*sources)
-    return sources
+    train, val = _index("data.train", data.train), _index("data.val", data.val)
+    require_same_classes(train, val)
+    return IndexedSource(train), IndexedSource(val)
 
 
-def _folder(option: str, value: str | None) -> FolderSource:
+def _index(option: str, value: str | None) -> Index:
     if not value:
         raise DataError(
             f"data=imagefolder needs {option}: give data.train=DIR data.val=DIR, each with one "
             "folder of images per class."
         )
-    return FolderSource(Path(value).expanduser(), option)
+    return folders(Path(value).expanduser(), option).open()
