@@ -131,6 +131,9 @@ class DataConfig:
     ``mean`` and ``std``: per channel (RGB), in units of [0, 1]. ``workers``: loader processes per
     rank; results do not depend on it. ``decode``: ``exact`` resizes photographs to the very pixels
     of Pillow and torchvision, ``fast`` in less time to within 1 of 255.
+
+    For pilot studies, ``classes``: how many of the classes, and ``subset``: which share of each
+    class's training samples. Each seed and each machine has the same ones.
     """
 
     name: str
@@ -140,10 +143,12 @@ class DataConfig:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     workers: int
+    decode: str
     root: str | None = None
     train: str | None = None
     val: str | None = None
-    decode: str = "exact"
+    subset: float | None = None
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.image_size >= 1, f"data.image_size={self.image_size}: expected at least 1")
@@ -155,6 +160,14 @@ class DataConfig:
         _require(
             self.decode in DECODES,
             f"data.decode={self.decode}: expected one of {', '.join(DECODES)}",
+        )
+        _require(
+            self.subset is None or 0 < self.subset <= 1,
+            f"data.subset={self.subset}: expected null or a share above 0 and up to 1",
+        )
+        _require(
+            self.classes is None or self.classes >= 2,
+            f"data.classes={self.classes}: expected null or at least 2",
         )
         _require(self.workers >= 0, f"data.workers={self.workers}: expected 0 or more")
         for key in ("mean", "std"):

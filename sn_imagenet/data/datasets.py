@@ -15,6 +15,7 @@ from sn_imagenet.config import AugmentConfig, DataConfig
 from sn_imagenet.data.crops import Draw
 from sn_imagenet.data.cutting import Cut, cut_exact, cut_fast, cut_float
 from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.pilot import choose_part
 from sn_imagenet.data.pixels import Normalizer, StoredBatch
 from sn_imagenet.data.seeding import derive_seed, seeded
 from sn_imagenet.data.sources import Source, open_source
@@ -129,7 +130,7 @@ def build(data: DataConfig, augment: AugmentConfig, seed: int) -> DataSets:
     """
     draw = training_draw(data, augment)
     try:
-        train, val = open_source(data)
+        train, val = choose_part(data, *open_source(data))
         fingerprint = {"train": train.fingerprint(), "val": val.fingerprint()}
     except OSError as error:  # no permission, a dangling link, a lost network file system
         raise DataError(f"data={data.source} cannot be read: {error}") from error

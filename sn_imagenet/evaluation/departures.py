@@ -28,6 +28,8 @@ def _setting(config: ExperimentConfig) -> str:
 # Sec. 4.1 of the paper, "Protocol", its footnote 2, Sec. 2.1, and [7] where it refers to it.
 PAPER = (
     Fact("data", "imagenet", lambda c: c.data.source),
+    Fact("classes", None, lambda c: c.data.classes),
+    Fact("share of the training set", 1.0, lambda c: c.data.subset or 1.0),
     Fact("model", "resnet50", lambda c: c.model.name),
     Fact("model arguments", {}, lambda c: c.model.args),
     Fact("image size", 224, lambda c: c.data.image_size),
@@ -85,3 +87,14 @@ def departures(config: ExperimentConfig) -> list[dict[str, str]]:
     if _setting(config) not in TABLE_2_SETTINGS:
         found.append({"item": "setting", "paper": "one of Table 2's", "ours": _setting(config)})
     return found
+
+
+def left_out(data_fingerprint: dict[str, Any]) -> list[dict[str, str]]:
+    """That files are marked as bad, of a run's ``data_fingerprint``; [] where none is."""
+    counts = {
+        part: len(found["left_out"])
+        for part, found in data_fingerprint.items()
+        if "left_out" in found
+    }
+    ours = ", ".join(f"{count} of {part}" for part, count in counts.items())
+    return [{"item": "files left out", "paper": "none", "ours": ours}] if counts else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sn_imagenet.evaluation.departures import departures
+from sn_imagenet.evaluation.departures import departures, left_out
 from sn_imagenet.evaluation.prepare import Prepared
 from sn_imagenet.runs import RESULT_VERSION
 
@@ -49,7 +49,7 @@ def make_result(
         "evaluations": evaluations or {},
         "importance_weights": importance_weights,
         "training": training or {},
-        "departures": departures(config),
+        "departures": [*departures(config), *left_out(prepared.data.fingerprint)],
         "provenance": {
             **(trained_by or here),
             "evaluated_by": here if trained_by else None,

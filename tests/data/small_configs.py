@@ -15,6 +15,7 @@ def data_config(source: str, **chosen: Any) -> DataConfig:
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
         "workers": 0,
+        "decode": "exact",
     }
     return DataConfig(source=source, **{**values, **chosen})
 

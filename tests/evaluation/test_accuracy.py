@@ -50,7 +50,7 @@ def network(classes: int = CLASSES) -> nn.Module:
 
 
 def evaluated(count: int, batch_size: int) -> dict[str, Any]:
-    as_it_is = DataConfig("numbers", "digits", 4, 4, mean=(0, 0, 0), std=(1, 1, 1), workers=0)
+    as_it_is = DataConfig("numbers", "digits", 4, 4, (0, 0, 0), (1, 1, 1), 0, decode="exact")
     dataset = AugmentedDataset(Numbers(count), as_it_is, validation_draw(as_it_is), seed=0)
     loader = eval_loader(
         dataset, batch_size=batch_size, rank=rank(), world_size=world_size(), workers=0

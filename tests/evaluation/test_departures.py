@@ -61,6 +61,8 @@ def test_the_papers_words_taken_literally(composed: Compose) -> None:
                            "augmentation": (HE_ET_AL, "crop after zero-padding by 1, no flip")}),
         (["model=resnet50_mini"], {"model": ("resnet50", "resnet50_mini")}),
         (["+model.args.stem_width=32"], {"model arguments": ("{}", "{'stem_width': 32}")}),
+        (["data.subset=0.1"], {"share of the training set": ("1.0", "0.1")}),
+        (["data.classes=100"], {"classes": ("None", "100")}),
         (["data.decode=fast"], {"pixels of resized images": ("exact", "fast")}),
         (["data.image_size=192"], {"image size": ("224", "192")}),
         (["trainer.epochs=90"], {"epochs": ("100", "90")}),

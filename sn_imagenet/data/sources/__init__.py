@@ -19,9 +19,11 @@ from sn_imagenet.errors import ConfigError
 
 
 class Source(Protocol):
-    """A data set as it is stored: sorted, so that an index is a sample's id for good."""
+    """A data set as it is stored: sorted, so that an index is a sample's id for good. ``labels``:
+    int64 [N]."""
 
     classes: tuple[str, ...]
+    labels: np.ndarray
 
     def fingerprint(self) -> dict[str, Any]:
         """{"samples": count, "sha256": hex}."""
