@@ -115,7 +115,7 @@ def measure_training(
         world_size=1,
         seed=config.seed,
         workers=config.data.workers,
-        pin_memory=prepared.device.type == "cuda",
+        device=prepared.device,
     )
     possible = len(loader) * config.trainer.epochs
     if steps > possible:
