@@ -48,15 +48,27 @@ class Normalizer:
         stored = batch.images
         if stored.dtype == torch.uint8:
             stored = stored.permute(0, 3, 1, 2)
+        images = torch.empty(stored.shape, device=stored.device, memory_format=self.layout)
+        shifts = None if batch.shifts is None else batch.shifts[:, :, None, None]
+        if images.device.type == "cpu":
+            # One image after the other, each of which stays in the processor's cache.
+            flips = [False] * len(stored) if batch.flips is None else batch.flips.tolist()
+            for i, flip in enumerate(flips):
+                image = stored[i].flip(2) if flip else stored[i]
+                self._normalize(image, None if shifts is None else shifts[i], images[i])
+            return images
         if batch.flips is not None:
             stored = torch.where(batch.flips[:, None, None, None], stored.flip(3), stored)
-        images = torch.empty(stored.shape, device=stored.device, memory_format=self.layout)
-        images.copy_(stored)
+        self._normalize(stored, shifts, images)
+        return images
+
+    def _normalize(self, stored: Tensor, shifts: Tensor | None, out: Tensor) -> None:
+        out.copy_(stored)
         if stored.dtype == torch.uint8:
-            images.mul_(1 / 255)
-        if batch.shifts is not None:
-            images.add_(batch.shifts[:, :, None, None])
-        return images.sub_(self.mean).div_(self.std)
+            out.mul_(1 / 255)
+        if shifts is not None:
+            out.add_(shifts)
+        out.sub_(self.mean).div_(self.std)
 
 
 def on_device(
