@@ -42,9 +42,11 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The last line of ``make test``, below pytest's own."""
-    if config.getoption("markexpr") == "not slow" and not hasattr(config, "workeroutput"):
+    not_run = config.stash.get(_NOT_RUN, 0)
+    plain = config.getoption("markexpr") == "not slow"
+    if plain and not_run and not hasattr(config, "workeroutput"):
         print(
-            f"not run: the {config.stash.get(_NOT_RUN, 0)} slow tests (whole commands, kills, "
+            f"not run: the {not_run} slow tests (whole commands, kills, "
             "several processes, Slurm); make test-all runs everything"
         )
 

@@ -25,7 +25,7 @@ SMALL = ("trainer.max_steps=1", "calibration.samples=16", "data.workers=0")
 PIXELS = ("data.image_size=16", "data.resize_size=16")
 BENCHMARKS = {
     "norms": "--samples 2 --every 12 --repeats 1 --layout contiguous --dtype fp32",
-    "step": "--batch 2 --replicas 2 --image-size 32 --repeats 1",
+    "step": "--batch 2 --image-size 32 --repeats 1",
 }
 
 
@@ -223,6 +223,7 @@ SCRIPTS: dict[str, Callable[[list[str]], list[str]]] = {
     "scripts/benchmark.py": _benchmark,
     "scripts/make_figures.py": _as_it_is,
     "scripts/make_tables.py": _as_it_is,
+    "scripts/prepare_data.py": _as_it_is,
     "scripts/sweep_status.py": _as_it_is,
 }
 RUNNERS: dict[str, Callable[[list[str], dict[str, str], Place], str]] = {
