@@ -15,6 +15,8 @@ MISSING = "—"
 
 # Runs that differ in these alone are seeds of one experiment; a setting's name is only its label.
 _SAME_EXPERIMENT = {*NOT_THE_EXPERIMENT, "seed", "batch.name"}
+# What makes a cell, and which statistics it was evaluated under.
+_OF_A_CELL = ("norm.", "batch.", "evaluated ", "calibration.")
 _ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn"}
 _STATISTICS = {
     "moving_average": "moving average",
@@ -125,6 +127,23 @@ def _conflict(runs: Sequence[Run]) -> str:
         return "; ".join(different)
     twice = [seed for seed, count in Counter(run.seed for run in runs).items() if count > 1]
     return f"seed {twice[0]} occurs more than once" if twice else ""
+
+
+def unlike(first: Sequence[Run], second: Sequence[Run]) -> str:
+    """In what the runs of two cells differ besides normaliser and setting, so that a difference
+    between them has more than one cause; empty if in nothing."""
+    configured = [[run for run in runs if run.config] for runs in (first, second)]
+    if not all(configured):
+        return ""
+    a, b = (
+        {k: v for k, v in _experiment(runs[0]).items() if not k.startswith(_OF_A_CELL)}
+        for runs in configured
+    )
+    return "; ".join(
+        f"{key} = {a.get(key, 'absent')} / {b.get(key, 'absent')}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    )
 
 
 def _experiment(run: Run) -> dict[str, str]:

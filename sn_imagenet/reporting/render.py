@@ -128,6 +128,11 @@ def grid_latex(grid: Grid) -> str:
     )
 
 
+def plain(text: str) -> str:
+    """``text`` for a terminal: control characters (escape sequences, line breaks) as ``\\x1b``."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def csv_text(rows: Sequence[dict[str, object]]) -> str:
     """``rows`` with a header line; None is an empty field. At least one row."""
     buffer = io.StringIO()

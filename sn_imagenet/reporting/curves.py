@@ -1,0 +1,133 @@
+"""What a run measured epoch by epoch, from its ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import Any
+
+from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.runs import Run
+
+EPOCH_CHOICES = ("final", "best", "median5")
+TABLES = ("mean", "variance")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of a run, ``number`` counted from 1; accuracies in percent.
+
+    ``train``: top-1 on the augmented training samples of the epoch, None where no row says.
+    ``validation``: statistics -> top-1. ``weights``: layer -> table (mean, variance) -> member of
+    Omega -> importance weight, empty for other methods than SN.
+    """
+
+    number: int
+    train: float | None
+    validation: dict[str, float]
+    weights: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+
+
+def read_epochs(run: Run) -> list[Epoch]:
+    """The epochs that ``run`` has completed, in order; empty without a ``metrics.jsonl``.
+
+    The last line may be cut off: a writer may be at work.
+
+    Raises:
+        UserError: another line is no row of a run; names the file and the line.
+    """
+    file = run.path / "metrics.jsonl"
+    try:
+        *lines, _unfinished = file.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    correct: defaultdict[int, float] = defaultdict(float)
+    steps: defaultdict[int, int] = defaultdict(int)
+    epochs: dict[int, Epoch] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            epoch = int(row["epoch"])
+            if row["kind"] == "train":
+                steps[epoch] += int(row["steps"])
+                correct[epoch] += int(row["steps"]) * float(row["top1"])
+            elif row["kind"] == "epoch":
+                train = correct[epoch] / steps[epoch] if steps[epoch] else None
+                epochs[epoch] = Epoch(epoch, train, _validation(row), _weights(row))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{file}, line {number}: not a row of a run's metrics ({error!r}); no curve is "
+                "drawn of this run"
+            ) from error
+    return [epochs[number] for number in sorted(epochs)]
+
+
+def _validation(row: dict[str, Any]) -> dict[str, float]:
+    """Top-1 by statistics: those of every epoch, and the batch average where it was calibrated."""
+    counted = {str(row["val"]["statistics"]): row["val"]}
+    if row.get("calibrated"):
+        counted["batch_average"] = row["calibrated"]
+    return {name: _number(values["top1"]) for name, values in counted.items()}
+
+
+def _weights(row: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    return {
+        str(layer): {
+            table: {str(m): _number(w) for m, w in tables[table].items()} for table in TABLES
+        }
+        for layer, tables in (row.get("importance_weights") or {}).items()
+    }
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value} where a finite number was expected")
+    return number
+
+
+def top1_of_epochs(run: Run, choice: str) -> float | None:
+    """A run's top-1 under its own statistics, by ``choice``: ``final`` (its evaluation),
+    ``best`` of its epochs, or ``median5``, the median of the last five.
+
+    None where the run has no final number, or its epochs were not validated under the statistics
+    that stand for it.
+
+    Raises:
+        UserError: as :func:`read_epochs`.
+    """
+    final = run.top1()
+    if choice == "final" or final is None:
+        return final
+    curve = [e.validation.get(run.statistics) for e in read_epochs(run)]
+    values = [value for value in curve if value is not None]
+    if not values:
+        return None
+    return max(values) if choice == "best" else median(values[-5:])
+
+
+def mean_weights(epoch: Epoch, stage: str = "") -> dict[str, dict[str, float]]:
+    """Table -> member -> importance weight, averaged over the layers of ``stage`` (``res1`` to
+    ``res5``; all by default) that choose from that member; empty without such layers."""
+    means: dict[str, dict[str, float]] = {}
+    layers = [tables for name, tables in epoch.weights.items() if stage in ("", stage_of(name))]
+    for table in TABLES:
+        members = {member for tables in layers for member in tables[table]}
+        means[table] = {
+            m: fmean(tables[table][m] for tables in layers if m in tables[table])
+            for m in sorted(members)
+        }
+    return means if layers else {}
+
+
+def stage_of(layer: str) -> str:
+    """The paper's name of the stage of a ResNet layer: ``res1`` for the stem, ``res2`` for
+    ``layer1.0.bn1``."""
+    match = re.match(r"layer(\d+)\.", layer)
+    return f"res{int(match[1]) + 1}" if match else "res1"

@@ -1,0 +1,137 @@
+"""Intervals and tests for a handful of seeds, and for a finite validation set.
+
+The two uncertainties are of different things and are never mixed: *seeds* say how another run of
+the same experiment would come out on the same validation images, *the validation set* how the same
+networks would do on another draw of as many images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+_MOST_RELABELLINGS = 200_000
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A linear contrast of group means with its uncertainty over seeds.
+
+    ``error``: its standard error; ``degrees``: Welch and Satterthwaite's degrees of freedom.
+    """
+
+    effect: float
+    error: float
+    degrees: float
+
+    def interval(self, level: float = LEVEL) -> Interval:
+        """The two-sided t interval of the effect."""
+        half = stats.t.ppf(0.5 + level / 2, self.degrees) * self.error
+        return self.effect - half, self.effect + half
+
+    def level_of(self, low: float, high: float) -> tuple[bool, float]:
+        """Whether the effect lies within [low, high], and the smallest p at which the two-sided
+        interval of level 1 - p lies wholly on the same side as the effect: inside, or outside.
+        """
+        if low <= self.effect <= high:
+            distance, inside = min(self.effect - low, high - self.effect), True
+        else:
+            distance, inside = max(low - self.effect, self.effect - high), False
+        return inside, float(2 * stats.t.sf(distance / self.error, self.degrees))
+
+
+def contrast(groups: Sequence[Sequence[float]], coefficients: Sequence[float]) -> Estimate | None:
+    """sum_i c_i mean(group_i), each group with a variance of its own (Welch, Satterthwaite).
+
+    (1,) gives the t interval of one mean, (1, -1) Welch's of a difference, the centred
+    log2(samples) the slope of a trend. None where it has no error to judge by: a group of one
+    value, or no spread at all.
+    """
+    if any(len(group) < 2 for group in groups):
+        return None
+    effect = sum(c * fmean(g) for c, g in zip(coefficients, groups, strict=True))
+    parts = [c**2 * variance(g) / len(g) for c, g in zip(coefficients, groups, strict=True)]
+    total = sum(parts)
+    # Equal values differ by rounding when they are differences of others.
+    if total <= (1e-12 * max(1.0, abs(effect))) ** 2:
+        return None
+    sizes = [len(group) for group in groups]
+    degrees = total**2 / sum(p**2 / (n - 1) for p, n in zip(parts, sizes, strict=True))
+    return Estimate(effect, math.sqrt(total), degrees)
+
+
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """The 95 % t interval of a mean over seeds; None below two seeds or without spread."""
+    estimate = contrast([values], [1.0])
+    return estimate.interval() if estimate else None
+
+
+def difference_interval(first: Sequence[float], second: Sequence[float]) -> Interval | None:
+    """Welch's 95 % interval of mean(first) - mean(second); None as :func:`contrast`.
+
+    A shared seed pairs nothing here: it gives two methods the same initial convolutions and the
+    same order of samples, but after a few hundred steps the weights have nothing to do with each
+    other, so the runs are taken as independent.
+    """
+    estimate = contrast([first, second], [1.0, -1.0])
+    return estimate.interval() if estimate else None
+
+
+def holm(p_values: Sequence[float], alpha: float = 1 - LEVEL) -> list[bool]:
+    """Which of m hypotheses Holm's step-down method rejects at family-wise level ``alpha``."""
+    rejected = [False] * len(p_values)
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        if p_values[i] > alpha / (len(p_values) - rank):
+            break
+        rejected[i] = True
+    return rejected
+
+
+def permutation_p(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """The exact two-sided permutation test of equal means; None where there are more relabellings
+    than can be counted out (11 against 11)."""
+    count = math.comb(len(first) + len(second), len(first))
+    if count > _MOST_RELABELLINGS:
+        return None
+    outcome = stats.permutation_test(
+        (np.asarray(first), np.asarray(second)),
+        lambda a, b, axis: np.mean(a, axis=axis) - np.mean(b, axis=axis),
+        vectorized=True,
+        n_resamples=count,
+    )
+    return float(outcome.pvalue)
+
+
+def smallest_permutation_p(first: int, second: int) -> float:
+    """What the exact two-sided permutation test of two groups of these sizes cannot go below:
+    0.1 for 3 against 3."""
+    return min(1.0, 2 / math.comb(first + second, first))
+
+
+def proportion_interval(correct: float, seen: int) -> Interval:
+    """Wilson's 95 % interval of an accuracy, in percent, for another draw of ``seen`` images;
+    ``correct`` may be a mean of counts over seeds, which all saw the same images."""
+    wilson = stats.binomtest(round(correct), seen).proportion_ci(LEVEL, method="wilson")
+    return 100 * float(wilson.low), 100 * float(wilson.high)
+
+
+def proportion_difference(first: tuple[float, int], second: tuple[float, int]) -> Interval:
+    """Newcombe's 95 % interval of the difference of two accuracies, in percent, for another draw
+    of the validation images; each side is (correct, seen).
+
+    The counts alone do not tell on which images both are right, so the sides are taken as
+    independent: wider than need be where both find the same images hard.
+    """
+    a, b = (100 * correct / seen for correct, seen in (first, second))
+    (a_low, a_high), (b_low, b_high) = (proportion_interval(*side) for side in (first, second))
+    return (
+        a - b - math.hypot(a - a_low, b_high - b),
+        a - b + math.hypot(a_high - a, b - b_low),
+    )

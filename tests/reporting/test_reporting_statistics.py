@@ -1,0 +1,108 @@
+"""Intervals and tests against formulas worked out another way."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from sn_imagenet.reporting.statistics import (
+    contrast,
+    difference_interval,
+    holm,
+    mean_interval,
+    permutation_p,
+    proportion_difference,
+    proportion_interval,
+    smallest_permutation_p,
+)
+
+A, B = [76.9, 76.6, 77.2], [75.9, 76.4, 76.0, 75.1]
+
+
+def test_interval_of_one_mean_is_students() -> None:
+    expected = stats.ttest_1samp(A, 0).confidence_interval(0.95)
+    assert mean_interval(A) == pytest.approx((expected.low, expected.high))
+
+
+def test_interval_of_a_difference_is_welchs() -> None:
+    expected = stats.ttest_ind(A, B, equal_var=False)
+    interval = expected.confidence_interval(0.95)
+    assert difference_interval(A, B) == pytest.approx((interval.low, interval.high))
+    estimate = contrast([A, B], [1, -1])
+    assert estimate is not None
+    inside, p = estimate.level_of(-math.inf, 0)
+    assert (inside, p) == (False, pytest.approx(expected.pvalue))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-2, 2), st.floats(0.01, 2))
+def test_the_level_is_where_the_interval_touches_the_region(low: float, width: float) -> None:
+    estimate = contrast([A, B], [1, -1])
+    assert estimate is not None
+    inside, p = estimate.level_of(low, low + width)
+    first, last = estimate.interval(1 - p)
+    if inside:
+        assert max(low - first, last - low - width) == pytest.approx(0, abs=1e-7)
+    else:
+        assert min(abs(last - low), abs(first - low - width)) == pytest.approx(0, abs=1e-7)
+
+
+def test_nothing_to_judge_by() -> None:
+    assert contrast([[1.0], [2.0, 3.0]], [1, -1]) is None
+    assert contrast([[1.0, 1.0], [2.0, 2.0]], [1, -1]) is None
+    assert contrast([[1.0, 1.0], [2.0, 2.5]], [1, -1]) is not None
+
+
+def test_welch_covers_what_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(2000):
+        interval = difference_interval(list(rng.normal(1.0, 2.0, 3)), list(rng.normal(0.0, 0.5, 3)))
+        assert interval is not None
+        hits += interval[0] <= 1.0 <= interval[1]
+    # Three seeds a side and unequal variances: Welch is a little conservative or liberal, not more.
+    assert 0.92 < hits / 2000 < 0.98
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]
+    assert holm([0.04]) == [True]
+    assert holm([0.02, 0.03]) == [True, True]
+    assert holm([]) == []
+
+
+def test_three_against_three_cannot_go_below_a_tenth() -> None:
+    high, low = [90.0, 91.0, 92.5], [10.0, 11.0, 12.0]
+    assert permutation_p(high, low) == pytest.approx(0.1)
+    assert smallest_permutation_p(3, 3) == pytest.approx(0.1)
+    pooled = high[:2] + low[:2]
+    gap = abs(np.mean(high[:2]) - np.mean(low[:2]))
+    gaps = [
+        abs(
+            np.mean([pooled[i] for i in chosen])
+            - np.mean([pooled[i] for i in {0, 1, 2, 3} - set(chosen)])
+        )
+        for chosen in itertools.combinations(range(4), 2)
+    ]
+    assert permutation_p(high[:2], low[:2]) == pytest.approx(np.mean(np.array(gaps) >= gap - 1e-9))
+    assert permutation_p(list(range(11)), list(range(11))) is None
+
+
+def test_validation_set_intervals_by_formula() -> None:
+    def wilson(p: float, n: int) -> tuple[float, float]:
+        z = 1.959963984540054
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return 100 * (centre - half), 100 * (centre + half)
+
+    assert proportion_interval(300, 400) == pytest.approx(wilson(0.75, 400))
+    (l1, u1), (l2, u2) = wilson(0.75, 400), wilson(0.6, 400)
+    assert proportion_difference((300, 400), (240, 400)) == pytest.approx(
+        (15 - math.hypot(75 - l1, u2 - 60), 15 + math.hypot(u1 - 75, 60 - l2))
+    )
