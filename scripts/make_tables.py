@@ -1,4 +1,4 @@
-"""Make the tables from a folder of runs: python scripts/make_tables.py --runs runs --out results"""
+"""Make the tables, Table 1 from the modules, the others from a folder of runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.curves import EPOCH_CHOICES
 from sn_imagenet.reporting.tables import TABLES, write_tables
 
 PAPER = Path(__file__).resolve().parent.parent / "results" / "paper.yaml"
@@ -23,15 +24,16 @@ def _size(text: str) -> tuple[int, ...]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Make the tables: Table 1 from the modules, the others from a folder of runs."
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="folder of runs, searched; default runs"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     parser.add_argument(
-        "--only", type=_names, metavar="TABLE,...", help=f"of {', '.join(TABLES)}; default all"
+        "--only",
+        type=_names,
+        metavar="NAME,..",
+        help=f"of {', '.join(TABLES)}; default the first two",
     )
     parser.add_argument(
         "--settings",
@@ -42,6 +44,8 @@ def main() -> int:
     parser.add_argument(
         "--paper", type=Path, default=PAPER, metavar="FILE", help="default results/paper.yaml"
     )
+    epochs = f"a run's number: {', '.join(EPOCH_CHOICES)}"
+    parser.add_argument("--epoch", default="final", help=epochs)
     parser.add_argument(
         "--size", type=_size, metavar="N,C,H,W", help="of Table 1's numbers; default 32,64,56,56"
     )
@@ -57,7 +61,9 @@ def main() -> int:
             raise UserError(f"--size: {error}") from error
 
     try:
-        written = write_tables(args.runs, args.out, args.paper, args.only, args.settings, count)
+        written = write_tables(
+            args.runs, args.out, args.paper, args.only, args.settings, count, args.epoch
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from sn_imagenet.reporting.cells import method_label
-from sn_imagenet.reporting.render import markdown_table
-from sn_imagenet.runs import FINISHED, Run
-
-_NAMED_RUNS = 4
+from sn_imagenet.reporting.departures import gather_departures
+from sn_imagenet.reporting.render import code_span, markdown_escape, markdown_table
+from sn_imagenet.reporting.runs import FINISHED, Run
 
 
 def appendix_markdown(runs: Sequence[Run], root: Path) -> list[str]:
@@ -24,8 +22,8 @@ def appendix_markdown(runs: Sequence[Run], root: Path) -> list[str]:
 
 def _without_number(runs: Sequence[Run], root: Path) -> list[str]:
     lines = [
-        f"- `{run.path.relative_to(root).as_posix()}`: {run.state}"
-        + (f", {run.detail}" if run.detail else "")
+        f"- {code_span(run.path.relative_to(root).as_posix())}: {run.state}"
+        + (f", {markdown_escape(run.detail)}" if run.detail else "")
         for run in runs
         if run.state != FINISHED
     ]
@@ -33,27 +31,13 @@ def _without_number(runs: Sequence[Run], root: Path) -> list[str]:
 
 
 def _departures(runs: Sequence[Run]) -> list[str]:
-    ended = [run for run in runs if run.evaluations or run.departures]
-    if not ended:
+    if not any(run.evaluations or run.departures for run in runs):
         return []
-    groups: dict[tuple[str, str, str], list[Run]] = {}
-    for run in ended:
-        for departure in dict.fromkeys(run.departures):
-            groups.setdefault(departure, []).append(run)
     heading = "### Departures from the paper's protocol, as recorded by the runs"
-    if not groups:
+    rows = [[d.item, d.paper, d.ours, d.which] for d in gather_departures(runs)]
+    if not rows:
         return [heading, "None."]
-    rows = [[*departure, _which(group, len(ended))] for departure, group in groups.items()]
     return [heading, markdown_table(["item", "paper", "ours", "runs"], rows)]
-
-
-def _which(runs: Sequence[Run], total: int) -> str:
-    if len(runs) == total:
-        return f"all {total}" if total > 1 else "the only one"
-    cells = list(dict.fromkeys((run.cell.norm, run.cell.setting) for run in runs))
-    names = [f"{method_label(norm)} {setting}" for norm, setting in cells[:_NAMED_RUNS]]
-    more = [f"{len(cells) - _NAMED_RUNS} more cells"] if len(cells) > _NAMED_RUNS else []
-    return f"{len(runs)} of {total}: {', '.join(names + more)}"
 
 
 def _revisions(runs: Sequence[Run]) -> list[str]:
@@ -61,7 +45,7 @@ def _revisions(runs: Sequence[Run]) -> list[str]:
     if not revisions:
         return []
     lines = [
-        f"- `{revision[:12]}`{', with uncommitted changes' if dirty else ''}: {count} "
+        f"- {code_span(revision[:12])}{', with uncommitted changes' if dirty else ''}: {count} "
         f"run{'s' if count > 1 else ''}"
         for (revision, dirty), count in sorted(revisions.items())
     ]

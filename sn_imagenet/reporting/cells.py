@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from sn_imagenet.config import NOT_THE_EXPERIMENT
-from sn_imagenet.runs import FINISHED, INTERRUPTED, RUNNING, STATES, Cell, Run, flattened
+from sn_imagenet.reporting.curves import top1_of_epochs
+from sn_imagenet.reporting.render import half_up
+from sn_imagenet.reporting.runs import (
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    STATES,
+    Cell,
+    Run,
+)
+from sn_imagenet.reporting.statistics import mean_interval
 
 MISSING = "—"
 
@@ -34,6 +44,7 @@ class Summary:
     runs: tuple[Run, ...]
     values: tuple[float, ...]
     conflict: str = ""
+    counted: tuple[Run, ...] = ()  # those of the values
 
     @property
     def mean(self) -> float | None:
@@ -44,6 +55,16 @@ class Summary:
     def std(self) -> float | None:
         """Sample standard deviation over seeds, None below two seeds."""
         return stdev(self.values) if len(self.values) >= 2 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Student's 95 % interval of the mean over seeds, None below two or without spread."""
+        return mean_interval(self.values)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those of the values."""
+        return tuple(run.seed for run in self.counted)
 
     @property
     def states(self) -> Counter[str]:
@@ -59,10 +80,10 @@ class Summary:
         if self.conflict:
             return f"mixed configs ({len(self.runs)} runs)"
         if not self.values:
-            return self._unfinished()
-        number = f"{self.mean:.{digits}f}"
+            return self._unfinished() if not self.states[FINISHED] else "no epochs"
+        number = str(half_up(fmean(self.values), digits))
         if self.std is not None:
-            number += f" ± {self.std:.{digits}f}"
+            number += f" ± {half_up(self.std, digits)}"
         if len(self.values) < len(self.runs):
             return f"{number} ({len(self.values)} of {len(self.runs)}; {self._others()})"
         return f"{number} ({len(self.runs)})" if len(self.runs) > 1 else number
@@ -88,18 +109,23 @@ def _state_words(state: str, runs: Sequence[Run]) -> str:
     return f"{state} {', '.join(run.detail for run in runs if run.state == state)}"
 
 
-def summarise(runs: Sequence[Run], statistics: str | None = None) -> Summary:
+def summarise(runs: Sequence[Run], statistics: str | None = None, epoch: str = "final") -> Summary:
     """Gather the seeds of one cell; the numbers are those under ``statistics``, by default each
     run's own choice for Table 2. Runs that were evaluated without ``statistics`` are left out.
+    ``epoch``: as :func:`~sn_imagenet.reporting.curves.top1_of_epochs` has it.
 
     Seeds of different experiments are not averaged: ``conflict`` then says what differs.
     """
     if statistics:
         runs = [run for run in runs if run.state != FINISHED or statistics in run.evaluations]
     conflict = _conflict(runs)
-    values = [run.top1(statistics) for run in runs]
-    numbers = () if conflict else tuple(v for v in values if v is not None)
-    return Summary(tuple(runs), numbers, conflict)
+    values = [run.top1(statistics) if statistics else top1_of_epochs(run, epoch) for run in runs]
+    numbered = [(v, run) for v, run in zip(values, runs, strict=True) if v is not None]
+    if conflict:
+        numbered = []
+    return Summary(
+        tuple(runs), tuple(v for v, _ in numbered), conflict, tuple(run for _, run in numbered)
+    )
 
 
 def by_cell(runs: Iterable[Run]) -> dict[Cell, list[Run]]:

@@ -96,20 +96,29 @@ def top1_of_epochs(run: Run, choice: str) -> float | None:
     """A run's top-1 under its own statistics, by ``choice``: ``final`` (its evaluation),
     ``best`` of its epochs, or ``median5``, the median of the last five.
 
-    None where the run has no final number, or its epochs were not validated under the statistics
-    that stand for it.
-
-    Raises:
-        UserError: as :func:`read_epochs`.
+    None where the run has no final number, or :func:`why_no_epochs` says why.
     """
     final = run.top1()
-    if choice == "final" or final is None:
-        return final
+    if choice == "final" or final is None or why_no_epochs(run):
+        return final if choice == "final" else None
     curve = [e.validation.get(run.statistics) for e in read_epochs(run)]
     values = [value for value in curve if value is not None]
-    if not values:
-        return None
     return max(values) if choice == "best" else median(values[-5:])
+
+
+def why_no_epochs(run: Run) -> str:
+    """Why no top-1 of an epoch stands for ``run``: unreadable metrics, or epochs that were not
+    validated under its statistics; empty if one does."""
+    try:
+        epochs = read_epochs(run)
+    except UserError as error:
+        return str(error)
+    if any(run.statistics in epoch.validation for epoch in epochs):
+        return ""
+    return (
+        f"{run.path}: none of its {len(epochs)} epochs was validated under {run.statistics}, which "
+        "stands for the run; it has a final number only"
+    )
 
 
 def mean_weights(epoch: Epoch, stage: str = "") -> dict[str, dict[str, float]]:

@@ -7,6 +7,10 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+
+from sn_imagenet.errors import UserError
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -39,18 +43,28 @@ _LATEX = {
     "ᵇ": r"\textsuperscript{b}",
     "ᶜ": r"\textsuperscript{c}",
     "ᵈ": r"\textsuperscript{d}",
+    "[": "{[}",  # a row that begins with one would be an argument of the line break before it
+    "]": "{]}",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
+    "§": r"\S{}",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
 }
 FOOTNOTES = "ᵃᵇᶜᵈ"
 
 
 @dataclass(frozen=True)
 class Row:
-    """``indent`` for a row that belongs to the one above, ``rule`` for a line above it."""
+    """``indent`` for a row that belongs to the one above, ``rule`` for a line above it, ``bold``
+    for the columns to stand out. ``runs``: for each cell the folders behind it, for links."""
 
     label: str
     cells: tuple[str, ...]
     indent: bool = False
     rule: bool = False
+    bold: frozenset[int] = frozenset()
+    runs: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,11 +77,16 @@ class Grid:
     notes: tuple[str, ...] = ()
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
+def markdown_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "", *, escape: bool = True
+) -> str:
     """A GitHub table with its columns padded, so that it reads well in a terminal too.
-    ``align``: one of ``l``, ``r`` for each column, all ``l`` by default."""
+    ``align``: one of ``l``, ``r`` for each column, all ``l`` by default. The cells are plain text
+    unless ``escape`` is False: then they are Markdown."""
     align = align or "l" * len(header)
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    escaped = [
+        [markdown_escape(cell) if escape else cell for cell in row] for row in (header, *rows)
+    ]
     widths = [max(3, *(len(row[i]) for row in escaped)) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -86,16 +105,51 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], align: 
 
 def grid_markdown(grid: Grid) -> str:
     """``grid`` without its caption, its notes as a list."""
-    rows = [[f"– {row.label}" if row.indent else row.label, *row.cells] for row in grid.rows]
-    table = markdown_table(["", *grid.columns], rows, "l" + "r" * len(grid.columns))
-    return "\n".join([table, *(["", *(f"- {note}" for note in grid.notes)] if grid.notes else [])])
+    rows = []
+    for row in grid.rows:
+        cells = [
+            f"**{markdown_escape(cell)}**" if i in row.bold else markdown_escape(cell)
+            for i, cell in enumerate(row.cells)
+        ]
+        rows.append([("– " if row.indent else "") + markdown_escape(row.label), *cells])
+    header = ["", *map(markdown_escape, grid.columns)]
+    table = markdown_table(header, rows, "l" + "r" * len(grid.columns), escape=False)
+    notes = [f"- {markdown_escape(note)}" for note in grid.notes]
+    return "\n".join([table, *(["", *notes] if notes else [])])
+
+
+def markdown_escape(text: str) -> str:
+    """``text`` as GitHub's Markdown shows it literally, within a line: no emphasis, code, link,
+    HTML or cell of its own. An underscore inside a word is none of these and stays."""
+    text = re.sub(r"([\\`*|])", r"\\\1", plain(text))
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
+    text = re.sub(r"\[(?=[^\[\]]*\][(\[:])", r"\\[", text)
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", text)
+    return text.replace("<", "&lt;")
+
+
+def code_span(text: str) -> str:
+    """``text`` as code within a line of Markdown."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * (longest + 1)
+    space = " " * bool(longest)
+    return f"{fence}{space}{plain(text)}{space}{fence}"
+
+
+def half_up(value: float, digits: int) -> Decimal:
+    """``value`` rounded as by hand, 75.25 to 75.3; beyond nine digits a float's own error lies."""
+    exact = Decimal(f"{value:.9f}")
+    return exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP) + 0  # + 0: no negative zero
 
 
 def latex_escape(text: str) -> str:
     """``text`` with everything escaped that LaTeX would read as a command, and with a minus
-    before a number instead of a hyphen."""
-    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
-    return "".join(_LATEX.get(character, character) for character in text)
+    before a number instead of a hyphen. A character that LaTeX has not is named by its code."""
+    text = re.sub(r"(?<![\w.])-(?=\d)", "−", plain(text))
+    return "".join(
+        _LATEX.get(character) or (character if character.isascii() else f"U+{ord(character):04X}")
+        for character in text
+    )
 
 
 def grid_latex(grid: Grid) -> str:
@@ -105,7 +159,11 @@ def grid_latex(grid: Grid) -> str:
         if row.rule:
             lines.append(r"\midrule")
         label = (r"\quad " if row.indent else "") + latex_escape(row.label)
-        lines.append(" & ".join([label, *map(latex_escape, row.cells)]) + r" \\")
+        cells = [
+            rf"\textbf{{{latex_escape(cell)}}}" if i in row.bold else latex_escape(cell)
+            for i, cell in enumerate(row.cells)
+        ]
+        lines.append(" & ".join([label, *cells]) + r" \\")
     # Nine settings with standard deviations are wider than a page.
     wide = len(grid.columns) > 5
     return "\n".join(
@@ -134,9 +192,45 @@ def plain(text: str) -> str:
 
 
 def csv_text(rows: Sequence[dict[str, object]]) -> str:
-    """``rows`` with a header line; None is an empty field. At least one row."""
+    """``rows`` with a header line; None is an empty field. At least one row. Text that a
+    spreadsheet would run as a formula gets an apostrophe before it."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow({key: _no_formula(value) for key, value in row.items()})
     return buffer.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return value
+
+
+def write_atomically(file: Path, write: Callable[[Path], None]) -> Path:
+    """Have ``write`` fill a temporary file beside ``file``, then rename it; returns ``file``.
+
+    Raises:
+        UserError: the disk is full, read-only, or the folder cannot be made; names ``file``.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+    return file
+
+
+def write_text(file: Path, text: str) -> Path:
+    """Write ``text`` as UTF-8, atomically; errors as :func:`write_atomically`."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    return write_atomically(file, write)

@@ -9,22 +9,20 @@ from typing import Any
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import MISSING, method_label, statistics_label
+from sn_imagenet.reporting.curves import EPOCH_CHOICES
 from sn_imagenet.reporting.paper import read_paper
-from sn_imagenet.reporting.render import markdown_table
+from sn_imagenet.reporting.render import half_up, markdown_table, write_text
+from sn_imagenet.reporting.runs import FINISHED, Run, Setting, find_runs, run_from_result
 from sn_imagenet.reporting.table1 import Count, read_table1, table1
-from sn_imagenet.reporting.table2 import Document, Report, table2
-from sn_imagenet.runs import (
-    FINISHED,
-    NOT_EVALUATED,
-    Run,
-    Setting,
-    find_runs,
-    run_from_result,
-    write_text,
-)
+from sn_imagenet.reporting.table2 import averages, methods, table2
+from sn_imagenet.reporting.task import Document, Report
 
 # A new table of runs is one function and one line here. Table 1 is of the modules instead.
-RUN_TABLES: dict[str, Callable[[Report], Document]] = {"table2": table2}
+RUN_TABLES: dict[str, Callable[[Report], Document]] = {
+    "table2": table2,
+    "methods": methods,
+    "averages": averages,
+}
 TABLES = ("table1", *RUN_TABLES)
 
 
@@ -46,25 +44,30 @@ def write_tables(
     only: Sequence[str] | None = None,
     settings: Sequence[str] | None = None,
     count: Count | None = None,
+    epoch: str = "final",
 ) -> Written:
-    """Make the tables ``only`` (default: all) of :data:`TABLES` and write ``<out>/<table>.md``,
-    ``.tex`` and ``.csv``.
+    """Make the tables ``only`` of :data:`TABLES` (default: Tables 1 and 2) and write
+    ``<out>/<table>.md``, ``.tex`` and ``.csv``.
 
-    Table 1 needs no runs; it is left out of "all" without ``count``, and shown in the summary only
-    where it was asked for, since it is always the same.
+    Table 1 needs no runs; by default it is left out without ``count``, and shown in the summary
+    only where it was asked for, since it is always the same.
 
     Args:
         runs_dir: the runs below it are what the other tables are made of.
         settings: restricts and orders the columns: names such as ``8x32``.
-        count: counts the modules, :func:`sn_imagenet.benchmark.census.census`; for Table 1 only.
+        epoch: which number of a run counts, one of
+            :data:`~sn_imagenet.reporting.curves.EPOCH_CHOICES`.
+        count: counts the modules, :func:`sn_imagenet.norms.census.census`; called for Table 1 only.
 
     Raises:
         UserError: no runs, an unknown table or setting, a file that cannot be read or written.
     """
-    names = list(only or (TABLES if count else RUN_TABLES))
+    names = list(only or ("table1", "table2")[0 if count else 1 :])
     for name in names:
         if name not in TABLES:
             raise UserError(f"table '{name}': expected one of {', '.join(TABLES)}")
+    if epoch not in EPOCH_CHOICES:
+        raise UserError(f"epoch '{epoch}': expected one of {', '.join(EPOCH_CHOICES)}")
     columns = list(dict.fromkeys(Setting.parse(name) for name in settings)) if settings else None
     paper = read_paper(paper_file)
     runs: list[Run] = []
@@ -77,13 +80,13 @@ def write_tables(
     documents: dict[str, Document] = {}
     for name in names:
         if name in RUN_TABLES:
-            document = RUN_TABLES[name](Report(runs, runs_dir, paper, columns))
+            document = RUN_TABLES[name](Report(runs, runs_dir, paper, columns, epoch))
         elif count is not None:
             document = table1(count(), read_table1(paper_file))
         else:
             raise UserError(f"table '{name}': needs the modules to count, and got none")
         documents[name] = document
-        warnings += document.warnings
+        warnings += [line for line in document.warnings if line not in warnings]
         paths += [
             write_text(out / f"{name}.md", document.markdown, "--out"),
             write_text(out / f"{name}.tex", document.latex, "--out"),
@@ -120,8 +123,8 @@ def top1_table(results: Sequence[dict[str, Any]]) -> str:
                 [
                     *what,
                     statistics_label(name),
-                    f"{numbers['top1']:.2f}",
-                    MISSING if top5 is None else f"{top5:.2f}",
+                    str(half_up(numbers["top1"], 2)),
+                    MISSING if top5 is None else str(half_up(top5, 2)),
                     f"{numbers.get('top1_correct')}/{numbers.get('seen')}",
                 ]
             )

@@ -36,7 +36,7 @@ def rows_of(markdown: str, heading: str) -> list[list[str]]:
     for line in lines[start:]:
         if not line.startswith("|"):
             break
-        table.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+        table.append([cell.strip(" *") for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
     return [table[0], *table[2:]]
 
 
@@ -140,7 +140,7 @@ def test_every_state_is_shown_as_such(tmp_path: Path) -> None:
     write_run(runs, mixed, result(mixed, status="diverged"))
     written = make(tmp_path, settings=["8x8", "8x2", "8x1"])
     table = {row[0]: row[1:] for row in rows_of(written.markdown, "## digits")}
-    assert table["BN"] == ["—", "91.2 ± 0.4 (2 of 3; 1 diverged)", "diverged (2)"]
+    assert table["BN"] == ["—", "91.3 ± 0.4 (2 of 3; 1 diverged)", "diverged (2)"]
     assert table["GN"] == ["—", "running 3/10", "interrupted 3/10"]
     assert table["SN"] == ["1 running 3/10, 1 diverged", "failed", "unreadable"]
     assert len(written.warnings) == 1

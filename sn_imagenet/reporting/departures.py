@@ -1,0 +1,90 @@
+"""Departures from the paper's protocol, as the runs recorded them, gathered over runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sn_imagenet.reporting.cells import method_label
+from sn_imagenet.reporting.runs import Run, in_paper_order
+
+LEARNING_RATE = "initial learning rate"
+_PAPERS_BATCH = 256  # of (8,32), for which the paper's learning rate holds
+_NAMED_CELLS = 4
+
+
+@dataclass(frozen=True)
+class Departure:
+    """One item of the protocol, what the paper says, what ``runs`` of ``total`` did instead."""
+
+    item: str
+    paper: str
+    ours: str
+    runs: tuple[Run, ...]
+    total: int
+
+    @property
+    def of_all(self) -> bool:
+        """Whether all runs depart in this same way."""
+        return len(self.runs) == self.total
+
+    @property
+    def which(self) -> str:
+        """``all 9``, or ``3 of 9: BN (8,1), GN (8,1), SN (8,1)``."""
+        if self.of_all:
+            return f"all {self.total}" if self.total > 1 else "the only one"
+        cells = list(dict.fromkeys((run.cell.norm, run.cell.setting) for run in self.runs))
+        names = [f"{method_label(norm)} {setting}" for norm, setting in cells[:_NAMED_CELLS]]
+        if len(cells) > _NAMED_CELLS:
+            names.append(f"{len(cells) - _NAMED_CELLS} more cells")
+        return f"{len(self.runs)} of {self.total}: {', '.join(names)}"
+
+
+def gather_departures(runs: Sequence[Run]) -> list[Departure]:
+    """The departures of the runs that have ended, those of all runs first. A learning rate that
+    is the base rate x batch / 256 in every run is one rule (linear scaling), not one departure per
+    setting."""
+    ended = [run for run in runs if run.evaluations or run.departures]
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in ended:
+        for departure in dict.fromkeys(run.departures):
+            groups.setdefault(departure, []).append(run)
+    rates = [group for group in groups if group[0] == LEARNING_RATE]
+    scaled = {run: _linear_scaling(run) for run in ended}
+    bases = set(scaled.values())
+    if rates and None not in bases and len(bases) == 1:
+        settings = in_paper_order({run.cell.setting for run in ended})
+        ours = {run.cell.setting: d[2] for run in ended for d in run.departures if d in rates}
+        values = ", ".join(f"{ours.get(s, rates[0][1])} at {s}" for s in settings)
+        base = bases.pop()
+        for group in rates:
+            del groups[group]
+        groups[LEARNING_RATE, rates[0][1], f"{base:g} x batch / {_PAPERS_BATCH}: {values}"] = ended
+    found = [Departure(*key, tuple(group), len(ended)) for key, group in groups.items()]
+    return sorted(found, key=lambda departure: not departure.of_all)
+
+
+def _linear_scaling(run: Run) -> float | None:
+    """The base rate that linear scaling gave this run's learning rate, None if it is no such."""
+    papers = {d[0]: (d[1], d[2]) for d in run.departures}
+    setting = run.cell.setting
+    scale = setting.gpus * setting.samples_per_gpu / _PAPERS_BATCH
+    try:
+        base = float(run.config["protocol"]["base_lr"])
+        rate = float(papers[LEARNING_RATE][1]) if LEARNING_RATE in papers else base
+    except (KeyError, TypeError, ValueError):
+        return None
+    return base if abs(rate - base * scale) <= 1e-9 * base else None
+
+
+def departure_notes(runs: Sequence[Run]) -> list[str]:
+    """What stands below a table in every format: one line for what all runs have in common, one
+    for each departure of some."""
+    found = gather_departures(runs)
+    alike = [f"{d.item}: {d.ours} (paper: {d.paper})" for d in found if d.of_all]
+    notes = [f"Departures of all runs from the paper: {'; '.join(alike)}."] if alike else []
+    return notes + [
+        f"Departure of {d.which}: {d.item}: {d.ours} (paper: {d.paper})."
+        for d in found
+        if not d.of_all
+    ]
