@@ -1,4 +1,4 @@
-"""Make Figs. 3 and 4 from a folder of runs: python scripts/make_figures.py --runs runs --out DIR"""
+"""Make the figures from a folder of runs: python scripts/make_figures.py --runs runs --out DIR"""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.figures import write_figures
+from sn_imagenet.reporting.figures.files import write_figures
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Make Figs. 3 and 4 from a folder of runs.")
+    parser = argparse.ArgumentParser(description="Make the figures from a folder of runs.")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="folder of runs, searched; default runs"
     )

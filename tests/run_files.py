@@ -161,3 +161,53 @@ def finished(root: Path, top1: float, other_top1: float | None = None, **cell: A
     """Shorthand: a finished run of ``cell`` (arguments of :func:`config`)."""
     settings = config(**cell)
     return write_run(root, settings, result(settings, top1, other_top1))
+
+
+def epoch_rows(
+    settings: dict[str, Any], epochs: int, calibrated: bool = False, tops: float = 90.0
+) -> str:
+    """The rows of ``metrics.jsonl`` after ``epochs`` epochs: a curve that comes near ``tops``."""
+    norm, samples = settings["norm"], settings["batch"]["samples_per_gpu"]
+    omega = norm["args"].get("omega")
+    statistics = "sample" if norm["test_statistics"] == "sample" else "moving_average"
+    draw = random.Random(f"{norm['name']} {samples} {settings['seed']}")
+    rows: list[dict[str, Any]] = []
+    for epoch in range(1, epochs + 1):
+        top1 = tops * (1 - 0.7**epoch)
+        train = {"kind": "train", "epoch": epoch, "step": 10 * epoch, "steps": 10}
+        rows.append({**train, "top1": top1 - 6 + draw.random()})
+        row: dict[str, Any] = {
+            "kind": "epoch",
+            "epoch": epoch,
+            "epochs": settings["trainer"]["epochs"],
+            "val": {"top1": top1 - draw.uniform(0, 8), "statistics": statistics},
+        }
+        if calibrated and norm["test_statistics"] == "batch_average":
+            row["calibrated"] = {"top1": top1 - draw.uniform(0, 1)}
+        if omega:
+            row["importance_weights"] = {
+                layer["name"]: {kind: layer[kind] for kind in ("mean", "variance")}
+                for layer in weights(omega, settings["seed"] + 100 * epoch, (1, 1, 1, 1))
+            }
+        rows.append(row)
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def sweep(
+    root: Path, batches: tuple[str, ...], seeds: int = 3, half: bool = False, epochs: int = 10
+) -> None:
+    """BN, GN and SN in ``batches``; ``half``: some cells are missing, interrupted or diverged."""
+    for column, batch in enumerate(batches):
+        samples = int(batch.split("x")[1])
+        for norm in ("bn", "gn", "sn"):
+            for seed in range(seeds):
+                top1 = {"bn": 92 - 30 / samples, "gn": 88.0, "sn": 91 - 6 / samples}[norm]
+                top1 = round(4 * (top1 + (seed - 1) * 0.75)) / 4
+                settings = config(norm, batch, seed)
+                rows = epoch_rows(settings, epochs, True, top1)
+                if not half or (column + seed) % 3 == 0:
+                    write_run(root, settings, result(settings, top1, top1 - 0.5), metrics=rows)
+                elif (column + seed) % 3 == 1 and norm != "gn":
+                    write_run(root, settings, metrics=epoch_rows(settings, 4, True, top1))
+                elif norm == "bn":
+                    write_run(root, settings, result(settings, status="diverged"), metrics=rows)

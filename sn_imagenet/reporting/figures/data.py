@@ -1,0 +1,76 @@
+"""What the figures of one task are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.cells import Summary, by_cell, method_label, summarise
+from sn_imagenet.reporting.curves import Epoch, read_epochs
+from sn_imagenet.reporting.runs import Run, Setting, in_paper_order
+
+_ORDER = ("bn", "gn", "sn")
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """The sound cells of one data set and network by (norm, setting), and the epochs of each of
+    their seeds, finished or not."""
+
+    cells: dict[tuple[str, Setting], Summary]
+    curves: dict[tuple[str, Setting], list[list[Epoch]]]
+
+    @property
+    def norms(self) -> list[str]:
+        """BN, GN, SN, as the paper has them, then the others."""
+        found = {norm for norm, _setting in self.cells}
+        return [n for n in _ORDER if n in found] + sorted(found - set(_ORDER))
+
+    @property
+    def settings(self) -> list[Setting]:
+        """In the paper's order."""
+        return in_paper_order({setting for _norm, setting in self.cells})
+
+    def cell(self, norm: str, setting: Setting) -> Summary:
+        """The seeds of a cell, none where it was not run."""
+        return self.cells.get((norm, setting), Summary((), ()))
+
+    def validation(self, norm: str, setting: Setting) -> Callable[[Epoch], float | None]:
+        """Top-1 of an epoch under the statistics that stand for the cell where every seed was
+        validated under them, else under those of every epoch."""
+        used = {run.statistics for run in self.cell(norm, setting).runs}
+        name = used.pop() if len(used) == 1 else ""
+        curves = self.curves.get((norm, setting), [])
+        judged = all(any(name in epoch.validation for epoch in curve) for curve in curves if curve)
+
+        def of_epoch(epoch: Epoch) -> float | None:
+            if judged:
+                return epoch.validation.get(name)
+            return next(iter(epoch.validation.values()), None)
+
+        return of_epoch
+
+
+def gather(runs: Sequence[Run]) -> tuple[FigureData, list[str]]:
+    """The runs of one task for drawing, and one line for each cell or run that is left out."""
+    cells: dict[tuple[str, Setting], Summary] = {}
+    curves: dict[tuple[str, Setting], list[list[Epoch]]] = {}
+    warnings: list[str] = []
+    for cell, seeds in by_cell(runs).items():
+        summary = summarise(seeds)
+        key = (cell.norm, cell.setting)
+        if summary.conflict:
+            warnings.append(
+                f"{cell.data}, {cell.model}, {method_label(cell.norm)} {cell.setting}: not drawn, "
+                f"the runs are not seeds of one experiment: {summary.conflict}: "
+                + ", ".join(str(run.path) for run in seeds)
+            )
+            continue
+        cells[key], curves[key] = summary, []
+        for run in seeds:
+            try:
+                curves[key].append(read_epochs(run))
+            except UserError as error:
+                warnings.append(str(error))
+    return FigureData(cells, curves), warnings

@@ -1,0 +1,86 @@
+"""Fig. 3: the importance weights of every SN layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from sn_imagenet.reporting.cells import method_label
+from sn_imagenet.reporting.figures.style import COLOURS, PAGE
+from sn_imagenet.reporting.figures.weights import KINDS, MEMBERS, SettingWeights
+from sn_imagenet.reporting.runs import LayerWeights
+
+
+def draw_figure3(settings: Sequence[SettingWeights]) -> Figure:
+    """Fig. 3: one row per setting, panels for μ and σ; a bar per SN layer, stacked to 1.
+
+    As in the paper, layers after 3x3 convolutions are shaded and outlined, those in shortcuts
+    carry a ■, those after 1x1 convolutions are flat.
+    """
+    height = 1.25 * len(settings) + 0.75
+    figure = Figure(figsize=(PAGE, height))
+    panels = figure.subplots(len(settings), 2, squeeze=False)
+    for row, weights in zip(panels, settings, strict=True):
+        for axes, (kind, symbol) in zip(row, KINDS, strict=True):
+            _stack(axes, weights.layers, kind)
+            seeds = f", mean of {weights.seeds} seeds" if weights.seeds > 1 else ""
+            axes.set_title(f"{weights.setting}: {symbol}{seeds}", pad=7)
+    members = [m for m in MEMBERS if any(m in w.layers[0].mean for w in settings)]
+    handles: list[Patch | Line2D] = [
+        Patch(facecolor=COLOURS[m], label=method_label(m)) for m in members
+    ]
+    handles.append(Patch(facecolor="0.45", edgecolor="black", label="after 3×3 conv (shaded)"))
+    handles.append(Patch(facecolor="0.8", label="after 1×1 conv (flat)"))
+    handles.append(Line2D([], [], marker="s", ls="", color="black", ms=4, label="in a shortcut"))
+    if any(layer.place == "7x7" for layer in settings[0].layers):
+        handles.append(
+            Patch(facecolor="0.8", edgecolor="black", hatch="////", label="after 7×7 conv")
+        )
+    figure.legend(handles=handles, loc="upper center", ncols=(len(handles) + 1) // 2)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.42 / height), h_pad=1.2, w_pad=1.5)
+    return figure
+
+
+def _stack(axes: Axes, layers: Sequence[LayerWeights], kind: str) -> None:
+    positions = range(len(layers))
+    bottom = [0.0] * len(layers)
+    for member in MEMBERS:
+        heights = [getattr(layer, kind).get(member, 0.0) for layer in layers]
+        if not any(member in getattr(layer, kind) for layer in layers):
+            continue
+        bars = axes.bar(positions, heights, 0.84, bottom, color=COLOURS[member], label=member)
+        _mark_places(bars, layers, COLOURS[member])
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    shortcuts = [i for i, layer in enumerate(layers) if layer.place == "shortcut"]
+    axes.plot(shortcuts, [1.05] * len(shortcuts), "s", color="black", ms=2.2, clip_on=False)
+    stages = [layer.stage for layer in layers]
+    starts = [i for i in positions if i == 0 or stages[i] != stages[i - 1]]
+    for start, end in zip(starts, [*starts[1:], len(layers)], strict=True):
+        if start:
+            axes.axvline(start - 0.5, color="black", lw=0.8, ls=(0, (4, 3)))
+        axes.text(
+            (start + end - 1) / 2,
+            -0.06,
+            stages[start],
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            va="top",
+            fontsize=7.5,
+        )
+    axes.set(xlim=(-0.7, len(layers) - 0.3), ylim=(0, 1.1), xticks=[], yticks=[0, 0.5, 1])
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _mark_places(bars: BarContainer, layers: Sequence[LayerWeights], colour: str) -> None:
+    for bar, layer in zip(bars, layers, strict=True):
+        if layer.place == "3x3":
+            red, green, blue = to_rgb(colour)
+            bar.set(facecolor=(0.68 * red, 0.68 * green, 0.68 * blue), edgecolor="black", lw=0.4)
+        elif layer.place == "7x7":
+            bar.set(hatch="////", edgecolor="black", lw=0.4)

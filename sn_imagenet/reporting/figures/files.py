@@ -1,0 +1,125 @@
+"""Every figure that the project knows, from a folder of runs to PNG and PDF."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.figures.data import FigureData, gather
+from sn_imagenet.reporting.figures.figure1 import draw_figure1
+from sn_imagenet.reporting.figures.figure2 import draw_figure2
+from sn_imagenet.reporting.figures.figure3 import draw_figure3
+from sn_imagenet.reporting.figures.figure4 import draw_figure4
+from sn_imagenet.reporting.figures.figure8 import draw_figure8
+from sn_imagenet.reporting.figures.style import STYLE, save
+from sn_imagenet.reporting.figures.weights import gather_weights, of_one_setting
+from sn_imagenet.reporting.figures.weights_over_training import draw_weights_over_training
+from sn_imagenet.reporting.runs import FINISHED, Run, find_runs, run_from_result
+
+# Drawn once for a task; what is missing where the function returns None.
+FIGURES: dict[str, tuple[Callable[[FigureData], Figure | None], str]] = {
+    "fig1": (draw_figure1, "no finished run"),
+    "fig2": (draw_figure2, "no run has finished an epoch"),
+    "fig8": (draw_figure8, "no SN run was calibrated during training (calibration.every=)"),
+    "weights": (draw_weights_over_training, "no SN run has finished an epoch"),
+}
+NO_WEIGHTS = "no finished SN run with importance weights"
+
+
+class Drawn(NamedTuple):
+    """The files written, and one line for each thing that could not be drawn."""
+
+    paths: list[Path]
+    warnings: list[str]
+
+
+class Named(NamedTuple):
+    """A figure and the stem of its file's name; ``why_not`` where there is none."""
+
+    name: str
+    figure: Figure | None
+    why_not: str = ""
+
+
+def plot_run(result: dict[str, Any], out_dir: Path) -> list[Path]:
+    """Figs. 3 and 4 of one run: ``fig3.png``, ``fig3.pdf``, ``fig4.png``, ``fig4.pdf`` in
+    ``out_dir``. Nothing is written for a run without importance weights.
+
+    Args:
+        result: contents of ``result.json``.
+
+    Raises:
+        UserError: the result is malformed, or a file cannot be written.
+    """
+    run = run_from_result(result, out_dir)
+    if run.state != FINISHED or not run.weights:
+        return []
+    with rc_context(STYLE):
+        weights = gather_weights([run])
+        return save(draw_figure3(weights), out_dir / "fig3") + save(
+            draw_figure4(weights), out_dir / "fig4"
+        )
+
+
+def write_figures(runs_dir: Path, out: Path) -> Drawn:
+    """Every figure for every (data, model) below ``runs_dir``: ``fig1.png`` etc. where there is one
+    such task, else ``fig1_<data>_<model>.png``; Figs. 3 and 4 with ``_<norm>`` appended for a
+    switchable normaliser other than ``sn``.
+
+    Raises:
+        UserError: no runs at all, or a file that cannot be written.
+    """
+    runs, warnings = find_runs(runs_dir)
+    tasks: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        tasks.setdefault((run.cell.data, run.cell.model), []).append(run)
+    paths: list[Path] = []
+    for task, of_task in sorted(tasks.items()):
+        suffix = "" if len(tasks) == 1 else re.sub(r"[^\w.-]", "-", f"_{task[0]}_{task[1]}")
+        with rc_context(STYLE):
+            for name, figure, why_not in draw_task(of_task, warnings):
+                if figure is None:
+                    warnings.append(f"{', '.join(task)}: no {name}: {why_not}")
+                    continue
+                head, _, norm = name.partition("_")
+                paths += save(figure, out / f"{head}{suffix}{'_' * bool(norm)}{norm}")
+    return Drawn(paths, warnings)
+
+
+def draw_task(runs: Sequence[Run], warnings: list[str]) -> Iterator[Named]:
+    """The figures of one task; what cannot be drawn of it is added to ``warnings``."""
+    data, left_out = gather(runs)
+    warnings += left_out
+    for name, (draw, why_not) in FIGURES.items():
+        yield Named(name, draw(data), why_not)
+    switchable = sorted({r.cell.norm for r in runs if r.state == FINISHED and r.weights})
+    if not switchable:
+        yield Named("fig3 and fig4", None, NO_WEIGHTS)
+    for norm in switchable:
+        weights = gather_weights(_sound(data, norm, warnings))
+        if weights:
+            end = "" if norm == "sn" else "_" + re.sub(r"[^\w.-]", "-", norm)
+            yield Named(f"fig3{end}", draw_figure3(weights))
+            yield Named(f"fig4{end}", draw_figure4(weights))
+
+
+def _sound(data: FigureData, norm: str, warnings: list[str]) -> list[Run]:
+    """The runs of a normaliser whose cells have the same layers and members in every seed."""
+    sound: list[Run] = []
+    for (of_cell, _setting), cell in data.cells.items():
+        drawable = [run for run in cell.runs if run.state == FINISHED and run.weights]
+        if of_cell != norm or not drawable:
+            continue
+        try:
+            of_one_setting(drawable)
+        except UserError as error:
+            warnings.append(str(error))
+        else:
+            sound += drawable
+    return sound

@@ -1,0 +1,74 @@
+"""What the figures have in common: colours and marks, sizes for a two-column paper, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sn_imagenet.reporting.render import write_atomically
+
+DPI = 200
+COLUMN, PAGE = 3.5, 7.1  # inches: the widths of a column and of a page of two
+# Okabe and Ito's colours, told apart with any colour vision; the paper's green and red bars of
+# Fig. 4 are BN and LN.
+COLOURS = {"in": "#0072B2", "ln": "#D55E00", "bn": "#009E73", "gn": "#CC79A7"}
+METHOD_COLOURS = {"bn": "#009E73", "gn": "#CC79A7", "sn": "#D55E00", "in": "#0072B2"}
+_OTHER_COLOURS = ("#56B4E9", "#E69F00", "#000000", "#F0E442")
+_MARKERS = {"bn": "s", "gn": "^", "sn": "o", "in": "D", "ln": "v", "brn": "P"}
+# For a family of curves that has an order: dark to light, in print as well.
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+STYLE = {
+    "font.size": 8.0,
+    "axes.labelsize": 8.0,
+    "axes.titlesize": 8.5,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.fonttype": "none",
+}
+
+
+def method_style(norm: str, others: list[str]) -> dict[str, str]:
+    """Colour and mark of a method; ``others``: the methods drawn that have none of their own."""
+    if norm in METHOD_COLOURS:
+        colour = METHOD_COLOURS[norm]
+    else:
+        colour = _OTHER_COLOURS[others.index(norm) % len(_OTHER_COLOURS)]
+    return {"color": colour, "marker": _MARKERS.get(norm, "X")}
+
+
+def unstyled(norms: list[str]) -> list[str]:
+    """Those without a colour of their own."""
+    return [norm for norm in norms if norm not in METHOD_COLOURS]
+
+
+def light_grid(axes: Axes) -> None:
+    """Horizontal lines to read values by."""
+    axes.grid(axis="y", color="0.88", lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def save(figure: Figure, path_stem: Path) -> list[Path]:
+    """Write ``<path_stem>.png`` (200 dpi) and ``.pdf``; equal runs give equal files.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+
+    def png(file: Path) -> None:
+        figure.savefig(file, format="png", dpi=DPI)
+
+    def pdf(file: Path) -> None:
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+
+    return [
+        write_atomically(path_stem.with_name(path_stem.name + ".png"), png),
+        write_atomically(path_stem.with_name(path_stem.name + ".pdf"), pdf),
+    ]

@@ -1,0 +1,77 @@
+"""The importance weights of SN runs by setting, for Figs. 3 and 4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.cells import by_cell, method_label, summarise
+from sn_imagenet.reporting.figures.style import COLOURS
+from sn_imagenet.reporting.runs import FINISHED, LayerWeights, Run, Setting, in_paper_order
+
+MEMBERS = tuple(COLOURS)
+KINDS = (("mean", "μ"), ("variance", "σ"))
+
+
+@dataclass(frozen=True)
+class SettingWeights:
+    """The importance weights of one setting, averaged over ``seeds`` runs, in network order;
+    ``of_seeds``: those of each run."""
+
+    setting: Setting
+    seeds: int
+    layers: tuple[LayerWeights, ...]
+    of_seeds: tuple[tuple[LayerWeights, ...], ...] = ()
+
+    def mean_over_layers(self, kind: str) -> dict[str, float]:
+        """Member of Omega to its weight averaged over all layers; ``kind``: mean, variance."""
+        return _over_layers(self.layers, kind)
+
+    def means_of_seeds(self, kind: str) -> list[dict[str, float]]:
+        """:meth:`mean_over_layers` of each run alone."""
+        return [_over_layers(layers, kind) for layers in self.of_seeds]
+
+
+def _over_layers(layers: Sequence[LayerWeights], kind: str) -> dict[str, float]:
+    members = getattr(layers[0], kind)
+    return {m: fmean(getattr(layer, kind)[m] for layer in layers) for m in members}
+
+
+def gather_weights(runs: Sequence[Run]) -> list[SettingWeights]:
+    """The finished runs' importance weights by setting, mean over seeds, in the paper's order.
+
+    Args:
+        runs: of one data set, network and normaliser; those without weights are passed over.
+
+    Raises:
+        UserError: the seeds of a setting are not of one experiment, or differ in their layers.
+    """
+    drawable = [run for run in runs if run.state == FINISHED and run.weights]
+    gathered = [of_one_setting(seeds) for seeds in by_cell(drawable).values()]
+    order = in_paper_order({weights.setting for weights in gathered})
+    return sorted(gathered, key=lambda weights: order.index(weights.setting))
+
+
+def of_one_setting(seeds: Sequence[Run]) -> SettingWeights:
+    cell = seeds[0].cell
+    conflict = summarise(seeds).conflict
+    shapes = {tuple((w.name, *sorted(w.mean)) for w in run.weights) for run in seeds}
+    if not conflict and len(shapes) > 1:
+        conflict = "their layers or members of Omega differ"
+    if conflict:
+        folders = ", ".join(str(run.path) for run in seeds)
+        raise UserError(
+            f"{cell.data}, {cell.model}, {method_label(cell.norm)} {cell.setting}: not drawn, the "
+            f"runs are not seeds of one experiment: {conflict}: {folders}"
+        )
+    layers = tuple(_average(layer) for layer in zip(*(run.weights for run in seeds), strict=True))
+    of_seeds = tuple(run.weights for run in seeds)
+    return SettingWeights(cell.setting, len(seeds), layers, of_seeds)
+
+
+def _average(layer: Sequence[LayerWeights]) -> LayerWeights:
+    mean = {m: fmean(w.mean[m] for w in layer) for m in layer[0].mean}
+    variance = {m: fmean(w.variance[m] for w in layer) for m in layer[0].variance}
+    return LayerWeights(layer[0].name, layer[0].stage, layer[0].place, mean, variance)

@@ -1,0 +1,68 @@
+"""The importance weights during training, by stage; the paper has no such figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from matplotlib.figure import Figure
+
+from sn_imagenet.reporting.cells import method_label
+from sn_imagenet.reporting.curves import Epoch, mean_weights, stage_of
+from sn_imagenet.reporting.figures.bands import draw_band
+from sn_imagenet.reporting.figures.data import FigureData
+from sn_imagenet.reporting.figures.style import COLOURS, PAGE, light_grid
+from sn_imagenet.reporting.figures.weights import KINDS, MEMBERS
+
+_SETTINGS = 3  # of many: the first, the middle one, the last
+
+
+def draw_weights_over_training(data: FigureData) -> Figure | None:
+    """Mean weight of each member of Omega over the layers of a stage against the epoch: a row per
+    setting and table (μ, σ), a column per stage; bands over seeds."""
+    settings = [
+        s
+        for s in data.settings
+        if any(epoch.weights for curve in data.curves.get(("sn", s), []) for epoch in curve)
+    ]
+    if not settings:
+        return None
+    if len(settings) > _SETTINGS:
+        settings = [settings[0], settings[len(settings) // 2], settings[-1]]
+    stages = sorted(
+        {
+            stage_of(layer)
+            for s in settings
+            for curve in data.curves["sn", s]
+            for epoch in curve
+            for layer in epoch.weights
+        }
+    )
+    rows = [(s, table, symbol) for s in settings for table, symbol in KINDS]
+    figure = Figure(figsize=(PAGE, 1.1 * len(rows) + 0.7))
+    panels = figure.subplots(len(rows), len(stages), squeeze=False, sharex="row", sharey=True)
+    for row, (setting, table, symbol) in zip(panels, rows, strict=True):
+        for axes, stage in zip(row, stages, strict=True):
+            light_grid(axes)
+            for member in MEMBERS:
+                draw_band(
+                    axes,
+                    data.curves["sn", setting],
+                    _weight(table, member, stage),
+                    method_label(member),
+                    color=COLOURS[member],
+                )
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        row[0].set_ylabel(f"{setting}, {symbol}")
+    for axes, stage in zip(panels[0], stages, strict=True):
+        axes.set_title(stage)
+    for axes in panels[-1]:
+        axes.set_xlabel("epoch")
+    panels[0][0].set_ylim(0, None)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=len(handles))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()), h_pad=0.4, w_pad=0.4)
+    return figure
+
+
+def _weight(table: str, member: str, stage: str) -> Callable[[Epoch], float | None]:
+    return lambda epoch: mean_weights(epoch, stage).get(table, {}).get(member)
