@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from run_files import config, finished, result, weights, write_run
+from run_files import config, finished, result, sweep, weights, write_run
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.figures import (
-    COLOURS,
-    draw_figure3,
-    draw_figure4,
-    figure3,
-    figure4,
-    gather_weights,
-    plot_run,
-    write_figures,
-)
-from sn_imagenet.runs import Run, Setting, find_runs
+from sn_imagenet.reporting.figures.data import gather
+from sn_imagenet.reporting.figures.figure1 import draw_figure1
+from sn_imagenet.reporting.figures.figure2 import draw_figure2
+from sn_imagenet.reporting.figures.figure3 import draw_figure3
+from sn_imagenet.reporting.figures.figure4 import draw_figure4
+from sn_imagenet.reporting.figures.figure8 import draw_figure8
+from sn_imagenet.reporting.figures.files import plot_run, write_figures
+from sn_imagenet.reporting.figures.style import COLOURS
+from sn_imagenet.reporting.figures.weights import gather_weights
+from sn_imagenet.reporting.runs import Run, Setting, find_runs
 
 PNG, PDF = b"\x89PNG", b"%PDF"
 
@@ -124,12 +123,44 @@ def test_files_of_one_run_and_of_a_small_network(tmp_path: Path) -> None:
 
 
 def test_same_runs_same_files(tmp_path: Path) -> None:
-    finished(tmp_path / "runs", 90.0, norm="sn")
-    runs = runs_of(tmp_path / "runs")
-    for draw in (figure3, figure4):
-        first, second = draw(runs, tmp_path / "a"), draw(runs, tmp_path / "b")
-        for one, other in zip(first, second, strict=True):
-            assert one.read_bytes() == other.read_bytes()
+    sweep(tmp_path / "runs", ("8x2",), seeds=1)
+    first, second = (write_figures(tmp_path / "runs", tmp_path / out) for out in "ab")
+    assert [path.stem for path in first.paths[::2]] == [
+        *("fig1", "fig2", "fig8", "weights", "fig3", "fig4")
+    ]
+    assert first.warnings == []
+    for one, other in zip(first.paths, second.paths, strict=True):
+        assert is_picture(one)
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_half_a_sweep_is_drawn_as_far_as_it_is(tmp_path: Path) -> None:
+    sweep(tmp_path, ("8x32", "8x2"), half=True)
+    data, warnings = gather(runs_of(tmp_path))
+    assert warnings == []
+    axes = draw_figure1(data).axes[0]
+    drawn = {bar.get_label(): bar.lines[0] for bar in axes.containers}
+    cells = {n: [data.cell(n, s).mean for s in data.settings] for n in data.norms}
+    for norm, means in cells.items():
+        shown = [mean for mean in means if mean is not None]
+        np.testing.assert_allclose(drawn[norm.upper()].get_ydata(), shown)
+    curves = draw_figure2(data).axes[0].lines
+    lengths = {len(line.get_xdata()) for line in curves}
+    assert lengths == {4}  # where one seed stopped
+    expected = np.mean(
+        [curve[3].validation["batch_average"] for curve in data.curves["sn", Setting(8, 32)]]
+    )
+    assert curves[0].get_ydata()[3] == pytest.approx(expected)
+    assert [axes.get_title() for axes in draw_figure8(data).axes] == ["(8,32)", "(8,2)"]
+
+
+def test_a_damaged_curve_is_told_and_hides_no_other(tmp_path: Path) -> None:
+    sweep(tmp_path, ("8x2",), seeds=1)
+    file = tmp_path / "digits/resnet50_mini/gn/8x2/seed0/metrics.jsonl"
+    file.write_text('{"kind": "epoch", "epoch": 1, "val": {"top1": 1e999}}\n')
+    data, (warning,) = gather(runs_of(tmp_path))
+    assert "gn/8x2/seed0/metrics.jsonl, line 1: not a row of a run's metrics" in warning
+    assert len(data.curves["bn", Setting(8, 2)][0]) == 10
 
 
 def test_nothing_to_plot(tmp_path: Path) -> None:
@@ -144,15 +175,14 @@ def test_one_pair_of_files_for_each_data_and_model(tmp_path: Path) -> None:
     finished(runs, 75.0, norm="sn", data="imagenet", model="resnet50")
     finished(runs, 90.0, norm="bn", data="cifar10")
     paths, warnings = write_figures(runs, tmp_path / "out")
-    assert {path.name for path in paths} == {
+    assert {path.name for path in paths if path.name.startswith(("fig3", "fig4"))} == {
         f"fig{i}_{pair}.{form}"
         for i in (3, 4)
         for pair in ("digits_resnet50_mini", "imagenet_resnet50")
         for form in ("png", "pdf")
     }
-    assert warnings == [
-        "cifar10, resnet50_mini: no finished SN run with importance weights, no figures"
-    ]
+    why = "no finished SN run with importance weights"
+    assert f"cifar10, resnet50_mini: no fig3 and fig4: {why}" in warnings
 
 
 def test_mixed_configs_are_left_out_with_a_warning(tmp_path: Path) -> None:
@@ -164,8 +194,9 @@ def test_mixed_configs_are_left_out_with_a_warning(tmp_path: Path) -> None:
     write_run(runs, other, result(other))
     with pytest.raises(UserError, match=r"SN \(8,2\): not drawn.*trainer\.epochs = 10 / 20"):
         gather_weights(runs_of(runs))
-    paths, (warning,) = write_figures(runs, tmp_path / "out")
-    assert len(paths) == 4
+    paths, warnings = write_figures(runs, tmp_path / "out")
+    assert {"fig1.png", "fig3.png", "fig4.pdf"} <= {path.name for path in paths}
+    (warning,) = [line for line in warnings if "not drawn" in line]
     assert "SN (8,2): not drawn" in warning
 
 

@@ -14,25 +14,29 @@ Curves = Sequence[Sequence[Epoch]]  # one per seed
 
 
 def draw_band(
-    axes: Axes, curves: Curves, value: Callable[[Epoch], float | None], label: str, **style: Any
-) -> bool:
+    axes: Axes,
+    curves: Curves,
+    value: Callable[[Epoch], float | None],
+    label: str,
+    *,
+    count: bool = True,
+    **style: Any,
+) -> None:
     """The mean over seeds against the epoch, and a band of one standard deviation. Only epochs
     that every seed has reached: a mean over those ahead would bend where one of them ends.
-
-    Returns:
-        Whether there was anything to draw.
+    ``count``: the label says how many seeds.
     """
     of_seeds = [
         {epoch.number: v for epoch in curve if (v := value(epoch)) is not None} for curve in curves
     ]
     of_seeds = [values for values in of_seeds if values]
     if not of_seeds:
-        return False
+        return
     epochs = sorted(set.intersection(*(set(values) for values in of_seeds)))
     means = [fmean(values[e] for values in of_seeds) for e in epochs]
-    seeds = f" ({len(of_seeds)} seeds)" if len(of_seeds) > 1 else ""
-    few = "o" if len(epochs) < 3 and "marker" not in style else style.pop("marker", "")
-    (line,) = axes.plot(epochs, means, label=label + seeds, marker=few, ms=3, **style)
+    seeds = f" ({len(of_seeds)} seeds)" if count and len(of_seeds) > 1 else ""
+    mark = "o" if len(epochs) < 3 else ""  # a line of one point shows nothing
+    (line,) = axes.plot(epochs, means, label=label + seeds, marker=mark, ms=3, **style)
     if len(of_seeds) > 1:
         spread = [stdev([values[e] for values in of_seeds]) for e in epochs]
         axes.fill_between(
@@ -43,4 +47,8 @@ def draw_band(
             alpha=0.18,
             lw=0,
         )
-    return bool(epochs)
+
+
+def under(statistics: str) -> Callable[[Epoch], float | None]:
+    """Reads an epoch's validation top-1 under ``statistics``."""
+    return lambda epoch: epoch.validation.get(statistics)

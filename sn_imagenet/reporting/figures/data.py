@@ -52,6 +52,12 @@ class FigureData:
         return of_epoch
 
 
+def a_few(settings: Sequence[Setting]) -> list[Setting]:
+    """The first, the middle one and the last, where a panel for each would be too many."""
+    chosen = (0, len(settings) // 2, len(settings) - 1)
+    return [settings[i] for i in dict.fromkeys(chosen)]
+
+
 def gather(runs: Sequence[Run]) -> tuple[FigureData, list[str]]:
     """The runs of one task for drawing, and one line for each cell or run that is left out."""
     cells: dict[tuple[str, Setting], Summary] = {}

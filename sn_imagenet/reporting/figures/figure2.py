@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.curves import Epoch
@@ -34,18 +35,18 @@ def draw_figure2(data: FigureData) -> Figure | None:
     pair = [
         p if p in settings else of_eight[i] for p, i in zip(PAPERS_SETTINGS, (-1, 0), strict=True)
     ]
-    figure = Figure(figsize=(PAGE, 2.5))
+    figure = Figure(figsize=(PAGE, 2.6))
     first, *rest = figure.subplots(1, 1 + len(dict.fromkeys(pair)))
     _settings(first, data, settings)
     for letter, axes, setting in zip("bc", rest, dict.fromkeys(pair), strict=False):
         _methods(axes, data, setting)
-        axes.set_title(f"({letter}) {setting}: validation, training dashed")
+        axes.set_title(f"({letter}) {setting}, dashed: training")
     for axes in (first, *rest):
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         light_grid(axes)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="lower right", fontsize=6.5)
+            axes.legend(loc="lower right", fontsize=6.5, ncols=2 if axes is first else 1)
     first.set_ylabel("top-1 (%)")
     figure.tight_layout(w_pad=0.8)
     return figure
@@ -56,8 +57,8 @@ def _settings(axes: Axes, data: FigureData, settings: list[Setting]) -> None:
     for i, setting in enumerate(settings):
         curves = data.curves.get((norm, setting), [])
         style = {"color": _ORDERED[i % 7], "ls": DASHES[i // 7 % 4]}
-        draw_band(axes, curves, data.validation(norm, setting), str(setting), **style)
-    axes.set_title(f"(a) {method_label(norm)}: validation")
+        draw_band(axes, curves, data.validation(norm, setting), str(setting), count=False, **style)
+    axes.set_title(f"(a) {method_label(norm)}, validation")
 
 
 def _methods(axes: Axes, data: FigureData, setting: Setting) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sn_imagenet.reporting.cells import method_label, statistics_label
-from sn_imagenet.reporting.curves import Epoch
-from sn_imagenet.reporting.figures.bands import draw_band
-from sn_imagenet.reporting.figures.data import FigureData
+from sn_imagenet.reporting.figures.bands import draw_band, under
+from sn_imagenet.reporting.figures.data import FigureData, a_few
 from sn_imagenet.reporting.figures.style import COLUMN, DASHES, METHOD_COLOURS, light_grid
 from sn_imagenet.reporting.runs import Setting
 
@@ -21,11 +19,12 @@ _LINES = (
 
 
 def draw_figure8(data: FigureData) -> Figure | None:
-    """A panel per setting in which SN was calibrated during training: BN and SN with the moving
-    average, SN with the batch average, at the calibrated epochs."""
+    """A panel for up to three settings in which SN was calibrated during training: BN and
+    SN with the moving average, SN with the batch average, at the calibrated epochs."""
     settings = [s for s in data.settings if _calibrated(data, s)]
     if not settings:
         return None
+    settings = a_few(settings)
     figure = Figure(figsize=(max(COLUMN, 2.35 * len(settings)), 2.6))
     panels = figure.subplots(1, len(settings), squeeze=False)[0]
     for axes, setting in zip(panels, settings, strict=True):
@@ -34,22 +33,20 @@ def draw_figure8(data: FigureData) -> Figure | None:
             draw_band(
                 axes,
                 data.curves.get((norm, setting), []),
-                _under(statistics),
+                under(statistics),
                 f"{method_label(norm)}, {statistics_label(statistics)}",
                 color=METHOD_COLOURS[norm],
                 ls=dashes,
             )
         axes.set_title(str(setting))
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(loc="lower right", fontsize=6.5)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     panels[0].set_ylabel("validation top-1 (%)")
-    figure.tight_layout()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=len(handles) if panels.size > 1 else 1)
+    rows = 1 if panels.size > 1 else len(handles)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.075 * rows))
     return figure
-
-
-def _under(statistics: str) -> Callable[[Epoch], float | None]:
-    return lambda epoch: epoch.validation.get(statistics)
 
 
 def _calibrated(data: FigureData, setting: Setting) -> bool:

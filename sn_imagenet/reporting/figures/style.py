@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ _OTHER_COLOURS = ("#56B4E9", "#E69F00", "#000000", "#F0E442")
 _MARKERS = {"bn": "s", "gn": "^", "sn": "o", "in": "D", "ln": "v", "brn": "P"}
 # For a family of curves that has an order: dark to light, in print as well.
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-STYLE = {
+STYLE: Any = {  # of matplotlib's keys, which its stubs list one by one
     "font.size": 8.0,
     "axes.labelsize": 8.0,
     "axes.titlesize": 8.5,
@@ -35,7 +36,7 @@ STYLE = {
 }
 
 
-def method_style(norm: str, others: list[str]) -> dict[str, str]:
+def method_style(norm: str, others: list[str]) -> dict[str, Any]:
     """Colour and mark of a method; ``others``: the methods drawn that have none of their own."""
     if norm in METHOD_COLOURS:
         colour = METHOD_COLOURS[norm]

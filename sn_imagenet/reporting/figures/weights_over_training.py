@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.curves import Epoch, mean_weights, stage_of
 from sn_imagenet.reporting.figures.bands import draw_band
-from sn_imagenet.reporting.figures.data import FigureData
+from sn_imagenet.reporting.figures.data import FigureData, a_few
 from sn_imagenet.reporting.figures.style import COLOURS, PAGE, light_grid
 from sn_imagenet.reporting.figures.weights import KINDS, MEMBERS
-
-_SETTINGS = 3  # of many: the first, the middle one, the last
 
 
 def draw_weights_over_training(data: FigureData) -> Figure | None:
@@ -26,8 +25,7 @@ def draw_weights_over_training(data: FigureData) -> Figure | None:
     ]
     if not settings:
         return None
-    if len(settings) > _SETTINGS:
-        settings = [settings[0], settings[len(settings) // 2], settings[-1]]
+    settings = a_few(settings)
     stages = sorted(
         {
             stage_of(layer)
@@ -51,7 +49,7 @@ def draw_weights_over_training(data: FigureData) -> Figure | None:
                     method_label(member),
                     color=COLOURS[member],
                 )
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         row[0].set_ylabel(f"{setting}, {symbol}")
     for axes, stage in zip(panels[0], stages, strict=True):
         axes.set_title(stage)

@@ -1,0 +1,230 @@
+"""The report: one self-contained HTML page with verdicts, tables, figures and every run."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.averages import averages_grid
+from sn_imagenet.reporting.cells import method_label, statistics_label
+from sn_imagenet.reporting.claims_report import claim_entry, effect_words, judge_claims, where
+from sn_imagenet.reporting.curves import read_epochs
+from sn_imagenet.reporting.departures import gather_departures
+from sn_imagenet.reporting.figures.bands import draw_band, under
+from sn_imagenet.reporting.figures.files import draw_task
+from sn_imagenet.reporting.figures.style import COLUMN, STYLE, light_grid
+from sn_imagenet.reporting.paper import Paper, read_paper
+from sn_imagenet.reporting.render import Grid, write_text
+from sn_imagenet.reporting.runs import FINISHED, Run, find_runs
+from sn_imagenet.reporting.table2 import methods_grid, table2_grid
+from sn_imagenet.reporting.task import Report, Task, tasks_of
+from sn_imagenet.reporting.verdict import RULES
+
+# What a run chose, not what its machine was; these are not on the command line that repeats it.
+_NOT_REPEATED = ("run_dir", "runs_dir")
+
+
+@dataclass(frozen=True)
+class PageWritten:
+    """The page, and one line for each thing amiss in the runs."""
+
+    path: Path
+    warnings: list[str]
+
+
+def write_page(runs_dir: Path, out: Path, paper_file: Path) -> PageWritten:
+    """Write ``<out>/report.html`` from the runs below ``runs_dir``. It needs no other file and
+    requests none; texts of result files are escaped.
+
+    Raises:
+        UserError: no runs, no paper's numbers, or the file cannot be written.
+    """
+    paper = read_paper(paper_file)
+    runs, warnings = find_runs(runs_dir)
+    if not runs:
+        raise UserError(f"{runs_dir}: holds no readable runs: {'; '.join(warnings)}")
+    report = Report(runs, runs_dir, paper)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sn_imagenet.reporting", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    numbers = {path: i for i, path in enumerate(report.folders(runs))}
+    content = environment.get_template("report.html").render(
+        claims=_claims(runs, paper, runs_dir),
+        rules=RULES,
+        on_papers_task=any(paper.is_task(r.cell.data, r.cell.model) for r in runs),
+        paper=paper,
+        tasks=[_task(task, report, warnings) for task in tasks_of(report)],
+        runs=[_run(run, report, warnings) for run in runs],
+        numbers=numbers,
+        warnings=list(dict.fromkeys(warnings)),
+    )
+    return PageWritten(write_text(out / "report.html", content), list(dict.fromkeys(warnings)))
+
+
+def _claims(runs: Sequence[Run], paper: Paper, root: Path) -> list[dict[str, Any]]:
+    """The entries of ``claims.json`` with their words."""
+    entries = []
+    for judged in judge_claims(runs, paper):
+        entry = claim_entry(judged, root)
+        deciding = judged.judgement.deciding
+        words = effect_words(deciding) if deciding and not judged.judgement.counted else ""
+        untested = sorted(judged.judgement.comparisons, key=lambda c: c.effect is None)
+        reasons = list(dict.fromkeys(c.why_not for c in untested if c.why_not))
+        why = "; ".join(reasons[:2]) if entry["verdict"] == "not tested" else ""
+        all_words = [effect_words(c) for c in judged.judgement.comparisons]
+        entries.append(
+            {
+                **entry,
+                "words": words,
+                "where": where(judged.judgement),
+                "why": why,
+                "all": all_words,
+            }
+        )
+    return entries
+
+
+def _task(task: Task, report: Report, warnings: list[str]) -> dict[str, Any]:
+    grids: list[tuple[str, Grid]] = [("Table 2", table2_grid(task, report))]
+    tried = {run.cell.norm for run in task.runs} & {"in", "ln", "brn"}
+    others = methods_grid(task, report) if tried else None
+    both = averages_grid(task, report)
+    grids += [("Other methods (Sec. 4.1)", others)] if others else []
+    grids += [("Moving and batch average", both)] if both else []
+    with rc_context(STYLE):
+        drawn = [
+            (named.name, svg(named.figure) if named.figure else "", named.why_not)
+            for named in draw_task(task.runs, warnings)
+        ]
+    return {
+        "title": task.title,
+        "grids": grids,
+        "figures": drawn,
+        "departures": gather_departures(task.runs),
+    }
+
+
+def svg(figure: Figure) -> str:
+    """A figure as a data URI, so that the page needs no other file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _run(run: Run, report: Report, warnings: list[str]) -> dict[str, Any]:
+    (folder,) = report.folders([run])
+    cell = run.cell
+    return {
+        "folder": folder,
+        "title": f"{method_label(cell.norm)} {cell.setting}, seed {run.seed}",
+        "data": cell.data,
+        "model": cell.model,
+        "norm": method_label(cell.norm),
+        "setting": str(cell.setting),
+        "seed": run.seed,
+        "state": run.state,
+        "detail": run.detail,
+        "top1": run.top1(),
+        "evaluations": [
+            (statistics_label(name), evaluation, name == run.statistics)
+            for name, evaluation in run.evaluations.items()
+        ],
+        "departures": run.departures,
+        "provenance": _provenance(run),
+        "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
+        "command": repeat_command(run),
+        "curve": _curve(run, warnings),
+        "is_number": run.state == FINISHED,
+    }
+
+
+def _provenance(run: Run) -> dict[str, str]:
+    """What ``result.json`` says of where the run came from, as text by entry."""
+    try:
+        result = json.loads((run.path / "result.json").read_text(encoding="utf-8"))
+        entries = {**result.get("training", {}), **result["provenance"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # a run without a result; its state says so
+    return {
+        str(key): value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in entries.items()
+        if value is not None
+    }
+
+
+def repeat_command(run: Run) -> str:
+    """The command that starts the same experiment: each value of its config, so that it does not
+    depend on the presets of another version; empty without a config."""
+    if not run.config:
+        return ""
+    groups = ("norm", "batch", "data", "model", "protocol")
+    chosen = [
+        f"{group}={run.config[group]['name']}"
+        for group in groups
+        if isinstance(run.config.get(group), dict) and "name" in run.config[group]
+    ]
+    values = [
+        f"++{key}={_hydra(value)}"
+        for key, value in _leaves(run.config)
+        if key not in _NOT_REPEATED and not key.endswith(".name")
+    ]
+    return " ".join(["python train.py", *map(shlex.quote, [*chosen, *values])])
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            found += _leaves(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found
+
+
+def _hydra(value: Any) -> str:
+    """A value in Hydra's grammar of overrides."""
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    if isinstance(value, list):
+        return f"[{','.join(map(_hydra, value))}]"
+    return json.dumps(value)
+
+
+def _curve(run: Run, warnings: list[str]) -> str:
+    try:
+        epochs = read_epochs(run)
+    except UserError as error:
+        warnings.append(str(error))
+        return ""
+    if not epochs:
+        return ""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN, 2.1))
+        axes = figure.subplots()
+        light_grid(axes)
+        for name in dict.fromkeys(name for epoch in epochs for name in epoch.validation):
+            draw_band(axes, [epochs], under(name), f"validation, {statistics_label(name)}")
+        draw_band(axes, [epochs], lambda e: e.train, "training", ls="--", lw=0.9)
+        axes.set(xlabel="epoch", ylabel="top-1 (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.legend(loc="lower right", fontsize=6.5)
+        figure.tight_layout()
+        return svg(figure)

@@ -1,0 +1,108 @@
+"""report.html in a real browser: no console error, no request, from a cell to its run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from run_files import REPOSITORY, config, finished, result, sweep, write_run
+
+from sn_imagenet.reporting.page import repeat_command, write_page
+from sn_imagenet.reporting.runs import find_runs
+
+PAPER = REPOSITORY / "results" / "paper.yaml"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    sweep(folder / "runs", ("8x32", "8x2"), half=True, epochs=3)
+    return write_page(folder / "runs", folder / "out", PAPER).path
+
+
+def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"),
+        *("--virtual-time-budget=5000", f"--user-data-dir={page.parent / 'profile'}", *options),
+        page.as_uri(),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+def test_verdicts_come_first_and_nothing_is_fetched(page: Path) -> None:
+    html = page.read_text()
+    assert html.index('id="verdicts"') < html.index('id="task1"') < html.index('id="runs"')
+    assert len(re.findall(r'class="claim ', html)) == 12
+    assert len(re.findall(r"</span> on digits, resnet50_mini:", html)) == 12
+    sources = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert sources
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    targets = {source[1:] for source in sources if source.startswith("#")}
+    assert targets <= set(re.findall(r'id="([^"]*)"', html))
+
+
+@needs_chromium
+def test_a_click_leads_from_a_cell_to_its_run(page: Path, tmp_path: Path) -> None:
+    script = """<script>
+      const link = document.querySelector('td a[data-runs]');
+      const target = document.querySelector(link.getAttribute('href'));
+      const before = target.open;
+      link.click();
+      setTimeout(() => {
+        const first = () => document.querySelector('#list tbody tr').cells[7].textContent;
+        const sort = document.querySelectorAll('#list th button')[7];
+        sort.click(); sort.click();
+        document.title = JSON.stringify({before, after: target.open, first: first(),
+          command: target.querySelector('.command').textContent.slice(0, 15),
+          requests: performance.getEntriesByType('resource')
+            .filter((entry) => !entry.name.startsWith('data:')).length,
+          overflow: document.documentElement.scrollWidth > innerWidth});
+      }, 500);
+    </script></body>"""
+    clicked = tmp_path / "clicked.html"
+    clicked.write_text(page.read_text().replace("</body>", script))
+    done = browse(clicked, "--dump-dom", "--window-size=500,900")
+    found = json.loads(re.findall(r"<title>(.*?)</title>", done.stdout)[0])
+    tops = [run.top1() for run in find_runs(page.parents[1] / "runs").runs]
+    assert found == {
+        **{"before": False, "after": True, "command": "python train.py"},
+        **{"first": f"{max(top for top in tops if top is not None):.2f}"},
+        **{"requests": 0, "overflow": False},
+    }
+    assert "CONSOLE" not in done.stderr
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [500, 1280])
+def test_screenshots(page: Path, tmp_path: Path, width: int) -> None:
+    picture = tmp_path / f"{width}.png"
+    done = browse(page, f"--screenshot={picture}", f"--window-size={width},2000")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 30_000
+    assert "CONSOLE" not in done.stderr
+
+
+def test_names_from_result_files_are_text(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    settings = config(norm=evil)
+    outcome = result(settings, 50.0)
+    outcome["departures"].append({"item": evil, "paper": evil, "ours": evil})
+    write_run(tmp_path / "runs", settings, outcome, folder="evil")
+    html = write_page(tmp_path / "runs", tmp_path / "out", PAPER).path.read_text()
+    assert evil not in html
+    assert "&lt;script&gt;alert(1)" in html
+
+
+def test_the_command_repeats_the_config(tmp_path: Path) -> None:
+    finished(tmp_path, 90.0, norm="sn", batch="8x2", seed=3)
+    (run,) = find_runs(tmp_path).runs
+    command = repeat_command(run)
+    assert command.startswith("python train.py norm=sn batch=8x2 data=digits model=resnet50_mini")
+    for part in ("++seed=3", "++trainer.epochs=10", "++protocol.weight_decay=0.0001"):
+        assert part in command.split()
