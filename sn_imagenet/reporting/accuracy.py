@@ -13,9 +13,9 @@ from sn_imagenet.reporting.cells import (
 )
 from sn_imagenet.reporting.departures import departure_notes
 from sn_imagenet.reporting.render import FOOTNOTES, Grid, Row, half_up
-from sn_imagenet.reporting.runs import DIVERGED, Run, Setting
 from sn_imagenet.reporting.statistics import Interval, difference_interval
 from sn_imagenet.reporting.task import Report, Task
+from sn_imagenet.runs import DIVERGED, Run, Setting
 
 EPOCHS = {
     "final": "the evaluation after the last epoch",

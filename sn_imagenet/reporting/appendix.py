@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sn_imagenet.reporting.departures import gather_departures
 from sn_imagenet.reporting.render import code_span, markdown_escape, markdown_table
-from sn_imagenet.reporting.runs import FINISHED, Run
+from sn_imagenet.runs import FINISHED, Run
 
 
 def appendix_markdown(runs: Sequence[Run], root: Path) -> list[str]:

@@ -14,8 +14,8 @@ from sn_imagenet.reporting.cells import (
     summarise,
 )
 from sn_imagenet.reporting.render import Grid, Row
-from sn_imagenet.reporting.runs import FINISHED, NOT_EVALUATED, Cell, Run
 from sn_imagenet.reporting.task import Report, Task
+from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Cell, Run
 
 STORED_STATISTICS = ("moving_average", "batch_average")
 

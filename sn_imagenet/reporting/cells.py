@@ -11,15 +11,8 @@ from statistics import fmean, stdev
 from sn_imagenet.config import NOT_THE_EXPERIMENT
 from sn_imagenet.reporting.curves import top1_of_epochs
 from sn_imagenet.reporting.render import half_up
-from sn_imagenet.reporting.runs import (
-    FINISHED,
-    INTERRUPTED,
-    RUNNING,
-    STATES,
-    Cell,
-    Run,
-)
 from sn_imagenet.reporting.statistics import mean_interval
+from sn_imagenet.runs import FINISHED, INTERRUPTED, RUNNING, STATES, Cell, Run, flattened
 
 MISSING = "—"
 

@@ -10,14 +10,7 @@ from statistics import fmean
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import Summary, method_label, unlike
 from sn_imagenet.reporting.curves import read_epochs
-from sn_imagenet.reporting.runs import (
-    DIVERGED,
-    FINISHED,
-    PAPER_SETTINGS,
-    LayerWeights,
-    Run,
-    Setting,
-)
+from sn_imagenet.reporting.paper import PAPER_SETTINGS
 from sn_imagenet.reporting.statistics import contrast
 from sn_imagenet.reporting.study import (
     OTHER_DATA,
@@ -36,6 +29,7 @@ from sn_imagenet.reporting.verdict import (
     Verdict,
     judge,
 )
+from sn_imagenet.runs import DIVERGED, FINISHED, LayerWeights, Run, Setting
 
 LARGE, SMALL, SINGLE = Setting(8, 32), Setting(8, 2), Setting(8, 1)
 _TABLES = (("mean", "μ"), ("variance", "σ"))

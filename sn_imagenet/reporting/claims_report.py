@@ -12,10 +12,10 @@ from typing import Any
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.claims import CLAIMS
 from sn_imagenet.reporting.paper import Paper, read_paper
-from sn_imagenet.reporting.render import plain, write_text
-from sn_imagenet.reporting.runs import Run, find_runs
+from sn_imagenet.reporting.render import plain
 from sn_imagenet.reporting.study import Study, studies
 from sn_imagenet.reporting.verdict import RULES, Claim, Comparison, Judgement, Verdict
+from sn_imagenet.runs import Run, find_runs, write_text
 
 CLAIMS_VERSION = 1
 
@@ -66,7 +66,7 @@ def write_claims(runs_dir: Path, out: Path, paper_file: Path) -> ClaimsWritten:
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     return ClaimsWritten(
-        write_text(out / "claims.json", text), claims_text(judged, paper), warnings
+        write_text(out / "claims.json", text, "--out"), claims_text(judged, paper), warnings
     )
 
 
@@ -132,7 +132,7 @@ def effect_words(comparison: Comparison) -> str:
     """``+0.52 [+0.10, +0.94], ≥ 0, margin +0.10``; without an interval where there is none."""
     if comparison.effect is None:
         return "no effect measured"
-    digits = 3 if "weight" in comparison.unit else 2
+    digits = 4 if "weight" in comparison.unit else 2
     words = f"{comparison.effect:+.{digits}f}"
     if comparison.interval:
         first, last = comparison.interval

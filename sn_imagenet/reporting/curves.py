@@ -11,7 +11,7 @@ from statistics import fmean, median
 from typing import Any
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.runs import Run
+from sn_imagenet.runs import Run
 
 EPOCH_CHOICES = ("final", "best", "median5")
 TABLES = ("mean", "variance")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sn_imagenet.reporting.cells import method_label
-from sn_imagenet.reporting.runs import Run, in_paper_order
+from sn_imagenet.reporting.paper import in_paper_order
+from sn_imagenet.runs import Run
 
 LEARNING_RATE = "initial learning rate"
 _PAPERS_BATCH = 256  # of (8,32), for which the paper's learning rate holds

@@ -27,11 +27,11 @@ from sn_imagenet.reporting.figures.bands import draw_band, under
 from sn_imagenet.reporting.figures.files import draw_task
 from sn_imagenet.reporting.figures.style import COLUMN, STYLE, light_grid
 from sn_imagenet.reporting.paper import Paper, read_paper
-from sn_imagenet.reporting.render import Grid, write_text
-from sn_imagenet.reporting.runs import FINISHED, Run, find_runs
+from sn_imagenet.reporting.render import Grid
 from sn_imagenet.reporting.table2 import methods_grid, table2_grid
 from sn_imagenet.reporting.task import Report, Task, tasks_of
 from sn_imagenet.reporting.verdict import RULES
+from sn_imagenet.runs import FINISHED, Run, find_runs, flattened, write_text
 
 # What a run chose, not what its machine was; these are not on the command line that repeats it.
 _NOT_REPEATED = ("run_dir", "runs_dir")
@@ -75,7 +75,9 @@ def write_page(runs_dir: Path, out: Path, paper_file: Path) -> PageWritten:
         numbers=numbers,
         warnings=list(dict.fromkeys(warnings)),
     )
-    return PageWritten(write_text(out / "report.html", content), list(dict.fromkeys(warnings)))
+    return PageWritten(
+        write_text(out / "report.html", content, "--out"), list(dict.fromkeys(warnings))
+    )
 
 
 def _claims(runs: Sequence[Run], paper: Paper, root: Path) -> list[dict[str, Any]]:
@@ -182,20 +184,10 @@ def repeat_command(run: Run) -> str:
     ]
     values = [
         f"++{key}={_hydra(value)}"
-        for key, value in _leaves(run.config)
+        for key, value in flattened(run.config).items()
         if key not in _NOT_REPEATED and not key.endswith(".name")
     ]
     return " ".join(["python train.py", *map(shlex.quote, [*chosen, *values])])
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            found += _leaves(value, f"{prefix}{key}.")
-        else:
-            found.append((f"{prefix}{key}", value))
-    return found
 
 
 def _hydra(value: Any) -> str:

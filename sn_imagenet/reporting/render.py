@@ -8,9 +8,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from pathlib import Path
-
-from sn_imagenet.errors import UserError
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -206,31 +203,3 @@ def _no_formula(value: object) -> object:
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"
     return value
-
-
-def write_atomically(file: Path, write: Callable[[Path], None]) -> Path:
-    """Have ``write`` fill a temporary file beside ``file``, then rename it; returns ``file``.
-
-    Raises:
-        UserError: the disk is full, read-only, or the folder cannot be made; names ``file``.
-    """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
-    return file
-
-
-def write_text(file: Path, text: str) -> Path:
-    """Write ``text`` as UTF-8, atomically; errors as :func:`write_atomically`."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    return write_atomically(file, write)

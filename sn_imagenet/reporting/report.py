@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from sn_imagenet.reporting.figures.files import plot_run
-from sn_imagenet.reporting.render import write_text
 from sn_imagenet.reporting.tables import top1_table
 from sn_imagenet.runs import RunDirectory, write_text
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from sn_imagenet.reporting.cells import Summary, by_cell, method_label, summarise, unlike
-from sn_imagenet.reporting.paper import Paper
-from sn_imagenet.reporting.runs import DIVERGED, FINISHED, Run, Setting, in_paper_order
+from sn_imagenet.reporting.paper import Paper, in_paper_order
 from sn_imagenet.reporting.statistics import (
     Interval,
     contrast,
@@ -18,6 +17,7 @@ from sn_imagenet.reporting.statistics import (
     smallest_permutation_p,
 )
 from sn_imagenet.reporting.verdict import LEAST_SEEDS, Comparison
+from sn_imagenet.runs import DIVERGED, FINISHED, Run, Setting
 
 _EMPTY = Summary((), ())
 OTHER_DATA = "the paper's threshold is of ImageNet; measured here for itself"

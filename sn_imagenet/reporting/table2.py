@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from sn_imagenet.reporting.accuracy import accuracy_grid, cell_of, difference_marks, minus
+from sn_imagenet.reporting.appendix import appendix_markdown
 from sn_imagenet.reporting.averages import averages_grid
 from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.departures import gather_departures
 from sn_imagenet.reporting.paper import Paper
-from sn_imagenet.reporting.provenance import provenance_markdown
 from sn_imagenet.reporting.render import (
     Grid,
     code_span,
@@ -18,9 +18,9 @@ from sn_imagenet.reporting.render import (
     grid_markdown,
     markdown_escape,
 )
-from sn_imagenet.reporting.runs import Setting
 from sn_imagenet.reporting.statistics import difference_interval
 from sn_imagenet.reporting.task import Document, Report, Task, task_warnings, tasks_of
+from sn_imagenet.runs import Setting
 
 DIFFERENCES = (("gn", "bn"), ("sn", "bn"), ("sn", "gn"))
 OTHER_METHODS = ("in", "ln", "brn", "bkn", "bn", "sn")

@@ -11,11 +11,19 @@ from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import MISSING, method_label, statistics_label
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
 from sn_imagenet.reporting.paper import read_paper
-from sn_imagenet.reporting.render import half_up, markdown_table, write_text
-from sn_imagenet.reporting.runs import FINISHED, Run, Setting, find_runs, run_from_result
+from sn_imagenet.reporting.render import half_up, markdown_table
 from sn_imagenet.reporting.table1 import Count, read_table1, table1
 from sn_imagenet.reporting.table2 import averages, methods, table2
 from sn_imagenet.reporting.task import Document, Report
+from sn_imagenet.runs import (
+    FINISHED,
+    NOT_EVALUATED,
+    Run,
+    Setting,
+    find_runs,
+    run_from_result,
+    write_text,
+)
 
 # A new table of runs is one function and one line here. Table 1 is of the modules instead.
 RUN_TABLES: dict[str, Callable[[Report], Document]] = {

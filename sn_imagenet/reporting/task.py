@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sn_imagenet.reporting.cells import Summary, by_cell, method_label, summarise
 from sn_imagenet.reporting.curves import why_no_epochs
-from sn_imagenet.reporting.paper import Paper
-from sn_imagenet.reporting.runs import FINISHED, PAPER_SETTINGS, Cell, Run, Setting, in_paper_order
+from sn_imagenet.reporting.paper import PAPER_SETTINGS, Paper, in_paper_order
+from sn_imagenet.runs import FINISHED, Cell, Run, Setting
 
 METHODS = ("bn", "gn", "sn")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sn_imagenet.reporting.runs import Run, Setting
 from sn_imagenet.reporting.statistics import Estimate, Interval, holm
+from sn_imagenet.runs import Run, Setting
 
 LEAST_SEEDS = 3
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from sn_imagenet.reporting.claims_report import judge_claims, write_claims
 from sn_imagenet.reporting.paper import read_paper
-from sn_imagenet.reporting.runs import find_runs
+from sn_imagenet.runs import find_runs
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
 IMAGENET = {"data": "imagenet", "model": "resnet50"}

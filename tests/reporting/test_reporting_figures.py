@@ -21,7 +21,7 @@ from sn_imagenet.reporting.figures.figure8 import draw_figure8
 from sn_imagenet.reporting.figures.files import plot_run, write_figures
 from sn_imagenet.reporting.figures.style import COLOURS
 from sn_imagenet.reporting.figures.weights import gather_weights
-from sn_imagenet.reporting.runs import Run, Setting, find_runs
+from sn_imagenet.runs import Run, Setting, find_runs
 
 PNG, PDF = b"\x89PNG", b"%PDF"
 

@@ -12,7 +12,7 @@ import pytest
 from run_files import REPOSITORY, config, finished, result, sweep, write_run
 
 from sn_imagenet.reporting.page import repeat_command, write_page
-from sn_imagenet.reporting.runs import find_runs
+from sn_imagenet.runs import find_runs
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import Summary, by_cell, method_label, summarise
 from sn_imagenet.reporting.curves import Epoch, read_epochs
-from sn_imagenet.reporting.runs import Run, Setting, in_paper_order
+from sn_imagenet.reporting.paper import in_paper_order
+from sn_imagenet.runs import Run, Setting
 
 _ORDER = ("bn", "gn", "sn")
 

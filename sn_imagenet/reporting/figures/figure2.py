@@ -17,7 +17,7 @@ from sn_imagenet.reporting.figures.style import (
     method_style,
     unstyled,
 )
-from sn_imagenet.reporting.runs import Setting
+from sn_imagenet.runs import Setting
 
 PAPERS_SETTINGS = (Setting(8, 32), Setting(8, 2))
 _ORDERED = ("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7")

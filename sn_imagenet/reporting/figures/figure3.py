@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.figures.style import COLOURS, PAGE
 from sn_imagenet.reporting.figures.weights import KINDS, MEMBERS, SettingWeights
-from sn_imagenet.reporting.runs import LayerWeights
+from sn_imagenet.runs import LayerWeights
 
 
 def draw_figure3(settings: Sequence[SettingWeights]) -> Figure:

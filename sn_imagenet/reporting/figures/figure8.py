@@ -9,7 +9,7 @@ from sn_imagenet.reporting.cells import method_label, statistics_label
 from sn_imagenet.reporting.figures.bands import draw_band, under
 from sn_imagenet.reporting.figures.data import FigureData, a_few
 from sn_imagenet.reporting.figures.style import COLUMN, DASHES, METHOD_COLOURS, light_grid
-from sn_imagenet.reporting.runs import Setting
+from sn_imagenet.runs import Setting
 
 _LINES = (
     ("bn", "moving_average", DASHES[0]),

@@ -20,7 +20,7 @@ from sn_imagenet.reporting.figures.figure8 import draw_figure8
 from sn_imagenet.reporting.figures.style import STYLE, save
 from sn_imagenet.reporting.figures.weights import gather_weights, of_one_setting
 from sn_imagenet.reporting.figures.weights_over_training import draw_weights_over_training
-from sn_imagenet.reporting.runs import FINISHED, Run, find_runs, run_from_result
+from sn_imagenet.runs import FINISHED, Run, find_runs, run_from_result
 
 # Drawn once for a task; what is missing where the function returns None.
 FIGURES: dict[str, tuple[Callable[[FigureData], Figure | None], str]] = {
@@ -88,7 +88,7 @@ def write_figures(runs_dir: Path, out: Path) -> Drawn:
                     warnings.append(f"{', '.join(task)}: no {name}: {why_not}")
                     continue
                 head, _, norm = name.partition("_")
-                paths += save(figure, out / f"{head}{suffix}{'_' * bool(norm)}{norm}")
+                paths += save(figure, out / f"{head}{suffix}{'_' * bool(norm)}{norm}", "--out")
     return Drawn(paths, warnings)
 
 

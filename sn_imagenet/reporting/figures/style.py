@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sn_imagenet.reporting.render import write_atomically
+from sn_imagenet.runs import write_atomically
+from sn_imagenet.runs.files import OF_A_RUN
 
 DPI = 200
 COLUMN, PAGE = 3.5, 7.1  # inches: the widths of a column and of a page of two
@@ -56,20 +58,17 @@ def light_grid(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def save(figure: Figure, path_stem: Path) -> list[Path]:
-    """Write ``<path_stem>.png`` (200 dpi) and ``.pdf``; equal runs give equal files.
+def save(figure: Figure, path_stem: Path, chosen_by: str = OF_A_RUN) -> list[Path]:
+    """Write ``<path_stem>.png`` (200 dpi) and ``.pdf``; equal runs give equal files. ``chosen_by``:
+    the option that chooses the place, for the error.
 
     Raises:
-        UserError: a file cannot be written.
+        RunError: a file cannot be written.
     """
-
-    def png(file: Path) -> None:
-        figure.savefig(file, format="png", dpi=DPI)
-
-    def pdf(file: Path) -> None:
-        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
-
+    png, pdf = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI)
+    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
     return [
-        write_atomically(path_stem.with_name(path_stem.name + ".png"), png),
-        write_atomically(path_stem.with_name(path_stem.name + ".pdf"), pdf),
+        write_atomically(path_stem.with_name(path_stem.name + suffix), drawn.getvalue(), chosen_by)
+        for suffix, drawn in ((".png", png), (".pdf", pdf))
     ]

@@ -9,7 +9,8 @@ from statistics import fmean
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import by_cell, method_label, summarise
 from sn_imagenet.reporting.figures.style import COLOURS
-from sn_imagenet.reporting.runs import FINISHED, LayerWeights, Run, Setting, in_paper_order
+from sn_imagenet.reporting.paper import in_paper_order
+from sn_imagenet.runs import FINISHED, LayerWeights, Run, Setting
 
 MEMBERS = tuple(COLOURS)
 KINDS = (("mean", "μ"), ("variance", "σ"))
