@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.container import BarContainer
 from run_files import config, finished, result, sweep, weights, write_run
 
 from sn_imagenet.errors import UserError
@@ -32,7 +33,11 @@ def runs_of(root: Path) -> list[Run]:
 
 def bars(axes: Axes) -> dict[str, list[Any]]:
     """Label to the rectangles of its series."""
-    return {str(series.get_label()): list(series) for series in axes.containers}
+    return {
+        str(series.get_label()): list(series)
+        for series in axes.containers
+        if isinstance(series, BarContainer)
+    }
 
 
 def is_picture(file: Path) -> bool:
@@ -143,7 +148,7 @@ def test_half_a_sweep_is_drawn_as_far_as_it_is(tmp_path: Path) -> None:
     cells = {n: [data.cell(n, s).mean for s in data.settings] for n in data.norms}
     for norm, means in cells.items():
         shown = [mean for mean in means if mean is not None]
-        np.testing.assert_allclose(drawn[norm.upper()].get_ydata(), shown)
+        np.testing.assert_allclose(list(map(float, drawn[norm.upper()].get_ydata())), shown)
     curves = draw_figure2(data).axes[0].lines
     lengths = {len(line.get_xdata()) for line in curves}
     assert lengths == {4}  # where one seed stopped

@@ -17,7 +17,7 @@ _ORDER = ("bn", "gn", "sn")
 @dataclass(frozen=True)
 class FigureData:
     """The sound cells of one data set and network by (norm, setting), and the epochs of each of
-    their seeds, finished or not."""
+    their seeds that has any, finished or not."""
 
     cells: dict[tuple[str, Setting], Summary]
     curves: dict[tuple[str, Setting], list[list[Epoch]]]
@@ -43,7 +43,7 @@ class FigureData:
         used = {run.statistics for run in self.cell(norm, setting).runs}
         name = used.pop() if len(used) == 1 else ""
         curves = self.curves.get((norm, setting), [])
-        judged = all(any(name in epoch.validation for epoch in curve) for curve in curves if curve)
+        judged = all(any(name in epoch.validation for epoch in curve) for curve in curves)
 
         def of_epoch(epoch: Epoch) -> float | None:
             if judged:
@@ -77,7 +77,9 @@ def gather(runs: Sequence[Run]) -> tuple[FigureData, list[str]]:
         cells[key], curves[key] = summary, []
         for run in seeds:
             try:
-                curves[key].append(read_epochs(run))
+                epochs = read_epochs(run)
             except UserError as error:
                 warnings.append(str(error))
+            else:
+                curves[key] += [epochs] if epochs else []
     return FigureData(cells, curves), warnings

@@ -16,9 +16,9 @@ DPI = 200
 COLUMN, PAGE = 3.5, 7.1  # inches: the widths of a column and of a page of two
 # Okabe and Ito's colours, told apart with any colour vision; the paper's green and red bars of
 # Fig. 4 are BN and LN.
-COLOURS = {"in": "#0072B2", "ln": "#D55E00", "bn": "#009E73", "gn": "#CC79A7"}
-METHOD_COLOURS = {"bn": "#009E73", "gn": "#CC79A7", "sn": "#D55E00", "in": "#0072B2"}
-_OTHER_COLOURS = ("#56B4E9", "#E69F00", "#000000", "#F0E442")
+COLOURS = {"in": "#0072b2", "ln": "#d55e00", "bn": "#009e73", "gn": "#cc79a7"}
+METHOD_COLOURS = {"bn": "#009e73", "gn": "#cc79a7", "sn": "#d55e00", "in": "#0072b2"}
+_OTHER_COLOURS = ("#56b4e9", "#e69f00", "#000000", "#f0e442")
 _MARKERS = {"bn": "s", "gn": "^", "sn": "o", "in": "D", "ln": "v", "brn": "P"}
 # For a family of curves that has an order: dark to light, in print as well.
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
