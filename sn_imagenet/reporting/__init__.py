@@ -1,10 +1,10 @@
-"""Tables, figures, verdicts and the report page, made from ``result.json``, ``config.yaml`` and
-``metrics.jsonl`` alone.
+"""Tables, figures, verdicts and the report page, made from what :mod:`sn_imagenet.runs` reads
+and the epochs of ``metrics.jsonl``.
 
 ``tables``: :func:`~sn_imagenet.reporting.tables.write_tables`,
 :func:`~sn_imagenet.reporting.tables.top1_table`. ``figures.files``:
 :func:`~sn_imagenet.reporting.figures.files.write_figures`,
 :func:`~sn_imagenet.reporting.figures.files.plot_run`. ``claims_report``:
 :func:`~sn_imagenet.reporting.claims_report.write_claims`. ``page``:
-:func:`~sn_imagenet.reporting.page.write_page`. ``runs``: finding and reading run directories.
+:func:`~sn_imagenet.reporting.page.write_page`.
 """

@@ -65,7 +65,7 @@ def write_tables(
         settings: restricts and orders the columns: names such as ``8x32``.
         epoch: which number of a run counts, one of
             :data:`~sn_imagenet.reporting.curves.EPOCH_CHOICES`.
-        count: counts the modules, :func:`sn_imagenet.norms.census.census`; called for Table 1 only.
+        count: counts the modules, :func:`sn_imagenet.benchmark.census.census`; for Table 1 only.
 
     Raises:
         UserError: no runs, an unknown table or setting, a file that cannot be read or written.
