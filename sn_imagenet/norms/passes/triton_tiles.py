@@ -187,8 +187,8 @@ def _read(device: str) -> dict[str, int]:
 
 
 def _write(device: str, chosen: dict[str, int]) -> None:
-    file = _file(device)
     with contextlib.suppress(OSError):  # without it the next process times them again
+        file = _file(device)
         handle, unfinished = tempfile.mkstemp(suffix=".json", dir=file.parent)
         with os.fdopen(handle, "w") as stream:
             json.dump(chosen, stream, indent=0, sort_keys=True)
