@@ -13,23 +13,28 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from sn_imagenet.command_line import command_line
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.evaluation import evaluate_run, find_run_directories
-from sn_imagenet.replicas import rank, session, together
-from sn_imagenet.reporting.report import report_runs
 
 
 def main() -> None:
-    with session() as current:
+    with command_line() as line:
 
         @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
         def command(composed: DictConfig) -> None:
-            paths: list[Path] = []
-            with current.cell(), together():
-                overrides: Any = OmegaConf.to_container(composed)
-                pattern, table = overrides.pop("run"), overrides.pop("table")
+            overrides: Any = OmegaConf.to_container(composed)
+            pattern, table = overrides.pop("run"), overrides.pop("table")
+            with line.checked():
                 if not pattern:
                     raise ConfigError("run= is missing: give a run directory, or a glob in quotes")
+
+            from sn_imagenet.evaluation import evaluate_run, find_run_directories
+            from sn_imagenet.replicas import rank, together
+            from sn_imagenet.reporting.report import report_runs
+
+            current = line.session
+            paths: list[Path] = []
+            with current.cell(), together():
                 paths = find_run_directories(pattern)
             results = {}
             for path in paths:

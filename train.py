@@ -11,18 +11,21 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
+from sn_imagenet.command_line import command_line
 from sn_imagenet.config import from_hydra
-from sn_imagenet.replicas import rank, session, together
-from sn_imagenet.reporting.report import report_run
-from sn_imagenet.training import train
 
 
 def main() -> None:
-    with session() as current:
+    with command_line() as line:
 
         @hydra.main(version_base="1.3", config_path="configs", config_name="config")
         def cell(composed: DictConfig) -> None:
-            with current.cell():
+            line.check(composed)
+            from sn_imagenet.replicas import rank, together
+            from sn_imagenet.reporting.report import report_run
+            from sn_imagenet.training import train
+
+            with line.session.cell():
                 with together():
                     config = from_hydra(composed)
                 result = train(config)

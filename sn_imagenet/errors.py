@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 # In the environment: a folder in which each rank leaves its exit code, in a file named by the rank.
 # For who starts the program under torchrun, which ends with 1 whatever its processes ended with.
 EXIT_CODES = "SN_IMAGENET_EXIT_CODES"
@@ -20,3 +23,8 @@ class UserError(ValueError):
 
 class ConfigError(UserError):
     """A value of the configuration is wrong."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of the ``known`` names that ``name`` was probably meant to be, if any."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)

@@ -24,6 +24,7 @@ ENTRY_POINTS = [
 RANKS = {
     "errors": 0,
     "config": 1,
+    "command_line": 8,
     "norms": 2,
     "runs": 2,
     "data": 3,

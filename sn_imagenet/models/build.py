@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import pkgutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import timm
 import torch
-from hydra.utils import get_class
 from torch import nn
 
 from sn_imagenet.config import ModelConfig, NormConfig, ProtocolConfig
-from sn_imagenet.errors import ConfigError
+from sn_imagenet.errors import ConfigError, nearest
 from sn_imagenet.models.fuse import fuse_relus
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
@@ -28,13 +29,14 @@ def norm_layer(norm: NormConfig) -> partial[PooledNorm2d]:
         ConfigError: ``norm.target`` names no PooledNorm2d, or ``norm.args`` does not suit it.
     """
     try:
-        layer_class = get_class(norm.target)
+        layer_class = pkgutil.resolve_name(norm.target)
     except Exception as error:
         raise ConfigError(
-            f"norm.target={norm.target}: cannot be imported ({error}); expected the dotted path "
-            "of a layer class, with its folder on PYTHONPATH if it is your own"
+            f"norm.target={norm.target}: cannot be imported ({error}){_guess(norm.target)}; "
+            "expected the dotted path of a layer class, with its folder on PYTHONPATH if it is "
+            "your own"
         ) from error
-    if not issubclass(layer_class, PooledNorm2d):
+    if not (isinstance(layer_class, type) and issubclass(layer_class, PooledNorm2d)):
         raise ConfigError(
             f"norm.target={norm.target}: expected a subclass of sn_imagenet.norms.PooledNorm2d, "
             "which knows of replicas and calibration"
@@ -44,6 +46,17 @@ def norm_layer(norm: NormConfig) -> partial[PooledNorm2d]:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"norm.args={norm.args}: {error}") from error
     return partial(layer_class, **norm.args)
+
+
+def _guess(target: str) -> str:
+    """The class of its module that was probably meant, where the module itself is there."""
+    name, _, wanted = target.rpartition(".")
+    module = sys.modules.get(name)
+    classes = (
+        [key for key, value in vars(module).items() if isinstance(value, type)] if module else []
+    )
+    found = nearest(wanted, classes)
+    return f", did you mean {name}.{found}?" if found else ""
 
 
 def build_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -56,6 +57,8 @@ class Session:
         if rank() > 0:
             # What goes wrong before a cell starts, all ranks would say alike.
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the program ends
+            # Nor need they warn of the same machine.
+            logging.getLogger("sn_imagenet").setLevel(logging.ERROR)
 
     def speak(self) -> None:
         """Let this rank write to stderr again."""

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import SMALL, refused, result, succeeded, train, train_forked
+from command_line import (
+    ROOT,
+    SMALL,
+    evaluate_forked,
+    refused,
+    result,
+    succeeded,
+    train,
+    train_forked,
+)
 from PIL import Image
 
 DIGITS = (*SMALL, "batch=8x2", "trainer.max_steps=3")
@@ -27,6 +38,10 @@ DIGITS = (*SMALL, "batch=8x2", "trainer.max_steps=3")
         (["+norm.args.colour=red"], ["norm.args=", "colour"]),
         (["norm.args.omega=[in,of]"], ["norm.args=", "of", "in, ln, bn, gn"]),
         (["norm.target=nowhere.Norm"], ["norm.target=nowhere.Norm", "PYTHONPATH"]),
+        (
+            ["norm.target=sn_imagenet.norms.SwitchNorm"],
+            ["has no attribute 'SwitchNorm'", "did you mean sn_imagenet.norms.SwitchNorm"],
+        ),
         (["model.name=resnet9000"], ["model.name=resnet9000", "timm"]),
         (["data=imagenet"], ["data.root", "IMAGENET_ROOT", "data=digits"]),
     ],
@@ -40,19 +55,64 @@ def test_wrong_value_is_named(overrides: list[str], parts: list[str], tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("override", "parts"),
-    [("batch=8x3", ["batch/8x3", "8x2", "1x16"]), ("norm=xn", ["norm/xn", "bn", "sn"])],
+    ("overrides", "parts"),
+    [
+        (["norm=sm"], ["norm=sm", "did you mean norm=sn?", "sync_bn"]),
+        (["-m", "norm=bn,sm"], ["norm=sm", "did you mean norm=sn?"]),
+        (["batch=8x3"], ["batch=8x3", "8x2", "1x16", "batch.gpus= batch.samples_per_gpu="]),
+        (["bacth=8x2"], ["bacth=8x2", "did you mean batch=8x2?"]),
+        (["trainer.epoch=3"], ["trainer.epoch=3", "did you mean trainer.epochs=3?"]),
+        (["trianer.epochs=3"], ["trianer.epochs=3", "did you mean trainer.epochs=3?"]),
+        (["trainer.epochs=0"], ["trainer.epochs=0", "at least 1"]),
+        (["norm=bn("], ["no viable alternative"]),
+    ],
+    ids=lambda value: value[-1],
 )
-def test_unknown_choice_lists_what_there_is(
-    override: str, parts: list[str], tmp_path: Path
+def test_a_typo_is_one_line_with_the_nearest_name(
+    overrides: list[str], parts: list[str], tmp_path: Path
 ) -> None:
     runs = f"runs_dir={tmp_path / 'runs'}"
-    done = train_forked(*SMALL, override, runs, folder=tmp_path / "said")
-    assert done.code == 1  # Hydra's
-    assert "Traceback" not in done.err
-    for part in parts:
-        assert part in done.err
-    assert not (tmp_path / "runs").exists()
+    done = train_forked(*overrides, *SMALL, runs, folder=tmp_path / "said")
+    refused(done, *parts)
+    assert done.said.count("\n") == 1
+    assert not (tmp_path / "runs" / "digits").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["rum=runs"], ["rum=runs", "did you mean run=runs?"]),
+        (["trainer.devise=cpu"], ["did you mean trainer.device=cpu?"]),
+        ([], ["run= is missing"]),
+    ],
+    ids=["rum", "devise", "nothing"],
+)
+def test_a_typo_of_an_evaluation(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
+    done = evaluate_forked(*arguments, folder=tmp_path / "said")
+    refused(done, *parts)
+    assert done.said.count("\n") == 1
+
+
+def test_a_typo_is_told_before_torch_is_imported() -> None:
+    """Which takes many times as long."""
+    program = (
+        "import runpy, sys\n"
+        "try:\n"
+        "    runpy.run_path('train.py', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    print(end.code, 'torch' in sys.modules)"
+    )
+    for override in ("norm=sm", "trainer.epochs=0"):
+        line = [sys.executable, "-c", program, override]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout == "2 False\n"
+
+
+@pytest.mark.slow
+def test_a_typo_is_told_once_by_two_processes() -> None:
+    done = train("norm=sm", processes=2)
+    refused(done, "did you mean norm=sn?", code=1)  # torchrun's
+    assert "exitcode  : 2" in done.err
 
 
 @pytest.mark.slow
