@@ -1,6 +1,7 @@
 """Where the runs of a folder stand: python scripts/sweep_status.py --runs runs
 
 Reads their files alone, at any time, also while they train; --watch 5 repeats it every 5 seconds.
+Ends with 1 where a run has failed or cannot be read, with 0 else.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.runs import find_runs, progress_of
+from sn_imagenet.runs import FAILED, UNREADABLE, find_runs, progress_of
 from sn_imagenet.sweeps.board import Board, RunStatus, table
 
 
@@ -31,8 +32,9 @@ def main() -> int:
     args = parser.parse_args()
     try:
         if args.watch is None:
-            print("\n".join(table(rows_of(args.runs))))
-            return 0
+            rows = rows_of(args.runs)
+            print("\n".join(table(rows)))
+            return 1 if any(row.state in (FAILED, UNREADABLE) for row in rows) else 0
         board = Board()
         while True:
             board.show(rows_of(args.runs))

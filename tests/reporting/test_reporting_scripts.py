@@ -94,3 +94,13 @@ def test_nothing_of_torch_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_status_of_a_sweep_with_a_failed_cell_ends_with_1(tmp_path: Path) -> None:
+    finished(tmp_path, 90.0)
+    assert run_script("sweep_status.py", "--runs", str(tmp_path)).returncode == 0
+    failed = config(norm="sn")
+    write_run(tmp_path, failed, result(failed, status="failed"))
+    done = run_script("sweep_status.py", "--runs", str(tmp_path))
+    assert done.returncode == 1
+    assert "1 finished, 1 failed" in done.stdout
