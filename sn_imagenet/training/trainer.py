@@ -71,6 +71,7 @@ class Trainer:
         self.last_finite_loss: float | None = None
         self.world_sizes = [world_size()]
         self.git_revisions = [prepared.provenance["git_revision"]]
+        self.norm_backends = [prepared.provenance["norm_backend"]]
 
         state = self._newest_checkpoint()
         if state is not None:
@@ -169,6 +170,7 @@ class Trainer:
             "world_size": world_size(),
             "world_sizes": self.world_sizes,
             "git_revisions": self.git_revisions,
+            "norm_backends": self.norm_backends,
         }
 
     def _divergence(self, loss: float) -> dict[str, Any]:
@@ -216,6 +218,7 @@ class Trainer:
             "last_finite_loss": self.last_finite_loss,
             "world_sizes": self.world_sizes,
             "git_revisions": self.git_revisions,
+            "norm_backends": self.norm_backends,
             "metrics_bytes": self.log.bytes_written,
             "meters": self.recorder.state_dict(),
             **self.stepper.state_dict(),
@@ -229,6 +232,8 @@ class Trainer:
         self.last_finite_loss = state["last_finite_loss"]
         self.world_sizes = [*state["world_sizes"], *self.world_sizes]
         self.git_revisions = [*state["git_revisions"], *self.git_revisions]
+        # Checkpoints of before say nothing of it.
+        self.norm_backends = [*state.get("norm_backends", [None]), *self.norm_backends]
         self.stepper.load_state_dict(state)
 
     def _newest_checkpoint(self) -> dict[str, Any] | None:

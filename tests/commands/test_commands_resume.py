@@ -140,14 +140,19 @@ def test_other_config_in_the_same_directory_is_refused(
     assert (run_dir / "result.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_interrupted_run_goes_on_on_another_machine(killed: Path, tmp_path: Path) -> None:
-    """Other workers, passes and evaluation batches are no other experiment."""
+    """Other workers, passes and evaluation batches are no other experiment; without a compiler it
+    goes on with other passes, which is told and recorded.
+    """
     runs = shutil.copytree(killed, tmp_path / "runs")
     machine = ("trainer.eval_batch_size=100", "data.workers=1", "trainer.replicas_per_pass=4")
     arguments = (*CELL_ARGUMENTS, *machine, "evaluate=false", f"runs_dir={runs}")
-    done = succeeded(train_forked(*arguments, folder=tmp_path / "said"))
+    done = succeeded(train(*arguments, CXX="false"))
     assert "going on after epoch 2, step 86" in done.out
     assert "2 forward passes" in done.out
+    assert done.err.count("normalisation uses PyTorch's own operators") == 1
+    assert result(runs / RUN)["training"]["norm_backends"] == ["cpp", "native"]
     assert result(runs / RUN)["status"] == "finished"
     assert result(runs / RUN)["evaluations"] == {}
 
