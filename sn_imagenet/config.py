@@ -231,7 +231,8 @@ class TrainerConfig:
 
     ``replicas_per_pass``: how many of a rank's replicas one forward pass holds (None: all);
     fewer save memory, the gradients are accumulated. ``log_every``: optimiser steps between two
-    lines of ``metrics.jsonl``. ``deterministic``: deterministic kernels on CUDA too, slower, so
+    lines of ``metrics.jsonl``. ``eval_batch_size``: images of a rank in one pass of an evaluation
+    (None: as suits the device). ``deterministic``: deterministic kernels on CUDA too, slower, so
     that a resumed run is bit for bit one never disturbed; the CPU's are.
     """
 
@@ -241,19 +242,17 @@ class TrainerConfig:
     precision: str
     device: str
     log_every: int
-    eval_batch_size: int
+    eval_batch_size: int | None
     deterministic: bool
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"trainer.epochs={self.epochs}: expected at least 1")
-        for key in ("max_steps", "replicas_per_pass"):
+        for key in ("max_steps", "replicas_per_pass", "eval_batch_size"):
             value = getattr(self, key)
             _require(
                 value is None or value >= 1, f"trainer.{key}={value}: expected null or at least 1"
             )
-        for key in ("log_every", "eval_batch_size"):
-            value = getattr(self, key)
-            _require(value >= 1, f"trainer.{key}={value}: expected at least 1")
+        _require(self.log_every >= 1, f"trainer.log_every={self.log_every}: expected at least 1")
         _require(
             self.precision in PRECISIONS,
             f"trainer.precision={self.precision}: expected one of {', '.join(PRECISIONS)}",

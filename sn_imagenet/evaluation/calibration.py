@@ -10,6 +10,7 @@ from torch import nn
 
 from sn_imagenet.config import CalibrationConfig
 from sn_imagenet.data import AugmentedDataset, calibration_loader
+from sn_imagenet.evaluation.progress import shown
 from sn_imagenet.norms import (
     StoredStatistics,
     collect_batch_averages,
@@ -77,7 +78,7 @@ def calibrate(
         for layer in layers:
             layer.training = True  # train() would reach the dropout that a layer may hold
         try:
-            for images, _ in loader:
+            for images, _ in shown(loader, "calibration"):
                 set_replicas(network, len(images) // samples_per_replica)
                 with autocast():
                     network(images)

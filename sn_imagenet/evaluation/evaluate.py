@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
+from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import eval_loader
 from sn_imagenet.evaluation.accuracy import accuracy
 from sn_imagenet.evaluation.calibration import calibrate
 from sn_imagenet.evaluation.prepare import Prepared, stores_statistics
+from sn_imagenet.evaluation.progress import shown
 from sn_imagenet.models import places
 from sn_imagenet.norms import importance_weights, set_replicas, stored_statistics
 from sn_imagenet.replicas import autocast_for, rank, world_size
+
+
+def eval_batch_size(config: ExperimentConfig, device: torch.device) -> int:
+    """``trainer.eval_batch_size``, or where it is null what suits the device: 256 images on CUDA;
+    on a CPU as many as have 2^21 pixels together (41 at 224 x 224), since larger batches cost
+    memory and save no time there, and 256 at most.
+    """
+    if config.trainer.eval_batch_size is not None:
+        return config.trainer.eval_batch_size
+    if device.type == "cuda":
+        return 256
+    return max(1, min(256, 2**21 // config.data.image_size**2))
 
 
 def validate(prepared: Prepared) -> dict[str, Any]:
@@ -24,13 +39,14 @@ def validate(prepared: Prepared) -> dict[str, Any]:
     set_replicas(network)
     loader = eval_loader(
         prepared.data.val,
-        batch_size=config.trainer.eval_batch_size,
+        batch_size=eval_batch_size(config, device),
         rank=rank(),
         world_size=world_size(),
         workers=config.data.workers,
         device=device,
     )
-    counts = accuracy(network, loader, device, autocast_for(config.trainer.precision, device))
+    batches = shown(loader, "evaluation")
+    counts = accuracy(network, batches, device, autocast_for(config.trainer.precision, device))
     return {**counts, "statistics": "moving_average" if stores_statistics(network) else "sample"}
 
 
@@ -52,7 +68,7 @@ def evaluate(prepared: Prepared) -> dict[str, dict[str, Any]]:
             prepared.data.train,
             config.calibration,
             samples_per_replica=config.batch.samples_per_gpu,
-            batch_size=config.trainer.eval_batch_size,
+            batch_size=eval_batch_size(config, prepared.device),
             workers=config.data.workers,
             device=prepared.device,
             autocast=autocast_for(config.trainer.precision, prepared.device),
