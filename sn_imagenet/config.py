@@ -7,6 +7,7 @@ expected and how to mend it. Only what a YAML choice may leave out has a default
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -29,6 +30,15 @@ NOT_THE_EXPERIMENT = frozenset({
     "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes", "checkpoint.on_error",
 })
 # fmt: on
+
+
+def _at_most_cores(count: int) -> int:
+    """``count`` for each process of this machine, or fewer where they have fewer cores each."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(count, cores))
+
+
+OmegaConf.register_new_resolver("at_most_cores", _at_most_cores, replace=True)
 
 
 def _require(condition: bool, message: str) -> None:

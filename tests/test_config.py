@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -218,3 +219,25 @@ def test_the_errors_of_a_stored_config_are_the_same(composed: Compose) -> None:
     values["trainer"]["epochs"] = 0
     with pytest.raises(ConfigError, match=r"trainer\.epochs=0"):
         from_dict(values)
+
+
+def test_a_process_has_no_more_workers_than_cores(
+    composed: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
+    assert composed().data.workers == 4
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert composed().data.workers == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert composed().data.workers == 1
+    assert composed("data.workers=5").data.workers == 5
+
+
+def test_small_images_have_a_preset(composed: Callable[..., ExperimentConfig]) -> None:
+    config = composed("data=imagefolder_small", "data.train=a", "data.val=b")
+    assert (config.data.source, config.data.image_size, config.data.resize_size) == (
+        "imagefolder",
+        32,
+        32,
+    )
+    assert config.augment.name == "crop_flip"

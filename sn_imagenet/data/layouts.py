@@ -43,8 +43,8 @@ def folders(folder: Path, option: str) -> Part:
 
 
 def imagenet_train(root: Path) -> Part | None:
-    """The first of train/, Kaggle's and ILSVRC2012_img_train.tar that lies in ``root``."""
-    for folder in (root / "train", root / KAGGLE / "train"):
+    """The first of train/, Train/, Kaggle's and ILSVRC2012_img_train.tar that lies in ``root``."""
+    for folder in (root / "train", root / "Train", root / KAGGLE / "train"):
         if folder.is_dir():
             return folders(folder, "data.root")
     archive = root / TRAIN_TAR
@@ -52,9 +52,9 @@ def imagenet_train(root: Path) -> Part | None:
 
 
 def imagenet_val(root: Path) -> Part | None:
-    """The first of val/ (class folders, or flat), Kaggle's and ILSVRC2012_img_val.tar that lies
-    in ``root``."""
-    for folder in (root / "val", root / KAGGLE / "val"):
+    """The first of val/, Val/ (class folders, or flat), Kaggle's and ILSVRC2012_img_val.tar that
+    lies in ``root``."""
+    for folder in (root / "val", root / "Val", root / KAGGLE / "val"):
         if folder.is_dir():
             if _is_flat(folder):
                 return _told(root, folder, flat_folder)

@@ -55,6 +55,14 @@ def test_every_layout_gives_the_same_samples(tmp_path: Path, layout: str) -> Non
         ]
 
 
+def test_capital_folder_names(tmp_path: Path) -> None:
+    root = imagenets.folders(tmp_path)
+    expected = [len(source) for source in opened(root)]
+    for part in ("train", "val"):
+        (root / part).rename(root / part.capitalize())
+    assert [len(source) for source in opened(root)] == expected
+
+
 def test_forked_and_spawned_workers_read_the_archive(tmp_path: Path) -> None:
     train, _ = opened(imagenets.tars(tmp_path))
     expected = [train.read(i) for i in range(len(train))]  # it is open when the workers start

@@ -266,11 +266,23 @@ def test_imagenet_needs_a_thousand_classes(imagenet_like: Path) -> None:
     (extra / "0.JPEG").write_bytes(jpeg(0))
     index_anew(imagenet_like / "val")
     try:
-        with pytest.raises(DataError, match=r"val has 1001 classes, ImageNet-1k has 1000"):
+        with pytest.raises(DataError, match=r"val has 1001 .* 1000; .*val: n99999999\."):
             imagenet(imagenet_like)
     finally:
         shutil.rmtree(extra)
         index_anew(imagenet_like / "val")
+
+
+def test_a_missing_class_of_imagenet_is_named(imagenet_like: Path) -> None:
+    gone = imagenet_like / "train" / "n00000123"
+    gone.rename(imagenet_like / "elsewhere")
+    index_anew(imagenet_like / "train")
+    try:
+        with pytest.raises(DataError, match=r"train has 999 .* 1000; .*val: n00000123\."):
+            imagenet(imagenet_like)
+    finally:
+        (imagenet_like / "elsewhere").rename(gone)
+        index_anew(imagenet_like / "train")
 
 
 def test_flat_imagenet_val_says_what_to_do(imagenet_like: Path, tmp_path: Path) -> None:

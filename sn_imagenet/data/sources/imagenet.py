@@ -6,8 +6,10 @@ from pathlib import Path
 
 from sn_imagenet.config import DataConfig
 from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.index import Index
 from sn_imagenet.data.indexed import IndexedSource
 from sn_imagenet.data.layouts import imagenet_train, imagenet_val, require_same_classes
+from sn_imagenet.data.scanning import some
 
 READS = ("root",)
 CLASSES = 1000
@@ -32,14 +34,24 @@ def open_source(data: DataConfig) -> tuple[IndexedSource, IndexedSource]:
     for name, part in parts.items():
         if part is None:
             raise DataError(f"ImageNet is needed, and {root} holds no {name} set. {alternative}")
-        index = part.open()
-        count = len(index.listing.classes)
-        if count != CLASSES:
-            raise DataError(
-                f"{part.origin} has {count} classes, ImageNet-1k has {CLASSES}. "
-                "For another set of classes use data=imagefolder data.train=DIR data.val=DIR."
-            )
-        indices.append(index)
+        indices.append(part.open())
     train, val = indices
+    _require_all_classes(train, other=val)
+    _require_all_classes(val, other=train)
     require_same_classes(train, val)
     return IndexedSource(train), IndexedSource(val)
+
+
+def _require_all_classes(index: Index, other: Index) -> None:
+    classes = index.listing.classes
+    if len(classes) != CLASSES:
+        only = [
+            f"; only in {one.listing.origin}: {some(names)}"
+            for one, another in ((index, other), (other, index))
+            if (names := sorted(set(one.listing.classes) - set(another.listing.classes)))
+        ]
+        raise DataError(
+            f"{index.listing.origin} has {len(classes)} classes, ImageNet-1k has "
+            f"{CLASSES}{''.join(only)}. "
+            "For another set of classes use data=imagefolder data.train=DIR data.val=DIR."
+        )
