@@ -5,6 +5,7 @@ It lies in this room since ``training`` imports it and evaluates by what lies he
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,13 @@ import torch
 from torch import nn
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data import DataSets, build
+from sn_imagenet.data import DataError, DataSets, build
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation.provenance import provenance
 from sn_imagenet.models import build_model
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.norms.passes import select_backend
-from sn_imagenet.replicas import choose_device, set_precision
+from sn_imagenet.replicas import choose_device, say, set_precision
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def prepare(config: ExperimentConfig) -> Prepared:
     device = choose_device(config.trainer.device)
     set_precision(config.trainer.precision, device)
     data = build(config.data, config.augment, config.seed)
+    _warn_of_enlarged_images(config, data)
     network = build_model(
         config.model, config.norm, config.protocol, len(data.classes), config.seed
     )
@@ -55,6 +57,23 @@ def prepare(config: ExperimentConfig) -> Prepared:
     probe = torch.empty(1, 1, 1, 1, device=device)
     origin = {**provenance(device), "norm_backend": select_backend(probe).name}
     return Prepared(config, device, data, network, origin)
+
+
+def _warn_of_enlarged_images(config: ExperimentConfig, data: DataSets) -> None:
+    """Tell where a user's own images are much smaller than what the network would see."""
+    source = data.train.source
+    if config.data.source != "imagefolder":
+        return
+    sides = []
+    for index in sorted({0, (len(source) - 1) // 2, len(source) - 1}):
+        with suppress(DataError):  # told when training comes to it
+            sides.append(min(source[index][0].shape[:2]))
+    if sides and 2 * max(sides) <= config.data.image_size:
+        say(
+            f"warning: images of data.train, {max(sides)} pixels small, are enlarged to "
+            f"data.image_size={config.data.image_size}, which costs time and adds nothing; give "
+            "data.image_size= data.resize_size= or use data=imagefolder_small (32 pixels)"
+        )
 
 
 def stores_statistics(network: nn.Module) -> bool:

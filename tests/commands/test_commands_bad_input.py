@@ -166,6 +166,16 @@ def test_empty_class_folder(photos: Path) -> None:
     assert not (photos / "run").exists()
 
 
+def test_small_images_that_would_be_enlarged_are_told(photos: Path) -> None:
+    """Of 20 x 24 pixels; the model then refuses, before any work."""
+    larger = ("data.image_size=224", "data.resize_size=256", "norm.target=nowhere.Norm")
+    done = train_forked(*_arguments(photos), *larger, folder=photos / "said")
+    assert "20 pixels small, are enlarged to data.image_size=224" in done.out
+    assert "data=imagefolder_small" in done.out
+    done = train_forked(*_arguments(photos), "norm.target=nowhere.Norm", folder=photos / "small")
+    assert "enlarged" not in done.said
+
+
 def test_classes_that_differ(photos: Path) -> None:
     shutil.rmtree(photos / "val" / "eel")
     done = train_forked(*_arguments(photos), folder=photos / "said")
