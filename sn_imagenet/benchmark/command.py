@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sn_imagenet.benchmark import layers, step, train
+from sn_imagenet.benchmark import layers, pooling, step, train
 from sn_imagenet.benchmark.plot import plot
 from sn_imagenet.benchmark.report import Command, write_json
 from sn_imagenet.errors import UserError
@@ -16,6 +16,7 @@ from sn_imagenet.errors import UserError
 COMMANDS: dict[str, Command] = {
     "norms": layers.COMMAND,
     "step": step.COMMAND,
+    "pooling": pooling.COMMAND,
     "train": train.COMMAND,
 }
 

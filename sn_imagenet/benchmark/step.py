@@ -130,7 +130,7 @@ def measure_steps(
             if mode == "eager":
                 case.kept[name] = _kept(contender)
             if MODES[mode] is not None:
-                _make_room_for_compilations()
+                make_room_for_compilations()
                 contender.network.compile(mode=MODES[mode], fullgraph=True, dynamic=False)
             graph = mode == "graph"
             steps[name] = _captured(contender.step, device) if graph else contender.step
@@ -175,7 +175,8 @@ def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], ob
     return graph.replay
 
 
-def _make_room_for_compilations() -> None:
+def make_room_for_compilations() -> None:
+    """So that torch.compile takes every network of a comparison."""
     # Dynamo keeps what it compiled by code, and all networks share theirs; past its limit, which is
     # for one network, it would refuse. Emptying it would throw away what is timed later.
     torch._dynamo.config.recompile_limit = 1000

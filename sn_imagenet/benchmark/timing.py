@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Context = Callable[[], AbstractContextManager[Any]]
+Clock = Callable[[], float]
 
 SHORTEST_SAMPLE = 2e-3
 """Seconds that one timed sample lasts at least; shorter calls are repeated within it."""
@@ -30,6 +31,7 @@ def alternate(
     repeats: int,
     device: torch.device,
     around: Mapping[str, Context] | None = None,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds per call of each contender.
 
@@ -40,35 +42,36 @@ def alternate(
         contenders: by name; each is called :data:`WARM_UP` times before the first round.
         repeats: rounds.
         around: by name, a context to call a contender in; entered outside of what is timed.
+        clock: in seconds.
     """
     contexts = {name: (around or {}).get(name, nullcontext) for name in contenders}
     calls: dict[str, int] = {}
     for name, function in contenders.items():
         with contexts[name]():
-            calls[name] = _calls_per_sample(function, device)
+            calls[name] = _calls_per_sample(function, device, clock)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     order = random.Random(0)
     for _ in range(repeats):
         for name in order.sample(list(contenders), len(contenders)):
             with contexts[name]():
-                samples[name].append(_time(contenders[name], calls[name], device))
+                samples[name].append(_time(contenders[name], calls[name], device, clock))
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
-def _calls_per_sample(function: Callable[[], object], device: torch.device) -> int:
+def _calls_per_sample(function: Callable[[], object], device: torch.device, clock: Clock) -> int:
     for _ in range(WARM_UP):
         function()
-    once = _time(function, 1, device)
+    once = _time(function, 1, device, clock)
     return max(1, math.ceil(SHORTEST_SAMPLE / once))
 
 
-def _time(function: Callable[[], object], calls: int, device: torch.device) -> float:
+def _time(function: Callable[[], object], calls: int, device: torch.device, clock: Clock) -> float:
     _synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(calls):
         function()
     _synchronize(device)
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def _synchronize(device: torch.device) -> None:

@@ -108,6 +108,24 @@ class PooledNorm2d(nn.Module, ABC):
     def pool(self, moments: Moments) -> Statistics:
         """The method: mean and variance to normalise with, broadcastable to [n, R, C]."""
 
+    def coefficients(self, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. (1) as center, scale and shift, each [N, C], from what :meth:`pool` gives."""
+        center, variance = self.pool(moments)
+        scale = torch.rsqrt(variance + self.eps)
+        shape = moments.mean.shape
+        rows = moments.mean.flatten(0, 1)  # [N, C]
+        if self.weight is not None:
+            scale = scale * self.weight
+        if self.bias is None:
+            shift = torch.zeros_like(rows)
+        else:
+            shift = self.bias.to(rows.dtype).expand_as(rows)
+        return (
+            center.expand(shape).reshape_as(rows),
+            scale.expand(shape).reshape_as(rows),
+            shift,
+        )
+
     def batch_statistics(self, moments: Moments) -> Statistics:
         """BN's statistics: the batch's in training, the stored ones in evaluation."""
         if self._uses_stored_statistics:
@@ -164,22 +182,8 @@ class PooledNorm2d(nn.Module, ABC):
         pooled: list[Moments] = []
 
         def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            moments = Moments(mean, var, *self.groups)
-            pooled.append(moments)
-            center, variance = self.pool(moments)
-            scale = torch.rsqrt(variance + self.eps)
-            shape = moments.mean.shape
-            if self.weight is not None:
-                scale = scale * self.weight
-            if self.bias is None:
-                shift = torch.zeros_like(mean)
-            else:
-                shift = self.bias.to(mean.dtype).expand_as(mean)
-            return (
-                center.expand(shape).reshape_as(mean),
-                scale.expand(shape).reshape_as(mean),
-                shift,
-            )
+            pooled.append(Moments(mean, var, *self.groups))
+            return self.coefficients(pooled[0])
 
         parameters = list(self.parameters(recurse=False))
         y = normalize(x, coefficients, parameters, self.backend, self.relu, residual)
