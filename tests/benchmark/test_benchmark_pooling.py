@@ -1,0 +1,101 @@
+"""The ways that the closed form's benchmark compares are one function."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch._dynamo.utils
+from norm_reference import gradients, randomize
+from torch import Tensor
+
+from sn_imagenet.benchmark.command import run
+from sn_imagenet.benchmark.pooling import (
+    AUTOGRAD,
+    CLOSED_FORM,
+    COMPILED,
+    MIXTURES,
+    Case,
+    pool_by,
+    pooling_table,
+)
+from sn_imagenet.norms import PooledNorm2d, set_replicas
+from sn_imagenet.norms.methods import METHODS
+from sn_imagenet.norms.moments import Moments
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def test_ratios_to_the_closed_form() -> None:
+    case = Case("layer", "sn", {CLOSED_FORM: 0.5, AUTOGRAD: 1.0})
+    assert case.as_dict()["ratios"] == {CLOSED_FORM: 1.0, AUTOGRAD: 2.0}
+    assert pooling_table([case]).split() == [
+        *["norm", "closed", "form", "ms", AUTOGRAD],
+        *["layer", "sn", "500.00", "2.00"],
+    ]
+
+
+@pytest.mark.parametrize("method", MIXTURES)
+@pytest.mark.parametrize("way", [CLOSED_FORM, AUTOGRAD])
+def test_the_ways_are_one_function(way: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each is the one that it says: the closed form asks no one for coefficients."""
+    asked: list[Moments] = []
+    coefficients = PooledNorm2d.coefficients
+
+    def watched(layer: PooledNorm2d, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
+        asked.append(moments)
+        return coefficients(layer, moments)
+
+    monkeypatch.setattr(PooledNorm2d, "coefficients", watched)
+    check(way, method)
+    assert len(asked) == 1 + (way == AUTOGRAD)  # once by the formula beside it
+
+
+@pytest.mark.slow
+def test_the_compiled_way_is_the_same_function() -> None:
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    check(COMPILED, "sn")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1
+
+
+def check(way: str, method: str) -> None:
+    """That ``way`` gives the output, gradients and running statistics of the layer as it is."""
+    layers = [METHODS[method](6), METHODS[method](6)]
+    for layer in layers:
+        torch.manual_seed(0)
+        randomize(layer)
+        set_replicas(layer, 2)
+    pool_by(way, layers[0])
+    x = torch.randn(4, 6, 3, 5, requires_grad=True)
+    y = layers[0](x)
+    found = gradients(y, [x, *layers[0].parameters()])
+    layers[1].backend = "formula"
+    expected = layers[1](x)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(found, gradients(expected, [x, *layers[1].parameters()]))
+    torch.testing.assert_close(dict(layers[0].named_buffers()), dict(layers[1].named_buffers()))
+
+
+def test_pooling_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pooling.json"
+    chosen = ["--layers", "2x1", "--every", "12", "--mini", "2x1", "--resnet50", "--norm", "sn"]
+    chosen += ["--repeats", "1", "--clock", "cpu", "--device", "cpu"]
+    assert run("", CONFIGS, ["pooling", *chosen, "--json", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert (report["benchmark"], report["clock"]) == ("pooling", "cpu")
+    assert [case["title"] for case in report["cases"]] == [
+        "layer 2048x7x7, N=2x1 contiguous fp32",
+        "step resnet50_mini, (2,1) at 16 px, contiguous fp32",
+    ]
+    for case in report["cases"]:
+        assert set(case["seconds"]) == set(case["ratios"]) == {CLOSED_FORM, AUTOGRAD}
+        assert case["ratios"][CLOSED_FORM] == 1
+    assert "step resnet50_mini, (2,1) at 16 px" in capsys.readouterr().out
+
+
+def test_nothing_to_measure(capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = ["pooling", "--layers", "--mini", "--resnet50", "--device", "cpu"]
+    assert run("", CONFIGS, nothing) == 2
+    assert "--layers, --mini and --resnet50 are all empty" in capsys.readouterr().err
