@@ -190,8 +190,8 @@ def _measure_all(args: Namespace, device: torch.device) -> Report:
     ways = [CLOSED_FORM, AUTOGRAD, *([COMPILED] if args.compile else [])]
     chosen = device, args.repeats, ways, CLOCKS[args.clock]
     layout = "channels_last" if device.type == "cuda" else "contiguous"
-    steps = [StepKind(*b, 16, layout, network="resnet50_mini", classes=10) for b in args.mini]
-    steps += [StepKind(*b, 64, layout) for b in args.resnet50]
+    steps = [StepKind(r, n, 16, layout, network="resnet50_mini", classes=10) for r, n in args.mini]
+    steps += [StepKind(r, n, 64, layout) for r, n in args.resnet50]
     cases = []
     for method in args.norm:
         for replicas, samples in args.layers:

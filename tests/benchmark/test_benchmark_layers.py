@@ -224,6 +224,7 @@ def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=1800)
 
 
+@pytest.mark.slow
 def test_norms_writes_its_report(tmp_path: Path) -> None:
     out, plot = tmp_path / "norms.json", tmp_path / "norms.png"
     chosen = ["--samples", "1", "2x1", "--every", "11", "--layout", "channels_last"]
