@@ -1,11 +1,16 @@
 """Pooling of the [N, C] tables of a mixture in closed form, where the passes have one.
 
 Autograd on ``MixtureNorm2d.pool`` is the same up to rounding. Is the closed form worth its lines?
-Against autograd over the same C++ passes, in CPU time on one thread of a busy 2-core machine
-(medians of 9 alternating steps), resnet50_mini's step on 16 px takes autograd 1.82 times as long
-with SN at (8,2), 1.45 times with BN there and 1.29 times with SN at (8,8): on small maps the walk
-over the tables costs more than the passes. On CUDA autograd on the tables takes some eighty small
-launches per layer, the closed form four. The pool under torch.compile was not measured.
+``scripts/benchmark.py pooling --threads 1 --clock cpu --repeats 5`` compares both over the same C++
+passes (results/benchmarks/closed_form_cpu.json: CPU time on one thread of a busy 2-core machine,
+medians of 5 alternating rounds). resnet50_mini's step on 16 px takes autograd 1.91 times as long
+with SN at (8,1), 1.67 times at (8,2) and 1.51 times at (8,8); with BN 1.44, 1.62 and 1.38 times.
+ResNet-50's step on 64 px at (8,2) takes it 1.16 (SN) and 1.04 times (BN); a layer at N = 32 or 16x2
+0.97 to 1.77 times, the more the smaller its maps: there the walk over the tables costs more than
+the passes. torch.compile does not help: 1.78 times with SN at (8,2) where eager autograd took 1.75
+(closed_form_cpu_compiled.json). On CUDA, where nothing was timed, the closed form takes four
+launches per layer, autograd 81 of PyTorch's operators with SN and 33 with BN (counted by
+tests/norms/triton_cases.py).
 """
 
 from __future__ import annotations
