@@ -78,6 +78,7 @@ def check(way: str, method: str) -> None:
     torch.testing.assert_close(dict(layers[0].named_buffers()), dict(layers[1].named_buffers()))
 
 
+@pytest.mark.slow
 def test_pooling_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "pooling.json"
     chosen = ["--layers", "2x1", "--every", "12", "--mini", "2x1", "--resnet50", "--norm", "sn"]
