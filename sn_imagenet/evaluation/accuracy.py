@@ -13,10 +13,14 @@ from sn_imagenet.replicas import sum_over_ranks
 
 
 def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many of [m, K] logits have their label first, and among the first five: int64 [2]."""
+    """How many of [m, K] logits have their label first, how many among the first five, and how
+    many samples have a logit that is not finite: int64 [3]. The last are right in no case: topk
+    would put NaN first, wherever it is.
+    """
+    finite = logits.isfinite().all(dim=1)
     first = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = first == labels[:, None]
-    return torch.stack([hits[:, 0].sum(), hits.sum()])
+    hits = (first == labels[:, None]) & finite[:, None]
+    return torch.stack([hits[:, 0].sum(), hits.sum(), (~finite).sum()])
 
 
 @torch.no_grad()
@@ -36,24 +40,26 @@ def accuracy(
         autocast: makes a context manager for the forward pass.
 
     Returns:
-        ``top1``, ``top5`` in percent, ``top1_correct``, ``top5_correct``, ``seen``, and ``loss``,
-        the mean cross entropy (null where it is not finite).
+        ``top1``, ``top5`` in percent, ``top1_correct``, ``top5_correct``, ``nonfinite`` (samples
+        with a logit that is not finite, which count as wrong), ``seen``, and ``loss``, the mean
+        cross entropy (null where it is not finite).
     """
-    # top-1, top-5, seen, sum of losses; float64 counts exactly up to 2^53.
-    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    # top-1, top-5, not finite, seen, sum of losses; float64 counts exactly up to 2^53.
+    totals = torch.zeros(5, dtype=torch.float64, device=device)
     for images, labels in batches:
         with autocast():
             logits = network(images)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        totals[:2] += correct_counts(logits, labels)
-        totals[2] += len(labels)
-        totals[3] += F.cross_entropy(logits, labels, reduction="sum")
-    top1, top5, seen, loss = sum_over_ranks(totals).tolist()
+        totals[:3] += correct_counts(logits, labels)
+        totals[3] += len(labels)
+        totals[4] += F.cross_entropy(logits, labels, reduction="sum")
+    top1, top5, nonfinite, seen, loss = sum_over_ranks(totals).tolist()
     return {
         "top1": 100 * top1 / seen,
         "top5": 100 * top5 / seen,
         "top1_correct": int(top1),
         "top5_correct": int(top5),
+        "nonfinite": int(nonfinite),
         "seen": int(seen),
         "loss": loss / seen if torch.isfinite(torch.tensor(loss)) else None,
     }

@@ -232,7 +232,8 @@ def _why(result: dict[str, Any]) -> str:
         return str(result.get("error") or "no error recorded").strip().splitlines()[-1]
     if result["status"] == DIVERGED:
         where = result.get("diverged") or {}
-        return f"loss {where.get('loss')} at epoch {where.get('epoch')}, step {where.get('step')}"
+        cause = where.get("cause") or f"loss {where.get('loss')}"
+        return f"{cause} at epoch {where.get('epoch')}, step {where.get('step')}"
     return ""
 
 

@@ -144,6 +144,11 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
+    def weights_are_finite(self) -> bool:
+        """Whether every parameter is finite; the same on every rank."""
+        finite = [parameter.isfinite().all() for parameter in self.network.parameters()]
+        return bool(torch.stack(finite).all())
+
     def share_statistics(self) -> None:
         """Give every rank replica 0's running statistics. Collective."""
         if dist.is_initialized():

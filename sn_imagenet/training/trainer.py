@@ -97,10 +97,11 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def fit(self) -> dict[str, Any] | None:
-        """Train from where the run stands to its end, or until the loss is not finite.
+        """Train from where the run stands to its end, or until the loss or, at the end of an
+        epoch or of the training, a weight is not finite.
 
         Returns:
-            None, or where and how the run diverged. The weights are then those before the step.
+            None, or where and how the run diverged.
 
         Raises:
             Stopped: told to stop; the checkpoint is on the disk.
@@ -119,7 +120,9 @@ class Trainer:
                         self.recorder.flush(self.epoch + 1, self.step, lr)
                         self._save()
                         self._wait_for_the_disk()
-                        return self._divergence(outcome.loss)
+                        return self._divergence(
+                            self.step + 1, f"the loss is {outcome.loss}", outcome.loss
+                        )
                     self.stepper.update(lr)
                     self.last_finite_loss = outcome.loss
                     self.step += 1
@@ -130,12 +133,17 @@ class Trainer:
                         self._wait_for_the_disk()
                     if self.step == self.total_steps:
                         break
-                    if told_to_stop:
+                    if told_to_stop and self.stepper.weights_are_finite():
                         self._save()
                         self._stop()
                     self._save_if_due()
                 self.recorder.flush(self.epoch + 1, self.step, lr)
                 self.stepper.share_statistics()
+                if not self.stepper.weights_are_finite():
+                    self._wait_for_the_disk()
+                    return self._divergence(
+                        self.step, "weights are not finite", self.last_finite_loss
+                    )
                 self._save()
                 self._stop_if_any_was_told()
             if self.step_in_epoch == self.steps_per_epoch:
@@ -173,10 +181,11 @@ class Trainer:
             "norm_backends": self.norm_backends,
         }
 
-    def _divergence(self, loss: float) -> dict[str, Any]:
+    def _divergence(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
         return {
             "epoch": self.epoch + 1,
-            "step": self.step + 1,
+            "step": step,
+            "cause": cause,
             "loss": str(loss),
             "last_finite_loss": self.last_finite_loss,
         }
@@ -208,8 +217,11 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
+        """Begin to write a checkpoint, but none with broken weights, after which nothing but
+        divergence can come: it would take the place of one to go on from.
+        """
         self.saved_at = time.monotonic()
-        if self.log is None or self.saver is None:
+        if self.log is None or self.saver is None or not self.stepper.weights_are_finite():
             return
         state = {
             "epoch": self.epoch,

@@ -201,9 +201,21 @@ def test_diverged_run_is_a_result(tmp_path: Path) -> None:
     assert found["training"]["steps"] == step - 1
     assert found["evaluations"] == {}
     assert done.err == ""
-    # What led there is kept: the metrics of every step, and the weights before the update.
+    # What led there is kept: the metrics of every step, and the weights if they are any.
     assert metrics(run_dir)[-1]["step"] == step - 1
-    assert torch.load(run_dir / "last.pt")["step"] == step - 1
+    if (run_dir / "last.pt").exists():
+        last = torch.load(run_dir / "last.pt")
+        assert last["step"] == step - 1
+        assert all(weight.isfinite().all() for weight in last["model"].values())
+
+    # An update that breaks the weights is no end of a training, though each loss was finite.
+    broken = ("norm=bn", "batch=8x2", "trainer.max_steps=1", "protocol.base_lr=4.8e39")
+    broken = (*SMALL, *broken, "protocol.weight_decay=1e3", f"runs_dir={tmp_path / 'broken'}")
+    said = succeeded(train_forked(*broken, folder=tmp_path / "broken said")).out
+    ended = result(tmp_path / "broken" / CELL / "bn/8x2/seed0")
+    assert (ended["status"], ended["evaluations"]) == ("diverged", {})
+    assert ended["diverged"]["step"] == 1 and ended["diverged"]["loss"] not in ("nan", "inf")
+    assert "diverged at step 1 (epoch 1): weights are not finite" in said
 
     # It is a result: the same command has nothing to do, and the table shows it.
     again = succeeded(train_forked(*arguments, folder=tmp_path / "again"))
