@@ -7,6 +7,7 @@ from sn_imagenet.data.loaders import (
     TrainBatchSampler,
     TrainLoader,
     calibration_loader,
+    calibration_minibatches,
     eval_loader,
     train_loader,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "TrainLoader",
     "build",
     "calibration_loader",
+    "calibration_minibatches",
     "describe_augmentation",
     "epoch_order",
     "eval_loader",

@@ -89,6 +89,22 @@ class EvalBatchSampler(Sampler[list[Key]]):
             yield [Key(0, index) for index in self.mine[start : start + self.batch_size]]
 
 
+def calibration_minibatches(num_samples: int, minibatch: int, samples: int | Literal["all"]) -> int:
+    """How many minibatches a calibration has, of a training set of ``num_samples``.
+
+    Raises:
+        DataError: not one can be filled.
+    """
+    available = num_samples if samples == "all" else min(samples, num_samples)
+    if available < minibatch:
+        raise DataError(
+            f"calibration.samples={samples}, of a training set of {num_samples}, does not fill "
+            f"one minibatch of {minibatch} samples, those that share their statistics; expected "
+            "at least as many, or 'all'"
+        )
+    return available // minibatch
+
+
 class CalibrationBatchSampler(Sampler[list[Key]]):
     """Random training minibatches for the batch average of the paper's Sec. 2.1.
 
@@ -113,13 +129,7 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
         world_size: int,
         minibatches_per_batch: int,
     ) -> None:
-        available = num_samples if samples == "all" else min(samples, num_samples)
-        self.minibatches = available // minibatch
-        if self.minibatches == 0:
-            raise DataError(
-                f"calibration.samples={samples}, of a training set of {num_samples}, does not "
-                f"fill one minibatch of {minibatch} samples (the samples per GPU)."
-            )
+        self.minibatches = calibration_minibatches(num_samples, minibatch, samples)
         self.num_samples = num_samples
         self.minibatch = minibatch
         self.seed = seed

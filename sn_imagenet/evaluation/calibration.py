@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sn_imagenet.config import CalibrationConfig
+from sn_imagenet.config import BatchConfig, CalibrationConfig
 from sn_imagenet.data import AugmentedDataset, calibration_loader
 from sn_imagenet.evaluation.progress import shown
 from sn_imagenet.norms import (
@@ -27,11 +27,19 @@ class Calibration:
     estimator: str
     samples_requested: int | str
     samples_used: int
-    samples_per_replica: int
+    samples_per_replica: int  # those that share their statistics: of sync_bn the global batch
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def samples_that_share_statistics(network: nn.Module, batch: BatchConfig) -> int:
+    """The samples of a minibatch of the batch average: what shared its statistics in training, a
+    replica's samples or, for layers over all replicas, the global batch.
+    """
+    spanning = any(layer.needs_all_replicas for layer in norm_layers(network).values())
+    return batch.total if spanning else batch.samples_per_gpu
 
 
 @torch.no_grad()
@@ -49,10 +57,11 @@ def calibrate(
     """The batch average of every layer's BN statistics.
 
     The network is frozen: only its normalisation layers are in training mode, dropout is off, and
-    the running statistics stay as they are. Minibatches are of the run's own samples per replica,
-    shared out over the ranks and summed over them.
+    the running statistics stay as they are. Minibatches are shared out over the ranks, each whole
+    on one of them, and summed over them.
 
     Args:
+        samples_per_replica: in a minibatch, :func:`samples_that_share_statistics`.
         batch_size: samples in one forward pass at most (but at least one minibatch).
 
     Returns:

@@ -10,12 +10,12 @@ from torch import nn
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import eval_loader
 from sn_imagenet.evaluation.accuracy import accuracy
-from sn_imagenet.evaluation.calibration import calibrate
+from sn_imagenet.evaluation.calibration import calibrate, samples_that_share_statistics
 from sn_imagenet.evaluation.prepare import Prepared, stores_statistics
 from sn_imagenet.evaluation.progress import shown
 from sn_imagenet.models import places
 from sn_imagenet.norms import importance_weights, set_replicas, stored_statistics
-from sn_imagenet.replicas import autocast_for, rank, world_size
+from sn_imagenet.replicas import autocast_for, rank, say, world_size
 
 
 def eval_batch_size(config: ExperimentConfig, device: torch.device) -> int:
@@ -47,6 +47,11 @@ def validate(prepared: Prepared) -> dict[str, Any]:
     )
     batches = shown(loader, "evaluation")
     counts = accuracy(network, batches, device, autocast_for(config.trainer.precision, device))
+    if counts["nonfinite"]:
+        say(
+            f"warning: the network's output is not finite for {counts['nonfinite']} of "
+            f"{counts['seen']} samples; they count as wrong"
+        )
     return {**counts, "statistics": "moving_average" if stores_statistics(network) else "sample"}
 
 
@@ -67,7 +72,7 @@ def evaluate(prepared: Prepared) -> dict[str, dict[str, Any]]:
             network,
             prepared.data.train,
             config.calibration,
-            samples_per_replica=config.batch.samples_per_gpu,
+            samples_per_replica=samples_that_share_statistics(network, config.batch),
             batch_size=eval_batch_size(config, prepared.device),
             workers=config.data.workers,
             device=prepared.device,

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data import DataError, DataSets, build
+from sn_imagenet.data import DataError, DataSets, build, calibration_minibatches
 from sn_imagenet.errors import ConfigError
+from sn_imagenet.evaluation.calibration import samples_that_share_statistics
 from sn_imagenet.evaluation.provenance import provenance
 from sn_imagenet.models import build_model
 from sn_imagenet.norms import norm_layers
@@ -51,6 +52,9 @@ def prepare(config: ExperimentConfig) -> Prepared:
         config.model, config.norm, config.protocol, len(data.classes), config.seed
     )
     _check_test_statistics(network, config)
+    if stores_statistics(network):
+        minibatch = samples_that_share_statistics(network, config.batch)
+        calibration_minibatches(len(data.train), minibatch, config.calibration.samples)
     _check_images_fit(network, config)
     if device.type == "cuda":
         network = network.to(device).to(memory_format=torch.channels_last)

@@ -133,12 +133,20 @@ class FrozenBatchNorm2d(PooledNorm2d):
 class SyncBatchNorm2d(BatchNorm2d):
     """Batch normalisation over the samples of every replica on every rank.
 
-    Whatever :func:`set_replicas` says, one group of statistics spans the whole global batch, so
-    it needs all of a rank's replicas in one pass. Ranks exchange 2 C numbers each way.
+    Whatever :func:`set_replicas` says, in training one group of statistics spans the whole global
+    batch, so it needs all of a rank's replicas in one pass. Ranks exchange 2 C numbers each way.
+    For a batch average each group that :func:`set_replicas` names is a whole global batch, which
+    one rank holds: then nothing is exchanged, and ranks may have different numbers of batches.
     """
+
+    needs_all_replicas = True
 
     @property
     def groups(self) -> tuple[int, dist.ProcessGroup | None]:
+        if self.batch_average is not None:
+            return self.replicas, None
+        if not self.training:
+            return 1, None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             return 1, dist.group.WORLD
         return 1, None

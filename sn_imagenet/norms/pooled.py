@@ -58,6 +58,9 @@ class PooledNorm2d(nn.Module, ABC):
     trains_on_stored_statistics = False
     """Whether training uses them too, so that every rank needs the first replica's at each step."""
 
+    needs_all_replicas = False
+    """Whether the replicas share statistics, so that all of a rank's go through in one pass."""
+
     def __init__(
         self,
         num_features: int,

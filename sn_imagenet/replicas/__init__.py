@@ -1,6 +1,12 @@
 """Settings and their placement on ranks; the processes of an experiment."""
 
-from sn_imagenet.replicas.placement import Pass, Placement, fitting_world_sizes, tell_layers
+from sn_imagenet.replicas.placement import (
+    Pass,
+    Placement,
+    fitting_world_sizes,
+    require_one_pass,
+    tell_layers,
+)
 from sn_imagenet.replicas.precision import autocast_for, set_determinism, set_precision
 from sn_imagenet.replicas.runtime import (
     LostPeerError,
@@ -30,6 +36,7 @@ __all__ = [
     "join",
     "lost_peers_told",
     "rank",
+    "require_one_pass",
     "say",
     "session",
     "set_determinism",

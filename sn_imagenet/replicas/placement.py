@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.norms import set_replicas
+from sn_imagenet.norms import norm_layers, set_replicas
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,11 @@ class Placement:
         return self.gpus * self.samples_per_gpu // self.world_size
 
     @property
+    def passes_per_step(self) -> int:
+        """Forward passes of a rank in one step."""
+        return self.replicas_per_rank // self._per_pass
+
+    @property
     def _per_pass(self) -> int:
         return self.replicas_per_pass or self.replicas_per_rank
 
@@ -135,7 +140,7 @@ class Placement:
         if self.ranks_per_replica > 1:
             where = f"each spanning {self.ranks_per_replica} processes"
         else:
-            passes = self.replicas_per_rank // self._per_pass
+            passes = self.passes_per_step
             where = f"{self.replicas_per_rank} per process in {passes} forward pass" + (
                 "es" if passes > 1 else ""
             )
@@ -152,6 +157,21 @@ def fitting_world_sizes(gpus: int, samples_per_gpu: int) -> list[int]:
     whole = {w for w in range(1, gpus + 1) if gpus % w == 0}
     spanning = {gpus * k for k in range(1, samples_per_gpu + 1) if samples_per_gpu % k == 0}
     return sorted(whole | spanning)
+
+
+def require_one_pass(placement: Placement, network: nn.Module) -> None:
+    """Whether the network's layers get as many replicas in a forward pass as they need.
+
+    Raises:
+        ConfigError: some share statistics over all replicas, and a pass holds fewer.
+    """
+    shared = {type(m).__name__ for m in norm_layers(network).values() if m.needs_all_replicas}
+    if shared and placement.passes_per_step > 1:
+        raise ConfigError(
+            f"trainer.replicas_per_pass={placement.replicas_per_pass}: {', '.join(sorted(shared))} "
+            f"needs all {placement.replicas_per_rank} replicas of a process in one forward pass, "
+            "whose statistics they share; use trainer.replicas_per_pass=null"
+        )
 
 
 def tell_layers(network: nn.Module, part: Pass, group: dist.ProcessGroup | None) -> None:

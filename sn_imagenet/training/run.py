@@ -15,6 +15,7 @@ from sn_imagenet.replicas import (
     from_rank_0,
     join,
     rank,
+    require_one_pass,
     say,
     set_determinism,
     together,
@@ -65,6 +66,7 @@ def _train(config: ExperimentConfig, stop: StopRequests) -> dict[str, Any]:
             config.trainer.replicas_per_pass,
         )
         prepared = prepare(config)
+        require_one_pass(placement, prepared.network)
         set_determinism(config.trainer.deterministic, prepared.device)
     with together():
         if rank() == 0:
@@ -128,7 +130,7 @@ def _finish(
     if diverged is not None:
         say(
             f"{directory.path}: diverged at step {diverged['step']} (epoch {diverged['epoch']}): "
-            f"the loss is {diverged['loss']}"
+            f"{diverged['cause']}"
         )
         result = resulting(status="diverged", diverged=diverged)
     else:

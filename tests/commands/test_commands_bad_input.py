@@ -32,6 +32,11 @@ DIGITS = (*SMALL, "batch=8x2", "trainer.max_steps=3")
         (["trainer.precision=bf16", "trainer.device=cpu"], ["trainer.precision=bf16", "CUDA"]),
         (["trainer.replicas_per_pass=3"], ["trainer.replicas_per_pass=3", "8 replicas"]),
         (
+            ["norm=sync_bn", "trainer.replicas_per_pass=2"],
+            ["trainer.replicas_per_pass=2", "SyncBatchNorm2d", "all 8 replicas"],
+        ),
+        (["calibration.samples=1"], ["calibration.samples=1", "one minibatch of 2 samples"]),
+        (
             ["norm=gn", "norm.test_statistics=batch_average"],
             ["norm.test_statistics=batch_average", "norm=gn has sample only"],
         ),

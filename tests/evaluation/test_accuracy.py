@@ -74,6 +74,7 @@ def one_by_one(count: int) -> dict[str, Any]:
         "top5": pytest.approx(100 * top5 / count),
         "top1_correct": top1,
         "top5_correct": top5,
+        "nonfinite": 0,
         "seen": count,
         "loss": pytest.approx(loss / count, rel=1e-5),
     }
@@ -105,20 +106,33 @@ def test_two_processes_count_each_sample_once(tmp_path: Path) -> None:
 
 def test_fewer_than_five_classes() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
-    assert correct_counts(logits, torch.tensor([0, 0])).tolist() == [1, 2]
+    assert correct_counts(logits, torch.tensor([0, 0])).tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 3])
+def test_logits_that_are_not_finite_are_wrong_and_counted(value: float, place: int) -> None:
+    """Of the label's class or of another one; topk puts NaN first."""
+    logits = torch.zeros(3, 7)
+    logits[:, 0] = 1.0
+    logits[1, place] = value
+    assert correct_counts(logits, torch.tensor([0, 0, 0])).tolist() == [2, 2, 1]
+    logits[:] = value
+    assert correct_counts(logits, torch.tensor([0, 1, 2])).tolist() == [0, 0, 3]
 
 
 def test_a_loss_that_is_not_finite_is_null() -> None:
     images, labels = torch.full((2, 3, 4, 4), torch.nan), torch.zeros(2, dtype=torch.long)
     found = accuracy(network(), [(images, labels)], torch.device("cpu"), nullcontext)
     assert found["loss"] is None
-    assert found["seen"] == 2
+    assert (found["seen"], found["nonfinite"], found["top1_correct"]) == (2, 2, 0)
 
 
 @pytest.mark.parametrize(
     ("norm", "batch", "expected"),
     [
         ("bn", "8x2", ["moving_average", "batch_average"]),
+        ("sync_bn", "8x2", ["moving_average", "batch_average"]),
         ("sn", "8x2", ["moving_average", "batch_average"]),
         ("sn", "8x1", ["sample"]),
         ("gn", "8x2", ["sample"]),
@@ -138,7 +152,9 @@ def test_evaluations_by_the_statistics_they_use(
         assert found["top1"] == 100 * found["top1_correct"] / 400
         assert (found["calibration"] is not None) == (statistics == "batch_average")
     if "batch_average" in evaluations:
-        assert evaluations["batch_average"]["calibration"]["samples_used"] == 64
+        calibration = evaluations["batch_average"]["calibration"]
+        assert calibration["samples_used"] == 64
+        assert calibration["samples_per_replica"] == (16 if norm == "sync_bn" else 2)
         # The untrained network's running statistics are no statistics of its activations.
         assert evaluations["batch_average"]["loss"] != evaluations["moving_average"]["loss"]
     for name, tensor in prepared.network.state_dict().items():

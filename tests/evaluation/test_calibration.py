@@ -17,7 +17,13 @@ from sn_imagenet.config import CalibrationConfig, ExperimentConfig, from_dict
 from sn_imagenet.data import AugmentedDataset, DataError, Key, build, epoch_order
 from sn_imagenet.evaluation import calibrate
 from sn_imagenet.models import PlacedDropout
-from sn_imagenet.norms import BatchNorm2d, SwitchNorm2d, norm_layers, set_replicas
+from sn_imagenet.norms import (
+    BatchNorm2d,
+    SwitchNorm2d,
+    SyncBatchNorm2d,
+    norm_layers,
+    set_replicas,
+)
 from sn_imagenet.replicas import join, rank, session
 
 SAMPLES = 4  # per replica
@@ -56,6 +62,14 @@ def network() -> nn.Sequential:
     return net
 
 
+def synchronised() -> nn.Sequential:
+    """The same with statistics over all replicas: a minibatch is the run's global batch."""
+    net, sync = network(), SyncBatchNorm2d(5).double()
+    sync.load_state_dict(net[2].state_dict())
+    net[2] = sync
+    return net
+
+
 def dataset(config: ExperimentConfig) -> AugmentedDataset:
     return build(config.data, config.augment, config.seed).train
 
@@ -66,7 +80,9 @@ def calibrated(
     statistics, how = calibrate(
         net,
         train,
-        CalibrationConfig(**{"samples": REQUESTED, "seed": 3, **options}),
+        CalibrationConfig(
+            **{"samples": REQUESTED, "estimator": "mean_of_variances", "seed": 3, **options}
+        ),
         samples_per_replica=SAMPLES,
         batch_size=batch_size,
         workers=0,
@@ -132,6 +148,14 @@ def test_batch_average_is_numpys(train: AugmentedDataset, estimator: str, batch_
     }
 
 
+@pytest.mark.parametrize("batch_size", [1, 8, 1000])
+def test_synchronised_layers_see_one_global_batch_at_a_time(
+    train: AugmentedDataset, batch_size: int
+) -> None:
+    ours, _ = calibrated(synchronised(), train, batch_size)
+    assert_close(ours, by_numpy(network(), train, "mean_of_variances"))
+
+
 def test_the_estimators_differ(train: AugmentedDataset) -> None:
     net = network()
     mean, _ = calibrated(net, train, estimator="mean_of_variances")
@@ -176,6 +200,8 @@ def calibrate_as_program(values: dict[str, Any], folder: str) -> None:
         for estimator in ("mean_of_variances", "population"):
             ours, how = calibrated(network(), train, 8, estimator=estimator)
             torch.save((ours, how), f"{folder}/{estimator}{rank()}.pt")
+        # Three minibatches in all: the second rank has a batch less than the first.
+        torch.save(calibrated(synchronised(), train, 4, samples=13)[0], f"{folder}/sync{rank()}.pt")
         # One minibatch in all: the second rank has none.
         torch.save(calibrated(network(), train, 8, samples=5)[0], f"{folder}/one{rank()}.pt")
 
@@ -191,5 +217,7 @@ def test_two_processes_find_the_same(
             ours, how = torch.load(tmp_path / f"{estimator}{number}.pt")
             assert_close(ours, by_numpy(network(), train, estimator))
             assert how["samples_used"] == 48
+        sync = torch.load(tmp_path / f"sync{number}.pt")
+        assert_close(sync, calibrated(network(), train, samples=13)[0])
         one = torch.load(tmp_path / f"one{number}.pt")
         torch.testing.assert_close(one, calibrated(network(), train, samples=5)[0])
