@@ -8,7 +8,7 @@ from sn_imagenet.evaluation.evaluate import (
     evaluate,
     validate,
 )
-from sn_imagenet.evaluation.prepare import Prepared, prepare
+from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
 from sn_imagenet.evaluation.result import make_result
 from sn_imagenet.evaluation.run import evaluate_run, find_run_directories
 
@@ -24,5 +24,6 @@ __all__ = [
     "find_run_directories",
     "make_result",
     "prepare",
+    "require_same_data",
     "validate",
 ]

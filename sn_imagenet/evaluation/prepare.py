@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import DataError, DataSets, build, calibration_minibatches
-from sn_imagenet.errors import ConfigError
+from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.evaluation.calibration import samples_that_share_statistics
 from sn_imagenet.evaluation.provenance import provenance
 from sn_imagenet.models import build_model
@@ -77,6 +78,26 @@ def _warn_of_enlarged_images(config: ExperimentConfig, data: DataSets) -> None:
             f"warning: images of data.train, {max(sides)} pixels small, are enlarged to "
             f"data.image_size={config.data.image_size}, which costs time and adds nothing; give "
             "data.image_size= data.resize_size= or use data=imagefolder_small (32 pixels)"
+        )
+
+
+def require_same_data(path: Path, then: dict[str, Any], data: DataSets) -> None:
+    """Whether ``data`` has the fingerprint ``then``, of the data that ``path`` was trained with.
+
+    Raises:
+        UserError: it has not; says which part differs and in how many samples.
+    """
+    now = data.fingerprint
+    changed = [part for part in now if now[part] != then.get(part)]
+    if changed:
+        counts = ", ".join(
+            f"{part}: {then.get(part, {}).get('samples')} samples then, {now[part]['samples']} now"
+            for part in changed
+        )
+        raise UserError(
+            f"{path} was trained with other data: the {' and '.join(changed)} images are not "
+            f"those of the run ({counts}, or other files); point data.root (data.train, data.val) "
+            "to the same data, or start another run with another run_dir="
         )
 
 

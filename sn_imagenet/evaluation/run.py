@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sn_imagenet.config import from_dict
-from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation.evaluate import described_weights, evaluate
-from sn_imagenet.evaluation.prepare import Prepared, prepare
+from sn_imagenet.evaluation.prepare import prepare, require_same_data
 from sn_imagenet.evaluation.result import make_result
 from sn_imagenet.replicas import from_rank_0, join, rank, say, together
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
@@ -21,6 +20,8 @@ def find_run_directories(pattern: str) -> list[Path]:
     Raises:
         RunError: there is none.
     """
+    if RunDirectory(Path(pattern)).config.exists():
+        return [Path(pattern)]  # of that very name, whatever a glob makes of it
     found = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
     runs = [path for path in found if RunDirectory(path).config.exists()]
     if not runs:
@@ -59,8 +60,18 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
         trained = checkpoint.load(directory.final)
         own = directory.read_config()
         prepared = prepare(from_dict(_replaced(own, overrides)))
-        _require_same_data(path, trained, prepared)
-        prepared.network.load_state_dict(trained["model"])
+        try:
+            training, trained_by = trained["training"], trained["provenance"]
+            fingerprint = trained["data_fingerprint"]
+            prepared.network.load_state_dict(trained["model"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+            raise RunError(
+                f"{directory.final} is not what this run trained: "
+                f"{reason.splitlines()[0]}; restore it, or remove it and "
+                f"{directory.result.name} and start the run again"
+            ) from error
+        require_same_data(path, fingerprint, prepared.data)
     with together():
         if rank() == 0:
             directory.claim(from_dict(own))  # however it is evaluated, it stays this experiment's
@@ -68,8 +79,8 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
         result = make_result(
             prepared,
             status="finished",
-            training=trained["training"],
-            trained_by=trained["provenance"],
+            training=training,
+            trained_by=trained_by,
             evaluations=evaluate(prepared),
             importance_weights=described_weights(prepared.network),
         )
@@ -89,15 +100,3 @@ def _replaced(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, An
         elif value is not None:
             merged[key] = value
     return merged
-
-
-def _require_same_data(path: Path, trained: dict[str, Any], prepared: Prepared) -> None:
-    then, now = trained["data_fingerprint"], prepared.data.fingerprint
-    changed = [part for part in then if then[part] != now.get(part)]
-    if changed:
-        raise UserError(
-            f"{path} was trained with other data: the {' and '.join(changed)} images are not "
-            f"those of the run ({then[changed[0]]['samples']} then, "
-            f"{now[changed[0]]['samples']} now, or other files); point data.root (data.train, "
-            "data.val) to the same data"
-        )

@@ -7,6 +7,7 @@ from sn_imagenet.runs.directory import (
     RESULT_VERSION,
     RunDirectory,
     config_differences,
+    experiment_of,
     flattened,
 )
 from sn_imagenet.runs.files import RunError, write_atomically, write_json, write_text
@@ -54,6 +55,7 @@ __all__ = [
     "RunInUseError",
     "Setting",
     "config_differences",
+    "experiment_of",
     "find_runs",
     "flattened",
     "last_rows",

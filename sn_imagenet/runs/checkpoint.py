@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.runs.directory import RunDirectory
 from sn_imagenet.runs.files import RunError, cannot, write_atomically, write_whole
 
@@ -43,7 +45,7 @@ def load(path: Path) -> dict[str, Any]:
             "remove it to continue from an earlier one or from the start"
         ) from error
     version = state.get("version") if isinstance(state, dict) else None
-    if version != VERSION:
+    if not isinstance(version, int) or version != VERSION:
         raise RunError(f"{path} is a checkpoint of version {version}: expected {VERSION}")
     assert isinstance(state, dict)
     return state
@@ -80,19 +82,25 @@ def save_last(directory: RunDirectory, state: dict[str, Any]) -> None:
         raise cannot("write", directory.last, error) from error
 
 
-def load_last(directory: RunDirectory) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest readable checkpoint (None if the run has none), and a warning for each that is
-    not readable.
+def load_last(
+    directory: RunDirectory, check: Callable[[Path, dict[str, Any]], None] = lambda *_: None
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest usable checkpoint (None if the run has none), and a warning for each that is not.
+
+    Args:
+        check: raises RunError for the path and the state of one that cannot be gone on from.
 
     Raises:
-        RunError: there are checkpoints and none is readable.
+        RunError: there are checkpoints and none is usable.
     """
     warnings: list[str] = []
     for path in (directory.last, directory.previous):
         if not path.exists():
             continue
         try:
-            return load(path), warnings
+            state = load(path)
+            check(path, state)
+            return state, warnings
         except RunError as error:
             warnings.append(str(error))
     if warnings:
@@ -102,3 +110,21 @@ def load_last(directory: RunDirectory) -> tuple[dict[str, Any] | None, list[str]
             + "\nRemove them to start it from the beginning."
         )
     return None, []
+
+
+def require_same_experiment(directory: RunDirectory, config: ExperimentConfig) -> None:
+    """Whether the checkpoints of a directory that has lost its config are of this experiment.
+
+    Raises:
+        RunError: they are another's; the difference is shown.
+    """
+    if directory.config.exists():
+        return
+
+    def check(path: Path, state: dict[str, Any]) -> None:
+        if not isinstance(state.get("config"), dict):
+            raise RunError(f"{path} does not say of which experiment it is")
+
+    state, _ = load_last(directory, check)
+    if state is not None:
+        directory.require_same_experiment(state["config"], config)

@@ -73,9 +73,20 @@ class RunDirectory:
         Raises:
             RunError: another experiment's run lies there; the difference is shown.
         """
-        if not self.config.exists():
-            return
-        differences = config_differences(self.read_config(), config.to_dict())
+        if self.config.exists():
+            self.require_same_experiment(self.read_config(), config)
+        else:
+            result = self.read_result()
+            if result is not None and isinstance(result.get("config"), dict):
+                self.require_same_experiment(result["config"], config)
+
+    def require_same_experiment(self, before: dict[str, Any], config: ExperimentConfig) -> None:
+        """Whether ``before``, a config or what :func:`experiment_of` kept of one, is ``config``'s.
+
+        Raises:
+            RunError: it is another experiment's; the difference is shown.
+        """
+        differences = config_differences(before, config.to_dict())
         if differences:
             raise RunError(
                 f"{self.path} holds a run of another config:\n"
@@ -168,13 +179,19 @@ class RunDirectory:
 
 def config_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """``key: before -> now`` for each value in which two experiments differ."""
-    old, new = flattened(before), flattened(now)
+    old, new = experiment_of(before), experiment_of(now)
     keys = sorted(set(old) | set(new))
     return [
         f"{key}: {old.get(key)} (there) -> {new.get(key)} (now)"
         for key in keys
-        if old.get(key) != new.get(key) and key not in NOT_THE_EXPERIMENT
+        if old.get(key) != new.get(key)
     ]
+
+
+def experiment_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The values of a config by their dotted keys, without those that say how it is carried out."""
+    flat = flattened(config)
+    return {key: value for key, value in flat.items() if key not in NOT_THE_EXPERIMENT}
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,10 @@ from sn_imagenet.training.stepper import StepOutcome
 
 T = TypeVar("T")
 
+METERS = (
+    "steps", "samples", "correct", "loss", "waited", "seconds", "total_seconds", "total_samples",
+)  # fmt: skip
+
 
 class Recorder:
     """Averages over the steps since the last report; images/s count training steps alone.

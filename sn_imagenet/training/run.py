@@ -53,6 +53,7 @@ def _train(config: ExperimentConfig, stop: StopRequests) -> dict[str, Any]:
     directory = RunDirectory(Path(config.run_dir))
     with together():
         directory.check(config)
+        checkpoint.require_same_experiment(directory, config)
         done = _done_before(directory, config)
     if done is not None:
         return done

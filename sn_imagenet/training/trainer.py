@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from sn_imagenet.data import train_loader
-from sn_imagenet.evaluation import Prepared, validate
+from sn_imagenet.evaluation import Prepared, require_same_data, validate
 from sn_imagenet.models import PlacedDropout
 from sn_imagenet.norms import importance_weights
 from sn_imagenet.replicas import (
@@ -21,14 +22,28 @@ from sn_imagenet.replicas import (
     together,
     world_size,
 )
-from sn_imagenet.runs import RunDirectory, checkpoint
+from sn_imagenet.runs import RunDirectory, RunError, checkpoint, experiment_of
 from sn_imagenet.runs.saver import CheckpointSaver
 from sn_imagenet.training.console import Console
 from sn_imagenet.training.metrics_log import MetricsLog
-from sn_imagenet.training.recorder import Recorder
+from sn_imagenet.training.recorder import METERS, Recorder
 from sn_imagenet.training.schedule import learning_rate
 from sn_imagenet.training.stepper import Stepper
 from sn_imagenet.training.stop import EXIT_CODE, Stopped, StopRequests
+
+# What a checkpoint holds besides the stepper's own.
+_ENTRIES: dict[str, Any] = {
+    "config": dict,
+    "data_fingerprint": dict,
+    "epoch": int,
+    "step": int,
+    "step_in_epoch": int,
+    "last_finite_loss": float | None,
+    "world_sizes": list,
+    "git_revisions": list,
+    "metrics_bytes": int,
+    "meters": dict,
+}
 
 
 class Trainer:
@@ -224,6 +239,8 @@ class Trainer:
         if self.log is None or self.saver is None or not self.stepper.weights_are_finite():
             return
         state = {
+            "config": experiment_of(self.config.to_dict()),
+            "data_fingerprint": self.prepared.data.fingerprint,
             "epoch": self.epoch,
             "step": self.step,
             "step_in_epoch": self.step_in_epoch,
@@ -248,13 +265,38 @@ class Trainer:
         self.norm_backends = [*state.get("norm_backends", [None]), *self.norm_backends]
         self.stepper.load_state_dict(state)
 
+    def _require_usable(self, path: Path, state: dict[str, Any]) -> None:
+        """Whether a checkpoint holds all that this training goes on from. Loads it, where it does.
+
+        Raises:
+            RunError: entries are missing or of another kind, or weights are not finite.
+        """
+        try:
+            for key, kind in _ENTRIES.items():
+                if not isinstance(state[key], kind):
+                    raise TypeError(f"{key} is of type {type(state[key]).__name__}")
+            for key in METERS:
+                float(state["meters"][key])
+            self.stepper.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+            raise RunError(
+                f"{path} is no checkpoint of this training: {reason.splitlines()[0]}"
+            ) from error
+        if not self.stepper.weights_are_finite():
+            raise RunError(f"{path} holds weights that are not finite")
+
     def _newest_checkpoint(self) -> dict[str, Any] | None:
         """Rank 0's newest readable checkpoint, on every rank; None if there is none. Collective."""
         state: dict[str, Any] | None = None
         with together():
             if rank() == 0:
-                state, warnings = checkpoint.load_last(self.directory)
+                state, warnings = checkpoint.load_last(self.directory, self._require_usable)
                 for warning in warnings:
                     say(f"warning: {warning}; going on from the checkpoint before it")
+                if state is not None:
+                    self.directory.require_same_experiment(state["config"], self.config)
+                    then = state["data_fingerprint"]
+                    require_same_data(self.directory.path, then, self.prepared.data)
         found: dict[str, Any] | None = from_rank_0(state)
         return found

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import time
 from contextlib import AbstractContextManager, suppress
@@ -18,6 +19,7 @@ from PIL import Image
 from run_processes import finish, start, steps
 
 from sn_imagenet.errors import UserError
+from sn_imagenet.evaluation import evaluate_run, find_run_directories
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
 from sn_imagenet.runs.saver import CheckpointSaver
 from sn_imagenet.training import train
@@ -95,6 +97,78 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(run_of, damage, 
     assert f"warning: {last} is not a readable checkpoint" in capsys.readouterr().out
     assert not marker.exists()
     assert_same_weights(tmp_path / "run", tmp_path / "undisturbed")
+
+
+def edited(path: Path, change) -> None:
+    state = torch.load(path)
+    changed = change(state)
+    torch.save(changed if isinstance(changed, dict) and "version" in changed else state, path)
+
+
+UNUSABLE = {
+    "nothing": lambda state: {"version": 1},
+    "no model": lambda state: state.pop("model"),
+    "half an optimiser": lambda state: state["optimizer"].pop("param_groups"),
+    "no meter": lambda state: state["meters"].pop("seconds"),
+    "NaN": lambda state: state["model"]["fc.weight"].fill_(torch.nan),
+    "a version of many": lambda state: {"version": torch.ones(3)},
+}
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_an_unusable_one(run_of, tmp_path, capsys):
+    with pytest.raises(Stopped), StopAfter(4):
+        train(run_of("stopped", "checkpoint.minutes=0"))
+    train(run_of("undisturbed"))
+    for number, change in enumerate(UNUSABLE.values()):
+        run = shutil.copytree(tmp_path / "stopped", tmp_path / f"run{number}")
+        edited(run / "last.pt", change)
+        train(run_of(run.name, "checkpoint.minutes=0"))
+        told = capsys.readouterr().out
+        assert f"warning: {run / 'last.pt'} " in told, told
+        assert "going on after epoch 0, step 4" in told
+        assert_same_weights(run, tmp_path / "undisturbed")
+    run = shutil.copytree(tmp_path / "stopped", tmp_path / "none")
+    for name in ("last.pt", "previous.pt"):
+        edited(run / name, UNUSABLE["nothing"])
+    with pytest.raises(RunError, match="no checkpoint of this run is readable"):
+        train(run_of("none"))
+
+
+def test_another_experiment_is_refused_though_the_config_is_gone(run_of, tmp_path):
+    """Before anything is written: the run itself still goes on."""
+    with pytest.raises(Stopped), StopAfter(2):
+        train(run_of("run"))
+    (tmp_path / "run" / "config.yaml").unlink()
+    for _ in ("interrupted", "finished"):
+        with pytest.raises(RunError, match=r"(?s)another config.*lr: 0.1 .*seed: 0 .there. -> 3"):
+            train(run_of("run", "seed=3", "protocol.base_lr=0.2"))
+        assert not (tmp_path / "run" / "config.yaml").exists()
+        assert train(run_of("run"))["training"]["steps"] == 6
+        (tmp_path / "run" / "config.yaml").unlink(missing_ok=True)
+
+
+def test_other_data_is_refused(composed, tmp_path):
+    for part, count in (("train", 24), ("val", 4), ("other", 30)):
+        for i in range(count):
+            file = tmp_path / part / f"class{i % 2}" / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (8 * i, 0, 0)).save(file)
+    photographs = ("data=imagefolder", f"data.val={tmp_path / 'val'}", "data.workers=0")
+    small = ("data.image_size=16", "data.resize_size=16", "model=resnet14_mini", "batch=1x8")
+    run = (*photographs, *small, f"run_dir={tmp_path / 'run'}", "trainer.epochs=2")
+    with pytest.raises(Stopped), StopAfter(4):
+        train(composed(*run, f"data.train={tmp_path / 'train'}", "evaluate=false"))
+    with pytest.raises(UserError, match=r"the train images .*train: 24 samples then, 30 now"):
+        train(composed(*run, f"data.train={tmp_path / 'other'}", "evaluate=false"))
+    (tmp_path / "train").rename(tmp_path / "moved")
+    moved = train(composed(*run, f"data.train={tmp_path / 'moved'}", "evaluate=false"))
+    assert moved["training"]["steps"] == 6
+    edited(tmp_path / "run" / "final.pt", UNUSABLE["nothing"])
+    with pytest.raises(RunError, match=r"final\.pt is not .*: no entry 'training'"):
+        evaluate_run(tmp_path / "run", {"data": {"train": str(tmp_path / "moved")}})
+    # A directory of that very name, whatever a glob makes of it.
+    named = (tmp_path / "run").rename(tmp_path / "a[1]")
+    assert find_run_directories(str(named)) == [named]
 
 
 class StopAfter:
