@@ -57,7 +57,8 @@ def random_resized(data: DataConfig, scale: Sequence[float], ratio: Sequence[flo
         box = transform.make_params([pixel.expand(3, height, width)])  # asks for the size alone
         return Cut((box["top"], box["left"], box["height"], box["width"]), size)
 
-    return Crop(draw, f"random resized crop (area {low:g}-{high:g})")
+    bounds = f"area {low:g}-{high:g}, aspect {narrow:.3g}-{wide:.3g}"
+    return Crop(draw, f"random resized crop ({bounds})")
 
 
 @registered

@@ -1,13 +1,20 @@
-"""In what a run departs from the paper's protocol: computed from its config, never typed in."""
+"""In what a run departs from the paper's protocol: computed from its config and its data, never
+typed in.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
+
+from hydra.utils import get_class
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import describe_augmentation
+from sn_imagenet.norms import BatchRenorm2d
+from sn_imagenet.norms.methods import METHODS
 
 TABLE_2_SETTINGS = ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
 
@@ -54,7 +61,16 @@ PAPER = (
     Fact("pixels of resized images", "exact", lambda c: c.data.decode),
     Fact("precision", "fp32", lambda c: c.trainer.precision),
     Fact("estimator of the batch average", "mean_of_variances", lambda c: c.calibration.estimator),
+    Fact("samples of the batch average", 50_000, lambda c: c.calibration.samples),
 )
+
+# Of ImageNet itself; another data set is an item of its own and has a preparation of its own.
+IMAGENET = (
+    Fact("resize size", 256, lambda c: c.data.resize_size),
+    Fact("mean of the images", [0.485, 0.456, 0.406], lambda c: list(c.data.mean)),
+    Fact("std of the images", [0.229, 0.224, 0.225], lambda c: list(c.data.std)),
+)
+IMAGENET_SAMPLES = {"train": 1_281_167, "val": 50_000}
 
 # The methods' arguments: GN's groups are the GN paper's, BRN's bounds those of (8,4), Sec. 4.1.
 NORMALISERS: dict[str, dict[str, Any]] = {
@@ -65,28 +81,63 @@ NORMALISERS: dict[str, dict[str, Any]] = {
     "sn": {"omega": ["in", "ln", "bn"]},
     "brn": {"r_max": 1.5, "d_max": 0.5},
 }
+# Which evaluation the paper reports (Sec. 2.1, "Inference").
+TEST_STATISTICS = {"bn": "moving_average", "brn": "moving_average", "sn": "batch_average"}
 SN_OF_ONE_SAMPLE = {"omega": ["in", "ln"]}
 
 
-def departures(config: ExperimentConfig) -> list[dict[str, str]]:
+def departures(config: ExperimentConfig, fingerprint: dict[str, Any]) -> list[dict[str, str]]:
     """The items of the protocol in which a run differs: [{"item", "paper", "ours"}, ...].
 
     Milestones are compared as fractions of the training, since ``epochs`` is an item of its own.
+
+    Args:
+        fingerprint: of the run's data: {"train": {"samples": count, ...}, "val": ...}.
     """
-    found = [
-        {"item": fact.item, "paper": str(fact.paper), "ours": str(fact.ours(config))}
-        for fact in PAPER
-        if fact.ours(config) != fact.paper
+    is_imagenet = config.data.source == "imagenet"
+    compared = [
+        (fact.item, fact.paper, fact.ours(config))
+        for fact in (*PAPER, *(IMAGENET if is_imagenet else ()))
     ]
-    norm = config.norm
-    paper = NORMALISERS.get(norm.name, norm.args)  # a method that the paper has not: its own
-    if norm.name == "sn" and config.batch.samples_per_gpu == 1:
-        paper = SN_OF_ONE_SAMPLE
-    if norm.args != paper:
-        found.append({"item": "normaliser arguments", "paper": str(paper), "ours": str(norm.args)})
+    if is_imagenet:
+        compared += [
+            (f"{part} images", samples, fingerprint[part]["samples"])
+            for part, samples in IMAGENET_SAMPLES.items()
+        ]
+    found = [_item(*entry) for entry in compared if entry[1] != entry[2]]
+    found += _of_the_normaliser(config)
     if _setting(config) not in TABLE_2_SETTINGS:
-        found.append({"item": "setting", "paper": "one of Table 2's", "ours": _setting(config)})
+        found.append(_item("setting", "one of Table 2's", _setting(config)))
     return found
+
+
+def _of_the_normaliser(config: ExperimentConfig) -> list[dict[str, str]]:
+    norm = config.norm
+    if norm.name not in NORMALISERS:
+        return []  # a method that the paper has not
+    found = []
+    own, paper = METHODS[norm.name], NORMALISERS[norm.name]
+    statistics = TEST_STATISTICS.get(norm.name, "sample")
+    if norm.name == "sn" and config.batch.samples_per_gpu == 1:
+        paper, statistics = SN_OF_ONE_SAMPLE, "sample"
+    if get_class(norm.target) is not own:
+        found.append(_item("normaliser", own.__name__, norm.target))
+    if norm.args != paper:
+        found.append(_item("normaliser arguments", paper, norm.args))
+    if norm.test_statistics != statistics:
+        found.append(_item("test statistics", statistics, norm.test_statistics))
+    if norm.name == "brn":
+        steps = {
+            name: norm.args.get(name, parameter.default)
+            for name, parameter in signature(BatchRenorm2d).parameters.items()
+            if name in ("warmup_steps", "r_steps", "d_steps")
+        }
+        found.append(_item("warm-up of batch renormalisation", "not told", steps))
+    return found
+
+
+def _item(item: str, paper: Any, ours: Any) -> dict[str, str]:
+    return {"item": item, "paper": str(paper), "ours": str(ours)}
 
 
 def left_out(data_fingerprint: dict[str, Any]) -> list[dict[str, str]]:

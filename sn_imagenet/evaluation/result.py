@@ -29,7 +29,7 @@ def make_result(
         trained_by: the provenance of the training, where this process only evaluates.
     """
     config = prepared.config
-    here = prepared.provenance
+    here, fingerprint = prepared.provenance, prepared.data.fingerprint
     return {
         "version": RESULT_VERSION,
         "status": status,
@@ -49,11 +49,11 @@ def make_result(
         "evaluations": evaluations or {},
         "importance_weights": importance_weights,
         "training": training or {},
-        "departures": [*departures(config), *left_out(prepared.data.fingerprint)],
+        "departures": [*departures(config, fingerprint), *left_out(fingerprint)],
         "provenance": {
             **(trained_by or here),
             "evaluated_by": here if trained_by else None,
-            "data_fingerprint": prepared.data.fingerprint,
+            "data_fingerprint": fingerprint,
             "written_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
         "config": config.to_dict(),

@@ -177,7 +177,7 @@ def test_an_augmentation_is_one_function_and_one_yaml(
     expected = v2.functional.resize(stored, [16, 16], antialias=True)
     expected = v2.functional.normalize(expected, config.data.mean, config.data.std)
     assert torch.equal(train[0, 7][0], expected)
-    ours = {d["item"]: d["ours"] for d in departures(config)}
+    ours = {d["item"]: d["ours"] for d in departures(config, {})}
     assert ours["augmentation"] == "corner of 5, no flip"
 
 

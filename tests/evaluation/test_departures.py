@@ -7,15 +7,31 @@ from collections.abc import Callable
 import pytest
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.evaluation import departures
+from sn_imagenet.evaluation import departures as departures_of
 
 Compose = Callable[..., ExperimentConfig]
 HE_ET_AL = "shorter side from [256, 480], 224 crop, flip, PCA lighting std 0.1"
 OFFICIAL = {
     "item": "augmentation",
     "paper": HE_ET_AL,
-    "ours": "random resized crop (area 0.08-1), flip, PCA lighting std 0.1",
+    "ours": "random resized crop (area 0.08-1, aspect 0.75-1.33), flip, PCA lighting std 0.1",
 }
+
+
+def departures(config: ExperimentConfig, train: int = 1_281_167) -> list[dict[str, str]]:
+    return departures_of(config, {"train": {"samples": train}, "val": {"samples": 50_000}})
+
+
+def test_an_incomplete_imagenet_departs(composed: Compose) -> None:
+    less = {"item": "train images", "paper": "1281167", "ours": "1000"}
+    assert departures(composed(), train=1000) == [OFFICIAL, less]
+    assert less not in departures(composed("data=digits"), train=1000)
+
+
+def test_batch_renormalisation_opens_by_steps_of_ours(composed: Compose) -> None:
+    told, ours = found(composed("norm=brn"))["warm-up of batch renormalisation"]
+    assert told == "not told"
+    assert ours == "{'warmup_steps': 5000, 'r_steps': 40000, 'd_steps': 25000}"
 
 
 def found(config: ExperimentConfig) -> dict[str, tuple[str, str]]:
@@ -78,6 +94,16 @@ def test_the_papers_words_taken_literally(composed: Compose) -> None:
         (["trainer.precision=bf16"], {"precision": ("fp32", "bf16")}),
         (["calibration.estimator=population"],
          {"estimator of the batch average": ("mean_of_variances", "population")}),
+        (["calibration.samples=all"], {"samples of the batch average": ("50000", "all")}),
+        (["data.resize_size=240"], {"resize size": ("256", "240")}),
+        (["data.mean=[0.5,0.5,0.5]"],
+         {"mean of the images": ("[0.485, 0.456, 0.406]", "[0.5, 0.5, 0.5]")}),
+        (["data.std=[0.5,0.5,0.5]"],
+         {"std of the images": ("[0.229, 0.224, 0.225]", "[0.5, 0.5, 0.5]")}),
+        (["norm.test_statistics=moving_average"],
+         {"test statistics": ("batch_average", "moving_average")}),
+        (["norm=bn", "norm.target=sn_imagenet.norms.SyncBatchNorm2d"],
+         {"normaliser": ("BatchNorm2d", "sn_imagenet.norms.SyncBatchNorm2d")}),
         (["augment=none"], {"augmentation": (HE_ET_AL, "no crop, no flip")}),
         (["batch.gpus=4", "batch.samples_per_gpu=64"],
          {"setting": ("one of Table 2's", "4x64")}),
