@@ -17,6 +17,7 @@ from sn_imagenet.data.datasets import AugmentedDataset
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.pixels import Normalizer, StoredBatch, on_device
 from sn_imagenet.data.seeding import Key, epoch_order
+from sn_imagenet.data.workers import obey_the_parent_alone, signals_held
 
 Batch = tuple[Tensor, Tensor]
 CPU = torch.device("cpu")
@@ -173,6 +174,7 @@ class BatchLoader:
             num_workers=workers,
             pin_memory=device.type == "cuda",
             persistent_workers=persistent and workers > 0,
+            worker_init_fn=obey_the_parent_alone,
             # Without one of its own, DataLoader draws from the global generator at each iteration.
             generator=torch.Generator(),
         )
@@ -182,7 +184,9 @@ class BatchLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         # The workers begin now, not when the first batch is asked for.
-        return on_device(iter(self.stored), self.normalizer, self.device)
+        with signals_held():
+            stored = iter(self.stored)
+        return on_device(stored, self.normalizer, self.device)
 
 
 class TrainLoader(BatchLoader):

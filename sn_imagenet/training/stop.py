@@ -43,7 +43,6 @@ class StopRequests:
         self.received = False
         self._raised = False
         self._deferring = False
-        self._pid = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequests:
@@ -81,8 +80,6 @@ class StopRequests:
             raise Stopped
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:
-            return  # a loader's worker, forked from us: it ends when its loader does
         self.received = True
         if not self._deferring:
             self._stop()

@@ -1,0 +1,48 @@
+"""A loader's workers belong to their process alone: it ends them, no signal from elsewhere does.
+
+Whoever stops a run often signals all its processes: a terminal its foreground group, ``timeout``
+and torchrun the group of each rank, Slurm and systemd the whole job. A worker that dies of that
+takes the training with it before it can save.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What ends a process that does not listen, and is sent to tell it to stop.
+SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+LOOK_S = 1.0  # between two looks whether the parent still lives
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Within, :data:`SIGNALS` wait, and so they do in every process that is forked there."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def obey_the_parent_alone(_worker: int) -> None:
+    """A DataLoader's ``worker_init_fn`` in a worker that was forked within :func:`signals_held`.
+
+    The worker ends at a SIGTERM of its parent, as DataLoader ends its workers, and within
+    :data:`LOOK_S` seconds of its parent's death, whatever it is doing then. SIGKILL ends it as any.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None and parent.pid is not None
+    threading.Thread(target=_sift, args=(parent.pid,), name="signals", daemon=True).start()
+
+
+def _sift(parent: int) -> None:
+    while os.getppid() == parent:
+        got = signal.sigtimedwait(SIGNALS, LOOK_S)
+        if got is not None and got.si_signo == signal.SIGTERM and got.si_pid == parent:
+            break
+    os._exit(0)  # nothing here is to be put in order, and the main thread may be in a decoder
