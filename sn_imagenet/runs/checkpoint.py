@@ -69,11 +69,15 @@ def save_last(directory: RunDirectory, state: dict[str, Any]) -> None:
     """Make ``state`` the run's newest checkpoint and keep the one before it.
 
     Raises:
+        LockLostError: another process has taken the directory over.
         RunError: it cannot be written; the older ones are as they were.
     """
     # Whole on the disk before an older one is given up: that one may be the only one readable.
     # Always under the same name, so that runs which are killed leave one behind and not many.
-    write_whole(directory.newest, _packed(state))
+    packed = _packed(state)
+    directory.refuse_if_lost()
+    write_whole(directory.newest, packed)
+    directory.refuse_if_lost()  # what was written so far is nobody's
     try:
         if directory.last.exists():
             os.replace(directory.last, directory.previous)

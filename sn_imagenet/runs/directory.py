@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from omegaconf import OmegaConf
 from sn_imagenet.config import NOT_THE_EXPERIMENT, ExperimentConfig
 from sn_imagenet.runs import files
 from sn_imagenet.runs.files import RunError, cannot, write_json, write_text
-from sn_imagenet.runs.lock import release, take
+from sn_imagenet.runs.lock import refuse_if_lost, release, take
+from sn_imagenet.runs.reading import read_json, read_yaml
 
 RESULT_VERSION = 1
 
@@ -121,6 +121,15 @@ class RunDirectory:
         """Let another process work here."""
         release(self.lock)
 
+    def refuse_if_lost(self) -> None:
+        """To be called before each write here.
+
+        Raises:
+            LockLostError: this process claimed the directory, and another has taken it over since.
+            RunError: the lock cannot be read.
+        """
+        refuse_if_lost(self.lock)
+
     def read_config(self) -> dict[str, Any]:
         """The config that the run was started with.
 
@@ -128,13 +137,12 @@ class RunDirectory:
             RunError: there is none, or it cannot be read.
         """
         try:
-            # Through OmegaConf, for which 1e-4 is a number, as it was when the run was configured.
-            loaded = OmegaConf.to_container(OmegaConf.load(self.config), resolve=True)
+            loaded = read_yaml(self.config)
         except FileNotFoundError as error:
             raise RunError(
                 f"{self.path} is not a run directory: it has no {self.config.name}"
             ) from error
-        except Exception as error:  # whatever YAML finds wrong
+        except (OSError, RunError) as error:
             reason = " ".join(str(error).split())
             raise RunError(
                 f"{self.config} cannot be read: {reason}; restore it, or remove {self.path} and "
@@ -151,10 +159,10 @@ class RunDirectory:
             RunError: the file cannot be read as JSON, or is of another version.
         """
         try:
-            result = json.loads(self.result.read_text(encoding="utf-8"))
+            result = read_json(self.result)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, RunError) as error:
             raise self._no_result(f"cannot be read: {error}") from error
         version = result.get("version") if isinstance(result, dict) else None
         if version != RESULT_VERSION:
@@ -167,8 +175,9 @@ class RunDirectory:
         """Write ``result.json``.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: it cannot be written, or another process has taken the directory over.
         """
+        self.refuse_if_lost()
         write_json(self.result, result)
 
     def _no_result(self, why: str) -> RunError:

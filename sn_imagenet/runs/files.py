@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sn_imagenet.errors import UserError
 
@@ -53,7 +54,7 @@ def write_atomically(path: Path, content: bytes, chosen_by: str = OF_A_RUN) -> P
         RunError: the disk is full, read-only or otherwise refuses; ``path`` is as it was.
     """
     # Each process has its own, since two may write one table, or the failure of one run.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     with _refusal_told(path, temporary, chosen_by):
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_and_flush(temporary, content)
@@ -63,14 +64,28 @@ def write_atomically(path: Path, content: bytes, chosen_by: str = OF_A_RUN) -> P
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that nobody reads under this name, and flush it to the disk.
+    """Write a file that nobody reads under this name, and flush it to the disk; one that an earlier
+    writer left there goes.
 
     Raises:
         RunError: the disk is full, read-only or otherwise refuses; there is no file then.
     """
     with _refusal_told(path, path, OF_A_RUN):
+        path.unlink(missing_ok=True)
         _write_and_flush(path, content)
         _flush_names(path.parent)
+
+
+def create(path: Path) -> IO[bytes]:
+    """Open a new file to write, that is nothing that somebody else has put there.
+
+    In a folder where others may write, a link under this name could lead anywhere.
+
+    Raises:
+        OSError: something has this name; or the disk refuses.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "wb")
 
 
 def write_text(path: Path, text: str, chosen_by: str = OF_A_RUN) -> Path:
@@ -103,7 +118,7 @@ def _refusal_told(path: Path, temporary: Path, chosen_by: str) -> Iterator[None]
 
 
 def _write_and_flush(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
+    with create(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

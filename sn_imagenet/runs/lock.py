@@ -1,5 +1,8 @@
 """The lock of a run directory: held by the one process that works there, kept warm, given back.
 
+A holder that stood still may wake after another has taken its lock over: before each write it looks
+whether the lock is still its own (:func:`refuse_if_lost`).
+
 Those who take it and those who only look (tables, sweeps) decide by the same rules whether its
 holder lives, so that no sweep calls interrupted what a start would refuse.
 """
@@ -12,26 +15,40 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sn_imagenet.runs.files import RunError, cannot
+from sn_imagenet.runs.files import RunError, cannot, create
+from sn_imagenet.runs.reading import read_json
 
 HEARTBEAT_S = 15.0
-# A holder on another host is gone when its heartbeat stopped so long ago.
+# A holder whose process cannot be looked up is gone when its heartbeat stopped so long ago.
 STALE_S = 300.0
 
 Holder = dict[str, Any]
 
-_heartbeats: dict[Path, threading.Event] = {}
+
+class _Held(NamedTuple):
+    """A lock that this process has taken: what it knows it by, what ends its heartbeat."""
+
+    token: str
+    stop: threading.Event
+
+
+_held: dict[Path, _Held] = {}
 
 
 class RunInUseError(RunError):
     """Another process works in the run directory: nothing is wrong, it was there first."""
 
     exit_code = os.EX_UNAVAILABLE  # 69
+
+
+class LockLostError(RunInUseError):
+    """This process stood still for so long that another has taken its run directory over."""
 
 
 def take(path: Path) -> None:
@@ -41,11 +58,13 @@ def take(path: Path) -> None:
         RunInUseError: another process holds it.
         RunError: it cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    token = uuid.uuid4().hex
+    temporary = path.with_name(f"{path.name}.{token}")
     try:
         with _one_at_a_time(path.parent):
             try:
-                temporary.write_text(json.dumps(this_process()))
+                with create(temporary) as file:
+                    file.write(json.dumps({**this_process(), "token": token}).encode())
                 # A heartbeat is measured against a file written now, so that both times are by the
                 # clock of the file system.
                 _refuse_if_held(path, temporary.stat().st_mtime)
@@ -54,16 +73,39 @@ def take(path: Path) -> None:
                 temporary.unlink(missing_ok=True)
     except OSError as error:
         raise cannot("write", path, error) from error
-    _start_heartbeat(path)
+    _held[path] = _Held(token, threading.Event())
+    threading.Thread(target=_beat, args=(path,), name="lock heartbeat", daemon=True).start()
 
 
 def release(path: Path) -> None:
-    """Give the lock back, if this process holds it."""
-    beat = _heartbeats.pop(path, None)
-    if beat is not None:
-        beat.set()
-    if _is_mine(_read_holder(path)):
-        path.unlink(missing_ok=True)
+    """Give the lock back, if this process still holds it."""
+    with suppress(OSError), _one_at_a_time(path.parent):
+        if _is_mine(path):
+            path.unlink(missing_ok=True)
+    held = _held.pop(path, None)
+    if held is not None:
+        held.stop.set()
+
+
+def refuse_if_lost(path: Path) -> None:
+    """To be called before each write into the run directory of the lock ``path``. A process that
+    never took the lock may write.
+
+    Raises:
+        LockLostError: this process took it, and it is not its own any more.
+        RunError: it cannot be read.
+    """
+    try:
+        lost = path in _held and not _is_mine(path)
+    except OSError as error:
+        raise cannot("read", path, error) from error
+    if lost:
+        holder = _read_holder(path)
+        now = f"process {holder['pid']} on {holder['host']}" if holder else "nobody"
+        raise LockLostError(
+            f"{path} is not this process's any more: it is held by {now}, since this one stood "
+            "still or the lock was removed; it stops and writes nothing more there"
+        )
 
 
 def is_held(path: Path) -> bool:
@@ -75,7 +117,7 @@ def is_held(path: Path) -> bool:
 def this_process() -> Holder:
     """What this process writes into a lock that it takes."""
     return {
-        "host": socket.gethostname(),
+        **_place(),
         "pid": os.getpid(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "process_start": _process_start(os.getpid()),
@@ -97,7 +139,7 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
 
 def _refuse_if_held(path: Path, now: float) -> None:
     holder = _read_holder(path)
-    if holder is None or _is_mine(holder):
+    if holder is None or _is_mine(path):
         return  # free, or a process died while writing it
     if _lives(holder, path, now):
         raise RunInUseError(
@@ -106,45 +148,51 @@ def _refuse_if_held(path: Path, now: float) -> None:
         )
 
 
-def _start_heartbeat(path: Path) -> None:
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(HEARTBEAT_S):
-            with suppress(OSError):
+def _beat(path: Path) -> None:
+    held = _held[path]
+    while not held.stop.wait(HEARTBEAT_S) and _held.get(path) is held:
+        with suppress(OSError):
+            if _is_mine(path):  # another's must not seem alive for this one's sake
                 os.utime(path)
-
-    _heartbeats[path] = stop
-    threading.Thread(target=beat, name="lock heartbeat", daemon=True).start()
 
 
 def _read_holder(path: Path) -> Holder | None:
-    """The holder that a lock names; None if there is no lock or it was never written out."""
+    """The holder that a lock names; None if there is no lock or it names none."""
     try:
-        holder = json.loads(path.read_text())
-        return {**holder, "host": str(holder["host"]), "pid": int(holder["pid"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        holder = read_json(path)
+        pid = holder["pid"]
+        if not isinstance(pid, int) or pid < 1:
+            return None
+        return {**holder, "host": str(holder["host"])}
+    except (OSError, RunError, KeyError, TypeError):
         return None
 
 
-def _is_mine(holder: Holder | None) -> bool:
-    """Whether the holder is this process."""
-    if holder is None or holder["host"] != socket.gethostname() or holder["pid"] != os.getpid():
+def _is_mine(path: Path) -> bool:
+    """Whether the lock is the one that this process wrote.
+
+    Raises:
+        OSError: it cannot be read, which tells nothing.
+    """
+    held = _held.get(path)
+    try:
+        return held is not None and read_json(path)["token"] == held.token
+    except (FileNotFoundError, RunError, KeyError, TypeError):
         return False
-    return holder.get("process_start") in (None, _process_start(os.getpid()))
 
 
 def _lives(holder: Holder, path: Path, now: float) -> bool:
     """Whether the holder of a lock is still at work.
 
-    On this host its process is looked up, with the time it started since a pid is used again;
-    neither depends on the clock. Of a holder on another host only the heartbeat is seen: the
-    lock's modification time.
+    Where its pid means the same as here, its process is looked up, with the time it started since a
+    pid is used again; neither depends on the clock. Of a holder elsewhere (another host, a
+    container that has its name, this one before it was started anew) only the heartbeat is seen:
+    the lock's modification time.
 
     Args:
         now: what a file written now would have as its modification time.
     """
-    if holder["host"] == socket.gethostname():
+    if all(holder.get(key, here) == here for key, here in _place().items()):
         return _is_alive(holder["pid"], holder.get("process_start"))
     if not holder.get("heartbeat_s"):
         return True
@@ -154,7 +202,30 @@ def _lives(holder: Holder, path: Path, now: float) -> bool:
         return False  # released meanwhile
 
 
-def _is_alive(pid: int, started: str | None) -> bool:
+def _place() -> Holder:
+    """Within what a pid means one process; None where the system does not tell."""
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "pid_namespace": _pid_namespace(),
+    }
+
+
+def _boot() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def _pid_namespace() -> str | None:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def _is_alive(pid: int, started: object) -> bool:
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -173,8 +244,7 @@ def _process_start(pid: int) -> str | None:
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
     fields = stat.rpartition(")")[2].split()  # the name before may hold anything
-    return "" if fields[0] in "ZX" else f"{boot}:{fields[19]}"
+    return "" if fields[0] in "ZX" else f"{_boot()}:{fields[19]}"

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sn_imagenet.runs.files import cannot
+from sn_imagenet.runs.files import LOCK, cannot
+from sn_imagenet.runs.lock import refuse_if_lost
 
 _FIRST = 1 << 16
 _LONGEST = 1 << 24  # bytes; far beyond the rows of one epoch of ImageNet
@@ -43,8 +44,10 @@ class MetricsFile:
         """Append ``row``.
 
         Raises:
+            LockLostError: another process has taken the directory over.
             RunError: the disk refuses.
         """
+        refuse_if_lost(self._path.with_name(LOCK))
         try:
             self._file.write(json.dumps(row).encode() + b"\n")
             self._file.flush()

@@ -11,6 +11,7 @@ import torch
 from sn_imagenet.runs import checkpoint
 from sn_imagenet.runs.directory import RunDirectory
 from sn_imagenet.runs.files import RunError
+from sn_imagenet.runs.lock import RunInUseError
 
 
 class CheckpointSaver:
@@ -19,7 +20,8 @@ class CheckpointSaver:
     Args:
         before: called in the writing thread before each checkpoint is written: what must be on the
             disk by then. May raise RunError.
-        on_error: ``stop`` raises an error at the next :meth:`check`, ``continue`` tells it.
+        on_error: ``stop`` raises an error at the next :meth:`check`, ``continue`` tells it (but for
+            a directory that another process has taken over, which stops in any case).
         tell: says one line.
     """
 
@@ -51,13 +53,14 @@ class CheckpointSaver:
     @property
     def failed(self) -> bool:
         """Whether :meth:`check` would raise."""
-        return self._error is not None and self._on_error == "stop"
+        stops = self._on_error == "stop" or isinstance(self._error, RunInUseError)
+        return self._error is not None and stops
 
     def check(self) -> None:
         """Tell of a checkpoint that could not be written; does not wait for one under way.
 
         Raises:
-            RunError: it could not, and ``on_error`` is ``stop``.
+            RunError: it could not, and ``on_error`` is ``stop`` or the directory is another's.
         """
         error, stops = self._error, self.failed
         if stops:

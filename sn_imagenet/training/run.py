@@ -21,7 +21,7 @@ from sn_imagenet.replicas import (
     together,
     world_size,
 )
-from sn_imagenet.runs import RunDirectory, RunError, checkpoint
+from sn_imagenet.runs import RunDirectory, RunError, RunInUseError, checkpoint
 from sn_imagenet.training.stop import EXIT_CODE, Stopped, StopRequests, stopped_with_peers
 from sn_imagenet.training.trainer import Trainer
 
@@ -79,6 +79,7 @@ def _train(config: ExperimentConfig, stop: StopRequests) -> dict[str, Any]:
                     # Again: another start may have come to its end while this one prepared.
                     done = _done_before(directory, config)
                     if done is None:
+                        directory.refuse_if_lost()
                         directory.result.unlink(missing_ok=True)
             done = from_rank_0(done)
             if done is not None:
@@ -86,8 +87,8 @@ def _train(config: ExperimentConfig, stop: StopRequests) -> dict[str, Any]:
             with closing(Trainer(prepared, placement, directory, stop)) as trainer:
                 diverged = trainer.fit()
             return _finish(prepared, directory, trainer, diverged)
-    except LostPeerError:
-        raise  # not this run's failure: it continues where it was saved
+    except (LostPeerError, RunInUseError):
+        raise  # not this run's failure: it continues where it was saved, or elsewhere
     except Exception as error:
         # By whichever rank it befell, since torchrun then ends the others; the first is the cause.
         with suppress(RunError):
@@ -144,6 +145,7 @@ def _finish(
                     "provenance": prepared.provenance,
                     "data_fingerprint": prepared.data.fingerprint,
                 }
+                directory.refuse_if_lost()
                 checkpoint.save(directory.final, state)
         evaluations = evaluate(prepared) if prepared.config.evaluate else None
         result = resulting(status="finished", evaluations=evaluations)

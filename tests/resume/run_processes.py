@@ -20,12 +20,14 @@ def start(
     processes: int = 1,
     torchrun: tuple[str, ...] = (),
     program: tuple[str, ...] = ("train.py",),
+    before: tuple[str, ...] = (),
 ) -> subprocess.Popen[str]:
     """Start ``train.py``, under torchrun where there are several processes.
 
     ``program``: another script and its own arguments, which come before the overrides.
+    ``before``: the command that starts the command.
     """
-    command = [sys.executable]
+    command = [*before, sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", *torchrun]
         command += [f"--nproc_per_node={processes}"]
