@@ -23,6 +23,7 @@ ENTRY_POINTS = [
 # A room imports itself and those of lower rank.
 RANKS = {
     "errors": 0,
+    "output": 0,
     "config": 1,
     "command_line": 8,
     "norms": 2,

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sn_imagenet.errors import EXIT_CODES, ConfigError, UserError
+from sn_imagenet.output import lasting_output
 from sn_imagenet.runs import RunInUseError
 
 
@@ -126,30 +127,32 @@ def lost_peers_told() -> Iterator[None]:
 
 @contextmanager
 def session() -> Iterator[Session]:
-    """Whatever happens, the process group is destroyed on the way out.
+    """Whatever happens, the process group is destroyed on the way out; whoever reads the output may
+    go at any time.
 
     Ranks that end for the same reason end together, each with its own exit code.
 
     Raises:
         SystemExit: at the end, if a cell went wrong.
     """
-    current = Session()
-    alike = False
-    try:
-        yield current
-        alike = current.exit_code > 0  # an error of one rank alone would have ended it already
-        _leave_exit_code(current.exit_code)
-    except SystemExit as end:
-        alike = not current.began  # as where Hydra cannot compose
-        _leave_exit_code(end.code)
-        raise
-    finally:
-        current.speak()
-        if alike and world_size() > 1:
-            _wait_for_the_others()
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    sys.exit(current.exit_code)
+    with lasting_output():
+        current = Session()
+        alike = False
+        try:
+            yield current
+            alike = current.exit_code > 0  # an error of one rank alone would have ended it already
+            _leave_exit_code(current.exit_code)
+        except SystemExit as end:
+            alike = not current.began  # as where Hydra cannot compose
+            _leave_exit_code(end.code)
+            raise
+        finally:
+            current.speak()
+            if alike and world_size() > 1:
+                _wait_for_the_others()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        sys.exit(current.exit_code)
 
 
 def _leave_exit_code(code: object) -> None:

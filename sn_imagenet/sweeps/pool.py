@@ -25,7 +25,7 @@ STOPPED = "stopped"
 
 POLL_S = 0.3
 READ_S = 2.0  # between two looks at the files of a cell
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class _PooledRun:
@@ -220,9 +220,15 @@ class Pool:
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
         def on_signal(number: int, frame: object) -> None:
-            self._signals += 1
+            # A terminal that closes tells it twice, itself and through its shell.
+            if number != signal.SIGHUP or not self._signals:
+                self._signals += 1
 
-        before = {number: signal.signal(number, on_signal) for number in STOPPING}
+        before = {
+            number: signal.signal(number, on_signal)
+            for number in STOPPING
+            if signal.getsignal(number) is not signal.SIG_IGN  # as nohup starts it
+        }
         try:
             yield
         finally:

@@ -34,7 +34,7 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
 
     Raises:
         UserError: something that the user can mend, before any work is lost.
-        Stopped: SIGTERM, SIGUSR1 or SIGINT; its checkpoint is saved, the program ends with 75.
+        Stopped: told to by a signal; its checkpoint is saved, the program ends with 75.
     """
     with StopRequests() as stop:
         try:

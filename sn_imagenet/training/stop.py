@@ -15,7 +15,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from sn_imagenet.replicas import LostPeerError, lost_peers_told, world_size
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 EXIT_CODE = os.EX_TEMPFAIL  # 75: nothing is wrong, the same command continues
 
 
@@ -31,7 +31,8 @@ class Stopped(SystemExit):
 
 
 class StopRequests:
-    """Listens to :data:`SIGNALS` within a ``with`` block.
+    """Listens to :data:`SIGNALS` within a ``with`` block, but for those that it was started
+    to ignore, as nohup does.
 
     A signal raises :class:`Stopped` at once, where no step can be lost (the data is being read, an
     epoch is being validated), and is only remembered within :meth:`deferred`, where all ranks first
@@ -48,7 +49,11 @@ class StopRequests:
     def __enter__(self) -> StopRequests:
         # Only the main thread may listen, and only it is interrupted.
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+            self._before = {
+                number: signal.signal(number, self._on_signal)
+                for number in SIGNALS
+                if signal.getsignal(number) is not signal.SIG_IGN
+            }
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:

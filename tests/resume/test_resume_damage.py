@@ -275,6 +275,18 @@ def test_an_endless_wait_is_interrupted_and_handlers_are_given_back():
         os.kill(os.getpid(), signal.SIGTERM)  # again, on the way out: it changes nothing
 
 
+def test_a_signal_that_was_ignored_from_the_start_stays_ignored():
+    """As nohup has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequests() as requests:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not requests.received
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def stopped_at_the_end_of(deferred: AbstractContextManager[None]) -> bool:
     reached = False
     with suppress(Stopped), deferred:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_processes import ROOT, children, finish, start, start_reading, steps, wait_until
+from run_processes import ROOT, SHORT, children, finish, start, start_reading, steps, wait_until
 
 LONG = ("trainer.epochs=500", "evaluate=false", "checkpoint.minutes=null")
 
@@ -27,7 +27,7 @@ def test_runs_killed_at_any_moment_are_bit_for_bit_the_undisturbed_one():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_signal_saves_the_step_and_ends_the_run_with_75(tmp_path, number):
     run = tmp_path / "run"
     process = start(run, *LONG)
@@ -158,3 +158,24 @@ def test_ranks_told_to_stop_while_evaluating_end_together(tmp_path, pauses, phas
     result = json.loads((run / "result.json").read_text())
     assert {e["seen"] for e in result["evaluations"].values()} == {400}
     assert steps(run) == list(range(1, 22))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", [">&- 2>&-", "2>&1 | head -1"])
+def test_a_run_goes_on_without_its_output(tmp_path, output):
+    run = tmp_path / "run"
+    command = [sys.executable, "train.py", *SHORT, f"run_dir={run}", "evaluate=false"]
+    done = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f'"$@" {output}; exit ${{PIPESTATUS[0]}}',
+            "bash",
+            *command,
+            "trainer.max_steps=3",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+    )
+    assert done.returncode == 0
+    assert json.loads((run / "result.json").read_text())["status"] == "finished"
