@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sn_imagenet.runs.files import LOCK, cannot
+from sn_imagenet.runs.files import LOCK, RunError, cannot
 from sn_imagenet.runs.lock import refuse_if_lost
+from sn_imagenet.runs.reading import number, open_to_read, parse_json
 
 _FIRST = 1 << 16
 _LONGEST = 1 << 24  # bytes; far beyond the rows of one epoch of ImageNet
@@ -83,33 +85,51 @@ class LastRows(NamedTuple):
 def last_rows(path: Path) -> LastRows:
     """The last rows of a ``metrics.jsonl``; one that is being written is passed over. Reads from
     the end, as much as it needs.
+
+    Raises:
+        RunError: a row that was read is none that a run writes.
     """
-    found = LastRows()
     try:
-        with open(path, "rb") as file:
+        with open_to_read(path) as file:
             size = file.seek(0, os.SEEK_END)
             length = _FIRST
             while True:
                 file.seek(max(0, size - length))
-                found = _last_of_each(file.read(min(length, size)))
+                lines = file.read(min(length, size)).split(b"\n")
+                # The first is cut off where it is not the file's, the last by a writer at work.
+                found = _last_of_each(lines[:-1] if length >= size else lines[1:-1])
                 if (found.train and found.epoch) or length >= min(size, _LONGEST):
                     return found
                 length *= 8
     except OSError:
-        return found
+        return LastRows()
+    except (RunError, KeyError, TypeError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(
+            f"{path}: malformed row: {reason}; the command that started the run mends it"
+        ) from error
 
 
-def _last_of_each(end: bytes) -> LastRows:
+def _last_of_each(lines: list[bytes]) -> LastRows:
     found: dict[str, dict[str, Any]] = {}
-    for line in reversed(end.split(b"\n")):
-        try:
-            row = json.loads(line)
-            found.setdefault(row["kind"], row)
-        except (ValueError, KeyError, TypeError):
-            continue  # cut off at the start of what was read, or by a writer at work
+    for line in reversed(lines):
+        row = parse_json(line, finite=False)
+        if row["kind"] not in found:
+            _check(row)
+            found[row["kind"]] = row
         if found.keys() >= {"train", "epoch"}:
             break
     return LastRows(found.get("train"), found.get("epoch"))
+
+
+def _check(row: dict[str, Any]) -> None:
+    """Whether a row has the numbers that its readers need."""
+    needed = {"train": ("step", "images_per_s"), "epoch": ("epoch", "epochs", "step")}
+    for name in needed.get(row["kind"], ()):
+        if not math.isfinite(number(row[name])):
+            raise TypeError(f"{name} {row[name]}")
+    if row["kind"] == "epoch":
+        number(row["val"]["top1"])
 
 
 def _whole_lines(path: Path, limit: int) -> int:

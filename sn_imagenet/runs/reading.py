@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -72,8 +73,39 @@ def read_yaml(path: Path) -> Any:
     return value
 
 
+def open_to_read(path: Path) -> IO[bytes]:
+    """Open a file that may be a pipe, for whose writer nobody is to wait.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """``value``, None as an empty mapping.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if value is not None and not isinstance(value, dict):
+        raise TypeError(f"{value!r} where a mapping is expected")
+    return value or {}
+
+
+def number(value: Any) -> float:
+    """``value``, which may be NaN: a network may give nothing else.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} where a number is expected")
+    return value
+
+
 def _text(path: Path, largest: int) -> str:
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         content = file.read(largest + 1)
     if len(content) > largest:
         raise RunError(f"larger than {largest} bytes")

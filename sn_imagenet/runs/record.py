@@ -5,6 +5,7 @@ Read from its files alone, also while another process is writing them.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from sn_imagenet.runs.directory import RunDirectory
 from sn_imagenet.runs.files import CONFIG, RESULT
 from sn_imagenet.runs.lock import is_held
 from sn_imagenet.runs.metrics import LastRows, last_rows
+from sn_imagenet.runs.reading import mapping, number
 
 FINISHED = "finished"
 DIVERGED = "diverged"
@@ -24,6 +26,8 @@ RUNNING = "running"
 INTERRUPTED = "interrupted"
 UNREADABLE = "unreadable"
 NOT_EVALUATED = "not evaluated"  # trained to the end, but without the evaluation of its cell
+# What comes of reading a file that says what it likes.
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 STATES = (FINISHED, NOT_EVALUATED, RUNNING, INTERRUPTED, DIVERGED, FAILED, UNREADABLE)
 
 
@@ -184,11 +188,11 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
         cell, state = result["cell"], result["status"]
         if state not in (FINISHED, DIVERGED, FAILED):
             raise ValueError(f"status '{state}'")
-        provenance = result.get("provenance") or {}
-        evaluations = result.get("evaluations") or {}
+        provenance = mapping(result.get("provenance"))
+        evaluations = mapping(result.get("evaluations"))
         statistics = str(cell["test_statistics"])
         for evaluation in evaluations.values():
-            float(evaluation["top1"])
+            _check_evaluation(mapping(evaluation))
         if state == FINISHED and statistics not in evaluations:
             state = NOT_EVALUATED
         return Run(
@@ -203,8 +207,8 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
             state=state,
             statistics=statistics,
             detail=_why(result),
-            config=result.get("config") or {},
-            norm_args=cell.get("norm_args") or {},
+            config=_config(result.get("config")),
+            norm_args=_norm_args(cell.get("norm_args")),
             evaluations=evaluations,
             weights=tuple(_layer(w) for w in result.get("importance_weights") or ()),
             departures=tuple(
@@ -214,14 +218,35 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
             git_revision=str(provenance.get("git_revision") or ""),
             git_dirty=bool(provenance.get("git_dirty")),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except _MALFORMED as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path / RESULT}: malformed result: {reason}") from error
 
 
+def _check_evaluation(evaluation: dict[str, Any]) -> None:
+    number(evaluation["top1"])
+    if evaluation.get("top5") is not None:
+        number(evaluation["top5"])
+    mapping(evaluation.get("calibration"))
+
+
+def _config(config: Any) -> dict[str, Any]:
+    mapping(mapping(config).get("trainer"))
+    return mapping(config)
+
+
+def _norm_args(arguments: Any) -> dict[str, Any]:
+    omega = mapping(arguments).get("omega")
+    if omega is not None and not (isinstance(omega, list) and all(type(k) is str for k in omega)):
+        raise TypeError(f"omega {omega!r}: expected a list of names")
+    return mapping(arguments)
+
+
 def _layer(entry: dict[str, Any]) -> LayerWeights:
-    mean = {str(k): float(v) for k, v in entry["mean"].items()}
-    variance = {str(k): float(v) for k, v in entry["variance"].items()}
+    mean = {str(k): float(number(v)) for k, v in entry["mean"].items()}
+    variance = {str(k): float(number(v)) for k, v in entry["variance"].items()}
+    if not mean or mean.keys() != variance.keys():
+        raise ValueError(f"weights of {entry['name']}: of {[*mean]} and of {[*variance]}")
     return LayerWeights(
         str(entry["name"]), str(entry["stage"]), str(entry["place"]), mean, variance
     )
@@ -229,9 +254,10 @@ def _layer(entry: dict[str, Any]) -> LayerWeights:
 
 def _why(result: dict[str, Any]) -> str:
     if result["status"] == FAILED:
-        return str(result.get("error") or "no error recorded").strip().splitlines()[-1]
+        told = str(result.get("error") or "").split("\n")
+        return next((line for line in reversed(told) if line.strip()), "no error recorded")
     if result["status"] == DIVERGED:
-        where = result.get("diverged") or {}
+        where = mapping(result.get("diverged"))
         cause = where.get("cause") or f"loss {where.get('loss')}"
         return f"{cause} at epoch {where.get('epoch')}, step {where.get('step')}"
     return ""
@@ -239,7 +265,13 @@ def _why(result: dict[str, Any]) -> str:
 
 def _unfinished_run(directory: RunDirectory) -> Run:
     config = directory.read_config()
-    rows = last_rows(directory.metrics)
+    held = is_held(directory.lock)
+    try:
+        rows = last_rows(directory.metrics)
+    except UserError:
+        if not held:
+            raise
+        rows = LastRows()  # that it is at work is the better news
     try:
         norm, batch = config["norm"], config["batch"]
         return Run(
@@ -251,14 +283,14 @@ def _unfinished_run(directory: RunDirectory) -> Run:
                 setting=Setting(int(batch["gpus"]), int(batch["samples_per_gpu"])),
             ),
             seed=int(config["seed"]),
-            state=RUNNING if is_held(directory.lock) else INTERRUPTED,
+            state=RUNNING if held else INTERRUPTED,
             statistics=str(norm.get("test_statistics", "")),
             detail=_epochs_done(rows.epoch, config),
-            config=config,
-            norm_args=norm.get("args") or {},
+            config=_config(config),
+            norm_args=_norm_args(norm.get("args")),
             rows=rows,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except _MALFORMED as error:
         raise UserError(f"{directory.config}: not the config of a run: {error!r}") from error
 
 
@@ -277,11 +309,8 @@ def _run_named_by_path(directory: Path, problem: str) -> Run:
 
 def _epochs_done(epoch: dict[str, Any] | None, config: dict[str, Any]) -> str:
     """Completed epochs of all, ``3/10``."""
-    try:
-        if epoch is not None:
-            return f"{epoch['epoch']}/{epoch['epochs']}"
-    except KeyError:
-        pass  # of another version
+    if epoch is not None:
+        return f"{epoch['epoch']}/{epoch['epochs']}"
     return f"0/{config['trainer']['epochs']}"
 
 
@@ -314,8 +343,13 @@ def read_progress(path: Path) -> Progress | None:
 
 def progress_of(run: Run) -> Progress:
     """The progress of a run that :func:`read_run` has read."""
-    train, epoch = last_rows(RunDirectory(run.path).metrics) if run.rows is None else run.rows
-    epochs = (run.config.get("trainer") or {}).get("epochs")
+    problem = ""
+    try:
+        train, epoch = last_rows(RunDirectory(run.path).metrics) if run.rows is None else run.rows
+    except UserError as error:
+        train = epoch = None
+        problem = str(error)  # its result stands all the same
+    epochs = mapping(run.config.get("trainer")).get("epochs")
     top1 = run.top1()
     if top1 is None and epoch is not None and run.state != DIVERGED:
         top1 = float(epoch["val"]["top1"])
@@ -326,7 +360,7 @@ def progress_of(run: Run) -> Progress:
         top1=top1,
         images_per_s=float(train["images_per_s"]) if train else None,
         eta_s=_eta(run, train, epoch) if run.state == RUNNING else None,
-        detail=run.detail if run.state in (DIVERGED, FAILED, UNREADABLE) else "",
+        detail=run.detail if run.state in (DIVERGED, FAILED, UNREADABLE) else problem,
     )
 
 
@@ -340,6 +374,7 @@ def _eta(run: Run, train: dict[str, Any] | None, epoch: dict[str, Any] | None) -
         total = min(total, trainer.get("max_steps") or total)
         left = total - max(train["step"], epoch["step"])
         setting = run.cell.setting
-        return max(0.0, left * setting.gpus * setting.samples_per_gpu / train["images_per_s"])
-    except (KeyError, TypeError, ZeroDivisionError):
+        seconds = left * setting.gpus * setting.samples_per_gpu / train["images_per_s"]
+        return max(0.0, seconds) if math.isfinite(seconds) else None
+    except (KeyError, TypeError, ArithmeticError):
         return None  # of another version

@@ -84,7 +84,9 @@ def test_no_usable_lock_is_interrupted(tmp_path: Path, lock: str) -> None:
 
 
 def test_progress_tolerates_a_truncated_last_line(tmp_path: Path) -> None:
-    metrics = '{"kind": "train", "epoch": 0}\n' + EPOCH_3 + '{"kind": "epoch", "epo'
+    metrics = (
+        '{"kind": "train", "step": 1, "images_per_s": 9.0}\n' + EPOCH_3 + '{"kind": "epoch", "epo'
+    )
     assert read_run(write_run(tmp_path, config(), metrics=metrics)).detail == "3/10"
 
 

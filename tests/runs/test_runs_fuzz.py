@@ -1,0 +1,193 @@
+"""Whatever lies in a run directory: the other runs are read, and this one is never a traceback."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_files import REPOSITORY, config, result, write_run
+
+from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.figures import gather_weights
+from sn_imagenet.reporting.paper import read_paper
+from sn_imagenet.reporting.table2 import Report, table2
+from sn_imagenet.runs import (
+    FINISHED,
+    UNREADABLE,
+    RunDirectory,
+    find_runs,
+    last_rows,
+    progress_of,
+    read_progress,
+)
+from sn_imagenet.runs.lock import is_held
+from sn_imagenet.sweeps.board import RunStatus, table
+
+PAPER = read_paper(REPOSITORY / "results" / "paper.yaml")
+DEEP = "[" * 100_000
+WEIRD: tuple[Any, ...] = (
+    *(None, True, -1, 0, 2**62, 10**400, -1e308, 1e-320, float("inf"), float("nan"), "", " ", "\n"),
+    *(
+        "bn",
+        "\ud800",
+        "\x1b[31m",
+        [],
+        [[]],
+        [1, "a", None],
+        {},
+        {"": {}},
+        {"a": {"b": 1}},
+        "x" * 9999,
+    ),
+)
+METRICS = "".join(
+    json.dumps(row) + "\n"
+    for epoch in (1, 2)
+    for row in (
+        {"kind": "train", "epoch": epoch, "step": 9 * epoch, "loss": 0.5, "images_per_s": 40.0},
+        {"kind": "epoch", "epoch": epoch, "epochs": 10, "step": 9 * epoch, "val": {"top1": 8.0}},
+    )
+)
+LOCK = {"host": "there", "pid": 7, "started": "then", "process_start": "b:1", "heartbeat_s": 15.0}
+
+
+def places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) of a tree."""
+    keys = list(tree) if isinstance(tree, dict) else range(len(tree))
+    for key in keys:
+        yield tree, key
+        if isinstance(tree[key], (dict, list)):
+            yield from places(tree[key])
+
+
+def mutated_tree(tree: Any, chance: random.Random) -> Any:
+    tree = copy.deepcopy(tree)
+    for _ in range(chance.choice((1, 1, 2))):
+        container, key = chance.choice(list(places(tree)))
+        if chance.random() < 0.25:
+            del container[key]
+        else:
+            container[key] = copy.deepcopy(chance.choice(WEIRD))
+        if not tree:
+            break
+    return tree
+
+
+def mutated_bytes(content: bytes, chance: random.Random) -> bytes:
+    damaged = bytearray(content)
+    for _ in range(chance.choice((1, 3, 30))):
+        place = chance.randrange(len(damaged))
+        damaged[place : place + chance.choice((0, 1, 40))] = chance.choice(
+            (b"", b"\0", b"\xff", b"\n", b"{", b"]", b'"', b"1e999", b"*a", b"&a ", b"${a}", b"- ")
+        )
+        damaged = damaged or bytearray(b"\n")
+    return bytes(damaged)
+
+
+def mutated(tree: Any, text: Callable[[Any], str], chance: random.Random) -> bytes:
+    if chance.random() < 0.4:
+        return mutated_bytes(text(tree).encode(), chance)
+    return text(mutated_tree(tree, chance)).encode("utf-8", errors="surrogatepass")
+
+
+def as_json(tree: Any) -> str:
+    return json.dumps(tree)
+
+
+def as_lines(rows: Any) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+GOOD, VICTIM = config(seed=0), config("sn", seed=1)
+FILES: dict[str, tuple[Any, Callable[[Any], str], Callable[[RunDirectory], object], int]] = {
+    "result.json": (result(VICTIM, 80.0), as_json, RunDirectory.read_result, 500),
+    "metrics.jsonl": (
+        [json.loads(row) for row in METRICS.splitlines()],
+        as_lines,
+        lambda directory: last_rows(directory.metrics),
+        1500,
+    ),
+    "lock.json": (LOCK, as_json, lambda directory: is_held(directory.lock), 1000),
+    "config.yaml": (VICTIM, as_json, RunDirectory.read_config, 50),  # JSON is YAML
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_never_hides_the_others(tmp_path: Path, name: str) -> None:
+    """Bytes and values replaced at random, the same in each run of this test. Each is read, one in
+    twenty by all that reads runs."""
+    write_run(tmp_path, GOOD, result(GOOD, 90.0))
+    victim = write_run(tmp_path, VICTIM, metrics=METRICS)
+    tree, text, read, trials = FILES[name]
+    chance = random.Random(name)
+    states: Counter[str] = Counter()
+    for trial in range(trials):
+        content = mutated(tree, text, chance)
+        (victim / name).write_bytes(content)
+        try:
+            read(RunDirectory(victim))
+            states["read"] += 1
+        except UserError:
+            states["refused"] += 1
+        if trial % 20 == 0:
+            look(tmp_path, victim)
+    assert states["read"] > trials // 20, states
+    assert name == "lock.json" or states["refused"] > trials // 20, states
+
+
+def look(root: Path, victim: Path) -> str:
+    """All that reads runs; returns the state of the victim."""
+    runs, warnings = find_runs(root)
+    rows = [RunStatus(str(run.path), run.state, progress_of(run)) for run in runs]
+    "\n".join([*table(rows), *warnings]).encode()
+    progress = read_progress(victim)
+    assert progress is not None
+    others = [run for run in runs if run.path != victim]
+    assert [run.state for run in others] == [FINISHED] and others[0].top1() == 90.0
+    assert len(runs) == 2 or warnings
+    document = table2(Report(runs, root, PAPER, None))
+    (document.markdown + document.latex + document.csv).encode()
+    try:
+        for setting in gather_weights(runs):
+            setting.mean_over_layers("mean")
+    except UserError as error:  # a single run's own
+        assert str(victim) in str(error)  # noqa: PT017
+    return progress.state
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+CHAIN = "a0: lol\n" + "".join(f"a{i + 1}: ${{a{i}}}${{a{i}}}\n" for i in range(40))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", BOMB),
+        ("config.yaml", CHAIN),
+        ("config.yaml", DEEP),
+        ("config.yaml", "norm: " + "{a: " * 500),
+        ("result.json", DEEP),
+        ("result.json", '{"version": 1, "status": "failed", "error": "\\ud800"}'),
+        ("result.json", '{"version": 1e999}'),
+        ("metrics.jsonl", METRICS + '{"kind": "epoch", "epoch": 3, "epochs": 10, "step": 30}\n'),
+        ("metrics.jsonl", METRICS + '{"kind": "train", "step": 1e999, "images_per_s": 2}\n'),
+        ("metrics.jsonl", METRICS + DEEP + "\n"),
+        ("metrics.jsonl", METRICS + '{"kind": ["train"]}\n'),
+    ],
+    ids=range(11),
+)
+def test_what_no_run_writes_is_unreadable(tmp_path: Path, name: str, content: str) -> None:
+    write_run(tmp_path, GOOD, result(GOOD, 90.0))
+    victim = write_run(tmp_path, VICTIM, metrics=METRICS)
+    (victim / name).write_text(content)
+    assert look(tmp_path, victim) == UNREADABLE
+    (warning,) = find_runs(tmp_path).warnings
+    assert str(victim / name) in warning
