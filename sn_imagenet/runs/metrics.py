@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sn_imagenet.runs.files import LOCK, RunError, cannot
 from sn_imagenet.runs.lock import refuse_if_lost
-from sn_imagenet.runs.reading import number, open_to_read, parse_json
+from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 
 _FIRST = 1 << 16
 _LONGEST = 1 << 24  # bytes; far beyond the rows of one epoch of ImageNet
@@ -103,7 +103,7 @@ def last_rows(path: Path) -> LastRows:
                 length *= 8
     except OSError:
         return LastRows()
-    except (RunError, KeyError, TypeError) as error:
+    except (RunError, KeyError, TypeError, AttributeError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(
             f"{path}: malformed row: {reason}; the command that started the run mends it"
@@ -123,13 +123,11 @@ def _last_of_each(lines: list[bytes]) -> LastRows:
 
 
 def _check(row: dict[str, Any]) -> None:
-    """Whether a row has the numbers that its readers need."""
-    needed = {"train": ("step", "images_per_s"), "epoch": ("epoch", "epochs", "step")}
-    for name in needed.get(row["kind"], ()):
+    """Whether what its readers count with are numbers; another version may write fewer."""
+    for name in {"epoch", "epochs", "step", "images_per_s"} & row.keys():
         if not math.isfinite(number(row[name])):
             raise TypeError(f"{name} {row[name]}")
-    if row["kind"] == "epoch":
-        number(row["val"]["top1"])
+    number(mapping(row.get("val")).get("top1", 0.0))
 
 
 def _whole_lines(path: Path, limit: int) -> int:

@@ -309,7 +309,7 @@ def _run_named_by_path(directory: Path, problem: str) -> Run:
 
 def _epochs_done(epoch: dict[str, Any] | None, config: dict[str, Any]) -> str:
     """Completed epochs of all, ``3/10``."""
-    if epoch is not None:
+    if epoch is not None and {"epoch", "epochs"} <= epoch.keys():
         return f"{epoch['epoch']}/{epoch['epochs']}"
     return f"0/{config['trainer']['epochs']}"
 
@@ -352,13 +352,13 @@ def progress_of(run: Run) -> Progress:
     epochs = mapping(run.config.get("trainer")).get("epochs")
     top1 = run.top1()
     if top1 is None and epoch is not None and run.state != DIVERGED:
-        top1 = float(epoch["val"]["top1"])
+        top1 = mapping(epoch.get("val")).get("top1")
     return Progress(
         state=run.state,
-        epoch=epoch["epoch"] if epoch else 0,
+        epoch=epoch.get("epoch") if epoch else 0,
         epochs=epochs,
         top1=top1,
-        images_per_s=float(train["images_per_s"]) if train else None,
+        images_per_s=train.get("images_per_s") if train else None,
         eta_s=_eta(run, train, epoch) if run.state == RUNNING else None,
         detail=run.detail if run.state in (DIVERGED, FAILED, UNREADABLE) else problem,
     )
