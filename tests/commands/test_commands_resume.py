@@ -180,7 +180,8 @@ def test_directory_in_use_is_refused(tmp_path: Path) -> None:
     process = _start(*arguments)
     try:
         _wait_for(lambda: (tmp_path / "run" / "config.yaml").exists(), process)
-        refused(train(*arguments), f"in use by process {process.pid} on", str(tmp_path / "run"))
+        parts = (f"in use by process {process.pid} on", str(tmp_path / "run"))
+        refused(train(*arguments), *parts, code=69)
         assert process.poll() is None
     finally:
         process.kill()

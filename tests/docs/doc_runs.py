@@ -26,6 +26,7 @@ PIXELS = ("data.image_size=16", "data.resize_size=16")
 BENCHMARKS = {
     "norms": "--samples 2 --every 12 --repeats 1 --layout contiguous --dtype fp32",
     "step": "--batch 2 --image-size 32 --repeats 1",
+    "train": "--steps 20 --repeats 1 --threads 1",
     "pooling": "--layers 2 --every 12 --mini 2x1 --resnet50 --norm sn --repeats 1",
 }
 
@@ -223,6 +224,8 @@ SCRIPTS: dict[str, Callable[[list[str]], list[str]]] = {
     "evaluate.py": _as_it_is,
     "scripts/benchmark.py": _benchmark,
     "scripts/make_figures.py": _as_it_is,
+    "scripts/check_claims.py": _as_it_is,
+    "scripts/make_report.py": _as_it_is,
     "scripts/make_tables.py": _as_it_is,
     "scripts/prepare_data.py": _as_it_is,
     "scripts/sweep_status.py": _as_it_is,
