@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torchvision.transforms import v2
@@ -112,13 +113,12 @@ def centre(data: DataConfig) -> Draw:
     """Shorter side to ``resize_size``, centre crop of ``image_size``: images of any size come out
     alike. Nothing is drawn.
     """
-    side = data.image_size
+    return partial(_centre, data.resize_size, data.image_size)
 
-    def draw(height: int, width: int) -> Cut:
-        height, width = _resized(height, width, data.resize_size)
-        return Cut(None, (height, width), (round((height - side) / 2), round((width - side) / 2)))
 
-    return draw
+def _centre(resize: int, side: int, height: int, width: int) -> Cut:
+    height, width = _resized(height, width, resize)
+    return Cut(None, (height, width), (round((height - side) / 2), round((width - side) / 2)))
 
 
 def make_crop(data: DataConfig, augment: AugmentConfig) -> Crop:

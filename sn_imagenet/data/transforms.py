@@ -33,17 +33,26 @@ def training_draw(data: DataConfig, augment: AugmentConfig) -> Draw:
     Raises:
         ConfigError: there is no such crop, or ``augment.args`` does not suit it.
     """
-    crop = make_crop(data, augment).draw
+    return _TrainingDraw(data, augment)
 
-    def draw(height: int, width: int) -> Cut:
-        cut = crop(height, width)
-        if augment.flip:
+
+class _TrainingDraw:
+    """Goes to a loader's worker as its configs, wherever workers are not forked."""
+
+    def __init__(self, data: DataConfig, augment: AugmentConfig) -> None:
+        self._data, self._augment = data, augment
+        self._crop = make_crop(data, augment).draw
+
+    def __reduce__(self) -> tuple[type, tuple[DataConfig, AugmentConfig]]:
+        return _TrainingDraw, (self._data, self._augment)
+
+    def __call__(self, height: int, width: int) -> Cut:
+        cut = self._crop(height, width)
+        if self._augment.flip:
             cut = replace(cut, flip=bool(torch.rand(1) < 0.5))
-        if augment.lighting_std > 0:
-            cut = replace(cut, shift=lighting(augment.lighting_std))
+        if self._augment.lighting_std > 0:
+            cut = replace(cut, shift=lighting(self._augment.lighting_std))
         return cut
-
-    return draw
 
 
 def lighting(std: float) -> tuple[float, float, float]:

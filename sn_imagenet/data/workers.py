@@ -30,19 +30,23 @@ def signals_held() -> Iterator[None]:
 
 
 def obey_the_parent_alone(_worker: int) -> None:
-    """A DataLoader's ``worker_init_fn`` in a worker that was forked within :func:`signals_held`.
+    """A DataLoader's ``worker_init_fn``; no signal is missed where the worker was forked within
+    :func:`signals_held`, those until here where a server forked it.
 
     The worker ends at a SIGTERM of its parent, as DataLoader ends its workers, and within
     :data:`LOOK_S` seconds of its parent's death, whatever it is doing then. SIGKILL ends it as any.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_sift, name="signals", daemon=True).start()
+
+
+def _sift() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None and parent.pid is not None
-    threading.Thread(target=_sift, args=(parent.pid,), name="signals", daemon=True).start()
-
-
-def _sift(parent: int) -> None:
-    while os.getppid() == parent:
+    forked = os.getppid() == parent.pid
+    # Of a forked worker's parent is_alive() is no proof: its siblings hold the pipe that it reads.
+    while os.getppid() == parent.pid if forked else parent.is_alive():
         got = signal.sigtimedwait(SIGNALS, LOOK_S)
-        if got is not None and got.si_signo == signal.SIGTERM and got.si_pid == parent:
+        if got is not None and got.si_signo == signal.SIGTERM and got.si_pid == parent.pid:
             break
     os._exit(0)  # nothing here is to be put in order, and the main thread may be in a decoder

@@ -15,6 +15,7 @@ from command_line import (
     evaluate_forked,
     refused,
     result,
+    run,
     succeeded,
     train,
     train_forked,
@@ -198,7 +199,9 @@ def test_truncated_photo_ends_the_run_until_it_is_mended(photos: Path) -> None:
     whole = broken.read_bytes()
     _shorten(broken)
     done = train(*_arguments(photos))
-    refused(done, f"error: {broken} cannot be read as an image", "nothing is substituted")
+    refused(
+        done, f"error: in epoch 1: {broken} cannot be read as an image", "Nothing is substituted"
+    )
     assert "Traceback" not in done.err
     found = result(photos / "run")
     assert found["status"] == "failed"
@@ -206,6 +209,8 @@ def test_truncated_photo_ends_the_run_until_it_is_mended(photos: Path) -> None:
     assert not (photos / "run" / "lock.json").exists()
 
     broken.write_bytes(whole)
+    refused(train(*_arguments(photos)), "prepare_data.py", str(photos / "train"))
+    assert run("scripts/prepare_data.py", photos / "train").code == 0
     succeeded(train(*_arguments(photos)))
     assert result(photos / "run")["status"] == "finished"
     assert {e["seen"] for e in result(photos / "run")["evaluations"].values()} == {9}
@@ -218,7 +223,7 @@ def test_two_processes_name_a_text_file_once(photos: Path) -> None:
     done = train(*_arguments(photos), processes=2)
     assert done.code == 1  # torchrun's, after a process's 2
     assert "exitcode  : 2" in done.err
-    assert done.err.count(f"error: {broken} cannot be read as an image") == 1
+    assert done.err.count(f"error: in epoch 1: {broken} cannot be read as an image") == 1
     assert 'train.py", line' not in done.err
     assert result(photos / "run")["status"] == "failed"
     assert str(broken) in result(photos / "run")["error"]
