@@ -9,6 +9,8 @@ import pytest
 from command_line import CELL, Done, metrics, result, run, succeeded
 from conftest import SWEPT
 
+from sn_imagenet.reporting.render import half_up
+
 Sweep = tuple[Path, Done]
 
 
@@ -75,7 +77,7 @@ def test_sweep_fills_table_2(sweep_of_one: Sweep, tmp_path: Path) -> None:
     for cell in SWEPT:
         found = result(sweep_of_one[0] / CELL / cell / "seed0")
         top1 = found["evaluations"][found["cell"]["test_statistics"]]["top1"]
-        assert f"{top1:.1f}" in done.out
+        assert str(half_up(top1, 1)) in done.out
     assert {path.name for path in tmp_path.iterdir()} >= {"table2.md", "table2.tex", "table2.csv"}
     done = succeeded(run("scripts/make_figures.py", "--runs", sweep_of_one[0], "--out", tmp_path))
     assert {path.stem for path in tmp_path.glob("*.png")} >= {"fig3", "fig4"}
