@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from hydra import compose, initialize_config_dir
 from sn_imagenet.config import ExperimentConfig, from_hydra
 
 ROOT = Path(__file__).parents[1]
+
+# Whoever starts the tests in the background may ignore these; the runs that the tests start would
+# inherit that, and a signal that is ignored at the start stays ignored.
+for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -26,7 +26,7 @@ PIXELS = ("data.image_size=16", "data.resize_size=16")
 BENCHMARKS = {
     "norms": "--samples 2 --every 12 --repeats 1 --layout contiguous --dtype fp32",
     "step": "--batch 2 --image-size 32 --repeats 1",
-    "train": "--steps 20 --repeats 1 --threads 1",
+    "train": "trainer.log_every=5 --steps 10 --repeats 1 --threads 1",
     "pooling": "--layers 2 --every 12 --mini 2x1 --resnet50 --norm sn --repeats 1",
 }
 
