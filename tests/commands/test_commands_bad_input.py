@@ -15,7 +15,6 @@ from command_line import (
     evaluate_forked,
     refused,
     result,
-    run,
     succeeded,
     train,
     train_forked,
@@ -210,7 +209,7 @@ def test_truncated_photo_ends_the_run_until_it_is_mended(photos: Path) -> None:
 
     broken.write_bytes(whole)
     refused(train(*_arguments(photos)), "prepare_data.py", str(photos / "train"))
-    assert run("scripts/prepare_data.py", photos / "train").code == 0
+    (photos / "train.index.npz").unlink()  # made when the file was shorter
     succeeded(train(*_arguments(photos)))
     assert result(photos / "run")["status"] == "finished"
     assert {e["seen"] for e in result(photos / "run")["evaluations"].values()} == {9}
