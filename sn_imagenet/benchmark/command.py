@@ -61,4 +61,11 @@ def _parse(description: str, configs: Path, arguments: list[str] | None) -> argp
         kind.set_defaults(plot=None)
         if command.plots:
             kind.add_argument("--plot", type=Path, help="write a plot of the ratios")
-    return parser.parse_args(arguments)
+    args, rest = parser.parse_known_args(arguments)
+    # argparse takes one run of positional words alone; a Hydra override may stand anywhere.
+    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    if len(overrides) < len(rest) or (rest and "overrides" not in args):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if overrides:
+        args.overrides = [*args.overrides, *overrides]
+    return args

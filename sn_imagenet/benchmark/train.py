@@ -186,7 +186,7 @@ def _train(
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
-        nargs="+",
+        nargs="*",
         metavar="KEY=VALUE",
         help="the run, as train.py takes it: data=digits model=resnet50_mini batch=8x2 norm=sn",
     )

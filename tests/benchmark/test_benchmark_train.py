@@ -30,7 +30,7 @@ def test_the_slower_bounds_with_workers() -> None:
 
 def test_train_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "train.json"
-    chosen = ["trainer.log_every=2", "--steps", "6", "--repeats", "1", "--device", "cpu"]
+    chosen = ["--steps", "6", "--repeats", "1", "trainer.log_every=2", "--device", "cpu"]
     assert run("", CONFIGS, [*SMALL, *chosen, "--json", str(out)]) == 0
     report = json.loads(out.read_text())
     assert (report["benchmark"], report["batch"], report["workers"]) == ("train", 16, 0)
@@ -55,3 +55,17 @@ def test_what_the_user_can_mend(
 ) -> None:
     assert run("", CONFIGS, [*SMALL[:3], *SMALL[4:], *arguments, "--device", "cpu"]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "data=digits", "--unknown=3"],
+        ["train", "data=digits", "--steps", "6", "word"],
+        ["norms", "--repeats", "1", "norm=sn"],
+    ],
+)
+def test_what_no_command_takes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("", CONFIGS, arguments)
+    assert f"unrecognized arguments: {arguments[-1]}" in capsys.readouterr().err
