@@ -69,6 +69,21 @@ def test_all_bad_files_are_listed_and_marked(tmp_path: Path) -> None:
     assert "2 marked" in prepared(root, verify=False)[1]  # and stay so
 
 
+def test_a_file_of_another_size_is_indexed_anew(tmp_path: Path) -> None:
+    """Which its folder's time does not tell, and a training refuses, naming this as the mend."""
+    root = imagenets.folders(tmp_path)
+    photo = root / "train" / "n01443537" / "n01443537_9.JPEG"
+    whole = photo.read_bytes()
+    photo.write_bytes(whole[:200])
+    assert not prepared(root)[0]
+    photo.write_bytes(whole)
+    with pytest.raises(DataError, match="has .* bytes, and had 200 when its index was made"):
+        [folders(root).train[0, i] for i in range(12)]
+    sound, told = prepared(root)
+    assert sound and told.count("(indexed anew: it changed since)") == 1
+    assert len([folders(root).train[0, i] for i in range(12)]) == 12
+
+
 def test_the_script(tmp_path: Path) -> None:
     root = imagenets.folders(tmp_path)
     (root / "val" / "n01751748" / "ILSVRC2012_val_00000001.JPEG").write_text("no image")
