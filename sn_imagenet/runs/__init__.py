@@ -12,7 +12,7 @@ from sn_imagenet.runs.directory import (
 )
 from sn_imagenet.runs.files import RunError, write_atomically, write_json, write_text
 from sn_imagenet.runs.lock import RunInUseError
-from sn_imagenet.runs.metrics import LastRows, MetricsFile, last_rows
+from sn_imagenet.runs.metrics import LastRows, MetricsFile, last_rows, unpacked
 from sn_imagenet.runs.record import (
     DIVERGED,
     FAILED,
@@ -63,6 +63,7 @@ __all__ = [
     "read_progress",
     "read_run",
     "run_from_result",
+    "unpacked",
     "write_atomically",
     "write_json",
     "write_text",

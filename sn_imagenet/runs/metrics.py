@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sn_imagenet.runs.files import LOCK, RunError, cannot
+from sn_imagenet.runs.files import LOCK, RunError, cannot, write_atomically
 from sn_imagenet.runs.lock import refuse_if_lost
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 
@@ -22,25 +23,32 @@ class MetricsFile:
 
     Args:
         path: of the file.
-        keep_bytes: what is kept of an earlier start's rows; those after the checkpoint are written
+        rows: what the file begins with, of earlier starts; those after the checkpoint are written
             again by the resumed run.
+
+    ``mended``: what was wrong with the file of earlier starts, which ``rows`` have put right; empty
+    if nothing was.
 
     Raises:
         RunError: the file cannot be written (a full or read-only disk).
     """
 
-    def __init__(self, path: Path, keep_bytes: int = 0) -> None:
+    def __init__(self, path: Path, rows: bytes = b"") -> None:
         self._path = path
+        self._packer = zlib.compressobj()
+        self._packed = bytearray(self._packer.compress(rows))
         try:
+            self.mended = _damage(path, rows)
+            if self.mended:
+                write_atomically(path, rows)
             self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
-            self._file.truncate(_whole_lines(path, keep_bytes))
+            self._file.truncate(len(rows))
         except OSError as error:
             raise cannot("write", path, error) from error
 
-    @property
-    def bytes_written(self) -> int:
-        """The size of the file, to be kept with a checkpoint."""
-        return self._file.seek(0, os.SEEK_END)
+    def packed(self) -> bytes:
+        """All rows so far, to be kept with a checkpoint: of some MB, and a quarter of it packed."""
+        return bytes(self._packed) + self._packer.copy().flush()
 
     def write(self, row: dict[str, Any]) -> None:
         """Append ``row``.
@@ -50,11 +58,13 @@ class MetricsFile:
             RunError: the disk refuses.
         """
         refuse_if_lost(self._path.with_name(LOCK))
+        line = json.dumps(row).encode() + b"\n"
         try:
-            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.write(line)
             self._file.flush()
         except OSError as error:
             raise cannot("write", self._path, error) from error
+        self._packed += self._packer.compress(line)
 
     def sync(self) -> None:
         """Have the rows on the disk, so that a checkpoint never knows of more than there are.
@@ -73,6 +83,18 @@ class MetricsFile:
         """
         with suppress(OSError):
             self._file.close()
+
+
+def unpacked(packed: bytes) -> bytes:
+    """The inverse of :meth:`MetricsFile.packed`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        return zlib.decompress(packed)
+    except zlib.error as error:
+        raise ValueError(f"its metrics cannot be unpacked: {error}") from error
 
 
 class LastRows(NamedTuple):
@@ -130,6 +152,21 @@ def _check(row: dict[str, Any]) -> None:
     number(mapping(row.get("val")).get("top1", 0.0))
 
 
-def _whole_lines(path: Path, limit: int) -> int:
-    """How many of a file's first ``limit`` bytes are whole lines; it may have lost its end."""
-    return path.read_bytes()[:limit].rfind(b"\n") + 1
+def _damage(path: Path, rows: bytes) -> str:
+    """In what way a file does not begin with ``rows``; empty where it does."""
+    if not rows:
+        return ""
+    total = rows.count(b"\n")
+    try:
+        with open_to_read(path) as file:
+            found = file.read(len(rows))
+    except FileNotFoundError:
+        return f"was gone, with {total} rows"
+    if found == rows:
+        return ""
+    if rows.startswith(found):
+        left = found.count(b"\n")
+        return f"had lost its end: {left} of {total} rows were left"
+    lines = zip(found.split(b"\n"), rows.split(b"\n"), strict=False)
+    wrong = next(number for number, (a, b) in enumerate(lines, start=1) if a != b)
+    return f"had something else in line {wrong} than the run wrote there"

@@ -6,10 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from sn_imagenet.runs import MetricsFile, RunDirectory
+from sn_imagenet.runs import MetricsFile, RunDirectory, unpacked
 from sn_imagenet.runs.files import cannot
+
+
+def rows_of(state: torch.Tensor) -> bytes:
+    """The inverse of :meth:`MetricsLog.state`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    return unpacked(state.numpy().tobytes())
 
 
 class MetricsLog:
@@ -17,23 +27,27 @@ class MetricsLog:
 
     Args:
         directory: the run's.
-        keep_bytes: what is kept of an earlier start's rows.
+        rows: of earlier starts, which are kept.
         step: the optimiser step from which the run goes on.
 
     Raises:
         RunError: the files cannot be written (a full or read-only disk).
     """
 
-    def __init__(self, directory: RunDirectory, keep_bytes: int = 0, step: int = 0) -> None:
+    def __init__(self, directory: RunDirectory, rows: bytes = b"", step: int = 0) -> None:
         self._path = directory.metrics
-        self._file = MetricsFile(self._path, keep_bytes)
+        self._file = MetricsFile(self._path, rows)
         with self._refusal_told():
             self._board = SummaryWriter(str(directory.tensorboard), purge_step=step + 1)
 
     @property
-    def bytes_written(self) -> int:
-        """The size of ``metrics.jsonl``, to be kept with a checkpoint."""
-        return self._file.bytes_written
+    def mended(self) -> str:
+        """What was wrong with the ``metrics.jsonl`` of earlier starts; empty if nothing was."""
+        return self._file.mended
+
+    def state(self) -> torch.Tensor:
+        """All rows so far, packed (uint8 [bytes])."""
+        return torch.frombuffer(bytearray(self._file.packed()), dtype=torch.uint8)
 
     def write(self, row: dict[str, Any], scalars: dict[str, float], step: int) -> None:
         """Append ``row``, and show ``scalars`` in TensorBoard at ``step``.

@@ -25,7 +25,7 @@ from sn_imagenet.replicas import (
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint, experiment_of
 from sn_imagenet.runs.saver import CheckpointSaver
 from sn_imagenet.training.console import Console
-from sn_imagenet.training.metrics_log import MetricsLog
+from sn_imagenet.training.metrics_log import MetricsLog, rows_of
 from sn_imagenet.training.recorder import METERS, Recorder
 from sn_imagenet.training.schedule import learning_rate
 from sn_imagenet.training.stepper import Stepper
@@ -41,7 +41,8 @@ _ENTRIES: dict[str, Any] = {
     "last_finite_loss": float | None,
     "world_sizes": list,
     "git_revisions": list,
-    "metrics_bytes": int,
+    "metrics": torch.Tensor,
+    "warnings": list,
     "meters": dict,
 }
 
@@ -88,6 +89,8 @@ class Trainer:
         self.git_revisions = [prepared.provenance["git_revision"]]
         self.norm_backends = [prepared.provenance["norm_backend"]]
 
+        self.warnings: list[str] = []  # what was found damaged, by this start or an earlier one
+
         state = self._newest_checkpoint()
         if state is not None:
             self.stepper.rehearse(config.data.image_size, placement.samples_per_rank)
@@ -96,7 +99,9 @@ class Trainer:
         log = None
         with together():
             if rank() == 0:
-                log = MetricsLog(directory, state["metrics_bytes"] if state else 0, self.step)
+                log = MetricsLog(directory, rows_of(state["metrics"]) if state else b"", self.step)
+                if log.mended:
+                    self._warn(f"{directory.metrics} {log.mended}; rebuilt from the checkpoint")
         self.log = log
         say(f"{directory.path}: {placement.describe()}, on {prepared.device.type}")
         if config.batch.samples_per_gpu == 1 and config.norm.single_sample:
@@ -194,6 +199,7 @@ class Trainer:
             "world_sizes": self.world_sizes,
             "git_revisions": self.git_revisions,
             "norm_backends": self.norm_backends,
+            "warnings": self.warnings,
         }
 
     def _divergence(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
@@ -248,7 +254,8 @@ class Trainer:
             "world_sizes": self.world_sizes,
             "git_revisions": self.git_revisions,
             "norm_backends": self.norm_backends,
-            "metrics_bytes": self.log.bytes_written,
+            "metrics": self.log.state(),
+            "warnings": self.warnings,
             "meters": self.recorder.state_dict(),
             **self.stepper.state_dict(),
         }
@@ -263,7 +270,13 @@ class Trainer:
         self.git_revisions = [*state["git_revisions"], *self.git_revisions]
         # Checkpoints of before say nothing of it.
         self.norm_backends = [*state.get("norm_backends", [None]), *self.norm_backends]
+        self.warnings = [*state["warnings"], *self.warnings]
         self.stepper.load_state_dict(state)
+
+    def _warn(self, warning: str) -> None:
+        """Say it, and keep it for the result."""
+        say(f"warning: {warning}")
+        self.warnings.append(warning)
 
     def _require_usable(self, path: Path, state: dict[str, Any]) -> None:
         """Whether a checkpoint holds all that this training goes on from. Loads it, where it does.
@@ -277,6 +290,7 @@ class Trainer:
                     raise TypeError(f"{key} is of type {type(state[key]).__name__}")
             for key in METERS:
                 float(state["meters"][key])
+            rows_of(state["metrics"])
             self.stepper.load_state_dict(state)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
@@ -293,7 +307,7 @@ class Trainer:
             if rank() == 0:
                 state, warnings = checkpoint.load_last(self.directory, self._require_usable)
                 for warning in warnings:
-                    say(f"warning: {warning}; going on from the checkpoint before it")
+                    self._warn(f"{warning}; going on from the checkpoint before it")
                 if state is not None:
                     self.directory.require_same_experiment(state["config"], self.config)
                     then = state["data_fingerprint"]

@@ -77,7 +77,7 @@ def test_a_file_of_another_size_is_indexed_anew(tmp_path: Path) -> None:
     photo.write_bytes(whole[:200])
     assert not prepared(root)[0]
     photo.write_bytes(whole)
-    with pytest.raises(DataError, match="has .* bytes, and had 200 when its index was made"):
+    with pytest.raises(DataError, match=r"has .* bytes, and had 200 when its index was made"):
         [folders(root).train[0, i] for i in range(12)]
     sound, told = prepared(root)
     assert sound and told.count("(indexed anew: it changed since)") == 1

@@ -110,6 +110,7 @@ UNUSABLE = {
     "no model": lambda state: state.pop("model"),
     "half an optimiser": lambda state: state["optimizer"].pop("param_groups"),
     "no meter": lambda state: state["meters"].pop("seconds"),
+    "other metrics": lambda state: state["metrics"].fill_(0),
     "NaN": lambda state: state["model"]["fc.weight"].fill_(torch.nan),
     "a version of many": lambda state: {"version": torch.ones(3)},
 }
@@ -127,11 +128,38 @@ def test_a_run_goes_on_from_the_checkpoint_before_an_unusable_one(run_of, tmp_pa
         assert f"warning: {run / 'last.pt'} " in told, told
         assert "going on after epoch 0, step 4" in told
         assert_same_weights(run, tmp_path / "undisturbed")
+        (kept,) = RunDirectory(run).read_result()["training"]["warnings"]
+        assert f"warning: {kept}\n" in told
     run = shutil.copytree(tmp_path / "stopped", tmp_path / "none")
     for name in ("last.pt", "previous.pt"):
         edited(run / name, UNUSABLE["nothing"])
     with pytest.raises(RunError, match="no checkpoint of this run is readable"):
         train(run_of("none"))
+
+
+METRICS_DAMAGE = {
+    "removed": lambda file: file.unlink(),
+    "garbage first": lambda file: file.write_bytes(b"\0garbage\n" + file.read_bytes()),
+}
+
+
+def test_damaged_metrics_are_told_rebuilt_and_kept_in_the_record(run_of, tmp_path, capsys):
+    """Also over a further start, which finds nothing wrong."""
+    with pytest.raises(Stopped), StopAfter(4):
+        train(run_of("stopped", "trainer.log_every=1"))
+    whole = (tmp_path / "stopped" / "metrics.jsonl").read_bytes()
+    for number, damage in enumerate(METRICS_DAMAGE.values()):
+        run = shutil.copytree(tmp_path / "stopped", tmp_path / f"run{number}")
+        damage(run / "metrics.jsonl")
+        with pytest.raises(Stopped), StopAfter(1):
+            train(run_of(run.name, "trainer.log_every=1"))
+        told = [line for line in capsys.readouterr().out.splitlines() if "warning:" in line]
+        assert len(told) == 1 and f"warning: {run / 'metrics.jsonl'} " in told[0]
+        assert (run / "metrics.jsonl").read_bytes().startswith(whole)
+        training = train(run_of(run.name, "trainer.log_every=1"))["training"]
+        assert [f"warning: {line}" for line in training["warnings"]] == told
+        assert "warning:" not in capsys.readouterr().out
+        assert steps(run) == [1, 2, 3, 4, 5, 6]
 
 
 def test_another_experiment_is_refused_though_the_config_is_gone(run_of, tmp_path):

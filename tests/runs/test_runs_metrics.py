@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from disks import full_after, read_only
 
-from sn_imagenet.runs import MetricsFile, RunDirectory, RunError, last_rows
+from sn_imagenet.runs import MetricsFile, RunDirectory, RunError, last_rows, unpacked
 
 
 def rows(directory: RunDirectory) -> list[Any]:
@@ -26,7 +27,7 @@ def test_rows_are_whole_lines_at_once(directory: RunDirectory) -> None:
     for step in (1, 2, 3):
         write(log, step)
         assert rows(directory)[-1] == {"step": step}
-        assert log.bytes_written == directory.metrics.stat().st_size
+        assert unpacked(log.packed()) == directory.metrics.read_bytes()
     log.close()
 
 
@@ -35,11 +36,13 @@ def test_a_resumed_run_writes_again_what_came_after_its_checkpoint(
 ) -> None:
     log = MetricsFile(directory.metrics)
     write(log, 1, 2)
-    at_checkpoint = log.bytes_written
+    at_checkpoint = unpacked(log.packed())
     write(log, 3, 4)
     log.close()
     resumed = MetricsFile(directory.metrics, at_checkpoint)
+    assert resumed.mended == ""
     write(resumed, 3)
+    assert unpacked(resumed.packed()) == directory.metrics.read_bytes()
     resumed.close()
     assert rows(directory) == [{"step": 1}, {"step": 2}, {"step": 3}]
 
@@ -49,27 +52,49 @@ def test_a_run_from_the_start_forgets_an_earlier_one(directory: RunDirectory) ->
     write(log, 1, 2)
     log.close()
     log = MetricsFile(directory.metrics)
-    assert log.bytes_written == 0
+    assert log.mended == ""
     write(log, 1)
     log.close()
     assert rows(directory) == [{"step": 1}]
 
 
-@pytest.mark.parametrize("left", [0, 15])
-def test_lost_rows_leave_no_hole(directory: RunDirectory, left: int) -> None:
-    """The file was removed, or a crash of the machine lost its end."""
+DAMAGE = {
+    "truncated": (lambda rows: rows[:25], "had lost its end: 2 of 9 rows were left"),
+    "emptied": (lambda rows: b"", "had lost its end: 0 of 9 rows were left"),
+    "garbage first": (lambda rows: b"\0\xff\n" + rows, "had something else in line 1"),
+    "garbage within": (lambda rows: rows[:30] + b"#" + rows[31:], "had something else in line 3"),
+    "a line less": (lambda rows: rows[:24] + rows[36:], "had something else in line 3"),
+}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "removed", "a pipe"])
+def test_a_damaged_file_is_told_and_whole_again(directory: RunDirectory, damage: str) -> None:
     log = MetricsFile(directory.metrics)
     write(log, *range(1, 10))
-    at_checkpoint = log.bytes_written
-    log.close()
-    kept = directory.metrics.read_bytes()[:left]
-    directory.metrics.write_bytes(kept)
-    log = MetricsFile(directory.metrics, at_checkpoint)
+    at_checkpoint, whole = log.packed(), directory.metrics.read_bytes()
     write(log, 10)
     log.close()
-    content = directory.metrics.read_bytes()
-    assert b"\0" not in content
-    assert rows(directory) == [*({"step": 1} for _ in range(left // 12)), {"step": 10}]
+    if damage in DAMAGE:
+        change, told = DAMAGE[damage]
+        directory.metrics.write_bytes(change(directory.metrics.read_bytes()))
+    else:
+        directory.metrics.unlink()
+        told = "was gone, with 9 rows"
+    if damage == "a pipe":
+        os.mkfifo(directory.metrics)
+        told = "had lost its end: 0 of 9 rows"
+    log = MetricsFile(directory.metrics, unpacked(at_checkpoint))
+    assert told in log.mended
+    write(log, 10)
+    log.close()
+    assert directory.metrics.read_bytes() == whole + b'{"step": 10}\n'
+
+
+def test_what_is_no_packed_metrics(directory: RunDirectory) -> None:
+    packed = MetricsFile(directory.metrics).packed()
+    for other in (b"", b"text", packed[:-3]):
+        with pytest.raises(ValueError, match="its metrics cannot be unpacked"):
+            unpacked(other)
 
 
 def test_a_full_disk_is_one_clear_error(directory: RunDirectory) -> None:

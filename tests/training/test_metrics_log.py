@@ -10,7 +10,7 @@ from disks import full_after
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sn_imagenet.runs import RunDirectory, RunError
-from sn_imagenet.training.metrics_log import MetricsLog
+from sn_imagenet.training.metrics_log import MetricsLog, rows_of
 
 # TensorBoard's writer thread ends where the disk is full.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -32,13 +32,13 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
 def test_rows_are_kept_and_shown_and_written_again_from_the_checkpoint_on(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     log = MetricsLog(directory)
-    at_checkpoint = 0
+    at_checkpoint = log.state()
     for step in (1, 2, 3):
         log.write({"step": step}, {"train/loss": 1 / step}, step)
-        at_checkpoint = log.bytes_written if step == 2 else at_checkpoint
+        at_checkpoint = log.state() if step == 2 else at_checkpoint
     log.sync()
     log.close()
-    resumed = MetricsLog(directory, at_checkpoint, step=2)
+    resumed = MetricsLog(directory, rows_of(at_checkpoint), step=2)
     resumed.write({"step": 3, "again": True}, {"train/loss": 3.0}, 3)
     resumed.close()
     rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
