@@ -70,12 +70,10 @@ def build_model(
     Raises:
         ConfigError: the model is unknown, takes no ``norm_layer``, or does not suit the protocol.
     """
-    layer = norm_layer(norm)
     # Made from the seed alone and on the CPU, so that no placement or device changes it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        with known_to_timm(layer):
-            network = _create(model, layer, num_classes)
+        network = build_network(model, norm, num_classes)
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -85,6 +83,18 @@ def build_model(
             nn.init.zeros_(module.bias)
     if protocol.zero_init_last_gamma:
         _zero_last_gammas(network, model.name)
+    return network
+
+
+def build_network(model: ModelConfig, norm: NormConfig, num_classes: int) -> nn.Module:
+    """The network of :func:`build_model` as timm initialises it, for weights that are at hand.
+
+    Raises:
+        ConfigError: the model is unknown or takes no ``norm_layer``.
+    """
+    layer = norm_layer(norm)
+    with known_to_timm(layer):
+        network = _create(model, layer, num_classes)
     if model.fuse_relu:
         fuse_relus(network)
     return network

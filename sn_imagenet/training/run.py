@@ -144,6 +144,7 @@ def _finish(
                     "training": training,
                     "provenance": prepared.provenance,
                     "data_fingerprint": prepared.data.fingerprint,
+                    "classes": list(prepared.data.classes),
                 }
                 directory.refuse_if_lost()
                 checkpoint.save(directory.final, state)

@@ -1,0 +1,53 @@
+"""A trained run as a model to carry away: python scripts/export.py RUN --out DIR
+
+Writes model.safetensors and config.json in the layout of timm's hub, and a model card (README.md).
+RUN is a run directory; no data are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.model_card import UNKNOWN_LICENCE, model_card
+from sn_imagenet.runs import read_run, write_text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a trained run")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it goes")
+    parser.add_argument(
+        "--statistics",
+        choices=["batch_average", "moving_average"],
+        help="BN's in evaluation; default: those that the run is judged by",
+    )
+    parser.add_argument("--pt2", action="store_true", help="model.pt2 too, by torch.export")
+    parser.add_argument("--onnx", action="store_true", help="model.onnx too (the export extra)")
+    parser.add_argument(
+        "--licence", default=UNKNOWN_LICENCE, metavar="NAME", help="of the weights, for the card"
+    )
+    args = parser.parse_args()
+    try:
+        run = read_run(args.run)
+        from sn_imagenet.models.export import export  # torch, once the run is there
+
+        exported = export(args.run, args.out, args.statistics, pt2=args.pt2, onnx=args.onnx)
+        card = model_card(run, licence=args.licence, **asdict(exported))
+        written = [args.out / name for name in exported.files]
+        written.append(write_text(args.out / "README.md", card, "--out"))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in written:
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The model card of an export: what the network is, what it came to, how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sn_imagenet.reporting.cells import MISSING, method_label, statistics_label
+from sn_imagenet.reporting.departures import gather_departures
+from sn_imagenet.reporting.render import code_span, half_up, markdown_escape, markdown_table
+from sn_imagenet.reporting.statistics import proportion_interval
+from sn_imagenet.runs import Run
+
+UNKNOWN_LICENCE = "unknown"
+
+
+def model_card(
+    run: Run,
+    *,
+    architecture: str,
+    statistics: str,
+    loading: Sequence[tuple[str, str]],
+    files: Mapping[str, str],
+    licence: str = UNKNOWN_LICENCE,
+) -> str:
+    """Markdown with the front matter that model hubs read: the run's row in the tables with its
+    uncertainty, protocol, departures, statistics, loading, licence.
+
+    Args:
+        statistics: those in the weights.
+        loading: (for whom, Python) of each way to load them.
+        files: by name, what each is.
+        licence: of the weights, as hubs abbreviate it.
+    """
+    cell = run.cell
+    title = f"{architecture} with {method_label(cell.norm)}, {cell.setting}, {cell.data}"
+    parts = [
+        f"# {markdown_escape(title)}",
+        f"One cell of Table 2 of Switchable Normalization (arXiv 1806.10779): {cell.setting} is "
+        f"(GPUs, samples per GPU), each GPU with statistics of its own; seed {run.seed}.",
+        "## Accuracy",
+        *_accuracy(run, statistics),
+        "## Training",
+        *_training(run),
+        "## Loading",
+        *(f"{who}\n\n```python\n{code}```" for who, code in loading),
+        "## Files",
+        markdown_table(["file", ""], [[name, what] for name, what in files.items()]),
+        "## Licence",
+        _licence(licence),
+    ]
+    return "\n\n".join([_front_matter(licence), *parts]) + "\n"
+
+
+def _front_matter(licence: str) -> str:
+    lines = ["library_name: timm", "pipeline_tag: image-classification"]
+    return "\n".join(["---", *lines, f"license: {licence}", "tags: [image-classification]", "---"])
+
+
+def _accuracy(run: Run, used: str) -> list[str]:
+    rows = []
+    for statistics, numbers in run.evaluations.items():
+        low, high = proportion_interval(numbers["top1_correct"], numbers["seen"])
+        top5 = numbers.get("top5")
+        rows.append(
+            [
+                statistics_label(statistics),
+                str(half_up(numbers["top1"], 2)),
+                f"[{half_up(low, 2)}, {half_up(high, 2)}]",
+                MISSING if top5 is None else str(half_up(top5, 2)),
+                f"{numbers['top1_correct']}/{numbers['seen']}",
+                "the weights here" if statistics == used else "",
+            ]
+        )
+    if not rows:
+        return [f"Not evaluated: the run is {run.state}."]
+    header = ["statistics", "top-1 %", "95 % interval", "top-5 %", "correct/seen", ""]
+    return [
+        markdown_table(header, rows, "lrlrrl"),
+        "The interval (Wilson) is for another draw of as many validation images; another seed "
+        "would come out differently by more than it says. The statistics are those that BN's "
+        f"members use in evaluation; in these weights: {statistics_label(used)}.",
+    ]
+
+
+def _training(run: Run) -> list[str]:
+    protocol = str(run.config.get("protocol", {}).get("name", "unknown"))
+    revision = run.git_revision[:12] or "unknown"
+    dirty = ", with uncommitted changes" if run.git_dirty else ""
+    by = f"By sn-imagenet at git revision {code_span(revision)}{dirty}"
+    parts = [f"{by}; protocol {code_span(protocol)}."]
+    departures = gather_departures([run])
+    if not departures:
+        return [*parts, "No departure from the paper's protocol was recorded."]
+    rows = [[d.item, d.paper, d.ours] for d in departures]
+    return [
+        *parts,
+        "It departs from the paper's protocol in:",
+        markdown_table(["item", "paper", "ours"], rows),
+    ]
+
+
+def _licence(licence: str) -> str:
+    if licence == UNKNOWN_LICENCE:
+        return (
+            "Who trained these weights has not said under which licence they may be used. The code "
+            "that loads them, sn-imagenet, is under Apache-2.0."
+        )
+    return f"The weights: {licence}. The code that loads them, sn-imagenet: apache-2.0."
