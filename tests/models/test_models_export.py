@@ -14,9 +14,9 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import CLASSES, Trained
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
+from trained_runs import CLASSES, Trained
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.models import export as exporting

@@ -1,0 +1,37 @@
+"""Run directories as they are after the last step, without a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.models import build_model
+from sn_imagenet.runs import RunDirectory, checkpoint
+
+CLASSES = tuple(f"class {number}" for number in range(5))
+
+
+class Trained(NamedTuple):
+    """A run directory that holds ``network``, in evaluation mode."""
+
+    path: Path
+    network: nn.Module
+
+
+def write_trained(config: ExperimentConfig) -> Trained:
+    """Weights and statistics near the initial ones, all of them different."""
+    network = build_model(config.model, config.norm, config.protocol, len(CLASSES), config.seed)
+    generator = torch.Generator().manual_seed(0)
+    for value in network.state_dict().values():
+        if value.is_floating_point():
+            value.add_(0.2 * torch.rand(value.shape, generator=generator) - 0.1)
+    directory = RunDirectory(Path(config.run_dir))
+    directory.claim(config)
+    directory.release()
+    state = {"model": network.state_dict(), "classes": list(CLASSES)}
+    checkpoint.save(directory.final, state)
+    return Trained(directory.path, network.eval())
