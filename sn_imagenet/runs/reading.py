@@ -19,6 +19,7 @@ from sn_imagenet.runs.files import RunError
 _LARGEST = 1 << 26  # bytes; a result is a thousandth of it
 _LARGEST_YAML = 1 << 18  # a config is a fiftieth of it; YAML is read slowly
 _DEEPEST = 64
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it
 
 
 def read_json(path: Path) -> Any:
@@ -58,8 +59,7 @@ def read_yaml(path: Path) -> Any:
     try:
         text = _text(path, _LARGEST_YAML)
         # A few lines of aliases or interpolations can stand for more than any memory holds.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("it holds an alias")
+        _check_events(text)
         if "${" in text:
             raise ValueError("it holds an interpolation")
         # Through OmegaConf, for which 1e-4 is a number, as it was when the run was configured.
@@ -102,6 +102,18 @@ def number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{value!r} where a number is expected")
     return value
+
+
+def _check_events(text: str) -> None:
+    """Refuse aliases, and nesting as soon as it is met: a scanner's time grows as its square."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it holds an alias")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"nested deeper than {_DEEPEST}")
 
 
 def _text(path: Path, largest: int) -> str:
