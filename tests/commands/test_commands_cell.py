@@ -13,6 +13,8 @@ import yaml
 from command_line import ROOT, Done, metrics, result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+pytestmark = pytest.mark.slow  # a whole training first
+
 Cell = tuple[Path, Done]
 
 

@@ -83,6 +83,7 @@ def test_own_normaliser_of_the_docs(tmp_path: Path) -> None:
     assert f"{top1:.1f}" in row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [

@@ -9,6 +9,8 @@ import pytest
 from command_line import CELL, Done, evaluate, evaluate_forked, refused, result, succeeded
 from conftest import SWEPT
 
+pytestmark = pytest.mark.slow  # a whole training first
+
 COUNTS = ("top1_correct", "top5_correct", "seen")
 
 
@@ -41,7 +43,6 @@ def test_a_run_is_evaluated_as_its_training_did(trained: Path, tmp_path: Path) -
     assert done.err == ""
 
 
-@pytest.mark.slow
 def test_two_processes_count_alike(trained: Path) -> None:
     before = result(trained)
     done = succeeded(evaluate(f"run={trained}", "trainer.eval_batch_size=33", processes=2))
@@ -73,7 +74,6 @@ def test_calibration_is_chosen_and_recorded(trained: Path, tmp_path: Path) -> No
     assert [d["ours"] for d in estimators] == ["population"]
 
 
-@pytest.mark.slow
 def test_a_glob_goes_into_one_table_past_an_unfinished_run(
     sweep_of_one: tuple[Path, Done], tmp_path: Path
 ) -> None:

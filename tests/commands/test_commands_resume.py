@@ -29,6 +29,8 @@ from command_line import (
 from conftest import CELL_ARGUMENTS, Once
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+pytestmark = pytest.mark.slow  # a whole training first
+
 RUN = CELL / "sn/8x4/seed0"
 
 
@@ -76,7 +78,6 @@ def _same_as_undisturbed(run_dir: Path, undisturbed: Path) -> None:
     assert result(run_dir)["training"]["samples"] == result(undisturbed)["training"]["samples"]
 
 
-@pytest.mark.slow
 def test_killed_run_goes_on_to_the_very_same_result(
     killed: Path, cell: tuple[Path, Done], tmp_path: Path
 ) -> None:
@@ -92,7 +93,6 @@ def test_killed_run_goes_on_to_the_very_same_result(
     assert steps == [row["step"] for row in metrics(runs / RUN) if row["kind"] == "train"]
 
 
-@pytest.mark.slow
 def test_damaged_checkpoint_falls_back_to_the_one_before(
     killed: Path, cell: tuple[Path, Done], tmp_path: Path
 ) -> None:
@@ -140,7 +140,6 @@ def test_other_config_in_the_same_directory_is_refused(
     assert (run_dir / "result.json").read_bytes() == before
 
 
-@pytest.mark.slow
 def test_interrupted_run_goes_on_on_another_machine(killed: Path, tmp_path: Path) -> None:
     """Other workers, passes and evaluation batches are no other experiment; without a compiler it
     goes on with other passes, which is told and recorded.
@@ -174,7 +173,6 @@ def test_max_steps_ends_with_its_checkpoint(tmp_path: Path) -> None:
     assert stopped == [{"item": "stopped after steps", "paper": "None", "ours": "50"}]
 
 
-@pytest.mark.slow
 def test_directory_in_use_is_refused(tmp_path: Path) -> None:
     arguments = (*SMALL, "norm=bn", "batch=8x2", f"run_dir={tmp_path / 'run'}")
     process = _start(*arguments)

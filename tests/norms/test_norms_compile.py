@@ -74,6 +74,7 @@ def test_a_compiled_network_is_one_graph(layer_class: type[PooledNorm2d]) -> Non
     torch.testing.assert_close(dict(network.named_buffers()), dict(eager.named_buffers()))
 
 
+@pytest.mark.slow
 def test_resnet_50_is_one_graph() -> None:
     """Without code generation: what Dynamo traced is run as it is."""
     torch.manual_seed(0)

@@ -113,6 +113,7 @@ def test_one_process_trains_as_the_gpus_do(
             assert_equal(ours, reference(setting)[norm], f"{norm}, {replicas} a pass")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "world_size", "per_pass"),
     [
@@ -120,11 +121,11 @@ def test_one_process_trains_as_the_gpus_do(
         ((4, 1), 2, (None, 1)),
         ((1, 8), 2, (None,)),
         ((2, 4), 2, (None,)),
-        pytest.param((8, 2), 4, (None, 1), marks=pytest.mark.slow),
-        pytest.param((4, 1), 4, (None,), marks=pytest.mark.slow),
-        pytest.param((1, 8), 4, (None,), marks=pytest.mark.slow),
+        ((8, 2), 4, (None, 1)),
+        ((4, 1), 4, (None,)),
+        ((1, 8), 4, (None,)),
         # Two replicas that span two ranks each: ranks 0 and 2, ranks 1 and 3.
-        pytest.param((2, 4), 4, (None,), marks=pytest.mark.slow),
+        ((2, 4), 4, (None,)),
     ],
 )
 def test_several_processes_train_as_the_gpus_do(

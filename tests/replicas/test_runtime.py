@@ -88,6 +88,7 @@ def test_all_well(tmp_path: Path) -> None:
     assert second.out == "group exists: False\n"
 
 
+@pytest.mark.slow
 def test_restarted_processes_do_not_take_the_last_attempt_for_each_other(tmp_path: Path) -> None:
     """In the store that torchrun keeps between attempts, its processes' old addresses remain."""
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
