@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from kill_test import differences
+from disturbed import differences
 
 RUNS = Path("digits", "resnet14_mini")
 
