@@ -8,16 +8,22 @@ python evaluate.py run=RUN_DIR calibration.samples=all calibration.estimator=pop
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
+from sn_imagenet.output import quiet_interrupt
 
-from sn_imagenet.command_line import command_line
-from sn_imagenet.errors import ConfigError
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main() -> None:
+    quiet_interrupt()
+    import hydra
+    from omegaconf import OmegaConf
+
+    from sn_imagenet.command_line import command_line
+    from sn_imagenet.errors import ConfigError
+
     with command_line() as line:
 
         @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")

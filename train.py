@@ -8,14 +8,21 @@ python train.py data=digits model=resnet50_mini trainer.epochs=8   with nothing 
 
 from __future__ import annotations
 
-import hydra
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING
 
-from sn_imagenet.command_line import command_line
-from sn_imagenet.config import from_hydra
+from sn_imagenet.output import quiet_interrupt
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main() -> None:
+    quiet_interrupt()
+    import hydra
+
+    from sn_imagenet.command_line import command_line
+    from sn_imagenet.config import from_hydra
+
     with command_line() as line:
 
         @hydra.main(version_base="1.3", config_path="configs", config_name="config")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,7 +18,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sn_imagenet.config import from_hydra
+from sn_imagenet.data.sources import check_files
 from sn_imagenet.errors import UserError, nearest
+from sn_imagenet.runs import RunDirectory
 
 if TYPE_CHECKING:
     from sn_imagenet.replicas import Session
@@ -55,14 +58,18 @@ class CommandLine:
             raise SystemExit(2) from error
 
     def check(self, composed: DictConfig) -> None:
-        """Validate the config of a single cell; a sweep's are told one by one.
+        """Validate the config of a single cell, and look for its data; a sweep's are told one by
+        one, and of several processes those that lack their data may not be all.
 
         Raises:
             SystemExit: 2, after one line.
         """
         if HydraConfig.get().mode == RunMode.RUN:
             with self.checked():
-                from_hydra(composed)
+                config = from_hydra(composed)
+                done = RunDirectory(Path(config.run_dir)).result.exists()  # needs no data any more
+                if not done and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+                    check_files(config.data)
 
 
 @contextmanager

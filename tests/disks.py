@@ -23,11 +23,12 @@ def full_after(size: int) -> Iterator[None]:
 
 
 @contextmanager
-def read_only(path: Path) -> Iterator[None]:
-    """Nothing can be written in the folder ``path``: root, whom modes do not bind, is nobody."""
+def read_only(path: Path, allowed: int = 0o555) -> Iterator[None]:
+    """Nothing can be written in the folder ``path``: root, whom modes do not bind, is nobody.
+    ``allowed``: its mode meanwhile; with 0 nothing can be read there either."""
     is_root = os.geteuid() == 0
     mode = path.stat().st_mode
-    path.chmod(0o555)
+    path.chmod(allowed)
     if is_root:
         os.seteuid(NOBODY)
     try:

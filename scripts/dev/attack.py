@@ -275,8 +275,8 @@ def main() -> int:
             if args.out:
                 args.out.write_text(json.dumps(table, indent=1) + "\n")
     for name, row in table.items():
-        tried = row.get("not_run") or f"{row['tried']:4} tried, {row['lost']:2} lost"
-        print(f"{name:20} {tried}")
+        told = row.get("not_run") or f"{row['tried']:4} tried, {row['lost']:2} lost"
+        print(f"{name:20} {told}")
     return int(any(row.get("lost") for row in table.values()))
 
 

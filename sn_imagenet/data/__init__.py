@@ -1,32 +1,15 @@
-"""Data sets, augmentation and batches, all of them functions of (seed, epoch, sample id)."""
+"""Data sets, augmentations and batches, all of them functions of (seed, epoch, sample id).
 
-from sn_imagenet.data.datasets import AugmentedDataset, DataSets, build
-from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.loaders import (
-    CalibrationLoader,
-    TrainBatchSampler,
-    TrainLoader,
-    calibration_loader,
-    calibration_minibatches,
-    eval_loader,
-    train_loader,
-)
-from sn_imagenet.data.seeding import Key, epoch_order
-from sn_imagenet.data.transforms import describe_augmentation
+The names are :mod:`~sn_imagenet.data.face`'s, imported with the first of them that is used: it
+needs torch, and what is wrong with a folder of images is told before.
+"""
 
-__all__ = [
-    "AugmentedDataset",
-    "CalibrationLoader",
-    "DataError",
-    "DataSets",
-    "Key",
-    "TrainBatchSampler",
-    "TrainLoader",
-    "build",
-    "calibration_loader",
-    "calibration_minibatches",
-    "describe_augmentation",
-    "epoch_order",
-    "eval_loader",
-    "train_loader",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sn_imagenet.data.face import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> Any:
+        return getattr(import_module(f"{__name__}.face"), name)

@@ -129,11 +129,8 @@ def build(data: DataConfig, augment: AugmentConfig, seed: int) -> DataSets:
         DataError: the data are not there or not usable as they are.
     """
     draw = training_draw(data, augment)
-    try:
-        train, val = choose_part(data, *open_source(data))
-        fingerprint = {"train": train.fingerprint(), "val": val.fingerprint()}
-    except OSError as error:  # no permission, a dangling link, a lost network file system
-        raise DataError(f"data={data.source} cannot be read: {error}") from error
+    train, val = choose_part(data, *open_source(data))
+    fingerprint = {"train": train.fingerprint(), "val": val.fingerprint()}
     return DataSets(
         train=AugmentedDataset(train, data, draw, seed),
         val=AugmentedDataset(val, data, validation_draw(data), seed, training=False),

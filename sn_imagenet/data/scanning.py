@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import Listing
 
+# torchvision's; importing it takes seconds.
+# fmt: off
+IMG_EXTENSIONS = (
+    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
+)
+# fmt: on
 T = TypeVar("T")
 Truth = Callable[[str], str]
 """The class of an image of the validation set, by its file's name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_a_typo_of_an_evaluation(arguments: list[str], parts: list[str], tmp_pat
     assert done.said.count("\n") == 1
 
 
-def test_a_typo_is_told_before_torch_is_imported() -> None:
+def test_a_typo_and_absent_data_are_told_before_torch_is_imported() -> None:
     """Which takes many times as long."""
     program = (
         "import runpy, sys\n"
@@ -107,10 +108,26 @@ def test_a_typo_is_told_before_torch_is_imported() -> None:
         "except SystemExit as end:\n"
         "    print(end.code, 'torch' in sys.modules)"
     )
-    for override in ("norm=sm", "trainer.epochs=0"):
-        line = [sys.executable, "-c", program, override]
+    absent = ("data=imagefolder", "data.train=/absent", "data.val=/absent")
+    for overrides in (["norm=sm"], ["trainer.epochs=0"], ["data=imagenet"], absent):
+        line = [sys.executable, "-c", program, *overrides]
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
         assert done.stdout == "2 False\n"
+
+
+@pytest.mark.parametrize("module", ["hydra", "torch"])
+def test_an_interrupt_while_importing_says_nothing(module: str) -> None:
+    program = (
+        "import os, runpy, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(name, *_):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting)\n"
+        "runpy.run_path('train.py', run_name='__main__')"
+    )
+    line = [sys.executable, "-c", program, *DIGITS]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (-signal.SIGINT, "")
 
 
 @pytest.mark.slow

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import importlib
 import pickle
 import shutil
 import tarfile
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
+from disks import read_only
 from jpegs import jpeg
 from PIL import Image
 from small_configs import PLAIN, data_config
@@ -23,6 +27,7 @@ from torchvision.datasets import CIFAR10
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import DataError, DataSets, build, eval_loader, sources, train_loader
 from sn_imagenet.data.index import places
+from sn_imagenet.data.scanning import IMG_EXTENSIONS
 from sn_imagenet.errors import ConfigError, UserError
 
 
@@ -40,6 +45,31 @@ def test_digits_are_split_once_and_for_all(
     assert digits.fingerprint["train"]["sha256"].startswith("8674184c5734cf0b")
     together = np.concatenate([d.source.images.numpy() for d in (digits.train, digits.val)])
     assert len(np.unique(together.reshape(1797, -1), axis=0)) == 1797
+
+
+@pytest.mark.parametrize("unreadable", ["train", "train/cat"])
+def test_a_folder_that_may_not_be_read_is_one_line(
+    unreadable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        monkeypatch.setenv("XDG_CACHE_HOME", name)
+        root.chmod(0o755)
+        for part in ("train", "val"):
+            (root / part / "cat").mkdir(parents=True)
+            (root / part / "cat" / "0.jpg").write_bytes(jpeg(0))
+        data = data_config("imagefolder", train=str(root / "train"), val=str(root / "val"))
+        folder = root / unreadable
+        importlib.import_module("sn_imagenet.data.sources.imagefolder")  # which nobody may not
+        with read_only(folder, 0), pytest.raises(DataError) as told:
+            sources.open_source(data)
+        assert str(told.value) == (
+            f"data=imagefolder cannot be read: [Errno 13] Permission denied: '{folder}'"
+        )
+
+
+def test_extensions_are_those_of_torchvision() -> None:
+    assert IMG_EXTENSIONS == torchvision.datasets.folder.IMG_EXTENSIONS
 
 
 def test_digits_are_normalised_by_their_own_mean_and_std(

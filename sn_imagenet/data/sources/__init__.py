@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from sn_imagenet.config import DataConfig
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FILES = ("imagefolder", "imagenet")  # opened without torch, by an index that is kept
 
 
 class Source(Protocol):
@@ -46,8 +50,21 @@ def open_source(data: DataConfig) -> tuple[Source, Source]:
         raise ConfigError(f"data.source={data.source}: expected one of {', '.join(known)}")
     module = importlib.import_module(f"{__name__}.{data.source}")
     _require_only_what_is_read(data, module.READS)
-    sources: tuple[Source, Source] = module.open_source(data)
+    try:
+        sources: tuple[Source, Source] = module.open_source(data)
+    except OSError as error:  # no permission, a dangling link, a lost network file system
+        raise DataError(f"data={data.source} cannot be read: {error}") from error
     return sources
+
+
+def check_files(data: DataConfig) -> None:
+    """What can be found wrong with files of images in little time and without torch.
+
+    Raises:
+        DataError: as :func:`open_source`.
+    """
+    if data.source in _FILES:
+        open_source(data)
 
 
 def _require_only_what_is_read(data: DataConfig, read: tuple[str, ...]) -> None:
