@@ -187,7 +187,7 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """``name``: ``resnet50_mini``, ``resnet14_mini`` or any timm model with a ``norm_layer``.
+    """``name``: a mini ResNet (``resnet50_mini``) or any timm model with a ``norm_layer``.
 
     ``fuse_relu``: whether a ResNet's normalisation layers do the ReLUs and residual additions that
     follow them, which changes nothing but rounding, time and memory.

@@ -14,6 +14,7 @@ from torch import nn
 
 LAYERS = {
     "resnet50_mini": (3, 4, 6, 3),  # 53 normalisation layers
+    "resnet26_mini": (2, 2, 2, 2),  # 29
     "resnet14_mini": (1, 1, 1, 1),  # 17
 }
 CHANNELS = (8, 16, 32, 64)  # ResNet-50's (64, 128, 256, 512) / 8

@@ -40,7 +40,8 @@ def parameters(network: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("model", "layers"), [("resnet50", 53), ("resnet50_mini", 53), ("resnet14_mini", 17)]
+    ("model", "layers"),
+    [("resnet50", 53), ("resnet50_mini", 53), ("resnet26_mini", 29), ("resnet14_mini", 17)],
 )
 @pytest.mark.parametrize("norm", ["bn", "gn", "in", "ln", "sn"])
 def test_number_of_normalisation_layers(build: Build, model: str, layers: int, norm: str) -> None:
