@@ -41,7 +41,9 @@ class MetricsFile:
             self.mended = _damage(path, rows)
             if self.mended:
                 write_atomically(path, rows)
-            self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
+            # Through no link, which could lead to a file that is not the run's.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._file = os.fdopen(os.open(path, flags, 0o666), "ab")
             self._file.truncate(len(rows))
         except OSError as error:
             raise cannot("write", path, error) from error
