@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from pathlib import Path
-
-from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.claims_report import write_claims
+from sn_imagenet.reporting.command import made, runs_parser
 
-PAPER = Path(__file__).resolve().parent.parent / "results" / "paper.yaml"
 
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Judge the paper's twelve claims by the runs.")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="folder of runs, searched; default runs"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for claims.json")
-    parser.add_argument(
-        "--paper", type=Path, default=PAPER, metavar="FILE", help="default results/paper.yaml"
-    )
-    args = parser.parse_args()
-    try:
-        written = write_claims(args.runs, args.out, args.paper)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for warning in written.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+def main() -> None:
+    description = "Judge the paper's twelve claims by the runs."
+    args = runs_parser(description, "folder for claims.json").parse_args()
+    written = made(lambda: write_claims(args.runs, args.out, args.paper))
     print(written.text)
     print(written.path)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
