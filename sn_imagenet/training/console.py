@@ -10,13 +10,6 @@ from tqdm import tqdm
 from sn_imagenet.replicas import rank, say
 
 
-def duration(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
 class Console:
     """Tells of a training of ``total`` steps, of which ``done`` lie behind it."""
 
@@ -47,7 +40,7 @@ class Console:
             self._bar.set_postfix_str(values)
             return
         per_step = (time.perf_counter() - self._start) / max(self._done - self._first, 1)
-        left = duration(per_step * (self._total - self._done))
+        left = tqdm.format_interval(per_step * (self._total - self._done))
         say(f"epoch {epoch}/{self._epochs}  step {self._done}/{self._total}  {values}  ETA {left}")
 
     def line(self, text: str) -> None:
