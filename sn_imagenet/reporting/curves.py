@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -12,6 +11,7 @@ from typing import Any
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs import Run
+from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 
 EPOCH_CHOICES = ("final", "best", "median5")
 TABLES = ("mean", "variance")
@@ -42,7 +42,8 @@ def read_epochs(run: Run) -> list[Epoch]:
     """
     file = run.path / "metrics.jsonl"
     try:
-        *lines, _unfinished = file.read_bytes().split(b"\n")
+        with open_to_read(file) as opened:
+            *lines, _unfinished = opened.read().split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -50,22 +51,22 @@ def read_epochs(run: Run) -> list[Epoch]:
     correct: defaultdict[int, float] = defaultdict(float)
     steps: defaultdict[int, int] = defaultdict(int)
     epochs: dict[int, Epoch] = {}
-    for number, line in enumerate(lines, start=1):
+    for place, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line, finite=False)
             epoch = int(row["epoch"])
             if row["kind"] == "train":
                 steps[epoch] += int(row["steps"])
-                correct[epoch] += int(row["steps"]) * float(row["top1"])
+                correct[epoch] += int(row["steps"]) * number(row["top1"])
             elif row["kind"] == "epoch":
                 train = correct[epoch] / steps[epoch] if steps[epoch] else None
                 epochs[epoch] = Epoch(epoch, train, _validation(row), _weights(row))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
-                f"{file}, line {number}: not a row of a run's metrics ({error!r}); no curve is "
+                f"{file}, line {place}: not a row of a run's metrics ({error!r}); no curve is "
                 "drawn of this run"
             ) from error
-    return [epochs[number] for number in sorted(epochs)]
+    return [epochs[epoch] for epoch in sorted(epochs)]
 
 
 def _validation(row: dict[str, Any]) -> dict[str, float]:
@@ -73,23 +74,22 @@ def _validation(row: dict[str, Any]) -> dict[str, float]:
     counted = {str(row["val"]["statistics"]): row["val"]}
     if row.get("calibrated"):
         counted["batch_average"] = row["calibrated"]
-    return {name: _number(values["top1"]) for name, values in counted.items()}
+    return {name: _finite(values["top1"]) for name, values in counted.items()}
 
 
 def _weights(row: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     return {
         str(layer): {
-            table: {str(m): _number(w) for m, w in tables[table].items()} for table in TABLES
+            table: {str(m): _finite(w) for m, w in tables[table].items()} for table in TABLES
         }
-        for layer, tables in (row.get("importance_weights") or {}).items()
+        for layer, tables in mapping(row.get("importance_weights")).items()
     }
 
 
-def _number(value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number):
+def _finite(value: Any) -> float:
+    if not math.isfinite(number(value)):
         raise ValueError(f"{value} where a finite number was expected")
-    return number
+    return float(value)
 
 
 def top1_of_epochs(run: Run, choice: str) -> float | None:

@@ -159,10 +159,19 @@ def test_half_a_sweep_is_drawn_as_far_as_it_is(tmp_path: Path) -> None:
     assert [axes.get_title() for axes in draw_figure8(data).axes] == ["(8,32)", "(8,2)"]
 
 
-def test_a_damaged_curve_is_told_and_hides_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"kind": "epoch", "epoch": 1, "val": {"top1": 1e999}}',
+        '{"kind": "epoch", "epoch": 1e999}',
+        '{"kind": "train", "epoch": 1, "steps": 1, "top1": "5"}',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_curve_is_told_and_hides_no_other(tmp_path: Path, row: str) -> None:
     sweep(tmp_path, ("8x2",), seeds=1)
     file = tmp_path / "digits/resnet50_mini/gn/8x2/seed0/metrics.jsonl"
-    file.write_text('{"kind": "epoch", "epoch": 1, "val": {"top1": 1e999}}\n')
+    file.write_text(f"{row}\n")
     data, (warning,) = gather(runs_of(tmp_path))
     assert "gn/8x2/seed0/metrics.jsonl, line 1: not a row of a run's metrics" in warning
     assert len(data.curves["bn", Setting(8, 2)][0]) == 10
