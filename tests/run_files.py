@@ -78,7 +78,7 @@ def result(
     status: str = "finished",
     **entries: Any,
 ) -> dict[str, Any]:
-    """A result.json of version 1; ``other_top1`` is under the statistics that the cell does not
+    """A result.json of version 2; ``other_top1`` is under the statistics that the cell does not
     use. ``entries`` replace top-level ones."""
     norm, batch = settings["norm"], settings["batch"]
     omega = norm["args"].get("omega")
@@ -92,6 +92,7 @@ def result(
             "seed": 0,
         }
         return {
+            "statistics": statistics,
             "top1": value,
             "top5": 99.5,
             "top1_correct": round(4 * value),
@@ -99,16 +100,22 @@ def result(
             "seen": 400,
             "loss": 0.3,
             "calibration": calibration if statistics == "batch_average" else None,
+            "precision": settings["trainer"].get("precision"),
+            "checkpoint": {"file": "final.pt", "epoch": 10, "step": 870},
+            "data": {"name": settings["data"]["name"], "val": None},
+            "by": "training",
+            "at": "2026-01-31T12:00:00+0000",
+            "provenance": None,
         }
 
     used = norm["test_statistics"]
-    evaluations = {used: evaluation(top1, used)}
+    evaluations = [evaluation(top1, used)]
     if used != "sample":
         other = "moving_average" if used == "batch_average" else "batch_average"
-        evaluations[other] = evaluation(top1 if other_top1 is None else other_top1, other)
+        evaluations.append(evaluation(top1 if other_top1 is None else other_top1, other))
     finished = status == "finished"
     content = {
-        "version": 1,
+        "version": 2,
         "status": status,
         "error": "out of memory" if status == "failed" else None,
         "diverged": {"epoch": 3, "step": 120, "loss": "nan", "last_finite_loss": 2.31}
@@ -125,7 +132,7 @@ def result(
             "norm_args": norm["args"],
             "test_statistics": used,
         },
-        "evaluations": evaluations if finished else {},
+        "evaluations": evaluations if finished else [],
         "importance_weights": weights(omega, settings["seed"]) if omega and finished else None,
         "training": {"epochs": 10, "steps": 870, "wall_time_s": 61.2, "world_size": 1},
         "departures": [{"item": "epochs", "paper": "100", "ours": "10"}],
@@ -211,3 +218,22 @@ def sweep(
                     write_run(root, settings, metrics=epoch_rows(settings, 4, True, top1))
                 elif norm == "bn":
                     write_run(root, settings, result(settings, status="diverged"), metrics=rows)
+
+
+def version_1(outcome: dict[str, Any]) -> dict[str, Any]:
+    """A result as version 1 wrote it, which knew one evaluation under each of the statistics."""
+    how = ("statistics", "precision", "checkpoint", "data", "by", "at", "provenance")
+    evaluations = {
+        e["statistics"]: {key: value for key, value in e.items() if key not in how}
+        for e in outcome["evaluations"]
+    }
+    return {**outcome, "version": 1, "evaluations": evaluations}
+
+
+def evaluated(outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Statistics -> the first evaluation under them in a result, without who made it and when."""
+    found: dict[str, dict[str, Any]] = {}
+    for evaluation in outcome["evaluations"]:
+        kept = {k: v for k, v in evaluation.items() if k not in ("by", "at", "provenance")}
+        found.setdefault(evaluation["statistics"], kept)
+    return found

@@ -23,7 +23,7 @@ from typing import Any
 IGNORED = (
     "images_per_s", "data_wait_pct",  # of a row
     "training.wall_time_s", "training.images_per_s", "training.git_revisions.*",
-    "provenance.git_revision", "provenance.git_dirty", "provenance.written_at",
+    "provenance.git_revision", "provenance.git_dirty", "provenance.written_at", "evaluations.*.at",
     "config.runs_dir", "config.run_dir",
 )
 # fmt: on

@@ -9,7 +9,7 @@ from sn_imagenet.evaluation.evaluate import (
     validate,
 )
 from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
-from sn_imagenet.evaluation.result import make_result
+from sn_imagenet.evaluation.result import make_result, signed
 from sn_imagenet.evaluation.run import evaluate_run, find_run_directories
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "make_result",
     "prepare",
     "require_same_data",
+    "signed",
     "validate",
 ]

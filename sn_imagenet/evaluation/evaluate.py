@@ -52,37 +52,39 @@ def validate(prepared: Prepared) -> dict[str, Any]:
             f"warning: the network's output is not finite for {counts['nonfinite']} of "
             f"{counts['seen']} samples; they count as wrong"
         )
-    return {**counts, "statistics": "moving_average" if stores_statistics(network) else "sample"}
+    return {"statistics": "moving_average" if stores_statistics(network) else "sample", **counts}
 
 
-def evaluate(prepared: Prepared) -> dict[str, dict[str, Any]]:
-    """All evaluations of a network, by the statistics they use.
+def evaluate(prepared: Prepared) -> list[dict[str, Any]]:
+    """All evaluations of a network, one for each of the statistics that it can use.
 
     ``moving_average`` and ``batch_average`` for a normaliser that stores statistics, ``sample`` for
-    one that does not. Each is what :func:`accuracy` returns, with ``calibration``: how the batch
-    average was made, or null.
+    one that does not. Each is what :func:`validate` returns, with ``calibration``: how the batch
+    average was made, or null; ``precision``; and ``data``: its name and the fingerprint of the
+    validation images.
     """
     config, network = prepared.config, prepared.network
-    evaluations = {}
-    present = validate(prepared)
-    statistics_used = present.pop("statistics")
-    evaluations[statistics_used] = {**present, "calibration": None}
-    if stores_statistics(network):
-        statistics, calibration = calibrate(
-            network,
-            prepared.data.train,
-            config.calibration,
-            samples_per_replica=samples_that_share_statistics(network, config.batch),
-            batch_size=eval_batch_size(config, prepared.device),
-            workers=config.data.workers,
-            device=prepared.device,
-            autocast=autocast_for(config.trainer.precision, prepared.device),
-        )
-        with stored_statistics(network, statistics):
-            average = validate(prepared)
-        average.pop("statistics")
-        evaluations["batch_average"] = {**average, "calibration": calibration.to_dict()}
-    return evaluations
+    how = {
+        "precision": config.trainer.precision,
+        "data": {"name": config.data.name, "val": prepared.data.fingerprint["val"]},
+    }
+    present = {**validate(prepared), "calibration": None, **how}
+    if not stores_statistics(network):
+        return [present]
+    statistics, calibration = calibrate(
+        network,
+        prepared.data.train,
+        config.calibration,
+        samples_per_replica=samples_that_share_statistics(network, config.batch),
+        batch_size=eval_batch_size(config, prepared.device),
+        workers=config.data.workers,
+        device=prepared.device,
+        autocast=autocast_for(config.trainer.precision, prepared.device),
+    )
+    with stored_statistics(network, statistics):
+        average = validate(prepared)
+    made = {"statistics": "batch_average", "calibration": calibration.to_dict()}
+    return [present, {**average, **made, **how}]
 
 
 def described_weights(network: nn.Module) -> list[dict[str, Any]] | None:

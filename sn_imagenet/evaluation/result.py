@@ -1,35 +1,38 @@
-"""``result.json``: a number with its provenance (version 1; docs/results.md documents it)."""
+"""``result.json``: a number with its provenance (version 2; docs/results.md documents it)."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.evaluation.departures import departures, left_out
-from sn_imagenet.evaluation.prepare import Prepared
 from sn_imagenet.runs import RESULT_VERSION
 
 
 def make_result(
-    prepared: Prepared,
+    config: ExperimentConfig,
     *,
+    fingerprint: dict[str, Any],
+    provenance: dict[str, Any],
     status: str,
     training: dict[str, Any] | None = None,
-    evaluations: dict[str, dict[str, Any]] | None = None,
+    evaluations: Sequence[dict[str, Any]] = (),
     importance_weights: list[dict[str, Any]] | None = None,
-    trained_by: dict[str, Any] | None = None,
     diverged: dict[str, Any] | None = None,
     error: str | None = None,
 ) -> dict[str, Any]:
     """What ``result.json`` holds.
 
     Args:
+        config: that the run was trained with.
+        fingerprint: of the data that it was trained with.
+        provenance: of its training.
         status: finished, diverged or failed.
         training: how long and how fast the run trained.
-        trained_by: the provenance of the training, where this process only evaluates.
+        evaluations: as :func:`signed` returns them, in the order in which they were made.
     """
-    config = prepared.config
-    here, fingerprint = prepared.provenance, prepared.data.fingerprint
     return {
         "version": RESULT_VERSION,
         "status": status,
@@ -46,15 +49,39 @@ def make_result(
             "norm_args": config.norm.args,
             "test_statistics": config.norm.test_statistics,
         },
-        "evaluations": evaluations or {},
+        "evaluations": list(evaluations),
         "importance_weights": importance_weights,
         "training": training or {},
         "departures": [*departures(config, fingerprint), *left_out(fingerprint)],
         "provenance": {
-            **(trained_by or here),
-            "evaluated_by": here if trained_by else None,
+            **provenance,
             "data_fingerprint": fingerprint,
-            "written_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "written_at": now(),
         },
         "config": config.to_dict(),
     }
+
+
+def signed(
+    evaluations: Sequence[dict[str, Any]],
+    *,
+    checkpoint: dict[str, Any],
+    by: str,
+    provenance: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """What :func:`~sn_imagenet.evaluation.evaluate.evaluate` returned, with where the weights came
+    from and who evaluated them, when.
+
+    Args:
+        checkpoint: ``file``, its name in the run directory or its path; ``epoch``, the epochs that
+            are complete in it; ``step``, the optimiser steps.
+        by: ``training`` or ``evaluate.py``.
+        provenance: of the process that evaluated; None: the run's own.
+    """
+    how = {"checkpoint": checkpoint, "by": by, "at": now(), "provenance": provenance}
+    return [{**evaluation, **how} for evaluation in evaluations]
+
+
+def now() -> str:
+    """The time of day as results state it, ISO 8601 with the offset of the zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

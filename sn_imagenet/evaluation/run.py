@@ -9,7 +9,7 @@ from typing import Any
 from sn_imagenet.config import from_dict
 from sn_imagenet.evaluation.evaluate import described_weights, evaluate
 from sn_imagenet.evaluation.prepare import prepare, require_same_data
-from sn_imagenet.evaluation.result import make_result
+from sn_imagenet.evaluation.result import make_result, signed
 from sn_imagenet.replicas import from_rank_0, join, rank, say, together
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
 
@@ -33,7 +33,8 @@ def find_run_directories(pattern: str) -> list[Path]:
 
 
 def evaluate_run(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Calibrate and evaluate a trained run, and write its ``result.json`` anew.
+    """Calibrate and evaluate a trained run, and append what comes of it to its ``result.json``.
+    What the training wrote there stays as it is.
 
     Args:
         path: the run's directory.
@@ -63,8 +64,10 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
         try:
             training, trained_by = trained["training"], trained["provenance"]
             fingerprint = trained["data_fingerprint"]
+            steps = training["steps"]
+            weights = {"epoch": steps // training["steps_per_epoch"], "step": steps}
             prepared.network.load_state_dict(trained["model"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
             raise RunError(
                 f"{directory.final} is not what this run trained: "
@@ -72,20 +75,33 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
                 f"{directory.result.name} and start the run again"
             ) from error
         require_same_data(path, fingerprint, prepared.data)
+    config = from_dict(own)
     with together():
         if rank() == 0:
-            directory.claim(from_dict(own))  # however it is evaluated, it stays this experiment's
+            directory.claim(config)
     try:
-        result = make_result(
-            prepared,
-            status="finished",
-            training=training,
-            trained_by=trained_by,
-            evaluations=evaluate(prepared),
-            importance_weights=described_weights(prepared.network),
+        found = signed(
+            evaluate(prepared),
+            checkpoint={"file": directory.final.name, **weights},
+            by="evaluate.py",
+            provenance=prepared.provenance,
         )
-        if rank() == 0:
-            directory.write_result(result)
+        result: dict[str, Any] = {}
+        with together():
+            if rank() == 0:
+                # Read anew, now that nobody else writes here.
+                result = directory.read_result() or {}
+                if result.get("status") != "finished":
+                    result = make_result(
+                        config,
+                        status="finished",
+                        training=training,
+                        provenance=trained_by,
+                        fingerprint=fingerprint,
+                        importance_weights=described_weights(prepared.network),
+                    )
+                result["evaluations"] += found
+                directory.write_result(result)
     finally:
         if rank() == 0:
             directory.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sn_imagenet.reporting.cells import (
@@ -16,6 +17,7 @@ from sn_imagenet.reporting.cells import (
 from sn_imagenet.reporting.render import Grid, Row
 from sn_imagenet.reporting.task import Report, Task
 from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Cell, Run
+from sn_imagenet.runs.reading import mapping
 
 STORED_STATISTICS = ("moving_average", "batch_average")
 
@@ -24,7 +26,6 @@ def averages_grid(task: Task, report: Report) -> Grid | None:
     """Methods that store statistics under each of them (claim 9 of the paper, and EvalNorm's remark
     that part of BN's loss at small batches is in the statistics); None without such a run. The
     batch average has a row for each number of samples that was asked for."""
-    seeds = by_cell(task.runs)
     rows: list[Row] = []
     for method in task.methods:
         of_method = [
@@ -32,15 +33,19 @@ def averages_grid(task: Task, report: Report) -> Grid | None:
             for run in task.runs
             if run.cell.norm == method and run.state in (FINISHED, NOT_EVALUATED)
         ]
-        if not any(set(run.evaluations) & set(STORED_STATISTICS) for run in of_method):
+        if not any(set(run.counted) & set(STORED_STATISTICS) for run in of_method):
             continue
-        asked = sorted({_samples(run) for run in of_method} - {""}, key=_by_number)
+        asked = sorted(
+            {c["samples_requested"] for run in of_method for c in _calibrations(run)},
+            key=_by_number,
+        )
         batch = [(f"batch average{_words(n, asked)}", "batch_average", n) for n in asked]
         for i, (words, name, samples) in enumerate(
-            [(statistics_label("moving_average"), "moving_average", ""), *batch]
+            [(statistics_label("moving_average"), "moving_average", None), *batch]
         ):
+            seeds = by_cell(calibrated_with(run, samples) for run in task.runs)
             row = [
-                _summary(seeds.get(Cell(task.data, task.model, method, s), []), name, samples)
+                _summary(seeds.get(Cell(task.data, task.model, method, s), []), name)
                 for s in task.settings
             ]
             label = f"{method_label(method)}, {words}"
@@ -50,7 +55,7 @@ def averages_grid(task: Task, report: Report) -> Grid | None:
     if not rows:
         return None
     notes = [
-        *_calibrations(task),
+        *_notes(task),
         f"{MISSING}: no run, or one that stores no statistics (SN at one sample per GPU).",
     ]
     if task.comparable:
@@ -68,44 +73,46 @@ def averages_grid(task: Task, report: Report) -> Grid | None:
     )
 
 
-def _summary(runs: Sequence[Run], statistics: str, samples: str) -> Summary:
-    """The seeds evaluated with so many samples; of the moving average, which knows of none, each
-    seed once however often its calibration was repeated."""
-    if samples:
-        runs = [run for run in runs if _samples(run) in ("", samples)]
-    else:
-        first: dict[tuple[int, float | None], Run] = {}
-        for run in runs:
-            first.setdefault((run.seed, run.top1(statistics)), run)
-        runs = list(first.values())
-    return summarise(runs, statistics)
+def calibrated_with(run: Run, samples: Any) -> Run:
+    """``run`` as if its config had asked for a batch average of so many ``samples``: of its
+    evaluations those that were made so count."""
+    if not run.config:
+        return run
+    asked = {**mapping(run.config.get("calibration")), "samples": samples}
+    return replace(run, config={**run.config, "calibration": asked})
 
 
-def _calibration(run: Run) -> dict[str, Any]:
-    return run.evaluations.get("batch_average", {}).get("calibration") or {}
+def _summary(runs: Sequence[Run], statistics: str) -> Summary:
+    """The seeds, each once however often it was trained to calibrate it otherwise."""
+    first: dict[tuple[int, str, float | None], Run] = {}
+    for run in runs:
+        if run.state != FINISHED or statistics in run.counted:
+            first.setdefault((run.seed, run.state, run.top1(statistics)), run)
+    return summarise(list(first.values()), statistics)
 
 
-def _samples(run: Run) -> str:
-    return str(_calibration(run).get("samples_requested") or "")
+def _calibrations(run: Run) -> list[dict[str, Any]]:
+    made = [mapping(evaluation.get("calibration")) for evaluation in run.evaluations]
+    return [calibration for calibration in made if calibration.get("samples_requested")]
 
 
-def _by_number(samples: str) -> tuple[bool, int, str]:
-    return not samples.isdigit(), int(samples) if samples.isdigit() else 0, samples
+def _by_number(samples: int | str) -> tuple[bool, int, str]:
+    text = str(samples)
+    return not text.isdigit(), int(text) if text.isdigit() else 0, text
 
 
-def _words(samples: str, asked: Sequence[str]) -> str:
+def _words(samples: int | str, asked: Sequence[int | str]) -> str:
     if len(asked) == 1:
         return ""  # the note below the table says how many
-    return f", {int(samples):,} samples" if samples.isdigit() else f", {samples} samples"
+    text = str(samples)
+    return f", {int(text):,} samples" if text.isdigit() else f", {text} samples"
 
 
-def _calibrations(task: Task) -> list[str]:
+def _notes(task: Task) -> list[str]:
     used: dict[str, list[int]] = {}
-    for run in task.runs:
-        calibration = _calibration(run)
-        if calibration:
-            asked = f"{calibration.get('estimator')}, {calibration.get('samples_requested')}"
-            used.setdefault(asked, []).append(calibration.get("samples_used", 0))
+    for calibration in (c for run in task.runs for c in _calibrations(run)):
+        asked = f"{calibration.get('estimator')}, {calibration['samples_requested']}"
+        used.setdefault(asked, []).append(calibration.get("samples_used") or 0)
     return [
         f"Batch average: {asked} training samples requested, "
         f"{' to '.join(map(str, sorted({min(counts), max(counts)})))} used."

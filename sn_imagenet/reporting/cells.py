@@ -7,19 +7,29 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 from sn_imagenet.config import NOT_THE_EXPERIMENT
 from sn_imagenet.reporting.curves import top1_of_epochs
 from sn_imagenet.reporting.render import half_up
 from sn_imagenet.reporting.statistics import mean_interval
-from sn_imagenet.runs import FINISHED, INTERRUPTED, RUNNING, STATES, Cell, Run, flattened
+from sn_imagenet.runs import (
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    STATES,
+    Cell,
+    Run,
+    flattened,
+    other_than_the_run,
+)
 
 MISSING = "—"
 
 # Runs that differ in these alone are seeds of one experiment; a setting's name is only its label.
 _SAME_EXPERIMENT = {*NOT_THE_EXPERIMENT, "seed", "batch.name"}
 # What makes a cell, and which statistics it was evaluated under.
-_OF_A_CELL = ("norm.", "batch.", "evaluated ", "calibration.")
+_OF_A_CELL = ("norm.", "batch.", "calibration.")
 _ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn"}
 _STATISTICS = {
     "moving_average": "moving average",
@@ -110,7 +120,7 @@ def summarise(runs: Sequence[Run], statistics: str | None = None, epoch: str = "
     Seeds of different experiments are not averaged: ``conflict`` then says what differs.
     """
     if statistics:
-        runs = [run for run in runs if run.state != FINISHED or statistics in run.evaluations]
+        runs = [run for run in runs if run.state != FINISHED or statistics in run.counted]
     conflict = _conflict(runs)
     values = [run.top1(statistics) if statistics else top1_of_epochs(run, epoch) for run in runs]
     numbered = [(v, run) for v, run in zip(values, runs, strict=True) if v is not None]
@@ -137,9 +147,6 @@ def _conflict(runs: Sequence[Run]) -> str:
     different = []
     for key in keys:
         values = list(dict.fromkeys(config.get(key, "absent") for config in configs))
-        # A run that is not evaluated yet has no calibration to compare.
-        if key.startswith("evaluated "):
-            values = [value for value in values if value != "absent"]
         if len(values) > 1:
             different.append(f"{key} = {' / '.join(values)}")
     if different:
@@ -166,18 +173,11 @@ def unlike(first: Sequence[Run], second: Sequence[Run]) -> str:
 
 
 def _experiment(run: Run) -> dict[str, str]:
-    flat = {
+    return {
         key: json.dumps(value, sort_keys=True)
         for key, value in flattened(run.config).items()
         if key not in _SAME_EXPERIMENT
     }
-    # evaluate.py may have been given another calibration than the config it found.
-    for statistics, evaluation in run.evaluations.items():
-        calibration = evaluation.get("calibration") or {}
-        for key in ("estimator", "samples_requested"):
-            if key in calibration:
-                flat[f"evaluated {statistics}.{key}"] = json.dumps(calibration[key])
-    return flat
 
 
 def method_label(norm: str) -> str:
@@ -188,3 +188,10 @@ def method_label(norm: str) -> str:
 def statistics_label(statistics: str) -> str:
     """The evaluation statistics in words: ``moving average``, ``batch average``, ..."""
     return _STATISTICS.get(statistics, statistics)
+
+
+def evaluation_label(run: Run, evaluation: dict[str, Any]) -> str:
+    """The statistics of an evaluation in words, and in what it was made otherwise than the run's
+    config says: ``batch average, 1000 samples, last.pt``."""
+    other = other_than_the_run(evaluation, run.config, run.data_fingerprint)
+    return ", ".join([statistics_label(evaluation["statistics"]), *other])

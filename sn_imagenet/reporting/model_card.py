@@ -58,7 +58,7 @@ def _front_matter(licence: str) -> str:
 
 def _accuracy(run: Run, used: str) -> list[str]:
     rows = []
-    for statistics, numbers in run.evaluations.items():
+    for statistics, numbers in run.counted.items():
         low, high = proportion_interval(numbers["top1_correct"], numbers["seen"])
         top5 = numbers.get("top5")
         rows.append(

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.averages import averages_grid
-from sn_imagenet.reporting.cells import method_label, statistics_label
+from sn_imagenet.reporting.cells import evaluation_label, method_label, statistics_label
 from sn_imagenet.reporting.claims_report import claim_entry, effect_words, judge_claims, where
 from sn_imagenet.reporting.curves import read_epochs
 from sn_imagenet.reporting.departures import gather_departures
@@ -145,8 +145,8 @@ def _run(run: Run, report: Report, warnings: list[str]) -> dict[str, Any]:
         "detail": run.detail,
         "top1": run.top1(),
         "evaluations": [
-            (statistics_label(name), evaluation, name == run.statistics)
-            for name, evaluation in run.evaluations.items()
+            (evaluation_label(run, e), e, e is run.counted.get(run.statistics))
+            for e in run.evaluations
         ],
         "departures": run.departures,
         "provenance": _provenance(run),

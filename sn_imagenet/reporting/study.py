@@ -157,7 +157,7 @@ def validation_interval(cells: Sequence[Summary]) -> Interval | None:
 
 
 def _mean_counts(cell: Summary) -> tuple[float, int] | None:
-    counted = [r.evaluations[r.statistics] for r in cell.runs if r.state == FINISHED]
+    counted = [r.counted[r.statistics] for r in cell.runs if r.state == FINISHED]
     seen = {evaluation.get("seen") for evaluation in counted}
     size = seen.pop() if len(seen) == 1 else None
     if not isinstance(size, int) or size < 1 or cell.mean is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.cells import MISSING, method_label, statistics_label
+from sn_imagenet.reporting.cells import MISSING, evaluation_label, method_label
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import half_up, markdown_table
@@ -106,11 +106,11 @@ def write_tables(
 
 
 def top1_table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each run and each statistics it was evaluated under, the one that
-    stands for the run in Table 2 first; accuracies in percent.
+    """Markdown: a row for each evaluation of each run, the one that stands for the run in Table 2
+    first; accuracies in percent. One that came to the same numbers in the same way is one row.
 
     Args:
-        results: contents of ``result.json``, version 1.
+        results: contents of ``result.json``, version 2.
 
     Raises:
         UserError: a result is malformed.
@@ -124,16 +124,16 @@ def top1_table(results: Sequence[dict[str, Any]]) -> str:
         if not run.evaluations or run.state not in (FINISHED, NOT_EVALUATED):
             rows.append([*what, MISSING, run.state, MISSING, MISSING])
             continue
-        for name in sorted(run.evaluations, key=lambda name: name != run.statistics):
-            numbers = run.evaluations[name]
-            top5 = numbers.get("top5")
-            rows.append(
-                [
-                    *what,
-                    statistics_label(name),
-                    str(half_up(numbers["top1"], 2)),
-                    MISSING if top5 is None else str(half_up(top5, 2)),
-                    f"{numbers.get('top1_correct')}/{numbers.get('seen')}",
-                ]
+        counted = run.counted.get(run.statistics)
+        of_run = [
+            (
+                *what,
+                evaluation_label(run, numbers),
+                str(half_up(numbers["top1"], 2)),
+                MISSING if numbers.get("top5") is None else str(half_up(numbers["top5"], 2)),
+                f"{numbers.get('top1_correct')}/{numbers.get('seen')}",
             )
+            for numbers in sorted(run.evaluations, key=lambda numbers: numbers is not counted)
+        ]
+        rows += [list(row) for row in dict.fromkeys(of_run)]
     return markdown_table([*header, "correct/seen"], rows, "llllrlrrr") + "\n"

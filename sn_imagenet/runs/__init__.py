@@ -10,6 +10,7 @@ from sn_imagenet.runs.directory import (
     experiment_of,
     flattened,
 )
+from sn_imagenet.runs.evaluations import counted_evaluations, other_than_the_run
 from sn_imagenet.runs.files import RunError, write_atomically, write_json, write_text
 from sn_imagenet.runs.lock import RunInUseError
 from sn_imagenet.runs.metrics import LastRows, MetricsFile, last_rows, unpacked
@@ -55,10 +56,12 @@ __all__ = [
     "RunInUseError",
     "Setting",
     "config_differences",
+    "counted_evaluations",
     "experiment_of",
     "find_runs",
     "flattened",
     "last_rows",
+    "other_than_the_run",
     "progress_of",
     "read_progress",
     "read_run",

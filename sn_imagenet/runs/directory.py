@@ -10,11 +10,12 @@ from omegaconf import OmegaConf
 
 from sn_imagenet.config import NOT_THE_EXPERIMENT, ExperimentConfig
 from sn_imagenet.runs import files
+from sn_imagenet.runs.evaluations import from_version_1
 from sn_imagenet.runs.files import RunError, cannot, write_json, write_text
 from sn_imagenet.runs.lock import refuse_if_lost, release, take
 from sn_imagenet.runs.reading import read_json, read_yaml
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class RunDirectory:
         return {str(key): value for key, value in loaded.items()}
 
     def read_result(self) -> dict[str, Any] | None:
-        """The run's result, or None while it has none.
+        """The run's result, or None while it has none; one of version 1 as one of version 2.
 
         Raises:
             RunError: the file cannot be read as JSON, or is of another version.
@@ -165,9 +166,14 @@ class RunDirectory:
         except (OSError, RunError) as error:
             raise self._no_result(f"cannot be read: {error}") from error
         version = result.get("version") if isinstance(result, dict) else None
+        if version == 1:
+            try:
+                return from_version_1(result)
+            except TypeError as error:
+                raise self._no_result(f"is a malformed result: {error}") from error
         if version != RESULT_VERSION:
             raise self._no_result(
-                f"is a result of version {version}: expected version {RESULT_VERSION}"
+                f"is a result of version {version}: expected version {RESULT_VERSION}, or 1"
             )
         return dict(result)
 

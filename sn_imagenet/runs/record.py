@@ -9,11 +9,13 @@ import math
 import os
 import re
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs.directory import RunDirectory
+from sn_imagenet.runs.evaluations import check_evaluations, counted_evaluations
 from sn_imagenet.runs.files import CONFIG, RESULT
 from sn_imagenet.runs.lock import is_held
 from sn_imagenet.runs.metrics import LastRows, last_rows
@@ -88,9 +90,10 @@ class LayerWeights:
 @dataclass(frozen=True, eq=False)
 class Run:
     """One run directory. ``state`` is one of :data:`STATES`; ``detail`` says more about a state
-    other than finished (the epoch reached, the error). ``evaluations`` maps the statistics
-    (``batch_average``, ``moving_average``, ``sample``) to top1, top5 (percent), counts and
-    calibration; ``statistics`` names the one that stands for the cell in Table 2.
+    other than finished (the epoch reached, the error). ``evaluations`` are all that were made of
+    it, in that order: statistics (``batch_average``, ``moving_average``, ``sample``), top1, top5
+    (percent), counts, and how each was made; ``statistics`` names those that stand for the cell in
+    Table 2.
     """
 
     path: Path
@@ -101,17 +104,26 @@ class Run:
     detail: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     norm_args: dict[str, Any] = field(default_factory=dict)
-    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    evaluations: tuple[dict[str, Any], ...] = ()
+    data_fingerprint: dict[str, Any] = field(default_factory=dict)
     weights: tuple[LayerWeights, ...] = ()
     departures: tuple[tuple[str, str, str], ...] = ()  # (item, paper, ours)
     git_revision: str = ""
     git_dirty: bool = False
     rows: LastRows | None = None  # of the metrics of a run that has no result
 
+    @cached_property
+    def counted(self) -> dict[str, dict[str, Any]]:
+        """Statistics -> the evaluation that counts:
+        :func:`~sn_imagenet.runs.evaluations.counted_evaluations`.
+        """
+        return counted_evaluations(self.evaluations, self.config, self.data_fingerprint)
+
     def top1(self, statistics: str | None = None) -> float | None:
         """Percent correct under ``statistics`` (default: the cell's), None without a number."""
-        evaluation = self.evaluations.get(statistics or self.statistics)
-        return float(evaluation["top1"]) if self.state == FINISHED and evaluation else None
+        evaluation = self.counted.get(statistics or self.statistics)
+        trained = self.state in (FINISHED, NOT_EVALUATED)
+        return float(evaluation["top1"]) if trained and evaluation else None
 
 
 class Found(NamedTuple):
@@ -179,7 +191,7 @@ def read_run(path: Path) -> Run:
 
 
 def run_from_result(result: dict[str, Any], path: Path) -> Run:
-    """The run that ``result`` (version 1) describes; ``path`` is its directory.
+    """The run that ``result`` (version 2) describes; ``path`` is its directory.
 
     Raises:
         UserError: an entry is missing or malformed; names ``path``.
@@ -189,13 +201,7 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
         if state not in (FINISHED, DIVERGED, FAILED):
             raise ValueError(f"status '{state}'")
         provenance = mapping(result.get("provenance"))
-        evaluations = mapping(result.get("evaluations"))
-        statistics = str(cell["test_statistics"])
-        for evaluation in evaluations.values():
-            _check_evaluation(mapping(evaluation))
-        if state == FINISHED and statistics not in evaluations:
-            state = NOT_EVALUATED
-        return Run(
+        run = Run(
             path=path,
             cell=Cell(
                 data=str(cell["data"]),
@@ -205,11 +211,12 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
             ),
             seed=int(cell["seed"]),
             state=state,
-            statistics=statistics,
+            statistics=str(cell["test_statistics"]),
             detail=_why(result),
             config=_config(result.get("config")),
             norm_args=_norm_args(cell.get("norm_args")),
-            evaluations=evaluations,
+            evaluations=check_evaluations(result.get("evaluations")),
+            data_fingerprint=mapping(provenance.get("data_fingerprint")),
             weights=tuple(_layer(w) for w in result.get("importance_weights") or ()),
             departures=tuple(
                 (str(d["item"]), str(d["paper"]), str(d["ours"]))
@@ -218,20 +225,17 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
             git_revision=str(provenance.get("git_revision") or ""),
             git_dirty=bool(provenance.get("git_dirty")),
         )
+        if state == FINISHED and run.statistics not in run.counted:
+            return replace(run, state=NOT_EVALUATED)
+        return run
     except _MALFORMED as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path / RESULT}: malformed result: {reason}") from error
 
 
-def _check_evaluation(evaluation: dict[str, Any]) -> None:
-    number(evaluation["top1"])
-    if evaluation.get("top5") is not None:
-        number(evaluation["top5"])
-    mapping(evaluation.get("calibration"))
-
-
 def _config(config: Any) -> dict[str, Any]:
-    mapping(mapping(config).get("trainer"))
+    for section in ("trainer", "data", "calibration"):
+        mapping(mapping(config).get(section))
     return mapping(config)
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.evaluation import Prepared, described_weights, evaluate, make_result, prepare
+from sn_imagenet.evaluation import (
+    Prepared,
+    described_weights,
+    evaluate,
+    make_result,
+    prepare,
+    signed,
+)
 from sn_imagenet.replicas import (
     LostPeerError,
     Placement,
@@ -21,7 +29,14 @@ from sn_imagenet.replicas import (
     together,
     world_size,
 )
-from sn_imagenet.runs import RunDirectory, RunError, RunInUseError, checkpoint
+from sn_imagenet.runs import (
+    NOT_EVALUATED,
+    RunDirectory,
+    RunError,
+    RunInUseError,
+    checkpoint,
+    run_from_result,
+)
 from sn_imagenet.training.stop import EXIT_CODE, Stopped, StopRequests, stopped_with_peers
 from sn_imagenet.training.trainer import Trainer
 
@@ -72,28 +87,34 @@ def _train(config: ExperimentConfig, stop: StopRequests) -> dict[str, Any]:
     with together():
         if rank() == 0:
             directory.claim(config)
+    resulting = partial(
+        make_result,
+        config,
+        fingerprint=prepared.data.fingerprint,
+        provenance=prepared.provenance,
+    )
     try:
         with stopped_with_peers():
+            earlier: list[dict[str, Any]] = []
             with together():
                 if rank() == 0:
                     # Again: another start may have come to its end while this one prepared.
                     done = _done_before(directory, config)
                     if done is None:
-                        directory.refuse_if_lost()
-                        directory.result.unlink(missing_ok=True)
-            done = from_rank_0(done)
+                        earlier = _make_way(directory)
+            done, earlier = from_rank_0((done, earlier))
             if done is not None:
                 return done
             with closing(Trainer(prepared, placement, directory, stop)) as trainer:
                 diverged = trainer.fit()
-            return _finish(prepared, directory, trainer, diverged)
+            return _finish(prepared, directory, trainer, diverged, earlier, resulting)
     except (LostPeerError, RunInUseError):
         raise  # not this run's failure: it continues where it was saved, or elsewhere
     except Exception as error:
         # By whichever rank it befell, since torchrun then ends the others; the first is the cause.
         with suppress(RunError):
             if directory.read_result() is None:
-                directory.write_result(make_result(prepared, status="failed", error=f"{error}"))
+                directory.write_result(resulting(status="failed", error=f"{error}"))
         raise
     finally:
         if rank() == 0:
@@ -109,10 +130,22 @@ def _done_before(directory: RunDirectory, config: ExperimentConfig) -> dict[str,
     done = directory.read_result()
     if done is None or done["status"] == "failed":
         return None
-    if done["status"] != "diverged" and not done["evaluations"] and config.evaluate:
+    if config.evaluate and run_from_result(done, directory.path).state == NOT_EVALUATED:
         return None
     say(f"{directory.path}: already {done['status']}, nothing to do")
     return done
+
+
+def _make_way(directory: RunDirectory) -> list[dict[str, Any]]:
+    """Remove the result of an earlier start, but one with evaluations of the training that goes on:
+    they are returned, and stay on the disk until more are beside them.
+    """
+    result = directory.read_result()
+    if result is not None and result["evaluations"] and directory.last.exists():
+        return list(result["evaluations"])
+    directory.refuse_if_lost()
+    directory.result.unlink(missing_ok=True)
+    return []
 
 
 def _finish(
@@ -120,14 +153,18 @@ def _finish(
     directory: RunDirectory,
     trainer: Trainer,
     diverged: dict[str, Any] | None,
+    earlier: list[dict[str, Any]],
+    make: Callable[..., dict[str, Any]],
 ) -> dict[str, Any]:
-    """Keep the trained network, evaluate it, write the result. Collective."""
+    """Keep the trained network, evaluate it, write the result. Collective.
+
+    Args:
+        earlier: the evaluations that were made of it before.
+        make: :func:`make_result` of this run.
+    """
     training = trainer.summary()
     resulting = partial(
-        make_result,
-        prepared,
-        training=training,
-        importance_weights=described_weights(prepared.network),
+        make, training=training, importance_weights=described_weights(prepared.network)
     )
     if diverged is not None:
         say(
@@ -148,8 +185,11 @@ def _finish(
                 }
                 directory.refuse_if_lost()
                 checkpoint.save(directory.final, state)
-        evaluations = evaluate(prepared) if prepared.config.evaluate else None
-        result = resulting(status="finished", evaluations=evaluations)
+        if prepared.config.evaluate:
+            place = {"file": directory.final.name, "epoch": trainer.epoch, "step": trainer.step}
+            found = signed(evaluate(prepared), checkpoint=place, by="training")
+            earlier = [*earlier, *found]
+        result = resulting(status="finished", evaluations=earlier)
     if rank() == 0:
         directory.write_result(result)
     return result

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from command_line import ROOT, Done, metrics, result
+from run_files import evaluated
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.slow  # a whole training first
@@ -20,21 +21,21 @@ Cell = tuple[Path, Done]
 
 def test_result_counts_its_top1(cell: Cell) -> None:
     found = result(cell[0])
-    assert found["version"] == 1
+    assert found["version"] == 2
     assert found["status"] == "finished"
     assert found["error"] is None
     assert found["diverged"] is None
-    assert set(found["evaluations"]) == {"moving_average", "batch_average"}
-    for evaluation in found["evaluations"].values():
+    assert set(evaluated(found)) == {"moving_average", "batch_average"}
+    for evaluation in evaluated(found).values():
         assert evaluation["seen"] == 400
         assert evaluation["top1"] == 100 * evaluation["top1_correct"] / 400
         assert evaluation["top5"] == 100 * evaluation["top5_correct"] / 400
         assert evaluation["top1_correct"] <= evaluation["top5_correct"] <= 400
         assert evaluation["loss"] > 0
     # Four epochs teach it far more than chance, 10 %.
-    assert found["evaluations"]["batch_average"]["top1"] > 50
-    assert found["evaluations"]["moving_average"]["calibration"] is None
-    assert found["evaluations"]["batch_average"]["calibration"] == {
+    assert evaluated(found)["batch_average"]["top1"] > 50
+    assert evaluated(found)["moving_average"]["calibration"] is None
+    assert evaluated(found)["batch_average"]["calibration"] == {
         "estimator": "mean_of_variances",
         "samples_requested": 50000,
         "samples_used": 1396,  # 349 minibatches of 4 of 1,397
@@ -72,7 +73,6 @@ def test_result_tells_where_it_comes_from(cell: Cell) -> None:
     assert provenance["hardware"]["cpu_threads"] == 1
     assert provenance["data_fingerprint"]["train"]["samples"] == 1397
     assert provenance["data_fingerprint"]["val"]["samples"] == 400
-    assert provenance["evaluated_by"] is None
     training = found["training"]
     assert training["steps"] == 4 * 43
     assert training["samples"] == 4 * 43 * 32
@@ -97,7 +97,7 @@ def test_top1_table_is_printed_and_written(cell: Cell) -> None:
     run_dir, done = cell
     table = (run_dir / "top1.md").read_text()
     assert table in done.out
-    best = result(run_dir)["evaluations"]["batch_average"]
+    best = evaluated(result(run_dir))["batch_average"]
     row = next(line for line in table.splitlines() if "batch average" in line)
     assert f"{best['top1']:.2f}" in row
     assert f"{best['top1_correct']}/400" in row
@@ -140,7 +140,7 @@ def test_metrics_hold_each_step_once_and_follow_the_schedule(cell: Cell) -> None
         (3, 4, 129),
         (4, 4, 172),
     ]
-    last = result(cell[0])["evaluations"]["moving_average"]
+    last = evaluated(result(cell[0]))["moving_average"]
     assert epochs[-1]["val"]["top1_correct"] == last["top1_correct"]
     assert all(len(row["importance_weights"]) == 17 for row in epochs)
 

@@ -27,6 +27,7 @@ from command_line import (
     without_timings,
 )
 from conftest import CELL_ARGUMENTS, Once
+from run_files import evaluated
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.slow  # a whole training first
@@ -73,7 +74,7 @@ def _same_as_undisturbed(run_dir: Path, undisturbed: Path) -> None:
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert without_timings(metrics(run_dir)) == without_timings(metrics(undisturbed))
-    assert result(run_dir)["evaluations"] == result(undisturbed)["evaluations"]
+    assert evaluated(result(run_dir)) == evaluated(result(undisturbed))
     assert result(run_dir)["importance_weights"] == result(undisturbed)["importance_weights"]
     assert result(run_dir)["training"]["samples"] == result(undisturbed)["training"]["samples"]
 
@@ -153,7 +154,7 @@ def test_interrupted_run_goes_on_on_another_machine(killed: Path, tmp_path: Path
     assert done.err.count("normalisation uses PyTorch's own operators") == 1
     assert result(runs / RUN)["training"]["norm_backends"] == ["cpp", "native"]
     assert result(runs / RUN)["status"] == "finished"
-    assert result(runs / RUN)["evaluations"] == {}
+    assert result(runs / RUN)["evaluations"] == []
 
 
 def test_max_steps_ends_with_its_checkpoint(tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_max_steps_ends_with_its_checkpoint(tmp_path: Path) -> None:
     assert found["status"] == "finished"
     assert found["training"]["steps"] == 50
     assert found["importance_weights"] is None
-    assert set(found["evaluations"]) == {"sample"}  # GN stores no statistics
+    assert set(evaluated(found)) == {"sample"}  # GN stores no statistics
     assert not list(run_dir.glob("fig*"))
     stopped = [d for d in found["departures"] if d["item"] == "stopped after steps"]
     assert stopped == [{"item": "stopped after steps", "paper": "None", "ours": "50"}]
@@ -198,7 +199,7 @@ def test_diverged_run_is_a_result(tmp_path: Path) -> None:
     assert f"diverged at step {step} (epoch 1): the loss is {loss}" in done.out
     assert loss in ("nan", "inf")
     assert found["training"]["steps"] == step - 1
-    assert found["evaluations"] == {}
+    assert found["evaluations"] == []
     assert done.err == ""
     # What led there is kept: the metrics of every step, and the weights if they are any.
     assert metrics(run_dir)[-1]["step"] == step - 1
@@ -212,7 +213,7 @@ def test_diverged_run_is_a_result(tmp_path: Path) -> None:
     broken = (*SMALL, *broken, "protocol.weight_decay=1e3", f"runs_dir={tmp_path / 'broken'}")
     said = succeeded(train_forked(*broken, folder=tmp_path / "broken said")).out
     ended = result(tmp_path / "broken" / CELL / "bn/8x2/seed0")
-    assert (ended["status"], ended["evaluations"]) == ("diverged", {})
+    assert (ended["status"], ended["evaluations"]) == ("diverged", [])
     assert ended["diverged"]["step"] == 1 and ended["diverged"]["loss"] not in ("nan", "inf")
     assert "diverged at step 1 (epoch 1): weights are not finite" in said
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import CELL, Done, metrics, result, run, succeeded
 from conftest import SWEPT
+from run_files import evaluated
 
 from sn_imagenet.reporting.render import half_up
 
@@ -24,9 +25,9 @@ def _check(runs: Path, done: Done, processes: int) -> None:
         found = result(runs / CELL / cell / "seed0")
         assert found["status"] == "finished"
         assert found["training"]["world_size"] == processes
-        assert {e["seen"] for e in found["evaluations"].values()} == {400}
+        assert {e["seen"] for e in evaluated(found).values()} == {400}
         # BN and SN both under the moving average and the batch average.
-        assert set(found["evaluations"]) == {"moving_average", "batch_average"}
+        assert set(evaluated(found)) == {"moving_average", "batch_average"}
     # Only rank 0 speaks: each line once.
     assert len(_lines(done, "validation top-1")) == len(SWEPT)
     assert len(_lines(done, f"on {processes} process")) == len(SWEPT)
@@ -65,8 +66,8 @@ def test_placements_agree(sweep_of_one: Sweep, sweep_of_two: Sweep, cell: str) -
         assert (ours["lr"], ours["step"]) == (theirs["lr"], theirs["step"])
     results = [result(path) for path in (one, two)]
     assert results[0]["training"]["samples"] == results[1]["training"]["samples"]
-    for name, evaluation in results[0]["evaluations"].items():
-        other = results[1]["evaluations"][name]
+    for name, evaluation in evaluated(results[0]).items():
+        other = evaluated(results[1])[name]
         assert evaluation["seen"] == other["seen"]
         assert evaluation["calibration"] == other["calibration"]
 
@@ -76,7 +77,7 @@ def test_sweep_fills_table_2(sweep_of_one: Sweep, tmp_path: Path) -> None:
     done = succeeded(run("scripts/make_tables.py", "--runs", sweep_of_one[0], "--out", tmp_path))
     for cell in SWEPT:
         found = result(sweep_of_one[0] / CELL / cell / "seed0")
-        top1 = found["evaluations"][found["cell"]["test_statistics"]]["top1"]
+        top1 = evaluated(found)[found["cell"]["test_statistics"]]["top1"]
         assert str(half_up(top1, 1)) in done.out
     assert {path.name for path in tmp_path.iterdir()} >= {"table2.md", "table2.tex", "table2.csv"}
     done = succeeded(run("scripts/make_figures.py", "--runs", sweep_of_one[0], "--out", tmp_path))

@@ -145,11 +145,13 @@ def test_evaluations_by_the_statistics_they_use(
                       "calibration.samples=64")  # fmt: skip
     prepared = prepare(config)
     before = {name: tensor.clone() for name, tensor in prepared.network.state_dict().items()}
-    evaluations = evaluate(prepared)
+    evaluations = {found["statistics"]: found for found in evaluate(prepared)}
     assert list(evaluations) == expected
     for statistics, found in evaluations.items():
         assert found["seen"] == 400
         assert found["top1"] == 100 * found["top1_correct"] / 400
+        assert found["precision"] == "fp32"
+        assert found["data"] == {"name": "digits", "val": prepared.data.fingerprint["val"]}
         assert (found["calibration"] is not None) == (statistics == "batch_average")
     if "batch_average" in evaluations:
         calibration = evaluations["batch_average"]["calibration"]
@@ -171,9 +173,9 @@ def test_results_do_not_depend_on_the_evaluation_batch(composed: Compose) -> Non
         prepared.network.double()
         prepared.network.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
         found.append(evaluate(prepared))
-    for statistics, small in found[0].items():
-        assert small["loss"] == pytest.approx(found[1][statistics]["loss"], rel=1e-9)
-        assert small["top1_correct"] == found[1][statistics]["top1_correct"]
+    for small, large in zip(*found, strict=True):
+        assert small["loss"] == pytest.approx(large["loss"], rel=1e-9)
+        assert small["top1_correct"] == large["top1_correct"]
 
 
 @pytest.mark.parametrize(("norm", "statistics"), [("gn", "batch_average"), ("bn", "sample")])

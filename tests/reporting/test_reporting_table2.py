@@ -184,13 +184,20 @@ def test_only_seeds_of_one_experiment_are_averaged(
         assert (row["mean"], row["states"]) == ("", "mixed configs:2")
 
 
-def test_another_calibration_at_evaluation_is_another_experiment(tmp_path: Path) -> None:
-    settings = [config("sn", seed=seed) for seed in range(2)]
-    outcomes = [result(s, 90.0) for s in settings]
-    outcomes[1]["evaluations"]["batch_average"]["calibration"]["samples_requested"] = "all"
-    for s, outcome in zip(settings, outcomes, strict=True):
-        write_run(tmp_path / "runs", s, outcome)
-    assert "samples_requested" in make(tmp_path).warnings[0]
+def test_another_calibration_at_evaluation_does_not_count(tmp_path: Path) -> None:
+    for seed in range(2):
+        settings = config("sn", seed=seed)
+        outcome = result(settings, 90.0)
+        (evaluation, _) = outcome["evaluations"]
+        made = {**evaluation["calibration"], "samples_requested": "all"}
+        other = {**evaluation, "calibration": made, "top1": 80.0}
+        outcome["evaluations"] = [other] if seed else [other, evaluation]
+        write_run(tmp_path / "runs", settings, outcome)
+    written = make(tmp_path, settings=["8x2"])
+    table = {row[0]: row[1] for row in rows_of(written.markdown, "## digits")}
+    assert table["SN"] == "90.0 (1 of 2; 1 not evaluated)"
+    table = {row[0]: row[1] for row in rows_of(written.markdown, "### Moving average and batch")}
+    assert table["SN, batch average, all samples"] == "80.00 ± 0.00 (2)"
 
 
 def test_one_seed_twice_is_no_second_draw(tmp_path: Path) -> None:

@@ -186,15 +186,15 @@ def test_a_directory_without_config_is_no_run(directory: RunDirectory) -> None:
 
 def test_results_are_json_or_an_error(directory: RunDirectory) -> None:
     assert directory.read_result() is None
-    directory.write_result({"version": 1, "top1": 76.9})
-    assert directory.read_result() == {"version": 1, "top1": 76.9}
+    directory.write_result({"version": 2, "top1": 76.9})
+    assert directory.read_result() == {"version": 2, "top1": 76.9}
     with pytest.raises(ValueError, match="JSON"):
         directory.write_result({"loss": float("nan")})
-    assert directory.read_result() == {"version": 1, "top1": 76.9}
-    directory.result.write_text('{"version": 1,')
+    assert directory.read_result() == {"version": 2, "top1": 76.9}
+    directory.result.write_text('{"version": 2,')
     with pytest.raises(RunError, match=r"result\.json cannot be read.*remove it"):
         directory.read_result()
-    for other in ("{}", "[]", '{"version": 2}'):
+    for other in ("{}", "[]", '{"version": 3}'):
         directory.result.write_text(other)
         with pytest.raises(RunError, match=r"result\.json is a result of version .*remove it"):
             directory.read_result()
@@ -220,13 +220,13 @@ def test_a_read_only_folder(open_directory: RunDirectory, config: ExperimentConf
 
 
 def test_a_full_disk_leaves_the_old_file(directory: RunDirectory) -> None:
-    directory.write_result({"version": 1, "top1": 1})
+    directory.write_result({"version": 2, "top1": 1})
     with (
         full_after(1000),
         pytest.raises(RunError, match=r"cannot write .*result\.json: File too large; free some"),
     ):
         directory.write_result({"top1": [0] * 1000})
-    assert directory.read_result() == {"version": 1, "top1": 1}
+    assert directory.read_result() == {"version": 2, "top1": 1}
     assert [p.name for p in directory.path.iterdir()] == ["result.json"]
 
 

@@ -109,13 +109,13 @@ def test_ends_without_a_number(tmp_path: Path, status: str, state: str, detail: 
 
 def test_finished_without_its_evaluation(tmp_path: Path) -> None:
     settings = config()
-    run = read_run(write_run(tmp_path, settings, result(settings, evaluations={})))
+    run = read_run(write_run(tmp_path, settings, result(settings, evaluations=[])))
     assert (run.state, run.top1()) == (NOT_EVALUATED, None)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", '{"version": 1, "sta', "[]", '{"version": 2}', '{"version": 1}', "null"],
+    ["", '{"version": 1, "sta', "[]", '{"version": 3}', '{"version": 2}', '{"version": 1}', "null"],
 )
 def test_a_bad_result_does_not_hide_the_others(tmp_path: Path, text: str) -> None:
     finished(tmp_path, 90.0, seed=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_files import evaluated
 
 from hydra_plugins.sn_launchers.slurm_launcher import rendezvous
 from sn_imagenet.sweeps.pool import torchrun
@@ -69,5 +70,5 @@ def test_two_nodes_train_what_one_does_with_as_many_processes(two_nodes, tmp_pat
         models.append(torch.load(tmp_path / name / "final.pt", weights_only=True)["model"])
         results.append(json.loads((tmp_path / name / "result.json").read_text()))
     assert all(torch.equal(models[0][key], models[1][key]) for key in models[1])
-    assert results[0]["evaluations"] == results[1]["evaluations"]
+    assert evaluated(results[0]) == evaluated(results[1])
     assert results[0]["training"]["world_sizes"] == [2]

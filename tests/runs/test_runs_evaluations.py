@@ -1,0 +1,86 @@
+"""Which evaluation of a run counts, and results of version 1, which knew one of each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_files import config, result, version_1, write_run
+
+from sn_imagenet.runs import (
+    FINISHED,
+    NOT_EVALUATED,
+    RunDirectory,
+    counted_evaluations,
+    other_than_the_run,
+    read_run,
+)
+
+SETTINGS = config("sn", "8x2")
+FINGERPRINT = {"train": {"samples": 1397, "digest": "a"}, "val": {"samples": 400, "digest": "b"}}
+
+
+def evaluation(**changed: Any) -> dict[str, Any]:
+    """As the run's config says but for ``changed``; those of the calibration by their names."""
+    (made, _) = result(SETTINGS, 90.0)["evaluations"]
+    calibration = {key: changed.pop(key, value) for key, value in made["calibration"].items()}
+    data = {"name": "digits", "val": FINGERPRINT["val"]}
+    return {**made, "data": data, "precision": "fp32", "calibration": calibration, **changed}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, []),
+        ({"samples_used": 4, "by": "evaluate.py", "provenance": {"git_dirty": True}}, []),
+        ({"data": {"name": "digits", "val": None}, "precision": None}, []),  # of version 1
+        ({"samples_requested": 1000}, ["1000 samples"]),
+        ({"samples_requested": "all", "seed": 2}, ["all samples", "seed 2"]),
+        ({"estimator": "population"}, ["population"]),
+        ({"precision": "bf16"}, ["bf16"]),
+        ({"checkpoint": {"file": "last.pt", "epoch": 10, "step": 870}}, ["last.pt"]),
+        ({"data": {"name": "noisy", "val": FINGERPRINT["val"]}}, ["on noisy"]),
+        ({"data": {"name": "digits", "val": {"samples": 400}}}, ["other images"]),
+    ],
+)
+def test_how_an_evaluation_differs_from_the_run(changed: dict[str, Any], words: list[str]) -> None:
+    settings = {**SETTINGS, "trainer": {**SETTINGS["trainer"], "precision": "fp32"}}
+    made = evaluation(**changed)
+    assert other_than_the_run(made, settings, FINGERPRINT) == words
+    counted = counted_evaluations([made], settings, FINGERPRINT)
+    assert counted == ({} if words else {"batch_average": made})
+
+
+def test_the_first_that_is_the_runs_own_counts(tmp_path: Path) -> None:
+    quick = evaluation(samples_requested=100, top1=10.0)
+    first, again = evaluation(top1=91.0), evaluation(top1=92.0)
+    moving = evaluation(statistics="moving_average", calibration=None, top1=89.0)
+    outcome = result(SETTINGS, evaluations=[quick, moving, first, again])
+    directory = write_run(tmp_path, SETTINGS, outcome)
+    run = read_run(directory)
+    assert (run.state, run.top1(), run.top1("moving_average")) == (FINISHED, 91.0, 89.0)
+    assert len(run.evaluations) == 4
+
+    (directory / "result.json").write_text(json.dumps({**outcome, "evaluations": [quick, moving]}))
+    run = read_run(directory)
+    assert (run.state, run.top1(), run.top1("moving_average")) == (NOT_EVALUATED, None, 89.0)
+
+
+@pytest.mark.parametrize("evaluator", [None, {"git_revision": "f" * 40}])
+def test_a_result_of_version_1_is_read_as_one_of_version_2(
+    tmp_path: Path, evaluator: dict[str, str] | None
+) -> None:
+    now = result(SETTINGS, 92.5, 91.25)
+    for made in now["evaluations"]:
+        made["by"] = "evaluate.py" if evaluator else "training"
+        made["at"], made["provenance"] = "2026-01-31T12:00:00+0000", evaluator
+        made["data"] = {"name": "digits", "val": FINGERPRINT["val"]}
+        made["checkpoint"] = {"file": "final.pt", "epoch": 10, "step": 870}
+    now["provenance"] |= {"written_at": "2026-01-31T12:00:00+0000", "data_fingerprint": FINGERPRINT}
+    old = version_1(now)
+    old["provenance"] = {**now["provenance"], "evaluated_by": evaluator}
+    directory = write_run(tmp_path, SETTINGS, old)
+    assert RunDirectory(directory).read_result() == now
+    assert read_run(directory).top1() == 92.5
