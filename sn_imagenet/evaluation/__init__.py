@@ -4,17 +4,20 @@ from sn_imagenet.evaluation.accuracy import accuracy, correct_counts
 from sn_imagenet.evaluation.calibration import calibrate
 from sn_imagenet.evaluation.departures import departures
 from sn_imagenet.evaluation.evaluate import (
+    Evaluated,
     described_weights,
     evaluate,
     validate,
 )
 from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
-from sn_imagenet.evaluation.result import make_result, signed
+from sn_imagenet.evaluation.result import add_evaluations, make_result, signed
 from sn_imagenet.evaluation.run import evaluate_run, find_run_directories
 
 __all__ = [
+    "Evaluated",
     "Prepared",
     "accuracy",
+    "add_evaluations",
     "calibrate",
     "correct_counts",
     "departures",

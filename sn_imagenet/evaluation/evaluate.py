@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,12 @@ from sn_imagenet.evaluation.calibration import calibrate, samples_that_share_sta
 from sn_imagenet.evaluation.prepare import Prepared, stores_statistics
 from sn_imagenet.evaluation.progress import shown
 from sn_imagenet.models import places
-from sn_imagenet.norms import importance_weights, set_replicas, stored_statistics
+from sn_imagenet.norms import (
+    StoredStatistics,
+    importance_weights,
+    set_replicas,
+    stored_statistics,
+)
 from sn_imagenet.replicas import autocast_for, rank, say, world_size
 
 
@@ -55,20 +61,29 @@ def validate(prepared: Prepared) -> dict[str, Any]:
     return {"statistics": "moving_average" if stores_statistics(network) else "sample", **counts}
 
 
-def evaluate(prepared: Prepared) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation: ``record``, its entry in ``result.json``, and the ``statistics`` that a batch
+    average used (None: those of the network)."""
+
+    record: dict[str, Any]
+    statistics: StoredStatistics | None = None
+
+
+def evaluate(prepared: Prepared) -> list[Evaluated]:
     """All evaluations of a network, one for each of the statistics that it can use.
 
     ``moving_average`` and ``batch_average`` for a normaliser that stores statistics, ``sample`` for
-    one that does not. Each is what :func:`validate` returns, with ``calibration``: how the batch
-    average was made, or null; ``precision``; and ``data``: its name and the fingerprint of the
-    validation images.
+    one that does not. Each record is what :func:`validate` returns, with ``calibration``: how the
+    batch average was made, or null; ``precision``; and ``data``: its name and the fingerprint of
+    the validation images.
     """
     config, network = prepared.config, prepared.network
     how = {
         "precision": config.trainer.precision,
         "data": {"name": config.data.name, "val": prepared.data.fingerprint["val"]},
     }
-    present = {**validate(prepared), "calibration": None, **how}
+    present = Evaluated({**validate(prepared), "calibration": None, **how})
     if not stores_statistics(network):
         return [present]
     statistics, calibration = calibrate(
@@ -84,7 +99,7 @@ def evaluate(prepared: Prepared) -> list[dict[str, Any]]:
     with stored_statistics(network, statistics):
         average = validate(prepared)
     made = {"statistics": "batch_average", "calibration": calibration.to_dict()}
-    return [present, {**average, **made, **how}]
+    return [present, Evaluated({**average, **made, **how}, statistics)]
 
 
 def described_weights(network: nn.Module) -> list[dict[str, Any]] | None:

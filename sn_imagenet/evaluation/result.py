@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.evaluation.departures import departures, left_out
-from sn_imagenet.runs import RESULT_VERSION
+from sn_imagenet.evaluation.evaluate import Evaluated
+from sn_imagenet.runs import RESULT_VERSION, RunDirectory, checkpoint, other_than_the_run
 
 
 def make_result(
@@ -31,7 +33,7 @@ def make_result(
         provenance: of its training.
         status: finished, diverged or failed.
         training: how long and how fast the run trained.
-        evaluations: as :func:`signed` returns them, in the order in which they were made.
+        evaluations: their entries, in the order in which they were made.
     """
     return {
         "version": RESULT_VERSION,
@@ -63,23 +65,41 @@ def make_result(
 
 
 def signed(
-    evaluations: Sequence[dict[str, Any]],
+    evaluations: Sequence[Evaluated],
     *,
-    checkpoint: dict[str, Any],
+    weights: dict[str, Any],
     by: str,
     provenance: dict[str, Any] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Evaluated]:
     """What :func:`~sn_imagenet.evaluation.evaluate.evaluate` returned, with where the weights came
     from and who evaluated them, when.
 
     Args:
-        checkpoint: ``file``, its name in the run directory or its path; ``epoch``, the epochs that
+        weights: ``file``, its name in the run directory or its path; ``epoch``, the epochs that
             are complete in it; ``step``, the optimiser steps.
         by: ``training`` or ``evaluate.py``.
         provenance: of the process that evaluated; None: the run's own.
     """
-    how = {"checkpoint": checkpoint, "by": by, "at": now(), "provenance": provenance}
-    return [{**evaluation, **how} for evaluation in evaluations]
+    how = {"checkpoint": weights, "by": by, "at": now(), "provenance": provenance}
+    return [replace(made, record={**made.record, **how}) for made in evaluations]
+
+
+def add_evaluations(
+    result: dict[str, Any], directory: RunDirectory, found: Sequence[Evaluated]
+) -> dict[str, Any]:
+    """``result`` with the records of ``found`` after those that it has. The statistics of the first
+    batch average that counts are kept in ``directory``, if they are not yet.
+
+    Raises:
+        RunError: they cannot be written.
+    """
+    config, fingerprint = result["config"], result["provenance"]["data_fingerprint"]
+    for made in found:
+        if made.statistics is None or directory.batch_average.exists():
+            continue
+        if not other_than_the_run(made.record, config, fingerprint):
+            checkpoint.save_batch_average(directory, made.statistics, made.record)
+    return {**result, "evaluations": [*result["evaluations"], *(e.record for e in found)]}
 
 
 def now() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from sn_imagenet.config import from_dict
 from sn_imagenet.evaluation.evaluate import described_weights, evaluate
 from sn_imagenet.evaluation.prepare import prepare, require_same_data
-from sn_imagenet.evaluation.result import make_result, signed
+from sn_imagenet.evaluation.result import add_evaluations, make_result, signed
 from sn_imagenet.replicas import from_rank_0, join, rank, say, together
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
 
@@ -82,7 +82,7 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
     try:
         found = signed(
             evaluate(prepared),
-            checkpoint={"file": directory.final.name, **weights},
+            weights={"file": directory.final.name, **weights},
             by="evaluate.py",
             provenance=prepared.provenance,
         )
@@ -100,7 +100,7 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
                         fingerprint=fingerprint,
                         importance_weights=described_weights(prepared.network),
                     )
-                result["evaluations"] += found
+                result = add_evaluations(result, directory, found)
                 directory.write_result(result)
     finally:
         if rank() == 0:

@@ -138,10 +138,18 @@ def _trained(directory: RunDirectory) -> SavedNetwork:
 
 
 def _use_batch_average(network: nn.Module, directory: RunDirectory) -> None:
-    raise UserError(
-        f"{directory.path} has no batch average: its evaluations did not keep it; choose "
-        "statistics='moving_average' (--statistics moving_average)"
-    )
+    statistics = checkpoint.load_batch_average(directory)
+    try:
+        for name, layer in norm_layers(network).items():
+            if layer.track_running_stats:
+                mean, var = statistics[name]
+                layer.get_buffer("running_mean").copy_(mean)
+                layer.get_buffer("running_var").copy_(var)
+    except (LookupError, TypeError, RuntimeError) as error:
+        raise RunError(
+            f"{directory.batch_average} is not of this run's network ({error!r}): remove it; "
+            f"python evaluate.py run={directory.path} makes it anew"
+        ) from error
 
 
 def _of_export(folder: Path, statistics: str | None) -> SavedNetwork:

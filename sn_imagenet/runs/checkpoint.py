@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.runs.directory import RunDirectory
@@ -132,3 +133,45 @@ def require_same_experiment(directory: RunDirectory, config: ExperimentConfig) -
     state, _ = load_last(directory, check)
     if state is not None:
         directory.require_same_experiment(state["config"], config)
+
+
+def save_batch_average(
+    directory: RunDirectory,
+    statistics: Mapping[str, tuple[Tensor, Tensor]],
+    evaluation: dict[str, Any],
+) -> None:
+    """Keep the statistics of the batch average that counts, so that the trained network can be used
+    without its data.
+
+    Args:
+        statistics: layer name -> mean and biased variance, each [C] float64.
+        evaluation: the entry of ``result.json`` that was made with them.
+
+    Raises:
+        LockLostError: another process has taken the directory over.
+        RunError: it cannot be written; what was there still is.
+    """
+    directory.refuse_if_lost()
+    tables = {n: {"mean": m.cpu(), "var": v.cpu()} for n, (m, v) in statistics.items()}
+    save(directory.batch_average, {"statistics": tables, "evaluation": evaluation})
+
+
+def load_batch_average(directory: RunDirectory) -> dict[str, tuple[Tensor, Tensor]]:
+    """The statistics that :func:`save_batch_average` kept.
+
+    Raises:
+        RunError: there are none, or the file is damaged.
+    """
+    if not directory.batch_average.exists():
+        raise RunError(
+            f"{directory.path} has no batch average: no evaluation left its "
+            f"{directory.batch_average.name}; python evaluate.py run={directory.path} does"
+        )
+    try:
+        tables = load(directory.batch_average)["statistics"]
+        return {name: (table["mean"], table["var"]) for name, table in tables.items()}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{directory.batch_average} is damaged ({error!r}): remove it; "
+            f"python evaluate.py run={directory.path} makes it anew"
+        ) from error

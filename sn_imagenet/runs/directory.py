@@ -53,6 +53,10 @@ class RunDirectory:
         return self.path / files.FINAL
 
     @property
+    def batch_average(self) -> Path:
+        return self.path / files.BATCH_AVERAGE
+
+    @property
     def result(self) -> Path:
         return self.path / files.RESULT
 

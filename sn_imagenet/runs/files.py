@@ -7,6 +7,7 @@
     metrics.jsonl     one line per logged step and per epoch
     last.pt           the newest checkpoint; previous.pt the one before
     final.pt          the trained network
+    batch_average.pt  the statistics of its batch average
     result.json       what the run came to
     top1.md, *.png    what it evaluated, and for SN the importance weights
     tensorboard/      a live view, from which nothing is made
@@ -32,6 +33,7 @@ NEWEST = "newest.pt"  # a checkpoint while it is written
 LAST = "last.pt"
 PREVIOUS = "previous.pt"
 FINAL = "final.pt"
+BATCH_AVERAGE = "batch_average.pt"
 RESULT = "result.json"
 TOP1_TABLE = "top1.md"
 TENSORBOARD = "tensorboard"

@@ -10,7 +10,9 @@ from typing import Any
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.evaluation import (
+    Evaluated,
     Prepared,
+    add_evaluations,
     described_weights,
     evaluate,
     make_result,
@@ -145,6 +147,7 @@ def _make_way(directory: RunDirectory) -> list[dict[str, Any]]:
         return list(result["evaluations"])
     directory.refuse_if_lost()
     directory.result.unlink(missing_ok=True)
+    directory.batch_average.unlink(missing_ok=True)  # of weights that are trained anew
     return []
 
 
@@ -185,11 +188,13 @@ def _finish(
                 }
                 directory.refuse_if_lost()
                 checkpoint.save(directory.final, state)
+        found: list[Evaluated] = []
         if prepared.config.evaluate:
-            place = {"file": directory.final.name, "epoch": trainer.epoch, "step": trainer.step}
-            found = signed(evaluate(prepared), checkpoint=place, by="training")
-            earlier = [*earlier, *found]
+            weights = {"file": directory.final.name, "epoch": trainer.epoch, "step": trainer.step}
+            found = signed(evaluate(prepared), weights=weights, by="training")
         result = resulting(status="finished", evaluations=earlier)
+        if rank() == 0:
+            result = add_evaluations(result, directory, found)
     if rank() == 0:
         directory.write_result(result)
     return result

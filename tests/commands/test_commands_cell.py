@@ -178,7 +178,7 @@ def test_checkpoints_hold_plain_tensors(cell: Cell) -> None:
     left = {path.name for path in run_dir.iterdir()}
     assert left == {
         *("config.yaml", "metrics.jsonl", "result.json", "top1.md", "tensorboard"),
-        *("last.pt", "previous.pt", "final.pt"),
+        *("last.pt", "previous.pt", "final.pt", "batch_average.pt"),
         *("fig3.png", "fig3.pdf", "fig4.png", "fig4.pdf"),
     }
 

@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import CELL, Done, evaluate, evaluate_forked, refused, result, succeeded
 from conftest import SWEPT
 from run_files import evaluated, version_1
 
+from sn_imagenet.models import load
+from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import read_run
 
 pytestmark = pytest.mark.slow  # a whole training first
@@ -51,6 +54,13 @@ def test_a_run_is_evaluated_as_its_training_did(trained: Path, tmp_path: Path) -
         assert made["by"] == "evaluate.py"
         assert made["provenance"]["versions"] == before["provenance"]["versions"]
         assert made["checkpoint"] == {"file": "final.pt", "epoch": 4, "step": 172}
+    # What the batch average was made of needs no data any more.
+    kept = torch.load(trained / "batch_average.pt")
+    (average,) = (e for e in before["evaluations"] if e["statistics"] == "batch_average")
+    assert kept["evaluation"] == average
+    network = load(trained)
+    for name, layer in norm_layers(network).items():
+        assert layer.running_var.equal(kept["statistics"][name]["var"].float())
     assert (trained / "top1.md").read_text() in done.out
     assert (trained / "fig3.png").exists()
     assert done.err == ""

@@ -145,7 +145,9 @@ def test_evaluations_by_the_statistics_they_use(
                       "calibration.samples=64")  # fmt: skip
     prepared = prepare(config)
     before = {name: tensor.clone() for name, tensor in prepared.network.state_dict().items()}
-    evaluations = {found["statistics"]: found for found in evaluate(prepared)}
+    found = evaluate(prepared)
+    assert [made.statistics is not None for made in found] == [False, True][: len(expected)]
+    evaluations = {made.record["statistics"]: made.record for made in found}
     assert list(evaluations) == expected
     for statistics, found in evaluations.items():
         assert found["seen"] == 400
@@ -173,7 +175,7 @@ def test_results_do_not_depend_on_the_evaluation_batch(composed: Compose) -> Non
         prepared.network.double()
         prepared.network.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(),))
         found.append(evaluate(prepared))
-    for small, large in zip(*found, strict=True):
+    for small, large in zip(*([e.record for e in of_size] for of_size in found), strict=True):
         assert small["loss"] == pytest.approx(large["loss"], rel=1e-9)
         assert small["top1_correct"] == large["top1_correct"]
 
