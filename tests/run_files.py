@@ -10,6 +10,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sn_imagenet.runs.methods import BUILT_IN
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEST_STATISTICS = {"bn": "moving_average", "sn": "batch_average"}
 
@@ -27,7 +29,7 @@ def config(
     return {
         "norm": {
             "name": norm,
-            "target": f"sn_imagenet.norms.{norm}",
+            "target": f"sn_imagenet.norms.{BUILT_IN.get(norm, norm)}",
             "args": {"omega": omega} if norm == "sn" else {},
             "test_statistics": "sample" if norm == "sn" and samples == 1 else statistics,
         },

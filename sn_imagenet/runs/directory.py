@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sn_imagenet.config import NOT_THE_EXPERIMENT, ExperimentConfig
+from sn_imagenet.config import NOT_THE_EXPERIMENT, ExperimentConfig, NormConfig
 from sn_imagenet.runs import files
 from sn_imagenet.runs.evaluations import from_version_1
 from sn_imagenet.runs.files import RunError, cannot, write_json, write_text
@@ -76,14 +76,33 @@ class RunDirectory:
         """Whether the directory is free or holds this very experiment.
 
         Raises:
-            RunError: another experiment's run lies there; the difference is shown.
+            RunError: another experiment's run lies there; the difference is shown. Or the folder
+                that is named by the normaliser holds runs of another class under that name.
         """
+        self._require_one_target(config.norm)
         if self.config.exists():
             self.require_same_experiment(self.read_config(), config)
         else:
             result = self.read_result()
             if result is not None and isinstance(result.get("config"), dict):
                 self.require_same_experiment(result["config"], config)
+
+    def _require_one_target(self, norm: NormConfig) -> None:
+        """What is named alike must be alike: tables go by the name."""
+        of_norm = self.path.parent.parent
+        if of_norm.name != norm.name:
+            return  # a place of the user's own choice
+        for path in sorted(of_norm.glob(f"*/seed*/{files.CONFIG}")):
+            try:
+                target = RunDirectory(path.parent).read_config()["norm"]["target"]
+            except (RunError, LookupError, TypeError):
+                continue  # told where it is read for its own sake
+            if target == norm.target:
+                return
+            raise RunError(
+                f"norm.target={norm.target}: {path.parent} is a run of norm.name={norm.name} with "
+                f"norm.target={target}; give this method a name of its own, norm.name="
+            )
 
     def require_same_experiment(self, before: dict[str, Any], config: ExperimentConfig) -> None:
         """Whether ``before``, a config or what :func:`experiment_of` kept of one, is ``config``'s.

@@ -18,6 +18,7 @@ from sn_imagenet.runs.directory import RunDirectory
 from sn_imagenet.runs.evaluations import check_evaluations, counted_evaluations
 from sn_imagenet.runs.files import CONFIG, RESULT
 from sn_imagenet.runs.lock import is_held
+from sn_imagenet.runs.methods import method_of
 from sn_imagenet.runs.metrics import LastRows, last_rows
 from sn_imagenet.runs.reading import mapping, number
 
@@ -63,7 +64,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cell:
-    """What the seeds of one number in a table have in common."""
+    """What the seeds of one number in a table have in common. ``norm``:
+    :func:`~sn_imagenet.runs.methods.method_of` its name and target.
+    """
 
     data: str
     model: str
@@ -200,20 +203,20 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
         cell, state = result["cell"], result["status"]
         if state not in (FINISHED, DIVERGED, FAILED):
             raise ValueError(f"status '{state}'")
-        provenance = mapping(result.get("provenance"))
+        provenance, config = mapping(result.get("provenance")), _config(result.get("config"))
         run = Run(
             path=path,
             cell=Cell(
                 data=str(cell["data"]),
                 model=str(cell["model"]),
-                norm=str(cell["norm"]),
+                norm=_method(str(cell["norm"]), config),
                 setting=Setting(int(cell["gpus"]), int(cell["samples_per_gpu"])),
             ),
             seed=int(cell["seed"]),
             state=state,
             statistics=str(cell["test_statistics"]),
             detail=_why(result),
-            config=_config(result.get("config")),
+            config=config,
             norm_args=_norm_args(cell.get("norm_args")),
             evaluations=check_evaluations(result.get("evaluations")),
             data_fingerprint=mapping(provenance.get("data_fingerprint")),
@@ -237,6 +240,10 @@ def _config(config: Any) -> dict[str, Any]:
     for section in ("trainer", "data", "calibration"):
         mapping(mapping(config).get(section))
     return mapping(config)
+
+
+def _method(name: str, config: dict[str, Any]) -> str:
+    return method_of(name, mapping(config.get("norm")).get("target"))
 
 
 def _norm_args(arguments: Any) -> dict[str, Any]:
@@ -283,7 +290,7 @@ def _unfinished_run(directory: RunDirectory) -> Run:
             cell=Cell(
                 data=str(config["data"]["name"]),
                 model=str(config["model"]["name"]),
-                norm=str(norm["name"]),
+                norm=_method(str(norm["name"]), config),
                 setting=Setting(int(batch["gpus"]), int(batch["samples_per_gpu"])),
             ),
             seed=int(config["seed"]),

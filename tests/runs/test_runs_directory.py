@@ -184,6 +184,26 @@ def test_a_directory_without_config_is_no_run(directory: RunDirectory) -> None:
         directory.read_config()
 
 
+def test_one_name_is_of_one_class(tmp_path: Path, composed: Compose) -> None:
+    def at(batch: str, *overrides: str) -> tuple[RunDirectory, ExperimentConfig]:
+        config = composed("norm=bn", f"batch={batch}", f"runs_dir={tmp_path}", *overrides)
+        return RunDirectory(Path(config.run_dir)), config
+
+    first, config = at("8x2")
+    first.claim(config)
+    first.release()
+    other, same = at("8x4")
+    other.check(same)
+    target = "norm.target=sn_imagenet.norms.SyncBatchNorm2d"
+    for batch in ("8x2", "8x4"):
+        directory, config = at(batch, target)
+        with pytest.raises(RunError, match=rf"^{target}: .*8x2/seed0 is a run of .* norm\.name=$"):
+            directory.check(config)
+    directory, config = at("8x4", target, "norm.name=sync")
+    directory.check(config)
+    RunDirectory(tmp_path / "elsewhere").check(at("8x4", target)[1])
+
+
 def test_results_are_json_or_an_error(directory: RunDirectory) -> None:
     assert directory.read_result() is None
     directory.write_result({"version": 2, "top1": 76.9})

@@ -13,6 +13,7 @@ import pytest
 from run_files import config, finished, result, write_run
 
 from sn_imagenet.errors import UserError
+from sn_imagenet.norms.methods import METHODS
 from sn_imagenet.runs import (
     DIVERGED,
     FAILED,
@@ -28,6 +29,7 @@ from sn_imagenet.runs import (
     read_run,
 )
 from sn_imagenet.runs.lock import this_process
+from sn_imagenet.runs.methods import BUILT_IN
 
 EPOCH_3 = '{"kind": "epoch", "epoch": 3, "step": 261, "epochs": 10, "val": {"top1": 88.0}}\n'
 
@@ -105,6 +107,30 @@ def test_ends_without_a_number(tmp_path: Path, status: str, state: str, detail: 
     settings = config()
     run = read_run(write_run(tmp_path, settings, result(settings, status=status)))
     assert (run.state, run.detail, run.top1()) == (state, detail, None)
+
+
+@pytest.mark.parametrize(
+    ("norm", "target", "method"),
+    [
+        ("bn", "sn_imagenet.norms.layers.BatchNorm2d", "bn"),
+        ("bn", "sn_imagenet.norms.SyncBatchNorm2d", "bn (sn_imagenet.norms.SyncBatchNorm2d)"),
+        ("bn", "mine.BatchNorm2d", "bn (mine.BatchNorm2d)"),
+        ("half", "mine.HalfNorm2d", "half"),
+    ],
+)
+def test_another_class_under_a_built_in_name_is_another_method(
+    tmp_path: Path, norm: str, target: str, method: str
+) -> None:
+    settings = config(norm)
+    settings["norm"]["target"] = target
+    directory = write_run(tmp_path, settings, result(settings))
+    assert read_run(directory).cell.norm == method
+    (directory / "result.json").unlink()
+    assert read_run(directory).cell.norm == method
+
+
+def test_the_built_in_names_are_those_of_the_classes() -> None:
+    assert {name: method.__name__ for name, method in METHODS.items()} == BUILT_IN
 
 
 def test_finished_without_its_evaluation(tmp_path: Path) -> None:
