@@ -26,7 +26,7 @@ def main() -> None:
 
     with command_line() as line:
 
-        @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
+        @hydra.main(version_base="1.3", config_path="configs/evaluation", config_name="evaluate")
         def command(composed: DictConfig) -> None:
             overrides: Any = OmegaConf.to_container(composed)
             pattern, table = overrides.pop("run"), overrides.pop("table")
@@ -34,18 +34,19 @@ def main() -> None:
                 if not pattern:
                     raise ConfigError("run= is missing: give a run directory, or a glob in quotes")
 
-            from sn_imagenet.evaluation import evaluate_run, find_run_directories
+            from sn_imagenet.evaluation import Asked, evaluate_run, find_run_directories
             from sn_imagenet.replicas import rank, together
             from sn_imagenet.reporting.report import report_runs
 
             current = line.session
             paths: list[Path] = []
             with current.cell(), together():
+                asked = Asked.of(overrides)
                 paths = find_run_directories(pattern)
             results = {}
             for path in paths:
                 with current.cell():
-                    results[path] = evaluate_run(path, overrides)
+                    results[path] = evaluate_run(path, asked)
             with current.cell():
                 if rank() == 0 and results:
                     report_runs(results, Path(table) if table else None)

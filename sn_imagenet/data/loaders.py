@@ -114,7 +114,7 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
     has minibatches m with m mod ``world_size`` = rank and yields up to ``minibatches_per_batch``
     (k' of them) at a time, interleaved: sample j of a batch belongs to its minibatch j mod k', the
     order in which the normalisation layers expect their groups. Augmentation draws are
-    those of epoch -1 - seed, which no training epoch uses.
+    those of epoch -1 - seed, which no training epoch uses. The ``first`` minibatches are left out.
 
     Raises:
         DataError: not one minibatch can be filled.
@@ -129,12 +129,13 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
         rank: int,
         world_size: int,
         minibatches_per_batch: int,
+        first: int = 0,
     ) -> None:
         self.minibatches = calibration_minibatches(num_samples, minibatch, samples)
         self.num_samples = num_samples
         self.minibatch = minibatch
         self.seed = seed
-        self.mine = range(rank, self.minibatches, world_size)
+        self.mine = range(first + (rank - first) % world_size, self.minibatches, world_size)
         self.minibatches_per_batch = minibatches_per_batch
 
     def __len__(self) -> int:
@@ -283,16 +284,18 @@ def calibration_loader(
     minibatches_per_batch: int,
     workers: int,
     device: torch.device = CPU,
+    first: int = 0,
 ) -> CalibrationLoader:
     """Training minibatches by :class:`CalibrationBatchSampler`, with training augmentation.
 
-    ``samples`` beyond the training set means all of it, as ``samples_used`` then says.
+    ``samples`` beyond the training set means all of it, as ``samples_used`` then says; it counts
+    those of the ``first`` minibatches too, which are not read.
 
     Raises:
         DataError: not one minibatch can be filled; while iterating: a file cannot be decoded.
     """
     sampler = CalibrationBatchSampler(
-        len(dataset), minibatch, samples, seed, rank, world_size, minibatches_per_batch
+        len(dataset), minibatch, samples, seed, rank, world_size, minibatches_per_batch, first
     )
     return CalibrationLoader(dataset, sampler, workers, device)
 

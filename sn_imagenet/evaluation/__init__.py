@@ -1,6 +1,7 @@
 """Calibration, evaluation and the result of a run."""
 
 from sn_imagenet.evaluation.accuracy import accuracy, correct_counts
+from sn_imagenet.evaluation.asked import Asked
 from sn_imagenet.evaluation.calibration import calibrate
 from sn_imagenet.evaluation.departures import departures
 from sn_imagenet.evaluation.evaluate import (
@@ -14,6 +15,7 @@ from sn_imagenet.evaluation.result import add_evaluations, make_result, signed
 from sn_imagenet.evaluation.run import evaluate_run, find_run_directories
 
 __all__ = [
+    "Asked",
     "Evaluated",
     "Prepared",
     "accuracy",

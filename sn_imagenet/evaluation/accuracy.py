@@ -1,8 +1,8 @@
-"""Top-1 and top-5 as counts of correct and seen; accuracies of batches are never averaged."""
+"""Top-1, top-5, loss and calibration error as sums over samples; batches are never averaged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,16 +11,47 @@ from torch import Tensor, nn
 
 from sn_imagenet.replicas import sum_over_ranks
 
+BINS = 15  # of the expected calibration error, as Guo et al. 2017 count it
 
-def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many of [m, K] logits have their label first, how many among the first five, and how
-    many samples have a logit that is not finite: int64 [3]. The last are right in no case: topk
-    would put NaN first, wherever it is.
+
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which of [m, K] logits have their label first, second, ... fifth: bool [m, 5], or [m, K] of
+    fewer classes. One that is not finite leaves none: topk would put NaN first, wherever it is.
     """
     finite = logits.isfinite().all(dim=1)
     first = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = (first == labels[:, None]) & finite[:, None]
-    return torch.stack([hits[:, 0].sum(), hits.sum(), (~finite).sum()])
+    return (first == labels[:, None]) & finite[:, None]
+
+
+def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of [m, K] logits have their label first, how many among the first five, and how
+    many samples have a logit that is not finite, which are right in no case: int64 [3].
+    """
+    found = hits(logits, labels)
+    nonfinite = (~logits.isfinite().all(dim=1)).sum()
+    return torch.stack([found[:, 0].sum(), found.sum(), nonfinite])
+
+
+def confidence_counts(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of [m, K] finite logits: float64 [3, 15], for each of :data:`BINS` equal intervals of the
+    largest probability how many samples fell there, how many of them are correct, and the sum of
+    their probabilities.
+    """
+    confidence, first = logits.double().softmax(dim=1).max(dim=1)
+    interval = (confidence * BINS).long().clamp_max(BINS - 1)
+    rows = torch.stack([torch.ones_like(confidence), (first == labels).double(), confidence])
+    return torch.zeros(3, BINS, dtype=torch.float64, device=logits.device).index_add_(
+        1, interval, rows
+    )
+
+
+def calibration_error(counts: Tensor) -> float | None:
+    """The expected calibration error in percent (Guo et al. 2017, Eq. 3), of the sums of
+    :func:`confidence_counts`; None without a sample.
+    """
+    seen, correct, confidence = counts
+    total = float(seen.sum())
+    return 100 * float((correct - confidence).abs().sum()) / total if total else None
 
 
 @torch.no_grad()
@@ -29,6 +60,7 @@ def accuracy(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
     autocast: Any,
+    observe: Callable[[Tensor, Tensor], None] = lambda *_: None,
 ) -> dict[str, Any]:
     """Evaluate on all ranks' batches together, each sample counted once.
 
@@ -38,21 +70,28 @@ def accuracy(
             different numbers.
         device: the network's.
         autocast: makes a context manager for the forward pass.
+        observe: is shown the logits [m, K] and labels [m] of each batch.
 
     Returns:
         ``top1``, ``top5`` in percent, ``top1_correct``, ``top5_correct``, ``nonfinite`` (samples
-        with a logit that is not finite, which count as wrong), ``seen``, and ``loss``, the mean
-        cross entropy (null where it is not finite).
+        with a logit that is not finite, which count as wrong), ``seen``, ``loss``, the mean
+        cross entropy (null where it is not finite), and ``ece``, the expected calibration error in
+        percent of the samples whose logits are finite (null without one).
     """
     # top-1, top-5, not finite, seen, sum of losses; float64 counts exactly up to 2^53.
     totals = torch.zeros(5, dtype=torch.float64, device=device)
+    confidence = torch.zeros(3, BINS, dtype=torch.float64, device=device)
     for images, labels in batches:
         with autocast():
             logits = network(images)
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         totals[:3] += correct_counts(logits, labels)
         totals[3] += len(labels)
-        totals[4] += F.cross_entropy(logits, labels, reduction="sum")
+        # Summed in float64: the batch's size is not to show in the loss.
+        totals[4] += F.cross_entropy(logits.double(), labels, reduction="sum")
+        finite = logits.isfinite().all(dim=1)
+        confidence += confidence_counts(logits[finite], labels[finite])
+        observe(logits, labels)
     top1, top5, nonfinite, seen, loss = sum_over_ranks(totals).tolist()
     return {
         "top1": 100 * top1 / seen,
@@ -62,4 +101,5 @@ def accuracy(
         "nonfinite": int(nonfinite),
         "seen": int(seen),
         "loss": loss / seen if torch.isfinite(torch.tensor(loss)) else None,
+        "ece": calibration_error(sum_over_ranks(confidence)),
     }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sn_imagenet.config import BatchConfig, CalibrationConfig
-from sn_imagenet.data import AugmentedDataset, calibration_loader
+from sn_imagenet.data import AugmentedDataset, calibration_loader, calibration_minibatches
 from sn_imagenet.evaluation.progress import shown
 from sn_imagenet.norms import (
     StoredStatistics,
@@ -17,7 +19,10 @@ from sn_imagenet.norms import (
     norm_layers,
     set_replicas,
 )
+from sn_imagenet.norms.batch_average import BatchAverage
 from sn_imagenet.replicas import rank, sum_over_ranks, world_size
+
+Samples = int | Literal["all"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,9 @@ def calibrate(
     workers: int,
     device: torch.device,
     autocast: Any,
-) -> tuple[StoredStatistics, Calibration]:
-    """The batch average of every layer's BN statistics.
+    samples: Sequence[Samples] | None = None,
+) -> list[tuple[StoredStatistics, Calibration]]:
+    """The batch average of every layer's BN statistics, of several numbers of samples in one pass.
 
     The network is frozen: only its normalisation layers are in training mode, dropout is off, and
     the running statistics stay as they are. Minibatches are shared out over the ranks, each whole
@@ -63,45 +69,64 @@ def calibrate(
     Args:
         samples_per_replica: in a minibatch, :func:`samples_that_share_statistics`.
         batch_size: samples in one forward pass at most (but at least one minibatch).
+        samples: how many samples, or ``all``, each number's first; None: ``config.samples`` alone.
 
     Returns:
-        Layer name -> (mean [C], var [C]) in float64, and how they were made.
+        For each of ``samples``, fewest first, layer name -> (mean [C], var [C]) in float64, and
+        how they were made. The order of the samples is a function of the seed, so that those of a
+        smaller number are among those of a larger one.
 
     Raises:
         DataError: the requested samples do not fill one minibatch.
     """
-    loader = calibration_loader(
-        train,
-        minibatch=samples_per_replica,
-        samples=config.samples,
-        seed=config.seed,
-        rank=rank(),
-        world_size=world_size(),
-        minibatches_per_batch=max(1, batch_size // samples_per_replica),
-        workers=workers,
-        device=device,
-    )
+    minibatches = {
+        asked: calibration_minibatches(len(train), samples_per_replica, asked)
+        for asked in samples or [config.samples]
+    }
+    made: list[tuple[StoredStatistics, Calibration]] = []
+    first = 0
     network.eval()
     layers = norm_layers(network).values()
     with collect_batch_averages(network) as averages:
         for layer in layers:
             layer.training = True  # train() would reach the dropout that a layer may hold
         try:
-            for images, _ in shown(loader, "calibration"):
-                set_replicas(network, len(images) // samples_per_replica)
-                with autocast():
-                    network(images)
+            for asked in sorted(minibatches, key=lambda asked: minibatches[asked]):
+                loader = calibration_loader(
+                    train,
+                    minibatch=samples_per_replica,
+                    samples=asked,
+                    seed=config.seed,
+                    rank=rank(),
+                    world_size=world_size(),
+                    minibatches_per_batch=max(1, batch_size // samples_per_replica),
+                    workers=workers,
+                    device=device,
+                    first=first,
+                )
+                for images, _ in shown(loader, "calibration"):
+                    set_replicas(network, len(images) // samples_per_replica)
+                    with autocast():
+                        network(images)
+                first = loader.minibatches
+                used = Calibration(
+                    estimator=config.estimator,
+                    samples_requested=asked,
+                    samples_used=loader.samples_used,
+                    samples_per_replica=samples_per_replica,
+                    seed=config.seed,
+                )
+                found = {n: _so_far(average, config.estimator) for n, average in averages.items()}
+                made.append((found, used))
         finally:
             network.eval()
             set_replicas(network)
-    for average in averages.values():
-        sum_over_ranks(average.tables)
-        sum_over_ranks(average.count)
-    statistics = {name: a.statistics(config.estimator) for name, a in averages.items()}
-    return statistics, Calibration(
-        estimator=config.estimator,
-        samples_requested=config.samples,
-        samples_used=loader.samples_used,
-        samples_per_replica=samples_per_replica,
-        seed=config.seed,
-    )
+    return made
+
+
+def _so_far(average: BatchAverage, estimator: str) -> tuple[Tensor, Tensor]:
+    """Of all ranks' minibatches up to now; the sums of this rank go on. Collective."""
+    total = copy(average)
+    total.tables = sum_over_ranks(average.tables.clone())
+    total.count = sum_over_ranks(average.count.clone())
+    return total.statistics(estimator)

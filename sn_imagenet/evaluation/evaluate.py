@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +12,13 @@ from torch import nn
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import eval_loader
 from sn_imagenet.evaluation.accuracy import accuracy
-from sn_imagenet.evaluation.calibration import calibrate, samples_that_share_statistics
+from sn_imagenet.evaluation.calibration import (
+    Calibration,
+    Samples,
+    calibrate,
+    samples_that_share_statistics,
+)
+from sn_imagenet.evaluation.detail import Detail
 from sn_imagenet.evaluation.prepare import Prepared, stores_statistics
 from sn_imagenet.evaluation.progress import shown
 from sn_imagenet.models import places
@@ -36,9 +43,9 @@ def eval_batch_size(config: ExperimentConfig, device: torch.device) -> int:
     return max(1, min(256, 2**21 // config.data.image_size**2))
 
 
-def validate(prepared: Prepared) -> dict[str, Any]:
+def validate(prepared: Prepared, detail: Detail | None = None) -> dict[str, Any]:
     """Evaluate the network with its present statistics: what :func:`accuracy` returns, and
-    ``statistics``, which they are.
+    ``statistics``, which they are. ``detail`` observes it.
     """
     config, network, device = prepared.config, prepared.network, prepared.device
     network.eval()
@@ -52,7 +59,12 @@ def validate(prepared: Prepared) -> dict[str, Any]:
         device=device,
     )
     batches = shown(loader, "evaluation")
-    counts = accuracy(network, batches, device, autocast_for(config.trainer.precision, device))
+    autocast = autocast_for(config.trainer.precision, device)
+    if detail is None:
+        counts = accuracy(network, batches, device, autocast)
+    else:
+        counts = accuracy(network, batches, device, autocast, detail.observe)
+        detail.gather()
     if counts["nonfinite"]:
         say(
             f"warning: the network's output is not finite for {counts['nonfinite']} of "
@@ -63,43 +75,76 @@ def validate(prepared: Prepared) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation: ``record``, its entry in ``result.json``, and the ``statistics`` that a batch
-    average used (None: those of the network)."""
+    """An evaluation: ``record``, its entry in ``result.json``; the ``statistics`` that a batch
+    average used (None: those of the network); and its ``detail``, where that was asked for."""
 
     record: dict[str, Any]
     statistics: StoredStatistics | None = None
+    detail: Detail | None = None
 
 
-def evaluate(prepared: Prepared) -> list[Evaluated]:
-    """All evaluations of a network, one for each of the statistics that it can use.
+def evaluate(
+    prepared: Prepared,
+    *,
+    samples: Sequence[Samples] | None = None,
+    draws: int = 1,
+    new_detail: Callable[[], Detail] | None = None,
+) -> list[Evaluated]:
+    """All evaluations of a network under each of the statistics that it can use.
 
     ``moving_average`` and ``batch_average`` for a normaliser that stores statistics, ``sample`` for
     one that does not. Each record is what :func:`validate` returns, with ``calibration``: how the
     batch average was made, or null; ``precision``; and ``data``: its name and the fingerprint of
     the validation images.
+
+    Args:
+        samples: of the batch averages, one evaluation for each, all in one pass over the training
+            samples; None: the config's.
+        draws: how often they are drawn, with the config's seed and those after it.
+        new_detail: makes what observes one evaluation.
     """
     config, network = prepared.config, prepared.network
-    how = {
-        "precision": config.trainer.precision,
-        "data": {"name": config.data.name, "val": prepared.data.fingerprint["val"]},
-    }
-    present = Evaluated({**validate(prepared), "calibration": None, **how})
-    if not stores_statistics(network):
-        return [present]
-    statistics, calibration = calibrate(
+
+    def evaluated(calibration: Calibration | None, used: StoredStatistics | None) -> Evaluated:
+        detail = new_detail() if new_detail else None
+        record = {
+            **validate(prepared, detail),
+            "calibration": calibration.to_dict() if calibration else None,
+            "precision": config.trainer.precision,
+            "data": {"name": config.data.name, "val": prepared.data.fingerprint["val"]},
+        }
+        if calibration:
+            record["statistics"] = "batch_average"
+        return Evaluated(record, used, detail)
+
+    found = [evaluated(None, None)]
+    for draw in range(draws if stores_statistics(network) else 0):
+        seed = config.calibration.seed + draw
+        for statistics, calibration in calibrated(prepared, samples, seed):
+            with stored_statistics(network, statistics):
+                found.append(evaluated(calibration, statistics))
+    return found
+
+
+def calibrated(
+    prepared: Prepared, samples: Sequence[Samples] | None = None, seed: int | None = None
+) -> list[tuple[StoredStatistics, Calibration]]:
+    """What :func:`calibrate` makes of a network as its config says; of other ``samples`` or by
+    another ``seed`` where they are given.
+    """
+    config, network = prepared.config, prepared.network
+    asked = config.calibration
+    return calibrate(
         network,
         prepared.data.train,
-        config.calibration,
+        asked if seed is None else replace(asked, seed=seed),
         samples_per_replica=samples_that_share_statistics(network, config.batch),
         batch_size=eval_batch_size(config, prepared.device),
         workers=config.data.workers,
         device=prepared.device,
         autocast=autocast_for(config.trainer.precision, prepared.device),
+        samples=samples,
     )
-    with stored_statistics(network, statistics):
-        average = validate(prepared)
-    made = {"statistics": "batch_average", "calibration": calibration.to_dict()}
-    return [present, Evaluated({**average, **made, **how}, statistics)]
 
 
 def described_weights(network: nn.Module) -> list[dict[str, Any]] | None:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
+from torch import nn
+
 from sn_imagenet.config import from_dict
-from sn_imagenet.evaluation.evaluate import described_weights, evaluate
-from sn_imagenet.evaluation.prepare import prepare, require_same_data
+from sn_imagenet.errors import UserError
+from sn_imagenet.evaluation.asked import Asked
+from sn_imagenet.evaluation.detail import Detail, classes_csv, logits_npz
+from sn_imagenet.evaluation.evaluate import Evaluated, described_weights, evaluate
+from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
 from sn_imagenet.evaluation.result import add_evaluations, make_result, signed
 from sn_imagenet.replicas import from_rank_0, join, rank, say, together
-from sn_imagenet.runs import RunDirectory, RunError, checkpoint
+from sn_imagenet.runs import (
+    RunDirectory,
+    RunError,
+    checkpoint,
+    config_differences,
+    write_atomically,
+)
+from sn_imagenet.runs.files import FINAL, RESULT
 
 
 def find_run_directories(pattern: str) -> list[Path]:
@@ -32,19 +47,19 @@ def find_run_directories(pattern: str) -> list[Path]:
     return runs
 
 
-def evaluate_run(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+def evaluate_run(path: Path, asked: Asked) -> dict[str, Any]:
     """Calibrate and evaluate a trained run, and append what comes of it to its ``result.json``.
     What the training wrote there stays as it is.
 
     Args:
         path: the run's directory.
-        overrides: values that replace the run's own, as nested dicts; None leaves the run's.
 
     Returns:
         What ``result.json`` now holds; that of a diverged run as it is.
 
     Raises:
-        UserError: the run is not trained to its end, or its data is not the same any more.
+        UserError: the run is not trained to its end, the checkpoint is not of it, or its data is
+            not the same any more.
     """
     join()
     directory = RunDirectory(path)
@@ -58,31 +73,25 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
                 f"{path} has no {directory.final.name}: it is not trained to its end; continue it "
                 "with the command that started it"
             )
-        trained = checkpoint.load(directory.final)
         own = directory.read_config()
-        prepared = prepare(from_dict(_replaced(own, overrides)))
-        try:
-            training, trained_by = trained["training"], trained["provenance"]
-            fingerprint = trained["data_fingerprint"]
-            steps = training["steps"]
-            weights = {"epoch": steps // training["steps_per_epoch"], "step": steps}
-            prepared.network.load_state_dict(trained["model"])
-        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-            raise RunError(
-                f"{directory.final} is not what this run trained: "
-                f"{reason.splitlines()[0]}; restore it, or remove it and "
-                f"{directory.result.name} and start the run again"
-            ) from error
-        require_same_data(path, fingerprint, prepared.data)
+        prepared = prepare(from_dict(_replaced(own, asked.values)))
+        trained = _loaded(prepared.network, directory.final)
+        importance = described_weights(prepared.network)
+        weights = _weights_to_evaluate(prepared.network, directory, own, asked.checkpoint, trained)
+        _require_fitting_data(path, own, trained, prepared)
     config = from_dict(own)
     with together():
         if rank() == 0:
             directory.claim(config)
     try:
         found = signed(
-            evaluate(prepared),
-            weights={"file": directory.final.name, **weights},
+            evaluate(
+                prepared,
+                samples=asked.samples,
+                draws=asked.draws,
+                new_detail=_details(prepared, asked),
+            ),
+            weights=weights,
             by="evaluate.py",
             provenance=prepared.provenance,
         )
@@ -95,17 +104,149 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> dict[str, Any]:
                     result = make_result(
                         config,
                         status="finished",
-                        training=training,
-                        provenance=trained_by,
-                        fingerprint=fingerprint,
-                        importance_weights=described_weights(prepared.network),
+                        training=trained["training"],
+                        provenance=trained["provenance"],
+                        fingerprint=trained["data_fingerprint"],
+                        importance_weights=importance,
                     )
                 result = add_evaluations(result, directory, found)
                 directory.write_result(result)
+                _write_details(directory, asked, prepared.data.classes, found)
+        _say_spread(path, found)
     finally:
         if rank() == 0:
             directory.release()
     return from_rank_0(result)
+
+
+def _loaded(network: nn.Module, path: Path) -> dict[str, Any]:
+    """The checkpoint at ``path``, its weights in ``network``; of a final one all that a result says
+    of the training.
+
+    Raises:
+        RunError: it is not of this network, or lacks entries.
+    """
+    state = checkpoint.load(path)
+    try:
+        network.load_state_dict(state["model"])
+        if path.name == FINAL:
+            for key in ("training", "provenance", "data_fingerprint"):
+                if not isinstance(state[key], dict):
+                    raise TypeError(f"{key} is of type {type(state[key]).__name__}")
+            state |= _final_place(state["training"])
+        if not isinstance(state["config"], dict):
+            raise TypeError("config is no mapping")
+        int(state["epoch"]), int(state["step"])
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(
+            f"{path} is not what this run trained: {reason.splitlines()[0]}; restore it, or remove "
+            f"it and {RESULT} and start the run again"
+        ) from error
+    return state
+
+
+def _final_place(training: dict[str, Any]) -> dict[str, int]:
+    return {
+        "epoch": training["steps"] // training["steps_per_epoch"],
+        "step": training["steps"],
+    }
+
+
+def _weights_to_evaluate(
+    network: nn.Module,
+    directory: RunDirectory,
+    own: dict[str, Any],
+    name: str,
+    trained: dict[str, Any],
+) -> dict[str, Any]:
+    """Load the checkpoint that was asked for; its file, epoch and step, as an evaluation says."""
+    path = directory.path / name
+    if name != FINAL:
+        if not path.exists() and not Path(name).exists():
+            raise RunError(f"checkpoint={name}: no such file, in {directory.path} or by that path")
+        path = path if path.exists() else Path(name)
+        trained = _loaded(network, path)
+        if differences := config_differences(trained["config"], own):
+            raise RunError(
+                f"checkpoint={name} is of another experiment than {directory.path}: "
+                f"{'; '.join(differences)}"
+            )
+    return {"file": name, "epoch": trained["epoch"], "step": trained["step"]}
+
+
+def _require_fitting_data(
+    path: Path, own: dict[str, Any], trained: dict[str, Any], prepared: Prepared
+) -> None:
+    """Whether the data are the run's, or validation images of another name in the run's classes.
+
+    Raises:
+        UserError: they are not.
+    """
+    name, then = prepared.config.data.name, trained["data_fingerprint"]
+    if name == own["data"]["name"]:
+        try:
+            require_same_data(path, then, prepared.data)
+        except UserError as error:
+            raise UserError(
+                f"{error}. To evaluate other images of the same classes, name them: data.name="
+            ) from error
+        return
+    # The batch average is of the training's own images.
+    now = prepared.data.fingerprint
+    require_same_data(path, {**then, "val": now["val"]}, prepared.data)
+    classes, ours = prepared.data.classes, trained.get("classes")  # runs of before do not say
+    if ours is not None and list(classes) != list(ours):
+        raise UserError(
+            f"data.name={name}: its {len(classes)} classes are not the {len(ours)} that {path} was "
+            "trained with; expected the same names"
+        )
+
+
+def _details(prepared: Prepared, asked: Asked) -> Callable[[], Detail] | None:
+    if asked.per_class is None and asked.save_logits is None:
+        return None
+    return partial(
+        Detail,
+        len(prepared.data.classes),
+        len(prepared.data.val),
+        prepared.device,
+        keep_logits=asked.save_logits is not None,
+    )
+
+
+def _write_details(
+    directory: RunDirectory, asked: Asked, classes: Sequence[str], found: Sequence[Evaluated]
+) -> None:
+    details = {_name(made.record): made.detail for made in found if made.detail is not None}
+    for name, content in (
+        (asked.per_class, lambda: classes_csv(classes, details).encode()),
+        (asked.save_logits, lambda: logits_npz(details)),
+    ):
+        if name is not None:
+            say(f"{write_atomically(directory.path / name, content())}")
+
+
+def _name(record: dict[str, Any]) -> str:
+    """Of an evaluation in a file: ``moving_average``, ``batch_average_50000_seed0``."""
+    made = record["calibration"]
+    tail = f"_{made['samples_requested']}_seed{made['seed']}" if made else ""
+    return f"{record['statistics']}{tail}"
+
+
+def _say_spread(path: Path, found: Sequence[Evaluated]) -> None:
+    """Of the batch averages with several draws, how far they lie apart."""
+    draws: dict[Any, list[float]] = {}
+    for made in found:
+        if made.record["calibration"]:
+            asked = made.record["calibration"]["samples_requested"]
+            draws.setdefault(asked, []).append(made.record["top1"])
+    for samples, tops in draws.items():
+        if len(tops) > 1:
+            say(
+                f"{path}: batch average of {samples} samples, {len(tops)} draws: top-1 "
+                f"{fmean(tops):.2f} +- {stdev(tops):.2f}, {min(tops):.2f} to {max(tops):.2f}"
+            )
 
 
 def _replaced(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

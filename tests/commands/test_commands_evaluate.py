@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from command_line import CELL, Done, evaluate, evaluate_forked, refused, result, succeeded
+import yaml
+from command_line import CELL, ROOT, Done, evaluate, evaluate_forked, refused, result, succeeded
 from conftest import SWEPT
+from omegaconf import OmegaConf
+from PIL import Image
 from run_files import evaluated, version_1
 
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.errors import ConfigError
+from sn_imagenet.evaluation import Asked, prepare
 from sn_imagenet.models import load
 from sn_imagenet.norms import norm_layers
-from sn_imagenet.runs import read_run
+from sn_imagenet.runs import RunDirectory, checkpoint, read_run
 
 pytestmark = pytest.mark.slow  # a whole training first
 
@@ -68,7 +79,8 @@ def test_a_run_is_evaluated_as_its_training_did(trained: Path, tmp_path: Path) -
 
 def test_two_processes_count_alike(trained: Path) -> None:
     before = result(trained)
-    done = succeeded(evaluate(f"run={trained}", "trainer.eval_batch_size=33", processes=2))
+    other = ("trainer.eval_batch_size=33", "data.workers=2")
+    done = succeeded(evaluate(f"run={trained}", *other, processes=2))
     after = result(trained)
     assert after["evaluations"][:2] == before["evaluations"]
     after = _added(after)
@@ -77,6 +89,8 @@ def test_two_processes_count_alike(trained: Path) -> None:
     ours, theirs = (_counts(found)["batch_average"] for found in (after, before))
     assert ours[-1] == theirs[-1] == 400
     assert ours == pytest.approx(theirs, abs=2)
+    for name, evaluation in evaluated(after).items():
+        assert evaluation["loss"] == pytest.approx(evaluated(before)[name]["loss"], rel=1e-6), name
     calibration = evaluated(after)["batch_average"]["calibration"]
     assert calibration == evaluated(before)["batch_average"]["calibration"]
     assert "| batch average " in done.out
@@ -104,6 +118,99 @@ def test_another_calibration_is_added_and_does_not_count(trained: Path, tmp_path
         "seed": 3,
     }
     assert evaluated(after)["moving_average"] == evaluated(before)["moving_average"]
+
+
+def test_all_that_can_be_asked_for(trained: Path, tmp_path: Path) -> None:
+    before = result(trained)
+    chosen = ("calibration.samples=[256,64]", "calibration.draws=2", "checkpoint=previous.pt")
+    files = ("per_class=classes.csv", "save_logits=logits.npz")
+    done = succeeded(evaluate_forked(f"run={trained}", *chosen, *files, folder=tmp_path / "said"))
+    after = result(trained)
+    assert after["evaluations"][:2] == before["evaluations"]
+    made = after["evaluations"][2:]
+    drawn = [(e["calibration"]["samples_used"], e["calibration"]["seed"]) for e in made[1:]]
+    assert drawn == [(64, 0), (256, 0), (64, 1), (256, 1)]
+    assert {e["checkpoint"]["file"] for e in made} == {"previous.pt"}
+    assert made[0]["checkpoint"]["epoch"] == 3
+    assert re.search(r"batch average of 256 samples, 2 draws: top-1 \d+\.\d\d \+- ", done.out)
+    assert "| batch average, 256 samples, seed 1, previous.pt |" in done.out
+
+    # Whoever has the logits comes to the same numbers.
+    saved = np.load(trained / "logits.npz")
+    names = ["moving_average", *(f"batch_average_{n}_seed{seed}" for n, seed in drawn)]
+    assert list(saved) == ["labels", *names]
+    labels = saved["labels"]
+    with open(trained / "classes.csv", newline="") as file:
+        classes = list(csv.DictReader(file))
+    assert [int(row["seen"]) for row in classes] == np.bincount(labels).tolist()
+    for name, evaluation in zip(names, made, strict=True):
+        logits = saved[name].astype(np.float64)
+        correct = logits.argmax(1) == labels
+        assert correct.sum() == evaluation["top1_correct"]
+        loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(400), labels]
+        assert evaluation["loss"] == pytest.approx(loss.mean(), rel=1e-6)
+        by_class = [int(row[f"{name} correct"]) for row in classes]
+        assert by_class == [int(correct[labels == k].sum()) for k in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("calibration.draws=0", "calibration.draws=0: expected"),
+        ("calibration.samples=[64,none]", "calibration.samples=none: expected"),
+        ("save_logits=../x.npz", "save_logits=../x.npz: expected the name of a file"),
+        ("per_class=result.json", "per_class=result.json: expected the name of a file"),
+    ],
+)
+def test_what_cannot_be_asked_for(wrong: str, words: str) -> None:
+    key, _, value = wrong.partition("=")
+    composed: dict[str, Any] = OmegaConf.to_container(
+        OmegaConf.load(ROOT / "configs/evaluation/evaluate.yaml")
+    )  # type: ignore[assignment]
+    place = composed
+    *sections, name = key.split(".")
+    for section in sections:
+        place = place[section]
+    place[name] = yaml.safe_load(value)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        Asked.of(composed)
+
+
+@pytest.mark.slow
+def test_other_images_of_the_same_classes(
+    tmp_path: Path, composed: Callable[..., ExperimentConfig]
+) -> None:
+    for part in ("train", "val", "dark"):
+        for number, name in enumerate(("cat", "dog")):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for image in range(8):
+                shade = (60 * number + 10 * image) // (1 + (part == "dark"))
+                Image.new("RGB", (32, 32), (shade, 90, 255 - shade)).save(folder / f"{image}.png")
+    parts = (f"data.{part}={tmp_path / part}" for part in ("train", "val"))
+    config = composed("data=imagefolder_small", "model=resnet14_mini", "norm=bn", "batch=1x8",
+                      "data.workers=0", f"run_dir={tmp_path / 'run'}", *parts)  # fmt: skip
+    prepared, directory = prepare(config), RunDirectory(tmp_path / "run")
+    directory.claim(config)
+    directory.release()
+    training = {"steps": 2, "steps_per_epoch": 2, "epochs": 1}
+    state = {
+        "model": prepared.network.state_dict(),
+        "config": config.to_dict(),
+        "training": training,
+        "provenance": prepared.provenance,
+        "data_fingerprint": prepared.data.fingerprint,
+        "classes": list(prepared.data.classes),
+    }
+    checkpoint.save(directory.final, state)
+    run, dark = f"run={directory.path}", f"data.val={tmp_path / 'dark'}"
+    refused(evaluate_forked(run, dark, folder=tmp_path / "a"), "data.name=", "the val images")
+    succeeded(evaluate_forked(run, folder=tmp_path / "b"))
+    done = succeeded(evaluate_forked(run, dark, "data.name=dark", folder=tmp_path / "c"))
+    own, other = result(directory.path)["evaluations"][::2]
+    assert other["data"]["name"] == "dark" and other["data"]["val"] != own["data"]["val"]
+    assert read_run(directory.path).counted["moving_average"] == own
+    assert "| moving average, on dark, other images |" in done.out
 
 
 def test_a_glob_goes_into_one_table_past_an_unfinished_run(

@@ -87,14 +87,17 @@ def test_no_command_hides_in_a_block_without_a_language() -> None:
 @pytest.mark.parametrize("override", overrides())
 def test_the_option_exists(override: str) -> None:
     key, _, value = override.partition("=")
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        assert any(_takes(key, value, *base) for base in _BASES), override
+    known = []
+    for folder, *base in _BASES:
+        with initialize_config_dir(str(ROOT / folder), version_base="1.3"):
+            known.append(_takes(key, value, *base))
+    assert any(known), override
 
 
 _BASES = (
-    ("config", "hydra/launcher=submitit_slurm"),
-    ("config", "data=imagefolder"),
-    ("evaluate",),
+    ("configs", "config", "hydra/launcher=submitit_slurm"),
+    ("configs", "config", "data=imagefolder"),
+    ("configs/evaluation", "evaluate"),
 )
 
 

@@ -18,6 +18,7 @@ from sn_imagenet.data import AugmentedDataset, eval_loader
 from sn_imagenet.data.transforms import validation_draw
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import accuracy, correct_counts, evaluate, prepare
+from sn_imagenet.evaluation.detail import Detail
 from sn_imagenet.replicas import join, rank, session, world_size
 
 CLASSES = 7
@@ -49,13 +50,15 @@ def network(classes: int = CLASSES) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(48, classes)).eval()
 
 
-def evaluated(count: int, batch_size: int) -> dict[str, Any]:
+def evaluated(
+    count: int, batch_size: int, observe: Callable[[Tensor, Tensor], None] = lambda *_: None
+) -> dict[str, Any]:
     as_it_is = DataConfig("numbers", "digits", 4, 4, (0, 0, 0), (1, 1, 1), 0, decode="exact")
     dataset = AugmentedDataset(Numbers(count), as_it_is, validation_draw(as_it_is), seed=0)
     loader = eval_loader(
         dataset, batch_size=batch_size, rank=rank(), world_size=world_size(), workers=0
     )
-    return accuracy(network(), loader, torch.device("cpu"), nullcontext)
+    return accuracy(network(), loader, torch.device("cpu"), nullcontext, observe)
 
 
 def one_by_one(count: int) -> dict[str, Any]:
@@ -63,12 +66,16 @@ def one_by_one(count: int) -> dict[str, Any]:
     numbers, net = Numbers(count), network()
     top1 = top5 = 0
     loss = 0.0
+    bins: list[list[float]] = [[] for _ in range(15)]
     for image, label in (numbers[i] for i in range(count)):
         logits = net(image[None])[0].double().tolist()
         larger = sum(value > logits[label] for value in logits)
         top1 += larger < 1
         top5 += larger < 5
-        loss += math.log(sum(map(math.exp, logits))) - logits[label]
+        scale = sum(map(math.exp, logits))
+        loss += math.log(scale) - logits[label]
+        confidence = math.exp(max(logits)) / scale
+        bins[min(int(confidence * 15), 14)].append((larger < 1) - confidence)
     return {
         "top1": pytest.approx(100 * top1 / count),
         "top5": pytest.approx(100 * top5 / count),
@@ -77,6 +84,7 @@ def one_by_one(count: int) -> dict[str, Any]:
         "nonfinite": 0,
         "seen": count,
         "loss": pytest.approx(loss / count, rel=1e-5),
+        "ece": pytest.approx(100 * sum(abs(sum(gaps)) for gaps in bins) / count, rel=1e-4),
     }
 
 
@@ -104,6 +112,30 @@ def test_two_processes_count_each_sample_once(tmp_path: Path) -> None:
             assert found == one_by_one(count)
 
 
+def detail_as_program(folder: str) -> None:
+    with session():
+        join()
+        detail = Detail(CLASSES, 13, torch.device("cpu"), keep_logits=True)
+        evaluated(13, 3, detail.observe)
+        detail.gather()
+        torch.save((detail.by_class, detail.labels, detail.logits), f"{folder}/{rank()}.pt")
+
+
+def test_two_processes_keep_what_one_saw_in_the_order_of_the_data(tmp_path: Path) -> None:
+    for ended in as_programs(2, detail_as_program, tmp_path, str(tmp_path)):
+        assert ended.code == 0, ended.err
+    numbers = Numbers(13)
+    expected = network()(numbers.images).detach()
+    correct = expected.argmax(1) == numbers.labels
+    for number in (0, 1):
+        by_class, labels, logits = torch.load(tmp_path / f"{number}.pt")
+        assert torch.equal(labels, numbers.labels)
+        assert torch.allclose(logits, expected, atol=1e-6)
+        assert by_class == [
+            (int(correct[labels == k].sum()), int((labels == k).sum())) for k in range(CLASSES)
+        ]
+
+
 def test_fewer_than_five_classes() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
     assert correct_counts(logits, torch.tensor([0, 0])).tolist() == [1, 2, 0]
@@ -124,7 +156,7 @@ def test_logits_that_are_not_finite_are_wrong_and_counted(value: float, place: i
 def test_a_loss_that_is_not_finite_is_null() -> None:
     images, labels = torch.full((2, 3, 4, 4), torch.nan), torch.zeros(2, dtype=torch.long)
     found = accuracy(network(), [(images, labels)], torch.device("cpu"), nullcontext)
-    assert found["loss"] is None
+    assert found["loss"] is None and found["ece"] is None
     assert (found["seen"], found["nonfinite"], found["top1_correct"]) == (2, 2, 0)
 
 

@@ -77,7 +77,7 @@ def dataset(config: ExperimentConfig) -> AugmentedDataset:
 def calibrated(
     net: nn.Module, train: AugmentedDataset, batch_size: int = 64, **options: Any
 ) -> tuple[Tables, dict[str, Any]]:
-    statistics, how = calibrate(
+    ((statistics, how),) = calibrate(
         net,
         train,
         CalibrationConfig(
@@ -221,3 +221,30 @@ def test_two_processes_find_the_same(
         assert_close(sync, calibrated(network(), train, samples=13)[0])
         one = torch.load(tmp_path / f"one{number}.pt")
         torch.testing.assert_close(one, calibrated(network(), train, samples=5)[0])
+
+
+@pytest.mark.parametrize("batch_size", [SAMPLES, 64])
+def test_several_numbers_of_samples_in_one_pass(train: AugmentedDataset, batch_size: int) -> None:
+    """Each as alone, but for the rounding of sums; of the samples each is read once."""
+    net, read = network(), []
+    net.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    wanted = [REQUESTED, 3 * SAMPLES, SAMPLES]
+    made = calibrate(
+        net,
+        train,
+        CalibrationConfig(samples="all", estimator="mean_of_variances", seed=3),
+        samples_per_replica=SAMPLES,
+        batch_size=batch_size,
+        workers=0,
+        device=torch.device("cpu"),
+        autocast=nullcontext,
+        samples=wanted,
+    )
+    assert [how.samples_requested for _, how in made] == sorted(wanted)
+    assert sum(read) == made[-1][1].samples_used
+    for statistics, how in made:
+        alone, said = calibrated(network(), train, samples=how.samples_requested)
+        assert how.to_dict() == said
+        for name, tables in alone.items():
+            for ours, theirs in zip(statistics[name], tables, strict=True):
+                assert ours.numpy() == pytest.approx(theirs.numpy(), rel=1e-9)

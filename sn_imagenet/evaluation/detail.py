@@ -1,0 +1,88 @@
+"""What an evaluation leaves beside its counts: accuracy by class, and the logits themselves."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sn_imagenet.evaluation.accuracy import hits
+from sn_imagenet.replicas import rank, sum_over_ranks, world_size
+
+
+class Detail:
+    """Sees the batches of one evaluation, those of this rank in its order.
+
+    Args:
+        classes: K, of the network.
+        samples: N, of the data set, over all ranks.
+        keep_logits: whether they are kept, N x K float32.
+    """
+
+    def __init__(self, classes: int, samples: int, device: torch.device, keep_logits: bool) -> None:
+        self._by_class = torch.zeros(2, classes, dtype=torch.float64, device=device)
+        self._labels = torch.zeros(samples, dtype=torch.long, device=device)
+        self._logits = torch.zeros(samples if keep_logits else 0, classes, device=device)
+        self._next = rank()
+
+    def observe(self, logits: Tensor, labels: Tensor) -> None:
+        """Logits [m, K] and labels [m] of the next batch of this rank."""
+        correct = hits(logits, labels)[:, 0]
+        rows = torch.stack([correct, torch.ones_like(correct)]).to(self._by_class)
+        self._by_class.index_add_(1, labels, rows)
+        end = self._next + len(labels) * world_size()
+        self._labels[self._next : end : world_size()] = labels
+        if len(self._logits):
+            self._logits[self._next : end : world_size()] = logits.float()
+        self._next = end
+
+    def gather(self) -> None:
+        """Have what all ranks saw on each of them. Collective, once."""
+        for table in (self._by_class, self._labels, self._logits):
+            sum_over_ranks(table)
+
+    @property
+    def by_class(self) -> list[tuple[int, int]]:
+        """(correct, seen) of each class, top-1."""
+        correct, seen = self._by_class.long().tolist()
+        return list(zip(correct, seen, strict=True))
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N], in the order of the data set."""
+        return self._labels.cpu()
+
+    @property
+    def logits(self) -> Tensor:
+        """float32 [N, K], in the order of the data set; [0, K] where they were not kept."""
+        return self._logits.cpu()
+
+
+def classes_csv(names: Sequence[str], details: Mapping[str, Detail]) -> str:
+    """CSV: a row for each class with its name, how many samples it has, and for each evaluation how
+    many of them are correct and the percentage (empty without a sample)."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    columns = [f"{name} {what}" for name in details for what in ("correct", "top1")]
+    writer.writerow(["class", "seen", *columns])
+    tables = [detail.by_class for detail in details.values()]
+    for number, name in enumerate(names):
+        row: list[object] = [name, tables[0][number][1]]
+        for table in tables:
+            correct, seen = table[number]
+            row += [correct, 100 * correct / seen if seen else ""]
+        writer.writerow(row)
+    return buffer.getvalue()
+
+
+def logits_npz(details: Mapping[str, Detail]) -> bytes:
+    """An ``.npz``: ``labels`` int64 [N], and float32 [N, K] under the name of each evaluation."""
+    buffer = io.BytesIO()
+    arrays = {name: detail.logits.numpy() for name, detail in details.items()}
+    labels = next(iter(details.values())).labels.numpy()
+    np.savez(buffer, **{"labels": labels, **arrays})  # type: ignore[arg-type]
+    return buffer.getvalue()
