@@ -28,6 +28,7 @@ NOT_THE_EXPERIMENT = frozenset({
     "run_dir", "runs_dir", "evaluate", "data.root", "data.train", "data.val", "data.workers",
     "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
     "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes", "checkpoint.on_error",
+    "calibration.every",
 })
 # fmt: on
 
@@ -300,12 +301,15 @@ class CalibrationConfig:
     in minibatches of the run's own samples per GPU.
 
     ``estimator``: ``mean_of_variances`` averages the minibatches' variances, as the paper says;
-    ``population`` is E[mean^2 + var] - E[mean]^2, as the authors' code accumulates.
+    ``population`` is E[mean^2 + var] - E[mean]^2, as the authors' code accumulates. ``every``: the
+    epochs between two calibrated validations in the training of a method that is judged by its
+    batch average (None: none); the weights do not depend on it.
     """
 
     samples: Any
     estimator: str
     seed: int
+    every: int | None = None
 
     def __post_init__(self) -> None:
         is_count = isinstance(self.samples, int) and not isinstance(self.samples, bool)
@@ -316,6 +320,10 @@ class CalibrationConfig:
         _require(
             self.estimator in ESTIMATORS,
             f"calibration.estimator={self.estimator}: expected one of {', '.join(ESTIMATORS)}",
+        )
+        _require(
+            self.every is None or self.every >= 1,
+            f"calibration.every={self.every}: expected null or a number of epochs",
         )
         # Training epoch e draws by e, the calibration by -1 - seed: the two must not meet.
         _require_seed("calibration.seed", self.seed)

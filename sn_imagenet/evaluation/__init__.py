@@ -9,6 +9,7 @@ from sn_imagenet.evaluation.evaluate import (
     described_weights,
     evaluate,
     validate,
+    validate_calibrated,
 )
 from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
 from sn_imagenet.evaluation.result import add_evaluations, make_result, signed
@@ -32,4 +33,5 @@ __all__ = [
     "require_same_data",
     "signed",
     "validate",
+    "validate_calibrated",
 ]

@@ -151,7 +151,8 @@ def _check(row: dict[str, Any]) -> None:
     for name in {"epoch", "epochs", "step", "images_per_s"} & row.keys():
         if not math.isfinite(number(row[name])):
             raise TypeError(f"{name} {row[name]}")
-    number(mapping(row.get("val")).get("top1", 0.0))
+    for name in ("val", "calibrated"):
+        number(mapping(row.get(name)).get("top1", 0.0))
 
 
 def _damage(path: Path, rows: bytes) -> str:

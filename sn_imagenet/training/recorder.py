@@ -122,10 +122,15 @@ class Recorder:
         epoch: int,
         step: int,
         validation: dict[str, Any],
+        calibrated: dict[str, Any] | None,
         weights: dict[str, dict[str, dict[str, float]]],
     ) -> None:
-        """An epoch is done and validated; ``weights`` are the importance weights by layer."""
+        """An epoch is done and validated; ``calibrated``: by its batch average too, if it was;
+        ``weights`` are the importance weights by layer.
+        """
         scalars = {"val/top1": validation["top1"]}
+        if calibrated:
+            scalars["val/top1_batch_average"] = calibrated["top1"]
         for layer, tables in weights.items():
             for table, members in tables.items():
                 for member, weight in members.items():
@@ -137,16 +142,22 @@ class Recorder:
             "step": step,
             "val": validation,
         }
+        if calibrated:
+            row["calibrated"] = calibrated
         if weights:
             row["importance_weights"] = weights
         self._write(row, scalars, step)
-        self._console.line(
-            f"epoch {epoch}/{self._epochs}  validation top-1 {validation['top1']:.2f} "
-            f"({validation['top1_correct']} of {validation['seen']}), "
-            f"{validation['statistics'].replace('_', ' ')} statistics"
-        )
+        told = [_told(counts) for counts in (validation, calibrated) if counts]
+        self._console.line(f"epoch {epoch}/{self._epochs}  validation top-1 {'; '.join(told)}")
         self._clear()
 
     def _write(self, row: dict[str, Any], scalars: dict[str, float], step: int) -> None:
         if self._log is not None and rank() == 0:
             self._log.write(row, scalars, step)
+
+
+def _told(counts: dict[str, Any]) -> str:
+    return (
+        f"{counts['top1']:.2f} ({counts['top1_correct']} of {counts['seen']}), "
+        f"{counts['statistics'].replace('_', ' ')} statistics"
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sn_imagenet.data import train_loader
-from sn_imagenet.evaluation import Prepared, require_same_data, validate
+from sn_imagenet.evaluation import Prepared, require_same_data, validate, validate_calibrated
 from sn_imagenet.models import PlacedDropout
 from sn_imagenet.norms import importance_weights
 from sn_imagenet.replicas import (
@@ -168,11 +168,12 @@ class Trainer:
                 self._stop_if_any_was_told()
             if self.step_in_epoch == self.steps_per_epoch:
                 validation = validate(self.prepared)
+                calibrated = validate_calibrated(self.prepared) if self._calibrates() else None
                 with self.stop.deferred():
                     self.epoch += 1
                     self.step_in_epoch = 0
                     weights = importance_weights(self.network)
-                    self.recorder.validated(self.epoch, self.step, validation, weights)
+                    self.recorder.validated(self.epoch, self.step, validation, calibrated, weights)
                     self._save()
         self._wait_for_the_disk()
         return None
@@ -201,6 +202,12 @@ class Trainer:
             "norm_backends": self.norm_backends,
             "warnings": self.warnings,
         }
+
+    def _calibrates(self) -> bool:
+        """Whether the epoch that ends is validated with the batch average too."""
+        every = self.config.calibration.every
+        judged_by = self.config.norm.test_statistics
+        return every is not None and judged_by == "batch_average" and (self.epoch + 1) % every == 0
 
     def _divergence(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
         return {

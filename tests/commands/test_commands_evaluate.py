@@ -176,7 +176,6 @@ def test_what_cannot_be_asked_for(wrong: str, words: str) -> None:
         Asked.of(composed)
 
 
-@pytest.mark.slow
 def test_other_images_of_the_same_classes(
     tmp_path: Path, composed: Callable[..., ExperimentConfig]
 ) -> None:

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from command_line import CELL, Done, metrics, result, run, succeeded
+import torch
+from command_line import CELL, SMALL, Done, metrics, result, run, succeeded, train_forked
 from conftest import SWEPT
 from run_files import evaluated
 
@@ -39,6 +40,32 @@ def _check(runs: Path, done: Done, processes: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_calibration_in_training_changes_no_bit(
+    sweep_of_one: tuple[Path, Done], tmp_path: Path
+) -> None:
+    """The same cell once more, calibrated after its epoch: the running statistics are those of the
+    training alone, and the calibrated validation is the batch average's.
+    """
+    run, other = tmp_path / "run", sweep_of_one[0] / CELL / "sn/8x8/seed0"
+    cell = ("norm=sn", "batch=8x8", *SMALL, "trainer.epochs=1", "trainer.log_every=1")
+    every = ("calibration.every=1", f"run_dir={run}")
+    done = succeeded(train_forked(*cell, *every, folder=tmp_path / "said"))
+    ours, theirs = (torch.load(path / "final.pt")["model"] for path in (run, other))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    row = metrics(run)[-1]
+    average = evaluated(result(run))["batch_average"]
+    assert row["calibrated"]["statistics"] == "batch_average"
+    assert row["calibrated"]["top1_correct"] == average["top1_correct"]
+    assert row["calibrated"]["calibration"] == average["calibration"]
+    assert row["calibrated"]["seconds"] > 0
+    assert "calibrated" not in metrics(other)[-1]
+    top1 = average["top1"]
+    assert re.search(
+        rf"moving average statistics; {top1:.2f} .*, batch average statistics", done.out
+    )
+
+
 def test_one_process_sweeps(sweep_of_one: Sweep) -> None:
     runs, done = sweep_of_one
     _check(runs, done, 1)
