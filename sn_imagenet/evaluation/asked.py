@@ -21,11 +21,11 @@ class Asked:
     """
 
     values: dict[str, Any]
-    samples: tuple[Samples, ...] | None
-    draws: int
-    checkpoint: str
-    per_class: str | None
-    save_logits: str | None
+    samples: tuple[Samples, ...] | None = None
+    draws: int = 1
+    checkpoint: str = FINAL
+    per_class: str | None = None
+    save_logits: str | None = None
 
     @classmethod
     def of(cls, composed: dict[str, Any]) -> Asked:

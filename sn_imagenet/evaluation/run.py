@@ -128,7 +128,6 @@ def _loaded(network: nn.Module, path: Path) -> dict[str, Any]:
     """
     state = checkpoint.load(path)
     try:
-        network.load_state_dict(state["model"])
         if path.name == FINAL:
             for key in ("training", "provenance", "data_fingerprint"):
                 if not isinstance(state[key], dict):
@@ -137,6 +136,7 @@ def _loaded(network: nn.Module, path: Path) -> dict[str, Any]:
         if not isinstance(state["config"], dict):
             raise TypeError("config is no mapping")
         int(state["epoch"]), int(state["step"])
+        network.load_state_dict(state["model"])
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(

@@ -19,7 +19,7 @@ from PIL import Image
 from run_processes import finish, start, steps
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.evaluation import evaluate_run, find_run_directories
+from sn_imagenet.evaluation import Asked, evaluate_run, find_run_directories
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
 from sn_imagenet.runs.saver import CheckpointSaver
 from sn_imagenet.training import train
@@ -193,7 +193,7 @@ def test_other_data_is_refused(composed, tmp_path):
     assert moved["training"]["steps"] == 6
     edited(tmp_path / "run" / "final.pt", UNUSABLE["nothing"])
     with pytest.raises(RunError, match=r"final\.pt is not .*: no entry 'training'"):
-        evaluate_run(tmp_path / "run", {"data": {"train": str(tmp_path / "moved")}})
+        evaluate_run(tmp_path / "run", Asked({"data": {"train": str(tmp_path / "moved")}}))
     # A directory of that very name, whatever a glob makes of it.
     named = (tmp_path / "run").rename(tmp_path / "a[1]")
     assert find_run_directories(str(named)) == [named]
