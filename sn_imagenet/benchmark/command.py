@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sn_imagenet.benchmark import layers, pooling, step, train
+from sn_imagenet.benchmark import layers, loader, pooling, step, train
 from sn_imagenet.benchmark.plot import plot
 from sn_imagenet.benchmark.report import Command, write_json
 from sn_imagenet.errors import UserError
@@ -18,6 +18,7 @@ COMMANDS: dict[str, Command] = {
     "step": step.COMMAND,
     "pooling": pooling.COMMAND,
     "train": train.COMMAND,
+    "loader": loader.COMMAND,
 }
 
 
@@ -42,7 +43,7 @@ def run(description: str, configs: Path, arguments: list[str] | None = None) -> 
     if args.json:
         write_json(args.benchmark, report.facts, device, args.json)
     if args.plot:
-        plot(report.panels, args.plot)
+        plot(report.panels, report.reference, args.plot)
     return 0
 
 

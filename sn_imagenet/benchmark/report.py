@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from sn_imagenet.benchmark.contenders import REFERENCE
+
 VERSION = 3
 """Of the JSON's form; since 3 a case of a step has a title, and a setting in place of a batch."""
 
@@ -27,11 +29,13 @@ class Report:
         table: for the terminal.
         panels: to plot: time over the reference's by contender, under a title each; none where
             there is nothing to compare.
+        reference: its name.
     """
 
     facts: dict[str, Any]
     table: str
     panels: dict[str, dict[str, float]] = field(default_factory=dict)
+    reference: str = REFERENCE
 
 
 @dataclass(frozen=True)
