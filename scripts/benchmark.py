@@ -6,6 +6,7 @@ python scripts/benchmark.py step --batch 8x1 8x2 --modes eager graph reduce-over
 python scripts/benchmark.py step --network resnet50_mini --image-size 16 --batch 8x2 --threads 1
 python scripts/benchmark.py pooling --threads 1 --clock cpu
 python scripts/benchmark.py train data=digits model=resnet50_mini norm=sn batch=8x2
+python scripts/benchmark.py loader --images /data/imagenet/val --json loader.json
 """
 
 from __future__ import annotations

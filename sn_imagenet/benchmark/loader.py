@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import statistics
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +19,10 @@ from torchvision.transforms import v2
 
 from sn_imagenet.benchmark.compose import composed
 from sn_imagenet.benchmark.report import Command, Report, aligned
+from sn_imagenet.benchmark.timing import CLOCKS, Clock
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import TrainLoader, build, train_loader
+from sn_imagenet.data.sources import Source
 from sn_imagenet.errors import UserError
 
 REFERENCE = "torchvision's reference"
@@ -79,16 +80,27 @@ def contenders(
         return lambda epoch: loader
 
     exact, fast = (_ours(config(decode), batch, workers) for decode in ("exact", "fast"))
-    source: Any = exact.stored.dataset.source  # type: ignore[attr-defined]
+    source = build(data, config("exact").augment, seed=0).train.source
     return {
         REFERENCE: others(ImageFolder(folder, reference)),
         PILLOW: others(ImageFolder(folder), collate_fn=len),
-        LIMIT: others(source, collate_fn=len),
+        LIMIT: others(_Decoded(source), collate_fn=len),
         "exact": _as_stored(exact),
         f"exact{NORMALISED}": exact.epoch,
         "fast": _as_stored(fast),
         f"fast{NORMALISED}": fast.epoch,
     }
+
+
+class _Decoded(Dataset[Any]):
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> object:
+        return self.source.open(index).pixels()
 
 
 def _ours(config: ExperimentConfig, batch: int, workers: int) -> TrainLoader:
@@ -119,6 +131,7 @@ def measure(
     batch: int,
     workers: Sequence[int],
     repeats: int,
+    clock: Clock,
 ) -> list[Speed]:
     """Each of ``repeats`` rounds passes once with every contender at every number of workers, in an
     order drawn anew; a pass beforehand starts the workers and fills the file cache."""
@@ -132,7 +145,7 @@ def measure(
     for epoch in range(repeats + 1):
         for race in order.sample(list(races), len(races)):
             with _bound_to(max(race[1], 1)):
-                speed = _images_per_s(races[race], epoch, batch)
+                speed = _images_per_s(races[race], epoch, batch, clock)
             if epoch:
                 samples[race].append(speed)
     return [
@@ -141,10 +154,10 @@ def measure(
     ]
 
 
-def _images_per_s(batches: Batches, epoch: int, batch: int) -> float:
-    start = time.perf_counter()
+def _images_per_s(batches: Batches, epoch: int, batch: int, clock: Clock) -> float:
+    start = clock()
     count = sum(1 for _ in batches(epoch))
-    return count * batch / (time.perf_counter() - start)
+    return count * batch / (clock() - start)
 
 
 @contextmanager
@@ -230,6 +243,12 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="loader processes, a core for each; 0, which is always measured, is this one's own; "
         "default all from 0 to the cores",
     )
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: this process's own time, --workers 0 alone; for a machine that others share",
+    )
     parser.add_argument("--batch", type=int, default=20, help="images per batch; default 20")
     parser.add_argument("--repeats", type=int, default=9, help="rounds; the median counts")
 
@@ -239,6 +258,8 @@ def _measure(args: Namespace, device: torch.device) -> Report:
     wrong = [count for count in args.workers if not 0 <= count <= cores]
     if wrong:
         raise UserError(f"--workers {wrong[0]}: expected 0 to {cores}, a core for each")
+    if args.clock == "cpu" and args.workers != [0]:
+        raise UserError("--clock cpu sees no time of the workers: expected --workers 0")
     if not args.threads:
         torch.set_num_threads(1)  # as each worker has
 
@@ -248,7 +269,7 @@ def _measure(args: Namespace, device: torch.device) -> Report:
         return composed(args.configs, chosen)
 
     workers = sorted({0, *args.workers})
-    speeds = measure(config, args.images, args.batch, workers, args.repeats)
+    speeds = measure(config, args.images, args.batch, workers, args.repeats, CLOCKS[args.clock])
     found = ratios(speeds)
     data = build(config("exact").data, config("exact").augment, seed=0)
     facts = {
@@ -257,6 +278,7 @@ def _measure(args: Namespace, device: torch.device) -> Report:
         "overrides": args.overrides,
         "batch": args.batch,
         "repeats": args.repeats,
+        "clock": args.clock,
         "speeds": [speed.__dict__ for speed in speeds],
         "ratios": found,
         "scaling": scaling(speeds),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from sn_imagenet.benchmark.layers import SHAPES, Kind, setting
 from sn_imagenet.benchmark.report import Command, Report, aligned
 from sn_imagenet.benchmark.step import make_room_for_compilations
 from sn_imagenet.benchmark.step_contenders import StepData, StepKind, trainer_step
-from sn_imagenet.benchmark.timing import Clock, alternate
+from sn_imagenet.benchmark.timing import CLOCKS, Clock, alternate
 from sn_imagenet.errors import UserError
 from sn_imagenet.norms import norm_layers, set_replicas
 from sn_imagenet.norms.methods import METHODS
@@ -33,9 +32,6 @@ CLOSED_FORM, AUTOGRAD, COMPILED = "closed form", "autograd", "compiled"
 
 MIXTURES = [name for name, method in METHODS.items() if method.pool is MixtureNorm2d.pool]
 """The methods that have a closed form."""
-
-CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""cpu is this process's time on all of its threads, which others on the machine hardly touch."""
 
 
 @dataclass

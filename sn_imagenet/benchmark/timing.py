@@ -18,6 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 Context = Callable[[], AbstractContextManager[Any]]
 Clock = Callable[[], float]
 
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""cpu: this process's time on all of its threads, which others on the machine hardly touch."""
+
 SHORTEST_SAMPLE = 2e-3
 """Seconds that one timed sample lasts at least; shorter calls are repeated within it."""
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from sn_imagenet.data.sources import Opened
+
 
 class ArraySource:
-    """Images in one array. ``source[i]`` is (uint8 array [H, W, 3], or float32 tensor [3, H, W]
-    in [0, 1]; label).
+    """Images in one array: uint8 array [N, H, W, 3], or float32 tensor [N, 3, H, W] in [0, 1].
 
     Args:
         stored: the images as they were before anything was made of them, for the fingerprint.
@@ -34,8 +35,10 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray | Tensor, int]:
-        return self.images[index], int(self.labels[index])
+    def open(self, index: int) -> Opened:
+        image = self.images[index]
+        height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.shape[1:]
+        return Opened((height, width), int(self.labels[index]), lambda: image)
 
     def fingerprint(self) -> dict[str, Any]:
         """Of the stored pixels and the labels."""

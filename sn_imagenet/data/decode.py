@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import simplejpeg
@@ -43,14 +45,38 @@ def decode(data: bytes) -> np.ndarray:
     return _by_pillow(data)
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of what :func:`decode` would give, from the file's header alone.
+
+    Raises:
+        UndecodableError: no image, or one of more than ``MAX_PIXELS``.
+    """
+    if data.startswith(_JPEG):
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            pass  # as in decode
+        else:
+            _refuse_bomb(height, width)
+            return height, width
+    with _pillow(data) as image:
+        return image.height, image.width
+
+
 def _by_pillow(data: bytes) -> np.ndarray:
+    with _pillow(data) as image:
+        return np.array(image.convert("RGB"))  # reads all: a truncated file fails here
+
+
+@contextmanager
+def _pillow(data: bytes) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
             warnings.filterwarnings("ignore", "Corrupt EXIF", UserWarning)  # not read
             with Image.open(io.BytesIO(data)) as image:
                 _refuse_bomb(image.height, image.width)
-                return np.array(image.convert("RGB"))  # reads all: a truncated file fails here
+                yield image
     except UndecodableError:
         raise
     except Exception as error:  # Pillow raises errors of many types for broken files

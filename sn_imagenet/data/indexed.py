@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from sn_imagenet.data.decode import UndecodableError, decode
+from sn_imagenet.data.decode import UndecodableError, decode, image_size
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import PREPARE, Index
+from sn_imagenet.data.sources import Opened
 
 
 class IndexedSource:
-    """The samples of ``index`` that are not marked as bad, in its order. ``source[i]`` is (uint8
-    [H, W, 3], label).
+    """The samples of ``index`` that are not marked as bad, in its order.
 
-    Raises (on access):
+    Raises (when a sample is opened, or its pixels are asked for):
         DataError: the file cannot be read, is not that of the index, or cannot be decoded.
     """
 
@@ -30,9 +32,21 @@ class IndexedSource:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getitem__(self, sample: int) -> tuple[np.ndarray, int]:
+    def open(self, sample: int) -> Opened:
+        data = self.read(sample)
+        with self._naming(sample):
+            size = image_size(data)
+
+        def pixels() -> np.ndarray:
+            with self._naming(sample):
+                return decode(data)
+
+        return Opened(size, int(self.labels[sample]), pixels)
+
+    @contextmanager
+    def _naming(self, sample: int) -> Iterator[None]:
         try:
-            return decode(self.read(sample)), int(self.labels[sample])
+            yield
         except UndecodableError as error:
             raise DataError(
                 f"{self.index.where(self.chosen[sample])} cannot be read as an image ({error}): "

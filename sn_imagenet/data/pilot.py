@@ -7,12 +7,11 @@ import math
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from sn_imagenet.config import DataConfig
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.seeding import derive_seed
-from sn_imagenet.data.sources import Source
+from sn_imagenet.data.sources import Opened, Source
 
 
 class PartSource:
@@ -30,9 +29,9 @@ class PartSource:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray | Tensor, int]:
-        image, _ = self.source[int(self.chosen[index])]
-        return image, int(self.labels[index])
+    def open(self, index: int) -> Opened:
+        opened = self.source.open(int(self.chosen[index]))
+        return opened._replace(label=int(self.labels[index]))
 
     def fingerprint(self) -> dict[str, Any]:
         """Of the whole's and of which samples these are of it."""

@@ -72,7 +72,7 @@ def _warn_of_enlarged_images(config: ExperimentConfig, data: DataSets) -> None:
     sides = []
     for index in sorted({0, (len(source) - 1) // 2, len(source) - 1}):
         with suppress(DataError):  # told when training comes to it
-            sides.append(min(source[index][0].shape[:2]))
+            sides.append(min(source.open(index).size))
     if sides and 2 * max(sides) <= config.data.image_size:
         say(
             f"warning: images of data.train, {max(sides)} pixels small, are enlarged to "

@@ -134,7 +134,7 @@ def test_crop_flip_shifts_and_mirrors_small_photographs(
     )
     data = build(config.data, config.augment, seed=0)
     assert (len(data.train), len(data.val), len(data.classes)) == (5000, 1000, 10)
-    photo, _ = data.train.source[123]
+    photo = data.train.source.open(123).pixels()
     normalize = v2.Normalize(config.data.mean, config.data.std)
     black = -torch.tensor(config.data.mean) / torch.tensor(config.data.std)
     padded = black[:, None, None].expand(3, 40, 40).clone()
@@ -173,7 +173,7 @@ def test_an_augmentation_is_one_function_and_one_yaml(
     found = f"hydra.searchpath=[file://{tmp_path}]"
     config = composed("data=digits", "augment=corner", found)
     train = build(config.data, config.augment, seed=0).train
-    stored = train.source[7][0][:, :5, :5]
+    stored = train.source.open(7).pixels()[:, :5, :5]
     expected = v2.functional.resize(stored, [16, 16], antialias=True)
     expected = v2.functional.normalize(expected, config.data.mean, config.data.std)
     assert torch.equal(train[0, 7][0], expected)

@@ -12,7 +12,7 @@ from jpegs import jpeg
 from PIL import Image
 
 from sn_imagenet.data import decode as decoding
-from sn_imagenet.data.decode import UndecodableError, decode
+from sn_imagenet.data.decode import UndecodableError, decode, image_size
 
 
 def by_pillow(data: bytes) -> np.ndarray:
@@ -75,6 +75,7 @@ def test_what_simplejpeg_does_not_decode_alike(
     }
     for name, data in files.items():
         assert np.array_equal(decode(data), by_pillow(data)), name
+        assert image_size(data) == decode(data).shape[:2], name
 
     monkeypatch.setattr(decoding, "_by_pillow", lambda data: pytest.fail("through Pillow"))
     decode(files["exif"]), decode(files["grey"]), decode(kept)

@@ -41,14 +41,14 @@ def test_every_layout_gives_the_same_samples(tmp_path: Path, layout: str) -> Non
         names = sorted(imagenets.TRAIN)
         assert len(train) == len(names)
         for i, name in enumerate(names):
-            image, label = train[i]
-            assert np.array_equal(image, decode(imagenets.TRAIN[name]))
-            assert train.classes[label] == name.split("/")[0]
+            sample = train.open(i)
+            assert np.array_equal(sample.pixels(), decode(imagenets.TRAIN[name]))
+            assert train.classes[sample.label] == name.split("/")[0]
         pairs = sorted(zip(imagenets.VAL_CLASSES, imagenets.VAL, strict=True))
         for i, (wnid, name) in enumerate(pairs):
-            image, label = val[i]
-            assert np.array_equal(image, decode(imagenets.VAL[name]))
-            assert (val.classes[label], val.read(i)) == (wnid, imagenets.VAL[name])
+            sample = val.open(i)
+            assert np.array_equal(sample.pixels(), decode(imagenets.VAL[name]))
+            assert (val.classes[sample.label], val.read(i)) == (wnid, imagenets.VAL[name])
             assert name in val.index.where(i)
         assert [source.fingerprint() for source in (train, val)] == [
             source.fingerprint() for source in opened(imagenets.folders(tmp_path / "folders"))
@@ -164,10 +164,10 @@ def test_a_file_of_another_size_is_refused_when_it_is_read(tmp_path: Path) -> No
     path = train.index.path(4)
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(DataError, match=rf"{path.name} has \d+ bytes, and had \d+ when its index"):
-        train[4]
+        train.open(4)
     path.unlink()
     with pytest.raises(DataError, match=rf"{path.name} cannot be read: .*No such file"):
-        train[4]
+        train.open(4)
 
 
 def test_an_index_that_is_broken_or_of_another_version(

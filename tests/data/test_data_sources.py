@@ -107,10 +107,11 @@ def test_sample_id_is_the_place_in_sorted_order(
     files = sorted((folders / "train").rglob("*.jpg"), key=lambda f: (f.parent.name, f.name))
     assert data.classes == ("cat", "dog", "eel")
     for index, file in enumerate(files):
-        image, label = data.train.source[index]
+        opened = data.train.source.open(index)
         with Image.open(file) as expected:
-            assert np.array_equal(np.asarray(image), np.asarray(expected))
-        assert data.classes[label] == file.parent.name
+            assert np.array_equal(np.asarray(opened.pixels()), np.asarray(expected))
+            assert opened.size == (expected.height, expected.width)
+        assert data.classes[opened.label] == file.parent.name
 
 
 def index_anew(folder: Path) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FILES = ("imagefolder", "imagenet")  # opened without torch, by an index that is kept
+
+
+class Opened(NamedTuple):
+    """One sample: its ``size`` (height, width) and label are known before its pixels are.
+    ``pixels()``: uint8 [H, W, 3], or float32 [3, H, W] in [0, 1]."""
+
+    size: tuple[int, int]
+    label: int
+    pixels: Callable[[], np.ndarray | Tensor]
 
 
 class Source(Protocol):
@@ -34,8 +44,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray | Tensor, int]:
-        """(uint8 [H, W, 3], or float32 [3, H, W] in [0, 1]; label)."""
+    def open(self, index: int) -> Opened: ...
 
 
 def open_source(data: DataConfig) -> tuple[Source, Source]:
