@@ -83,7 +83,7 @@ class IndexedSource:
     def fingerprint(self) -> dict[str, Any]:
         """Over (class, file name, size) of each sample; ``left_out`` names those marked as bad."""
         bad = np.flatnonzero(self.index.bad)
-        found = {"samples": len(self), "sha256": self.index.fingerprint(self.chosen)}
+        found = {"samples": len(self), "sha256": self.index.sha256}
         left_out = [os.fsdecode(name) for name in self.index.listing.names[bad].tolist()]
         return {**found, "left_out": left_out} if left_out else found
 

@@ -120,6 +120,8 @@ def test_an_index_that_is_kept_is_not_made_again(tmp_path: Path) -> None:
     assert after["left_out"] == ["n01440764_10.JPEG", "n01443537_9.JPEG"]
     names = [str(source.index.path(i).name) for i in source.chosen]
     assert len(source) == 10 and not set(names) & set(after["left_out"])
+    kept = part.open()
+    assert vars(kept)["sha256"] == replace(kept, bad=bad).sha256 == after["sha256"]
 
 
 def add_file(root: Path) -> None:
