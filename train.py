@@ -29,13 +29,14 @@ def main() -> None:
         def cell(composed: DictConfig) -> None:
             line.check(composed)
             from sn_imagenet.replicas import rank, together
+            from sn_imagenet.reporting.figures.files import weights_figure
             from sn_imagenet.reporting.report import report_run
             from sn_imagenet.training import train
 
             with line.session.cell():
                 with together():
                     config = from_hydra(composed)
-                result = train(config)
+                result = train(config, weights_figure)
                 if rank() == 0 and config.evaluate:
                     report_run(result, config.run_dir)
 

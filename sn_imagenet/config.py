@@ -20,12 +20,14 @@ from sn_imagenet.errors import ConfigError
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 ESTIMATORS = ("mean_of_variances", "population")
 DECODES = ("exact", "fast")
+TRACKERS = ("tensorboard", "none")
 STATISTICS = ("moving_average", "batch_average", "sample")
 
 # Where, how fast and how safely a run is carried out: replicas make the results the same.
 # fmt: off
 NOT_THE_EXPERIMENT = frozenset({
-    "run_dir", "runs_dir", "evaluate", "data.root", "data.train", "data.val", "data.workers",
+    "run_dir", "runs_dir", "evaluate", "tracker",
+    "data.root", "data.train", "data.val", "data.workers",
     "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
     "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes", "checkpoint.on_error",
     "calibration.every",
@@ -346,9 +348,14 @@ class ExperimentConfig:
     runs_dir: str
     run_dir: str
     evaluate: bool
+    tracker: str = "tensorboard"  # configs of earlier versions say nothing of it
 
     def __post_init__(self) -> None:
         _require_seed("seed", self.seed)
+        _require(
+            self.tracker in TRACKERS,
+            f"tracker={self.tracker}: expected one of {', '.join(TRACKERS)}",
+        )
         if self.batch.samples_per_gpu == 1:
             self.norm.use_single_sample()
 

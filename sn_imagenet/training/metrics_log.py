@@ -1,16 +1,18 @@
-"""What a run measures as it goes: ``metrics.jsonl`` to keep, TensorBoard to watch."""
+"""What a run measures as it goes: ``metrics.jsonl`` to keep, a tracker to watch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
+from matplotlib.figure import Figure
 
+from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.runs import MetricsFile, RunDirectory, unpacked
 from sn_imagenet.runs.files import cannot
+from sn_imagenet.training.trackers import Tracker
 
 
 def rows_of(state: torch.Tensor) -> bytes:
@@ -23,22 +25,24 @@ def rows_of(state: torch.Tensor) -> bytes:
 
 
 class MetricsLog:
-    """Appends rows to the run's ``metrics.jsonl`` and mirrors their numbers to TensorBoard.
+    """Appends rows to the run's ``metrics.jsonl`` and mirrors their numbers to a tracker.
 
     Args:
         directory: the run's.
+        tracker: makes the live view.
         rows: of earlier starts, which are kept.
-        step: the optimiser step from which the run goes on.
 
     Raises:
         RunError: the files cannot be written (a full or read-only disk).
     """
 
-    def __init__(self, directory: RunDirectory, rows: bytes = b"", step: int = 0) -> None:
+    def __init__(
+        self, directory: RunDirectory, tracker: Callable[[], Tracker], rows: bytes = b""
+    ) -> None:
         self._path = directory.metrics
         self._file = MetricsFile(self._path, rows)
         with self._refusal_told():
-            self._board = SummaryWriter(str(directory.tensorboard), purge_step=step + 1)
+            self._tracker = tracker()
 
     @property
     def mended(self) -> str:
@@ -50,15 +54,29 @@ class MetricsLog:
         return torch.frombuffer(bytearray(self._file.packed()), dtype=torch.uint8)
 
     def write(self, row: dict[str, Any], scalars: dict[str, float], step: int) -> None:
-        """Append ``row``, and show ``scalars`` in TensorBoard at ``step``.
+        """Append ``row``, and show ``scalars`` at ``step``.
 
         Raises:
             RunError: the disk refuses.
         """
         self._file.write(row)
         with self._refusal_told():
-            for tag, value in scalars.items():
-                self._board.add_scalar(tag, value, step)
+            self._tracker.scalars(scalars, step)
+
+    def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
+        """Show what the run is; errors as :meth:`write`."""
+        with self._refusal_told():
+            self._tracker.describe(config, departures)
+
+    def picture(self, tag: str, figure: Figure, step: int) -> None:
+        """Show ``figure``; errors as :meth:`write`."""
+        with self._refusal_told():
+            self._tracker.picture(tag, figure, step)
+
+    def finish(self, config: ExperimentConfig, top1: float) -> None:
+        """Show what the run came to; errors as :meth:`write`."""
+        with self._refusal_told():
+            self._tracker.finish(config, top1)
 
     def sync(self) -> None:
         """Have the rows on the disk; errors as :meth:`MetricsFile.sync`."""
@@ -68,11 +86,11 @@ class MetricsLog:
         """Close both; an error tells nothing new and must not hide the one that ended the run."""
         self._file.close()
         with suppress(OSError):
-            self._board.close()
+            self._tracker.close()
 
     @contextmanager
     def _refusal_told(self) -> Iterator[None]:
-        # TensorBoard's thread meets the full disk when it likes: what is lost are the metrics.
+        # A tracker's thread meets the full disk when it likes: what is lost are the metrics.
         try:
             yield
         except OSError as error:

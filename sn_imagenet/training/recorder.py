@@ -1,15 +1,18 @@
-"""Turns steps into rows of ``metrics.jsonl``, TensorBoard scalars and lines on the console."""
+"""Turns steps into rows of ``metrics.jsonl``, scalars of the live view and console lines."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any, TypeVar
 
 from sn_imagenet.replicas import rank
 from sn_imagenet.training.console import Console
 from sn_imagenet.training.metrics_log import MetricsLog
 from sn_imagenet.training.stepper import StepOutcome
+from sn_imagenet.training.trackers import TABLES
 
 T = TypeVar("T")
 
@@ -123,18 +126,15 @@ class Recorder:
         step: int,
         validation: dict[str, Any],
         calibrated: dict[str, Any] | None,
-        weights: dict[str, dict[str, dict[str, float]]],
+        weights: Sequence[Mapping[str, Any]],
     ) -> None:
         """An epoch is done and validated; ``calibrated``: by its batch average too, if it was;
-        ``weights`` are the importance weights by layer.
+        ``weights`` are the importance weights of each SN layer, with its ``name`` and ``stage``.
+        Shown are their means over each stage's layers.
         """
-        scalars = {"val/top1": validation["top1"]}
+        scalars = {"val/top1": validation["top1"], **mean_weights(weights)}
         if calibrated:
             scalars["val/top1_batch_average"] = calibrated["top1"]
-        for layer, tables in weights.items():
-            for table, members in tables.items():
-                for member, weight in members.items():
-                    scalars[f"importance_{table}/{layer}/{member}"] = weight
         row: dict[str, Any] = {
             "kind": "epoch",
             "epoch": epoch,
@@ -145,7 +145,9 @@ class Recorder:
         if calibrated:
             row["calibrated"] = calibrated
         if weights:
-            row["importance_weights"] = weights
+            row["importance_weights"] = {
+                layer["name"]: {table: layer[table] for table in TABLES} for layer in weights
+            }
         self._write(row, scalars, step)
         told = [_told(counts) for counts in (validation, calibrated) if counts]
         self._console.line(f"epoch {epoch}/{self._epochs}  validation top-1 {'; '.join(told)}")
@@ -161,3 +163,17 @@ def _told(counts: dict[str, Any]) -> str:
         f"{counts['top1']:.2f} ({counts['top1_correct']} of {counts['seen']}), "
         f"{counts['statistics'].replace('_', ' ')} statistics"
     )
+
+
+def mean_weights(layers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """``importance_<table>/<stage>/<member>``: over those layers of a stage that have the member.
+
+    Args:
+        layers: each with its ``stage`` and, by table (:data:`TABLES`), the weight by member.
+    """
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for layer in layers:
+        for table in TABLES:
+            for member, weight in layer[table].items():
+                found[f"importance_{table}/{layer['stage']}/{member}"].append(weight)
+    return {tag: fmean(weights) for tag, weights in found.items()}

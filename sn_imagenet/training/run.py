@@ -40,11 +40,14 @@ from sn_imagenet.runs import (
     run_from_result,
 )
 from sn_imagenet.training.stop import EXIT_CODE, Stopped, StopRequests, stopped_with_peers
-from sn_imagenet.training.trainer import Trainer
+from sn_imagenet.training.trainer import Picture, Trainer
 
 
-def train(config: ExperimentConfig) -> dict[str, Any]:
+def train(config: ExperimentConfig, picture: Picture | None = None) -> dict[str, Any]:
     """Run one cell to its result, or continue it from its last checkpoint.
+
+    Args:
+        picture: draws the importance weights for the live view; none are shown without.
 
     Returns:
         What ``result.json`` holds; a finished run's as it lies there.
@@ -55,7 +58,7 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
     """
     with StopRequests() as stop:
         try:
-            return _train(config, stop)
+            return _train(config, stop, picture)
         except Stopped as stopped:
             if not stopped.said:
                 say(
@@ -65,7 +68,7 @@ def train(config: ExperimentConfig) -> dict[str, Any]:
             raise
 
 
-def _train(config: ExperimentConfig, stop: StopRequests) -> dict[str, Any]:
+def _train(config: ExperimentConfig, stop: StopRequests, picture: Picture | None) -> dict[str, Any]:
     join()
     directory = RunDirectory(Path(config.run_dir))
     with together():
@@ -107,7 +110,7 @@ def _train(config: ExperimentConfig, stop: StopRequests) -> dict[str, Any]:
             done, earlier = from_rank_0((done, earlier))
             if done is not None:
                 return done
-            with closing(Trainer(prepared, placement, directory, stop)) as trainer:
+            with closing(Trainer(prepared, placement, directory, stop, picture)) as trainer:
                 diverged = trainer.fit()
             return _finish(prepared, directory, trainer, diverged, earlier, resulting)
     except (LostPeerError, RunInUseError):
@@ -197,4 +200,7 @@ def _finish(
             result = add_evaluations(result, directory, found)
     if rank() == 0:
         directory.write_result(result)
+        top1 = run_from_result(result, directory.path).top1()
+        if top1 is not None and trainer.log is not None:
+            trainer.log.finish(prepared.config, top1)
     return result

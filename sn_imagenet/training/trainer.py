@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
+from sn_imagenet.config import BatchConfig
 from sn_imagenet.data import train_loader
-from sn_imagenet.evaluation import Prepared, require_same_data, validate, validate_calibrated
+from sn_imagenet.evaluation import (
+    Prepared,
+    departures,
+    described_weights,
+    require_same_data,
+    validate,
+    validate_calibrated,
+)
+from sn_imagenet.evaluation.departures import left_out
 from sn_imagenet.models import PlacedDropout
-from sn_imagenet.norms import importance_weights
 from sn_imagenet.replicas import (
     Placement,
     from_rank_0,
@@ -30,6 +41,12 @@ from sn_imagenet.training.recorder import METERS, Recorder
 from sn_imagenet.training.schedule import learning_rate
 from sn_imagenet.training.stepper import Stepper
 from sn_imagenet.training.stop import EXIT_CODE, Stopped, StopRequests
+from sn_imagenet.training.trackers import make_tracker
+
+Picture = Callable[[list[dict[str, Any]], BatchConfig], Figure]
+"""Draws the importance weights of the SN layers of a run in this setting."""
+
+PICTURES = 10
 
 # What a checkpoint holds besides the stepper's own.
 _ENTRIES: dict[str, Any] = {
@@ -60,7 +77,9 @@ class Trainer:
         placement: Placement,
         directory: RunDirectory,
         stop: StopRequests,
+        picture: Picture | None = None,
     ) -> None:
+        self.picture = picture
         config = prepared.config
         self.config, self.prepared, self.directory = config, prepared, directory
         self.network = prepared.network
@@ -99,7 +118,12 @@ class Trainer:
         log = None
         with together():
             if rank() == 0:
-                log = MetricsLog(directory, rows_of(state["metrics"]) if state else b"", self.step)
+                rows = rows_of(state["metrics"]) if state else b""
+                log = MetricsLog(
+                    directory, partial(make_tracker, directory, config, self.step), rows
+                )
+                fingerprint = prepared.data.fingerprint
+                log.describe(config, [*departures(config, fingerprint), *left_out(fingerprint)])
                 if log.mended:
                     self._warn(f"{directory.metrics} {log.mended}; rebuilt from the checkpoint")
         self.log = log
@@ -172,11 +196,19 @@ class Trainer:
                 with self.stop.deferred():
                     self.epoch += 1
                     self.step_in_epoch = 0
-                    weights = importance_weights(self.network)
+                    weights = described_weights(self.network) or []
                     self.recorder.validated(self.epoch, self.step, validation, calibrated, weights)
+                    self._show(weights)
                     self._save()
         self._wait_for_the_disk()
         return None
+
+    def _show(self, weights: list[dict[str, Any]]) -> None:
+        """A picture of the importance weights, some :data:`PICTURES` times in a training."""
+        every = -(-self.config.trainer.epochs // PICTURES)
+        if self.log is not None and weights and self.picture and self.epoch % every == 0:
+            figure = self.picture(weights, self.config.batch)
+            self.log.picture("importance weights", figure, self.step)
 
     def close(self) -> None:
         """Let go of the files and the terminal; a checkpoint under way is written first."""

@@ -152,9 +152,9 @@ def test_tensorboard_shows_the_run(cell: Cell) -> None:
     tags = set(board.Tags()["scalars"])
     measured = {"train/loss", "train/top1", "opt/lr", "perf/images_per_s", "perf/data_wait_pct"}
     weights = {tag for tag in tags if tag.startswith("importance_")}
-    assert tags - weights == measured | {"val/top1"}
-    assert len(weights) == 17 * 2 * 3
-    assert "importance_mean/layer4.0.bn2/bn" in weights
+    assert tags - weights == measured | {"val/top1", "final/top1"}
+    assert len(weights) == 5 * 2 * 3  # of each stage
+    assert len(board.Images("importance weights")) == 4  # one for each epoch
     rows = metrics(run_dir)
     training = [row for row in rows if row["kind"] == "train"]
     for tag in measured:
@@ -163,6 +163,11 @@ def test_tensorboard_shows_the_run(cell: Cell) -> None:
         assert shown == [(row["step"], pytest.approx(row[key], rel=1e-6)) for row in training]
     assert [event.value for event in board.Scalars("val/top1")] == pytest.approx(
         [row["val"]["top1"] for row in rows if row["kind"] == "epoch"]
+    )
+    stem = [event.value for event in board.Scalars("importance_mean/res1/bn")]
+    assert stem[-1] == pytest.approx(rows[-1]["importance_weights"]["bn1"]["mean"]["bn"], rel=1e-6)
+    assert [event.value for event in board.Scalars("final/top1")] == pytest.approx(
+        [result(run_dir)["evaluations"]["batch_average"]["top1"]]
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sn_imagenet.runs import RunDirectory, RunError
 from sn_imagenet.training.metrics_log import MetricsLog, rows_of
+from sn_imagenet.training.trackers import TensorBoard
 
 # TensorBoard's writer thread ends where the disk is full.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -22,7 +24,8 @@ def write(log: MetricsLog, steps: int) -> None:
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
-    log = MetricsLog(RunDirectory(tmp_path))
+    directory = RunDirectory(tmp_path)
+    log = MetricsLog(directory, partial(TensorBoard, directory, 0))
     with full_after(5000):
         with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: File too large"):
             write(log, 10_000)
@@ -31,14 +34,14 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_rows_are_kept_and_shown_and_written_again_from_the_checkpoint_on(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    log = MetricsLog(directory)
+    log = MetricsLog(directory, partial(TensorBoard, directory, 0))
     at_checkpoint = log.state()
     for step in (1, 2, 3):
         log.write({"step": step}, {"train/loss": 1 / step}, step)
         at_checkpoint = log.state() if step == 2 else at_checkpoint
     log.sync()
     log.close()
-    resumed = MetricsLog(directory, rows_of(at_checkpoint), step=2)
+    resumed = MetricsLog(directory, partial(TensorBoard, directory, 2), rows_of(at_checkpoint))
     resumed.write({"step": 3, "again": True}, {"train/loss": 3.0}, 3)
     resumed.close()
     rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from sn_imagenet.config import BatchConfig
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.figures.data import FigureData, gather
 from sn_imagenet.reporting.figures.figure1 import draw_figure1
@@ -18,9 +19,9 @@ from sn_imagenet.reporting.figures.figure3 import draw_figure3
 from sn_imagenet.reporting.figures.figure4 import draw_figure4
 from sn_imagenet.reporting.figures.figure8 import draw_figure8
 from sn_imagenet.reporting.figures.style import STYLE, save
-from sn_imagenet.reporting.figures.weights import gather_weights, of_one_setting
+from sn_imagenet.reporting.figures.weights import SettingWeights, gather_weights, of_one_setting
 from sn_imagenet.reporting.figures.weights_over_training import draw_weights_over_training
-from sn_imagenet.runs import FINISHED, Run, find_runs, run_from_result
+from sn_imagenet.runs import FINISHED, LayerWeights, Run, Setting, find_runs, run_from_result
 
 # Drawn once for a task; what is missing where the function returns None.
 FIGURES: dict[str, tuple[Callable[[FigureData], Figure | None], str]] = {
@@ -65,6 +66,13 @@ def plot_run(result: dict[str, Any], out_dir: Path) -> list[Path]:
         return save(draw_figure3(weights), out_dir / "fig3") + save(
             draw_figure4(weights), out_dir / "fig4"
         )
+
+
+def weights_figure(layers: Sequence[Mapping[str, Any]], batch: BatchConfig) -> Figure:
+    """Fig. 3 of one run as it is; ``layers`` as in ``result.json``."""
+    setting = Setting(batch.gpus, batch.samples_per_gpu)
+    with rc_context(STYLE):
+        return draw_figure3([SettingWeights(setting, 1, tuple(LayerWeights(**w) for w in layers))])
 
 
 def write_figures(runs_dir: Path, out: Path) -> Drawn:

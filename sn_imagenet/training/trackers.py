@@ -1,0 +1,123 @@
+"""The live views of a run, ``tracker=``: mirrors of ``metrics.jsonl`` to watch, from which nothing
+is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from torch.utils.tensorboard import SummaryWriter
+
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.runs import RunDirectory
+
+TABLES = ("mean", "variance")
+TOP1 = "final/top1"
+# What TensorBoard's "custom scalars" lays over one another.
+_LAYOUT: dict[str, dict[str, list[Any]]] = {
+    "training": {
+        "top-1, training and validation": ["Multiline", ["train/top1", "val/top1.*"]],
+        "loss": ["Multiline", ["train/loss"]],
+        "learning rate": ["Multiline", ["opt/lr"]],
+        "images/s": ["Multiline", ["perf/images_per_s"]],
+        "waiting for data, %": ["Multiline", ["perf/data_wait_pct"]],
+    },
+    "importance weights": {
+        f"{table}, res{stage}": ["Multiline", [f"importance_{table}/res{stage}/.*"]]
+        for table in TABLES
+        for stage in range(1, 6)
+    },
+}
+
+
+class Tracker(Protocol):
+    """What a live view is told. Errors of the disk are OSErrors."""
+
+    def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
+        """What the run is, and where it departs from the paper's protocol."""
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers by tag, after optimiser step ``step``."""
+
+    def picture(self, tag: str, figure: Figure, step: int) -> None:
+        """A figure of the run as it is."""
+
+    def finish(self, config: ExperimentConfig, top1: float) -> None:
+        """What it came to: the top-1 (percent) that stands for the cell."""
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+
+
+class TensorBoard:
+    """Event files in the run's directory.
+
+    Args:
+        step: from which the run goes on; what an earlier start wrote of later ones is dropped.
+    """
+
+    def __init__(self, directory: RunDirectory, step: int) -> None:
+        self._step = step
+        self._board = SummaryWriter(str(directory.tensorboard), purge_step=step + 1)
+
+    def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
+        self._board.add_custom_scalars(_LAYOUT)
+        yaml = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
+        indented = "".join(f"    {line}\n" for line in yaml.splitlines())  # Markdown for verbatim
+        self._board.add_text("config", indented, self._step)
+        rows = [f"| {one['item']} | {one['paper']} | {one['ours']} |\n" for one in departures]
+        table = "| departure | paper | this run |\n|---|---|---|\n" + "".join(rows)
+        self._board.add_text("departures", table if rows else "none", self._step)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        for tag, value in values.items():
+            self._board.add_scalar(tag, value, step)
+
+    def picture(self, tag: str, figure: Figure, step: int) -> None:
+        self._board.add_figure(tag, figure, step)
+
+    def finish(self, config: ExperimentConfig, top1: float) -> None:
+        self._board.add_hparams(hyperparameters(config), {TOP1: top1}, run_name=".")
+
+    def close(self) -> None:
+        self._board.close()
+
+
+class Nothing:
+    """No live view."""
+
+    def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
+        pass
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        pass
+
+    def picture(self, tag: str, figure: Figure, step: int) -> None:
+        pass
+
+    def finish(self, config: ExperimentConfig, top1: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def hyperparameters(config: ExperimentConfig) -> dict[str, str | int | float]:
+    """What tells one run from another."""
+    return {
+        "data": config.data.name,
+        "model": config.model.name,
+        "norm": config.norm.name,
+        "gpus": config.batch.gpus,
+        "samples_per_gpu": config.batch.samples_per_gpu,
+        "initial_lr": config.initial_lr,
+        "epochs": config.trainer.epochs,
+        "seed": config.seed,
+    }
+
+
+def make_tracker(directory: RunDirectory, config: ExperimentConfig, step: int) -> Tracker:
+    """The one that ``config`` names, of a run that goes on from ``step``."""
+    return TensorBoard(directory, step) if config.tracker == "tensorboard" else Nothing()

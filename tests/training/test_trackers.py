@@ -1,0 +1,89 @@
+"""The live views of a run: what they show, and that a run that goes on stays one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sn_imagenet.config import NOT_THE_EXPERIMENT, ExperimentConfig, from_hydra
+from sn_imagenet.errors import ConfigError
+from sn_imagenet.runs import RunDirectory
+from sn_imagenet.training.recorder import mean_weights
+from sn_imagenet.training.trackers import Tracker, make_tracker
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+DEPARTURE = {"item": "epochs", "paper": "100", "ours": "8"}
+
+
+def config_of(tracker: str) -> ExperimentConfig:
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return from_hydra(compose("config", ["data=digits", "batch=8x2", f"tracker={tracker}"]))
+
+
+def tell(tracker: Tracker, config: ExperimentConfig, steps: range) -> None:
+    tracker.describe(config, [DEPARTURE])
+    for step in steps:
+        tracker.scalars({"train/loss": 1 / step, "val/top1": 10.0 * step}, step)
+    figure = Figure()
+    figure.subplots().bar([0], [1])
+    tracker.picture("importance weights", figure, steps[-1])
+
+
+def test_tensorboard_shows_what_the_run_is_and_came_to(tmp_path: Path) -> None:
+    directory, config = RunDirectory(tmp_path), config_of("tensorboard")
+    first = make_tracker(directory, config, 0)
+    tell(first, config, range(1, 4))
+    first.close()
+    second = make_tracker(directory, config, 2)  # the third step is done again
+    tell(second, config, range(3, 5))
+    second.finish(config, 41.5)
+    second.close()
+    board = EventAccumulator(str(directory.tensorboard))
+    board.Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [event.value for event in board.Scalars("final/top1")] == [41.5]
+    assert [event.step for event in board.Images("importance weights")] == [4]
+    said = {
+        tag: board.Tensors(f"{tag}/text_summary")[-1].tensor_proto.string_val[0].decode()
+        for tag in ("config", "departures")
+    }
+    assert "    samples_per_gpu: 2\n" in said["config"]
+    assert "| epochs | 100 | 8 |" in said["departures"]
+    assert "custom_scalars__config__" in board.Tags()["tensors"]
+    assert "_hparams_/session_start_info" in board.summary_metadata
+
+
+def test_none_leaves_nothing(tmp_path: Path) -> None:
+    config = config_of("none")
+    tracker = make_tracker(RunDirectory(tmp_path), config, 0)
+    tell(tracker, config, range(1, 3))
+    tracker.finish(config, 1.0)
+    tracker.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tracker_is_no_part_of_the_experiment() -> None:
+    assert "tracker" in NOT_THE_EXPERIMENT
+    with pytest.raises(ConfigError, match="tracker=wandb: expected one of tensorboard, none"):
+        config_of("wandb")
+
+
+def test_weights_are_shown_as_means_over_a_stage() -> None:
+    def layer(stage: str, bn: float) -> dict[str, object]:
+        return {"stage": stage, "mean": {"bn": bn, "ln": 1 - bn}, "variance": {"bn": 1 - bn}}
+
+    shown = mean_weights([layer("res1", 0.5), layer("res2", 0.2), layer("res2", 0.4)])
+    assert shown == pytest.approx(
+        {
+            "importance_mean/res1/bn": 0.5,
+            "importance_mean/res1/ln": 0.5,
+            "importance_variance/res1/bn": 0.5,
+            "importance_mean/res2/bn": 0.3,
+            "importance_mean/res2/ln": 0.7,
+            "importance_variance/res2/bn": 0.7,
+        }
+    )
