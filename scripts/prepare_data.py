@@ -4,8 +4,9 @@
     python scripts/prepare_data.py DIR --mark   # and leave those out from now on
 
 DIR is ImageNet in any of its layouts (class folders; the original tars with the devkit beside them;
-Kaggle's ILSVRC/) or a folder of class folders. Nothing is unpacked, moved or changed; the index is
-written beside the data or, where that is not allowed, to ~/.cache/sn-imagenet.
+Kaggle's ILSVRC/; Hugging Face's parquet files) or a folder of class folders. Nothing is unpacked,
+moved or changed; the index is written beside the data or, where that is not allowed, to
+~/.cache/sn-imagenet.
 """
 
 from __future__ import annotations

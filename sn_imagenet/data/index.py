@@ -31,6 +31,7 @@ class Listing:
     bytes. ``offsets``: int64 [N], where the bytes begin in the archive; None for files of their
     own. ``flat``: whether the files lie directly in ``origin``. ``sources``: the folders and files
     of which the list was made, relative to ``origin``; none of them can change unnoticed.
+    ``parquet``: whether these are parquet files, and the offsets places in them (parquet.py).
     """
 
     origin: Path
@@ -41,6 +42,7 @@ class Listing:
     offsets: np.ndarray | None = None
     flat: bool = False
     sources: tuple[str, ...] = (".",)
+    parquet: bool = False
 
     def sorted(self) -> Listing:
         """By class and name (folder, then file), which makes a place in the list a sample's id,
@@ -148,6 +150,7 @@ def save(index: Index) -> Path:
         "version": VERSION,
         "classes": listing.classes,
         "flat": listing.flat,
+        "parquet": listing.parquet,
         "stamps": index.stamps,
         "sha256": index.sha256,
     }
@@ -192,6 +195,7 @@ def load(origin: Path) -> Index | None:
                 file.get("offsets"),
                 about["flat"],
                 tuple(about["stamps"]),
+                about.get("parquet", False),
             )
             index = Index(listing, file["bad"], about["stamps"])
             if "sha256" in about:  # taking it anew takes 7 s for all of ImageNet

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from sn_imagenet.data.decode import UndecodableError, decode, image_size
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import PREPARE, Index
+from sn_imagenet.data.parquet import ParquetReader
 from sn_imagenet.data.sources import Opened
 
 
@@ -28,6 +30,7 @@ class IndexedSource:
         self.chosen = np.flatnonzero(~index.bad)
         self.labels = index.listing.labels[self.chosen]
         self._archive: int | None = None
+        self._parquet: ParquetReader | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -68,6 +71,8 @@ class IndexedSource:
             if listing.offsets is None:
                 with open(self.index.path(number), "rb") as file:
                     data = file.read()
+            elif listing.parquet:
+                data = self._open_parquet().read(int(listing.offsets[number]))
             else:
                 # Without a position of its own, so that forked workers may share what is open.
                 data = os.pread(self._open_archive(), size, int(listing.offsets[number]))
@@ -92,8 +97,16 @@ class IndexedSource:
             self._archive = os.open(self.index.listing.origin, os.O_RDONLY)
         return self._archive
 
+    def _open_parquet(self) -> ParquetReader:
+        if self._parquet is None:
+            listing = self.index.listing
+            files = [Path(os.path.normpath(listing.origin / name)) for name in listing.sources]
+            self._parquet = ParquetReader(files)
+        return self._parquet
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_archive": None}  # a spawned worker opens its own
+        # A spawned worker opens its own.
+        return {**self.__dict__, "_archive": None, "_parquet": None}
 
     def __del__(self) -> None:
         if self._archive is not None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import Index, Listing, open_index
+from sn_imagenet.data.parquet import list_rows, shards
 from sn_imagenet.data.scanning import (
     Truth,
     class_folders,
@@ -43,24 +44,29 @@ def folders(folder: Path, option: str) -> Part:
 
 
 def imagenet_train(root: Path) -> Part | None:
-    """The first of train/, Train/, Kaggle's and ILSVRC2012_img_train.tar that lies in ``root``."""
+    """The first of train/, Train/, Kaggle's, ILSVRC2012_img_train.tar and Hugging Face's parquet
+    files that lies in ``root``."""
     for folder in (root / "train", root / "Train", root / KAGGLE / "train"):
         if folder.is_dir():
             return folders(folder, "data.root")
     archive = root / TRAIN_TAR
-    return Part(archive, lambda: tar_of_tars(archive)) if archive.is_file() else None
+    if archive.is_file():
+        return Part(archive, lambda: tar_of_tars(archive))
+    return _parquet(root, "train")
 
 
 def imagenet_val(root: Path) -> Part | None:
-    """The first of val/, Val/ (class folders, or flat), Kaggle's and ILSVRC2012_img_val.tar that
-    lies in ``root``."""
+    """The first of val/, Val/ (class folders, or flat), Kaggle's, ILSVRC2012_img_val.tar and
+    Hugging Face's parquet files that lies in ``root``."""
     for folder in (root / "val", root / "Val", root / KAGGLE / "val"):
         if folder.is_dir():
             if _is_flat(folder):
                 return _told(root, folder, flat_folder)
             return Part(folder, partial(_checked_folders, folder))
     archive = root / VAL_TAR
-    return _told(root, archive, tar_of_images) if archive.is_file() else None
+    if archive.is_file():
+        return _told(root, archive, tar_of_images)
+    return _parquet(root, "validation")
 
 
 def require_same_classes(train: Index, val: Index) -> None:
@@ -99,6 +105,11 @@ def _told(root: Path, val: Path, scan: Callable[[Path, Truth, Path], Listing]) -
         return _checked(scan(val, *found))
 
     return Part(val, scan_with_truth)
+
+
+def _parquet(root: Path, split: str) -> Part | None:
+    found = shards(root, split)
+    return found and Part(found[0], lambda: _checked(list_rows(*found)))
 
 
 def _checked_folders(folder: Path) -> Listing:

@@ -76,8 +76,6 @@ def find_parts(path: Path) -> dict[str, Part]:
     Raises:
         DataError: there is nothing there.
     """
-    if not path.exists():
-        raise DataError(f"{path}: there is no such folder or archive.")
 
     def imagenet(root: Path) -> dict[str, Part]:
         found = {"training": imagenet_train(root), "validation": imagenet_val(root)}
@@ -89,6 +87,8 @@ def find_parts(path: Path) -> dict[str, Part]:
         for name, part in imagenet(root).items():
             if part.origin == path:
                 return {name: part}
+    if not path.exists():
+        raise DataError(f"{path}: there is no such folder or archive.")
     if not path.is_dir():
         raise DataError(
             f"{path} is none of ImageNet's archives: expected ILSVRC2012_img_train.tar or "
@@ -116,6 +116,8 @@ def data_line(path: Path, parts: dict[str, Part], is_imagenet: bool) -> str:
     """What to give train.py."""
     if is_imagenet and len(parts) == 2:
         return f"data=imagenet data.root={path}"
+    if not all(part.origin.exists() for part in parts.values()):  # parquet files
+        return "data=imagenet, if both parts have ImageNet's 1,000 classes"
     if len(parts) == 2:
         train, val = (parts[name].origin for name in ("training", "validation"))
         return f"data=imagefolder data.train={train} data.val={val}"

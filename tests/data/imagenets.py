@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from jpegs import jpeg
 from scipy.io import savemat
 
@@ -103,4 +104,47 @@ def flat_val(root: Path) -> Path:
     return root
 
 
-LAYOUTS = {"folders": folders, "tars": tars, "kaggle": kaggle, "flat_val": flat_val}
+def parquet(root: Path, named: bool = True) -> Path:
+    """Hugging Face's, shuffled, in row groups of three; without names unless ``named``."""
+    labels = {wnid: label for label, wnid in enumerate(sorted({*VAL_CLASSES, *list(SYNSETS)[:4]}))}
+    train = [(name.split("/")[0], name.split("/")[1], data) for name, data in TRAIN.items()]
+    val = [(wnid, name, VAL[name]) for name, wnid in zip(VAL, VAL_CLASSES, strict=True)]
+    _shards(root, "train", train, 3, labels, named)
+    _shards(root, "validation", val, 1, labels, named)
+    return root
+
+
+def _shards(
+    root: Path,
+    split: str,
+    samples: list[tuple[str, str, bytes]],
+    count: int,
+    labels: dict[str, int],
+    named: bool,
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    samples = [samples[i] for i in np.random.default_rng(0).permutation(len(samples))]
+    for number in range(count):
+        part = samples[number::count]
+        images = [
+            {"bytes": data, "path": name.replace(".", f"_{wnid}.") if named else None}
+            for wnid, name, data in part
+        ]
+        stored = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        columns = {
+            "image": pa.array(images, stored),
+            "label": pa.array([labels[wnid] for wnid, _, _ in part], pa.int64()),
+        }
+        path = root / "data" / f"{split}-{number:05d}-of-{count:05d}.parquet"
+        pq.write_table(pa.table(columns), path, row_group_size=3)
+
+
+LAYOUTS = {
+    "folders": folders,
+    "tars": tars,
+    "kaggle": kaggle,
+    "flat_val": flat_val,
+    "parquet": parquet,
+}

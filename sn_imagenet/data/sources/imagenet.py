@@ -23,8 +23,8 @@ def open_source(data: DataConfig) -> tuple[IndexedSource, IndexedSource]:
     """
     alternative = (
         "Set data.root=DIR or IMAGENET_ROOT to the folder that holds train/ and val/, ImageNet's "
-        "tar archives, or Kaggle's ILSVRC/; to try the framework without ImageNet, use the "
-        "embedded digits: data=digits model=resnet50_mini."
+        "tar archives, Kaggle's ILSVRC/ or Hugging Face's parquet files; to try the framework "
+        "without ImageNet, use the embedded digits: data=digits model=resnet50_mini."
     )
     if not data.root:
         raise DataError(f"ImageNet is needed, and no data.root is given. {alternative}")
