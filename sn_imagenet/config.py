@@ -20,7 +20,7 @@ from sn_imagenet.errors import ConfigError
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 ESTIMATORS = ("mean_of_variances", "population")
 DECODES = ("exact", "fast")
-TRACKERS = ("tensorboard", "none")
+TRACKERS = ("tensorboard", "trackio", "none")
 STATISTICS = ("moving_average", "batch_average", "sample")
 
 # Where, how fast and how safely a run is carried out: replicas make the results the same.

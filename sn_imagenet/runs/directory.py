@@ -65,6 +65,10 @@ class RunDirectory:
         return self.path / files.TENSORBOARD
 
     @property
+    def tracked_as(self) -> Path:
+        return self.path / files.TRACKED_AS
+
+    @property
     def top1_table(self) -> Path:
         return self.path / files.TOP1_TABLE
 

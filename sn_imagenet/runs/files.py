@@ -11,6 +11,7 @@
     result.json       what the run came to
     top1.md, *.png    what it evaluated, and for SN the importance weights
     tensorboard/      a live view, from which nothing is made
+    tracked_as.txt    its name in a tracker that keeps its runs elsewhere
     log.txt           what it said, where a sweep started it
 """
 
@@ -37,6 +38,7 @@ BATCH_AVERAGE = "batch_average.pt"
 RESULT = "result.json"
 TOP1_TABLE = "top1.md"
 TENSORBOARD = "tensorboard"
+TRACKED_AS = "tracked_as.txt"
 LOG = "log.txt"
 
 OF_A_RUN = "runs_dir= or run_dir="  # what chooses the place of a run directory

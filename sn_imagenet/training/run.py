@@ -40,6 +40,7 @@ from sn_imagenet.runs import (
     run_from_result,
 )
 from sn_imagenet.training.stop import EXIT_CODE, Stopped, StopRequests, stopped_with_peers
+from sn_imagenet.training.trackers import require_tracker
 from sn_imagenet.training.trainer import Picture, Trainer
 
 
@@ -72,6 +73,7 @@ def _train(config: ExperimentConfig, stop: StopRequests, picture: Picture | None
     join()
     directory = RunDirectory(Path(config.run_dir))
     with together():
+        require_tracker(config.tracker)
         directory.check(config)
         checkpoint.require_same_experiment(directory, config)
         done = _done_before(directory, config)

@@ -3,15 +3,20 @@ is made."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, Protocol
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.runs import RunDirectory
+from sn_imagenet.errors import ConfigError
+from sn_imagenet.runs import RunDirectory, write_text
 
 TABLES = ("mean", "variance")
 TOP1 = "final/top1"
@@ -85,6 +90,54 @@ class TensorBoard:
         self._board.close()
 
 
+class Trackio:
+    """Trackio's local store (``TRACKIO_DIR``), with wandb's interface and no account.
+
+    A run that goes on is the one that it was, by the name kept in its directory. The steps since
+    the checkpoint are shown again, since what is logged there cannot be taken back.
+    """
+
+    def __init__(self, directory: RunDirectory, config: ExperimentConfig) -> None:
+        import trackio
+
+        self._image = trackio.Image
+        name = run_name(directory, config)
+        self._run = trackio.init(
+            project=config.data.name,
+            name=name,
+            config=config.to_dict(),
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
+        pass  # the config went with the start, and the departures follow from it
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def picture(self, tag: str, figure: Figure, step: int) -> None:
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        self._run.log({tag: self._image(np.asarray(canvas.buffer_rgba()))}, step=step)
+
+    def finish(self, config: ExperimentConfig, top1: float) -> None:
+        self._run.log({TOP1: top1})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def run_name(directory: RunDirectory, config: ExperimentConfig) -> str:
+    """The run's name for trackers that keep their runs elsewhere; drawn once, and kept."""
+    if not directory.tracked_as.exists():
+        cell = f"{config.model.name}/{config.norm.name}/{config.batch.name}/seed{config.seed}"
+        write_text(directory.tracked_as, f"{cell}-{secrets.token_hex(4)}\n")
+    return directory.tracked_as.read_text().strip()
+
+
 class Nothing:
     """No live view."""
 
@@ -120,4 +173,19 @@ def hyperparameters(config: ExperimentConfig) -> dict[str, str | int | float]:
 
 def make_tracker(directory: RunDirectory, config: ExperimentConfig, step: int) -> Tracker:
     """The one that ``config`` names, of a run that goes on from ``step``."""
-    return TensorBoard(directory, step) if config.tracker == "tensorboard" else Nothing()
+    if config.tracker == "tensorboard":
+        return TensorBoard(directory, step)
+    return Trackio(directory, config) if config.tracker == "trackio" else Nothing()
+
+
+def require_tracker(name: str) -> None:
+    """Whether what ``tracker=`` names is installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if name == "trackio" and find_spec("trackio") is None:
+        raise ConfigError(
+            "tracker=trackio: trackio is not installed; pip install 'sn-imagenet[trackio]', or "
+            "choose tracker=tensorboard"
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sn_imagenet.config import NOT_THE_EXPERIMENT, ExperimentConfig, from_hydra
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.runs import RunDirectory
+from sn_imagenet.training import trackers
 from sn_imagenet.training.recorder import mean_weights
-from sn_imagenet.training.trackers import Tracker, make_tracker
+from sn_imagenet.training.trackers import Tracker, make_tracker, require_tracker
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEPARTURE = {"item": "epochs", "paper": "100", "ours": "8"}
@@ -55,6 +58,35 @@ def test_tensorboard_shows_what_the_run_is_and_came_to(tmp_path: Path) -> None:
     assert "| epochs | 100 | 8 |" in said["departures"]
     assert "custom_scalars__config__" in board.Tags()["tensors"]
     assert "_hparams_/session_start_info" in board.summary_metadata
+
+
+def test_a_run_that_goes_on_stays_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
+    trackio = pytest.importorskip("trackio")
+    directory, config = RunDirectory(tmp_path / "run"), config_of("trackio")
+    for step, steps in ((0, range(1, 4)), (2, range(3, 5))):
+        tracker = make_tracker(directory, config, step)
+        tell(tracker, config, steps)
+        if step:
+            tracker.finish(config, 41.5)
+        tracker.close()
+    (run,) = trackio.Api().runs("digits")
+    assert run.name == directory.tracked_as.read_text().strip()
+    assert run.name.startswith("resnet50/sn/8x2/seed0-") and run.config["seed"] == 0
+    stored = sqlite3.connect(next((tmp_path / "store").glob("digits*.db")))
+    rows = [
+        (step, json.loads(row)) for step, row in stored.execute("select step, metrics from metrics")
+    ]
+    losses = [(step, row["train/loss"]) for step, row in rows if "train/loss" in row]
+    assert sorted(losses) == [(1, 1.0), (2, 0.5), (3, 1 / 3), (3, 1 / 3), (4, 0.25)]
+    assert [row["final/top1"] for _, row in rows if "final/top1" in row] == [41.5]
+
+
+def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"trackio is not installed; pip install 'sn-imagenet\["):
+        require_tracker("trackio")
+    require_tracker("tensorboard")
 
 
 def test_none_leaves_nothing(tmp_path: Path) -> None:
