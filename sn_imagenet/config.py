@@ -348,7 +348,7 @@ class ExperimentConfig:
     runs_dir: str
     run_dir: str
     evaluate: bool
-    tracker: str = "tensorboard"  # configs of earlier versions say nothing of it
+    tracker: str
 
     def __post_init__(self) -> None:
         _require_seed("seed", self.seed)
@@ -396,4 +396,5 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     """The inverse of :meth:`ExperimentConfig.to_dict`, with the same errors as the composition."""
-    return from_hydra(OmegaConf.create(values))
+    # Configs of earlier versions say nothing of it.
+    return from_hydra(OmegaConf.create({"tracker": "tensorboard", **values}))

@@ -100,7 +100,7 @@ def test_none_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_tracker_is_no_part_of_the_experiment() -> None:
     assert "tracker" in NOT_THE_EXPERIMENT
-    with pytest.raises(ConfigError, match="tracker=wandb: expected one of tensorboard, none"):
+    with pytest.raises(ConfigError, match="tracker=wandb: expected one of tensorboard, trackio"):
         config_of("wandb")
 
 
