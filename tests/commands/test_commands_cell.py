@@ -167,7 +167,7 @@ def test_tensorboard_shows_the_run(cell: Cell) -> None:
     stem = [event.value for event in board.Scalars("importance_mean/res1/bn")]
     assert stem[-1] == pytest.approx(rows[-1]["importance_weights"]["bn1"]["mean"]["bn"], rel=1e-6)
     assert [event.value for event in board.Scalars("final/top1")] == pytest.approx(
-        [result(run_dir)["evaluations"]["batch_average"]["top1"]]
+        [evaluated(result(run_dir))["batch_average"]["top1"]]
     )
 
 
