@@ -11,8 +11,9 @@ output anyway, while the residual of a block with a projection is kept by nothin
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,23 +29,66 @@ Gradients = tuple[Tensor, Tensor, Sequence[Tensor | None]]
 """b and c of the input gradient a * dy + b * (x - mean) + c, each [N, C]; the parameters'."""
 
 
-class Pooling(Protocol):
-    """One forward pass's tables, from the moments to the affine map, and their derivative."""
+class Pooling(ABC):
+    """One forward pass's tables, from the moments to the affine map, and their derivative; and the
+    op over them, which a subclass may do as a whole.
+    """
+
+    affine: Affine
 
     @property
+    @abstractmethod
     def mean(self) -> Tensor:
         """x's means over (H, W), [N, C], once :meth:`forward` is done."""
 
+    @abstractmethod
     def forward(self, x: Tensor, passes: Backend, differentiable: bool) -> Affine:
         """The affine map's tables for ``x``."""
 
+    @abstractmethod
     def read_in_backward(self) -> tuple[Tensor, ...]:
         """Parameters that must not change before :meth:`backward`."""
 
+    @abstractmethod
     def backward(self, sums: Tensor, wanted: Sequence[bool]) -> Gradients:
         """From the sums over (H, W) of dy and of dy * (x - mean), [2, N, C]; ``wanted`` says which
         parameters need a gradient.
         """
+
+    def output(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        passes: Backend,
+        relu: bool,
+        differentiable: bool,
+    ) -> Tensor:
+        """y, + residual, its ReLU."""
+        self.affine = self.forward(x, passes, differentiable)
+        return passes.affine(x, self.affine, relu, residual)
+
+    def gradients(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        y: Tensor | None,
+        passes: Backend,
+        relu: bool,
+        want_x: bool,
+        wanted: Sequence[bool],
+    ) -> tuple[Tensor | None, Tensor, Sequence[Tensor | None]]:
+        """The gradients of x and of the residual, and those of the parameters that are wanted.
+
+        ``y`` is the output where the ReLU's sign is to be read from it.
+        """
+        gate = self.affine if relu else None
+        sums, grad = passes.gradient_sums(grad, x, self.mean, gate if y is None else y)
+        b, c, parameters = self.backward(sums, wanted)
+        dx = None
+        if want_x:
+            behind = gate if y is None else None
+            dx = passes.input_gradient(grad, x, self.mean, self.affine.scale, b, c, behind)
+        return dx, grad, parameters
 
 
 def normalize(
@@ -97,7 +141,7 @@ def apply(
     if torch.is_grad_enabled():
         y: Tensor = _Normalize.apply(x, residual, passes, pooling, relu, *parameters)
         return y
-    return passes.affine(x, pooling.forward(x, passes, False), relu, residual)
+    return pooling.output(x, residual, passes, relu, False)
 
 
 def needs_formula() -> bool:
@@ -131,20 +175,22 @@ def _formula(x: Tensor, coefficients: Coefficients, relu: bool, residual: Tensor
     return (torch.relu(y) if relu else y).to(x.dtype)
 
 
-class _Differentiated:
+class _Differentiated(Pooling):
     """Any pooling, differentiated by autograd: the tables' own small graph, from the moments and
     the parameters to the coefficients. Walking it in backward is what makes a new method ten lines
     of [N, C] algebra.
     """
 
-    mean: Tensor
-
     def __init__(self, coefficients: Coefficients, parameters: Sequence[Tensor]) -> None:
         self.coefficients = coefficients
         self.parameters = parameters
 
+    @property
+    def mean(self) -> Tensor:
+        return self._mean
+
     def forward(self, x: Tensor, passes: Backend, differentiable: bool) -> Affine:
-        self.mean, var = passes.moments(x)
+        self._mean, var = passes.moments(x)
         if not differentiable:
             return Affine(*self.coefficients(self.mean, var))
         self.pixels = x.shape[2] * x.shape[3]
@@ -198,10 +244,8 @@ class _Normalize(torch.autograd.Function):
         relu: bool,
         *parameters: Tensor | None,
     ) -> Tensor:
-        affine = pooling.forward(x, passes, any(ctx.needs_input_grad))
-        y = passes.affine(x, affine, relu, residual)
-        ctx.passes, ctx.pooling = passes, pooling
-        ctx.affine, ctx.relu = affine, relu
+        y = pooling.output(x, residual, passes, relu, any(ctx.needs_input_grad))
+        ctx.passes, ctx.pooling, ctx.relu = passes, pooling, relu
         ctx.save_for_backward(
             x, y if relu and residual is not None else None, *pooling.read_in_backward()
         )
@@ -211,13 +255,8 @@ class _Normalize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, *_ = ctx.saved_tensors
-        passes, mean = ctx.passes, ctx.pooling.mean
         want_x, want_residual, _, _, _, *wanted = ctx.needs_input_grad
-        gate = ctx.affine if ctx.relu else None
-        sums, grad = passes.gradient_sums(grad, x, mean, gate if y is None else y)
-        b, c, parameters = ctx.pooling.backward(sums, wanted)
-        dx = None
-        if want_x:
-            behind = gate if y is None else None
-            dx = passes.input_gradient(grad, x, mean, ctx.affine.scale, b, c, behind)
+        dx, grad, parameters = ctx.pooling.gradients(
+            grad, x, y, ctx.passes, ctx.relu, want_x, wanted
+        )
         return dx, grad if want_residual else None, None, None, None, *parameters

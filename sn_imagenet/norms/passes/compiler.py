@@ -29,7 +29,17 @@ from pathlib import Path
 
 LOG = logging.getLogger(__name__)
 # Not -ffast-math: NaN and infinity must come through, and it would change the process's rounding.
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC", "-std=c++17", "-fno-math-errno")
+# Nobody reads the exceptions' flags, and keeping them keeps loops with a ReLU's sign from vectors.
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+    "-std=c++17",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 DIGEST_BYTES = 32
 TIMEOUT_S = 120.0
 
@@ -152,6 +162,8 @@ def _only_builder(folder: Path) -> Iterator[None]:
 def _fingerprint(command: list[str], source: Path) -> str:
     """Of all that decides the machine code; a home directory may serve machines of many kinds."""
     digest = hashlib.sha256(source.read_bytes())
+    for header in sorted(source.parent.glob("*.h")):
+        digest.update(header.read_bytes())
     digest.update(repr((command, FLAGS, platform.machine(), _processor())).encode())
     return digest.hexdigest()[:16]
 

@@ -5,124 +5,36 @@
 // float for float and bfloat16, double for double. "rows" kernels take contiguous memory, where
 // each (n, c) is one run of HW values; "columns" kernels take channels_last memory, [N, HW, C].
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <vector>
+#include "elements.h"
 
 namespace {
-
-using Index = int64_t;
-struct BFloat16 {
-  uint16_t bits;
-};
-
-template <typename S> inline S load(const S* x) { return *x; }
-inline float load(const BFloat16* x) {
-  uint32_t bits = uint32_t(x->bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-template <typename S> inline void store(S* y, S value) { *y = value; }
-inline void store(BFloat16* y, float value) {  // round to nearest even; NaN stays NaN
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  y->bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
-
-// ---- elements ----------------------------------------------------------------------------------
-
-template <typename S> inline S affine(S x, S center, S scale, S shift) {
-  return (x - center) * scale + shift;
-}
-
-// As PyTorch's: NaN comes through, and so does the gradient at it; at 0 the gradient is 0.
-template <typename S> inline S relu(S z) { return z <= 0 ? S(0) : z; }
-
-// What the gradient comes through on its way to the affine map: nothing; a ReLU whose sign is
-// recomputed from x; one whose sign is its output's, and then what came through is written too.
-enum Gate { kOpen, kRecomputed, kOutput };
-
-template <Gate G, typename T, typename S>
-inline S through(const T* grad, S x, S center, S scale, S shift, const T* y, T* gated) {
-  S g = load(grad);
-  if constexpr (G == kRecomputed) g = affine(x, center, scale, shift) <= 0 ? S(0) : g;
-  if constexpr (G == kOutput) {
-    g = load(y) <= 0 ? S(0) : g;
-    store(gated, g);
-  }
-  return g;
-}
-
-// ---- sums over one row -------------------------------------------------------------------------
-// Several independent accumulators hide the latency of addition and halve the rounding error's
-// growth; a plain loop may not be reordered by the compiler. Long rows take more of them than short
-// ones, which do not repay the folding.
-
-constexpr Index kLongRow = 256;
-
-// Two sums in one look: term(i, first, second) adds to both.
-template <int Lanes, typename S, typename Term>
-inline void sums_by_lanes(Index size, S& first, S& second, Term term) {
-  S firsts[Lanes] = {}, seconds[Lanes] = {};
-  Index i = 0;
-  for (; i + Lanes <= size; i += Lanes) {
-#pragma omp simd
-    for (int l = 0; l < Lanes; ++l) term(i + l, firsts[l], seconds[l]);
-  }
-  for (int width = Lanes / 2; width > 0; width /= 2)
-    for (int l = 0; l < width; ++l) {
-      firsts[l] += firsts[l + width];
-      seconds[l] += seconds[l + width];
-    }
-  for (; i < size; ++i) term(i, firsts[0], seconds[0]);
-  first = firsts[0];
-  second = seconds[0];
-}
-
-template <typename S, typename Term>
-inline void two_sums(Index size, S& first, S& second, Term term) {
-  size < kLongRow ? sums_by_lanes<16>(size, first, second, term)
-                  : sums_by_lanes<32>(size, first, second, term);
-}
-
-template <typename S, typename Term> inline S sum(Index size, Term term) {
-  S total, unused;
-  auto one = [=](Index i, S& first, S&) { first += term(i); };
-  size < kLongRow ? sums_by_lanes<16>(size, total, unused, one)
-                  : sums_by_lanes<64>(size, total, unused, one);
-  return total;
-}
-
-// Rows of channels_last memory that are summed before they join the total: short enough to stay in
-// cache for a second look, long enough that joining costs little.
-inline Index chunk_rows(Index channels) { return std::max<Index>(16, 8192 / channels); }
-
-// With fewer samples than threads, channels_last work is also split into blocks of channels.
-inline Index column_block(Index samples, Index channels, int threads) {
-  if (samples == 0 || samples >= threads) return channels;
-  Index blocks = (threads + samples - 1) / samples;
-  Index block = (channels + blocks - 1) / blocks;
-  return std::max<Index>(64, (block + 15) / 16 * 16);
-}
-
-// Calls body(first, integral_constant rows) for runs of four rows, then of one.
-template <typename Body> inline void by_four(Index count, Body body) {
-  Index i = 0;
-  for (; i + 4 <= count; i += 4) body(i, std::integral_constant<int, 4>());
-  for (; i < count; ++i) body(i, std::integral_constant<int, 1>());
-}
 
 // ---- moments -----------------------------------------------------------------------------------
 
 template <typename T, typename S>
 void moments_rows(const T* x, S* mean, S* var, Index tables, Index area, int threads) {
+  const Index blocks = short_blocks(tables, area);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (Index t = 0; t < tables; ++t) {
+  for (Index block = 0; block < blocks; ++block) {
+    const T* rows = x + block * kSideBySide * area;
+    S mu[kSideBySide] = {}, square[kSideBySide] = {};
+    for (Index i = 0; i < area; ++i)
+#pragma omp simd
+      for (int r = 0; r < kSideBySide; ++r) mu[r] += load(rows + r * area + i);
+    for (int r = 0; r < kSideBySide; ++r) mu[r] /= S(area);
+    for (Index i = 0; i < area; ++i)
+#pragma omp simd
+      for (int r = 0; r < kSideBySide; ++r) {
+        const S centered = load(rows + r * area + i) - mu[r];
+        square[r] += centered * centered;
+      }
+    for (int r = 0; r < kSideBySide; ++r) {
+      mean[block * kSideBySide + r] = mu[r];
+      var[block * kSideBySide + r] = square[r] / S(area);
+    }
+  }
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (Index t = blocks * kSideBySide; t < tables; ++t) {
     const T* row = x + t * area;
     S mu = sum<S>(area, [=](Index i) { return load(row + i); }) / S(area);
     mean[t] = mu;
@@ -236,15 +148,35 @@ template <Gate G, typename T, typename S>
 void gradient_sums_rows(const T* grad, const T* x, const S* mean, S* sums, S* products,
                         const S* center, const S* scale, const S* shift, const T* y, T* gated,
                         Index tables, Index area, int threads) {
+  const bool again = G == kRecomputed;
+  const Index blocks = short_blocks(tables, area);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (Index t = 0; t < tables; ++t) {
+  for (Index block = 0; block < blocks; ++block) {
+    const Index first = block * kSideBySide;
+    const S* mu = mean + first;
+    const S *a = again ? center + first : mu, *b = again ? scale + first : mu;
+    const S* s = again ? shift + first : mu;
+    S total[kSideBySide] = {}, product[kSideBySide] = {};
+    for (Index i = 0; i < area; ++i)
+#pragma omp simd
+      for (int r = 0; r < kSideBySide; ++r) {
+        const Index k = (first + r) * area + i;
+        const S value = load(x + k);
+        const S g = through<G>(grad + k, value, a[r], b[r], s[r], y + k, gated + k);
+        total[r] += g;
+        product[r] += g * (value - mu[r]);
+      }
+    std::copy_n(total, kSideBySide, sums + first);
+    std::copy_n(product, kSideBySide, products + first);
+  }
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (Index t = blocks * kSideBySide; t < tables; ++t) {
     const Index at = t * area;
     const T* __restrict row = x + at;
     const T* __restrict from = grad + at;
     const T* __restrict out = G == kOutput ? y + at : nullptr;
     T* __restrict to = G == kOutput ? gated + at : nullptr;
     const S mu = mean[t];
-    const bool again = G == kRecomputed;
     const S a = again ? center[t] : S(0), b = again ? scale[t] : S(0), c = again ? shift[t] : S(0);
     two_sums(area, sums[t], products[t], [=](Index i, S& total, S& product) {
       const S value = load(row + i);

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sn_imagenet.norms.moments import Statistics, check_divides, join_ranks, update_running
+from sn_imagenet.norms.op import Pooling
 from sn_imagenet.norms.passes import Affine, Backend, statistics_dtype
 
 MEMBERS = ("in", "ln", "bn", "gn")
@@ -88,7 +90,7 @@ class Passes(Backend, Protocol):
     def moments_into(self, x: Tensor, mean: Tensor, var: Tensor) -> None: ...
 
 
-class ClosedForm(ABC):
+class ClosedForm(Pooling):
     """The tables of one forward pass, in one allocation that backward keeps.
 
     Args:
@@ -113,17 +115,19 @@ class ClosedForm(ABC):
         self.stored = stored
         self.group = group if "bn" in layout.member_at and stored is None else None
         self.buffer: Tensor
-        self.views: Views
+
+    @cached_property
+    def views(self) -> Views:
+        layout = self.layout
+        tables = self.buffer.narrow(0, 0, layout.weights).view(6, layout.rows, layout.channels)
+        return Views(*tables.unbind())
 
     @property
     def mean(self) -> Tensor:
         return self.views.mean
 
     def forward(self, x: Tensor, passes: Backend, differentiable: bool) -> Affine:
-        layout = self.layout
-        self.buffer = x.new_empty(layout.size, dtype=statistics_dtype(x.dtype))
-        tables = self.buffer.narrow(0, 0, layout.weights).view(6, layout.rows, layout.channels)
-        self.views = Views(*tables.unbind())
+        self.buffer = x.new_empty(self.layout.size, dtype=statistics_dtype(x.dtype))
         mean, var, center, scale, shift, _ = self.views
         self.passes.moments_into(x, mean, var)
         self._pool_statistics()

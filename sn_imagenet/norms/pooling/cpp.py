@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.norms.moments import Statistics
-from sn_imagenet.norms.passes import CPP
+from sn_imagenet.norms.passes import CPP, Backend, like, statistics_dtype
 from sn_imagenet.norms.passes.compiler import load_library
-from sn_imagenet.norms.passes.cpp import SUFFIX, pointer
+from sn_imagenet.norms.passes.cpp import SUFFIX, kernel, layout, pointer
 from sn_imagenet.norms.pooling.closed_form import ClosedForm, takes_parameters
 
 SOURCE = Path(__file__).with_name("pooling.cpp")
+LAYER = Path(__file__).with_name("layer.cpp")
 
-_POINTER, _DOUBLE = ctypes.c_void_p, ctypes.c_double
+_POINTER, _DOUBLE, _INT = ctypes.c_void_p, ctypes.c_double, ctypes.c_int
+_SIZES = [_INT, _INT, *[ctypes.c_int64] * 3, _INT, _INT]
 _SIGNATURES: dict[str, list[Any]] = {
     "mixture_statistics": [_POINTER] * 4,
     "mixture_coefficients": [*[_POINTER] * 6, _DOUBLE],
@@ -39,14 +41,110 @@ def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
     return function
 
 
+_LAYER_SIGNATURES = {
+    "mixture_forward": [*[_POINTER] * 12, _DOUBLE, *_SIZES],
+    "mixture_backward": [*[_POINTER] * 10, _INT, *[_POINTER] * 5, *_SIZES],
+}
+
+
+@cache
+def _layer_function(name: str) -> Callable[..., None]:
+    library = load_library(LAYER)
+    assert library is not None
+    function = getattr(library, name)
+    function.argtypes, function.restype = _LAYER_SIGNATURES[name], None
+    return function
+
+
+@cache
+def _calls(dtype: torch.dtype) -> Any:
+    """layer.cpp's struct Calls, for activations of ``dtype``."""
+    tables = statistics_dtype(dtype)
+    functions: list[Any] = [
+        *(kernel(name, dtype) for name in ("moments", "affine", "gradient_sums", "input_gradient")),
+        *(_function(f"mixture_{name}", tables) for name in ("statistics", "coefficients")),
+        *(_function(f"mixture_{name}", tables) for name in ("gradient_sums", "gradient")),
+    ]
+    return (_POINTER * len(functions))(*(ctypes.cast(f, _POINTER) for f in functions))
+
+
 class CppTables(ClosedForm):
-    """Plain loops over a few thousand numbers: one thread, no operator's overhead."""
+    """Plain loops over a few thousand numbers: one thread, no operator's overhead.
+
+    Where no rank shares its statistics, one call does the whole of forward, and one of backward.
+    """
 
     passes = CPP
 
     @staticmethod
     def available() -> bool:
-        return load_library(SOURCE) is not None
+        return load_library(SOURCE) is not None and load_library(LAYER) is not None
+
+    def output(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        passes: Backend,
+        relu: bool,
+        differentiable: bool,
+    ) -> Tensor:
+        if self.group is not None:
+            return super().output(x, residual, passes, relu, differentiable)
+        plan = self.layout
+        self.buffer = x.new_empty(plan.size, dtype=statistics_dtype(x.dtype))
+        y = torch.empty_like(x)
+        stored = self.stored or (None, None)
+        _layer_function("mixture_forward")(
+            _calls(x.dtype),
+            plan.numbers.data_ptr(),
+            *map(pointer, (x, residual, y, self.buffer, *stored, *self.parameters)),
+            plan.eps,
+            relu,
+            self.buffer.itemsize,
+            *layout(x),
+        )
+        return y
+
+    def gradients(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        y: Tensor | None,
+        passes: Backend,
+        relu: bool,
+        want_x: bool,
+        wanted: Sequence[bool],
+    ) -> tuple[Tensor | None, Tensor, Sequence[Tensor | None]]:
+        if self.group is not None:
+            return super().gradients(grad, x, y, passes, relu, want_x, wanted)
+        plan, new = self.layout, self.buffer.new_empty
+        grad = like(grad, x)
+        gated = None if y is None else torch.empty_like(x)
+        dx = torch.empty_like(x) if want_x else None
+        work, batch = new(6 * plan.table), new(2 * plan.replicas * plan.channels)
+        parameters = self._new_gradients(wanted)
+        _layer_function("mixture_backward")(
+            _calls(x.dtype),
+            plan.numbers.data_ptr(),
+            *map(pointer, (grad, x, y, gated, dx, self.buffer, work, batch)),
+            self.stored is not None,
+            *map(pointer, (self.parameters.weight, *parameters)),
+            relu,
+            self.buffer.itemsize,
+            *layout(x),
+        )
+        chosen = [g if want else None for g, want in zip(parameters, wanted, strict=True)]
+        return dx, grad if gated is None else gated, chosen
+
+    def _new_gradients(self, wanted: Sequence[bool]) -> list[Tensor | None]:
+        """Memory for the gradients that are wanted, of both logits if of either: the compiled
+        function makes both or neither.
+        """
+        plan, new = self.layout, self.buffer.new_empty
+        want_logits = wanted[2] or wanted[3]
+        sizes = (plan.channels, plan.channels, plan.count, plan.count)
+        made = (*wanted[:2], want_logits, want_logits)
+        return [new(size) if want else None for size, want in zip(sizes, made, strict=True)]
 
     def _call(self, name: str, *arguments: Any) -> None:
         _function(name, self.buffer.dtype)(
@@ -67,16 +165,7 @@ class CppTables(ClosedForm):
         new = self.buffer.new_empty
         scratch = new((2, layout.table))
         batch = new((2, layout.replicas, layout.channels))
-        # The compiled function makes both logits' gradients or neither.
-        want_logits = wanted[2] or wanted[3]
-        gradients = [
-            new(size) if want else None
-            for size, want in zip(
-                (layout.channels, layout.channels, layout.count, layout.count),
-                (*wanted[:2], want_logits, want_logits),
-                strict=True,
-            )
-        ]
+        gradients = self._new_gradients(wanted)
         tensors = (sums, self.parameters.weight, scratch, batch, *gradients)
         self._call("mixture_gradient_sums", *map(pointer, tensors))
         return (scratch, gradients), batch
