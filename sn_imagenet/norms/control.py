@@ -37,10 +37,11 @@ def set_replicas(
         holds_first_replica: whether the batch's first group is the experiment's replica 0, whose
             statistics the running ones follow, as rank 0's do under DistributedDataParallel.
     """
+    told = (replicas, process_group, holds_first_replica)
     for layer in norm_layers(network).values():
-        layer.replicas = replicas
-        layer.process_group = process_group
-        layer.holds_first_replica = holds_first_replica
+        # Each step says so again, and a module's attributes are slow to set.
+        if (layer.replicas, layer.process_group, layer.holds_first_replica) != told:
+            layer.replicas, layer.process_group, layer.holds_first_replica = told
 
 
 @contextmanager

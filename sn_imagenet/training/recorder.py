@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from sn_imagenet.replicas import rank
 from sn_imagenet.training.console import Console
+from sn_imagenet.training.in_flight import StepOutcome
 from sn_imagenet.training.metrics_log import MetricsLog
-from sn_imagenet.training.stepper import StepOutcome
 from sn_imagenet.training.trackers import TABLES
 
 T = TypeVar("T")

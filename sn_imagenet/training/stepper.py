@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -25,6 +24,7 @@ from sn_imagenet.replicas import (
     tell_layers,
     to_device,
 )
+from sn_imagenet.training.in_flight import IN_FLIGHT, KeptStatistics, LaunchedStep
 
 # torch 2.15 renamed the argument; 2.11 knows the old name only.
 _SYNC_BUFFERS = (
@@ -34,25 +34,13 @@ _SYNC_BUFFERS = (
 )
 
 
-@dataclass(frozen=True)
-class StepOutcome:
-    """Of one global batch: the mean loss, and how many of its samples were right at first guess.
-
-    ``flags``: the sums over ranks of what each passed to :meth:`Stepper.gradients`.
-    """
-
-    loss: float
-    top1_correct: int
-    samples: int
-    flags: tuple[float, ...] = ()
-
-
 class Stepper:
     """Forward, backward and update of the whole setting, wherever its replicas live.
 
     Every placement gives the losses, gradients and weights of G processes under
     DistributedDataParallel with n samples each, up to rounding: gradients are averaged over
-    replicas, which all have as many samples.
+    replicas, which all have as many samples. Nothing waits for the device: a step is launched, and
+    once a loss is not finite no later step moves a weight, whenever the host hears of it.
 
     Args:
         network: on ``device``, the same on every rank.
@@ -92,24 +80,33 @@ class Stepper:
             lr=config.initial_lr,
             momentum=config.protocol.momentum,
             weight_decay=config.protocol.weight_decay,
+            fused=True,
         )
+        self._prepare_optimizer()
+        # 1 from the first loss on that is not finite, else 0: fused SGD skips at exactly 1.
+        self._broken = torch.zeros((), device=device)
+        depth = IN_FLIGHT[device.type]
+        self._kept = KeptStatistics(network, depth + 1) if depth else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
 
     def gradients(
         self, images: Tensor, labels: Tensor, step: int, flags: Sequence[float] = ()
-    ) -> StepOutcome:
+    ) -> LaunchedStep:
         """Accumulate the gradients of the rank's batch [samples_per_rank, ...] of ``step``.
 
         ``flags``: numbers to be summed over ranks on the way, as many on each, so that all ranks
         hear of a flag that one has set at the same step, without a collective of its own.
         """
-        self.network.train()
+        if not self.network.training:  # it walks all modules
+            self.network.train()
         if self._shares_each_step:
             self.share_statistics()
         self.optimizer.zero_grad(set_to_none=True)
         images, labels = to_device((images, labels), self.device)
         # Sum of losses and number of correct samples, over passes and then over ranks; flags.
-        totals = torch.tensor([0.0, 0.0, *flags], dtype=torch.float64, device=self.device)
+        totals = torch.tensor([0.0, 0.0, *flags], dtype=torch.float64)
+        if self.device.type == "cuda":
+            totals = totals.pin_memory().to(self.device, non_blocking=True)
         for part in self._placement.passes(images, labels):
             tell_layers(self.network, part, self._group)
             if self._dropout is not None:
@@ -122,8 +119,11 @@ class Stepper:
                 self.scaler.scale(loss * share).backward()
             totals[0] += loss.detach() * len(part.labels)
             totals[1] += correct_counts(logits.detach(), part.labels)[0]
-        loss_sum, correct, *summed = sum_over_ranks(totals).tolist()
-        return StepOutcome(loss_sum / self._total, int(correct), self._total, tuple(summed))
+        sum_over_ranks(totals)
+        self._broken = torch.maximum(self._broken, (~totals[0].isfinite()).to(self._broken.dtype))
+        if self._kept is not None:
+            self._kept.keep(step)
+        return LaunchedStep(step, totals, self._total)
 
     def rehearse(self, image_size: int, samples: int) -> None:
         """One step on nothing, before a state is loaded. Collective.
@@ -136,13 +136,27 @@ class Stepper:
             images = torch.zeros(samples, 3, image_size, image_size)
             self.gradients(images, torch.zeros(samples, dtype=torch.int64), 0)
             self.optimizer.zero_grad(set_to_none=True)
+            self._broken = torch.zeros_like(self._broken)
 
     def update(self, learning_rate: float) -> None:
-        """Move the weights by the accumulated gradients."""
+        """Move the weights by the accumulated gradients, unless a loss was not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        if self.scaler.is_enabled():
+            # It decides by the gradients, and sets the optimiser's found_inf itself.
+            gradient = next(p.grad for p in self.network.parameters() if p.grad is not None)
+            gradient.add_(torch.where(self._broken > 0, torch.nan, 0.0))
+        else:
+            self.optimizer.found_inf = self._broken  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def rewind(self, step: int) -> None:
+        """Forget what the forward passes after that of ``step``, whose loss was not finite, did to
+        the running statistics.
+        """
+        if self._kept is not None:
+            self._kept.restore(step)
 
     def weights_are_finite(self) -> bool:
         """Whether every parameter is finite; the same on every rank."""
@@ -167,7 +181,19 @@ class Stepper:
         """The inverse of :meth:`state_dict`."""
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._prepare_optimizer()
         self.scaler.load_state_dict(state["scaler"])
+
+    def _prepare_optimizer(self) -> None:
+        """Fused, whatever a checkpoint of before says; and a momentum of 0 where there is none yet:
+        a fused first step that is skipped would leave memory as it was found.
+        """
+        for group in self.optimizer.param_groups:
+            group["fused"] = True
+            if group["momentum"]:
+                for parameter in group["params"]:
+                    buffer = torch.zeros_like(parameter, requires_grad=False)
+                    self.optimizer.state[parameter].setdefault("momentum_buffer", buffer)
 
     def _communicating(self, last: bool) -> Any:
         if isinstance(self._ddp, DistributedDataParallel) and not last:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -36,6 +35,7 @@ from sn_imagenet.replicas import (
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint, experiment_of
 from sn_imagenet.runs.saver import CheckpointSaver
 from sn_imagenet.training.console import Console
+from sn_imagenet.training.in_flight import LossNotFiniteError, StepOutcome, StepsInFlight
 from sn_imagenet.training.metrics_log import MetricsLog, rows_of
 from sn_imagenet.training.recorder import METERS, Recorder
 from sn_imagenet.training.schedule import learning_rate
@@ -67,8 +67,8 @@ _ENTRIES: dict[str, Any] = {
 class Trainer:
     """The training of one run, from its start or its last checkpoint. Making it is collective.
 
-    ``epoch`` counts the epochs that are trained and validated, ``step`` the optimiser steps done,
-    ``step_in_epoch`` those of the present epoch.
+    ``epoch`` counts the epochs that are trained and validated, ``step`` the optimiser steps done or
+    in flight, ``step_in_epoch`` those of the present epoch.
     """
 
     def __init__(
@@ -134,6 +134,7 @@ class Trainer:
         self.recorder = Recorder(log, self.console, config.trainer.log_every, config.trainer.epochs)
         if state is not None:
             self.recorder.load_state_dict(state["meters"])
+        self.in_flight = StepsInFlight(prepared.device, self._record)
         self.saver = None
         if log is not None:
             on_error = config.checkpoint.on_error
@@ -154,34 +155,11 @@ class Trainer:
         # An epoch whose last step was saved is still to be validated.
         while self.step < self.total_steps or self.step_in_epoch == self.steps_per_epoch:
             with self.stop.deferred():
-                lr = learning_rate(self.config, self.epoch)
-                batches = self.loader.epoch(self.epoch, self.step_in_epoch)
-                for images, labels in self.recorder.timed(batches):
-                    # Summed over ranks: who was told to stop, whether a checkpoint failed.
-                    flags = [self.stop.received, self.saver is not None and self.saver.failed]
-                    outcome = self.stepper.gradients(images, labels, self.step, flags)
-                    if not math.isfinite(outcome.loss):
-                        self.recorder.flush(self.epoch + 1, self.step, lr)
-                        self._save()
-                        self._wait_for_the_disk()
-                        return self._divergence(
-                            self.step + 1, f"the loss is {outcome.loss}", outcome.loss
-                        )
-                    self.stepper.update(lr)
-                    self.last_finite_loss = outcome.loss
-                    self.step += 1
-                    self.step_in_epoch += 1
-                    self.recorder.step(outcome, self.epoch + 1, self.step, lr)
-                    told_to_stop, checkpoint_failed = outcome.flags
-                    if checkpoint_failed:
-                        self._wait_for_the_disk()
-                    if self.step == self.total_steps:
-                        break
-                    if told_to_stop and self.stepper.weights_are_finite():
-                        self._save()
-                        self._stop()
-                    self._save_if_due()
-                self.recorder.flush(self.epoch + 1, self.step, lr)
+                try:
+                    self._train_epoch()
+                except LossNotFiniteError as error:
+                    return self._diverged_at(error.outcome)
+                self.recorder.flush(self.epoch + 1, self.step, self.lr)
                 self.stepper.share_statistics()
                 if not self.stepper.weights_are_finite():
                     self._wait_for_the_disk()
@@ -209,6 +187,45 @@ class Trainer:
         if self.log is not None and weights and self.picture and self.epoch % every == 0:
             figure = self.picture(weights, self.config.batch)
             self.log.picture("importance weights", figure, self.step)
+
+    def _train_epoch(self) -> None:
+        """The steps that are left of the epoch, and of the training."""
+        self.lr = learning_rate(self.config, self.epoch)
+        batches = self.loader.epoch(self.epoch, self.step_in_epoch)
+        for images, labels in self.recorder.timed(batches):
+            # Summed over ranks: who was told to stop, whether a checkpoint failed.
+            flags = [self.stop.received, self.saver is not None and self.saver.failed]
+            self.in_flight.add(self.stepper.gradients(images, labels, self.step, flags))
+            self.stepper.update(self.lr)
+            self.step += 1
+            self.step_in_epoch += 1
+            told_to_stop, checkpoint_failed = self.in_flight.due()
+            if checkpoint_failed:
+                self._wait_for_the_disk()
+            if self.step == self.total_steps:
+                break
+            if told_to_stop:
+                self.in_flight.all()
+                if self.stepper.weights_are_finite():
+                    self._save()
+                    self._stop()
+            self._save_if_due()
+        self.in_flight.all()
+
+    def _record(self, outcome: StepOutcome) -> None:
+        self.last_finite_loss = outcome.loss
+        self.recorder.step(outcome, self.epoch + 1, outcome.step + 1, self.lr)
+
+    def _diverged_at(self, outcome: StepOutcome) -> dict[str, Any]:
+        """End with all as it was before the update of the step of ``outcome``."""
+        self.in_flight.forget()
+        self.stepper.rewind(outcome.step)
+        self.step_in_epoch -= self.step - outcome.step
+        self.step = outcome.step
+        self.recorder.flush(self.epoch + 1, self.step, self.lr)
+        self._save()
+        self._wait_for_the_disk()
+        return self._divergence(self.step + 1, f"the loss is {outcome.loss}", outcome.loss)
 
     def close(self) -> None:
         """Let go of the files and the terminal; a checkpoint under way is written first."""
@@ -281,7 +298,9 @@ class Trainer:
         divergence can come: it would take the place of one to go on from.
         """
         self.saved_at = time.monotonic()
-        if self.log is None or self.saver is None or not self.stepper.weights_are_finite():
+        if self.log is None or self.saver is None:
+            return
+        if not (self.in_flight.read_all() and self.stepper.weights_are_finite()):
             return
         state = {
             "config": experiment_of(self.config.to_dict()),

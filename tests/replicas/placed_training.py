@@ -103,7 +103,8 @@ def placed(rank: int, world_size: int, config: ExperimentConfig) -> Outcome:
     steps = []
     for step, rate in enumerate(RATES):
         images, labels = batch(step, config.batch.total)
-        outcome = stepper.gradients(images[rank::world_size], labels[rank::world_size], step)
+        launched = stepper.gradients(images[rank::world_size], labels[rank::world_size], step)
+        outcome = launched.read()
         assert outcome.samples == config.batch.total
         steps.append(_step(network, outcome.loss, outcome.top1_correct))
         stepper.update(rate)
