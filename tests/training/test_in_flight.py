@@ -60,6 +60,7 @@ def assert_same(one, other, path=""):
         assert one == other, path
 
 
+@pytest.mark.slow
 def test_a_run_whose_steps_are_read_late_is_the_same(run_at):
     """Weights, momentum, statistics, meters and rows, over the end of an epoch."""
     _, now, rows = run_at(0, *PAST_ONE_EPOCH)
@@ -84,6 +85,7 @@ def broken_batch(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_with_the_weights_before_that_step(run_at, broken_batch):
     result, now, _ = run_at(0, "trainer.max_steps=9")
     broken_batch.clear()
