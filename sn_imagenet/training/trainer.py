@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from sn_imagenet.evaluation import (
     Prepared,
     departures,
     described_weights,
-    require_same_data,
     validate,
     validate_calibrated,
 )
@@ -25,19 +23,19 @@ from sn_imagenet.evaluation.departures import left_out
 from sn_imagenet.models import PlacedDropout
 from sn_imagenet.replicas import (
     Placement,
-    from_rank_0,
     rank,
     say,
     sum_over_ranks,
     together,
     world_size,
 )
-from sn_imagenet.runs import RunDirectory, RunError, checkpoint, experiment_of
+from sn_imagenet.runs import RunDirectory, experiment_of
 from sn_imagenet.runs.saver import CheckpointSaver
 from sn_imagenet.training.console import Console
 from sn_imagenet.training.in_flight import LossNotFiniteError, StepOutcome, StepsInFlight
 from sn_imagenet.training.metrics_log import MetricsLog, rows_of
-from sn_imagenet.training.recorder import METERS, Recorder
+from sn_imagenet.training.recorder import Recorder
+from sn_imagenet.training.resume import newest_checkpoint
 from sn_imagenet.training.schedule import learning_rate
 from sn_imagenet.training.stepper import Stepper
 from sn_imagenet.training.stop import EXIT_CODE, Stopped, StopRequests
@@ -47,21 +45,6 @@ Picture = Callable[[list[dict[str, Any]], BatchConfig], Figure]
 """Draws the importance weights of the SN layers of a run in this setting."""
 
 PICTURES = 10
-
-# What a checkpoint holds besides the stepper's own.
-_ENTRIES: dict[str, Any] = {
-    "config": dict,
-    "data_fingerprint": dict,
-    "epoch": int,
-    "step": int,
-    "step_in_epoch": int,
-    "last_finite_loss": float | None,
-    "world_sizes": list,
-    "git_revisions": list,
-    "metrics": torch.Tensor,
-    "warnings": list,
-    "meters": dict,
-}
 
 
 class Trainer:
@@ -110,7 +93,7 @@ class Trainer:
 
         self.warnings: list[str] = []  # what was found damaged, by this start or an earlier one
 
-        state = self._newest_checkpoint()
+        state = newest_checkpoint(directory, prepared, self.stepper, self._warn)
         if state is not None:
             self.stepper.rehearse(config.data.image_size, placement.samples_per_rank)
             self._load_state_dict(state)
@@ -335,40 +318,3 @@ class Trainer:
         """Say it, and keep it for the result."""
         say(f"warning: {warning}")
         self.warnings.append(warning)
-
-    def _require_usable(self, path: Path, state: dict[str, Any]) -> None:
-        """Whether a checkpoint holds all that this training goes on from. Loads it, where it does.
-
-        Raises:
-            RunError: entries are missing or of another kind, or weights are not finite.
-        """
-        try:
-            for key, kind in _ENTRIES.items():
-                if not isinstance(state[key], kind):
-                    raise TypeError(f"{key} is of type {type(state[key]).__name__}")
-            for key in METERS:
-                float(state["meters"][key])
-            rows_of(state["metrics"])
-            self.stepper.load_state_dict(state)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-            raise RunError(
-                f"{path} is no checkpoint of this training: {reason.splitlines()[0]}"
-            ) from error
-        if not self.stepper.weights_are_finite():
-            raise RunError(f"{path} holds weights that are not finite")
-
-    def _newest_checkpoint(self) -> dict[str, Any] | None:
-        """Rank 0's newest readable checkpoint, on every rank; None if there is none. Collective."""
-        state: dict[str, Any] | None = None
-        with together():
-            if rank() == 0:
-                state, warnings = checkpoint.load_last(self.directory, self._require_usable)
-                for warning in warnings:
-                    self._warn(f"{warning}; going on from the checkpoint before it")
-                if state is not None:
-                    self.directory.require_same_experiment(state["config"], self.config)
-                    then = state["data_fingerprint"]
-                    require_same_data(self.directory.path, then, self.prepared.data)
-        found: dict[str, Any] | None = from_rank_0(state)
-        return found

@@ -50,7 +50,7 @@ def assert_same(one, other, path=""):
     elif isinstance(one, dict):
         assert one.keys() == other.keys(), path
         for key in one:
-            if key not in ("seconds", "total_seconds", "waited", "metrics_bytes", "config"):
+            if key not in ("seconds", "total_seconds", "waited", "metrics", "config"):
                 assert_same(one[key], other[key], f"{path}.{key}")
     elif isinstance(one, list):
         assert len(one) == len(other), path

@@ -1,0 +1,74 @@
+"""The checkpoint from which a training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sn_imagenet.evaluation import Prepared, require_same_data
+from sn_imagenet.replicas import from_rank_0, rank, together
+from sn_imagenet.runs import RunDirectory, RunError, checkpoint
+from sn_imagenet.training.metrics_log import rows_of
+from sn_imagenet.training.recorder import METERS
+from sn_imagenet.training.stepper import Stepper
+
+# What a checkpoint holds besides the stepper's own.
+_ENTRIES: dict[str, Any] = {
+    "config": dict,
+    "data_fingerprint": dict,
+    "epoch": int,
+    "step": int,
+    "step_in_epoch": int,
+    "last_finite_loss": float | None,
+    "world_sizes": list,
+    "git_revisions": list,
+    "metrics": torch.Tensor,
+    "warnings": list,
+    "meters": dict,
+}
+
+
+def newest_checkpoint(
+    directory: RunDirectory, prepared: Prepared, stepper: Stepper, warn: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Rank 0's newest usable checkpoint, on every rank; None if there is none. Collective.
+
+    Args:
+        stepper: tries to load its part of each; what it holds afterwards is of no account.
+        warn: told of each newer one that is not usable.
+
+    Raises:
+        RunError: there are checkpoints and none is usable, or they are another experiment's.
+    """
+
+    def require_usable(path: Path, state: dict[str, Any]) -> None:
+        try:
+            for key, kind in _ENTRIES.items():
+                if not isinstance(state[key], kind):
+                    raise TypeError(f"{key} is of type {type(state[key]).__name__}")
+            for key in METERS:
+                float(state["meters"][key])
+            rows_of(state["metrics"])
+            stepper.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+            raise RunError(
+                f"{path} is no checkpoint of this training: {reason.splitlines()[0]}"
+            ) from error
+        if not stepper.weights_are_finite():
+            raise RunError(f"{path} holds weights that are not finite")
+
+    state: dict[str, Any] | None = None
+    with together():
+        if rank() == 0:
+            state, warnings = checkpoint.load_last(directory, require_usable)
+            for warning in warnings:
+                warn(f"{warning}; going on from the checkpoint before it")
+            if state is not None:
+                directory.require_same_experiment(state["config"], prepared.config)
+                require_same_data(directory.path, state["data_fingerprint"], prepared.data)
+    found: dict[str, Any] | None = from_rank_0(state)
+    return found
