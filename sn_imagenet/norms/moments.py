@@ -111,6 +111,7 @@ def join_ranks(own: Statistics, group: dist.ProcessGroup) -> Statistics:
     return _over_samples(mean, var)
 
 
+@torch.no_grad()
 def update_running(
     running: Statistics, batch: Statistics, momentum: float | Tensor, unbias: float
 ) -> None:

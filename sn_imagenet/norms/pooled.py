@@ -208,12 +208,12 @@ class PooledNorm2d(nn.Module, ABC):
             return self.num_batches_tracked.double().reciprocal()
         return self.momentum
 
-    @torch.no_grad()
     def _store(self, tables: BatchTables, shape: torch.Size) -> None:
         """Keep the statistics of a batch of ``shape``."""
         if self.batch_average is not None:
-            mean, var = tables.batch()
-            self.batch_average.add(mean[0], var[0])
+            with torch.no_grad():
+                mean, var = tables.batch()
+                self.batch_average.add(mean[0], var[0])
         elif self.track_running_stats and self.holds_first_replica:
             replicas, group = self.groups
             ranks = dist.get_world_size(group) if group is not None else 1

@@ -43,7 +43,7 @@ def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
 
 _LAYER_SIGNATURES = {
     "mixture_forward": [*[_POINTER] * 12, _DOUBLE, *_SIZES],
-    "mixture_backward": [*[_POINTER] * 10, _INT, *[_POINTER] * 5, *_SIZES],
+    "mixture_backward": [*[_POINTER] * 9, _INT, *[_POINTER] * 5, *_SIZES],
 }
 
 
@@ -121,12 +121,12 @@ class CppTables(ClosedForm):
         grad = like(grad, x)
         gated = None if y is None else torch.empty_like(x)
         dx = torch.empty_like(x) if want_x else None
-        work, batch = new(6 * plan.table), new(2 * plan.replicas * plan.channels)
+        work = new(6 * plan.table + 2 * plan.replicas * plan.channels)
         parameters = self._new_gradients(wanted)
         _layer_function("mixture_backward")(
             _calls(x.dtype),
             plan.numbers.data_ptr(),
-            *map(pointer, (grad, x, y, gated, dx, self.buffer, work, batch)),
+            *map(pointer, (grad, x, y, gated, dx, self.buffer, work)),
             self.stored is not None,
             *map(pointer, (self.parameters.weight, *parameters)),
             relu,
@@ -183,6 +183,15 @@ class CppTables(ClosedForm):
         if not takes_parameters(self.buffer, running):
             super().update_running(running, momentum, unbias)
             return
-        pointers = map(pointer, (*running, *self.batch()))
-        function = _function("update_running", self.buffer.dtype)
-        function(*pointers, float(momentum), unbias, self.layout.channels)
+        mean, var = running
+        plan, width = self.layout, self.buffer.itemsize
+        at = self.buffer.data_ptr() + plan.member_at["bn"] * width
+        _function("update_running", self.buffer.dtype)(
+            mean.data_ptr(),
+            var.data_ptr(),
+            at,
+            at + plan.replicas * plan.channels * width,
+            float(momentum),
+            unbias,
+            plan.channels,
+        )

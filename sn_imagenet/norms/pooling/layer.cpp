@@ -50,18 +50,19 @@ extern "C" void mixture_forward(const Calls* calls, const void* layout, const vo
 }
 
 // `y`: the output, where the ReLU's sign is its; then what comes through is written to `gated`.
-// `work` holds 6 tables: backward's sums and the pooled statistics' gradients, two each, b and c.
-// Without `batch` BN's statistics are stored ones; without `dx` only the parameters' gradients.
+// `work` holds 6 tables, backward's sums and the pooled statistics' gradients, two each, b and c;
+// and what BN's sets average of the gradients. With `stored` BN's statistics are stored ones;
+// without `dx` there are only the parameters' gradients.
 extern "C" void mixture_backward(const Calls* calls, const void* layout, const void* grad,
                                  const void* x, const void* y, void* gated, void* dx, char* buffer,
-                                 char* work, void* batch, int stored, const void* gamma,
-                                 void* dgamma, void* dbeta, void* dmean_logits, void* dvar_logits,
-                                 int relu, int itemsize, Index n, Index c, Index area, int columns,
+                                 char* work, int stored, const void* gamma, void* dgamma,
+                                 void* dbeta, void* dmean_logits, void* dvar_logits, int relu,
+                                 int itemsize, Index n, Index c, Index area, int columns,
                                  int threads) {
   const Index size = n * c * itemsize;
   const Tables t(buffer, size);
   char *sums = work, *products = sums + size, *gradients = products + size;
-  char *b = gradients + 2 * size, *k = b + size;
+  char *b = gradients + 2 * size, *k = b + size, *batch = k + size;
   const bool again = relu && !y;
   const void *center = again ? t.center : nullptr, *shift = again ? t.shift : nullptr;
   calls->gradient_sums(grad, x, t.mean, sums, products, center, again ? t.scale : nullptr, shift,
