@@ -40,5 +40,7 @@ class PlacedDropout:
         key = np.random.SeedSequence([self.seed, self._step]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(key[0]))
         uniform = torch.rand(self._global_batch, features.shape[1], generator=generator)
-        kept = (uniform[self._positions] >= self.p).to(features)
+        kept = uniform[self._positions] >= self.p
+        if features.is_cuda:
+            kept = kept.pin_memory().to(features.device, non_blocking=True)  # else the host waits
         return (features * kept / (1 - self.p),)

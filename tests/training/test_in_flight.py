@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sn_imagenet.models import build_model
+from sn_imagenet.models import PlacedDropout, build_model
 from sn_imagenet.replicas import Placement
 from sn_imagenet.runs import checkpoint
 from sn_imagenet.training import Stepper, in_flight, stepper, train
@@ -96,10 +96,12 @@ def test_a_run_that_diverges_ends_with_the_weights_before_that_step(run_at, brok
     assert_same(now, late)
 
 
-def stepper_of(config):
+def stepper_of(config, device="cpu"):
     placement = Placement(config.batch.gpus, config.batch.samples_per_gpu)
     network = build_model(config.model, config.norm, config.protocol, 10, config.seed)
-    return Stepper(network, config, placement, torch.device("cpu"))
+    network.to(device, memory_format=torch.channels_last)
+    dropout = PlacedDropout(network.get_classifier(), 0.2, config.seed)
+    return Stepper(network, config, placement, torch.device(device), dropout)
 
 
 def batch(config):
@@ -129,6 +131,26 @@ def test_no_step_reads_what_the_device_holds(composed, monkeypatch):
     outcomes = [step.read() for step in launched]
     assert reads == ["tolist"] * 3
     assert [outcome.step for outcome in outcomes] == [0, 1, 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_no_step_waits_for_a_cuda_device(composed):
+    config = composed(*TINY)
+    made = stepper_of(config, "cuda")
+    images, labels = (part.cuda() for part in batch(config))
+    for _ in range(3):  # cuDNN chooses, Triton compiles
+        made.gradients(images, labels, 0, [False, False]).read()
+        made.update(0.1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        launched = []
+        for step in range(3):
+            launched.append(made.gradients(images, labels, step, [False, False]))
+            made.update(0.1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(step.read().is_finite for step in launched)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
