@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import (
     DataError,
     DataSets,
     TrainBatchSampler,
+    build,
     calibration_loader,
     epoch_order,
     eval_loader,
@@ -107,6 +110,27 @@ def test_one_loader_serves_all_epochs_and_resumes_within_one(
     assert same(made(epoch=0, start_step=3), first[3:])
     assert list(loader.epoch(0, start_step=4)) == []
     assert not same(first, made(epoch=1, start_step=0))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than the cores
+def test_photographs_do_not_depend_on_workers_or_a_restart(
+    imagenet_photos: Path, composed: Callable[..., ExperimentConfig]
+) -> None:
+    """With the crops, the flips and the lighting of training on ImageNet."""
+    parts = [f"data.{part}={imagenet_photos}/train" for part in ("train", "val")]
+    config = composed("data=imagefolder", *parts)
+    data = build(config.data, config.augment, seed=0)
+
+    def batches(workers: int, start_step: int) -> Batches:
+        loader = train_loader(
+            data.train, global_batch=20, rank=0, world_size=1, seed=0, workers=workers
+        )
+        return list(loader.epoch(1, start_step))
+
+    expected = batches(workers=0, start_step=0)
+    assert len(expected) == 10
+    for workers, start_step in ((1, 7), (4, 0), (4, 8)):
+        assert same(batches(workers, start_step), expected[start_step:])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
