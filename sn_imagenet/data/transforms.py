@@ -48,11 +48,9 @@ class _TrainingDraw:
 
     def __call__(self, height: int, width: int) -> Cut:
         cut = self._crop(height, width)
-        if self._augment.flip:
-            cut = replace(cut, flip=bool(torch.rand(1) < 0.5))
-        if self._augment.lighting_std > 0:
-            cut = replace(cut, shift=lighting(self._augment.lighting_std))
-        return cut
+        flip = self._augment.flip and torch.rand(1).item() < 0.5
+        std = self._augment.lighting_std
+        return replace(cut, flip=flip, shift=lighting(std) if std > 0 else None)
 
 
 def lighting(std: float) -> tuple[float, float, float]:
