@@ -1,0 +1,47 @@
+"""A run that is trained, and evaluated otherwise or later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.evaluation import Asked, evaluate_run
+from sn_imagenet.runs import FINISHED, NOT_EVALUATED, read_run
+from sn_imagenet.training import train
+
+
+def test_what_was_evaluated_otherwise_does_not_end_a_run(
+    composed: Callable[..., ExperimentConfig], tmp_path: Path
+) -> None:
+    """The command that started it makes the evaluation that counts, and keeps the others."""
+    for part, count in (("train", 24), ("val", 4)):
+        for i in range(count):
+            file = tmp_path / part / f"class{i % 2}" / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (8 * i, 0, 0)).save(file)
+    run = tmp_path / "run"
+    config = composed(
+        *("data=imagefolder", "data.image_size=16", "data.resize_size=16", "data.workers=0"),
+        *(f"data.{part}={tmp_path / part}" for part in ("train", "val")),
+        *("norm=sn", "model=resnet14_mini", "batch=1x8", "trainer.max_steps=2"),
+        *(f"run_dir={run}", "evaluate=false"),
+    )
+    train(config)
+    weights = torch.load(run / "final.pt")["model"]
+    asked = Asked({"calibration": {"samples": 16}}, samples=(16, 8), draws=2)
+    made = evaluate_run(run, asked)["evaluations"]
+    assert len(made) == 5 and read_run(run).state == NOT_EVALUATED
+    assert not (run / "batch_average.pt").exists()
+
+    config.evaluate = True
+    after = train(config)
+    assert after["evaluations"][:5] == made
+    assert [e["by"] for e in after["evaluations"][5:]] == ["training"] * 2
+    assert read_run(run).state == FINISHED
+    assert read_run(run).counted["batch_average"] == after["evaluations"][-1]
+    assert torch.load(run / "batch_average.pt")["evaluation"] == after["evaluations"][-1]
+    assert all(torch.load(run / "final.pt")["model"][name].equal(weights[name]) for name in weights)
