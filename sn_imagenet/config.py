@@ -203,7 +203,10 @@ class ModelConfig:
 
 @dataclass
 class ProtocolConfig:
-    """How the network is trained; ``protocol=paper`` is the paper's (Sec. 4.1)."""
+    """How the network is trained; ``protocol=paper`` is the paper's (Sec. 4.1).
+
+    ``lambda_weight_decay``: of SN's importance weights (None: as of every other parameter).
+    """
 
     name: str
     base_lr: float
@@ -214,6 +217,7 @@ class ProtocolConfig:
     weight_decay: float
     dropout: float
     zero_init_last_gamma: bool
+    lambda_weight_decay: float | None = None
 
     def __post_init__(self) -> None:
         _require(self.base_lr > 0, f"protocol.base_lr={self.base_lr}: expected > 0")
@@ -228,6 +232,10 @@ class ProtocolConfig:
         _require(0 <= self.momentum < 1, f"protocol.momentum={self.momentum}: expected 0 <= m < 1")
         _require(
             self.weight_decay >= 0, f"protocol.weight_decay={self.weight_decay}: expected >= 0"
+        )
+        _require(
+            self.lambda_weight_decay is None or self.lambda_weight_decay >= 0,
+            f"protocol.lambda_weight_decay={self.lambda_weight_decay}: expected null or >= 0",
         )
         milestones = list(self.lr_milestones)
         _require(

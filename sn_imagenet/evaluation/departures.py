@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.utils import get_class
 
-from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.config import ExperimentConfig, ProtocolConfig
 from sn_imagenet.data import describe_augmentation
 from sn_imagenet.norms import BatchRenorm2d
 from sn_imagenet.norms.methods import METHODS
@@ -30,6 +30,11 @@ class Fact:
 
 def _setting(config: ExperimentConfig) -> str:
     return f"{config.batch.gpus}x{config.batch.samples_per_gpu}"
+
+
+def _lambda_decay(protocol: ProtocolConfig) -> str | float:
+    chosen = protocol.lambda_weight_decay
+    return "as of the rest" if chosen in (None, protocol.weight_decay) else chosen
 
 
 # Sec. 4.1 of the paper, "Protocol", its footnote 2, Sec. 2.1, and [7] where it refers to it.
@@ -51,6 +56,11 @@ PAPER = (
     Fact("learning rate drops by", 0.1, lambda c: c.protocol.lr_factor),
     Fact("momentum", 0.9, lambda c: c.protocol.momentum),
     Fact("weight decay", 1e-4, lambda c: c.protocol.weight_decay),
+    Fact(
+        "weight decay of the importance weights",
+        "as of the rest",
+        lambda c: _lambda_decay(c.protocol),
+    ),
     Fact("dropout", 0.0, lambda c: c.protocol.dropout),
     Fact("last gamma of a block", 1, lambda c: 0 if c.protocol.zero_init_last_gamma else 1),
     Fact(

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.config import ExperimentConfig, ProtocolConfig
 from sn_imagenet.evaluation import correct_counts
 from sn_imagenet.models import PlacedDropout
-from sn_imagenet.norms import norm_layers
+from sn_imagenet.norms import SwitchNorm2d, norm_layers
 from sn_imagenet.replicas import (
     Placement,
     autocast_for,
@@ -76,10 +76,9 @@ class Stepper:
                 **sync_buffers,
             )
         self.optimizer = torch.optim.SGD(
-            network.parameters(),
+            _parameter_groups(network, config.protocol),
             lr=config.initial_lr,
             momentum=config.protocol.momentum,
-            weight_decay=config.protocol.weight_decay,
             fused=True,
         )
         self._prepare_optimizer()
@@ -199,3 +198,19 @@ class Stepper:
         if isinstance(self._ddp, DistributedDataParallel) and not last:
             return self._ddp.no_sync()
         return nullcontext()
+
+
+def _parameter_groups(network: nn.Module, protocol: ProtocolConfig) -> list[dict[str, Any]]:
+    """The parameters by their weight decay; lambda with the others unless it has one of its own."""
+    decay, of_lambda = protocol.weight_decay, protocol.lambda_weight_decay
+    if of_lambda is None:
+        return [{"params": list(network.parameters()), "weight_decay": decay}]
+    layers = [n for n in norm_layers(network).values() if isinstance(n, SwitchNorm2d)]
+    lambdas = [p for layer in layers for p in (layer.mean_weight, layer.var_weight)]
+    apart = set(map(id, lambdas))
+    others = [p for p in network.parameters() if id(p) not in apart]
+    groups = [
+        {"params": others, "weight_decay": decay},
+        {"params": lambdas, "weight_decay": of_lambda},
+    ]
+    return [group for group in groups if group["params"]]

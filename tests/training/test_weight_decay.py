@@ -1,0 +1,37 @@
+"""Which parameters decay: all, or all but SN's importance weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sn_imagenet.models import build_model
+from sn_imagenet.replicas import Placement
+from sn_imagenet.training import Stepper
+
+LR, DECAY = 0.25, 0.5
+
+
+@pytest.mark.parametrize("of_lambda", [None, 0.0, 0.125])
+def test_importance_weights_decay_as_chosen(composed, of_lambda: float | None) -> None:
+    config = composed(
+        *("data=digits", "model=resnet14_mini", "batch=8x2", "norm=sn", "protocol.momentum=0"),
+        f"protocol.weight_decay={DECAY}",
+        f"protocol.lambda_weight_decay={'null' if of_lambda is None else of_lambda}",
+    )
+    network = build_model(config.model, config.norm, config.protocol, 10, config.seed)
+    stepper = Stepper(network, config, Placement(8, 2), torch.device("cpu"))
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    images = torch.randn(16, 3, 16, 16)
+    stepper.gradients(images, torch.arange(16) % 10, 0)
+    gradients: dict[str, Tensor] = {
+        name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None
+    }
+    assert gradients.keys() == before.keys()
+    stepper.update(LR)
+    for name, parameter in network.named_parameters():
+        is_lambda = name.endswith(("mean_weight", "var_weight"))
+        decay = DECAY if of_lambda is None or not is_lambda else of_lambda
+        expected = before[name] - LR * (gradients[name] + decay * before[name])
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-7)
