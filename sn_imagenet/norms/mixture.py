@@ -89,7 +89,8 @@ class MixtureNorm2d(PooledNorm2d):
         return single and self._uses_stored_statistics and self._is_a_mixture
 
     def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables]:
-        if not self._is_a_mixture or self.backend == "formula" or needs_formula():
+        closed = self._is_a_mixture and not self.instance_correction
+        if not closed or self.backend == "formula" or needs_formula():
             return super()._normalize(x, residual)
         x = dense(x)
         passes = select_backend(x, self.backend)

@@ -58,6 +58,9 @@ class PooledNorm2d(nn.Module, ABC):
     trains_on_stored_statistics = False
     """Whether training uses them too, so that every rank needs the first replica's at each step."""
 
+    instance_correction = 0
+    """Subtracted from HW in the divisor of each (sample, channel)'s variance, before pooling."""
+
     needs_all_replicas = False
     """Whether the replicas share statistics, so that all of a rank's go through in one pass."""
 
@@ -183,8 +186,16 @@ class PooledNorm2d(nn.Module, ABC):
     def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables]:
         """The output by :meth:`pool` and autograd, and the tables that it was made from."""
         pooled: list[Moments] = []
+        pixels = x.shape[2] * x.shape[3]
+        if pixels <= self.instance_correction:
+            raise ValueError(
+                f"{type(self).__name__} got maps of {pixels} value: instance_correction="
+                f"{self.instance_correction} needs more"
+            )
 
         def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            if self.instance_correction:
+                var = var * (pixels / (pixels - self.instance_correction))
             pooled.append(Moments(mean, var, *self.groups))
             return self.coefficients(pooled[0])
 
@@ -218,8 +229,10 @@ class PooledNorm2d(nn.Module, ABC):
             replicas, group = self.groups
             ranks = dist.get_world_size(group) if group is not None else 1
             count = shape[0] // replicas * ranks * shape[2] * shape[3]
-            # Unbiased, as nn.BatchNorm2d keeps it; one value alone has no spread to correct.
-            tables.update_running(self._stored(), self._momentum(), count / max(count - 1, 1))
+            # Unbiased, as nn.BatchNorm2d keeps it, where the instances' are not already; one value
+            # alone has no spread to correct.
+            unbias = 1.0 if self.instance_correction else count / max(count - 1, 1)
+            tables.update_running(self._stored(), self._momentum(), unbias)
 
     def extra_repr(self) -> str:
         relu = ", relu=True" if self.relu else ""

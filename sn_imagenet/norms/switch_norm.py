@@ -25,6 +25,9 @@ class SwitchNorm2d(MixtureNorm2d):
         omega: any non-empty subset of in, ln, bn, gn; the paper's is {in, ln, bn}, and {in, ln}
             where a replica holds one sample, since BN then equals IN (Table 2).
         num_groups: the groups of gn; where it does not divide C, the greatest common divisor.
+        instance_correction: 1 divides each (sample, channel)'s variance by HW - 1, as the authors'
+            code does, in place of HW (Eq. (5)), and so changes all members' variances; the running
+            variance then keeps the batch's as it is. Maps of one value are refused.
     """
 
     def __init__(
@@ -39,18 +42,22 @@ class SwitchNorm2d(MixtureNorm2d):
         *,
         omega: Sequence[str] = ("in", "ln", "bn"),
         num_groups: int = 32,
+        instance_correction: int = 0,
     ) -> None:
         chosen = list(omega)
         if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(MEMBERS):
             raise ValueError(
                 f"omega={chosen}: expected a non-empty set of {', '.join(MEMBERS)}, each once"
             )
+        if instance_correction not in (0, 1):
+            raise ValueError(f"instance_correction={instance_correction}: expected 0 or 1")
         self.members = tuple(member for member in MEMBERS if member in chosen)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         size = len(self.members)
         self.mean_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
         self.var_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
         self.num_groups = math.gcd(num_groups, num_features)
+        self.instance_correction = instance_correction
 
     @property
     def omega(self) -> tuple[str, ...]:
@@ -70,7 +77,8 @@ class SwitchNorm2d(MixtureNorm2d):
         }
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, omega={{{', '.join(self.omega)}}}"
+        corrected = ", instance_correction=1" if self.instance_correction else ""
+        return f"{super().extra_repr()}, omega={{{', '.join(self.omega)}}}{corrected}"
 
 
 class SwitchNorm1d(SwitchNorm2d):

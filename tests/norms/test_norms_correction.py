@@ -1,0 +1,104 @@
+"""``instance_correction=1``: the authors' divisor, on every path that an input can take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from authors_layer import authors_layer
+from norm_reference import BACKENDS, gradients, randomize
+from torch import Tensor
+
+from sn_imagenet.norms import SwitchNorm2d, SwitchNorm3d, set_replicas
+
+
+def activation(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    table = torch.rand(*shape[:2], 1, 1, generator=generator, dtype=torch.float64)
+    return (x * (0.5 + table) + 3 * table).requires_grad_()
+
+
+def layer_of(channels: int, *, training: bool, backend: str, bn: bool = True) -> SwitchNorm2d:
+    omega = ("in", "ln", "bn") if bn else ("in", "ln")
+    layer = SwitchNorm2d(channels, omega=omega, instance_correction=1, dtype=torch.float64)
+    layer.backend = backend
+    randomize(layer)
+    if bn:
+        assert layer.running_mean is not None and layer.running_var is not None
+        layer.running_mean.uniform_(-1, 1, generator=torch.Generator().manual_seed(4))
+        layer.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(5))
+    return layer.train(training)
+
+
+def parameters(layer: SwitchNorm2d) -> list[Tensor]:
+    return [layer.weight, layer.bias, layer.mean_weight, layer.var_weight]
+
+
+@pytest.mark.parametrize("bn", [True, False], ids=["with bn", "without"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("backend", [*BACKENDS, "formula"])
+def test_it_is_the_authors_layer(backend: str, training: bool, bn: bool) -> None:
+    x = activation(4, 6, 3, 2)
+    layer = layer_of(6, training=training, backend=backend, bn=bn)
+    stored = None
+    if bn and not training:
+        stored = (layer.running_mean.clone(), layer.running_var.clone())
+    expected = authors_layer(x, *parameters(layer), stored)
+    actual = layer(x)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    inputs = [x, *parameters(layer)]
+    torch.testing.assert_close(
+        gradients(actual, inputs), gradients(expected, inputs), rtol=1e-10, atol=1e-11
+    )
+    plain = SwitchNorm2d(6, omega=layer.omega, dtype=torch.float64).train(training)
+    plain.load_state_dict(layer.state_dict())
+    assert (plain(x) - expected).abs().max() > 1e-3  # the option is what makes them equal
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_replica_and_what_is_fused(backend: str) -> None:
+    x = activation(4, 6, 3, 2)
+    layer = layer_of(6, training=True, backend=backend)
+    layer.relu = True
+    set_replicas(layer, 2)
+    expected = torch.empty_like(x)
+    for replica in range(2):
+        expected[replica::2] = authors_layer(x[replica::2], *parameters(layer))
+    torch.testing.assert_close(layer(x, x), torch.relu(expected + x), rtol=1e-12, atol=1e-12)
+
+
+def test_the_running_variance_keeps_the_batchs() -> None:
+    x = activation(4, 6, 3, 2)
+    layer = layer_of(6, training=True, backend="native")
+    before = layer.running_var.clone()
+    layer(x)
+    instances = x.var((2, 3), correction=1) + x.mean((2, 3)) ** 2
+    batch = instances.mean(0) - x.mean((0, 2, 3)) ** 2
+    torch.testing.assert_close(layer.running_var, 0.9 * before + 0.1 * batch.detach())
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_gradcheck(training: bool) -> None:
+    layer = layer_of(3, training=training, backend=BACKENDS[-1])
+    layer.momentum = 0.0
+    x = activation(3, 3, 2, 2)
+
+    def function(x: Tensor, *_: Tensor) -> Tensor:
+        y: Tensor = layer(x)
+        return y
+
+    assert torch.autograd.gradcheck(function, (x, *parameters(layer)))
+
+
+def test_volumes_count_all_their_values() -> None:
+    x = activation(4, 3, 4, 6)
+    layer = SwitchNorm3d(3, instance_correction=1, dtype=torch.float64)
+    expected = authors_layer(x, *parameters(layer))
+    torch.testing.assert_close(layer(x.view(4, 3, 2, 2, 6)).view(x.shape), expected)
+
+
+def test_what_it_cannot_do_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"got maps of 1 value: instance_correction=1 needs more"):
+        SwitchNorm2d(3, instance_correction=1)(torch.randn(2, 3, 1, 1))
+    with pytest.raises(ValueError, match=r"instance_correction=2: expected 0 or 1"):
+        SwitchNorm2d(3, instance_correction=2)
