@@ -21,6 +21,7 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 ESTIMATORS = ("mean_of_variances", "population")
 DECODES = ("exact", "fast")
 TRACKERS = ("tensorboard", "trackio", "none")
+INTERPOLATIONS = ("bilinear", "bicubic")
 STATISTICS = ("moving_average", "batch_average", "sample")
 
 # Where, how fast and how safely a run is carried out: replicas make the results the same.
@@ -140,7 +141,8 @@ class DataConfig:
     that reads such.
 
     ``image_size``: side of the square that the network sees, in pixels. ``resize_size``: the
-    shorter side before the validation's centre crop; equal to ``image_size`` means no crop.
+    shorter side before the validation's centre crop; equal to ``image_size`` means no crop;
+    ``interpolation`` is that resize's (random crops are bilinear).
     ``mean`` and ``std``: per channel (RGB), in units of [0, 1]. ``workers``: loader processes per
     rank; results do not depend on it. ``decode``: ``exact`` resizes photographs to the very pixels
     of Pillow and torchvision, ``fast`` in less time to within 1 of 255.
@@ -162,8 +164,13 @@ class DataConfig:
     val: str | None = None
     subset: float | None = None
     classes: int | None = None
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
+        _require(
+            self.interpolation in INTERPOLATIONS,
+            f"data.interpolation={self.interpolation}: expected one of {', '.join(INTERPOLATIONS)}",
+        )
         _require(self.image_size >= 1, f"data.image_size={self.image_size}: expected at least 1")
         _require(
             self.resize_size >= self.image_size,
@@ -341,7 +348,11 @@ class CalibrationConfig:
 
 @dataclass
 class ExperimentConfig:
-    """One cell of a table: everything that ``train.py`` needs."""
+    """One cell of a table: everything that ``train.py`` needs.
+
+    ``init``: a run directory or an export, whose weights training starts from; where its classes
+    are others, with a new head. ``imported``: where weights come from that were not trained here.
+    """
 
     norm: NormConfig
     batch: BatchConfig
@@ -357,6 +368,8 @@ class ExperimentConfig:
     run_dir: str
     evaluate: bool
     tracker: str
+    init: str | None = None
+    imported: str | None = None
 
     def __post_init__(self) -> None:
         _require_seed("seed", self.seed)

@@ -113,12 +113,13 @@ def centre(data: DataConfig) -> Draw:
     """Shorter side to ``resize_size``, centre crop of ``image_size``: images of any size come out
     alike. Nothing is drawn.
     """
-    return partial(_centre, data.resize_size, data.image_size)
+    return partial(_centre, data.resize_size, data.image_size, data.interpolation)
 
 
-def _centre(resize: int, side: int, height: int, width: int) -> Cut:
+def _centre(resize: int, side: int, interpolation: str, height: int, width: int) -> Cut:
     height, width = _resized(height, width, resize)
-    return Cut(None, (height, width), (round((height - side) / 2), round((width - side) / 2)))
+    corner = round((height - side) / 2), round((width - side) / 2)
+    return Cut(None, (height, width), corner, interpolation=interpolation)
 
 
 def make_crop(data: DataConfig, augment: AugmentConfig) -> Crop:

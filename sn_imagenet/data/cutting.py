@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
 Box = tuple[int, int, int, int]
@@ -28,6 +29,7 @@ class Cut:
     ``corner``: (top, left) of the square in what was resized.
     ``move``: by how many pixels the square's window moves (down, right); what comes in is 0.
     ``flip``: whether the square is mirrored from left to right.
+    ``interpolation``: of the resize, bilinear or bicubic.
     ``shift``: what is added to its three channels, in units of [0, 1], if anything is.
     """
 
@@ -37,15 +39,17 @@ class Cut:
     move: tuple[int, int] = (0, 0)
     flip: bool = False
     shift: tuple[float, float, float] | None = None
+    interpolation: str = "bilinear"
 
 
 def cut_exact(image: np.ndarray, crop: Cut, out: Tensor) -> None:
-    """Write to ``out`` (uint8 [S, S, 3]) what Pillow's crop and bilinear resize make of ``image``
+    """Write to ``out`` (uint8 [S, S, 3]) what Pillow's crop and resize make of ``image``
     (uint8 [H, W, 3]): the pixels of torchvision's transforms of a PIL image, to the last bit."""
     part = _boxed(image, crop.box)
     if part.shape[:2] != crop.size:
         height, width = crop.size
-        part = np.asarray(_pillow(part).resize((width, height), Image.Resampling.BILINEAR))
+        how = Image.Resampling[crop.interpolation.upper()]
+        part = np.asarray(_pillow(part).resize((width, height), how))
     _place(part, crop, out.numpy())
 
 
@@ -55,7 +59,7 @@ def cut_fast(image: np.ndarray, crop: Cut, out: Tensor) -> None:
     part = torch.from_numpy(np.ascontiguousarray(_boxed(image, crop.box)))[None]
     if part.shape[1:3] != crop.size:
         planes = part.permute(0, 3, 1, 2)  # channels_last, and so is what comes of it
-        planes = F.interpolate(planes, crop.size, mode="bilinear", antialias=True)
+        planes = F.interpolate(planes, crop.size, mode=crop.interpolation, antialias=True)
         part = planes.permute(0, 2, 3, 1)
     _place(part[0].numpy(), crop, out.numpy())
 
@@ -65,7 +69,8 @@ def cut_float(image: Tensor, crop: Cut, out: Tensor) -> None:
     if crop.box is not None:
         top, left, height, width = crop.box
         image = image[:, top : top + height, left : left + width]
-    image = v2.resize(image, list(crop.size), antialias=True)
+    how = InterpolationMode(crop.interpolation)
+    image = v2.resize(image, list(crop.size), interpolation=how, antialias=True)
     _place(image.permute(1, 2, 0).numpy(), crop, out.permute(1, 2, 0).numpy())
 
 

@@ -74,9 +74,26 @@ PAPER = (
     Fact("samples of the batch average", 50_000, lambda c: c.calibration.samples),
 )
 
+# What says nothing of weights that were not trained here.
+OF_THE_TRAINING = {
+    "epochs",
+    "stopped after steps",
+    "initial learning rate",
+    "learning rate drops after epochs",
+    "learning rate drops by",
+    "momentum",
+    "weight decay",
+    "dropout",
+    "last gamma of a block",
+    "augmentation",
+    "share of the training set",
+}
+IMPORTED = " (imported)"  # ends the name of the normaliser of such weights
+
 # Of ImageNet itself; another data set is an item of its own and has a preparation of its own.
 IMAGENET = (
     Fact("resize size", 256, lambda c: c.data.resize_size),
+    Fact("interpolation of the resize", "bilinear", lambda c: c.data.interpolation),
     Fact("mean of the images", [0.485, 0.456, 0.406], lambda c: list(c.data.mean)),
     Fact("std of the images", [0.229, 0.224, 0.225], lambda c: list(c.data.std)),
 )
@@ -108,7 +125,10 @@ def departures(config: ExperimentConfig, fingerprint: dict[str, Any]) -> list[di
     compared = [
         (fact.item, fact.paper, fact.ours(config))
         for fact in (*PAPER, *(IMAGENET if is_imagenet else ()))
+        if not (config.imported and fact.item in OF_THE_TRAINING)
     ]
+    compared.append(("weights", "trained here", config.imported or "trained here"))
+    compared.append(("initial weights", "random", config.init or "random"))
     if is_imagenet:
         compared += [
             (f"{part} images", samples, fingerprint[part]["samples"])
@@ -122,13 +142,13 @@ def departures(config: ExperimentConfig, fingerprint: dict[str, Any]) -> list[di
 
 
 def _of_the_normaliser(config: ExperimentConfig) -> list[dict[str, str]]:
-    norm = config.norm
-    if norm.name not in NORMALISERS:
+    norm, name = config.norm, config.norm.name.removesuffix(IMPORTED)
+    if name not in NORMALISERS:
         return []  # a method that the paper has not
     found = []
-    own, paper = METHODS[norm.name], NORMALISERS[norm.name]
-    statistics = TEST_STATISTICS.get(norm.name, "sample")
-    if norm.name == "sn" and config.batch.samples_per_gpu == 1:
+    own, paper = METHODS[name], NORMALISERS[name]
+    statistics = TEST_STATISTICS.get(name, "sample")
+    if name == "sn" and config.batch.samples_per_gpu == 1:
         paper, statistics = SN_OF_ONE_SAMPLE, "sample"
     if get_class(norm.target) is not own:
         found.append(_item("normaliser", own.__name__, norm.target))
@@ -136,7 +156,7 @@ def _of_the_normaliser(config: ExperimentConfig) -> list[dict[str, str]]:
         found.append(_item("normaliser arguments", paper, norm.args))
     if norm.test_statistics != statistics:
         found.append(_item("test statistics", statistics, norm.test_statistics))
-    if norm.name == "brn":
+    if name == "brn":
         steps = {
             name: norm.args.get(name, parameter.default)
             for name, parameter in signature(BatchRenorm2d).parameters.items()

@@ -176,13 +176,14 @@ def _experiment(run: Run) -> dict[str, str]:
     return {
         key: json.dumps(value, sort_keys=True)
         for key, value in flattened(run.config).items()
-        if key not in _SAME_EXPERIMENT
+        if key not in _SAME_EXPERIMENT and value is not None  # as a config of before its time
     }
 
 
 def method_label(norm: str) -> str:
-    """``BN`` for ``bn``; a name of the user's own stays as it is."""
-    return norm.upper() if norm in _ABBREVIATIONS else norm
+    """``BN`` for ``bn``, ``BN (imported)`` for such weights; a name of the user's own stays."""
+    name, space, rest = norm.partition(" ")
+    return f"{name.upper()}{space}{rest}" if name in _ABBREVIATIONS else norm
 
 
 def statistics_label(statistics: str) -> str:

@@ -283,6 +283,7 @@ def _unfinished_run(directory: RunDirectory) -> Run:
         if not held:
             raise
         rows = LastRows()  # that it is at work is the better news
+    resting = NOT_EVALUATED if config.get("imported") else INTERRUPTED
     try:
         norm, batch = config["norm"], config["batch"]
         return Run(
@@ -294,7 +295,7 @@ def _unfinished_run(directory: RunDirectory) -> Run:
                 setting=Setting(int(batch["gpus"]), int(batch["samples_per_gpu"])),
             ),
             seed=int(config["seed"]),
-            state=RUNNING if held else INTERRUPTED,
+            state=RUNNING if held else resting,
             statistics=str(norm.get("test_statistics", "")),
             detail=_epochs_done(rows.epoch, config),
             config=_config(config),

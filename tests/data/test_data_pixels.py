@@ -156,6 +156,23 @@ def test_fast_differs_by_one_in_255_at_most(photographs: list[np.ndarray]) -> No
     assert 0 < np.mean(shares) < 0.05
 
 
+def test_the_validation_may_resize_bicubically() -> None:
+    data = data_config("imagefolder", interpolation="bicubic")
+    bicubic = v2.InterpolationMode.BICUBIC
+    expected = v2.Compose([v2.Resize(256, interpolation=bicubic), v2.CenterCrop(224)])
+    photo = np.random.default_rng(0).integers(0, 256, (300, 280, 3), dtype=np.uint8)
+    crop = validation_draw(data)(300, 280)
+    exact, fast = (torch.empty(224, 224, 3, dtype=torch.uint8) for _ in range(2))
+    cut_exact(photo, crop, exact)
+    assert np.array_equal(exact.numpy(), np.asarray(expected(Image.fromarray(photo))))
+    cut_fast(photo, crop, fast)
+    assert (exact.int() - fast.int()).abs().max() <= 1
+    stored = torch.rand(3, 300, 280)
+    out = torch.empty(3, 224, 224)
+    cut_float(stored, crop, out)
+    assert torch.equal(out, expected(stored))
+
+
 def test_floats_are_cut_as_they_are() -> None:
     data = data_config("digits", image_size=16, resize_size=16)
     padded = v2.Compose([v2.RandomCrop(16, padding=1), v2.Normalize(data.mean, data.std)])

@@ -1,0 +1,41 @@
+"""The authors' weights as a run: python scripts/import_official.py FILE.pth --out RUN batch=8x32
+
+FILE.pth is a checkpoint of the authors' repository (ResNets with Switchable Normalization). RUN
+becomes a run directory for evaluate.py run=RUN; its row in every table is marked as imported. What
+follows are options of train.py, such as the setting that the file was trained in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from sn_imagenet.benchmark.compose import composed
+from sn_imagenet.errors import UserError
+from sn_imagenet.evaluation.imports import import_official
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, metavar="FILE.pth")
+    parser.add_argument("--out", required=True, metavar="RUN", help="a new run directory")
+    parser.add_argument("overrides", nargs="*", metavar="OPTION", help="of train.py")
+    args = parser.parse_intermixed_args()
+    try:
+        config = composed(CONFIGS, ["norm=sn", "protocol=official_code", *args.overrides])
+        path = import_official(args.file, replace(config, run_dir=args.out))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
