@@ -105,9 +105,9 @@ def _write(config: ExperimentConfig, weights: Mapping[str, Tensor], source: str)
         state = {
             "model": network.state_dict(),
             "config": config.to_dict(),
-            "training": {},
+            "training": {"steps": 0},  # of ours
             "provenance": provenance(torch.device("cpu")),
-            "data_fingerprint": None,
+            "data_fingerprint": {},
         }
         checkpoint.save(directory.final, state)
     finally:

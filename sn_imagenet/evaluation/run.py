@@ -106,7 +106,8 @@ def evaluate_run(path: Path, asked: Asked) -> dict[str, Any]:
                         status="finished",
                         training=trained["training"],
                         provenance=trained["provenance"],
-                        fingerprint=trained["data_fingerprint"],
+                        # Imported weights do not say of which; from now on these are the run's.
+                        fingerprint=trained["data_fingerprint"] or prepared.data.fingerprint,
                         importance_weights=importance,
                     )
                 result = add_evaluations(result, directory, found)
@@ -147,10 +148,8 @@ def _loaded(network: nn.Module, path: Path) -> dict[str, Any]:
 
 
 def _final_place(training: dict[str, Any]) -> dict[str, int]:
-    return {
-        "epoch": training["steps"] // training["steps_per_epoch"],
-        "step": training["steps"],
-    }
+    steps = training["steps"]  # none of weights that are imported
+    return {"epoch": steps // training["steps_per_epoch"] if steps else 0, "step": steps}
 
 
 def _weights_to_evaluate(
@@ -183,6 +182,8 @@ def _require_fitting_data(
     Raises:
         UserError: they are not.
     """
+    if own.get("imported"):
+        return  # nobody knows the images
     name, then = prepared.config.data.name, trained["data_fingerprint"]
     if name == own["data"]["name"]:
         try:

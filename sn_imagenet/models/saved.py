@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from sn_imagenet.config import DataConfig, ModelConfig, NormConfig, from_dict
-from sn_imagenet.errors import UserError
+from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.models.build import build_network
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
@@ -70,15 +70,38 @@ def read_saved(path: Path, statistics: str | None = None) -> SavedNetwork:
     )
 
 
-def trained_network(path: Path) -> nn.Module:
-    """The network of a run or an export to go on training from: a run's with the running
-    statistics that it was trained with.
+def start_from(
+    path: Path, network: nn.Module, norm: NormConfig, classes: Sequence[str]
+) -> list[str]:
+    """Give ``network`` the weights of a run, with the running statistics that it was trained with,
+    or of an export. Where its classes are not ``classes``, the last layer stays as it is.
+
+    Returns:
+        What is not as it was there, a line each.
 
     Raises:
-        UserError: as :func:`load`.
+        UserError: as :func:`load`; or the weights are another network's.
     """
     directory = RunDirectory(path)
-    return _trained(directory).network if directory.config.is_file() else read_saved(path).network
+    saved = _trained(directory) if directory.config.is_file() else read_saved(path)
+    weights, own = saved.network.state_dict(), network.state_dict()
+    head = classifier_of(network)
+    new_head = saved.network.num_classes != len(classes)
+    if saved.classes:
+        new_head = list(saved.classes) != list(classes)
+    if new_head:
+        weights.update({key: own[key] for key in own if key.rpartition(".")[0] == head})
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"init={path}: its network, model.name={saved.model.name} with norm={saved.norm.name}, "
+            f"is not this one: {' '.join(str(error).split())[:200]}"
+        ) from error
+    changed = [f"a new {head}, since its classes are others"] if new_head else []
+    if saved.norm.args != norm.args:
+        changed.append(f"norm.args={norm.args}, {saved.norm.args} there")
+    return changed
 
 
 def rebuild(model: ModelConfig, norm: NormConfig, weights: Mapping[str, Tensor]) -> nn.Module:

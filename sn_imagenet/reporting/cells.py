@@ -31,6 +31,7 @@ _SAME_EXPERIMENT = {*NOT_THE_EXPERIMENT, "seed", "batch.name"}
 # What makes a cell, and which statistics it was evaluated under.
 _OF_A_CELL = ("norm.", "batch.", "calibration.")
 _ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn"}
+_IMPORTED = " (imported)"
 _STATISTICS = {
     "moving_average": "moving average",
     "batch_average": "batch average",
@@ -182,8 +183,8 @@ def _experiment(run: Run) -> dict[str, str]:
 
 def method_label(norm: str) -> str:
     """``BN`` for ``bn``, ``BN (imported)`` for such weights; a name of the user's own stays."""
-    name, space, rest = norm.partition(" ")
-    return f"{name.upper()}{space}{rest}" if name in _ABBREVIATIONS else norm
+    name = norm.removesuffix(_IMPORTED)
+    return norm.replace(name, name.upper(), 1) if name in _ABBREVIATIONS else norm
 
 
 def statistics_label(statistics: str) -> str:

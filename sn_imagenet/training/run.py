@@ -19,6 +19,7 @@ from sn_imagenet.evaluation import (
     prepare,
     signed,
 )
+from sn_imagenet.models import start_from
 from sn_imagenet.replicas import (
     LostPeerError,
     Placement,
@@ -89,6 +90,10 @@ def _train(config: ExperimentConfig, stop: StopRequests, picture: Picture | None
             config.trainer.replicas_per_pass,
         )
         prepared = prepare(config)
+        if config.init and not (directory.last.exists() or directory.previous.exists()):
+            classes = prepared.data.classes
+            changed = start_from(Path(config.init), prepared.network, config.norm, classes)
+            say(f"starting from {config.init}" + "".join(f"; {what}" for what in changed))
         require_one_pass(placement, prepared.network)
         set_determinism(config.trainer.deterministic, prepared.device)
     with together():

@@ -12,7 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from authors_layer import authors_layer
+from authors_layer import authors_checkpoint, authors_layer
 from torch import Tensor, nn
 
 from sn_imagenet.config import ExperimentConfig, from_dict
@@ -27,28 +27,8 @@ from sn_imagenet.runs import NOT_EVALUATED, RunDirectory, read_run
 Compose = Callable[..., ExperimentConfig]
 
 
-def authors_checkpoint(bn: bool) -> dict[str, Any]:
-    """A random checkpoint of a ResNet-18 in their layout, as DataParallel saved it."""
-    generator = torch.Generator().manual_seed(0)
-    state: dict[str, Tensor] = {}
-    for name, value in timm.create_model("resnet18", num_classes=7).state_dict().items():
-        layer, _, entry = name.rpartition(".")
-        theirs = re.sub(r"\bbn(\d)$", r"sn\1", layer)
-        drawn = torch.rand(value.shape, generator=generator)
-        if entry == "num_batches_tracked":
-            continue
-        if re.search(r"sn\d$|downsample\.1$", theirs):
-            if entry.startswith("running"):
-                if bn:
-                    state[f"module.{theirs}.{entry}"] = drawn.add(0.5).view(1, -1, 1)
-                continue
-            state[f"module.{theirs}.{entry}"] = drawn.add(0.5).view(1, -1, 1, 1)
-            for kind in ("mean_weight", "var_weight"):
-                logits = torch.rand(3 if bn else 2, generator=generator)
-                state[f"module.{theirs}.{kind}"] = logits
-        else:
-            state[f"module.{name}"] = (drawn - 0.5) * 0.2
-    return {"epoch": 100, "arch": "resnet18", "state_dict": state, "best_prec1": torch.tensor(0.0)}
+def checkpoint_of_resnet18(bn: bool) -> dict[str, Any]:
+    return authors_checkpoint(timm.create_model("resnet18", num_classes=7).state_dict(), bn)
 
 
 def authors_logits(state: dict[str, Tensor], images: Tensor) -> Tensor:
@@ -84,7 +64,7 @@ def authors_logits(state: dict[str, Tensor], images: Tensor) -> Tensor:
 def test_the_authors_checkpoint_gives_the_authors_logits(
     composed: Compose, tmp_path: Path, bn: bool
 ) -> None:
-    checkpoint = authors_checkpoint(bn)
+    checkpoint = checkpoint_of_resnet18(bn)
     torch.save(checkpoint, tmp_path / "sn.pth")
     batch = "batch=8x32" if bn else "batch=8x1"
     config = composed(
@@ -174,6 +154,6 @@ def test_what_cannot_be_imported_is_told(composed: Compose, tmp_path: Path) -> N
     with pytest.raises(UserError, match="holds a run already"):
         import_published(file, "resnet18.tv_in1k", bn)
     assert RunDirectory(path).final.exists()
-    torch.save({"state_dict": authors_checkpoint(True)["state_dict"], "epoch": 1}, file)
+    torch.save({"state_dict": checkpoint_of_resnet18(True)["state_dict"], "epoch": 1}, file)
     with pytest.raises(UserError, match=r"the authors' weights\.pth.*not those of model\.name"):
         import_official(file, composed("norm=sn", f"run_dir={tmp_path / 'other'}"))

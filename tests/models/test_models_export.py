@@ -18,9 +18,10 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from trained_runs import CLASSES, Trained
 
-from sn_imagenet.errors import UserError
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.errors import ConfigError, UserError
+from sn_imagenet.models import build_model, load, start_from
 from sn_imagenet.models import export as exporting
-from sn_imagenet.models import load
 from sn_imagenet.models.export import crop_share, export
 from sn_imagenet.norms import SwitchNorm2d
 
@@ -232,3 +233,30 @@ def test_what_is_not_there_is_told(trained: Train, tmp_path: Path) -> None:
     (run / "final.pt").unlink()
     with pytest.raises(UserError, match="not trained to its end"):
         load(run, MOVING)
+
+
+def test_a_start_keeps_the_head_of_the_same_classes(
+    trained: Train, composed: Callable[..., ExperimentConfig]
+) -> None:
+    run = trained("norm=bn")
+    config = composed("data=digits", "model=resnet14_mini", "norm=bn")
+
+    def started(*classes: str, norm: str = "bn") -> tuple[nn.Module, list[str]]:
+        protocol = composed("data=digits", f"norm={norm}")
+        network = build_model(config.model, protocol.norm, config.protocol, len(classes), seed=3)
+        return network, start_from(run.path, network, protocol.norm, classes)
+
+    theirs = run.network.state_dict()
+    same, nothing = started(*CLASSES)
+    assert not nothing
+    for name, value in same.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
+    for classes in (CLASSES[::-1], CLASSES[:2]):  # as many others, and fewer
+        network, (changed,) = started(*classes)
+        assert changed == "a new fc, since its classes are others"
+        own = network.state_dict()
+        fresh = build_model(config.model, config.norm, config.protocol, len(classes), seed=3)
+        assert torch.equal(own["fc.weight"], fresh.state_dict()["fc.weight"])
+        assert torch.equal(own["layer4.0.bn1.running_var"], theirs["layer4.0.bn1.running_var"])
+    with pytest.raises(ConfigError, match=r"norm=bn, is not this one: .*mean_weight"):
+        started(*CLASSES, norm="sn")

@@ -1,10 +1,15 @@
-"""The layer as the authors' code computes it, written from the facts that are known of it.
+"""The layer as the authors' code computes it, written from the facts that are known of it, and
+checkpoints in its layout.
 
 Eq. (5) from instances whose variance is divided by HW - 1; importance weights in the order in, ln,
 bn, or in, ln without BN; in evaluation BN's statistics are the stored ones.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,3 +45,22 @@ def authors_layer(
     var = sum(p * v for p, v in zip(torch.softmax(var_weight, 0), variances, strict=True))
     normal = (values - mean) / (var + eps).sqrt()
     return (normal * weight.reshape(1, c, 1) + bias.reshape(1, c, 1)).reshape(x.shape)
+
+
+def authors_checkpoint(shapes: Mapping[str, Tensor], bn: bool) -> dict[str, Any]:
+    """Random weights for a ResNet of the state_dict ``shapes``, as they and DataParallel save."""
+    generator = torch.Generator().manual_seed(0)
+    state: dict[str, Tensor] = {}
+    for name, value in shapes.items():
+        layer, _, entry = name.rpartition(".")
+        layer = "module." + re.sub(r"\bbn(\d)$", r"sn\1", layer)
+        drawn = torch.rand(value.shape, generator=generator)
+        if not re.search(r"sn\d$|downsample\.1$", layer):
+            state[f"module.{name}"] = (drawn - 0.5) * 0.2
+        elif entry in ("weight", "bias"):
+            state[f"{layer}.{entry}"] = drawn.add(0.5).view(1, -1, 1, 1)
+            for kind in ("mean_weight", "var_weight"):
+                state[f"{layer}.{kind}"] = torch.rand(3 if bn else 2, generator=generator)
+        elif bn and entry.startswith("running"):
+            state[f"{layer}.{entry}"] = drawn.add(0.5).view(1, -1, 1)
+    return {"epoch": 100, "arch": "resnet", "state_dict": state, "best_prec1": torch.tensor(0.0)}
