@@ -50,6 +50,10 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _require_one_of(key: str, value: str, choices: Sequence[str]) -> None:
+    _require(value in choices, f"{key}={value}: expected one of {', '.join(choices)}")
+
+
 def _require_length(key: str, values: Sequence[float], length: int) -> None:
     # OmegaConf takes a list of any length for a tuple.
     _require(len(values) == length, f"{key}={list(values)}: expected {length} numbers")
@@ -80,10 +84,7 @@ class NormConfig:
     single_sample: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require(
-            self.test_statistics in STATISTICS,
-            f"norm.test_statistics={self.test_statistics}: expected one of {', '.join(STATISTICS)}",
-        )
+        _require_one_of("norm.test_statistics", self.test_statistics, STATISTICS)
         unknown = set(self.single_sample) - {"without", "test_statistics"}
         _require(
             not unknown,
@@ -167,20 +168,14 @@ class DataConfig:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        _require(
-            self.interpolation in INTERPOLATIONS,
-            f"data.interpolation={self.interpolation}: expected one of {', '.join(INTERPOLATIONS)}",
-        )
+        _require_one_of("data.interpolation", self.interpolation, INTERPOLATIONS)
         _require(self.image_size >= 1, f"data.image_size={self.image_size}: expected at least 1")
         _require(
             self.resize_size >= self.image_size,
             f"data.resize_size={self.resize_size}: expected at least data.image_size="
             f"{self.image_size}, since the centre crop is cut from it",
         )
-        _require(
-            self.decode in DECODES,
-            f"data.decode={self.decode}: expected one of {', '.join(DECODES)}",
-        )
+        _require_one_of("data.decode", self.decode, DECODES)
         _require(
             self.subset is None or 0 < self.subset <= 1,
             f"data.subset={self.subset}: expected null or a share above 0 and up to 1",
@@ -281,10 +276,7 @@ class TrainerConfig:
                 value is None or value >= 1, f"trainer.{key}={value}: expected null or at least 1"
             )
         _require(self.log_every >= 1, f"trainer.log_every={self.log_every}: expected at least 1")
-        _require(
-            self.precision in PRECISIONS,
-            f"trainer.precision={self.precision}: expected one of {', '.join(PRECISIONS)}",
-        )
+        _require_one_of("trainer.precision", self.precision, PRECISIONS)
         _require(
             self.device in ("auto", "cpu", "cuda"),
             f"trainer.device={self.device}: expected auto, cpu or cuda",
@@ -334,10 +326,7 @@ class CalibrationConfig:
             self.samples == "all" or (is_count and self.samples >= 1),
             f"calibration.samples={self.samples}: expected a number of at least 1, or 'all'",
         )
-        _require(
-            self.estimator in ESTIMATORS,
-            f"calibration.estimator={self.estimator}: expected one of {', '.join(ESTIMATORS)}",
-        )
+        _require_one_of("calibration.estimator", self.estimator, ESTIMATORS)
         _require(
             self.every is None or self.every >= 1,
             f"calibration.every={self.every}: expected null or a number of epochs",

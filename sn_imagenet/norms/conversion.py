@@ -14,7 +14,7 @@ from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, S
 from sn_imagenet.norms.layers import BatchNorm2d
 from sn_imagenet.norms.methods import METHODS
 from sn_imagenet.norms.pooled import PooledNorm2d
-from sn_imagenet.norms.switch_norm import SwitchNorm1d, SwitchNorm3d
+from sn_imagenet.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 
 _OTHER_DIMENSIONS: dict[type[nn.Module], type[PooledNorm2d]] = {
     nn.BatchNorm1d: SwitchNorm1d,
@@ -24,7 +24,9 @@ _OF_PYTORCH = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _FOR_MAPS = (*_OF_PYTORCH, BatchNorm2d, SyncBatchNorm2d)
 
 
-def convert_norm(network: nn.Module, method: str, **arguments: Any) -> list[str]:
+def convert_norm(
+    network: nn.Module, method: str | type[PooledNorm2d], **arguments: Any
+) -> list[str]:
     """Replace every batch norm inside ``network``, in place, by another method.
 
     Weight, bias and running statistics carry over where the method has them (so do eps,
@@ -32,7 +34,7 @@ def convert_norm(network: nn.Module, method: str, **arguments: Any) -> list[str]
 
     Args:
         network: holds nn.BatchNorm1d/2d/3d, nn.SyncBatchNorm or this package's BatchNorm2d.
-        method: a name in :data:`METHODS`; 1D and 3D layers only become sn.
+        method: a name in :data:`METHODS` or a class; 1D and 3D layers only become sn.
         arguments: the method's own, such as ``omega`` or ``num_groups``.
 
     Returns:
@@ -43,10 +45,11 @@ def convert_norm(network: nn.Module, method: str, **arguments: Any) -> list[str]
             with further duties (timm's BatchNormAct2d also activates), or ``network`` itself one;
             frozen_bn in place of a layer without running statistics.
     """
-    if method not in METHODS:
+    own_class = METHODS.get(method) if isinstance(method, str) else method
+    if own_class is None:
         raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
     targets = {n: m for n, m in network.named_modules(remove_duplicate=False) if _is_batch_norm(m)}
-    classes = {name: _target(name, module, method) for name, module in targets.items()}
+    classes = {name: _target(name, module, own_class) for name, module in targets.items()}
     made: dict[nn.Module, nn.Module] = {}  # one layer under two names stays one layer
     for name, old in targets.items():
         if old not in made:
@@ -61,18 +64,20 @@ def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, kinds) and not isinstance(module, nn.InstanceNorm2d)
 
 
-def _target(name: str, module: nn.Module, method: str) -> type[PooledNorm2d]:
+def _target(name: str, module: nn.Module, own_class: type[PooledNorm2d]) -> type[PooledNorm2d]:
     if not name:
         raise ValueError("the network is a batch norm itself: there is no place to replace it in")
     if type(module) in _FOR_MAPS:
-        if METHODS[method] is FrozenBatchNorm2d and module.running_mean is None:
+        if own_class is FrozenBatchNorm2d and module.running_mean is None:
             raise ValueError(
                 f"{name} has no running statistics: frozen_bn needs them (track_running_stats=True)"
             )
-        return METHODS[method]
-    if type(module) in _OTHER_DIMENSIONS and method == "sn":
+        return own_class
+    if type(module) in _OTHER_DIMENSIONS and own_class is SwitchNorm2d:
         return _OTHER_DIMENSIONS[type(module)]
-    raise ValueError(f"{name} is a {type(module).__name__}: it cannot become {method!r}")
+    raise ValueError(
+        f"{name} is a {type(module).__name__}: it cannot become a {own_class.__name__}"
+    )
 
 
 def _replacement(

@@ -225,6 +225,7 @@ SCRIPTS: dict[str, Callable[[list[str]], list[str]]] = {
     "evaluate.py": _as_it_is,
     "scripts/benchmark.py": _benchmark,
     "scripts/export.py": _as_it_is,
+    "scripts/import_timm.py": _as_it_is,
     "scripts/make_figures.py": _as_it_is,
     "scripts/check_claims.py": _as_it_is,
     "scripts/make_report.py": _as_it_is,

@@ -7,7 +7,10 @@ import shlex
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    *(ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "sn_imagenet" / "norms" / "README.md"),
+    *sorted((ROOT / "docs").glob("*.md")),
+)
 # A span or line of code that begins with one of these is a command.
 PROGRAMS = ("make", "python", "torchrun", "pytest", "pip", "tensorboard", "pre-commit", "source")
 PROGRAMS += ("bash", "sh", "sbatch", "srun", "scancel", "docker", "conda", "ruff", "mypy", "git")

@@ -87,7 +87,7 @@ def test_refuses_what_it_would_break() -> None:
         convert_norm(nn.Sequential(), "xn")
     with pytest.raises(ValueError, match="no place"):
         convert_norm(nn.BatchNorm2d(4), "sn")
-    with pytest.raises(ValueError, match="0 is a BatchNorm1d: it cannot become 'gn'"):
+    with pytest.raises(ValueError, match="0 is a BatchNorm1d: it cannot become a GroupNorm2d"):
         convert_norm(nn.Sequential(nn.BatchNorm1d(4)), "gn")
     with_activation = timm.create_model("efficientnet_b0", num_classes=3)
     with pytest.raises(ValueError, match="bn1 is a BatchNormAct2d"):
@@ -132,3 +132,10 @@ def test_frozen_bn_needs_running_statistics() -> None:
     with pytest.raises(ValueError, match="1 has no running statistics: frozen_bn needs them"):
         convert_norm(network, "frozen_bn")
     assert type(network[0]) is nn.BatchNorm2d
+
+
+def test_a_class_may_stand_for_the_method() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm1d(4))
+    assert convert_norm(network, SwitchNorm2d, omega=["in", "bn"]) == ["1", "2"]
+    assert type(network[1]) is SwitchNorm2d
+    assert network[1].omega == ("in", "bn")
