@@ -143,7 +143,7 @@ class DataConfig:
 
     ``image_size``: side of the square that the network sees, in pixels. ``resize_size``: the
     shorter side before the validation's centre crop; equal to ``image_size`` means no crop;
-    ``interpolation`` is that resize's (random crops are bilinear).
+    ``interpolation`` is that resize's, None bilinear (random crops always are).
     ``mean`` and ``std``: per channel (RGB), in units of [0, 1]. ``workers``: loader processes per
     rank; results do not depend on it. ``decode``: ``exact`` resizes photographs to the very pixels
     of Pillow and torchvision, ``fast`` in less time to within 1 of 255.
@@ -165,10 +165,11 @@ class DataConfig:
     val: str | None = None
     subset: float | None = None
     classes: int | None = None
-    interpolation: str = "bilinear"
+    interpolation: str | None = None
 
     def __post_init__(self) -> None:
-        _require_one_of("data.interpolation", self.interpolation, INTERPOLATIONS)
+        if self.interpolation is not None:
+            _require_one_of("data.interpolation", self.interpolation, INTERPOLATIONS)
         _require(self.image_size >= 1, f"data.image_size={self.image_size}: expected at least 1")
         _require(
             self.resize_size >= self.image_size,

@@ -113,7 +113,8 @@ def centre(data: DataConfig) -> Draw:
     """Shorter side to ``resize_size``, centre crop of ``image_size``: images of any size come out
     alike. Nothing is drawn.
     """
-    return partial(_centre, data.resize_size, data.image_size, data.interpolation)
+    interpolation = data.interpolation or "bilinear"
+    return partial(_centre, data.resize_size, data.image_size, interpolation)
 
 
 def _centre(resize: int, side: int, interpolation: str, height: int, width: int) -> Cut:

@@ -93,7 +93,7 @@ IMPORTED = " (imported)"  # ends the name of the normaliser of such weights
 # Of ImageNet itself; another data set is an item of its own and has a preparation of its own.
 IMAGENET = (
     Fact("resize size", 256, lambda c: c.data.resize_size),
-    Fact("interpolation of the resize", "bilinear", lambda c: c.data.interpolation),
+    Fact("interpolation of the resize", "bilinear", lambda c: c.data.interpolation or "bilinear"),
     Fact("mean of the images", [0.485, 0.456, 0.406], lambda c: list(c.data.mean)),
     Fact("std of the images", [0.229, 0.224, 0.225], lambda c: list(c.data.std)),
 )

@@ -124,7 +124,7 @@ def _config(saved: SavedNetwork, data: DataConfig, arguments: dict[str, Any]) ->
         "pretrained_cfg": {
             "input_size": [3, data.image_size, data.image_size],
             "fixed_input_size": False,
-            "interpolation": data.interpolation,
+            "interpolation": data.interpolation or "bilinear",
             "crop_pct": crop_share(data.image_size, data.resize_size),
             "crop_mode": "center",
             "mean": list(data.mean),
