@@ -363,10 +363,7 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         _require_seed("seed", self.seed)
-        _require(
-            self.tracker in TRACKERS,
-            f"tracker={self.tracker}: expected one of {', '.join(TRACKERS)}",
-        )
+        _require_one_of("tracker", self.tracker, TRACKERS)
         if self.batch.samples_per_gpu == 1:
             self.norm.use_single_sample()
 
