@@ -166,7 +166,7 @@ def test_the_validation_may_resize_bicubically() -> None:
     cut_exact(photo, crop, exact)
     assert np.array_equal(exact.numpy(), np.asarray(expected(Image.fromarray(photo))))
     cut_fast(photo, crop, fast)
-    assert (exact.int() - fast.int()).abs().max() <= 1
+    assert (exact.int() - fast.int()).abs().max() <= 2
     stored = torch.rand(3, 300, 280)
     out = torch.empty(3, 224, 224)
     cut_float(stored, crop, out)
