@@ -54,6 +54,10 @@ def _require_one_of(key: str, value: str, choices: Sequence[str]) -> None:
     _require(value in choices, f"{key}={value}: expected one of {', '.join(choices)}")
 
 
+def _require_none_or_at_least(key: str, value: float | None, least: int) -> None:
+    _require(value is None or value >= least, f"{key}={value}: expected null or at least {least}")
+
+
 def _require_length(key: str, values: Sequence[float], length: int) -> None:
     # OmegaConf takes a list of any length for a tuple.
     _require(len(values) == length, f"{key}={list(values)}: expected {length} numbers")
@@ -181,10 +185,7 @@ class DataConfig:
             self.subset is None or 0 < self.subset <= 1,
             f"data.subset={self.subset}: expected null or a share above 0 and up to 1",
         )
-        _require(
-            self.classes is None or self.classes >= 2,
-            f"data.classes={self.classes}: expected null or at least 2",
-        )
+        _require_none_or_at_least("data.classes", self.classes, 2)
         _require(self.workers >= 0, f"data.workers={self.workers}: expected 0 or more")
         for key in ("mean", "std"):
             _require_length(f"data.{key}", getattr(self, key), 3)
@@ -236,10 +237,7 @@ class ProtocolConfig:
         _require(
             self.weight_decay >= 0, f"protocol.weight_decay={self.weight_decay}: expected >= 0"
         )
-        _require(
-            self.lambda_weight_decay is None or self.lambda_weight_decay >= 0,
-            f"protocol.lambda_weight_decay={self.lambda_weight_decay}: expected null or >= 0",
-        )
+        _require_none_or_at_least("protocol.lambda_weight_decay", self.lambda_weight_decay, 0)
         milestones = list(self.lr_milestones)
         _require(
             milestones == sorted(milestones) and all(0 < m < 1 for m in milestones),
@@ -272,10 +270,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"trainer.epochs={self.epochs}: expected at least 1")
         for key in ("max_steps", "replicas_per_pass", "eval_batch_size"):
-            value = getattr(self, key)
-            _require(
-                value is None or value >= 1, f"trainer.{key}={value}: expected null or at least 1"
-            )
+            _require_none_or_at_least(f"trainer.{key}", getattr(self, key), 1)
         _require(self.log_every >= 1, f"trainer.log_every={self.log_every}: expected at least 1")
         _require_one_of("trainer.precision", self.precision, PRECISIONS)
         _require(
@@ -295,10 +290,7 @@ class CheckpointConfig:
     on_error: str
 
     def __post_init__(self) -> None:
-        _require(
-            self.minutes is None or self.minutes >= 0,
-            f"checkpoint.minutes={self.minutes}: expected null or at least 0",
-        )
+        _require_none_or_at_least("checkpoint.minutes", self.minutes, 0)
         _require(
             self.on_error in ("stop", "continue"),
             f"checkpoint.on_error={self.on_error}: expected stop or continue",
