@@ -61,9 +61,9 @@ class Stepper:
         self._group = placement.replica_group()
         self._dropout = dropout
         self._total = config.batch.total
-        self._shares_each_step = any(
-            layer.trains_on_stored_statistics for layer in norm_layers(network).values()
-        )
+        # Walked at each step, which takes a while over all modules.
+        self._norms = nn.ModuleList(norm_layers(network).values())
+        self._shares_each_step = any(layer.trains_on_stored_statistics for layer in self._norms)
         self._autocast = autocast_for(config.trainer.precision, device)
         self._ddp: nn.Module = network
         if dist.is_initialized():
@@ -107,7 +107,7 @@ class Stepper:
         if self.device.type == "cuda":
             totals = totals.pin_memory().to(self.device, non_blocking=True)
         for part in self._placement.passes(images, labels):
-            tell_layers(self.network, part, self._group)
+            tell_layers(self._norms, part, self._group)
             if self._dropout is not None:
                 self._dropout.set_position(step, part.positions, self._total)
             with self._communicating(part.last):

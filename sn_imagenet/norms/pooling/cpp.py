@@ -140,11 +140,12 @@ class CppTables(ClosedForm):
         """Memory for the gradients that are wanted, of both logits if of either: the compiled
         function makes both or neither.
         """
-        plan, new = self.layout, self.buffer.new_empty
         want_logits = wanted[2] or wanted[3]
-        sizes = (plan.channels, plan.channels, plan.count, plan.count)
         made = (*wanted[:2], want_logits, want_logits)
-        return [new(size) if want else None for size, want in zip(sizes, made, strict=True)]
+        return [
+            torch.empty_like(parameter) if want and parameter is not None else None
+            for parameter, want in zip(self.parameters, made, strict=True)
+        ]
 
     def _call(self, name: str, *arguments: Any) -> None:
         _function(name, self.buffer.dtype)(
