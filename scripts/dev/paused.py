@@ -2,8 +2,9 @@
 
 In the folder that ``PAUSES`` names, a file with a class's name holds the seconds that each of its
 layers waits in training; one with ``.held`` behind it names a path, and while both exist no
-validation or evaluation gets on in a process that has trained. Files and not the config say so: a
-run without pauses is the same experiment.
+validation or evaluation gets on in a process that has trained; while one with ``.calibration``
+exists no calibration does, which leaves word in one with ``.calibrating``. Files and not the config
+say so: a run without pauses is the same experiment.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ def _pause(layer: nn.Module, _input: Any) -> None:
         return
     pause = Path(os.environ["PAUSES"], type(layer).__name__)
     with suppress(FileNotFoundError):
-        if layer.training:
+        if layer.training and torch.is_grad_enabled():
             time.sleep(float(pause.read_text()))
+        elif layer.training:
+            while pause.with_suffix(".calibration").exists():
+                pause.with_suffix(".calibrating").touch()
+                time.sleep(0.05)
         else:
             while Path(pause.with_suffix(".held").read_text().strip()).exists():
                 time.sleep(0.05)

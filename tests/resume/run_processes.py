@@ -88,6 +88,7 @@ class Pauses:
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
         self._layer, self._held = folder / "SN", folder / "SN.held"
+        self._calibration, self._calibrating = folder / "SN.calibration", folder / "SN.calibrating"
 
     def slow(self) -> None:
         """An epoch takes half a minute, and its validation does not end."""
@@ -98,8 +99,16 @@ class Pauses:
         """No validation or evaluation gets on once ``there`` exists."""
         self._held.write_text(str(there))
 
+    def hold_calibration(self) -> None:
+        """No calibration gets on."""
+        self._calibration.touch()
+
+    def calibrating(self) -> bool:
+        """Whether one is held."""
+        return self._calibrating.exists()
+
     def end(self) -> None:
-        for file in (self._layer, self._held):
+        for file in (self._layer, self._held, self._calibration):
             file.unlink(missing_ok=True)
 
 

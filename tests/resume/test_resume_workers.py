@@ -16,15 +16,22 @@ WORKERS = ("data.workers=2", "trainer.epochs=1", "checkpoint.minutes=null")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase", ["training", "validation", "evaluation"])
+@pytest.mark.parametrize("phase", ["training", "validation", "evaluation", "calibration"])
 def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it(tmp_path, pauses, phase):
     run = tmp_path / "run"
-    pauses.slow() if phase == "training" else pauses.hold(
-        run / (LAST if phase == "validation" else FINAL)
-    )
-    process = start(run, *WORKERS, *pauses.OVERRIDES)
     signs = {"validation": run / LAST, "evaluation": run / FINAL}
-    wait_until(lambda: signs[phase].exists() if phase in signs else len(steps(run)) > 1)
+    if phase == "training":
+        pauses.slow()
+    elif phase == "calibration":
+        pauses.hold_calibration()
+    else:
+        pauses.hold(signs[phase])
+    process = start(run, *WORKERS, *pauses.OVERRIDES)
+    came = {
+        "training": lambda: len(steps(run)) > 1,
+        "calibration": pauses.calibrating,
+    }
+    wait_until(came.get(phase, lambda: signs[phase].exists()))
     workers = children(process.pid)
     assert len(workers) >= 2
     for pid in [*workers, process.pid]:

@@ -28,6 +28,7 @@ def sweep(runs, *overrides, launcher="local"):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -89,6 +90,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_that_is_told_to_stop_passes_it_on_and_continues_later(tmp_path, monkeypatch):
+    """By Ctrl-C, which a terminal sends to the whole group; the cell's loader has a worker."""
     # Its epoch takes half a minute, and its validation waits until the pauses are gone.
     pauses = tmp_path / "pauses"
     pauses.mkdir()
@@ -97,14 +99,16 @@ def test_a_sweep_that_is_told_to_stop_passes_it_on_and_continues_later(tmp_path,
     monkeypatch.setitem(ENVIRONMENT, "PAUSES", str(pauses))
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(ROOT / "scripts" / "dev"))
     long = ["norm=bn", "norm.target=paused.BN", "trainer.max_steps=25", "trainer.log_every=1"]
+    long.append("data.workers=1")
     process = sweep(tmp_path, *long, "evaluate=false")
     metrics = cell(tmp_path, "bn") / "metrics.jsonl"
     while not (metrics.exists() and metrics.stat().st_size):
         assert process.poll() is None, finish(process)
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGINT)
     output, code = finish(process)
     assert code == os.EX_TEMPFAIL, output
+    assert "DataLoader worker" not in (cell(tmp_path, "bn") / "log.txt").read_text()
     assert "stopping: 1 cells save and end" in output and "1 cells: 1 stopped" in output
     assert not (cell(tmp_path, "bn") / "result.json").exists()
 
