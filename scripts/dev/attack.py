@@ -48,7 +48,11 @@ SN = Experiment("sn", ("norm=sn", "batch=8x8"))
 # Before a command, what changes the machine for it alone; it needs the right to mount.
 MOUNTED = ("unshare", "--mount", "sh", "-c")
 NO_PROC = (*MOUNTED, 'mount -t tmpfs -o ro tmpfs /proc && exec "$@"', "sh")
-READ_ONLY_HOME = (*MOUNTED, 'mount -t tmpfs -o ro tmpfs "$HOME" && exec "$@"', "sh")
+READ_ONLY_HOME = (
+    *MOUNTED,
+    'mount --bind "$HOME" "$HOME" && mount -o remount,bind,ro "$HOME" && exec "$@"',
+    "sh",
+)
 
 
 class Attack:
