@@ -156,6 +156,7 @@ def _hyperparameters(
         if isinstance(default, int | float | tuple) and not isinstance(default, bool)
         if name != "momentum" or layer.track_running_stats
         if name != "num_groups" or "gn" in members
+        if name != "instance_correction"  # a switch to the authors' divisor, not a number to tune
     ]
     return sorted(found, key=lambda name: name != "momentum")  # the paper's order: p first
 
