@@ -62,9 +62,9 @@ def test_the_wheel_brings_the_layers_to_an_empty_environment(tmp_path: Path) -> 
     assert ended(python, "-c", SCRIPT, cwd=tmp_path).strip() in ("built", "no compiler")
 
 
-def test_dev_holds_every_extra_but_the_one_that_excludes_a_pin() -> None:
+def test_dev_holds_every_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     (own,) = (entry for entry in extras["dev"] if entry.startswith(project["name"]))
     held = own.removeprefix(f"{project['name']}[").rstrip("]").split(",")
-    assert set(held) == extras.keys() - {"dev", "trackio"}
+    assert set(held) == extras.keys() - {"dev"}
