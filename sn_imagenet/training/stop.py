@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,9 +43,11 @@ class StopRequests:
 
     def __init__(self) -> None:
         self.received = False
+        self._number: int = signal.SIGTERM  # the newest
         self._raised = False
         self._deferring = False
         self._before: dict[signal.Signals, Any] = {}
+        self._told_of_swallowed = sys.unraisablehook
 
     def __enter__(self) -> StopRequests:
         # Only the main thread may listen, and only it is interrupted.
@@ -54,6 +57,8 @@ class StopRequests:
                 for number in SIGNALS
                 if signal.getsignal(number) is not signal.SIG_IGN
             }
+            self._told_of_swallowed = sys.unraisablehook
+            sys.unraisablehook = self._on_swallowed
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -62,6 +67,8 @@ class StopRequests:
         ending = kind is Stopped and world_size() > 1
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if ending else handler)
+        if self._before:
+            sys.unraisablehook = self._told_of_swallowed
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -86,10 +93,24 @@ class StopRequests:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = True
+        self._number = number
         if not self._deferring:
             self._stop()
 
+    def _on_swallowed(self, swallowed: Any) -> None:
+        """Python drops what is raised in a finaliser or a weak reference's callback, in which a
+        signal may find it: then the signal comes again.
+        """
+        if not isinstance(swallowed.exc_value, Stopped):
+            self._told_of_swallowed(swallowed)
+            return
+        self._raised = False
+        again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), self._number))
+        again.daemon = True
+        again.start()
 
+
+_AGAIN_S = 0.05
 _STOPPED = "sn_imagenet/stopped"  # a key in the store of the process group
 
 

@@ -15,6 +15,7 @@ from worlds import as_programs
 
 from sn_imagenet.config import DataConfig, ExperimentConfig
 from sn_imagenet.data import AugmentedDataset, eval_loader
+from sn_imagenet.data.sources import Opened
 from sn_imagenet.data.transforms import validation_draw
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import accuracy, correct_counts, evaluate, prepare
@@ -40,6 +41,10 @@ class Numbers:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.labels[index])
+
+    def open(self, index: int) -> Opened:
+        image, label = self[index]
+        return Opened((4, 4), label, lambda: image)
 
     def fingerprint(self) -> dict[str, Any]:
         return {}
