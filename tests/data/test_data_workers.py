@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 LOADING = Path(__file__).with_name("loading.py")
 
@@ -59,6 +61,7 @@ def ended(pids: list[int]) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_signals_from_outside_do_not_end_the_workers_and_their_process_does() -> None:
     """Sent to the whole group, and to each worker, all the while that each loader runs twice."""
     with loading() as process:
@@ -80,6 +83,7 @@ def test_signals_from_outside_do_not_end_the_workers_and_their_process_does() ->
         assert ended(workers)
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_process_in_the_middle_of_a_sample() -> None:
     with loading("stuck") as process:
         _, *workers = line_of(process)

@@ -69,7 +69,7 @@ def is_slow(command: str) -> bool:
         return True
     if "train.py" in words and "--cfg" not in words:
         return _runs_cells(words)
-    return "--nproc_per_node" in words or "scripts/benchmark.py" in words
+    return bool({"--nproc_per_node", "scripts/benchmark.py", "evaluate.py"} & set(words))
 
 
 def _runs_cells(arguments: list[str]) -> bool:

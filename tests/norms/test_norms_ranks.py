@@ -93,7 +93,7 @@ def check_two_ranks(replicas: int, backend: str | None, directory: Path) -> None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_replica_over_two_ranks_is_one_process_with_the_whole_batch(
     tmp_path: Path, replicas: int, backend: str
 ) -> None:

@@ -116,6 +116,7 @@ def test_of_two_starts_at_once_one_runs(tmp_path):
     assert not (run / "lock.json").exists()
 
 
+@pytest.mark.slow
 def test_a_waiting_run_is_stopped_at_once(tmp_path: Path):
     """While the data is read no step can be lost."""
     process = start_reading(tmp_path / "run", *LONG, folder=tmp_path / "held")
