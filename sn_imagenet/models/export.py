@@ -89,7 +89,8 @@ def export(
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: expected a folder")
     network, data = saved.network, saved.data
-    images = torch.randn(2, 3, data.image_size, data.image_size)
+    size = (2, 3, data.image_size, data.image_size)
+    images = torch.randn(size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = network(images)
     arguments, loading = _ways_to_load(saved, images, logits)
