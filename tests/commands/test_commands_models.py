@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from authors_layer import authors_checkpoint
 from command_line import (
     CELL,
@@ -20,8 +22,13 @@ from command_line import (
 )
 from run_files import evaluated
 
+from sn_imagenet.config import from_dict
+from sn_imagenet.data import eval_loader
+from sn_imagenet.evaluation import accuracy, prepare
 from sn_imagenet.models import load
 from sn_imagenet.reporting.render import half_up
+
+pytestmark = pytest.mark.slow  # a whole training first
 
 FEW = ("trainer.max_steps=1", "calibration.samples=32", "data.workers=0")
 
@@ -49,7 +56,18 @@ def test_a_trained_cell_is_exported_with_what_it_came_to(
     assert "license: mit" in card
 
 
-@pytest.mark.slow
+def test_the_export_is_right_as_often_as_the_result_says(
+    cell: tuple[Path, Done], exported: Path
+) -> None:
+    config = from_dict(yaml.safe_load((cell[0] / "config.yaml").read_text()))
+    images = prepare(config).data.val
+    batches = eval_loader(images, batch_size=100, rank=0, world_size=1, workers=0)
+    found = accuracy(load(exported), batches, torch.device("cpu"), nullcontext)
+    quoted = evaluated(result(cell[0]))["batch_average"]
+    assert (found["top1_correct"], found["seen"]) == (quoted["top1_correct"], quoted["seen"])
+    assert found["loss"] == pytest.approx(quoted["loss"], rel=1e-5)
+
+
 def test_training_starts_from_an_export(exported: Path, tmp_path: Path) -> None:
     options = (*SMALL, "norm=sn", "batch=8x2", *FEW, f"init={exported}")
     tuned = (*options, "data.classes=4", f"runs_dir={tmp_path / 'tuned'}")
@@ -70,7 +88,6 @@ def test_training_starts_from_an_export(exported: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "wrong").exists()
 
 
-@pytest.mark.slow
 def test_the_authors_weights_are_evaluated_and_marked_in_the_tables(
     exported: Path, tmp_path: Path
 ) -> None:
