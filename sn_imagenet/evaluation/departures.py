@@ -15,6 +15,7 @@ from sn_imagenet.config import ExperimentConfig, ProtocolConfig
 from sn_imagenet.data import describe_augmentation
 from sn_imagenet.norms import BatchRenorm2d
 from sn_imagenet.norms.methods import METHODS
+from sn_imagenet.runs.methods import IMPORTED
 
 TABLE_2_SETTINGS = ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
 
@@ -83,12 +84,12 @@ OF_THE_TRAINING = {
     "learning rate drops by",
     "momentum",
     "weight decay",
+    "weight decay of the importance weights",
     "dropout",
     "last gamma of a block",
     "augmentation",
     "share of the training set",
 }
-IMPORTED = " (imported)"  # ends the name of the normaliser of such weights
 
 # Of ImageNet itself; another data set is an item of its own and has a preparation of its own.
 IMAGENET = (

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import UserError
-from sn_imagenet.evaluation.departures import IMPORTED
 from sn_imagenet.evaluation.provenance import provenance
 from sn_imagenet.models.official import from_official, omega_of
 from sn_imagenet.models.published import method_of, published
 from sn_imagenet.models.saved import rebuild
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
+from sn_imagenet.runs.methods import IMPORTED
 
 
 def import_official(file: Path, config: ExperimentConfig) -> Path:

@@ -23,15 +23,15 @@ from sn_imagenet.runs import (
     flattened,
     other_than_the_run,
 )
+from sn_imagenet.runs.methods import IMPORTED
 
 MISSING = "—"
 
 # Runs that differ in these alone are seeds of one experiment; a setting's name is only its label.
 _SAME_EXPERIMENT = {*NOT_THE_EXPERIMENT, "seed", "batch.name"}
-# What makes a cell, and which statistics it was evaluated under.
+# What makes a cell, and how its statistics are made.
 _OF_A_CELL = ("norm.", "batch.", "calibration.")
 _ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn"}
-_IMPORTED = " (imported)"
 _STATISTICS = {
     "moving_average": "moving average",
     "batch_average": "batch average",
@@ -183,7 +183,7 @@ def _experiment(run: Run) -> dict[str, str]:
 
 def method_label(norm: str) -> str:
     """``BN`` for ``bn``, ``BN (imported)`` for such weights; a name of the user's own stays."""
-    name = norm.removesuffix(_IMPORTED)
+    name = norm.removesuffix(IMPORTED)
     return norm.replace(name, name.upper(), 1) if name in _ABBREVIATIONS else norm
 
 

@@ -16,6 +16,8 @@ BUILT_IN = {
     "frozen_bn": "FrozenBatchNorm2d",
 }
 _PACKAGE = "sn_imagenet.norms."
+IMPORTED = " (imported)"
+"""Ends the name of the normaliser of weights that were trained elsewhere."""
 
 
 def method_of(name: str, target: Any) -> str:
