@@ -11,6 +11,7 @@ from typing import Any
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.claims import CLAIMS
+from sn_imagenet.reporting.expected import Expected, read_expected
 from sn_imagenet.reporting.paper import Paper, read_paper
 from sn_imagenet.reporting.render import plain
 from sn_imagenet.reporting.study import Study, studies
@@ -47,26 +48,42 @@ def judge_claims(runs: Sequence[Run], paper: Paper) -> list[Judged]:
     ]
 
 
-def write_claims(runs_dir: Path, out: Path, paper_file: Path) -> ClaimsWritten:
-    """Judge the claims on the runs below ``runs_dir`` and write ``<out>/claims.json``.
+def judge_expected(runs: Sequence[Run], paper: Paper, expected: Expected) -> list[Judged]:
+    """A study's own statements on the runs of its task."""
+    task = expected.data, expected.model
+    found = [study for study in studies(runs, paper) if (study.data, study.model) == task]
+    study = found[0] if found else Study(*task, {}, paper.is_task(*task))
+    return [Judged(claim, study, claim.judge(study)) for claim in expected.statements]
+
+
+def write_claims(
+    runs_dir: Path, out: Path, paper_file: Path, expected_file: Path | None = None
+) -> ClaimsWritten:
+    """Judge the claims, and a study's own statements where a file of them is given, on the runs
+    below ``runs_dir`` and write ``<out>/claims.json``.
 
     Raises:
-        UserError: no runs, no paper's numbers, or the file cannot be written.
+        UserError: no runs, no paper's numbers or statements, or the file cannot be written.
     """
     paper = read_paper(paper_file)
+    expected = read_expected(expected_file) if expected_file else None
     runs, warnings = find_runs(runs_dir)
     if not runs:
         raise UserError(f"{runs_dir}: holds no readable runs: {'; '.join(warnings)}")
     judged = judge_claims(runs, paper)
+    stated = judge_expected(runs, paper, expected) if expected else []
     content = {
         "version": CLAIMS_VERSION,
         "paper": "arXiv 1806.10779",
         "rules": list(RULES),
         "claims": [claim_entry(one, runs_dir) for one in judged],
+        "expected": [claim_entry(one, runs_dir) for one in stated],
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     return ClaimsWritten(
-        write_text(out / "claims.json", text, "--out"), claims_text(judged, paper), warnings
+        write_text(out / "claims.json", text, "--out"),
+        claims_text(judged, paper) + expected_text(stated),
+        warnings,
     )
 
 
@@ -160,33 +177,48 @@ def claims_text(judged: Sequence[Judged], paper: Paper) -> str:
     lines: list[str] = []
     titles = list(dict.fromkeys(one.study.title for one in judged))
     for one in judged:
-        claim, judgement = one.claim, one.judgement
-        if claim.number == CLAIMS[0].number:
+        if one.claim.number == CLAIMS[0].number:
             lines += ["", f"The paper's claims on {plain(one.study.title)}", ""]
-        head = f"{claim.number:2d}. [{plain(one.study.data)}] {judgement.verdict.value.upper()}: "
-        lines += _wrapped(head + f"{claim.text} ({claim.source})", "    ")
-        deciding = judgement.deciding
-        details = [judgement.counted, where(judgement)]
-        if deciding and not judgement.counted:
-            details += [f"{deciding.name}: {effect_words(deciding)} ({deciding.unit})"]
-            if deciding.validation and deciding.interval:
-                low, high = deciding.validation
-                details.append(f"finite validation set alone: [{low:+.2f}, {high:+.2f}]")
-            if deciding.tested:
-                details.append(deciding.test)
-        # First why what was measured does not count, then what is not there.
-        untested = sorted(judgement.comparisons, key=lambda c: c.effect is None)
-        reasons = list(dict.fromkeys(c.why_not for c in untested if c.why_not))
-        if judgement.verdict is Verdict.NOT_TESTED and reasons:
-            details.append(f"why: {'; '.join(reasons[:2])}")
-        for detail in [*details, judgement.note]:
-            if detail:
-                lines += _wrapped("      " + plain(detail), "      ")
+        lines += _judged_lines(one)
     if not any(one.study.of_the_paper for one in judged):
         lines += ["", f"No run of {paper.label} here: nothing above is a test on it."]
     lines += ["", f"Judged on: {', '.join(map(plain, titles))}. Rules:"]
     lines += [line for rule in RULES for line in _wrapped(f"- {rule}", "  ")]
     return "\n".join(lines[1:]) + "\n"
+
+
+def expected_text(stated: Sequence[Judged]) -> str:
+    """A study's own statements with their verdicts, in lines as :func:`claims_text`."""
+    if not stated:
+        return ""
+    head = f"What {plain(stated[0].claim.source)} expects of {plain(stated[0].study.title)}"
+    return (
+        "\n".join(["", head, "", *(line for one in stated for line in _judged_lines(one))]) + "\n"
+    )
+
+
+def _judged_lines(one: Judged) -> list[str]:
+    claim, judgement = one.claim, one.judgement
+    head = f"{claim.number:2d}. [{plain(one.study.data)}] {judgement.verdict.value.upper()}: "
+    lines = _wrapped(head + plain(f"{claim.text} ({claim.source})"), "    ")
+    deciding = judgement.deciding
+    details = [judgement.counted, where(judgement)]
+    if deciding and not judgement.counted:
+        details += [f"{deciding.name}: {effect_words(deciding)} ({deciding.unit})"]
+        if deciding.validation and deciding.interval:
+            low, high = deciding.validation
+            details.append(f"finite validation set alone: [{low:+.2f}, {high:+.2f}]")
+        if deciding.tested:
+            details.append(deciding.test)
+    # First why what was measured does not count, then what is not there.
+    untested = sorted(judgement.comparisons, key=lambda c: c.effect is None)
+    reasons = list(dict.fromkeys(c.why_not for c in untested if c.why_not))
+    if judgement.verdict is Verdict.NOT_TESTED and reasons:
+        details.append(f"why: {'; '.join(reasons[:2])}")
+    for detail in dict.fromkeys([*details, judgement.note]):
+        if detail:
+            lines += _wrapped("      " + plain(detail), "      ")
+    return lines
 
 
 def _wrapped(text: str, indent: str) -> list[str]:

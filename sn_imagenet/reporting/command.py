@@ -37,6 +37,13 @@ def runs_parser(description: str, out: str, paper: bool = True) -> argparse.Argu
     return parser
 
 
+def add_expected(parser: argparse.ArgumentParser) -> None:
+    """Of ``--expected``, a study's own statements."""
+    parser.add_argument(
+        "--expected", type=Path, metavar="FILE", help="a study's statements: results/expected/*"
+    )
+
+
 def made(make: Callable[[], T]) -> T:
     """What ``make`` returns; its warnings go to stderr.
 

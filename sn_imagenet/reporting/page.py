@@ -20,13 +20,21 @@ from matplotlib.ticker import MaxNLocator
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.averages import averages_grid
 from sn_imagenet.reporting.cells import evaluation_label, method_label, statistics_label
-from sn_imagenet.reporting.claims_report import claim_entry, effect_words, judge_claims, where
+from sn_imagenet.reporting.claims_report import (
+    Judged,
+    claim_entry,
+    effect_words,
+    judge_claims,
+    judge_expected,
+    where,
+)
 from sn_imagenet.reporting.curves import read_epochs
 from sn_imagenet.reporting.departures import gather_departures
+from sn_imagenet.reporting.expected import read_expected
 from sn_imagenet.reporting.figures.bands import draw_band, under
 from sn_imagenet.reporting.figures.files import draw_task
 from sn_imagenet.reporting.figures.style import COLUMN, STYLE, light_grid
-from sn_imagenet.reporting.paper import Paper, read_paper
+from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Grid
 from sn_imagenet.reporting.table2 import methods_grid, table2_grid
 from sn_imagenet.reporting.task import Report, Task, tasks_of
@@ -45,14 +53,18 @@ class PageWritten:
     warnings: list[str]
 
 
-def write_page(runs_dir: Path, out: Path, paper_file: Path) -> PageWritten:
-    """Write ``<out>/report.html`` from the runs below ``runs_dir``. It needs no other file and
-    requests none; texts of result files are escaped.
+def write_page(
+    runs_dir: Path, out: Path, paper_file: Path, expected_file: Path | None = None
+) -> PageWritten:
+    """Write ``<out>/report.html`` from the runs below ``runs_dir``, with a study's own statements
+    where a file of them is given. It needs no other file and requests none; texts of result files
+    are escaped.
 
     Raises:
-        UserError: no runs, no paper's numbers, or the file cannot be written.
+        UserError: no runs, no paper's numbers or statements, or the file cannot be written.
     """
     paper = read_paper(paper_file)
+    expected = read_expected(expected_file) if expected_file else None
     runs, warnings = find_runs(runs_dir)
     if not runs:
         raise UserError(f"{runs_dir}: holds no readable runs: {'; '.join(warnings)}")
@@ -66,7 +78,8 @@ def write_page(runs_dir: Path, out: Path, paper_file: Path) -> PageWritten:
     )
     numbers = {path: i for i, path in enumerate(report.folders(runs))}
     content = environment.get_template("report.html").render(
-        claims=_claims(runs, paper, runs_dir),
+        expected=_claims(judge_expected(runs, paper, expected) if expected else [], runs_dir),
+        claims=_claims(judge_claims(runs, paper), runs_dir),
         rules=RULES,
         on_papers_task=any(paper.is_task(r.cell.data, r.cell.model) for r in runs),
         paper=paper,
@@ -80,10 +93,10 @@ def write_page(runs_dir: Path, out: Path, paper_file: Path) -> PageWritten:
     )
 
 
-def _claims(runs: Sequence[Run], paper: Paper, root: Path) -> list[dict[str, Any]]:
+def _claims(all_judged: Sequence[Judged], root: Path) -> list[dict[str, Any]]:
     """The entries of ``claims.json`` with their words."""
     entries = []
-    for judged in judge_claims(runs, paper):
+    for judged in all_judged:
         entry = claim_entry(judged, root)
         deciding = judged.judgement.deciding
         words = effect_words(deciding) if deciding and not judged.judgement.counted else ""

@@ -1,0 +1,114 @@
+"""A study's own statements: every pair of seeds, on made-up runs whose answer is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_files import REPOSITORY, finished
+
+from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.claims_report import write_claims
+from sn_imagenet.reporting.expected import read_expected
+from sn_imagenet.reporting.page import write_page
+
+PAPER = REPOSITORY / "results" / "paper.yaml"
+HEAD = "data: digits\nmodel: resnet50_mini\nexpected:\n"
+LOSS = "- {text: BN loses., quantity: top-1, first: bn 8x8, second: bn 8x1, at_least: 10}\n"
+WEIGHT = "- {text: It falls., quantity: variance weight bn, first: sn 8x8, second: sn 8x2, %s}\n"
+
+
+def judged(root: Path, statements: str) -> tuple[list[dict[str, Any]], str]:
+    file = root / "study.yaml"
+    file.write_text(HEAD + statements)
+    written = write_claims(root / "runs", root / "out", PAPER, file)
+    return json.loads(written.path.read_text())["expected"], written.text
+
+
+def runs(root: Path, norm: str, batch: str, values: list[float]) -> None:
+    for seed, value in enumerate(values):
+        finished(root / "runs", value, norm=norm, batch=batch, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("small", "verdict", "margin"),
+    [
+        ([20.0, 79.0, 50.0], "holds", "+1.00"),  # the mean's interval would be -40 to +120
+        ([20.0, 81.0, 50.0], "undecided", "-1.00"),
+        ([82.0, 83.0, 89.0], "does not hold", "-9.00"),
+    ],
+)
+def test_every_pair_of_seeds_decides(
+    tmp_path: Path, small: list[float], verdict: str, margin: str
+) -> None:
+    runs(tmp_path, "bn", "8x8", [90.0, 90.5, 91.0])
+    runs(tmp_path, "bn", "8x1", small)
+    (entry,), text = judged(tmp_path, LOSS)
+    assert entry["verdict"] == verdict
+    assert entry["seeds"] == {"BN (8,8)": 3, "BN (8,1)": 3}
+    assert f"in 9 pairs of seeds: {90 - max(small):+.2f} to" in entry["counted"]
+    assert f"claimed ≥ 10, margin {margin}" in entry["counted"]
+    assert f"[digits] {verdict.upper()}: BN loses. (study.yaml)" in text
+
+
+@pytest.mark.slow
+def test_the_page_shows_them_before_the_papers_claims(tmp_path: Path) -> None:
+    runs(tmp_path, "bn", "8x8", [90.0, 90.5, 91.0])
+    runs(tmp_path, "bn", "8x1", [20.0, 79.0, 50.0])
+    (entry,), _ = judged(tmp_path, LOSS)
+    page = write_page(tmp_path / "runs", tmp_path, PAPER, tmp_path / "study.yaml")
+    content = page.path.read_text()
+    assert content.index("What this study is expected to show") < content.index("Verdicts on the")
+    assert entry["counted"] in content
+
+
+def test_two_seeds_and_missing_runs_are_not_tested(tmp_path: Path) -> None:
+    runs(tmp_path, "bn", "8x8", [90.0, 91.0])
+    (entry,), text = judged(tmp_path, LOSS)
+    assert entry["verdict"] == "not tested"
+    assert "BN (8,8): 2 finished, 3 seeds are needed; BN (8,1) was not run" in " ".join(
+        text.split()
+    )
+
+
+def test_importance_weights_are_averaged_over_the_layers(tmp_path: Path) -> None:
+    for batch in ("8x8", "8x2"):
+        runs(tmp_path, "sn", batch, [90.0, 91.0, 92.0])
+    (entry,), _ = judged(tmp_path, WEIGHT % "at_most: 1")
+    means = []
+    for batch in ("8x8", "8x2"):
+        of_seeds = []
+        for seed in range(3):
+            folder = tmp_path / f"runs/digits/resnet50_mini/sn/{batch}/seed{seed}"
+            layers = json.loads((folder / "result.json").read_text())["importance_weights"]
+            of_seeds.append(sum(layer["variance"]["bn"] for layer in layers) / len(layers))
+        means.append(sum(of_seeds) / 3)
+    assert entry["effect"] == pytest.approx(means[0] - means[1])
+    assert entry["unit"] == "importance weight"
+    assert entry["verdict"] == "holds"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not a file of statements"),
+        (HEAD + "- {text: a}\n", "statement 1: has ['text']"),
+        (HEAD + LOSS + LOSS.replace("8x1", "8by1"), "statement 2: setting '8by1'"),
+        (HEAD + WEIGHT % "at_least: high", "statement 1: could not convert"),
+        (HEAD + LOSS.replace("top-1", "top-2"), "statement 1: quantity: top-2: expected top-1"),
+        (HEAD + "- 3\n", "statement 1: "),
+    ],
+)
+def test_a_malformed_file_is_refused_by_name(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_expected(file)
+    assert str(file) in str(error.value) and words in str(error.value)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml: cannot read the statements"):
+        read_expected(tmp_path / "none.yaml")
