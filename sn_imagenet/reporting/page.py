@@ -38,6 +38,7 @@ from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Grid
 from sn_imagenet.reporting.table2 import methods_grid, table2_grid
 from sn_imagenet.reporting.task import Report, Task, tasks_of
+from sn_imagenet.reporting.variants import variants_grid
 from sn_imagenet.reporting.verdict import RULES
 from sn_imagenet.runs import FINISHED, Run, find_runs, flattened, write_text
 
@@ -123,6 +124,8 @@ def _task(task: Task, report: Report, warnings: list[str]) -> dict[str, Any]:
     both = averages_grid(task, report)
     grids += [("Other methods (Sec. 4.1)", others)] if others else []
     grids += [("Moving and batch average", both)] if both else []
+    changes = variants_grid(task, report)
+    grids += [("Changes of the protocol", changes)] if changes else []
     with rc_context(STYLE):
         drawn = [
             (named.name, svg(named.figure) if named.figure else "", named.why_not)

@@ -1,4 +1,4 @@
-"""The tables of accuracies: Table 2, the other methods of Sec. 4.1, the averages of Sec. 2.1."""
+"""The tables of accuracies: Table 2, other methods (Sec. 4.1), averages (Sec. 2.1), variants."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sn_imagenet.reporting.render import (
 )
 from sn_imagenet.reporting.statistics import difference_interval
 from sn_imagenet.reporting.task import Document, Report, Task, task_warnings, tasks_of
+from sn_imagenet.reporting.variants import variants_grid, variants_rows
 from sn_imagenet.runs import Setting
 
 DIFFERENCES = (("gn", "bn"), ("sn", "bn"), ("sn", "gn"))
@@ -80,6 +81,11 @@ def averages(report: Report) -> Document:
         ]
 
     return _document(report, "Moving and batch average (Sec. 2.1)", [averages_grid], rows)
+
+
+def variants(report: Report) -> Document:
+    """SN - BN under each change of the protocol among the runs, by how much each moves it."""
+    return _document(report, "Changes of the protocol", [variants_grid], variants_rows)
 
 
 def _document(
