@@ -51,10 +51,21 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _processor() -> str | None:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or None
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None) or platform.processor() or None
+
+
 def _hardware(device: torch.device) -> dict[str, Any]:
     hardware: dict[str, Any] = {
         "device": device.type,
         "machine": platform.machine(),
+        "processor": _processor(),  # which instructions it has decides the last digits
         "cpu_threads": torch.get_num_threads(),
     }
     if device.type == "cuda":

@@ -15,6 +15,7 @@ def test_provenance_names_code_versions_and_hardware() -> None:
     assert torch.__version__.startswith(found["versions"]["torch"])
     assert {"python", "torchvision", "timm", "numpy"} <= found["versions"].keys()
     assert found["hardware"]["device"] == "cpu"
+    assert found["hardware"]["processor"]
     revision = found["git_revision"]
     assert revision is None or len(revision) == 40
     assert (found["git_dirty"] is None) == (revision is None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,29 @@ def test_files_of_one_run_and_of_a_small_network(tmp_path: Path) -> None:
 def test_same_runs_same_files(tmp_path: Path) -> None:
     sweep(tmp_path / "runs", ("8x2",), seeds=1)
     first, second = (write_figures(tmp_path / "runs", tmp_path / out) for out in "ab")
-    assert [path.stem for path in first.paths[::2]] == [
+    assert [path.stem for path in first.paths[::3]] == [
         *("fig1", "fig2", "fig8", "weights", "fig3", "fig4")
     ]
     assert first.warnings == []
     for one, other in zip(first.paths, second.paths, strict=True):
-        assert is_picture(one)
+        assert one.suffix == ".json" or is_picture(one)
         assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_numbers_drawn_lie_beside_each_figure(tmp_path: Path) -> None:
+    sweep(tmp_path / "runs", ("8x2",), seeds=2)
+    write_figures(tmp_path / "runs", tmp_path / "out")
+    mean, variance = json.loads((tmp_path / "out" / "fig4.json").read_text())
+    layers = [weights(["in", "ln", "bn"], seed) for seed in range(2)]
+    for panel, kind in ((mean, "mean"), (variance, "variance")):
+        heights = {bar[0]: bar[3] for bar in panel["bars"]}
+        expected = [
+            np.mean([layer[kind][member] for network in layers for layer in network])
+            for member in ("in", "ln", "bn")
+        ]
+        np.testing.assert_allclose([heights[x] for x in sorted(heights)], expected, rtol=1e-5)
+    assert variance["ticks"][0] == "(8,2)"
+    assert variance["y"] == "importance weight, σ"
 
 
 def test_half_a_sweep_is_drawn_as_far_as_it_is(tmp_path: Path) -> None:
@@ -193,7 +210,7 @@ def test_one_pair_of_files_for_each_data_and_model(tmp_path: Path) -> None:
         f"fig{i}_{pair}.{form}"
         for i in (3, 4)
         for pair in ("digits_resnet50_mini", "imagenet_resnet50")
-        for form in ("png", "pdf")
+        for form in ("png", "pdf", "json")
     }
     why = "no finished SN run with importance weights"
     assert f"cifar10, resnet50_mini: no fig3 and fig4: {why}" in warnings

@@ -1,4 +1,4 @@
-"""Every figure that the project knows, from a folder of runs to PNG and PDF."""
+"""Every figure that the project knows, from a folder of runs to PNG, PDF and numbers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from sn_imagenet.config import BatchConfig
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.figures.data import FigureData, gather
+from sn_imagenet.reporting.figures.drawn import drawn_json
 from sn_imagenet.reporting.figures.figure1 import draw_figure1
 from sn_imagenet.reporting.figures.figure2 import draw_figure2
 from sn_imagenet.reporting.figures.figure3 import draw_figure3
@@ -21,7 +22,15 @@ from sn_imagenet.reporting.figures.figure8 import draw_figure8
 from sn_imagenet.reporting.figures.style import STYLE, save
 from sn_imagenet.reporting.figures.weights import SettingWeights, gather_weights, of_one_setting
 from sn_imagenet.reporting.figures.weights_over_training import draw_weights_over_training
-from sn_imagenet.runs import FINISHED, LayerWeights, Run, Setting, find_runs, run_from_result
+from sn_imagenet.runs import (
+    FINISHED,
+    LayerWeights,
+    Run,
+    Setting,
+    find_runs,
+    run_from_result,
+    write_text,
+)
 
 # Drawn once for a task; what is missing where the function returns None.
 FIGURES: dict[str, tuple[Callable[[FigureData], Figure | None], str]] = {
@@ -78,7 +87,7 @@ def weights_figure(layers: Sequence[Mapping[str, Any]], batch: BatchConfig) -> F
 def write_figures(runs_dir: Path, out: Path) -> Drawn:
     """Every figure for every (data, model) below ``runs_dir``: ``fig1.png`` etc. where there is one
     such task, else ``fig1_<data>_<model>.png``; Figs. 3 and 4 with ``_<norm>`` appended for a
-    switchable normaliser other than ``sn``.
+    switchable normaliser other than ``sn``. Beside each lies ``.json``, the numbers that it shows.
 
     Raises:
         UserError: no runs at all, or a file that cannot be written.
@@ -96,7 +105,10 @@ def write_figures(runs_dir: Path, out: Path) -> Drawn:
                     warnings.append(f"{', '.join(task)}: no {name}: {why_not}")
                     continue
                 head, _, norm = name.partition("_")
-                paths += save(figure, out / f"{head}{suffix}{'_' * bool(norm)}{norm}", "--out")
+                stem = out / f"{head}{suffix}{'_' * bool(norm)}{norm}"
+                paths += save(figure, stem, "--out")
+                numbers = stem.with_name(f"{stem.name}.json")
+                paths.append(write_text(numbers, drawn_json(figure), "--out"))
     return Drawn(paths, warnings)
 
 
