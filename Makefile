@@ -1,9 +1,11 @@
-# make setup | test | test-all | demo | lint      (PYTHON=python3.12 chooses the interpreter)
+# make setup | test | test-all | demo | study-NAME | lint      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := results/demo
+# A study's own statements, where it has any.
+EXPECTED = $(addprefix --expected ,$(wildcard results/expected/$(OF).yaml))
 
-.PHONY: setup test test-all demo lint
+.PHONY: setup test test-all demo shown study-sensitivity lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -25,11 +27,34 @@ test: setup
 test-all: setup
 	$(PYTEST)
 
-# Nine cells, then what they come to. Started again, it continues, or shows the results at once.
+# 27 cells, then what they come to. Started again, it continues, or shows the results at once.
 demo: setup
-	$(BIN)/python train.py -m sweep=digits runs_dir=$(DEMO)/runs
-	$(BIN)/python scripts/make_tables.py --runs $(DEMO)/runs --out $(DEMO) --settings 8x8,8x2,8x1
-	$(BIN)/python scripts/make_figures.py --runs $(DEMO)/runs --out $(DEMO)
+	$(BIN)/python train.py -m sweep=demo runs_dir=$(DEMO)/runs
+	@$(MAKE) --no-print-directory shown OF=demo SHOWN="--settings 8x8,8x2,8x1"
+
+# A study of configs/sweep, in results/NAME; killed and started again, it continues.
+study-%: setup
+	$(BIN)/python train.py -m sweep=$* runs_dir=results/$*/runs
+	@$(MAKE) --no-print-directory shown OF=$*
+
+# One change of the protocol after the other (an explicit rule comes before study-%).
+SENSITIVITY := $(BIN)/python train.py -m sweep=sensitivity
+study-sensitivity: setup
+	$(SENSITIVITY) batch=8x2,8x8 runs_dir=results/sensitivity/runs/paper
+	$(SENSITIVITY) batch=8x2,8x8 protocol.dropout=0.5 runs_dir=results/sensitivity/runs/dropout
+	$(SENSITIVITY) batch=8x2 protocol.base_lr=0.1 protocol.lr_reference_batch=16 runs_dir=results/sensitivity/runs/lr
+	$(SENSITIVITY) batch=8x8 protocol.base_lr=0.1 protocol.lr_reference_batch=64 runs_dir=results/sensitivity/runs/lr
+	$(SENSITIVITY) protocol.zero_init_last_gamma=true runs_dir=results/sensitivity/runs/zero_gamma
+	$(SENSITIVITY) protocol.lambda_weight_decay=0 norm=sn runs_dir=results/sensitivity/runs/lambda
+	$(SENSITIVITY) norm=sn +norm.args.instance_correction=1 runs_dir=results/sensitivity/runs/correction
+	$(BIN)/python scripts/make_tables.py --runs results/sensitivity/runs --out results/sensitivity --only variants
+
+# The table, the figures, the verdicts and the report of the runs of results/OF.
+shown:
+	$(BIN)/python scripts/make_figures.py --runs results/$(OF)/runs --out results/$(OF)
+	$(BIN)/python scripts/check_claims.py --runs results/$(OF)/runs --out results/$(OF) $(EXPECTED)
+	$(BIN)/python scripts/make_tables.py --runs results/$(OF)/runs --out results/$(OF) --only table2 $(SHOWN)
+	$(BIN)/python scripts/make_report.py --runs results/$(OF)/runs --out results/$(OF) $(EXPECTED)
 
 lint: setup
 	$(BIN)/ruff check .
