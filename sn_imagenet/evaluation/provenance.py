@@ -12,6 +12,9 @@ import torch
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "triton")
 
+# Results are not what a number comes from, and a study writes them into the checkout.
+_CODE = ("--", ":/", ":(top,exclude)results")
+
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Git revision and dirty flag of this package's checkout (None outside one), versions,
@@ -20,7 +23,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
     revision = _git("rev-parse", "HEAD")
     return {
         "git_revision": revision,
-        "git_dirty": None if revision is None else bool(_git("status", "--porcelain")),
+        "git_dirty": None if revision is None else bool(_git("status", "--porcelain", *_CODE)),
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": _hardware(device),
     }
