@@ -75,19 +75,25 @@ class TrainBatchSampler(Sampler[list[Key]]):
 
 
 class EvalBatchSampler(Sampler[list[Key]]):
-    """Samples ``rank``, ``rank + world_size``, ... in batches of at most ``batch_size``: over all
-    ranks each sample exactly once. Ranks may have different numbers of batches, even none."""
+    """Batch b is samples [b*batch_size, (b+1)*batch_size), the last perhaps fewer, and goes to rank
+    b mod ``world_size``: over all ranks each sample exactly once. Ranks may have different numbers
+    of batches, even none.
+
+    Batches are dealt whole, since an image's outputs depend, in their last bits, on the size of its
+    batch: so they are the same on any number of ranks.
+    """
 
     def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int) -> None:
-        self.mine = range(rank, num_samples, world_size)
+        self.samples = range(num_samples)
         self.batch_size = batch_size
+        self.starts = range(rank * batch_size, num_samples, world_size * batch_size)
 
     def __len__(self) -> int:
-        return -(-len(self.mine) // self.batch_size)
+        return len(self.starts)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for start in range(0, len(self.mine), self.batch_size):
-            yield [Key(0, index) for index in self.mine[start : start + self.batch_size]]
+        for start in self.starts:
+            yield [Key(0, index) for index in self.samples[start : start + self.batch_size]]
 
 
 def calibration_minibatches(num_samples: int, minibatch: int, samples: int | Literal["all"]) -> int:
@@ -110,11 +116,11 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
     """Random training minibatches for the batch average of the paper's Sec. 2.1.
 
     The training set is permuted by ``seed``; minibatch m is its samples
-    [m*minibatch, (m+1)*minibatch), up to ``samples`` in all, without a last partial one. The rank
-    has minibatches m with m mod ``world_size`` = rank and yields up to ``minibatches_per_batch``
-    (k' of them) at a time, interleaved: sample j of a batch belongs to its minibatch j mod k', the
-    order in which the normalisation layers expect their groups. Augmentation draws are
-    those of epoch -1 - seed, which no training epoch uses. The ``first`` minibatches are left out.
+    [m*minibatch, (m+1)*minibatch), up to ``samples`` in all, without a last partial one. The
+    ``first`` minibatches are left out. A batch holds up to ``minibatches_per_batch`` of them (k'),
+    interleaved: sample j belongs to its minibatch j mod k', the order in which the normalisation
+    layers expect their groups. Batches are dealt whole, as in :class:`EvalBatchSampler`.
+    Augmentation draws are those of epoch -1 - seed, which no training epoch uses.
 
     Raises:
         DataError: not one minibatch can be filled.
@@ -135,18 +141,18 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
         self.num_samples = num_samples
         self.minibatch = minibatch
         self.seed = seed
-        self.mine = range(first + (rank - first) % world_size, self.minibatches, world_size)
-        self.minibatches_per_batch = minibatches_per_batch
+        self.minibatches_per_batch = k = minibatches_per_batch
+        self.starts = range(first + rank * k, self.minibatches, world_size * k)
 
     def __len__(self) -> int:
-        return -(-len(self.mine) // self.minibatches_per_batch)
+        return len(self.starts)
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = -1 - self.seed
         order = epoch_order(self.num_samples, self.seed, epoch)
         table = order[: self.minibatches * self.minibatch].view(self.minibatches, self.minibatch)
-        for start in range(0, len(self.mine), self.minibatches_per_batch):
-            held = table[list(self.mine[start : start + self.minibatches_per_batch])]
+        for start in self.starts:
+            held = table[start : start + self.minibatches_per_batch]
             yield [Key(epoch, index) for index in held.t().flatten().tolist()]
 
 

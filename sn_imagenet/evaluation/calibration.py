@@ -63,8 +63,8 @@ def calibrate(
     """The batch average of every layer's BN statistics, of several numbers of samples in one pass.
 
     The network is frozen: only its normalisation layers are in training mode, dropout is off, and
-    the running statistics stay as they are. Minibatches are shared out over the ranks, each whole
-    on one of them, and summed over them.
+    the running statistics stay as they are. The forward passes are the same on any number of ranks,
+    each on one of them, and what they found is summed over the ranks.
 
     Args:
         samples_per_replica: in a minibatch, :func:`samples_that_share_statistics`.

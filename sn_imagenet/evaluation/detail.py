@@ -20,25 +20,34 @@ class Detail:
     Args:
         classes: K, of the network.
         samples: N, of the data set, over all ranks.
+        batch_size: of the evaluation's loader.
         keep_logits: whether they are kept, N x K float32.
     """
 
-    def __init__(self, classes: int, samples: int, device: torch.device, keep_logits: bool) -> None:
+    def __init__(
+        self,
+        classes: int,
+        samples: int,
+        batch_size: int,
+        device: torch.device,
+        keep_logits: bool,
+    ) -> None:
         self._by_class = torch.zeros(2, classes, dtype=torch.float64, device=device)
         self._labels = torch.zeros(samples, dtype=torch.long, device=device)
         self._logits = torch.zeros(samples if keep_logits else 0, classes, device=device)
-        self._next = rank()
+        self._next = rank() * batch_size
+        self._step = world_size() * batch_size
 
     def observe(self, logits: Tensor, labels: Tensor) -> None:
         """Logits [m, K] and labels [m] of the next batch of this rank."""
         correct = hits(logits, labels)[:, 0]
         rows = torch.stack([correct, torch.ones_like(correct)]).to(self._by_class)
         self._by_class.index_add_(1, labels, rows)
-        end = self._next + len(labels) * world_size()
-        self._labels[self._next : end : world_size()] = labels
+        end = self._next + len(labels)
+        self._labels[self._next : end] = labels
         if len(self._logits):
-            self._logits[self._next : end : world_size()] = logits.float()
-        self._next = end
+            self._logits[self._next : end] = logits.float()
+        self._next += self._step
 
     def gather(self) -> None:
         """Have what all ranks saw on each of them. Collective, once."""

@@ -15,7 +15,12 @@ from sn_imagenet.config import from_dict
 from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation.asked import Asked
 from sn_imagenet.evaluation.detail import Detail, classes_csv, logits_npz
-from sn_imagenet.evaluation.evaluate import Evaluated, described_weights, evaluate
+from sn_imagenet.evaluation.evaluate import (
+    Evaluated,
+    described_weights,
+    eval_batch_size,
+    evaluate,
+)
 from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
 from sn_imagenet.evaluation.result import add_evaluations, make_result, signed
 from sn_imagenet.replicas import from_rank_0, join, rank, say, together
@@ -211,6 +216,7 @@ def _details(prepared: Prepared, asked: Asked) -> Callable[[], Detail] | None:
         Detail,
         len(prepared.data.classes),
         len(prepared.data.val),
+        eval_batch_size(prepared.config, prepared.device),
         prepared.device,
         keep_logits=asked.save_logits is not None,
     )

@@ -187,15 +187,14 @@ def test_order_depends_on_seed_and_epoch() -> None:
 
 
 @given(num_samples=st.integers(1, 40), batch=st.integers(1, 12), world_size=st.integers(1, 50))
-def test_eval_covers_every_sample_once(num_samples: int, batch: int, world_size: int) -> None:
-    seen = []
+def test_eval_deals_whole_batches(num_samples: int, batch: int, world_size: int) -> None:
+    """Those of one rank, in turn."""
+    whole = [range(num_samples)[i : i + batch] for i in range(0, num_samples, batch)]
     for rank in range(world_size):
         sampler = EvalBatchSampler(num_samples, batch, rank, world_size)
-        batches = list(sampler)
-        assert len(batches) == len(sampler)
-        assert all(1 <= len(keys) <= batch for keys in batches)
-        seen += [key.sample for keys in batches for key in keys]
-    assert sorted(seen) == list(range(num_samples))
+        dealt = list(sampler)
+        assert len(dealt) == len(sampler)
+        assert dealt == [[(0, index) for index in keys] for keys in whole[rank::world_size]]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -207,7 +206,7 @@ def test_eval_loader_with_more_ranks_than_samples(
         sum(
             len(labels)
             for _, labels in eval_loader(
-                val, batch_size=4, rank=rank, world_size=len(val) + 2, workers=workers
+                val, batch_size=1, rank=rank, world_size=len(val) + 2, workers=workers
             )
         )
         for rank in range(len(val) + 2)
@@ -223,9 +222,10 @@ def test_eval_loader_with_more_ranks_than_samples(
     world_size=st.integers(1, 5),
     k=st.integers(1, 5),
     seed=st.integers(0, 3),
+    first=st.integers(0, 4),
 )
-def test_calibration_holds_each_minibatch_once_interleaved(
-    num_samples: int, n: int, samples: int | str, world_size: int, k: int, seed: int
+def test_calibration_deals_whole_batches_of_interleaved_minibatches(
+    num_samples: int, n: int, samples: int | str, world_size: int, k: int, seed: int, first: int
 ) -> None:
     available = num_samples if samples == "all" else min(int(samples), num_samples)
     arguments = (num_samples, n, samples, seed)
@@ -234,21 +234,18 @@ def test_calibration_holds_each_minibatch_once_interleaved(
             CalibrationBatchSampler(*arguments, 0, world_size, k)
         return
     order = epoch_order(num_samples, seed, -1 - seed).tolist()
-    expected = {m: order[m * n : (m + 1) * n] for m in range(available // n)}
-    found = {}
+    minibatches = available // n
+    whole = [range(minibatches)[start : start + k] for start in range(first, minibatches, k)]
     for rank in range(world_size):
-        sampler = CalibrationBatchSampler(*arguments, rank, world_size, k)
-        assert sampler.minibatches == len(expected)
-        batches = list(sampler)
-        assert len(batches) == len(sampler)
-        mine = iter(range(rank, len(expected), world_size))
-        for keys in batches:
+        sampler = CalibrationBatchSampler(*arguments, rank, world_size, k, first)
+        assert sampler.minibatches == minibatches
+        dealt = list(sampler)
+        assert len(dealt) == len(sampler)
+        for keys, held in zip(dealt, whole[rank::world_size], strict=True):
             assert {key.epoch for key in keys} == {-1 - seed}
-            held = len(keys) // n
-            assert 1 <= held <= k
-            for group, m in enumerate(itertools.islice(mine, held)):
-                found[m] = [key.sample for key in keys[group::held]]
-    assert found == expected
+            for group, m in enumerate(held):
+                expected = order[m * n : (m + 1) * n]
+                assert [key.sample for key in keys[group :: len(held)]] == expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])

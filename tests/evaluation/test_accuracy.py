@@ -120,7 +120,7 @@ def test_two_processes_count_each_sample_once(tmp_path: Path) -> None:
 def detail_as_program(folder: str) -> None:
     with session():
         join()
-        detail = Detail(CLASSES, 13, torch.device("cpu"), keep_logits=True)
+        detail = Detail(CLASSES, 13, 3, torch.device("cpu"), keep_logits=True)
         evaluated(13, 3, detail.observe)
         detail.gather()
         torch.save((detail.by_class, detail.labels, detail.logits), f"{folder}/{rank()}.pt")
