@@ -50,6 +50,7 @@ class Place:
     def fill(self, word: str) -> str:
         """``word`` with the test's data for the user's."""
         word = word.replace("/data/imagenet", str(self.imagenet)).replace("RUN_DIR", str(self.run))
+        word = word.replace("results/expected", str(ROOT / "results" / "expected"))
         return re.sub(r"\bDIR\b", str(self.imagenet / "val"), word)
 
 
@@ -134,16 +135,17 @@ def _short(arguments: list[str]) -> list[str]:
     given = {word.partition("=")[0] for word in arguments}
     model = () if given & {"model", "model.name"} else ("model=resnet14_mini",)
     batch = () if given & {"batch", "batch.gpus"} else ("batch=8x2",)
-    digits = {"data=digits", "sweep=digits"} & set(arguments)
+    digits = {"data=digits", "sweep=digits", "sweep=demo"} & set(arguments)
     return [*model, *batch, *SMALL, *(() if digits else PIXELS)]
 
 
 def _sweep(arguments: list[str]) -> list[str]:
     """One cell of the sweep, or its plan where it would download or submit."""
     cell = [word.replace("glob(*)", "8x2").partition(",")[0] for word in arguments]
-    norm = () if any(word.startswith("norm=") for word in cell) else ("norm=sn",)
+    given = {word.partition("=")[0] for word in cell}
+    one = [word for word in ("norm=sn", "seed=0") if word.partition("=")[0] not in given]
     plan = () if _runs_cells(arguments) else ("sweep.dry_run=true",)
-    return [*cell, *norm, *_short(cell), *plan]
+    return [*cell, *one, *_short(cell), *plan]
 
 
 def _benchmark(arguments: list[str]) -> list[str]:
@@ -162,7 +164,7 @@ def _make(arguments: list[str], variables: dict[str, str], place: Place) -> str:
     if arguments == ["demo"]:
         python = ".venv/bin/python "
         lines = [line for line in said.splitlines() if re.match(rf"{python}(train|scripts/)", line)]
-        assert len(lines) == 3, said
+        assert len(lines) == 5, said
         for number, line in enumerate(lines):
             logs = place.logs / str(number)
             there = Place(place.folder, place.imagenet, place.run, logs)

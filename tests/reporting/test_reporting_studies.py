@@ -1,0 +1,67 @@
+"""The committed studies: their tables, figures and verdicts come from their committed runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from run_files import REPOSITORY
+
+from sn_imagenet.reporting.claims_report import write_claims
+from sn_imagenet.reporting.figures.files import write_figures
+from sn_imagenet.reporting.tables import RUN_TABLES, write_tables
+
+RESULTS = REPOSITORY / "results"
+PAPER = RESULTS / "paper.yaml"
+STUDIES = [
+    folder.parent for folder in sorted(RESULTS.glob("*/runs")) if folder.parent.name != "demo"
+]
+each_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+
+
+@each_study
+def test_tables_are_made_again_to_the_last_byte(study: Path, tmp_path: Path) -> None:
+    tables = [name for name in RUN_TABLES if (study / f"{name}.md").exists()]
+    assert tables
+    write_tables(study / "runs", tmp_path, PAPER, tables)
+    for made in tmp_path.iterdir():
+        assert made.read_bytes() == (study / made.name).read_bytes(), made.name
+
+
+@each_study
+def test_figures_show_the_same_numbers(study: Path, tmp_path: Path) -> None:
+    committed = {file.name for file in study.glob("fig*.json")} | {
+        file.name for file in study.glob("weights*.json")
+    }
+    if not committed:
+        pytest.skip("a study without figures")
+    write_figures(study / "runs", tmp_path)
+    assert {file.name for file in tmp_path.glob("*.json")} == committed
+    for name in committed:
+        assert json.loads((tmp_path / name).read_text()) == json.loads((study / name).read_text())
+        assert (study / name).with_suffix(".png").exists()
+
+
+@each_study
+def test_verdicts_are_the_same(study: Path, tmp_path: Path) -> None:
+    if not (study / "claims.json").exists():
+        pytest.skip("a study without verdicts")
+    expected = RESULTS / "expected" / f"{study.name}.yaml"
+    write_claims(study / "runs", tmp_path, PAPER, expected if expected.exists() else None)
+    assert (tmp_path / "claims.json").read_bytes() == (study / "claims.json").read_bytes()
+
+
+@each_study
+def test_results_are_whole_and_name_no_place_of_the_machine(study: Path) -> None:
+    files = sorted((study / "runs").rglob("result.json"))
+    assert files
+    for file in files:
+        text = file.read_text()
+        result = json.loads(text)
+        assert result["status"] in ("finished", "diverged"), file
+        assert result["provenance"]["git_dirty"] is False, file
+        assert result["provenance"]["hardware"]["processor"], file
+        assert not re.search(r'"/\w', text), file
+        assert file.with_name("metrics.jsonl").exists(), file
