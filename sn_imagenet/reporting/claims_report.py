@@ -82,7 +82,7 @@ def write_claims(
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     return ClaimsWritten(
         write_text(out / "claims.json", text, "--out"),
-        claims_text(judged, paper) + expected_text(stated),
+        expected_text(stated) + claims_text(judged, paper),
         warnings,
     )
 
@@ -192,9 +192,8 @@ def expected_text(stated: Sequence[Judged]) -> str:
     if not stated:
         return ""
     head = f"What {plain(stated[0].claim.source)} expects of {plain(stated[0].study.title)}"
-    return (
-        "\n".join(["", head, "", *(line for one in stated for line in _judged_lines(one))]) + "\n"
-    )
+    lines = [head, "", *(line for one in stated for line in _judged_lines(one)), ""]
+    return "\n".join(lines) + "\n"
 
 
 def _judged_lines(one: Judged) -> list[str]:
