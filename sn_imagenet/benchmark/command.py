@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sn_imagenet.benchmark import layers, loader, pooling, step, train
+from sn_imagenet.benchmark import calibration, layers, loader, pooling, step, train
 from sn_imagenet.benchmark.plot import plot
 from sn_imagenet.benchmark.report import Command, write_json
 from sn_imagenet.errors import UserError
@@ -19,6 +19,7 @@ COMMANDS: dict[str, Command] = {
     "pooling": pooling.COMMAND,
     "train": train.COMMAND,
     "loader": loader.COMMAND,
+    "calibration": calibration.COMMAND,
 }
 
 
