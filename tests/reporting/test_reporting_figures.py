@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
@@ -21,7 +22,7 @@ from sn_imagenet.reporting.figures.figure3 import draw_figure3
 from sn_imagenet.reporting.figures.figure4 import draw_figure4
 from sn_imagenet.reporting.figures.figure8 import draw_figure8
 from sn_imagenet.reporting.figures.files import plot_run, write_figures
-from sn_imagenet.reporting.figures.style import COLOURS
+from sn_imagenet.reporting.figures.style import COLOURS, STYLE
 from sn_imagenet.reporting.figures.weights import gather_weights
 from sn_imagenet.runs import Run, Setting, find_runs
 
@@ -174,6 +175,22 @@ def test_half_a_sweep_is_drawn_as_far_as_it_is(tmp_path: Path) -> None:
     )
     assert curves[0].get_ydata()[3] == pytest.approx(expected)
     assert [axes.get_title() for axes in draw_figure8(data).axes] == ["(8,32)", "(8,2)"]
+
+
+@pytest.mark.parametrize("settings", [("8x2",), ("8x32", "8x2"), ("8x32", "8x8", "8x2")])
+def test_figure8s_legend_lies_within_it_and_above_the_panels(
+    settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    sweep(tmp_path, settings)
+    with rc_context(STYLE):
+        figure = draw_figure8(gather(runs_of(tmp_path))[0])
+        figure.canvas.draw()
+        legend = figure.legends[0].get_window_extent()
+    assert len(figure.legends[0].get_texts()) == 3
+    assert figure.bbox.x0 <= legend.x0 and legend.x1 <= figure.bbox.x1
+    assert legend.y1 <= figure.bbox.y1
+    for axes in figure.axes:
+        assert axes.title.get_window_extent().y1 <= legend.y0
 
 
 @pytest.mark.parametrize(

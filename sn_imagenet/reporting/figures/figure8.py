@@ -43,8 +43,8 @@ def draw_figure8(data: FigureData) -> Figure | None:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     panels[0].set_ylabel("validation top-1 (%)")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=len(handles) if panels.size > 1 else 1)
-    rows = 1 if panels.size > 1 else len(handles)
+    rows = 1 if panels.size > 2 else len(handles)  # side by side they fill a page's width
+    figure.legend(handles, labels, loc="upper center", ncols=len(handles) // rows)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.075 * rows))
     return figure
 
