@@ -44,6 +44,15 @@ from sn_imagenet.runs import FINISHED, Run, find_runs, flattened, write_text
 
 # What a run chose, not what its machine was; these are not on the command line that repeats it.
 _NOT_REPEATED = ("run_dir", "runs_dir")
+# Below each figure, by its file's stem up to the method's name.
+_SHOWS = {
+    "fig1": "top-1 against the setting; a dot for each seed, 95 % intervals of the mean",
+    "fig2": "learning curves; bands: one standard deviation over seeds",
+    "fig8": "moving against batch average during training; bands as in Fig. 2",
+    "weights": "importance weights over training, the mean over the layers of a stage",
+    "fig3": "importance weights of every layer",
+    "fig4": "importance weights, the mean over layers; a dot for each seed, its spread as a line",
+}
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,7 @@ def _task(task: Task, report: Report, warnings: list[str]) -> dict[str, Any]:
         "title": task.title,
         "grids": grids,
         "figures": drawn,
+        "shows": _SHOWS,
         "departures": gather_departures(task.runs),
     }
 
