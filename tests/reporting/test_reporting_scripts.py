@@ -61,7 +61,7 @@ def test_make_figures(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "no fig2: no run has finished an epoch" in done.stderr
     assert done.stdout.split() == [
-        f"out/fig{number}.{form}" for number in (1, 3, 4) for form in ("png", "pdf")
+        f"out/fig{number}.{form}" for number in (1, 3, 4) for form in ("png", "pdf", "json")
     ]
     assert all((tmp_path / name).is_file() for name in done.stdout.split())
 
