@@ -209,11 +209,8 @@ def _judged_lines(one: Judged) -> list[str]:
             details.append(f"finite validation set alone: [{low:+.2f}, {high:+.2f}]")
         if deciding.tested:
             details.append(deciding.test)
-    # First why what was measured does not count, then what is not there.
-    untested = sorted(judgement.comparisons, key=lambda c: c.effect is None)
-    reasons = list(dict.fromkeys(c.why_not for c in untested if c.why_not))
-    if judgement.verdict is Verdict.NOT_TESTED and reasons:
-        details.append(f"why: {'; '.join(reasons[:2])}")
+    if judgement.verdict is Verdict.NOT_TESTED and judgement.why_not:
+        details.append(f"why: {judgement.why_not}")
     for detail in dict.fromkeys([*details, judgement.note]):
         if detail:
             lines += _wrapped("      " + plain(detail), "      ")

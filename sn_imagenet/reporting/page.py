@@ -110,9 +110,7 @@ def _claims(all_judged: Sequence[Judged], root: Path) -> list[dict[str, Any]]:
         entry = claim_entry(judged, root)
         deciding = judged.judgement.deciding
         words = effect_words(deciding) if deciding and not judged.judgement.counted else ""
-        untested = sorted(judged.judgement.comparisons, key=lambda c: c.effect is None)
-        reasons = list(dict.fromkeys(c.why_not for c in untested if c.why_not))
-        why = "; ".join(reasons[:2]) if entry["verdict"] == "not tested" else ""
+        why = judged.judgement.why_not if entry["verdict"] == "not tested" else ""
         all_words = [effect_words(c) for c in judged.judgement.comparisons]
         entries.append(
             {

@@ -127,6 +127,16 @@ class Judgement:
         of_tested = [c for c in shown if c.tested] or shown
         return min(of_tested, key=lambda c: c.margin or 0.0, default=None)
 
+    @property
+    def why_not(self) -> str:
+        """Why comparisons do not enter the verdict, four reasons and how many more: first why what
+        was measured does not count, then what is not there."""
+        measured_first = sorted(self.comparisons, key=lambda c: c.effect is None)
+        reasons = [r for c in measured_first if c.why_not for r in c.why_not.split("; ")]
+        each_once = list(dict.fromkeys(reasons))
+        more = len(each_once) - 4
+        return "; ".join(each_once[:4] + ([f"and {more} more"] if more > 0 else []))
+
 
 def judge(
     comparisons: Sequence[Comparison], *, all_parts: bool = False, note: str = ""

@@ -13,6 +13,7 @@ from scipy import stats
 
 from sn_imagenet.reporting.claims_report import judge_claims, write_claims
 from sn_imagenet.reporting.paper import read_paper
+from sn_imagenet.reporting.verdict import Comparison, judge
 from sn_imagenet.runs import find_runs
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
@@ -209,3 +210,12 @@ def test_no_two_tasks_are_mixed(tmp_path: Path) -> None:
     for one in judged:
         datas = {run.cell.data for c in one.judgement.comparisons for run in c.runs}
         assert datas <= {one.study.data}
+
+
+def test_why_nothing_was_tested_says_each_reason_once_and_the_measured_first() -> None:
+    pairs = [("A", "B"), ("A", "C"), ("A", "D"), ("E", "F")]
+    untested = [Comparison("", (), why_not=f"{a} was not run; {b} was not run") for a, b in pairs]
+    few = Comparison("", (), effect=1.0, why_not="A was not run; G: 2 finished")
+    words = judge([*untested, few]).why_not
+    assert words == ("A was not run; G: 2 finished; B was not run; C was not run; and 3 more")
+    assert judge(untested[:1]).why_not == "A was not run; B was not run"
