@@ -1,0 +1,44 @@
+"""The typed configuration: what a YAML choice may say, validated when it is composed.
+
+Hydra composes ``configs/``, whose files state the defaults; :func:`from_hydra` turns this into an
+:class:`ExperimentConfig` or raises one :class:`ConfigError` that names the value, what was
+expected and how to mend it. Only what a YAML choice may leave out has a default here.
+"""
+
+from sn_imagenet.config.experiment import (
+    NOT_THE_EXPERIMENT,
+    ExperimentConfig,
+    from_dict,
+    from_hydra,
+)
+from sn_imagenet.config.running import (
+    ESTIMATORS,
+    CalibrationConfig,
+    CheckpointConfig,
+    TrainerConfig,
+)
+from sn_imagenet.config.sections import (
+    AugmentConfig,
+    BatchConfig,
+    DataConfig,
+    ModelConfig,
+    NormConfig,
+    ProtocolConfig,
+)
+
+__all__ = [
+    "ESTIMATORS",
+    "NOT_THE_EXPERIMENT",
+    "AugmentConfig",
+    "BatchConfig",
+    "CalibrationConfig",
+    "CheckpointConfig",
+    "DataConfig",
+    "ExperimentConfig",
+    "ModelConfig",
+    "NormConfig",
+    "ProtocolConfig",
+    "TrainerConfig",
+    "from_dict",
+    "from_hydra",
+]

@@ -1,0 +1,32 @@
+"""What every section of the config checks of its values, each with one :class:`ConfigError`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sn_imagenet.errors import ConfigError
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def require_one_of(key: str, value: str, choices: Sequence[str]) -> None:
+    require(value in choices, f"{key}={value}: expected one of {', '.join(choices)}")
+
+
+def require_none_or_at_least(key: str, value: float | None, least: int) -> None:
+    require(value is None or value >= least, f"{key}={value}: expected null or at least {least}")
+
+
+def require_length(key: str, values: Sequence[float], length: int) -> None:
+    # OmegaConf takes a list of any length for a tuple.
+    require(len(values) == length, f"{key}={list(values)}: expected {length} numbers")
+
+
+def require_seed(key: str, seed: int) -> None:
+    # 64 bits, signed, as the random generators and the seeds of samples take them.
+    require(
+        0 <= seed < 2**63, f"{key}={seed}: expected a whole number of at least 0 and below 2^63"
+    )

@@ -1,0 +1,116 @@
+"""The whole of the config: one cell, composed or read back."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sn_imagenet.config.checks import require_one_of, require_seed
+from sn_imagenet.config.running import CalibrationConfig, CheckpointConfig, TrainerConfig
+from sn_imagenet.config.sections import (
+    AugmentConfig,
+    BatchConfig,
+    DataConfig,
+    ModelConfig,
+    NormConfig,
+    ProtocolConfig,
+)
+from sn_imagenet.errors import ConfigError
+
+TRACKERS = ("tensorboard", "trackio", "none")
+
+# Where, how fast and how safely a run is carried out: replicas make the results the same.
+# fmt: off
+NOT_THE_EXPERIMENT = frozenset({
+    "run_dir", "runs_dir", "evaluate", "tracker",
+    "data.root", "data.train", "data.val", "data.workers",
+    "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
+    "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes", "checkpoint.on_error",
+    "calibration.every",
+})
+# fmt: on
+
+
+def _at_most_cores(count: int) -> int:
+    """``count`` for each process of this machine, or fewer where they have fewer cores each."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(count, cores))
+
+
+OmegaConf.register_new_resolver("at_most_cores", _at_most_cores, replace=True)
+
+
+@dataclass
+class ExperimentConfig:
+    """One cell of a table: everything that ``train.py`` needs.
+
+    ``init``: a run directory or an export, whose weights training starts from; where its classes
+    are others, with a new head. ``imported``: where weights come from that were not trained here.
+    """
+
+    norm: NormConfig
+    batch: BatchConfig
+    augment: AugmentConfig
+    data: DataConfig
+    model: ModelConfig
+    protocol: ProtocolConfig
+    trainer: TrainerConfig
+    calibration: CalibrationConfig
+    checkpoint: CheckpointConfig
+    seed: int
+    runs_dir: str
+    run_dir: str
+    evaluate: bool
+    tracker: str
+    init: str | None = None
+    imported: str | None = None
+
+    def __post_init__(self) -> None:
+        require_seed("seed", self.seed)
+        require_one_of("tracker", self.tracker, TRACKERS)
+        if self.batch.samples_per_gpu == 1:
+            self.norm.use_single_sample()
+
+    @property
+    def initial_lr(self) -> float:
+        """base_lr * total batch / reference batch: 0.1 at (8,32), 0.003125 at (8,1)."""
+        return self.protocol.base_lr * self.batch.total / self.protocol.lr_reference_batch
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists and scalars, as they go into ``config.yaml`` and ``result.json``."""
+        container = OmegaConf.to_container(OmegaConf.create(asdict(self)))
+        assert isinstance(container, dict)
+        return {str(key): value for key, value in container.items()}
+
+
+def from_hydra(composed: DictConfig) -> ExperimentConfig:
+    """Validate a composed config.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is of the wrong type or range.
+    """
+    if OmegaConf.select(composed, "sweep.dry_run"):
+        raise ConfigError("sweep.dry_run=true: works with -m hydra/launcher=local only")
+    # How -m carries out its cells is no part of any of them.
+    cell = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "sweep"])
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), cell)
+        config = OmegaConf.to_object(merged)
+    except ConfigError:
+        raise
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "config"
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{key}: {reason}") from error
+    assert isinstance(config, ExperimentConfig)
+    return config
+
+
+def from_dict(values: dict[str, Any]) -> ExperimentConfig:
+    """The inverse of :meth:`ExperimentConfig.to_dict`, with the same errors as the composition."""
+    # Configs of earlier versions say nothing of it.
+    return from_hydra(OmegaConf.create({"tracker": "tensorboard", **values}))

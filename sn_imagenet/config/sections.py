@@ -1,0 +1,191 @@
+"""What is trained, on what and how: the sections of the config that make the experiment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sn_imagenet.config.checks import (
+    require,
+    require_length,
+    require_none_or_at_least,
+    require_one_of,
+)
+
+DECODES = ("exact", "fast")
+INTERPOLATIONS = ("bilinear", "bicubic")
+STATISTICS = ("moving_average", "batch_average", "sample")
+
+
+@dataclass
+class NormConfig:
+    """A normalisation method: a layer class and its arguments.
+
+    ``test_statistics`` names the evaluation that stands for the method in Table 2: the paper uses
+    the batch average for SN and the moving average for BN (Sec. 2.1, "Inference");
+    ``sample`` is for methods that store no statistics. ``single_sample`` says what changes where a
+    replica holds one sample: ``without`` names members that leave the lists in ``args``, and
+    ``test_statistics`` replaces the other (SN is without bn at (8,1), Table 2).
+    """
+
+    name: str
+    target: str
+    args: dict[str, Any]
+    test_statistics: str
+    single_sample: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_one_of("norm.test_statistics", self.test_statistics, STATISTICS)
+        unknown = set(self.single_sample) - {"without", "test_statistics"}
+        require(
+            not unknown,
+            f"norm.single_sample has {sorted(unknown)}: expected 'without' and 'test_statistics'",
+        )
+
+    def use_single_sample(self) -> None:
+        """Change what ``single_sample`` says."""
+        for key, members in self.single_sample.get("without", {}).items():
+            self.args[key] = [member for member in self.args[key] if member not in members]
+        self.test_statistics = self.single_sample.get("test_statistics", self.test_statistics)
+
+
+@dataclass
+class BatchConfig:
+    """A setting of Table 2: ``gpus`` replicas with ``samples_per_gpu`` samples each."""
+
+    gpus: int
+    samples_per_gpu: int
+    name: str
+
+    def __post_init__(self) -> None:
+        for key in ("gpus", "samples_per_gpu"):
+            value = getattr(self, key)
+            require(value >= 1, f"batch.{key}={value}: expected a whole number of at least 1")
+
+    @property
+    def total(self) -> int:
+        """Samples per optimiser step: gpus * samples_per_gpu."""
+        return self.gpus * self.samples_per_gpu
+
+
+@dataclass
+class AugmentConfig:
+    """Training augmentation; every draw is a function of (seed, epoch, sample id).
+
+    ``crop``: which of ``sn_imagenet/data/crops.py``, with its ``args``. ``flip``: horizontal,
+    probability 0.5. ``lighting_std``: standard deviation of PCA lighting noise, 0 for none.
+    """
+
+    name: str
+    crop: str
+    args: dict[str, Any]
+    flip: bool
+    lighting_std: float
+
+    def __post_init__(self) -> None:
+        require(self.lighting_std >= 0, f"augment.lighting_std={self.lighting_std}: expected >= 0")
+
+
+@dataclass
+class DataConfig:
+    """A data set. ``source`` says how it is read, by which of ``sn_imagenet/data/sources``;
+    ``name`` only labels the run directory. ``root``, ``train``, ``val``: the folders of a source
+    that reads such.
+
+    ``image_size``: side of the square that the network sees, in pixels. ``resize_size``: the
+    shorter side before the validation's centre crop; equal to ``image_size`` means no crop;
+    ``interpolation`` is that resize's, None bilinear (random crops always are).
+    ``mean`` and ``std``: per channel (RGB), in units of [0, 1]. ``workers``: loader processes per
+    rank; results do not depend on it. ``decode``: ``exact`` resizes photographs to the very pixels
+    of Pillow and torchvision, ``fast`` in less time to within 1 of 255.
+
+    For pilot studies, ``classes``: how many of the classes, and ``subset``: which share of each
+    class's training samples. Each seed and each machine has the same ones.
+    """
+
+    name: str
+    source: str
+    image_size: int
+    resize_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    workers: int
+    decode: str
+    root: str | None = None
+    train: str | None = None
+    val: str | None = None
+    subset: float | None = None
+    classes: int | None = None
+    interpolation: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.interpolation is not None:
+            require_one_of("data.interpolation", self.interpolation, INTERPOLATIONS)
+        require(self.image_size >= 1, f"data.image_size={self.image_size}: expected at least 1")
+        require(
+            self.resize_size >= self.image_size,
+            f"data.resize_size={self.resize_size}: expected at least data.image_size="
+            f"{self.image_size}, since the centre crop is cut from it",
+        )
+        require_one_of("data.decode", self.decode, DECODES)
+        require(
+            self.subset is None or 0 < self.subset <= 1,
+            f"data.subset={self.subset}: expected null or a share above 0 and up to 1",
+        )
+        require_none_or_at_least("data.classes", self.classes, 2)
+        require(self.workers >= 0, f"data.workers={self.workers}: expected 0 or more")
+        for key in ("mean", "std"):
+            require_length(f"data.{key}", getattr(self, key), 3)
+        require(all(s > 0 for s in self.std), f"data.std={list(self.std)}: expected > 0")
+
+
+@dataclass
+class ModelConfig:
+    """``name``: a mini ResNet (``resnet50_mini``) or any timm model with a ``norm_layer``.
+
+    ``fuse_relu``: whether a ResNet's normalisation layers do the ReLUs and residual additions that
+    follow them, which changes nothing but rounding, time and memory.
+    """
+
+    name: str
+    args: dict[str, Any]
+    fuse_relu: bool
+
+
+@dataclass
+class ProtocolConfig:
+    """How the network is trained; ``protocol=paper`` is the paper's (Sec. 4.1).
+
+    ``lambda_weight_decay``: of SN's importance weights (None: as of every other parameter).
+    """
+
+    name: str
+    base_lr: float
+    lr_reference_batch: int
+    lr_milestones: tuple[float, ...]
+    lr_factor: float
+    momentum: float
+    weight_decay: float
+    dropout: float
+    zero_init_last_gamma: bool
+    lambda_weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.base_lr > 0, f"protocol.base_lr={self.base_lr}: expected > 0")
+        require(
+            self.lr_reference_batch >= 1,
+            f"protocol.lr_reference_batch={self.lr_reference_batch}: expected at least 1",
+        )
+        require(
+            0 < self.lr_factor <= 1, f"protocol.lr_factor={self.lr_factor}: expected 0 < f <= 1"
+        )
+        require(0 <= self.dropout < 1, f"protocol.dropout={self.dropout}: expected 0 <= p < 1")
+        require(0 <= self.momentum < 1, f"protocol.momentum={self.momentum}: expected 0 <= m < 1")
+        require(self.weight_decay >= 0, f"protocol.weight_decay={self.weight_decay}: expected >= 0")
+        require_none_or_at_least("protocol.lambda_weight_decay", self.lambda_weight_decay, 0)
+        milestones = list(self.lr_milestones)
+        require(
+            milestones == sorted(milestones) and all(0 < m < 1 for m in milestones),
+            f"protocol.lr_milestones={milestones}: expected ascending fractions of the training "
+            "between 0 and 1",
+        )
