@@ -70,7 +70,7 @@ class LocalLauncher(Launcher):
         runs = compose_runs(self.context, self.config, job_overrides, settings.gpus_per_run)
         slots = machine_slots(settings, runs[0].config.trainer.device)
         if settings.dry_run:
-            print("\n".join(plan(runs, len(slots))), flush=True)
+            print("\n".join(plan(runs, len(slots), settings.measured)), flush=True)
             return 0
         command = torchrun(settings.gpus_per_run, script_and_options(self.config))
         return Pool(runs, slots, command, settings.retries, Board()).run()

@@ -115,7 +115,7 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
         context = self.hydra_context
         runs = compose_runs(context, self.config, job_overrides, settings.gpus_per_run)
         if settings.dry_run:
-            print("\n".join(plan(runs, slots=len(runs))), flush=True)
+            print("\n".join(plan(runs, len(runs), settings.measured)), flush=True)
             return 0
         self.script = script_and_options(self.config)
         self.processes, self.retries = settings.gpus_per_run // nodes, settings.retries

@@ -34,6 +34,7 @@ class Throughput:
     Attributes:
         batch: images per step.
         workers: loader processes; without any, loader and step take turns.
+        steps_per_epoch: of the training.
         loader: batches fetched and thrown away.
         step: one batch over and over: to the device, forward, backward, update.
         training: the run that train.py makes, its logging included; no validation, no checkpoint.
@@ -42,6 +43,7 @@ class Throughput:
 
     batch: int
     workers: int
+    steps_per_epoch: int
     loader: float
     step: float
     training: float
@@ -132,7 +134,7 @@ def measure_training(
         fetched = _speed(partial(next, batches), warm_up, timed, prepared)
         rounds.append((fetched, _speed(step, warm_up, timed, prepared), trained, waited))
     medians = [statistics.median(values) for values in zip(*rounds, strict=True)]
-    return config, Throughput(config.batch.total, config.data.workers, *medians)
+    return config, Throughput(config.batch.total, config.data.workers, len(loader), *medians)
 
 
 def _speed(call: Callable[[], object], warm_up: int, calls: int, prepared: Prepared) -> float:
@@ -206,6 +208,7 @@ def _measure(args: Namespace, device: torch.device) -> Report:
         "steps": args.steps,
         "repeats": args.repeats,
         "title": title,
+        "config": config.to_dict(),
         **throughput.as_dict(),
     }
     return Report(facts, throughput.table(title))

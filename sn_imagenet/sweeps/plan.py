@@ -1,7 +1,8 @@
 """``sweep.dry_run=true``: the cells, what would be skipped, and how long the rest would take.
 
-Times are computed from the training speed that earlier runs measured on this kind of machine, and
-from nothing else: without such a run there is no estimate.
+Times are computed from the training speed that ``scripts/benchmark.py train`` measured, on whatever
+machine, in the files that ``sweep.measured`` names; without such from that of earlier runs on this
+kind of machine; and from nothing else.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from statistics import fmean
 from typing import Any
 
 from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.errors import UserError
 from sn_imagenet.runs import RUNNING, RunDirectory, RunError
 from sn_imagenet.runs.files import RESULT
+from sn_imagenet.runs.reading import read_json
 from sn_imagenet.sweeps.board import RunStatus, duration, table
 from sn_imagenet.sweeps.planned import COMPLETE, PlannedRun
 from sn_imagenet.sweeps.pool import ELSEWHERE
@@ -28,16 +31,29 @@ TRAIN_SAMPLES = {"imagenet": 1_281_167, "cifar10": 50_000, "digits": 1_397}
 
 @dataclass(frozen=True)
 class Speed:
-    """What one process of one earlier run trained per second, and on how many samples."""
+    """What one process of one run trained per second, and on how many samples."""
 
-    key: tuple[str, ...]  # data, model, image size, device, precision, norm, setting
+    key: tuple[str, ...]  # data, model, image size, precision, torch.compile's mode; norm, setting
     images_per_s: float
     samples_per_epoch: float
 
 
-def plan(runs: Sequence[PlannedRun], slots: int) -> list[str]:
-    """The lines of a dry run."""
-    speeds = measured_speeds({Path(run.config.runs_dir) for run in runs})
+def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -> list[str]:
+    """The lines of a dry run.
+
+    Args:
+        measured: files of ``scripts/benchmark.py train``.
+
+    Raises:
+        UserError: one of them is not.
+    """
+    if measured:
+        speeds = [benchmarked_speed(Path(file)) for file in measured]
+        source = f"of {', '.join(measured)}"
+    else:
+        device = runs[0].config.trainer.device
+        speeds = measured_speeds({Path(run.config.runs_dir) for run in runs}, device)
+        source = "measured here"
     rows, hours, unknown, left = [], 0.0, 0, 0
     for run in runs:
         state, progress = run.state()
@@ -64,7 +80,7 @@ def plan(runs: Sequence[PlannedRun], slots: int) -> list[str]:
     if unknown < left:
         lines.append(
             f"GPU-hours of {left - unknown} cells: {hours:.3g}, training alone, at the images/s "
-            f"measured here; {hours / slots:.3g} hours on {slots} slots"
+            f"{source}; {hours / slots:.3g} hours on {slots} slots"
         )
     return lines
 
@@ -77,8 +93,8 @@ def process_hours(
     A run of the same normaliser and setting counts alone; without one, all of the same model and
     data do. A cell on k processes needs k GPUs for a k-th of the time, so k drops out.
     """
-    wanted = _key(config.to_dict(), config.trainer.device)
-    ours = [s for s in speeds if s.key[:5] == wanted[:5]]
+    wanted = _key(config.to_dict())
+    ours = [s for s in speeds if s.key[:-2] == wanted[:-2]]
     same = [s for s in ours if s.key == wanted] or ours
     size = TRAIN_SAMPLES.get(config.data.source) or (ours[0].samples_per_epoch if ours else None)
     if not same or size is None:
@@ -89,9 +105,37 @@ def process_hours(
     return max(0, steps) * config.batch.total / fmean(s.images_per_s for s in same) / 3600
 
 
-def measured_speeds(folders: Iterable[Path]) -> list[Speed]:
-    """What the results below ``folders`` measured on hardware like this machine's."""
+def benchmarked_speed(file: Path) -> Speed:
+    """What ``scripts/benchmark.py train`` measured in one process.
+
+    Raises:
+        UserError: ``file`` is no report of it.
+    """
+    try:
+        report = read_json(file)
+        batch = report["batch"]
+        return Speed(
+            _key(report["config"]),
+            float(report["training"]),
+            float(report["steps_per_epoch"] * batch),
+        )
+    except (OSError, RunError, KeyError, TypeError, ValueError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(
+            f"sweep.measured: {file} is no report of scripts/benchmark.py train ({reason}); "
+            "expected files that its --json wrote"
+        ) from error
+
+
+def measured_speeds(folders: Iterable[Path], device: str) -> list[Speed]:
+    """What the results below ``folders`` measured on hardware like this machine's.
+
+    Args:
+        device: of the runs: auto, cpu or cuda.
+    """
     gpus = gpu_names()
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
     found = []
     for folder in folders:
         for directory, _, files in os.walk(folder):
@@ -101,7 +145,8 @@ def measured_speeds(folders: Iterable[Path]) -> list[Speed]:
                 result = RunDirectory(Path(directory)).read_result()
                 if result is None:
                     continue  # removed meanwhile
-                if _is_like_this_machine(result["provenance"]["hardware"], gpus):
+                hardware = result["provenance"]["hardware"]
+                if hardware["device"] == device and _is_like_this_machine(hardware, gpus):
                     found.append(_speed(result))
             except (RunError, KeyError, TypeError, ValueError, ZeroDivisionError):
                 continue  # being written, of another version, or stopped before its first step
@@ -112,22 +157,20 @@ def _speed(result: dict[str, Any]) -> Speed:
     training, config = result["training"], result["config"]
     batch = config["batch"]["gpus"] * config["batch"]["samples_per_gpu"]
     return Speed(
-        _key(config, result["provenance"]["hardware"]["device"]),
+        _key(config),
         float(training["images_per_s"]) / int(training["world_size"]),
         float(training["steps_per_epoch"]) * batch,
     )
 
 
-def _key(config: dict[str, Any], device: str) -> tuple[str, ...]:
-    if device == "auto":
-        device = "cuda" if gpu_names() else "cpu"
+def _key(config: dict[str, Any]) -> tuple[str, ...]:
     data, batch = config["data"], config["batch"]
     return (
         str(data["name"]),
         str(config["model"]),
         str(data["image_size"]),
-        device,
         str(config["trainer"]["precision"]),
+        str(config["trainer"].get("compile", False)),  # configs of before say nothing of it
         str(config["norm"]["name"]),
         f"{batch['gpus']}x{batch['samples_per_gpu']}",
     )

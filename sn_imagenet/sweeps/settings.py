@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,13 +17,15 @@ class SweepSettings:
     ``gpus_per_run``: processes of one cell, each with a GPU of its own where there are GPUs.
     ``slots``: cells at a time; None for as many as the machine's GPUs, or without GPUs its cores,
     can hold. ``retries``: how often a failed cell is started again, from its last checkpoint.
-    ``dry_run``: list the cells and start none.
+    ``dry_run``: list the cells and start none. ``measured``: JSON files of
+    ``scripts/benchmark.py train``, whose images/s a dry run counts with.
     """
 
     gpus_per_run: int = 1
     slots: int | None = None
     retries: int = 1
     dry_run: bool = False
+    measured: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for key in ("gpus_per_run", "slots"):

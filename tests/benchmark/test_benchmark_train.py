@@ -9,20 +9,21 @@ import pytest
 
 from sn_imagenet.benchmark.command import run
 from sn_imagenet.benchmark.train import Throughput
+from sn_imagenet.sweeps.plan import benchmarked_speed
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = ["train", "data=digits", "model=resnet14_mini", "batch=8x2", "norm=sn"]
 
 
 def test_loader_and_step_take_turns_without_workers() -> None:
-    alone = Throughput(16, 0, loader=300.0, step=100.0, training=60.0, data_wait_pct=25.0)
+    alone = Throughput(16, 0, 87, loader=300.0, step=100.0, training=60.0, data_wait_pct=25.0)
     assert (alone.limit, alone.bound) == (pytest.approx(75), "step")
     assert alone.as_dict()["limit_share"] == pytest.approx(0.8)
     assert "both, in turn" in alone.table("") and "3.0 times as fast" in alone.table("")
 
 
 def test_the_slower_bounds_with_workers() -> None:
-    beside = Throughput(16, 2, loader=80.0, step=100.0, training=72.0, data_wait_pct=25.0)
+    beside = Throughput(16, 2, 87, loader=80.0, step=100.0, training=72.0, data_wait_pct=25.0)
     assert (beside.limit, beside.bound) == (80, "loader")
     assert beside.as_dict()["limit_share"] == pytest.approx(0.9)
     assert "bound by the loader: the step alone is 1.2 times" in beside.table("")
@@ -35,6 +36,8 @@ def test_train_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[s
     report = json.loads(out.read_text())
     assert (report["benchmark"], report["batch"], report["workers"]) == ("train", 16, 0)
     assert all(report[part] > 0 for part in ("loader", "step", "training"))
+    assert report["steps_per_epoch"] == 1397 // 16
+    assert benchmarked_speed(out).images_per_s == report["training"]
     assert report["loader"] > report["limit"] and report["step"] > report["limit"]
     assert 0 < report["data_wait_pct"] < 100
     said = capsys.readouterr().out

@@ -187,17 +187,43 @@ def test_a_cell_refused_by_a_lock_is_elsewhere_and_not_failed(tmp_path):
 def test_hours_are_estimated_from_what_was_measured_and_nothing_else(composed, tmp_path):
     config = composed("data=digits", "norm=bn", "batch=8x8", "trainer.epochs=10")
     assert process_hours(config, [], 0) is None
-    same = ("digits", str(config.to_dict()["model"]), "16", "cpu", "fp32")
+    same = ("digits", str(config.to_dict()["model"]), "16", "fp32", "False")
     exact = Speed((*same, "bn", "8x8"), 100.0, 1344)
     other = Speed((*same, "gn", "8x8"), 50.0, 1344)
-    config.trainer.device = "cpu"
     steps = 1397 // 64
     assert process_hours(config, [exact, other], 0) == pytest.approx(steps * 10 * 64 / 100 / 3600)
     assert process_hours(config, [other], 5) == pytest.approx(steps * 5 * 64 / 50 / 3600)
     elsewhere = Speed(("cifar10", *same[1:], "bn", "8x8"), 100.0, 50_000)
     assert process_hours(config, [elsewhere], 0) is None
     (tmp_path / "result.json").write_text("{")
-    assert measured_speeds([tmp_path]) == []
+    assert measured_speeds([tmp_path], "cpu") == []
+
+
+def test_a_dry_run_counts_with_the_benchmark_that_it_is_given(tmp_path):
+    overrides = ("data=digits", "norm=bn", f"runs_dir={tmp_path}", "trainer.epochs=10")
+    cells = ("batch=8x8", "batch=8x2", "model=resnet14_mini")
+    runs = plan_runs([((), composed(*overrides, cell)) for cell in cells])
+    report = tmp_path / "train.json"
+    text = {
+        "config": runs[0].config.to_dict(),
+        "batch": 64,
+        "steps_per_epoch": 21,
+        "training": 1000.0,
+    }
+    report.write_text(json.dumps(text))
+    lines = plan(runs, 2, [str(report)])
+    # Two cells of the same model, in whole batches; the third is another model.
+    hours = 10 * (21 * 64 + 87 * 16) / 1000 / 3600
+    assert lines[-2].startswith("GPU-hours of 1 cells: not measured")
+    assert (
+        f"GPU-hours of 2 cells: {hours:.3g}, training alone, at the images/s of {report}"
+        in (lines[-1])
+    )
+    report.write_text("{}")
+    with pytest.raises(UserError, match=r"train\.json is no report .*\(no entry 'batch'\)"):
+        plan(runs, 2, [str(report)])
+    with pytest.raises(UserError, match=r"absent\.json is no report"):
+        plan(runs, 2, [str(tmp_path / "absent.json")])
 
 
 def test_a_dry_run_of_a_complete_sweep_has_nothing_to_do(tmp_path):
