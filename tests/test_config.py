@@ -172,6 +172,7 @@ def test_a_default_is_stated_once(group: str) -> None:
         ("trainer.max_steps=0", r"trainer\.max_steps=0: expected null or at least 1"),
         ("trainer.replicas_per_pass=0", r"trainer\.replicas_per_pass=0: expected null or at"),
         ("trainer.log_every=0", r"trainer\.log_every=0: expected at least 1"),
+        ("trainer.compile=true", r"trainer\.compile=True: expected one of false, default, reduce"),
         ("trainer.eval_batch_size=0", r"trainer\.eval_batch_size=0: expected null or at least 1"),
         ("trainer.precision=fp8", r"trainer\.precision=fp8: expected one of fp32, tf32"),
         ("trainer.device=tpu", r"trainer\.device=tpu: expected auto, cpu or cuda"),

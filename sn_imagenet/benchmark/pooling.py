@@ -17,7 +17,6 @@ from torch import nn
 from sn_imagenet.benchmark.compose import composed
 from sn_imagenet.benchmark.layers import SHAPES, Kind, setting
 from sn_imagenet.benchmark.report import Command, Report, aligned
-from sn_imagenet.benchmark.step import make_room_for_compilations
 from sn_imagenet.benchmark.step_contenders import StepData, StepKind, trainer_step
 from sn_imagenet.benchmark.timing import CLOCKS, Clock, alternate
 from sn_imagenet.errors import UserError
@@ -27,6 +26,7 @@ from sn_imagenet.norms.mixture import MixtureNorm2d
 from sn_imagenet.norms.passes import select_backend
 from sn_imagenet.norms.pooled import PooledNorm2d
 from sn_imagenet.norms.pooling import closed_form_for
+from sn_imagenet.training.compiled import make_room_for_compilations
 
 CLOSED_FORM, AUTOGRAD, COMPILED = "closed form", "autograd", "compiled"
 

@@ -36,8 +36,8 @@ MODES = {
     "compile": "default",
     "reduce-overhead": "reduce-overhead",
 }
-"""How a step runs: as it is, whole in a CUDA graph, or with the network under torch.compile in the
-mode of that name."""
+"""How a step runs: as it is, whole in a CUDA graph, or under torch.compile in the mode of that
+name, timm's network as a whole and the trainer's by its blocks."""
 
 _CAPTURE_WARM_UP = 3
 
@@ -129,9 +129,6 @@ def measure_steps(
             contender = make()
             if mode == "eager":
                 case.kept[name] = _kept(contender)
-            if MODES[mode] is not None:
-                make_room_for_compilations()
-                contender.network.compile(mode=MODES[mode], fullgraph=True, dynamic=False)
             graph = mode == "graph"
             steps[name] = _captured(contender.step, device) if graph else contender.step
             if cuda:
@@ -147,11 +144,13 @@ def _contenders(
     kind = data.kind
     suffix = "" if mode == "eager" else f", {mode}"
     makers: dict[str, Callable[[], StepContender]] = {
-        f"{name}{suffix}": partial(timm_step, layer, data) for name, layer in PYTORCH.items()
+        f"{name}{suffix}": partial(timm_step, layer, data, MODES[mode])
+        for name, layer in PYTORCH.items()
     }
     for method in methods:
         name = f"{method.upper()} {kind.setting}" if kind.replicas > 1 else method.upper()
         chosen = [f"norm={method}", *kind.overrides, *overrides]
+        chosen.append(f"trainer.compile={MODES[mode] or 'false'}")
         config = composed(configs, chosen)
         makers[f"{name}{suffix}"] = partial(trainer_step, config, data, plain=mode == "graph")
         if method == "sn" and kind.replicas > 1 and mode == "eager":
@@ -173,14 +172,6 @@ def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], ob
     with torch.cuda.graph(graph):
         step()
     return graph.replay
-
-
-def make_room_for_compilations() -> None:
-    """So that torch.compile takes every network of a comparison."""
-    # Dynamo keeps what it compiled by code, and all networks share theirs; past its limit, which is
-    # for one network, it would refuse. Emptying it would throw away what is timed later.
-    torch._dynamo.config.recompile_limit = 1000
-    torch._dynamo.config.accumulated_recompile_limit = 1000
 
 
 def _kept(contender: StepContender) -> int:

@@ -20,6 +20,7 @@ from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
 from sn_imagenet.replicas import Placement, autocast_for, tell_layers
 from sn_imagenet.training import Stepper
+from sn_imagenet.training.compiled import make_room_for_compilations
 
 _LEARNING_RATE = 1e-3  # too small to diverge on images that are noise
 
@@ -99,14 +100,22 @@ class StepContender:
     step: Callable[[], None]
 
 
-def timm_step(layer: Callable[..., nn.Module], data: StepData) -> StepContender:
-    """timm's own network with one of :data:`PYTORCH`'s layers, and torch's SGD."""
+def timm_step(
+    layer: Callable[..., nn.Module], data: StepData, mode: str | None = None
+) -> StepContender:
+    """timm's own network with one of :data:`PYTORCH`'s layers, and torch's SGD.
+
+    ``mode``: torch.compile's, None for the network as it is.
+    """
     name, classes = data.kind.network, data.kind.classes
     if name in MINI_LAYERS:
         network = build_mini(name, classes, layer)
     else:
         network = timm.create_model(name, num_classes=classes, norm_layer=layer)
     network = data.place(network)
+    if mode is not None:
+        make_room_for_compilations()
+        network.compile(mode=mode, fullgraph=True, dynamic=False)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=_LEARNING_RATE, momentum=0.9, weight_decay=1e-4
     )
@@ -140,7 +149,6 @@ def trainer_step(config: ExperimentConfig, data: StepData, plain: bool = False) 
         return y
 
     def step() -> None:
-        torch.compiler.cudagraph_mark_step_begin()
         stepper.gradients(data.images, data.labels, 0)
         stepper.update(_LEARNING_RATE)
 

@@ -29,8 +29,8 @@ NOT_THE_EXPERIMENT = frozenset({
     "run_dir", "runs_dir", "evaluate", "tracker",
     "data.root", "data.train", "data.val", "data.workers",
     "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
-    "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes", "checkpoint.on_error",
-    "calibration.every",
+    "trainer.eval_batch_size", "trainer.deterministic", "trainer.compile", "checkpoint.minutes",
+    "checkpoint.on_error", "calibration.every",
 })
 # fmt: on
 
@@ -112,5 +112,8 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     """The inverse of :meth:`ExperimentConfig.to_dict`, with the same errors as the composition."""
-    # Configs of earlier versions say nothing of it.
-    return from_hydra(OmegaConf.create({"tracker": "tensorboard", **values}))
+    # Configs of earlier versions say nothing of these.
+    config = OmegaConf.create({"tracker": "tensorboard", **values})
+    if isinstance(config.get("trainer"), DictConfig):
+        config.trainer.setdefault("compile", False)
+    return from_hydra(config)

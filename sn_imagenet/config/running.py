@@ -12,6 +12,7 @@ from sn_imagenet.config.checks import (
     require_seed,
 )
 
+COMPILE_MODES = ("default", "reduce-overhead")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 ESTIMATORS = ("mean_of_variances", "population")
 
@@ -25,7 +26,9 @@ class TrainerConfig:
     fewer save memory, the gradients are accumulated. ``log_every``: optimiser steps between two
     lines of ``metrics.jsonl``. ``eval_batch_size``: images of a rank in one pass of an evaluation
     (None: as suits the device). ``deterministic``: deterministic kernels on CUDA too, slower, so
-    that a resumed run is bit for bit one never disturbed; the CPU's are.
+    that a resumed run is bit for bit one never disturbed; the CPU's are. ``compile``: False, or the
+    mode of torch.compile in which the network's blocks are trained, which changes nothing but
+    rounding, time and memory.
     """
 
     epochs: int
@@ -36,6 +39,7 @@ class TrainerConfig:
     log_every: int
     eval_batch_size: int | None
     deterministic: bool
+    compile: Any
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"trainer.epochs={self.epochs}: expected at least 1")
@@ -46,6 +50,15 @@ class TrainerConfig:
         require(
             self.device in ("auto", "cpu", "cuda"),
             f"trainer.device={self.device}: expected auto, cpu or cuda",
+        )
+        require(
+            self.compile is False or self.compile in COMPILE_MODES,
+            f"trainer.compile={self.compile}: expected one of false, {', '.join(COMPILE_MODES)}",
+        )
+        require(
+            not (self.compile and self.deterministic),
+            f"trainer.compile={self.compile}: torch.compile chooses among its kernels by timing "
+            "them, and trainer.deterministic=true wants the same each time; use one of the two",
         )
 
 

@@ -40,6 +40,7 @@ from sn_imagenet.runs import (
     checkpoint,
     run_from_result,
 )
+from sn_imagenet.training.compiled import require_compilable
 from sn_imagenet.training.stop import EXIT_CODE, Stopped, StopRequests, stopped_with_peers
 from sn_imagenet.training.trackers import require_tracker
 from sn_imagenet.training.trainer import Picture, Trainer
@@ -95,6 +96,8 @@ def _train(config: ExperimentConfig, stop: StopRequests, picture: Picture | None
             changed = start_from(Path(config.init), prepared.network, config.norm, classes)
             say(f"starting from {config.init}" + "".join(f"; {what}" for what in changed))
         require_one_pass(placement, prepared.network)
+        if config.trainer.compile:
+            require_compilable(config.trainer.compile, placement, prepared.network)
         set_determinism(config.trainer.deterministic, prepared.device)
     with together():
         if rank() == 0:

@@ -24,6 +24,7 @@ from sn_imagenet.replicas import (
     tell_layers,
     to_device,
 )
+from sn_imagenet.training.compiled import CompiledBlocks
 from sn_imagenet.training.in_flight import IN_FLIGHT, KeptStatistics, LaunchedStep
 
 # torch 2.15 renamed the argument; 2.11 knows the old name only.
@@ -65,6 +66,8 @@ class Stepper:
         self._norms = nn.ModuleList(norm_layers(network).values())
         self._shares_each_step = any(layer.trains_on_stored_statistics for layer in self._norms)
         self._autocast = autocast_for(config.trainer.precision, device)
+        mode = config.trainer.compile
+        self._compiled = CompiledBlocks(network, mode) if mode else None
         self._ddp: nn.Module = network
         if dist.is_initialized():
             sync_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
@@ -101,6 +104,8 @@ class Stepper:
         if self._shares_each_step:
             self.share_statistics()
         self.optimizer.zero_grad(set_to_none=True)
+        if self._compiled is not None:
+            self._compiled.begin_step()
         images, labels = to_device((images, labels), self.device)
         # Sum of losses and number of correct samples, over passes and then over ranks; flags.
         totals = torch.tensor([0.0, 0.0, *flags], dtype=torch.float64)
@@ -111,7 +116,7 @@ class Stepper:
             if self._dropout is not None:
                 self._dropout.set_position(step, part.positions, self._total)
             with self._communicating(part.last):
-                with self._autocast():
+                with self._autocast(), self._compiled.used() if self._compiled else nullcontext():
                     logits = self._ddp(part.images)
                     loss = F.cross_entropy(logits, part.labels)
                 share = len(part.labels) / len(labels)
@@ -125,17 +130,23 @@ class Stepper:
         return LaunchedStep(step, totals, self._total)
 
     def rehearse(self, image_size: int, samples: int) -> None:
-        """One step on nothing, before a state is loaded. Collective.
+        """A step on nothing that leaves weights and statistics as they are. Collective.
 
-        DistributedDataParallel sums gradients in other buckets from the second step on, and with
-        more than two ranks the order of summation within a bucket depends on it: a resumed run
-        must have its first step behind it, as the run that was never disturbed has.
+        The blocks are compiled in it. And DistributedDataParallel sums gradients in other buckets
+        from the second step on, and with more than two ranks the order of summation within a bucket
+        depends on it: a resumed run must have its first step behind it, as the run that was never
+        disturbed has.
         """
-        if dist.is_initialized():
-            images = torch.zeros(samples, 3, image_size, image_size)
-            self.gradients(images, torch.zeros(samples, dtype=torch.int64), 0)
-            self.optimizer.zero_grad(set_to_none=True)
-            self._broken = torch.zeros_like(self._broken)
+        if self._compiled is None and not dist.is_initialized():
+            return
+        buffers = list(self.network.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        images = torch.zeros(samples, 3, image_size, image_size)
+        self.gradients(images, torch.zeros(samples, dtype=torch.int64), 0)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._broken = torch.zeros_like(self._broken)
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
 
     def update(self, learning_rate: float) -> None:
         """Move the weights by the accumulated gradients, unless a loss was not finite."""

@@ -90,12 +90,19 @@ class Trainer:
         self.world_sizes = [world_size()]
         self.git_revisions = [prepared.provenance["git_revision"]]
         self.norm_backends = [prepared.provenance["norm_backend"]]
+        self.compiled: list[dict[str, Any] | None] = [None]
 
         self.warnings: list[str] = []  # what was found damaged, by this start or an earlier one
 
         state = newest_checkpoint(directory, prepared, self.stepper, self._warn)
-        if state is not None:
+        if state is not None or config.trainer.compile:
+            start = time.monotonic()
             self.stepper.rehearse(config.data.image_size, placement.samples_per_rank)
+            if config.trainer.compile:
+                seconds = round(time.monotonic() - start, 3)
+                self.compiled = [{"mode": config.trainer.compile, "seconds": seconds}]
+                say(f"{directory.path}: compiled in {seconds:.0f} s")
+        if state is not None:
             self._load_state_dict(state)
             say(f"{directory.path}: going on after epoch {self.epoch}, step {self.step}")
         log = None
@@ -232,6 +239,7 @@ class Trainer:
             "world_sizes": self.world_sizes,
             "git_revisions": self.git_revisions,
             "norm_backends": self.norm_backends,
+            "compiled": self.compiled,
             "warnings": self.warnings,
         }
 
@@ -295,6 +303,7 @@ class Trainer:
             "world_sizes": self.world_sizes,
             "git_revisions": self.git_revisions,
             "norm_backends": self.norm_backends,
+            "compiled": self.compiled,
             "metrics": self.log.state(),
             "warnings": self.warnings,
             "meters": self.recorder.state_dict(),
@@ -311,6 +320,7 @@ class Trainer:
         self.git_revisions = [*state["git_revisions"], *self.git_revisions]
         # Checkpoints of before say nothing of it.
         self.norm_backends = [*state.get("norm_backends", [None]), *self.norm_backends]
+        self.compiled = [*state.get("compiled", [None]), *self.compiled]
         self.warnings = [*state["warnings"], *self.warnings]
         self.stepper.load_state_dict(state)
 
