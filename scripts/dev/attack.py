@@ -11,6 +11,7 @@ newest checkpoint, one that needed help, and one that showed a traceback. Exit c
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -43,8 +44,14 @@ from sn_imagenet.sweeps.pool import family
 Found = tuple[int, list[str]]  # moments that came, what was wrong
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 HUP, USR1 = signal.SIGHUP, signal.SIGUSR1
+# Whoever starts this in the background may ignore them; the runs would inherit that.
+for _number in (TERM, INT, HUP, USR1):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 NORMS = ("bn", "gn", "in", "ln", "sn", "brn", "sync_bn", "frozen_bn")
 SN = Experiment("sn", ("norm=sn", "batch=8x8"))
+WARM = replace(SN, forked=True)
+SHORT = replace(WARM, overrides=(*SN.overrides, "trainer.epochs=1"))
 # Before a command, what changes the machine for it alone; it needs the right to mount.
 MOUNTED = ("unshare", "--mount", "sh", "-c")
 NO_PROC = (*MOUNTED, 'mount -t tmpfs -o ro tmpfs /proc && exec "$@"', "sh")
@@ -61,18 +68,23 @@ class Attack:
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
         self.chance = random.Random(seed)
+        self.number = itertools.count()
         self.like = cache(self._like)
 
-    def _like(self, overrides: tuple[str, ...], processes: int) -> Undisturbed:
-        experiment = Experiment("undisturbed", overrides, processes)
-        name = "_".join(overrides).replace("=", "").replace("/", "")
-        return undisturbed(experiment, self.folder / "undisturbed" / f"{name}_{processes}")
+    def _like(
+        self, overrides: tuple[str, ...], processes: int, before: tuple[str, ...], forked: bool
+    ) -> Undisturbed:
+        experiment = Experiment("undisturbed", overrides, processes, before, forked=forked)
+        run_dir = self.folder / "undisturbed" / str(next(self.number))
+        return undisturbed(experiment, run_dir)
 
     def disturbed(
         self, experiment: Experiment, *plan: tuple[str, signal.Signals], place: Path | None = None
     ) -> Found:
         """One run, disturbed at each moment of the plan."""
-        like = self.like(experiment.overrides, experiment.processes)
+        # PyTorch learns from /proc what the processor can, and without it computes otherwise.
+        there = experiment.before if experiment.before == NO_PROC else ()
+        like = self.like(experiment.overrides, experiment.processes, there, experiment.forked)
         run_dir = place or self.folder / "disturbed" / experiment.name
         return survives(experiment, like, run_dir, plan, self.chance)
 
@@ -83,25 +95,26 @@ class Attack:
 
     def kills_training(self) -> Found:
         plan = [("time", KILL), ("step", KILL), ("step", KILL)] * 4
-        return self.disturbed(replace(SN, name="training"), *plan)
+        return self.disturbed(replace(WARM, name="training"), *plan)
 
     def kills_save(self) -> Found:
-        return self.disturbed(replace(SN, name="save"), *[("save", KILL)] * 12)
+        return self.disturbed(replace(WARM, name="save"), *[("save", KILL)] * 12)
 
     def kills_evaluation(self) -> Found:
-        return self.disturbed(replace(SN, name="evaluation"), *[("evaluation", KILL)] * 10)
+        return self.disturbed(replace(SHORT, name="evaluation"), *[("evaluation", KILL)] * 10)
 
     def kills_result(self) -> Found:
-        return self.disturbed(replace(SN, name="result"), *[("result", KILL)] * 6)
+        return self.disturbed(replace(SHORT, name="result"), *[("result", KILL)] * 6)
 
     def kills_figures(self) -> Found:
-        return self.disturbed(replace(SN, name="figures"), *[("figures", KILL)] * 6)
+        return self.disturbed(replace(SHORT, name="figures"), *[("figures", KILL)] * 6)
 
     def kills_norms(self) -> Found:
         plan = (("step", KILL), ("save", KILL), ("time", KILL), ("evaluation", KILL))
         return _all(
-            self.disturbed(Experiment(f"norm_{norm}", (f"norm={norm}", "batch=8x8")), *plan)
+            self.disturbed(replace(WARM, name=f"norm_{norm}", overrides=overrides), *plan)
             for norm in NORMS
+            for overrides in [(f"norm={norm}", "batch=8x8", "trainer.epochs=2")]
         )
 
     def kills_torchrun(self) -> Found:
@@ -117,7 +130,7 @@ class Attack:
 
     def signals_training(self) -> Found:
         plan = [(when, number) for when in ("step", "evaluation") for number in (TERM, INT, HUP)]
-        return self.disturbed(replace(SN, name="signals"), *plan, ("save", USR1))
+        return self.disturbed(replace(WARM, name="signals"), *plan, ("save", USR1))
 
     def signals_imports(self) -> Found:
         plan = [("start", number) for number in (TERM, INT, HUP, USR1)] * 2
@@ -181,7 +194,7 @@ class Attack:
     def epochs_200(self) -> Found:
         long = ("norm=bn", "batch=8x8", "trainer.epochs=200", "data.subset=128", "evaluate=false")
         plan = [("time", KILL), ("time", TERM), ("step", KILL), ("save", KILL)]
-        return self.disturbed(Experiment("epochs", long), *plan)
+        return self.disturbed(Experiment("epochs", long, forked=True), *plan)
 
     # Machines and users
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -35,6 +37,8 @@ COMMON = (
 )
 RATES = ("images_per_s", "data_wait_pct")
 TIMEOUT_S = 3600.0
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["sn_imagenet.command_line", "sn_imagenet.training"])
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Experiment:
     """What is trained: a name for its folder, overrides, processes.
 
     ``before``: the command that starts its command. ``environment``: what differs from this
-    process's.
+    process's. ``forked``: its process has the imports behind it already, which take most of a short
+    run's time; only without the other three.
     """
 
     name: str
@@ -50,15 +55,20 @@ class Experiment:
     processes: int = 1
     before: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    forked: bool = False
 
     def command(self, run_dir: Path) -> list[str]:
         start = [*self.before, sys.executable]
         if self.processes > 1:
             start += ["-m", "torch.distributed.run", "--standalone"]
             start += [f"--nproc_per_node={self.processes}"]
+        return [*start, *self.program(run_dir)]
+
+    def program(self, run_dir: Path) -> list[str]:
+        """``train.py`` and its arguments."""
         # In quotes: a path may hold whatever a path can.
         quoted = str(run_dir).replace("'", "\\'")
-        return [*start, str(ROOT / "train.py"), *COMMON, *self.overrides, f"run_dir='{quoted}'"]
+        return [str(ROOT / "train.py"), *COMMON, *self.overrides, f"run_dir='{quoted}'"]
 
 
 @dataclass(frozen=True)
@@ -72,9 +82,59 @@ class Undisturbed:
     report_s: float
 
 
-def start(experiment: Experiment, run_dir: Path) -> subprocess.Popen[bytes]:
+class Started(Protocol):
+    """A process, as subprocess.Popen is one."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float) -> int: ...
+
+
+class Forked:
+    """A :class:`Started` that runs ``program`` with the imports of the training behind it."""
+
+    def __init__(self, program: Sequence[str], log: Path) -> None:
+        self._process = FORKSERVER.Process(target=_run, args=(program, log))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float) -> int:
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise subprocess.TimeoutExpired("train.py", timeout)
+        return code
+
+
+def _run(program: Sequence[str], log: Path) -> None:
+    os.setsid()
+    os.chdir(ROOT)
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    sys.argv = list(program)
+    runpy.run_path(program[0], run_name="__main__")
+
+
+def start(experiment: Experiment, run_dir: Path) -> Started:
     """Start or continue a run, in a process group of its own."""
     run_dir.parent.mkdir(parents=True, exist_ok=True)
+    if experiment.forked:
+        return Forked(experiment.program(run_dir), log_of(run_dir))
     return start_logged(experiment.command(run_dir), log_of(run_dir), experiment.environment)
 
 
@@ -190,9 +250,7 @@ class Moments:
         time.sleep(0 if self.kind in ("save", "result") and self.files.lock.exists() else 0.005)
 
 
-def disturb(
-    process: subprocess.Popen[bytes], moment: Moments, number: signal.Signals = signal.SIGKILL
-) -> bool:
+def disturb(process: Started, moment: Moments, number: signal.Signals = signal.SIGKILL) -> bool:
     """Wait for the moment, then kill the process and all that it started, or send it another
     signal; and wait for its end.
 
@@ -219,8 +277,9 @@ def kill(
     """Start the run and disturb it.
 
     Returns:
-        Whether the moment came, and what was wrong: steps that a checkpoint held and the start did
-        not go on from, a traceback, an exit code that says nothing of a signal.
+        Whether the moment came and the run felt it, and what was wrong: steps that a checkpoint
+        held and the start did not go on from, a traceback, an exit code that says nothing of a
+        signal.
     """
     before = saved(run_dir)
     log = log_of(run_dir)
@@ -231,7 +290,7 @@ def kill(
     good = {-number, os.EX_TEMPFAIL, 0}  # it may come to its end all the same
     if came and process.returncode not in good and experiment.processes == 1:
         found.append(f"{number.name} ended it with {process.returncode}")
-    return came, found
+    return came and process.returncode != 0, found
 
 
 def wrong_words(said: str, step: int = 0) -> list[str]:
