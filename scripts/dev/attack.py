@@ -69,22 +69,26 @@ class Attack:
         self.folder = folder
         self.chance = random.Random(seed)
         self.number = itertools.count()
-        self.like = cache(self._like)
+        self.like = cache(self._alone)
 
-    def _like(
-        self, overrides: tuple[str, ...], processes: int, before: tuple[str, ...], forked: bool
-    ) -> Undisturbed:
-        experiment = Experiment("undisturbed", overrides, processes, before, forked=forked)
-        run_dir = self.folder / "undisturbed" / str(next(self.number))
-        return undisturbed(experiment, run_dir)
+    def _alone(self, experiment: Experiment) -> Undisturbed:
+        return undisturbed(experiment, self.folder / "undisturbed" / str(next(self.number)))
 
     def disturbed(
-        self, experiment: Experiment, *plan: tuple[str, signal.Signals], place: Path | None = None
+        self,
+        experiment: Experiment,
+        *plan: tuple[str, signal.Signals],
+        place: Path | None = None,
+        computes_otherwise: bool = False,
     ) -> Found:
-        """One run, disturbed at each moment of the plan."""
-        # PyTorch learns from /proc what the processor can, and without it computes otherwise.
-        there = experiment.before if experiment.before == NO_PROC else ()
-        like = self.like(experiment.overrides, experiment.processes, there, experiment.forked)
+        """One run, disturbed at each moment of the plan, against one that is left alone.
+
+        ``computes_otherwise``: on such a machine even that one has other numbers than on this.
+        """
+        alone = replace(experiment, name="undisturbed")
+        if not computes_otherwise:
+            alone = replace(alone, before=(), environment=())
+        like = self.like(alone)
         run_dir = place or self.folder / "disturbed" / experiment.name
         return survives(experiment, like, run_dir, plan, self.chance)
 
@@ -204,7 +208,7 @@ class Attack:
         source = ROOT / "tests" / "resume" / "jumping_clock.c"
         build = ["cc", "-shared", "-fPIC", str(source), "-o", str(library), "-ldl"]
         subprocess.run(build, check=True)
-        return self._machine("clock", environment={"LD_PRELOAD": str(library)})
+        return self._machine("clock", environment=(("LD_PRELOAD", str(library)),))
 
     def umask(self) -> Found:
         return self._machine("umask", before=("sh", "-c", 'umask 077 && exec "$@"', "sh"))
@@ -220,37 +224,41 @@ class Attack:
 
     def locale_c(self) -> Found:
         words = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-        return self._machine("locale", environment=words, place=self.folder / "läufe" / "run")
+        place = self.folder / "läufe" / "run"
+        return self._machine("locale", environment=tuple(words.items()), place=place)
 
     def terminal_dumb(self) -> Found:
         """On a terminal of its own."""
         spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
         dumb = replace(
-            SN, name="dumb", before=(sys.executable, "-c", spawn), environment={"TERM": "dumb"}
+            SN, name="dumb", before=(sys.executable, "-c", spawn), environment=(("TERM", "dumb"),)
         )
         return self.disturbed(dumb, ("save", KILL), ("evaluation", KILL))
 
     def no_proc(self) -> Found:
-        return self._machine("no_proc", before=NO_PROC)
+        """From which PyTorch learns what the processor can."""
+        return self._machine("no_proc", before=NO_PROC, computes_otherwise=True)
 
     def no_git(self) -> Found:
-        """Nor a compiler, nor anything else."""
-        return self._machine("no_git", environment={"PATH": "/nowhere"})
+        """Nor a compiler, without which other passes serve, nor anything else."""
+        nothing = (("PATH", "/nowhere"),)
+        return self._machine("no_git", environment=nothing, computes_otherwise=True)
 
     def _machine(
         self,
         name: str,
         *,
         before: tuple[str, ...] = (),
-        environment: dict[str, str] | None = None,
+        environment: tuple[tuple[str, str], ...] = (),
         place: Path | None = None,
+        computes_otherwise: bool = False,
     ) -> Found:
         """A run on an odd machine: stopped, killed, brought to its end."""
         if before[:1] == ("unshare",) and subprocess.run([*before, "true"]).returncode:
             raise PermissionError("mounting is not allowed here")
-        experiment = replace(SN, name=name, before=before, environment=environment or {})
+        experiment = replace(SN, name=name, before=before, environment=environment)
         plan = (("step", TERM), ("save", KILL), ("evaluation", KILL))
-        return self.disturbed(experiment, *plan, place=place)
+        return self.disturbed(experiment, *plan, place=place, computes_otherwise=computes_otherwise)
 
 
 CLASSES: dict[str, Callable[[Attack], Found]] = {

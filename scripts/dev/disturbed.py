@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,7 +54,7 @@ class Experiment:
     overrides: tuple[str, ...]
     processes: int = 1
     before: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: tuple[tuple[str, str], ...] = ()
     forked: bool = False
 
     def command(self, run_dir: Path) -> list[str]:
@@ -135,7 +135,7 @@ def start(experiment: Experiment, run_dir: Path) -> Started:
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     if experiment.forked:
         return Forked(experiment.program(run_dir), log_of(run_dir))
-    return start_logged(experiment.command(run_dir), log_of(run_dir), experiment.environment)
+    return start_logged(experiment.command(run_dir), log_of(run_dir), dict(experiment.environment))
 
 
 def start_logged(
