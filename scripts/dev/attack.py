@@ -49,7 +49,8 @@ for _number in (TERM, INT, HUP, USR1):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.SIG_DFL)
 NORMS = ("bn", "gn", "in", "ln", "sn", "brn", "sync_bn", "frozen_bn")
-SN = Experiment("sn", ("norm=sn", "batch=8x8"))
+SMALL = ("batch=8x2", "data.classes=5", "data.subset=0.5")  # 21 steps an epoch
+SN = Experiment("sn", ("norm=sn", *SMALL))
 WARM = replace(SN, forked=True)
 SHORT = replace(WARM, overrides=(*SN.overrides, "trainer.epochs=1"))
 # Before a command, what changes the machine for it alone; it needs the right to mount.
@@ -118,7 +119,7 @@ class Attack:
         return _all(
             self.disturbed(replace(WARM, name=f"norm_{norm}", overrides=overrides), *plan)
             for norm in NORMS
-            for overrides in [(f"norm={norm}", "batch=8x8", "trainer.epochs=2")]
+            for overrides in [(f"norm={norm}", *SMALL)]
         )
 
     def kills_torchrun(self) -> Found:
@@ -127,7 +128,7 @@ class Attack:
 
     def kills_workers(self) -> Found:
         plan = (("step", KILL), ("save", KILL), ("evaluation", KILL))
-        workers = Experiment("workers", ("norm=bn", "batch=8x8", "data.workers=2"))
+        workers = Experiment("workers", ("norm=bn", *SMALL, "data.workers=2"))
         return self.disturbed(workers, *plan)
 
     # Signals
@@ -144,12 +145,12 @@ class Attack:
 
     def launcher(self) -> Found:
         """The local launcher: killed alone, with its cells, told by Ctrl-C to its whole group."""
-        words = ("norm=bn,gn,sn", "batch=8x8", "seed=0,1", "sweep.slots=2")
+        words = ("norm=bn,gn,sn", *SMALL, "seed=0,1", "sweep.slots=2")
         return self._swept("launcher", words, ["alone", "family", "group"] * 2)
 
     def sweep_of_30(self) -> Found:
         """30 cells of two steps; the launcher dies twice with all that it started."""
-        words = ("norm=bn,gn,sn", "batch=8x8", "trainer.max_steps=2", "seed=range(10)")
+        words = ("norm=bn,gn,sn", *SMALL, "trainer.max_steps=2", "seed=range(10)")
         return self._swept("thirty", words, ["family", "family"])
 
     def _swept(self, name: str, words: tuple[str, ...], whom: Sequence[str]) -> Found:
@@ -196,7 +197,9 @@ class Attack:
     # Long runs
 
     def epochs_200(self) -> Found:
-        long = ("norm=bn", "batch=8x8", "trainer.epochs=200", "data.subset=128", "evaluate=false")
+        """Of one step each."""
+        part = ("batch=8x2", "data.classes=2", "data.subset=0.1")
+        long = ("norm=bn", *part, "trainer.epochs=200", "evaluate=false")
         plan = [("time", KILL), ("time", TERM), ("step", KILL), ("save", KILL)]
         return self.disturbed(Experiment("epochs", long, forked=True), *plan)
 
