@@ -226,9 +226,8 @@ class Attack:
         return self._machine("home", before=READ_ONLY_HOME)
 
     def locale_c(self) -> Found:
-        words = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-        place = self.folder / "läufe" / "run"
-        return self._machine("locale", environment=tuple(words.items()), place=place)
+        words = (("LANG", "C"), ("LC_ALL", "C"))
+        return self._machine("locale", environment=words, place=self.folder / "läufe" / "run")
 
     def terminal_dumb(self) -> Found:
         """On a terminal of its own."""

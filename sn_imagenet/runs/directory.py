@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,8 +83,10 @@ class RunDirectory:
 
         Raises:
             RunError: another experiment's run lies there; the difference is shown. Or the folder
-                that is named by the normaliser holds runs of another class under that name.
+                that is named by the normaliser holds runs of another class under that name. Or the
+                config has a name that is no text, so that no file could hold it.
         """
+        _require_text(config)
         self._require_one_target(config.norm)
         if self.config.exists():
             self.require_same_experiment(self.read_config(), config)
@@ -217,6 +221,18 @@ class RunDirectory:
         return RunError(
             f"{self.result} {why}; remove it and start the run again, which evaluates it anew"
         )
+
+
+def _require_text(config: ExperimentConfig) -> None:
+    for key, value in flattened(config.to_dict()).items():
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            name = os.fsencode(str(value)).decode(errors="backslashreplace")
+            raise RunError(
+                f"{key}={name}: this name is no text where Python reads names as "
+                f"{sys.getfilesystemencoding()}; choose another, or set PYTHONUTF8=1 if it is UTF-8"
+            ) from error
 
 
 def config_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

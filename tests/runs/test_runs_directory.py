@@ -130,6 +130,13 @@ def test_another_experiment_is_refused_with_the_difference(
     assert "run_dir=" in lines[-1]
 
 
+def test_a_name_that_is_no_text_is_refused(directory: RunDirectory, composed: Compose) -> None:
+    """As Python reads ``run_dir=läufe`` where it takes names for ASCII."""
+    here = composed("data=digits", "run_dir='l\udcc3\udca4ufe'")
+    with pytest.raises(RunError, match=r"run_dir=läufe: this name is no text .* PYTHONUTF8=1"):
+        directory.check(here)
+
+
 @pytest.mark.parametrize(
     "override",
     [
