@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 import numpy as np
-from scipy import stats
+import scipy  # its stats are imported by their first use, which takes a second
 
 LEVEL = 0.95
 _MOST_RELABELLINGS = 200_000
@@ -33,7 +33,7 @@ class Estimate:
 
     def interval(self, level: float = LEVEL) -> Interval:
         """The two-sided t interval of the effect."""
-        half = stats.t.ppf(0.5 + level / 2, self.degrees) * self.error
+        half = scipy.stats.t.ppf(0.5 + level / 2, self.degrees) * self.error
         return self.effect - half, self.effect + half
 
     def level_of(self, low: float, high: float) -> tuple[bool, float]:
@@ -44,7 +44,7 @@ class Estimate:
             distance, inside = min(self.effect - low, high - self.effect), True
         else:
             distance, inside = max(low - self.effect, self.effect - high), False
-        return inside, float(2 * stats.t.sf(distance / self.error, self.degrees))
+        return inside, float(2 * scipy.stats.t.sf(distance / self.error, self.degrees))
 
 
 def contrast(groups: Sequence[Sequence[float]], coefficients: Sequence[float]) -> Estimate | None:
@@ -100,7 +100,7 @@ def permutation_p(first: Sequence[float], second: Sequence[float]) -> float | No
     count = math.comb(len(first) + len(second), len(first))
     if count > _MOST_RELABELLINGS:
         return None
-    outcome = stats.permutation_test(
+    outcome = scipy.stats.permutation_test(
         (np.asarray(first), np.asarray(second)),
         lambda a, b, axis: np.mean(a, axis=axis) - np.mean(b, axis=axis),
         vectorized=True,
@@ -118,7 +118,7 @@ def smallest_permutation_p(first: int, second: int) -> float:
 def proportion_interval(correct: float, seen: int) -> Interval:
     """Wilson's 95 % interval of an accuracy, in percent, for another draw of ``seen`` images;
     ``correct`` may be a mean of counts over seeds, which all saw the same images."""
-    wilson = stats.binomtest(round(correct), seen).proportion_ci(LEVEL, method="wilson")
+    wilson = scipy.stats.binomtest(round(correct), seen).proportion_ci(LEVEL, method="wilson")
     return 100 * float(wilson.low), 100 * float(wilson.high)
 
 
