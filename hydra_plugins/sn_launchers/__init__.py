@@ -1,1 +1,1 @@
-"""``hydra/launcher=local`` and ``hydra/launcher=submitit_slurm``: one torchrun for each cell."""
+"""``hydra/launcher=local`` and ``hydra/launcher=submitit_slurm``: a program for each cell."""

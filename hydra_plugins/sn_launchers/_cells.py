@@ -31,7 +31,7 @@ def compose_runs(
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError(
-            "this launcher starts a torchrun for each cell itself: use python train.py -m, and "
+            "this launcher starts the processes of each cell itself: use python train.py -m, and "
             "sweep.gpus_per_run= for the processes of a cell"
         )
     load = context.config_loader.load_sweep_config

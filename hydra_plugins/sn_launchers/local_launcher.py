@@ -62,7 +62,7 @@ class LocalLauncher(Launcher):
         from hydra_plugins.sn_launchers._cells import compose_runs, script_and_options
         from sn_imagenet.sweeps.board import Board
         from sn_imagenet.sweeps.plan import plan
-        from sn_imagenet.sweeps.pool import Pool, torchrun
+        from sn_imagenet.sweeps.pool import Pool, cell_command
         from sn_imagenet.sweeps.settings import sweep_settings
         from sn_imagenet.sweeps.slots import machine_slots
 
@@ -72,5 +72,5 @@ class LocalLauncher(Launcher):
         if settings.dry_run:
             print("\n".join(plan(runs, len(slots), settings.measured)), flush=True)
             return 0
-        command = torchrun(settings.gpus_per_run, script_and_options(self.config))
+        command = cell_command(settings.gpus_per_run, script_and_options(self.config))
         return Pool(runs, slots, command, settings.retries, Board()).run()

@@ -1,4 +1,4 @@
-"""Sweeps on one machine: a pool of processes, one torchrun per cell, watched through its files.
+"""Sweeps on one machine: a pool of programs, one per cell, watched through its files.
 
 Nothing here imports torch: a cell's state is what its run directory says.
 """

@@ -1,4 +1,4 @@
-"""The pool of a sweep: one torchrun per run, as many at a time as there are slots."""
+"""The pool of a sweep: one program per run, as many at a time as there are slots."""
 
 from __future__ import annotations
 
@@ -273,6 +273,14 @@ def family(pid: int) -> list[int]:
     except OSError:
         return [pid]
     return [pid, *(member for child in below for member in family(int(child)))]
+
+
+def cell_command(processes: int, script: Sequence[str]) -> list[str]:
+    """The command of a cell on this machine: ``script`` with its options, under a torchrun of its
+    own where the cell has several processes.
+    """
+    # Unbuffered, as torchrun starts its processes: a cell's log is read while it runs.
+    return torchrun(processes, script) if processes > 1 else [sys.executable, "-u", *script]
 
 
 def torchrun(processes: int, script: Sequence[str], rendezvous: Sequence[str] = ()) -> list[str]:
