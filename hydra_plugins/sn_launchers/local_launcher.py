@@ -13,6 +13,17 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+# What train.py imports at the start of a cell and before its end, and the digits with it.
+OF_A_CELL = (
+    "hydra",
+    "sn_imagenet.command_line",
+    "sn_imagenet.training",
+    "sn_imagenet.reporting.report",
+    "sn_imagenet.reporting.figures.files",
+    "sklearn.datasets",
+    "sklearn.model_selection",
+)
+
 
 @dataclass
 class LocalLauncherConf:
@@ -62,9 +73,10 @@ class LocalLauncher(Launcher):
         from hydra_plugins.sn_launchers._cells import compose_runs, script_and_options
         from sn_imagenet.sweeps.board import Board
         from sn_imagenet.sweeps.plan import plan
-        from sn_imagenet.sweeps.pool import Pool, cell_command
+        from sn_imagenet.sweeps.pool import Pool
         from sn_imagenet.sweeps.settings import sweep_settings
         from sn_imagenet.sweeps.slots import machine_slots
+        from sn_imagenet.sweeps.starting import starter
 
         settings = sweep_settings(self.config)
         runs = compose_runs(self.context, self.config, job_overrides, settings.gpus_per_run)
@@ -72,5 +84,6 @@ class LocalLauncher(Launcher):
         if settings.dry_run:
             print("\n".join(plan(runs, len(slots), settings.measured)), flush=True)
             return 0
-        command = cell_command(settings.gpus_per_run, script_and_options(self.config))
-        return Pool(runs, slots, command, settings.retries, Board()).run()
+        script, board = script_and_options(self.config), Board()
+        with starter(script, settings.gpus_per_run, slots, OF_A_CELL, board.say) as start:
+            return Pool(runs, slots, start, settings.retries, board).run()

@@ -147,7 +147,7 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
         on each of its nodes; returns torchrun's exit code.
         """
         from sn_imagenet.sweeps.planned import COMPLETE
-        from sn_imagenet.sweeps.pool import torchrun
+        from sn_imagenet.sweeps.starting import torchrun
 
         global _child, _preempted
         # Slurm preempts with SIGTERM to all of the job's processes: torchrun's save on their own.

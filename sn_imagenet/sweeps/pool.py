@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +16,7 @@ from sn_imagenet.runs import FAILED, RUNNING, Progress, RunDirectory, RunInUseEr
 from sn_imagenet.sweeps.board import Board, RunStatus
 from sn_imagenet.sweeps.planned import COMPLETE, PlannedRun
 from sn_imagenet.sweeps.slots import Slot
+from sn_imagenet.sweeps.starting import Process, Starter
 
 WAITING = "waiting"
 ELSEWHERE = "running elsewhere"
@@ -38,7 +37,7 @@ class _PooledRun:
         self.progress: Progress | None = None
         self.attempts = 0
         self.slot: Slot | None = None
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
         self.log_start = 0
         self.exit_codes: tempfile.TemporaryDirectory[str] | None = None  # of its ranks
         self.next_look = 0.0
@@ -68,21 +67,20 @@ class Pool:
     others, and goes on from its checkpoint.
 
     Args:
-        command: what starts a cell; its overrides are appended. It runs in a session of its own,
-            so that a Ctrl-C reaches it only through the pool.
+        starter: what starts a cell.
     """
 
     def __init__(
         self,
         planned: Sequence[PlannedRun],
         slots: Sequence[Slot],
-        command: Sequence[str],
+        starter: Starter,
         retries: int,
         board: Board,
     ) -> None:
         self._runs = [_PooledRun(one) for one in planned]
         self._free = list(slots)
-        self._command = list(command)
+        self._starter = starter
         self._retries = retries
         self._board = board
         self._queue = list(self._runs)
@@ -123,7 +121,7 @@ class Pool:
                     run.look()
             elif run.state == ELSEWHERE and time.monotonic() >= run.next_look:
                 self._look_elsewhere(run)
-        while self._free and self._queue:
+        while self._free and self._queue and self._starter.ready():
             self._start(self._queue.pop(0), self._free.pop(0))
         self._board.show(self._rows())
 
@@ -146,24 +144,18 @@ class Pool:
             else:
                 self._settle(run, "elsewhere")
             return
-        command = [*self._command, *run.planned.overrides]
+        overrides = run.planned.overrides
+        command = " ".join([*self._starter.command, *overrides])
         run.attempts += 1
         try:
             run.planned.run_dir.mkdir(parents=True, exist_ok=True)
             with open(run.log, "ab") as log:
                 run.log_start = log.tell()
-                log.write(f"# attempt {run.attempts}: {' '.join(command)}\n".encode())
+                log.write(f"# attempt {run.attempts}: {command}\n".encode())
                 log.flush()
                 run.exit_codes = tempfile.TemporaryDirectory(prefix="sn_imagenet_")
                 told = {EXIT_CODES: run.exit_codes.name}
-                run.process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**os.environ, **slot.environment, **told},
-                    start_new_session=True,
-                )
+                run.process = self._starter.start(overrides, {**slot.environment, **told}, log)
         except OSError as error:
             self._free.append(slot)
             raise UserError(
@@ -273,27 +265,3 @@ def family(pid: int) -> list[int]:
     except OSError:
         return [pid]
     return [pid, *(member for child in below for member in family(int(child)))]
-
-
-def cell_command(processes: int, script: Sequence[str]) -> list[str]:
-    """The command of a cell on this machine: ``script`` with its options, under a torchrun of its
-    own where the cell has several processes.
-    """
-    # Unbuffered, as torchrun starts its processes: a cell's log is read while it runs.
-    return torchrun(processes, script) if processes > 1 else [sys.executable, "-u", *script]
-
-
-def torchrun(processes: int, script: Sequence[str], rendezvous: Sequence[str] = ()) -> list[str]:
-    """The command of a run: ``script`` with its options under a torchrun of its own.
-
-    ``rendezvous``: torchrun's options where several machines share the cell; without, it finds a
-    free port on this one.
-    """
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        *(rendezvous or ["--standalone"]),
-        f"--nproc_per_node={processes}",
-        *script,
-    ]

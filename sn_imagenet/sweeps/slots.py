@@ -17,6 +17,11 @@ class Slot:
     name: str
     environment: dict[str, str]
 
+    @property
+    def is_cpu(self) -> bool:
+        """Whether its cell sees no GPU."""
+        return not self.environment.get("CUDA_VISIBLE_DEVICES")
+
 
 def machine_slots(settings: SweepSettings, device: str) -> list[Slot]:
     """The slots of this machine, each for a cell of ``settings.gpus_per_run`` processes.

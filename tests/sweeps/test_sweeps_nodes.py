@@ -13,7 +13,7 @@ import torch
 from run_files import evaluated
 
 from hydra_plugins.sn_launchers.slurm_launcher import rendezvous
-from sn_imagenet.sweeps.pool import torchrun
+from sn_imagenet.sweeps.starting import torchrun
 
 ROOT = Path(__file__).parents[2]
 CELL = ("data=digits", "model=resnet14_mini", "norm=sn", "batch=8x8", "trainer.epochs=1")

@@ -19,6 +19,7 @@ from sn_imagenet.sweeps.planned import PlannedRun, is_runs_own, plan_runs
 from sn_imagenet.sweeps.pool import Pool
 from sn_imagenet.sweeps.settings import SweepSettings, sweep_settings
 from sn_imagenet.sweeps.slots import Slot, machine_slots
+from sn_imagenet.sweeps.starting import Programs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
@@ -160,7 +161,9 @@ def test_a_failing_cell_is_retried_after_the_others_and_then_told(tmp_path):
     program = "import sys, pathlib; print('error: no such thing', sys.argv[1]); sys.exit(3)"
     runs = [planned(tmp_path, name) for name in ("a", "b")]
     out = io.StringIO()
-    code = Pool(runs, [Slot("slot", {})], [sys.executable, "-c", program], 1, Board(out)).run()
+    code = Pool(
+        runs, [Slot("slot", {})], Programs([sys.executable, "-c", program]), 1, Board(out)
+    ).run()
     assert code == 1
     starts = [line for line in out.getvalue().splitlines() if "running" in line]
     assert [line[0] for line in starts] == ["a", "b", "a", "b"]
@@ -182,7 +185,9 @@ def test_a_cell_refused_by_a_lock_is_elsewhere_and_not_failed(tmp_path):
     ).replace("REFUSED", str(RunInUseError.exit_code))
     run = PlannedRun(planned(tmp_path, "a").config, (str(tmp_path / "started"),))
     out = io.StringIO()
-    code = Pool([run], [Slot("slot", {})], [sys.executable, "-c", program], 0, Board(out)).run()
+    code = Pool(
+        [run], [Slot("slot", {})], Programs([sys.executable, "-c", program]), 0, Board(out)
+    ).run()
     assert code == 1
     states = [line.split("  ")[0] for line in out.getvalue().splitlines() if line.startswith("a:")]
     assert states == ["a: running", "a: running elsewhere", "a: running", "a: failed"]
