@@ -119,7 +119,7 @@ class _Server:
             self.process = subprocess.Popen(
                 [sys.executable, "-u", "-m", warm.__name__, os.getcwd(), *modules],
                 cwd=folder,
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
                 env={**os.environ, **environment},
