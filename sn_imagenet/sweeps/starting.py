@@ -255,8 +255,8 @@ def starter(
 ) -> Iterator[Starter]:
     """What starts the cells of ``processes`` processes each on ``slots``.
 
-    Single processes without a GPU are forked, others are programs of their own: a process with a
-    CUDA context cannot be forked, and one without pays most of its start for that context.
+    Single processes without a GPU are forked, others are programs of their own: a process that has
+    used CUDA cannot be forked.
     """
     if processes > 1:
         yield Programs(torchrun(processes, script))
