@@ -77,7 +77,7 @@ def _statement(number: int, entry: Any, file: Path) -> Claim:
             float(entry.get("at_most", math.inf)),
         )
         return Claim(number, str(entry["text"]), file.name, judge)
-    except (KeyError, TypeError, ValueError, UserError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
         raise UserError(f"{file}: statement {number}: {error}") from error
 
 

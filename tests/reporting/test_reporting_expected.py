@@ -98,6 +98,8 @@ def test_importance_weights_are_averaged_over_the_layers(tmp_path: Path) -> None
         (HEAD + LOSS + LOSS.replace("8x1", "8by1"), "statement 2: setting '8by1'"),
         (HEAD + WEIGHT % "at_least: high", "statement 1: could not convert"),
         (HEAD + LOSS.replace("top-1", "top-2"), "statement 1: quantity: top-2: expected top-1"),
+        (HEAD + LOSS.replace("bn 8x1", "3"), "statement 1: "),
+        (HEAD + LOSS.replace("top-1", "1"), "statement 1: "),
         (HEAD + "- 3\n", "statement 1: "),
     ],
 )
