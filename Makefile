@@ -1,7 +1,6 @@
 # make setup | test | test-all | demo | study-NAME | lint      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO := results/demo
 # A study's own statements, where it has any.
 EXPECTED = $(addprefix --expected ,$(wildcard results/expected/$(OF).yaml))
 
@@ -28,9 +27,8 @@ test-all: setup
 	$(PYTEST)
 
 # 27 cells, then what they come to. Started again, it continues, or shows the results at once.
-demo: setup
-	$(BIN)/python train.py -m sweep=demo runs_dir=$(DEMO)/runs
-	@$(MAKE) --no-print-directory shown OF=demo SHOWN="--settings 8x8,8x2,8x1"
+demo:
+	@$(MAKE) --no-print-directory study-demo SHOWN="--settings 8x8,8x2,8x1"
 
 # A study of configs/sweep, in results/NAME; killed and started again, it continues.
 study-%: setup

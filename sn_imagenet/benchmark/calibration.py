@@ -12,7 +12,7 @@ import torch
 
 from sn_imagenet.benchmark.compose import composed
 from sn_imagenet.benchmark.report import Command, Report, aligned
-from sn_imagenet.benchmark.timing import CLOCKS, Clock, alternate
+from sn_imagenet.benchmark.timing import CLOCKS, Clock, add_rounds, alternate
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import calibration_loader
 from sn_imagenet.errors import UserError
@@ -113,13 +113,9 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="the run, as train.py takes it: data=digits model=resnet50_mini batch=8x2 norm=sn "
         "calibration.samples=320",
     )
-    parser.add_argument(
-        "--clock",
-        choices=CLOCKS,
-        default="wall",
-        help="cpu: this process's own time, data.workers=0 alone; for a machine that others share",
+    add_rounds(
+        parser, 5, "this process's own time, data.workers=0 alone; for a machine that others share"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="rounds; the median counts")
 
 
 def _measure(args: Namespace, device: torch.device) -> Report:

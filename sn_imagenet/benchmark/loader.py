@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from sn_imagenet.benchmark.compose import composed
 from sn_imagenet.benchmark.report import Command, Report, aligned
-from sn_imagenet.benchmark.timing import CLOCKS, Clock
+from sn_imagenet.benchmark.timing import CLOCKS, Clock, add_rounds
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import TrainLoader, build, train_loader
 from sn_imagenet.data.sources import Source
@@ -243,14 +243,10 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="loader processes, a core for each; 0, which is always measured, is this one's own; "
         "default all from 0 to the cores",
     )
-    parser.add_argument(
-        "--clock",
-        choices=CLOCKS,
-        default="wall",
-        help="cpu: this process's own time, --workers 0 alone; for a machine that others share",
-    )
     parser.add_argument("--batch", type=int, default=20, help="images per batch; default 20")
-    parser.add_argument("--repeats", type=int, default=9, help="rounds; the median counts")
+    add_rounds(
+        parser, 9, "this process's own time, --workers 0 alone; for a machine that others share"
+    )
 
 
 def _measure(args: Namespace, device: torch.device) -> Report:

@@ -18,7 +18,7 @@ from sn_imagenet.benchmark.compose import composed
 from sn_imagenet.benchmark.layers import SHAPES, Kind, setting
 from sn_imagenet.benchmark.report import Command, Report, aligned
 from sn_imagenet.benchmark.step_contenders import StepData, StepKind, trainer_step
-from sn_imagenet.benchmark.timing import CLOCKS, Clock, alternate
+from sn_imagenet.benchmark.timing import CLOCKS, Clock, add_rounds, alternate
 from sn_imagenet.errors import UserError
 from sn_imagenet.norms import norm_layers, set_replicas
 from sn_imagenet.norms.methods import METHODS
@@ -169,13 +169,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--norm", nargs="+", choices=MIXTURES, default=["sn", "bn"])
     parser.add_argument("--compile", action="store_true", help="torch.compile too (minutes)")
-    parser.add_argument(
-        "--clock",
-        choices=CLOCKS,
-        default="wall",
-        help="cpu: the process's time on the CPU, where others share the machine",
-    )
-    parser.add_argument("--repeats", type=int, default=9, help="rounds; the median counts")
+    add_rounds(parser, 9, "the process's time on the CPU, where others share the machine")
 
 
 def _measure_all(args: Namespace, device: torch.device) -> Report:

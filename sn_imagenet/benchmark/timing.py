@@ -6,6 +6,7 @@ import math
 import random
 import statistics
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -27,6 +28,16 @@ SHORTEST_SAMPLE = 2e-3
 WARM_UP = 3
 """Untimed calls: the first compiles, tunes and allocates; torch.compile's CUDA graphs record in the
 second and replay from the third on."""
+
+
+def add_rounds(parser: ArgumentParser, repeats: int, cpu_clock: str) -> None:
+    """Add ``--clock`` and ``--repeats``, by default ``repeats``.
+
+    Args:
+        cpu_clock: what the CPU's clock counts, for the help.
+    """
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help=f"cpu: {cpu_clock}")
+    parser.add_argument("--repeats", type=int, default=repeats, help="rounds; the median counts")
 
 
 def alternate(

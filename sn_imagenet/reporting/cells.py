@@ -30,7 +30,7 @@ MISSING = "—"
 # Runs that differ in these alone are seeds of one experiment; a setting's name is only its label.
 _SAME_EXPERIMENT = {*NOT_THE_EXPERIMENT, "seed", "batch.name"}
 # What makes a cell, and how its statistics are made.
-_OF_A_CELL = ("norm.", "batch.", "calibration.")
+OF_A_CELL = ("norm.", "batch.", "calibration.")
 _ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn"}
 _STATISTICS = {
     "moving_average": "moving average",
@@ -143,7 +143,7 @@ def by_cell(runs: Iterable[Run]) -> dict[Cell, list[Run]]:
 def _conflict(runs: Sequence[Run]) -> str:
     """What keeps ``runs`` from being seeds of one experiment: the configs' differences, or one
     seed that occurs twice and would pass for two draws. Empty if nothing does."""
-    configs = [_experiment(run) for run in runs if run.config]
+    configs = [experiment(run) for run in runs if run.config]
     keys = sorted(set().union(*configs))
     different = []
     for key in keys:
@@ -163,7 +163,7 @@ def unlike(first: Sequence[Run], second: Sequence[Run]) -> str:
     if not all(configured):
         return ""
     a, b = (
-        {k: v for k, v in _experiment(runs[0]).items() if not k.startswith(_OF_A_CELL)}
+        {k: v for k, v in experiment(runs[0]).items() if not k.startswith(OF_A_CELL)}
         for runs in configured
     )
     return "; ".join(
@@ -173,7 +173,8 @@ def unlike(first: Sequence[Run], second: Sequence[Run]) -> str:
     )
 
 
-def _experiment(run: Run) -> dict[str, str]:
+def experiment(run: Run) -> dict[str, str]:
+    """What the seeds of a cell share: each value of the config as JSON by its key."""
     return {
         key: json.dumps(value, sort_keys=True)
         for key, value in flattened(run.config).items()

@@ -91,6 +91,7 @@ def write_page(
         expected=_claims(judge_expected(runs, paper, expected) if expected else [], runs_dir),
         claims=_claims(judge_claims(runs, paper), runs_dir),
         rules=RULES,
+        shows=_SHOWS,
         on_papers_task=any(paper.is_task(r.cell.data, r.cell.model) for r in runs),
         paper=paper,
         tasks=[_task(task, report, warnings) for task in tasks_of(report)],
@@ -142,7 +143,6 @@ def _task(task: Task, report: Report, warnings: list[str]) -> dict[str, Any]:
         "title": task.title,
         "grids": grids,
         "figures": drawn,
-        "shows": _SHOWS,
         "departures": gather_departures(task.runs),
     }
 

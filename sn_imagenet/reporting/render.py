@@ -139,6 +139,11 @@ def half_up(value: float, digits: int) -> Decimal:
     return exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP) + 0  # + 0: no negative zero
 
 
+def rounded(value: float | None) -> float | None:
+    """A number as a CSV has it."""
+    return None if value is None else round(value, 6)
+
+
 def latex_escape(text: str) -> str:
     """``text`` with everything escaped that LaTeX would read as a command, and with a minus
     before a number instead of a hyphen. A character that LaTeX has not is named by its code."""

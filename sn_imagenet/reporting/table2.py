@@ -17,6 +17,7 @@ from sn_imagenet.reporting.render import (
     grid_latex,
     grid_markdown,
     markdown_escape,
+    rounded,
 )
 from sn_imagenet.reporting.statistics import difference_interval
 from sn_imagenet.reporting.task import Document, Report, Task, task_warnings, tasks_of
@@ -170,12 +171,12 @@ def task_rows(
                     "gpus": setting.gpus,
                     "samples_per_gpu": setting.samples_per_gpu,
                     "n_seeds": len(cell.values),
-                    "mean": _rounded(cell.mean),
-                    "std": _rounded(cell.std),
+                    "mean": rounded(cell.mean),
+                    "std": rounded(cell.std),
                     **_ends(cell.interval),
                     "paper": paper,
                     "paper_is_same_task": "yes" if task.comparable else "no",
-                    "difference": _rounded(minus(cell.mean, paper)) if task.comparable else None,
+                    "difference": rounded(minus(cell.mean, paper)) if task.comparable else None,
                     "epoch": report.epoch,
                     "states": ";".join(f"{s}:{n}" for s, n in states.items()) or "missing",
                     "statistics": ";".join(sorted({r.statistics for r in cell.runs} - {""})),
@@ -199,9 +200,9 @@ def task_rows(
                     "gpus": setting.gpus,
                     "samples_per_gpu": setting.samples_per_gpu,
                     "n_seeds": min(len(a.values), len(b.values)),
-                    "mean": _rounded(minus(a.mean, b.mean)),
+                    "mean": rounded(minus(a.mean, b.mean)),
                     **_ends(difference_interval(a.values, b.values)),
-                    "paper": _rounded(paper),
+                    "paper": rounded(paper),
                     "paper_is_same_task": "yes" if task.comparable else "no",
                     "epoch": report.epoch,
                     "marks": " ".join(MARK_WORDS[mark] for mark in difference_marks(a, b)),
@@ -215,8 +216,4 @@ MARK_WORDS = {"†": "different_seeds", "‡": "survivors", "§": "unlike_runs"}
 
 def _ends(interval: tuple[float, float] | None) -> dict[str, object]:
     low, high = interval or (None, None)
-    return {"ci95_low": _rounded(low), "ci95_high": _rounded(high)}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+    return {"ci95_low": rounded(low), "ci95_high": rounded(high)}

@@ -6,25 +6,22 @@ variant has no name of its own; the one that most runs share is what the others 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
-from sn_imagenet.config import NOT_THE_EXPERIMENT
-from sn_imagenet.reporting.cells import MISSING, Summary, summarise
+from sn_imagenet.reporting.accuracy import minus
+from sn_imagenet.reporting.cells import MISSING, OF_A_CELL, Summary, experiment, summarise
 from sn_imagenet.reporting.paper import in_paper_order
-from sn_imagenet.reporting.render import Grid, Row, half_up
+from sn_imagenet.reporting.render import Grid, Row, half_up, rounded
 from sn_imagenet.reporting.statistics import Estimate, contrast
 from sn_imagenet.reporting.task import Report, Task
-from sn_imagenet.runs import Run, Setting, flattened
+from sn_imagenet.runs import Run, Setting
 
 METHODS = ("bn", "sn")
-_OF_A_CELL = ("norm.", "batch.", "calibration.")
 _OWN_ARGUMENTS = "norm.args."
-# Arguments that the setting chooses (SN is without BN at one sample), no change of the protocol.
-_CHOSEN = {"norm.args.omega", "seed"}
+# Chosen by the setting (SN is without BN at one sample): no change of the protocol.
+_CHOSEN = "norm.args.omega"
 BATCH_AVERAGE = "batch_average"
 
 Changes = Mapping[str, str]  # config key -> value as JSON, of what differs from most runs
@@ -96,8 +93,8 @@ def variants_grid(task: Task, report: Report) -> Grid | None:
             str(variant.setting),
             variant.bn.text(),
             variant.sn.text(),
-            _words(variant.difference, variant.sn, variant.bn),
-            _words(variant.move) if variant.base else MISSING,
+            _words(minus(variant.sn.mean, variant.bn.mean), variant.difference),
+            _words(variant.move.effect, variant.move) if variant.move else MISSING,
         )
         rule = i > 0 and variant.setting != variants[i - 1].setting
         rows.append(Row(variant.label, cells, rule=rule))
@@ -125,9 +122,9 @@ def variants_rows(task: Task, report: Report) -> list[dict[str, object]]:
             "model": task.model,
             "setting": v.setting.name,
             "change": v.label,
-            "bn": _rounded(v.bn.mean),
+            "bn": rounded(v.bn.mean),
             "bn_seeds": len(v.bn.values),
-            "sn": _rounded(v.sn.mean),
+            "sn": rounded(v.sn.mean),
             "sn_seeds": len(v.sn.values),
             **_entry("difference", v.difference),
             **_entry("move", v.move),
@@ -151,12 +148,9 @@ def _changes(runs: Sequence[Run]) -> list[Changes]:
 
 def _protocol(run: Run) -> dict[str, str]:
     return {
-        key: json.dumps(value, sort_keys=True)
-        for key, value in flattened(run.config).items()
-        if (key.startswith(_OWN_ARGUMENTS) or not key.startswith(_OF_A_CELL))
-        and key not in _CHOSEN
-        and key not in NOT_THE_EXPERIMENT
-        and value is not None
+        key: value
+        for key, value in experiment(run).items()
+        if key != _CHOSEN and (key.startswith(_OWN_ARGUMENTS) or not key.startswith(OF_A_CELL))
     }
 
 
@@ -168,24 +162,21 @@ def _contrast(cells: Sequence[Summary], coefficients: Sequence[float]) -> Estima
     return contrast([cell.values for cell in cells], coefficients)
 
 
-def _words(estimate: Estimate | None, *cells: Summary) -> str:
-    if estimate is None:
-        if len(cells) == 2 and all(cell.values for cell in cells):
-            return f"{half_up(fmean(cells[0].values) - fmean(cells[1].values), 1):+}"
+def _words(effect: float | None, estimate: Estimate | None) -> str:
+    if effect is None:
         return MISSING
-    low, high = estimate.interval()
-    return f"{half_up(estimate.effect, 1):+} [{half_up(low, 1):+}, {half_up(high, 1):+}]"
+    words = f"{half_up(effect, 1):+}"
+    if estimate:
+        low, high = (half_up(end, 1) for end in estimate.interval())
+        words += f" [{low:+}, {high:+}]"
+    return words
 
 
 def _entry(name: str, estimate: Estimate | None) -> dict[str, object]:
     low, high = estimate.interval() if estimate else (None, None)
     effect = estimate.effect if estimate else None
     return {
-        name: _rounded(effect),
-        f"{name}_ci95_low": _rounded(low),
-        f"{name}_ci95_high": _rounded(high),
+        name: rounded(effect),
+        f"{name}_ci95_low": rounded(low),
+        f"{name}_ci95_high": rounded(high),
     }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)

@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from run_files import evaluated
+from sweep_outcomes import assert_same_outcome
 
 from hydra_plugins.sn_launchers.local_launcher import OF_A_CELL
 from sn_imagenet.errors import UserError
@@ -220,11 +219,6 @@ def test_a_forked_cell_trains_the_same_numbers_as_one_alone(tmp_path):
             until(lambda process=process: process.poll() is not None)
         codes = [process.poll() for process in processes]
         assert codes == [0, 0], [(file.read_text()) for file in tmp_path.glob("*.txt")]
-    models, results = [], []
-    for name in ("forked", "alone"):
-        models.append(torch.load(tmp_path / name / "final.pt", weights_only=True)["model"])
-        results.append(json.loads((tmp_path / name / "result.json").read_text()))
-    assert all(torch.equal(models[0][key], models[1][key]) for key in models[1])
-    assert evaluated(results[0]) == evaluated(results[1])
+    results = assert_same_outcome(tmp_path / "forked", tmp_path / "alone")
     origins = [{**result["provenance"], "written_at": None} for result in results]
     assert origins[0] == origins[1]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
-import torch
-from run_files import evaluated
+from sweep_outcomes import assert_same_outcome
 
 from hydra_plugins.sn_launchers.slurm_launcher import rendezvous
 from sn_imagenet.sweeps.starting import torchrun
@@ -65,10 +63,5 @@ def test_two_nodes_train_what_one_does_with_as_many_processes(two_nodes, tmp_pat
     output, _ = one.communicate(timeout=1800)
     assert one.returncode == 0, output
 
-    models, results = [], []
-    for name in ("two", "one"):
-        models.append(torch.load(tmp_path / name / "final.pt", weights_only=True)["model"])
-        results.append(json.loads((tmp_path / name / "result.json").read_text()))
-    assert all(torch.equal(models[0][key], models[1][key]) for key in models[1])
-    assert evaluated(results[0]) == evaluated(results[1])
+    results = assert_same_outcome(tmp_path / "two", tmp_path / "one")
     assert results[0]["training"]["world_sizes"] == [2]

@@ -1,0 +1,19 @@
+"""What two runs of one experiment came to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from run_files import evaluated
+
+
+def assert_same_outcome(one: Path, other: Path) -> list[dict[str, Any]]:
+    """Weights and evaluations are equal; returns both results."""
+    models = [torch.load(run / "final.pt", weights_only=True)["model"] for run in (one, other)]
+    results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
+    assert all(torch.equal(models[0][key], models[1][key]) for key in models[1])
+    assert evaluated(results[0]) == evaluated(results[1])
+    return results
