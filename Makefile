@@ -1,8 +1,11 @@
 # make setup | test | test-all | demo | study-NAME | lint      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 BIN := .venv/bin
-# A study's own statements, where it has any.
+# A study's own statements, where it has any, and its tables.
 EXPECTED = $(addprefix --expected ,$(wildcard results/expected/$(OF).yaml))
+TABLES_digits := table2,methods
+TABLES_depth := networks,table2
+TABLES = $(or $(TABLES_$(OF)),table2)
 
 .PHONY: setup test test-all demo shown study-sensitivity lint
 
@@ -47,11 +50,11 @@ study-sensitivity: setup
 	$(SENSITIVITY) norm=sn +norm.args.instance_correction=1 runs_dir=results/sensitivity/runs/correction
 	$(BIN)/python scripts/make_tables.py --runs results/sensitivity/runs --out results/sensitivity --only variants
 
-# The table, the figures, the verdicts and the report of the runs of results/OF.
+# The figures, the verdicts, the tables and the report of the runs of results/OF.
 shown:
 	$(BIN)/python scripts/make_figures.py --runs results/$(OF)/runs --out results/$(OF)
 	$(BIN)/python scripts/check_claims.py --runs results/$(OF)/runs --out results/$(OF) $(EXPECTED)
-	$(BIN)/python scripts/make_tables.py --runs results/$(OF)/runs --out results/$(OF) --only table2 $(SHOWN)
+	$(BIN)/python scripts/make_tables.py --runs results/$(OF)/runs --out results/$(OF) --only $(TABLES) $(SHOWN)
 	$(BIN)/python scripts/make_report.py --runs results/$(OF)/runs --out results/$(OF) $(EXPECTED)
 
 lint: setup

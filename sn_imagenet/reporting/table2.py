@@ -1,8 +1,10 @@
-"""The tables of accuracies: Table 2, other methods (Sec. 4.1), averages (Sec. 2.1), variants."""
+"""The tables of accuracies: Table 2, other methods (Sec. 4.1), averages (Sec. 2.1), and SN - BN
+under changes of the protocol and by network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from sn_imagenet.reporting.accuracy import accuracy_grid, cell_of, difference_marks, minus
 from sn_imagenet.reporting.appendix import appendix_markdown
@@ -21,7 +23,15 @@ from sn_imagenet.reporting.render import (
 )
 from sn_imagenet.reporting.statistics import difference_interval
 from sn_imagenet.reporting.task import Document, Report, Task, task_warnings, tasks_of
-from sn_imagenet.reporting.variants import variants_grid, variants_rows
+from sn_imagenet.reporting.variants import (
+    networks_grid,
+    networks_of,
+    networks_rows,
+    variants_grid,
+    variants_of,
+    variants_rows,
+    variants_warnings,
+)
 from sn_imagenet.runs import Setting
 
 DIFFERENCES = (("gn", "bn"), ("sn", "bn"), ("sn", "gn"))
@@ -86,7 +96,29 @@ def averages(report: Report) -> Document:
 
 def variants(report: Report) -> Document:
     """SN - BN under each change of the protocol among the runs, by how much each moves it."""
-    return _document(report, "Changes of the protocol", [variants_grid], variants_rows)
+    # Without its cells: here runs of one cell that differ are no mistake.
+    tasks = [replace(task, cells={}) for task in tasks_of(report)]
+    warnings = [line for task in tasks for line in variants_warnings(variants_of(task), report)]
+    return _document(
+        report, "Changes of the protocol", [variants_grid], variants_rows, tasks, warnings
+    )
+
+
+def networks(report: Report) -> Document:
+    """SN - BN of each network that was run on a data set, and how far it moves with the network."""
+    tasks: dict[str, Task] = {}
+    for task in tasks_of(report):
+        others = tasks.get(task.data)
+        runs = [*(others.runs if others else ()), *task.runs]
+        models = len({run.cell.model for run in runs})
+        name = task.model if models == 1 else f"{models} networks"
+        tasks[task.data] = replace(task, model=name, cells={}, runs=runs, comparable=False)
+    warnings = [
+        line for task in tasks.values() for line in variants_warnings(networks_of(task), report)
+    ]
+    return _document(
+        report, "Networks", [networks_grid], networks_rows, list(tasks.values()), warnings
+    )
 
 
 def _document(
@@ -94,8 +126,13 @@ def _document(
     title: str,
     grids: Sequence[GridOf],
     rows: Callable[[Task, Report], list[dict[str, object]]],
+    tasks: Sequence[Task] | None = None,
+    warnings: Sequence[str] | None = None,
 ) -> Document:
-    tasks = tasks_of(report)
+    if tasks is None:
+        tasks = tasks_of(report)
+    if warnings is None:
+        warnings = [line for task in tasks for line in task_warnings(task, report)]
     made = {task.title: [g for grid in grids if (g := grid(task, report))] for task in tasks}
     head = f"% {title} of arXiv 1806.10779, reproduced. Needs \\usepackage{{booktabs,graphicx}}."
     csv = [row for task in tasks for row in rows(task, report)]
@@ -113,7 +150,7 @@ def _document(
         latex="\n\n".join([head, *(grid_latex(g) for task in tasks for g in made[task.title])])
         + "\n",
         csv=csv_text(csv) if csv else "",
-        warnings=[line for task in tasks for line in task_warnings(task, report)],
+        warnings=list(warnings),
     )
 
 

@@ -13,7 +13,7 @@ from sn_imagenet.reporting.curves import EPOCH_CHOICES
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import half_up, markdown_table
 from sn_imagenet.reporting.table1 import Count, read_table1, table1
-from sn_imagenet.reporting.table2 import averages, methods, table2, variants
+from sn_imagenet.reporting.table2 import averages, methods, networks, table2, variants
 from sn_imagenet.reporting.task import Document, Report
 from sn_imagenet.runs import (
     FINISHED,
@@ -31,6 +31,7 @@ RUN_TABLES: dict[str, Callable[[Report], Document]] = {
     "methods": methods,
     "averages": averages,
     "variants": variants,
+    "networks": networks,
 }
 TABLES = ("table1", *RUN_TABLES)
 

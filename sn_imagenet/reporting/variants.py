@@ -1,11 +1,13 @@
-"""What moves SN - BN: the runs of one task whose protocol was changed, one change at a time.
+"""What moves SN - BN: a change of the protocol, one at a time, or another network.
 
 The runs of all variants lie below one folder. What they differ in is read from their configs, so a
 variant has no name of its own; the one that most runs share is what the others are compared with.
+Networks are compared with the first of them.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from sn_imagenet.runs import Run, Setting
 
 METHODS = ("bn", "sn")
 _OWN_ARGUMENTS = "norm.args."
+# BN has no lambdas.
+_OF_SN = (_OWN_ARGUMENTS, "protocol.lambda_weight_decay")
 # Chosen by the setting (SN is without BN at one sample): no change of the protocol.
 _CHOSEN = "norm.args.omega"
 BATCH_AVERAGE = "batch_average"
@@ -29,13 +33,14 @@ Changes = Mapping[str, str]  # config key -> value as JSON, of what differs from
 
 @dataclass(frozen=True)
 class Variant:
-    """A change of the protocol at one setting: both methods, and how far SN - BN moves."""
+    """A change of the protocol, or a network, at one setting: both methods, and how far SN - BN
+    moves."""
 
     setting: Setting
     label: str
     bn: Summary
     sn: Summary
-    base: tuple[Summary, Summary] | None  # BN and SN of most runs; None for those themselves
+    base: tuple[Summary, Summary] | None  # BN and SN that it is compared with; None for themselves
 
     @property
     def difference(self) -> Estimate | None:
@@ -44,7 +49,7 @@ class Variant:
 
     @property
     def move(self) -> Estimate | None:
-        """(SN - BN) of the variant minus that of most runs (Welch over the four cells)."""
+        """(SN - BN) of the variant minus that of the base (Welch over the four cells)."""
         if self.base is None:
             return None
         if self.sn is self.base[1]:  # the same runs: they cancel
@@ -56,8 +61,8 @@ class Variant:
 
 def variants_of(task: Task) -> list[Variant]:
     """Those of a task, setting by setting in the paper's order, most runs' own first. A change in
-    SN's arguments alone stands beside the BN of most runs; BN evaluated by the batch average
-    stands beside their SN."""
+    SN's arguments or logits alone stands beside the BN of most runs; BN evaluated by the batch
+    average stands beside their SN."""
     runs = [run for run in task.runs if run.cell.norm in METHODS and run.config]
     changes = _changes(runs)
     found: list[Variant] = []
@@ -71,12 +76,28 @@ def variants_of(task: Task) -> list[Variant]:
         found.append(Variant(setting, "as most runs", *base, None))
         for items, of_variant in sorted(groups.items()):
             bn, sn = (_of_method(of_variant, norm) for norm in METHODS)
-            own = all(key.startswith(_OWN_ARGUMENTS) for key, _ in items)
+            own = all(key.startswith(_OF_SN) for key, _ in items)
             label = ", ".join(f"{key}={value}" for key, value in items)
             found.append(Variant(setting, label, bn if bn.runs or not own else base[0], sn, base))
         by_batch = summarise([r for r in plain if r.cell.norm == "bn"], BATCH_AVERAGE)
         if by_batch.values:
             found.append(Variant(setting, "BN by batch average", by_batch, base[1], base))
+    return found
+
+
+def networks_of(task: Task) -> list[Variant]:
+    """Each network of the task's runs at each setting, in the order of the numbers in their names
+    (``resnet14_mini`` before ``resnet50_mini``), compared with the first."""
+    runs = [run for run in task.runs if run.cell.norm in METHODS]
+    found: list[Variant] = []
+    for setting in in_paper_order({run.cell.setting for run in runs}):
+        base: tuple[Summary, Summary] | None = None
+        at_setting = [run for run in runs if run.cell.setting == setting]
+        for model in sorted({run.cell.model for run in at_setting}, key=_by_number):
+            of_model = [run for run in at_setting if run.cell.model == model]
+            bn, sn = (_of_method(of_model, norm) for norm in METHODS)
+            found.append(Variant(setting, model, bn, sn, base))
+            base = base or (bn, sn)
     return found
 
 
@@ -87,6 +108,61 @@ def variants_grid(task: Task, report: Report) -> Grid | None:
     variants = variants_of(task)
     if len({v.label for v in variants}) < 3:  # BN by batch average is there in any study
         return None
+    return _grid(
+        variants,
+        f"What moves SN-BN on {task.title}: top-1 (%), one change of the protocol a row.",
+        (
+            "As most runs: the protocol that the other rows change in what they name.",
+            _INTERVALS,
+            "A change that concerns SN alone stands beside the BN of the first row, BN by batch "
+            "average beside its SN.",
+        ),
+    )
+
+
+def networks_grid(task: Task, report: Report) -> Grid | None:
+    """SN - BN of each network, and by how much that is another than the first one's; None with a
+    single network."""
+    del report
+    if len({run.cell.model for run in task.runs}) < 2:
+        return None
+    return _grid(networks_of(task), f"SN-BN by network on {task.title}: top-1 (%).", (_INTERVALS,))
+
+
+def variants_rows(task: Task, report: Report) -> list[dict[str, object]]:
+    """The rows of the CSV, in percent."""
+    del report
+    return [_row(task.data, task.model, v, {"change": v.label}) for v in variants_of(task)]
+
+
+def networks_rows(task: Task, report: Report) -> list[dict[str, object]]:
+    """The rows of the CSV, in percent."""
+    del report
+    return [_row(task.data, v.label, v, {}) for v in networks_of(task)]
+
+
+def variants_warnings(variants: Sequence[Variant], report: Report) -> list[str]:
+    """One line for each cell that is not averaged."""
+    first: dict[int, tuple[Variant, Summary]] = {}  # two rows may show one cell
+    for v in variants:
+        for cell in (v.bn, v.sn):
+            if cell.conflict:
+                first.setdefault(id(cell), (v, cell))
+    return [
+        f"{v.label} {v.setting}: not averaged, the runs are not seeds of one experiment: "
+        f"{cell.conflict}: {', '.join(report.folders(cell.runs))}"
+        for v, cell in first.values()
+    ]
+
+
+_INTERVALS = (
+    "Mean ± sample standard deviation (number of seeds). Brackets: Welch's 95 % interval over "
+    "seeds, of SN-BN and of its difference from the first row of its setting; none below two "
+    "seeds. No correction for the number of rows."
+)
+
+
+def _grid(variants: Sequence[Variant], caption: str, notes: tuple[str, ...]) -> Grid:
     rows = []
     for i, variant in enumerate(variants):
         cells = (
@@ -99,38 +175,26 @@ def variants_grid(task: Task, report: Report) -> Grid | None:
         rule = i > 0 and variant.setting != variants[i - 1].setting
         rows.append(Row(variant.label, cells, rule=rule))
     return Grid(
-        caption=f"What moves SN-BN on {task.title}: top-1 (%), one change of the protocol a row.",
+        caption=caption,
         columns=("setting", "BN", "SN", "SN-BN", "moves it by"),
         rows=tuple(rows),
-        notes=(
-            "As most runs: the protocol that the other rows change in what they name.",
-            "Mean ± sample standard deviation (number of seeds). Brackets: Welch's 95 % interval "
-            "over seeds, of SN-BN and of its difference from the first row of its setting; none "
-            "below two seeds. No correction for the number of rows.",
-            "A change of SN's own arguments stands beside the BN of the first row, BN by batch "
-            "average beside its SN.",
-        ),
+        notes=notes,
     )
 
 
-def variants_rows(task: Task, report: Report) -> list[dict[str, object]]:
-    """The rows of the CSV, in percent."""
-    del report
-    return [
-        {
-            "data": task.data,
-            "model": task.model,
-            "setting": v.setting.name,
-            "change": v.label,
-            "bn": rounded(v.bn.mean),
-            "bn_seeds": len(v.bn.values),
-            "sn": rounded(v.sn.mean),
-            "sn_seeds": len(v.sn.values),
-            **_entry("difference", v.difference),
-            **_entry("move", v.move),
-        }
-        for v in variants_of(task)
-    ]
+def _row(data: str, model: str, v: Variant, more: dict[str, object]) -> dict[str, object]:
+    return {
+        "data": data,
+        "model": model,
+        "setting": v.setting.name,
+        **more,
+        "bn": rounded(v.bn.mean),
+        "bn_seeds": len(v.bn.values),
+        "sn": rounded(v.sn.mean),
+        "sn_seeds": len(v.sn.values),
+        **_entry("difference", v.difference),
+        **_entry("move", v.move),
+    }
 
 
 def _changes(runs: Sequence[Run]) -> list[Changes]:
@@ -152,6 +216,10 @@ def _protocol(run: Run) -> dict[str, str]:
         for key, value in experiment(run).items()
         if key != _CHOSEN and (key.startswith(_OWN_ARGUMENTS) or not key.startswith(OF_A_CELL))
     }
+
+
+def _by_number(model: str) -> tuple[list[int], str]:
+    return [int(digits) for digits in re.findall(r"\d+", model)], model
 
 
 def _of_method(runs: Sequence[Run], norm: str) -> Summary:

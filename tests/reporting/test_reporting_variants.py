@@ -39,9 +39,11 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str,
     write(root / "runs", "plain", "sn", SN)
     write(root / "runs", "dropped", "bn", BN_DROPPED, {"protocol.dropout": 0.5})
     write(root / "runs", "dropped", "sn", SN_DROPPED, {"protocol.dropout": 0.5})
+    write(root / "runs", "undecayed", "sn", SN_DROPPED, {"protocol.lambda_weight_decay": 0.0})
     own = {"norm.args": {"omega": ["in", "ln", "bn"], "instance_correction": 1}}
     write(root / "runs", "corrected", "sn", SN_CORRECTED, own)
     written = write_tables(root / "runs", root / "out", PAPER, ["variants"])
+    assert not written.warnings
     with open(root / "out" / "variants.csv", newline="") as file:
         return {row["change"]: row for row in csv.DictReader(file)}, written.markdown
 
@@ -54,9 +56,11 @@ def test_a_row_for_each_change_and_one_for_bns_batch_average(
         "as most runs",
         "norm.args.instance_correction=1",
         "protocol.dropout=0.5",
+        "protocol.lambda_weight_decay=0.0",
         "BN by batch average",
     ]
-    assert "mixed configs" not in markdown.split("###")[0]
+    assert "mixed configs" not in markdown
+    assert "not seeds of one experiment" not in markdown
 
 
 def test_the_move_is_welchs_over_the_four_cells(
@@ -79,5 +83,35 @@ def test_what_two_rows_share_cancels(table: tuple[dict[str, dict[str, str]], str
     assert float(corrected["bn"]) == pytest.approx(fmean(BN))
     welch = stats.ttest_ind(SN_CORRECTED, SN, equal_var=False).confidence_interval()
     assert float(corrected["move_ci95_low"]) == pytest.approx(welch.low, abs=1e-5)
+    undecayed = table[0]["protocol.lambda_weight_decay=0.0"]  # BN has no lambdas
+    assert float(undecayed["bn"]) == pytest.approx(fmean(BN))
+    assert float(undecayed["move"]) == pytest.approx(fmean(SN_DROPPED) - fmean(SN))
     by_batch = table[0]["BN by batch average"]
     assert float(by_batch["move"]) == pytest.approx(-5.0)
+
+
+def test_a_change_whose_runs_are_no_seeds_of_one_experiment_is_not_averaged(tmp_path: Path) -> None:
+    write(tmp_path / "runs", "plain", "bn", BN)
+    write(tmp_path / "runs", "plain", "sn", SN)
+    write(tmp_path / "runs", "again", "sn", SN)
+    written = write_tables(tmp_path / "runs", tmp_path / "out", PAPER, ["variants"])
+    (line,) = written.warnings
+    assert line.startswith("as most runs (8,2): not averaged")
+    assert "seed 0 occurs more than once" in line
+
+
+def test_networks_are_compared_with_the_one_of_the_fewest_layers(tmp_path: Path) -> None:
+    values = {"resnet14_mini": (BN, SN), "resnet101": (BN_DROPPED, SN_DROPPED)}
+    for model, (bn, sn) in values.items():
+        write(tmp_path / "runs", model, "bn", bn, {"model.name": model})
+        write(tmp_path / "runs", model, "sn", sn, {"model.name": model})
+    written = write_tables(tmp_path / "runs", tmp_path / "out", PAPER, ["networks"])
+    assert not written.warnings
+    assert "2 networks" in written.summary
+    with open(tmp_path / "out" / "networks.csv", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["model"], second["model"]) == ("resnet14_mini", "resnet101")
+    assert first["move"] == ""
+    assert float(second["difference"]) == pytest.approx(fmean(SN_DROPPED) - fmean(BN_DROPPED))
+    moved = fmean(SN_DROPPED) - fmean(BN_DROPPED) - fmean(SN) + fmean(BN)
+    assert float(second["move"]) == pytest.approx(moved)
