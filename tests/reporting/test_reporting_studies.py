@@ -24,7 +24,8 @@ each_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.n
 @each_study
 def test_tables_are_made_again_to_the_last_byte(study: Path, tmp_path: Path) -> None:
     tables = [name for name in RUN_TABLES if (study / f"{name}.md").exists()]
-    assert tables
+    if not tables:
+        pytest.skip("a study under way, whose cells are committed as they come")
     write_tables(study / "runs", tmp_path, PAPER, tables)
     for made in tmp_path.iterdir():
         assert made.read_bytes() == (study / made.name).read_bytes(), made.name
