@@ -21,7 +21,8 @@ LOADING = Path(__file__).with_name("loading.py")
 def loading(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A process in a group of its own."""
     process = subprocess.Popen(
-        [sys.executable, str(LOADING), *arguments],
+        # DataLoader warns where the machine has fewer cores than it has workers.
+        [sys.executable, "-W", "ignore", str(LOADING), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -38,10 +39,10 @@ def line_of(process: subprocess.Popen[str]) -> list[str]:
     """A dot, or a loader's name and its workers."""
     assert process.stdout is not None
     words = process.stdout.readline().split()
-    assert words and words[0] in (".", "train", "eval", "calibration"), (
-        f"{words} {process.stdout.read()}"
-    )
-    return words
+    if words and words[0] in (".", "train", "eval", "calibration"):
+        return words
+    process.kill()  # or what it has to say would have no end
+    raise AssertionError(f"{words} {process.stdout.read()}")
 
 
 def lives(pid: int) -> bool:
