@@ -191,7 +191,7 @@ def epoch_rows(
             "epochs": settings["trainer"]["epochs"],
             "val": {"top1": top1 - draw.uniform(0, 8), "statistics": statistics},
         }
-        if calibrated and norm["test_statistics"] == "batch_average":
+        if calibrated and norm["test_statistics"] != "sample":
             row["calibrated"] = {"top1": top1 - draw.uniform(0, 1)}
         if omega:
             row["importance_weights"] = {

@@ -87,8 +87,8 @@ class CalibrationConfig:
 
     ``estimator``: ``mean_of_variances`` averages the minibatches' variances, as the paper says;
     ``population`` is E[mean^2 + var] - E[mean]^2, as the authors' code accumulates. ``every``: the
-    epochs between two calibrated validations in the training of a method that is judged by its
-    batch average (None: none); the weights do not depend on it.
+    epochs between two calibrated validations in the training of a method that stores statistics
+    (None: none); the weights do not depend on it.
     """
 
     samples: Any

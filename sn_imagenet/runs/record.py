@@ -364,7 +364,8 @@ def progress_of(run: Run) -> Progress:
     epochs = mapping(run.config.get("trainer")).get("epochs")
     top1 = run.top1()
     if top1 is None and epoch is not None and run.state != DIVERGED:
-        top1 = mapping(epoch.get("calibrated") or epoch.get("val")).get("top1")
+        own = "calibrated" if run.statistics == "batch_average" else "val"
+        top1 = mapping(epoch.get(own) or epoch.get("val")).get("top1")
     return Progress(
         state=run.state,
         epoch=epoch.get("epoch") if epoch else 0,

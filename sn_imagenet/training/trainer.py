@@ -20,6 +20,7 @@ from sn_imagenet.evaluation import (
     validate_calibrated,
 )
 from sn_imagenet.evaluation.departures import left_out
+from sn_imagenet.evaluation.prepare import stores_statistics
 from sn_imagenet.models import PlacedDropout
 from sn_imagenet.replicas import (
     Placement,
@@ -246,8 +247,8 @@ class Trainer:
     def _calibrates(self) -> bool:
         """Whether the epoch that ends is validated with the batch average too."""
         every = self.config.calibration.every
-        judged_by = self.config.norm.test_statistics
-        return every is not None and judged_by == "batch_average" and (self.epoch + 1) % every == 0
+        has_both = stores_statistics(self.prepared.network)
+        return every is not None and has_both and (self.epoch + 1) % every == 0
 
     def _divergence(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
         return {

@@ -41,14 +41,15 @@ def _check(runs: Path, done: Done, processes: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.slow
+@pytest.mark.parametrize("norm", ["bn", "sn"])
 def test_calibration_in_training_changes_no_bit(
-    sweep_of_one: tuple[Path, Done], tmp_path: Path
+    norm: str, sweep_of_one: tuple[Path, Done], tmp_path: Path
 ) -> None:
     """The same cell once more, calibrated after its epoch: the running statistics are those of the
     training alone, and the calibrated validation is the batch average's.
     """
-    run, other = tmp_path / "run", sweep_of_one[0] / CELL / "sn/8x8/seed0"
-    cell = ("norm=sn", "batch=8x8", *SMALL, "trainer.epochs=1", "trainer.log_every=1")
+    run, other = tmp_path / "run", sweep_of_one[0] / CELL / norm / "8x8/seed0"
+    cell = (f"norm={norm}", "batch=8x8", *SMALL, "trainer.epochs=1", "trainer.log_every=1")
     every = ("calibration.every=1", f"run_dir={run}")
     done = succeeded(train_forked(*cell, *every, folder=tmp_path / "said"))
     ours, theirs = (torch.load(path / "final.pt")["model"] for path in (run, other))

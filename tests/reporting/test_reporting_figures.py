@@ -186,7 +186,7 @@ def test_figure8s_legend_lies_within_it_and_above_the_panels(
         figure = draw_figure8(gather(runs_of(tmp_path))[0])
         figure.canvas.draw()
         legend = figure.legends[0].get_window_extent()
-    assert len(figure.legends[0].get_texts()) == 3
+    assert len(figure.legends[0].get_texts()) == 4
     assert figure.bbox.x0 <= legend.x0 and legend.x1 <= figure.bbox.x1
     assert legend.y1 <= figure.bbox.y1
     for axes in figure.axes:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run_files import config, finished, result, write_run
+from run_files import config, epoch_rows, finished, result, write_run
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.norms.methods import METHODS
@@ -227,6 +227,17 @@ def test_binary_rubbish_is_unreadable(tmp_path: Path) -> None:
     assert read_run(directory).state == UNREADABLE
     (directory / "config.yaml").write_bytes(b"\xff\xfe\x00\x80")
     assert read_run(directory).state == UNREADABLE
+
+
+@pytest.mark.parametrize(("norm", "own"), [("bn", "val"), ("sn", "calibrated"), ("gn", "val")])
+def test_a_run_under_way_shows_the_statistics_that_its_cell_is_judged_by(
+    norm: str, own: str, tmp_path: Path
+) -> None:
+    settings = config(norm, "8x2")
+    rows = epoch_rows(settings, 4, calibrated=True)
+    progress = read_progress(write_run(tmp_path, settings, metrics=rows))
+    assert progress is not None
+    assert progress.top1 == json.loads(rows.splitlines()[-1])[own]["top1"]
 
 
 def test_a_directory_that_is_held_is_running_before_it_has_a_config(tmp_path: Path) -> None:

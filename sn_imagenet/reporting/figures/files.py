@@ -36,7 +36,7 @@ from sn_imagenet.runs import (
 FIGURES: dict[str, tuple[Callable[[FigureData], Figure | None], str]] = {
     "fig1": (draw_figure1, "no finished run"),
     "fig2": (draw_figure2, "no run has finished an epoch"),
-    "fig8": (draw_figure8, "no SN run was calibrated during training (calibration.every=)"),
+    "fig8": (draw_figure8, "no run was calibrated during training (calibration.every=)"),
     "weights": (draw_weights_over_training, "no SN run has finished an epoch"),
 }
 NO_WEIGHTS = "no finished SN run with importance weights"
