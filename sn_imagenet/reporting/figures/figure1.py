@@ -18,7 +18,7 @@ from sn_imagenet.reporting.figures.style import (
 def draw_figure1(data: FigureData) -> Figure | None:
     """Each method's mean over settings with its 95 % interval over seeds, each seed's own value
     as a dot, and the ideal BN: as if it did at every setting what it does at the largest batch
-    that was run, (8,32) in the paper."""
+    that was run, (8,32) in the paper; of one setting there is no ideal."""
     settings = [s for s in data.settings if any(data.cell(n, s).values for n in data.norms)]
     if not settings:
         return None
@@ -51,7 +51,7 @@ def draw_figure1(data: FigureData) -> Figure | None:
             **style,
         )
     of_bn = [s for s in settings if data.cell("bn", s).values]
-    if of_bn:
+    if of_bn and len(settings) > 1:
         ideal = max(of_bn, key=lambda s: (s.samples_per_gpu, s.gpus))
         axes.axhline(
             data.cell("bn", ideal).mean or 0.0,
@@ -60,6 +60,8 @@ def draw_figure1(data: FigureData) -> Figure | None:
             lw=0.9,
             label=f"ideal BN: {ideal}",
         )
+    if len(settings) == 1:
+        axes.set_xlim(-0.6, 0.6)  # or the methods are spread over the whole width
     low, high = axes.get_ylim()
     values = [v for n in drawn for s in settings for v in data.cell(n, s).values]
     # An interval of two seeds is many times wider than the data: it may leave the picture.
