@@ -179,9 +179,8 @@ def _measure_all(args: Namespace, device: torch.device) -> Report:
         raise UserError("--layers, --mini and --resnet50 are all empty: name a batch for one")
     ways = [CLOSED_FORM, AUTOGRAD, *([COMPILED] if args.compile else [])]
     chosen = device, args.repeats, ways, CLOCKS[args.clock]
-    layout = "channels_last" if device.type == "cuda" else "contiguous"
-    steps = [StepKind(r, n, 16, layout, network="resnet50_mini", classes=10) for r, n in args.mini]
-    steps += [StepKind(r, n, 64, layout) for r, n in args.resnet50]
+    steps = [StepKind(r, n, 16, network="resnet50_mini", classes=10) for r, n in args.mini]
+    steps += [StepKind(r, n, 64) for r, n in args.resnet50]
     cases = []
     for method in args.norm:
         for replicas, samples in args.layers:

@@ -15,7 +15,7 @@ import torch
 
 from sn_imagenet.benchmark.compose import composed
 from sn_imagenet.benchmark.contenders import REFERENCE
-from sn_imagenet.benchmark.layers import LAYOUTS, setting
+from sn_imagenet.benchmark.layers import setting
 from sn_imagenet.benchmark.report import Command, Report, aligned
 from sn_imagenet.benchmark.step_contenders import (
     PYTORCH,
@@ -77,7 +77,7 @@ def check(kind: StepKind, modes: Sequence[str], device: torch.device) -> None:
     """Before the minutes that the others take; sets the kind's precision.
 
     Raises:
-        UserError: an unknown network; a mode, a layout or a precision that the device has not.
+        UserError: an unknown network; a mode or a precision that the device has not.
     """
     if kind.network not in MINI_LAYERS and not timm.is_model(kind.network):
         raise UserError(
@@ -87,10 +87,6 @@ def check(kind: StepKind, modes: Sequence[str], device: torch.device) -> None:
     if "graph" in modes and device.type != "cuda":
         raise UserError(
             f"--modes graph: CUDA graphs need a CUDA device, this is {device.type}; leave it out"
-        )
-    if kind.layout != "channels_last" and device.type == "cuda":
-        raise UserError(
-            f"--layout {kind.layout}: training on CUDA is channels_last; leave --layout out"
         )
 
 
@@ -116,7 +112,7 @@ def measure_steps(
         overrides: further ones, as train.py takes them.
 
     Raises:
-        UserError: a mode, a layout, a precision or a choice that there is not.
+        UserError: a mode, a precision or a choice that there is not.
     """
     check(kind, modes, device)
     data = StepData(kind, device)
@@ -239,22 +235,14 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="graph: the whole step in a CUDA graph; compile, reduce-overhead: torch.compile's "
         "modes, minutes each",
     )
-    parser.add_argument(
-        "--layout",
-        nargs="+",
-        choices=LAYOUTS,
-        help="default training's: channels_last on CUDA, contiguous on the CPU",
-    )
     parser.add_argument("--dtype", nargs="+", choices=("fp32", "tf32", "bf16"), default=["fp32"])
     parser.add_argument("--repeats", type=int, default=9, help="rounds; the median counts")
 
 
 def _measure_all(args: Namespace, device: torch.device) -> Report:
-    layouts = args.layout or ["channels_last" if device.type == "cuda" else "contiguous"]
     kinds = [
-        StepKind(replicas, samples, args.image_size, layout, dtype, args.network, args.classes)
+        StepKind(replicas, samples, args.image_size, dtype, args.network, args.classes)
         for dtype in args.dtype
-        for layout in layouts
         for replicas, samples in args.batch
     ]
     for kind in kinds:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sn_imagenet.benchmark.contenders import REFERENCE
-from sn_imagenet.benchmark.layers import LAYOUTS
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.models import build_model
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
@@ -44,7 +43,6 @@ class StepKind:
     replicas: int
     samples: int
     image_size: int
-    layout: str
     dtype: str = "fp32"
     network: str = "resnet50"
     classes: int = 1000
@@ -70,12 +68,11 @@ class StepKind:
         ]
 
     def __str__(self) -> str:
-        size = f"{self.image_size} px"
-        return f"{self.network}, {self.setting} at {size}, {self.layout} {self.dtype}"
+        return f"{self.network}, {self.setting} at {self.image_size} px, {self.dtype}"
 
 
 class StepData:
-    """One batch of noise and random labels, on the device in the kind's layout."""
+    """One batch of noise and random labels, on the device, channels_last as training is."""
 
     def __init__(self, kind: StepKind, device: torch.device) -> None:
         self.kind, self.device = kind, device
@@ -83,12 +80,12 @@ class StepData:
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(kind.total, 3, kind.image_size, kind.image_size, generator=generator)
         labels = torch.randint(kind.classes, (kind.total,), generator=generator)
-        self.images = images.to(device, memory_format=LAYOUTS[kind.layout])
+        self.images = images.to(device, memory_format=torch.channels_last)
         self.labels = labels.to(device)
 
     def place(self, network: nn.Module) -> nn.Module:
-        """``network`` on the device, in the kind's layout, to be trained."""
-        return network.to(self.device).to(memory_format=LAYOUTS[self.kind.layout]).train()
+        """``network`` on the device, channels_last, to be trained."""
+        return network.to(self.device).to(memory_format=torch.channels_last).train()
 
 
 @dataclass(frozen=True)

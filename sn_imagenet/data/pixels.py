@@ -37,18 +37,17 @@ class StoredBatch(NamedTuple):
 class Normalizer:
     """``normalizer(batch)``: float32 [n, 3, S, S], flipped, scaled to [0, 1], shifted and
     normalised by ``data.mean`` and ``data.std``, each value rounded as torchvision's transforms of
-    one image round it. On CUDA the images are channels_last."""
+    one image round it. The images are channels_last."""
 
     def __init__(self, data: DataConfig, device: torch.device) -> None:
         self.mean = torch.tensor(data.mean, device=device)[:, None, None]
         self.std = torch.tensor(data.std, device=device)[:, None, None]
-        self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
     def __call__(self, batch: StoredBatch) -> Tensor:
         stored = batch.images
         if stored.dtype == torch.uint8:
             stored = stored.permute(0, 3, 1, 2)
-        images = torch.empty(stored.shape, device=stored.device, memory_format=self.layout)
+        images = torch.empty(stored.shape, device=stored.device, memory_format=torch.channels_last)
         shifts = None if batch.shifts is None else batch.shifts[:, :, None, None]
         if images.device.type == "cpu":
             # One image after the other, each of which stays in the processor's cache.

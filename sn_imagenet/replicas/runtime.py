@@ -289,10 +289,8 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def to_device(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch's images and labels on ``device``; on CUDA the images are channels_last."""
+    """A batch's images, as channels_last, and labels on ``device``."""
     images, labels = batch
-    if device.type == "cpu":
-        return images, labels
     return (
         images.to(device, non_blocking=True, memory_format=torch.channels_last),
         labels.to(device, non_blocking=True),

@@ -25,7 +25,7 @@ from sn_imagenet.norms import norm_layers
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CPU = torch.device("cpu")
-KIND = StepKind(4, 2, 16, "contiguous", network="resnet14_mini", classes=10)
+KIND = StepKind(4, 2, 16, network="resnet14_mini", classes=10)
 Compose = Callable[..., ExperimentConfig]
 
 
