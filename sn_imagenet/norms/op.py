@@ -55,6 +55,23 @@ class Pooling(ABC):
         parameters need a gradient.
         """
 
+    def apply(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        passes: Backend,
+        relu: bool,
+        parameters: Sequence[Tensor | None],
+    ) -> Tensor:
+        """The op over a :func:`dense` ``x`` and a residual of its layout, to be differentiated.
+
+        ``parameters`` are those whose gradients :meth:`backward` returns, in its order.
+        """
+        if torch.is_grad_enabled():
+            y: Tensor = _Normalize.apply(x, residual, passes, self, relu, *parameters)
+            return y
+        return self.output(x, residual, passes, relu, False)
+
     def output(
         self,
         x: Tensor,
@@ -132,16 +149,10 @@ def apply(
     relu: bool,
     parameters: Sequence[Tensor | None],
 ) -> Tensor:
-    """The op over a :func:`dense` ``x``, with the tables that ``pooling`` makes.
-
-    ``parameters`` are those whose gradients :meth:`Pooling.backward` returns, in its order.
-    """
+    """:meth:`Pooling.apply`, with a ``residual`` of any layout and dtype."""
     if residual is not None:
         residual = like(residual, x)
-    if torch.is_grad_enabled():
-        y: Tensor = _Normalize.apply(x, residual, passes, pooling, relu, *parameters)
-        return y
-    return pooling.output(x, residual, passes, relu, False)
+    return pooling.apply(x, residual, passes, relu, parameters)
 
 
 def needs_formula() -> bool:

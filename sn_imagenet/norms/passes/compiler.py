@@ -1,8 +1,8 @@
 """Builds a C++ source of this package once per machine and loads it.
 
-The sources need no headers but the standard library's, so that a build takes seconds and serves
-every shape, layout and dtype. OpenMP comes from the libgomp that PyTorch has already loaded: one
-pool of threads for both.
+The sources, but for one, need no headers but the standard library's, so that a build takes seconds
+and serves every shape, layout and dtype. OpenMP comes from the libgomp that PyTorch has already
+loaded: one pool of threads for both.
 
 A library runs as the user who loads it, so it is loaded only from a folder and a file that nobody
 else could have written, and only if it is whole: its sha256 stands behind it in the same file,
@@ -49,20 +49,32 @@ class BuildError(Exception):
 
 
 @cache
-def load_library(source: Path) -> ctypes.CDLL | None:
-    """``source``, compiled, or None, said once in the log, where it cannot be built."""
+def load_library(
+    source: Path,
+    *flags: str,
+    instead: str = "uses PyTorch's own operators",
+    slow: bool = False,
+) -> ctypes.CDLL | None:
+    """``source``, compiled, or None, said once in the log, where it cannot be built.
+
+    Args:
+        flags: the compiler's, beside :data:`FLAGS`.
+        instead: what normalisation does without it.
+        slow: it takes too long to be built where it cannot be kept.
+    """
     command = _compiler()
     if not command:
-        LOG.warning("no C++ compiler found: normalisation uses PyTorch's own operators on the CPU")
+        LOG.warning("no C++ compiler found: normalisation %s on the CPU", instead)
         return None
     try:
-        return _load(command, source)
+        return _load([*command, *FLAGS, *flags], source, slow)
     except (OSError, BuildError) as error:
         LOG.warning(
-            "%s cannot build %s (%s): normalisation uses PyTorch's own operators",
+            "%s cannot build %s (%s): normalisation %s",
             shlex.join(command),
             source.name,
             str(error).splitlines()[0],
+            instead,
         )
         return None
 
@@ -75,17 +87,21 @@ def _compiler() -> list[str]:
     return [found] if found else []
 
 
-def _load(command: list[str], source: Path) -> ctypes.CDLL:
+def _load(command: list[str], source: Path, slow: bool) -> ctypes.CDLL:
     name = f"{source.stem}-{_fingerprint(command, source)}.so"
     try:
         library = cache_directory() / name
         if not _is_sound(library):
             with _only_builder(library.parent):
                 if not _is_sound(library):
+                    if slow:
+                        LOG.info("%s is compiled, once: half a minute", source.name)
                     _build(command, source, library)
         return ctypes.CDLL(str(library))
     except OSError as error:
         _say_without_cache(str(error))
+        if slow:
+            raise BuildError("it cannot be kept") from error
     with tempfile.TemporaryDirectory(prefix="sn_imagenet-") as folder:
         library = Path(folder) / name
         _build(command, source, library)
@@ -112,7 +128,7 @@ def _build(command: list[str], source: Path, library: Path) -> None:
     os.close(handle)
     try:
         try:
-            line = [*command, *FLAGS, str(source), "-o", unfinished]
+            line = [*command, str(source), "-o", unfinished]
             subprocess.run(line, check=True, capture_output=True, timeout=TIMEOUT_S)
         except (OSError, subprocess.SubprocessError) as error:
             raise BuildError(str(error)) from error
@@ -164,7 +180,7 @@ def _fingerprint(command: list[str], source: Path) -> str:
     digest = hashlib.sha256(source.read_bytes())
     for header in sorted(source.parent.glob("*.h")):
         digest.update(header.read_bytes())
-    digest.update(repr((command, FLAGS, platform.machine(), _processor())).encode())
+    digest.update(repr((command, platform.machine(), _processor())).encode())
     return digest.hexdigest()[:16]
 
 

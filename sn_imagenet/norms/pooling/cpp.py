@@ -19,6 +19,7 @@ from sn_imagenet.norms.pooling.closed_form import ClosedForm, takes_parameters
 
 SOURCE = Path(__file__).with_name("pooling.cpp")
 LAYER = Path(__file__).with_name("layer.cpp")
+NODE = Path(__file__).with_name("node.cpp")
 
 _POINTER, _DOUBLE, _INT = ctypes.c_void_p, ctypes.c_double, ctypes.c_int
 _SIZES = [_INT, _INT, *[ctypes.c_int64] * 3, _INT, _INT]
@@ -68,10 +69,45 @@ def _calls(dtype: torch.dtype) -> Any:
     return (_POINTER * len(functions))(*(ctypes.cast(f, _POINTER) for f in functions))
 
 
+@cache
+def node() -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """node.cpp's operator, a whole layer as a node of autograd's graph; None where it cannot be
+    built. Builds it on the first call, in half a minute.
+    """
+    torch_folder = Path(torch.__file__).parent
+    library = load_library(
+        NODE,
+        *("-O1", "-std=c++20", f"-I{torch_folder / 'include'}"),
+        f"-I{torch_folder / 'include/torch/csrc/api/include'}",
+        *("-Wl,--no-as-needed", f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"),
+        f"-DBUILT_FOR_TORCH_{torch.__version__.translate(_AS_NAME)}",
+        instead="spends more time in Python",
+        slow=True,
+    )
+    if library is None:
+        return None
+    if not hasattr(torch.ops.sn_imagenet, "mixture"):  # by another copy of this package
+        library.register_operator()
+    operator: Callable[..., tuple[Tensor, Tensor]] = torch.ops.sn_imagenet.mixture.default
+    return operator
+
+
+_AS_NAME = str.maketrans(".+-", "___")
+
+
+@cache
+def _addresses(dtype: torch.dtype) -> tuple[int, ...]:
+    """What :func:`node` calls: :func:`_calls`, and layer.cpp's forward and backward."""
+    functions: list[Any] = [_layer_function(f"mixture_{way}") for way in ("forward", "backward")]
+    of_functions = (ctypes.cast(function, _POINTER).value or 0 for function in functions)
+    return ctypes.addressof(_calls(dtype)), *of_functions
+
+
 class CppTables(ClosedForm):
     """Plain loops over a few thousand numbers: one thread, no operator's overhead.
 
-    Where no rank shares its statistics, one call does the whole of forward, and one of backward.
+    Where no rank shares its statistics, one call does the whole of forward, and one of backward;
+    and where :func:`node` can be built, Python has no part in backward.
     """
 
     passes = CPP
@@ -79,6 +115,32 @@ class CppTables(ClosedForm):
     @staticmethod
     def available() -> bool:
         return load_library(SOURCE) is not None and load_library(LAYER) is not None
+
+    def apply(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        passes: Backend,
+        relu: bool,
+        parameters: Sequence[Tensor | None],
+    ) -> Tensor:
+        operator = None if self.group is not None else node()
+        if operator is None:
+            return super().apply(x, residual, passes, relu, parameters)
+        plan = self.layout
+        y, self.buffer = operator(
+            x,
+            residual,
+            *self.parameters,
+            *(self.stored or (None, None)),
+            plan.numbers,
+            plan.size,
+            plan.replicas,
+            plan.eps,
+            relu,
+            *_addresses(x.dtype),
+        )
+        return y
 
     def output(
         self,

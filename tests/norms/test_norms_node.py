@@ -1,0 +1,104 @@
+"""The compiled node of autograd's graph: what Python's own makes, bit for bit."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d, SwitchNorm2d
+from sn_imagenet.norms.op import Pooling
+from sn_imagenet.norms.pooled import PooledNorm2d
+from sn_imagenet.norms.pooling.cpp import CppTables, node
+
+pytestmark = pytest.mark.skipif(
+    not CppTables.available() or node() is None, reason="no C++ compiler, or no headers of PyTorch"
+)
+METHODS = (BatchNorm2d, InstanceNorm2d, LayerNorm2d, GroupNorm2d, SwitchNorm2d)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+FROZEN = ("none", "x", "weight", "bias", "logits", "all parameters", "one logit")
+
+
+def made(
+    method: type[PooledNorm2d],
+    relu: bool,
+    behind: bool,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    training: bool = True,
+    frozen: str = "none",
+    affine: bool = True,
+) -> list[Tensor | None]:
+    """Output, gradients and running statistics of a layer."""
+    torch.manual_seed(0)
+    layer = method(8, affine=affine).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    layer.relu, layer.replicas = relu, 4
+    layer.train(training)
+    for name, parameter in layer.named_parameters():
+        one = frozen == "one logit" and name == "mean_weight"
+        logits = frozen == "logits" and name in ("mean_weight", "var_weight")
+        parameter.requires_grad_(not (one or logits or frozen in (name, "all parameters")))
+    x = torch.randn(8, 8, 5, 3).to(dtype).to(memory_format=layout).requires_grad_(frozen != "x")
+    residual = torch.randn(8, 8, 5, 3).to(dtype).requires_grad_() if behind else None
+    y = layer(x, residual)
+    if y.requires_grad:
+        (y * torch.arange(y.numel()).view_as(y).cos()).sum().backward()
+    inputs = [x, *([] if residual is None else [residual]), *layer.parameters()]
+    return [y.detach(), *(i.grad for i in inputs), *layer.buffers()]
+
+
+def assert_same(monkeypatch: pytest.MonkeyPatch, *arguments: object, **others: object) -> None:
+    ours = made(*arguments, **others)  # type: ignore[arg-type]
+    with monkeypatch.context() as patched:
+        patched.setattr(CppTables, "apply", Pooling.apply)
+        theirs = made(*arguments, **others)  # type: ignore[arg-type]
+    for our, their in zip(ours, theirs, strict=True):
+        assert (our is None) == (their is None)
+        assert our is None or their is None or torch.equal(our, their)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("relu", "behind"), product((False, True), repeat=2))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_same_bits(
+    method: type[PooledNorm2d],
+    relu: bool,
+    behind: bool,
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for training in (True, False):
+        assert_same(monkeypatch, method, relu, behind, dtype, layout, training)
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+def test_the_same_bits_where_not_all_is_differentiated(
+    frozen: str, behind: bool, affine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = SwitchNorm2d, True, behind, torch.float32, torch.channels_last
+    assert_same(monkeypatch, *some, frozen=frozen, affine=affine)
+
+
+def test_a_weight_that_changed_since_is_refused() -> None:
+    layer = SwitchNorm2d(4)
+    y = layer(torch.randn(2, 4, 3, 3, requires_grad=True))
+    assert y.grad_fn is not None and "Mixture" in y.grad_fn.name()
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_nothing_is_recorded_without_gradients() -> None:
+    with torch.no_grad():
+        assert not SwitchNorm2d(4)(torch.randn(2, 4, 3, 3)).requires_grad
