@@ -88,7 +88,7 @@ def test_pooling_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (report["benchmark"], report["clock"]) == ("pooling", "cpu")
     assert [case["title"] for case in report["cases"]] == [
         "layer 2048x7x7, N=2x1 contiguous fp32",
-        "step resnet50_mini, (2,1) at 16 px, contiguous fp32",
+        "step resnet50_mini, (2,1) at 16 px, fp32",
     ]
     for case in report["cases"]:
         assert set(case["seconds"]) == set(case["ratios"]) == {CLOSED_FORM, AUTOGRAD}
