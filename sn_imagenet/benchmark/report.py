@@ -16,7 +16,7 @@ import torch
 
 from sn_imagenet.benchmark.contenders import REFERENCE
 
-VERSION = 3
+VERSION = 4
 """Of the JSON's form; since 3 a case of a step has a title, and a setting in place of a batch."""
 
 
