@@ -232,7 +232,7 @@ def test_norms_writes_its_report(tmp_path: Path) -> None:
     result = run_script("norms", *chosen, "--json", str(out), "--plot", str(plot))
     assert result.returncode == 0, result.stderr
     report = json.loads(out.read_text())
-    assert report["version"] == 3 and report["machine"]["threads"] == 1
+    assert report["version"] == 4 and report["machine"]["threads"] == 1
     shapes = [c["shape"] for c in report["cases"]]
     assert shapes == 2 * [[64, 112, 112], [2048, 7, 7]]
     assert set(report["geometric_means"]) == {
