@@ -17,8 +17,8 @@ import torch
 from sn_imagenet.benchmark.contenders import REFERENCE
 
 VERSION = 4
-"""Of the JSON's form; since 3 a case of a step has a title, and a setting in place of a batch; since
-4 no layout."""
+"""Of the JSON's form; since 3 a case of a step has a title, and a setting in place of a batch,
+since 4 no layout."""
 
 
 @dataclass(frozen=True)
