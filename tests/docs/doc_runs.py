@@ -86,6 +86,8 @@ def _downloads(arguments: list[str]) -> bool:
 
 def _python(arguments: list[str], variables: dict[str, str], place: Place) -> str:
     script, *rest = arguments
+    if arguments == ["-m", "sn_imagenet.norms"]:
+        return _run(1, "sn_imagenet/norms/__main__.py", [], variables, place)
     if script not in SCRIPTS:
         raise UnknownCommandError(f"python {script}")
     return _run(1, script, SCRIPTS[script](rest), variables, place)
