@@ -157,7 +157,7 @@ class KeptStatistics:
         ]
 
     def keep(self, step: int) -> None:
-        """Copy them as they are after the forward pass of ``step``."""
+        """Copy them as they are before the forward pass of ``step``."""
         for copies, group in zip(self._copies[step % len(self._copies)], self._groups, strict=True):
             torch._foreach_copy_(copies, group)
 

@@ -87,8 +87,7 @@ class Stepper:
         self._prepare_optimizer()
         # 1 from the first loss on that is not finite, else 0: fused SGD skips at exactly 1.
         self._broken = torch.zeros((), device=device)
-        depth = IN_FLIGHT[device.type]
-        self._kept = KeptStatistics(network, depth + 1) if depth else None
+        self._kept = KeptStatistics(network, IN_FLIGHT[device.type] + 1)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
 
     def gradients(
@@ -106,6 +105,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         if self._compiled is not None:
             self._compiled.begin_step()
+        self._kept.keep(step)
         images, labels = to_device((images, labels), self.device)
         # Sum of losses and number of correct samples, over passes and then over ranks; flags.
         totals = torch.tensor([0.0, 0.0, *flags], dtype=torch.float64)
@@ -125,8 +125,6 @@ class Stepper:
             totals[1] += correct_counts(logits.detach(), part.labels)[0]
         sum_over_ranks(totals)
         self._broken = torch.maximum(self._broken, (~totals[0].isfinite()).to(self._broken.dtype))
-        if self._kept is not None:
-            self._kept.keep(step)
         return LaunchedStep(step, totals, self._total)
 
     def rehearse(self, image_size: int, samples: int) -> None:
@@ -162,11 +160,10 @@ class Stepper:
         self.scaler.update()
 
     def rewind(self, step: int) -> None:
-        """Forget what the forward passes after that of ``step``, whose loss was not finite, did to
-        the running statistics.
+        """Forget what the forward passes of ``step``, whose loss was not finite, and of those after
+        it did to the running statistics.
         """
-        if self._kept is not None:
-            self._kept.restore(step)
+        self._kept.restore(step)
 
     def weights_are_finite(self) -> bool:
         """Whether every parameter is finite; the same on every rank."""

@@ -208,7 +208,7 @@ class Trainer:
         self.recorder.step(outcome, self.epoch + 1, outcome.step + 1, self.lr)
 
     def _diverged_at(self, outcome: StepOutcome) -> dict[str, Any]:
-        """End with all as it was before the update of the step of ``outcome``."""
+        """End with all as it was before the step of ``outcome``."""
         self.in_flight.forget()
         self.stepper.rewind(outcome.step)
         self.step_in_epoch -= self.step - outcome.step
