@@ -40,7 +40,6 @@ def _check(runs: Path, done: Done, processes: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["bn", "sn"])
 def test_calibration_in_training_changes_no_bit(
     norm: str, sweep_of_one: tuple[Path, Done], tmp_path: Path
