@@ -73,15 +73,17 @@ def fig7(
 
 def randomize(layer: torch.nn.Module, seed: int = 0) -> None:
     """Give every parameter of a layer a value that no symmetry hides."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     with torch.no_grad():
         for parameter in layer.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            noise = torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64, device="cpu"
+            )
             parameter.copy_(1 + 0.5 * noise)
 
 
 def gradients(y: Tensor, inputs: Sequence[Tensor], seed: int = 1) -> tuple[Tensor, ...]:
     """Gradients of sum(y * d) for a fixed random d of y's shape."""
-    generator = torch.Generator().manual_seed(seed)
-    direction = torch.randn(y.shape, generator=generator, dtype=torch.float64)
-    return torch.autograd.grad(y, inputs, direction.to(y.dtype))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    direction = torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu")
+    return torch.autograd.grad(y, inputs, direction.to(y))

@@ -30,7 +30,7 @@ KERNELS = {
 PASSES = [name for name in KERNELS if not name.startswith("pool_")]
 ACTIVATIONS = {"x", "y", "grad", "dx", "residual", "gated"}
 SIZES = {"channels", "area", "per_split", "tables", "splits", "rows", "replicas", "groups"}
-SIZES |= {"programs"}
+SIZES |= {"programs", "entries"}
 SIZES |= {"blocks_c", "stride_n", "stride_c", "stride_p", "weights_at", "ln_at", "gn_at", "bn_at"}
 # Omega by places: where each member stands, -1 if it does not.
 MIXTURES = {
@@ -66,6 +66,8 @@ def compile_for(
             signature[name], constexprs[name] = "constexpr", 1
         elif name in SIZES:
             signature[name] = "i32"
+        elif name in ("momentum", "unbias"):
+            signature[name] = "fp32"
         else:
             signature[name] = f"*{activation if name in ACTIVATIONS else 'fp32'}"
     source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=constexprs)

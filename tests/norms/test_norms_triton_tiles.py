@@ -122,7 +122,7 @@ def test_deterministic_algorithms_take_the_first() -> None:
 def test_every_pixel_is_in_one_tile(shape: tuple[int, ...], rows: bool, tile: Tile) -> None:
     tiles = Launch(torch.Size(shape), rows, tile)
     n, channels, height, width = shape
-    (programs,), (pieces,) = tiles.elementwise_grid, tiles.reduction_grid
+    programs, pieces = tiles.elementwise_programs, tiles.reduction_programs
     assert tiles.bc * tiles.bp <= tile.elements
     assert programs == n * -(-channels // tiles.bc) * -(-height * width // tiles.bp) < 2**31
     assert tiles.per_split % tiles.bp == 0 and pieces == tiles.programs * tiles.splits

@@ -11,17 +11,16 @@ BN's.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from sn_imagenet.norms.passes import triton_launch
 from sn_imagenet.norms.passes.tables import Affine, Gate, like, statistics_dtype
-from sn_imagenet.norms.passes.triton_tiles import Launch, Tile, Tuner, launch
+from sn_imagenet.norms.passes.triton_tiles import Tile, Tuner, launch
 
 JOIN_BLOCK = 128
 TUNER = Tuner()
@@ -47,19 +46,6 @@ def supports(x: Tensor) -> bool:
     )
 
 
-def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-
-
-def _reduction(tiles: Launch) -> tuple[int, ...]:
-    sizes = (tiles.programs, tiles.channels, tiles.area, tiles.per_split, tiles.tables)
-    return (*sizes, tiles.blocks_c, *tiles.strides)
-
-
-def _elementwise(tiles: Launch) -> tuple[int, ...]:
-    return (tiles.programs, tiles.channels, tiles.area, tiles.blocks_c, *tiles.strides)
-
-
 class TritonBackend:
     """Both memory layouts; fp32, fp16, bf16 and fp64; statistics and sums in fp32 or fp64."""
 
@@ -80,24 +66,23 @@ class TritonBackend:
             means, squares, split = mean, var, tiles.splits > 1
             if split:
                 means, squares = mean.new_empty((2, tiles.splits, tiles.tables)).unbind()
-            kernels.moments_kernel[tiles.reduction_grid](
-                x, means, squares, *_reduction(tiles), **tiles.blocks
+            triton_launch.call(
+                kernels.moments_kernel,
+                tiles.reduction_programs,
+                (x, means, squares),
+                tiles.reduction,
+                tiles.blocks,
             )
             if split:
-                kernels.join_moments_kernel[(-(-tiles.tables // JOIN_BLOCK),)](
-                    means,
-                    squares,
-                    mean,
-                    var,
-                    tiles.area,
-                    tiles.per_split,
-                    tiles.tables,
-                    tiles.splits,
-                    BLOCK=JOIN_BLOCK,
+                triton_launch.call(
+                    kernels.join_moments_kernel,
+                    -(-tiles.tables // JOIN_BLOCK),
+                    (means, squares, mean, var),
+                    (tiles.area, tiles.per_split, tiles.tables, tiles.splits),
+                    {"BLOCK": JOIN_BLOCK},
                 )
 
-        with on_device(x):
-            run(TUNER.tile("moments", x, run))
+        run(TUNER.tile("moments", x, run))
 
     def affine(
         self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
@@ -111,12 +96,15 @@ class TritonBackend:
 
         def run(tile: Tile) -> None:
             tiles = launch(x, tile)
-            kernels.affine_kernel[tiles.elementwise_grid](
-                x, *maps, added, y, *_elementwise(tiles), **flags, **tiles.blocks
+            triton_launch.call(
+                kernels.affine_kernel,
+                tiles.elementwise_programs,
+                (x, *maps, added, y),
+                tiles.elementwise,
+                {**flags, **tiles.blocks},
             )
 
-        with on_device(x):
-            run(TUNER.tile("affine", x, run))
+        run(TUNER.tile("affine", x, run))
         return y
 
     def gradient_sums(
@@ -133,14 +121,16 @@ class TritonBackend:
         def run(tile: Tile) -> Tensor:
             tiles = launch(x, tile)
             both = mean.new_empty((2, tiles.splits, tiles.tables))
-            pointers: tuple[Any, ...] = (grad, x, mean, *both.unbind(), center, scale, shift)
-            kernels.gradient_sums_kernel[tiles.reduction_grid](
-                *pointers, y, through, *_reduction(tiles), GATE=kind, **tiles.blocks
+            triton_launch.call(
+                kernels.gradient_sums_kernel,
+                tiles.reduction_programs,
+                (grad, x, mean, *both.unbind(), center, scale, shift, y, through),
+                tiles.reduction,
+                {"GATE": kind, **tiles.blocks},
             )
             return both.squeeze(1) if tiles.splits == 1 else both.sum(dim=1)
 
-        with on_device(x):
-            both = run(TUNER.tile("gradient_sums", x, run))
+        both = run(TUNER.tile("gradient_sums", x, run))
         return both.view(2, *x.shape[:2]), through
 
     def input_gradient(
@@ -161,20 +151,15 @@ class TritonBackend:
 
         def run(tile: Tile) -> None:
             tiles = launch(x, tile)
-            kernels.input_gradient_kernel[tiles.elementwise_grid](
-                grad,
-                x,
-                *tables,
-                center,
-                shift,
-                dx,
-                *_elementwise(tiles),
-                GATE=int(gate is not None),
-                **tiles.blocks,
+            triton_launch.call(
+                kernels.input_gradient_kernel,
+                tiles.elementwise_programs,
+                (grad, x, *tables, center, shift, dx),
+                tiles.elementwise,
+                {"GATE": int(gate is not None), **tiles.blocks},
             )
 
-        with on_device(x):
-            run(TUNER.tile("input_gradient", x, run))
+        run(TUNER.tile("input_gradient", x, run))
         return dx
 
 

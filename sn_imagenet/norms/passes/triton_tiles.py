@@ -76,8 +76,12 @@ class Launch:
         self.per_split = -(-blocks_p // wanted) * self.bp
         self.splits = -(-self.area // self.per_split)
         # One axis: CUDA's others end at 65535, and a large image has more tiles than that.
-        self.reduction_grid = (self.programs * self.splits,)
-        self.elementwise_grid = (self.programs * blocks_p,)
+        self.reduction_programs = self.programs * self.splits
+        self.elementwise_programs = self.programs * blocks_p
+        # What the kernels of either kind take beside tensors.
+        sizes, places = (self.programs, self.channels, self.area), (self.blocks_c, *self.strides)
+        self.reduction = (*sizes, self.per_split, self.tables, *places)
+        self.elementwise = (*sizes, *places)
         self.blocks = {"BC": self.bc, "BP": self.bp, "num_warps": tile.num_warps}
 
 

@@ -193,3 +193,25 @@ def pool_coefficients_kernel(
     tl.store(buffer + 3 * table + at, scale, mask=mask)
     tl.store(buffer + 4 * table + at, offset, mask=mask)
     tl.store(buffer + 5 * table + at, rstd, mask=mask)
+
+
+@triton.jit
+def pool_running_kernel(
+    running_mean, running_var, buffer, bn_at, entries, channels, momentum, unbias,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The running statistics, moved towards the first replica's as torch.lerp does it."""
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = c < channels
+    mean = tl.load(buffer + bn_at + c, mask=mask, other=0.0)
+    var = tl.load(buffer + bn_at + entries + c, mask=mask, other=0.0) * unbias
+    old = tl.load(running_mean + c, mask=mask, other=0.0)
+    tl.store(running_mean + c, _lerp(old, mean, momentum), mask=mask)
+    old = tl.load(running_var + c, mask=mask, other=0.0)
+    tl.store(running_var + c, _lerp(old, var, momentum), mask=mask)
+
+
+@triton.jit
+def _lerp(start, end, weight):
+    near_end = end - (end - start) * (1.0 - weight)
+    return tl.where(weight < 0.5, start + weight * (end - start), near_end)

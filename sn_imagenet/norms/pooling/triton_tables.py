@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from sn_imagenet.norms.passes import TRITON
-from sn_imagenet.norms.passes.triton_backend import on_device
-from sn_imagenet.norms.pooling.closed_form import MEMBERS, ClosedForm
+from sn_imagenet.norms.moments import Statistics
+from sn_imagenet.norms.passes import TRITON, triton_launch
+from sn_imagenet.norms.pooling.closed_form import MEMBERS, ClosedForm, takes_parameters
 
 # Entries of a table row per program; samples of a column at a time. 2048 elements as in the
 # passes, of two tables at once in backward. Not timed: the tables are small.
@@ -55,43 +56,41 @@ class TritonTables(ClosedForm):
         if not programs:
             return
         stored_mean, stored_var = self.stored or (self.buffer, self.buffer)
-        with on_device(self.buffer):
-            kernels.pool_statistics_kernel[(programs,)](
-                self.buffer,
-                stored_mean,
-                stored_var,
-                *plan.sizes,
-                *self._at,
-                LN_K=places["LN_K"],
-                GN_K=places["GN_K"],
-                STORED=self.stored is not None,
-                BLOCK=_ROW_BLOCK,
-                ROWS=_COLUMN_ROWS,
-            )
+        triton_launch.call(
+            kernels.pool_statistics_kernel,
+            programs,
+            (self.buffer, stored_mean, stored_var),
+            (*plan.sizes, *self._at),
+            {
+                "LN_K": places["LN_K"],
+                "GN_K": places["GN_K"],
+                "STORED": self.stored is not None,
+                "BLOCK": _ROW_BLOCK,
+                "ROWS": _COLUMN_ROWS,
+            },
+        )
 
     def _pool_coefficients(self) -> None:
         from sn_imagenet.norms.pooling import triton_forward as kernels
 
         plan = self.layout
         weight, bias, mean_logits, var_logits = self.parameters
-        with on_device(self.buffer):
-            kernels.pool_coefficients_kernel[(plan.rows * self._blocks,)](
-                self.buffer,
-                _or(mean_logits, self.buffer),
-                _or(var_logits, self.buffer),
-                _or(weight, self.buffer),
-                _or(bias, self.buffer),
-                *plan.sizes,
-                plan.weights,
-                *self._at,
-                COUNT=plan.count,
+        parameters = (mean_logits, var_logits, weight, bias)
+        triton_launch.call(
+            kernels.pool_coefficients_kernel,
+            plan.rows * self._blocks,
+            (self.buffer, *(_or(parameter, self.buffer) for parameter in parameters)),
+            (*plan.sizes, plan.weights, *self._at),
+            {
+                "COUNT": plan.count,
                 **self._places,
-                LOGITS=mean_logits is not None,
-                GAMMA=weight is not None,
-                BETA=bias is not None,
-                EPS=plan.eps,
-                BLOCK=_ROW_BLOCK,
-            )
+                "LOGITS": mean_logits is not None,
+                "GAMMA": weight is not None,
+                "BETA": bias is not None,
+                "EPS": plan.eps,
+                "BLOCK": _ROW_BLOCK,
+            },
+        )
 
     def _pool_gradient_sums(self, sums: Tensor, wanted: Sequence[bool]) -> tuple[_Sums, Tensor]:
         from sn_imagenet.norms.pooling import triton_backward as kernels
@@ -107,15 +106,18 @@ class TritonTables(ClosedForm):
             wanted[2] or wanted[3],
         )
         programs = rows + rows * groups * (gn >= 0) + replicas * self._blocks
-        with on_device(self.buffer):
-            kernels.pool_gradient_sums_kernel[(programs,)](
-                *self._inputs(scratch),
-                *plan.sizes,
-                GN_K=gn,
-                ROWS=_COLUMN_ROWS,
-                GAMMA=self.parameters.weight is not None,
-                BLOCK=_ROW_BLOCK,
-            )
+        triton_launch.call(
+            kernels.pool_gradient_sums_kernel,
+            programs,
+            self._inputs(scratch),
+            plan.sizes,
+            {
+                "GN_K": gn,
+                "ROWS": _COLUMN_ROWS,
+                "GAMMA": self.parameters.weight is not None,
+                "BLOCK": _ROW_BLOCK,
+            },
+        )
         return scratch, scratch.columns[:2]
 
     def _pool_gradient(
@@ -127,29 +129,48 @@ class TritonTables(ClosedForm):
         new = self.buffer.new_empty
         b, c = new((2, plan.rows, plan.channels)).unbind()
         logits = new((2, plan.count))
-        with on_device(self.buffer):
-            kernels.pool_gradient_kernel[(plan.rows * self._blocks + 1,)](
-                *self._inputs(scratch),
-                batch,
-                b,
-                c,
-                logits,
-                plan.area,
-                *plan.sizes,
-                plan.weights,
-                *self._at,
-                COUNT=plan.count,
+        triton_launch.call(
+            kernels.pool_gradient_kernel,
+            plan.rows * self._blocks + 1,
+            (*self._inputs(scratch), batch, b, c, logits),
+            (plan.area, *plan.sizes, plan.weights, *self._at),
+            {
+                "COUNT": plan.count,
                 **self._places,
-                STORED=self.stored is not None,
-                LOGITS=scratch.want_logits,
-                GAMMA=self.parameters.weight is not None,
-                BLOCK=_ROW_BLOCK,
-            )
+                "STORED": self.stored is not None,
+                "LOGITS": scratch.want_logits,
+                "GAMMA": self.parameters.weight is not None,
+                "BLOCK": _ROW_BLOCK,
+            },
+        )
         affine = scratch.columns[2:]
         affine = affine[:, 0] if plan.replicas == 1 else affine.sum(dim=1)
         return b, c, [*affine.unbind(), *logits.unbind()]
 
-    def _inputs(self, scratch: _Sums) -> tuple[Any, ...]:
+    def update_running(self, running: Statistics, momentum: float | Tensor, unbias: float) -> None:
+        from sn_imagenet.norms.pooling import triton_forward as kernels
+
+        # A kernel takes numbers in fp32.
+        fp32 = self.buffer.dtype == torch.float32 and takes_parameters(self.buffer, running)
+        if isinstance(momentum, Tensor) or not fp32:
+            super().update_running(running, momentum, unbias)
+            return
+        plan = self.layout
+        triton_launch.call(
+            kernels.pool_running_kernel,
+            self._blocks,
+            (*running, self.buffer),
+            (
+                plan.member_at["bn"],
+                plan.replicas * plan.channels,
+                plan.channels,
+                float(momentum),
+                float(unbias),
+            ),
+            {"BLOCK": _ROW_BLOCK},
+        )
+
+    def _inputs(self, scratch: _Sums) -> tuple[Tensor, ...]:
         sums = (scratch.rows, scratch.groups, scratch.columns)
         weight = _or(self.parameters.weight, self.buffer)
         return self.buffer, scratch.pixels, weight, *sums
