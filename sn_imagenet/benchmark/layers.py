@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -19,7 +20,8 @@ from sn_imagenet.benchmark.contenders import (
     residual_contenders,
 )
 from sn_imagenet.benchmark.report import Command, Report, aligned
-from sn_imagenet.benchmark.timing import StorageLog, alternate, geometric_mean
+from sn_imagenet.benchmark.timing import StorageLog, alternate, captured, geometric_mean
+from sn_imagenet.errors import UserError
 from sn_imagenet.norms.passes import select_backend
 
 SHAPES = (
@@ -117,10 +119,12 @@ def measure(
     repeats: int,
     compiled: bool = False,
     residual: bool = False,
+    graph: bool = False,
 ) -> Case:
     """Time every contender on one random activation [kind.total, *shape] and one gradient of it.
 
-    Every call makes the output and the gradients of x and of all parameters anew.
+    Every call makes the output and the gradients of x and of all parameters anew; with ``graph``
+    as a CUDA graph, whose time is the device's alone.
     """
     torch.manual_seed(0)
     memory_format = LAYOUTS[kind.layout]
@@ -141,6 +145,10 @@ def measure(
     calls = {name: _step(contender.layer, x, grad) for name, contender in layers.items()}
     calls[COPY] = x.detach().clone
     around = {name: contender.around for name, contender in layers.items()}
+    if graph:
+        for name, call in calls.items():
+            with around.get(name, nullcontext)():
+                calls[name] = captured(call, device)
     return Case(
         kind,
         shape,
@@ -235,12 +243,21 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--residual", action="store_true", help="the end of a residual block too: add and ReLU"
     )
+    parser.add_argument(
+        "--graph",
+        action="store_true",
+        help="each call as a CUDA graph: the device's time, without the host's",
+    )
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--repeats", type=int, default=9, help="rounds; the median counts")
 
 
 def _measure_all(args: Namespace, device: torch.device) -> Report:
+    if args.graph and (device.type != "cuda" or args.compile):
+        raise UserError(
+            f"--graph: needs a CUDA device, this is {device.type}, and no --compile; leave it out"
+        )
     cases = []
     for replicas, samples in args.samples:
         for dtype in args.dtype:
@@ -248,12 +265,13 @@ def _measure_all(args: Namespace, device: torch.device) -> Report:
                 kind = Kind(samples, layout, dtype, replicas)
                 for shape in SHAPES[:: args.every]:
                     print(f"{kind} {shape}", file=sys.stderr)
-                    others = args.compile, args.residual
+                    others = args.compile, args.residual, args.graph
                     cases.append(measure(kind, shape, device, args.repeats, *others))
     means = geometric_means(cases)
     facts = {
         "repeats": args.repeats,
         "reference": REFERENCE,
+        "graph": args.graph,
         "geometric_means": means,
         "cases": [case.as_dict() for case in cases],
     }

@@ -25,7 +25,7 @@ from sn_imagenet.benchmark.step_contenders import (
     timm_step,
     trainer_step,
 )
-from sn_imagenet.benchmark.timing import StorageLog, alternate
+from sn_imagenet.benchmark.timing import StorageLog, alternate, captured
 from sn_imagenet.errors import UserError
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.replicas import set_precision
@@ -38,8 +38,6 @@ MODES = {
 }
 """How a step runs: as it is, whole in a CUDA graph, or under torch.compile in the mode of that
 name, timm's network as a whole and the trainer's by its blocks."""
-
-_CAPTURE_WARM_UP = 3
 
 
 @dataclass
@@ -126,7 +124,7 @@ def measure_steps(
             if mode == "eager":
                 case.kept[name] = _kept(contender)
             graph = mode == "graph"
-            steps[name] = _captured(contender.step, device) if graph else contender.step
+            steps[name] = captured(contender.step, device) if graph else contender.step
             if cuda:
                 case.peak_memory[name] = _peak(steps[name], device) - before
     case.seconds = alternate(steps, repeats, device)
@@ -153,21 +151,6 @@ def _contenders(
             each = composed(configs, [*chosen, "trainer.replicas_per_pass=1"])
             makers[f"{name} in {kind.replicas} passes"] = partial(trainer_step, each, data)
     return makers
-
-
-def _captured(step: Callable[[], None], device: torch.device) -> Callable[[], object]:
-    """The step as one CUDA graph: a replay launches all of its kernels at once."""
-    # On a stream of its own first, as capture demands: cuDNN chooses, Triton tunes, SGD allocates.
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(_CAPTURE_WARM_UP):
-            step()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
 
 
 def _kept(contender: StepContender) -> int:
