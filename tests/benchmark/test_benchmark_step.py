@@ -12,6 +12,7 @@ from torch import nn
 
 from sn_imagenet.benchmark.command import run
 from sn_imagenet.benchmark.contenders import REFERENCE
+from sn_imagenet.benchmark.report import VERSION
 from sn_imagenet.benchmark.step_contenders import (
     PYTORCH,
     StepContender,
@@ -80,7 +81,11 @@ def test_step_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[st
     chosen += ["--image-size", "16", "--repeats", "1", "--device", "cpu"]
     assert run("", CONFIGS, ["step", *chosen, "--json", str(out), "--plot", str(plot)]) == 0
     report = json.loads(out.read_text())
-    assert (report["version"], report["benchmark"], report["reference"]) == (3, "step", REFERENCE)
+    assert (report["version"], report["benchmark"], report["reference"]) == (
+        VERSION,
+        "step",
+        REFERENCE,
+    )
     one, several = report["cases"]
     for case, ours in (
         (one, {"BN", "GN", "SN"}),

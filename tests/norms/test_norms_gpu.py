@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from sn_imagenet.benchmark.contenders import REFERENCE, SYNC, SyncKernels, conte
 from sn_imagenet.benchmark.layers import Kind, measure
 from sn_imagenet.benchmark.step import MODES, measure_steps
 from sn_imagenet.benchmark.step_contenders import StepKind
+from sn_imagenet.benchmark.timing import captured
 from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, PooledNorm2d, SwitchNorm2d, set_replicas
 from sn_imagenet.norms.passes import select_backend
 
@@ -206,6 +208,17 @@ def test_the_benchmarks_layers() -> None:
             assert case.backend == "triton" and case.kept["SN"] < 1.05
     names = contenders(torch.empty(2, 64, 4, 4, device=CUDA))
     assert f"{REFERENCE} (cuDNN)" in names and f"{REFERENCE} (native)" in names
+
+
+def test_a_captured_call_keeps_what_it_reads() -> None:
+    read, out = torch.full((1 << 20,), 3.0, device=CUDA), torch.zeros(1 << 20, device=CUDA)
+    replay = captured(partial(torch.add, read, 1, out=out), CUDA)
+    del read
+    torch.cuda.empty_cache()
+    others = [torch.full((1 << 20,), 7.0, device=CUDA) for _ in range(8)]
+    out.zero_()
+    replay()
+    assert bool((out == 4).all()) and len(others) == 8
 
 
 def test_the_benchmarks_steps() -> None:
