@@ -9,7 +9,7 @@ ResNet-50's step on 64 px at (8,2) takes it 1.16 (SN) and 1.04 times (BN); a lay
 0.97 to 1.77 times, the more the smaller its maps: there the walk over the tables costs more than
 the passes. Compiled by torch.compile, measured for SN's step at (8,2) alone, it took 1.78 times as
 long where eager autograd took 1.75 (closed_form_cpu_compiled.json). Two threads: not measured. On
-CUDA, where nothing was timed, the closed form takes four launches per layer, autograd 81 of
+CUDA, where the two were not timed, the closed form takes four launches per layer, autograd 81 of
 PyTorch's operators with SN and 33 with BN (counted by tests/norms/triton_cases.py).
 """
 
