@@ -51,12 +51,15 @@ study-sensitivity: setup
 	$(SENSITIVITY) norm=sn +norm.args.instance_correction=1 runs_dir=results/sensitivity/runs/correction
 	$(BIN)/python scripts/make_tables.py --runs results/sensitivity/runs --out results/sensitivity --only variants
 
-# The figures, the verdicts, the tables and the report of the runs of results/OF.
+# The figures, the verdicts, the tables and the report of the runs of results/OF. The figures take
+# longest and are drawn beside the others.
+FROM_TO = --runs results/$(OF)/runs --out results/$(OF)
 shown:
-	$(BIN)/python scripts/make_figures.py --runs results/$(OF)/runs --out results/$(OF)
-	$(BIN)/python scripts/check_claims.py --runs results/$(OF)/runs --out results/$(OF) $(EXPECTED)
-	$(BIN)/python scripts/make_tables.py --runs results/$(OF)/runs --out results/$(OF) --only $(TABLES) $(SHOWN)
-	$(BIN)/python scripts/make_report.py --runs results/$(OF)/runs --out results/$(OF) $(EXPECTED)
+	@$(BIN)/python scripts/make_figures.py $(FROM_TO) & figures=$$!; \
+	$(BIN)/python scripts/check_claims.py $(FROM_TO) $(EXPECTED) && \
+	$(BIN)/python scripts/make_tables.py $(FROM_TO) --only $(TABLES) $(SHOWN); others=$$?; \
+	wait $$figures && exit $$others
+	$(BIN)/python scripts/make_report.py $(FROM_TO) $(EXPECTED)
 
 lint: setup
 	$(BIN)/ruff check .
