@@ -88,19 +88,23 @@ class MixtureNorm2d(PooledNorm2d):
         single = self.members == ("bn",) and self.logits is None
         return single and self._uses_stored_statistics and self._is_a_mixture
 
-    def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables]:
+    def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables | None]:
         closed = self._is_a_mixture and not self.instance_correction
         if not closed or self.backend == "formula" or needs_formula():
             return super()._normalize(x, residual)
         x = dense(x)
         passes = select_backend(x, self.backend)
         closed_form = closed_form_for(passes)
-        stored = self._stored() if self._uses_stored_statistics else None
         parameters = Parameters(self.weight, self.bias, *(self.logits or (None, None)))
-        if closed_form is None or not takes_parameters(x, (*parameters, *(stored or ()))):
+        known = self._stored() if self.track_running_stats else ()
+        if closed_form is None or not takes_parameters(x, (*parameters, *known)):
             return super()._normalize(x, residual)
-        tables = closed_form(self._layout(x.shape), parameters, stored, self.groups[1])
-        return apply(x, residual, passes, tables, self.relu, parameters), tables
+        layout = self._layout(x.shape)
+        stored = self._stored() if self._uses_stored_statistics else None
+        update = self._running_update(x.shape) if self.training else None
+        tables = closed_form(layout, parameters, stored, self.groups[1], update)
+        y = apply(x, residual, passes, tables, self.relu, parameters)
+        return y, None if update is not None else tables
 
     def _layout(self, shape: torch.Size) -> Layout:
         replicas = self.groups[0]

@@ -8,7 +8,7 @@ E[x^2] - E[x]^2.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -109,6 +109,14 @@ def join_ranks(own: Statistics, group: dist.ProcessGroup) -> Statistics:
     """
     mean, var = _GatherOverRanks.apply(torch.cat(own), group).unbind(1)
     return _over_samples(mean, var)
+
+
+class RunningUpdate(NamedTuple):
+    """What :func:`update_running` does to a layer's running statistics."""
+
+    running: Statistics
+    momentum: float | Tensor
+    unbias: float
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sn_imagenet.norms.batch_average import BatchAverage
-from sn_imagenet.norms.moments import Moments, Statistics
+from sn_imagenet.norms.moments import Moments, RunningUpdate, Statistics
 from sn_imagenet.norms.op import normalize
 
 
@@ -162,7 +162,7 @@ class PooledNorm2d(nn.Module, ABC):
         if x.numel() == 0 or self._stored_statistics_suffice:
             return self._without_moments(x, residual)
         y, tables = self._normalize(x, residual)
-        if self.training and self.stores_statistics:
+        if tables is not None and self.training and self.stores_statistics:
             self._store(tables, x.shape)
         return y
 
@@ -183,8 +183,10 @@ class PooledNorm2d(nn.Module, ABC):
             y += residual
         return F.relu_(y) if self.relu else y
 
-    def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables]:
-        """The output by :meth:`pool` and autograd, and the tables that it was made from."""
+    def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables | None]:
+        """The output by :meth:`pool` and autograd, and the tables that it was made from, unless
+        they have moved the running statistics already.
+        """
         pooled: list[Moments] = []
         pixels = x.shape[2] * x.shape[3]
         if pixels <= self.instance_correction:
@@ -225,14 +227,23 @@ class PooledNorm2d(nn.Module, ABC):
             with torch.no_grad():
                 mean, var = tables.batch()
                 self.batch_average.add(mean[0], var[0])
-        elif self.track_running_stats and self.holds_first_replica:
-            replicas, group = self.groups
-            ranks = dist.get_world_size(group) if group is not None else 1
-            count = shape[0] // replicas * ranks * shape[2] * shape[3]
-            # Unbiased, as nn.BatchNorm2d keeps it, where the instances' are not already; one value
-            # alone has no spread to correct.
-            unbias = 1.0 if self.instance_correction else count / max(count - 1, 1)
-            tables.update_running(self._stored(), self._momentum(), unbias)
+        else:
+            update = self._running_update(shape)
+            if update is not None:
+                tables.update_running(*update)
+
+    def _running_update(self, shape: torch.Size) -> RunningUpdate | None:
+        """What a batch of ``shape`` does to the running statistics; counts the batch."""
+        collects = self.batch_average is not None
+        if collects or not (self.track_running_stats and self.holds_first_replica):
+            return None
+        replicas, group = self.groups
+        ranks = dist.get_world_size(group) if group is not None else 1
+        count = shape[0] // replicas * ranks * shape[2] * shape[3]
+        # Unbiased, as nn.BatchNorm2d keeps it, where the instances' are not already; one value
+        # alone has no spread to correct.
+        unbias = 1.0 if self.instance_correction else count / max(count - 1, 1)
+        return RunningUpdate(self._stored(), self._momentum(), unbias)
 
     def extra_repr(self) -> str:
         relu = ", relu=True" if self.relu else ""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d, SwitchNorm2d
-from sn_imagenet.norms.op import Pooling
 from sn_imagenet.norms.pooled import PooledNorm2d
+from sn_imagenet.norms.pooling.closed_form import ClosedForm
 from sn_imagenet.norms.pooling.cpp import CppTables, node
 
 pytestmark = pytest.mark.skipif(
@@ -56,7 +56,7 @@ def made(
 def assert_same(monkeypatch: pytest.MonkeyPatch, *arguments: object, **others: object) -> None:
     ours = made(*arguments, **others)  # type: ignore[arg-type]
     with monkeypatch.context() as patched:
-        patched.setattr(CppTables, "apply", Pooling.apply)
+        patched.setattr(CppTables, "apply", ClosedForm.apply)
         theirs = made(*arguments, **others)  # type: ignore[arg-type]
     for our, their in zip(ours, theirs, strict=True):
         assert (our is None) == (their is None)

@@ -3,8 +3,8 @@
 Launches per layer: one each for moments, affine, gradient sums and input gradient, so 2 forward
 and 2 backward, and one more in either direction where the pixels are split. A ReLU and a residual
 add none. In between, the built-in methods pool their [N, C] tables with 2 launches forward and 2
-backward (pooling/), so 8 in all, up to 10 with splits, and one more for running
-statistics beside the count of batches. Where BN's statistics span ranks, joining them takes 7 small ones and 2 collectives
+backward (pooling/), so 8 in all, up to 10 with splits, and 2 small ones for running statistics and
+their count. Where BN's statistics span ranks, joining them takes 7 small ones and 2 collectives
 more. Any other method takes PyTorch's own small operators: 81 launches with SN's pool, 33 with
 BN's.
 """

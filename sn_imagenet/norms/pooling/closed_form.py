@@ -11,7 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sn_imagenet.norms.moments import Statistics, check_divides, join_ranks, update_running
+from sn_imagenet.norms.moments import (
+    RunningUpdate,
+    Statistics,
+    check_divides,
+    join_ranks,
+    update_running,
+)
 from sn_imagenet.norms.op import Pooling
 from sn_imagenet.norms.passes import Affine, Backend, statistics_dtype
 
@@ -99,6 +105,7 @@ class ClosedForm(Pooling):
         stored: BN's statistics [C] where they are not the batch's.
         group: the ranks over which BN's statistics span, each with as many samples. They exchange
             the 2 R C numbers of their own pooled tables, once in each direction.
+        update: of the running statistics, by :meth:`apply`.
     """
 
     passes: ClassVar[Passes]
@@ -109,11 +116,13 @@ class ClosedForm(Pooling):
         parameters: Parameters,
         stored: Statistics | None = None,
         group: dist.ProcessGroup | None = None,
+        update: RunningUpdate | None = None,
     ) -> None:
         self.layout = layout
         self.parameters = parameters
         self.stored = stored
         self.group = group if "bn" in layout.member_at and stored is None else None
+        self.update = update
         self.buffer: Tensor
 
     @cached_property
@@ -125,6 +134,19 @@ class ClosedForm(Pooling):
     @property
     def mean(self) -> Tensor:
         return self.views.mean
+
+    def apply(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        passes: Backend,
+        relu: bool,
+        parameters: Sequence[Tensor | None],
+    ) -> Tensor:
+        y = super().apply(x, residual, passes, relu, parameters)
+        if self.update is not None:
+            self.update_running(*self.update)
+        return y
 
     def forward(self, x: Tensor, passes: Backend, differentiable: bool) -> Affine:
         self.buffer = x.new_empty(self.layout.size, dtype=statistics_dtype(x.dtype))

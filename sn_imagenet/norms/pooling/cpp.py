@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sn_imagenet.norms.moments import Statistics
 from sn_imagenet.norms.passes import CPP, Backend, like, statistics_dtype
 from sn_imagenet.norms.passes.compiler import load_library
 from sn_imagenet.norms.passes.cpp import SUFFIX, kernel, layout, pointer
-from sn_imagenet.norms.pooling.closed_form import ClosedForm, takes_parameters
+from sn_imagenet.norms.pooling.closed_form import ClosedForm, Layout, takes_parameters
 
 SOURCE = Path(__file__).with_name("pooling.cpp")
 LAYER = Path(__file__).with_name("layer.cpp")
@@ -97,10 +98,26 @@ _AS_NAME = str.maketrans(".+-", "___")
 
 @cache
 def _addresses(dtype: torch.dtype) -> tuple[int, ...]:
-    """What :func:`node` calls: :func:`_calls`, and layer.cpp's forward and backward."""
+    """What :func:`node` calls: :func:`_calls`, layer.cpp's forward and backward, and pooling.cpp's
+    update_running.
+    """
     functions: list[Any] = [_layer_function(f"mixture_{way}") for way in ("forward", "backward")]
+    functions.append(_function("update_running", statistics_dtype(dtype)))
     of_functions = (ctypes.cast(function, _POINTER).value or 0 for function in functions)
     return ctypes.addressof(_calls(dtype)), *of_functions
+
+
+@lru_cache(maxsize=4096)
+def _call(
+    plan: Layout, dtype: torch.dtype, relu: bool, momentum: float | None, unbias: float
+) -> Tensor:
+    """node.cpp's struct Layer, int64. ``momentum``: None if no running statistics are moved."""
+    sizes = plan.size, plan.replicas, plan.count, plan.member_at.get("bn", 0)
+    flags = relu, momentum is not None
+    packed = struct.pack(
+        "=10q3d", *sizes, *flags, *_addresses(dtype), plan.eps, momentum or 0.0, unbias
+    )
+    return torch.cat([torch.frombuffer(bytearray(packed), dtype=torch.int64), plan.numbers])
 
 
 class CppTables(ClosedForm):
@@ -127,19 +144,13 @@ class CppTables(ClosedForm):
         operator = None if self.group is not None else node()
         if operator is None:
             return super().apply(x, residual, passes, relu, parameters)
-        plan = self.layout
-        y, self.buffer = operator(
-            x,
-            residual,
-            *self.parameters,
-            *(self.stored or (None, None)),
-            plan.numbers,
-            plan.size,
-            plan.replicas,
-            plan.eps,
-            relu,
-            *_addresses(x.dtype),
-        )
+        if self.update is None:
+            running, momentum, unbias = self.stored or (None, None), None, 0.0
+        else:
+            running, momentum, unbias = self.update
+            momentum = float(momentum)
+        numbers = _call(self.layout, x.dtype, relu, momentum, unbias)
+        y, self.buffer = operator(x, residual, *self.parameters, *running, numbers)
         return y
 
     def output(

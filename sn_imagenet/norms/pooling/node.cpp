@@ -32,6 +32,10 @@ using Backward = void (*)(const void* calls, const void* layout, const void* gra
                           void* dmean_logits, void* dvar_logits, int relu, int itemsize, Index n,
                           Index c, Index area, int columns, int threads);
 
+// As pooling.cpp has it.
+using UpdateRunning = void (*)(void* running_mean, void* running_var, const void* mean,
+                               const void* var, double momentum, double unbias, Index channels);
+
 constexpr Index kGrain = 32768;  // cpp.py's GRAIN
 
 // The sizes that every pass takes: cpp.py's layout().
@@ -48,17 +52,19 @@ struct Sizes {
 void* pointer(const Tensor& tensor) { return tensor.defined() ? tensor.data_ptr() : nullptr; }
 void* pointer(const MaybeTensor& tensor) { return tensor ? pointer(*tensor) : nullptr; }
 
-enum Input { kX, kResidual, kGamma, kBeta, kMeanLogits, kVarLogits, kInputs };
+enum Input { kX, kResidual, kGamma, kBeta, kMeanLogits, kVarLogits, kRunning, kInputs = 9 };
 
-// What the layer is made of beside autograd's inputs: the statistics that are stored, where the
-// tables lie, and the addresses of layer.cpp's struct Calls and of its two functions.
+// What the layer is made of beside its tensors, one tensor of numbers: cpp.py's _call(). The running
+// statistics are moved if it updates them, read otherwise. layer.cpp's struct Calls, its functions and
+// pooling.cpp's are addresses.
 struct Layer {
-  const MaybeTensor &stored_mean, &stored_var;
-  const Tensor& layout;
-  Index size, replicas;
-  double eps;
-  bool relu;
-  Index calls, forward, backward;
+  Index size, replicas, members, bn_at, relu, updates, calls, forward, backward, update_running;
+  double eps, momentum, unbias;
+  Index layout[];  // as pooling.cpp has it
+
+  static const Layer& of(const Tensor& numbers) {
+    return *static_cast<const Layer*>(numbers.data_ptr());
+  }
 };
 
 struct Mixture : torch::autograd::Function<Mixture> {
@@ -66,36 +72,41 @@ struct Mixture : torch::autograd::Function<Mixture> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const MaybeTensor& residual,
                                const MaybeTensor& gamma, const MaybeTensor& beta,
                                const MaybeTensor& mean_logits, const MaybeTensor& var_logits,
-                               const Layer& layer) {
+                               const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                               const Tensor& numbers) {
+    const Layer& layer = Layer::of(numbers);
     const auto dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     const Tensor y = at::empty_like(x), buffer = at::empty({layer.size}, x.options().dtype(dtype));
     const Sizes s(x);
+    const auto read = [&layer](const MaybeTensor& t) { return layer.updates ? nullptr : pointer(t); };
     reinterpret_cast<Forward>(layer.forward)(
-        reinterpret_cast<void*>(layer.calls), pointer(layer.layout), pointer(x), pointer(residual),
-        pointer(y), pointer(buffer), pointer(layer.stored_mean), pointer(layer.stored_var),
-        pointer(gamma), pointer(beta), pointer(mean_logits), pointer(var_logits), layer.eps,
-        layer.relu, static_cast<int>(buffer.itemsize()), s.n, s.c, s.area, s.columns, s.threads);
+        reinterpret_cast<void*>(layer.calls), layer.layout, pointer(x), pointer(residual),
+        pointer(y), pointer(buffer), read(running_mean), read(running_var), pointer(gamma),
+        pointer(beta), pointer(mean_logits), pointer(var_logits), layer.eps,
+        static_cast<int>(layer.relu), static_cast<int>(buffer.itemsize()), s.n, s.c, s.area,
+        s.columns, s.threads);
+    if (layer.updates) {
+      const auto bn = static_cast<char*>(pointer(buffer)) + layer.bn_at * buffer.itemsize();
+      reinterpret_cast<UpdateRunning>(layer.update_running)(
+          pointer(running_mean), pointer(running_var), bn,
+          bn + layer.replicas * s.c * buffer.itemsize(), layer.momentum, layer.unbias, s.c);
+    }
     // Behind a residual the ReLU's sign is the output's.
     const Tensor none;
     ctx->save_for_backward({x, layer.relu && residual ? y : none, gamma.value_or(none)});
     ctx->mark_non_differentiable({buffer});
     ctx->set_materialize_grads(false);
     ctx->saved_data["buffer"] = buffer;
-    ctx->saved_data["layout"] = layer.layout;
-    const Index members = mean_logits ? mean_logits->numel() : 0;
-    // Only inputs that there are have an edge in the graph: which one, or -1.
-    Index edge = 0;
-    const auto edge_of = [&edge](bool given) { return given ? edge++ : -1; };
-    ctx->saved_data["edges"] = std::vector<Index>{
-        edge_of(true), edge_of(bool(residual)),    edge_of(bool(gamma)),
-        edge_of(bool(beta)), edge_of(bool(mean_logits)), edge_of(bool(var_logits))};
-    ctx->saved_data["numbers"] = std::vector<Index>{
-        layer.calls, layer.backward, members, layer.replicas, layer.relu, bool(layer.stored_mean)};
+    ctx->saved_data["numbers"] = numbers;
+    ctx->saved_data["given"] = static_cast<Index>(
+        1 << kX | bool(residual) << kResidual | bool(gamma) << kGamma | bool(beta) << kBeta |
+        bool(mean_logits) << kMeanLogits | bool(var_logits) << kVarLogits |
+        bool(running_mean) << kRunning);
     return {y, buffer};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return variable_list(kInputs + 1);
+    if (!grads[0].defined()) return variable_list(kInputs);
     if (!at::GradMode::is_enabled()) return gradients(ctx, grads[0]);
     // A graph of the gradients is asked for: differentiated once more, they say that they cannot.
     variable_list once;
@@ -116,48 +127,54 @@ struct Mixture : torch::autograd::Function<Mixture> {
     const auto saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &y = saved[1], &gamma = saved[2];
     const Tensor buffer = ctx->saved_data["buffer"].toTensor();
-    const Tensor layout = ctx->saved_data["layout"].toTensor();
-    const auto numbers = ctx->saved_data["numbers"].toIntVector();
-    const Index members = numbers[2], replicas = numbers[3];
+    const Tensor numbers = ctx->saved_data["numbers"].toTensor();
+    const Layer& layer = Layer::of(numbers);
     const Sizes s(x);
     const auto memory =
         x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
     grad = grad.to(x.scalar_type()).contiguous(memory);
-    const auto edges = ctx->saved_data["edges"].toIntVector();
-    const auto wanted = [ctx, &edges](Input i) {
-      return edges[i] >= 0 && ctx->needs_input_grad(edges[i]);
+    // Only inputs that there are have an edge in the graph.
+    const Index given = ctx->saved_data["given"].toInt();
+    const auto wanted = [ctx, given](Input i) {
+      const auto before = __builtin_popcountll(given & ((Index{1} << i) - 1));
+      return (given >> i & 1) && ctx->needs_input_grad(before);
     };
     const auto table = [&buffer](bool any, Index size) {
       return any ? at::empty({size}, buffer.options()) : Tensor();
     };
     const bool logits = wanted(kMeanLogits) || wanted(kVarLogits);  // both are made or neither
     const Tensor dgamma = table(wanted(kGamma), s.c), dbeta = table(wanted(kBeta), s.c);
-    const Tensor dmean = table(logits, members), dvar = table(logits, members);
-    const Tensor work = table(true, 6 * s.n * s.c + 2 * replicas * s.c);
+    const Tensor dmean = table(logits, layer.members), dvar = table(logits, layer.members);
+    const Tensor work = table(true, 6 * s.n * s.c + 2 * layer.replicas * s.c);
     const Tensor gated = y.defined() ? at::empty_like(x) : Tensor();
     const Tensor dx = wanted(kX) ? at::empty_like(x) : Tensor();
-    reinterpret_cast<Backward>(numbers[1])(
-        reinterpret_cast<void*>(numbers[0]), pointer(layout), pointer(grad), pointer(x), pointer(y),
-        pointer(gated), pointer(dx), pointer(buffer), pointer(work), numbers[5] != 0,
-        pointer(gamma), pointer(dgamma), pointer(dbeta), pointer(dmean), pointer(dvar),
-        numbers[4] != 0, static_cast<int>(buffer.itemsize()), s.n, s.c, s.area, s.columns,
-        s.threads);
+    const bool stored = (given >> kRunning & 1) && !layer.updates;
+    reinterpret_cast<Backward>(layer.backward)(
+        reinterpret_cast<void*>(layer.calls), layer.layout, pointer(grad), pointer(x), pointer(y),
+        pointer(gated), pointer(dx), pointer(buffer), pointer(work), stored, pointer(gamma),
+        pointer(dgamma), pointer(dbeta), pointer(dmean), pointer(dvar),
+        static_cast<int>(layer.relu), static_cast<int>(buffer.itemsize()), s.n, s.c, s.area,
+        s.columns, s.threads);
     const auto if_wanted = [&wanted](Input i, const Tensor& t) { return wanted(i) ? t : Tensor(); };
     const Tensor behind = y.defined() ? gated : grad;
-    return {dx,    if_wanted(kResidual, behind),  dgamma,
-            dbeta, if_wanted(kMeanLogits, dmean), if_wanted(kVarLogits, dvar), Tensor()};
+    variable_list found(kInputs);
+    found[kX] = dx;
+    found[kResidual] = if_wanted(kResidual, behind);
+    found[kGamma] = dgamma;
+    found[kBeta] = dbeta;
+    found[kMeanLogits] = if_wanted(kMeanLogits, dmean);
+    found[kVarLogits] = if_wanted(kVarLogits, dvar);
+    return found;
   }
 };
 
 std::tuple<Tensor, Tensor> mixture(const Tensor& x, const MaybeTensor& residual,
                                    const MaybeTensor& gamma, const MaybeTensor& beta,
                                    const MaybeTensor& mean_logits, const MaybeTensor& var_logits,
-                                   const MaybeTensor& stored_mean, const MaybeTensor& stored_var,
-                                   const Tensor& layout, Index size, Index replicas, double eps,
-                                   bool relu, Index calls, Index forward, Index backward) {
-  const Layer layer{stored_mean, stored_var, layout, size,    replicas,
-                    eps,         relu,       calls,  forward, backward};
-  const auto made = Mixture::apply(x, residual, gamma, beta, mean_logits, var_logits, layer);
+                                   const MaybeTensor& running_mean, const MaybeTensor& running_var,
+                                   const Tensor& numbers) {
+  const auto made = Mixture::apply(x, residual, gamma, beta, mean_logits, var_logits, running_mean,
+                                   running_var, numbers);
   return {made[0], made[1]};
 }
 
@@ -168,8 +185,7 @@ extern "C" void register_operator() {
   static auto library = torch::Library(torch::Library::FRAGMENT, "sn_imagenet", std::nullopt,
                                        __FILE__, __LINE__);
   library.def("mixture(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "
-              "Tensor? mean_logits, Tensor? var_logits, Tensor? stored_mean, Tensor? stored_var, "
-              "Tensor layout, int size, int replicas, float eps, bool relu, int calls, "
-              "int forward, int backward) -> (Tensor, Tensor)",
+              "Tensor? mean_logits, Tensor? var_logits, Tensor(a!)? running_mean, "
+              "Tensor(b!)? running_var, Tensor numbers) -> (Tensor, Tensor)",
               mixture);
 }
