@@ -253,19 +253,27 @@ void mixture_gradient_sums(const Layout& size, S* buffer, const S* sums, const S
   if (dgamma) std::fill_n(dgamma, channels, S(0));
   if (dbeta) std::fill_n(dbeta, channels, S(0));
   for (Index j = 0; j < size.rows; ++j) {
+    // So many arrays that the compiler would not ask whether they overlap.
     const Index at = j * channels;
+    const S* __restrict g = sum_grad + at;
+    const S* __restrict product = sum_product + at;
+    const S* __restrict mu = mean + at;
+    const S* __restrict middle = center + at;
+    const S* __restrict a = scale + at;
+    const S* __restrict r = rstd + at;
+    S* __restrict of_mean = dmean + at;
+    S* __restrict of_var = dvar + at;
+#pragma omp simd
     for (Index c = 0; c < channels; ++c) {
-      const Index i = at + c;
-      const S dscale = sum_product[i] + (mean[i] - center[i]) * sum_grad[i];
-      dmean[i] = -scale[i] * sum_grad[i];
-      dvar[i] = S(-0.5) * dscale * (gamma ? gamma[c] : S(1)) * rstd[i] * rstd[i] * rstd[i];
+      const S dscale = product[c] + (mu[c] - middle[c]) * g[c];
+      of_mean[c] = -a[c] * g[c];
+      of_var[c] = S(-0.5) * dscale * (gamma ? gamma[c] : S(1)) * r[c] * r[c] * r[c];
     }
-    if (dgamma)
+    if (S* __restrict to = dgamma)
       for (Index c = 0; c < channels; ++c)
-        dgamma[c] += (sum_product[at + c] + (mean[at + c] - center[at + c]) * sum_grad[at + c]) *
-                     rstd[at + c];
-    if (dbeta)
-      for (Index c = 0; c < channels; ++c) dbeta[c] += sum_grad[at + c];
+        to[c] += (product[c] + (mu[c] - middle[c]) * g[c]) * r[c];
+    if (S* __restrict to = dbeta)
+      for (Index c = 0; c < channels; ++c) to[c] += g[c];
   }
   std::vector<double> inner_mean(count), inner_var(count);
   for (int k = 0; k < count; ++k) {
