@@ -120,11 +120,16 @@ def measure(
     compiled: bool = False,
     residual: bool = False,
     graph: bool = False,
+    only: Sequence[str] = (),
 ) -> Case:
     """Time every contender on one random activation [kind.total, *shape] and one gradient of it.
 
     Every call makes the output and the gradients of x and of all parameters anew; with ``graph``
-    as a CUDA graph, whose time is the device's alone.
+    as a CUDA graph, whose time is the device's alone. ``only``: the contenders beside
+    nn.BatchNorm2d, by name; all if there are none.
+
+    Raises:
+        UserError: there is none of a name.
     """
     torch.manual_seed(0)
     memory_format = LAYOUTS[kind.layout]
@@ -137,6 +142,10 @@ def measure(
     eager = contenders(x, kind.replicas)
     if residual:
         eager |= residual_contenders(x, kind.replicas)
+    if unknown := [name for name in only if name not in eager]:
+        raise UserError(f"--only {unknown[0]!r}: expected some of {', '.join(map(repr, eager))}")
+    if only:
+        eager = {n: c for n, c in eager.items() if n in only or n.startswith(REFERENCE)}
     kept = {}
     for name, contender in eager.items():
         with contender.around():
@@ -155,7 +164,7 @@ def measure(
         select_backend(x).name,
         alternate(calls, repeats, device, around),
         kept,
-        {} if SYNC in eager else {SYNC: f"PyTorch has no {device.type.upper()} kernel"},
+        {} if SYNC in eager or only else {SYNC: f"PyTorch has no {device.type.upper()} kernel"},
     )
 
 
@@ -248,6 +257,13 @@ def _add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="each call as a CUDA graph: the device's time, without the host's",
     )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"some of the contenders, as SN, beside {REFERENCE}",
+    )
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--repeats", type=int, default=9, help="rounds; the median counts")
@@ -265,13 +281,14 @@ def _measure_all(args: Namespace, device: torch.device) -> Report:
                 kind = Kind(samples, layout, dtype, replicas)
                 for shape in SHAPES[:: args.every]:
                     print(f"{kind} {shape}", file=sys.stderr)
-                    others = args.compile, args.residual, args.graph
+                    others = args.compile, args.residual, args.graph, args.only
                     cases.append(measure(kind, shape, device, args.repeats, *others))
     means = geometric_means(cases)
     facts = {
         "repeats": args.repeats,
         "reference": REFERENCE,
         "graph": args.graph,
+        "only": args.only,
         "geometric_means": means,
         "cases": [case.as_dict() for case in cases],
     }

@@ -26,7 +26,7 @@ from sn_imagenet.benchmark.contenders import (
     references,
     residual_contenders,
 )
-from sn_imagenet.benchmark.layers import SHAPES, Case, Kind, geometric_means, layers_table
+from sn_imagenet.benchmark.layers import COPY, SHAPES, Case, Kind, geometric_means, layers_table
 from sn_imagenet.benchmark.timing import WARM_UP, alternate
 from sn_imagenet.norms import SwitchNorm2d
 
@@ -243,6 +243,31 @@ def test_norms_writes_its_report(tmp_path: Path) -> None:
     assert "no CPU kernel" in report["cases"][0]["absent"][SYNC]
     assert set(RESIDUAL) <= report["cases"][0]["seconds"].keys()
     assert plot.stat().st_size > 0 and "SN (native)" in result.stdout
+
+
+def test_some_contenders_only(tmp_path: Path) -> None:
+    out = tmp_path / "norms.json"
+    chosen = ["--samples", "2", "--every", "12", "--layout", "contiguous", "--dtype", "fp32"]
+    chosen += ["--only", "SN", "--repeats", "1", "--device", "cpu", "--json", str(out)]
+    assert run("", ROOT / "configs", ["norms", *chosen]) == 0
+    report = json.loads(out.read_text())
+    assert set(report["cases"][0]["seconds"]) == {REFERENCE, "SN", COPY}
+    assert report["only"] == ["SN"] and report["cases"][0]["absent"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "mine"], "--only 'mine': expected some of 'nn.BatchNorm2d', "),
+        (["--graph"], "--graph: needs a CUDA device, this is cpu"),
+    ],
+)
+def test_what_the_user_can_mend(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["norms", "--samples", "2", "--every", "12", "--device", "cpu", "--repeats", "1"]
+    assert run("", ROOT / "configs", [*chosen, *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
