@@ -51,23 +51,35 @@ class Normalizer:
         shifts = None if batch.shifts is None else batch.shifts[:, :, None, None]
         if images.device.type == "cpu":
             # One image after the other, each of which stays in the processor's cache.
+            mean, std = (_in_rows(values, stored.shape[3]) for values in (self.mean, self.std))
             flips = [False] * len(stored) if batch.flips is None else batch.flips.tolist()
             for i, flip in enumerate(flips):
                 image = stored[i].flip(2) if flip else stored[i]
-                self._normalize(image, None if shifts is None else shifts[i], images[i])
+                shift = None if shifts is None else _in_rows(shifts[i], stored.shape[3])
+                _normalize(image, shift, mean, std, images[i])
             return images
         if batch.flips is not None:
             stored = torch.where(batch.flips[:, None, None, None], stored.flip(3), stored)
-        self._normalize(stored, shifts, images)
+        _normalize(stored, shifts, self.mean, self.std, images)
         return images
 
-    def _normalize(self, stored: Tensor, shifts: Tensor | None, out: Tensor) -> None:
-        out.copy_(stored)
-        if stored.dtype == torch.uint8:
-            out.mul_(1 / 255)
-        if shifts is not None:
-            out.add_(shifts)
-        out.sub_(self.mean).div_(self.std)
+
+def _normalize(
+    stored: Tensor, shifts: Tensor | None, mean: Tensor, std: Tensor, out: Tensor
+) -> None:
+    out.copy_(stored)
+    if stored.dtype == torch.uint8:
+        out.mul_(1 / 255)
+    if shifts is not None:
+        out.add_(shifts)
+    out.sub_(mean).div_(std)
+
+
+def _in_rows(values: Tensor, width: int) -> Tensor:
+    """[3, 1, 1] -> [3, 1, width], channels_last: an operator runs along a whole row of pixels at
+    once, and not over three numbers at a time.
+    """
+    return values.permute(1, 2, 0).expand(1, width, 3).contiguous().permute(2, 0, 1)
 
 
 def on_device(
