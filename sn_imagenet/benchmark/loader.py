@@ -162,13 +162,17 @@ def _images_per_s(batches: Batches, epoch: int, batch: int, clock: Clock) -> flo
 
 @contextmanager
 def _bound_to(cores: int) -> Iterator[None]:
-    """Within, this process and the workers that it starts have as many cores, always the same."""
-    allowed = os.sched_getaffinity(0)
+    """Within, this process and the workers that it starts have as many cores, always the same, and
+    this process no more threads: two that wait for one another on one core cost more than they do.
+    """
+    allowed, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, sorted(allowed)[:cores])
+    torch.set_num_threads(min(threads, cores))
     try:
         yield
     finally:
         os.sched_setaffinity(0, allowed)
+        torch.set_num_threads(threads)
 
 
 def ratios(speeds: Sequence[Speed]) -> dict[str, float]:
