@@ -7,7 +7,7 @@ TABLES_digits := table2,methods
 TABLES_depth := networks,table2
 TABLES = $(or $(TABLES_$(OF)),table2)
 
-.PHONY: setup test test-all demo shown study-sensitivity lint
+.PHONY: setup test test-all demo shown drawn judged study-sensitivity lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -55,11 +55,15 @@ study-sensitivity: setup
 # longest and are drawn beside the others.
 FROM_TO = --runs results/$(OF)/runs --out results/$(OF)
 shown:
-	@$(BIN)/python scripts/make_figures.py $(FROM_TO) & figures=$$!; \
-	$(BIN)/python scripts/check_claims.py $(FROM_TO) $(EXPECTED) && \
-	$(BIN)/python scripts/make_tables.py $(FROM_TO) --only $(TABLES) $(SHOWN); others=$$?; \
-	wait $$figures && exit $$others
+	@$(MAKE) --no-print-directory -j2 drawn judged
 	$(BIN)/python scripts/make_report.py $(FROM_TO) $(EXPECTED)
+
+drawn:
+	$(BIN)/python scripts/make_figures.py $(FROM_TO)
+
+judged:
+	$(BIN)/python scripts/check_claims.py $(FROM_TO) $(EXPECTED)
+	$(BIN)/python scripts/make_tables.py $(FROM_TO) --only $(TABLES) $(SHOWN)
 
 lint: setup
 	$(BIN)/ruff check .
