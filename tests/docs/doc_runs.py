@@ -154,7 +154,9 @@ def _sweep(arguments: list[str]) -> list[str]:
 def _benchmark(arguments: list[str]) -> list[str]:
     if arguments[0] not in BENCHMARKS:
         raise UnknownCommandError(f"benchmark.py {arguments[0]}")
-    return [*arguments, *BENCHMARKS[arguments[0]].split()]
+    trains = arguments[0] == "train"
+    small = [word for word in _short(arguments) if word not in SMALL] if trains else []
+    return [*arguments, *small, *BENCHMARKS[arguments[0]].split()]
 
 
 def _as_it_is(arguments: list[str]) -> list[str]:
