@@ -96,11 +96,11 @@ class MixtureNorm2d(PooledNorm2d):
         passes = select_backend(x, self.backend)
         closed_form = closed_form_for(passes)
         parameters = Parameters(self.weight, self.bias, *(self.logits or (None, None)))
-        known = self._stored() if self.track_running_stats else ()
-        if closed_form is None or not takes_parameters(x, (*parameters, *known)):
+        known = self._stored() if self.track_running_stats else None
+        if closed_form is None or not takes_parameters(x, (*parameters, *(known or ()))):
             return super()._normalize(x, residual)
         layout = self._layout(x.shape)
-        stored = self._stored() if self._uses_stored_statistics else None
+        stored = known if self._uses_stored_statistics else None
         update = self._running_update(x.shape) if self.training else None
         tables = closed_form(layout, parameters, stored, self.groups[1], update)
         y = apply(x, residual, passes, tables, self.relu, parameters)

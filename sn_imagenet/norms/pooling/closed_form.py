@@ -105,7 +105,7 @@ class ClosedForm(Pooling):
         stored: BN's statistics [C] where they are not the batch's.
         group: the ranks over which BN's statistics span, each with as many samples. They exchange
             the 2 R C numbers of their own pooled tables, once in each direction.
-        update: of the running statistics, by :meth:`apply`.
+        update: of the running statistics, which forward carries out.
     """
 
     passes: ClassVar[Passes]
@@ -135,19 +135,6 @@ class ClosedForm(Pooling):
     def mean(self) -> Tensor:
         return self.views.mean
 
-    def apply(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        passes: Backend,
-        relu: bool,
-        parameters: Sequence[Tensor | None],
-    ) -> Tensor:
-        y = super().apply(x, residual, passes, relu, parameters)
-        if self.update is not None:
-            self.update_running(*self.update)
-        return y
-
     def forward(self, x: Tensor, passes: Backend, differentiable: bool) -> Affine:
         self.buffer = x.new_empty(self.layout.size, dtype=statistics_dtype(x.dtype))
         mean, var, center, scale, shift, _ = self.views
@@ -157,6 +144,8 @@ class ClosedForm(Pooling):
             own = self.batch()
             for table, joined in zip(own, join_ranks(own, self.group), strict=True):
                 table.copy_(joined)
+        if self.update is not None:
+            self.update_running(*self.update)
         self._pool_coefficients()
         return Affine(center, scale, shift)
 

@@ -176,6 +176,8 @@ class CppTables(ClosedForm):
             self.buffer.itemsize,
             *layout(x),
         )
+        if self.update is not None:
+            self.update_running(*self.update)
         return y
 
     def gradients(
