@@ -56,6 +56,8 @@ def call(
     ready = _READY.get(key)
     if ready is None:
         compiled = kernel[(programs,)](*tensors, *numbers, **constants)
+        if compiled is None:  # the interpreter's, on a GPU's tensors
+            return
         rest = kernel.arg_names[len(tensors) + len(numbers) :]
         _READY[key] = kernel, compiled[(programs, 1, 1)], tuple(constants[name] for name in rest)
         return
