@@ -208,7 +208,7 @@ def scaling(speeds: Sequence[Speed]) -> dict[str, dict[str, float]]:
 def _table(speeds: Sequence[Speed], found: dict[str, float]) -> str:
     counts = sorted({speed.workers for speed in speeds})
     by_race = {(speed.contender, speed.workers): speed.images_per_s for speed in speeds}
-    rows = [["images/s", *(f"{n} workers" if n else "in process" for n in counts)]]
+    rows = [["images/s", *map(_how_many, counts)]]
     rows += [
         [name, *(f"{by_race[name, n]:.0f}" for n in counts)]
         for name in dict.fromkeys(speed.contender for speed in speeds)
@@ -217,11 +217,15 @@ def _table(speeds: Sequence[Speed], found: dict[str, float]) -> str:
     return f"{aligned(rows)}\n\n{aligned(lines)}"
 
 
+def _how_many(workers: int) -> str:
+    return f"{workers} worker{'s' if workers > 1 else ''}" if workers else "in process"
+
+
 def _panels(speeds: Sequence[Speed]) -> dict[str, dict[str, float]]:
     """Time over the reference's with as many workers."""
     base = {speed.workers: speed.images_per_s for speed in speeds if speed.contender == REFERENCE}
     return {
-        f"{count} workers" if count else "in process": {
+        _how_many(count): {
             speed.contender: reference / speed.images_per_s
             for speed in speeds
             if speed.workers == count and speed.contender != REFERENCE

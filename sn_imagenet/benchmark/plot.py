@@ -15,6 +15,7 @@ def plot(panels: Mapping[str, Mapping[str, float]], reference: str, path: Path) 
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     columns = min(len(panels), _COLUMNS)
     rows = -(-len(panels) // columns)
@@ -33,7 +34,9 @@ def plot(panels: Mapping[str, Mapping[str, float]], reference: str, path: Path) 
         axis.set_yticks(range(len(names)), [""] * len(names) if repeated else names, fontsize=8)
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())  # within one decade it would name them all
         axis.tick_params(axis="x", labelsize=8)
         axis.invert_yaxis()
         axis.set_title(title, fontsize=9)

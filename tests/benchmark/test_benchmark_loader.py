@@ -62,7 +62,7 @@ def test_the_report(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     )
     assert report["images"] == 8 and picture.stat().st_size > 0
     said = capsys.readouterr().out
-    assert "in process  1 workers" in said and "fast/limit" in said
+    assert "in process  1 worker" in said and "fast/limit" in said
 
 
 @pytest.mark.parametrize(
