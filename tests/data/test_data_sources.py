@@ -54,7 +54,8 @@ def test_a_folder_that_may_not_be_read_is_one_line(
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         monkeypatch.setenv("XDG_CACHE_HOME", name)
-        root.chmod(0o755)
+        monkeypatch.setattr(tempfile, "tempdir", name)  # where a lock is made, whatever TMPDIR is
+        root.chmod(0o1777)
         for part in ("train", "val"):
             (root / part / "cat").mkdir(parents=True)
             (root / part / "cat" / "0.jpg").write_bytes(jpeg(0))
