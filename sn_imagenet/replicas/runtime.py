@@ -106,7 +106,7 @@ _GONE = re.compile(
 
 @contextmanager
 def lost_peers_told() -> Iterator[None]:
-    """Turn the failure of a collective into one clear error.
+    """Turn the failure of a collective, or of making the process group, into one clear error.
 
     Raises:
         LostPeerError: another process ended while this one was waiting for it.
@@ -114,7 +114,7 @@ def lost_peers_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not dist.is_initialized():
+        if not dist.is_initialized() and world_size() == 1:
             raise
         if not isinstance(error, dist.DistError) and not _GONE.search(str(error)):
             raise

@@ -15,7 +15,13 @@ from session_program import alone, attempt, before_the_first_cell, main
 from worlds import as_programs
 
 from sn_imagenet.errors import EXIT_CODES, ConfigError, UserError
-from sn_imagenet.replicas import choose_device, session, together
+from sn_imagenet.replicas import (
+    LostPeerError,
+    choose_device,
+    lost_peers_told,
+    session,
+    together,
+)
 from sn_imagenet.runs import RunInUseError
 
 
@@ -67,6 +73,20 @@ def test_an_error_on_one_rank_alone_ends_all(
     for ended in (waiting, failing):
         assert "the next cell ran" not in ended.out
         assert "group exists: False" in ended.out
+
+
+@pytest.mark.parametrize(("world_size", "told"), [(2, LostPeerError), (1, RuntimeError)])
+def test_a_process_that_ends_while_others_still_connect_is_told(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, told: type[Exception]
+) -> None:
+    """A busy machine lets one join, fail and end before another has joined: gloo's words, seen."""
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    with pytest.raises(told), lost_peers_told():  # noqa: PT012
+        assert not dist.is_initialized()
+        raise RuntimeError(
+            "Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:561] Connection closed "
+            "by peer [127.0.0.1]:51329."
+        )
 
 
 @pytest.mark.parametrize("case", ["agreed, of one", "agreed, of all", "agreed, of each its own"])
