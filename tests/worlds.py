@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -59,13 +58,10 @@ def as_programs(
 ) -> list[Ended]:
     """``main(*arguments)`` as ``size`` programs in the environment that torchrun gives them."""
     folder.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        FORKSERVER.Process(target=_program, args=(rank, size, port, main, str(folder), arguments))
-        for rank in range(size)
-    ]
+    # As torchrun's agent keeps it: a port that is only chosen here may be taken before it is used.
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    start = size, store.port, main, str(folder), arguments
+    processes = [FORKSERVER.Process(target=_program, args=(rank, *start)) for rank in range(size)]
     for process in processes:
         process.start()
     for process in processes:
@@ -94,5 +90,6 @@ def _program(
             WORLD_SIZE=str(size),
             MASTER_ADDR="localhost",
             MASTER_PORT=str(port),
+            TORCHELASTIC_USE_AGENT_STORE="True",
         )
     main(*arguments)

@@ -64,7 +64,7 @@ def slowly() -> None:
 
 def attempt(store_port: int, rank_1_comes_late: bool) -> None:
     """A torchrun attempt: its agent keeps the store, and the processes end without a goodbye."""
-    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", MASTER_PORT=str(store_port))
+    os.environ["MASTER_PORT"] = str(store_port)
     if rank_1_comes_late and rank() == 1:
         time.sleep(12)  # longer than gloo tries to reach the address that it found
     join(timedelta(seconds=300))
@@ -74,7 +74,7 @@ def attempt(store_port: int, rank_1_comes_late: bool) -> None:
 
 def alone(store_port: int) -> None:
     """An attempt whose other process never comes."""
-    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", MASTER_PORT=str(store_port))
+    os.environ["MASTER_PORT"] = str(store_port)
     if rank() == 0:
         join(timedelta(seconds=1))
 

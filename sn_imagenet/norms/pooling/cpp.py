@@ -25,10 +25,10 @@ NODE = Path(__file__).with_name("node.cpp")
 _POINTER, _DOUBLE, _INT = ctypes.c_void_p, ctypes.c_double, ctypes.c_int
 _SIZES = [_INT, _INT, *[ctypes.c_int64] * 3, _INT, _INT]
 _SIGNATURES: dict[str, list[Any]] = {
-    "mixture_statistics": [_POINTER] * 4,
-    "mixture_coefficients": [*[_POINTER] * 6, _DOUBLE],
-    "mixture_gradient_sums": [_POINTER] * 10,
-    "mixture_gradient": [_POINTER] * 6,
+    "mixture_statistics": [*[_POINTER] * 4, _INT],
+    "mixture_coefficients": [*[_POINTER] * 6, _DOUBLE, _INT],
+    "mixture_gradient_sums": [*[_POINTER] * 10, _INT],
+    "mixture_gradient": [*[_POINTER] * 6, _INT],
     "update_running": [*[_POINTER] * 4, _DOUBLE, _DOUBLE, ctypes.c_int64],
 }
 
@@ -121,7 +121,7 @@ def _call(
 
 
 class CppTables(ClosedForm):
-    """Plain loops over a few thousand numbers: one thread, no operator's overhead.
+    """Plain loops over a few thousand numbers, without an operator's overhead.
 
     Where no rank shares its statistics, one call does the whole of forward, and one of backward;
     and where :func:`node` can be built, Python has no part in backward.
@@ -224,7 +224,10 @@ class CppTables(ClosedForm):
 
     def _call(self, name: str, *arguments: Any) -> None:
         _function(name, self.buffer.dtype)(
-            self.layout.numbers.data_ptr(), self.buffer.data_ptr(), *arguments
+            self.layout.numbers.data_ptr(),
+            self.buffer.data_ptr(),
+            *arguments,
+            torch.get_num_threads(),
         )
 
     def _pool_statistics(self) -> None:

@@ -19,12 +19,12 @@ struct Calls {
   void (*input_gradient)(const void*, const void*, const void*, const void*, const void*,
                          const void*, const void*, const void*, void*, Index, Index, Index, int,
                          int);
-  void (*statistics)(const void*, void*, const void*, const void*);
+  void (*statistics)(const void*, void*, const void*, const void*, int);
   void (*coefficients)(const void*, void*, const void*, const void*, const void*, const void*,
-                       double);
+                       double, int);
   void (*sums)(const void*, void*, const void*, const void*, void*, void*, void*, void*, void*,
-               void*);
-  void (*gradient)(const void*, void*, const void*, const void*, void*, void*);
+               void*, int);
+  void (*gradient)(const void*, void*, const void*, const void*, void*, void*, int);
 };
 
 struct Tables {
@@ -44,8 +44,8 @@ extern "C" void mixture_forward(const Calls* calls, const void* layout, const vo
                                 int columns, int threads) {
   const Tables t(buffer, n * c * itemsize);
   calls->moments(x, t.mean, t.var, n, c, area, columns, threads);
-  calls->statistics(layout, buffer, stored_mean, stored_var);
-  calls->coefficients(layout, buffer, mean_logits, var_logits, gamma, beta, eps);
+  calls->statistics(layout, buffer, stored_mean, stored_var, threads);
+  calls->coefficients(layout, buffer, mean_logits, var_logits, gamma, beta, eps, threads);
   calls->affine(x, t.center, t.scale, t.shift, residual, y, relu, n, c, area, columns, threads);
 }
 
@@ -68,9 +68,9 @@ extern "C" void mixture_backward(const Calls* calls, const void* layout, const v
   calls->gradient_sums(grad, x, t.mean, sums, products, center, again ? t.scale : nullptr, shift,
                        y, gated, n, c, area, columns, threads);
   calls->sums(layout, buffer, sums, gamma, gradients, batch, dgamma, dbeta, dmean_logits,
-              dvar_logits);
+              dvar_logits, threads);
   if (!dx) return;
-  calls->gradient(layout, buffer, gradients, stored ? nullptr : batch, b, k);
+  calls->gradient(layout, buffer, gradients, stored ? nullptr : batch, b, k, threads);
   calls->input_gradient(y ? gated : grad, x, t.mean, t.scale, b, k, center, shift, dx, n, c, area,
                         columns, threads);
 }
