@@ -3,13 +3,19 @@ normalisation; and the way there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import ctypes
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sn_imagenet.config import DataConfig
+from sn_imagenet.norms.passes.compiler import load_library
+
+SOURCE = Path(__file__).with_name("pixels.cpp")
 
 
 class StoredBatch(NamedTuple):
@@ -40,46 +46,54 @@ class Normalizer:
     one image round it. The images are channels_last."""
 
     def __init__(self, data: DataConfig, device: torch.device) -> None:
-        self.mean = torch.tensor(data.mean, device=device)[:, None, None]
-        self.std = torch.tensor(data.std, device=device)[:, None, None]
+        self.mean = torch.tensor(data.mean, device=device)
+        self.std = torch.tensor(data.std, device=device)
 
     def __call__(self, batch: StoredBatch) -> Tensor:
         stored = batch.images
         if stored.dtype == torch.uint8:
             stored = stored.permute(0, 3, 1, 2)
-        images = torch.empty(stored.shape, device=stored.device, memory_format=torch.channels_last)
-        shifts = None if batch.shifts is None else batch.shifts[:, :, None, None]
-        if images.device.type == "cpu":
-            # One image after the other, each of which stays in the processor's cache.
-            mean, std = (_in_rows(values, stored.shape[3]) for values in (self.mean, self.std))
-            flips = [False] * len(stored) if batch.flips is None else batch.flips.tolist()
-            for i, flip in enumerate(flips):
-                image = stored[i].flip(2) if flip else stored[i]
-                shift = None if shifts is None else _in_rows(shifts[i], stored.shape[3])
-                _normalize(image, shift, mean, std, images[i])
-            return images
+        on_cpu = stored.device.type == "cpu"
+        compiled = _compiled() if on_cpu and stored.dtype == torch.uint8 else None
+        if compiled is not None:
+            return self._in_one_look(compiled, batch)
+        # On a CPU an operator runs along a channel, not over three numbers at a time.
+        layout = torch.contiguous_format if on_cpu else torch.channels_last
+        images = torch.empty(stored.shape, device=stored.device, memory_format=layout)
         if batch.flips is not None:
             stored = torch.where(batch.flips[:, None, None, None], stored.flip(3), stored)
-        _normalize(stored, shifts, self.mean, self.std, images)
+        images.copy_(stored)
+        if stored.dtype == torch.uint8:
+            images.mul_(1 / 255)
+        if batch.shifts is not None:
+            images.add_(batch.shifts[:, :, None, None])
+        images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _in_one_look(self, compiled: Callable[..., None], batch: StoredBatch) -> Tensor:
+        stored = batch.images.permute(0, 3, 1, 2)
+        images = torch.empty(stored.shape, memory_format=torch.channels_last)
+        count, height, width, _ = batch.images.shape
+        threads = torch.get_num_threads() if count > 1 else 1
+        parts = (batch.images, batch.flips, batch.shifts)
+        read = [None if part is None else part.contiguous() for part in parts]
+        tensors = (*read, self.mean, self.std, images)
+        pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+        compiled(*pointers, count, height, width, threads)
         return images
 
 
-def _normalize(
-    stored: Tensor, shifts: Tensor | None, mean: Tensor, std: Tensor, out: Tensor
-) -> None:
-    out.copy_(stored)
-    if stored.dtype == torch.uint8:
-        out.mul_(1 / 255)
-    if shifts is not None:
-        out.add_(shifts)
-    out.sub_(mean).div_(std)
-
-
-def _in_rows(values: Tensor, width: int) -> Tensor:
-    """[3, 1, 1] -> [3, 1, width], channels_last: an operator runs along a whole row of pixels at
-    once, and not over three numbers at a time.
-    """
-    return values.permute(1, 2, 0).expand(1, width, 3).contiguous().permute(2, 0, 1)
+@cache
+def _compiled() -> Callable[..., None] | None:
+    """pixels.cpp's function; None where it cannot be built, which is said."""
+    library = load_library(SOURCE, "-ffp-contract=off", instead="of images takes five operators")
+    if library is None:
+        return None
+    function: Callable[..., None] = library.normalize
+    pointer, index = ctypes.c_void_p, ctypes.c_int64
+    library.normalize.argtypes = [*[pointer] * 6, *[index] * 3, ctypes.c_int]
+    library.normalize.restype = None
+    return function
 
 
 def on_device(

@@ -13,6 +13,7 @@ from small_configs import augment_config, data_config
 from torch import nn
 from torchvision.transforms import v2
 
+from sn_imagenet.data import pixels
 from sn_imagenet.data.cutting import Cut, cut_exact, cut_fast, cut_float
 from sn_imagenet.data.pixels import Normalizer, StoredBatch, on_device
 from sn_imagenet.data.seeding import seeded
@@ -140,6 +141,27 @@ def test_the_shorter_side_is_drawn_and_the_crop_from_all_of_it(
         resized = v2.functional.resize(Image.fromarray(photo), [min(cut.size)])
         expected = v2.functional.crop(resized, *cut.corner, 224, 224)
         assert np.array_equal(out.numpy(), np.asarray(expected))
+
+
+@pytest.mark.parametrize("side", [1, 5, 32])
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("shifts", [False, True])
+def test_the_compiled_normalisation_gives_the_numbers_of_the_operators(
+    monkeypatch: pytest.MonkeyPatch, side: int, flips: bool, shifts: bool
+) -> None:
+    if pixels._compiled() is None:
+        pytest.skip("no C++ compiler")
+    torch.manual_seed(side)
+    batch = StoredBatch(
+        torch.randint(0, 256, (7, side, side, 3), dtype=torch.uint8),
+        torch.zeros(7, dtype=torch.int64),
+        torch.rand(7) < 0.5 if flips else None,
+        torch.randn(7, 3) if shifts else None,
+    )
+    compiled = Normalizer(DATA, CPU)(batch)
+    assert compiled.is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(pixels, "_compiled", lambda: None)
+    assert torch.equal(compiled, Normalizer(DATA, CPU)(batch))
 
 
 def test_fast_differs_by_one_in_255_at_most(photographs: list[np.ndarray]) -> None:
