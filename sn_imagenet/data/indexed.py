@@ -17,6 +17,18 @@ from sn_imagenet.data.parquet import ParquetReader
 from sn_imagenet.data.sources import Opened
 
 
+def _read(path: Path, expected: int) -> bytes:
+    """A file of about so many bytes, in half the time of a file object's read()."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        data = os.read(file, expected)
+        while more := os.read(file, 65536):
+            data += more
+        return data
+    finally:
+        os.close(file)
+
+
 class IndexedSource:
     """The samples of ``index`` that are not marked as bad, in its order.
 
@@ -69,8 +81,7 @@ class IndexedSource:
         size = int(listing.sizes[number])
         try:
             if listing.offsets is None:
-                with open(self.index.path(number), "rb") as file:
-                    data = file.read()
+                data = _read(self.index.path(number), size)
             elif listing.parquet:
                 data = self._open_parquet().read(int(listing.offsets[number]))
             else:
