@@ -49,9 +49,9 @@ def made(method: type[PooledNorm2d], layout: torch.memory_format, count: int) ->
     """Output, gradients and running statistics, of tables long enough for several threads."""
     torch.manual_seed(0)
     torch.set_num_threads(count)
-    layer = method(1024)
+    layer = method(2048)
     set_replicas(layer, 4)
-    x = torch.randn(32, 1024, 3, 3).to(memory_format=layout).requires_grad_()
+    x = torch.randn(32, 2048, 2, 2).to(memory_format=layout).requires_grad_()
     y = layer(x)
     (y * torch.arange(y.numel()).view_as(y).cos()).sum().backward()
     gradients = [parameter.grad for parameter in layer.parameters()]

@@ -75,8 +75,8 @@ struct Part {
   Index row, rows_end, column, columns_end;
 };
 
-// Fewer entries are done sooner than a second thread begins.
-constexpr Index kEntriesForThreads = 16384;
+// Fewer entries are done sooner than a second thread wakes up.
+constexpr Index kEntriesForThreads = 32768;
 
 // Calls body(rows, columns), the same share of the rows and of the columns, in each thread.
 template <typename Body> inline void share(const Layout& size, int threads, Body body) {
