@@ -335,8 +335,12 @@ def images(folder: Path, count: int) -> Path:
 
 
 @pytest.mark.slow
-def test_two_hundred_epochs_keep_memory_and_descriptors(tmp_path):
-    """Each with its validation, checkpoints and metrics."""
+def test_three_hundred_epochs_keep_memory_and_descriptors(tmp_path):
+    """Each with its validation, checkpoints and metrics.
+
+    The C library may keep what the process freed, and needs some 200 epochs to settle at it:
+    here it must give every large block back, so that what is resident is what is held.
+    """
     run = tmp_path / "run"
     process = start(
         run,
@@ -347,8 +351,9 @@ def test_two_hundred_epochs_keep_memory_and_descriptors(tmp_path):
         "data.resize_size=16",
         "data.workers=0",
         "batch.gpus=2",
-        "trainer.epochs=200",
+        "trainer.epochs=300",
         "evaluate=false",
+        before=("env", "MALLOC_MMAP_THRESHOLD_=65536", "MALLOC_TRIM_THRESHOLD_=65536"),
     )
     seen: dict[int, tuple[int, int]] = {}
     status, descriptors = Path(f"/proc/{process.pid}/status"), Path(f"/proc/{process.pid}/fd")
@@ -361,13 +366,13 @@ def test_two_hundred_epochs_keep_memory_and_descriptors(tmp_path):
         time.sleep(0.02)
     output, code = finish(process)
     assert code == 0, output[-3000:]
-    assert "epoch 200/200" in output
-    early = [value for epoch, value in seen.items() if 50 <= epoch < 100]
-    late = [value for epoch, value in seen.items() if 150 <= epoch < 200]
+    assert "epoch 300/300" in output
+    early = [value for epoch, value in seen.items() if 100 <= epoch < 150]
+    late = [value for epoch, value in seen.items() if 250 <= epoch < 300]
     assert len(early) > 5 and len(late) > 5
     memory = [max(kilobytes for kilobytes, _ in part) for part in (early, late)]
     files = [max(count for _, count in part) for part in (early, late)]
-    assert memory[1] < 1.03 * memory[0] and files[1] <= files[0] + 1, (memory, files)
+    assert memory[1] < 1.02 * memory[0] and files[1] <= files[0] + 1, (memory, files)
 
 
 def test_a_run_keeps_nothing_of_itself(run_of):
