@@ -38,7 +38,7 @@ class ArraySource:
     def open(self, index: int) -> Opened:
         image = self.images[index]
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.shape[1:]
-        return Opened((height, width), int(self.labels[index]), lambda: image)
+        return Opened((height, width), int(self.labels[index]), lambda rows=None: image)
 
     def fingerprint(self) -> dict[str, Any]:
         """Of the stored pixels and the labels."""

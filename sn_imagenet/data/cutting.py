@@ -41,6 +41,11 @@ class Cut:
     shift: tuple[float, float, float] | None = None
     interpolation: str = "bilinear"
 
+    @property
+    def bottom(self) -> int | None:
+        """How many rows of the stored image, from its top, are looked at; None: all."""
+        return None if self.box is None else self.box[0] + self.box[2]
+
 
 def cut_exact(image: np.ndarray, crop: Cut, out: Tensor) -> None:
     """Write to ``out`` (uint8 [S, S, 3]) what Pillow's crop and resize make of ``image``

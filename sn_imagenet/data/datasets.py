@@ -74,7 +74,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
         images = None
         for place, ((epoch, _), sample, cut) in enumerate(zip(keys, opened, cuts, strict=True)):
             with self._telling_when(epoch):
-                image = sample.pixels()
+                image = sample.pixels(cut.bottom)
             stored = isinstance(image, np.ndarray)
             if images is None:
                 shape = (side, side, 3) if stored else (3, side, side)

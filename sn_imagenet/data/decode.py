@@ -11,6 +11,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from sn_imagenet.data.jpeg import first_rows
+
 # Pillow warns above this many pixels; a file of a few kB may claim billions (a "bomb").
 MAX_PIXELS = 89_478_485
 _JPEG = b"\xff\xd8\xff"
@@ -22,9 +24,12 @@ class UndecodableError(ValueError):
     """The bytes are no whole image; the message says why, in half a sentence."""
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, rows: int | None = None) -> np.ndarray:
     """The image as RGB, uint8 [H, W, 3]: to the last bit ``Image.open(...).convert("RGB")`` of
     Pillow. EXIF orientation is not applied, as torchvision's ImageFolder does not.
+
+    ``rows``: only so many, from the top, are needed; it may end there, and what is damaged below
+    them may go unseen (but not that the file ends too early).
 
     JPEGs in greyscale, YCbCr and RGB go through simplejpeg. Whatever else the bytes hold (PNG or
     CMYK under the name of a JPEG; a JPEG of which libjpeg has something to say) goes to Pillow.
@@ -37,6 +42,8 @@ def decode(data: bytes) -> np.ndarray:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
             _refuse_bomb(height, width)
             if colors in _SIMPLEJPEG:
+                if rows is not None and (top := first_rows(data, rows)) is not None:
+                    return top
                 return simplejpeg.decode_jpeg(data, "RGB")
         except UndecodableError:
             raise

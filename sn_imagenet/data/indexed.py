@@ -52,9 +52,9 @@ class IndexedSource:
         with self._naming(sample):
             size = image_size(data)
 
-        def pixels() -> np.ndarray:
+        def pixels(rows: int | None = None) -> np.ndarray:
             with self._naming(sample):
-                return decode(data)
+                return decode(data, rows)
 
         return Opened(size, int(self.labels[sample]), pixels)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,80 @@ def test_what_simplejpeg_does_not_decode_alike(
 
     monkeypatch.setattr(decoding, "_by_pillow", lambda data: pytest.fail("through Pillow"))
     decode(files["exif"]), decode(files["grey"]), decode(kept)
+
+
+def test_the_first_rows_of_real_photographs(imagenet_photos: Path) -> None:
+    chance = random.Random(0)
+    fewer = 0
+    for path in sorted((imagenet_photos / "train").rglob("*.JPEG")):
+        data = path.read_bytes()
+        whole = by_pillow(data)
+        rows = chance.randrange(1, len(whole) + 1)
+        top = decode(data, rows)
+        assert len(top) in (rows, len(whole)) and np.array_equal(top, whole[: len(top)]), path
+        fewer += len(top) < len(whole)
+    assert fewer > 150
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "most"),
+    [
+        ("RGB", {"subsampling": "4:4:4"}, 72),
+        ("RGB", {"subsampling": "4:2:2"}, 72),
+        ("RGB", {"subsampling": "4:2:0"}, 48),
+        ("RGB", {"quality": 1}, 48),
+        ("RGB", {"keep_rgb": True}, 72),
+        ("RGB", {"comment": b"\xff\xc0 is no frame here"}, 48),
+        ("L", {}, 72),
+        ("L", {"subsampling": "4:2:0"}, 48),
+        ("RGB", {"progressive": True}, 0),
+        ("RGB", {"restart_marker_rows": 1}, 0),
+        ("CMYK", {}, 0),
+    ],
+)
+def test_the_first_rows_of_jpegs_of_every_kind(
+    picture: Image.Image, mode: str, options: dict[str, object], most: int
+) -> None:
+    """``most``: so many rows of the 75 can be had alone."""
+    data = encoded(picture.convert(mode), "JPEG", **options)
+    whole = by_pillow(data)
+    for rows in range(1, len(whole) + 1):
+        top = decode(data, rows)
+        assert np.array_equal(top, whole[: len(top)]), rows
+        assert len(top) == (rows if rows <= most else len(whole))
+
+
+def test_faults_of_a_file_of_which_the_first_rows_are_wanted(picture: Image.Image) -> None:
+    """One that ends too early is no image, wherever it ends; of a damaged one the first rows are
+    those that the whole has, or there is no image."""
+    data = encoded(picture, "JPEG", quality=90)
+    start = data.index(b"\xff\xda")
+    for end in range(start + 20, len(data) - 1, 7):
+        with pytest.raises(UndecodableError, match=r"[Tt]runcated|[Bb]roken"):
+            decode(data[:end], 16)
+    chance = random.Random(1)
+    outcomes = Counter()
+    for _ in range(3000):
+        damaged = bytearray(data)
+        for _ in range(chance.choice([1, 1, 3])):
+            damaged[chance.randrange(2, len(data))] = chance.randrange(256)
+        outcomes[first_rows_or_none(bytes(damaged), 16)] += 1
+    assert all(outcomes[kind] > 20 for kind in ("alike", "no image")), outcomes
+
+
+def first_rows_or_none(data: bytes, rows: int) -> str:
+    try:
+        top = decode(data, rows)
+    except UndecodableError:
+        with pytest.raises(UndecodableError):
+            decode(data)
+        return "no image"
+    try:
+        whole = decode(data)
+    except UndecodableError:
+        return "a fault below"
+    assert np.array_equal(top[:rows], whole[:rows])
+    return "alike"
 
 
 def test_what_is_no_whole_image() -> None:

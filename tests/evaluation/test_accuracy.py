@@ -44,7 +44,7 @@ class Numbers:
 
     def open(self, index: int) -> Opened:
         image, label = self[index]
-        return Opened((4, 4), label, lambda: image)
+        return Opened((4, 4), label, lambda rows=None: image)
 
     def fingerprint(self) -> dict[str, Any]:
         return {}

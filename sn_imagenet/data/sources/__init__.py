@@ -25,11 +25,12 @@ _FILES = ("imagefolder", "imagenet")  # opened without torch, by an index that i
 
 class Opened(NamedTuple):
     """One sample: its ``size`` (height, width) and label are known before its pixels are.
-    ``pixels()``: uint8 [H, W, 3], or float32 [3, H, W] in [0, 1]."""
+    ``pixels()``: uint8 [H, W, 3], or float32 [3, H, W] in [0, 1]; ``pixels(rows)`` may leave out
+    what is below so many rows of it."""
 
     size: tuple[int, int]
     label: int
-    pixels: Callable[[], np.ndarray | Tensor]
+    pixels: Callable[..., np.ndarray | Tensor]
 
 
 class Source(Protocol):
