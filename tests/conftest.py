@@ -28,12 +28,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-_NOT_RUN = pytest.StashKey[int]()  # how many tests were left out
+_NOT_RUN = pytest.StashKey[int]()  # how many slow tests were left out
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     stash = items[0].config.stash
-    stash[_NOT_RUN] = stash.get(_NOT_RUN, 0) + len(items)
+    slow = sum(item.get_closest_marker("slow") is not None for item in items)
+    stash[_NOT_RUN] = stash.get(_NOT_RUN, 0) + slow
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
