@@ -41,7 +41,13 @@ from sn_imagenet.runs import (
     run_from_result,
 )
 from sn_imagenet.training.compiled import require_compilable
-from sn_imagenet.training.stop import EXIT_CODE, Stopped, StopRequests, stopped_with_peers
+from sn_imagenet.training.stop import (
+    EXIT_CODE,
+    Stopped,
+    StopRequests,
+    say_of_all,
+    stopped_with_peers,
+)
 from sn_imagenet.training.trackers import require_tracker
 from sn_imagenet.training.trainer import Picture, Trainer
 
@@ -64,7 +70,7 @@ def train(config: ExperimentConfig, picture: Picture | None = None) -> dict[str,
             return _train(config, stop, picture)
         except Stopped as stopped:
             if not stopped.said:
-                say(
+                say_of_all(
                     f"{config.run_dir}: told to stop between two steps; no step is lost, the same "
                     f"command continues (exit code {EXIT_CODE})"
                 )

@@ -8,13 +8,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from sn_imagenet.replicas import LostPeerError, lost_peers_told, world_size
+from sn_imagenet.replicas import LostPeerError, lost_peers_told, rank, say, world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 EXIT_CODE = os.EX_TEMPFAIL  # 75: nothing is wrong, the same command continues
@@ -63,8 +64,8 @@ class StopRequests:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         # torchrun signals the ranks that are left when one ends: they are on their way out already,
-        # and are to end with the code that says so.
-        ending = kind is Stopped and world_size() > 1
+        # and are to say why and to end with the code that says so.
+        ending = kind in (Stopped, LostPeerError) and world_size() > 1
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if ending else handler)
         if self._before:
@@ -111,7 +112,8 @@ class StopRequests:
 
 
 _AGAIN_S = 0.05
-_STOPPED = "sn_imagenet/stopped"  # a key in the store of the process group
+_STOPPED, _SAID = "sn_imagenet/stopped", "sn_imagenet/said"  # keys in the process group's store
+_SILENCE_S = 15  # torchrun kills what has not ended half a minute after it was told to
 
 
 def _tell_peers() -> None:
@@ -125,6 +127,23 @@ def _a_peer_was_stopped() -> bool:
     with suppress(RuntimeError):
         return bool(_get_default_store().check([_STOPPED]))
     return False
+
+
+def say_of_all(message: str) -> None:
+    """Print a line about ranks that end together: rank 0 does, or whoever is left of them where it
+    does not, since it was killed.
+    """
+    say(message)
+    if not dist.is_initialized():
+        return
+    try:
+        if rank() == 0:
+            _get_default_store().set(_SAID, "1")
+        else:
+            _get_default_store().wait([_SAID], timedelta(seconds=_SILENCE_S))
+    except RuntimeError:  # rank 0 says nothing; or the store is gone, and torchrun with it
+        if rank() > 0:
+            print(message, flush=True)
 
 
 @contextmanager

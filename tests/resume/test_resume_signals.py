@@ -84,6 +84,19 @@ def test_a_killed_rank_ends_the_others_with_an_error_and_not_a_hang(tmp_path, vi
 
 
 @pytest.mark.slow
+def test_who_is_left_of_a_killed_rank_0_tells_of_the_end(tmp_path, pauses):
+    """torchrun tells it to stop, here where it waits for no other rank and notices nothing."""
+    run = tmp_path / "run"
+    pauses.hold()
+    process = start(run, "trainer.epochs=1", *pauses.OVERRIDES, processes=2)
+    wait_until(lambda: (run / "last.pt").exists())  # both validate
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    output, code = finish(process)
+    assert code == 1 and output.count("told to stop") == 1, output
+    assert "has ended" not in output, output
+
+
+@pytest.mark.slow
 def test_torchrun_restarts_a_killed_rank_and_the_run_is_the_same(tmp_path, pauses):
     short = ("trainer.epochs=5", "evaluate=false", "checkpoint.minutes=0.005", *pauses.OVERRIDES)
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
