@@ -8,14 +8,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from sn_imagenet.replicas import LostPeerError, lost_peers_told, rank, say, world_size
+from sn_imagenet.replicas import LostPeerError, lost_peers_told, rank, world_size
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 EXIT_CODE = os.EX_TEMPFAIL  # 75: nothing is wrong, the same command continues
@@ -113,7 +112,6 @@ class StopRequests:
 
 _AGAIN_S = 0.05
 _STOPPED, _SAID = "sn_imagenet/stopped", "sn_imagenet/said"  # keys in the process group's store
-_SILENCE_S = 15  # torchrun kills what has not ended half a minute after it was told to
 
 
 def _tell_peers() -> None:
@@ -130,20 +128,15 @@ def _a_peer_was_stopped() -> bool:
 
 
 def say_of_all(message: str) -> None:
-    """Print a line about ranks that end together: rank 0 does, or whoever is left of them where it
-    does not, since it was killed.
+    """Print a line about ranks that end together, once: whoever comes first, since any other may
+    have been killed.
     """
-    say(message)
-    if not dist.is_initialized():
-        return
-    try:
-        if rank() == 0:
-            _get_default_store().set(_SAID, "1")
-        else:
-            _get_default_store().wait([_SAID], timedelta(seconds=_SILENCE_S))
-    except RuntimeError:  # rank 0 says nothing; or the store is gone, and torchrun with it
-        if rank() > 0:
-            print(message, flush=True)
+    first = rank() == 0
+    if dist.is_initialized():
+        with suppress(RuntimeError):  # the store is gone, and torchrun with it
+            first = _get_default_store().add(_SAID, 1) == 1
+    if first:
+        print(message, flush=True)
 
 
 @contextmanager
