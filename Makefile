@@ -1,4 +1,4 @@
-# make setup | test | test-all | demo | study-NAME | lint      (PYTHON=python3.12 chooses the interpreter)
+# make setup | test | test-all | demo | study-NAME | golden | lint      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 BIN := .venv/bin
 # A study's own statements, where it has any, and its tables.
@@ -7,7 +7,7 @@ TABLES_digits := table2,methods
 TABLES_depth := networks,table2
 TABLES = $(or $(TABLES_$(OF)),table2)
 
-.PHONY: setup test test-all demo shown drawn judged study-sensitivity lint
+.PHONY: setup test test-all demo shown drawn judged study-sensitivity golden lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -64,6 +64,12 @@ drawn:
 judged:
 	$(BIN)/python scripts/check_claims.py $(FROM_TO) $(EXPECTED)
 	$(BIN)/python scripts/make_tables.py $(FROM_TO) --only $(TABLES) $(SHOWN)
+
+# The golden set: runs, tables and verdicts of this working tree against those of BEFORE.
+BEFORE ?= HEAD
+golden: setup
+	$(BIN)/python scripts/dev/same_results.py $(BEFORE) .
+	$(BIN)/python -m pytest -q tests/reporting/test_reporting_studies.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,10 +1,12 @@
-"""Whether two checkouts come to the same results, to the last digit: the check of a refactor.
+"""Check that two revisions give the same results, to the last digit: the check of a refactor.
 
-same_results.py BEFORE AFTER 'train.py norm=bn batch=8x2 data=digits' ...
+same_results.py BEFORE AFTER ['train.py norm=bn batch=8x2 data=digits' ...]
 
-Each command runs in both checkouts, with this Python and a runs_dir of its own; begin it with
---nproc_per_node=2 to have it run by torchrun. Compared are all metrics.jsonl and result.json that
-it leaves, but for times, the code's revision and where the runs lie. Exit code 0: the same.
+BEFORE and AFTER are checkouts, or revisions of this repository. Each command runs in both with this
+Python and its own runs_dir. A command that starts with --nproc_per_node=2 runs under torchrun. One
+that starts with --interrupt gets SIGTERM in the middle of an epoch and is started again. Without
+commands the golden set runs. All metrics.jsonl and result.json that a command leaves are compared,
+apart from times, the revision of the code and the location of the runs. Exit code 0: the same.
 """
 
 from __future__ import annotations
@@ -13,12 +15,31 @@ import argparse
 import fnmatch
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+INTERRUPTED = 75  # exit code of a training that saved a checkpoint after a signal
+_DIGITS = (
+    "data=digits model=resnet14_mini protocol=official_code tracker=none "
+    "trainer.epochs=2 trainer.log_every=10"
+)
+_SWEEP = f"train.py -m hydra/launcher=local {_DIGITS}"
+# Every norm that computes differently, in the smallest settings, with dropout; on one and on two
+# processes, over several forward passes a step, and with a resume within an epoch.
+GOLDEN = (
+    f"{_SWEEP} norm=bn,gn,sn,brn,sync_bn batch=8x2,8x1",
+    f"{_SWEEP} norm=bn,gn,sn,brn,sync_bn batch=8x2,8x1 sweep.gpus_per_run=2",
+    f"{_SWEEP} norm=bn,gn,sn,brn batch=8x2 trainer.replicas_per_pass=2",
+    f"--interrupt train.py {_DIGITS} norm=sn batch=8x1",
+)
 # fmt: off
 IGNORED = (
     "images_per_s", "data_wait_pct",  # of a row
@@ -40,19 +61,45 @@ def flattened(value: Any, key: str = "") -> dict[str, Any]:
     return leaves or {key: value}
 
 
+@contextmanager
+def checkout(name: str) -> Iterator[Path]:
+    """The folder ``name``, or a temporary worktree of the revision ``name``."""
+    if Path(name).is_dir():
+        yield Path(name)
+        return
+    git = ["git", "-C", str(REPOSITORY), "worktree"]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([*git, "add", "--quiet", "--detach", folder, name], check=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run([*git, "remove", "--force", folder], check=True)
+
+
+def run(command: str, checkout: Path, runs: str) -> None:
+    """Run ``command`` in ``checkout`` to its end, interrupted once if it asks for that."""
+    words = shlex.split(command)
+    interrupt = words[0] == "--interrupt"
+    if interrupt:
+        del words[0]
+    if words[0].startswith("-"):
+        words = ["-m", "torch.distributed.run", "--standalone", *words]
+    line = [sys.executable, *words, f"runs_dir={runs}"]
+    if interrupt:
+        process = subprocess.Popen(line, cwd=checkout, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not any(Path(runs).rglob("metrics.jsonl")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        if process.wait() != INTERRUPTED:
+            sys.exit(f"{command}: exit code {process.returncode}, expected {INTERRUPTED}")
+    subprocess.run(line, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
+
+
 def results(checkout: Path, command: str, ignored: list[str]) -> dict[str, Any]:
     """``{"file:line key": value}`` of all that ``command`` leaves when it runs in ``checkout``."""
     found = {}
     with tempfile.TemporaryDirectory() as runs:
-        words = shlex.split(command)
-        if words[0].startswith("-"):
-            words = ["-m", "torch.distributed.run", "--standalone", *words]
-        subprocess.run(
-            [sys.executable, *words, f"runs_dir={runs}"],
-            cwd=checkout,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        run(command, checkout, runs)
         for file in sorted(Path(runs).rglob("*.json*")):
             if file.name in ("metrics.jsonl", "result.json"):
                 text = file.read_text()
@@ -68,9 +115,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("before", type=Path, help="a checkout")
-    parser.add_argument("after", type=Path, help="another")
-    parser.add_argument("commands", nargs="+", help="a script and its overrides, in quotes")
+    parser.add_argument("before", help="a checkout or a revision")
+    parser.add_argument("after", help="another")
+    parser.add_argument("commands", nargs="*", help="a script and its overrides, in quotes")
     parser.add_argument(
         "--ignore",
         action="append",
@@ -78,24 +125,29 @@ def main() -> int:
         metavar="KEY",
         help="another key, a pattern such as config.*",
     )
-    asked = parser.parse_args()
+    options = parser.parse_args()
+    ignored = [*IGNORED, *options.ignore]
     differing = 0
-    for command in asked.commands:
-        before, after = (
-            results(checkout, command, [*IGNORED, *asked.ignore])
-            for checkout in (asked.before, asked.after)
-        )
-        # Of NaN, which is not equal to itself, the words are compared.
-        keys = [
-            key
-            for key in before | after
-            if repr(before.get(key, ABSENT)) != repr(after.get(key, ABSENT))
-        ]
-        print(f"{command}: {len(before)} values, {len(keys)} differ", flush=True)
-        for key in keys[:20]:
-            print(f"  {key}: {before.get(key, ABSENT)!r} -> {after.get(key, ABSENT)!r}")
-        differing += bool(keys) or not before
+    with checkout(options.before) as before, checkout(options.after) as after:
+        for command in options.commands or GOLDEN:
+            differing += not same(
+                command, results(before, command, ignored), results(after, command, ignored)
+            )
     return min(differing, 1)
+
+
+def same(command: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Print how many values of a command differ, and the first of them."""
+    # NaN is not equal to itself: compare representations.
+    keys = [
+        key
+        for key in before | after
+        if repr(before.get(key, ABSENT)) != repr(after.get(key, ABSENT))
+    ]
+    print(f"{command}: {len(before)} values, {len(keys)} differ", flush=True)
+    for key in keys[:20]:
+        print(f"  {key}: {before.get(key, ABSENT)!r} -> {after.get(key, ABSENT)!r}")
+    return bool(before) and not keys
 
 
 if __name__ == "__main__":
