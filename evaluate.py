@@ -34,19 +34,19 @@ def main() -> None:
                 if not pattern:
                     raise ConfigError("run= is missing: give a run directory, or a glob in quotes")
 
-            from sn_imagenet.evaluation import Asked, evaluate_run, find_run_directories
-            from sn_imagenet.replicas import rank, together
+            from sn_imagenet.distributed import raise_on_all_ranks, rank
+            from sn_imagenet.evaluation import EvaluationRequest, evaluate_run, find_run_directories
             from sn_imagenet.reporting.report import report_runs
 
             current = line.session
             paths: list[Path] = []
-            with current.cell(), together():
-                asked = Asked.of(overrides)
+            with current.cell(), raise_on_all_ranks():
+                request = EvaluationRequest.from_config(overrides)
                 paths = find_run_directories(pattern)
             results = {}
             for path in paths:
                 with current.cell():
-                    results[path] = evaluate_run(path, asked)
+                    results[path] = evaluate_run(path, request)
             with current.cell():
                 if rank() == 0 and results:
                     report_runs(results, Path(table) if table else None)

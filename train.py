@@ -28,13 +28,13 @@ def main() -> None:
         @hydra.main(version_base="1.3", config_path="configs", config_name="config")
         def cell(composed: DictConfig) -> None:
             line.check(composed)
-            from sn_imagenet.replicas import rank, together
+            from sn_imagenet.distributed import raise_on_all_ranks, rank
             from sn_imagenet.reporting.figures.files import weights_figure
             from sn_imagenet.reporting.report import report_run
             from sn_imagenet.training import train
 
             with line.session.cell():
-                with together():
+                with raise_on_all_ranks():
                     config = from_hydra(composed)
                 result = train(config, weights_figure)
                 if rank() == 0 and config.evaluate:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.model_card import UNKNOWN_LICENCE, model_card
+from sn_imagenet.reporting.model_card import UNKNOWN_LICENSE, model_card
 from sn_imagenet.runs import read_run, write_text
 
 
@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--pt2", action="store_true", help="model.pt2 too, by torch.export")
     parser.add_argument("--onnx", action="store_true", help="model.onnx too (the export extra)")
     parser.add_argument(
-        "--licence", default=UNKNOWN_LICENCE, metavar="NAME", help="of the weights, for the card"
+        "--license", default=UNKNOWN_LICENSE, metavar="NAME", help="of the weights, for the card"
     )
     args = parser.parse_args()
     try:
@@ -38,7 +38,7 @@ def main() -> int:
         from sn_imagenet.models.export import export  # torch, once the run is there
 
         exported = export(args.run, args.out, args.statistics, pt2=args.pt2, onnx=args.onnx)
-        card = model_card(run, licence=args.licence, **asdict(exported))
+        card = model_card(run, license=args.license, **asdict(exported))
         written = [args.out / name for name in exported.files]
         written.append(write_text(args.out / "README.md", card, "--out"))
     except UserError as error:

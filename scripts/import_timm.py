@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sn_imagenet.benchmark.compose import composed
 from sn_imagenet.errors import UserError
-from sn_imagenet.evaluation.imports import import_published
+from sn_imagenet.evaluation.import_weights import import_published
 from sn_imagenet.models.published import published
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -23,7 +23,7 @@ from sn_imagenet.errors import UserError, nearest
 from sn_imagenet.runs import RunDirectory
 
 if TYPE_CHECKING:
-    from sn_imagenet.replicas import Session
+    from sn_imagenet.distributed import Session
 
 RAISE = "HYDRA_FULL_ERROR"  # has Hydra raise its errors, which it would print and end with 1
 
@@ -37,7 +37,7 @@ class CommandLine:
     @cached_property
     def session(self) -> Session:
         """The program's session; it ends with the program."""
-        from sn_imagenet.replicas import session
+        from sn_imagenet.distributed import session
 
         return self._stack.enter_context(session())
 

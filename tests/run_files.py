@@ -47,7 +47,7 @@ def config(
 
 
 def layers(blocks: tuple[int, ...] = (3, 4, 6, 3), stem: str = "7x7") -> list[tuple[str, str, str]]:
-    """(name, stage, place) of ResNet's normalisation layers in network order: 53 for ResNet-50."""
+    """(name, stage, place) of ResNet's normalization layers in network order: 53 for ResNet-50."""
     places = [("bn1", "res1", stem)]
     for stage, count in enumerate(blocks, start=1):
         for block in range(count):

@@ -22,12 +22,12 @@ import sn_imagenet, sn_imagenet.norms, torch
 place = Path(sn_imagenet.__file__).parent
 assert place.is_relative_to(sys.prefix), place
 assert (place / "py.typed").is_file() and (place / "norms/py.typed").is_file()
-for name in ("passes/passes.cpp", "pooling/pooling.cpp"):
+for name in ("passes/kernels.cpp", "pooling/combine.cpp"):
     assert (place / "norms" / name).is_file(), name
 layer = sn_imagenet.norms.SwitchNorm2d(4)
 layer(torch.randn(2, 4, 3, 3)).sum().backward()
-from sn_imagenet.norms.passes.compiler import load_library
-from sn_imagenet.norms.passes.cpp import SOURCE
+from sn_imagenet.norms.kernels.compiler import load_library
+from sn_imagenet.norms.kernels.cpp import SOURCE
 assert Path(SOURCE).is_relative_to(place)
 print("built" if load_library(SOURCE) else "no compiler")
 """

@@ -1,4 +1,4 @@
-"""Imports go downwards through the rooms of the design, and files stay small."""
+"""Imports go downwards through the rooms of the design."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RANKS = {
     "runs": 2,
     "data": 3,
     "models": 3,
-    "replicas": 4,
+    "distributed": 4,
     "evaluation": 5,
     "training": 6,
     "benchmark": 7,
@@ -134,12 +134,6 @@ def test_light_rooms_need_no_torch(room: str) -> None:
 def test_entry_points_are_short(entry: Path) -> None:
     lines = len(entry.read_text().splitlines())
     assert lines < 80, f"{entry.name} has {lines} lines: an entry point calls one function"
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_no_file_is_longer_than_400_lines(file: Path) -> None:
-    lines = len(file.read_text().splitlines())
-    assert lines <= 400, f"{file.relative_to(ROOT)} has {lines} lines"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -11,8 +11,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
-from sn_imagenet.replicas import Placement
 from sn_imagenet.runs import RunDirectory
 from sn_imagenet.sweeps.planned import PlannedRun, plan_runs
 

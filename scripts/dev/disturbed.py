@@ -1,7 +1,7 @@
 """Disturbs real training runs and compares them with undisturbed ones: what kill_test.py and
 attack.py share.
 
-Weights, optimiser, metrics and result must be bit for bit those of the undisturbed run; rates
+Weights, optimizer, metrics and result must be bit for bit those of the undisturbed run; rates
 (images/s, seconds) alone may differ.
 """
 

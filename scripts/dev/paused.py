@@ -1,4 +1,4 @@
-"""Normalisers that take their time, so that whoever disturbs a run meets it on any machine.
+"""Normalizers that take their time, so that whoever disturbs a run meets it on any machine.
 
 In the folder that ``PAUSES`` names, a file with a class's name holds the seconds that each of its
 layers waits in training; one with ``.held`` behind it names a path, and while both exist no
@@ -48,12 +48,12 @@ class _Paused(nn.Module):
 
 
 class BN(_Paused, BatchNorm2d):
-    """Batch normalisation, after a pause."""
+    """Batch normalization, after a pause."""
 
 
 class GN(_Paused, GroupNorm2d):
-    """Group normalisation, after a pause."""
+    """Group normalization, after a pause."""
 
 
 class SN(_Paused, SwitchNorm2d):
-    """Switchable normalisation, after a pause."""
+    """Switchable normalization, after a pause."""

@@ -14,14 +14,14 @@ from sn_imagenet.benchmark.compose import composed
 from sn_imagenet.benchmark.report import Command, Report, aligned
 from sn_imagenet.benchmark.timing import CLOCKS, Clock, add_rounds, alternate
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data import calibration_loader
+from sn_imagenet.data.loaders import calibration_loader
+from sn_imagenet.distributed import autocast_for
 from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation import prepare
 from sn_imagenet.evaluation.calibration import samples_that_share_statistics
 from sn_imagenet.evaluation.evaluate import calibrated, eval_batch_size
 from sn_imagenet.evaluation.prepare import stores_statistics
 from sn_imagenet.norms import set_replicas
-from sn_imagenet.replicas import autocast_for
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def measure(
     cost what trained ones do; in this process.
 
     Raises:
-        UserError: the normaliser stores no statistics; whatever train.py would refuse.
+        UserError: the normalizer stores no statistics; whatever train.py would refuse.
     """
     config = composed(configs, overrides)
     prepared = prepare(config)

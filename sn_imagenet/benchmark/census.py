@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sn_imagenet.norms import Moments, PooledNorm2d, Statistics
+from sn_imagenet.norms import MomentNorm2d, Moments, Statistics
+from sn_imagenet.norms.kernels import select_backend
 from sn_imagenet.norms.methods import METHODS
-from sn_imagenet.norms.passes import select_backend
 
 SIZE = (32, 64, 56, 56)
 """N, C, H, W at which numbers are given: a layer of ResNet-50 at 32 samples per GPU."""
@@ -79,7 +79,7 @@ def census(size: tuple[int, int, int, int] = SIZE) -> list[Census]:
     return [_count(name, method, size) for name, method in METHODS.items()]
 
 
-def _count(name: str, method: type[PooledNorm2d], size: tuple[int, int, int, int]) -> Census:
+def _count(name: str, method: type[MomentNorm2d], size: tuple[int, int, int, int]) -> Census:
     n, channels, height, width = size
     layer = method(channels)
     learned = _learned(layer)
@@ -87,7 +87,7 @@ def _count(name: str, method: type[PooledNorm2d], size: tuple[int, int, int, int
     per_channel = (sum(_learned(method(2 * channels)).values()) - parameters) // channels
     terms = [f"{per_channel}C" if per_channel else "", parameters - per_channel * channels or ""]
     asked = _Asked(n, channels)
-    layer.double().pool(asked)
+    layer.double().combine(asked)
     sizes = sorted((_TABLES[kind] for kind in asked.tables), key=lambda term: (len(term), term))
     symbols = ["μ", "σ"] if len(sizes) == 1 else ["μ_k", "σ_k"] if sizes else []
     stored = ["μ′", "σ′"] if layer.running_mean is not None else []
@@ -110,7 +110,7 @@ def _count(name: str, method: type[PooledNorm2d], size: tuple[int, int, int, int
     )
 
 
-def _learned(layer: PooledNorm2d) -> dict[str, int]:
+def _learned(layer: MomentNorm2d) -> dict[str, int]:
     return {name: p.numel() for name, p in layer.named_parameters() if p.requires_grad}
 
 
@@ -145,7 +145,7 @@ def _distinct(tables: Sequence[Tensor]) -> int:
 
 
 def _hyperparameters(
-    method: type[PooledNorm2d], layer: PooledNorm2d, members: Mapping[str, Statistics]
+    method: type[MomentNorm2d], layer: MomentNorm2d, members: Mapping[str, Statistics]
 ) -> list[str]:
     """Constructor arguments with a value to choose; not those that the base class takes and the
     method has no use for: momentum without moving averages, groups without group norm."""
@@ -175,10 +175,10 @@ class _Work(TorchDispatchMode):
 
 
 @torch.no_grad()
-def _work(method: type[PooledNorm2d], size: Sequence[int]) -> int:
+def _work(method: type[MomentNorm2d], size: Sequence[int]) -> int:
     """Elements read and written by PyTorch's operators until the statistics are there."""
     layer = method(size[1], device="meta")
     x = torch.empty(*size, device="meta")  # sizes without values: nothing is computed
     with _Work() as mode:
-        layer.pool(Moments(*select_backend(x, "native").moments(x)))
+        layer.combine(Moments(*select_backend(x, "native").moments(x)))
     return mode.elements

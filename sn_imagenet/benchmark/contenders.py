@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from sn_imagenet.benchmark.timing import Context
 from sn_imagenet.norms.control import set_replicas
 from sn_imagenet.norms.layers import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d
-from sn_imagenet.norms.pooled import PooledNorm2d
+from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
 REFERENCE = "nn.BatchNorm2d"
@@ -120,7 +120,7 @@ class AddRelu(nn.Module):
         self.layer = layer
         self.residual = nn.Parameter(torch.randn_like(x))
         self.fused = fused
-        if isinstance(layer, PooledNorm2d):
+        if isinstance(layer, MomentNorm2d):
             layer.relu = fused
 
     def forward(self, x: Tensor) -> Tensor:

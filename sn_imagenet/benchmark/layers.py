@@ -1,4 +1,4 @@
-"""One normalisation layer, forward and backward, on the shapes of ResNet-50."""
+"""One normalization layer, forward and backward, on the shapes of ResNet-50."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sn_imagenet.benchmark.contenders import (
 from sn_imagenet.benchmark.report import Command, Report, aligned
 from sn_imagenet.benchmark.timing import StorageLog, alternate, captured, geometric_mean
 from sn_imagenet.errors import UserError
-from sn_imagenet.norms.passes import select_backend
+from sn_imagenet.norms.kernels import select_backend
 
 SHAPES = (
     (64, 112, 112),
@@ -38,7 +38,7 @@ SHAPES = (
     (512, 7, 7),
     (2048, 7, 7),
 )
-"""The 12 distinct (C, H, W) of ResNet-50's 53 normalisation layers at 224 pixels."""
+"""The 12 distinct (C, H, W) of ResNet-50's 53 normalization layers at 224 pixels."""
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -21,14 +21,15 @@ from sn_imagenet.benchmark.compose import composed
 from sn_imagenet.benchmark.report import Command, Report, aligned
 from sn_imagenet.benchmark.timing import CLOCKS, Clock, add_rounds
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data import TrainLoader, build, train_loader
+from sn_imagenet.data.datasets import build
+from sn_imagenet.data.loaders import TrainLoader, train_loader
 from sn_imagenet.data.sources import Source
 from sn_imagenet.errors import UserError
 
 REFERENCE = "torchvision's reference"
 PILLOW = "Pillow's decoding alone"
 LIMIT = "simplejpeg's decoding alone"
-NORMALISED = ", normalised"
+NORMALIZED = ", normalized"
 
 Batches = Callable[[int], Iterable[object]]
 """``batches(epoch)``: the batches of one pass over the images."""
@@ -86,9 +87,9 @@ def contenders(
         PILLOW: others(ImageFolder(folder), collate_fn=len),
         LIMIT: others(_Decoded(source), collate_fn=len),
         "exact": _as_stored(exact),
-        f"exact{NORMALISED}": exact.epoch,
+        f"exact{NORMALIZED}": exact.epoch,
         "fast": _as_stored(fast),
-        f"fast{NORMALISED}": fast.epoch,
+        f"fast{NORMALIZED}": fast.epoch,
     }
 
 
@@ -116,7 +117,7 @@ def _ours(config: ExperimentConfig, batch: int, workers: int) -> TrainLoader:
 
 
 def _as_stored(loader: TrainLoader) -> Batches:
-    """Without the device's share: flip, colour, normalisation."""
+    """Without the device's share: flip, color, normalization."""
 
     def batches(epoch: int) -> Iterable[object]:
         loader.train_sampler.set_epoch(epoch)
@@ -176,7 +177,7 @@ def _bound_to(cores: int) -> Iterator[None]:
 
 
 def ratios(speeds: Sequence[Speed]) -> dict[str, float]:
-    """On one core, in the process itself: ours, which end as the reference does, in normalised
+    """On one core, in the process itself: ours, which end as the reference does, in normalized
     floats, over the others; and without that share, which a GPU takes where there is one."""
     one = {speed.contender: speed.images_per_s for speed in speeds if speed.workers == 0}
     over = [
@@ -187,7 +188,7 @@ def ratios(speeds: Sequence[Speed]) -> dict[str, float]:
     ]
     return {
         f"{ours}/{short}{note}": one[f"{ours}{share}"] / one[other]
-        for share, note in ((NORMALISED, ""), ("", ", as stored"))
+        for share, note in ((NORMALIZED, ""), ("", ", as stored"))
         for ours, short, other in over
     }
 

@@ -27,9 +27,9 @@ def plot(panels: Mapping[str, Mapping[str, float]], reference: str, path: Path) 
         axis.set_visible(False)
     for place, (axis, (title, values)) in enumerate(zip(cells, panels.items(), strict=False)):
         names = list(values)
-        colours = ["#c44" if name.startswith(_OURS) else "#68a" for name in names]
-        axis.barh(range(len(names)), list(values.values()), color=colours)
-        # Contenders differ between dtypes on a GPU, so only equal neighbours share their names.
+        colors = ["#c44" if name.startswith(_OURS) else "#68a" for name in names]
+        axis.barh(range(len(names)), list(values.values()), color=colors)
+        # Contenders differ between dtypes on a GPU, so only equal neighbors share their names.
         repeated = place % columns and names == list(list(panels.values())[place - 1])
         axis.set_yticks(range(len(names)), [""] * len(names) if repeated else names, fontsize=8)
         axis.axvline(1, color="black", linewidth=0.8)

@@ -1,4 +1,4 @@
-"""What a mixture's closed form is worth: beside it autograd on ``pool``, over the same passes."""
+"""A mixture's closed form against autograd on ``combine``, over the same kernels."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from sn_imagenet.benchmark.step_contenders import StepData, StepKind, trainer_st
 from sn_imagenet.benchmark.timing import CLOCKS, Clock, add_rounds, alternate
 from sn_imagenet.errors import UserError
 from sn_imagenet.norms import norm_layers, set_replicas
+from sn_imagenet.norms.closed_form import closed_form_for
+from sn_imagenet.norms.kernels import select_backend
 from sn_imagenet.norms.methods import METHODS
 from sn_imagenet.norms.mixture import MixtureNorm2d
-from sn_imagenet.norms.passes import select_backend
-from sn_imagenet.norms.pooled import PooledNorm2d
-from sn_imagenet.norms.pooling import closed_form_for
+from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.training.compiled import make_room_for_compilations
 
 CLOSED_FORM, AUTOGRAD, COMPILED = "closed form", "autograd", "compiled"
 
-MIXTURES = [name for name, method in METHODS.items() if method.pool is MixtureNorm2d.pool]
+MIXTURES = [name for name, method in METHODS.items() if method.combine is MixtureNorm2d.combine]
 """The methods that have a closed form."""
 
 
@@ -51,10 +51,10 @@ class Case:
 
 
 def pool_by(way: str, network: nn.Module) -> None:
-    """Have every normalisation layer of ``network`` pool its tables by ``way``.
+    """Have every normalization layer of ``network`` pool its tables by ``way``.
 
-    ``autograd`` is what a method of one's own gets: PooledNorm2d, which knows of no closed form.
-    ``compiled`` is that with :meth:`PooledNorm2d.coefficients` and its derivative, which are all
+    ``autograd`` is what a method of one's own gets: MomentNorm2d, which knows of no closed form.
+    ``compiled`` is that with :meth:`MomentNorm2d.coefficients` and its derivative, which are all
     that lies between the passes, under torch.compile.
     """
     if way == CLOSED_FORM:
@@ -65,7 +65,7 @@ def pool_by(way: str, network: nn.Module) -> None:
         torch._functorch.config.donated_buffer = False
     for layer in norm_layers(network).values():
         own: dict[str, Callable[..., Any]] = {
-            "_normalize": MethodType(PooledNorm2d._normalize, layer)
+            "_normalize": MethodType(MomentNorm2d._normalize, layer)
         }
         if way == COMPILED:
             own["coefficients"] = torch.compile(layer.coefficients, fullgraph=True, dynamic=False)
@@ -89,11 +89,11 @@ def measure_layer(
     torch.manual_seed(0)
     x = torch.randn(kind.total, *shape, device=device, requires_grad=True)
     grad = torch.randn_like(x)
-    passes = select_backend(x)
-    if closed_form_for(passes) is None:
+    kernels = select_backend(x)
+    if closed_form_for(kernels) is None:
         raise UserError(
-            f"the {passes.name} passes have no closed form to compare with: install a C++ compiler "
-            "for the CPU, or Triton for CUDA"
+            f"the {kernels.name} kernels have no closed form to compare with: install a C++ "
+            "compiler for the CPU, or Triton for CUDA"
         )
     calls: dict[str, Callable[[], object]] = {}
     for way in ways:

@@ -26,9 +26,9 @@ from sn_imagenet.benchmark.step_contenders import (
     trainer_step,
 )
 from sn_imagenet.benchmark.timing import StorageLog, alternate, captured
+from sn_imagenet.distributed import set_precision
 from sn_imagenet.errors import UserError
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
-from sn_imagenet.replicas import set_precision
 
 MODES = {
     "eager": None,

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from sn_imagenet.benchmark.contenders import REFERENCE
 from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.distributed import Placement, autocast_for, set_norm_replicas
 from sn_imagenet.models import build_model
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
-from sn_imagenet.replicas import Placement, autocast_for, tell_layers
 from sn_imagenet.training import Stepper
 from sn_imagenet.training.compiled import make_room_for_compilations
 
@@ -122,7 +122,7 @@ def timm_step(
 def trainer_step(config: ExperimentConfig, data: StepData, plain: bool = False) -> StepContender:
     """The trainer's step, :class:`Stepper` over :func:`build_model`'s network.
 
-    ``plain``: its network and optimiser in the same step as timm's, which reads no loss and so may
+    ``plain``: its network and optimizer in the same step as timm's, which reads no loss and so may
     be captured in a CUDA graph.
     """
     classes = data.kind.classes
@@ -135,8 +135,8 @@ def trainer_step(config: ExperimentConfig, data: StepData, plain: bool = False) 
         replicas_per_pass=config.trainer.replicas_per_pass,
     )
     stepper = Stepper(network, config, placement, data.device)
-    first = next(placement.passes(data.images, data.labels))
-    tell_layers(network, first, None)
+    first = next(placement.microbatches(data.images, data.labels))
+    set_norm_replicas(network, first, None)
     if plain:
         return _plain_step(network, stepper.optimizer, data)
 
@@ -146,8 +146,8 @@ def trainer_step(config: ExperimentConfig, data: StepData, plain: bool = False) 
         return y
 
     def step() -> None:
-        stepper.gradients(data.images, data.labels, 0)
-        stepper.update(_LEARNING_RATE)
+        stepper.forward_backward(data.images, data.labels, 0)
+        stepper.optimizer_step(_LEARNING_RATE)
 
     return StepContender(network, forward, step)
 

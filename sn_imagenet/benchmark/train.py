@@ -19,10 +19,10 @@ import torch
 from sn_imagenet.benchmark.compose import composed
 from sn_imagenet.benchmark.report import Command, Report, aligned
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data import TrainLoader, train_loader
+from sn_imagenet.data.loaders import TrainLoader, train_loader
+from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation import Prepared, prepare
-from sn_imagenet.replicas import Placement
 from sn_imagenet.runs import RunDirectory
 from sn_imagenet.training import Stepper, train
 
@@ -160,8 +160,8 @@ def _step(prepared: Prepared, placement: Placement, loader: TrainLoader) -> Call
     images, labels = next(loader.epoch(0))
 
     def step() -> None:
-        stepper.gradients(images, labels, 0)
-        stepper.update(config.initial_lr)
+        stepper.forward_backward(images, labels, 0)
+        stepper.optimizer_step(config.initial_lr)
 
     return step
 

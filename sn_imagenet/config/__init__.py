@@ -18,19 +18,22 @@ from sn_imagenet.config.running import (
     TrainerConfig,
 )
 from sn_imagenet.config.sections import (
+    IMAGENET_SAMPLES,
+    TABLE_2_SETTINGS,
     AugmentConfig,
-    BatchConfig,
     DataConfig,
     ModelConfig,
     NormConfig,
     ProtocolConfig,
+    SettingConfig,
 )
 
 __all__ = [
     "ESTIMATORS",
+    "IMAGENET_SAMPLES",
     "NOT_THE_EXPERIMENT",
+    "TABLE_2_SETTINGS",
     "AugmentConfig",
-    "BatchConfig",
     "CalibrationConfig",
     "CheckpointConfig",
     "DataConfig",
@@ -38,6 +41,7 @@ __all__ = [
     "ModelConfig",
     "NormConfig",
     "ProtocolConfig",
+    "SettingConfig",
     "TrainerConfig",
     "from_dict",
     "from_hydra",

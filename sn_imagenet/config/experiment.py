@@ -13,11 +13,11 @@ from sn_imagenet.config.checks import require_one_of, require_seed
 from sn_imagenet.config.running import CalibrationConfig, CheckpointConfig, TrainerConfig
 from sn_imagenet.config.sections import (
     AugmentConfig,
-    BatchConfig,
     DataConfig,
     ModelConfig,
     NormConfig,
     ProtocolConfig,
+    SettingConfig,
 )
 from sn_imagenet.errors import ConfigError
 
@@ -53,7 +53,7 @@ class ExperimentConfig:
     """
 
     norm: NormConfig
-    batch: BatchConfig
+    batch: SettingConfig
     augment: AugmentConfig
     data: DataConfig
     model: ModelConfig

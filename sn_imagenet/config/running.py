@@ -23,7 +23,7 @@ class TrainerConfig:
     ``max_steps`` and ``precision``, which are recorded as departures.
 
     ``replicas_per_pass``: how many of a rank's replicas one forward pass holds (None: all);
-    fewer save memory, the gradients are accumulated. ``log_every``: optimiser steps between two
+    fewer save memory, the gradients are accumulated. ``log_every``: optimizer steps between two
     lines of ``metrics.jsonl``. ``eval_batch_size``: images of a rank in one pass of an evaluation
     (None: as suits the device). ``deterministic``: deterministic kernels on CUDA too, slower, so
     that a resumed run is bit for bit one never disturbed; the CPU's are. ``compile``: False, or the

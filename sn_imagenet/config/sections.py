@@ -14,12 +14,16 @@ from sn_imagenet.config.checks import (
 
 DECODES = ("exact", "fast")
 INTERPOLATIONS = ("bilinear", "bicubic")
+# Samples of ImageNet-1k (Sec. 4.1: "1.28 million" and "50,000").
+IMAGENET_SAMPLES = {"train": 1_281_167, "val": 50_000}
+# The columns of Table 2 in its order, (GPUs)x(samples per GPU).
+TABLE_2_SETTINGS = ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
 STATISTICS = ("moving_average", "batch_average", "sample")
 
 
 @dataclass
 class NormConfig:
-    """A normalisation method: a layer class and its arguments.
+    """A normalization method: a layer class and its arguments.
 
     ``test_statistics`` names the evaluation that stands for the method in Table 2: the paper uses
     the batch average for SN and the moving average for BN (Sec. 2.1, "Inference");
@@ -50,7 +54,7 @@ class NormConfig:
 
 
 @dataclass
-class BatchConfig:
+class SettingConfig:
     """A setting of Table 2: ``gpus`` replicas with ``samples_per_gpu`` samples each."""
 
     gpus: int
@@ -64,7 +68,7 @@ class BatchConfig:
 
     @property
     def total(self) -> int:
-        """Samples per optimiser step: gpus * samples_per_gpu."""
+        """Samples per optimizer step: gpus * samples_per_gpu."""
         return self.gpus * self.samples_per_gpu
 
 
@@ -93,7 +97,7 @@ class DataConfig:
     that reads such.
 
     ``image_size``: side of the square that the network sees, in pixels. ``resize_size``: the
-    shorter side before the validation's centre crop; equal to ``image_size`` means no crop;
+    shorter side before the validation's center crop; equal to ``image_size`` means no crop;
     ``interpolation`` is that resize's, None bilinear (random crops always are).
     ``mean`` and ``std``: per channel (RGB), in units of [0, 1]. ``workers``: loader processes per
     rank; results do not depend on it. ``decode``: ``exact`` resizes photographs to the very pixels
@@ -125,7 +129,7 @@ class DataConfig:
         require(
             self.resize_size >= self.image_size,
             f"data.resize_size={self.resize_size}: expected at least data.image_size="
-            f"{self.image_size}, since the centre crop is cut from it",
+            f"{self.image_size}, since the center crop is cut from it",
         )
         require_one_of("data.decode", self.decode, DECODES)
         require(
@@ -143,7 +147,7 @@ class DataConfig:
 class ModelConfig:
     """``name``: a mini ResNet (``resnet50_mini``) or any timm model with a ``norm_layer``.
 
-    ``fuse_relu``: whether a ResNet's normalisation layers do the ReLUs and residual additions that
+    ``fuse_relu``: whether a ResNet's normalization layers do the ReLUs and residual additions that
     follow them, which changes nothing but rounding, time and memory.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sn_imagenet.data.sources import Opened
+from sn_imagenet.data.sources import Sample
 
 
 class ArraySource:
@@ -35,10 +35,10 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def open(self, index: int) -> Opened:
+    def open(self, index: int) -> Sample:
         image = self.images[index]
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.shape[1:]
-        return Opened((height, width), int(self.labels[index]), lambda rows=None: image)
+        return Sample((height, width), int(self.labels[index]), lambda rows=None: image)
 
     def fingerprint(self) -> dict[str, Any]:
         """Of the stored pixels and the labels."""

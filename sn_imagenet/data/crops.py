@@ -1,7 +1,7 @@
 """The crops of training images: ``augment.crop`` names a function of this file.
 
 Such a function takes the data's config and ``augment.args``; it raises a ValueError that names an
-argument out of range. Its ``draw`` takes an image's (height, width) and says which square of
+argument out of range. Its ``sample_crop`` takes an image's (height, width) and says which square of
 ``image_size`` x ``image_size`` becomes of it; it draws from torch's default generator, which is
 seeded for each sample, as torchvision's transforms of the same name do.
 """
@@ -16,17 +16,17 @@ import torch
 from torchvision.transforms import v2
 
 from sn_imagenet.config import AugmentConfig, DataConfig
-from sn_imagenet.data.cutting import Cut
+from sn_imagenet.data.crop_image import CropParams
 from sn_imagenet.errors import ConfigError
 
-Draw = Callable[[int, int], Cut]
+SampleCrop = Callable[[int, int], CropParams]
 
 
 @dataclass(frozen=True)
 class Crop:
     """``description``: what it does, as the departures from the paper's protocol say it."""
 
-    draw: Draw
+    sample_crop: SampleCrop
     description: str
 
 
@@ -54,12 +54,12 @@ def random_resized(data: DataConfig, scale: Sequence[float], ratio: Sequence[flo
     size = (data.image_size, data.image_size)
     pixel = torch.empty(1, 1, 1)
 
-    def draw(height: int, width: int) -> Cut:
+    def sample_crop(height: int, width: int) -> CropParams:
         box = transform.make_params([pixel.expand(3, height, width)])  # asks for the size alone
-        return Cut((box["top"], box["left"], box["height"], box["width"]), size)
+        return CropParams((box["top"], box["left"], box["height"], box["width"]), size)
 
     bounds = f"area {low:g}-{high:g}, aspect {narrow:.3g}-{wide:.3g}"
-    return Crop(draw, f"random resized crop ({bounds})")
+    return Crop(sample_crop, f"random resized crop ({bounds})")
 
 
 @registered
@@ -74,15 +74,15 @@ def shorter_side(data: DataConfig, between: Sequence[float]) -> Crop:
             "<= high"
         )
 
-    def draw(height: int, width: int) -> Cut:
+    def sample_crop(height: int, width: int) -> CropParams:
         side = int(torch.randint(low, high + 1, ()))
         height, width = _resized(height, width, side)
         top = int(torch.randint(0, height - data.image_size + 1, ()))
         left = int(torch.randint(0, width - data.image_size + 1, ()))
-        return Cut(None, (height, width), (top, left))
+        return CropParams(None, (height, width), (top, left))
 
     return Crop(
-        draw,
+        sample_crop,
         f"shorter side from [{low}, {high}], {data.image_size} crop",
     )
 
@@ -92,35 +92,35 @@ def pad(data: DataConfig, padding: int) -> Crop:
     """The validation's crop, zero-padded by ``padding`` pixels and cropped back at random."""
     if not isinstance(padding, int) or padding < 0:
         raise ValueError(f"padding={padding}: expected a whole number of 0 or more pixels")
-    square = centre(data)
+    square = center_crop(data)
 
-    def draw(height: int, width: int) -> Cut:
+    def sample_crop(height: int, width: int) -> CropParams:
         down, right = (
             int(torch.randint(0, 2 * padding + 1, ())) - padding if padding else 0 for _ in range(2)
         )
         return replace(square(height, width), move=(down, right))
 
-    return Crop(draw, f"crop after zero-padding by {padding}")
+    return Crop(sample_crop, f"crop after zero-padding by {padding}")
 
 
 @registered
 def none(data: DataConfig) -> Crop:
     """The validation's crop: nothing random."""
-    return Crop(centre(data), "no crop")
+    return Crop(center_crop(data), "no crop")
 
 
-def centre(data: DataConfig) -> Draw:
-    """Shorter side to ``resize_size``, centre crop of ``image_size``: images of any size come out
+def center_crop(data: DataConfig) -> SampleCrop:
+    """Shorter side to ``resize_size``, center crop of ``image_size``: images of any size come out
     alike. Nothing is drawn.
     """
     interpolation = data.interpolation or "bilinear"
-    return partial(_centre, data.resize_size, data.image_size, interpolation)
+    return partial(_center_crop, data.resize_size, data.image_size, interpolation)
 
 
-def _centre(resize: int, side: int, interpolation: str, height: int, width: int) -> Cut:
+def _center_crop(resize: int, side: int, interpolation: str, height: int, width: int) -> CropParams:
     height, width = _resized(height, width, resize)
     corner = round((height - side) / 2), round((width - side) / 2)
-    return Cut(None, (height, width), corner, interpolation=interpolation)
+    return CropParams(None, (height, width), corner, interpolation=interpolation)
 
 
 def make_crop(data: DataConfig, augment: AugmentConfig) -> Crop:

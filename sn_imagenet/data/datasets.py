@@ -13,19 +13,19 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from sn_imagenet.config import AugmentConfig, DataConfig
-from sn_imagenet.data.crops import Draw
-from sn_imagenet.data.cutting import Cut, cut_exact, cut_fast, cut_float
+from sn_imagenet.data.crop_image import CropParams, crop_exact, crop_fast, crop_float
+from sn_imagenet.data.crops import SampleCrop
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.pilot import choose_part
 from sn_imagenet.data.pixels import Normalizer, StoredBatch
 from sn_imagenet.data.seeding import derive_seed, seeded
 from sn_imagenet.data.sources import Source, open_source
-from sn_imagenet.data.transforms import training_draw, validation_draw
+from sn_imagenet.data.subset import choose_part
+from sn_imagenet.data.transforms import training_crop, validation_crop
 
 # data.decode: "exact" gives the pixels of Pillow and torchvision's transforms.
-CUTTERS: dict[str, Callable[[np.ndarray, Cut, Tensor], None]] = {
-    "exact": cut_exact,
-    "fast": cut_fast,
+CROPPERS: dict[str, Callable[[np.ndarray, CropParams, Tensor], None]] = {
+    "exact": crop_exact,
+    "fast": crop_fast,
 }
 _CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
     at once, as they are stored, and finishes them on the device.
 
     Args:
-        draw: what becomes of an image, from its (height, width).
+        sample_crop: what becomes of an image, from its (height, width).
         training: whether the samples are for training, of which an error says the epoch.
 
     Raises (on access):
@@ -44,11 +44,16 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self, source: Source, data: DataConfig, draw: Draw, seed: int, training: bool = True
+        self,
+        source: Source,
+        data: DataConfig,
+        sample_crop: SampleCrop,
+        seed: int,
+        training: bool = True,
     ) -> None:
         self.source = source
         self.data = data
-        self.draw = draw
+        self.sample_crop = sample_crop
         self.seed = seed
         self.training = training
 
@@ -61,7 +66,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> StoredBatch:
         """The samples of ``keys`` as one batch, each copied into it once."""
-        opened, cuts = [], []
+        opened, crops = [], []
         for epoch, index in keys:
             with self._telling_when(epoch):
                 opened.append(self.source.open(index))
@@ -69,27 +74,29 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
         # long.
         for (epoch, index), sample in zip(keys, opened, strict=True):
             with seeded(derive_seed("augment", self.seed, epoch, index)):
-                cuts.append(self.draw(*sample.size))
+                crops.append(self.sample_crop(*sample.size))
         side = self.data.image_size
         images = None
-        for place, ((epoch, _), sample, cut) in enumerate(zip(keys, opened, cuts, strict=True)):
+        for place, ((epoch, _), sample, crop) in enumerate(zip(keys, opened, crops, strict=True)):
             with self._telling_when(epoch):
-                image = sample.pixels(cut.bottom)
+                image = sample.pixels(crop.bottom)
             stored = isinstance(image, np.ndarray)
             if images is None:
                 shape = (side, side, 3) if stored else (3, side, side)
                 images = _empty((len(keys), *shape), torch.uint8 if stored else torch.float32)
             if isinstance(image, np.ndarray):
-                CUTTERS[self.data.decode](image, cut, images[place])
+                CROPPERS[self.data.decode](image, crop, images[place])
             else:
-                cut_float(image, cut, images[place])
+                crop_float(image, crop, images[place])
         assert images is not None, "a batch has a sample"
         return StoredBatch(
             images,
             torch.tensor([sample.label for sample in opened]),
-            torch.tensor([cut.flip for cut in cuts]) if any(cut.flip for cut in cuts) else None,
-            torch.tensor([cut.shift or (0.0, 0.0, 0.0) for cut in cuts])
-            if any(cut.shift for cut in cuts)
+            torch.tensor([crop.flip for crop in crops])
+            if any(crop.flip for crop in crops)
+            else None,
+            torch.tensor([crop.shift or (0.0, 0.0, 0.0) for crop in crops])
+            if any(crop.shift for crop in crops)
             else None,
         )
 
@@ -134,12 +141,12 @@ def build(data: DataConfig, augment: AugmentConfig, seed: int) -> DataSets:
         ConfigError: the source or the augmentation is unknown, or its arguments do not suit it.
         DataError: the data are not there or not usable as they are.
     """
-    draw = training_draw(data, augment)
+    sample_crop = training_crop(data, augment)
     train, val = choose_part(data, *open_source(data))
     fingerprint = {"train": train.fingerprint(), "val": val.fingerprint()}
     return DataSets(
-        train=AugmentedDataset(train, data, draw, seed),
-        val=AugmentedDataset(val, data, validation_draw(data), seed, training=False),
+        train=AugmentedDataset(train, data, sample_crop, seed),
+        val=AugmentedDataset(val, data, validation_crop(data), seed, training=False),
         classes=train.classes,
         fingerprint=fingerprint,
     )

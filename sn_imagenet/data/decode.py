@@ -31,7 +31,7 @@ def decode(data: bytes, rows: int | None = None) -> np.ndarray:
     ``rows``: only so many, from the top, are needed; it may end there, and what is damaged below
     them may go unseen (but not that the file ends too early).
 
-    JPEGs in greyscale, YCbCr and RGB go through simplejpeg. Whatever else the bytes hold (PNG or
+    JPEGs in grayscale, YCbCr and RGB go through simplejpeg. Whatever else the bytes hold (PNG or
     CMYK under the name of a JPEG; a JPEG of which libjpeg has something to say) goes to Pillow.
 
     Raises:

@@ -14,7 +14,7 @@ from sn_imagenet.data.decode import UndecodableError, decode, image_size
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import PREPARE, Index
 from sn_imagenet.data.parquet import ParquetReader
-from sn_imagenet.data.sources import Opened
+from sn_imagenet.data.sources import Sample
 
 
 def _read(path: Path, expected: int) -> bytes:
@@ -47,7 +47,7 @@ class IndexedSource:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def open(self, sample: int) -> Opened:
+    def open(self, sample: int) -> Sample:
         data = self.read(sample)
         with self._naming(sample):
             size = image_size(data)
@@ -56,7 +56,7 @@ class IndexedSource:
             with self._naming(sample):
                 return decode(data, rows)
 
-        return Opened(size, int(self.labels[sample]), pixels)
+        return Sample(size, int(self.labels[sample]), pixels)
 
     @contextmanager
     def _naming(self, sample: int) -> Iterator[None]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.imagenet_labels import DEVKIT, SOLUTION, check_known, find_truth
 from sn_imagenet.data.index import Index, Listing, open_index
 from sn_imagenet.data.parquet import list_rows, shards
 from sn_imagenet.data.scanning import (
@@ -19,7 +20,6 @@ from sn_imagenet.data.scanning import (
     tar_of_images,
     tar_of_tars,
 )
-from sn_imagenet.data.truth import DEVKIT, SOLUTION, check_known, find_truth
 
 IMAGENET_CLASSES = 1000
 KAGGLE = Path("ILSVRC") / "Data" / "CLS-LOC"

@@ -118,7 +118,7 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
     The training set is permuted by ``seed``; minibatch m is its samples
     [m*minibatch, (m+1)*minibatch), up to ``samples`` in all, without a last partial one. The
     ``first`` minibatches are left out. A batch holds up to ``minibatches_per_batch`` of them (k'),
-    interleaved: sample j belongs to its minibatch j mod k', the order in which the normalisation
+    interleaved: sample j belongs to its minibatch j mod k', the order in which the normalization
     layers expect their groups. Batches are dealt whole, as in :class:`EvalBatchSampler`.
     Augmentation draws are those of epoch -1 - seed, which no training epoch uses.
 

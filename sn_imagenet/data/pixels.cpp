@@ -1,6 +1,6 @@
-// The normalisation of a batch of uint8 images on a CPU, in one look at each pixel.
+// The normalization of a batch of uint8 images on a CPU, in one look at each pixel.
 //
-// Compiled on first use by norms/passes/compiler.py, with -ffp-contract=off: every operation rounds
+// Compiled on first use by norms/kernels/compiler.py, with -ffp-contract=off: every operation rounds
 // its result, as PyTorch's operators one after the other do, and so the numbers are theirs.
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-"""What is left of a sample's transformation once its batch is on the device: flip, colour,
-normalisation; and the way there."""
+"""What is left of a sample's transformation once its batch is on the device: flip, color,
+normalization; and the way there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.config import DataConfig
-from sn_imagenet.norms.passes.compiler import load_library
+from sn_imagenet.norms.kernels.compiler import load_library
 
 SOURCE = Path(__file__).with_name("pixels.cpp")
 
@@ -42,7 +42,7 @@ class StoredBatch(NamedTuple):
 
 class Normalizer:
     """``normalizer(batch)``: float32 [n, 3, S, S], flipped, scaled to [0, 1], shifted and
-    normalised by ``data.mean`` and ``data.std``, each value rounded as torchvision's transforms of
+    normalized by ``data.mean`` and ``data.std``, each value rounded as torchvision's transforms of
     one image round it. The images are channels_last."""
 
     def __init__(self, data: DataConfig, device: torch.device) -> None:
@@ -101,7 +101,7 @@ def on_device(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images float32 [n, 3, S, S], labels int64 [n]) of each batch, on ``device``.
 
-    On CUDA the copy and the normalisation are queued on a stream of their own, so that they go on
+    On CUDA the copy and the normalization are queued on a stream of their own, so that they go on
     beside whatever the caller has queued before asking for the batch.
     """
     if device.type != "cuda":

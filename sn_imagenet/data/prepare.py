@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from sn_imagenet.config import IMAGENET_SAMPLES
 from sn_imagenet.data.decode import UndecodableError, decode
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import Index, load, make, save
@@ -23,7 +24,7 @@ from sn_imagenet.data.layouts import (
     imagenet_val,
 )
 
-IMAGENET_SAMPLES = {"training": 1_281_167, "validation": 50_000}
+_KEYS = {"training": "train", "validation": "val"}
 _CHUNK = 64
 
 Say = Callable[[str], None]
@@ -160,8 +161,8 @@ def _counts(index: Index, part: str) -> Iterator[str]:
     )
     if index.bad.any():
         yield f"{index.bad.sum():,} marked as bad and left out everywhere"
-    expected = IMAGENET_SAMPLES.get(part)
-    if len(counts) == IMAGENET_CLASSES and len(listing.labels) != expected:
+    expected = IMAGENET_SAMPLES[_KEYS[part]] if part in _KEYS else None
+    if expected and len(counts) == IMAGENET_CLASSES and len(listing.labels) != expected:
         yield f"ImageNet-1k has {expected:,}: this is not all of it"
 
 

@@ -27,7 +27,7 @@ class Key(NamedTuple):
 def derive_seed(purpose: str, *numbers: int) -> int:
     """A 64-bit seed: BLAKE2b of whole numbers (each of 64 bits, signed), apart by ``purpose``.
 
-    ``purpose`` is at most 16 bytes; neighbouring numbers give unrelated seeds.
+    ``purpose`` is at most 16 bytes; neighboring numbers give unrelated seeds.
     """
     packed = struct.pack(f"<{len(numbers)}q", *numbers)
     digest = hashlib.blake2b(packed, digest_size=8, person=purpose.encode()).digest()

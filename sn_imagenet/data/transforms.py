@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from sn_imagenet.config import AugmentConfig, DataConfig
-from sn_imagenet.data.crops import Draw, centre, make_crop
-from sn_imagenet.data.cutting import Cut
+from sn_imagenet.data.crop_image import CropParams
+from sn_imagenet.data.crops import SampleCrop, center_crop, make_crop
 
 # The eigenvalues and, in the columns, eigenvectors of the RGB covariance of ImageNet's pixels, in
 # units of [0, 1], as published in fb.resnet.torch (datasets/imagenet.lua) and used since.
@@ -22,31 +22,31 @@ EIGENVECTORS = (
 _SCALED = torch.tensor(EIGENVECTORS) * torch.tensor(EIGENVALUES)
 
 
-def validation_draw(data: DataConfig) -> Draw:
-    """Shorter side to ``resize_size``, centre crop of ``image_size``; nothing is drawn."""
-    return centre(data)
+def validation_crop(data: DataConfig) -> SampleCrop:
+    """Shorter side to ``resize_size``, center crop of ``image_size``; nothing is drawn."""
+    return center_crop(data)
 
 
-def training_draw(data: DataConfig, augment: AugmentConfig) -> Draw:
+def training_crop(data: DataConfig, augment: AugmentConfig) -> SampleCrop:
     """Crop, then flip, then lighting.
 
     Raises:
         ConfigError: there is no such crop, or ``augment.args`` does not suit it.
     """
-    return _TrainingDraw(data, augment)
+    return _TrainingCrop(data, augment)
 
 
-class _TrainingDraw:
+class _TrainingCrop:
     """Goes to a loader's worker as its configs, wherever workers are not forked."""
 
     def __init__(self, data: DataConfig, augment: AugmentConfig) -> None:
         self._data, self._augment = data, augment
-        self._crop = make_crop(data, augment).draw
+        self._crop = make_crop(data, augment).sample_crop
 
     def __reduce__(self) -> tuple[type, tuple[DataConfig, AugmentConfig]]:
-        return _TrainingDraw, (self._data, self._augment)
+        return _TrainingCrop, (self._data, self._augment)
 
-    def __call__(self, height: int, width: int) -> Cut:
+    def __call__(self, height: int, width: int) -> CropParams:
         cut = self._crop(height, width)
         flip = self._augment.flip and torch.rand(1).item() < 0.5
         std = self._augment.lighting_std
@@ -54,7 +54,7 @@ class _TrainingDraw:
 
 
 def lighting(std: float) -> tuple[float, float, float]:
-    """AlexNet's colour augmentation (Krizhevsky et al. 2012, Sec. 4.1): ``P (alpha * lambda)``,
+    """AlexNet's color augmentation (Krizhevsky et al. 2012, Sec. 4.1): ``P (alpha * lambda)``,
     which is added to every pixel. P the eigenvectors and lambda the eigenvalues of the RGB
     covariance, alpha three draws from N(0, std), one set per image.
     """
@@ -63,7 +63,7 @@ def lighting(std: float) -> tuple[float, float, float]:
 
 
 def describe_augmentation(data: DataConfig, augment: AugmentConfig) -> str:
-    """What :func:`training_draw` does, in a line, with its errors."""
+    """What :func:`training_crop` does, in a line, with its errors."""
     flip = "flip" if augment.flip else "no flip"
     lit = f", PCA lighting std {augment.lighting_std:g}" if augment.lighting_std else ""
     return f"{make_crop(data, augment).description}, {flip}{lit}"

@@ -1,33 +1,33 @@
 """Calibration, evaluation and the result of a run."""
 
 from sn_imagenet.evaluation.accuracy import accuracy, correct_counts
-from sn_imagenet.evaluation.asked import Asked
 from sn_imagenet.evaluation.calibration import calibrate
 from sn_imagenet.evaluation.departures import departures
 from sn_imagenet.evaluation.evaluate import (
     Evaluated,
-    described_weights,
     evaluate,
+    importance_weight_records,
     validate,
     validate_calibrated,
 )
 from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
+from sn_imagenet.evaluation.request import EvaluationRequest
 from sn_imagenet.evaluation.result import add_evaluations, make_result, signed
 from sn_imagenet.evaluation.run import evaluate_run, find_run_directories
 
 __all__ = [
-    "Asked",
     "Evaluated",
+    "EvaluationRequest",
     "Prepared",
     "accuracy",
     "add_evaluations",
     "calibrate",
     "correct_counts",
     "departures",
-    "described_weights",
     "evaluate",
     "evaluate_run",
     "find_run_directories",
+    "importance_weight_records",
     "make_result",
     "prepare",
     "require_same_data",

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sn_imagenet.replicas import sum_over_ranks
+from sn_imagenet.distributed import all_reduce_sum
 
 BINS = 15  # of the expected calibration error, as Guo et al. 2017 count it
 
 
-def hits(logits: Tensor, labels: Tensor) -> Tensor:
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Which of [m, K] logits have their label first, second, ... fifth: bool [m, 5], or [m, K] of
     fewer classes. One that is not finite leaves none: topk would put NaN first, wherever it is.
     """
@@ -27,7 +27,7 @@ def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
     """How many of [m, K] logits have their label first, how many among the first five, and how
     many samples have a logit that is not finite, which are right in no case: int64 [3].
     """
-    found = hits(logits, labels)
+    found = correct(logits, labels)
     nonfinite = (~logits.isfinite().all(dim=1)).sum()
     return torch.stack([found[:, 0].sum(), found.sum(), nonfinite])
 
@@ -92,7 +92,7 @@ def accuracy(
         finite = logits.isfinite().all(dim=1)
         confidence += confidence_counts(logits[finite], labels[finite])
         observe(logits, labels)
-    top1, top5, nonfinite, seen, loss = sum_over_ranks(totals).tolist()
+    top1, top5, nonfinite, seen, loss = all_reduce_sum(totals).tolist()
     return {
         "top1": 100 * top1 / seen,
         "top5": 100 * top5 / seen,
@@ -101,5 +101,5 @@ def accuracy(
         "nonfinite": int(nonfinite),
         "seen": int(seen),
         "loss": loss / seen if torch.isfinite(torch.tensor(loss)) else None,
-        "ece": calibration_error(sum_over_ranks(confidence)),
+        "ece": calibration_error(all_reduce_sum(confidence)),
     }

@@ -10,9 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sn_imagenet.config import BatchConfig, CalibrationConfig
-from sn_imagenet.data import AugmentedDataset, calibration_loader, calibration_minibatches
-from sn_imagenet.evaluation.progress import shown
+from sn_imagenet.config import CalibrationConfig, SettingConfig
+from sn_imagenet.data.datasets import AugmentedDataset
+from sn_imagenet.data.loaders import calibration_loader, calibration_minibatches
+from sn_imagenet.distributed import all_reduce_sum, rank, world_size
+from sn_imagenet.evaluation.progress import progress_bar
 from sn_imagenet.norms import (
     StoredStatistics,
     collect_batch_averages,
@@ -20,7 +22,6 @@ from sn_imagenet.norms import (
     set_replicas,
 )
 from sn_imagenet.norms.batch_average import BatchAverage
-from sn_imagenet.replicas import rank, sum_over_ranks, world_size
 
 Samples = int | Literal["all"]
 
@@ -39,7 +40,7 @@ class Calibration:
         return asdict(self)
 
 
-def samples_that_share_statistics(network: nn.Module, batch: BatchConfig) -> int:
+def samples_that_share_statistics(network: nn.Module, batch: SettingConfig) -> int:
     """The samples of a minibatch of the batch average: what shared its statistics in training, a
     replica's samples or, for layers over all replicas, the global batch.
     """
@@ -62,7 +63,7 @@ def calibrate(
 ) -> list[tuple[StoredStatistics, Calibration]]:
     """The batch average of every layer's BN statistics, of several numbers of samples in one pass.
 
-    The network is frozen: only its normalisation layers are in training mode, dropout is off, and
+    The network is frozen: only its normalization layers are in training mode, dropout is off, and
     the running statistics stay as they are. The forward passes are the same on any number of ranks,
     each on one of them, and what they found is summed over the ranks.
 
@@ -104,7 +105,7 @@ def calibrate(
                     device=device,
                     first=first,
                 )
-                for images, _ in shown(loader, "calibration"):
+                for images, _ in progress_bar(loader, "calibration"):
                     set_replicas(network, len(images) // samples_per_replica)
                     with autocast():
                         network(images)
@@ -127,6 +128,6 @@ def calibrate(
 def _so_far(average: BatchAverage, estimator: str) -> tuple[Tensor, Tensor]:
     """Of all ranks' minibatches up to now; the sums of this rank go on. Collective."""
     total = copy(average)
-    total.tables = sum_over_ranks(average.tables.clone())
-    total.count = sum_over_ranks(average.count.clone())
+    total.tables = all_reduce_sum(average.tables.clone())
+    total.count = all_reduce_sum(average.count.clone())
     return total.statistics(estimator)

@@ -11,13 +11,16 @@ from typing import Any
 
 from hydra.utils import get_class
 
-from sn_imagenet.config import ExperimentConfig, ProtocolConfig
-from sn_imagenet.data import describe_augmentation
+from sn_imagenet.config import (
+    IMAGENET_SAMPLES,
+    TABLE_2_SETTINGS,
+    ExperimentConfig,
+    ProtocolConfig,
+)
+from sn_imagenet.data.transforms import describe_augmentation
 from sn_imagenet.norms import BatchRenorm2d
 from sn_imagenet.norms.methods import METHODS
 from sn_imagenet.runs.methods import IMPORTED
-
-TABLE_2_SETTINGS = ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,9 @@ IMAGENET = (
     Fact("mean of the images", [0.485, 0.456, 0.406], lambda c: list(c.data.mean)),
     Fact("std of the images", [0.229, 0.224, 0.225], lambda c: list(c.data.std)),
 )
-IMAGENET_SAMPLES = {"train": 1_281_167, "val": 50_000}
 
 # The methods' arguments: GN's groups are the GN paper's, BRN's bounds those of (8,4), Sec. 4.1.
-NORMALISERS: dict[str, dict[str, Any]] = {
+NORMALIZERS: dict[str, dict[str, Any]] = {
     "bn": {},
     "in": {},
     "ln": {},
@@ -136,25 +138,25 @@ def departures(config: ExperimentConfig, fingerprint: dict[str, Any]) -> list[di
             for part, samples in IMAGENET_SAMPLES.items()
         ]
     found = [_item(*entry) for entry in compared if entry[1] != entry[2]]
-    found += _of_the_normaliser(config)
+    found += _of_the_normalizer(config)
     if _setting(config) not in TABLE_2_SETTINGS:
         found.append(_item("setting", "one of Table 2's", _setting(config)))
     return found
 
 
-def _of_the_normaliser(config: ExperimentConfig) -> list[dict[str, str]]:
+def _of_the_normalizer(config: ExperimentConfig) -> list[dict[str, str]]:
     norm, name = config.norm, config.norm.name.removesuffix(IMPORTED)
-    if name not in NORMALISERS:
+    if name not in NORMALIZERS:
         return []  # a method that the paper has not
     found = []
-    own, paper = METHODS[name], NORMALISERS[name]
+    own, paper = METHODS[name], NORMALIZERS[name]
     statistics = TEST_STATISTICS.get(name, "sample")
     if name == "sn" and config.batch.samples_per_gpu == 1:
         paper, statistics = SN_OF_ONE_SAMPLE, "sample"
     if get_class(norm.target) is not own:
-        found.append(_item("normaliser", own.__name__, norm.target))
+        found.append(_item("normalizer", own.__name__, norm.target))
     if norm.args != paper:
-        found.append(_item("normaliser arguments", paper, norm.args))
+        found.append(_item("normalizer arguments", paper, norm.args))
     if norm.test_statistics != statistics:
         found.append(_item("test statistics", statistics, norm.test_statistics))
     if name == "brn":
@@ -163,7 +165,7 @@ def _of_the_normaliser(config: ExperimentConfig) -> list[dict[str, str]]:
             for name, parameter in signature(BatchRenorm2d).parameters.items()
             if name in ("warmup_steps", "r_steps", "d_steps")
         }
-        found.append(_item("warm-up of batch renormalisation", "not told", steps))
+        found.append(_item("warm-up of batch renormalization", "not told", steps))
     return found
 
 

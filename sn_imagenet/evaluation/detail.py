@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sn_imagenet.evaluation.accuracy import hits
-from sn_imagenet.replicas import rank, sum_over_ranks, world_size
+from sn_imagenet.distributed import all_reduce_sum, rank, world_size
+from sn_imagenet.evaluation.accuracy import correct
 
 
 class Detail:
@@ -40,8 +40,8 @@ class Detail:
 
     def observe(self, logits: Tensor, labels: Tensor) -> None:
         """Logits [m, K] and labels [m] of the next batch of this rank."""
-        correct = hits(logits, labels)[:, 0]
-        rows = torch.stack([correct, torch.ones_like(correct)]).to(self._by_class)
+        first_correct = correct(logits, labels)[:, 0]
+        rows = torch.stack([first_correct, torch.ones_like(first_correct)]).to(self._by_class)
         self._by_class.index_add_(1, labels, rows)
         end = self._next + len(labels)
         self._labels[self._next : end] = labels
@@ -52,7 +52,7 @@ class Detail:
     def gather(self) -> None:
         """Have what all ranks saw on each of them. Collective, once."""
         for table in (self._by_class, self._labels, self._logits):
-            sum_over_ranks(table)
+            all_reduce_sum(table)
 
     @property
     def by_class(self) -> list[tuple[int, int]]:

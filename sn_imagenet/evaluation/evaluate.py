@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data import eval_loader
+from sn_imagenet.data.loaders import eval_loader
+from sn_imagenet.distributed import autocast_for, print_rank0, rank, world_size
 from sn_imagenet.evaluation.accuracy import accuracy
 from sn_imagenet.evaluation.calibration import (
     Calibration,
@@ -21,15 +22,14 @@ from sn_imagenet.evaluation.calibration import (
 )
 from sn_imagenet.evaluation.detail import Detail
 from sn_imagenet.evaluation.prepare import Prepared, stores_statistics
-from sn_imagenet.evaluation.progress import shown
-from sn_imagenet.models import places
+from sn_imagenet.evaluation.progress import progress_bar
+from sn_imagenet.models import layer_positions
 from sn_imagenet.norms import (
     StoredStatistics,
     importance_weights,
     set_replicas,
     stored_statistics,
 )
-from sn_imagenet.replicas import autocast_for, rank, say, world_size
 
 
 def eval_batch_size(config: ExperimentConfig, device: torch.device) -> int:
@@ -59,7 +59,7 @@ def validate(prepared: Prepared, detail: Detail | None = None) -> dict[str, Any]
         workers=config.data.workers,
         device=device,
     )
-    batches = shown(loader, "evaluation")
+    batches = progress_bar(loader, "evaluation")
     autocast = autocast_for(config.trainer.precision, device)
     if detail is None:
         counts = accuracy(network, batches, device, autocast)
@@ -67,7 +67,7 @@ def validate(prepared: Prepared, detail: Detail | None = None) -> dict[str, Any]
         counts = accuracy(network, batches, device, autocast, detail.observe)
         detail.gather()
     if counts["nonfinite"]:
-        say(
+        print_rank0(
             f"warning: the network's output is not finite for {counts['nonfinite']} of "
             f"{counts['seen']} samples; they count as wrong"
         )
@@ -93,7 +93,7 @@ def evaluate(
 ) -> list[Evaluated]:
     """All evaluations of a network under each of the statistics that it can use.
 
-    ``moving_average`` and ``batch_average`` for a normaliser that stores statistics, ``sample`` for
+    ``moving_average`` and ``batch_average`` for a normalizer that stores statistics, ``sample`` for
     one that does not. Each record is what :func:`validate` returns, with ``calibration``: how the
     batch average was made, or null; ``precision``; and ``data``: its name and the fingerprint of
     the validation images.
@@ -161,11 +161,11 @@ def validate_calibrated(prepared: Prepared) -> dict[str, Any]:
     return {**counts, "statistics": "batch_average", **made}
 
 
-def described_weights(network: nn.Module) -> list[dict[str, Any]] | None:
+def importance_weight_records(network: nn.Module) -> list[dict[str, Any]] | None:
     """The importance weights of each SN layer in network order with its place; None without SN."""
-    where = places(network)
+    positions = layer_positions(network)
     described = [
-        {"name": name, "stage": where[name].stage, "place": where[name].place, **weights}
+        {"name": name, "stage": positions[name].stage, "place": positions[name].conv, **weights}
         for name, weights in importance_weights(network).items()
     ]
     return described or None

@@ -14,14 +14,16 @@ import torch
 from torch import nn
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data import DataError, DataSets, build, calibration_minibatches
+from sn_imagenet.data.datasets import DataSets, build
+from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.loaders import calibration_minibatches
+from sn_imagenet.distributed import choose_device, print_rank0, set_precision
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.evaluation.calibration import samples_that_share_statistics
 from sn_imagenet.evaluation.provenance import provenance
 from sn_imagenet.models import build_model
 from sn_imagenet.norms import norm_layers
-from sn_imagenet.norms.passes import select_backend
-from sn_imagenet.replicas import choose_device, say, set_precision
+from sn_imagenet.norms.kernels import select_backend
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def prepare(config: ExperimentConfig) -> Prepared:
     """Check and build all that a run needs before any work is done. Not collective.
 
     Raises:
-        UserError: of the device, the data, the model or the normaliser.
+        UserError: of the device, the data, the model or the normalizer.
     """
     device = choose_device(config.trainer.device)
     set_precision(config.trainer.precision, device)
@@ -74,7 +76,7 @@ def _warn_of_enlarged_images(config: ExperimentConfig, data: DataSets) -> None:
         with suppress(DataError):  # told when training comes to it
             sides.append(min(source.open(index).size))
     if sides and 2 * max(sides) <= config.data.image_size:
-        say(
+        print_rank0(
             f"warning: images of data.train, {max(sides)} pixels small, are enlarged to "
             f"data.image_size={config.data.image_size}, which costs time and adds nothing; give "
             "data.image_size= data.resize_size= or use data=imagefolder_small (32 pixels)"
@@ -125,7 +127,7 @@ def _check_images_fit(network: nn.Module, config: ExperimentConfig) -> None:
     """Whether images of the data's size go through the network.
 
     Raises:
-        ConfigError: they do not: a network for another size, or one whose normalisation layers see
+        ConfigError: they do not: a network for another size, or one whose normalization layers see
             no feature maps.
     """
     side = config.data.image_size

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from tqdm import tqdm
 
-from sn_imagenet.replicas import rank, say
+from sn_imagenet.distributed import print_rank0, rank
 
 T = TypeVar("T", covariant=True)
 EVERY_S = 30.0
@@ -17,14 +17,14 @@ LAYOUT = "{desc} {percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}, ETA {remainin
 
 
 class Batches(Protocol[T]):
-    """What :func:`shown` goes through; ``len()`` is the number of batches."""
+    """What :func:`progress_bar` goes through; ``len()`` is the number of batches."""
 
     def __iter__(self) -> Iterator[T]: ...
 
     def __len__(self) -> int: ...
 
 
-def shown(batches: Batches[T], what: str, every_s: float = EVERY_S) -> Iterator[T]:
+def progress_bar(batches: Batches[T], what: str, every_s: float = EVERY_S) -> Iterator[T]:
     """The batches of this rank; rank 0 tells how many are done, and about when all will be.
 
     Args:
@@ -44,5 +44,5 @@ def shown(batches: Batches[T], what: str, every_s: float = EVERY_S) -> Iterator[
         if done and now - said >= every_s:
             said = now
             left = tqdm.format_interval((now - start) / done * (total - done))
-            say(f"{what}  batch {done}/{total}  ETA {left}")
+            print_rank0(f"{what}  batch {done}/{total}  ETA {left}")
         yield batch

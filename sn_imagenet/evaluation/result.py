@@ -76,7 +76,7 @@ def signed(
 
     Args:
         weights: ``file``, its name in the run directory or its path; ``epoch``, the epochs that
-            are complete in it; ``step``, the optimiser steps.
+            are complete in it; ``step``, the optimizer steps.
         by: ``training`` or ``evaluate.py``.
         provenance: of the process that evaluated; None: the run's own.
     """

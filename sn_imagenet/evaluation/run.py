@@ -12,18 +12,24 @@ from typing import Any
 from torch import nn
 
 from sn_imagenet.config import from_dict
+from sn_imagenet.distributed import (
+    broadcast_object,
+    init_distributed,
+    print_rank0,
+    raise_on_all_ranks,
+    rank,
+)
 from sn_imagenet.errors import UserError
-from sn_imagenet.evaluation.asked import Asked
 from sn_imagenet.evaluation.detail import Detail, classes_csv, logits_npz
 from sn_imagenet.evaluation.evaluate import (
     Evaluated,
-    described_weights,
     eval_batch_size,
     evaluate,
+    importance_weight_records,
 )
 from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
+from sn_imagenet.evaluation.request import EvaluationRequest
 from sn_imagenet.evaluation.result import add_evaluations, make_result, signed
-from sn_imagenet.replicas import from_rank_0, join, rank, say, together
 from sn_imagenet.runs import (
     RunDirectory,
     RunError,
@@ -52,7 +58,7 @@ def find_run_directories(pattern: str) -> list[Path]:
     return runs
 
 
-def evaluate_run(path: Path, asked: Asked) -> dict[str, Any]:
+def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
     """Calibrate and evaluate a trained run, and append what comes of it to its ``result.json``.
     What the training wrote there stays as it is.
 
@@ -66,12 +72,12 @@ def evaluate_run(path: Path, asked: Asked) -> dict[str, Any]:
         UserError: the run is not trained to its end, the checkpoint is not of it, or its data is
             not the same any more.
     """
-    join()
+    init_distributed()
     directory = RunDirectory(path)
-    with together():
+    with raise_on_all_ranks():
         before = directory.read_result()
         if before is not None and before["status"] == "diverged":
-            say(f"{path}: diverged, there is nothing to evaluate")
+            print_rank0(f"{path}: diverged, there is nothing to evaluate")
             return before
         if not directory.final.exists():
             raise RunError(
@@ -79,29 +85,31 @@ def evaluate_run(path: Path, asked: Asked) -> dict[str, Any]:
                 "with the command that started it"
             )
         own = directory.read_config()
-        prepared = prepare(from_dict(_replaced(own, asked.values)))
+        prepared = prepare(from_dict(_replaced(own, request.values)))
         trained = _loaded(prepared.network, directory.final)
-        importance = described_weights(prepared.network)
-        weights = _weights_to_evaluate(prepared.network, directory, own, asked.checkpoint, trained)
+        importance = importance_weight_records(prepared.network)
+        weights = _weights_to_evaluate(
+            prepared.network, directory, own, request.checkpoint, trained
+        )
         _require_fitting_data(path, own, trained, prepared)
     config = from_dict(own)
-    with together():
+    with raise_on_all_ranks():
         if rank() == 0:
             directory.claim(config)
     try:
         found = signed(
             evaluate(
                 prepared,
-                samples=asked.samples,
-                draws=asked.draws,
-                new_detail=_details(prepared, asked),
+                samples=request.samples,
+                draws=request.draws,
+                new_detail=_details(prepared, request),
             ),
             weights=weights,
             by="evaluate.py",
             provenance=prepared.provenance,
         )
         result: dict[str, Any] = {}
-        with together():
+        with raise_on_all_ranks():
             if rank() == 0:
                 # Read anew, now that nobody else writes here.
                 result = directory.read_result() or {}
@@ -117,12 +125,12 @@ def evaluate_run(path: Path, asked: Asked) -> dict[str, Any]:
                     )
                 result = add_evaluations(result, directory, found)
                 directory.write_result(result)
-                _write_details(directory, asked, prepared.data.classes, found)
+                _write_details(directory, request, prepared.data.classes, found)
         _say_spread(path, found)
     finally:
         if rank() == 0:
             directory.release()
-    return from_rank_0(result)
+    return broadcast_object(result)
 
 
 def _loaded(network: nn.Module, path: Path) -> dict[str, Any]:
@@ -164,7 +172,7 @@ def _weights_to_evaluate(
     name: str,
     trained: dict[str, Any],
 ) -> dict[str, Any]:
-    """Load the checkpoint that was asked for; its file, epoch and step, as an evaluation says."""
+    """Load the checkpoint that was request for; its file, epoch and step, as an evaluation says."""
     path = directory.path / name
     if name != FINAL:
         if not path.exists() and not Path(name).exists():
@@ -209,8 +217,8 @@ def _require_fitting_data(
         )
 
 
-def _details(prepared: Prepared, asked: Asked) -> Callable[[], Detail] | None:
-    if asked.per_class is None and asked.save_logits is None:
+def _details(prepared: Prepared, request: EvaluationRequest) -> Callable[[], Detail] | None:
+    if request.per_class is None and request.save_logits is None:
         return None
     return partial(
         Detail,
@@ -218,20 +226,23 @@ def _details(prepared: Prepared, asked: Asked) -> Callable[[], Detail] | None:
         len(prepared.data.val),
         eval_batch_size(prepared.config, prepared.device),
         prepared.device,
-        keep_logits=asked.save_logits is not None,
+        keep_logits=request.save_logits is not None,
     )
 
 
 def _write_details(
-    directory: RunDirectory, asked: Asked, classes: Sequence[str], found: Sequence[Evaluated]
+    directory: RunDirectory,
+    request: EvaluationRequest,
+    classes: Sequence[str],
+    found: Sequence[Evaluated],
 ) -> None:
     details = {_name(made.record): made.detail for made in found if made.detail is not None}
     for name, content in (
-        (asked.per_class, lambda: classes_csv(classes, details).encode()),
-        (asked.save_logits, lambda: logits_npz(details)),
+        (request.per_class, lambda: classes_csv(classes, details).encode()),
+        (request.save_logits, lambda: logits_npz(details)),
     ):
         if name is not None:
-            say(f"{write_atomically(directory.path / name, content())}")
+            print_rank0(f"{write_atomically(directory.path / name, content())}")
 
 
 def _name(record: dict[str, Any]) -> str:
@@ -246,11 +257,11 @@ def _say_spread(path: Path, found: Sequence[Evaluated]) -> None:
     draws: dict[Any, list[float]] = {}
     for made in found:
         if made.record["calibration"]:
-            asked = made.record["calibration"]["samples_requested"]
-            draws.setdefault(asked, []).append(made.record["top1"])
+            request = made.record["calibration"]["samples_requested"]
+            draws.setdefault(request, []).append(made.record["top1"])
     for samples, tops in draws.items():
         if len(tops) > 1:
-            say(
+            print_rank0(
                 f"{path}: batch average of {samples} samples, {len(tops)} draws: top-1 "
                 f"{fmean(tops):.2f} +- {stdev(tops):.2f}, {min(tops):.2f} to {max(tops):.2f}"
             )

@@ -1,4 +1,4 @@
-"""Networks by timm, with a normaliser as their ``norm_layer``."""
+"""Networks by timm, with a normalizer as their ``norm_layer``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from sn_imagenet.errors import ConfigError, nearest
 from sn_imagenet.models.fuse import fuse_relus
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
-from sn_imagenet.models.norm_act import known_to_timm
-from sn_imagenet.norms import PooledNorm2d, norm_layers
+from sn_imagenet.models.norm_act import registered_with_timm
+from sn_imagenet.norms import MomentNorm2d, norm_layers
 
 
-def norm_layer(norm: NormConfig) -> partial[PooledNorm2d]:
-    """The layer class of a normaliser with its arguments bound.
+def norm_layer(norm: NormConfig) -> partial[MomentNorm2d]:
+    """The layer class of a normalizer with its arguments bound.
 
     Raises:
-        ConfigError: ``norm.target`` names no PooledNorm2d, or ``norm.args`` does not suit it.
+        ConfigError: ``norm.target`` names no MomentNorm2d, or ``norm.args`` does not suit it.
     """
     try:
         layer_class = pkgutil.resolve_name(norm.target)
@@ -36,9 +36,9 @@ def norm_layer(norm: NormConfig) -> partial[PooledNorm2d]:
             "expected the dotted path of a layer class, with its folder on PYTHONPATH if it is "
             "your own"
         ) from error
-    if not (isinstance(layer_class, type) and issubclass(layer_class, PooledNorm2d)):
+    if not (isinstance(layer_class, type) and issubclass(layer_class, MomentNorm2d)):
         raise ConfigError(
-            f"norm.target={norm.target}: expected a subclass of sn_imagenet.norms.PooledNorm2d, "
+            f"norm.target={norm.target}: expected a subclass of sn_imagenet.norms.MomentNorm2d, "
             "which knows of replicas and calibration"
         )
     try:
@@ -62,7 +62,7 @@ def _guess(target: str) -> str:
 def build_model(
     model: ModelConfig, norm: NormConfig, protocol: ProtocolConfig, num_classes: int, seed: int
 ) -> nn.Module:
-    """A network for images [N, 3, S, S], initialised by the protocol, a function of ``seed``.
+    """A network for images [N, 3, S, S], initialized by the protocol, a function of ``seed``.
 
     Convolutions are Kaiming normal (fan out, ReLU); all gamma 1 and beta 0 (paper Sec. 4.1), or
     the last gamma of each residual block 0 with ``protocol.zero_init_last_gamma``.
@@ -87,13 +87,13 @@ def build_model(
 
 
 def build_network(model: ModelConfig, norm: NormConfig, num_classes: int) -> nn.Module:
-    """The network of :func:`build_model` as timm initialises it, for weights that are at hand.
+    """The network of :func:`build_model` as timm initializes it, for weights that are at hand.
 
     Raises:
         ConfigError: the model is unknown or takes no ``norm_layer``.
     """
     layer = norm_layer(norm)
-    with known_to_timm(layer):
+    with registered_with_timm(layer):
         network = _create(model, layer, num_classes)
     if model.fuse_relu:
         fuse_relus(network)
@@ -119,8 +119,8 @@ def _create(model: ModelConfig, layer: Callable[..., nn.Module], num_classes: in
         ) from error
     if not norm_layers(network):
         raise ConfigError(
-            f"model.name={model.name}: it holds no layer of the normaliser; expected a network "
-            "whose normalisation layers are made by norm_layer"
+            f"model.name={model.name}: it holds no layer of the normalizer; expected a network "
+            "whose normalization layers are made by norm_layer"
         )
     return network
 

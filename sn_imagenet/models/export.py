@@ -99,7 +99,7 @@ def export(
     write_atomically(out / WEIGHTS, packed, _CHOSEN_BY)
     config = json.dumps(_config(saved, data, arguments), indent=2) + "\n"
     write_text(out / CONFIG, config, _CHOSEN_BY)
-    files = {WEIGHTS: "the weights", CONFIG: "architecture, preprocessing, normaliser"}
+    files = {WEIGHTS: "the weights", CONFIG: "architecture, preprocessing, normalizer"}
     for wanted, name, write in ((pt2, PT2, _write_pt2), (onnx, ONNX, _write_onnx)):
         if not wanted:
             (out / name).unlink(missing_ok=True)  # an older export's would be of other weights

@@ -1,6 +1,6 @@
-"""ReLUs and residual additions done by the normalisation layers before them.
+"""ReLUs and residual additions done by the normalization layers before them.
 
-In timm's ResNets normalisation and ReLU are two modules, with an addition between them at the end
+In timm's ResNets normalization and ReLU are two modules, with an addition between them at the end
 of a block, so the block's forward must change. Its other networks ask for one module of both:
 ``norm_act.py`` makes it, a mechanism of its own since timm looks it up in a table; these keep their
 ReLU apart, as none of the paper's networks is among them.
@@ -14,11 +14,11 @@ from itertools import pairwise
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from sn_imagenet.norms import PooledNorm2d
+from sn_imagenet.norms import MomentNorm2d
 
 
 def fuse_relus(network: nn.Module) -> list[str]:
-    """Let the normalisation layers of a timm ResNet do the ReLUs that follow them, in place.
+    """Let the normalization layers of a timm ResNet do the ReLUs that follow them, in place.
 
     That is the stem's, those within each BasicBlock and Bottleneck, and the block's last with the
     addition of its shortcut. Module names and state_dict keys stay; a ReLU that a layer has taken
@@ -44,7 +44,7 @@ def fuse_relus(network: nn.Module) -> list[str]:
 
 def _fuse(module: nn.Module, norm_name: str, act_name: str) -> bool:
     norm, act = getattr(module, norm_name), getattr(module, act_name)
-    own = isinstance(norm, PooledNorm2d) and type(norm).forward is PooledNorm2d.forward
+    own = isinstance(norm, MomentNorm2d) and type(norm).forward is MomentNorm2d.forward
     if not own or type(act) is not nn.ReLU:
         return False
     norm.relu = True

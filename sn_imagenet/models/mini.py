@@ -13,7 +13,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
 LAYERS = {
-    "resnet50_mini": (3, 4, 6, 3),  # 53 normalisation layers
+    "resnet50_mini": (3, 4, 6, 3),  # 53 normalization layers
     "resnet26_mini": (2, 2, 2, 2),  # 29
     "resnet14_mini": (1, 1, 1, 1),  # 17
 }
@@ -38,11 +38,11 @@ def build_mini(
     network.bn1 = norm_layer(STEM_CHANNELS)
     network.maxpool = nn.Identity()
     block = network.layer1[0]
-    block.conv1 = _narrowed(block.conv1)
-    block.downsample[0] = _narrowed(block.downsample[0])
+    block.conv1 = _with_stem_channels(block.conv1)
+    block.downsample[0] = _with_stem_channels(block.downsample[0])
     narrowed: nn.Module = network
     return narrowed
 
 
-def _narrowed(conv: Any) -> nn.Conv2d:
+def _with_stem_channels(conv: Any) -> nn.Conv2d:
     return nn.Conv2d(STEM_CHANNELS, conv.out_channels, conv.kernel_size, conv.stride, bias=False)

@@ -1,4 +1,4 @@
-"""Normaliser and activation in one module, for timm's networks that are built of such pairs."""
+"""Normalizer and activation in one module, for timm's networks that are built of such pairs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from timm.layers import create_norm_act, get_act_layer
 from torch import Tensor, nn
 
-from sn_imagenet.norms import PooledNorm2d
+from sn_imagenet.norms import MomentNorm2d
 
 
 @contextmanager
-def known_to_timm(layer: partial[PooledNorm2d]) -> Iterator[None]:
-    """Within it, timm finds a norm + activation layer for a normaliser, as it has for its own.
+def registered_with_timm(layer: partial[MomentNorm2d]) -> Iterator[None]:
+    """Within it, timm finds a norm + activation layer for a normalizer, as it has for its own.
 
     timm looks these pairs up by the class's name in a private table and refuses classes that are
     not in it (RegNet, EfficientNet and other networks ask for pairs); a function, which it takes
@@ -40,7 +40,7 @@ def known_to_timm(layer: partial[PooledNorm2d]) -> Iterator[None]:
             pairs[name] = before
 
 
-def _with_activation(layer_class: type[PooledNorm2d]) -> type[PooledNorm2d]:
+def _with_activation(layer_class: type[MomentNorm2d]) -> type[MomentNorm2d]:
     class NormAct(layer_class):  # type: ignore[misc, valid-type]
         def __init__(
             self,
@@ -54,7 +54,7 @@ def _with_activation(layer_class: type[PooledNorm2d]) -> type[PooledNorm2d]:
             **kwargs: Any,
         ) -> None:
             super().__init__(num_features, *args, **kwargs)
-            # Parameter-free, so the keys stay those of the normaliser alone.
+            # Parameter-free, so the keys stay those of the normalizer alone.
             self.drop = drop_layer() if drop_layer is not None else nn.Identity()
             activation = get_act_layer(act_layer) if apply_act else None
             self.act = activation(**(act_kwargs or {})) if activation else nn.Identity()

@@ -1,6 +1,6 @@
 """Checkpoints of the authors' repository in the names and shapes of this package.
 
-Their networks are timm's but for the names of the normalisation layers (sn1 for bn1), and their
+Their networks are timm's but for the names of the normalization layers (sn1 for bn1), and their
 layers hold weight and bias as [1, C, 1, 1], running statistics as [1, C, 1]. Importance weights are
 in the order in, ln, bn, as here; without BN (``using_bn: False``) there are two.
 """

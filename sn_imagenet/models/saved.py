@@ -41,7 +41,7 @@ class SavedNetwork:
 
 
 def load(folder_or_run: str | Path, statistics: str | None = None) -> nn.Module:
-    """A trained network for images [N, 3, S, S], normalised as its data were; logits [N, classes].
+    """A trained network for images [N, 3, S, S], normalized as its data were; logits [N, classes].
 
     Args:
         folder_or_run: what ``scripts/export.py`` wrote, or the directory of a run that is trained

@@ -1,10 +1,10 @@
-"""Normalisation layers as small functions of two N x C tables.
+"""Normalization layers as small functions of two N x C tables.
 
 Knows nothing of training, settings or Hydra: only how many statistics groups a batch holds and,
 where one spans several ranks, a process group to sum tables over. Each layer takes
 nn.BatchNorm2d's arguments and works as a timm ``norm_layer``.
 
-A method of one's own is a subclass of PooledNorm2d with a ``pool``. The built-in ones are in
+A method of one's own is a subclass of MomentNorm2d with a ``combine``. The built-in ones are in
 ``methods.METHODS``; what is a mixture of in, ln, bn and gn says so as a MixtureNorm2d.
 
 torch.compile, torch.jit.trace, make_fx, torch.func (grad, jvp, vmap) and forward-mode
@@ -36,9 +36,9 @@ from sn_imagenet.norms.layers import (
     LayerNorm2d,
 )
 from sn_imagenet.norms.mixture import MixtureNorm2d
+from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.moments import Moments, Statistics
 from sn_imagenet.norms.op import normalize
-from sn_imagenet.norms.pooled import PooledNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 
 __all__ = [
@@ -50,8 +50,8 @@ __all__ = [
     "InstanceNorm2d",
     "LayerNorm2d",
     "MixtureNorm2d",
+    "MomentNorm2d",
     "Moments",
-    "PooledNorm2d",
     "Statistics",
     "StoredStatistics",
     "SwitchNorm1d",

@@ -1,4 +1,4 @@
-"""Variants of batch normalisation: renormalised, frozen, synchronised."""
+"""Variants of batch normalization: renormalized, frozen, synchronized."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sn_imagenet.norms.layers import BatchNorm2d
+from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.moments import Moments, Statistics
-from sn_imagenet.norms.pooled import PooledNorm2d
 
 
-class BatchRenorm2d(PooledNorm2d):
+class BatchRenorm2d(MomentNorm2d):
     """Batch Renormalization (Ioffe 2017, Algorithm 1).
 
     y = weight * ((x - mean_B) / std_B * r + d) + bias, where r = std_B / std and
     d = (mean_B - mean) / std against the running statistics, clipped to [1 / r_max, r_max] and
-    [-d_max, d_max] and held constant in backward. As one mean and variance to normalise with:
+    [-d_max, d_max] and held constant in backward. As one mean and variance to normalize with:
     mean_B - d std_B / r and var_B / r^2.
 
     Both limits open linearly, from plain BN: r_max is 1 for ``warmup_steps`` batches and reaches
@@ -72,9 +72,9 @@ class BatchRenorm2d(PooledNorm2d):
 
     @property
     def _stored_statistics_suffice(self) -> bool:
-        return not self.training and type(self).pool is BatchRenorm2d.pool
+        return not self.training and type(self).combine is BatchRenorm2d.combine
 
-    def pool(self, moments: Moments) -> Statistics:
+    def combine(self, moments: Moments) -> Statistics:
         if not self.training:
             return self.batch_statistics(moments)
         mean, var = moments.batch()
@@ -92,8 +92,8 @@ class BatchRenorm2d(PooledNorm2d):
         return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}"
 
 
-class FrozenBatchNorm2d(PooledNorm2d):
-    """Batch normalisation with everything fixed: stored statistics in training too, ``weight`` and
+class FrozenBatchNorm2d(MomentNorm2d):
+    """Batch normalization with everything fixed: stored statistics in training too, ``weight`` and
     ``bias`` without gradient (unless told otherwise by ``requires_grad_``), as detectors that
     start from a classifier use it. Nothing is stored: ``running_mean`` and ``running_var`` are
     those of a checkpoint.
@@ -114,13 +114,13 @@ class FrozenBatchNorm2d(PooledNorm2d):
         self.running_var = torch.ones(num_features, device=device, dtype=dtype)
         self.requires_grad_(False)
 
-    def pool(self, moments: Moments) -> Statistics:
+    def combine(self, moments: Moments) -> Statistics:
         mean, var = self._stored()
         return mean.to(moments.mean.dtype), var.to(moments.mean.dtype)
 
     @property
     def _stored_statistics_suffice(self) -> bool:
-        return type(self).pool is FrozenBatchNorm2d.pool
+        return type(self).combine is FrozenBatchNorm2d.combine
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *rest: object
@@ -131,7 +131,7 @@ class FrozenBatchNorm2d(PooledNorm2d):
 
 
 class SyncBatchNorm2d(BatchNorm2d):
-    """Batch normalisation over the samples of every replica on every rank.
+    """Batch normalization over the samples of every replica on every rank.
 
     Whatever :func:`set_replicas` says, in training one group of statistics spans the whole global
     batch, so it needs all of a rank's replicas in one pass. Ranks exchange 2 C numbers each way.

@@ -1,4 +1,4 @@
-"""What a trainer or an evaluator tells all normalisation layers of a network."""
+"""What a trainer or an evaluator tells all normalization layers of a network."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sn_imagenet.norms.batch_average import BatchAverage
-from sn_imagenet.norms.pooled import PooledNorm2d
+from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
 StoredStatistics = Mapping[str, tuple[Tensor, Tensor]]
 """Layer name -> (mean, var), each [C]."""
 
 
-def norm_layers(network: nn.Module) -> dict[str, PooledNorm2d]:
-    """The normalisation layers of a network by name, in the order of its modules."""
-    return {n: m for n, m in network.named_modules() if isinstance(m, PooledNorm2d)}
+def norm_layers(network: nn.Module) -> dict[str, MomentNorm2d]:
+    """The normalization layers of a network by name, in the order of its modules."""
+    return {n: m for n, m in network.named_modules() if isinstance(m, MomentNorm2d)}
 
 
 def set_replicas(

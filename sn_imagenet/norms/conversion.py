@@ -1,4 +1,4 @@
-"""Existing networks: other normalisers in place of batch norm, and batch norm folded away."""
+"""Existing networks: other normalizers in place of batch norm, and batch norm folded away."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
 from sn_imagenet.norms.layers import BatchNorm2d
 from sn_imagenet.norms.methods import METHODS
-from sn_imagenet.norms.pooled import PooledNorm2d
+from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 
-_OTHER_DIMENSIONS: dict[type[nn.Module], type[PooledNorm2d]] = {
+_OTHER_DIMENSIONS: dict[type[nn.Module], type[MomentNorm2d]] = {
     nn.BatchNorm1d: SwitchNorm1d,
     nn.BatchNorm3d: SwitchNorm3d,
 }
@@ -25,7 +25,7 @@ _FOR_MAPS = (*_OF_PYTORCH, BatchNorm2d, SyncBatchNorm2d)
 
 
 def convert_norm(
-    network: nn.Module, method: str | type[PooledNorm2d], **arguments: Any
+    network: nn.Module, method: str | type[MomentNorm2d], **arguments: Any
 ) -> list[str]:
     """Replace every batch norm inside ``network``, in place, by another method.
 
@@ -64,7 +64,7 @@ def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, kinds) and not isinstance(module, nn.InstanceNorm2d)
 
 
-def _target(name: str, module: nn.Module, own_class: type[PooledNorm2d]) -> type[PooledNorm2d]:
+def _target(name: str, module: nn.Module, own_class: type[MomentNorm2d]) -> type[MomentNorm2d]:
     if not name:
         raise ValueError("the network is a batch norm itself: there is no place to replace it in")
     if type(module) in _FOR_MAPS:
@@ -81,8 +81,8 @@ def _target(name: str, module: nn.Module, own_class: type[PooledNorm2d]) -> type
 
 
 def _replacement(
-    old: nn.Module, layer_class: type[PooledNorm2d], arguments: dict[str, Any]
-) -> PooledNorm2d:
+    old: nn.Module, layer_class: type[MomentNorm2d], arguments: dict[str, Any]
+) -> MomentNorm2d:
     assert isinstance(old, nn.modules.batchnorm._BatchNorm | BatchNorm2d)
     reference = old.weight if old.weight is not None else old.running_mean
     new = layer_class(
@@ -102,14 +102,14 @@ def _replacement(
         parameter = getattr(old, key)
         if parameter is not None and layer_class is not FrozenBatchNorm2d:
             getattr(new, key).requires_grad_(parameter.requires_grad)
-    if isinstance(old, PooledNorm2d):
+    if isinstance(old, MomentNorm2d):
         new.relu = old.relu
     return new.train(old.training)
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PooledNorm2d) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, MomentNorm2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
@@ -161,13 +161,13 @@ class _Rest(nn.Module):
 
 
 def _does_more(norm: nn.Module, call: fx.Node) -> bool:
-    return isinstance(norm, PooledNorm2d) and (norm.relu or len(call.args) + len(call.kwargs) > 1)
+    return isinstance(norm, MomentNorm2d) and (norm.relu or len(call.args) + len(call.kwargs) > 1)
 
 
 def _stores_statistics(norm: nn.Module) -> bool:
     if type(norm) in _OF_PYTORCH:
         return isinstance(norm.running_mean, torch.Tensor)
-    built_in = isinstance(norm, PooledNorm2d) and type(norm) in METHODS.values()
+    built_in = isinstance(norm, MomentNorm2d) and type(norm) in METHODS.values()
     return built_in and bool(norm._stored_statistics_suffice)
 
 

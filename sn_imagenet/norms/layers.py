@@ -1,4 +1,4 @@
-"""Batch, instance, layer and group normalisation: mixtures of one member each."""
+"""Batch, instance, layer and group normalization: mixtures of one member each."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from sn_imagenet.norms.mixture import MixtureNorm2d
 
 
 class BatchNorm2d(MixtureNorm2d):
-    """Batch normalisation (Ioffe and Szegedy 2015): over (N, H, W) of each replica's samples."""
+    """Batch normalization (Ioffe and Szegedy 2015): over (N, H, W) of each replica's samples."""
 
     members = ("bn",)
 
 
 class InstanceNorm2d(MixtureNorm2d):
-    """Instance normalisation (Ulyanov et al. 2016): over (H, W) of each sample's channel."""
+    """Instance normalization (Ulyanov et al. 2016): over (H, W) of each sample's channel."""
 
     members = ("in",)
 
 
 class LayerNorm2d(MixtureNorm2d):
-    """Layer normalisation (Ba et al. 2016): over (C, H, W) of each sample."""
+    """Layer normalization (Ba et al. 2016): over (C, H, W) of each sample."""
 
     members = ("ln",)
 
 
 class GroupNorm2d(MixtureNorm2d):
-    """Group normalisation (Wu and He 2018): over (C / G, H, W) of each sample.
+    """Group normalization (Wu and He 2018): over (C / G, H, W) of each sample.
 
     Args:
         num_groups: G; where it does not divide C, the greatest common divisor of both is used.

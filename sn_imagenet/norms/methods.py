@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
 from sn_imagenet.norms.layers import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d
-from sn_imagenet.norms.pooled import PooledNorm2d
+from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
-METHODS: dict[str, type[PooledNorm2d]] = {
+METHODS: dict[str, type[MomentNorm2d]] = {
     "bn": BatchNorm2d,
     "in": InstanceNorm2d,
     "ln": LayerNorm2d,

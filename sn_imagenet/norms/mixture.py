@@ -1,6 +1,6 @@
-"""Mixtures of members: batch, instance, layer and group normalisation, and SN, which mixes them.
+"""Mixtures of members: batch, instance, layer and group normalization, and SN, which mixes them.
 
-A mixture normalises with mean = sum_k w_k mean_k and var = sum_k w'_k var_k (Eq. (3)). It is data:
+A mixture normalizes with mean = sum_k w_k mean_k and var = sum_k w'_k var_k (Eq. (3)). It is data:
 its members, the channel groups of gn, and the logits of its weights. From these follow a pool for
 autograd and, where the passes have one, its closed form (``pooling``).
 """
@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sn_imagenet.norms.closed_form import Layout, Parameters, closed_form_for, takes_parameters
+from sn_imagenet.norms.kernels import select_backend
+from sn_imagenet.norms.moment_norm import BatchTables, MomentNorm2d
 from sn_imagenet.norms.moments import Moments, Statistics
-from sn_imagenet.norms.op import apply, dense, needs_formula
-from sn_imagenet.norms.passes import select_backend
-from sn_imagenet.norms.pooled import BatchTables, PooledNorm2d
-from sn_imagenet.norms.pooling import Layout, Parameters, closed_form_for, takes_parameters
+from sn_imagenet.norms.op import apply, as_dense, needs_formula
 
 
-class MixtureNorm2d(PooledNorm2d):
+class MixtureNorm2d(MomentNorm2d):
     """The base of the built-in methods: a subclass says of what it is a mixture.
 
-    A subclass that overrides :meth:`pool` or :meth:`batch_statistics` has a method of its own,
+    A subclass that overrides :meth:`combine` or :meth:`batch_statistics` has a method of its own,
     which autograd differentiates.
 
     Attributes:
@@ -55,7 +55,7 @@ class MixtureNorm2d(PooledNorm2d):
     def logits(self) -> tuple[Tensor, Tensor] | None:
         return None
 
-    def pool(self, moments: Moments) -> Statistics:
+    def combine(self, moments: Moments) -> Statistics:
         """Eq. (3): the members' statistics, weighted with the softmax of the logits (Eq. (4))."""
         statistics = [self._member(name, moments) for name in self.members]
         if self.logits is None:
@@ -78,9 +78,9 @@ class MixtureNorm2d(PooledNorm2d):
         """Whether the method is the one that the members say, not a subclass's own."""
         own = type(self)
         return (
-            own.pool is MixtureNorm2d.pool
-            and own.batch_statistics is PooledNorm2d.batch_statistics
-            and "pool" not in vars(self)
+            own.combine is MixtureNorm2d.combine
+            and own.batch_statistics is MomentNorm2d.batch_statistics
+            and "combine" not in vars(self)
         )
 
     @property
@@ -92,9 +92,9 @@ class MixtureNorm2d(PooledNorm2d):
         closed = self._is_a_mixture and not self.instance_correction
         if not closed or self.backend == "formula" or needs_formula():
             return super()._normalize(x, residual)
-        x = dense(x)
-        passes = select_backend(x, self.backend)
-        closed_form = closed_form_for(passes)
+        x = as_dense(x)
+        kernels = select_backend(x, self.backend)
+        closed_form = closed_form_for(kernels)
         parameters = Parameters(self.weight, self.bias, *(self.logits or (None, None)))
         known = self._stored() if self.track_running_stats else None
         if closed_form is None or not takes_parameters(x, (*parameters, *(known or ()))):
@@ -103,7 +103,7 @@ class MixtureNorm2d(PooledNorm2d):
         stored = known if self._uses_stored_statistics else None
         update = self._running_update(x.shape) if self.training else None
         tables = closed_form(layout, parameters, stored, self.groups[1], update)
-        y = apply(x, residual, passes, tables, self.relu, parameters)
+        y = apply(x, residual, kernels, tables, self.relu, parameters)
         return y, None if update is not None else tables
 
     def _layout(self, shape: torch.Size) -> Layout:

@@ -1,6 +1,6 @@
 """Per-sample, per-channel moments, and how each method pools them.
 
-Every normaliser of the paper needs from an activation only the mean and the biased variance of
+Every normalizer of the paper needs from an activation only the mean and the biased variance of
 each (sample, channel). The others' statistics follow from these by the law of total variance,
 var = mean of variances + variance of means, which is Eq. (5) without the cancellation of
 E[x^2] - E[x]^2.

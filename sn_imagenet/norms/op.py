@@ -1,7 +1,7 @@
-"""The one op under every normaliser: moments -> tables -> affine, + residual, ReLU.
+"""The one op under every normalizer: moments -> tables -> affine, + residual, ReLU.
 
 Forward reads x twice and writes y once. Backward reads x and dy twice and writes dx once. Between
-the passes lie small [N, C] tables, which a :class:`Pooling` makes. Only x and such tables are kept.
+these passes a :class:`Combiner` makes small [N, C] tables. Only x and such tables are kept.
 
 A fused ReLU costs no traffic and keeps no mask: backward recomputes its sign from x and the tables.
 Behind a residual the sign would need the residual, too; there the output is kept in its place,
@@ -20,7 +20,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-from sn_imagenet.norms.passes import Affine, Backend, like, select_backend, statistics_dtype
+from sn_imagenet.norms.kernels import (
+    Affine,
+    Backend,
+    select_backend,
+    statistics_dtype,
+    with_layout_of,
+)
 
 Coefficients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(mean, var) -> (center, scale, shift), all [N, C]; differentiable."""
@@ -29,7 +35,7 @@ Gradients = tuple[Tensor, Tensor, Sequence[Tensor | None]]
 """b and c of the input gradient a * dy + b * (x - mean) + c, each [N, C]; the parameters'."""
 
 
-class Pooling(ABC):
+class Combiner(ABC):
     """One forward pass's tables, from the moments to the affine map, and their derivative; and the
     op over them, which a subclass may do as a whole.
     """
@@ -42,7 +48,7 @@ class Pooling(ABC):
         """x's means over (H, W), [N, C], once :meth:`forward` is done."""
 
     @abstractmethod
-    def forward(self, x: Tensor, passes: Backend, differentiable: bool) -> Affine:
+    def forward(self, x: Tensor, kernels: Backend, differentiable: bool) -> Affine:
         """The affine map's tables for ``x``."""
 
     @abstractmethod
@@ -59,37 +65,37 @@ class Pooling(ABC):
         self,
         x: Tensor,
         residual: Tensor | None,
-        passes: Backend,
+        kernels: Backend,
         relu: bool,
         parameters: Sequence[Tensor | None],
     ) -> Tensor:
-        """The op over a :func:`dense` ``x`` and a residual of its layout, to be differentiated.
+        """The op over a :func:`as_dense` ``x`` and a residual of its layout, to be differentiated.
 
         ``parameters`` are those whose gradients :meth:`backward` returns, in its order.
         """
         if torch.is_grad_enabled():
-            y: Tensor = _Normalize.apply(x, residual, passes, self, relu, *parameters)
+            y: Tensor = _Normalize.apply(x, residual, kernels, self, relu, *parameters)
             return y
-        return self.output(x, residual, passes, relu, False)
+        return self.output(x, residual, kernels, relu, False)
 
     def output(
         self,
         x: Tensor,
         residual: Tensor | None,
-        passes: Backend,
+        kernels: Backend,
         relu: bool,
         differentiable: bool,
     ) -> Tensor:
         """y, + residual, its ReLU."""
-        self.affine = self.forward(x, passes, differentiable)
-        return passes.affine(x, self.affine, relu, residual)
+        self.affine = self.forward(x, kernels, differentiable)
+        return kernels.affine(x, self.affine, relu, residual)
 
     def gradients(
         self,
         grad: Tensor,
         x: Tensor,
         y: Tensor | None,
-        passes: Backend,
+        kernels: Backend,
         relu: bool,
         want_x: bool,
         wanted: Sequence[bool],
@@ -98,13 +104,13 @@ class Pooling(ABC):
 
         ``y`` is the output where the ReLU's sign is to be read from it.
         """
-        gate = self.affine if relu else None
-        sums, grad = passes.gradient_sums(grad, x, self.mean, gate if y is None else y)
+        relu_mask = self.affine if relu else None
+        sums, grad = kernels.gradient_sums(grad, x, self.mean, relu_mask if y is None else y)
         b, c, parameters = self.backward(sums, wanted)
         dx = None
         if want_x:
-            behind = gate if y is None else None
-            dx = passes.input_gradient(grad, x, self.mean, self.affine.scale, b, c, behind)
+            behind = relu_mask if y is None else None
+            dx = kernels.input_gradient(grad, x, self.mean, self.affine.scale, b, c, behind)
         return dx, grad, parameters
 
 
@@ -136,23 +142,23 @@ def normalize(
     """
     if backend == "formula" or needs_formula():
         return _formula(x, coefficients, relu, residual)
-    x = dense(x)
-    passes = select_backend(x, backend)
-    return apply(x, residual, passes, _Differentiated(coefficients, parameters), relu, parameters)
+    x = as_dense(x)
+    kernels = select_backend(x, backend)
+    return apply(x, residual, kernels, AutogradCombiner(coefficients, parameters), relu, parameters)
 
 
 def apply(
     x: Tensor,
     residual: Tensor | None,
-    passes: Backend,
-    pooling: Pooling,
+    kernels: Backend,
+    combiner: Combiner,
     relu: bool,
     parameters: Sequence[Tensor | None],
 ) -> Tensor:
     """:meth:`Pooling.apply`, with a ``residual`` of any layout and dtype."""
     if residual is not None:
-        residual = like(residual, x)
-    return pooling.apply(x, residual, passes, relu, parameters)
+        residual = with_layout_of(residual, x)
+    return combiner.apply(x, residual, kernels, relu, parameters)
 
 
 def needs_formula() -> bool:
@@ -169,7 +175,7 @@ def needs_formula() -> bool:
     )
 
 
-def dense(x: Tensor) -> Tensor:
+def as_dense(x: Tensor) -> Tensor:
     """``x`` itself where it is contiguous or channels_last, a contiguous copy of it elsewhere."""
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
@@ -186,7 +192,7 @@ def _formula(x: Tensor, coefficients: Coefficients, relu: bool, residual: Tensor
     return (torch.relu(y) if relu else y).to(x.dtype)
 
 
-class _Differentiated(Pooling):
+class AutogradCombiner(Combiner):
     """Any pooling, differentiated by autograd: the tables' own small graph, from the moments and
     the parameters to the coefficients. Walking it in backward is what makes a new method ten lines
     of [N, C] algebra.
@@ -200,8 +206,8 @@ class _Differentiated(Pooling):
     def mean(self) -> Tensor:
         return self._mean
 
-    def forward(self, x: Tensor, passes: Backend, differentiable: bool) -> Affine:
-        self._mean, var = passes.moments(x)
+    def forward(self, x: Tensor, kernels: Backend, differentiable: bool) -> Affine:
+        self._mean, var = kernels.moments(x)
         if not differentiable:
             return Affine(*self.coefficients(self.mean, var))
         self.pixels = x.shape[2] * x.shape[3]
@@ -250,15 +256,15 @@ class _Normalize(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         residual: Tensor | None,
-        passes: Backend,
-        pooling: Pooling,
+        kernels: Backend,
+        combiner: Combiner,
         relu: bool,
         *parameters: Tensor | None,
     ) -> Tensor:
-        y = pooling.output(x, residual, passes, relu, any(ctx.needs_input_grad))
-        ctx.passes, ctx.pooling, ctx.relu = passes, pooling, relu
+        y = combiner.output(x, residual, kernels, relu, any(ctx.needs_input_grad))
+        ctx.kernels, ctx.combiner, ctx.relu = kernels, combiner, relu
         ctx.save_for_backward(
-            x, y if relu and residual is not None else None, *pooling.read_in_backward()
+            x, y if relu and residual is not None else None, *combiner.read_in_backward()
         )
         return y
 
@@ -267,7 +273,7 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, *_ = ctx.saved_tensors
         want_x, want_residual, _, _, _, *wanted = ctx.needs_input_grad
-        dx, grad, parameters = ctx.pooling.gradients(
-            grad, x, y, ctx.passes, ctx.relu, want_x, wanted
+        dx, grad, parameters = ctx.combiner.gradients(
+            grad, x, y, ctx.kernels, ctx.relu, want_x, wanted
         )
         return dx, grad if want_residual else None, None, None, None, *parameters

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sn_imagenet.norms.closed_form import MEMBERS
 from sn_imagenet.norms.mixture import MixtureNorm2d
-from sn_imagenet.norms.pooling import MEMBERS
 
 
 class SwitchNorm2d(MixtureNorm2d):

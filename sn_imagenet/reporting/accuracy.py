@@ -116,7 +116,7 @@ def survivors(cell: Summary) -> bool:
 
 
 def difference_marks(first: Summary, second: Summary) -> str:
-    """† over different seeds, ‡ over survivors, § of runs that differ in more than normaliser."""
+    """† over different seeds, ‡ over survivors, § of runs that differ in more than normalizer."""
     if first.mean is None or second.mean is None:
         return ""
     return (
@@ -145,7 +145,7 @@ def _mark_notes(task: Task, differences: Sequence[tuple[str, str]]) -> list[str]
     words = {
         "†": "the two sides have different seeds",
         "‡": "a mean over survivors: seeds that diverged are left out of it",
-        "§": "the two sides differ in more than the normaliser",
+        "§": "the two sides differ in more than the normalizer",
     }
     return [
         f"{mark} {words[mark]}{': ' if where else ''}{', '.join(where)}."
@@ -194,7 +194,7 @@ def _statistics_used(task: Task) -> list[str]:
 
 
 def _omegas(task: Task) -> list[str]:
-    """Which normalisers each switchable one chose from; not the same at one sample per GPU."""
+    """Which normalizers each switchable one chose from; not the same at one sample per GPU."""
     notes = []
     for method in task.methods:
         sets: dict[str, list[Setting]] = {}

@@ -12,7 +12,7 @@ from sn_imagenet.reporting.cells import (
     by_cell,
     method_label,
     statistics_label,
-    summarise,
+    summarize,
 )
 from sn_imagenet.reporting.render import Grid, Row
 from sn_imagenet.reporting.task import Report, Task
@@ -88,7 +88,7 @@ def _summary(runs: Sequence[Run], statistics: str) -> Summary:
     for run in runs:
         if run.state != FINISHED or statistics in run.counted:
             first.setdefault((run.seed, run.state, run.top1(statistics)), run)
-    return summarise(list(first.values()), statistics)
+    return summarize(list(first.values()), statistics)
 
 
 def _calibrations(run: Run) -> list[dict[str, Any]]:

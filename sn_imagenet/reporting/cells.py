@@ -113,7 +113,7 @@ def _state_words(state: str, runs: Sequence[Run]) -> str:
     return f"{state} {', '.join(run.detail for run in runs if run.state == state)}"
 
 
-def summarise(runs: Sequence[Run], statistics: str | None = None, epoch: str = "final") -> Summary:
+def summarize(runs: Sequence[Run], statistics: str | None = None, epoch: str = "final") -> Summary:
     """Gather the seeds of one cell; the numbers are those under ``statistics``, by default each
     run's own choice for Table 2. Runs that were evaluated without ``statistics`` are left out.
     ``epoch``: as :func:`~sn_imagenet.reporting.curves.top1_of_epochs` has it.
@@ -157,7 +157,7 @@ def _conflict(runs: Sequence[Run]) -> str:
 
 
 def unlike(first: Sequence[Run], second: Sequence[Run]) -> str:
-    """In what the runs of two cells differ besides normaliser and setting, so that a difference
+    """In what the runs of two cells differ besides normalizer and setting, so that a difference
     between them has more than one cause; empty if in nothing."""
     configured = [[run for run in runs if run.config] for runs in (first, second)]
     if not all(configured):

@@ -25,7 +25,7 @@ from sn_imagenet.reporting.verdict import (
     LEAST_SEEDS,
     Claim,
     Comparison,
-    Judgement,
+    Judgment,
     Verdict,
     judge,
 )
@@ -36,25 +36,25 @@ _TABLES = (("mean", "μ"), ("variance", "σ"))
 _WEIGHT = "importance weight"
 
 
-def sn_not_below_bn(study: Study) -> Judgement:
+def sn_not_below_bn(study: Study) -> Judgment:
     """SN - BN at least 0 in each of the nine settings."""
     return judge([difference(study, "sn", "bn", s, low=0.0) for s in PAPER_SETTINGS])
 
 
-def sn_above_gn(study: Study) -> Judgement:
+def sn_above_gn(study: Study) -> Judgment:
     """SN - GN above 0 in seven settings, and not in the two of the fewest samples."""
     regions = {s: {"high": 0.0} if s in (SMALL, SINGLE) else {"low": 0.0} for s in PAPER_SETTINGS}
     return judge([difference(study, "sn", "gn", s, **regions[s]) for s in PAPER_SETTINGS])
 
 
-def bn_loses_ten(study: Study) -> Judgement:
+def bn_loses_ten(study: Study) -> Judgment:
     """BN at (8,32) minus BN at (8,2), at least 10 points on ImageNet."""
     sides = [Side("bn", LARGE), Side("bn", SMALL, -1.0)]
     name = f"BN {LARGE} - BN {SMALL}"
     return judge([compare(study, name, sides, low=10.0, threshold_of_imagenet=True)])
 
 
-def gn_stays(study: Study) -> Judgement:
+def gn_stays(study: Study) -> Judgment:
     """GN between each two settings, within 0.5 on ImageNet."""
     pairs = itertools.combinations(PAPER_SETTINGS, 2)
     return judge(
@@ -72,7 +72,7 @@ def gn_stays(study: Study) -> Judgement:
     )
 
 
-def bn_fails_at_one_sample(study: Study) -> Judgement:
+def bn_fails_at_one_sample(study: Study) -> Judgment:
     """Failed seeds at (8,1): diverged, or below half of the best method's mean there. A count: it
     holds if every seed of BN failed and none of GN and SN did, and does not if none of BN's did
     or all of another's."""
@@ -105,7 +105,7 @@ def bn_fails_at_one_sample(study: Study) -> Judgement:
         verdict = Verdict.HOLDS
     else:
         verdict = Verdict.UNDECIDED
-    return Judgement(
+    return Judgment(
         verdict,
         tuple(gaps),
         (Verdict.NOT_TESTED,) * len(gaps),
@@ -117,7 +117,7 @@ def bn_fails_at_one_sample(study: Study) -> Judgement:
     )
 
 
-def statistics_not_gradients(study: Study) -> Judgement:
+def statistics_not_gradients(study: Study) -> Judgment:
     """BN at (1,16) minus BN at (8,32), within 0.2 on ImageNet."""
     alone = Setting(1, 16)
     sides = [Side("bn", alone), Side("bn", LARGE, -1.0)]
@@ -125,7 +125,7 @@ def statistics_not_gradients(study: Study) -> Judgement:
     return judge([compare(study, name, sides, -0.2, 0.2, threshold_of_imagenet=True)])
 
 
-def weights_follow_samples(study: Study) -> Judgement:
+def weights_follow_samples(study: Study) -> Judgment:
     """Slope of the weights of BN (up) and LN (down), averaged over layers, per doubling of the
     samples per GPU, in the settings where SN has BN."""
     cells = {s: study.cell("sn", s) for s in study.settings("sn") if _sound_sn(study, s)}
@@ -137,9 +137,9 @@ def weights_follow_samples(study: Study) -> Judgement:
         why = f"two numbers of samples per GPU with {LEAST_SEEDS} seeds of SN are needed"
     if why:
         return judge([Comparison("BN and LN against samples", tuple(cells), why_not=why)])
-    centre = fmean(x.values())
-    spread = sum((value - centre) ** 2 for value in x.values())
-    slopes = [(x[s] - centre) / spread for s in cells]
+    center = fmean(x.values())
+    spread = sum((value - center) ** 2 for value in x.values())
+    slopes = [(x[s] - center) / spread for s in cells]
     comparisons = []
     for (table, symbol), (member, low, high) in itertools.product(
         _TABLES, (("bn", 0.0, math.inf), ("ln", -math.inf, 0.0))
@@ -165,7 +165,7 @@ def weights_follow_samples(study: Study) -> Judgement:
     return judge(comparisons, all_parts=True)
 
 
-def weights_differ(study: Study) -> Judgement:
+def weights_differ(study: Study) -> Judgment:
     """BN's weight: between depths, places and tables at all, and σ's below μ's in res5."""
     comparisons: list[Comparison] = []
 
@@ -188,7 +188,7 @@ def weights_differ(study: Study) -> Judgement:
             for what, value in {
                 "BN's weight of μ, res5 - res2": gap(_bn("mean", "res5"), _bn("mean", "res2")),
                 "BN's weight of μ, after 3x3 - after 1x1": gap(
-                    _bn("mean", place="3x3"), _bn("mean", place="1x1")
+                    _bn("mean", conv="3x3"), _bn("mean", conv="1x1")
                 ),
                 "BN's weight, σ - μ": gap(_bn("variance"), _bn("mean")),
             }.items()
@@ -204,7 +204,7 @@ def weights_differ(study: Study) -> Judgement:
     return judge(comparisons)
 
 
-def averages_agree(study: Study) -> Judgement:
+def averages_agree(study: Study) -> Judgment:
     """SN's batch average minus its moving average: within 0.1 at the end on ImageNet, and less
     change from epoch to epoch during training."""
     comparisons: list[Comparison] = []
@@ -225,19 +225,19 @@ def averages_agree(study: Study) -> Judgement:
     return judge(comparisons, all_parts=True)
 
 
-def in_below_ln_below_sn(study: Study) -> Judgement:
+def in_below_ln_below_sn(study: Study) -> Judgment:
     """LN - IN and SN - LN above 0 at (8,32)."""
     pairs = (("ln", "in"), ("sn", "ln"))
     return judge([difference(study, *p, LARGE, low=0.0) for p in pairs], all_parts=True)
 
 
-def bn_below_brn_below_sn(study: Study) -> Judgement:
+def bn_below_brn_below_sn(study: Study) -> Judgment:
     """BRN - BN and SN - BRN above 0 at (8,4)."""
     pairs = (("brn", "bn"), ("sn", "brn"))
     return judge([difference(study, *p, Setting(8, 4), low=0.0) for p in pairs], all_parts=True)
 
 
-def six_parameters_a_layer(study: Study) -> Judgement:
+def six_parameters_a_layer(study: Study) -> Judgment:
     """The importance weights that the runs of SN with {IN, LN, BN} have, counted."""
     runs = [
         run
@@ -255,7 +255,7 @@ def six_parameters_a_layer(study: Study) -> Judgement:
             right = right and counts == {(53, 318)}
         verdict = Verdict.HOLDS if right else Verdict.DOES_NOT
     counted = ", ".join(f"{total} in {layers} layers" for layers, total in sorted(counts))
-    return Judgement(
+    return Judgment(
         verdict,
         (),
         (),
@@ -283,12 +283,12 @@ def _mean(layers: Sequence[LayerWeights], table: str, member: str) -> float:
     return fmean(getattr(layer, table)[member] for layer in layers)
 
 
-def _bn(table: str, stage: str = "", place: str = "") -> Callable[[Run], list[float]]:
+def _bn(table: str, stage: str = "", conv: str = "") -> Callable[[Run], list[float]]:
     def of_run(run: Run) -> list[float]:
         return [
             getattr(layer, table)["bn"]
             for layer in run.weights
-            if stage in ("", layer.stage) and place in ("", layer.place)
+            if stage in ("", layer.stage) and conv in ("", layer.conv)
         ]
 
     return of_run

@@ -15,7 +15,7 @@ from sn_imagenet.reporting.expected import Expected, read_expected
 from sn_imagenet.reporting.paper import Paper, read_paper
 from sn_imagenet.reporting.render import plain
 from sn_imagenet.reporting.study import Study, studies
-from sn_imagenet.reporting.verdict import RULES, Claim, Comparison, Judgement, Verdict
+from sn_imagenet.reporting.verdict import RULES, Claim, Comparison, Judgment, Verdict
 from sn_imagenet.runs import Run, find_runs, write_text
 
 CLAIMS_VERSION = 1
@@ -27,7 +27,7 @@ class Judged:
 
     claim: Claim
     study: Study
-    judgement: Judgement
+    judgment: Judgment
 
 
 @dataclass(frozen=True)
@@ -91,26 +91,26 @@ def claim_entry(judged: Judged, root: Path) -> dict[str, Any]:
     """One entry of ``claims.json``. ``effect``, ``interval``, ``test`` and ``margin`` are of the
     comparison that decides (``decided_by``: the one furthest from the claim's side); all of them
     stand under ``comparisons``. Effects are in ``unit``."""
-    claim, judgement = judged.claim, judged.judgement
-    deciding = judgement.deciding
-    tested = [c for c in judgement.comparisons if c.tested]
-    runs = judgement.runs or tuple(
-        dict.fromkeys(run for c in tested or judgement.comparisons for run in c.runs)
+    claim, judgment = judged.claim, judged.judgment
+    deciding = judgment.deciding
+    tested = [c for c in judgment.comparisons if c.tested]
+    runs = judgment.runs or tuple(
+        dict.fromkeys(run for c in tested or judgment.comparisons for run in c.runs)
     )
-    seeds = judgement.seeds or {
-        label: count for c in tested or judgement.comparisons for label, count in c.seeds.items()
+    seeds = judgment.seeds or {
+        label: count for c in tested or judgment.comparisons for label, count in c.seeds.items()
     }
-    settings = judgement.settings or tuple(dict.fromkeys(s for c in tested for s in c.settings))
+    settings = judgment.settings or tuple(dict.fromkeys(s for c in tested for s in c.settings))
     return {
         "number": claim.number,
         "claim": claim.text,
         "source": claim.source,
         "data": judged.study.data,
         "model": judged.study.model,
-        "verdict": judgement.verdict.value,
+        "verdict": judgment.verdict.value,
         "decided_by": deciding.name if deciding else None,
         "effect": deciding.effect if deciding else None,
-        "counted": judgement.counted or None,
+        "counted": judgment.counted or None,
         "unit": deciding.unit if deciding else None,
         "interval": _pair(deciding.interval) if deciding else None,
         "validation_interval": _pair(deciding.validation) if deciding else None,
@@ -120,7 +120,7 @@ def claim_entry(judged: Judged, root: Path) -> dict[str, Any]:
         "seeds": seeds,
         "settings": [s.name for s in settings],
         "runs": [run.path.relative_to(root).as_posix() for run in runs],
-        "note": judgement.note or None,
+        "note": judgment.note or None,
         "comparisons": [
             {
                 "name": c.name,
@@ -136,7 +136,7 @@ def claim_entry(judged: Judged, root: Path) -> dict[str, Any]:
                 "seeds": c.seeds,
                 "not_tested_because": c.why_not or None,
             }
-            for c, verdict in zip(judgement.comparisons, judgement.verdicts, strict=True)
+            for c, verdict in zip(judgment.comparisons, judgment.verdicts, strict=True)
         ],
     }
 
@@ -162,12 +162,12 @@ def effect_words(comparison: Comparison) -> str:
     return words
 
 
-def where(judgement: Judgement) -> str:
+def where(judgment: Judgment) -> str:
     """``3 of 9 comparisons tested: SN-BN (8,32), ...``; empty for a counted claim."""
-    if not judgement.comparisons or judgement.counted:
+    if not judgment.comparisons or judgment.counted:
         return ""
-    tested = [c.name for c in judgement.comparisons if c.tested]
-    total = len(judgement.comparisons)
+    tested = [c.name for c in judgment.comparisons if c.tested]
+    total = len(judgment.comparisons)
     names = ": " + ", ".join(tested[:6] + ["..."] * (len(tested) > 6)) if tested else ""
     return f"{len(tested)} of {total} comparison{'s' * (total > 1)} tested{names}"
 
@@ -197,21 +197,21 @@ def expected_text(stated: Sequence[Judged]) -> str:
 
 
 def _judged_lines(one: Judged) -> list[str]:
-    claim, judgement = one.claim, one.judgement
-    head = f"{claim.number:2d}. [{plain(one.study.data)}] {judgement.verdict.value.upper()}: "
+    claim, judgment = one.claim, one.judgment
+    head = f"{claim.number:2d}. [{plain(one.study.data)}] {judgment.verdict.value.upper()}: "
     lines = _wrapped(head + plain(f"{claim.text} ({claim.source})"), "    ")
-    deciding = judgement.deciding
-    details = [judgement.counted, where(judgement)]
-    if deciding and not judgement.counted:
+    deciding = judgment.deciding
+    details = [judgment.counted, where(judgment)]
+    if deciding and not judgment.counted:
         details += [f"{deciding.name}: {effect_words(deciding)} ({deciding.unit})"]
         if deciding.validation and deciding.interval:
             low, high = deciding.validation
             details.append(f"finite validation set alone: [{low:+.2f}, {high:+.2f}]")
         if deciding.tested:
             details.append(deciding.test)
-    if judgement.verdict is Verdict.NOT_TESTED and judgement.why_not:
-        details.append(f"why: {judgement.why_not}")
-    for detail in dict.fromkeys([*details, judgement.note]):
+    if judgment.verdict is Verdict.NOT_TESTED and judgment.why_not:
+        details.append(f"why: {judgment.why_not}")
+    for detail in dict.fromkeys([*details, judgment.note]):
         if detail:
             lines += _wrapped("      " + plain(detail), "      ")
     return lines

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.runs import Run
+from sn_imagenet.runs import Run, stage_of
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 
 EPOCH_CHOICES = ("final", "best", "median5")
@@ -133,10 +132,3 @@ def mean_weights(epoch: Epoch, stage: str = "") -> dict[str, dict[str, float]]:
             for m in sorted(members)
         }
     return means if layers else {}
-
-
-def stage_of(layer: str) -> str:
-    """The paper's name of the stage of a ResNet layer: ``res1`` for the stem, ``res2`` for
-    ``layer1.0.bn1``."""
-    match = re.match(r"layer(\d+)\.", layer)
-    return f"res{int(match[1]) + 1}" if match else "res1"

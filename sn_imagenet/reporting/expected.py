@@ -20,7 +20,7 @@ from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import unlike
 from sn_imagenet.reporting.statistics import contrast
 from sn_imagenet.reporting.study import Side, Study, sound_cell
-from sn_imagenet.reporting.verdict import LEAST_SEEDS, Claim, Comparison, Judgement, Verdict
+from sn_imagenet.reporting.verdict import LEAST_SEEDS, Claim, Comparison, Judgment, Verdict
 from sn_imagenet.runs import Run, Setting
 
 _KEYS = {"text", "quantity", "first", "second", "at_least", "at_most"}
@@ -105,7 +105,7 @@ def _quantity(text: str) -> Quantity:
 
 def in_every_pair(
     first: Side, second: Side, quantity: Quantity, low: float, high: float, study: Study
-) -> Judgement:
+) -> Judgment:
     """``first`` minus ``second`` within [low, high] in every pair of their seeds: it holds if all
     pairs are within, does not if none is. A count, so that one wild seed cannot hide behind a
     mean, and the spread of a cell that fails cannot make a large difference undecided."""
@@ -135,7 +135,7 @@ def in_every_pair(
         runs=tuple(run for cell in cells for run in cell.runs),
     )
     verdict = Verdict.NOT_TESTED if problems else _of_pairs(gaps, low, high)
-    return Judgement(
+    return Judgment(
         verdict,
         (comparison,),
         (verdict,),

@@ -10,7 +10,7 @@ from sn_imagenet.reporting.render import code_span, half_up, markdown_escape, ma
 from sn_imagenet.reporting.statistics import proportion_interval
 from sn_imagenet.runs import Run
 
-UNKNOWN_LICENCE = "unknown"
+UNKNOWN_LICENSE = "unknown"
 
 
 def model_card(
@@ -20,16 +20,16 @@ def model_card(
     statistics: str,
     loading: Sequence[tuple[str, str]],
     files: Mapping[str, str],
-    licence: str = UNKNOWN_LICENCE,
+    license: str = UNKNOWN_LICENSE,
 ) -> str:
     """Markdown with the front matter that model hubs read: the run's row in the tables with its
-    uncertainty, protocol, departures, statistics, loading, licence.
+    uncertainty, protocol, departures, statistics, loading, license.
 
     Args:
         statistics: those in the weights.
         loading: (for whom, Python) of each way to load them.
         files: by name, what each is.
-        licence: of the weights, as hubs abbreviate it.
+        license: of the weights, as hubs abbreviate it.
     """
     cell = run.cell
     title = f"{architecture} with {method_label(cell.norm)}, {cell.setting}, {cell.data}"
@@ -45,15 +45,15 @@ def model_card(
         *(f"{who}\n\n```python\n{code}```" for who, code in loading),
         "## Files",
         markdown_table(["file", ""], [[name, what] for name, what in files.items()]),
-        "## Licence",
-        _licence(licence),
+        "## License",
+        _license(license),
     ]
-    return "\n\n".join([_front_matter(licence), *parts]) + "\n"
+    return "\n\n".join([_front_matter(license), *parts]) + "\n"
 
 
-def _front_matter(licence: str) -> str:
+def _front_matter(license: str) -> str:
     lines = ["library_name: timm", "pipeline_tag: image-classification"]
-    return "\n".join(["---", *lines, f"license: {licence}", "tags: [image-classification]", "---"])
+    return "\n".join(["---", *lines, f"license: {license}", "tags: [image-classification]", "---"])
 
 
 def _accuracy(run: Run, used: str) -> list[str]:
@@ -99,10 +99,10 @@ def _training(run: Run) -> list[str]:
     ]
 
 
-def _licence(licence: str) -> str:
-    if licence == UNKNOWN_LICENCE:
+def _license(license: str) -> str:
+    if license == UNKNOWN_LICENSE:
         return (
-            "Who trained these weights has not said under which licence they may be used. The code "
+            "Who trained these weights has not said under which license they may be used. The code "
             "that loads them, sn-imagenet, is under Apache-2.0."
         )
-    return f"The weights: {licence}. The code that loads them, sn-imagenet: apache-2.0."
+    return f"The weights: {license}. The code that loads them, sn-imagenet: apache-2.0."

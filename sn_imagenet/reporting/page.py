@@ -109,15 +109,15 @@ def _claims(all_judged: Sequence[Judged], root: Path) -> list[dict[str, Any]]:
     entries = []
     for judged in all_judged:
         entry = claim_entry(judged, root)
-        deciding = judged.judgement.deciding
-        words = effect_words(deciding) if deciding and not judged.judgement.counted else ""
-        why = judged.judgement.why_not if entry["verdict"] == "not tested" else ""
-        all_words = [effect_words(c) for c in judged.judgement.comparisons]
+        deciding = judged.judgment.deciding
+        words = effect_words(deciding) if deciding and not judged.judgment.counted else ""
+        why = judged.judgment.why_not if entry["verdict"] == "not tested" else ""
+        all_words = [effect_words(c) for c in judged.judgment.comparisons]
         entries.append(
             {
                 **entry,
                 "words": words,
-                "where": where(judged.judgement),
+                "where": where(judged.judgment),
                 "why": why,
                 "all": all_words,
             }

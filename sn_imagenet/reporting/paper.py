@@ -8,14 +8,12 @@ from typing import Any
 
 import yaml
 
+from sn_imagenet.config import TABLE_2_SETTINGS
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs import Setting
 
-# The order of Table 2's columns, and of the paper's discussion: it follows no rule.
-PAPER_SETTINGS = tuple(
-    Setting.parse(name)
-    for name in ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
-)
+# They are not sorted by any rule: keep their order.
+PAPER_SETTINGS = tuple(map(Setting.parse, TABLE_2_SETTINGS))
 
 
 def in_paper_order(settings: set[Setting]) -> list[Setting]:

@@ -50,7 +50,7 @@ class Estimate:
 def contrast(groups: Sequence[Sequence[float]], coefficients: Sequence[float]) -> Estimate | None:
     """sum_i c_i mean(group_i), each group with a variance of its own (Welch, Satterthwaite).
 
-    (1,) gives the t interval of one mean, (1, -1) Welch's of a difference, the centred
+    (1,) gives the t interval of one mean, (1, -1) Welch's of a difference, the centered
     log2(samples) the slope of a trend. None where it has no error to judge by: a group of one
     value, or no spread at all.
     """

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from sn_imagenet.reporting.cells import Summary, by_cell, method_label, summarise, unlike
+from sn_imagenet.reporting.cells import Summary, by_cell, method_label, summarize, unlike
 from sn_imagenet.reporting.paper import Paper, in_paper_order
 from sn_imagenet.reporting.statistics import (
     Interval,
@@ -51,7 +51,7 @@ def studies(runs: Sequence[Run], paper: Paper) -> list[Study]:
     tasks: dict[tuple[str, str], dict[tuple[str, Setting], Summary]] = {}
     for cell, seeds in by_cell(runs).items():
         cells = tasks.setdefault((cell.data, cell.model), {})
-        cells[cell.norm, cell.setting] = summarise(seeds)
+        cells[cell.norm, cell.setting] = summarize(seeds)
     order = sorted(tasks, key=lambda task: (not paper.is_task(*task), task))
     return [Study(*task, tasks[task], paper.is_task(*task)) for task in order]
 

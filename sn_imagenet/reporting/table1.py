@@ -142,7 +142,7 @@ def _grid(counted: Sequence[Counted], published: Mapping[str, Mapping[str, str |
         rows.append(Row(_label(method), ("not in this project",) + (MISSING,) * 5, rule=True))
         rows.append(_paper_row(published[method]))
     return Grid(
-        caption="Normalisation methods: what they learn, estimate and cost, counted in the modules "
+        caption="Normalization methods: what they learn, estimate and cost, counted in the modules "
         f"(numbers at N, C, H, W = {n}, {c}, {h}, {w}), and as the paper prints it.",
         columns=tuple(COLUMNS.values()),
         rows=tuple(rows),

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sn_imagenet.reporting.cells import Summary, by_cell, method_label, summarise
+from sn_imagenet.reporting.cells import Summary, by_cell, method_label, summarize
 from sn_imagenet.reporting.curves import why_no_epochs
 from sn_imagenet.reporting.paper import PAPER_SETTINGS, Paper, in_paper_order
 from sn_imagenet.runs import FINISHED, Cell, Run, Setting
 
-METHODS = ("bn", "gn", "sn")
+TABLE_2_METHODS = ("bn", "gn", "sn")
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,13 @@ def tasks_of(report: Report) -> list[Task]:
         found = {run.cell.setting for run in runs}
         settings = list(report.settings or in_paper_order(found | set(PAPER_SETTINGS)))
         runs = [run for run in runs if run.cell.setting in settings]
-        methods = [*METHODS, *sorted({run.cell.norm for run in runs} - set(METHODS))]
+        methods = [
+            *TABLE_2_METHODS,
+            *sorted({run.cell.norm for run in runs} - set(TABLE_2_METHODS)),
+        ]
         seeds = by_cell(runs)
         cells = {
-            (m, s): summarise(seeds.get(Cell(data, model, m, s), []), epoch=report.epoch)
+            (m, s): summarize(seeds.get(Cell(data, model, m, s), []), epoch=report.epoch)
             for m in methods
             for s in settings
         }

@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sn_imagenet.reporting.accuracy import minus
-from sn_imagenet.reporting.cells import MISSING, OF_A_CELL, Summary, experiment, summarise
+from sn_imagenet.reporting.cells import MISSING, OF_A_CELL, Summary, experiment, summarize
 from sn_imagenet.reporting.paper import in_paper_order
 from sn_imagenet.reporting.render import Grid, Row, half_up, rounded
 from sn_imagenet.reporting.statistics import Estimate, contrast
 from sn_imagenet.reporting.task import Report, Task
 from sn_imagenet.runs import Run, Setting
 
-METHODS = ("bn", "sn")
+BN_AND_SN = ("bn", "sn")
 _OWN_ARGUMENTS = "norm.args."
 # BN has no lambdas.
 _OF_SN = (_OWN_ARGUMENTS, "protocol.lambda_weight_decay")
@@ -63,7 +63,7 @@ def variants_of(task: Task) -> list[Variant]:
     """Those of a task, setting by setting in the paper's order, most runs' own first. A change in
     SN's arguments or logits alone stands beside the BN of most runs; BN evaluated by the batch
     average stands beside their SN."""
-    runs = [run for run in task.runs if run.cell.norm in METHODS and run.config]
+    runs = [run for run in task.runs if run.cell.norm in BN_AND_SN and run.config]
     changes = _changes(runs)
     found: list[Variant] = []
     for setting in in_paper_order({run.cell.setting for run in runs}):
@@ -75,11 +75,11 @@ def variants_of(task: Task) -> list[Variant]:
         base = _of_method(plain, "bn"), _of_method(plain, "sn")
         found.append(Variant(setting, "as most runs", *base, None))
         for items, of_variant in sorted(groups.items()):
-            bn, sn = (_of_method(of_variant, norm) for norm in METHODS)
+            bn, sn = (_of_method(of_variant, norm) for norm in BN_AND_SN)
             own = all(key.startswith(_OF_SN) for key, _ in items)
             label = ", ".join(f"{key}={value}" for key, value in items)
             found.append(Variant(setting, label, bn if bn.runs or not own else base[0], sn, base))
-        by_batch = summarise([r for r in plain if r.cell.norm == "bn"], BATCH_AVERAGE)
+        by_batch = summarize([r for r in plain if r.cell.norm == "bn"], BATCH_AVERAGE)
         if by_batch.values:
             found.append(Variant(setting, "BN by batch average", by_batch, base[1], base))
     return found
@@ -88,14 +88,14 @@ def variants_of(task: Task) -> list[Variant]:
 def networks_of(task: Task) -> list[Variant]:
     """Each network of the task's runs at each setting, in the order of the numbers in their names
     (``resnet14_mini`` before ``resnet50_mini``), compared with the first."""
-    runs = [run for run in task.runs if run.cell.norm in METHODS]
+    runs = [run for run in task.runs if run.cell.norm in BN_AND_SN]
     found: list[Variant] = []
     for setting in in_paper_order({run.cell.setting for run in runs}):
         base: tuple[Summary, Summary] | None = None
         at_setting = [run for run in runs if run.cell.setting == setting]
         for model in sorted({run.cell.model for run in at_setting}, key=_by_number):
             of_model = [run for run in at_setting if run.cell.model == model]
-            bn, sn = (_of_method(of_model, norm) for norm in METHODS)
+            bn, sn = (_of_method(of_model, norm) for norm in BN_AND_SN)
             found.append(Variant(setting, model, bn, sn, base))
             base = base or (bn, sn)
     return found
@@ -223,7 +223,7 @@ def _by_number(model: str) -> tuple[list[int], str]:
 
 
 def _of_method(runs: Sequence[Run], norm: str) -> Summary:
-    return summarise([run for run in runs if run.cell.norm == norm])
+    return summarize([run for run in runs if run.cell.norm == norm])
 
 
 def _contrast(cells: Sequence[Summary], coefficients: Sequence[float]) -> Estimate | None:

@@ -19,7 +19,7 @@ RULES = (
     "holds; one does not: it does not. Settings that were not run are named, not guessed.",
     f"Fewer than {LEAST_SEEDS} seeds a side: not tested; a counted claim needs no seeds.",
     "Not tested either: a side with a diverged seed (a mean over survivors is no mean of the "
-    "method), runs that differ in more than normaliser and setting, and a threshold of ImageNet's "
+    "method), runs that differ in more than normalizer and setting, and a threshold of ImageNet's "
     "on other data, where the effect is given instead.",
     "Intervals are over seeds (Welch). What the finite validation set adds is given apart "
     "(validation_interval: Wilson, Newcombe) and enters no verdict.",
@@ -105,7 +105,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """A claim about one task with its verdict; ``verdicts`` has one for each of ``comparisons``.
 
     ``counted`` is the effect in words where the claim is counted (claims 5 and 12).
@@ -140,7 +140,7 @@ class Judgement:
 
 def judge(
     comparisons: Sequence[Comparison], *, all_parts: bool = False, note: str = ""
-) -> Judgement:
+) -> Judgment:
     """Judge a claim by its comparisons; ``all_parts``: they are parts of one statement, so that
     it cannot hold before each is tested, while settings that were not run are only named."""
     tested = [c for c in comparisons if c.tested]
@@ -151,7 +151,7 @@ def judge(
         side = Verdict.HOLDS if inside else Verdict.DOES_NOT
         verdicts[id(comparison)] = side if rejected else Verdict.UNDECIDED
     each = tuple(verdicts.get(id(c), Verdict.NOT_TESTED) for c in comparisons)
-    return Judgement(_combined(each, all_parts), tuple(comparisons), each, note)
+    return Judgment(_combined(each, all_parts), tuple(comparisons), each, note)
 
 
 def _combined(verdicts: Sequence[Verdict], all_parts: bool) -> Verdict:
@@ -170,4 +170,4 @@ class Claim:
     number: int
     text: str
     source: str
-    judge: Callable[..., Judgement]
+    judge: Callable[..., Judgment]

@@ -34,6 +34,7 @@ from sn_imagenet.runs.record import (
     read_run,
     run_from_result,
 )
+from sn_imagenet.runs.stages import stage_of
 
 __all__ = [
     "DIVERGED",
@@ -66,6 +67,7 @@ __all__ = [
     "read_progress",
     "read_run",
     "run_from_result",
+    "stage_of",
     "unpacked",
     "write_atomically",
     "write_json",

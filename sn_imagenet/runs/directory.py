@@ -83,7 +83,7 @@ class RunDirectory:
 
         Raises:
             RunError: another experiment's run lies there; the difference is shown. Or the folder
-                that is named by the normaliser holds runs of another class under that name. Or the
+                that is named by the normalizer holds runs of another class under that name. Or the
                 config has a name that is no text, so that no file could hold it.
         """
         _require_text(config)

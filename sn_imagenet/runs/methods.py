@@ -1,4 +1,4 @@
-"""The built-in normalisers by their names, for readers of runs that do without torch."""
+"""The built-in normalizers by their names, for readers of runs that do without torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BUILT_IN = {
 }
 _PACKAGE = "sn_imagenet.norms."
 IMPORTED = " (imported)"
-"""Ends the name of the normaliser of weights that were trained elsewhere."""
+"""Ends the name of the normalizer of weights that were trained elsewhere."""
 
 
 def method_of(name: str, target: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -79,13 +80,13 @@ class LayerWeights:
     """The importance weights of one SN layer, Eq. (4): ``mean`` and ``variance`` map each member
     of Omega (in, ln, bn, gn) to its softmax weight; each sums to 1.
 
-    ``stage``: res1 (stem) to res5. ``place``: the convolution before the layer, ``1x1``, ``3x3``
+    ``stage``: res1 (stem) to res5. ``conv``: the convolution before the layer, ``1x1``, ``3x3``
     or ``7x7``, or ``shortcut``.
     """
 
     name: str
     stage: str
-    place: str
+    conv: str
     mean: dict[str, float]
     variance: dict[str, float]
 
@@ -220,7 +221,7 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
             norm_args=_norm_args(cell.get("norm_args")),
             evaluations=check_evaluations(result.get("evaluations")),
             data_fingerprint=mapping(provenance.get("data_fingerprint")),
-            weights=tuple(_layer(w) for w in result.get("importance_weights") or ()),
+            weights=tuple(layer_weights(w) for w in result.get("importance_weights") or ()),
             departures=tuple(
                 (str(d["item"]), str(d["paper"]), str(d["ours"]))
                 for d in result.get("departures") or ()
@@ -253,7 +254,12 @@ def _norm_args(arguments: Any) -> dict[str, Any]:
     return mapping(arguments)
 
 
-def _layer(entry: dict[str, Any]) -> LayerWeights:
+def layer_weights(entry: Mapping[str, Any]) -> LayerWeights:
+    """From an entry of ``importance_weights`` in ``result.json``.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is malformed.
+    """
     mean = {str(k): float(number(v)) for k, v in entry["mean"].items()}
     variance = {str(k): float(number(v)) for k, v in entry["variance"].items()}
     if not mean or mean.keys() != variance.keys():

@@ -95,7 +95,7 @@ class CheckpointSaver:
 
 
 def _copied(tree: Any) -> Any:
-    """``tree`` with its tensors copied to the CPU, out of the optimiser's reach."""
+    """``tree`` with its tensors copied to the CPU, out of the optimizer's reach."""
     if isinstance(tree, torch.Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, dict):

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.config import IMAGENET_SAMPLES, ExperimentConfig
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs import RUNNING, RunDirectory, RunError
 from sn_imagenet.runs.files import RESULT
@@ -26,7 +26,7 @@ from sn_imagenet.sweeps.pool import ELSEWHERE
 from sn_imagenet.sweeps.slots import gpu_names
 
 # Training samples of the data sets whose size is fixed (their official splits; ours of digits).
-TRAIN_SAMPLES = {"imagenet": 1_281_167, "cifar10": 50_000, "digits": 1_397}
+TRAIN_SAMPLES = {"imagenet": IMAGENET_SAMPLES["train"], "cifar10": 50_000, "digits": 1_397}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def process_hours(
 ) -> float | None:
     """Hours of training left, times processes; None if nothing comparable was measured.
 
-    A run of the same normaliser and setting counts alone; without one, all of the same model and
+    A run of the same normalizer and setting counts alone; without one, all of the same model and
     data do. A cell on k processes needs k GPUs for a k-th of the time, so k drops out.
     """
     wanted = _key(config.to_dict())

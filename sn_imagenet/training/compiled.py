@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from sn_imagenet.distributed import Placement, world_size
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.norms import norm_layers
-from sn_imagenet.replicas import Placement, world_size
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """The innermost modules below ``network`` that hold several normalisation layers: the residual
+    """The innermost modules below ``network`` that hold several normalization layers: the residual
     blocks of a ResNet.
     """
     return [block for child in network.children() for block in _innermost(child)]
@@ -34,7 +34,7 @@ def require_compilable(mode: str, placement: Placement, network: nn.Module) -> N
     """
     if not blocks(network):
         raise ConfigError(
-            f"trainer.compile={mode}: the network has no blocks of several normalisation layers to "
+            f"trainer.compile={mode}: the network has no blocks of several normalization layers to "
             "compile; use trainer.compile=false"
         )
     spanning = any(layer.needs_all_replicas for layer in norm_layers(network).values())

@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from sn_imagenet.replicas import rank, say
+from sn_imagenet.distributed import print_rank0, rank
 
 
 class Console:
@@ -41,14 +41,16 @@ class Console:
             return
         per_step = (time.perf_counter() - self._start) / max(self._done - self._first, 1)
         left = tqdm.format_interval(per_step * (self._total - self._done))
-        say(f"epoch {epoch}/{self._epochs}  step {self._done}/{self._total}  {values}  ETA {left}")
+        print_rank0(
+            f"epoch {epoch}/{self._epochs}  step {self._done}/{self._total}  {values}  ETA {left}"
+        )
 
     def line(self, text: str) -> None:
         """A line of its own."""
         if self._bar is not None:
             self._bar.write(text)
         else:
-            say(text)
+            print_rank0(text)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -24,7 +24,7 @@ call that launched it returns."""
 class StepOutcome:
     """Of one global batch: the mean loss, and how many of its samples were right at first guess.
 
-    ``step`` counts the optimiser steps before it. ``flags``: the sums over ranks of what each
+    ``step`` counts the optimizer steps before it. ``flags``: the sums over ranks of what each
     passed to :meth:`Stepper.gradients`.
     """
 
@@ -139,7 +139,7 @@ class StepsInFlight:
         return flags
 
 
-class KeptStatistics:
+class BufferSnapshots:
     """Copies of a network's buffers, made without waiting for the device.
 
     Args:
@@ -156,7 +156,7 @@ class KeptStatistics:
             for _ in range(steps)
         ]
 
-    def keep(self, step: int) -> None:
+    def take(self, step: int) -> None:
         """Copy them as they are before the forward pass of ``step``."""
         for copies, group in zip(self._copies[step % len(self._copies)], self._groups, strict=True):
             torch._foreach_copy_(copies, group)

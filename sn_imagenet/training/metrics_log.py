@@ -68,10 +68,10 @@ class MetricsLog:
         with self._refusal_told():
             self._tracker.describe(config, departures)
 
-    def picture(self, tag: str, figure: Figure, step: int) -> None:
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Show ``figure``; errors as :meth:`write`."""
         with self._refusal_told():
-            self._tracker.picture(tag, figure, step)
+            self._tracker.figure(tag, figure, step)
 
     def finish(self, config: ExperimentConfig, top1: float) -> None:
         """Show what the run came to; errors as :meth:`write`."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, TypeVar
 
-from sn_imagenet.replicas import rank
+from sn_imagenet.distributed import rank
 from sn_imagenet.training.console import Console
 from sn_imagenet.training.in_flight import StepOutcome
 from sn_imagenet.training.metrics_log import MetricsLog
@@ -81,7 +81,7 @@ class Recorder:
             yield batch
 
     def step(self, outcome: StepOutcome, epoch: int, step: int, lr: float) -> None:
-        """One optimiser step is done: number ``step`` (from 1), in ``epoch`` (from 1)."""
+        """One optimizer step is done: number ``step`` (from 1), in ``epoch`` (from 1)."""
         self._steps += 1
         self._samples += outcome.samples
         self._correct += outcome.top1_correct

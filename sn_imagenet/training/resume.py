@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from sn_imagenet.distributed import broadcast_object, raise_on_all_ranks, rank
 from sn_imagenet.evaluation import Prepared, require_same_data
-from sn_imagenet.replicas import from_rank_0, rank, together
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
 from sn_imagenet.training.metrics_log import rows_of
 from sn_imagenet.training.recorder import METERS
@@ -62,7 +62,7 @@ def newest_checkpoint(
             raise RunError(f"{path} holds weights that are not finite")
 
     state: dict[str, Any] | None = None
-    with together():
+    with raise_on_all_ranks():
         if rank() == 0:
             state, warnings = checkpoint.load_last(directory, require_usable)
             for warning in warnings:
@@ -70,5 +70,5 @@ def newest_checkpoint(
             if state is not None:
                 directory.require_same_experiment(state["config"], prepared.config)
                 require_same_data(directory.path, state["data_fingerprint"], prepared.data)
-    found: dict[str, Any] | None = from_rank_0(state)
+    found: dict[str, Any] | None = broadcast_object(state)
     return found

@@ -9,29 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.distributed import (
+    LostPeerError,
+    Placement,
+    broadcast_object,
+    init_distributed,
+    print_rank0,
+    raise_on_all_ranks,
+    rank,
+    require_one_microbatch,
+    set_determinism,
+    world_size,
+)
 from sn_imagenet.evaluation import (
     Evaluated,
     Prepared,
     add_evaluations,
-    described_weights,
     evaluate,
+    importance_weight_records,
     make_result,
     prepare,
     signed,
 )
 from sn_imagenet.models import start_from
-from sn_imagenet.replicas import (
-    LostPeerError,
-    Placement,
-    from_rank_0,
-    join,
-    rank,
-    require_one_pass,
-    say,
-    set_determinism,
-    together,
-    world_size,
-)
 from sn_imagenet.runs import (
     NOT_EVALUATED,
     RunDirectory,
@@ -43,44 +43,46 @@ from sn_imagenet.runs import (
 from sn_imagenet.training.compiled import require_compilable
 from sn_imagenet.training.stop import (
     EXIT_CODE,
-    Stopped,
+    Interrupted,
     StopRequests,
-    say_of_all,
-    stopped_with_peers,
+    interrupted_with_peers,
+    print_once,
 )
 from sn_imagenet.training.trackers import require_tracker
-from sn_imagenet.training.trainer import Picture, Trainer
+from sn_imagenet.training.trainer import DrawWeights, Trainer
 
 
-def train(config: ExperimentConfig, picture: Picture | None = None) -> dict[str, Any]:
+def train(config: ExperimentConfig, draw_weights: DrawWeights | None = None) -> dict[str, Any]:
     """Run one cell to its result, or continue it from its last checkpoint.
 
     Args:
-        picture: draws the importance weights for the live view; none are shown without.
+        draw_weights: draws the importance weights for the live view; none are shown without.
 
     Returns:
         What ``result.json`` holds; a finished run's as it lies there.
 
     Raises:
         UserError: something that the user can mend, before any work is lost.
-        Stopped: told to by a signal; its checkpoint is saved, the program ends with 75.
+        Interrupted: told to by a signal; its checkpoint is saved, the program ends with 75.
     """
     with StopRequests() as stop:
         try:
-            return _train(config, stop, picture)
-        except Stopped as stopped:
-            if not stopped.said:
-                say_of_all(
+            return _train(config, stop, draw_weights)
+        except Interrupted as stopped:
+            if not stopped.reported:
+                print_once(
                     f"{config.run_dir}: told to stop between two steps; no step is lost, the same "
                     f"command continues (exit code {EXIT_CODE})"
                 )
             raise
 
 
-def _train(config: ExperimentConfig, stop: StopRequests, picture: Picture | None) -> dict[str, Any]:
-    join()
+def _train(
+    config: ExperimentConfig, stop: StopRequests, draw_weights: DrawWeights | None
+) -> dict[str, Any]:
+    init_distributed()
     directory = RunDirectory(Path(config.run_dir))
-    with together():
+    with raise_on_all_ranks():
         require_tracker(config.tracker)
         directory.check(config)
         checkpoint.require_same_experiment(directory, config)
@@ -88,7 +90,7 @@ def _train(config: ExperimentConfig, stop: StopRequests, picture: Picture | None
     if done is not None:
         return done
 
-    with together():
+    with raise_on_all_ranks():
         placement = Placement(
             config.batch.gpus,
             config.batch.samples_per_gpu,
@@ -100,12 +102,12 @@ def _train(config: ExperimentConfig, stop: StopRequests, picture: Picture | None
         if config.init and not (directory.last.exists() or directory.previous.exists()):
             classes = prepared.data.classes
             changed = start_from(Path(config.init), prepared.network, config.norm, classes)
-            say(f"starting from {config.init}" + "".join(f"; {what}" for what in changed))
-        require_one_pass(placement, prepared.network)
+            print_rank0(f"starting from {config.init}" + "".join(f"; {what}" for what in changed))
+        require_one_microbatch(placement, prepared.network)
         if config.trainer.compile:
             require_compilable(config.trainer.compile, placement, prepared.network)
         set_determinism(config.trainer.deterministic, prepared.device)
-    with together():
+    with raise_on_all_ranks():
         if rank() == 0:
             directory.claim(config)
     resulting = partial(
@@ -115,18 +117,18 @@ def _train(config: ExperimentConfig, stop: StopRequests, picture: Picture | None
         provenance=prepared.provenance,
     )
     try:
-        with stopped_with_peers():
+        with interrupted_with_peers():
             earlier: list[dict[str, Any]] = []
-            with together():
+            with raise_on_all_ranks():
                 if rank() == 0:
                     # Again: another start may have come to its end while this one prepared.
                     done = _done_before(directory, config)
                     if done is None:
                         earlier = _make_way(directory)
-            done, earlier = from_rank_0((done, earlier))
+            done, earlier = broadcast_object((done, earlier))
             if done is not None:
                 return done
-            with closing(Trainer(prepared, placement, directory, stop, picture)) as trainer:
+            with closing(Trainer(prepared, placement, directory, stop, draw_weights)) as trainer:
                 diverged = trainer.fit()
             return _finish(prepared, directory, trainer, diverged, earlier, resulting)
     except (LostPeerError, RunInUseError):
@@ -153,7 +155,7 @@ def _done_before(directory: RunDirectory, config: ExperimentConfig) -> dict[str,
         return None
     if config.evaluate and run_from_result(done, directory.path).state == NOT_EVALUATED:
         return None
-    say(f"{directory.path}: already {done['status']}, nothing to do")
+    print_rank0(f"{directory.path}: already {done['status']}, nothing to do")
     return done
 
 
@@ -186,16 +188,16 @@ def _finish(
     """
     training = trainer.summary()
     resulting = partial(
-        make, training=training, importance_weights=described_weights(prepared.network)
+        make, training=training, importance_weights=importance_weight_records(prepared.network)
     )
     if diverged is not None:
-        say(
+        print_rank0(
             f"{directory.path}: diverged at step {diverged['step']} (epoch {diverged['epoch']}): "
             f"{diverged['cause']}"
         )
         result = resulting(status="diverged", diverged=diverged)
     else:
-        with together():
+        with raise_on_all_ranks():
             if rank() == 0:
                 state = {
                     "model": prepared.network.state_dict(),

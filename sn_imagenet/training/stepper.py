@@ -1,4 +1,4 @@
-"""The optimiser of the protocol, and one step of it over a rank's share of a global batch."""
+"""The optimizer of the protocol, and one step of it over a rank's share of a global batch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sn_imagenet.config import ExperimentConfig, ProtocolConfig
+from sn_imagenet.distributed import (
+    Placement,
+    all_reduce_sum,
+    autocast_for,
+    set_norm_replicas,
+    to_device,
+)
 from sn_imagenet.evaluation import correct_counts
 from sn_imagenet.models import PlacedDropout
 from sn_imagenet.norms import SwitchNorm2d, norm_layers
-from sn_imagenet.replicas import (
-    Placement,
-    autocast_for,
-    sum_over_ranks,
-    tell_layers,
-    to_device,
-)
 from sn_imagenet.training.compiled import CompiledBlocks
-from sn_imagenet.training.in_flight import IN_FLIGHT, KeptStatistics, LaunchedStep
+from sn_imagenet.training.in_flight import IN_FLIGHT, BufferSnapshots, LaunchedStep
 
 # torch 2.15 renamed the argument; 2.11 knows the old name only.
 _SYNC_BUFFERS = (
@@ -87,10 +87,10 @@ class Stepper:
         self._prepare_optimizer()
         # 1 from the first loss on that is not finite, else 0: fused SGD skips at exactly 1.
         self._broken = torch.zeros((), device=device)
-        self._kept = KeptStatistics(network, IN_FLIGHT[device.type] + 1)
+        self._snapshots = BufferSnapshots(network, IN_FLIGHT[device.type] + 1)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
 
-    def gradients(
+    def forward_backward(
         self, images: Tensor, labels: Tensor, step: int, flags: Sequence[float] = ()
     ) -> LaunchedStep:
         """Accumulate the gradients of the rank's batch [samples_per_rank, ...] of ``step``.
@@ -105,14 +105,14 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         if self._compiled is not None:
             self._compiled.begin_step()
-        self._kept.keep(step)
+        self._snapshots.take(step)
         images, labels = to_device((images, labels), self.device)
         # Sum of losses and number of correct samples, over passes and then over ranks; flags.
         totals = torch.tensor([0.0, 0.0, *flags], dtype=torch.float64)
         if self.device.type == "cuda":
             totals = totals.pin_memory().to(self.device, non_blocking=True)
-        for part in self._placement.passes(images, labels):
-            tell_layers(self._norms, part, self._group)
+        for part in self._placement.microbatches(images, labels):
+            set_norm_replicas(self._norms, part, self._group)
             if self._dropout is not None:
                 self._dropout.set_position(step, part.positions, self._total)
             with self._communicating(part.last):
@@ -123,11 +123,11 @@ class Stepper:
                 self.scaler.scale(loss * share).backward()
             totals[0] += loss.detach() * len(part.labels)
             totals[1] += correct_counts(logits.detach(), part.labels)[0]
-        sum_over_ranks(totals)
+        all_reduce_sum(totals)
         self._broken = torch.maximum(self._broken, (~totals[0].isfinite()).to(self._broken.dtype))
         return LaunchedStep(step, totals, self._total)
 
-    def rehearse(self, image_size: int, samples: int) -> None:
+    def warm_up(self, image_size: int, samples: int) -> None:
         """A step on nothing that leaves weights and statistics as they are. Collective.
 
         The blocks are compiled in it. And DistributedDataParallel sums gradients in other buckets
@@ -140,18 +140,18 @@ class Stepper:
         buffers = list(self.network.buffers())
         before = [buffer.clone() for buffer in buffers]
         images = torch.zeros(samples, 3, image_size, image_size)
-        self.gradients(images, torch.zeros(samples, dtype=torch.int64), 0)
+        self.forward_backward(images, torch.zeros(samples, dtype=torch.int64), 0)
         self.optimizer.zero_grad(set_to_none=True)
         self._broken = torch.zeros_like(self._broken)
         for buffer, value in zip(buffers, before, strict=True):
             buffer.copy_(value)
 
-    def update(self, learning_rate: float) -> None:
+    def optimizer_step(self, learning_rate: float) -> None:
         """Move the weights by the accumulated gradients, unless a loss was not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if self.scaler.is_enabled():
-            # It decides by the gradients, and sets the optimiser's found_inf itself.
+            # It decides by the gradients, and sets the optimizer's found_inf itself.
             gradient = next(p.grad for p in self.network.parameters() if p.grad is not None)
             gradient.add_(torch.where(self._broken > 0, torch.nan, 0.0))
         else:
@@ -159,11 +159,11 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def rewind(self, step: int) -> None:
+    def rollback(self, step: int) -> None:
         """Forget what the forward passes of ``step``, whose loss was not finite, and of those after
         it did to the running statistics.
         """
-        self._kept.restore(step)
+        self._snapshots.restore(step)
 
     def weights_are_finite(self) -> bool:
         """Whether every parameter is finite; the same on every rank."""
@@ -177,7 +177,7 @@ class Stepper:
                 dist.broadcast(buffer, src=0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, running statistics, optimiser and scaler: plain tensors and dicts."""
+        """Weights, running statistics, optimizer and scaler: plain tensors and dicts."""
         return {
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),

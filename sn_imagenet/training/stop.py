@@ -14,29 +14,29 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from sn_imagenet.replicas import LostPeerError, lost_peers_told, rank, world_size
+from sn_imagenet.data.workers import SIGNALS
+from sn_imagenet.distributed import LostPeerError, rank, report_lost_peers, world_size
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 EXIT_CODE = os.EX_TEMPFAIL  # 75: nothing is wrong, the same command continues
 
 
-class Stopped(SystemExit):
+class Interrupted(SystemExit):
     """The run was told to stop; the program ends with :data:`EXIT_CODE`, its sweep with it.
 
     ``said``: whether the user has been told.
     """
 
-    def __init__(self, said: bool = False) -> None:
+    def __init__(self, reported: bool = False) -> None:
         super().__init__(EXIT_CODE)
-        self.said = said
+        self.reported = reported
 
 
 class StopRequests:
     """Listens to :data:`SIGNALS` within a ``with`` block, but for those that it was started
     to ignore, as nohup does.
 
-    A signal raises :class:`Stopped` at once, where no step can be lost (the data is being read, an
-    epoch is being validated), and is only remembered within :meth:`deferred`, where all ranks first
+    A signal raises :class:`Interrupted` at once, where no step can be lost (while data are read
+    or an epoch is validated), and is only remembered within :meth:`deferred`, where all ranks first
     agree on the step. Only once: torchrun repeats a signal that its processes got already, and the
     way out must not be interrupted.
     """
@@ -64,7 +64,7 @@ class StopRequests:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         # torchrun signals the ranks that are left when one ends: they are on their way out already,
         # and are to say why and to end with the code that says so.
-        ending = kind in (Stopped, LostPeerError) and world_size() > 1
+        ending = kind in (Interrupted, LostPeerError) and world_size() > 1
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_IGN if ending else handler)
         if self._before:
@@ -75,7 +75,7 @@ class StopRequests:
         """Within, signals are only remembered in :attr:`received`.
 
         Raises:
-            Stopped: at the end, if one came and the ranks have not agreed on it.
+            Interrupted: at the end, if one came and the ranks have not agreed on it.
         """
         self._deferring = True
         try:
@@ -89,7 +89,7 @@ class StopRequests:
         if not self._raised:
             self._raised = True
             _tell_peers()
-            raise Stopped
+            raise Interrupted
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = True
@@ -98,10 +98,10 @@ class StopRequests:
             self._stop()
 
     def _on_swallowed(self, swallowed: Any) -> None:
-        """Python drops what is raised in a finaliser or a weak reference's callback, in which a
+        """Python drops what is raised in a finalizer or a weak reference's callback, in which a
         signal may find it: then the signal comes again.
         """
-        if not isinstance(swallowed.exc_value, Stopped):
+        if not isinstance(swallowed.exc_value, Interrupted):
             self._told_of_swallowed(swallowed)
             return
         self._raised = False
@@ -127,7 +127,7 @@ def _a_peer_was_stopped() -> bool:
     return False
 
 
-def say_of_all(message: str) -> None:
+def print_once(message: str) -> None:
     """Print a line about ranks that end together, once: whoever comes first, since any other may
     have been killed.
     """
@@ -140,17 +140,17 @@ def say_of_all(message: str) -> None:
 
 
 @contextmanager
-def stopped_with_peers() -> Iterator[None]:
+def interrupted_with_peers() -> Iterator[None]:
     """Tell a peer that was told to stop from one that is lost.
 
     Raises:
-        Stopped: another process was told to stop, and this one with it.
+        Interrupted: another process was told to stop, and this one with it.
         LostPeerError: another process ended while this one was waiting for it.
     """
     try:
-        with lost_peers_told():
+        with report_lost_peers():
             yield
     except LostPeerError as error:
         if _a_peer_was_stopped():
-            raise Stopped from error
+            raise Interrupted from error
         raise

@@ -44,9 +44,9 @@ class Tracker(Protocol):
         """What the run is, and where it departs from the paper's protocol."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers by tag, after optimiser step ``step``."""
+        """Numbers by tag, after optimizer step ``step``."""
 
-    def picture(self, tag: str, figure: Figure, step: int) -> None:
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
         """A figure of the run as it is."""
 
     def finish(self, config: ExperimentConfig, top1: float) -> None:
@@ -80,7 +80,7 @@ class TensorBoard:
         for tag, value in values.items():
             self._board.add_scalar(tag, value, step)
 
-    def picture(self, tag: str, figure: Figure, step: int) -> None:
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
         self._board.add_figure(tag, figure, step)
 
     def finish(self, config: ExperimentConfig, top1: float) -> None:
@@ -118,7 +118,7 @@ class Trackio:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
 
-    def picture(self, tag: str, figure: Figure, step: int) -> None:
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         self._run.log({tag: self._image(np.asarray(canvas.buffer_rgba()))}, step=step)
@@ -138,7 +138,7 @@ def run_name(directory: RunDirectory, config: ExperimentConfig) -> str:
     return directory.tracked_as.read_text().strip()
 
 
-class Nothing:
+class NullTracker:
     """No live view."""
 
     def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
@@ -147,7 +147,7 @@ class Nothing:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         pass
 
-    def picture(self, tag: str, figure: Figure, step: int) -> None:
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
         pass
 
     def finish(self, config: ExperimentConfig, top1: float) -> None:
@@ -175,7 +175,7 @@ def make_tracker(directory: RunDirectory, config: ExperimentConfig, step: int) -
     """The one that ``config`` names, of a run that goes on from ``step``."""
     if config.tracker == "tensorboard":
         return TensorBoard(directory, step)
-    return Trackio(directory, config) if config.tracker == "trackio" else Nothing()
+    return Trackio(directory, config) if config.tracker == "trackio" else NullTracker()
 
 
 def require_tracker(name: str) -> None:

@@ -10,26 +10,26 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from sn_imagenet.config import BatchConfig
-from sn_imagenet.data import train_loader
+from sn_imagenet.config import SettingConfig
+from sn_imagenet.data.loaders import train_loader
+from sn_imagenet.distributed import (
+    Placement,
+    all_reduce_sum,
+    print_rank0,
+    raise_on_all_ranks,
+    rank,
+    world_size,
+)
 from sn_imagenet.evaluation import (
     Prepared,
     departures,
-    described_weights,
+    importance_weight_records,
     validate,
     validate_calibrated,
 )
 from sn_imagenet.evaluation.departures import left_out
 from sn_imagenet.evaluation.prepare import stores_statistics
 from sn_imagenet.models import PlacedDropout
-from sn_imagenet.replicas import (
-    Placement,
-    rank,
-    say,
-    sum_over_ranks,
-    together,
-    world_size,
-)
 from sn_imagenet.runs import RunDirectory, experiment_of
 from sn_imagenet.runs.saver import CheckpointSaver
 from sn_imagenet.training.console import Console
@@ -39,19 +39,19 @@ from sn_imagenet.training.recorder import Recorder
 from sn_imagenet.training.resume import newest_checkpoint
 from sn_imagenet.training.schedule import learning_rate
 from sn_imagenet.training.stepper import Stepper
-from sn_imagenet.training.stop import EXIT_CODE, Stopped, StopRequests
+from sn_imagenet.training.stop import EXIT_CODE, Interrupted, StopRequests
 from sn_imagenet.training.trackers import make_tracker
 
-Picture = Callable[[list[dict[str, Any]], BatchConfig], Figure]
+DrawWeights = Callable[[list[dict[str, Any]], SettingConfig], Figure]
 """Draws the importance weights of the SN layers of a run in this setting."""
 
-PICTURES = 10
+FIGURES_PER_RUN = 10
 
 
 class Trainer:
     """The training of one run, from its start or its last checkpoint. Making it is collective.
 
-    ``epoch`` counts the epochs that are trained and validated, ``step`` the optimiser steps done or
+    ``epoch`` counts the epochs that are trained and validated, ``step`` the optimizer steps done or
     in flight, ``step_in_epoch`` those of the present epoch.
     """
 
@@ -61,9 +61,9 @@ class Trainer:
         placement: Placement,
         directory: RunDirectory,
         stop: StopRequests,
-        picture: Picture | None = None,
+        draw_weights: DrawWeights | None = None,
     ) -> None:
-        self.picture = picture
+        self.draw_weights = draw_weights
         config = prepared.config
         self.config, self.prepared, self.directory = config, prepared, directory
         self.network = prepared.network
@@ -98,16 +98,16 @@ class Trainer:
         state = newest_checkpoint(directory, prepared, self.stepper, self._warn)
         if state is not None or config.trainer.compile:
             start = time.monotonic()
-            self.stepper.rehearse(config.data.image_size, placement.samples_per_rank)
+            self.stepper.warm_up(config.data.image_size, placement.samples_per_rank)
             if config.trainer.compile:
                 seconds = round(time.monotonic() - start, 3)
                 self.compiled = [{"mode": config.trainer.compile, "seconds": seconds}]
-                say(f"{directory.path}: compiled in {seconds:.0f} s")
+                print_rank0(f"{directory.path}: compiled in {seconds:.0f} s")
         if state is not None:
             self._load_state_dict(state)
-            say(f"{directory.path}: going on after epoch {self.epoch}, step {self.step}")
+            print_rank0(f"{directory.path}: going on after epoch {self.epoch}, step {self.step}")
         log = None
-        with together():
+        with raise_on_all_ranks():
             if rank() == 0:
                 rows = rows_of(state["metrics"]) if state else b""
                 log = MetricsLog(
@@ -118,9 +118,9 @@ class Trainer:
                 if log.mended:
                     self._warn(f"{directory.metrics} {log.mended}; rebuilt from the checkpoint")
         self.log = log
-        say(f"{directory.path}: {placement.describe()}, on {prepared.device.type}")
+        print_rank0(f"{directory.path}: {placement.describe()}, on {prepared.device.type}")
         if config.batch.samples_per_gpu == 1 and config.norm.single_sample:
-            say(f"one sample per GPU: norm={config.norm.name} uses {config.norm.args}")
+            print_rank0(f"one sample per GPU: norm={config.norm.name} uses {config.norm.args}")
         self.console = Console(self.total_steps, self.step, config.trainer.epochs)
         self.recorder = Recorder(log, self.console, config.trainer.log_every, config.trainer.epochs)
         if state is not None:
@@ -140,7 +140,7 @@ class Trainer:
             None, or where and how the run diverged.
 
         Raises:
-            Stopped: told to stop; the checkpoint is on the disk.
+            Interrupted: told to stop; the checkpoint is on the disk.
             RunError: a checkpoint cannot be written, and ``checkpoint.on_error`` is ``stop``.
         """
         # An epoch whose last step was saved is still to be validated.
@@ -165,19 +165,19 @@ class Trainer:
                 with self.stop.deferred():
                     self.epoch += 1
                     self.step_in_epoch = 0
-                    weights = described_weights(self.network) or []
+                    weights = importance_weight_records(self.network) or []
                     self.recorder.validated(self.epoch, self.step, validation, calibrated, weights)
-                    self._show(weights)
+                    self._log_weights_figure(weights)
                     self._save()
         self._wait_for_the_disk()
         return None
 
-    def _show(self, weights: list[dict[str, Any]]) -> None:
-        """A picture of the importance weights, some :data:`PICTURES` times in a training."""
-        every = -(-self.config.trainer.epochs // PICTURES)
-        if self.log is not None and weights and self.picture and self.epoch % every == 0:
-            figure = self.picture(weights, self.config.batch)
-            self.log.picture("importance weights", figure, self.step)
+    def _log_weights_figure(self, weights: list[dict[str, Any]]) -> None:
+        """A picture of the importance weights, some :data:`FIGURES_PER_RUN` times in a training."""
+        every = -(-self.config.trainer.epochs // FIGURES_PER_RUN)
+        if self.log is not None and weights and self.draw_weights and self.epoch % every == 0:
+            figure = self.draw_weights(weights, self.config.batch)
+            self.log.figure("importance weights", figure, self.step)
 
     def _train_epoch(self) -> None:
         """The steps that are left of the epoch, and of the training."""
@@ -186,8 +186,8 @@ class Trainer:
         for images, labels in self.recorder.timed(batches):
             # Summed over ranks: who was told to stop, whether a checkpoint failed.
             flags = [self.stop.received, self.saver is not None and self.saver.failed]
-            self.in_flight.add(self.stepper.gradients(images, labels, self.step, flags))
-            self.stepper.update(self.lr)
+            self.in_flight.add(self.stepper.forward_backward(images, labels, self.step, flags))
+            self.stepper.optimizer_step(self.lr)
             self.step += 1
             self.step_in_epoch += 1
             told_to_stop, checkpoint_failed = self.in_flight.due()
@@ -210,7 +210,7 @@ class Trainer:
     def _diverged_at(self, outcome: StepOutcome) -> dict[str, Any]:
         """End with all as it was before the step of ``outcome``."""
         self.in_flight.forget()
-        self.stepper.rewind(outcome.step)
+        self.stepper.rollback(outcome.step)
         self.step_in_epoch -= self.step - outcome.step
         self.step = outcome.step
         self.recorder.flush(self.epoch + 1, self.step, self.lr)
@@ -261,7 +261,7 @@ class Trainer:
 
     def _stop_if_any_was_told(self) -> None:
         """Agree between epochs, where no step does it on the way. Collective."""
-        told = sum_over_ranks(torch.tensor([float(self.stop.received)]))
+        told = all_reduce_sum(torch.tensor([float(self.stop.received)]))
         if told.item():
             self._stop()
 
@@ -272,11 +272,11 @@ class Trainer:
             f"{self.directory.path}: told to stop; saved after step {self.step}, the same command "
             f"continues (exit code {EXIT_CODE})"
         )
-        raise Stopped(said=True)
+        raise Interrupted(reported=True)
 
     def _wait_for_the_disk(self) -> None:
         """Until the checkpoints are written; if one failed, all ranks raise it. Collective."""
-        with together():
+        with raise_on_all_ranks():
             if self.saver is not None:
                 self.saver.wait()
 
@@ -327,5 +327,5 @@ class Trainer:
 
     def _warn(self, warning: str) -> None:
         """Say it, and keep it for the result."""
-        say(f"warning: {warning}")
+        print_rank0(f"warning: {warning}")
         self.warnings.append(warning)

@@ -9,7 +9,7 @@ import pytest
 
 from sn_imagenet.benchmark.calibration import Cost
 from sn_imagenet.benchmark.command import run
-from sn_imagenet.data import AugmentedDataset
+from sn_imagenet.data.datasets import AugmentedDataset
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = ["calibration", "data=digits", "model=resnet14_mini", "batch=8x2", "--device", "cpu"]

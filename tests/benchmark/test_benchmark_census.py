@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.benchmark.census import ARGUMENTS, census
-from sn_imagenet.norms import PooledNorm2d
+from sn_imagenet.norms import MomentNorm2d
 from sn_imagenet.norms.methods import METHODS
 
 SIZE = N, C, H, W = 4, 64, 5, 3
@@ -58,7 +58,7 @@ def test_the_formulas_hold_at_other_sizes() -> None:
         assert evaluate(row.parameters_formula, there) == other.parameters
 
 
-def behaviour(layer: PooledNorm2d) -> list[Tensor]:
+def behavior(layer: MomentNorm2d) -> list[Tensor]:
     """Output of a training and an evaluation pass, and the buffers after them."""
     layer = layer.double()
     if layer.num_batches_tracked is not None:
@@ -82,7 +82,7 @@ def test_hyperparameters_are_the_arguments_that_have_an_effect(name: str) -> Non
             other = 2 * default
         else:
             continue
-        pairs = zip(behaviour(method(64)), behaviour(method(64, **{argument: other})), strict=True)
+        pairs = zip(behavior(method(64)), behavior(method(64, **{argument: other})), strict=True)
         if not all(torch.equal(a, b) for a, b in pairs):
             effective.add(ARGUMENTS.get(argument, argument))
     assert set(ROWS[name].hyperparameters) == effective

@@ -93,7 +93,7 @@ def test_alternates_warms_up_alike_and_takes_medians() -> None:
     assert calls[: 2 * (WARM_UP + 1)] == ["a"] * (WARM_UP + 1) + ["b"] * (WARM_UP + 1)
 
 
-def test_every_contender_normalises() -> None:
+def test_every_contender_normalizes() -> None:
     """In bf16 as well, with a gradient for x and every parameter."""
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(6, 64, 3, 5).mul(3).add(2).to(dtype).requires_grad_()
@@ -170,9 +170,9 @@ def sync_kernels_on_the_cpu() -> Iterator[None]:
     def backward_elemt(grad, x, mean, invstd, weight, sum_dy, sum_dy_xmu, counts):
         assert counts.dtype == torch.int32
         total = counts.sum()
-        centred = grad - wide(sum_dy / total)
+        centered = grad - wide(sum_dy / total)
         projection = (x - wide(mean)) * wide(invstd.square() * sum_dy_xmu / total)
-        return (centred - projection) * wide(invstd * weight)
+        return (centered - projection) * wide(invstd * weight)
 
     library = torch.library.Library("aten", "IMPL")
     library.impl("batch_norm_stats", stats, "CPU")

@@ -38,7 +38,7 @@ def test_every_contender_passes_over_the_images(images: Path) -> None:
     passed = {name: list(batches(0)) for name, batches in contenders(config, images, 4, 0).items()}
     assert all(len(batches) == 2 for batches in passed.values())
     assert passed[PILLOW] == passed[LIMIT] == [4, 4]
-    for name in (REFERENCE, "exact, normalised", "fast, normalised"):
+    for name in (REFERENCE, "exact, normalized", "fast, normalized"):
         for pixels, labels in passed[name]:  # type: ignore[misc]
             assert (pixels.shape, pixels.dtype) == ((4, 3, 32, 32), torch.float32)
             assert pixels.min() < 0 < pixels.max() and set(labels.tolist()) <= {0, 1}
@@ -55,7 +55,7 @@ def test_the_report(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     speeds = {(s["contender"], s["workers"]): s["images_per_s"] for s in report["speeds"]}
     assert len(speeds) == 14 and {workers for _, workers in speeds} == {0, 1}
     assert report["ratios"]["fast/decode"] == pytest.approx(
-        speeds["fast, normalised", 0] / speeds[PILLOW, 0]
+        speeds["fast, normalized", 0] / speeds[PILLOW, 0]
     )
     assert report["ratios"]["exact/reference, as stored"] == pytest.approx(
         speeds["exact", 0] / speeds[REFERENCE, 0]

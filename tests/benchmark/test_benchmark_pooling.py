@@ -21,7 +21,7 @@ from sn_imagenet.benchmark.pooling import (
     pool_by,
     pooling_table,
 )
-from sn_imagenet.norms import PooledNorm2d, set_replicas
+from sn_imagenet.norms import MomentNorm2d, set_replicas
 from sn_imagenet.norms.methods import METHODS
 from sn_imagenet.norms.moments import Moments
 
@@ -42,13 +42,13 @@ def test_ratios_to_the_closed_form() -> None:
 def test_the_ways_are_one_function(way: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And each is the one that it says: the closed form asks no one for coefficients."""
     asked: list[Moments] = []
-    coefficients = PooledNorm2d.coefficients
+    coefficients = MomentNorm2d.coefficients
 
-    def watched(layer: PooledNorm2d, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
+    def watched(layer: MomentNorm2d, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
         asked.append(moments)
         return coefficients(layer, moments)
 
-    monkeypatch.setattr(PooledNorm2d, "coefficients", watched)
+    monkeypatch.setattr(MomentNorm2d, "coefficients", watched)
     check(way, method)
     assert len(asked) == 1 + (way == AUTOGRAD)  # once by the formula beside it
 

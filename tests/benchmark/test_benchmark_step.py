@@ -108,7 +108,7 @@ def test_step_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--modes", "eager", "graph"], "CUDA graphs need a CUDA device"),
         (["--dtype", "fp32", "bf16"], "trainer.precision=bf16: needs CUDA"),
         (["--norm", "mine"], "mine"),
-        (["model.colour=red"], "colour"),
+        (["model.color=red"], "color"),
         (["--network", "resnet51"], "--network resnet51: expected resnet50_mini"),
     ],
 )

@@ -42,7 +42,7 @@ DIGITS = (*SMALL, "batch=8x2", "trainer.max_steps=3")
             ["norm=gn", "norm.test_statistics=batch_average"],
             ["norm.test_statistics=batch_average", "norm=gn has sample only"],
         ),
-        (["+norm.args.colour=red"], ["norm.args=", "colour"]),
+        (["+norm.args.color=red"], ["norm.args=", "color"]),
         (["norm.args.omega=[in,of]"], ["norm.args=", "of", "in, ln, bn, gn"]),
         (["norm.target=nowhere.Norm"], ["norm.target=nowhere.Norm", "PYTHONPATH"]),
         (

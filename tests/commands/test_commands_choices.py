@@ -1,4 +1,4 @@
-"""Protocols, SN at one sample per GPU, a normaliser of one's own, real photographs, a terminal."""
+"""Protocols, SN at one sample per GPU, a normalizer of one's own, real photographs, a terminal."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def test_official_code_at_one_sample_per_gpu(tmp_path: Path) -> None:
 
 
 def _page(language: str) -> str:
-    """The first block of code in ``language`` of the page on one's own normaliser."""
-    page = (ROOT / "docs" / "own-normaliser.md").read_text()
+    """The first block of code in ``language`` of the page on one's own normalizer."""
+    page = (ROOT / "docs" / "own-normalizer.md").read_text()
     return page.partition(f"```{language}\n")[2].partition("```")[0]
 
 
 @pytest.mark.slow
-def test_own_normaliser_of_the_docs(tmp_path: Path) -> None:
+def test_own_normalizer_of_the_docs(tmp_path: Path) -> None:
     configs = tmp_path / "my_configs" / "norm"
     configs.mkdir(parents=True)
     (tmp_path / "my_norm.py").write_text(_page("python"))

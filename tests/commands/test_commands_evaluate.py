@@ -22,7 +22,7 @@ from run_files import evaluated, version_1
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.evaluation import Asked, prepare
+from sn_imagenet.evaluation import EvaluationRequest, prepare
 from sn_imagenet.models import load
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import RunDirectory, checkpoint, read_run
@@ -170,7 +170,7 @@ def test_what_cannot_be_asked_for(wrong: str, words: str) -> None:
         place = place[section]
     place[name] = yaml.safe_load(value)
     with pytest.raises(ConfigError, match=re.escape(words)):
-        Asked.of(composed)
+        EvaluationRequest.from_config(composed)
 
 
 def test_other_images_of_the_same_classes(

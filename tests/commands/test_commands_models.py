@@ -23,7 +23,7 @@ from command_line import (
 from run_files import evaluated
 
 from sn_imagenet.config import from_dict
-from sn_imagenet.data import eval_loader
+from sn_imagenet.data.loaders import eval_loader
 from sn_imagenet.evaluation import accuracy, prepare
 from sn_imagenet.models import load
 from sn_imagenet.reporting.render import half_up
@@ -37,7 +37,7 @@ FEW = ("trainer.max_steps=1", "calibration.samples=32", "data.workers=0")
 def exported(cell: tuple[Path, Done], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "sn"
     said = tmp_path_factory.mktemp("said")
-    succeeded(forked("scripts/export.py", cell[0], "--out", out, "--licence", "mit", folder=said))
+    succeeded(forked("scripts/export.py", cell[0], "--out", out, "--license", "mit", folder=said))
     return out
 
 

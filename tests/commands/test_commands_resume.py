@@ -151,7 +151,7 @@ def test_interrupted_run_goes_on_on_another_machine(killed: Path, tmp_path: Path
     done = succeeded(train(*arguments, CXX="false"))
     assert "going on after epoch 2, step 86" in done.out
     assert "2 forward passes" in done.out
-    assert done.err.count("normalisation uses PyTorch's own operators") == 1
+    assert done.err.count("normalization uses PyTorch's own operators") == 1
     assert result(runs / RUN)["training"]["norm_backends"] == ["cpp", "native"]
     assert result(runs / RUN)["status"] == "finished"
     assert result(runs / RUN)["evaluations"] == []

@@ -12,7 +12,7 @@ from jpegs import jpeg
 from small_configs import augment_config, data_config
 
 from sn_imagenet.config import ExperimentConfig, from_hydra
-from sn_imagenet.data import DataSets, build
+from sn_imagenet.data.datasets import DataSets, build
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,12 +40,12 @@ def digits(composed: Callable[..., ExperimentConfig]) -> DataSets:
 
 
 def photos(name: str, factory: pytest.TempPathFactory) -> Path:
-    """A folder that leads to the photographs, so that their index is not left beside them."""
+    """A folder of links to the photographs alone: an index is neither read nor left beside them."""
     folder = ROOT.parent / "shared" / "data" / name
     if not folder.is_dir():
         pytest.skip(f"the photographs of {name} are not beside the project")
     linked = factory.mktemp(name)
-    for part in folder.iterdir():
+    for part in filter(Path.is_dir, folder.iterdir()):
         (linked / part.name).symlink_to(part)
     return linked
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import torch
 from torch.utils.data import Dataset
 
-from sn_imagenet.data import calibration_loader, eval_loader, train_loader
+from sn_imagenet.data.loaders import calibration_loader, eval_loader, train_loader
 from sn_imagenet.data.pixels import StoredBatch
 
 SHARED = {"rank": 0, "world_size": 1, "workers": 2}

@@ -16,11 +16,11 @@ from small_configs import augment_config, data_config
 from torchvision.transforms import v2
 
 from sn_imagenet.config import DataConfig, ExperimentConfig
-from sn_imagenet.data import DataSets, build
+from sn_imagenet.data.crop_image import CropParams
 from sn_imagenet.data.crops import CROPS, Crop, registered
-from sn_imagenet.data.cutting import Cut
+from sn_imagenet.data.datasets import DataSets, build
 from sn_imagenet.data.seeding import derive_seed, seeded
-from sn_imagenet.data.transforms import lighting, training_draw, validation_draw
+from sn_imagenet.data.transforms import lighting, training_crop, validation_crop
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import departures
 
@@ -43,7 +43,7 @@ def test_draws_depend_on_epoch_sample_and_seed_only(
 
 
 def test_two_samples_of_an_epoch_are_drawn_differently() -> None:
-    draw = training_draw(
+    draw = training_crop(
         data_config("digits", image_size=32, resize_size=32),
         augment_config("pad", flip=True, padding=4),
     )
@@ -90,9 +90,9 @@ def test_lighting_is_the_formula_of_alexnet(std: float, seed: int) -> None:
 
 
 def test_validation_resizes_the_shorter_side_and_crops_the_centre() -> None:
-    draw = validation_draw(data_config("imagefolder", image_size=4, resize_size=6))
-    assert draw(6, 12) == Cut(None, (6, 12), (1, 4))
-    assert draw(90, 40) == Cut(None, (13, 6), (4, 1))
+    draw = validation_crop(data_config("imagefolder", image_size=4, resize_size=6))
+    assert draw(6, 12) == CropParams(None, (6, 12), (1, 4))
+    assert draw(90, 40) == CropParams(None, (13, 6), (4, 1))
 
 
 @pytest.mark.parametrize("augment", ["official", "he2016", "crop_flip", "crop", "none"])
@@ -105,19 +105,19 @@ def test_photographs_of_any_size_and_mode_come_out_alike(
     )
     data = build(config.data, config.augment, seed=0)
     assert (len(data.train), len(data.classes)) == (200, 200)
-    grey = []
+    gray = []
     for index, path in enumerate(sorted(train.rglob("*.JPEG"))):
         with Image.open(path) as photo:
             if photo.mode == "L":
-                grey.append(index)
-    assert grey
-    for index in [*grey, 0, 17]:
+                gray.append(index)
+    assert gray
+    for index in [*gray, 0, 17]:
         for image, label in (data.train[0, index], data.val[0, index]):
             assert (image.shape, image.dtype) == ((3, 224, 224), torch.float32)
             assert torch.isfinite(image).all()
             assert label == index
     mean, std = (torch.tensor(v)[:, None, None] for v in (config.data.mean, config.data.std))
-    image = data.val[0, grey[0]][0] * std + mean
+    image = data.val[0, gray[0]][0] * std + mean
     torch.testing.assert_close(image[0], image[2])
 
 
@@ -162,7 +162,7 @@ def test_an_augmentation_is_one_function_and_one_yaml(
 ) -> None:
     def corner(data: DataConfig, side: int) -> Crop:
         size = (data.image_size, data.image_size)
-        return Crop(lambda height, width: Cut((0, 0, side, side), size), f"corner of {side}")
+        return Crop(lambda height, width: CropParams((0, 0, side, side), size), f"corner of {side}")
 
     monkeypatch.setattr("sn_imagenet.data.crops.CROPS", dict(CROPS))
     registered(corner)

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data import (
-    DataError,
-    DataSets,
+from sn_imagenet.data.datasets import DataSets, build
+from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.loaders import (
+    CalibrationBatchSampler,
+    EvalBatchSampler,
     TrainBatchSampler,
-    build,
     calibration_loader,
-    epoch_order,
     eval_loader,
     train_loader,
 )
-from sn_imagenet.data.loaders import CalibrationBatchSampler, EvalBatchSampler
+from sn_imagenet.data.seeding import epoch_order
 
 Batches = list[tuple[Tensor, Tensor]]
 

@@ -70,7 +70,7 @@ def test_what_simplejpeg_does_not_decode_alike(
         "palette": encoded(picture.convert("P"), "GIF"),
         "transparent": encoded(picture.convert("RGBA"), "PNG"),
         "rgb": kept,
-        "grey": encoded(picture.convert("L"), "JPEG"),
+        "gray": encoded(picture.convert("L"), "JPEG"),
         "exif": encoded(picture, "JPEG", exif=exif),
         "rubbish behind": whole + b"rubbish",
         "rubbish between": whole[:2] + b"\xff\xfe\x00\x05abc" + b"xyz" + whole[2:],
@@ -80,7 +80,7 @@ def test_what_simplejpeg_does_not_decode_alike(
         assert image_size(data) == decode(data).shape[:2], name
 
     monkeypatch.setattr(decoding, "_by_pillow", lambda data: pytest.fail("through Pillow"))
-    decode(files["exif"]), decode(files["grey"]), decode(kept)
+    decode(files["exif"]), decode(files["gray"]), decode(kept)
 
 
 def test_the_first_rows_of_real_photographs(imagenet_photos: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import imagenets
 import pytest
 
-from sn_imagenet.data import DataError, layouts
+from sn_imagenet.data import layouts
+from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.indexed import IndexedSource
 from sn_imagenet.data.prepare import prepare_data
 

@@ -14,10 +14,10 @@ from torch import nn
 from torchvision.transforms import v2
 
 from sn_imagenet.data import pixels
-from sn_imagenet.data.cutting import Cut, cut_exact, cut_fast, cut_float
+from sn_imagenet.data.crop_image import CropParams, crop_exact, crop_fast, crop_float
 from sn_imagenet.data.pixels import Normalizer, StoredBatch, on_device
 from sn_imagenet.data.seeding import seeded
-from sn_imagenet.data.transforms import EIGENVALUES, EIGENVECTORS, training_draw, validation_draw
+from sn_imagenet.data.transforms import EIGENVALUES, EIGENVECTORS, training_crop, validation_crop
 
 CPU = torch.device("cpu")
 DATA = data_config("imagefolder")
@@ -55,7 +55,7 @@ PADDED = v2.Compose(
 VALIDATION = v2.Compose([v2.Resize(256), v2.CenterCrop(224), *TO_FLOAT, NORMALIZE])
 
 
-def batch_of(images: torch.Tensor, crops: list[Cut]) -> StoredBatch:
+def batch_of(images: torch.Tensor, crops: list[CropParams]) -> StoredBatch:
     return StoredBatch(
         images,
         torch.zeros(len(crops), dtype=torch.int64),
@@ -66,8 +66,8 @@ def batch_of(images: torch.Tensor, crops: list[Cut]) -> StoredBatch:
 
 def finished(
     photos: list[np.ndarray],
-    crops: list[Cut],
-    cut: Callable[[np.ndarray, Cut, torch.Tensor], None],
+    crops: list[CropParams],
+    cut: Callable[[np.ndarray, CropParams, torch.Tensor], None],
     side: int = 224,
 ) -> torch.Tensor:
     images = torch.full((len(crops), side, side, 3), 77, dtype=torch.uint8)
@@ -86,7 +86,7 @@ def photographs(imagenet_photos: Path) -> list[np.ndarray]:
     return pixels
 
 
-def drawn(draw: Callable[[int, int], Cut], photos: list[np.ndarray]) -> list[Cut]:
+def drawn(draw: Callable[[int, int], CropParams], photos: list[np.ndarray]) -> list[CropParams]:
     crops = []
     for seed, photo in enumerate(photos):
         with seeded(seed):
@@ -103,23 +103,23 @@ def transformed(transform: v2.Compose, photos: list[np.ndarray]) -> torch.Tensor
 
 
 def test_training_gives_the_numbers_of_torchvision(photographs: list[np.ndarray]) -> None:
-    crops = drawn(training_draw(DATA, OFFICIAL), photographs)
+    crops = drawn(training_crop(DATA, OFFICIAL), photographs)
     assert {crop.flip for crop in crops} == {False, True}
     expected = transformed(TRAINING, photographs)
-    assert torch.equal(finished(photographs, crops, cut_exact), expected)
+    assert torch.equal(finished(photographs, crops, crop_exact), expected)
 
 
 def test_validation_gives_the_numbers_of_torchvision(photographs: list[np.ndarray]) -> None:
     odd = [photo[: 150 + i, : 400 - 3 * i] for i, photo in enumerate(photographs[:40])]
-    crops = drawn(validation_draw(DATA), odd)
-    assert torch.equal(finished(odd, crops, cut_exact), transformed(VALIDATION, odd))
+    crops = drawn(validation_crop(DATA), odd)
+    assert torch.equal(finished(odd, crops, crop_exact), transformed(VALIDATION, odd))
 
 
 def test_padded_crops_give_the_numbers_of_torchvision(photographs: list[np.ndarray]) -> None:
     data = data_config("cifar10", image_size=32, resize_size=40)
-    crops = drawn(training_draw(data, augment_config("pad", True, padding=4)), photographs)
+    crops = drawn(training_crop(data, augment_config("pad", True, padding=4)), photographs)
     assert len({crop.move for crop in crops}) > 50
-    batch = finished(photographs, crops, cut_exact, side=32)
+    batch = finished(photographs, crops, crop_exact, side=32)
     assert torch.equal(batch, transformed(PADDED, photographs))
 
 
@@ -127,7 +127,7 @@ def test_the_shorter_side_is_drawn_and_the_crop_from_all_of_it(
     photographs: list[np.ndarray],
 ) -> None:
     """He et al. 2016: the draws cover their ranges, the pixels are those of torchvision."""
-    draw = training_draw(DATA, augment_config("shorter_side", between=[256, 480]))
+    draw = training_crop(DATA, augment_config("shorter_side", between=[256, 480]))
     with seeded(0):
         cuts = [draw(300, 600) for _ in range(3000)]
     assert {cut.size[0] for cut in cuts} == set(range(256, 481))
@@ -137,7 +137,7 @@ def test_the_shorter_side_is_drawn_and_the_crop_from_all_of_it(
     np.testing.assert_allclose(places.mean(axis=0), 0.5, atol=0.03)
     out = torch.empty(224, 224, 3, dtype=torch.uint8)
     for photo, cut in zip(photographs[:20], drawn(draw, photographs[:20]), strict=True):
-        cut_exact(photo, cut, out)
+        crop_exact(photo, cut, out)
         resized = v2.functional.resize(Image.fromarray(photo), [min(cut.size)])
         expected = v2.functional.crop(resized, *cut.corner, 224, 224)
         assert np.array_equal(out.numpy(), np.asarray(expected))
@@ -146,7 +146,7 @@ def test_the_shorter_side_is_drawn_and_the_crop_from_all_of_it(
 @pytest.mark.parametrize("side", [1, 5, 32])
 @pytest.mark.parametrize("flips", [False, True])
 @pytest.mark.parametrize("shifts", [False, True])
-def test_the_compiled_normalisation_gives_the_numbers_of_the_operators(
+def test_the_compiled_normalization_gives_the_numbers_of_the_operators(
     monkeypatch: pytest.MonkeyPatch, side: int, flips: bool, shifts: bool
 ) -> None:
     if pixels._compiled() is None:
@@ -166,12 +166,12 @@ def test_the_compiled_normalisation_gives_the_numbers_of_the_operators(
 
 def test_fast_differs_by_one_in_255_at_most(photographs: list[np.ndarray]) -> None:
     """The figures in the documentation: about 3 % of the values, by 1."""
-    crops = drawn(training_draw(DATA, OFFICIAL), photographs)
+    crops = drawn(training_crop(DATA, OFFICIAL), photographs)
     exact, fast = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
     shares = []
     for photo, crop in zip(photographs, crops, strict=True):
-        cut_exact(photo, crop, exact)
-        cut_fast(photo, crop, fast)
+        crop_exact(photo, crop, exact)
+        crop_fast(photo, crop, fast)
         difference = (exact.int() - fast.int()).abs()
         assert difference.max() <= 1
         shares.append((difference > 0).float().mean().item())
@@ -183,22 +183,22 @@ def test_the_validation_may_resize_bicubically() -> None:
     bicubic = v2.InterpolationMode.BICUBIC
     expected = v2.Compose([v2.Resize(256, interpolation=bicubic), v2.CenterCrop(224)])
     photo = np.random.default_rng(0).integers(0, 256, (300, 280, 3), dtype=np.uint8)
-    crop = validation_draw(data)(300, 280)
+    crop = validation_crop(data)(300, 280)
     exact, fast = (torch.empty(224, 224, 3, dtype=torch.uint8) for _ in range(2))
-    cut_exact(photo, crop, exact)
+    crop_exact(photo, crop, exact)
     assert np.array_equal(exact.numpy(), np.asarray(expected(Image.fromarray(photo))))
-    cut_fast(photo, crop, fast)
+    crop_fast(photo, crop, fast)
     assert (exact.int() - fast.int()).abs().max() <= 2
     stored = torch.rand(3, 300, 280)
     out = torch.empty(3, 224, 224)
-    cut_float(stored, crop, out)
+    crop_float(stored, crop, out)
     assert torch.equal(out, expected(stored))
 
 
 def test_floats_are_cut_as_they_are() -> None:
     data = data_config("digits", image_size=16, resize_size=16)
     padded = v2.Compose([v2.RandomCrop(16, padding=1), v2.Normalize(data.mean, data.std)])
-    draw = training_draw(data, augment_config("pad", padding=1))
+    draw = training_crop(data, augment_config("pad", padding=1))
     stored = torch.rand(3, 16, 16)
     before = stored.clone()
     for seed in range(20):
@@ -207,18 +207,20 @@ def test_floats_are_cut_as_they_are() -> None:
         with seeded(seed):
             expected = padded(stored)
         out = torch.full((1, 3, 16, 16), 7.0)
-        cut_float(stored, crop, out[0])
+        crop_float(stored, crop, out[0])
         batch = StoredBatch(out, torch.zeros(1, dtype=torch.int64), None, None)
         assert torch.equal(Normalizer(data, CPU)(batch)[0], expected)
     assert torch.equal(stored, before)
-    box = Cut(box=(2, 3, 8, 10), size=(16, 16))
-    cut_float(stored, box, out[0])
+    box = CropParams(box=(2, 3, 8, 10), size=(16, 16))
+    crop_float(stored, box, out[0])
     expected = v2.functional.resize(stored[:, 2:10, 3:13], [16, 16], antialias=True)
     assert torch.equal(out[0], expected)
 
 
-def test_normalising_is_the_formula_in_float64() -> None:
-    crops = [Cut(None, (4, 4), flip=i % 2 == 0, shift=(0.1 * i, -0.2, 0.3)) for i in range(4)]
+def test_normalizing_is_the_formula_in_float64() -> None:
+    crops = [
+        CropParams(None, (4, 4), flip=i % 2 == 0, shift=(0.1 * i, -0.2, 0.3)) for i in range(4)
+    ]
     images = torch.randint(0, 256, (4, 4, 4, 3), dtype=torch.uint8)
     batch = Normalizer(DATA, CPU)(batch_of(images, crops)).double().numpy()
     for i, crop in enumerate(crops):
@@ -235,7 +237,7 @@ def test_batches_on_cuda_are_those_of_the_cpu() -> None:
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)
         images = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8, generator=generator)
-        crops = [Cut(None, (64, 64), flip=i % 2 == 0, shift=(0.1, 0.2, i)) for i in range(8)]
+        crops = [CropParams(None, (64, 64), flip=i % 2 == 0, shift=(0.1, 0.2, i)) for i in range(8)]
         batches.append(batch_of(images, crops))
     pinned = [StoredBatch(*(part.pin_memory() for part in batch)) for batch in batches]
     for (there, labels), batch in zip(

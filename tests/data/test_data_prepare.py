@@ -10,7 +10,8 @@ import imagenets
 import pytest
 from small_configs import PLAIN, data_config
 
-from sn_imagenet.data import DataError, DataSets, build
+from sn_imagenet.data.datasets import DataSets, build
+from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.prepare import prepare_data
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_data.py"

@@ -25,8 +25,11 @@ from small_configs import PLAIN, data_config
 from torchvision.datasets import CIFAR10
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data import DataError, DataSets, build, eval_loader, sources, train_loader
+from sn_imagenet.data import sources
+from sn_imagenet.data.datasets import DataSets, build
+from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import places
+from sn_imagenet.data.loaders import eval_loader, train_loader
 from sn_imagenet.data.scanning import IMG_EXTENSIONS
 from sn_imagenet.errors import ConfigError, UserError
 
@@ -73,7 +76,7 @@ def test_extensions_are_those_of_torchvision() -> None:
     assert IMG_EXTENSIONS == torchvision.datasets.folder.IMG_EXTENSIONS
 
 
-def test_digits_are_normalised_by_their_own_mean_and_std(
+def test_digits_are_normalized_by_their_own_mean_and_std(
     composed: Callable[..., ExperimentConfig],
 ) -> None:
     config = composed("data=digits", "augment=none")
@@ -158,14 +161,14 @@ def open_source(data):
 def test_a_data_set_is_one_file_and_one_yaml(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "grey.py").write_text(SOURCE)
+    (tmp_path / "gray.py").write_text(SOURCE)
     monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
-    data = data_config("grey", root="51", image_size=8, resize_size=8, mean=(0, 0, 0))
+    data = data_config("gray", root="51", image_size=8, resize_size=8, mean=(0, 0, 0))
     opened = build(data, PLAIN, seed=0)
     assert (len(opened.train), opened.classes) == (4, tuple("abcd"))
     torch.testing.assert_close(opened.val[0, 3][0][0], torch.full((8, 8), 0.2 / 0.229))
     with pytest.raises(DataError, match=r"data\.train=x would not be read.*data\.root=DIR"):
-        build(data_config("grey", train="x"), PLAIN, seed=0)
+        build(data_config("gray", train="x"), PLAIN, seed=0)
 
 
 # Bad input ------------------------------------------------------------------------------------

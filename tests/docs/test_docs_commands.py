@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_digits
 
-OWN = ROOT / "docs" / "own-normaliser.md"
+OWN = ROOT / "docs" / "own-normalizer.md"
 RUN = Path("runs/imagenet/resnet14_mini/sn/8x2/seed0")
 
 
@@ -45,7 +45,7 @@ def trained(imagenet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A folder with the normaliser of the page on one's own."""
+    """A folder with the normalizer of the page on one's own."""
     configs = tmp_path / "my_configs" / "norm"
     configs.mkdir(parents=True)
     (tmp_path / "my_norm.py").write_text(blocks("python", pages=(OWN,))[0])

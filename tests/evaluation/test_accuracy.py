@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from worlds import as_programs
 
 from sn_imagenet.config import DataConfig, ExperimentConfig
-from sn_imagenet.data import AugmentedDataset, eval_loader
-from sn_imagenet.data.sources import Opened
-from sn_imagenet.data.transforms import validation_draw
+from sn_imagenet.data.datasets import AugmentedDataset
+from sn_imagenet.data.loaders import eval_loader
+from sn_imagenet.data.sources import Sample
+from sn_imagenet.data.transforms import validation_crop
+from sn_imagenet.distributed import init_distributed, rank, session, world_size
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import accuracy, correct_counts, evaluate, prepare
 from sn_imagenet.evaluation.detail import Detail
-from sn_imagenet.replicas import join, rank, session, world_size
 
 CLASSES = 7
 Compose = Callable[..., ExperimentConfig]
@@ -42,9 +43,9 @@ class Numbers:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.labels[index])
 
-    def open(self, index: int) -> Opened:
+    def open(self, index: int) -> Sample:
         image, label = self[index]
-        return Opened((4, 4), label, lambda rows=None: image)
+        return Sample((4, 4), label, lambda rows=None: image)
 
     def fingerprint(self) -> dict[str, Any]:
         return {}
@@ -59,7 +60,7 @@ def evaluated(
     count: int, batch_size: int, observe: Callable[[Tensor, Tensor], None] = lambda *_: None
 ) -> dict[str, Any]:
     as_it_is = DataConfig("numbers", "digits", 4, 4, (0, 0, 0), (1, 1, 1), 0, decode="exact")
-    dataset = AugmentedDataset(Numbers(count), as_it_is, validation_draw(as_it_is), seed=0)
+    dataset = AugmentedDataset(Numbers(count), as_it_is, validation_crop(as_it_is), seed=0)
     loader = eval_loader(
         dataset, batch_size=batch_size, rank=rank(), world_size=world_size(), workers=0
     )
@@ -105,7 +106,7 @@ CASES = [(13, 3), (12, 5), (1, 4), (2, 1)]  # not divisible, divisible, a rank w
 
 def evaluate_as_program(folder: str) -> None:
     with session():
-        join()
+        init_distributed()
         torch.save([evaluated(*case) for case in CASES], f"{folder}/{rank()}.pt")
 
 
@@ -119,7 +120,7 @@ def test_two_processes_count_each_sample_once(tmp_path: Path) -> None:
 
 def detail_as_program(folder: str) -> None:
     with session():
-        join()
+        init_distributed()
         detail = Detail(CLASSES, 13, 3, torch.device("cpu"), keep_logits=True)
         evaluated(13, 3, detail.observe)
         detail.gather()

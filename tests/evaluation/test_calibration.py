@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from worlds import as_programs
 
 from sn_imagenet.config import CalibrationConfig, ExperimentConfig, from_dict
-from sn_imagenet.data import AugmentedDataset, DataError, Key, build, epoch_order
+from sn_imagenet.data.datasets import AugmentedDataset, build
+from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.seeding import Key, epoch_order
+from sn_imagenet.distributed import init_distributed, rank, session
 from sn_imagenet.evaluation import calibrate
 from sn_imagenet.models import PlacedDropout
 from sn_imagenet.norms import (
@@ -24,7 +27,6 @@ from sn_imagenet.norms import (
     norm_layers,
     set_replicas,
 )
-from sn_imagenet.replicas import join, rank, session
 
 SAMPLES = 4  # per replica
 REQUESTED = 50  # 12 minibatches, and two samples that fill none
@@ -62,7 +64,7 @@ def network() -> nn.Sequential:
     return net
 
 
-def synchronised() -> nn.Sequential:
+def synchronized() -> nn.Sequential:
     """The same with statistics over all replicas: a minibatch is the run's global batch."""
     net, sync = network(), SyncBatchNorm2d(5).double()
     sync.load_state_dict(net[2].state_dict())
@@ -149,10 +151,10 @@ def test_batch_average_is_numpys(train: AugmentedDataset, estimator: str, batch_
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 1000])
-def test_synchronised_layers_see_one_global_batch_at_a_time(
+def test_synchronized_layers_see_one_global_batch_at_a_time(
     train: AugmentedDataset, batch_size: int
 ) -> None:
-    ours, _ = calibrated(synchronised(), train, batch_size)
+    ours, _ = calibrated(synchronized(), train, batch_size)
     assert_close(ours, by_numpy(network(), train, "mean_of_variances"))
 
 
@@ -195,13 +197,13 @@ def test_the_network_is_left_as_it_was(train: AugmentedDataset) -> None:
 
 def calibrate_as_program(values: dict[str, Any], folder: str) -> None:
     with session():
-        join()
+        init_distributed()
         train = dataset(from_dict(values))
         for estimator in ("mean_of_variances", "population"):
             ours, how = calibrated(network(), train, 8, estimator=estimator)
             torch.save((ours, how), f"{folder}/{estimator}{rank()}.pt")
         # Three minibatches in all: the second rank has a batch less than the first.
-        torch.save(calibrated(synchronised(), train, 4, samples=13)[0], f"{folder}/sync{rank()}.pt")
+        torch.save(calibrated(synchronized(), train, 4, samples=13)[0], f"{folder}/sync{rank()}.pt")
         # One minibatch in all: the second rank has none.
         torch.save(calibrated(network(), train, 8, samples=5)[0], f"{folder}/one{rank()}.pt")
 

@@ -28,8 +28,8 @@ def test_an_incomplete_imagenet_departs(composed: Compose) -> None:
     assert less not in departures(composed("data=digits"), train=1000)
 
 
-def test_batch_renormalisation_opens_by_steps_of_ours(composed: Compose) -> None:
-    told, ours = found(composed("norm=brn"))["warm-up of batch renormalisation"]
+def test_batch_renormalization_opens_by_steps_of_ours(composed: Compose) -> None:
+    told, ours = found(composed("norm=brn"))["warm-up of batch renormalization"]
     assert told == "not told"
     assert ours == "{'warmup_steps': 5000, 'r_steps': 40000, 'd_steps': 25000}"
 
@@ -103,14 +103,14 @@ def test_the_papers_words_taken_literally(composed: Compose) -> None:
         (["norm.test_statistics=moving_average"],
          {"test statistics": ("batch_average", "moving_average")}),
         (["norm=bn", "norm.target=sn_imagenet.norms.SyncBatchNorm2d"],
-         {"normaliser": ("BatchNorm2d", "sn_imagenet.norms.SyncBatchNorm2d")}),
+         {"normalizer": ("BatchNorm2d", "sn_imagenet.norms.SyncBatchNorm2d")}),
         (["augment=none"], {"augmentation": (HE_ET_AL, "no crop, no flip")}),
         (["batch.gpus=4", "batch.samples_per_gpu=64"],
          {"setting": ("one of Table 2's", "4x64")}),
         (["norm=gn", "norm.args.num_groups=16"],
-         {"normaliser arguments": ("{'num_groups': 32}", "{'num_groups': 16}")}),
+         {"normalizer arguments": ("{'num_groups': 32}", "{'num_groups': 16}")}),
         (["norm.args.omega=[in,ln]"],
-         {"normaliser arguments": ("{'omega': ['in', 'ln', 'bn']}", "{'omega': ['in', 'ln']}")}),
+         {"normalizer arguments": ("{'omega': ['in', 'ln', 'bn']}", "{'omega': ['in', 'ln']}")}),
     ],
 )  # fmt: skip
 def test_each_changed_option_appears(

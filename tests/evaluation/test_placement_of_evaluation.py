@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from worlds import as_programs
 
 from sn_imagenet.config import ExperimentConfig, from_dict
-from sn_imagenet.data import train_loader
+from sn_imagenet.data.loaders import train_loader
+from sn_imagenet.distributed import init_distributed, rank, session
 from sn_imagenet.evaluation import evaluate, prepare
 from sn_imagenet.evaluation.detail import Detail
 from sn_imagenet.norms import set_replicas
-from sn_imagenet.replicas import join, rank, session
 
 pytestmark = [
     pytest.mark.slow,  # several evaluations, with workers and processes
@@ -69,7 +69,7 @@ def evaluated(values: dict[str, Any], weights: str, batch_size: int, workers: in
 
 def evaluate_as_program(trained: tuple[dict[str, Any], str], folder: str) -> None:
     with session():
-        join()
+        init_distributed()
         found = {case: evaluated(*trained, *case) for case in ((64, 1), (7, 0))}
         torch.save(found, f"{folder}/{rank()}.pt")
 

@@ -20,18 +20,18 @@ class Terminal(io.StringIO):
 
 
 def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(progress.shown(range(4), "evaluation", every_s=0)) == [0, 1, 2, 3]
+    assert list(progress.progress_bar(range(4), "evaluation", every_s=0)) == [0, 1, 2, 3]
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition("  ETA")[0] for line in lines] == [
         f"evaluation  batch {done}/4" for done in (1, 2, 3)
     ]
-    assert list(progress.shown(range(4), "evaluation", every_s=1e9)) == [0, 1, 2, 3]
+    assert list(progress.progress_bar(range(4), "evaluation", every_s=1e9)) == [0, 1, 2, 3]
     assert capsys.readouterr().out == ""
 
 
 def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
-    assert list(progress.shown(range(3), "calibration")) == [0, 1, 2]
+    assert list(progress.progress_bar(range(3), "calibration")) == [0, 1, 2]
     assert "calibration   0%" in sys.stderr.getvalue()  # type: ignore[attr-defined]
     assert "ETA" in sys.stderr.getvalue()  # type: ignore[attr-defined]
 
@@ -40,7 +40,7 @@ def test_other_ranks_are_silent(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert list(progress.shown(range(3), "evaluation", every_s=0)) == [0, 1, 2]
+    assert list(progress.progress_bar(range(3), "evaluation", every_s=0)) == [0, 1, 2]
     assert capsys.readouterr() == ("", "")
 
 

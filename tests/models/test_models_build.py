@@ -1,4 +1,4 @@
-"""timm's networks with a normaliser: layout, keys, parameters, initial values, errors."""
+"""timm's networks with a normalizer: layout, keys, parameters, initial values, errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def parameters(network: nn.Module) -> int:
     [("resnet50", 53), ("resnet50_mini", 53), ("resnet26_mini", 29), ("resnet14_mini", 17)],
 )
 @pytest.mark.parametrize("norm", ["bn", "gn", "in", "ln", "sn"])
-def test_number_of_normalisation_layers(build: Build, model: str, layers: int, norm: str) -> None:
+def test_number_of_normalization_layers(build: Build, model: str, layers: int, norm: str) -> None:
     network = build(f"model={model}", f"norm={norm}")
     assert len(norm_layers(network)) == layers
     assert not any(
@@ -137,7 +137,7 @@ def test_the_seed_alone_decides(build: Build) -> None:
         assert not one.state_dict()[name].equal(other.state_dict()[name]), name
 
 
-def test_the_normaliser_does_not_change_the_other_weights(build: Build) -> None:
+def test_the_normalizer_does_not_change_the_other_weights(build: Build) -> None:
     """So that methods are compared from the same start."""
     bn = build("model=resnet14_mini", "norm=bn").state_dict()
     sn = build("model=resnet14_mini", "norm=sn").state_dict()
@@ -178,7 +178,7 @@ def test_other_networks_keep_their_activation(build: Build, model: str, training
         torch.testing.assert_close(ours.state_dict()[name], buffer)
 
 
-def test_two_normalisers_of_one_name_do_not_mix(build: Build) -> None:
+def test_two_normalizers_of_one_name_do_not_mix(build: Build) -> None:
     """A user's own layer may be called like one that a network was built with before."""
     build("model.name=regnetx_002", "norm=sn")
     own = f"norm.target={__name__}.SwitchNorm2d"

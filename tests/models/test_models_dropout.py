@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sn_imagenet.distributed import Placement
 from sn_imagenet.models import PlacedDropout
-from sn_imagenet.replicas import Placement
 
 FEATURES = 64
 
@@ -21,7 +21,7 @@ def dropped(
     total = placement.gpus * placement.samples_per_gpu
     own = torch.arange(total)[placement.rank :: placement.world_size]
     whole = torch.full((total, FEATURES), torch.nan)
-    for part in placement.passes(torch.ones(len(own), FEATURES), own):
+    for part in placement.microbatches(torch.ones(len(own), FEATURES), own):
         dropout.set_position(step, part.positions, total)
         whole[part.positions] = layer(part.images)
     return whole

@@ -186,7 +186,7 @@ class _Small(nn.Module):
 
 
 @pytest.mark.slow
-def test_programs_hold_switchable_normalisation(images: Tensor, tmp_path: Path) -> None:
+def test_programs_hold_switchable_normalization(images: Tensor, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="the export extra is not installed")
     network = _Small().eval()
     with torch.no_grad():

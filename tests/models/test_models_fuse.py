@@ -15,7 +15,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.models import build_model, fuse_relus, places
+from sn_imagenet.models import build_model, fuse_relus, layer_positions
 from sn_imagenet.norms import BatchNorm2d, SwitchNorm2d, fold_batch_norm, norm_layers, set_replicas
 
 Compose = Callable[..., ExperimentConfig]
@@ -74,7 +74,7 @@ def test_results_and_names_stay(case: str, replicas: int) -> None:
     assert len(before - left) == count and left <= before
     assert [n for n, _ in fused.named_modules()] == [n for n, _ in plain.named_modules()]
     assert list(fused.state_dict()) == list(plain.state_dict())
-    assert places(fused) == places(plain)
+    assert layer_positions(fused) == layer_positions(plain)
     x = torch.randn(4, 3, 64, 64, dtype=torch.float64)
     for training in (True, False):
         for network in (plain, fused):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.passes.compiler import load_library
-from sn_imagenet.norms.passes.cpp import SOURCE
+from sn_imagenet.norms.kernels.compiler import load_library
+from sn_imagenet.norms.kernels.cpp import SOURCE
 
 BACKENDS = ("native", "cpp") if load_library(SOURCE) else ("native",)
 OMEGAS = (

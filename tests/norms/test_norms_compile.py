@@ -14,7 +14,7 @@ from norm_reference import randomize
 from timm.models.resnet import Bottleneck
 from torch import nn
 
-from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, PooledNorm2d, SwitchNorm2d, set_replicas
+from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, MomentNorm2d, SwitchNorm2d, set_replicas
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None, reason="no g++ to compile the generated code"
@@ -53,7 +53,7 @@ def test_formula_equals_the_fused_op(
 
 
 @pytest.mark.parametrize("layer_class", [BatchNorm2d, GroupNorm2d, SwitchNorm2d])
-def test_a_compiled_network_is_one_graph(layer_class: type[PooledNorm2d]) -> None:
+def test_a_compiled_network_is_one_graph(layer_class: type[MomentNorm2d]) -> None:
     """aot_eager traces forward and backward without the minutes of code generation."""
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), layer_class(8), nn.ReLU(), nn.Conv2d(8, 8, 3), layer_class(8)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sn_imagenet.norms import SwitchNorm2d
-from sn_imagenet.norms.passes import compiler, select_backend
+from sn_imagenet.norms.kernels import compiler, select_backend
 
 TINY_TEXT = 'extern "C" int answer() { return 42; }'
 TINY = Path()  # a source that is compiled at once; made by the fixture

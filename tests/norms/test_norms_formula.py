@@ -12,12 +12,12 @@ from sn_imagenet.norms import (
     GroupNorm2d,
     InstanceNorm2d,
     LayerNorm2d,
-    PooledNorm2d,
+    MomentNorm2d,
     SwitchNorm2d,
     set_replicas,
 )
 
-METHODS: dict[str, type[PooledNorm2d]] = {
+METHODS: dict[str, type[MomentNorm2d]] = {
     "in": InstanceNorm2d,
     "ln": LayerNorm2d,
     "bn": BatchNorm2d,
@@ -162,7 +162,7 @@ def test_gradcheck_methods(member: str, training: bool) -> None:
     check_gradients(layer)
 
 
-def check_gradients(layer: PooledNorm2d) -> None:
+def check_gradients(layer: MomentNorm2d) -> None:
     names = [name for name, _ in layer.named_parameters()]
     values = [p.detach().clone().requires_grad_() for p in layer.parameters()]
 

@@ -20,8 +20,8 @@ from sn_imagenet.benchmark.layers import Kind, measure
 from sn_imagenet.benchmark.step import MODES, measure_steps
 from sn_imagenet.benchmark.step_contenders import StepKind
 from sn_imagenet.benchmark.timing import captured
-from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, PooledNorm2d, SwitchNorm2d, set_replicas
-from sn_imagenet.norms.passes import select_backend
+from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, MomentNorm2d, SwitchNorm2d, set_replicas
+from sn_imagenet.norms.kernels import select_backend
 
 pytestmark = [
     pytest.mark.gpu,
@@ -104,7 +104,7 @@ def test_layers_of_resnet_50_against_float64(
 
 @pytest.mark.parametrize("replicas", [1, 4])
 @pytest.mark.parametrize("layer", METHODS)
-def test_a_step_in_a_cuda_graph(layer: type[PooledNorm2d], replicas: int) -> None:
+def test_a_step_in_a_cuda_graph(layer: type[MomentNorm2d], replicas: int) -> None:
     """Forward, backward and SGD, replayed on new data, are the eager steps on that data."""
     graphed, eager = network(layer, replicas), network(layer, replicas)
     eager.load_state_dict(graphed.state_dict())
@@ -142,7 +142,7 @@ def test_a_step_in_a_cuda_graph(layer: type[PooledNorm2d], replicas: int) -> Non
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 @pytest.mark.parametrize("layer", METHODS)
-def test_compiled_training_equals_eager(layer: type[PooledNorm2d], mode: str) -> None:
+def test_compiled_training_equals_eager(layer: type[MomentNorm2d], mode: str) -> None:
     eager = network(layer)
     compiled = copy.deepcopy(eager)
     called = torch.compile(compiled, fullgraph=True, mode=mode)
@@ -160,7 +160,7 @@ def test_compiled_training_equals_eager(layer: type[PooledNorm2d], mode: str) ->
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layer", METHODS)
-def test_autocast(layer: type[PooledNorm2d], half: torch.dtype, compiled: bool) -> None:
+def test_autocast(layer: type[MomentNorm2d], half: torch.dtype, compiled: bool) -> None:
     """Gradients near fp32's, through the gradient scaler where fp16 needs it."""
     single = network(layer)
     mixed = copy.deepcopy(single)

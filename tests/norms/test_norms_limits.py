@@ -14,7 +14,7 @@ from sn_imagenet.norms import (
     GroupNorm2d,
     InstanceNorm2d,
     LayerNorm2d,
-    PooledNorm2d,
+    MomentNorm2d,
     SwitchNorm2d,
     set_replicas,
 )
@@ -78,7 +78,7 @@ def test_batch_norm(arguments: dict[str, object]) -> None:
     ids=["instance", "layer", "group32", "group4"],
 )
 def test_sample_norms(
-    ours: Callable[[int], PooledNorm2d], theirs: Callable[[int], nn.Module], training: bool
+    ours: Callable[[int], MomentNorm2d], theirs: Callable[[int], nn.Module], training: bool
 ) -> None:
     mine, reference = ours(64).double().train(training), theirs(64).double().train(training)
     randomize(mine)
@@ -145,7 +145,7 @@ def test_switch_norm_in_evaluation_mixes_stored_and_own_statistics() -> None:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("layer", [BatchNorm2d(64), SwitchNorm2d(64), GroupNorm2d(64)])
-def test_without_gradients(mode: Callable, layer: PooledNorm2d) -> None:
+def test_without_gradients(mode: Callable, layer: MomentNorm2d) -> None:
     x = batches(1)[0].float()
     for training in (True, False):
         layer.train(training)

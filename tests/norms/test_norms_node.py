@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d, SwitchNorm2d
-from sn_imagenet.norms.pooled import PooledNorm2d
-from sn_imagenet.norms.pooling.closed_form import ClosedForm
-from sn_imagenet.norms.pooling.cpp import CppTables, node
+from sn_imagenet.norms.closed_form.combiner import ClosedForm
+from sn_imagenet.norms.closed_form.cpp import CppTables, node
+from sn_imagenet.norms.moment_norm import MomentNorm2d
 
 pytestmark = pytest.mark.skipif(
     not CppTables.available() or node() is None, reason="no C++ compiler, or no headers of PyTorch"
@@ -23,7 +23,7 @@ FROZEN = ("none", "x", "weight", "bias", "logits", "all parameters", "one logit"
 
 
 def made(
-    method: type[PooledNorm2d],
+    method: type[MomentNorm2d],
     relu: bool,
     behind: bool,
     dtype: torch.dtype,
@@ -68,7 +68,7 @@ def assert_same(monkeypatch: pytest.MonkeyPatch, *arguments: object, **others: o
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_same_bits(
-    method: type[PooledNorm2d],
+    method: type[MomentNorm2d],
     relu: bool,
     behind: bool,
     dtype: torch.dtype,

@@ -19,10 +19,10 @@ from sn_imagenet.norms import (
     GroupNorm2d,
     InstanceNorm2d,
     LayerNorm2d,
-    PooledNorm2d,
+    MomentNorm2d,
     SwitchNorm2d,
 )
-from sn_imagenet.norms.passes.cpp import SUFFIX
+from sn_imagenet.norms.kernels.cpp import SUFFIX
 
 # The layer computes in fp32 for fp32, fp16 and bf16, so the error of a result is a few roundings
 # of fp32 (2^-24), times the deviation of 1 / std from a channel whose variance is small (up to 100
@@ -130,7 +130,7 @@ def test_any_input(
     "layer_class", [BatchNorm2d, InstanceNorm2d, LayerNorm2d, GroupNorm2d, SwitchNorm2d]
 )
 def test_one_sample_of_one_pixel(
-    layer_class: type[PooledNorm2d], layout: str, backend: str
+    layer_class: type[MomentNorm2d], layout: str, backend: str
 ) -> None:
     """A 1x1 map and a batch of one: a single value per channel has no spread, so IN's and BN's
     output is the bias (the authors' division by HW - 1 makes this NaN)."""
@@ -222,7 +222,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     "layer_class", [BatchNorm2d, InstanceNorm2d, LayerNorm2d, GroupNorm2d, SwitchNorm2d]
 )
 def test_keeps_the_input_and_tables_alone(
-    layer_class: type[PooledNorm2d], layout: str, dtype: torch.dtype, backend: str
+    layer_class: type[MomentNorm2d], layout: str, dtype: torch.dtype, backend: str
 ) -> None:
     """Of x's size backward keeps x, which the caller's convolution has made anyway."""
     n, channels = 4, 32

@@ -1,4 +1,4 @@
-"""A normaliser of one's own: a pool function, nothing else."""
+"""A normalizer of one's own: a combining function, nothing else."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from sn_imagenet.norms import (
     BatchNorm2d,
     BatchRenorm2d,
+    MomentNorm2d,
     Moments,
-    PooledNorm2d,
     Statistics,
     set_replicas,
 )
 
 
-class HalfBatchNorm2d(PooledNorm2d):
+class HalfBatchNorm2d(MomentNorm2d):
     """Each channel's statistics lie between the sample's and the batch's, by a learned share."""
 
     stores_statistics = True
@@ -26,23 +26,23 @@ class HalfBatchNorm2d(PooledNorm2d):
         super().__init__(*args, **kwargs)
         self.share = nn.Parameter(torch.full_like(self.weight, 0.5))
 
-    def pool(self, moments: Moments) -> Statistics:
+    def combine(self, moments: Moments) -> Statistics:
         pairs = zip(moments.instance(), self.batch_statistics(moments), strict=True)
         mean, var = (own + self.share * (batch - own) for own, batch in pairs)
         return mean, var
 
 
 class ShiftedBatchNorm2d(BatchNorm2d):
-    """A built-in method with another pool, in training and in evaluation."""
+    """A built-in method with another ``combine``, in training and in evaluation."""
 
-    def pool(self, moments: Moments) -> Statistics:
-        mean, var = super().pool(moments)
+    def combine(self, moments: Moments) -> Statistics:
+        mean, var = super().combine(moments)
         return mean + 1, var
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "formula"])
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_ten_lines_make_a_normaliser(backend: str, replicas: int) -> None:
+def test_ten_lines_make_a_normalizer(backend: str, replicas: int) -> None:
     torch.manual_seed(0)  # a share beyond 1 makes the variance of rare samples negative
     layer = HalfBatchNorm2d(6).double()
     randomize(layer)
@@ -75,12 +75,12 @@ def test_an_overridden_pool_is_the_one_in_use(training: bool) -> None:
     torch.testing.assert_close(ours(x), base(x) - shift.view(1, -1, 1, 1))
 
 
-class OnlyBatch2d(PooledNorm2d):
-    """BN's statistics by a pool of one's own."""
+class OnlyBatch2d(MomentNorm2d):
+    """BN's statistics by a ``combine`` of one's own."""
 
     stores_statistics = True
 
-    def pool(self, moments: Moments) -> Statistics:
+    def combine(self, moments: Moments) -> Statistics:
         return self.batch_statistics(moments)
 
 
@@ -99,8 +99,8 @@ def test_backward_of_a_frozen_layer_of_stored_statistics(backend: str) -> None:
 
 def test_an_overridden_pool_of_batch_renorm_serves_in_evaluation() -> None:
     class Shifted(BatchRenorm2d):
-        def pool(self, moments: Moments) -> Statistics:
-            mean, var = super().pool(moments)
+        def combine(self, moments: Moments) -> Statistics:
+            mean, var = super().combine(moments)
             return mean + 1, var
 
     ours, base = Shifted(6).eval(), BatchRenorm2d(6).eval()

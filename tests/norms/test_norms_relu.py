@@ -1,4 +1,4 @@
-"""What a layer does besides normalising: the residual and the ReLU, against torch's own."""
+"""What a layer does besides normalizing: the residual and the ReLU, against torch's own."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from sn_imagenet.norms import (
     GroupNorm2d,
     InstanceNorm2d,
     LayerNorm2d,
+    MomentNorm2d,
     Moments,
-    PooledNorm2d,
     Statistics,
     SwitchNorm1d,
     SwitchNorm2d,
@@ -33,8 +33,8 @@ from sn_imagenet.norms import (
     normalize,
     set_replicas,
 )
-from sn_imagenet.norms.passes import BACKENDS as PASSES
-from sn_imagenet.norms.passes import Affine
+from sn_imagenet.norms.kernels import BACKENDS as PASSES
+from sn_imagenet.norms.kernels import Affine
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
@@ -44,12 +44,12 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 4e-2}
 
 
-class Half(PooledNorm2d):
+class Half(MomentNorm2d):
     """A user's own: layer and batch statistics in equal parts."""
 
     stores_statistics = True
 
-    def pool(self, moments: Moments) -> Statistics:
+    def combine(self, moments: Moments) -> Statistics:
         layer_mean, layer_var = moments.layer()
         batch_mean, batch_var = self.batch_statistics(moments)
         return (layer_mean + batch_mean) / 2, (layer_var + batch_var) / 2
@@ -90,7 +90,7 @@ def test_any_input(
     layout: str,
     other_layout: str,
     backend: str,
-    method: type[PooledNorm2d],
+    method: type[MomentNorm2d],
     relu: bool,
     added: bool,
 ) -> None:
@@ -156,7 +156,7 @@ def test_fig_7_with_both(replicas: int, added: bool, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", [SwitchNorm2d, Half])
-def test_gradcheck(method: type[PooledNorm2d], backend: str) -> None:
+def test_gradcheck(method: type[MomentNorm2d], backend: str) -> None:
     torch.manual_seed(1)
     layer = method(3, eps=1e-2, momentum=0.0).double()
     layer.relu, layer.backend = True, backend
@@ -177,33 +177,33 @@ def test_the_edges_are_torchs_own(area: tuple[int, int], layout: str, backend: s
     values = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1.0, -1.0, 1e-30]
     x = torch.tensor(values)[:, None, None].expand(8, *area).repeat(2, 1, 1, 1)
     x = LAYOUTS[layout](x).requires_grad_()
-    passes = PASSES[backend]
+    kernels = PASSES[backend]
     zeros, ones = torch.zeros(2, 8), torch.ones(2, 8)
     identity = Affine(zeros, ones, zeros)
     grad = torch.full_like(x, 3.0)
     for residual in (None, torch.zeros_like(x)):
-        y = passes.affine(x.detach(), identity, True, residual)
+        y = kernels.affine(x.detach(), identity, True, residual)
         expected = torch.relu(x)
         torch.testing.assert_close(y, expected.detach(), rtol=0, atol=0, equal_nan=True)
         (wanted,) = torch.autograd.grad(expected, x, grad)
-        gate = identity if residual is None else y
-        sums, through = passes.gradient_sums(grad, x.detach(), zeros, gate)
+        relu_mask = identity if residual is None else y
+        sums, through = kernels.gradient_sums(grad, x.detach(), zeros, relu_mask)
         torch.testing.assert_close(sums[0], wanted.sum((2, 3)), rtol=0, atol=0)
         behind = identity if residual is None else None
-        dx = passes.input_gradient(through, x.detach(), zeros, ones, zeros, zeros, behind)
+        dx = kernels.input_gradient(through, x.detach(), zeros, ones, zeros, zeros, behind)
         finite = x.detach().isfinite()  # 0 * infinity elsewhere, with or without a ReLU
         assert dx[finite].equal(wanted[finite])
         if residual is not None:
             assert through.equal(wanted)
 
 
-def _epilogue(layer: PooledNorm2d, x: Tensor, residual: Tensor) -> Tensor:
+def _epilogue(layer: MomentNorm2d, x: Tensor, residual: Tensor) -> Tensor:
     return F.relu(layer(x) + residual)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_and_mode(method: type[PooledNorm2d], training: bool) -> None:
+def test_every_method_and_mode(method: type[MomentNorm2d], training: bool) -> None:
     """Fused equals unfused: outputs, gradients, running statistics; also without gradients."""
     torch.manual_seed(2)
     plain = method(6).double().train(training)
@@ -260,7 +260,7 @@ def test_under_autocast(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", [SwitchNorm2d, Half])
 @pytest.mark.parametrize("added", [False, True])
-def test_keeps_no_mask(method: type[PooledNorm2d], added: bool, backend: str) -> None:
+def test_keeps_no_mask(method: type[MomentNorm2d], added: bool, backend: str) -> None:
     """Of x's size backward keeps x; behind a residual also y, which the next layer keeps anyway."""
     layer = method(4)
     layer.relu, layer.backend = True, backend
@@ -327,7 +327,7 @@ def test_folding_and_converting_keep_what_was_fused() -> None:
         block(x)
     expected = block.eval()(x)
     folded = fold_batch_norm(block)
-    assert not any(isinstance(m, PooledNorm2d) for m in folded.modules())
+    assert not any(isinstance(m, MomentNorm2d) for m in folded.modules())
     torch.testing.assert_close(folded(x), expected)
     assert (folded(x) == 0).any()
     converted = copy.deepcopy(block)
@@ -339,7 +339,7 @@ def test_folding_and_converting_keep_what_was_fused() -> None:
 @pytest.mark.parametrize("backend", [*BACKENDS, "formula", None])
 @pytest.mark.parametrize("method", [BatchNorm2d, SwitchNorm2d, GroupNorm2d, Half])
 def test_an_empty_batch_is_empty(
-    method: type[PooledNorm2d], backend: str | None, shape: tuple[int, ...]
+    method: type[MomentNorm2d], backend: str | None, shape: tuple[int, ...]
 ) -> None:
     layer = method(4)
     layer.backend = backend

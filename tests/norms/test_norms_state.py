@@ -18,7 +18,7 @@ from sn_imagenet.norms import (
     GroupNorm2d,
     InstanceNorm2d,
     LayerNorm2d,
-    PooledNorm2d,
+    MomentNorm2d,
     SwitchNorm2d,
     collect_batch_averages,
     importance_weights,
@@ -32,7 +32,7 @@ LAYERS = [BatchNorm2d, InstanceNorm2d, LayerNorm2d, GroupNorm2d, SwitchNorm2d]
 
 
 @pytest.mark.parametrize("layer_class", LAYERS)
-def test_state_dict_round_trip(layer_class: type[PooledNorm2d]) -> None:
+def test_state_dict_round_trip(layer_class: type[MomentNorm2d]) -> None:
     layer, other = layer_class(6), layer_class(6)
     randomize(layer)
     layer(torch.randn(4, 6, 3, 3))
@@ -64,7 +64,7 @@ def test_switch_norm_has_the_names_of_its_authors_parameters() -> None:
 
 
 @pytest.mark.parametrize("layer_class", LAYERS)
-def test_is_a_timm_norm_layer(layer_class: type[PooledNorm2d]) -> None:
+def test_is_a_timm_norm_layer(layer_class: type[MomentNorm2d]) -> None:
     network = timm.create_model("resnet18", num_classes=3, norm_layer=layer_class)
     layers = norm_layers(network)
     assert len(layers) == 20
@@ -96,7 +96,7 @@ def test_wrong_arguments() -> None:
 @pytest.mark.parametrize("layer_class", LAYERS)
 @pytest.mark.parametrize("training", [True, False])
 def test_wrong_input_shape(
-    layer_class: type[PooledNorm2d], shape: tuple[int, ...], training: bool
+    layer_class: type[MomentNorm2d], shape: tuple[int, ...], training: bool
 ) -> None:
     layer = layer_class(6).train(training)
     with pytest.raises(ValueError, match=rf"{layer_class.__name__} got .* expected \[N, 6, H, W\]"):
@@ -112,7 +112,7 @@ def test_a_batch_that_replicas_do_not_divide() -> None:
 
 @pytest.mark.parametrize("layer_class", [BatchNorm2d, SwitchNorm2d])
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_batch_average_is_the_numpy_formula(layer_class: type[PooledNorm2d], replicas: int) -> None:
+def test_batch_average_is_the_numpy_formula(layer_class: type[MomentNorm2d], replicas: int) -> None:
     network = nn.Sequential(layer_class(6), nn.ReLU(), layer_class(6)).double()
     set_replicas(network, replicas)
     before = {k: v.clone() for k, v in network.state_dict().items()}
@@ -181,7 +181,7 @@ def test_stored_statistics_are_in_use_within_the_context_only() -> None:
 
 
 @pytest.mark.parametrize("layer_class", LAYERS)
-def test_copies_and_pickles_after_use(layer_class: type[PooledNorm2d]) -> None:
+def test_copies_and_pickles_after_use(layer_class: type[MomentNorm2d]) -> None:
     layer = layer_class(6)
     x = torch.randn(4, 6, 3, 3)
     layer(x).sum().backward()

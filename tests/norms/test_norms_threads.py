@@ -12,12 +12,12 @@ from sn_imagenet.norms import (
     BatchNorm2d,
     GroupNorm2d,
     LayerNorm2d,
-    PooledNorm2d,
+    MomentNorm2d,
     SwitchNorm2d,
     set_replicas,
 )
+from sn_imagenet.norms.closed_form.cpp import CppTables
 from sn_imagenet.norms.mixture import MixtureNorm2d
-from sn_imagenet.norms.pooling.cpp import CppTables
 
 pytestmark = pytest.mark.skipif(not CppTables.available(), reason="no C++ compiler")
 
@@ -45,7 +45,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def made(method: type[PooledNorm2d], layout: torch.memory_format, count: int) -> list[Tensor]:
+def made(method: type[MomentNorm2d], layout: torch.memory_format, count: int) -> list[Tensor]:
     """Output, gradients and running statistics, of tables long enough for several threads."""
     torch.manual_seed(0)
     torch.set_num_threads(count)
@@ -64,7 +64,7 @@ def made(method: type[PooledNorm2d], layout: torch.memory_format, count: int) ->
     "method", [BatchNorm2d, LayerNorm2d, GroupNorm2d, SwitchNorm2d, LayerInGroups2d]
 )
 def test_threads_change_no_bit(
-    threads: None, method: type[PooledNorm2d], layout: torch.memory_format
+    threads: None, method: type[MomentNorm2d], layout: torch.memory_format
 ) -> None:
     alone = made(method, layout, 1)
     for count in (2, 3, 5):

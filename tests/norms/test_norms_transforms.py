@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sn_imagenet.norms import BatchNorm2d, BatchRenorm2d, GroupNorm2d, PooledNorm2d, SwitchNorm2d
+from sn_imagenet.norms import BatchNorm2d, BatchRenorm2d, GroupNorm2d, MomentNorm2d, SwitchNorm2d
 
 LAYERS = [BatchNorm2d, GroupNorm2d, BatchRenorm2d, SwitchNorm2d]
 
 
-def pair(layer_class: type[PooledNorm2d], training: bool) -> tuple[PooledNorm2d, PooledNorm2d]:
+def pair(layer_class: type[MomentNorm2d], training: bool) -> tuple[MomentNorm2d, MomentNorm2d]:
     """A layer and its formula."""
     layers = layer_class(6, dtype=torch.float64), layer_class(6, dtype=torch.float64)
     for layer in layers:
@@ -34,7 +34,7 @@ def inputs(seed: int = 0) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("layer_class", LAYERS)
 def test_forward_mode_keeps_the_tangent(
-    layer_class: type[PooledNorm2d], training: bool, grad: bool
+    layer_class: type[MomentNorm2d], training: bool, grad: bool
 ) -> None:
     layer, formula = pair(layer_class, training)
     x, tangent = inputs()
@@ -50,7 +50,7 @@ def test_forward_mode_keeps_the_tangent(
 
 
 @pytest.mark.parametrize("layer_class", LAYERS)
-def test_func_transforms_in_evaluation(layer_class: type[PooledNorm2d]) -> None:
+def test_func_transforms_in_evaluation(layer_class: type[MomentNorm2d]) -> None:
     layer, _ = pair(layer_class, False)
     x, tangent = inputs()
     leaf = x.clone().requires_grad_()
@@ -66,7 +66,7 @@ def test_func_transforms_in_evaluation(layer_class: type[PooledNorm2d]) -> None:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("layer_class", LAYERS)
 def test_traces_compute_what_the_layer_does(
-    layer_class: type[PooledNorm2d], training: bool
+    layer_class: type[MomentNorm2d], training: bool
 ) -> None:
     layer, formula = pair(layer_class, training)
     x, other = inputs()
@@ -109,7 +109,7 @@ def test_weight_and_bias_each_alone(missing: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("layer_class", [GroupNorm2d, SwitchNorm2d])
-def test_other_groups_count_at_once(layer_class: type[PooledNorm2d]) -> None:
+def test_other_groups_count_at_once(layer_class: type[MomentNorm2d]) -> None:
     named = {"omega": ("gn",)} if layer_class is SwitchNorm2d else {}
     changed, expected = layer_class(6, num_groups=3, **named), layer_class(6, num_groups=2, **named)
     x = inputs()[0].float()
@@ -122,7 +122,7 @@ def test_other_groups_count_at_once(layer_class: type[PooledNorm2d]) -> None:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("layer_class", LAYERS)
 def test_an_empty_batch_has_gradients_of_zero(
-    layer_class: type[PooledNorm2d], training: bool, shape: tuple[int, ...]
+    layer_class: type[MomentNorm2d], training: bool, shape: tuple[int, ...]
 ) -> None:
     layer = layer_class(6).train(training)
     before = {name: buffer.clone() for name, buffer in layer.named_buffers()}

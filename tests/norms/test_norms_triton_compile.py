@@ -14,9 +14,9 @@ triton = pytest.importorskip("triton")
 compiler = pytest.importorskip("triton.compiler")
 backends = pytest.importorskip("triton.backends.compiler")
 
-from sn_imagenet.norms.passes import triton_kernels  # noqa: E402
-from sn_imagenet.norms.passes.triton_tiles import TILES, Launch, Tile  # noqa: E402
-from sn_imagenet.norms.pooling import triton_backward, triton_forward  # noqa: E402
+from sn_imagenet.norms.closed_form import triton_backward, triton_forward  # noqa: E402
+from sn_imagenet.norms.kernels import triton_kernels  # noqa: E402
+from sn_imagenet.norms.kernels.triton_tiles import TILES, Launch, Tile  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -42,9 +42,9 @@ MIXTURES = {
 
 # What the ReLU and the residual make of the passes: nothing, the one, both.
 EPILOGUES = (
-    {"GATE": 0, "RELU": False, "RESIDUAL": False},
-    {"GATE": 1, "RELU": True, "RESIDUAL": False},
-    {"GATE": 2, "RELU": True, "RESIDUAL": True},
+    {"RELU_MASK": 0, "RELU": False, "RESIDUAL": False},
+    {"RELU_MASK": 1, "RELU": True, "RESIDUAL": False},
+    {"RELU_MASK": 2, "RELU": True, "RESIDUAL": True},
 )
 
 

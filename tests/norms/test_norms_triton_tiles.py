@@ -11,8 +11,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from sn_imagenet.norms.passes import triton_tiles
-from sn_imagenet.norms.passes.triton_tiles import TILES, Launch, Tile, Tuner
+from sn_imagenet.norms.kernels import triton_tiles
+from sn_imagenet.norms.kernels.triton_tiles import TILES, Launch, Tile, Tuner
 
 FASTEST = TILES[2]
 

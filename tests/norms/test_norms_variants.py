@@ -1,4 +1,4 @@
-"""Batch renorm, frozen and synchronised batch norm, 1D and 3D switchable norm."""
+"""Batch renorm, frozen and synchronized batch norm, 1D and 3D switchable norm."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_wrong_dimensions(layer: SwitchNorm2d, expected: str) -> None:
         layer(torch.randn(2, 6, 3, 3))
 
 
-def test_stored_statistics_of_a_renormalised_layer_are_its_running_ones() -> None:
+def test_stored_statistics_of_a_renormalized_layer_are_its_running_ones() -> None:
     network = nn.Sequential(BatchRenorm2d(6), BatchNorm2d(6)).double()
     with collect_batch_averages(network) as averages:
         network(activation(4, 6, 3, 2))

@@ -22,19 +22,19 @@ from sn_imagenet.norms import (
     GroupNorm2d,
     InstanceNorm2d,
     LayerNorm2d,
-    PooledNorm2d,
+    MomentNorm2d,
     SwitchNorm2d,
     set_replicas,
 )
-from sn_imagenet.norms.methods import METHODS
-from sn_imagenet.norms.passes import (
+from sn_imagenet.norms.closed_form import triton_tables
+from sn_imagenet.norms.kernels import (
     BACKENDS,
     Affine,
     triton_backend,
     triton_launch,
 )
-from sn_imagenet.norms.passes.triton_tiles import MOST_SPLITS, TILES, Tile, launch
-from sn_imagenet.norms.pooling import triton_tables
+from sn_imagenet.norms.kernels.triton_tiles import MOST_SPLITS, TILES, Tile, launch
+from sn_imagenet.norms.methods import METHODS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -135,14 +135,14 @@ def test_relu_at_its_edges() -> None:
     values = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1, -1, 1e-30])
     x = values[:, None, None].expand(8, 3, 3).repeat(2, 1, 1, 1).requires_grad_()
     zeros, ones = torch.zeros(2, 8), torch.ones(2, 8)
-    passes, identity, grad = BACKENDS["triton"], Affine(zeros, ones, zeros), torch.ones_like(x)
+    kernels, identity, grad = BACKENDS["triton"], Affine(zeros, ones, zeros), torch.ones_like(x)
     expected = torch.relu(x)
     (wanted,) = torch.autograd.grad(expected, x, grad)
     for residual in (None, torch.zeros_like(x)):
-        y = passes.affine(x.detach(), identity, True, residual)
+        y = kernels.affine(x.detach(), identity, True, residual)
         torch.testing.assert_close(y, expected.detach(), rtol=0, atol=0, equal_nan=True)
-        gate = identity if residual is None else y
-        sums, through = passes.gradient_sums(grad, x.detach(), zeros, gate)
+        relu_mask = identity if residual is None else y
+        sums, through = kernels.gradient_sums(grad, x.detach(), zeros, relu_mask)
         torch.testing.assert_close(sums[0], wanted.sum((2, 3)), rtol=0, atol=0)
         assert residual is None or through.equal(wanted)
 
@@ -284,7 +284,7 @@ def test_a_replica_over_two_ranks(tmp_path: Path) -> None:
     "layer_class",
     [BatchNorm2d, InstanceNorm2d, LayerNorm2d, GroupNorm2d, SwitchNorm2d, BatchRenorm2d],
 )
-def test_layers_equal_their_native_selves(layer_class: type[PooledNorm2d], affine: bool) -> None:
+def test_layers_equal_their_native_selves(layer_class: type[MomentNorm2d], affine: bool) -> None:
     native, ours = (layer_class(6, affine=affine).double() for _ in range(2))
     native.backend, ours.backend = "native", "triton"
     for layer in (native, ours):

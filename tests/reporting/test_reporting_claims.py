@@ -206,9 +206,9 @@ def test_no_two_tasks_are_mixed(tmp_path: Path) -> None:
     write(tmp_path / "runs", "sn", "8x2", [80.0, 81.0, 80.4], **IMAGENET)
     judged = judge_claims(find_runs(tmp_path / "runs").runs, read_paper(PAPER))
     assert [one.study.data for one in judged] == ["imagenet"] * 12 + ["digits"] * 12
-    assert {one.judgement.verdict.value for one in judged if one.claim.number < 8} == {"not tested"}
+    assert {one.judgment.verdict.value for one in judged if one.claim.number < 8} == {"not tested"}
     for one in judged:
-        datas = {run.cell.data for c in one.judgement.comparisons for run in c.runs}
+        datas = {run.cell.data for c in one.judgment.comparisons for run in c.runs}
         assert datas <= {one.study.data}
 
 

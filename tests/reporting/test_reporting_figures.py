@@ -22,7 +22,7 @@ from sn_imagenet.reporting.figures.figure3 import draw_figure3
 from sn_imagenet.reporting.figures.figure4 import draw_figure4
 from sn_imagenet.reporting.figures.figure8 import draw_figure8
 from sn_imagenet.reporting.figures.files import plot_run, write_figures
-from sn_imagenet.reporting.figures.style import COLOURS, STYLE
+from sn_imagenet.reporting.figures.style import COLORS, STYLE
 from sn_imagenet.reporting.figures.weights import gather_weights
 from sn_imagenet.runs import Run, Setting, find_runs
 
@@ -79,7 +79,7 @@ def test_figure3_marks_stages_and_places_as_the_paper_does(tmp_path: Path) -> No
     separators = [line.get_xdata()[0] for line in axes.lines if line.get_marker() != "s"]
     assert separators == [0.5, 10.5, 23.5, 42.5]
     for place, bar in zip(places, bars(axes)["bn"], strict=True):
-        is_flat = to_hex(bar.get_facecolor()) == COLOURS["bn"]
+        is_flat = to_hex(bar.get_facecolor()) == COLORS["bn"]
         assert is_flat == (place != "3x3")
         assert (bar.get_hatch() is not None) == (place == "7x7")
 
@@ -111,7 +111,7 @@ def test_figure4_is_the_mean_over_layers(tmp_path: Path) -> None:
             heights = [bar.get_height() for bar in series]
             average = np.mean([layer[kind][member] for layer in three])
             assert heights[:2] == pytest.approx([average, average])
-            assert {to_hex(bar.get_facecolor()) for bar in series} == {COLOURS[member]}
+            assert {to_hex(bar.get_facecolor()) for bar in series} == {COLORS[member]}
             if member == "bn":
                 assert len(heights) == 2  # none at (8,1)
             else:

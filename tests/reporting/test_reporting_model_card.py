@@ -26,7 +26,7 @@ def evaluated(root: Path) -> Run:
 
 
 def test_the_card_has_the_row_its_uncertainty_and_the_departures(tmp_path: Path) -> None:
-    card = model_card(evaluated(tmp_path), licence="mit", **FACTS)
+    card = model_card(evaluated(tmp_path), license="mit", **FACTS)
     head = yaml.safe_load(card.split("---")[1])
     assert (head["license"], head["library_name"]) == ("mit", "timm")
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in card.splitlines() if "|" in line]
@@ -47,8 +47,8 @@ def test_the_card_has_the_row_its_uncertainty_and_the_departures(tmp_path: Path)
         assert said in card
 
 
-def test_an_unknown_licence_is_said(tmp_path: Path) -> None:
-    assert "has not said under which licence" in model_card(evaluated(tmp_path), **FACTS)
+def test_an_unknown_license_is_said(tmp_path: Path) -> None:
+    assert "has not said under which license" in model_card(evaluated(tmp_path), **FACTS)
 
 
 def test_a_run_without_a_number_is_said(tmp_path: Path) -> None:

@@ -97,9 +97,9 @@ def test_three_against_three_cannot_go_below_a_tenth() -> None:
 def test_validation_set_intervals_by_formula() -> None:
     def wilson(p: float, n: int) -> tuple[float, float]:
         z = 1.959963984540054
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        center = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return 100 * (centre - half), 100 * (centre + half)
+        return 100 * (center - half), 100 * (center + half)
 
     assert proportion_interval(300, 400) == pytest.approx(wilson(0.75, 400))
     (l1, u1), (l2, u2) = wilson(0.75, 400), wilson(0.6, 400)

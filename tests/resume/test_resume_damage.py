@@ -19,11 +19,11 @@ from PIL import Image
 from run_processes import finish, start, steps
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.evaluation import Asked, evaluate_run, find_run_directories
+from sn_imagenet.evaluation import EvaluationRequest, evaluate_run, find_run_directories
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
 from sn_imagenet.runs.saver import CheckpointSaver
 from sn_imagenet.training import train
-from sn_imagenet.training.stop import Stopped, StopRequests
+from sn_imagenet.training.stop import Interrupted, StopRequests
 
 TINY = ("data=digits", "model=resnet14_mini", "batch=8x8", "norm=sn", "evaluate=false")
 
@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_is_never_used(tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "pickle"])
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(run_of, damage, tmp_path, capsys):
-    with pytest.raises(Stopped), StopAfter(4):
+    with pytest.raises(Interrupted), StopAfter(4):
         train(run_of("run", "checkpoint.minutes=0"))
     last = tmp_path / "run" / "last.pt"
     content = last.read_bytes()
@@ -108,7 +108,7 @@ def edited(path: Path, change) -> None:
 UNUSABLE = {
     "nothing": lambda state: {"version": 1},
     "no model": lambda state: state.pop("model"),
-    "half an optimiser": lambda state: state["optimizer"].pop("param_groups"),
+    "half an optimizer": lambda state: state["optimizer"].pop("param_groups"),
     "no meter": lambda state: state["meters"].pop("seconds"),
     "other metrics": lambda state: state["metrics"].fill_(0),
     "NaN": lambda state: state["model"]["fc.weight"].fill_(torch.nan),
@@ -117,7 +117,7 @@ UNUSABLE = {
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_an_unusable_one(run_of, tmp_path, capsys):
-    with pytest.raises(Stopped), StopAfter(4):
+    with pytest.raises(Interrupted), StopAfter(4):
         train(run_of("stopped", "checkpoint.minutes=0"))
     train(run_of("undisturbed"))
     for number, change in enumerate(UNUSABLE.values()):
@@ -145,13 +145,13 @@ METRICS_DAMAGE = {
 
 def test_damaged_metrics_are_told_rebuilt_and_kept_in_the_record(run_of, tmp_path, capsys):
     """Also over a further start, which finds nothing wrong."""
-    with pytest.raises(Stopped), StopAfter(4):
+    with pytest.raises(Interrupted), StopAfter(4):
         train(run_of("stopped", "trainer.log_every=1"))
     whole = (tmp_path / "stopped" / "metrics.jsonl").read_bytes()
     for number, damage in enumerate(METRICS_DAMAGE.values()):
         run = shutil.copytree(tmp_path / "stopped", tmp_path / f"run{number}")
         damage(run / "metrics.jsonl")
-        with pytest.raises(Stopped), StopAfter(1):
+        with pytest.raises(Interrupted), StopAfter(1):
             train(run_of(run.name, "trainer.log_every=1"))
         told = [line for line in capsys.readouterr().out.splitlines() if "warning:" in line]
         assert len(told) == 1 and f"warning: {run / 'metrics.jsonl'} " in told[0]
@@ -164,7 +164,7 @@ def test_damaged_metrics_are_told_rebuilt_and_kept_in_the_record(run_of, tmp_pat
 
 def test_another_experiment_is_refused_though_the_config_is_gone(run_of, tmp_path):
     """Before anything is written: the run itself still goes on."""
-    with pytest.raises(Stopped), StopAfter(2):
+    with pytest.raises(Interrupted), StopAfter(2):
         train(run_of("run"))
     (tmp_path / "run" / "config.yaml").unlink()
     for _ in ("interrupted", "finished"):
@@ -184,7 +184,7 @@ def test_other_data_is_refused(composed, tmp_path):
     photographs = ("data=imagefolder", f"data.val={tmp_path / 'val'}", "data.workers=0")
     small = ("data.image_size=16", "data.resize_size=16", "model=resnet14_mini", "batch=1x8")
     run = (*photographs, *small, f"run_dir={tmp_path / 'run'}", "trainer.epochs=2")
-    with pytest.raises(Stopped), StopAfter(4):
+    with pytest.raises(Interrupted), StopAfter(4):
         train(composed(*run, f"data.train={tmp_path / 'train'}", "evaluate=false"))
     with pytest.raises(UserError, match=r"the train images .*train: 24 samples then, 30 now"):
         train(composed(*run, f"data.train={tmp_path / 'other'}", "evaluate=false"))
@@ -193,14 +193,16 @@ def test_other_data_is_refused(composed, tmp_path):
     assert moved["training"]["steps"] == 6
     edited(tmp_path / "run" / "final.pt", UNUSABLE["nothing"])
     with pytest.raises(RunError, match=r"final\.pt is not .*: no entry 'training'"):
-        evaluate_run(tmp_path / "run", Asked({"data": {"train": str(tmp_path / "moved")}}))
+        evaluate_run(
+            tmp_path / "run", EvaluationRequest({"data": {"train": str(tmp_path / "moved")}})
+        )
     # A directory of that very name, whatever a glob makes of it.
     named = (tmp_path / "run").rename(tmp_path / "a[1]")
     assert find_run_directories(str(named)) == [named]
 
 
 class StopAfter:
-    """A real SIGUSR1 to this process, sent during a given optimiser step."""
+    """A real SIGUSR1 to this process, sent during a given optimizer step."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -294,7 +296,7 @@ def test_an_endless_wait_is_interrupted_and_handlers_are_given_back():
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(60)
 
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(Interrupted) as stopped:
         wait_for_ever()
     assert stopped.value.code == os.EX_TEMPFAIL
     assert signal.getsignal(signal.SIGUSR1) is before
@@ -317,7 +319,7 @@ def test_a_signal_that_was_ignored_from_the_start_stays_ignored():
 
 def stopped_at_the_end_of(deferred: AbstractContextManager[None]) -> bool:
     reached = False
-    with suppress(Stopped), deferred:
+    with suppress(Interrupted), deferred:
         os.kill(os.getpid(), signal.SIGTERM)
         reached = True
         time.sleep(0)

@@ -1,6 +1,6 @@
 """trainer.compile in a whole run: what is compiled, recorded, refused and kept.
 
-Dynamo's graphs are run as they are: tests/replicas/test_placement_compiled.py compares numbers.
+Dynamo's graphs are run as they are: tests/distributed/test_placement_compiled.py compares numbers.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.norms import BatchNorm2d, SyncBatchNorm2d
-from sn_imagenet.replicas import Placement
 from sn_imagenet.runs import checkpoint
 from sn_imagenet.training import compiled, train
 from sn_imagenet.training.compiled import CompiledBlocks, require_compilable
@@ -115,7 +115,7 @@ def test_what_cannot_be_compiled_is_refused(
 ) -> None:
     one = Placement(8, 2)
     require_compilable("default", one, nn.Sequential(Block(SyncBatchNorm2d)))
-    with pytest.raises(ConfigError, match="no blocks of several normalisation layers"):
+    with pytest.raises(ConfigError, match="no blocks of several normalization layers"):
         require_compilable("default", one, nn.Sequential(BatchNorm2d(3), BatchNorm2d(3)))
     with pytest.raises(ConfigError, match="no more processes than 1"):
         require_compilable("default", Placement(1, 8, 2), nn.Sequential(Block()))

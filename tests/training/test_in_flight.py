@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sn_imagenet.distributed import Placement
 from sn_imagenet.models import PlacedDropout, build_model
-from sn_imagenet.replicas import Placement
 from sn_imagenet.runs import checkpoint
 from sn_imagenet.training import Stepper, in_flight, stepper, train
 
@@ -125,8 +125,8 @@ def test_no_step_reads_what_the_device_holds(composed, monkeypatch):
         monkeypatch.setattr(Tensor, name, counted(name, getattr(Tensor, name)))
     launched = []
     for step in range(3):
-        launched.append(made.gradients(images, labels, step, [False, False]))
-        made.update(0.1)
+        launched.append(made.forward_backward(images, labels, step, [False, False]))
+        made.optimizer_step(0.1)
     assert reads == []
     outcomes = [step.read() for step in launched]
     assert reads == ["tolist"] * 3
@@ -140,14 +140,14 @@ def test_no_step_waits_for_a_cuda_device(composed):
     made = stepper_of(config, "cuda")
     images, labels = (part.cuda() for part in batch(config))
     for _ in range(3):  # cuDNN chooses, Triton compiles
-        made.gradients(images, labels, 0, [False, False]).read()
-        made.update(0.1)
+        made.forward_backward(images, labels, 0, [False, False]).read()
+        made.optimizer_step(0.1)
     torch.cuda.set_sync_debug_mode("error")
     try:
         launched = []
         for step in range(3):
-            launched.append(made.gradients(images, labels, step, [False, False]))
-            made.update(0.1)
+            launched.append(made.forward_backward(images, labels, step, [False, False]))
+            made.optimizer_step(0.1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(step.read().is_finite for step in launched)
@@ -162,9 +162,9 @@ def test_after_a_loss_that_is_not_finite_no_step_moves_a_weight(composed, precis
     images, labels = batch(composed(*TINY))
     before = {name: p.detach().clone() for name, p in made.network.named_parameters()}
     for step, scale in enumerate((math.inf, 1.0, 1.0)):
-        outcome = made.gradients(images * scale, labels, step).read()
+        outcome = made.forward_backward(images * scale, labels, step).read()
         assert outcome.is_finite == (scale == 1.0)
-        made.update(0.1)
+        made.optimizer_step(0.1)
     assert_same(before, {name: p.detach() for name, p in made.network.named_parameters()})
     for state in made.optimizer.state.values():
         assert not state["momentum_buffer"].any()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.evaluation import Asked, evaluate_run
+from sn_imagenet.evaluation import EvaluationRequest, evaluate_run
 from sn_imagenet.runs import FINISHED, NOT_EVALUATED, read_run
 from sn_imagenet.training import train
 
@@ -32,7 +32,7 @@ def test_what_was_evaluated_otherwise_does_not_end_a_run(
     )
     train(config)
     weights = torch.load(run / "final.pt")["model"]
-    asked = Asked({"calibration": {"samples": 16}}, samples=(16, 8), draws=2)
+    asked = EvaluationRequest({"calibration": {"samples": 16}}, samples=(16, 8), draws=2)
     made = evaluate_run(run, asked)["evaluations"]
     assert len(made) == 5 and read_run(run).state == NOT_EVALUATED
     assert not (run / "batch_average.pt").exists()

@@ -33,7 +33,7 @@ def tell(tracker: Tracker, config: ExperimentConfig, steps: range) -> None:
         tracker.scalars({"train/loss": 1 / step, "val/top1": 10.0 * step}, step)
     figure = Figure()
     figure.subplots().bar([0], [1])
-    tracker.picture("importance weights", figure, steps[-1])
+    tracker.figure("importance weights", figure, steps[-1])
 
 
 def test_tensorboard_shows_what_the_run_is_and_came_to(tmp_path: Path) -> None:

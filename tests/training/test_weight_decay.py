@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sn_imagenet.distributed import Placement
 from sn_imagenet.models import build_model
-from sn_imagenet.replicas import Placement
 from sn_imagenet.training import Stepper
 
 LR, DECAY = 0.25, 0.5
@@ -24,12 +24,12 @@ def test_importance_weights_decay_as_chosen(composed, of_lambda: float | None) -
     stepper = Stepper(network, config, Placement(8, 2), torch.device("cpu"))
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     images = torch.randn(16, 3, 16, 16)
-    stepper.gradients(images, torch.arange(16) % 10, 0)
+    stepper.forward_backward(images, torch.arange(16) % 10, 0)
     gradients: dict[str, Tensor] = {
         name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None
     }
     assert gradients.keys() == before.keys()
-    stepper.update(LR)
+    stepper.optimizer_step(LR)
     for name, parameter in network.named_parameters():
         is_lambda = name.endswith(("mean_weight", "var_weight"))
         decay = DECAY if of_lambda is None or not is_lambda else of_lambda

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _FILES = ("imagefolder", "imagenet")  # opened without torch, by an index that is kept
 
 
-class Opened(NamedTuple):
+class Sample(NamedTuple):
     """One sample: its ``size`` (height, width) and label are known before its pixels are.
     ``pixels()``: uint8 [H, W, 3], or float32 [3, H, W] in [0, 1]; ``pixels(rows)`` may leave out
     what is below so many rows of it."""
@@ -45,7 +45,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def open(self, index: int) -> Opened: ...
+    def open(self, index: int) -> Sample: ...
 
 
 def open_source(data: DataConfig) -> tuple[Source, Source]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.cells import Summary, by_cell, method_label, summarise
+from sn_imagenet.reporting.cells import Summary, by_cell, method_label, summarize
 from sn_imagenet.reporting.curves import Epoch, read_epochs
 from sn_imagenet.reporting.paper import in_paper_order
 from sn_imagenet.runs import Run, Setting
@@ -65,7 +65,7 @@ def gather(runs: Sequence[Run]) -> tuple[FigureData, list[str]]:
     curves: dict[tuple[str, Setting], list[list[Epoch]]] = {}
     warnings: list[str] = []
     for cell, seeds in by_cell(runs).items():
-        summary = summarise(seeds)
+        summary = summarize(seeds)
         key = (cell.norm, cell.setting)
         if summary.conflict:
             warnings.append(

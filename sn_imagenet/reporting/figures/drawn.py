@@ -16,7 +16,7 @@ _DIGITS = 6  # significant: what a reader can use, and what no two machines disa
 
 def drawn_json(figure: Figure) -> str:
     """What each panel shows, as JSON, a line a panel: titles, labels, lines and marks as points,
-    bars as [left, bottom, width, height], bands and clouds as their corners and centres."""
+    bars as [left, bottom, width, height], bands and clouds as their corners and centers."""
     panels = [json.dumps(_panel(axes), ensure_ascii=False) for axes in figure.axes]
     return "[\n" + ",\n".join(panels) + "\n]\n"
 

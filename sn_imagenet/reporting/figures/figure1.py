@@ -8,7 +8,7 @@ from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.figures.data import FigureData
 from sn_imagenet.reporting.figures.style import (
     COLUMN,
-    METHOD_COLOURS,
+    METHOD_COLORS,
     light_grid,
     method_style,
     unstyled,
@@ -55,7 +55,7 @@ def draw_figure1(data: FigureData) -> Figure | None:
         ideal = max(of_bn, key=lambda s: (s.samples_per_gpu, s.gpus))
         axes.axhline(
             data.cell("bn", ideal).mean or 0.0,
-            color=METHOD_COLOURS["bn"],
+            color=METHOD_COLORS["bn"],
             ls=(0, (4, 3)),
             lw=0.9,
             label=f"ideal BN: {ideal}",

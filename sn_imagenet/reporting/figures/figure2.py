@@ -69,7 +69,7 @@ def _methods(axes: Axes, data: FigureData, setting: Setting) -> None:
 
     for norm in data.norms:
         curves = data.curves.get((norm, setting), [])
-        colour = method_style(norm, others)["color"]
+        color = method_style(norm, others)["color"]
         label = method_label(norm)
-        draw_band(axes, curves, data.validation(norm, setting), label, color=colour)
-        draw_band(axes, curves, train, "_", color=colour, ls=DASHES[1], lw=0.9)
+        draw_band(axes, curves, data.validation(norm, setting), label, color=color)
+        draw_band(axes, curves, train, "_", color=color, ls=DASHES[1], lw=0.9)

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sn_imagenet.reporting.cells import method_label
-from sn_imagenet.reporting.figures.style import COLOURS, PAGE
+from sn_imagenet.reporting.figures.style import COLORS, PAGE
 from sn_imagenet.reporting.figures.weights import KINDS, MEMBERS, SettingWeights
 from sn_imagenet.runs import LayerWeights
 
@@ -33,12 +33,12 @@ def draw_figure3(settings: Sequence[SettingWeights]) -> Figure:
             axes.set_title(f"{weights.setting}: {symbol}{seeds}", pad=7)
     members = [m for m in MEMBERS if any(m in w.layers[0].mean for w in settings)]
     handles: list[Patch | Line2D] = [
-        Patch(facecolor=COLOURS[m], label=method_label(m)) for m in members
+        Patch(facecolor=COLORS[m], label=method_label(m)) for m in members
     ]
     handles.append(Patch(facecolor="0.45", edgecolor="black", label="after 3×3 conv (shaded)"))
     handles.append(Patch(facecolor="0.8", label="after 1×1 conv (flat)"))
     handles.append(Line2D([], [], marker="s", ls="", color="black", ms=4, label="in a shortcut"))
-    if any(layer.place == "7x7" for layer in settings[0].layers):
+    if any(layer.conv == "7x7" for layer in settings[0].layers):
         handles.append(
             Patch(facecolor="0.8", edgecolor="black", hatch="////", label="after 7×7 conv")
         )
@@ -54,10 +54,10 @@ def _stack(axes: Axes, layers: Sequence[LayerWeights], kind: str) -> None:
         heights = [getattr(layer, kind).get(member, 0.0) for layer in layers]
         if not any(member in getattr(layer, kind) for layer in layers):
             continue
-        bars = axes.bar(positions, heights, 0.84, bottom, color=COLOURS[member], label=member)
-        _mark_places(bars, layers, COLOURS[member])
+        bars = axes.bar(positions, heights, 0.84, bottom, color=COLORS[member], label=member)
+        _mark_places(bars, layers, COLORS[member])
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
-    shortcuts = [i for i, layer in enumerate(layers) if layer.place == "shortcut"]
+    shortcuts = [i for i, layer in enumerate(layers) if layer.conv == "shortcut"]
     axes.plot(shortcuts, [1.05] * len(shortcuts), "s", color="black", ms=2.2, clip_on=False)
     stages = [layer.stage for layer in layers]
     starts = [i for i in positions if i == 0 or stages[i] != stages[i - 1]]
@@ -77,10 +77,10 @@ def _stack(axes: Axes, layers: Sequence[LayerWeights], kind: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _mark_places(bars: BarContainer, layers: Sequence[LayerWeights], colour: str) -> None:
+def _mark_places(bars: BarContainer, layers: Sequence[LayerWeights], color: str) -> None:
     for bar, layer in zip(bars, layers, strict=True):
-        if layer.place == "3x3":
-            red, green, blue = to_rgb(colour)
+        if layer.conv == "3x3":
+            red, green, blue = to_rgb(color)
             bar.set(facecolor=(0.68 * red, 0.68 * green, 0.68 * blue), edgecolor="black", lw=0.4)
-        elif layer.place == "7x7":
+        elif layer.conv == "7x7":
             bar.set(hatch="////", edgecolor="black", lw=0.4)

@@ -8,7 +8,7 @@ from statistics import stdev
 from matplotlib.figure import Figure
 
 from sn_imagenet.reporting.cells import method_label
-from sn_imagenet.reporting.figures.style import COLOURS, COLUMN
+from sn_imagenet.reporting.figures.style import COLORS, COLUMN
 from sn_imagenet.reporting.figures.weights import KINDS, MEMBERS, SettingWeights
 
 
@@ -36,7 +36,7 @@ def draw_figure4(settings: Sequence[SettingWeights]) -> Figure:
                 0.92 * width,
                 yerr=[stdev(values) if len(values) > 1 else 0.0 for values in spread],
                 error_kw={"lw": 0.8, "capsize": 0},
-                color=COLOURS[member],
+                color=COLORS[member],
                 label=method_label(member),
             )
             dots = [(x + offset, v) for x, vs in zip(places, spread, strict=True) for v in vs]

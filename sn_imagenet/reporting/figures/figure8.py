@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from sn_imagenet.reporting.cells import method_label, statistics_label
 from sn_imagenet.reporting.figures.bands import draw_band, under
 from sn_imagenet.reporting.figures.data import FigureData, a_few
-from sn_imagenet.reporting.figures.style import COLUMN, DASHES, METHOD_COLOURS, light_grid
+from sn_imagenet.reporting.figures.style import COLUMN, DASHES, METHOD_COLORS, light_grid
 from sn_imagenet.runs import Setting
 
 _DASHES = {"moving_average": DASHES[1], "batch_average": DASHES[0]}
@@ -32,7 +32,7 @@ def draw_figure8(data: FigureData) -> Figure | None:
                 data.curves.get((norm, setting), []),
                 under(statistics),
                 f"{method_label(norm)}, {statistics_label(statistics)}",
-                color=METHOD_COLOURS[norm],
+                color=METHOD_COLORS[norm],
                 ls=_DASHES[statistics],
             )
         axes.set_title(str(setting))

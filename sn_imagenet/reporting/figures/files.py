@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from sn_imagenet.config import BatchConfig
+from sn_imagenet.config import SettingConfig
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.figures.data import FigureData, gather
 from sn_imagenet.reporting.figures.drawn import drawn_json
@@ -24,13 +24,13 @@ from sn_imagenet.reporting.figures.weights import SettingWeights, gather_weights
 from sn_imagenet.reporting.figures.weights_over_training import draw_weights_over_training
 from sn_imagenet.runs import (
     FINISHED,
-    LayerWeights,
     Run,
     Setting,
     find_runs,
     run_from_result,
     write_text,
 )
+from sn_imagenet.runs.record import layer_weights
 
 # Drawn once for a task; what is missing where the function returns None.
 FIGURES: dict[str, tuple[Callable[[FigureData], Figure | None], str]] = {
@@ -77,17 +77,17 @@ def plot_run(result: dict[str, Any], out_dir: Path) -> list[Path]:
         )
 
 
-def weights_figure(layers: Sequence[Mapping[str, Any]], batch: BatchConfig) -> Figure:
+def weights_figure(layers: Sequence[Mapping[str, Any]], batch: SettingConfig) -> Figure:
     """Fig. 3 of one run as it is; ``layers`` as in ``result.json``."""
     setting = Setting(batch.gpus, batch.samples_per_gpu)
     with rc_context(STYLE):
-        return draw_figure3([SettingWeights(setting, 1, tuple(LayerWeights(**w) for w in layers))])
+        return draw_figure3([SettingWeights(setting, 1, tuple(map(layer_weights, layers)))])
 
 
 def write_figures(runs_dir: Path, out: Path) -> Drawn:
     """Every figure for every (data, model) below ``runs_dir``: ``fig1.png`` etc. where there is one
     such task, else ``fig1_<data>_<model>.png``; Figs. 3 and 4 with ``_<norm>`` appended for a
-    switchable normaliser other than ``sn``. Beside each lies ``.json``, the numbers that it shows.
+    switchable normalizer other than ``sn``. Beside each lies ``.json``, the numbers that it shows.
 
     Raises:
         UserError: no runs at all, or a file that cannot be written.
@@ -130,7 +130,7 @@ def draw_task(runs: Sequence[Run], warnings: list[str]) -> Iterator[Named]:
 
 
 def _sound(data: FigureData, norm: str, warnings: list[str]) -> list[Run]:
-    """The runs of a normaliser whose cells have the same layers and members in every seed."""
+    """The runs of a normalizer whose cells have the same layers and members in every seed."""
     sound: list[Run] = []
     for (of_cell, _setting), cell in data.cells.items():
         drawable = [run for run in cell.runs if run.state == FINISHED and run.weights]

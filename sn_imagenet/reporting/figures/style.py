@@ -1,4 +1,4 @@
-"""What the figures have in common: colours and marks, sizes for a two-column paper, files."""
+"""What the figures have in common: colors and marks, sizes for a two-column paper, files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sn_imagenet.runs.files import OF_A_RUN
 
 DPI = 200
 COLUMN, PAGE = 3.5, 7.1  # inches: the widths of a column and of a page of two
-# Okabe and Ito's colours, told apart with any colour vision; the paper's green and red bars of
+# Okabe and Ito's colors, told apart with any color vision; the paper's green and red bars of
 # Fig. 4 are BN and LN.
-COLOURS = {"in": "#0072b2", "ln": "#d55e00", "bn": "#009e73", "gn": "#cc79a7"}
-METHOD_COLOURS = {"bn": "#009e73", "gn": "#cc79a7", "sn": "#d55e00", "in": "#0072b2"}
-_OTHER_COLOURS = ("#56b4e9", "#e69f00", "#000000", "#f0e442")
+COLORS = {"in": "#0072b2", "ln": "#d55e00", "bn": "#009e73", "gn": "#cc79a7"}
+METHOD_COLORS = {"bn": "#009e73", "gn": "#cc79a7", "sn": "#d55e00", "in": "#0072b2"}
+_OTHER_COLORS = ("#56b4e9", "#e69f00", "#000000", "#f0e442")
 _MARKERS = {"bn": "s", "gn": "^", "sn": "o", "in": "D", "ln": "v", "brn": "P"}
 # For a family of curves that has an order: dark to light, in print as well.
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
@@ -39,17 +39,17 @@ STYLE: Any = {  # of matplotlib's keys, which its stubs list one by one
 
 
 def method_style(norm: str, others: list[str]) -> dict[str, Any]:
-    """Colour and mark of a method; ``others``: the methods drawn that have none of their own."""
-    if norm in METHOD_COLOURS:
-        colour = METHOD_COLOURS[norm]
+    """Color and mark of a method; ``others``: the methods drawn that have none of their own."""
+    if norm in METHOD_COLORS:
+        color = METHOD_COLORS[norm]
     else:
-        colour = _OTHER_COLOURS[others.index(norm) % len(_OTHER_COLOURS)]
-    return {"color": colour, "marker": _MARKERS.get(norm, "X")}
+        color = _OTHER_COLORS[others.index(norm) % len(_OTHER_COLORS)]
+    return {"color": color, "marker": _MARKERS.get(norm, "X")}
 
 
 def unstyled(norms: list[str]) -> list[str]:
-    """Those without a colour of their own."""
-    return [norm for norm in norms if norm not in METHOD_COLOURS]
+    """Those without a color of their own."""
+    return [norm for norm in norms if norm not in METHOD_COLORS]
 
 
 def light_grid(axes: Axes) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.cells import by_cell, method_label, summarise
-from sn_imagenet.reporting.figures.style import COLOURS
+from sn_imagenet.reporting.cells import by_cell, method_label, summarize
+from sn_imagenet.reporting.figures.style import COLORS
 from sn_imagenet.reporting.paper import in_paper_order
 from sn_imagenet.runs import FINISHED, LayerWeights, Run, Setting
 
-MEMBERS = tuple(COLOURS)
+MEMBERS = tuple(COLORS)
 KINDS = (("mean", "μ"), ("variance", "σ"))
 
 
@@ -44,7 +44,7 @@ def gather_weights(runs: Sequence[Run]) -> list[SettingWeights]:
     """The finished runs' importance weights by setting, mean over seeds, in the paper's order.
 
     Args:
-        runs: of one data set, network and normaliser; those without weights are passed over.
+        runs: of one data set, network and normalizer; those without weights are passed over.
 
     Raises:
         UserError: the seeds of a setting are not of one experiment, or differ in their layers.
@@ -57,7 +57,7 @@ def gather_weights(runs: Sequence[Run]) -> list[SettingWeights]:
 
 def of_one_setting(seeds: Sequence[Run]) -> SettingWeights:
     cell = seeds[0].cell
-    conflict = summarise(seeds).conflict
+    conflict = summarize(seeds).conflict
     shapes = {tuple((w.name, *sorted(w.mean)) for w in run.weights) for run in seeds}
     if not conflict and len(shapes) > 1:
         conflict = "their layers or members of Omega differ"
@@ -75,4 +75,4 @@ def of_one_setting(seeds: Sequence[Run]) -> SettingWeights:
 def _average(layer: Sequence[LayerWeights]) -> LayerWeights:
     mean = {m: fmean(w.mean[m] for w in layer) for m in layer[0].mean}
     variance = {m: fmean(w.variance[m] for w in layer) for m in layer[0].variance}
-    return LayerWeights(layer[0].name, layer[0].stage, layer[0].place, mean, variance)
+    return LayerWeights(layer[0].name, layer[0].stage, layer[0].conv, mean, variance)

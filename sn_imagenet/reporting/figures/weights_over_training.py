@@ -8,11 +8,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sn_imagenet.reporting.cells import method_label
-from sn_imagenet.reporting.curves import Epoch, mean_weights, stage_of
+from sn_imagenet.reporting.curves import Epoch, mean_weights
 from sn_imagenet.reporting.figures.bands import draw_band
 from sn_imagenet.reporting.figures.data import FigureData, a_few
-from sn_imagenet.reporting.figures.style import COLOURS, PAGE, light_grid
+from sn_imagenet.reporting.figures.style import COLORS, PAGE, light_grid
 from sn_imagenet.reporting.figures.weights import KINDS, MEMBERS
+from sn_imagenet.runs import stage_of
 
 
 def draw_weights_over_training(data: FigureData) -> Figure | None:
@@ -47,7 +48,7 @@ def draw_weights_over_training(data: FigureData) -> Figure | None:
                     data.curves["sn", setting],
                     _weight(table, member, stage),
                     method_label(member),
-                    color=COLOURS[member],
+                    color=COLORS[member],
                 )
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         row[0].set_ylabel(f"{setting}, {symbol}")

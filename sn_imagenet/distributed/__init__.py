@@ -1,0 +1,49 @@
+"""Settings and their placement on ranks; the processes of an experiment."""
+
+from sn_imagenet.distributed.placement import (
+    Microbatch,
+    Placement,
+    fitting_world_sizes,
+    require_one_microbatch,
+    set_norm_replicas,
+)
+from sn_imagenet.distributed.precision import autocast_for, set_determinism, set_precision
+from sn_imagenet.distributed.runtime import (
+    LostPeerError,
+    Session,
+    all_reduce_sum,
+    broadcast_object,
+    choose_device,
+    init_distributed,
+    print_rank0,
+    raise_on_all_ranks,
+    rank,
+    report_lost_peers,
+    session,
+    to_device,
+    world_size,
+)
+
+__all__ = [
+    "LostPeerError",
+    "Microbatch",
+    "Placement",
+    "Session",
+    "all_reduce_sum",
+    "autocast_for",
+    "broadcast_object",
+    "choose_device",
+    "fitting_world_sizes",
+    "init_distributed",
+    "print_rank0",
+    "raise_on_all_ranks",
+    "rank",
+    "report_lost_peers",
+    "require_one_microbatch",
+    "session",
+    "set_determinism",
+    "set_norm_replicas",
+    "set_precision",
+    "to_device",
+    "world_size",
+]

@@ -1,0 +1,291 @@
+// Pooling of the [N, C] tables by a mixture of members, forward and backward, for CPUs.
+//
+// A mixture normalizes with mean = sum_k w_k mean_k and var = sum_k w'_k var_k (Eq. (3)); its
+// members are in, ln, bn, gn, any of them. Batch, instance, layer and group normalization are
+// mixtures of one. Forward and backward are two steps each, in between which ranks that share BN's
+// statistics exchange theirs. Every function takes where the tables lie, the buffer they lie in and
+// how many threads there are.
+
+#include "members.h"
+
+namespace {
+
+// The member's mean and variance by the law of total variance (Eq. (5)). The mean is refined once
+// by the average of what remains: fp32 sums of large means lose digits that the variance needs.
+template <typename S>
+void member_statistics(Index member, const S* mean, const S* var, S* member_mean, S* member_var,
+                       const Layout& size, const Part& part) {
+  std::vector<S> scratch(size.channels);
+  S* rest = scratch.data();
+  const auto row = [=, &size](const S* table, Index j) { return table + j * size.channels; };
+  average(member, [=](Index j) { return row(mean, j); }, member_mean, size, part);
+  const auto remainder = [=, &size, &part](Index j) {
+    with_member(place(member, j, size), row(mean, j), member_mean, rest, part,
+                [](S m, S mu) { return m - mu; });
+    return rest;
+  };
+  average(member, remainder, member_var, size, part);
+  over_entries(member, size, part, [=](Index e) { member_mean[e] += member_var[e]; });
+  const auto square = [=, &size, &part](Index j) {
+    with_member(place(member, j, size), row(mean, j), member_mean, rest, part,
+                [](S m, S mu) { return (m - mu) * (m - mu); });
+    const S* __restrict within = row(var, j);
+    for (Index c = part.column; c < part.columns_end; ++c) rest[c] += within[c];
+    return rest;
+  };
+  average(member, square, member_var, size, part);
+}
+
+template <typename S> void softmax(const S* logits, int count, S* weights) {
+  double top = logits[0], total = 0;
+  for (int k = 1; k < count; ++k) top = std::max(top, double(logits[k]));
+  std::vector<double> powers(count);
+  for (int k = 0; k < count; ++k) total += powers[k] = std::exp(double(logits[k]) - top);
+  for (int k = 0; k < count; ++k) weights[k] = S(powers[k] / total);
+}
+
+// Each pooled member's mean and variance; BN's are the stored ones where they are given.
+template <typename S>
+void mixture_statistics(const Layout& size, S* buffer, const S* stored_mean, const S* stored_var,
+                        int threads) {
+  const Tables<S> tables(size, buffer);
+  share(size, threads, [=, &size](const Part& rows, const Part& columns) {
+    for (Index k = 0; k < size.count; ++k) {
+      const Index member = size.members[k];
+      S *own_mean = tables.mean_of(k), *own_var = tables.var_of(k);
+      if (member == kBatch && stored_mean) {
+        over_entries(member, size, columns, [=, &size](Index e) {
+          own_mean[e] = stored_mean[e % size.channels];
+          own_var[e] = stored_var[e % size.channels];
+        });
+      } else if (member != kInstance) {
+        member_statistics(member, tables.mean, tables.var, own_mean, own_var, size,
+                          member == kBatch ? columns : rows);
+      }
+    }
+  });
+}
+
+// Eq. (3) and the affine map's tables.
+template <typename S>
+void mixture_coefficients(const Layout& size, S* buffer, const S* mean_logits, const S* var_logits,
+                          const S* gamma, const S* beta, double eps, int threads) {
+  const Tables<S> tables(size, buffer);
+  const Index channels = size.channels;
+  const int count = int(size.count);
+  S* mean_weights = tables.weights;
+  S* var_weights = tables.weights + count;
+  if (mean_logits) {
+    softmax(mean_logits, count, mean_weights);
+    softmax(var_logits, count, var_weights);
+  } else {
+    std::fill_n(mean_weights, 2 * count, S(1));
+  }
+  share(size, threads, [=, &size](const Part& rows, const Part&) {
+    for (Index j = rows.row; j < rows.rows_end; ++j) {
+      S* center = tables.center + j * channels;
+      S* __restrict r = tables.rstd + j * channels;
+      S* __restrict a = tables.scale + j * channels;
+      S* __restrict b = tables.shift + j * channels;
+      std::fill_n(center, channels, S(0));
+      std::fill_n(r, channels, S(0));
+      for (int k = 0; k < count; ++k) {
+        const Place p = place(size.members[k], j, size);
+        add_member<S>(p, mean_weights[k], tables.mean_of(k), center, rows);
+        add_member<S>(p, var_weights[k], tables.var_of(k), r, rows);
+      }
+      for (Index c = 0; c < channels; ++c) {
+        r[c] = S(1) / std::sqrt(r[c] + S(eps));
+        a[c] = gamma ? r[c] * gamma[c] : r[c];
+        b[c] = beta ? beta[c] : S(0);
+      }
+    }
+  });
+}
+
+// dL/dlogits of a softmax with weights w, from dL/dw.
+template <typename S> void softmax_gradient(const double* inner, const S* w, int count, S* out) {
+  double mean = 0;
+  for (int k = 0; k < count; ++k) mean += w[k] * inner[k];
+  for (int k = 0; k < count; ++k) out[k] = S(w[k] * (inner[k] - mean));
+}
+
+// From backward's sums [2, N, C] the gradients [2, N, C] of the pooled mean (Eq. (8)) and variance
+// (Eq. (7)), their averages over BN's sets (`batch` [2, R, C]), and the gradients of gamma, beta and
+// the logits.
+template <typename S>
+void mixture_gradient_sums(const Layout& size, S* buffer, const S* sums, const S* gamma,
+                           S* gradients, S* batch, S* dgamma, S* dbeta, S* dmean_logits,
+                           S* dvar_logits, int threads) {
+  const Tables<S> tables(size, buffer);
+  const Index channels = size.channels, all = size.rows * channels;
+  const int count = int(size.count);
+  const S *sum_grad = sums, *sum_product = sums + all;
+  S *dmean = gradients, *dvar = gradients + all;
+  // Of each member and row, one for each run of columns; added up in their order behind.
+  const Index runs = std::max<Index>(1, size.channel_groups), stride = size.rows * runs;
+  std::vector<double> products(dmean_logits ? 2 * count * stride : 0);
+  double* of_members = products.data();
+  share(size, threads, [=, &size](const Part& rows, const Part&) {
+    for (Index j = rows.row; j < rows.rows_end; ++j) {
+      // So many arrays that the compiler would not ask whether they overlap.
+      const Index at = j * channels;
+      const S* __restrict g = sum_grad + at;
+      const S* __restrict product = sum_product + at;
+      const S* __restrict mu = tables.mean + at;
+      const S* __restrict middle = tables.center + at;
+      const S* __restrict a = tables.scale + at;
+      const S* __restrict r = tables.rstd + at;
+      S* __restrict of_mean = dmean + at;
+      S* __restrict of_var = dvar + at;
+#pragma omp simd
+      for (Index c = 0; c < channels; ++c) {
+        const S dscale = product[c] + (mu[c] - middle[c]) * g[c];
+        of_mean[c] = -a[c] * g[c];
+        of_var[c] = S(-0.5) * dscale * (gamma ? gamma[c] : S(1)) * r[c] * r[c] * r[c];
+      }
+      for (int k = 0; k < count && dmean_logits; ++k) {
+        const Place p = place(size.members[k], j, size);
+        double* to = of_members + 2 * k * stride + j * runs;
+        inner_products<S>(p, dmean + at, tables.mean_of(k), to, rows);
+        inner_products<S>(p, dvar + at, tables.var_of(k), to + stride, rows);
+      }
+    }
+  });
+  share(size, threads, [=, &size](const Part&, const Part& columns) {
+    const Index first = columns.column, last = columns.columns_end;
+    if (dgamma) std::fill(dgamma + first, dgamma + last, S(0));
+    if (dbeta) std::fill(dbeta + first, dbeta + last, S(0));
+    for (Index j = 0; j < size.rows; ++j) {
+      const Index at = j * channels;
+      const S* __restrict g = sum_grad + at;
+      const S* __restrict product = sum_product + at;
+      const S* __restrict mu = tables.mean + at;
+      const S* __restrict middle = tables.center + at;
+      const S* __restrict r = tables.rstd + at;
+      if (S* __restrict to = dgamma)
+        for (Index c = first; c < last; ++c)
+          to[c] += (product[c] + (mu[c] - middle[c]) * g[c]) * r[c];
+      if (S* __restrict to = dbeta)
+        for (Index c = first; c < last; ++c) to[c] += g[c];
+    }
+    if (std::find(size.members, size.members + count, kBatch) == size.members + count) return;
+    average(kBatch, [=](Index j) { return dmean + j * channels; }, batch, size, columns);
+    average(kBatch, [=](Index j) { return dvar + j * channels; },
+            batch + table_size(kBatch, size), size, columns);
+  });
+  if (!dmean_logits) return;
+  std::vector<double> inner_mean(count), inner_var(count);
+  for (int k = 0; k < count; ++k) {
+    const Index used = place(size.members[k], 0, size).runs();
+    const double* of = of_members + 2 * k * stride;
+    for (Index j = 0; j < size.rows; ++j)
+      for (Index run = 0; run < used; ++run) {
+        inner_mean[k] += of[j * runs + run];
+        inner_var[k] += of[stride + j * runs + run];
+      }
+  }
+  softmax_gradient(inner_mean.data(), tables.weights, count, dmean_logits);
+  softmax_gradient(inner_var.data(), tables.weights + count, count, dvar_logits);
+}
+
+// Eq. (9) on the tables: the input gradient's b and c (see Backend.input_gradient). Without `batch`
+// BN's statistics are stored ones, through which nothing flows.
+template <typename S>
+void mixture_gradient(const Layout& size, S* buffer, const S* gradients, const S* batch, S* b,
+                      S* c_out, int threads) {
+  const Tables<S> tables(size, buffer);
+  const Index channels = size.channels, all = size.rows * channels;
+  const S *dmean = gradients, *dvar = gradients + all;
+  // A member's own: one thread is at the next while another is not.
+  const Index longest = 2 * size.rows * std::max<Index>(1, size.channel_groups);
+  std::vector<S> scratch(size.count * longest);
+  S* all_averages = scratch.data();
+  const S per_pixel = S(1) / S(size.area);
+  share(size, threads, [=, &size](const Part& rows, const Part&) {
+    const Index start = rows.row * channels, end = rows.rows_end * channels;
+    std::fill(b + start, b + end, S(0));
+    std::fill(c_out + start, c_out + end, S(0));
+    for (Index k = 0; k < size.count; ++k) {
+      const Index member = size.members[k];
+      const Index entries = table_size(member, size);
+      if (member == kBatch && !batch) continue;
+      const S wm = tables.weights[k] * per_pixel;
+      const S wv = tables.weights[size.count + k] * 2 * per_pixel;
+      if (member == kInstance) {
+        for (Index i = start; i < end; ++i) {
+          c_out[i] += wm * dmean[i];
+          b[i] += wv * dvar[i];
+        }
+        continue;
+      }
+      const S* member_mean = tables.mean_of(k);
+      const S* pooled = batch;
+      S* averages = all_averages + k * longest;
+      if (member != kBatch) {
+        average(member, [=](Index j) { return dmean + j * channels; }, averages, size, rows);
+        average(member, [=](Index j) { return dvar + j * channels; }, averages + entries, size,
+                rows);
+        pooled = averages;
+      }
+      for (Index j = rows.row; j < rows.rows_end; ++j) {
+        const S* __restrict mu = tables.mean + j * channels;
+        S* __restrict bj = b + j * channels;
+        S* __restrict cj = c_out + j * channels;
+        over_runs(place(member, j, size), rows, [=](Index first, Index last, Index e, bool own) {
+          const S* __restrict gm = pooled + e;
+          const S* __restrict gv = pooled + entries + e;
+          const S* __restrict m = member_mean + e;
+          for (Index c = first; c < last; ++c) {
+            const Index i = own ? c : 0;
+            bj[c] += wv * gv[i];
+            cj[c] += wm * gm[i] + wv * gv[i] * (mu[c] - m[i]);
+          }
+        });
+      }
+    }
+  });
+}
+
+template <typename S>
+void update_running(S* running_mean, S* running_var, const S* mean, const S* var, double momentum,
+                    double unbias, Index channels) {
+  for (Index c = 0; c < channels; ++c) {
+    running_mean[c] += S(momentum) * (mean[c] - running_mean[c]);
+    running_var[c] += S(momentum) * (var[c] * S(unbias) - running_var[c]);
+  }
+}
+
+}  // namespace
+
+// ---- what cpp.py calls: each function above, for either type of table --------------------------
+
+#define POOLING(suffix, S)                                                                         \
+  extern "C" void mixture_statistics_##suffix(const Layout* layout, S* buffer, const S* mean,      \
+                                              const S* var, int threads) {                         \
+    mixture_statistics(*layout, buffer, mean, var, threads);                                       \
+  }                                                                                                \
+  extern "C" void mixture_coefficients_##suffix(const Layout* layout, S* buffer,                   \
+                                                const S* mean_logits, const S* var_logits,         \
+                                                const S* gamma, const S* beta, double eps,         \
+                                                int threads) {                                     \
+    mixture_coefficients(*layout, buffer, mean_logits, var_logits, gamma, beta, eps, threads);     \
+  }                                                                                                \
+  extern "C" void mixture_gradient_sums_##suffix(                                                  \
+      const Layout* layout, S* buffer, const S* sums, const S* gamma, S* gradients, S* batch,      \
+      S* dgamma, S* dbeta, S* dmean_logits, S* dvar_logits, int threads) {                         \
+    mixture_gradient_sums(*layout, buffer, sums, gamma, gradients, batch, dgamma, dbeta,           \
+                          dmean_logits, dvar_logits, threads);                                     \
+  }                                                                                                \
+  extern "C" void mixture_gradient_##suffix(const Layout* layout, S* buffer, const S* gradients,   \
+                                            const S* batch, S* b, S* c, int threads) {             \
+    mixture_gradient(*layout, buffer, gradients, batch, b, c, threads);                            \
+  }                                                                                                \
+  extern "C" void update_running_##suffix(S* running_mean, S* running_var, const S* mean,          \
+                                          const S* var, double momentum, double unbias,            \
+                                          Index channels) {                                        \
+    update_running(running_mean, running_var, mean, var, momentum, unbias, channels);              \
+  }
+
+POOLING(float32, float)
+POOLING(float64, double)

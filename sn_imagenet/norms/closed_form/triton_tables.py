@@ -1,0 +1,181 @@
+"""A mixture's tables on a GPU, by the kernels of triton_forward and triton_backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sn_imagenet.norms.closed_form.combiner import MEMBERS, ClosedForm, takes_parameters
+from sn_imagenet.norms.kernels import TRITON, triton_launch
+from sn_imagenet.norms.moments import Statistics
+
+# Entries of a table row per program; samples of a column at a time. 2048 elements as in the
+# passes, of two tables at once in backward. Not timed: the tables are small.
+_ROW_BLOCK = 256
+_COLUMN_ROWS = 8
+
+
+class _Sums(NamedTuple):
+    """Of backward: [2, N, C] over the pixels, then over each member's sets of the tables."""
+
+    pixels: Tensor
+    rows: Tensor
+    groups: Tensor
+    columns: Tensor
+    want_logits: bool
+
+
+class TritonTables(ClosedForm):
+    """Two launches forward and two backward beside the passes over the activation."""
+
+    kernels = TRITON
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        layout = self.layout
+        members = list(layout.member_at)
+        self._places = {
+            f"{name.upper()}_K": members.index(name) if name in members else -1 for name in MEMBERS
+        }
+        self._at = tuple(layout.member_at.get(name, 0) for name in ("ln", "gn", "bn"))
+        self._blocks = -(-layout.channels // _ROW_BLOCK)
+
+    def _combine_statistics(self) -> None:
+        from sn_imagenet.norms.closed_form import triton_forward as kernels
+
+        plan, places = self.layout, self._places
+        rows, replicas, _, groups = plan.sizes
+        programs = (
+            rows * (places["LN_K"] >= 0)
+            + rows * groups * (places["GN_K"] >= 0)
+            + replicas * self._blocks * (places["BN_K"] >= 0)
+        )
+        if not programs:
+            return
+        stored_mean, stored_var = self.stored or (self.buffer, self.buffer)
+        triton_launch.call(
+            kernels.combine_statistics_kernel,
+            programs,
+            (self.buffer, stored_mean, stored_var),
+            (*plan.sizes, *self._at),
+            {
+                "LN_K": places["LN_K"],
+                "GN_K": places["GN_K"],
+                "STORED": self.stored is not None,
+                "BLOCK": _ROW_BLOCK,
+                "ROWS": _COLUMN_ROWS,
+            },
+        )
+
+    def _combine_coefficients(self) -> None:
+        from sn_imagenet.norms.closed_form import triton_forward as kernels
+
+        plan = self.layout
+        weight, bias, mean_logits, var_logits = self.parameters
+        parameters = (mean_logits, var_logits, weight, bias)
+        triton_launch.call(
+            kernels.combine_coefficients_kernel,
+            plan.rows * self._blocks,
+            (self.buffer, *(_or(parameter, self.buffer) for parameter in parameters)),
+            (*plan.sizes, plan.weights, *self._at),
+            {
+                "COUNT": plan.count,
+                **self._places,
+                "LOGITS": mean_logits is not None,
+                "GAMMA": weight is not None,
+                "BETA": bias is not None,
+                "EPS": plan.eps,
+                "BLOCK": _ROW_BLOCK,
+            },
+        )
+
+    def _combine_gradient_sums(self, sums: Tensor, wanted: Sequence[bool]) -> tuple[_Sums, Tensor]:
+        from sn_imagenet.norms.closed_form import triton_backward as kernels
+
+        plan, gn = self.layout, self._places["GN_K"]
+        rows, replicas, channels, groups = plan.sizes
+        new = self.buffer.new_empty
+        scratch = _Sums(
+            sums,
+            new(4 * rows),
+            new(2 * rows * groups),
+            new((4, replicas, channels)),
+            wanted[2] or wanted[3],
+        )
+        programs = rows + rows * groups * (gn >= 0) + replicas * self._blocks
+        triton_launch.call(
+            kernels.combine_gradient_sums_kernel,
+            programs,
+            self._inputs(scratch),
+            plan.sizes,
+            {
+                "GN_K": gn,
+                "ROWS": _COLUMN_ROWS,
+                "GAMMA": self.parameters.weight is not None,
+                "BLOCK": _ROW_BLOCK,
+            },
+        )
+        return scratch, scratch.columns[:2]
+
+    def _combine_gradient(
+        self, scratch: _Sums, batch: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        from sn_imagenet.norms.closed_form import triton_backward as kernels
+
+        plan = self.layout
+        new = self.buffer.new_empty
+        b, c = new((2, plan.rows, plan.channels)).unbind()
+        logits = new((2, plan.count))
+        triton_launch.call(
+            kernels.combine_gradient_kernel,
+            plan.rows * self._blocks + 1,
+            (*self._inputs(scratch), batch, b, c, logits),
+            (plan.area, *plan.sizes, plan.weights, *self._at),
+            {
+                "COUNT": plan.count,
+                **self._places,
+                "STORED": self.stored is not None,
+                "LOGITS": scratch.want_logits,
+                "GAMMA": self.parameters.weight is not None,
+                "BLOCK": _ROW_BLOCK,
+            },
+        )
+        affine = scratch.columns[2:]
+        affine = affine[:, 0] if plan.replicas == 1 else affine.sum(dim=1)
+        return b, c, [*affine.unbind(), *logits.unbind()]
+
+    def update_running(self, running: Statistics, momentum: float | Tensor, unbias: float) -> None:
+        from sn_imagenet.norms.closed_form import triton_forward as kernels
+
+        # A kernel takes numbers in fp32.
+        fp32 = self.buffer.dtype == torch.float32 and takes_parameters(self.buffer, running)
+        if isinstance(momentum, Tensor) or not fp32:
+            super().update_running(running, momentum, unbias)
+            return
+        plan = self.layout
+        triton_launch.call(
+            kernels.combine_running_kernel,
+            self._blocks,
+            (*running, self.buffer),
+            (
+                plan.member_at["bn"],
+                plan.replicas * plan.channels,
+                plan.channels,
+                float(momentum),
+                float(unbias),
+            ),
+            {"BLOCK": _ROW_BLOCK},
+        )
+
+    def _inputs(self, scratch: _Sums) -> tuple[Tensor, ...]:
+        sums = (scratch.rows, scratch.groups, scratch.columns)
+        weight = _or(self.parameters.weight, self.buffer)
+        return self.buffer, scratch.pixels, weight, *sums
+
+
+def _or(tensor: Tensor | None, unused: Tensor) -> Tensor:
+    """A pointer for a kernel that will not follow it."""
+    return unused if tensor is None else tensor

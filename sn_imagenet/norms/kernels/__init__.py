@@ -1,0 +1,99 @@
+"""The passes over the activation, one class per way of computing them.
+
+A backend knows nothing of methods: it makes the [N, C] tables from x, applies [N, C] tables to
+x, and does the same for the gradient. Statistics are fp32 for fp16 and bf16 activations, of the
+activation's own dtype otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from sn_imagenet.norms.kernels import cpp, triton_backend
+from sn_imagenet.norms.kernels.cpp import CppBackend
+from sn_imagenet.norms.kernels.native import NativeBackend
+from sn_imagenet.norms.kernels.tables import Affine, ReluMask, statistics_dtype, with_layout_of
+from sn_imagenet.norms.kernels.triton_backend import TritonBackend
+
+__all__ = [
+    "BACKENDS",
+    "Affine",
+    "Backend",
+    "ReluMask",
+    "select_backend",
+    "statistics_dtype",
+    "with_layout_of",
+]
+
+
+class Backend(Protocol):
+    """Four passes over an activation of shape [N, C, H, W]; every table is [N, C]."""
+
+    name: str
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance over (H, W)."""
+
+    def affine(
+        self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
+    ) -> Tensor:
+        """(x - center) * scale + shift, + residual, its ReLU; in x's dtype and memory format.
+
+        ``residual`` is of x's shape, dtype and memory format.
+        """
+
+    def gradient_sums(
+        self, grad: Tensor, x: Tensor, mean: Tensor, relu_mask: ReluMask = None
+    ) -> tuple[Tensor, Tensor]:
+        """Sums over (H, W) of g and of g * (x - mean), [2, N, C]; g is ``grad`` behind the ReLU.
+
+        The second return value is the gradient for :meth:`input_gradient`: g where ``relu_mask`` is
+        an output (pass no mask then), ``grad`` otherwise.
+        """
+
+    def input_gradient(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        relu_mask: Affine | None = None,
+    ) -> Tensor:
+        """a * g + b * (x - mean) + c, in x's dtype; the scale of ``relu_mask`` is ``a``."""
+
+
+CPP = CppBackend()
+NATIVE = NativeBackend()
+TRITON = TritonBackend()
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CPP, NATIVE, TRITON)}
+
+
+def select_backend(x: Tensor, name: str | None = None) -> Backend:
+    """The backend for ``x``, or the one called ``name``.
+
+    Raises:
+        ValueError: no backend of that name, or it cannot take ``x``.
+    """
+    if name is None:
+        if x.is_cuda:
+            return TRITON if triton_backend.supports(x) else NATIVE
+        return CPP if cpp.supports(x) else NATIVE
+    if name not in BACKENDS:
+        raise ValueError(
+            f"backend={name!r}: expected one of {', '.join(sorted([*BACKENDS, 'formula']))}"
+        )
+    if name == CPP.name and not cpp.supports(x):
+        raise ValueError(
+            f"backend='cpp' cannot take a {x.dtype} tensor on {x.device}: it needs a C++ compiler "
+            "and an fp32, fp64 or bf16 tensor on the CPU"
+        )
+    if name == TRITON.name and not triton_backend.supports(x):
+        raise ValueError(
+            f"backend='triton' cannot take a {x.dtype} tensor on {x.device}: it needs Triton and "
+            "a CUDA device (or TRITON_INTERPRET=1)"
+        )
+    return BACKENDS[name]

@@ -1,0 +1,87 @@
+"""The passes as PyTorch's own operators: any device, dtype and memory format."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sn_imagenet.norms.kernels.tables import Affine, ReluMask, statistics_dtype
+
+
+def _over_map(table: Tensor) -> Tensor:
+    return table[:, :, None, None]
+
+
+class NativeBackend:
+    """ATen operators; any device, dtype and memory format.
+
+    A contiguous activation is one batch-norm "channel" per (sample, channel) when seen as
+    [1, N*C, H, W], so group norm's and batch norm's own kernels do two of the passes.
+    """
+
+    name = "native"
+
+    # Small enough to vanish beside any variance in fp32, large enough that 1 / sqrt(eps) is finite:
+    # 1 / rstd^2 is then the variance itself, with no eps to subtract again.
+    _eps = 1e-30
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        n, channels, height, width = x.shape
+        if x.is_contiguous() and statistics_dtype(x.dtype) == x.dtype:
+            _, mean, rstd = torch.native_group_norm(
+                x, None, None, n, channels, height * width, channels, self._eps
+            )
+            return mean, rstd.pow(-2)
+        x = x.to(statistics_dtype(x.dtype))
+        mean = x.mean(dim=(2, 3))
+        return mean, (x - _over_map(mean)).square_().mean(dim=(2, 3))
+
+    def affine(
+        self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
+    ) -> Tensor:
+        center, scale, shift = tables
+        if x.is_contiguous() and x.dtype == scale.dtype:
+            folded = x.view(1, -1, *x.shape[2:])
+            center, scale, shift = center.reshape(-1), scale.reshape(-1), shift.reshape(-1)
+            y = torch.native_batch_norm(
+                folded, scale, shift, center, torch.ones_like(center), False, 0.0, 0.0
+            )[0]
+            # Not a view to autograd, so that an in-place ReLU may follow.
+            y = torch.ops.aten._unsafe_view(y, x.shape)
+        else:
+            y = (x - _over_map(center)).mul_(_over_map(scale)).add_(_over_map(shift))
+        if residual is not None:
+            y.add_(residual)
+        if relu:
+            y.relu_()
+        return y.to(x.dtype)
+
+    def gradient_sums(
+        self, grad: Tensor, x: Tensor, mean: Tensor, relu_mask: ReluMask = None
+    ) -> tuple[Tensor, Tensor]:
+        through = self._through(grad, x, relu_mask)
+        values = through.to(mean.dtype)
+        centered = x - _over_map(mean)
+        sums = torch.stack([values.sum(dim=(2, 3)), centered.mul_(values).sum(dim=(2, 3))])
+        return sums, through if isinstance(relu_mask, Tensor) else grad
+
+    def input_gradient(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        relu_mask: Affine | None = None,
+    ) -> Tensor:
+        offset = torch.addcmul(c, b, mean, value=-1)
+        dx = torch.mul(self._through(grad, x, relu_mask), _over_map(a))
+        return dx.addcmul_(x.to(a.dtype), _over_map(b)).add_(_over_map(offset)).to(x.dtype)
+
+    def _through(self, grad: Tensor, x: Tensor, relu_mask: ReluMask) -> Tensor:
+        if relu_mask is None:
+            return grad
+        y = relu_mask if isinstance(relu_mask, Tensor) else self.affine(x, relu_mask)
+        through: Tensor = torch.ops.aten.threshold_backward(grad, y, 0)
+        return through

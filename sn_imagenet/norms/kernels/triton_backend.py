@@ -1,0 +1,170 @@
+"""The passes as Triton kernels, for CUDA (and, under Triton's interpreter, for tests on a CPU).
+
+Launches per layer: one each for moments, affine, gradient sums and input gradient, so 2 forward
+and 2 backward, and one more in either direction where the pixels are split. A ReLU and a residual
+add none. In between, the built-in methods pool their [N, C] tables with 2 launches forward and 2
+backward (pooling/), so 8 in all, up to 10 with splits, and 2 small ones for running statistics and
+their count. Where BN's statistics span ranks, joining them takes 7 small ones and 2 collectives
+more. Any other method takes PyTorch's own small operators: 81 launches with SN's pool, 33 with
+BN's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from sn_imagenet.norms.kernels import triton_launch
+from sn_imagenet.norms.kernels.tables import Affine, ReluMask, statistics_dtype, with_layout_of
+from sn_imagenet.norms.kernels.triton_tiles import Tile, Tuner, launch
+
+JOIN_BLOCK = 128
+TUNER = Tuner()
+
+
+@cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def supports(x: Tensor) -> bool:
+    """Whether the kernels take ``x``."""
+    return (
+        (x.is_cuda or interpreted())
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and x.is_floating_point()
+        and _installed()
+    )
+
+
+class TritonBackend:
+    """Both memory layouts; fp32, fp16, bf16 and fp64; statistics and sums in fp32 or fp64."""
+
+    name = "triton"
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean = x.new_empty(x.shape[:2], dtype=statistics_dtype(x.dtype))
+        var = torch.empty_like(mean)
+        self.moments_into(x, mean, var)
+        return mean, var
+
+    def moments_into(self, x: Tensor, mean: Tensor, var: Tensor) -> None:
+        """Write them to ``mean`` and ``var``, contiguous."""
+        from sn_imagenet.norms.kernels import triton_kernels as kernels
+
+        def run(tile: Tile) -> None:
+            tiles = launch(x, tile)
+            means, squares, split = mean, var, tiles.splits > 1
+            if split:
+                means, squares = mean.new_empty((2, tiles.splits, tiles.tables)).unbind()
+            triton_launch.call(
+                kernels.moments_kernel,
+                tiles.reduction_programs,
+                (x, means, squares),
+                tiles.reduction,
+                tiles.blocks,
+            )
+            if split:
+                triton_launch.call(
+                    kernels.join_moments_kernel,
+                    -(-tiles.tables // JOIN_BLOCK),
+                    (means, squares, mean, var),
+                    (tiles.area, tiles.per_split, tiles.tables, tiles.splits),
+                    {"BLOCK": JOIN_BLOCK},
+                )
+
+        run(TUNER.tile("moments", x, run))
+
+    def affine(
+        self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
+    ) -> Tensor:
+        from sn_imagenet.norms.kernels import triton_kernels as kernels
+
+        y = torch.empty_like(x)
+        maps = [table.contiguous() for table in tables]
+        flags = {"RELU": relu, "RESIDUAL": residual is not None}
+        added = x if residual is None else residual
+
+        def run(tile: Tile) -> None:
+            tiles = launch(x, tile)
+            triton_launch.call(
+                kernels.affine_kernel,
+                tiles.elementwise_programs,
+                (x, *maps, added, y),
+                tiles.elementwise,
+                {**flags, **tiles.blocks},
+            )
+
+        run(TUNER.tile("affine", x, run))
+        return y
+
+    def gradient_sums(
+        self, grad: Tensor, x: Tensor, mean: Tensor, relu_mask: ReluMask = None
+    ) -> tuple[Tensor, Tensor]:
+        from sn_imagenet.norms.kernels import triton_kernels as kernels
+
+        grad = with_layout_of(grad, x)
+        through = torch.empty_like(x) if isinstance(relu_mask, Tensor) else grad
+        center, scale, shift = _maps(relu_mask, mean)
+        y = relu_mask if isinstance(relu_mask, Tensor) else x
+        kind = 0 if relu_mask is None else 1 if isinstance(relu_mask, Affine) else 2
+
+        def run(tile: Tile) -> Tensor:
+            tiles = launch(x, tile)
+            both = mean.new_empty((2, tiles.splits, tiles.tables))
+            triton_launch.call(
+                kernels.gradient_sums_kernel,
+                tiles.reduction_programs,
+                (grad, x, mean, *both.unbind(), center, scale, shift, y, through),
+                tiles.reduction,
+                {"RELU_MASK": kind, **tiles.blocks},
+            )
+            return both.squeeze(1) if tiles.splits == 1 else both.sum(dim=1)
+
+        both = run(TUNER.tile("gradient_sums", x, run))
+        return both.view(2, *x.shape[:2]), through
+
+    def input_gradient(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        relu_mask: Affine | None = None,
+    ) -> Tensor:
+        from sn_imagenet.norms.kernels import triton_kernels as kernels
+
+        grad, dx = with_layout_of(grad, x), torch.empty_like(x)
+        tables = [table.contiguous() for table in (mean, a, b, c)]
+        center, _, shift = _maps(relu_mask, mean)
+
+        def run(tile: Tile) -> None:
+            tiles = launch(x, tile)
+            triton_launch.call(
+                kernels.input_gradient_kernel,
+                tiles.elementwise_programs,
+                (grad, x, *tables, center, shift, dx),
+                tiles.elementwise,
+                {"RELU_MASK": int(relu_mask is not None), **tiles.blocks},
+            )
+
+        run(TUNER.tile("input_gradient", x, run))
+        return dx
+
+
+def _maps(relu_mask: ReluMask, unused: Tensor) -> tuple[Tensor, ...]:
+    """The relu_mask's tables; in their place a pointer that the kernel will not follow."""
+    if isinstance(relu_mask, Affine):
+        return tuple(table.contiguous() for table in relu_mask)
+    return unused, unused, unused

@@ -1,0 +1,185 @@
+"""The passes as Triton kernels; see triton_backend.py for how they are launched.
+
+One set of kernels serves both memory layouts: a program works on a tile of channels by pixels of
+one sample, addressed by strides, and the tile is long in whichever direction memory is contiguous.
+Sums are of the tables' dtype (fp32 for fp32, fp16 and bf16 activations). ``RELU_MASK`` is the ReLU
+before the gradient: 0 none, 1 one whose sign is recomputed from x, 2 that of the output y.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# ruff: noqa: N803
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _tile(programs, channels, blocks_c, stride_n, stride_c, BC: tl.constexpr):
+    """This program's part of the pixels, and its channels: table indices, mask, their maps."""
+    part = tl.program_id(0) // programs
+    pid = tl.program_id(0) % programs
+    n = pid // blocks_c
+    c = (pid % blocks_c) * BC + tl.arange(0, BC)
+    maps = n.to(tl.int64) * stride_n + c.to(tl.int64) * stride_c
+    return part, n * channels + c, c < channels, maps
+
+
+@triton.jit
+def _pixels(first, end, in_c, maps, stride_p, BP: tl.constexpr):
+    """Offsets and mask of the elements of BP pixels from ``first`` on."""
+    p = first + tl.arange(0, BP)
+    return maps[:, None] + p.to(tl.int64)[None, :] * stride_p, in_c[:, None] & (p < end)[None, :]
+
+
+@triton.jit
+def _through(grad, values, at, mask, y, gated, a, b, c, RELU_MASK: tl.constexpr):
+    """The gradient behind the ReLU; where that is y's, also written down. NaN lets it through."""
+    g = tl.load(grad + at, mask=mask, other=0.0).to(values.dtype)
+    if RELU_MASK == 1:
+        z = (values - a[:, None]) * b[:, None] + c[:, None]
+        # As forward rounded it: what became 0 passes nothing.
+        z = z.to(grad.dtype.element_ty).to(values.dtype)
+        g = tl.where(z <= 0.0, 0.0, g)
+    if RELU_MASK == 2:
+        out = tl.load(y + at, mask=mask, other=0.0)
+        g = tl.where(out <= 0.0, 0.0, g)
+        tl.store(gated + at, g.to(gated.dtype.element_ty), mask=mask)
+    return g
+
+
+@triton.jit
+def moments_kernel(
+    x, mean_out, square_out, programs, channels, area, per_split, tables, blocks_c, stride_n,
+    stride_c, stride_p, BC: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """Mean and sum of squared deviations of this program's share of the pixels; the variance at
+    once where it has them all.
+
+    Each tile is centered on its own mean and joined to the rest by Chan et al.'s update, so that a
+    mean of 1000 with a deviation of 1 keeps its variance.
+    """
+    acc = mean_out.dtype.element_ty
+    part, table, in_c, maps = _tile(programs, channels, blocks_c, stride_n, stride_c, BC)
+    start = part * per_split
+    end = tl.minimum(start + per_split, area)
+    mean = tl.zeros([BC], acc)
+    square = tl.zeros([BC], acc)
+    count = 0
+    for first in range(start, end, BP):
+        at, mask = _pixels(first, end, in_c, maps, stride_p, BP)
+        values = tl.load(x + at, mask=mask, other=0.0).to(acc)
+        size = tl.minimum(end - first, BP)
+        mu = tl.sum(values, axis=1) / size
+        centered = tl.where(mask, values - mu[:, None], 0.0)
+        delta = mu - mean
+        share = size.to(acc) / (count + size).to(acc)
+        square += tl.sum(centered * centered, axis=1) + delta * delta * (share * count)
+        mean += delta * share
+        count += size
+    if per_split >= area:
+        square = square / area
+    to = part.to(tl.int64) * tables + table
+    tl.store(mean_out + to, mean, mask=in_c)
+    tl.store(square_out + to, square, mask=in_c)
+
+
+@triton.jit
+def join_moments_kernel(
+    means, squares, mean_out, var_out, area, per_split, tables, splits, BLOCK: tl.constexpr
+):
+    """Chan et al.'s update over the shares of the pixels: [splits, N C] -> mean, var [N C]."""
+    acc = mean_out.dtype.element_ty
+    table = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = table < tables
+    mean = tl.zeros([BLOCK], acc)
+    square = tl.zeros([BLOCK], acc)
+    count = 0
+    for split in range(0, splits):
+        size = tl.minimum(per_split, area - split * per_split)
+        from_ = table.to(tl.int64) + split * tables
+        mu = tl.load(means + from_, mask=mask, other=0.0)
+        delta = mu - mean
+        share = size.to(acc) / (count + size).to(acc)
+        square += tl.load(squares + from_, mask=mask, other=0.0)
+        square += delta * delta * (share * count)
+        mean += delta * share
+        count += size
+    tl.store(mean_out + table, mean, mask=mask)
+    tl.store(var_out + table, square / area, mask=mask)
+
+
+@triton.jit
+def affine_kernel(
+    x, center, scale, shift, residual, y, programs, channels, area, blocks_c, stride_n, stride_c,
+    stride_p, RELU: tl.constexpr, RESIDUAL: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """y = (x - center) * scale + shift, + residual, its ReLU."""
+    part, table, in_c, maps = _tile(programs, channels, blocks_c, stride_n, stride_c, BC)
+    at, mask = _pixels(part * BP, area, in_c, maps, stride_p, BP)
+    a = tl.load(center + table, mask=in_c, other=0.0)
+    b = tl.load(scale + table, mask=in_c, other=0.0)
+    c = tl.load(shift + table, mask=in_c, other=0.0)
+    values = tl.load(x + at, mask=mask, other=0.0).to(a.dtype)
+    result = (values - a[:, None]) * b[:, None] + c[:, None]
+    if RESIDUAL:
+        result += tl.load(residual + at, mask=mask, other=0.0).to(a.dtype)
+    if RELU:
+        result = tl.where(result <= 0.0, 0.0, result)  # and not the maximum: NaN comes through
+    tl.store(y + at, result.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def gradient_sums_kernel(
+    grad, x, mean, sums, products, center, scale, shift, y, gated, programs, channels, area,
+    per_split, tables, blocks_c, stride_n, stride_c, stride_p, RELU_MASK: tl.constexpr,
+    BC: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """Sums of g and of g * (x - mean) over this program's share of the pixels."""
+    acc = sums.dtype.element_ty
+    part, table, in_c, maps = _tile(programs, channels, blocks_c, stride_n, stride_c, BC)
+    start = part * per_split
+    end = tl.minimum(start + per_split, area)
+    mu = tl.load(mean + table, mask=in_c, other=0.0)
+    a = mu
+    b = mu
+    c = mu
+    if RELU_MASK == 1:
+        a = tl.load(center + table, mask=in_c, other=0.0)
+        b = tl.load(scale + table, mask=in_c, other=0.0)
+        c = tl.load(shift + table, mask=in_c, other=0.0)
+    total = tl.zeros([BC], acc)
+    product = tl.zeros([BC], acc)
+    for first in range(start, end, BP):
+        at, mask = _pixels(first, end, in_c, maps, stride_p, BP)
+        values = tl.load(x + at, mask=mask, other=0.0).to(acc)
+        g = _through(grad, values, at, mask, y, gated, a, b, c, RELU_MASK)
+        total += tl.sum(g, axis=1)
+        product += tl.sum(g * (values - mu[:, None]), axis=1)
+    to = part.to(tl.int64) * tables + table
+    tl.store(sums + to, total, mask=in_c)
+    tl.store(products + to, product, mask=in_c)
+
+
+@triton.jit
+def input_gradient_kernel(
+    grad, x, mean, a, b, c, center, shift, dx, programs, channels, area, blocks_c, stride_n,
+    stride_c, stride_p, RELU_MASK: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """dx = a * g + b * (x - mean) + c; a is the scale of the ReLU's map, too."""
+    part, table, in_c, maps = _tile(programs, channels, blocks_c, stride_n, stride_c, BC)
+    at, mask = _pixels(part * BP, area, in_c, maps, stride_p, BP)
+    mu = tl.load(mean + table, mask=in_c, other=0.0)
+    of_grad = tl.load(a + table, mask=in_c, other=0.0)
+    of_x = tl.load(b + table, mask=in_c, other=0.0)
+    constant = tl.load(c + table, mask=in_c, other=0.0)
+    middle = mu
+    offset = mu
+    if RELU_MASK == 1:
+        middle = tl.load(center + table, mask=in_c, other=0.0)
+        offset = tl.load(shift + table, mask=in_c, other=0.0)
+    values = tl.load(x + at, mask=mask, other=0.0).to(mu.dtype)
+    g = _through(grad, values, at, mask, dx, dx, middle, of_grad, offset, RELU_MASK)
+    result = of_grad[:, None] * g + (of_x[:, None] * (values - mu[:, None]) + constant[:, None])
+    tl.store(dx + at, result.to(dx.dtype.element_ty), mask=mask)

@@ -1,0 +1,250 @@
+"""A normalization layer as a pool function, which autograd differentiates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sn_imagenet.norms.batch_average import BatchAverage
+from sn_imagenet.norms.moments import Moments, RunningUpdate, Statistics
+from sn_imagenet.norms.op import normalize
+
+
+class BatchTables(Protocol):
+    """Where a training-mode forward pass leaves the batch's statistics."""
+
+    def batch(self) -> Statistics:
+        """BN's mean and biased variance of this batch, each [1, R, C]."""
+
+    def update_running(self, running: Statistics, momentum: float | Tensor, unbias: float) -> None:
+        """Move the running statistics towards the first replica's."""
+
+
+class MomentNorm2d(nn.Module, ABC):
+    """Eq. (1), y = weight * (x - mean) / sqrt(var + eps) + bias, for any way of pooling moments.
+
+    A method is a subclass with a :meth:`combine`. The arguments are those of nn.BatchNorm2d, in its
+    order and sense, so that every layer works as a timm ``norm_layer``; methods without stored
+    statistics accept ``momentum`` and ``track_running_stats`` and have no use for them.
+
+    Args:
+        num_features: C.
+        eps: added to the pooled variance.
+        momentum: weight of the newest batch in the running statistics; None averages all batches
+            equally.
+        affine: learn ``weight`` (initially 1) and ``bias`` (initially 0), each [C].
+        track_running_stats: keep running statistics of the batch's channels; without them the
+            batch's own are used in evaluation too.
+
+    A layer may also do what follows it, at no further traffic: ``layer(x, residual)`` adds a tensor
+    of the output's shape, and ``layer.relu = True`` (an attribute, False at first) ends in a ReLU.
+
+    Shape:
+        Input and output [N, C, H, W], any floating dtype, any memory format.
+
+    Raises:
+        ValueError: the input is not 4D, has another number of channels, or another shape than the
+            residual.
+    """
+
+    stores_statistics = False
+    """Whether evaluation uses stored statistics of the training data."""
+
+    trains_on_stored_statistics = False
+    """Whether training uses them too, so that every rank needs the first replica's at each step."""
+
+    instance_correction = 0
+    """Subtracted from HW in the divisor of each (sample, channel)'s variance, before pooling."""
+
+    needs_all_replicas = False
+    """Whether the replicas share statistics, so that all of a rank's go through in one pass."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_features < 1:
+            raise ValueError(f"num_features={num_features}: expected at least 1 channel")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.weight = nn.Parameter(torch.ones(num_features, **factory)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features, **factory)) if affine else None
+
+        self.track_running_stats = track_running_stats and self.stores_statistics
+        tracked = self.track_running_stats
+        self.register_buffer(
+            "running_mean", torch.zeros(num_features, **factory) if tracked else None
+        )
+        self.register_buffer(
+            "running_var", torch.ones(num_features, **factory) if tracked else None
+        )
+        count = torch.tensor(0, dtype=torch.long, device=device) if tracked else None
+        self.register_buffer("num_batches_tracked", count)
+        self.running_mean: Tensor | None
+        self.running_var: Tensor | None
+        self.num_batches_tracked: Tensor | None
+
+        # Where the batch's samples come from; see set_replicas.
+        self.replicas = 1
+        self.process_group: dist.ProcessGroup | None = None
+        self.holds_first_replica = True
+        # Set while a calibration pass collects batch statistics; see collect_batch_averages.
+        self.batch_average: BatchAverage | None = None
+        # Whether the output passes a ReLU.
+        self.relu = False
+        # By name; None chooses by device, dtype and layout. See select_backend.
+        self.backend: str | None = None
+
+    @abstractmethod
+    def combine(self, moments: Moments) -> Statistics:
+        """The method: mean and variance to normalize with, broadcastable to [n, R, C]."""
+
+    def coefficients(self, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. (1) as center, scale and shift, each [N, C], from what :meth:`combine` gives."""
+        center, variance = self.combine(moments)
+        scale = torch.rsqrt(variance + self.eps)
+        shape = moments.mean.shape
+        rows = moments.mean.flatten(0, 1)  # [N, C]
+        if self.weight is not None:
+            scale = scale * self.weight
+        if self.bias is None:
+            shift = torch.zeros_like(rows)
+        else:
+            shift = self.bias.to(rows.dtype).expand_as(rows)
+        return (
+            center.expand(shape).reshape_as(rows),
+            scale.expand(shape).reshape_as(rows),
+            shift,
+        )
+
+    def batch_statistics(self, moments: Moments) -> Statistics:
+        """BN's statistics: the batch's in training, the stored ones in evaluation."""
+        if self._uses_stored_statistics:
+            dtype = moments.mean.dtype
+            mean, var = self._stored()
+            return mean.to(dtype), var.to(dtype)
+        return moments.batch()
+
+    @property
+    def groups(self) -> tuple[int, dist.ProcessGroup | None]:
+        """The statistics groups of a batch, and the ranks over which each spans."""
+        return self.replicas, self.process_group
+
+    def _check_input(self, x: Tensor, residual: Tensor | None) -> None:
+        if x.dim() != 4 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__} got an input of shape {list(x.shape)}: expected "
+                f"[N, {self.num_features}, H, W]"
+            )
+        if residual is not None and residual.shape != x.shape:
+            raise ValueError(
+                f"{type(self).__name__} got a residual of shape {list(residual.shape)}: expected "
+                f"the input's, {list(x.shape)}"
+            )
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        self._check_input(x, residual)
+        if x.numel() == 0 or self._stored_statistics_suffice:
+            return self._without_moments(x, residual)
+        y, tables = self._normalize(x, residual)
+        if tables is not None and self.training and self.stores_statistics:
+            self._store(tables, x.shape)
+        return y
+
+    @property
+    def _stored_statistics_suffice(self) -> bool:
+        """Whether the stored statistics alone normalize, so that the sample's are not needed."""
+        return False
+
+    def _without_moments(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        if x.numel() == 0:
+            # As nn.BatchNorm2d: gradients of 0, and no new running statistics.
+            used = [*self.parameters(recurse=False), *([] if residual is None else [residual])]
+            return sum((tensor.sum() for tensor in used), x.clone())
+        y = F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+        if residual is not None:
+            y += residual
+        return F.relu_(y) if self.relu else y
+
+    def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables | None]:
+        """The output by :meth:`combine` and autograd, and the tables that it was made from, unless
+        they have moved the running statistics already.
+        """
+        pooled: list[Moments] = []
+        pixels = x.shape[2] * x.shape[3]
+        if pixels <= self.instance_correction:
+            raise ValueError(
+                f"{type(self).__name__} got maps of {pixels} value: instance_correction="
+                f"{self.instance_correction} needs more"
+            )
+
+        def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            if self.instance_correction:
+                var = var * (pixels / (pixels - self.instance_correction))
+            pooled.append(Moments(mean, var, *self.groups))
+            return self.coefficients(pooled[0])
+
+        parameters = list(self.parameters(recurse=False))
+        y = normalize(x, coefficients, parameters, self.backend, self.relu, residual)
+        return y, pooled[0]
+
+    @property
+    def _uses_stored_statistics(self) -> bool:
+        return self.track_running_stats and not self.training
+
+    def _stored(self) -> Statistics:
+        assert self.running_mean is not None and self.running_var is not None
+        return self.running_mean, self.running_var
+
+    def _momentum(self) -> float | Tensor:
+        """Counts one more batch; the weight of its statistics in the running ones."""
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        if self.momentum is None:
+            return self.num_batches_tracked.double().reciprocal()
+        return self.momentum
+
+    def _store(self, tables: BatchTables, shape: torch.Size) -> None:
+        """Keep the statistics of a batch of ``shape``."""
+        if self.batch_average is not None:
+            with torch.no_grad():
+                mean, var = tables.batch()
+                self.batch_average.add(mean[0], var[0])
+        else:
+            update = self._running_update(shape)
+            if update is not None:
+                tables.update_running(*update)
+
+    def _running_update(self, shape: torch.Size) -> RunningUpdate | None:
+        """What a batch of ``shape`` does to the running statistics; counts the batch."""
+        collects = self.batch_average is not None
+        if collects or not (self.track_running_stats and self.holds_first_replica):
+            return None
+        replicas, group = self.groups
+        ranks = dist.get_world_size(group) if group is not None else 1
+        count = shape[0] // replicas * ranks * shape[2] * shape[3]
+        # Unbiased, as nn.BatchNorm2d keeps it, where the instances' are not already; one value
+        # alone has no spread to correct.
+        unbias = 1.0 if self.instance_correction else count / max(count - 1, 1)
+        return RunningUpdate(self._stored(), self._momentum(), unbias)
+
+    def extra_repr(self) -> str:
+        relu = ", relu=True" if self.relu else ""
+        return f"{self.num_features}, eps={self.eps}, affine={self.affine}{relu}"

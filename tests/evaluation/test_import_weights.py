@@ -1,0 +1,159 @@
+"""Weights that others trained become runs of ours that compute what theirs do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from authors_layer import authors_checkpoint, authors_layer
+from torch import Tensor, nn
+
+from sn_imagenet.config import ExperimentConfig, from_dict
+from sn_imagenet.errors import UserError
+from sn_imagenet.evaluation.departures import departures
+from sn_imagenet.evaluation.import_weights import import_official, import_published
+from sn_imagenet.models import load
+from sn_imagenet.models.published import published
+from sn_imagenet.norms import norm_layers
+from sn_imagenet.runs import NOT_EVALUATED, RunDirectory, read_run
+
+Compose = Callable[..., ExperimentConfig]
+
+
+def checkpoint_of_resnet18(bn: bool) -> dict[str, Any]:
+    return authors_checkpoint(timm.create_model("resnet18", num_classes=7).state_dict(), bn)
+
+
+def authors_logits(state: dict[str, Tensor], images: Tensor) -> Tensor:
+    """ResNet-18 (He et al.) in float64 with the authors' layer after each convolution."""
+    weights = {name.removeprefix("module."): value.double() for name, value in state.items()}
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        own = {k.rpartition(".")[2]: v for k, v in weights.items() if k.startswith(f"{name}.")}
+        stored = None
+        if "running_mean" in own:
+            stored = own["running_mean"].flatten(), own["running_var"].flatten()
+        scale, shift = own["weight"].flatten(), own["bias"].flatten()
+        return authors_layer(x, scale, shift, own["mean_weight"], own["var_weight"], stored)
+
+    def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:
+        kernel = weights[f"{name}.weight"]
+        return F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
+
+    x = torch.relu(norm(conv(images.double(), "conv1", 2), "sn1"))
+    x = F.max_pool2d(x, 3, 2, 1)
+    for stage in range(1, 5):
+        for block in range(2):
+            name, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+            y = torch.relu(norm(conv(x, f"{name}.conv1", stride), f"{name}.sn1"))
+            y = norm(conv(y, f"{name}.conv2"), f"{name}.sn2")
+            if stride == 2:
+                x = norm(conv(x, f"{name}.downsample.0", 2), f"{name}.downsample.1")
+            x = torch.relu(y + x)
+    return F.linear(x.mean((2, 3)), weights["fc.weight"], weights["fc.bias"])
+
+
+@pytest.mark.parametrize("bn", [True, False], ids=["with bn", "using_bn false"])
+def test_the_authors_checkpoint_gives_the_authors_logits(
+    composed: Compose, tmp_path: Path, bn: bool
+) -> None:
+    checkpoint = checkpoint_of_resnet18(bn)
+    torch.save(checkpoint, tmp_path / "sn.pth")
+    batch = "batch=8x32" if bn else "batch=8x1"
+    config = composed(
+        "norm=sn", batch, "model.name=resnet18", "data=digits", f"run_dir={tmp_path / 'run'}"
+    )
+    path = import_official(tmp_path / "sn.pth", config)
+    network = load(path)
+    omega = ("in", "ln", "bn") if bn else ("in", "ln")
+    assert all(layer.omega == omega for layer in norm_layers(network).values())
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = network.double()(images.double())
+    expected = authors_logits(checkpoint["state_dict"], images)
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+    run = read_run(path)
+    assert (run.cell.norm, run.state) == ("sn (imported)", NOT_EVALUATED)
+    written = from_dict(RunDirectory(path).read_config())
+    items = {item["item"]: item["ours"] for item in departures(written, {})}
+    assert re.fullmatch(r"the authors' sn\.pth, sha256 [0-9a-f]{16}", items["weights"])
+    assert "instance_correction" in items["normalizer arguments"]
+    assert not items.keys() & {"epochs", "dropout", "initial learning rate"}
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "norm", "size", "resize", "interpolation"),
+    [
+        ("ResNet18_Weights.IMAGENET1K_V1", torchvision.models.resnet18, "bn", 224, 256, "bilinear"),
+        ("resnet18.a1_in1k", lambda: timm.create_model("resnet18"), "bn", 288, 288, "bicubic"),
+        (
+            "resnet50_gn.a1h_in1k",
+            lambda: timm.create_model("resnet50_gn"),
+            "gn",
+            288,
+            303,
+            "bicubic",
+        ),
+    ],
+    ids=["torchvision", "timm", "timm, gn"],
+)
+def test_published_weights_compute_the_same_here(
+    composed: Compose,
+    tmp_path: Path,
+    name: str,
+    make: Callable[[], nn.Module],
+    norm: str,
+    size: int,
+    resize: int,
+    interpolation: str,
+) -> None:
+    torch.manual_seed(0)
+    theirs = make().eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    config = composed(f"norm={norm}", f"run_dir={tmp_path / 'run'}")
+    path = import_published(tmp_path / "weights.pth", name, config)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(load(path)(images), theirs(images), rtol=1e-4, atol=1e-4)
+    data = from_dict(RunDirectory(path).read_config()).data
+    assert (data.image_size, data.resize_size) == (size, resize)
+    assert (data.interpolation, data.source) == (interpolation, "imagenet")
+    assert read_run(path).cell.norm == f"{norm} (imported)"
+
+
+def test_torchvisions_second_weights_are_resized_to_232() -> None:
+    assert published("ResNet50_Weights.IMAGENET1K_V2").resize_size == 232
+    assert published("ResNet50_Weights.IMAGENET1K_V1").resize_size == 256
+
+
+def test_what_cannot_be_imported_is_told(composed: Compose, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    run = f"run_dir={tmp_path / 'run'}"
+    bn, sn = (composed(f"norm={norm}", "data=digits", run) for norm in ("bn", "sn"))
+    with pytest.raises(UserError, match="cannot be read"):
+        import_official(file, sn)
+    torch.save(timm.create_model("resnet18").state_dict(), file)
+    with pytest.raises(UserError, match=r"it has no entry sn1\.mean_weight"):
+        import_official(file, sn)
+    with pytest.raises(UserError, match="not those of model"):
+        import_published(file, "resnet50.tv_in1k", bn)
+    with pytest.raises(UserError, match="give norm=bn"):
+        import_published(file, "resnet18.tv_in1k", sn)
+    with pytest.raises(
+        UserError, match=r"no weights resnet18\.tv_in1: did you mean resnet18\.tv_in1k"
+    ):
+        import_published(file, "resnet18.tv_in1", bn)
+    path = import_published(file, "resnet18.tv_in1k", bn)
+    with pytest.raises(UserError, match="holds a run already"):
+        import_published(file, "resnet18.tv_in1k", bn)
+    assert RunDirectory(path).final.exists()
+    torch.save({"state_dict": checkpoint_of_resnet18(True)["state_dict"], "epoch": 1}, file)
+    with pytest.raises(UserError, match=r"the authors' weights\.pth.*not those of model\.name"):
+        import_official(file, composed("norm=sn", f"run_dir={tmp_path / 'other'}"))
