@@ -51,7 +51,7 @@ def test_official_code_at_one_sample_per_gpu(tmp_path: Path) -> None:
 
 def _page(language: str) -> str:
     """The first block of code in ``language`` of the page on one's own normalizer."""
-    page = (ROOT / "docs" / "own-normalizer.md").read_text()
+    page = (ROOT / "docs" / "custom-norm.md").read_text()
     return page.partition(f"```{language}\n")[2].partition("```")[0]
 
 

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_digits
 
-OWN = ROOT / "docs" / "own-normalizer.md"
+OWN = ROOT / "docs" / "custom-norm.md"
 RUN = Path("runs/imagenet/resnet14_mini/sn/8x2/seed0")
 
 
