@@ -12,7 +12,7 @@ NOBODY = 65534
 
 
 @contextmanager
-def full_after(size: int) -> Iterator[None]:
+def size_limit(size: int) -> Iterator[None]:
     """No file of this process can grow beyond ``size`` bytes, as where a disk is full."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

@@ -166,7 +166,7 @@ def write_run(
     return directory
 
 
-def finished(root: Path, top1: float, other_top1: float | None = None, **cell: Any) -> Path:
+def finished_run(root: Path, top1: float, other_top1: float | None = None, **cell: Any) -> Path:
     """Shorthand: a finished run of ``cell`` (arguments of :func:`config`)."""
     settings = config(**cell)
     return write_run(root, settings, result(settings, top1, other_top1))
@@ -202,7 +202,7 @@ def epoch_rows(
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def sweep(
+def write_sweep(
     root: Path, batches: tuple[str, ...], seeds: int = 3, half: bool = False, epochs: int = 10
 ) -> None:
     """BN, GN and SN in ``batches``; ``half``: some cells are missing, interrupted or diverged."""
@@ -222,7 +222,7 @@ def sweep(
                     write_run(root, settings, result(settings, status="diverged"), metrics=rows)
 
 
-def version_1(outcome: dict[str, Any]) -> dict[str, Any]:
+def as_version_1(outcome: dict[str, Any]) -> dict[str, Any]:
     """A result as version 1 wrote it, which knew one evaluation under each of the statistics."""
     how = ("statistics", "precision", "checkpoint", "data", "by", "at", "provenance")
     evaluations = {
@@ -232,7 +232,7 @@ def version_1(outcome: dict[str, Any]) -> dict[str, Any]:
     return {**outcome, "version": 1, "evaluations": evaluations}
 
 
-def evaluated(outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def first_evaluations(outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Statistics -> the first evaluation under them in a result, without who made it and when."""
     found: dict[str, dict[str, Any]] = {}
     for evaluation in outcome["evaluations"]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from worlds import as_programs
+from process_groups import run_programs
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("data=digits", "model=resnet14_mini")
@@ -78,10 +78,10 @@ def train(*arguments: object, **options: Any) -> Done:
 
 
 def forked(script: str, *arguments: object, folder: Path) -> Done:
-    """A script with its arguments in a process that has its imports behind it already, as
-    :mod:`worlds` starts them: not each test need wait for torch. ``folder`` is for its output.
+    """Run a script in a process forked from the server of :mod:`process_groups`, which has imported
+    torch: no test waits for that. ``folder`` holds the output.
     """
-    (ended,) = as_programs(1, _main, folder, script, list(map(str, arguments)))
+    (ended,) = run_programs(1, _main, folder, script, list(map(str, arguments)))
     assert ended.code is not None
     return Done(ended.code, ended.out, ended.err)
 
@@ -105,7 +105,7 @@ def train_killed(*arguments: object, folder: Path, step: int, last: Path, epoch:
     its checkpoint, which another thread writes.
     """
     line = list(map(str, arguments))
-    (ended,) = as_programs(1, _main_killed, folder, line, step, last, epoch)
+    (ended,) = run_programs(1, _main_killed, folder, line, step, last, epoch)
     assert ended.code is not None
     return Done(ended.code, ended.out, ended.err)
 

@@ -21,7 +21,7 @@ from command_line import (
     train_forked,
 )
 from PIL import Image
-from run_files import evaluated
+from run_files import first_evaluations
 
 DIGITS = (*SMALL, "batch=8x2", "trainer.max_steps=3")
 
@@ -231,7 +231,7 @@ def test_truncated_photo_ends_the_run_until_it_is_mended(photos: Path) -> None:
     assert "indexed anew" in subprocess.run(mend, cwd=ROOT, stdout=-1, text=True, check=True).stdout
     succeeded(train(*_arguments(photos)))
     assert result(photos / "run")["status"] == "finished"
-    assert {e["seen"] for e in evaluated(result(photos / "run")).values()} == {9}
+    assert {e["seen"] for e in first_evaluations(result(photos / "run")).values()} == {9}
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from command_line import ROOT, Done, metrics, result
-from run_files import evaluated
+from run_files import first_evaluations
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.slow  # a whole training first
@@ -25,17 +25,17 @@ def test_result_counts_its_top1(cell: Cell) -> None:
     assert found["status"] == "finished"
     assert found["error"] is None
     assert found["diverged"] is None
-    assert set(evaluated(found)) == {"moving_average", "batch_average"}
-    for evaluation in evaluated(found).values():
+    assert set(first_evaluations(found)) == {"moving_average", "batch_average"}
+    for evaluation in first_evaluations(found).values():
         assert evaluation["seen"] == 400
         assert evaluation["top1"] == 100 * evaluation["top1_correct"] / 400
         assert evaluation["top5"] == 100 * evaluation["top5_correct"] / 400
         assert evaluation["top1_correct"] <= evaluation["top5_correct"] <= 400
         assert evaluation["loss"] > 0
     # Four epochs teach it far more than chance, 10 %.
-    assert evaluated(found)["batch_average"]["top1"] > 50
-    assert evaluated(found)["moving_average"]["calibration"] is None
-    assert evaluated(found)["batch_average"]["calibration"] == {
+    assert first_evaluations(found)["batch_average"]["top1"] > 50
+    assert first_evaluations(found)["moving_average"]["calibration"] is None
+    assert first_evaluations(found)["batch_average"]["calibration"] == {
         "estimator": "mean_of_variances",
         "samples_requested": 50000,
         "samples_used": 1396,  # 349 minibatches of 4 of 1,397
@@ -97,7 +97,7 @@ def test_top1_table_is_printed_and_written(cell: Cell) -> None:
     run_dir, done = cell
     table = (run_dir / "top1.md").read_text()
     assert table in done.out
-    best = evaluated(result(run_dir))["batch_average"]
+    best = first_evaluations(result(run_dir))["batch_average"]
     row = next(line for line in table.splitlines() if "batch average" in line)
     assert f"{best['top1']:.2f}" in row
     assert f"{best['top1_correct']}/400" in row
@@ -140,7 +140,7 @@ def test_metrics_hold_each_step_once_and_follow_the_schedule(cell: Cell) -> None
         (3, 4, 129),
         (4, 4, 172),
     ]
-    last = evaluated(result(cell[0]))["moving_average"]
+    last = first_evaluations(result(cell[0]))["moving_average"]
     assert epochs[-1]["val"]["top1_correct"] == last["top1_correct"]
     assert all(len(row["importance_weights"]) == 17 for row in epochs)
 
@@ -167,7 +167,7 @@ def test_tensorboard_shows_the_run(cell: Cell) -> None:
     stem = [event.value for event in board.Scalars("importance_mean/res1/bn")]
     assert stem[-1] == pytest.approx(rows[-1]["importance_weights"]["bn1"]["mean"]["bn"], rel=1e-6)
     assert [event.value for event in board.Scalars("final/top1")] == pytest.approx(
-        [evaluated(result(run_dir))["batch_average"]["top1"]]
+        [first_evaluations(result(run_dir))["batch_average"]["top1"]]
     )
 
 

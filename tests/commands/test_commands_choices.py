@@ -27,7 +27,7 @@ from command_line import (
     succeeded,
     train_forked,
 )
-from run_files import evaluated
+from run_files import first_evaluations
 
 
 def test_official_code_at_one_sample_per_gpu(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_official_code_at_one_sample_per_gpu(tmp_path: Path) -> None:
     found = result(runs / CELL / "sn/8x1/seed0")
     assert found["status"] == "finished"
     assert found["cell"]["norm_args"] == {"omega": ["in", "ln"]}
-    assert set(evaluated(found)) == {"sample"}
+    assert set(first_evaluations(found)) == {"sample"}
     assert list(found["importance_weights"][0]["mean"]) == ["in", "ln"]
     departures = {d["item"]: (d["paper"], d["ours"]) for d in found["departures"]}
     assert departures["dropout"] == ("0.0", "0.5")
@@ -68,18 +68,18 @@ def test_own_normalizer_of_the_docs(tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / CELL / "half/8x2/seed0"
     before = result(run_dir)
     assert before["cell"]["test_statistics"] == "batch_average"
-    assert set(evaluated(before)) == {"moving_average", "batch_average"}
+    assert set(first_evaluations(before)) == {"moving_average", "batch_average"}
     assert before["importance_weights"] is None
 
     succeeded(run(str(ROOT / "evaluate.py"), f"run={run_dir}", **mine))
-    assert evaluated(result(run_dir)) == evaluated(before)
+    assert first_evaluations(result(run_dir)) == first_evaluations(before)
     # Elsewhere its module is not to be found, and the error says what to do.
     refused(evaluate(f"run={run_dir}"), "norm.target=my_norm.HalfNorm2d", "PYTHONPATH")
 
     done = succeeded(
         run("scripts/make_tables.py", "--runs", tmp_path / "runs", "--out", tmp_path / "tables")
     )
-    top1 = evaluated(before)["batch_average"]["top1"]
+    top1 = first_evaluations(before)["batch_average"]["top1"]
     row = next(line for line in done.out.splitlines() if re.match(r"\| *half", line, re.IGNORECASE))
     assert f"{top1:.1f}" in row
 
@@ -105,8 +105,8 @@ def test_real_photographs(name: str, arguments: tuple[str, ...], tmp_path: Path)
     succeeded(train_forked(*chosen, *arguments, folder=tmp_path / "said"))
     found = result(runs / name / "resnet14_mini/sn/8x2/seed0")
     images = sum(len(files) for _, _, files in os.walk(val))
-    assert {e["seen"] for e in evaluated(found).values()} == {images}
-    calibration = evaluated(found)["batch_average"]["calibration"]
+    assert {e["seen"] for e in first_evaluations(found).values()} == {images}
+    calibration = first_evaluations(found)["batch_average"]["calibration"]
     assert calibration["samples_used"] == 64
     assert found["provenance"]["data_fingerprint"]["val"]["samples"] == images
 

@@ -18,7 +18,7 @@ from command_line import CELL, ROOT, Done, evaluate, evaluate_forked, refused, r
 from conftest import SWEPT
 from omegaconf import OmegaConf
 from PIL import Image
-from run_files import evaluated, version_1
+from run_files import as_version_1, first_evaluations
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
@@ -33,7 +33,7 @@ COUNTS = ("top1_correct", "top5_correct", "seen")
 
 
 def _counts(found: dict) -> dict[str, list[int]]:
-    return {name: [e[key] for key in COUNTS] for name, e in evaluated(found).items()}
+    return {name: [e[key] for key in COUNTS] for name, e in first_evaluations(found).items()}
 
 
 def _added(found: dict, count: int = 2) -> dict:
@@ -53,7 +53,7 @@ def test_a_run_is_evaluated_as_its_training_did(trained: Path, tmp_path: Path) -
         (trained / name).unlink()
     done = succeeded(evaluate_forked(f"run={trained}", folder=tmp_path / "said"))
     after = result(trained)
-    assert evaluated(after) == evaluated(before)
+    assert first_evaluations(after) == first_evaluations(before)
     assert after["importance_weights"] == before["importance_weights"]
     assert after["config"] == before["config"]
     assert after["training"] == before["training"]
@@ -86,35 +86,37 @@ def test_two_processes_count_alike(trained: Path) -> None:
     after = _added(after)
     assert _counts(after) == _counts(before)
     assert {counts[-1] for counts in _counts(after).values()} == {400}
-    for name, evaluation in evaluated(after).items():
-        assert evaluation["loss"] == pytest.approx(evaluated(before)[name]["loss"], rel=1e-6), name
-    calibration = evaluated(after)["batch_average"]["calibration"]
-    assert calibration == evaluated(before)["batch_average"]["calibration"]
+    for name, evaluation in first_evaluations(after).items():
+        assert evaluation["loss"] == pytest.approx(
+            first_evaluations(before)[name]["loss"], rel=1e-6
+        ), name
+    calibration = first_evaluations(after)["batch_average"]["calibration"]
+    assert calibration == first_evaluations(before)["batch_average"]["calibration"]
     assert "| batch average " in done.out
 
 
 def test_another_calibration_is_added_and_does_not_count(trained: Path, tmp_path: Path) -> None:
     before = result(trained)
-    (trained / "result.json").write_text(json.dumps(version_1(before)))  # an old run's
+    (trained / "result.json").write_text(json.dumps(as_version_1(before)))  # an old run's
     chosen = ("calibration.samples=all", "calibration.estimator=population", "calibration.seed=3")
     done = succeeded(evaluate_forked(f"run={trained}", *chosen, folder=tmp_path / "said"))
     after = result(trained)
     unchanged = before.keys() - {"evaluations"}
     assert {key: after[key] for key in unchanged} == {key: before[key] for key in unchanged}
-    assert evaluated(after) == evaluated(before)
+    assert first_evaluations(after) == first_evaluations(before)
     assert len(after["evaluations"]) == 4
     run = read_run(trained)
-    assert run.top1() == evaluated(before)["batch_average"]["top1"]
+    assert run.top1() == first_evaluations(before)["batch_average"]["top1"]
     assert "| batch average, all samples, population, seed 3 |" in done.out
     after = _added(after)
-    assert evaluated(after)["batch_average"]["calibration"] == {
+    assert first_evaluations(after)["batch_average"]["calibration"] == {
         "estimator": "population",
         "samples_requested": "all",
         "samples_used": 1396,
         "samples_per_replica": 4,
         "seed": 3,
     }
-    assert evaluated(after)["moving_average"] == evaluated(before)["moving_average"]
+    assert first_evaluations(after)["moving_average"] == first_evaluations(before)["moving_average"]
 
 
 def test_all_that_can_be_asked_for(trained: Path, tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_a_glob_goes_into_one_table_past_an_unfinished_run(
         run_dir = runs / CELL / cell / "seed0"
         if run_dir == unfinished:
             continue
-        calibration = evaluated(_added(result(run_dir)))["batch_average"]["calibration"]
+        calibration = first_evaluations(_added(result(run_dir)))["batch_average"]["calibration"]
         assert (calibration["samples_requested"], calibration["samples_used"]) == (40, 40)
     assert not (unfinished / "result.json").exists()
 

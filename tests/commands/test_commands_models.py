@@ -20,7 +20,7 @@ from command_line import (
     succeeded,
     train_forked,
 )
-from run_files import evaluated
+from run_files import first_evaluations
 
 from sn_imagenet.config import from_dict
 from sn_imagenet.data.loaders import eval_loader
@@ -49,7 +49,7 @@ def test_a_trained_cell_is_exported_with_what_it_came_to(
         assert torch.equal(load(exported)(images), load(cell[0])(images))
         assert not torch.equal(load(exported)(images), load(cell[0], "moving_average")(images))
     card = (exported / "README.md").read_text()
-    average = evaluated(result(cell[0]))["batch_average"]
+    average = first_evaluations(result(cell[0]))["batch_average"]
     row = next(line for line in card.splitlines() if "the weights here" in line)
     assert "batch average" in row
     assert f"{average['top1_correct']}/{average['seen']}" in row
@@ -63,7 +63,7 @@ def test_the_export_is_right_as_often_as_the_result_says(
     images = prepare(config).data.val
     batches = eval_loader(images, batch_size=100, rank=0, world_size=1, workers=0)
     found = accuracy(load(exported), batches, torch.device("cpu"), nullcontext)
-    quoted = evaluated(result(cell[0]))["batch_average"]
+    quoted = first_evaluations(result(cell[0]))["batch_average"]
     assert (found["top1_correct"], found["seen"]) == (quoted["top1_correct"], quoted["seen"])
     assert found["loss"] == pytest.approx(quoted["loss"], rel=1e-5)
 

@@ -27,7 +27,7 @@ from command_line import (
     without_timings,
 )
 from conftest import CELL_ARGUMENTS, Once
-from run_files import evaluated
+from run_files import first_evaluations
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.slow  # a whole training first
@@ -74,7 +74,7 @@ def _same_as_undisturbed(run_dir: Path, undisturbed: Path) -> None:
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert without_timings(metrics(run_dir)) == without_timings(metrics(undisturbed))
-    assert evaluated(result(run_dir)) == evaluated(result(undisturbed))
+    assert first_evaluations(result(run_dir)) == first_evaluations(result(undisturbed))
     assert result(run_dir)["importance_weights"] == result(undisturbed)["importance_weights"]
     assert result(run_dir)["training"]["samples"] == result(undisturbed)["training"]["samples"]
 
@@ -168,7 +168,7 @@ def test_max_steps_ends_with_its_checkpoint(tmp_path: Path) -> None:
     assert found["status"] == "finished"
     assert found["training"]["steps"] == 50
     assert found["importance_weights"] is None
-    assert set(evaluated(found)) == {"sample"}  # GN stores no statistics
+    assert set(first_evaluations(found)) == {"sample"}  # GN stores no statistics
     assert not list(run_dir.glob("fig*"))
     stopped = [d for d in found["departures"] if d["item"] == "stopped after steps"]
     assert stopped == [{"item": "stopped after steps", "paper": "None", "ours": "50"}]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from command_line import CELL, SMALL, Done, metrics, result, run, succeeded, train_forked
 from conftest import SWEPT
-from run_files import evaluated
+from run_files import first_evaluations
 
 from sn_imagenet.reporting.render import half_up
 
@@ -26,9 +26,9 @@ def _check(runs: Path, done: Done, processes: int) -> None:
         found = result(runs / CELL / cell / "seed0")
         assert found["status"] == "finished"
         assert found["training"]["world_size"] == processes
-        assert {e["seen"] for e in evaluated(found).values()} == {400}
+        assert {e["seen"] for e in first_evaluations(found).values()} == {400}
         # BN and SN both under the moving average and the batch average.
-        assert set(evaluated(found)) == {"moving_average", "batch_average"}
+        assert set(first_evaluations(found)) == {"moving_average", "batch_average"}
     # Only rank 0 speaks: each line once.
     assert len(_lines(done, "validation top-1")) == len(SWEPT)
     assert len(_lines(done, f"on {processes} process")) == len(SWEPT)
@@ -54,7 +54,7 @@ def test_calibration_in_training_changes_no_bit(
     ours, theirs = (torch.load(path / "final.pt")["model"] for path in (run, other))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     row = metrics(run)[-1]
-    average = evaluated(result(run))["batch_average"]
+    average = first_evaluations(result(run))["batch_average"]
     assert row["calibrated"]["statistics"] == "batch_average"
     assert row["calibrated"]["top1_correct"] == average["top1_correct"]
     assert row["calibrated"]["calibration"] == average["calibration"]
@@ -93,8 +93,8 @@ def test_placements_agree(sweep_of_one: Sweep, sweep_of_two: Sweep, cell: str) -
         assert (ours["lr"], ours["step"]) == (theirs["lr"], theirs["step"])
     results = [result(path) for path in (one, two)]
     assert results[0]["training"]["samples"] == results[1]["training"]["samples"]
-    for name, evaluation in evaluated(results[0]).items():
-        other = evaluated(results[1])[name]
+    for name, evaluation in first_evaluations(results[0]).items():
+        other = first_evaluations(results[1])[name]
         assert evaluation["seen"] == other["seen"]
         assert evaluation["calibration"] == other["calibration"]
 
@@ -104,7 +104,7 @@ def test_sweep_fills_table_2(sweep_of_one: Sweep, tmp_path: Path) -> None:
     done = succeeded(run("scripts/make_tables.py", "--runs", sweep_of_one[0], "--out", tmp_path))
     for cell in SWEPT:
         found = result(sweep_of_one[0] / CELL / cell / "seed0")
-        top1 = evaluated(found)[found["cell"]["test_statistics"]]["top1"]
+        top1 = first_evaluations(found)[found["cell"]["test_statistics"]]["top1"]
         assert str(half_up(top1, 1)) in done.out
     assert {path.name for path in tmp_path.iterdir()} >= {"table2.md", "table2.tex", "table2.csv"}
     done = succeeded(run("scripts/make_figures.py", "--runs", sweep_of_one[0], "--out", tmp_path))

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 from placed_training import Outcome, batch, placed
+from process_groups import run_on_ranks
 from test_placement_equivalence import Compose, assert_equal, config_of
 from torch import nn
-from worlds import in_world
 
 from sn_imagenet.config import ExperimentConfig, from_dict
 from sn_imagenet.config.running import COMPILE_MODES
@@ -62,7 +62,7 @@ def test_two_processes_train_the_blocks_as_one_does_eagerly(
 ) -> None:
     eager, values = both(composed, "sn", None)
     folder = tmp_path_factory.mktemp("compiled") / "world"
-    for outcome in in_world(2, compiled, folder, 2, values, "aot_eager"):
+    for outcome in run_on_ranks(2, compiled, folder, 2, values, "aot_eager"):
         assert_equal(outcome, eager, "sn on two ranks")
 
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 from placed_training import Outcome, placed, placed_cases, plain
+from process_groups import run_on_ranks
 from torch import Tensor
-from worlds import in_world
 
 from sn_imagenet.config import ExperimentConfig, from_dict
 
@@ -58,7 +58,7 @@ def reference(
         if setting not in known:
             cases = {norm: config_of(composed, setting, norm) for norm in NORMS}
             folder = tmp_path_factory.mktemp("plain") / "world"
-            known[setting] = in_world(setting[0], plain, folder, cases)[0]
+            known[setting] = run_on_ranks(setting[0], plain, folder, cases)[0]
         return known[setting]
 
     return reference_of
@@ -141,7 +141,7 @@ def test_several_processes_train_as_the_gpus_do(
         for norm in NORMS
         for replicas in per_pass
     }
-    ranks = in_world(world_size, placed_cases, tmp_path / "world", world_size, cases)
+    ranks = run_on_ranks(world_size, placed_cases, tmp_path / "world", world_size, cases)
     for rank, outcomes in enumerate(ranks):
         for case, ours in outcomes.items():
             assert_equal(ours, reference(setting)[case[:2]], f"{case}, rank {rank}")
@@ -168,7 +168,7 @@ def test_dropout_is_the_same_in_every_placement(composed: Compose, tmp_path: Pat
         splits = (None, 4) if setting[0] > 1 else (None,)
         cases = {f"{setting}, {replicas} a pass": case(setting, replicas) for replicas in splits}
         folder = tmp_path / f"{setting[0]}x{setting[1]}"
-        for outcomes in in_world(2, placed_cases, folder, 2, cases):
+        for outcomes in run_on_ranks(2, placed_cases, folder, 2, cases):
             for name, ours in outcomes.items():
                 assert_equal(ours, one, name)
         if setting[0] > 1:

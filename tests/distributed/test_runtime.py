@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from process_groups import run_programs
 from session_program import alone, attempt, before_the_first_cell, main
-from worlds import as_programs
 
 from sn_imagenet.distributed import (
     LostPeerError,
@@ -65,7 +65,7 @@ def test_an_error_on_one_rank_alone_ends_all(
     tmp_path: Path, case: str, code: int, told: str
 ) -> None:
     """Even without torchrun to end them."""
-    waiting, failing = as_programs(2, main, tmp_path, case)
+    waiting, failing = run_programs(2, main, tmp_path, case)
     assert failing.code == code
     assert told in failing.err
     assert waiting.code == 2
@@ -93,7 +93,7 @@ def test_a_process_that_ends_while_others_still_connect_is_told(
 def test_an_error_that_all_agree_on_is_said_once_and_the_next_cell_runs(
     tmp_path: Path, case: str
 ) -> None:
-    first, second = as_programs(2, main, tmp_path, case)
+    first, second = run_programs(2, main, tmp_path, case)
     assert (first.code, second.code) == (2, 2)
     assert first.err == "error: met in the block\n"
     assert second.err == ""
@@ -102,7 +102,7 @@ def test_an_error_that_all_agree_on_is_said_once_and_the_next_cell_runs(
 
 
 def test_all_well(tmp_path: Path) -> None:
-    first, second = as_programs(2, main, tmp_path, "well")
+    first, second = run_programs(2, main, tmp_path, "well")
     assert (first.code, second.code) == (0, 0)
     assert first.out == "rank 0's value is ('a', 0)\nthe next cell ran\ngroup exists: False\n"
     assert second.out == "group exists: False\n"
@@ -113,18 +113,18 @@ def test_restarted_processes_do_not_take_the_last_attempt_for_each_other(tmp_pat
     """In the store that torchrun keeps between attempts, its processes' old addresses remain."""
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     for number, late in enumerate((False, True)):
-        for ended in as_programs(2, attempt, tmp_path / str(number), store.port, late):
+        for ended in run_programs(2, attempt, tmp_path / str(number), store.port, late):
             assert (ended.code, ended.out) == (0, "3\n"), ended.err
 
 
 def test_a_process_that_never_comes_ends_the_wait(tmp_path: Path) -> None:
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    waiting, _ = as_programs(2, alone, tmp_path, store.port)
+    waiting, _ = run_programs(2, alone, tmp_path, store.port)
     assert waiting.code == 1 and "process 1 of 2 did not come in 0:00:01" in waiting.err
 
 
 def test_what_goes_wrong_before_the_first_cell_is_said_by_one_rank(tmp_path: Path) -> None:
-    first, second = as_programs(2, before_the_first_cell, tmp_path)
+    first, second = run_programs(2, before_the_first_cell, tmp_path)
     assert (first.code, second.code) == (1, 1)
     assert first.err == "no such option\n"
     assert second.err == ""
@@ -137,9 +137,9 @@ def test_exit_codes_tell_user_errors_from_crashes(capsys: pytest.CaptureFixture[
         (KeyError("a bug"), 1, "Traceback"),
     ):
         with pytest.raises(SystemExit) as ended, session() as current:  # noqa: PT012
-            with current.cell():
+            with current.run():
                 raise error
-            with current.cell():
+            with current.run():
                 pass  # a good cell afterwards mends nothing
         assert ended.value.code == code
         assert told in capsys.readouterr().err
@@ -152,9 +152,9 @@ def test_the_gravest_error_gives_the_code_which_is_left_where_it_is_wanted(
     errors = [RunInUseError("wait"), UserError("mend me"), KeyError("a bug")]
     for first, second, code in ((0, 1, 2), (1, 0, 2), (2, 1, 1), (1, 2, 1), (0, 0, 69)):
         with pytest.raises(SystemExit) as ended, session() as current:  # noqa: PT012
-            with current.cell():
+            with current.run():
                 raise errors[first]
-            with current.cell():
+            with current.run():
                 raise errors[second]
         assert ended.value.code == code
         assert (tmp_path / "0").read_text() == str(code)
@@ -162,9 +162,9 @@ def test_the_gravest_error_gives_the_code_which_is_left_where_it_is_wanted(
 
 def test_a_crash_is_not_hidden_by_a_later_user_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, session() as current:  # noqa: PT012
-        with current.cell():
+        with current.run():
             raise KeyError("a bug")
-        with current.cell():
+        with current.run():
             raise UserError("mend me")
     assert ended.value.code != 0
     assert "a bug" in capsys.readouterr().err
@@ -175,7 +175,7 @@ def test_together_lets_other_errors_through() -> None:
         raise KeyError("a bug")
     with pytest.raises(UserError, match="mend me") as caught, raise_on_all_ranks():
         raise UserError("mend me")
-    assert caught.value.agreed
+    assert caught.value.raised_on_all_ranks
 
 
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import yaml
 from doc_text import ROOT, split
+from process_groups import run_programs
 from torch.distributed.run import get_args_parser
-from worlds import as_programs
 
 SMALL = ("trainer.max_steps=1", "calibration.samples=16", "data.workers=0")
 PIXELS = ("data.image_size=16", "data.resize_size=16")
@@ -106,7 +106,7 @@ def _run(
 ) -> str:
     place.logs.mkdir(parents=True, exist_ok=True)
     known = {"IMAGENET_ROOT": str(place.imagenet), "OMP_NUM_THREADS": "1", **variables}
-    ended = as_programs(
+    ended = run_programs(
         processes, _main, place.logs, script, arguments, known, str(place.folder), timeout=300
     )
     said = "\n".join(f"{rank.out}{rank.err}" for rank in ended)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from process_groups import run_programs
 from torch import Tensor, nn
-from worlds import as_programs
 
 from sn_imagenet.config import DataConfig, ExperimentConfig
 from sn_imagenet.data.datasets import AugmentedDataset
@@ -111,7 +111,7 @@ def evaluate_as_program(folder: str) -> None:
 
 
 def test_two_processes_count_each_sample_once(tmp_path: Path) -> None:
-    for ended in as_programs(2, evaluate_as_program, tmp_path, str(tmp_path)):
+    for ended in run_programs(2, evaluate_as_program, tmp_path, str(tmp_path)):
         assert ended.code == 0, ended.err
     for number in (0, 1):
         for (count, _), found in zip(CASES, torch.load(tmp_path / f"{number}.pt"), strict=True):
@@ -128,7 +128,7 @@ def detail_as_program(folder: str) -> None:
 
 
 def test_two_processes_keep_what_one_saw_in_the_order_of_the_data(tmp_path: Path) -> None:
-    for ended in as_programs(2, detail_as_program, tmp_path, str(tmp_path)):
+    for ended in run_programs(2, detail_as_program, tmp_path, str(tmp_path)):
         assert ended.code == 0, ended.err
     numbers = Numbers(13)
     expected = network()(numbers.images).detach()

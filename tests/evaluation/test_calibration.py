@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from process_groups import run_programs
 from torch import Tensor, nn
-from worlds import as_programs
 
 from sn_imagenet.config import CalibrationConfig, ExperimentConfig, from_dict
 from sn_imagenet.data.datasets import AugmentedDataset, build
@@ -212,7 +212,7 @@ def test_two_processes_find_the_same(
     composed: Compose, train: AugmentedDataset, tmp_path: Path
 ) -> None:
     values = composed("data=digits").to_dict()
-    for ended in as_programs(2, calibrate_as_program, tmp_path, values, str(tmp_path)):
+    for ended in run_programs(2, calibrate_as_program, tmp_path, values, str(tmp_path)):
         assert ended.code == 0, ended.err
     for number in (0, 1):
         for estimator in ("mean_of_variances", "population"):

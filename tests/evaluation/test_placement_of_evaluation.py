@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from worlds import as_programs
+from process_groups import run_programs
 
 from sn_imagenet.config import ExperimentConfig, from_dict
 from sn_imagenet.data.loaders import train_loader
@@ -82,7 +82,7 @@ def test_processes_workers_and_batches_change_no_count(
     assert top1.keys() == {"moving_average", "batch_average"}
     assert min(top1.values()) > 50  # it has learned: few images lie between two classes
 
-    for ended in as_programs(2, evaluate_as_program, tmp_path, trained, str(tmp_path)):
+    for ended in run_programs(2, evaluate_as_program, tmp_path, trained, str(tmp_path)):
         assert ended.code == 0, ended.err
     found = {
         (ranks, *case): evaluations

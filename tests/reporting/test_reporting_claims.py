@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_files import REPOSITORY, config, finished, result, write_run
+from run_files import REPOSITORY, config, finished_run, result, write_run
 from scipy import stats
 
 from sn_imagenet.reporting.claims_report import judge_claims, write_claims
@@ -23,7 +23,7 @@ NINE = ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
 
 def write(root: Path, norm: str, batch: str, values: list[float], **cell: Any) -> None:
     for seed, value in enumerate(values):
-        finished(root, value, norm=norm, batch=batch, seed=seed, **cell)
+        finished_run(root, value, norm=norm, batch=batch, seed=seed, **cell)
 
 
 def claims(root: Path, data: str = "imagenet") -> dict[int, dict[str, Any]]:

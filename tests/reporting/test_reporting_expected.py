@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_files import REPOSITORY, finished
+from run_files import REPOSITORY, finished_run
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.claims_report import write_claims
@@ -29,7 +29,7 @@ def judged(root: Path, statements: str) -> tuple[list[dict[str, Any]], str]:
 
 def runs(root: Path, norm: str, batch: str, values: list[float]) -> None:
     for seed, value in enumerate(values):
-        finished(root / "runs", value, norm=norm, batch=batch, seed=seed)
+        finished_run(root / "runs", value, norm=norm, batch=batch, seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
-from run_files import config, finished, result, sweep, weights, write_run
+from run_files import config, finished_run, result, weights, write_run, write_sweep
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.figures.data import gather
@@ -49,7 +49,7 @@ def is_picture(file: Path) -> bool:
 
 def test_figure3_stacks_the_weights_of_53_layers(tmp_path: Path) -> None:
     for batch in ("8x2", "8x32"):
-        finished(tmp_path, 90.0, norm="sn", batch=batch)
+        finished_run(tmp_path, 90.0, norm="sn", batch=batch)
     settings = gather_weights(runs_of(tmp_path))
     assert [w.setting for w in settings] == [Setting(8, 32), Setting(8, 2)]
     figure = draw_figure3(settings)
@@ -69,7 +69,7 @@ def test_figure3_stacks_the_weights_of_53_layers(tmp_path: Path) -> None:
 
 
 def test_figure3_marks_stages_and_places_as_the_paper_does(tmp_path: Path) -> None:
-    finished(tmp_path, 90.0, norm="sn")
+    finished_run(tmp_path, 90.0, norm="sn")
     axes = draw_figure3(gather_weights(runs_of(tmp_path))).axes[0]
     assert [text.get_text() for text in axes.texts] == ["res1", "res2", "res3", "res4", "res5"]
     layers = weights(["in", "ln", "bn"])
@@ -86,7 +86,7 @@ def test_figure3_marks_stages_and_places_as_the_paper_does(tmp_path: Path) -> No
 
 def test_figure3_is_the_mean_over_seeds(tmp_path: Path) -> None:
     for seed in range(3):
-        finished(tmp_path, 90.0, norm="sn", seed=seed)
+        finished_run(tmp_path, 90.0, norm="sn", seed=seed)
     (settings,) = gather_weights(runs_of(tmp_path))
     drawn = [weights(["in", "ln", "bn"], seed=seed) for seed in range(3)]
     assert settings.seeds == 3
@@ -99,7 +99,7 @@ def test_figure3_is_the_mean_over_seeds(tmp_path: Path) -> None:
 
 def test_figure4_is_the_mean_over_layers(tmp_path: Path) -> None:
     for batch in ("8x1", "8x2", "8x32"):
-        finished(tmp_path, 90.0, norm="sn", batch=batch)
+        finished_run(tmp_path, 90.0, norm="sn", batch=batch)
     figure = draw_figure4(gather_weights(runs_of(tmp_path)))
     mean_panel, variance_panel = figure.axes
     labels = [tick.get_text() for tick in variance_panel.get_xticklabels()]
@@ -130,7 +130,7 @@ def test_files_of_one_run_and_of_a_small_network(tmp_path: Path) -> None:
 
 
 def test_same_runs_same_files(tmp_path: Path) -> None:
-    sweep(tmp_path / "runs", ("8x2",), seeds=1)
+    write_sweep(tmp_path / "runs", ("8x2",), seeds=1)
     first, second = (write_figures(tmp_path / "runs", tmp_path / out) for out in "ab")
     assert [path.stem for path in first.paths[::3]] == [
         *("fig1", "fig2", "fig8", "weights", "fig3", "fig4")
@@ -142,7 +142,7 @@ def test_same_runs_same_files(tmp_path: Path) -> None:
 
 
 def test_the_numbers_drawn_lie_beside_each_figure(tmp_path: Path) -> None:
-    sweep(tmp_path / "runs", ("8x2",), seeds=2)
+    write_sweep(tmp_path / "runs", ("8x2",), seeds=2)
     write_figures(tmp_path / "runs", tmp_path / "out")
     mean, variance = json.loads((tmp_path / "out" / "fig4.json").read_text())
     layers = [weights(["in", "ln", "bn"], seed) for seed in range(2)]
@@ -158,7 +158,7 @@ def test_the_numbers_drawn_lie_beside_each_figure(tmp_path: Path) -> None:
 
 
 def test_half_a_sweep_is_drawn_as_far_as_it_is(tmp_path: Path) -> None:
-    sweep(tmp_path, ("8x32", "8x2"), half=True)
+    write_sweep(tmp_path, ("8x32", "8x2"), half=True)
     data, warnings = gather(runs_of(tmp_path))
     assert warnings == []
     axes = draw_figure1(data).axes[0]
@@ -181,7 +181,7 @@ def test_half_a_sweep_is_drawn_as_far_as_it_is(tmp_path: Path) -> None:
 def test_figure8s_legend_lies_within_it_and_above_the_panels(
     settings: tuple[str, ...], tmp_path: Path
 ) -> None:
-    sweep(tmp_path, settings)
+    write_sweep(tmp_path, settings)
     with rc_context(STYLE):
         figure = draw_figure8(gather(runs_of(tmp_path))[0])
         figure.canvas.draw()
@@ -203,7 +203,7 @@ def test_figure8s_legend_lies_within_it_and_above_the_panels(
     ],
 )
 def test_a_damaged_curve_is_told_and_hides_no_other(tmp_path: Path, row: str) -> None:
-    sweep(tmp_path, ("8x2",), seeds=1)
+    write_sweep(tmp_path, ("8x2",), seeds=1)
     file = tmp_path / "digits/resnet50_mini/gn/8x2/seed0/metrics.jsonl"
     file.write_text(f"{row}\n")
     data, (warning,) = gather(runs_of(tmp_path))
@@ -219,9 +219,9 @@ def test_nothing_to_plot(tmp_path: Path) -> None:
 
 def test_one_pair_of_files_for_each_data_and_model(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    finished(runs, 90.0, norm="sn")
-    finished(runs, 75.0, norm="sn", data="imagenet", model="resnet50")
-    finished(runs, 90.0, norm="bn", data="cifar10")
+    finished_run(runs, 90.0, norm="sn")
+    finished_run(runs, 75.0, norm="sn", data="imagenet", model="resnet50")
+    finished_run(runs, 90.0, norm="bn", data="cifar10")
     paths, warnings = write_figures(runs, tmp_path / "out")
     assert {path.name for path in paths if path.name.startswith(("fig3", "fig4"))} == {
         f"fig{i}_{pair}.{form}"
@@ -235,8 +235,8 @@ def test_one_pair_of_files_for_each_data_and_model(tmp_path: Path) -> None:
 
 def test_mixed_configs_are_left_out_with_a_warning(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    finished(runs, 90.0, norm="sn", batch="8x32")
-    finished(runs, 90.0, norm="sn", batch="8x2", seed=0)
+    finished_run(runs, 90.0, norm="sn", batch="8x32")
+    finished_run(runs, 90.0, norm="sn", batch="8x2", seed=0)
     other = config("sn", "8x2", seed=1)
     other["trainer"]["epochs"] = 20
     write_run(runs, other, result(other))
@@ -249,7 +249,7 @@ def test_mixed_configs_are_left_out_with_a_warning(tmp_path: Path) -> None:
 
 
 def test_layers_of_seeds_must_agree(tmp_path: Path) -> None:
-    finished(tmp_path, 90.0, norm="sn", seed=0)
+    finished_run(tmp_path, 90.0, norm="sn", seed=0)
     other = config("sn", seed=1)
     small = weights(["in", "ln", "bn"], blocks=(1, 1, 1, 1))
     write_run(tmp_path, other, result(other, importance_weights=small))

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from run_files import REPOSITORY, config, finished, result, sweep, write_run
+from run_files import REPOSITORY, config, finished_run, result, write_run, write_sweep
 
 from sn_imagenet.reporting.page import repeat_command, write_page
 from sn_imagenet.runs import find_runs
@@ -22,7 +22,7 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this ma
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    sweep(folder / "runs", ("8x32", "8x2"), half=True, epochs=3)
+    write_sweep(folder / "runs", ("8x32", "8x2"), half=True, epochs=3)
     return write_page(folder / "runs", folder / "out", PAPER).path
 
 
@@ -100,7 +100,7 @@ def test_names_from_result_files_are_text(tmp_path: Path) -> None:
 
 
 def test_the_command_repeats_the_config(tmp_path: Path) -> None:
-    finished(tmp_path, 90.0, norm="sn", batch="8x2", seed=3)
+    finished_run(tmp_path, 90.0, norm="sn", batch="8x2", seed=3)
     (run,) = find_runs(tmp_path).runs
     command = repeat_command(run)
     assert command.startswith("python train.py norm=sn batch=8x2 data=digits model=resnet50_mini")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_files import REPOSITORY, config, finished, result, write_run
+from run_files import REPOSITORY, config, finished_run, result, write_run
 
 
 def run_script(
@@ -19,7 +19,7 @@ def run_script(
 
 def test_make_tables(tmp_path: Path) -> None:
     for norm in ("bn", "gn", "sn"):
-        finished(tmp_path / "runs", 90.0, norm=norm)
+        finished_run(tmp_path / "runs", 90.0, norm=norm)
     (write_run(tmp_path / "runs", config(seed=1)) / "result.json").write_text("{")
     arguments = ("--runs", "runs", "--out", "out", "--only", "table2", "--settings", "8x2,8x1")
     done = run_script("make_tables.py", *arguments, cwd=tmp_path)
@@ -36,7 +36,7 @@ def test_make_tables(tmp_path: Path) -> None:
 
 
 def test_make_tables_paper_file(tmp_path: Path) -> None:
-    finished(tmp_path / "runs", 90.0)
+    finished_run(tmp_path / "runs", 90.0)
     text = (REPOSITORY / "results" / "paper.yaml").read_text().replace("65.3", "12.3")
     (tmp_path / "mine.yaml").write_text(text)
     done = run_script("make_tables.py", "--out", "out", "--paper", "mine.yaml", cwd=tmp_path)
@@ -56,7 +56,7 @@ def test_make_tables_table_1_needs_no_runs(tmp_path: Path) -> None:
 
 
 def test_make_figures(tmp_path: Path) -> None:
-    finished(tmp_path / "runs", 90.0, norm="sn")
+    finished_run(tmp_path / "runs", 90.0, norm="sn")
     done = run_script("make_figures.py", "--runs", "runs", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0
     assert "no fig2: no run has finished an epoch" in done.stderr
@@ -97,7 +97,7 @@ def test_nothing_of_torch_is_loaded() -> None:
 
 
 def test_the_status_of_a_sweep_with_a_failed_cell_ends_with_1(tmp_path: Path) -> None:
-    finished(tmp_path, 90.0)
+    finished_run(tmp_path, 90.0)
     assert run_script("sweep_status.py", "--runs", str(tmp_path)).returncode == 0
     failed = config(norm="sn")
     write_run(tmp_path, failed, result(failed, status="failed"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from run_files import REPOSITORY, config, finished, result, write_run
+from run_files import REPOSITORY, config, finished_run, result, write_run
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.paper import PAPER_SETTINGS, in_paper_order, read_paper
@@ -70,7 +70,7 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     values = {"bn": [76.1, 76.6, 76.45], "gn": [75.2, 75.9, 75.3], "sn": [76.8, 77.3, 77.1]}
     for norm, tops in values.items():
         for seed, top1 in enumerate(tops):
-            finished(tmp_path / "runs", top1, norm=norm, batch="8x32", seed=seed, **IMAGENET)
+            finished_run(tmp_path / "runs", top1, norm=norm, batch="8x32", seed=seed, **IMAGENET)
     markdown = make(tmp_path).markdown
     table = {row[0]: row[1:] for row in rows_of(markdown, "## imagenet, resnet50")}
     tidy = csv_rows(tmp_path)
@@ -92,7 +92,7 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
 
 
 def test_the_papers_rows_stand_below_ours(tmp_path: Path) -> None:
-    finished(tmp_path / "runs", 75.4, norm="bn", batch="8x32", **IMAGENET)
+    finished_run(tmp_path / "runs", 75.4, norm="bn", batch="8x32", **IMAGENET)
     table = rows_of(make(tmp_path).markdown, "## imagenet, resnet50")
     assert table[0][1:] == [str(setting) for setting in PAPER_SETTINGS]
     assert [row[0] for row in table[1:]] == [
@@ -107,7 +107,7 @@ def test_the_papers_rows_stand_below_ours(tmp_path: Path) -> None:
 
 
 def test_another_task_is_not_subtracted(tmp_path: Path) -> None:
-    finished(tmp_path / "runs", 92.5, norm="sn", batch="8x2")
+    finished_run(tmp_path / "runs", 92.5, norm="sn", batch="8x2")
     written = make(tmp_path)
     labels = [row[0] for row in rows_of(written.markdown, "## digits")]
     assert "– paper (ImageNet, ResNet-50)" in labels
@@ -164,8 +164,8 @@ def test_every_state_is_shown_as_such(tmp_path: Path) -> None:
 def test_only_seeds_of_one_experiment_are_averaged(
     tmp_path: Path, section: str, key: str, value: object, averaged: bool
 ) -> None:
-    finished(tmp_path / "runs", 90.0, norm="gn", seed=0)
-    finished(tmp_path / "runs", 80.0, norm="bn", seed=0)
+    finished_run(tmp_path / "runs", 90.0, norm="gn", seed=0)
+    finished_run(tmp_path / "runs", 80.0, norm="bn", seed=0)
     other = config("bn", seed=1)
     other[section][key] = value
     write_run(tmp_path / "runs", other, result(other, 82.0))
@@ -201,7 +201,7 @@ def test_another_calibration_at_evaluation_does_not_count(tmp_path: Path) -> Non
 
 
 def test_one_seed_twice_is_no_second_draw(tmp_path: Path) -> None:
-    finished(tmp_path / "runs", 80.0)
+    finished_run(tmp_path / "runs", 80.0)
     settings = config()
     write_run(tmp_path / "runs", settings, result(settings, 81.0), folder="again")
     written = make(tmp_path, settings=["8x2"])
@@ -212,10 +212,10 @@ def test_one_seed_twice_is_no_second_draw(tmp_path: Path) -> None:
 def test_both_statistics_and_which_one_stands_in_the_table(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for seed, (moving, batch) in enumerate([(60.0, 66.0), (61.0, 67.5)]):
-        finished(runs, moving, batch, norm="bn", seed=seed)
-    finished(runs, 92.5, 90.25, norm="sn")
-    finished(runs, 91.0, norm="sn", batch="8x1")
-    finished(runs, 90.0, norm="gn")
+        finished_run(runs, moving, batch, norm="bn", seed=seed)
+    finished_run(runs, 92.5, 90.25, norm="sn")
+    finished_run(runs, 91.0, norm="sn", batch="8x1")
+    finished_run(runs, 90.0, norm="gn")
     markdown = make(tmp_path, settings=["8x2", "8x1"]).markdown
     table = {row[0]: row[1:] for row in rows_of(markdown, "### Moving average and batch")}
     assert table["BN, moving average"] == ["60.50 ± 0.71 (2)", "—"]
@@ -231,7 +231,7 @@ def test_both_statistics_and_which_one_stands_in_the_table(tmp_path: Path) -> No
 
 def test_what_stands_behind_the_numbers(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    finished(runs, 90.0, norm="gn")
+    finished_run(runs, 90.0, norm="gn")
     settings = config("sn")
     lr = {"item": "initial LR", "paper": "0.1", "ours": "0.00625"}
     provenance = {"git_revision": "f" * 40, "git_dirty": True}
@@ -250,9 +250,9 @@ def test_what_stands_behind_the_numbers(tmp_path: Path) -> None:
 
 def test_other_methods_and_settings_are_appended(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    finished(runs, 71.6, norm="in", batch="8x32", **IMAGENET)
-    finished(runs, 70.0, norm="my_norm", batch="4x6", **IMAGENET)
-    finished(runs, 90.0, norm="sn", batch="8x2")
+    finished_run(runs, 71.6, norm="in", batch="8x32", **IMAGENET)
+    finished_run(runs, 70.0, norm="my_norm", batch="4x6", **IMAGENET)
+    finished_run(runs, 90.0, norm="sn", batch="8x2")
     markdown = make(tmp_path).markdown
     assert markdown.index("## imagenet, resnet50") < markdown.index("## digits, resnet50_mini")
     table = rows_of(markdown, "## imagenet")
@@ -268,8 +268,8 @@ def test_other_methods_and_settings_are_appended(tmp_path: Path) -> None:
 def test_latex_is_well_formed(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for seed in range(2):
-        finished(runs, 90.0 + seed, norm="my_norm&co", batch="8x2", seed=seed)
-        finished(runs, 75.0 + seed, norm="bn", batch="8x32", seed=seed, **IMAGENET)
+        finished_run(runs, 90.0 + seed, norm="my_norm&co", batch="8x2", seed=seed)
+        finished_run(runs, 75.0 + seed, norm="bn", batch="8x32", seed=seed, **IMAGENET)
     make(tmp_path)
     latex = (tmp_path / "out" / "table2.tex").read_text()
     assert latex.isascii()
@@ -309,7 +309,7 @@ def test_latex_escape() -> None:
     ],
 )
 def test_what_the_user_can_mend(tmp_path: Path, keywords: dict, message: str) -> None:
-    finished(tmp_path / "runs", 90.0)
+    finished_run(tmp_path / "runs", 90.0)
     arguments = {"paper_file": PAPER, **keywords}
     with pytest.raises(UserError, match=re.escape(message)):
         write_tables(tmp_path / "runs", tmp_path / "out", **arguments)
@@ -328,14 +328,14 @@ def test_settings_are_in_the_papers_order() -> None:
 
 
 def test_output_that_cannot_be_written(tmp_path: Path) -> None:
-    finished(tmp_path / "runs", 90.0)
+    finished_run(tmp_path / "runs", 90.0)
     (tmp_path / "out").write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"cannot write .*table2\.md: .* with --out"):
         make(tmp_path)
 
 
 def test_no_temporary_files_remain(tmp_path: Path) -> None:
-    finished(tmp_path / "runs", 90.0)
+    finished_run(tmp_path / "runs", 90.0)
     written = make(tmp_path)
     assert sorted((tmp_path / "out").iterdir()) == sorted(written.paths)
 

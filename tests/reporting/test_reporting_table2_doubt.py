@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_files import REPOSITORY, config, finished, result, write_run
+from run_files import REPOSITORY, config, finished_run, result, write_run
 from scipy import stats
 
 from sn_imagenet.reporting.render import (
@@ -42,7 +42,7 @@ def test_intervals_and_bold(tmp_path: Path) -> None:
     bn, sn = [76.1, 76.6, 76.45], [77.0, 77.3, 76.8]
     for norm, values in (("bn", bn), ("sn", sn)):
         for seed, value in enumerate(values):
-            finished(tmp_path / "runs", value, norm=norm, seed=seed)
+            finished_run(tmp_path / "runs", value, norm=norm, seed=seed)
     written = make(tmp_path)
     own = stats.ttest_1samp(bn, 0).confidence_interval()
     gap = stats.ttest_ind(sn, bn, equal_var=False).confidence_interval()
@@ -61,8 +61,8 @@ def test_intervals_and_bold(tmp_path: Path) -> None:
 def test_differences_say_what_they_are_of(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for seed in (0, 1):
-        finished(runs, 70.0 + seed, norm="bn", seed=seed)
-        finished(runs, 72.0 + seed, norm="gn", seed=seed + 1)
+        finished_run(runs, 70.0 + seed, norm="bn", seed=seed)
+        finished_run(runs, 72.0 + seed, norm="gn", seed=seed + 1)
         settings = config("sn", seed=seed)
         settings["protocol"]["dropout"] = 0.5
         outcome = result(settings, 80.0 + seed)
@@ -117,7 +117,7 @@ def test_the_epoch_is_chosen_and_named(tmp_path: Path) -> None:
         result(settings, 70.25),
         metrics="".join(json.dumps(entry) + "\n" for entry in rows),
     )
-    finished(tmp_path / "runs", 71.0, norm="sn")
+    finished_run(tmp_path / "runs", 71.0, norm="sn")
     assert row(make(tmp_path).markdown, "GN") == "70.3"
     best, middle = make(tmp_path, epoch="best"), make(tmp_path, epoch="median5")
     assert (row(best.markdown, "GN"), row(middle.markdown, "GN")) == ("80.0", "75.0")
@@ -130,7 +130,7 @@ def test_the_epoch_is_chosen_and_named(tmp_path: Path) -> None:
 def test_other_methods_and_averages_by_samples(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for norm in ("in", "ln", "sn"):
-        finished(runs, 70.0 + len(norm), norm=norm)
+        finished_run(runs, 70.0 + len(norm), norm=norm)
     for samples in ("1000", "all"):
         settings = config("bn")
         settings["calibration"]["samples"] = samples

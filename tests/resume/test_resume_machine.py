@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_files import evaluated
+from run_files import first_evaluations
 from run_processes import ROOT, SHORT, finish, start, steps, wait_until
 
 Disk = Callable[..., None]
@@ -94,7 +94,7 @@ def test_a_disk_that_fills_up_costs_no_step(disk, tmp_path, pauses):
     assert all(torch.equal(w, weights(undisturbed)[name]) for name, w in weights(run).items())
     assert steps(run) == list(range(1, 43))
     results = [json.loads((path / "result.json").read_text()) for path in (run, undisturbed)]
-    assert evaluated(results[0]) == evaluated(results[1])
+    assert first_evaluations(results[0]) == first_evaluations(results[1])
 
 
 @pytest.mark.slow

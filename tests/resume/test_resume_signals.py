@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_files import evaluated
+from run_files import first_evaluations
 from run_processes import ROOT, SHORT, children, finish, start, start_reading, steps, wait_until
 
 LONG = ("trainer.epochs=500", "evaluate=false", "checkpoint.minutes=null")
@@ -171,7 +171,7 @@ def test_ranks_told_to_stop_while_evaluating_end_together(tmp_path, pauses, phas
     output, code = finish(start(run, *one_epoch, processes=2))
     assert code == 0 and "going on after epoch 1, step 21" in output, output
     result = json.loads((run / "result.json").read_text())
-    assert {e["seen"] for e in evaluated(result).values()} == {400}
+    assert {e["seen"] for e in first_evaluations(result).values()} == {400}
     assert steps(run) == list(range(1, 22))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from disks import full_after, read_only
+from disks import read_only, size_limit
 
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
 
@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_the_old_checkpoints(directory: RunDirectory) -> None
     for step in (1, 2):
         checkpoint.save_last(directory, state(step))
     for size in (0, 1000, directory.last.stat().st_size - 1):
-        with full_after(size), pytest.raises(RunError, match=r"cannot write .*: File too large"):
+        with size_limit(size), pytest.raises(RunError, match=r"cannot write .*: File too large"):
             checkpoint.save_last(directory, state(3))
         loaded, warnings = checkpoint.load_last(directory)
         assert_is(loaded, 2)
@@ -194,7 +194,7 @@ def test_a_full_disk_does_not_cost_the_checkpoint_that_was_resumed_from(
     for step in (1, 2):
         checkpoint.save_last(directory, state(step))
     truncate(0.5)(directory.last)
-    with full_after(1000), pytest.raises(RunError, match="File too large"):
+    with size_limit(1000), pytest.raises(RunError, match="File too large"):
         checkpoint.save_last(directory, state(2))
     loaded, warnings = checkpoint.load_last(directory)
     assert_is(loaded, 1)

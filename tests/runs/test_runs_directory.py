@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from disks import full_after, read_only
+from disks import read_only, size_limit
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import UserError
@@ -249,7 +249,7 @@ def test_a_read_only_folder(open_directory: RunDirectory, config: ExperimentConf
 def test_a_full_disk_leaves_the_old_file(directory: RunDirectory) -> None:
     directory.write_result({"version": 2, "top1": 1})
     with (
-        full_after(1000),
+        size_limit(1000),
         pytest.raises(RunError, match=r"cannot write .*result\.json: File too large; free some"),
     ):
         directory.write_result({"top1": [0] * 1000})
@@ -260,7 +260,7 @@ def test_a_full_disk_leaves_the_old_file(directory: RunDirectory) -> None:
 def test_a_full_disk_at_the_claim(directory: RunDirectory, config: ExperimentConfig) -> None:
     """Neither a half-written lock nor a half-written config stands in the next start's way."""
     for size in (0, 300):
-        with full_after(size), pytest.raises(RunError, match=r"cannot write .*free some space"):
+        with size_limit(size), pytest.raises(RunError, match=r"cannot write .*free some space"):
             directory.claim(config)
         assert not directory.config.exists()
     directory.claim(config)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_files import config, result, version_1, write_run
+from run_files import as_version_1, config, result, write_run
 
 from sn_imagenet.runs import (
     FINISHED,
@@ -79,7 +79,7 @@ def test_a_result_of_version_1_is_read_as_one_of_version_2(
         made["data"] = {"name": "digits", "val": FINGERPRINT["val"]}
         made["checkpoint"] = {"file": "final.pt", "epoch": 10, "step": 870}
     now["provenance"] |= {"written_at": "2026-01-31T12:00:00+0000", "data_fingerprint": FINGERPRINT}
-    old = version_1(now)
+    old = as_version_1(now)
     old["provenance"] = {**now["provenance"], "evaluated_by": evaluator}
     directory = write_run(tmp_path, SETTINGS, old)
     assert RunDirectory(directory).read_result() == now

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disks import full_after, read_only
+from disks import read_only, size_limit
 
 from sn_imagenet.runs import MetricsFile, RunDirectory, RunError, last_rows, unpacked
 
@@ -99,7 +99,7 @@ def test_what_is_no_packed_metrics(directory: RunDirectory) -> None:
 
 def test_a_full_disk_is_one_clear_error(directory: RunDirectory) -> None:
     log = MetricsFile(directory.metrics)
-    with full_after(5000):
+    with size_limit(5000):
         with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: File too large"):
             write(log, *range(1, 10_000))
         log.close()  # raises nothing that would hide the error

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run_files import config, epoch_rows, finished, result, write_run
+from run_files import config, epoch_rows, finished_run, result, write_run
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.norms.methods import METHODS
@@ -144,7 +144,7 @@ def test_finished_without_its_evaluation(tmp_path: Path) -> None:
     ["", '{"version": 1, "sta', "[]", '{"version": 3}', '{"version": 2}', '{"version": 1}', "null"],
 )
 def test_a_bad_result_does_not_hide_the_others(tmp_path: Path, text: str) -> None:
-    finished(tmp_path, 90.0, seed=0)
+    finished_run(tmp_path, 90.0, seed=0)
     bad = write_run(tmp_path, config(seed=1)) / "result.json"
     bad.write_text(text)
     runs, warnings = find_runs(tmp_path)
@@ -174,7 +174,7 @@ def test_bad_config_is_placed_by_its_path(tmp_path: Path, text: str) -> None:
 
 
 def test_a_run_that_cannot_be_placed_is_a_warning(tmp_path: Path) -> None:
-    finished(tmp_path, 90.0)
+    finished_run(tmp_path, 90.0)
     stray = tmp_path / "stray"
     stray.mkdir()
     (stray / "config.yaml").write_text("something: else")
@@ -184,13 +184,13 @@ def test_a_run_that_cannot_be_placed_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_result_without_config_file(tmp_path: Path) -> None:
-    directory = finished(tmp_path, 90.0)
+    directory = finished_run(tmp_path, 90.0)
     (directory / "config.yaml").unlink()
     assert read_run(directory).top1() == 90.0
 
 
 def test_hidden_folders_are_hydras(tmp_path: Path) -> None:
-    directory = finished(tmp_path, 90.0)
+    directory = finished_run(tmp_path, 90.0)
     (directory / ".hydra").mkdir()
     (directory / ".hydra" / "config.yaml").write_text("norm: bn")
     assert len(find_runs(tmp_path).runs) == 1
@@ -222,7 +222,7 @@ def test_config_numbers_agree_between_yaml_and_json(tmp_path: Path) -> None:
 
 
 def test_binary_rubbish_is_unreadable(tmp_path: Path) -> None:
-    directory = finished(tmp_path, 90.0)
+    directory = finished_run(tmp_path, 90.0)
     (directory / "result.json").write_bytes(b"\xff\xfe\x00\x80")
     assert read_run(directory).state == UNREADABLE
     (directory / "config.yaml").write_bytes(b"\xff\xfe\x00\x80")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from run_files import evaluated
+from run_files import first_evaluations
 
 
 def assert_same_outcome(one: Path, other: Path) -> list[dict[str, Any]]:
@@ -15,5 +15,5 @@ def assert_same_outcome(one: Path, other: Path) -> list[dict[str, Any]]:
     models = [torch.load(run / "final.pt", weights_only=True)["model"] for run in (one, other)]
     results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
     assert all(torch.equal(models[0][key], models[1][key]) for key in models[1])
-    assert evaluated(results[0]) == evaluated(results[1])
+    assert first_evaluations(results[0]) == first_evaluations(results[1])
     return results

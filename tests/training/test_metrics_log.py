@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from disks import full_after
+from disks import size_limit
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sn_imagenet.runs import RunDirectory, RunError
-from sn_imagenet.training.metrics_log import MetricsLog, rows_of
+from sn_imagenet.training.metrics_log import MetricsLog, unpack_rows
 from sn_imagenet.training.trackers import TensorBoard
 
 # TensorBoard's writer thread ends where the disk is full.
@@ -26,7 +26,7 @@ def write(log: MetricsLog, steps: int) -> None:
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     log = MetricsLog(directory, partial(TensorBoard, directory, 0))
-    with full_after(5000):
+    with size_limit(5000):
         with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: File too large"):
             write(log, 10_000)
         log.close()  # raises nothing that would hide the error
@@ -41,7 +41,7 @@ def test_rows_are_kept_and_shown_and_written_again_from_the_checkpoint_on(tmp_pa
         at_checkpoint = log.state() if step == 2 else at_checkpoint
     log.sync()
     log.close()
-    resumed = MetricsLog(directory, partial(TensorBoard, directory, 2), rows_of(at_checkpoint))
+    resumed = MetricsLog(directory, partial(TensorBoard, directory, 2), unpack_rows(at_checkpoint))
     resumed.write({"step": 3, "again": True}, {"train/loss": 3.0}, 3)
     resumed.close()
     rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]

@@ -20,7 +20,7 @@ FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["sn_imagenet.training"])
 
 
-def in_world(size: int, main: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
+def run_on_ranks(size: int, main: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
     """``main(rank, *arguments)`` on ``size`` ranks of one process group; what each returned."""
     folder.mkdir()
     mp.start_processes(
@@ -45,7 +45,7 @@ def _rank(rank: int, size: int, main: Callable[..., Any], folder: str, arguments
 
 
 @dataclass(frozen=True)
-class Ended:
+class RankResult:
     """How a program's rank ended; ``code`` None if it still ran after the timeout."""
 
     code: int | None
@@ -53,9 +53,9 @@ class Ended:
     err: str
 
 
-def as_programs(
+def run_programs(
     size: int, main: Callable[..., Any], folder: Path, *arguments: Any, timeout: float = 600
-) -> list[Ended]:
+) -> list[RankResult]:
     """``main(*arguments)`` as ``size`` programs in the environment that torchrun gives them."""
     folder.mkdir(exist_ok=True)
     # As torchrun's agent keeps it: a port that is only chosen here may be taken before it is used.
@@ -71,7 +71,7 @@ def as_programs(
         process.kill()
         process.join()
     return [
-        Ended(code, (folder / f"{rank}.out").read_text(), (folder / f"{rank}.err").read_text())
+        RankResult(code, (folder / f"{rank}.out").read_text(), (folder / f"{rank}.err").read_text())
         for rank, code in enumerate(codes)
     ]
 
