@@ -14,7 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 # What train.py imports at the start of a cell and before its end, and the digits with it.
-OF_A_CELL = (
+PRELOADED_MODULES = (
     "hydra",
     "sn_imagenet.command_line",
     "sn_imagenet.training",
@@ -55,7 +55,7 @@ class LocalLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from hydra_plugins.sn_launchers._cells import completed
+        from hydra_plugins.sn_launchers._compose import completed
         from sn_imagenet.errors import UserError
 
         setup_globals()
@@ -70,13 +70,13 @@ class LocalLauncher(Launcher):
         return [completed(overrides) for overrides in job_overrides]
 
     def _launch(self, job_overrides: Sequence[Sequence[str]]) -> int:
-        from hydra_plugins.sn_launchers._cells import compose_runs, script_and_options
+        from hydra_plugins.sn_launchers._compose import compose_runs, script_and_options
         from sn_imagenet.sweeps.board import Board
         from sn_imagenet.sweeps.plan import plan
         from sn_imagenet.sweeps.pool import Pool
         from sn_imagenet.sweeps.settings import sweep_settings
         from sn_imagenet.sweeps.slots import machine_slots
-        from sn_imagenet.sweeps.starting import starter
+        from sn_imagenet.sweeps.starters import starter
 
         settings = sweep_settings(self.config)
         runs = compose_runs(self.context, self.config, job_overrides, settings.gpus_per_run)
@@ -85,5 +85,5 @@ class LocalLauncher(Launcher):
             print("\n".join(plan(runs, len(slots), settings.measured)), flush=True)
             return 0
         script, board = script_and_options(self.config), Board()
-        with starter(script, settings.gpus_per_run, slots, OF_A_CELL, board.say) as start:
+        with starter(script, settings.gpus_per_run, slots, PRELOADED_MODULES, board.say) as start:
             return Pool(runs, slots, start, settings.retries, board).run()

@@ -51,7 +51,7 @@ class OurSlurmConfig(SearchPathPlugin):
         launchers.pop("submitit_slurm.yaml", None)
 
 
-class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
+class TorchrunSlurmLauncher(_Submitit or Launcher):  # type: ignore[misc]
     """Submits the cells that have no result yet, waits for them, and shows the table.
 
     The program ends as that of ``hydra/launcher=local`` does. It may be killed: the jobs go on, and
@@ -79,7 +79,7 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from hydra_plugins.sn_launchers._cells import completed
+        from hydra_plugins.sn_launchers._compose import completed
         from sn_imagenet.errors import UserError
 
         # Before submitit is imported; the jobs inherit it.
@@ -98,7 +98,7 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
         return [completed(overrides) for overrides in job_overrides]
 
     def _launch(self, job_overrides: Sequence[Sequence[str]]) -> int:
-        from hydra_plugins.sn_launchers._cells import compose_runs, script_and_options
+        from hydra_plugins.sn_launchers._compose import compose_runs, script_and_options
         from hydra_plugins.sn_launchers._slurm_jobs import follow
         from sn_imagenet.errors import ConfigError
         from sn_imagenet.sweeps.plan import plan
@@ -147,7 +147,7 @@ class SlurmCells(_Submitit or Launcher):  # type: ignore[misc]
         on each of its nodes; returns torchrun's exit code.
         """
         from sn_imagenet.sweeps.planned import COMPLETE
-        from sn_imagenet.sweeps.starting import torchrun
+        from sn_imagenet.sweeps.starters import torchrun
 
         global _child, _preempted
         # Slurm preempts with SIGTERM to all of the job's processes: torchrun's save on their own.

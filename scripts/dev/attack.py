@@ -39,7 +39,7 @@ from disturbed import (
     wrong_words,
 )
 
-from sn_imagenet.sweeps.pool import family
+from sn_imagenet.sweeps.pool import process_tree
 
 Found = tuple[int, list[str]]  # moments that came, what was wrong
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
@@ -189,7 +189,7 @@ class Attack:
         if whom == "group":
             os.killpg(process.pid, INT)
         else:
-            for pid in family(process.pid) if whom == "family" else [process.pid]:
+            for pid in process_tree(process.pid) if whom == "family" else [process.pid]:
                 os.kill(pid, KILL)
         code = process.wait(timeout=TIMEOUT_S)
         wrong = [f"ended with {code}"] if whom == "group" and code != os.EX_TEMPFAIL else []

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import torch
 
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
-from sn_imagenet.sweeps.pool import family
+from sn_imagenet.sweeps.pool import process_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = (
@@ -259,7 +259,7 @@ def disturb(process: Started, moment: Moments, number: signal.Signals = signal.S
     """
     while process.poll() is None:
         if moment.due():
-            for pid in family(process.pid) if number == signal.SIGKILL else [process.pid]:
+            for pid in process_tree(process.pid) if number == signal.SIGKILL else [process.pid]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
             process.wait(timeout=TIMEOUT_S)

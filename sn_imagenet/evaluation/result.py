@@ -10,7 +10,7 @@ from typing import Any
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.evaluation.departures import departures, left_out
 from sn_imagenet.evaluation.evaluate import Evaluated
-from sn_imagenet.runs import RESULT_VERSION, RunDirectory, checkpoint, other_than_the_run
+from sn_imagenet.runs import RESULT_VERSION, RunDirectory, checkpoint, deviations_from_config
 
 
 def make_result(
@@ -97,7 +97,7 @@ def add_evaluations(
     for made in found:
         if made.statistics is None or directory.batch_average.exists():
             continue
-        if not other_than_the_run(made.record, config, fingerprint):
+        if not deviations_from_config(made.record, config, fingerprint):
             checkpoint.save_batch_average(directory, made.statistics, made.record)
     return {**result, "evaluations": [*result["evaluations"], *(e.record for e in found)]}
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from sn_imagenet.config import NOT_THE_EXPERIMENT
+from sn_imagenet.config import NON_EXPERIMENT_KEYS
 from sn_imagenet.reporting.curves import top1_of_epochs
-from sn_imagenet.reporting.render import half_up
+from sn_imagenet.reporting.render import round_half_up
 from sn_imagenet.reporting.statistics import mean_interval
 from sn_imagenet.runs import (
     FINISHED,
@@ -20,17 +20,17 @@ from sn_imagenet.runs import (
     STATES,
     Cell,
     Run,
-    flattened,
-    other_than_the_run,
+    deviations_from_config,
+    flatten_config,
 )
 from sn_imagenet.runs.methods import IMPORTED
 
 MISSING = "—"
 
 # Runs that differ in these alone are seeds of one experiment; a setting's name is only its label.
-_SAME_EXPERIMENT = {*NOT_THE_EXPERIMENT, "seed", "batch.name"}
+_SAME_EXPERIMENT = {*NON_EXPERIMENT_KEYS, "seed", "batch.name"}
 # What makes a cell, and how its statistics are made.
-OF_A_CELL = ("norm.", "batch.", "calibration.")
+CELL_KEYS = ("norm.", "batch.", "calibration.")
 _ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn"}
 _STATISTICS = {
     "moving_average": "moving average",
@@ -85,9 +85,9 @@ class Summary:
             return f"mixed configs ({len(self.runs)} runs)"
         if not self.values:
             return self._unfinished() if not self.states[FINISHED] else "no epochs"
-        number = str(half_up(fmean(self.values), digits))
+        number = str(round_half_up(fmean(self.values), digits))
         if self.std is not None:
-            number += f" ± {half_up(self.std, digits)}"
+            number += f" ± {round_half_up(self.std, digits)}"
         if len(self.values) < len(self.runs):
             return f"{number} ({len(self.values)} of {len(self.runs)}; {self._others()})"
         return f"{number} ({len(self.runs)})" if len(self.runs) > 1 else number
@@ -156,14 +156,14 @@ def _conflict(runs: Sequence[Run]) -> str:
     return f"seed {twice[0]} occurs more than once" if twice else ""
 
 
-def unlike(first: Sequence[Run], second: Sequence[Run]) -> str:
+def config_differences(first: Sequence[Run], second: Sequence[Run]) -> str:
     """In what the runs of two cells differ besides normalizer and setting, so that a difference
     between them has more than one cause; empty if in nothing."""
     configured = [[run for run in runs if run.config] for runs in (first, second)]
     if not all(configured):
         return ""
     a, b = (
-        {k: v for k, v in experiment(runs[0]).items() if not k.startswith(OF_A_CELL)}
+        {k: v for k, v in experiment(runs[0]).items() if not k.startswith(CELL_KEYS)}
         for runs in configured
     )
     return "; ".join(
@@ -177,7 +177,7 @@ def experiment(run: Run) -> dict[str, str]:
     """What the seeds of a cell share: each value of the config as JSON by its key."""
     return {
         key: json.dumps(value, sort_keys=True)
-        for key, value in flattened(run.config).items()
+        for key, value in flatten_config(run.config).items()
         if key not in _SAME_EXPERIMENT and value is not None  # as a config of before its time
     }
 
@@ -196,5 +196,5 @@ def statistics_label(statistics: str) -> str:
 def evaluation_label(run: Run, evaluation: dict[str, Any]) -> str:
     """The statistics of an evaluation in words, and in what it was made otherwise than the run's
     config says: ``batch average, 1000 samples, last.pt``."""
-    other = other_than_the_run(evaluation, run.config, run.data_fingerprint)
+    other = deviations_from_config(evaluation, run.config, run.data_fingerprint)
     return ", ".join([statistics_label(evaluation["statistics"]), *other])

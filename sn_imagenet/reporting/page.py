@@ -21,9 +21,9 @@ from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.averages import averages_grid
 from sn_imagenet.reporting.cells import evaluation_label, method_label, statistics_label
 from sn_imagenet.reporting.claims_report import (
-    Judged,
+    JudgedClaim,
     claim_entry,
-    effect_words,
+    effect_text,
     judge_claims,
     judge_expected,
     where,
@@ -31,16 +31,16 @@ from sn_imagenet.reporting.claims_report import (
 from sn_imagenet.reporting.curves import read_epochs
 from sn_imagenet.reporting.departures import gather_departures
 from sn_imagenet.reporting.expected import read_expected
-from sn_imagenet.reporting.figures.bands import draw_band, under
-from sn_imagenet.reporting.figures.files import draw_task
+from sn_imagenet.reporting.figures.bands import draw_band, validation_under
+from sn_imagenet.reporting.figures.files import draw_study
 from sn_imagenet.reporting.figures.style import COLUMN, STYLE, light_grid
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Grid
 from sn_imagenet.reporting.table2 import methods_grid, table2_grid
-from sn_imagenet.reporting.task import Report, Task, tasks_of
+from sn_imagenet.reporting.task import RunCollection, Task, studies_of
 from sn_imagenet.reporting.variants import variants_grid
 from sn_imagenet.reporting.verdict import RULES
-from sn_imagenet.runs import FINISHED, Run, find_runs, flattened, write_text
+from sn_imagenet.runs import FINISHED, Run, find_runs, flatten_config, write_text
 
 # What a run chose, not what its machine was; these are not on the command line that repeats it.
 _NOT_REPEATED = ("run_dir", "runs_dir")
@@ -56,7 +56,7 @@ _SHOWS = {
 
 
 @dataclass(frozen=True)
-class PageWritten:
+class ReportPage:
     """The page, and one line for each thing amiss in the runs."""
 
     path: Path
@@ -65,7 +65,7 @@ class PageWritten:
 
 def write_page(
     runs_dir: Path, out: Path, paper_file: Path, expected_file: Path | None = None
-) -> PageWritten:
+) -> ReportPage:
     """Write ``<out>/report.html`` from the runs below ``runs_dir``, with a study's own statements
     where a file of them is given. It needs no other file and requests none; texts of result files
     are escaped.
@@ -78,7 +78,7 @@ def write_page(
     runs, warnings = find_runs(runs_dir)
     if not runs:
         raise UserError(f"{runs_dir}: holds no readable runs: {'; '.join(warnings)}")
-    report = Report(runs, runs_dir, paper)
+    report = RunCollection(runs, runs_dir, paper)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sn_imagenet.reporting", "templates"),
         autoescape=True,
@@ -92,27 +92,27 @@ def write_page(
         claims=_claims(judge_claims(runs, paper), runs_dir),
         rules=RULES,
         shows=_SHOWS,
-        on_papers_task=any(paper.is_task(r.cell.data, r.cell.model) for r in runs),
+        on_papers_task=any(paper.matches(r.cell.data, r.cell.model) for r in runs),
         paper=paper,
-        tasks=[_task(task, report, warnings) for task in tasks_of(report)],
+        tasks=[_task(task, report, warnings) for task in studies_of(report)],
         runs=[_run(run, report, warnings) for run in runs],
         numbers=numbers,
         warnings=list(dict.fromkeys(warnings)),
     )
-    return PageWritten(
+    return ReportPage(
         write_text(out / "report.html", content, "--out"), list(dict.fromkeys(warnings))
     )
 
 
-def _claims(all_judged: Sequence[Judged], root: Path) -> list[dict[str, Any]]:
+def _claims(all_judged: Sequence[JudgedClaim], root: Path) -> list[dict[str, Any]]:
     """The entries of ``claims.json`` with their words."""
     entries = []
     for judged in all_judged:
         entry = claim_entry(judged, root)
         deciding = judged.judgment.deciding
-        words = effect_words(deciding) if deciding and not judged.judgment.counted else ""
+        words = effect_text(deciding) if deciding and not judged.judgment.counted else ""
         why = judged.judgment.why_not if entry["verdict"] == "not tested" else ""
-        all_words = [effect_words(c) for c in judged.judgment.comparisons]
+        all_words = [effect_text(c) for c in judged.judgment.comparisons]
         entries.append(
             {
                 **entry,
@@ -125,7 +125,7 @@ def _claims(all_judged: Sequence[Judged], root: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _task(task: Task, report: Report, warnings: list[str]) -> dict[str, Any]:
+def _task(task: Task, report: RunCollection, warnings: list[str]) -> dict[str, Any]:
     grids: list[tuple[str, Grid]] = [("Table 2", table2_grid(task, report))]
     tried = {run.cell.norm for run in task.runs} & {"in", "ln", "brn"}
     others = methods_grid(task, report) if tried else None
@@ -137,7 +137,7 @@ def _task(task: Task, report: Report, warnings: list[str]) -> dict[str, Any]:
     with rc_context(STYLE):
         drawn = [
             (named.name, svg(named.figure) if named.figure else "", named.why_not)
-            for named in draw_task(task.runs, warnings)
+            for named in draw_study(task.runs, warnings)
         ]
     return {
         "title": task.title,
@@ -154,7 +154,7 @@ def svg(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _run(run: Run, report: Report, warnings: list[str]) -> dict[str, Any]:
+def _run(run: Run, report: RunCollection, warnings: list[str]) -> dict[str, Any]:
     (folder,) = report.folders([run])
     cell = run.cell
     return {
@@ -208,7 +208,7 @@ def repeat_command(run: Run) -> str:
     ]
     values = [
         f"++{key}={_hydra(value)}"
-        for key, value in flattened(run.config).items()
+        for key, value in flatten_config(run.config).items()
         if key not in _NOT_REPEATED and not key.endswith(".name")
     ]
     return " ".join(["python train.py", *map(shlex.quote, [*chosen, *values])])
@@ -237,7 +237,7 @@ def _curve(run: Run, warnings: list[str]) -> str:
         axes = figure.subplots()
         light_grid(axes)
         for name in dict.fromkeys(name for epoch in epochs for name in epoch.validation):
-            draw_band(axes, [epochs], under(name), f"validation, {statistics_label(name)}")
+            draw_band(axes, [epochs], validation_under(name), f"validation, {statistics_label(name)}")
         draw_band(axes, [epochs], lambda e: e.train, "training", ls="--", lw=0.9)
         axes.set(xlabel="epoch", ylabel="top-1 (%)")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

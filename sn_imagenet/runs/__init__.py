@@ -7,13 +7,13 @@ from sn_imagenet.runs.directory import (
     RESULT_VERSION,
     RunDirectory,
     config_differences,
-    experiment_of,
-    flattened,
+    experiment_values,
+    flatten_config,
 )
-from sn_imagenet.runs.evaluations import counted_evaluations, other_than_the_run
+from sn_imagenet.runs.evaluations import counted_evaluations, deviations_from_config
 from sn_imagenet.runs.files import RunError, write_atomically, write_json, write_text
 from sn_imagenet.runs.lock import RunInUseError
-from sn_imagenet.runs.metrics import LastRows, MetricsFile, last_rows, unpacked
+from sn_imagenet.runs.metrics import LastRows, MetricsFile, decompress_rows, last_rows
 from sn_imagenet.runs.record import (
     DIVERGED,
     FAILED,
@@ -58,17 +58,17 @@ __all__ = [
     "Setting",
     "config_differences",
     "counted_evaluations",
-    "experiment_of",
+    "decompress_rows",
+    "deviations_from_config",
+    "experiment_values",
     "find_runs",
-    "flattened",
+    "flatten_config",
     "last_rows",
-    "other_than_the_run",
     "progress_of",
     "read_progress",
     "read_run",
     "run_from_result",
     "stage_of",
-    "unpacked",
     "write_atomically",
     "write_json",
     "write_text",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.runs.directory import RunDirectory
-from sn_imagenet.runs.files import RunError, cannot, write_atomically, write_whole
+from sn_imagenet.runs.files import RunError, file_error, overwrite, write_atomically
 
 VERSION = 1
 
@@ -76,15 +76,15 @@ def save_last(directory: RunDirectory, state: dict[str, Any]) -> None:
     # Whole on the disk before an older one is given up: that one may be the only one readable.
     # Always under the same name, so that runs which are killed leave one behind and not many.
     packed = _packed(state)
-    directory.refuse_if_lost()
-    write_whole(directory.newest, packed)
-    directory.refuse_if_lost()  # what was written so far is nobody's
+    directory.raise_if_lock_lost()
+    overwrite(directory.newest, packed)
+    directory.raise_if_lock_lost()  # what was written so far is nobody's
     try:
         if directory.last.exists():
             os.replace(directory.last, directory.previous)
         os.replace(directory.newest, directory.last)
     except OSError as error:
-        raise cannot("write", directory.last, error) from error
+        raise file_error("write", directory.last, error) from error
 
 
 def load_last(
@@ -151,7 +151,7 @@ def save_batch_average(
         LockLostError: another process has taken the directory over.
         RunError: it cannot be written; what was there still is.
     """
-    directory.refuse_if_lost()
+    directory.raise_if_lock_lost()
     tables = {n: {"mean": m.cpu(), "var": v.cpu()} for n, (m, v) in statistics.items()}
     save(directory.batch_average, {"statistics": tables, "evaluation": evaluation})
 

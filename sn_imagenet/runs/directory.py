@@ -10,11 +10,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from sn_imagenet.config import NOT_THE_EXPERIMENT, ExperimentConfig, NormConfig
+from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig, NormConfig
 from sn_imagenet.runs import files
 from sn_imagenet.runs.evaluations import from_version_1
-from sn_imagenet.runs.files import RunError, cannot, write_json, write_text
-from sn_imagenet.runs.lock import refuse_if_lost, release, take
+from sn_imagenet.runs.files import RunError, file_error, write_json, write_text
+from sn_imagenet.runs.lock import acquire, raise_if_lock_lost, release
 from sn_imagenet.runs.reading import read_json, read_yaml
 
 RESULT_VERSION = 2
@@ -113,7 +113,7 @@ class RunDirectory:
             )
 
     def require_same_experiment(self, before: dict[str, Any], config: ExperimentConfig) -> None:
-        """Whether ``before``, a config or what :func:`experiment_of` kept of one, is ``config``'s.
+        """Whether ``before``, a config or what :func:`experiment_values` kept of one, is ``config``'s.
 
         Raises:
             RunError: it is another experiment's; the difference is shown.
@@ -137,8 +137,8 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise cannot("write", self.path, error) from error
-        take(self.lock)
+            raise file_error("write", self.path, error) from error
+        acquire(self.lock)
         try:
             # Checked again: another experiment may have come and gone since it was.
             self.check(config)
@@ -153,14 +153,14 @@ class RunDirectory:
         """Let another process work here."""
         release(self.lock)
 
-    def refuse_if_lost(self) -> None:
+    def raise_if_lock_lost(self) -> None:
         """To be called before each write here.
 
         Raises:
             LockLostError: this process claimed the directory, and another has taken it over since.
             RunError: the lock cannot be read.
         """
-        refuse_if_lost(self.lock)
+        raise_if_lock_lost(self.lock)
 
     def read_config(self) -> dict[str, Any]:
         """The config that the run was started with.
@@ -214,7 +214,7 @@ class RunDirectory:
         Raises:
             RunError: it cannot be written, or another process has taken the directory over.
         """
-        self.refuse_if_lost()
+        self.raise_if_lock_lost()
         write_json(self.result, result)
 
     def _no_result(self, why: str) -> RunError:
@@ -224,7 +224,7 @@ class RunDirectory:
 
 
 def _require_text(config: ExperimentConfig) -> None:
-    for key, value in flattened(config.to_dict()).items():
+    for key, value in flatten_config(config.to_dict()).items():
         try:
             str(value).encode()
         except UnicodeEncodeError as error:
@@ -237,7 +237,7 @@ def _require_text(config: ExperimentConfig) -> None:
 
 def config_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """``key: before -> now`` for each value in which two experiments differ."""
-    old, new = experiment_of(before), experiment_of(now)
+    old, new = experiment_values(before), experiment_values(now)
     keys = sorted(set(old) | set(new))
     return [
         f"{key}: {old.get(key)} (there) -> {new.get(key)} (now)"
@@ -246,18 +246,18 @@ def config_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]
     ]
 
 
-def experiment_of(config: dict[str, Any]) -> dict[str, Any]:
+def experiment_values(config: dict[str, Any]) -> dict[str, Any]:
     """The values of a config by their dotted keys, without those that say how it is carried out."""
-    flat = flattened(config)
-    return {key: value for key, value in flat.items() if key not in NOT_THE_EXPERIMENT}
+    flat = flatten_config(config)
+    return {key: value for key, value in flat.items() if key not in NON_EXPERIMENT_KEYS}
 
 
-def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_config(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of nested dicts by their dotted keys; an empty dict is a value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            flat.update(flattened(value, f"{prefix}{key}."))
+            flat.update(flatten_config(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -19,7 +19,7 @@ def counted_evaluations(
     fingerprint: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """Statistics -> the evaluation under them that counts: the first that was made as the run's own
-    config says (:func:`other_than_the_run`). A later one never replaces it.
+    config says (:func:`deviations_from_config`). A later one never replaces it.
 
     Args:
         evaluations: of ``result.json``, version 2.
@@ -28,12 +28,12 @@ def counted_evaluations(
     """
     counted: dict[str, dict[str, Any]] = {}
     for evaluation in evaluations:
-        if not other_than_the_run(evaluation, config, fingerprint):
+        if not deviations_from_config(evaluation, config, fingerprint):
             counted.setdefault(str(evaluation["statistics"]), evaluation)
     return counted
 
 
-def other_than_the_run(
+def deviations_from_config(
     evaluation: dict[str, Any], config: dict[str, Any], fingerprint: dict[str, Any]
 ) -> list[str]:
     """In what ``evaluation`` was made otherwise than the run's config says, in words such as

@@ -41,14 +41,14 @@ TENSORBOARD = "tensorboard"
 TRACKED_AS = "tracked_as.txt"
 LOG = "log.txt"
 
-OF_A_RUN = "runs_dir= or run_dir="  # what chooses the place of a run directory
+RUN_DIR_OPTIONS = "runs_dir= or run_dir="  # what chooses the place of a run directory
 
 
 class RunError(UserError):
     """A run directory cannot be read, written or used."""
 
 
-def write_atomically(path: Path, content: bytes, chosen_by: str = OF_A_RUN) -> Path:
+def write_atomically(path: Path, content: bytes, chosen_by: str = RUN_DIR_OPTIONS) -> Path:
     """Write to a temporary file beside ``path``, flush it to the disk, rename it; returns ``path``.
 
     Args:
@@ -67,14 +67,14 @@ def write_atomically(path: Path, content: bytes, chosen_by: str = OF_A_RUN) -> P
     return path
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def overwrite(path: Path, content: bytes) -> None:
     """Write a file that nobody reads under this name, and flush it to the disk; one that an earlier
     writer left there goes.
 
     Raises:
         RunError: the disk is full, read-only or otherwise refuses; there is no file then.
     """
-    with _refusal_told(path, path, OF_A_RUN):
+    with _refusal_told(path, path, RUN_DIR_OPTIONS):
         path.unlink(missing_ok=True)
         _write_and_flush(path, content)
         _flush_names(path.parent)
@@ -92,7 +92,7 @@ def create(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, flags, 0o666), "wb")
 
 
-def write_text(path: Path, text: str, chosen_by: str = OF_A_RUN) -> Path:
+def write_text(path: Path, text: str, chosen_by: str = RUN_DIR_OPTIONS) -> Path:
     """Write ``text`` as UTF-8, as :func:`write_atomically` does."""
     return write_atomically(path, text.encode("utf-8"), chosen_by)
 
@@ -102,7 +102,7 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def cannot(verb: str, path: Path, error: OSError, chosen_by: str = OF_A_RUN) -> RunError:
+def file_error(verb: str, path: Path, error: OSError, chosen_by: str = RUN_DIR_OPTIONS) -> RunError:
     """The one error for a file that cannot be read or written."""
     reason = error.strerror or type(error).__name__
     return RunError(
@@ -118,7 +118,7 @@ def _refusal_told(path: Path, temporary: Path, chosen_by: str) -> Iterator[None]
     except OSError as error:
         with suppress(OSError):  # the error worth telling is the first
             temporary.unlink(missing_ok=True)
-        raise cannot("write", path, error, chosen_by) from error
+        raise file_error("write", path, error, chosen_by) from error
 
 
 def _write_and_flush(path: Path, content: bytes) -> None:

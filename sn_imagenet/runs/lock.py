@@ -1,7 +1,7 @@
 """The lock of a run directory: held by the one process that works there, kept warm, given back.
 
 A holder that stood still may wake after another has taken its lock over: before each write it looks
-whether the lock is still its own (:func:`refuse_if_lost`).
+whether the lock is still its own (:func:`raise_if_lock_lost`).
 
 Those who take it and those who only look (tables, sweeps) decide by the same rules whether its
 holder lives, so that no sweep calls interrupted what a start would refuse.
@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sn_imagenet.runs.files import RunError, cannot, create
+from sn_imagenet.runs.files import RunError, create, file_error
 from sn_imagenet.runs.reading import read_json
 
 HEARTBEAT_S = 15.0
@@ -51,7 +51,7 @@ class LockLostError(RunInUseError):
     """This process stood still for so long that another has taken its run directory over."""
 
 
-def take(path: Path) -> None:
+def acquire(path: Path) -> None:
     """Make this process the holder of ``path``; a dead holder's lock is taken over.
 
     Raises:
@@ -72,7 +72,7 @@ def take(path: Path) -> None:
             finally:
                 temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise cannot("write", path, error) from error
+        raise file_error("write", path, error) from error
     _held[path] = _Held(token, threading.Event())
     threading.Thread(target=_beat, args=(path,), name="lock heartbeat", daemon=True).start()
 
@@ -87,7 +87,7 @@ def release(path: Path) -> None:
         held.stop.set()
 
 
-def refuse_if_lost(path: Path) -> None:
+def raise_if_lock_lost(path: Path) -> None:
     """To be called before each write into the run directory of the lock ``path``. A process that
     never took the lock may write.
 
@@ -98,7 +98,7 @@ def refuse_if_lost(path: Path) -> None:
     try:
         lost = path in _held and not _is_mine(path)
     except OSError as error:
-        raise cannot("read", path, error) from error
+        raise file_error("read", path, error) from error
     if lost:
         holder = _read_holder(path)
         now = f"process {holder['pid']} on {holder['host']}" if holder else "nobody"

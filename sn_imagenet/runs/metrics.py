@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sn_imagenet.runs.files import LOCK, RunError, cannot, write_atomically
-from sn_imagenet.runs.lock import refuse_if_lost
+from sn_imagenet.runs.files import LOCK, RunError, file_error, write_atomically
+from sn_imagenet.runs.lock import raise_if_lock_lost
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 
 _FIRST = 1 << 16
@@ -26,7 +26,7 @@ class MetricsFile:
         rows: what the file begins with, of earlier starts; those after the checkpoint are written
             again by the resumed run.
 
-    ``mended``: what was wrong with the file of earlier starts, which ``rows`` have put right; empty
+    ``damage``: what was wrong with the file of earlier starts, which ``rows`` have put right; empty
     if nothing was.
 
     Raises:
@@ -38,17 +38,17 @@ class MetricsFile:
         self._packer = zlib.compressobj()
         self._packed = bytearray(self._packer.compress(rows))
         try:
-            self.mended = _damage(path, rows)
-            if self.mended:
+            self.damage = _damage(path, rows)
+            if self.damage:
                 write_atomically(path, rows)
             # Through no link, which could lead to a file that is not the run's.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._file = os.fdopen(os.open(path, flags, 0o666), "ab")
             self._file.truncate(len(rows))
         except OSError as error:
-            raise cannot("write", path, error) from error
+            raise file_error("write", path, error) from error
 
-    def packed(self) -> bytes:
+    def compressed_rows(self) -> bytes:
         """All rows so far, to be kept with a checkpoint: of some MB, and a quarter of it packed."""
         return bytes(self._packed) + self._packer.copy().flush()
 
@@ -59,13 +59,13 @@ class MetricsFile:
             LockLostError: another process has taken the directory over.
             RunError: the disk refuses.
         """
-        refuse_if_lost(self._path.with_name(LOCK))
+        raise_if_lock_lost(self._path.with_name(LOCK))
         line = json.dumps(row).encode() + b"\n"
         try:
             self._file.write(line)
             self._file.flush()
         except OSError as error:
-            raise cannot("write", self._path, error) from error
+            raise file_error("write", self._path, error) from error
         self._packed += self._packer.compress(line)
 
     def sync(self) -> None:
@@ -77,7 +77,7 @@ class MetricsFile:
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise cannot("write", self._path, error) from error
+            raise file_error("write", self._path, error) from error
 
     def close(self) -> None:
         """Close it. Rows were flushed as they were written, so that an error (the disk is still
@@ -87,8 +87,8 @@ class MetricsFile:
             self._file.close()
 
 
-def unpacked(packed: bytes) -> bytes:
-    """The inverse of :meth:`MetricsFile.packed`.
+def decompress_rows(packed: bytes) -> bytes:
+    """The inverse of :meth:`MetricsFile.compressed_rows`.
 
     Raises:
         ValueError: it is something else.
@@ -96,7 +96,7 @@ def unpacked(packed: bytes) -> bytes:
     try:
         return zlib.decompress(packed)
     except zlib.error as error:
-        raise ValueError(f"its metrics cannot be unpacked: {error}") from error
+        raise ValueError(f"its metrics cannot be decompressed: {error}") from error
 
 
 class LastRows(NamedTuple):

@@ -130,14 +130,14 @@ class Run:
         return float(evaluation["top1"]) if trained and evaluation else None
 
 
-class Found(NamedTuple):
+class FoundRuns(NamedTuple):
     """The runs under a folder, and one line for each that could not be read."""
 
     runs: list[Run]
     warnings: list[str]
 
 
-def find_runs(root: Path) -> Found:
+def find_runs(root: Path) -> FoundRuns:
     """Every run below ``root``: each directory with a ``config.yaml`` or a ``result.json``,
     except hidden ones (Hydra keeps a ``config.yaml`` of its own in ``.hydra``).
 
@@ -165,7 +165,7 @@ def find_runs(root: Path) -> Found:
             warnings.append(run.detail)
     if not runs and not warnings:
         raise UserError(f"{root}: holds no runs (no config.yaml or result.json in it or below)")
-    return Found(runs, warnings)
+    return FoundRuns(runs, warnings)
 
 
 def read_run(path: Path) -> Run:
@@ -221,7 +221,7 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
             norm_args=_norm_args(cell.get("norm_args")),
             evaluations=check_evaluations(result.get("evaluations")),
             data_fingerprint=mapping(provenance.get("data_fingerprint")),
-            weights=tuple(layer_weights(w) for w in result.get("importance_weights") or ()),
+            weights=tuple(parse_layer_weights(w) for w in result.get("importance_weights") or ()),
             departures=tuple(
                 (str(d["item"]), str(d["paper"]), str(d["ours"]))
                 for d in result.get("departures") or ()
@@ -254,7 +254,7 @@ def _norm_args(arguments: Any) -> dict[str, Any]:
     return mapping(arguments)
 
 
-def layer_weights(entry: Mapping[str, Any]) -> LayerWeights:
+def parse_layer_weights(entry: Mapping[str, Any]) -> LayerWeights:
     """From an entry of ``importance_weights`` in ``result.json``.
 
     Raises:

@@ -30,7 +30,7 @@ TRAIN_SAMPLES = {"imagenet": IMAGENET_SAMPLES["train"], "cifar10": 50_000, "digi
 
 
 @dataclass(frozen=True)
-class Speed:
+class TrainingSpeed:
     """What one process of one run trained per second, and on how many samples."""
 
     key: tuple[str, ...]  # data, model, image size, precision, torch.compile's mode; norm, setting
@@ -86,7 +86,7 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
 
 
 def process_hours(
-    config: ExperimentConfig, speeds: Sequence[Speed], epochs_done: int
+    config: ExperimentConfig, speeds: Sequence[TrainingSpeed], epochs_done: int
 ) -> float | None:
     """Hours of training left, times processes; None if nothing comparable was measured.
 
@@ -105,7 +105,7 @@ def process_hours(
     return max(0, steps) * config.batch.total / fmean(s.images_per_s for s in same) / 3600
 
 
-def benchmarked_speed(file: Path) -> Speed:
+def benchmarked_speed(file: Path) -> TrainingSpeed:
     """What ``scripts/benchmark.py train`` measured in one process.
 
     Raises:
@@ -114,7 +114,7 @@ def benchmarked_speed(file: Path) -> Speed:
     try:
         report = read_json(file)
         batch = report["batch"]
-        return Speed(
+        return TrainingSpeed(
             _key(report["config"]),
             float(report["training"]),
             float(report["steps_per_epoch"] * batch),
@@ -127,7 +127,7 @@ def benchmarked_speed(file: Path) -> Speed:
         ) from error
 
 
-def measured_speeds(folders: Iterable[Path], device: str) -> list[Speed]:
+def measured_speeds(folders: Iterable[Path], device: str) -> list[TrainingSpeed]:
     """What the results below ``folders`` measured on hardware like this machine's.
 
     Args:
@@ -153,10 +153,10 @@ def measured_speeds(folders: Iterable[Path], device: str) -> list[Speed]:
     return found
 
 
-def _speed(result: dict[str, Any]) -> Speed:
+def _speed(result: dict[str, Any]) -> TrainingSpeed:
     training, config = result["training"], result["config"]
     batch = config["batch"]["gpus"] * config["batch"]["samples_per_gpu"]
-    return Speed(
+    return TrainingSpeed(
         _key(config),
         float(training["images_per_s"]) / int(training["world_size"]),
         float(training["steps_per_epoch"]) * batch,

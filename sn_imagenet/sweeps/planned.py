@@ -56,7 +56,7 @@ def plan_runs(composed: Sequence[tuple[Sequence[str], DictConfig]]) -> list[Plan
     """
     planned: dict[Path, PlannedRun] = {}
     for overrides, config in composed:
-        own = tuple(text for text in overrides if is_runs_own(text))
+        own = tuple(text for text in overrides if is_run_override(text))
         try:
             experiment = [str(key) for key in config if key not in ("hydra", "sweep")]
             run = PlannedRun(from_hydra(OmegaConf.masked_copy(config, experiment)), own)
@@ -73,7 +73,7 @@ def plan_runs(composed: Sequence[tuple[Sequence[str], DictConfig]]) -> list[Plan
     return list(planned.values())
 
 
-def is_runs_own(override: str) -> bool:
+def is_run_override(override: str) -> bool:
     """Whether an override is for the run: not for Hydra, not for how the sweep is carried out."""
     key = override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
     return not key.startswith(("hydra.", "hydra/", "sweep."))

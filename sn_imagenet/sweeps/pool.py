@@ -16,7 +16,7 @@ from sn_imagenet.runs import FAILED, RUNNING, Progress, RunDirectory, RunInUseEr
 from sn_imagenet.sweeps.board import Board, RunStatus
 from sn_imagenet.sweeps.planned import COMPLETE, PlannedRun
 from sn_imagenet.sweeps.slots import Slot
-from sn_imagenet.sweeps.starting import Process, Starter
+from sn_imagenet.sweeps.starters import Process, Starter
 
 WAITING = "waiting"
 ELSEWHERE = "running elsewhere"
@@ -245,7 +245,7 @@ class Pool:
                 killed = True
                 for run in running:
                     assert run.process is not None
-                    for pid in family(run.process.pid):
+                    for pid in process_tree(run.process.pid):
                         with suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGKILL)
             time.sleep(POLL_S)
@@ -258,10 +258,10 @@ class Pool:
                 run.state = STOPPED if run.attempts else WAITING
 
 
-def family(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
     """A process and all below it; torchrun puts each of its own into a session of its own."""
     try:
         below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return [pid]
-    return [pid, *(member for child in below for member in family(int(child)))]
+    return [pid, *(member for child in below for member in process_tree(int(child)))]

@@ -10,18 +10,18 @@ import torch
 from matplotlib.figure import Figure
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.runs import MetricsFile, RunDirectory, unpacked
-from sn_imagenet.runs.files import cannot
+from sn_imagenet.runs import MetricsFile, RunDirectory, decompress_rows
+from sn_imagenet.runs.files import file_error
 from sn_imagenet.training.trackers import Tracker
 
 
-def rows_of(state: torch.Tensor) -> bytes:
+def unpack_rows(state: torch.Tensor) -> bytes:
     """The inverse of :meth:`MetricsLog.state`.
 
     Raises:
         ValueError: it is something else.
     """
-    return unpacked(state.numpy().tobytes())
+    return decompress_rows(state.numpy().tobytes())
 
 
 class MetricsLog:
@@ -47,11 +47,11 @@ class MetricsLog:
     @property
     def mended(self) -> str:
         """What was wrong with the ``metrics.jsonl`` of earlier starts; empty if nothing was."""
-        return self._file.mended
+        return self._file.damage
 
     def state(self) -> torch.Tensor:
         """All rows so far, packed (uint8 [bytes])."""
-        return torch.frombuffer(bytearray(self._file.packed()), dtype=torch.uint8)
+        return torch.frombuffer(bytearray(self._file.compressed_rows()), dtype=torch.uint8)
 
     def write(self, row: dict[str, Any], scalars: dict[str, float], step: int) -> None:
         """Append ``row``, and show ``scalars`` at ``step``.
@@ -94,4 +94,4 @@ class MetricsLog:
         try:
             yield
         except OSError as error:
-            raise cannot("write", self._path, error) from error
+            raise file_error("write", self._path, error) from error

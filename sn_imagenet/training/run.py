@@ -44,11 +44,11 @@ from sn_imagenet.training.compiled import require_compilable
 from sn_imagenet.training.stop import (
     EXIT_CODE,
     Interrupted,
-    StopRequests,
-    interrupted_with_peers,
+    SignalHandler,
     print_once,
+    raise_peer_interrupts,
 )
-from sn_imagenet.training.trackers import require_tracker
+from sn_imagenet.training.trackers import require_tracker_installed
 from sn_imagenet.training.trainer import DrawWeights, Trainer
 
 
@@ -65,7 +65,7 @@ def train(config: ExperimentConfig, draw_weights: DrawWeights | None = None) -> 
         UserError: something that the user can mend, before any work is lost.
         Interrupted: told to by a signal; its checkpoint is saved, the program ends with 75.
     """
-    with StopRequests() as stop:
+    with SignalHandler() as stop:
         try:
             return _train(config, stop, draw_weights)
         except Interrupted as stopped:
@@ -78,12 +78,12 @@ def train(config: ExperimentConfig, draw_weights: DrawWeights | None = None) -> 
 
 
 def _train(
-    config: ExperimentConfig, stop: StopRequests, draw_weights: DrawWeights | None
+    config: ExperimentConfig, stop: SignalHandler, draw_weights: DrawWeights | None
 ) -> dict[str, Any]:
     init_distributed()
     directory = RunDirectory(Path(config.run_dir))
     with raise_on_all_ranks():
-        require_tracker(config.tracker)
+        require_tracker_installed(config.tracker)
         directory.check(config)
         checkpoint.require_same_experiment(directory, config)
         done = _done_before(directory, config)
@@ -117,7 +117,7 @@ def _train(
         provenance=prepared.provenance,
     )
     try:
-        with interrupted_with_peers():
+        with raise_peer_interrupts():
             earlier: list[dict[str, Any]] = []
             with raise_on_all_ranks():
                 if rank() == 0:
@@ -166,7 +166,7 @@ def _make_way(directory: RunDirectory) -> list[dict[str, Any]]:
     result = directory.read_result()
     if result is not None and result["evaluations"] and directory.last.exists():
         return list(result["evaluations"])
-    directory.refuse_if_lost()
+    directory.raise_if_lock_lost()
     directory.result.unlink(missing_ok=True)
     directory.batch_average.unlink(missing_ok=True)  # of weights that are trained anew
     return []
@@ -207,7 +207,7 @@ def _finish(
                     "data_fingerprint": prepared.data.fingerprint,
                     "classes": list(prepared.data.classes),
                 }
-                directory.refuse_if_lost()
+                directory.raise_if_lock_lost()
                 checkpoint.save(directory.final, state)
         found: list[Evaluated] = []
         if prepared.config.evaluate:

@@ -30,16 +30,16 @@ from sn_imagenet.evaluation import (
 from sn_imagenet.evaluation.departures import left_out
 from sn_imagenet.evaluation.prepare import stores_statistics
 from sn_imagenet.models import PlacedDropout
-from sn_imagenet.runs import RunDirectory, experiment_of
+from sn_imagenet.runs import RunDirectory, experiment_values
 from sn_imagenet.runs.saver import CheckpointSaver
 from sn_imagenet.training.console import Console
 from sn_imagenet.training.in_flight import LossNotFiniteError, StepOutcome, StepsInFlight
-from sn_imagenet.training.metrics_log import MetricsLog, rows_of
+from sn_imagenet.training.metrics_log import MetricsLog, unpack_rows
 from sn_imagenet.training.recorder import Recorder
-from sn_imagenet.training.resume import newest_checkpoint
+from sn_imagenet.training.resume import load_newest_checkpoint
 from sn_imagenet.training.schedule import learning_rate
 from sn_imagenet.training.stepper import Stepper
-from sn_imagenet.training.stop import EXIT_CODE, Interrupted, StopRequests
+from sn_imagenet.training.stop import EXIT_CODE, Interrupted, SignalHandler
 from sn_imagenet.training.trackers import make_tracker
 
 DrawWeights = Callable[[list[dict[str, Any]], SettingConfig], Figure]
@@ -60,7 +60,7 @@ class Trainer:
         prepared: Prepared,
         placement: Placement,
         directory: RunDirectory,
-        stop: StopRequests,
+        stop: SignalHandler,
         draw_weights: DrawWeights | None = None,
     ) -> None:
         self.draw_weights = draw_weights
@@ -95,7 +95,7 @@ class Trainer:
 
         self.warnings: list[str] = []  # what was found damaged, by this start or an earlier one
 
-        state = newest_checkpoint(directory, prepared, self.stepper, self._warn)
+        state = load_newest_checkpoint(directory, prepared, self.stepper, self._warn)
         if state is not None or config.trainer.compile:
             start = time.monotonic()
             self.stepper.warm_up(config.data.image_size, placement.samples_per_rank)
@@ -109,7 +109,7 @@ class Trainer:
         log = None
         with raise_on_all_ranks():
             if rank() == 0:
-                rows = rows_of(state["metrics"]) if state else b""
+                rows = unpack_rows(state["metrics"]) if state else b""
                 log = MetricsLog(
                     directory, partial(make_tracker, directory, config, self.step), rows
                 )
@@ -151,7 +151,7 @@ class Trainer:
                 except LossNotFiniteError as error:
                     return self._diverged_at(error.outcome)
                 self.recorder.flush(self.epoch + 1, self.step, self.lr)
-                self.stepper.share_statistics()
+                self.stepper.broadcast_statistics()
                 if not self.stepper.weights_are_finite():
                     self._wait_for_the_disk()
                     return self._divergence(
@@ -295,7 +295,7 @@ class Trainer:
         if not (self.in_flight.read_all() and self.stepper.weights_are_finite()):
             return
         state = {
-            "config": experiment_of(self.config.to_dict()),
+            "config": experiment_values(self.config.to_dict()),
             "data_fingerprint": self.prepared.data.fingerprint,
             "epoch": self.epoch,
             "step": self.step,

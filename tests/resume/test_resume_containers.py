@@ -16,16 +16,16 @@ import pytest
 from run_processes import children, finish, start, steps, wait_until
 
 from sn_imagenet.runs import MetricsFile, RunDirectory, RunInUseError, read_progress
-from sn_imagenet.runs.lock import STALE_S, release, take
+from sn_imagenet.runs.lock import STALE_S, acquire, release
 
 NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 HOLDER = """
 import sys
 from pathlib import Path
 from sn_imagenet.runs import MetricsFile, RunDirectory, RunError
-from sn_imagenet.runs.lock import release, take
+from sn_imagenet.runs.lock import acquire, release
 directory = RunDirectory(Path(sys.argv[1]))
-take(directory.lock)
+acquire(directory.lock)
 metrics = MetricsFile(directory.metrics)
 writes = {
     "metrics": lambda: metrics.write({"by": "holder"}),
@@ -84,14 +84,14 @@ def test_of_a_holder_in_another_container_the_heartbeat_decides(tmp_path, holder
     directory = RunDirectory(tmp_path)
     pid, ask = holder
     with pytest.raises(RunInUseError, match="in use"):
-        take(directory.lock)
+        acquire(directory.lock)
     assert read_progress(tmp_path).state == "running"
     assert ask("metrics") == "done"
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(RunInUseError, match="in use"):
-        take(directory.lock)
+        acquire(directory.lock)
     fall_silent(directory.lock)
-    take(directory.lock)
+    acquire(directory.lock)
     release(directory.lock)
     assert list(tmp_path.iterdir()) == [directory.metrics]
 
@@ -101,7 +101,7 @@ def test_a_holder_that_wakes_after_a_takeover_writes_nothing(tmp_path, holder):
     pid, ask = holder
     os.kill(pid, signal.SIGSTOP)
     fall_silent(directory.lock)
-    take(directory.lock)
+    acquire(directory.lock)
     metrics = MetricsFile(directory.metrics)
     metrics.write({"by": "successor"})
     os.kill(pid, signal.SIGCONT)

@@ -15,7 +15,7 @@ import pytest
 from run_processes import finish, let_read, start, start_reading, wait_until
 
 from sn_imagenet.runs import RunInUseError
-from sn_imagenet.runs.lock import HEARTBEAT_S, STALE_S, release, take
+from sn_imagenet.runs.lock import HEARTBEAT_S, STALE_S, acquire, release
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def sleeper():
 
 def held_by(pid: int, lock: Path, **changes: object) -> None:
     """A lock as another process would have written it."""
-    take(lock)
+    acquire(lock)
     holder = json.loads(lock.read_text())
     release(lock)
     stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -42,13 +42,13 @@ def test_a_live_process_holds_it_whatever_the_clock_says(tmp_path, sleeper):
     for shift in (0, -10 * 365 * 86400, 10 * 365 * 86400):
         os.utime(lock, (time.time() + shift, time.time() + shift))
         with pytest.raises(RunInUseError, match=rf"in use by process {sleeper.pid}"):
-            take(lock)
+            acquire(lock)
 
 
 def test_another_process_with_the_holders_pid_does_not_hold_it(tmp_path, sleeper):
     lock = tmp_path / "lock.json"
     held_by(sleeper.pid, lock, process_start="another-boot:1")
-    take(lock)
+    acquire(lock)
     assert json.loads(lock.read_text())["pid"] == os.getpid()
     release(lock)
     assert not lock.exists()
@@ -59,7 +59,7 @@ def test_a_zombie_does_not_hold_it(tmp_path, sleeper):
     held_by(sleeper.pid, lock)
     os.kill(sleeper.pid, signal.SIGKILL)
     wait_until(lambda: ") Z " in Path(f"/proc/{sleeper.pid}/stat").read_text())
-    take(lock)
+    acquire(lock)
     release(lock)
 
 
@@ -67,17 +67,17 @@ def test_a_process_on_another_host_holds_it_while_its_heart_beats(tmp_path):
     lock = tmp_path / "lock.json"
     held_by(os.getpid(), lock, host=f"not-{socket.gethostname()}")
     with pytest.raises(RunInUseError, match="in use"):
-        take(lock)
+        acquire(lock)
     silent = time.time() - STALE_S - 1
     os.utime(lock, (silent, silent))
-    take(lock)
+    acquire(lock)
     release(lock)
     assert STALE_S > 10 * HEARTBEAT_S
 
 
 def test_a_lock_that_was_taken_over_is_not_released(tmp_path, sleeper):
     lock = tmp_path / "lock.json"
-    take(lock)
+    acquire(lock)
     held = lock.read_text()
     lock.unlink()
     held_by(sleeper.pid, lock)
@@ -89,11 +89,11 @@ def test_of_many_that_find_a_dead_holder_one_takes_it(tmp_path):
     """Four processes at once on a stale lock, 25 times."""
     program = (
         "import sys, time, pathlib\n"
-        "from sn_imagenet.runs.lock import RunInUseError, take\n"
+        "from sn_imagenet.runs.lock import RunInUseError, acquire\n"
         "print('ready', flush=True)\n"
         "for line in sys.stdin:\n"
         "    try:\n"
-        "        take(pathlib.Path(line.strip()))\n"
+        "        acquire(pathlib.Path(line.strip()))\n"
         "        print('took', flush=True)\n"
         "    except RunInUseError:\n"
         "        print('refused', flush=True)\n"

@@ -14,7 +14,7 @@ from sn_imagenet.runs import (
     NOT_EVALUATED,
     RunDirectory,
     counted_evaluations,
-    other_than_the_run,
+    deviations_from_config,
     read_run,
 )
 
@@ -48,7 +48,7 @@ def evaluation(**changed: Any) -> dict[str, Any]:
 def test_how_an_evaluation_differs_from_the_run(changed: dict[str, Any], words: list[str]) -> None:
     settings = {**SETTINGS, "trainer": {**SETTINGS["trainer"], "precision": "fp32"}}
     made = evaluation(**changed)
-    assert other_than_the_run(made, settings, FINGERPRINT) == words
+    assert deviations_from_config(made, settings, FINGERPRINT) == words
     counted = counted_evaluations([made], settings, FINGERPRINT)
     assert counted == ({} if words else {"batch_average": made})
 

@@ -16,7 +16,7 @@ from run_files import REPOSITORY, config, result, write_run
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.figures.weights import gather_weights
 from sn_imagenet.reporting.paper import read_paper
-from sn_imagenet.reporting.table2 import Report, table2
+from sn_imagenet.reporting.table2 import RunCollection, table2
 from sn_imagenet.runs import (
     FINISHED,
     UNREADABLE,
@@ -151,11 +151,11 @@ def look(root: Path, victim: Path) -> str:
     others = [run for run in runs if run.path != victim]
     assert [run.state for run in others] == [FINISHED] and others[0].top1() == 90.0
     assert len(runs) == 2 or warnings
-    document = table2(Report(runs, root, PAPER, None))
+    document = table2(RunCollection(runs, root, PAPER, None))
     (document.markdown + document.latex + document.csv).encode()
     try:
         for setting in gather_weights(runs):
-            setting.mean_over_layers("mean")
+            setting.layer_means("mean")
     except UserError as error:  # a single run's own
         assert str(victim) in str(error)  # noqa: PT017
     return progress.state

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sn_imagenet.runs import MetricsFile, RunDirectory, RunError, checkpoint, write_json
-from sn_imagenet.runs.lock import take
+from sn_imagenet.runs.lock import acquire
 
 TOKEN = "0" * 32
 
@@ -29,7 +29,7 @@ def target(tmp_path: Path) -> Path:
     [
         (f"result.json.{TOKEN}.tmp", lambda run: write_json(run.result, {})),
         (f"final.pt.{TOKEN}.tmp", lambda run: checkpoint.save(run.final, {})),
-        (f"lock.json.{TOKEN}", lambda run: take(run.lock)),
+        (f"lock.json.{TOKEN}", lambda run: acquire(run.lock)),
     ],
     ids=["result", "network", "lock"],
 )
@@ -74,6 +74,6 @@ def test_a_link_in_place_of_the_metrics_of_a_run_is_told_and_replaced(
         MetricsFile(directory.metrics)
     resumed = MetricsFile(directory.metrics, b'{"step": 1}\n')
     resumed.close()
-    assert "something else in line 1" in resumed.mended
+    assert "something else in line 1" in resumed.damage
     assert target.read_text() == "precious"
     assert not directory.metrics.is_symlink()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from disks import read_only, size_limit
 
-from sn_imagenet.runs import MetricsFile, RunDirectory, RunError, last_rows, unpacked
+from sn_imagenet.runs import MetricsFile, RunDirectory, RunError, decompress_rows, last_rows
 
 
 def rows(directory: RunDirectory) -> list[Any]:
@@ -27,7 +27,7 @@ def test_rows_are_whole_lines_at_once(directory: RunDirectory) -> None:
     for step in (1, 2, 3):
         write(log, step)
         assert rows(directory)[-1] == {"step": step}
-        assert unpacked(log.packed()) == directory.metrics.read_bytes()
+        assert decompress_rows(log.compressed_rows()) == directory.metrics.read_bytes()
     log.close()
 
 
@@ -36,13 +36,13 @@ def test_a_resumed_run_writes_again_what_came_after_its_checkpoint(
 ) -> None:
     log = MetricsFile(directory.metrics)
     write(log, 1, 2)
-    at_checkpoint = unpacked(log.packed())
+    at_checkpoint = decompress_rows(log.compressed_rows())
     write(log, 3, 4)
     log.close()
     resumed = MetricsFile(directory.metrics, at_checkpoint)
-    assert resumed.mended == ""
+    assert resumed.damage == ""
     write(resumed, 3)
-    assert unpacked(resumed.packed()) == directory.metrics.read_bytes()
+    assert decompress_rows(resumed.compressed_rows()) == directory.metrics.read_bytes()
     resumed.close()
     assert rows(directory) == [{"step": 1}, {"step": 2}, {"step": 3}]
 
@@ -52,7 +52,7 @@ def test_a_run_from_the_start_forgets_an_earlier_one(directory: RunDirectory) ->
     write(log, 1, 2)
     log.close()
     log = MetricsFile(directory.metrics)
-    assert log.mended == ""
+    assert log.damage == ""
     write(log, 1)
     log.close()
     assert rows(directory) == [{"step": 1}]
@@ -71,7 +71,7 @@ DAMAGE = {
 def test_a_damaged_file_is_told_and_whole_again(directory: RunDirectory, damage: str) -> None:
     log = MetricsFile(directory.metrics)
     write(log, *range(1, 10))
-    at_checkpoint, whole = log.packed(), directory.metrics.read_bytes()
+    at_checkpoint, whole = log.compressed_rows(), directory.metrics.read_bytes()
     write(log, 10)
     log.close()
     if damage in DAMAGE:
@@ -83,18 +83,18 @@ def test_a_damaged_file_is_told_and_whole_again(directory: RunDirectory, damage:
     if damage == "a pipe":
         os.mkfifo(directory.metrics)
         told = "had lost its end: 0 of 9 rows"
-    log = MetricsFile(directory.metrics, unpacked(at_checkpoint))
-    assert told in log.mended
+    log = MetricsFile(directory.metrics, decompress_rows(at_checkpoint))
+    assert told in log.damage
     write(log, 10)
     log.close()
     assert directory.metrics.read_bytes() == whole + b'{"step": 10}\n'
 
 
 def test_what_is_no_packed_metrics(directory: RunDirectory) -> None:
-    packed = MetricsFile(directory.metrics).packed()
+    packed = MetricsFile(directory.metrics).compressed_rows()
     for other in (b"", b"text", packed[:-3]):
-        with pytest.raises(ValueError, match="its metrics cannot be unpacked"):
-            unpacked(other)
+        with pytest.raises(ValueError, match="its metrics cannot be decompressed"):
+            decompress_rows(other)
 
 
 def test_a_full_disk_is_one_clear_error(directory: RunDirectory) -> None:

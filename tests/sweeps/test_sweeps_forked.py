@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from sweep_outcomes import assert_same_outcome
 
-from hydra_plugins.sn_launchers.local_launcher import OF_A_CELL
+from hydra_plugins.sn_launchers.local_launcher import PRELOADED_MODULES
 from sn_imagenet.errors import UserError
-from sn_imagenet.sweeps.starting import Forking, Programs
+from sn_imagenet.sweeps.starters import ForkingStarter, SubprocessStarter
 
 ROOT = Path(__file__).parents[2]
 TELL = """
@@ -40,11 +40,11 @@ from sn_imagenet.sweeps.board import Board
 from sn_imagenet.sweeps.planned import PlannedRun, plan_runs
 from sn_imagenet.sweeps.pool import Pool
 from sn_imagenet.sweeps.slots import Slot
-from sn_imagenet.sweeps.starting import Forking
+from sn_imagenet.sweeps.starters import ForkingStarter
 configs, folder, script = sys.argv[1:]
 with initialize_config_dir(configs, version_base="1.3"):
     ((run),) = plan_runs([((), compose("config", ["run_dir=" + folder + "/run"]))])
-with Forking([script], [], {}, print) as forking:
+with ForkingStarter([script], [], {}, print) as forking:
     slots = [Slot("slot", {})]
     sys.exit(Pool([PlannedRun(run.config, (folder,))], slots, forking, 0, Board()).run())
 """
@@ -74,7 +74,7 @@ def script(tmp_path):
 
 
 def forking(script, said, modules=("code_of_ours",)):
-    return Forking([script, "--option"], modules, {"OMP_NUM_THREADS": "1"}, said.append)
+    return ForkingStarter([script, "--option"], modules, {"OMP_NUM_THREADS": "1"}, said.append)
 
 
 def until(condition, what="nothing"):
@@ -94,7 +94,7 @@ def run(starter, code, log):
 
 
 def test_a_forked_cell_is_what_a_program_of_its_own_would_be(script, tmp_path):
-    log, program = tmp_path / "log", Programs([sys.executable, "-u", script, "--option"])
+    log, program = tmp_path / "log", SubprocessStarter([sys.executable, "-u", script, "--option"])
     with forking(script, []) as starter:
         assert starter.command == program.command
         for code, ended in [
@@ -206,8 +206,8 @@ def test_a_forked_cell_trains_the_same_numbers_as_one_alone(tmp_path):
     words = ["data=digits", "model=resnet14_mini", "norm=sn", "batch=8x8", "trainer.max_steps=3"]
     script, environment = [str(ROOT / "train.py")], {"OMP_NUM_THREADS": "1"}
     cpu = {**environment, "CUDA_VISIBLE_DEVICES": ""}
-    program = Programs([sys.executable, *script])
-    with Forking(script, OF_A_CELL, cpu, print) as starter:
+    program = SubprocessStarter([sys.executable, *script])
+    with ForkingStarter(script, PRELOADED_MODULES, cpu, print) as starter:
         until(starter.ready)
         assert len(os.listdir(f"/proc/{starter._server.process.pid}/task")) == 1
         processes = []

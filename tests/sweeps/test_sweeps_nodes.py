@@ -11,7 +11,7 @@ import pytest
 from sweep_outcomes import assert_same_outcome
 
 from hydra_plugins.sn_launchers.slurm_launcher import rendezvous
-from sn_imagenet.sweeps.starting import torchrun
+from sn_imagenet.sweeps.starters import torchrun
 
 ROOT = Path(__file__).parents[2]
 CELL = ("data=digits", "model=resnet14_mini", "norm=sn", "batch=8x8", "trainer.epochs=1")

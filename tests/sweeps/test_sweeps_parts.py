@@ -14,12 +14,12 @@ from hydra import compose, initialize_config_dir
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.runs import FAILED, Progress, RunInUseError
 from sn_imagenet.sweeps.board import Board, RunStatus, duration, table
-from sn_imagenet.sweeps.plan import Speed, measured_speeds, plan, process_hours
-from sn_imagenet.sweeps.planned import PlannedRun, is_runs_own, plan_runs
+from sn_imagenet.sweeps.plan import TrainingSpeed, measured_speeds, plan, process_hours
+from sn_imagenet.sweeps.planned import PlannedRun, is_run_override, plan_runs
 from sn_imagenet.sweeps.pool import Pool
 from sn_imagenet.sweeps.settings import SweepSettings, sweep_settings
 from sn_imagenet.sweeps.slots import Slot, machine_slots
-from sn_imagenet.sweeps.starting import Programs
+from sn_imagenet.sweeps.starters import SubprocessStarter
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
@@ -68,8 +68,8 @@ def test_cells_keep_their_overrides_and_lose_the_sweeps():
     (run,) = plan_runs([(overrides, composed("norm=bn", "data=digits", "seed=2"))])
     assert run.overrides == ("norm=bn", "data=digits", "seed=2")
     assert run.name == "digits/resnet50/bn/8x32/seed2"
-    assert is_runs_own("sweep=table2"), "its base config belongs to each cell"
-    assert not is_runs_own("++hydra.sweep.dir=x")
+    assert is_run_override("sweep=table2"), "its base config belongs to each cell"
+    assert not is_run_override("++hydra.sweep.dir=x")
 
 
 def test_two_cells_in_one_directory_are_refused():
@@ -162,7 +162,7 @@ def test_a_failing_cell_is_retried_after_the_others_and_then_told(tmp_path):
     runs = [planned(tmp_path, name) for name in ("a", "b")]
     out = io.StringIO()
     code = Pool(
-        runs, [Slot("slot", {})], Programs([sys.executable, "-c", program]), 1, Board(out)
+        runs, [Slot("slot", {})], SubprocessStarter([sys.executable, "-c", program]), 1, Board(out)
     ).run()
     assert code == 1
     starts = [line for line in out.getvalue().splitlines() if "running" in line]
@@ -186,7 +186,7 @@ def test_a_cell_refused_by_a_lock_is_elsewhere_and_not_failed(tmp_path):
     run = PlannedRun(planned(tmp_path, "a").config, (str(tmp_path / "started"),))
     out = io.StringIO()
     code = Pool(
-        [run], [Slot("slot", {})], Programs([sys.executable, "-c", program]), 0, Board(out)
+        [run], [Slot("slot", {})], SubprocessStarter([sys.executable, "-c", program]), 0, Board(out)
     ).run()
     assert code == 1
     states = [line.split("  ")[0] for line in out.getvalue().splitlines() if line.startswith("a:")]
@@ -197,12 +197,12 @@ def test_hours_are_estimated_from_what_was_measured_and_nothing_else(composed, t
     config = composed("data=digits", "norm=bn", "batch=8x8", "trainer.epochs=10")
     assert process_hours(config, [], 0) is None
     same = ("digits", str(config.to_dict()["model"]), "16", "fp32", "False")
-    exact = Speed((*same, "bn", "8x8"), 100.0, 1344)
-    other = Speed((*same, "gn", "8x8"), 50.0, 1344)
+    exact = TrainingSpeed((*same, "bn", "8x8"), 100.0, 1344)
+    other = TrainingSpeed((*same, "gn", "8x8"), 50.0, 1344)
     steps = 1397 // 64
     assert process_hours(config, [exact, other], 0) == pytest.approx(steps * 10 * 64 / 100 / 3600)
     assert process_hours(config, [other], 5) == pytest.approx(steps * 5 * 64 / 50 / 3600)
-    elsewhere = Speed(("cifar10", *same[1:], "bn", "8x8"), 100.0, 50_000)
+    elsewhere = TrainingSpeed(("cifar10", *same[1:], "bn", "8x8"), 100.0, 50_000)
     assert process_hours(config, [elsewhere], 0) is None
     (tmp_path / "result.json").write_text("{")
     assert measured_speeds([tmp_path], "cpu") == []

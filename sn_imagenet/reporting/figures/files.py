@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from sn_imagenet.config import SettingConfig
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.figures.data import FigureData, gather
-from sn_imagenet.reporting.figures.drawn import drawn_json
+from sn_imagenet.reporting.figures.drawn import figure_json
 from sn_imagenet.reporting.figures.figure1 import draw_figure1
 from sn_imagenet.reporting.figures.figure2 import draw_figure2
 from sn_imagenet.reporting.figures.figure3 import draw_figure3
 from sn_imagenet.reporting.figures.figure4 import draw_figure4
 from sn_imagenet.reporting.figures.figure8 import draw_figure8
 from sn_imagenet.reporting.figures.style import STYLE, save
-from sn_imagenet.reporting.figures.weights import SettingWeights, gather_weights, of_one_setting
+from sn_imagenet.reporting.figures.weights import SettingWeights, gather_weights, average_seeds
 from sn_imagenet.reporting.figures.weights_over_training import draw_weights_over_training
 from sn_imagenet.runs import (
     FINISHED,
@@ -30,9 +30,9 @@ from sn_imagenet.runs import (
     run_from_result,
     write_text,
 )
-from sn_imagenet.runs.record import layer_weights
+from sn_imagenet.runs.record import parse_layer_weights
 
-# Drawn once for a task; what is missing where the function returns None.
+# FigureFiles once for a task; what is missing where the function returns None.
 FIGURES: dict[str, tuple[Callable[[FigureData], Figure | None], str]] = {
     "fig1": (draw_figure1, "no finished run"),
     "fig2": (draw_figure2, "no run has finished an epoch"),
@@ -42,14 +42,14 @@ FIGURES: dict[str, tuple[Callable[[FigureData], Figure | None], str]] = {
 NO_WEIGHTS = "no finished SN run with importance weights"
 
 
-class Drawn(NamedTuple):
+class FigureFiles(NamedTuple):
     """The files written, and one line for each thing that could not be drawn."""
 
     paths: list[Path]
     warnings: list[str]
 
 
-class Named(NamedTuple):
+class NamedFigure(NamedTuple):
     """A figure and the stem of its file's name; ``why_not`` where there is none."""
 
     name: str
@@ -81,10 +81,10 @@ def weights_figure(layers: Sequence[Mapping[str, Any]], batch: SettingConfig) ->
     """Fig. 3 of one run as it is; ``layers`` as in ``result.json``."""
     setting = Setting(batch.gpus, batch.samples_per_gpu)
     with rc_context(STYLE):
-        return draw_figure3([SettingWeights(setting, 1, tuple(map(layer_weights, layers)))])
+        return draw_figure3([SettingWeights(setting, 1, tuple(map(parse_layer_weights, layers)))])
 
 
-def write_figures(runs_dir: Path, out: Path) -> Drawn:
+def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
     """Every figure for every (data, model) below ``runs_dir``: ``fig1.png`` etc. where there is one
     such task, else ``fig1_<data>_<model>.png``; Figs. 3 and 4 with ``_<norm>`` appended for a
     switchable normalizer other than ``sn``. Beside each lies ``.json``, the numbers that it shows.
@@ -100,7 +100,7 @@ def write_figures(runs_dir: Path, out: Path) -> Drawn:
     for task, of_task in sorted(tasks.items()):
         suffix = "" if len(tasks) == 1 else re.sub(r"[^\w.-]", "-", f"_{task[0]}_{task[1]}")
         with rc_context(STYLE):
-            for name, figure, why_not in draw_task(of_task, warnings):
+            for name, figure, why_not in draw_study(of_task, warnings):
                 if figure is None:
                     warnings.append(f"{', '.join(task)}: no {name}: {why_not}")
                     continue
@@ -108,25 +108,25 @@ def write_figures(runs_dir: Path, out: Path) -> Drawn:
                 stem = out / f"{head}{suffix}{'_' * bool(norm)}{norm}"
                 paths += save(figure, stem, "--out")
                 numbers = stem.with_name(f"{stem.name}.json")
-                paths.append(write_text(numbers, drawn_json(figure), "--out"))
-    return Drawn(paths, warnings)
+                paths.append(write_text(numbers, figure_json(figure), "--out"))
+    return FigureFiles(paths, warnings)
 
 
-def draw_task(runs: Sequence[Run], warnings: list[str]) -> Iterator[Named]:
+def draw_study(runs: Sequence[Run], warnings: list[str]) -> Iterator[NamedFigure]:
     """The figures of one task; what cannot be drawn of it is added to ``warnings``."""
     data, left_out = gather(runs)
     warnings += left_out
     for name, (draw, why_not) in FIGURES.items():
-        yield Named(name, draw(data), why_not)
+        yield NamedFigure(name, draw(data), why_not)
     switchable = sorted({r.cell.norm for r in runs if r.state == FINISHED and r.weights})
     if not switchable:
-        yield Named("fig3 and fig4", None, NO_WEIGHTS)
+        yield NamedFigure("fig3 and fig4", None, NO_WEIGHTS)
     for norm in switchable:
         weights = gather_weights(_sound(data, norm, warnings))
         if weights:
             end = "" if norm == "sn" else "_" + re.sub(r"[^\w.-]", "-", norm)
-            yield Named(f"fig3{end}", draw_figure3(weights))
-            yield Named(f"fig4{end}", draw_figure4(weights))
+            yield NamedFigure(f"fig3{end}", draw_figure3(weights))
+            yield NamedFigure(f"fig4{end}", draw_figure4(weights))
 
 
 def _sound(data: FigureData, norm: str, warnings: list[str]) -> list[Run]:
@@ -137,7 +137,7 @@ def _sound(data: FigureData, norm: str, warnings: list[str]) -> list[Run]:
         if of_cell != norm or not drawable:
             continue
         try:
-            of_one_setting(drawable)
+            average_seeds(drawable)
         except UserError as error:
             warnings.append(str(error))
         else:

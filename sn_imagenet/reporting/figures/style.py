@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sn_imagenet.runs import write_atomically
-from sn_imagenet.runs.files import OF_A_RUN
+from sn_imagenet.runs.files import RUN_DIR_OPTIONS
 
 DPI = 200
 COLUMN, PAGE = 3.5, 7.1  # inches: the widths of a column and of a page of two
@@ -58,7 +58,7 @@ def light_grid(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def save(figure: Figure, path_stem: Path, chosen_by: str = OF_A_RUN) -> list[Path]:
+def save(figure: Figure, path_stem: Path, chosen_by: str = RUN_DIR_OPTIONS) -> list[Path]:
     """Write ``<path_stem>.png`` (200 dpi) and ``.pdf``; equal runs give equal files. ``chosen_by``:
     the option that chooses the place, for the error.
 

@@ -1,7 +1,7 @@
 """A program that has imported what a cell imports, and forks a cell for each request.
 
-``python -m sn_imagenet.sweeps.warm FOLDER MODULE...``, as
-:class:`~sn_imagenet.sweeps.starting.Forking` starts it: in the folder of the cells' script, so that
+``python -m sn_imagenet.sweeps.fork_server FOLDER MODULE...``, as
+:class:`~sn_imagenet.sweeps.starters.ForkingStarter` starts it: in the folder of the cells' script, so that
 it imports what they would; standard input is the socket of the requests.
 
 multiprocessing's forkserver will not do: its processes end without atexit, the signals of the

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.sweeps import warm
+from sn_imagenet.sweeps import fork_server
 from sn_imagenet.sweeps.slots import Slot
 
 _WAIT_S = 0.2  # for an answer, before the pool goes on with the rest of its turn
@@ -64,7 +64,7 @@ class Starter(Protocol):
         """
 
 
-class Programs:
+class SubprocessStarter:
     """Starts each cell as a program of its own."""
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -108,7 +108,7 @@ class _Orphan:
 
 
 class _Server:
-    """A running :mod:`warm <sn_imagenet.sweeps.warm>` program and the socket to it."""
+    """A running :mod:`warm <sn_imagenet.sweeps.fork_server>` program and the socket to it."""
 
     def __init__(
         self, folder: Path, modules: Sequence[str], environment: Mapping[str, str]
@@ -117,7 +117,7 @@ class _Server:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the program
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-u", "-m", warm.__name__, os.getcwd(), *modules],
+                [sys.executable, "-u", "-m", fork_server.__name__, os.getcwd(), *modules],
                 cwd=folder,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
@@ -139,8 +139,8 @@ class _Server:
         return ": ".join([how, *said[-1:]])
 
 
-class Forking:
-    """Forks each cell from one :mod:`warm <sn_imagenet.sweeps.warm>` program, which is started anew
+class ForkingStarter:
+    """Forks each cell from one :mod:`warm <sn_imagenet.sweeps.fork_server>` program, which is started anew
     when a file that it imported has changed, or it died: a cell runs the code that there is when it
     starts.
 
@@ -167,7 +167,7 @@ class Forking:
         self._say = say
         self._server: _Server | None = None
 
-    def __enter__(self) -> Forking:
+    def __enter__(self) -> ForkingStarter:
         _adopt_orphans(True)
         return self
 
@@ -192,16 +192,16 @@ class Forking:
         server = self._server
         with suppress(ConnectionError):
             if not server.asked:
-                server.socket.send(warm.CHECK)
+                server.socket.send(fork_server.CHECK)
                 server.asked = True
             if not select.select([server.socket], [], [], _WAIT_S)[0]:
                 return False
             answer = server.socket.recv(32)
             server.asked = False
-            if answer == warm.READY:
+            if answer == fork_server.READY:
                 server.was_ready = True
                 return True
-            if answer == warm.STALE:
+            if answer == fork_server.STALE:
                 self._say("the code has changed: the cells that follow run it as it is now")
                 server.end()
                 self._server = None
@@ -259,12 +259,12 @@ def starter(
     used CUDA cannot be forked.
     """
     if processes > 1:
-        yield Programs(torchrun(processes, script))
+        yield SubprocessStarter(torchrun(processes, script))
     elif sys.platform != "linux" or not all(slot.is_cpu for slot in slots):
         # Unbuffered, as torchrun starts its processes: a log is read while its cell runs.
-        yield Programs([sys.executable, "-u", *script])
+        yield SubprocessStarter([sys.executable, "-u", *script])
     else:
-        with Forking(script, modules, slots[0].environment, say) as forking:
+        with ForkingStarter(script, modules, slots[0].environment, say) as forking:
             yield forking
 
 
