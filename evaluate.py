@@ -10,14 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sn_imagenet.output import quiet_interrupt
+from sn_imagenet.output import disable_interrupt_traceback
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
 def main() -> None:
-    quiet_interrupt()
+    disable_interrupt_traceback()
     import hydra
     from omegaconf import OmegaConf
 
@@ -30,9 +30,9 @@ def main() -> None:
         def command(composed: DictConfig) -> None:
             overrides: Any = OmegaConf.to_container(composed)
             pattern, table = overrides.pop("run"), overrides.pop("table")
-            with line.checked():
+            with line.exit_on_error():
                 if not pattern:
-                    raise ConfigError("run= is missing: give a run directory, or a glob in quotes")
+                    raise ConfigError("run= is missing: give a run directory or a quoted glob")
 
             from sn_imagenet.distributed import raise_on_all_ranks, rank
             from sn_imagenet.evaluation import EvaluationRequest, evaluate_run, find_run_directories
@@ -40,14 +40,14 @@ def main() -> None:
 
             current = line.session
             paths: list[Path] = []
-            with current.cell(), raise_on_all_ranks():
+            with current.run(), raise_on_all_ranks():
                 request = EvaluationRequest.from_config(overrides)
                 paths = find_run_directories(pattern)
             results = {}
             for path in paths:
-                with current.cell():
+                with current.run():
                     results[path] = evaluate_run(path, request)
-            with current.cell():
+            with current.run():
                 if rank() == 0 and results:
                     report_runs(results, Path(table) if table else None)
 

@@ -1,30 +1,30 @@
-"""The errors that a user can mend; every room raises its own kind of them."""
+"""Errors that a user can fix; each package raises its own subclasses."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-# In the environment: a folder in which each rank leaves its exit code, in a file named by the rank.
-# For who starts the program under torchrun, which ends with 1 whatever its processes ended with.
+# Environment variable with a folder in which each rank writes its exit code, to a file named by the
+# rank. Launchers need it because torchrun exits with 1 whatever its processes exit with.
 EXIT_CODES = "SN_IMAGENET_EXIT_CODES"
 
 
 class UserError(ValueError):
-    """Something that the user can mend; shown without a traceback.
+    """An error that the user can fix; shown without a traceback.
 
-    ``agreed``: whether every rank of the run raised it, so that one of them may speak for all.
-    ``exit_code``: what the program ends with.
+    ``raised_on_all_ranks``: whether every rank raises it, so that only rank 0 reports it.
+    ``exit_code``: the exit code of the program.
     """
 
-    agreed = False
+    raised_on_all_ranks = False
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """A value of the configuration is wrong."""
+    """A value in the configuration is invalid."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The one of the ``known`` names that ``name`` was probably meant to be, if any."""
+def closest_name(name: str, known: Iterable[str]) -> str | None:
+    """The name in ``known`` that is most similar to ``name``, or None if none is similar."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)

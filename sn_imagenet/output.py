@@ -1,4 +1,4 @@
-"""Standard output and error that cannot fail: who listens has no say in whether a run goes on."""
+"""Standard output and error that never raise: a closed or broken output does not end a run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
 
-class _Lasting:
-    """A stream whose words go nowhere once its reader is gone, its terminal closed, its disk full.
+class _FailSafeStream:
+    """A stream that discards its output after the first write error, such as a closed pipe or
+    terminal or a full disk.
 
-    Everything but writing is the stream's own.
+    All other attributes are those of the wrapped stream.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -23,49 +24,51 @@ class _Lasting:
         try:
             return self._stream.write(text)
         except OSError:
-            self._give_up()
+            self._discard_output()
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError:
-            self._give_up()
+            self._discard_output()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def _give_up(self) -> None:
-        # The descriptor itself, for libraries that write there and what is still in the buffer.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
+    def _discard_output(self) -> None:
+        # Redirect the descriptor itself: libraries write to it, and the buffer may hold text.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
 
 
-def quiet_interrupt() -> None:
-    """Have Ctrl-C end the program at once, as SIGTERM does, and not with the traceback of whatever
-    it is importing; until something listens that has work to save. One that is ignored stays so.
+def disable_interrupt_traceback() -> None:
+    """Let Ctrl-C end the program without a traceback, as SIGTERM does, until a handler that saves
+    a checkpoint is installed. A signal that is ignored at start stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
-def lasting_output() -> Iterator[None]:
-    """Within, nothing that is said raises, also where a stream is closed from the start.
+def fail_safe_output() -> Iterator[None]:
+    """Writing to stdout or stderr never raises in this context, even if they are closed at start.
 
-    To be entered before any file is opened: it would get the closed stream's descriptor, and the
-    warnings of libraries with it.
+    Enter it before opening any file. Otherwise the file would get the descriptor of a closed
+    stream, and the warnings of libraries with it.
     """
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, _Lasting(stream or _nowhere())) for stream in before)
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (
+        cast(TextIO, _FailSafeStream(stream or _null_stream())) for stream in streams
+    )
     try:
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        sys.stdout, sys.stderr = before
+        sys.stdout, sys.stderr = streams
 
 
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w")  # until the program ends
+def _null_stream() -> TextIO:
+    return open(os.devnull, "w")  # stays open until the program ends

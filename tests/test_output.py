@@ -11,8 +11,8 @@ import pytest
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
-from sn_imagenet.output import lasting_output
-with lasting_output():
+from sn_imagenet.output import fail_safe_output
+with fail_safe_output():
     with open(sys.argv[1], "w") as file:
         for line in range(2000):
             print("out", line, flush=True)

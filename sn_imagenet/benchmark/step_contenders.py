@@ -19,7 +19,7 @@ from sn_imagenet.models import build_model
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
 from sn_imagenet.training import Stepper
-from sn_imagenet.training.compiled import make_room_for_compilations
+from sn_imagenet.training.compiled import raise_recompile_limits
 
 _LEARNING_RATE = 1e-3  # too small to diverge on images that are noise
 
@@ -28,7 +28,7 @@ def _group_norm(channels: int, **factory: Any) -> nn.Module:
     return nn.GroupNorm(math.gcd(32, channels), channels, **factory)
 
 
-PYTORCH: dict[str, Callable[..., nn.Module]] = {
+PYTORCH_LAYERS: dict[str, Callable[..., nn.Module]] = {
     REFERENCE: nn.BatchNorm2d,
     "nn.GroupNorm(32)": _group_norm,
 }
@@ -83,7 +83,7 @@ class StepData:
         self.images = images.to(device, memory_format=torch.channels_last)
         self.labels = labels.to(device)
 
-    def place(self, network: nn.Module) -> nn.Module:
+    def to_device(self, network: nn.Module) -> nn.Module:
         """``network`` on the device, channels_last, to be trained."""
         return network.to(self.device).to(memory_format=torch.channels_last).train()
 
@@ -100,7 +100,7 @@ class StepContender:
 def timm_step(
     layer: Callable[..., nn.Module], data: StepData, mode: str | None = None
 ) -> StepContender:
-    """timm's own network with one of :data:`PYTORCH`'s layers, and torch's SGD.
+    """timm's own network with one of :data:`PYTORCH_LAYERS`'s layers, and torch's SGD.
 
     ``mode``: torch.compile's, None for the network as it is.
     """
@@ -109,9 +109,9 @@ def timm_step(
         network = build_mini(name, classes, layer)
     else:
         network = timm.create_model(name, num_classes=classes, norm_layer=layer)
-    network = data.place(network)
+    network = data.to_device(network)
     if mode is not None:
-        make_room_for_compilations()
+        raise_recompile_limits()
         network.compile(mode=mode, fullgraph=True, dynamic=False)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=_LEARNING_RATE, momentum=0.9, weight_decay=1e-4
@@ -126,7 +126,7 @@ def trainer_step(config: ExperimentConfig, data: StepData, plain: bool = False) 
     be captured in a CUDA graph.
     """
     classes = data.kind.classes
-    network = data.place(
+    network = data.to_device(
         build_model(config.model, config.norm, config.protocol, classes, config.seed)
     )
     placement = Placement(

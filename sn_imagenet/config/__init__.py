@@ -6,7 +6,7 @@ expected and how to mend it. Only what a YAML choice may leave out has a default
 """
 
 from sn_imagenet.config.experiment import (
-    NOT_THE_EXPERIMENT,
+    NON_EXPERIMENT_KEYS,
     ExperimentConfig,
     from_dict,
     from_hydra,
@@ -31,7 +31,7 @@ from sn_imagenet.config.sections import (
 __all__ = [
     "ESTIMATORS",
     "IMAGENET_SAMPLES",
-    "NOT_THE_EXPERIMENT",
+    "NON_EXPERIMENT_KEYS",
     "TABLE_2_SETTINGS",
     "AugmentConfig",
     "CalibrationConfig",

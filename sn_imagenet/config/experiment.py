@@ -25,7 +25,7 @@ TRACKERS = ("tensorboard", "trackio", "none")
 
 # Where, how fast and how safely a run is carried out: replicas make the results the same.
 # fmt: off
-NOT_THE_EXPERIMENT = frozenset({
+NON_EXPERIMENT_KEYS = frozenset({
     "run_dir", "runs_dir", "evaluate", "tracker",
     "data.root", "data.train", "data.val", "data.workers",
     "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
@@ -73,7 +73,7 @@ class ExperimentConfig:
         require_seed("seed", self.seed)
         require_one_of("tracker", self.tracker, TRACKERS)
         if self.batch.samples_per_gpu == 1:
-            self.norm.use_single_sample()
+            self.norm.apply_single_sample()
 
     @property
     def initial_lr(self) -> float:

@@ -46,7 +46,7 @@ class NormConfig:
             f"norm.single_sample has {sorted(unknown)}: expected 'without' and 'test_statistics'",
         )
 
-    def use_single_sample(self) -> None:
+    def apply_single_sample(self) -> None:
         """Change what ``single_sample`` says."""
         for key, members in self.single_sample.get("without", {}).items():
             self.args[key] = [member for member in self.args[key] if member not in members]

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sn_imagenet.errors import EXIT_CODES, ConfigError, UserError
-from sn_imagenet.output import lasting_output
+from sn_imagenet.output import fail_safe_output
 from sn_imagenet.runs import RunInUseError
 
 
@@ -80,9 +80,9 @@ class Session:
         except UserError as error:
             self._remember(error.exit_code)
             # What all ranks agree on is said once, what one rank met is said by it.
-            if rank() == 0 or not getattr(error, "agreed", False):
+            if rank() == 0 or not getattr(error, "raised_on_all_ranks", False):
                 print(f"error: {error}", file=sys.stderr, flush=True)
-            if world_size() > 1 and not getattr(error, "agreed", False):
+            if world_size() > 1 and not getattr(error, "raised_on_all_ranks", False):
                 raise SystemExit(error.exit_code) from error
         except Exception:
             self._remember(1)
@@ -135,7 +135,7 @@ def session() -> Iterator[Session]:
     Raises:
         SystemExit: at the end, if a cell went wrong.
     """
-    with lasting_output():
+    with fail_safe_output():
         current = Session()
         alike = False
         try:
@@ -268,7 +268,7 @@ def raise_on_all_ranks() -> Iterator[None]:
         if first is not None and (error is None or str(error) != str(first)):
             error = first
     if error is not None:
-        error.agreed = True
+        error.raised_on_all_ranks = True
         raise error
 
 

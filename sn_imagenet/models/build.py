@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from sn_imagenet.config import ModelConfig, NormConfig, ProtocolConfig
-from sn_imagenet.errors import ConfigError, nearest
+from sn_imagenet.errors import ConfigError, closest_name
 from sn_imagenet.models.fuse import fuse_relus
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
@@ -55,7 +55,7 @@ def _guess(target: str) -> str:
     classes = (
         [key for key, value in vars(module).items() if isinstance(value, type)] if module else []
     )
-    found = nearest(wanted, classes)
+    found = closest_name(wanted, classes)
     return f", did you mean {name}.{found}?" if found else ""
 
 

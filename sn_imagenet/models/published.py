@@ -10,7 +10,7 @@ import torchvision
 from timm.data import resolve_data_config
 from torch import Tensor
 
-from sn_imagenet.errors import UserError, nearest
+from sn_imagenet.errors import UserError, closest_name
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _of_torchvision(name: str) -> Published:
 def _of_timm(name: str) -> Published:
     names = timm.list_models(pretrained=True)
     if name not in names:
-        found = nearest(name, names)
+        found = closest_name(name, names)
         raise UserError(
             f"there are no weights {name}: "
             + (f"did you mean {found}?" if found else "expected a name such as resnet50.a1_in1k")

@@ -47,7 +47,7 @@ def require_compilable(mode: str, placement: Placement, network: nn.Module) -> N
         )
 
 
-def make_room_for_compilations() -> None:
+def raise_recompile_limits() -> None:
     """So that torch.compile takes every block of every network of this process."""
     # Dynamo keeps what it compiled by code, which all blocks and networks share; past its limit,
     # which is for one module, it would refuse. Emptying it would throw away what is used later.
@@ -67,7 +67,7 @@ class CompiledBlocks:
     """
 
     def __init__(self, network: nn.Module, mode: str) -> None:
-        make_room_for_compilations()
+        raise_recompile_limits()
         # A block's gradients are ready at once; there is nothing in it to split by buckets.
         torch._dynamo.config.optimize_ddp = False
         self._mode = mode

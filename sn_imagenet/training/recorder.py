@@ -12,7 +12,7 @@ from sn_imagenet.distributed import rank
 from sn_imagenet.training.console import Console
 from sn_imagenet.training.in_flight import StepOutcome
 from sn_imagenet.training.metrics_log import MetricsLog
-from sn_imagenet.training.trackers import TABLES
+from sn_imagenet.training.trackers import MOMENTS
 
 T = TypeVar("T")
 
@@ -132,7 +132,7 @@ class Recorder:
         ``weights`` are the importance weights of each SN layer, with its ``name`` and ``stage``.
         Shown are their means over each stage's layers.
         """
-        scalars = {"val/top1": validation["top1"], **mean_weights(weights)}
+        scalars = {"val/top1": validation["top1"], **stage_mean_weights(weights)}
         if calibrated:
             scalars["val/top1_batch_average"] = calibrated["top1"]
         row: dict[str, Any] = {
@@ -146,7 +146,7 @@ class Recorder:
             row["calibrated"] = calibrated
         if weights:
             row["importance_weights"] = {
-                layer["name"]: {table: layer[table] for table in TABLES} for layer in weights
+                layer["name"]: {table: layer[table] for table in MOMENTS} for layer in weights
             }
         self._write(row, scalars, step)
         told = [_told(counts) for counts in (validation, calibrated) if counts]
@@ -165,15 +165,15 @@ def _told(counts: dict[str, Any]) -> str:
     )
 
 
-def mean_weights(layers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def stage_mean_weights(layers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """``importance_<table>/<stage>/<member>``: over those layers of a stage that have the member.
 
     Args:
-        layers: each with its ``stage`` and, by table (:data:`TABLES`), the weight by member.
+        layers: each with its ``stage`` and, by table (:data:`MOMENTS`), the weight by member.
     """
     found: defaultdict[str, list[float]] = defaultdict(list)
     for layer in layers:
-        for table in TABLES:
+        for table in MOMENTS:
             for member, weight in layer[table].items():
                 found[f"importance_{table}/{layer['stage']}/{member}"].append(weight)
     return {tag: fmean(weights) for tag, weights in found.items()}

@@ -11,7 +11,7 @@ import torch
 from sn_imagenet.distributed import broadcast_object, raise_on_all_ranks, rank
 from sn_imagenet.evaluation import Prepared, require_same_data
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
-from sn_imagenet.training.metrics_log import rows_of
+from sn_imagenet.training.metrics_log import unpack_rows
 from sn_imagenet.training.recorder import METERS
 from sn_imagenet.training.stepper import Stepper
 
@@ -31,7 +31,7 @@ _ENTRIES: dict[str, Any] = {
 }
 
 
-def newest_checkpoint(
+def load_newest_checkpoint(
     directory: RunDirectory, prepared: Prepared, stepper: Stepper, warn: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """Rank 0's newest usable checkpoint, on every rank; None if there is none. Collective.
@@ -51,7 +51,7 @@ def newest_checkpoint(
                     raise TypeError(f"{key} is of type {type(state[key]).__name__}")
             for key in METERS:
                 float(state["meters"][key])
-            rows_of(state["metrics"])
+            unpack_rows(state["metrics"])
             stepper.load_state_dict(state)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)

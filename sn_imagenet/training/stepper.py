@@ -101,7 +101,7 @@ class Stepper:
         if not self.network.training:  # it walks all modules
             self.network.train()
         if self._shares_each_step:
-            self.share_statistics()
+            self.broadcast_statistics()
         self.optimizer.zero_grad(set_to_none=True)
         if self._compiled is not None:
             self._compiled.begin_step()
@@ -170,7 +170,7 @@ class Stepper:
         finite = [parameter.isfinite().all() for parameter in self.network.parameters()]
         return bool(torch.stack(finite).all())
 
-    def share_statistics(self) -> None:
+    def broadcast_statistics(self) -> None:
         """Give every rank replica 0's running statistics. Collective."""
         if dist.is_initialized():
             for buffer in self.network.buffers():

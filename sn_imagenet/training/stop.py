@@ -31,7 +31,7 @@ class Interrupted(SystemExit):
         self.reported = reported
 
 
-class StopRequests:
+class SignalHandler:
     """Listens to :data:`SIGNALS` within a ``with`` block, but for those that it was started
     to ignore, as nohup does.
 
@@ -49,7 +49,7 @@ class StopRequests:
         self._before: dict[signal.Signals, Any] = {}
         self._told_of_swallowed = sys.unraisablehook
 
-    def __enter__(self) -> StopRequests:
+    def __enter__(self) -> SignalHandler:
         # Only the main thread may listen, and only it is interrupted.
         if threading.current_thread() is threading.main_thread():
             self._before = {
@@ -140,7 +140,7 @@ def print_once(message: str) -> None:
 
 
 @contextmanager
-def interrupted_with_peers() -> Iterator[None]:
+def raise_peer_interrupts() -> Iterator[None]:
     """Tell a peer that was told to stop from one that is lost.
 
     Raises:

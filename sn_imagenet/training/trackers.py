@@ -18,7 +18,7 @@ from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.runs import RunDirectory, write_text
 
-TABLES = ("mean", "variance")
+MOMENTS = ("mean", "variance")
 TOP1 = "final/top1"
 # What TensorBoard's "custom scalars" lays over one another.
 _LAYOUT: dict[str, dict[str, list[Any]]] = {
@@ -31,7 +31,7 @@ _LAYOUT: dict[str, dict[str, list[Any]]] = {
     },
     "importance weights": {
         f"{table}, res{stage}": ["Multiline", [f"importance_{table}/res{stage}/.*"]]
-        for table in TABLES
+        for table in MOMENTS
         for stage in range(1, 6)
     },
 }
@@ -178,7 +178,7 @@ def make_tracker(directory: RunDirectory, config: ExperimentConfig, step: int) -
     return Trackio(directory, config) if config.tracker == "trackio" else NullTracker()
 
 
-def require_tracker(name: str) -> None:
+def require_tracker_installed(name: str) -> None:
     """Whether what ``tracker=`` names is installed.
 
     Raises:

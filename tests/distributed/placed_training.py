@@ -110,7 +110,7 @@ def placed(rank: int, world_size: int, config: ExperimentConfig) -> Outcome:
         assert outcome.samples == config.batch.total
         steps.append(_step(network, outcome.loss, outcome.top1_correct))
         stepper.optimizer_step(rate)
-    stepper.share_statistics()
+    stepper.broadcast_statistics()
     return {"steps": steps, "state": network.state_dict()}
 
 

@@ -49,10 +49,10 @@ CASES = {
 def main(case: str) -> None:
     try:
         with session() as current:
-            with current.cell():
+            with current.run():
                 init_distributed()
                 CASES[case]()
-            with current.cell():
+            with current.run():
                 dist.barrier()
                 print_rank0("the next cell ran")
     finally:
@@ -61,7 +61,7 @@ def main(case: str) -> None:
 
 def slowly() -> None:
     """All refuse the same before they meet; rank 0 says it late, rank 1 takes its time to end."""
-    with session() as current, current.cell():
+    with session() as current, current.run():
         if rank() == 0:
             time.sleep(2)
         else:

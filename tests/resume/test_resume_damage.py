@@ -23,7 +23,7 @@ from sn_imagenet.evaluation import EvaluationRequest, evaluate_run, find_run_dir
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
 from sn_imagenet.runs.saver import CheckpointSaver
 from sn_imagenet.training import train
-from sn_imagenet.training.stop import Interrupted, StopRequests
+from sn_imagenet.training.stop import Interrupted, SignalHandler
 
 TINY = ("data=digits", "model=resnet14_mini", "batch=8x8", "norm=sn", "evaluate=false")
 
@@ -292,7 +292,7 @@ def test_an_endless_wait_is_interrupted_and_handlers_are_given_back():
     before = signal.getsignal(signal.SIGUSR1)
 
     def wait_for_ever() -> None:
-        with StopRequests():
+        with SignalHandler():
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(60)
 
@@ -300,7 +300,7 @@ def test_an_endless_wait_is_interrupted_and_handlers_are_given_back():
         wait_for_ever()
     assert stopped.value.code == os.EX_TEMPFAIL
     assert signal.getsignal(signal.SIGUSR1) is before
-    with StopRequests() as requests:
+    with SignalHandler() as requests:
         assert stopped_at_the_end_of(requests.deferred())
         os.kill(os.getpid(), signal.SIGTERM)  # again, on the way out: it changes nothing
 
@@ -309,7 +309,7 @@ def test_a_signal_that_was_ignored_from_the_start_stays_ignored():
     """As nohup has it."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with StopRequests() as requests:
+        with SignalHandler() as requests:
             os.kill(os.getpid(), signal.SIGHUP)
         assert not requests.received
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

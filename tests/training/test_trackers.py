@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sn_imagenet.config import NOT_THE_EXPERIMENT, ExperimentConfig, from_hydra
+from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig, from_hydra
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.runs import RunDirectory
 from sn_imagenet.training import trackers
-from sn_imagenet.training.recorder import mean_weights
-from sn_imagenet.training.trackers import Tracker, make_tracker, require_tracker
+from sn_imagenet.training.recorder import stage_mean_weights
+from sn_imagenet.training.trackers import Tracker, make_tracker, require_tracker_installed
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEPARTURE = {"item": "epochs", "paper": "100", "ours": "8"}
@@ -85,8 +85,8 @@ def test_a_run_that_goes_on_stays_one_run(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"trackio is not installed; pip install 'sn-imagenet\["):
-        require_tracker("trackio")
-    require_tracker("tensorboard")
+        require_tracker_installed("trackio")
+    require_tracker_installed("tensorboard")
 
 
 def test_none_leaves_nothing(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_none_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_tracker_is_no_part_of_the_experiment() -> None:
-    assert "tracker" in NOT_THE_EXPERIMENT
+    assert "tracker" in NON_EXPERIMENT_KEYS
     with pytest.raises(ConfigError, match="tracker=wandb: expected one of tensorboard, trackio"):
         config_of("wandb")
 
@@ -108,7 +108,7 @@ def test_weights_are_shown_as_means_over_a_stage() -> None:
     def layer(stage: str, bn: float) -> dict[str, object]:
         return {"stage": stage, "mean": {"bn": bn, "ln": 1 - bn}, "variance": {"bn": 1 - bn}}
 
-    shown = mean_weights([layer("res1", 0.5), layer("res2", 0.2), layer("res2", 0.4)])
+    shown = stage_mean_weights([layer("res1", 0.5), layer("res2", 0.2), layer("res2", 0.4)])
     assert shown == pytest.approx(
         {
             "importance_mean/res1/bn": 0.5,
