@@ -1,4 +1,4 @@
-"""Settings and their placement on ranks; the processes of an experiment."""
+"""Process groups, collectives, and the placement of replicas on ranks."""
 
 from sn_imagenet.distributed.placement import (
     Microbatch,

@@ -1,9 +1,9 @@
-"""Where a setting's replicas live: design idea 2.
+"""Placement of a setting's replicas on ranks (design idea 2).
 
-A setting (#GPUs, samples per GPU) has G replicas, the paper's GPUs, of n samples that share their
-statistics. Sample i of a global batch belongs to replica i mod G, and rank r holds the samples
-i with i mod W = r, exactly as torch's DistributedSampler deals them to G ranks. So W ranks hold
-whole replicas when W divides G, and a replica spans W / G ranks when G divides W.
+A setting (#GPUs, samples per GPU) has G replicas, the paper's GPUs, with n samples each that share
+statistics. Sample i of a global batch belongs to replica i mod G, and rank r of W ranks holds the
+samples i with i mod W = r, as torch's DistributedSampler assigns them to G ranks. So a rank holds
+whole replicas if W divides G, and a replica spans W / G ranks if G divides W.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sn_imagenet.norms import norm_layers, set_replicas
 class Microbatch:
     """The part of a rank's batch that goes through the network in one forward pass.
 
-    ``images`` [m, C, H, W] and ``labels`` [m] with sample j in the pass's replica j mod
-    ``replicas``; ``positions`` [m]: each sample's place in the global batch; ``last``: whether
-    the gradients are complete after it.
+    ``images`` [m, C, H, W] and ``labels`` [m]: sample j belongs to replica j mod ``replicas`` of
+    this pass. ``positions`` [m]: index of each sample in the global batch. ``last``: whether the
+    gradients are complete after this pass.
     """
 
     images: Tensor
@@ -41,15 +41,15 @@ class Placement:
     """One rank's share of a setting.
 
     Args:
-        gpus: G, the setting's replicas.
-        samples_per_gpu: n, samples that share their statistics.
-        world_size: W, ranks that there are.
-        rank: this one.
-        replicas_per_pass: replicas in one forward pass; None for all of the rank's.
+        gpus: G, the number of replicas.
+        samples_per_gpu: n, the number of samples that share statistics.
+        world_size: W, the number of ranks.
+        rank: this rank.
+        replicas_per_pass: replicas in one forward pass; None for all replicas of the rank.
 
     Raises:
-        ConfigError: W neither divides G nor is a multiple of G that splits n evenly, or
-            ``replicas_per_pass`` does not divide the rank's replicas.
+        ConfigError: W neither divides G nor is G times a divisor of n, or
+            ``replicas_per_pass`` does not divide the number of replicas of a rank.
     """
 
     gpus: int
@@ -63,18 +63,18 @@ class Placement:
             sizes = ", ".join(map(str, fitting_world_sizes(self.gpus, self.samples_per_gpu)))
             raise ConfigError(
                 f"{self.world_size} processes cannot host the setting ({self.gpus},"
-                f"{self.samples_per_gpu}): start it with one of {sizes} "
+                f"{self.samples_per_gpu}): use one of {sizes} "
                 f"(torchrun --nproc_per_node N, or nodes times N)"
             )
-        if self.replicas_per_rank % self._per_pass:
+        if self.replicas_per_rank % self._pass_size:
             raise ConfigError(
                 f"trainer.replicas_per_pass={self.replicas_per_pass}: expected a divisor of the "
-                f"{self.replicas_per_rank} replicas that each process hosts"
+                f"{self.replicas_per_rank} replicas that each process holds"
             )
 
     @property
     def replicas_per_rank(self) -> int:
-        """Whole replicas that this rank hosts; 1 where a replica spans ranks."""
+        """Number of whole replicas that this rank holds; 1 if a replica spans ranks."""
         return max(1, self.gpus // self.world_size)
 
     @property
@@ -87,56 +87,56 @@ class Placement:
 
     @property
     def microbatches_per_step(self) -> int:
-        """Forward passes of a rank in one step."""
-        return self.replicas_per_rank // self._per_pass
+        """Number of forward passes of a rank in one step."""
+        return self.replicas_per_rank // self._pass_size
 
     @property
-    def _per_pass(self) -> int:
+    def _pass_size(self) -> int:
         return self.replicas_per_pass or self.replicas_per_rank
 
     def microbatches(self, images: Tensor, labels: Tensor) -> Iterator[Microbatch]:
-        """Deal a rank's batch [samples_per_rank, ...] to forward passes.
+        """Split a rank's batch [samples_per_rank, ...] into forward passes.
 
-        The first replica's pass comes last: until it moves the running statistics, all passes of a
-        step see the same ones.
+        The pass with the first replica comes last because it updates the running statistics: this
+        way all passes of a step see the same running statistics.
         """
-        hosted, per_pass = self.replicas_per_rank, self._per_pass
+        held, per_pass = self.replicas_per_rank, self._pass_size
         positions = torch.arange(self.samples_per_rank) * self.world_size + self.rank
-        for first in reversed(range(0, hosted, per_pass)):
+        for first in reversed(range(0, held, per_pass)):
 
-            def part(table: Tensor, first: int = first) -> Tensor:
-                if per_pass == hosted:
-                    return table
-                by_replica = table.unflatten(0, (-1, hosted))
+            def select(values: Tensor, first: int = first) -> Tensor:
+                if per_pass == held:
+                    return values
+                by_replica = values.unflatten(0, (-1, held))
                 return by_replica[:, first : first + per_pass].flatten(0, 1)
 
             yield Microbatch(
-                images=part(images),
-                labels=part(labels),
-                positions=part(positions),
+                images=select(images),
+                labels=select(labels),
+                positions=select(positions),
                 replicas=per_pass,
                 holds_first_replica=self.rank == 0 and first == 0,
                 last=first == 0,
             )
 
     def replica_group(self) -> dist.ProcessGroup | None:
-        """The ranks that this rank's replica spans; None for this rank alone.
+        """The ranks that this rank's replica spans; None if it is this rank alone.
 
-        Collective: every rank of the world calls it, once.
+        Collective: every rank of the world calls this once.
         """
         if self.ranks_per_replica == 1:
             return None
-        mine = None
+        own_group = None
         for replica in range(self.gpus):
             ranks = list(range(replica, self.world_size, self.gpus))
             group = dist.new_group(ranks)
             if self.rank in ranks:
-                mine = group
-        assert isinstance(mine, dist.ProcessGroup)
-        return mine
+                own_group = group
+        assert isinstance(own_group, dist.ProcessGroup)
+        return own_group
 
     def describe(self) -> str:
-        """One line for the log."""
+        """One line for the log about the setting and its placement."""
         if self.ranks_per_replica > 1:
             where = f"each spanning {self.ranks_per_replica} processes"
         else:
@@ -153,34 +153,34 @@ class Placement:
 
 
 def fitting_world_sizes(gpus: int, samples_per_gpu: int) -> list[int]:
-    """The numbers of ranks that can host a setting."""
+    """The numbers of ranks on which a setting can run."""
     whole = {w for w in range(1, gpus + 1) if gpus % w == 0}
     spanning = {gpus * k for k in range(1, samples_per_gpu + 1) if samples_per_gpu % k == 0}
     return sorted(whole | spanning)
 
 
 def require_one_microbatch(placement: Placement, network: nn.Module) -> None:
-    """Whether the network's layers get as many replicas in a forward pass as they need.
+    """Require that a forward pass holds all replicas of layers that share statistics across them.
 
     Raises:
-        ConfigError: some share statistics over all replicas, and a pass holds fewer.
+        ConfigError: such a layer exists, and a pass holds only some of a rank's replicas.
     """
     shared = {type(m).__name__ for m in norm_layers(network).values() if m.needs_all_replicas}
     if shared and placement.microbatches_per_step > 1:
         raise ConfigError(
             f"trainer.replicas_per_pass={placement.replicas_per_pass}: {', '.join(sorted(shared))} "
-            f"needs all {placement.replicas_per_rank} replicas of a process in one forward pass, "
-            "whose statistics they share; use trainer.replicas_per_pass=null"
+            f"shares statistics across replicas: all {placement.replicas_per_rank} replicas of a "
+            "process must be in one forward pass; use trainer.replicas_per_pass=null"
         )
 
 
 def set_norm_replicas(
-    network: nn.Module, part: Microbatch, group: dist.ProcessGroup | None
+    network: nn.Module, microbatch: Microbatch, group: dist.ProcessGroup | None
 ) -> None:
-    """Tell the network's normalization layers how the samples of ``part`` share statistics."""
+    """Set how the samples of ``microbatch`` share statistics in the normalization layers."""
     set_replicas(
         network,
-        part.replicas,
+        microbatch.replicas,
         process_group=group,
-        holds_first_replica=part.holds_first_replica,
+        holds_first_replica=microbatch.holds_first_replica,
     )

@@ -1,6 +1,6 @@
-"""Precision and determinism of a run: fp32 as in the paper, or what CUDA offers beyond it.
+"""Precision and determinism of a run: fp32 as in the paper, or TF32, bf16 or fp16 on CUDA.
 
-Statistics are fp32 in every precision: the normalizers see to that themselves.
+Statistics are fp32 in every precision; the normalization layers ensure this themselves.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def set_precision(precision: str, device: torch.device) -> None:
-    """Allow TF32 for ``tf32`` alone; PyTorch's default would use it in convolutions.
+    """Allow TF32 only for ``tf32``. By default PyTorch uses TF32 in convolutions.
 
     Raises:
-        ConfigError: another precision than fp32 is asked for on the CPU.
+        ConfigError: a precision other than fp32 is requested on the CPU.
     """
     if device.type != "cuda":
         if precision != "fp32":
-            raise ConfigError(f"trainer.precision={precision}: needs CUDA; the CPU has fp32 only")
+            raise ConfigError(f"trainer.precision={precision}: needs CUDA; on the CPU use fp32")
         return
     allowed = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = allowed
@@ -34,7 +34,7 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 
 def set_determinism(deterministic: bool, device: torch.device) -> None:
-    """On CUDA the same kernels each time, or an error where there is none; the CPU's are always."""
+    """Use deterministic CUDA kernels, or fail if there is none; CPU kernels always are."""
     if device.type == "cuda":
         torch.use_deterministic_algorithms(deterministic)
         if deterministic:
@@ -45,6 +45,6 @@ def set_determinism(deterministic: bool, device: torch.device) -> None:
 def autocast_for(
     precision: str, device: torch.device
 ) -> Callable[[], AbstractContextManager[None]]:
-    """Makes the context of a forward pass in ``precision``."""
+    """A function that returns the autocast context of a forward pass in ``precision``."""
     half = _HALF.get(precision)
     return partial(torch.autocast, device.type, dtype=half, enabled=half is not None)

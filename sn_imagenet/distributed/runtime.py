@@ -1,4 +1,4 @@
-"""The processes of one experiment: made under torchrun, always destroyed, one voice."""
+"""Process-group setup and teardown, error reporting, and logging from rank 0."""
 
 from __future__ import annotations
 
@@ -41,24 +41,23 @@ def print_rank0(message: str) -> None:
         print(message, flush=True)
 
 
-_SEVERITY = (0, RunInUseError.exit_code, UserError.exit_code, 1)
+_SEVERITY = (0, RunInUseError.exit_code, UserError.exit_code, 1)  # exit codes, ascending
 
 
 class Session:
-    """The life of a program that runs one cell or, under Hydra's multirun, several.
+    """Error handling and exit code of a program with one run or, under Hydra's multirun, several.
 
-    ``exit_code``: 0 while all went well; else that of the gravest error: 69 after a run directory
-    that another process works in, 2 after any other error that the user can mend, 1 after the rest.
+    ``exit_code``: 0 if nothing failed, otherwise that of the most severe error. In ascending order:
+    69 if another process uses the run directory, 2 for other user errors, 1 for all other errors.
     """
 
     def __init__(self) -> None:
         self.exit_code = 0
-        self.began = False  # a cell
+        self.run_started = False
         self._stderr = sys.stderr
         if rank() > 0:
-            # What goes wrong before a cell starts, all ranks would say alike.
+            # Before the first run all ranks have the same errors, and the same warnings throughout.
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the program ends
-            # Nor need they warn of the same machine.
             logging.getLogger("sn_imagenet").setLevel(logging.ERROR)
 
     def _restore_stderr(self) -> None:
@@ -66,39 +65,39 @@ class Session:
         sys.stderr = self._stderr
 
     @contextmanager
-    def cell(self) -> Iterator[None]:
-        """One cell: its errors are told and remembered, and the next one may follow.
+    def run(self) -> Iterator[None]:
+        """Report and record the errors of one run, so that the next run can follow.
 
-        An error of one rank alone ends the process, since the others are waiting for it in a
-        collective and could not go on to the next cell; torchrun then ends them.
+        An error on one rank alone ends its process: the other ranks are waiting for it in a
+        collective and cannot go on to the next run. torchrun then ends them.
         """
         self._restore_stderr()
-        self.began = True
+        self.run_started = True
         try:
             with report_lost_peers():
                 yield
         except UserError as error:
-            self._remember(error.exit_code)
-            # What all ranks agree on is said once, what one rank met is said by it.
+            self._record_exit_code(error.exit_code)
+            # Rank 0 reports an error that all ranks raise; otherwise the rank that met it does.
             if rank() == 0 or not getattr(error, "raised_on_all_ranks", False):
                 print(f"error: {error}", file=sys.stderr, flush=True)
             if world_size() > 1 and not getattr(error, "raised_on_all_ranks", False):
                 raise SystemExit(error.exit_code) from error
         except Exception:
-            self._remember(1)
+            self._record_exit_code(1)
             traceback.print_exc()
             if world_size() > 1:
                 raise SystemExit(1) from None
 
-    def _remember(self, code: int) -> None:
+    def _record_exit_code(self, code: int) -> None:
         self.exit_code = max(self.exit_code, code, key=_SEVERITY.index)
 
 
 class LostPeerError(UserError):
-    """Another process of the run has ended without a word, or has told its own error."""
+    """Another process of the run has ended, either silently or after reporting its own error."""
 
 
-# What gloo says when a peer is gone; nccl raises a DistError.
+# In gloo's error messages when a peer is gone; nccl raises a DistError.
 _PEER_GONE = re.compile(
     r"Connection (closed|reset|refused)|pair closure|Broken pipe|peer", re.IGNORECASE
 )
@@ -106,10 +105,10 @@ _PEER_GONE = re.compile(
 
 @contextmanager
 def report_lost_peers() -> Iterator[None]:
-    """Turn the failure of a collective, or of making the process group, into one clear error.
+    """Turn the failure of a collective or of process-group setup into one clear error.
 
     Raises:
-        LostPeerError: another process ended while this one was waiting for it.
+        LostPeerError: another process ended while this process was waiting for it.
     """
     try:
         yield
@@ -119,36 +118,35 @@ def report_lost_peers() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not _PEER_GONE.search(str(error)):
             raise
         raise LostPeerError(
-            f"another process of this run has ended, process {rank()} cannot go on without it "
-            f"({str(error).splitlines()[0]}); the same command continues a training from its "
-            "last checkpoint, and torchrun --max-restarts=N does so by itself"
+            f"another process of this run has ended, and process {rank()} cannot continue without "
+            f"it ({str(error).splitlines()[0]}). Run the same command to resume training from the "
+            "last checkpoint, or let torchrun --max-restarts=N do so automatically"
         ) from error
 
 
 @contextmanager
 def session() -> Iterator[Session]:
-    """Whatever happens, the process group is destroyed on the way out; whoever reads the output may
-    go at any time.
+    """A session with output that never raises; the process group is always destroyed at the end.
 
     Ranks that end for the same reason end together, each with its own exit code.
 
     Raises:
-        SystemExit: at the end, if a cell went wrong.
+        SystemExit: at the end, if a run failed.
     """
     with fail_safe_output():
         current = Session()
-        alike = False
+        same_reason = False
         try:
             yield current
-            alike = current.exit_code > 0  # an error of one rank alone would have ended it already
+            same_reason = current.exit_code > 0  # an error on one rank alone raised SystemExit
             _write_exit_code(current.exit_code)
-        except SystemExit as end:
-            alike = not current.began  # as where Hydra cannot compose
-            _write_exit_code(end.code)
+        except SystemExit as error:
+            same_reason = not current.run_started  # for example, Hydra cannot compose the config
+            _write_exit_code(error.code)
             raise
         finally:
             current._restore_stderr()
-            if alike and world_size() > 1:
+            if same_reason and world_size() > 1:
                 _wait_for_other_ranks()
             if dist.is_initialized():
                 dist.destroy_process_group()
@@ -156,32 +154,32 @@ def session() -> Iterator[Session]:
 
 
 def _write_exit_code(code: object) -> None:
-    """Where whoever started this wants it, see :data:`~sn_imagenet.errors.EXIT_CODES`."""
+    """Write this rank's exit code for the launcher, see :data:`~sn_imagenet.errors.EXIT_CODES`."""
     if EXIT_CODES in os.environ:
-        with suppress(OSError):  # it then knows torchrun's code alone
+        with suppress(OSError):  # the launcher then knows only torchrun's exit code
             Path(os.environ[EXIT_CODES], str(rank())).write_text(str(code))
 
 
 def _wait_for_other_ranks() -> None:
-    """Let no rank leave before all are about to, and know of no signal any more.
+    """Wait until all ranks are about to exit, and ignore SIGTERM from now on.
 
-    torchrun sends SIGTERM to the ranks that are left when one has ended: it would cut off the error
-    that one of them is about to tell, and replace its exit code. Through the store and not by a
-    collective, since there may be no process group yet; for half a minute at most.
+    When one rank has ended, torchrun sends SIGTERM to the others. This could cut off an error
+    message and replace an exit code. The ranks wait through the store for at most 30 s, not in a
+    collective, because there may be no process group yet.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    leaving = [f"sn_imagenet/leaving/{attempt}/{each}" for each in range(world_size())]
-    with suppress(RuntimeError):  # a rank that never comes, a store that is gone already
+    exiting = [f"sn_imagenet/exiting/{attempt}/{each}" for each in range(world_size())]
+    with suppress(RuntimeError):  # a rank never arrives, or the store is gone
         store, _, _ = next(dist.rendezvous("env://"))
-        store.set(leaving[rank()], "")
-        store.wait(leaving, timedelta(seconds=30))
+        store.set(exiting[rank()], "")
+        store.wait(exiting, timedelta(seconds=30))
 
 
 def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
-    """Make the process group, once per program, if torchrun started several processes.
+    """Create the process group, once per program, if torchrun started several processes.
 
-    Collectives run over gloo for CPU tensors and, where there is CUDA, over nccl for CUDA tensors.
+    Collectives use gloo for CPU tensors and nccl for CUDA tensors.
     """
     if world_size() > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -196,51 +194,51 @@ def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
 
 
 def _rendezvous_prefix(store: dist.Store, timeout: timedelta) -> str:
-    """A name that these processes alone share, in a store that may hold an earlier attempt's keys.
+    """A key prefix unique to these processes, in a store that may hold keys of an earlier attempt.
 
-    torchrun keeps its store when it restarts its processes, and a process group that finds in it
-    where a process of the last attempt listened waits there in vain (PyTorch issue 135712). So
-    each process leaves a fresh name, and rank 0 answers to that name; an answer to a fresh name is
-    fresh. Nobody of an earlier attempt is left to answer: torchrun ends all before it restarts any.
+    torchrun keeps its store when it restarts its processes. A process group that reads the address
+    of a process of the earlier attempt from it waits there in vain (PyTorch issue 135712). So each
+    process publishes a new id, and rank 0 answers each id with the prefix. An answer to a new id is
+    new, because torchrun ends all processes of an attempt before it restarts any.
 
     Raises:
-        RuntimeError: not all processes came within ``timeout``.
+        RuntimeError: a process did not join within ``timeout``.
     """
     store.set_timeout(timeout)
-    own = uuid.uuid4().hex
+    own_id = uuid.uuid4().hex
     if rank() > 0:
-        store.set(f"sn_imagenet/rank{rank()}", own)
-        answer = store.get(f"sn_imagenet/answer/{own}").decode()
-        store.set(f"sn_imagenet/met/{answer}/{rank()}", own)
-        return answer
+        store.set(f"sn_imagenet/rank{rank()}", own_id)
+        prefix = store.get(f"sn_imagenet/answer/{own_id}").decode()
+        store.set(f"sn_imagenet/joined/{prefix}/{rank()}", own_id)
+        return prefix
     deadline = time.monotonic() + timeout.total_seconds()
     for other in range(1, world_size()):
-        while not store.check([f"sn_imagenet/met/{own}/{other}"]):
+        while not store.check([f"sn_imagenet/joined/{own_id}/{other}"]):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"process {other} of {world_size()} did not come in {timeout}")
+                raise RuntimeError(f"process {other} of {world_size()} did not join in {timeout}")
             if store.check([f"sn_imagenet/rank{other}"]):
-                # Perhaps the last attempt's name still: then its own follows.
-                name = store.get(f"sn_imagenet/rank{other}").decode()
-                store.set(f"sn_imagenet/answer/{name}", own)
+                # This may still be the id of an earlier attempt; the new id will follow.
+                other_id = store.get(f"sn_imagenet/rank{other}").decode()
+                store.set(f"sn_imagenet/answer/{other_id}", own_id)
             time.sleep(0.01)
-    return own
+    return own_id
 
 
-def choose_device(wanted: str) -> torch.device:
-    """``auto`` takes CUDA where there is one, with one device per local rank.
+def choose_device(name: str) -> torch.device:
+    """The device of this rank: ``auto`` is CUDA if available, with one device per local rank.
 
     Raises:
-        ConfigError: CUDA is wanted and absent, or there are more local ranks than devices.
+        ConfigError: CUDA is requested but absent, or there are more local ranks than devices.
     """
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("trainer.device=cuda: no CUDA device is available; use auto or cpu")
-    if wanted == "cpu" or not torch.cuda.is_available():
+    if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))
     devices = torch.cuda.device_count()
     if local >= devices:
         raise ConfigError(
-            f"process {local} of this machine has no GPU of its own: there are {devices}; "
+            f"process {local} of this machine has no GPU of its own ({devices} available); "
             f"start at most {devices} processes, or use trainer.device=cpu"
         )
     torch.cuda.set_device(local)
@@ -249,12 +247,12 @@ def choose_device(wanted: str) -> torch.device:
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """Every rank leaves the block well, or all raise the first rank's error.
+    """If the block raises a UserError on any rank, raise the error of the lowest such rank on all.
 
-    The block must hold no collective. The error is marked as ``agreed``: all ranks know of it.
+    The block must not contain collectives. The error gets ``raised_on_all_ranks = True``.
 
     Raises:
-        UserError: on all ranks, if the block raised one on any.
+        UserError: on all ranks, if the block raised one on any rank.
     """
     error: UserError | None = None
     try:
@@ -273,23 +271,23 @@ def raise_on_all_ranks() -> Iterator[None]:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Rank 0's ``value``, on every rank (any object that pickles)."""
+    """Rank 0's ``value`` on every rank; it must be picklable."""
     if not dist.is_initialized():
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    objects = [value]
+    dist.broadcast_object_list(objects, src=0)
+    return objects[0]
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The elementwise sum of a tensor over all ranks, in place."""
+    """Sum a tensor elementwise over all ranks, in place."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def to_device(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch's images, as channels_last, and labels on ``device``."""
+    """Move the images (as channels_last) and labels of a batch to ``device``."""
     images, labels = batch
     return (
         images.to(device, non_blocking=True, memory_format=torch.channels_last),

@@ -22,14 +22,14 @@ from sn_imagenet.distributed import (
     world_size,
 )
 from sn_imagenet.evaluation import (
-    Evaluated,
+    Evaluation,
     Prepared,
     add_evaluations,
     evaluate,
     importance_weight_records,
     make_result,
     prepare,
-    signed,
+    record_origin,
 )
 from sn_imagenet.models import start_from
 from sn_imagenet.runs import (
@@ -209,10 +209,10 @@ def _finish(
                 }
                 directory.raise_if_lock_lost()
                 checkpoint.save(directory.final, state)
-        found: list[Evaluated] = []
+        found: list[Evaluation] = []
         if prepared.config.evaluate:
             weights = {"file": directory.final.name, "epoch": trainer.epoch, "step": trainer.step}
-            found = signed(evaluate(prepared), weights=weights, by="training")
+            found = record_origin(evaluate(prepared), weights=weights, by="training")
         result = resulting(status="finished", evaluations=earlier)
         if rank() == 0:
             result = add_evaluations(result, directory, found)

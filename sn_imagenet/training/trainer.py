@@ -27,7 +27,7 @@ from sn_imagenet.evaluation import (
     validate,
     validate_calibrated,
 )
-from sn_imagenet.evaluation.departures import left_out
+from sn_imagenet.evaluation.departures import excluded_file_departures
 from sn_imagenet.evaluation.prepare import stores_statistics
 from sn_imagenet.models import PlacedDropout
 from sn_imagenet.runs import RunDirectory, experiment_values
@@ -114,7 +114,10 @@ class Trainer:
                     directory, partial(make_tracker, directory, config, self.step), rows
                 )
                 fingerprint = prepared.data.fingerprint
-                log.describe(config, [*departures(config, fingerprint), *left_out(fingerprint)])
+                log.describe(
+                    config,
+                    [*departures(config, fingerprint), *excluded_file_departures(fingerprint)],
+                )
                 if log.mended:
                     self._warn(f"{directory.metrics} {log.mended}; rebuilt from the checkpoint")
         self.log = log

@@ -69,7 +69,7 @@ def test_an_error_on_one_rank_alone_ends_all(
     assert failing.code == code
     assert told in failing.err
     assert waiting.code == 2
-    assert "another process of this run has ended, process 0 cannot go on" in waiting.err
+    assert "another process of this run has ended, and process 0 cannot continue" in waiting.err
     for ended in (waiting, failing):
         assert "the next cell ran" not in ended.out
         assert "group exists: False" in ended.out
@@ -120,7 +120,7 @@ def test_restarted_processes_do_not_take_the_last_attempt_for_each_other(tmp_pat
 def test_a_process_that_never_comes_ends_the_wait(tmp_path: Path) -> None:
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     waiting, _ = run_programs(2, alone, tmp_path, store.port)
-    assert waiting.code == 1 and "process 1 of 2 did not come in 0:00:01" in waiting.err
+    assert waiting.code == 1 and "process 1 of 2 did not join in 0:00:01" in waiting.err
 
 
 def test_what_goes_wrong_before_the_first_cell_is_said_by_one_rank(tmp_path: Path) -> None:
