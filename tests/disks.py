@@ -1,4 +1,4 @@
-"""Disks that refuse: real limits of the operating system, no mocks."""
+"""Full and read-only disks, simulated with limits of the operating system instead of mocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOBODY = 65534
 
 @contextmanager
 def size_limit(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond ``size`` bytes, as where a disk is full."""
+    """Keep every file of this process at ``size`` bytes or fewer, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -23,12 +23,12 @@ def size_limit(size: int) -> Iterator[None]:
 
 
 @contextmanager
-def read_only(path: Path, allowed: int = 0o555) -> Iterator[None]:
-    """Nothing can be written in the folder ``path``: root, whom modes do not bind, is nobody.
-    ``allowed``: its mode meanwhile; with 0 nothing can be read there either."""
+def read_only(path: Path, mode: int = 0o555) -> Iterator[None]:
+    """Make the folder ``path`` read-only, or with ``mode=0`` unreadable too. File modes do not bind
+    root, so root becomes the user nobody meanwhile."""
     is_root = os.geteuid() == 0
-    mode = path.stat().st_mode
-    path.chmod(allowed)
+    original_mode = path.stat().st_mode
+    path.chmod(mode)
     if is_root:
         os.seteuid(NOBODY)
     try:
@@ -36,4 +36,4 @@ def read_only(path: Path, allowed: int = 0o555) -> Iterator[None]:
     finally:
         if is_root:
             os.seteuid(0)
-        path.chmod(mode)
+        path.chmod(original_mode)

@@ -1,4 +1,4 @@
-"""Real worlds of gloo processes, forked from one server that has imported torch and timm."""
+"""Real gloo process groups, forked from one server that has imported torch and timm."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing as mp
 
-# The server imports these once for all worlds of a test session; a rank then starts in
-# milliseconds, where importing them takes seconds of a core.
+# The server imports this package once per test session. A rank then starts in milliseconds; the
+# import itself takes seconds of a core.
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["sn_imagenet.training"])
 
 
 def run_on_ranks(size: int, main: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
-    """``main(rank, *arguments)`` on ``size`` ranks of one process group; what each returned."""
+    """Run ``main(rank, *arguments)`` on ``size`` ranks of one process group; return its results."""
     folder.mkdir()
     mp.start_processes(
         _rank, (size, main, str(folder), arguments), nprocs=size, start_method="forkserver"
@@ -46,7 +46,7 @@ def _rank(rank: int, size: int, main: Callable[..., Any], folder: str, arguments
 
 @dataclass(frozen=True)
 class RankResult:
-    """How a program's rank ended; ``code`` None if it still ran after the timeout."""
+    """Exit code and output of one rank; ``code`` is None if it still ran after the timeout."""
 
     code: int | None
     out: str
@@ -56,9 +56,9 @@ class RankResult:
 def run_programs(
     size: int, main: Callable[..., Any], folder: Path, *arguments: Any, timeout: float = 600
 ) -> list[RankResult]:
-    """``main(*arguments)`` as ``size`` programs in the environment that torchrun gives them."""
+    """Run ``main(*arguments)`` in ``size`` processes with the environment variables of torchrun."""
     folder.mkdir(exist_ok=True)
-    # As torchrun's agent keeps it: a port that is only chosen here may be taken before it is used.
+    # Open the store here, as torchrun's agent does: a port that is only chosen may be taken.
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     start = size, store.port, main, str(folder), arguments
     processes = [FORKSERVER.Process(target=_program, args=(rank, *start)) for rank in range(size)]

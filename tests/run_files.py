@@ -1,4 +1,4 @@
-"""Writes run directories as training and evaluation do, for the tests of runs and reporting."""
+"""Write run directories as training and evaluation do, for the tests of runs and reporting."""
 
 from __future__ import annotations
 
@@ -47,48 +47,48 @@ def config(
 
 
 def layers(blocks: tuple[int, ...] = (3, 4, 6, 3), stem: str = "7x7") -> list[tuple[str, str, str]]:
-    """(name, stage, place) of ResNet's normalization layers in network order: 53 for ResNet-50."""
-    places = [("bn1", "res1", stem)]
+    """(name, stage, conv) of ResNet's normalization layers in network order: 53 for ResNet-50."""
+    positions = [("bn1", "res1", stem)]
     for stage, count in enumerate(blocks, start=1):
         for block in range(count):
             name = f"layer{stage}.{block}"
-            for i, place in ((1, "1x1"), (2, "3x3"), (3, "1x1")):
-                places.append((f"{name}.bn{i}", f"res{stage + 1}", place))
+            for i, conv in ((1, "1x1"), (2, "3x3"), (3, "1x1")):
+                positions.append((f"{name}.bn{i}", f"res{stage + 1}", conv))
             if block == 0:
-                places.append((f"{name}.downsample.1", f"res{stage + 1}", "shortcut"))
-    return places
+                positions.append((f"{name}.downsample.1", f"res{stage + 1}", "shortcut"))
+    return positions
 
 
 def weights(
     omega: list[str], seed: int = 0, blocks: tuple[int, ...] = (3, 4, 6, 3), stem: str = "7x7"
 ) -> list[dict[str, Any]]:
-    draw = random.Random(f"{omega} {seed}")
+    generator = random.Random(f"{omega} {seed}")
     entries = []
-    for name, stage, place in layers(blocks, stem):
-        entry: dict[str, Any] = {"name": name, "stage": stage, "place": place}
+    for name, stage, conv in layers(blocks, stem):
+        entry: dict[str, Any] = {"name": name, "stage": stage, "place": conv}
         for kind in ("mean", "variance"):
-            raw = {member: draw.uniform(0.1, 1.0) for member in omega}
+            raw = {member: generator.uniform(0.1, 1.0) for member in omega}
             entry[kind] = {member: value / sum(raw.values()) for member, value in raw.items()}
         entries.append(entry)
     return entries
 
 
 def result(
-    settings: dict[str, Any],
+    run_config: dict[str, Any],
     top1: float = 90.0,
     other_top1: float | None = None,
     status: str = "finished",
     **entries: Any,
 ) -> dict[str, Any]:
-    """A result.json of version 2; ``other_top1`` is under the statistics that the cell does not
-    use. ``entries`` replace top-level ones."""
-    norm, batch = settings["norm"], settings["batch"]
+    """A result.json of version 2. ``other_top1`` is the accuracy under the statistics that are not
+    the config's ``norm.test_statistics``. ``entries`` replace top-level entries."""
+    norm, batch = run_config["norm"], run_config["batch"]
     omega = norm["args"].get("omega")
 
     def evaluation(value: float, statistics: str) -> dict[str, Any]:
         calibration = {
-            "estimator": settings["calibration"]["estimator"],
-            "samples_requested": settings["calibration"]["samples"],
+            "estimator": run_config["calibration"]["estimator"],
+            "samples_requested": run_config["calibration"]["samples"],
             "samples_used": 1396,
             "samples_per_replica": batch["samples_per_gpu"],
             "seed": 0,
@@ -102,18 +102,18 @@ def result(
             "seen": 400,
             "loss": 0.3,
             "calibration": calibration if statistics == "batch_average" else None,
-            "precision": settings["trainer"].get("precision"),
+            "precision": run_config["trainer"].get("precision"),
             "checkpoint": {"file": "final.pt", "epoch": 10, "step": 870},
-            "data": {"name": settings["data"]["name"], "val": None},
+            "data": {"name": run_config["data"]["name"], "val": None},
             "by": "training",
             "at": "2026-01-31T12:00:00+0000",
             "provenance": None,
         }
 
-    used = norm["test_statistics"]
-    evaluations = [evaluation(top1, used)]
-    if used != "sample":
-        other = "moving_average" if used == "batch_average" else "batch_average"
+    test_statistics = norm["test_statistics"]
+    evaluations = [evaluation(top1, test_statistics)]
+    if test_statistics != "sample":
+        other = "moving_average" if test_statistics == "batch_average" else "batch_average"
         evaluations.append(evaluation(top1 if other_top1 is None else other_top1, other))
     finished = status == "finished"
     content = {
@@ -124,39 +124,39 @@ def result(
         if status == "diverged"
         else None,
         "cell": {
-            "data": settings["data"]["name"],
-            "model": settings["model"]["name"],
+            "data": run_config["data"]["name"],
+            "model": run_config["model"]["name"],
             "norm": norm["name"],
             "batch": batch["name"],
             "gpus": batch["gpus"],
             "samples_per_gpu": batch["samples_per_gpu"],
-            "seed": settings["seed"],
+            "seed": run_config["seed"],
             "norm_args": norm["args"],
-            "test_statistics": used,
+            "test_statistics": test_statistics,
         },
         "evaluations": evaluations if finished else [],
-        "importance_weights": weights(omega, settings["seed"]) if omega and finished else None,
+        "importance_weights": weights(omega, run_config["seed"]) if omega and finished else None,
         "training": {"epochs": 10, "steps": 870, "wall_time_s": 61.2, "world_size": 1},
         "departures": [{"item": "epochs", "paper": "100", "ours": "10"}],
         "provenance": {"git_revision": "0123456789abcdef", "git_dirty": False},
-        "config": settings,
+        "config": run_config,
     }
     return {**content, **entries}
 
 
 def write_run(
     root: Path,
-    settings: dict[str, Any],
+    run_config: dict[str, Any],
     outcome: dict[str, Any] | None = None,
     lock: dict[str, Any] | None = None,
     metrics: str | None = None,
     folder: str = "",
 ) -> Path:
-    """A run directory below ``root``, at its default place unless ``folder`` names another."""
-    default = Path(settings["run_dir"]).relative_to("runs")
+    """Write a run directory below ``root``, at its default path unless ``folder`` names another."""
+    default = Path(run_config["run_dir"]).relative_to("runs")
     directory = root / (folder or default)
     directory.mkdir(parents=True)
-    OmegaConf.save(OmegaConf.create(copy.deepcopy(settings)), directory / "config.yaml")
+    OmegaConf.save(OmegaConf.create(copy.deepcopy(run_config)), directory / "config.yaml")
     if outcome is not None:
         (directory / "result.json").write_text(json.dumps(outcome))
     if lock is not None:
@@ -166,76 +166,76 @@ def write_run(
     return directory
 
 
-def finished_run(root: Path, top1: float, other_top1: float | None = None, **cell: Any) -> Path:
-    """Shorthand: a finished run of ``cell`` (arguments of :func:`config`)."""
-    settings = config(**cell)
-    return write_run(root, settings, result(settings, top1, other_top1))
+def finished_run(root: Path, top1: float, other_top1: float | None = None, **options: Any) -> Path:
+    """Write a finished run; ``options`` are arguments of :func:`config`."""
+    run_config = config(**options)
+    return write_run(root, run_config, result(run_config, top1, other_top1))
 
 
 def epoch_rows(
-    settings: dict[str, Any], epochs: int, calibrated: bool = False, tops: float = 90.0
+    run_config: dict[str, Any], epochs: int, calibrated: bool = False, final_top1: float = 90.0
 ) -> str:
-    """The rows of ``metrics.jsonl`` after ``epochs`` epochs: a curve that comes near ``tops``."""
-    norm, samples = settings["norm"], settings["batch"]["samples_per_gpu"]
+    """The rows of ``metrics.jsonl`` after ``epochs`` epochs; top-1 approaches ``final_top1``."""
+    norm, samples = run_config["norm"], run_config["batch"]["samples_per_gpu"]
     omega = norm["args"].get("omega")
     statistics = "sample" if norm["test_statistics"] == "sample" else "moving_average"
-    draw = random.Random(f"{norm['name']} {samples} {settings['seed']}")
+    generator = random.Random(f"{norm['name']} {samples} {run_config['seed']}")
     rows: list[dict[str, Any]] = []
     for epoch in range(1, epochs + 1):
-        top1 = tops * (1 - 0.7**epoch)
+        top1 = final_top1 * (1 - 0.7**epoch)
         train = {"kind": "train", "epoch": epoch, "step": 10 * epoch, "steps": 10}
-        rows.append({**train, "top1": top1 - 6 + draw.random()})
+        rows.append({**train, "top1": top1 - 6 + generator.random()})
         row: dict[str, Any] = {
             "kind": "epoch",
             "epoch": epoch,
-            "epochs": settings["trainer"]["epochs"],
-            "val": {"top1": top1 - draw.uniform(0, 8), "statistics": statistics},
+            "epochs": run_config["trainer"]["epochs"],
+            "val": {"top1": top1 - generator.uniform(0, 8), "statistics": statistics},
         }
         if calibrated and norm["test_statistics"] != "sample":
-            row["calibrated"] = {"top1": top1 - draw.uniform(0, 1)}
+            row["calibrated"] = {"top1": top1 - generator.uniform(0, 1)}
         if omega:
             row["importance_weights"] = {
                 layer["name"]: {kind: layer[kind] for kind in ("mean", "variance")}
-                for layer in weights(omega, settings["seed"] + 100 * epoch, (1, 1, 1, 1))
+                for layer in weights(omega, run_config["seed"] + 100 * epoch, (1, 1, 1, 1))
             }
         rows.append(row)
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def write_sweep(
-    root: Path, batches: tuple[str, ...], seeds: int = 3, half: bool = False, epochs: int = 10
+    root: Path, batches: tuple[str, ...], seeds: int = 3, partial: bool = False, epochs: int = 10
 ) -> None:
-    """BN, GN and SN in ``batches``; ``half``: some cells are missing, interrupted or diverged."""
+    """Write runs of BN, GN and SN; with ``partial`` some are missing, interrupted or diverged."""
     for column, batch in enumerate(batches):
         samples = int(batch.split("x")[1])
         for norm in ("bn", "gn", "sn"):
             for seed in range(seeds):
                 top1 = {"bn": 92 - 30 / samples, "gn": 88.0, "sn": 91 - 6 / samples}[norm]
                 top1 = round(4 * (top1 + (seed - 1) * 0.75)) / 4
-                settings = config(norm, batch, seed)
-                rows = epoch_rows(settings, epochs, True, top1)
-                if not half or (column + seed) % 3 == 0:
-                    write_run(root, settings, result(settings, top1, top1 - 0.5), metrics=rows)
+                run_config = config(norm, batch, seed)
+                rows = epoch_rows(run_config, epochs, True, top1)
+                if not partial or (column + seed) % 3 == 0:
+                    write_run(root, run_config, result(run_config, top1, top1 - 0.5), metrics=rows)
                 elif (column + seed) % 3 == 1 and norm != "gn":
-                    write_run(root, settings, metrics=epoch_rows(settings, 4, True, top1))
+                    write_run(root, run_config, metrics=epoch_rows(run_config, 4, True, top1))
                 elif norm == "bn":
-                    write_run(root, settings, result(settings, status="diverged"), metrics=rows)
+                    write_run(root, run_config, result(run_config, status="diverged"), metrics=rows)
 
 
 def as_version_1(outcome: dict[str, Any]) -> dict[str, Any]:
-    """A result as version 1 wrote it, which knew one evaluation under each of the statistics."""
-    how = ("statistics", "precision", "checkpoint", "data", "by", "at", "provenance")
+    """The result in version 1 of the format, which holds one evaluation per kind of statistics."""
+    version_2_keys = ("statistics", "precision", "checkpoint", "data", "by", "at", "provenance")
     evaluations = {
-        e["statistics"]: {key: value for key, value in e.items() if key not in how}
+        e["statistics"]: {key: value for key, value in e.items() if key not in version_2_keys}
         for e in outcome["evaluations"]
     }
     return {**outcome, "version": 1, "evaluations": evaluations}
 
 
 def first_evaluations(outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Statistics -> the first evaluation under them in a result, without who made it and when."""
-    found: dict[str, dict[str, Any]] = {}
+    """Statistics -> the first evaluation under them in a result, without its author and time."""
+    first: dict[str, dict[str, Any]] = {}
     for evaluation in outcome["evaluations"]:
-        kept = {k: v for k, v in evaluation.items() if k not in ("by", "at", "provenance")}
-        found.setdefault(evaluation["statistics"], kept)
-    return found
+        record = {k: v for k, v in evaluation.items() if k not in ("by", "at", "provenance")}
+        first.setdefault(evaluation["statistics"], record)
+    return first

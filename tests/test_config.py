@@ -1,4 +1,4 @@
-"""The typed configuration: what composes, what it comes to, what is refused and how."""
+"""The typed configuration: which configs compose, their values, and the errors of invalid ones."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def choices(group: str) -> list[str]:
 
 @pytest.mark.parametrize("shift", range(4))
 def test_every_choice_composes_with_many_others(composed: Compose, shift: int) -> None:
-    """The groups' lists are laid side by side, shifted against each other; all 20,000 and more
-    combinations would take an hour, and groups meet only in run_dir, augment and single_sample.
+    """Combine the groups' lists row by row, each list shifted. All 20,000 and more combinations
+    would take an hour, and groups depend on each other only in run_dir, augment and single_sample.
     """
     lists = {group: choices(group) for group in GROUPS}
     for row in range(max(map(len, lists.values()))):
         chosen = {
-            group: names[(row + shift * place) % len(names)]
-            for place, (group, names) in enumerate(lists.items())
+            group: names[(row + shift * column) % len(names)]
+            for column, (group, names) in enumerate(lists.items())
         }
         config = composed(*(f"{group}={name}" for group, name in chosen.items()))
         assert config.norm.name == chosen["norm"]
-        assert config.augment.name == chosen["augment"]  # over the one that the data brings
+        assert config.augment.name == chosen["augment"]  # overrides the default of the data
         assert config.run_dir == (
             f"runs/{config.data.name}/{config.model.name}/{chosen['norm']}/{chosen['batch']}/seed0"
         )
@@ -49,7 +49,7 @@ def test_every_choice_composes_with_many_others(composed: Compose, shift: int) -
     ("data", "augment"),
     [("digits", "crop"), ("cifar10", "crop_flip"), ("imagenet", "official")],
 )
-def test_data_brings_its_augmentation(composed: Compose, data: str, augment: str) -> None:
+def test_data_chooses_the_default_augmentation(composed: Compose, data: str, augment: str) -> None:
     assert composed(f"data={data}").augment.name == augment
 
 
@@ -64,7 +64,7 @@ def test_the_defaults_are_the_papers_sn_at_8x32(composed: Compose) -> None:
     assert config.trainer.precision == "fp32"
 
 
-def test_the_settings_of_table_2_are_there() -> None:
+def test_batch_lists_the_settings_of_table_2() -> None:
     assert set(choices("batch")) == {
         "8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8"
     }  # fmt: skip
@@ -77,7 +77,7 @@ def test_the_settings_of_table_2_are_there() -> None:
         ("1x16", 0.00625), ("1x32", 0.0125), ("8x1", 0.003125), ("1x8", 0.003125),
     ],
 )  # fmt: skip
-def test_initial_learning_rates(composed: Compose, batch: str, lr: float) -> None:
+def test_the_lr_scales_with_the_global_batch(composed: Compose, batch: str, lr: float) -> None:
     config = composed(f"batch={batch}")
     gpus, samples = map(int, batch.split("x"))
     assert (config.batch.gpus, config.batch.samples_per_gpu) == (gpus, samples)
@@ -85,17 +85,17 @@ def test_initial_learning_rates(composed: Compose, batch: str, lr: float) -> Non
     assert config.initial_lr == pytest.approx(lr, rel=1e-12)
 
 
-def test_other_settings_by_numbers(composed: Compose) -> None:
+def test_other_settings_are_given_by_two_numbers(composed: Compose) -> None:
     config = composed("batch.gpus=4", "batch.samples_per_gpu=6")
     assert config.batch.name == "4x6"
     assert config.run_dir.endswith("/4x6/seed0")
     assert config.initial_lr == pytest.approx(0.1 * 24 / 256)
 
 
-def test_one_sample_per_gpu_makes_sn_in_and_ln(composed: Compose) -> None:
-    alone = composed("batch=8x1", "norm=sn").norm
-    assert alone.args == {"omega": ["in", "ln"]}
-    assert alone.test_statistics == "sample"
+def test_one_sample_per_gpu_removes_bn_from_sn(composed: Compose) -> None:
+    norm = composed("batch=8x1", "norm=sn").norm
+    assert norm.args == {"omega": ["in", "ln"]}
+    assert norm.test_statistics == "sample"
     for other in ("1x8", "8x2"):
         assert composed(f"batch={other}", "norm=sn").norm.args == {"omega": ["in", "ln", "bn"]}
     assert composed("batch=8x1", "norm=bn").norm.args == {}
@@ -103,7 +103,7 @@ def test_one_sample_per_gpu_makes_sn_in_and_ln(composed: Compose) -> None:
     assert composed("batch=8x1", "norm.args.omega=[gn,bn]").norm.args == {"omega": ["gn"]}
 
 
-def test_round_trip(composed: Compose) -> None:
+def test_a_config_survives_a_round_trip_through_a_dict(composed: Compose) -> None:
     for overrides in (
         ["data=digits", "batch=8x1", "+model.args.stem_width=16"],
         ["data=imagefolder", "data.train=a", "data.val=b", "trainer.max_steps=3"],
@@ -119,31 +119,31 @@ def test_round_trip(composed: Compose) -> None:
         assert loaded == values
 
 
-PARTS = {
-    **{part.name: part.type for part in fields(ExperimentConfig)},
+SECTIONS = {
+    **{section.name: section.type for section in fields(ExperimentConfig)},
     "config": "ExperimentConfig",
 }
 
 
-@pytest.mark.parametrize("group", ["config", *(p for p in PARTS if (CONFIGS / p).is_dir())])
+@pytest.mark.parametrize("group", ["config", *(s for s in SECTIONS if (CONFIGS / s).is_dir())])
 def test_a_default_is_stated_once(group: str) -> None:
-    """By the YAML choices, or by the class for what a choice may leave out; a null in a choice
-    only makes the key known to the command line.
+    """Either the YAML choices state a default, or the class does for keys that a choice may omit. A
+    null in a choice only makes the key known to the command line.
     """
-    by_class = {
-        part.name: part.default if part.default is not MISSING else part.default_factory()
-        for part in fields(getattr(sn_imagenet.config, PARTS[group]))
-        if (part.default, part.default_factory) != (MISSING, MISSING)
+    defaults = {
+        field.name: field.default if field.default is not MISSING else field.default_factory()
+        for field in fields(getattr(sn_imagenet.config, SECTIONS[group]))
+        if (field.default, field.default_factory) != (MISSING, MISSING)
     }
     files = [CONFIGS / "config.yaml"] if group == "config" else (CONFIGS / group).glob("*.yaml")
     for file in files:
-        stated = yaml.safe_load(file.read_text())
-        twice = [k for k in by_class if stated.get(k) is not None and stated[k] == by_class[k]]
+        values = yaml.safe_load(file.read_text())
+        twice = [k for k in defaults if values.get(k) is not None and values[k] == defaults[k]]
         assert not twice, f"{file.name} and the class of {group} both state {twice}"
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("batch.gpus=0", r"batch\.gpus=0: expected a whole number of at least 1"),
         ("batch.samples_per_gpu=-1", r"batch\.samples_per_gpu=-1: expected a whole number"),
@@ -183,29 +183,29 @@ def test_a_default_is_stated_once(group: str) -> None:
         ("calibration.seed=-1", r"calibration\.seed=-1: expected"),
         ("seed=-1", r"seed=-1: expected a whole number of at least 0"),
         ("seed=99999999999999999999", r"seed=9{20}: expected"),
-        # Of the wrong type.
+        # Values of the wrong type.
         ("batch.gpus=two", r"batch\.gpus: Value 'two'.*Integer"),
         ("trainer.epochs=1.5", r"trainer\.epochs: Value '1\.5'.*Integer"),
         ("protocol.base_lr=high", r"protocol\.base_lr: Value 'high'.*Float"),
         ("evaluate=maybe", r"evaluate: Value 'maybe'.*bool"),
         ("data.mean=white", r"data\.mean: .*not a ListConfig, list"),
-        # Not there.
+        # Unknown and missing keys.
         ("+trainer.epoch=3", r"trainer\.epoch: Key 'epoch' not in 'TrainerConfig'"),
         ("+sed=3", r"sed: Key 'sed' not in 'ExperimentConfig'"),
         ("norm.name=???", r"norm\.name: .*mandatory"),
         ("~norm.target", r"norm\.target: .*mandatory"),
     ],
 )  # fmt: skip
-def test_errors_name_the_key_the_value_and_what_was_expected(
-    composed: Compose, override: str, told: str
+def test_an_error_names_the_key_the_value_and_what_was_expected(
+    composed: Compose, override: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=told) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         composed(override)
     assert isinstance(caught.value, UserError)
 
 
 @pytest.mark.parametrize("override", ["batch=8x3", "norm=xn", "model=resnet51", "data=mnist"])
-def test_a_choice_that_does_not_exist_lists_those_that_do(composed: Compose, override: str) -> None:
+def test_an_unknown_choice_lists_the_known_ones(composed: Compose, override: str) -> None:
     group = override.split("=")[0]
     with pytest.raises(HydraException) as caught:
         composed(override)
@@ -213,7 +213,7 @@ def test_a_choice_that_does_not_exist_lists_those_that_do(composed: Compose, ove
         assert choice in str(caught.value)
 
 
-def test_the_errors_of_a_stored_config_are_the_same(composed: Compose) -> None:
+def test_a_stored_config_has_the_same_errors(composed: Compose) -> None:
     with pytest.raises(ConfigError, match=r"norm: .*mandatory"):
         from_dict({})
     values = composed().to_dict()
@@ -222,7 +222,7 @@ def test_the_errors_of_a_stored_config_are_the_same(composed: Compose) -> None:
         from_dict(values)
 
 
-def test_a_process_has_no_more_workers_than_cores(
+def test_the_local_processes_share_the_cores_among_their_workers(
     composed: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
@@ -234,7 +234,7 @@ def test_a_process_has_no_more_workers_than_cores(
     assert composed("data.workers=5").data.workers == 5
 
 
-def test_small_images_have_a_preset(composed: Callable[..., ExperimentConfig]) -> None:
+def test_imagefolder_small_is_for_small_images(composed: Compose) -> None:
     config = composed("data=imagefolder_small", "data.train=a", "data.val=b")
     assert (config.data.source, config.data.image_size, config.data.resize_size) == (
         "imagefolder",

@@ -1,4 +1,4 @@
-"""Imports go downwards through the rooms of the design."""
+"""Packages import only the packages below them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENTRY_POINTS = [
     file for file in FILES if file.parent in (ROOT, ROOT / "scripts") and file.name != "conftest.py"
 ]
 
-# A room imports itself and those of lower rank.
+# A package imports itself and packages of lower rank.
 RANKS = {
     "errors": 0,
     "output": 0,
@@ -35,15 +35,15 @@ RANKS = {
     "training": 6,
     "benchmark": 7,
 }
-# These stand apart: what a room may import of the package, itself aside.
-APART = {
-    "norms": set(),  # to be lifted into any other project
-    "reporting": {"errors", "config", "runs"},  # result files only
-    "sweeps": {"errors", "config", "runs", "reporting"},  # starts train.py, knows nothing of it
+# These packages have no rank. Each lists what it may import of the project besides itself.
+ALLOWED = {
+    "norms": set(),  # can be copied into any other project
+    "reporting": {"errors", "config", "runs"},  # reads result files only
+    "sweeps": {"errors", "config", "runs", "reporting"},  # starts train.py as a process
 }
-# What must never be imported, through whatever chain of the package's modules.
+# Packages that must not import HEAVY, not even indirectly.
 LIGHT = ("runs", "reporting", "sweeps")
-# In a light room, but imported by their paths alone.
+# Modules of light packages that import torch; they are imported by their full path only.
 NOT_LIGHT = {f"{PACKAGE}.runs.checkpoint", f"{PACKAGE}.runs.saver"}
 HEAVY = {"torch", "torchvision", "timm"}
 
@@ -53,81 +53,81 @@ def name_of(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def room_of(module: str) -> str:
+def package_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Every module that a file imports, wherever in it, as absolute dotted names."""
+    """Absolute names of all modules that a file imports, inside functions too."""
     known = {name_of(module) for module in MODULES}
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: a relative import"
+            assert node.level == 0, f"{file} has a relative import"
             assert node.module is not None
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 yield inner if inner in known else node.module
 
 
-def of_package(file: Path) -> set[str]:
+def project_imports(file: Path) -> set[str]:
     return {name for name in imports(file) if name.split(".")[0] == PACKAGE}
 
 
-def top_level(file: Path) -> set[str]:
+def top_level_imports(file: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(file)}
 
 
-def test_the_files_are_found() -> None:
+def test_the_file_lists_are_complete() -> None:
     assert {"train.py", "scripts/make_tables.py", "sn_imagenet/norms/op.py"} <= {
         str(file.relative_to(ROOT)) for file in FILES
     }
     assert ROOT / "train.py" in ENTRY_POINTS
-    assert "torch" in top_level(ROOT / PACKAGE / "norms" / "op.py")
-    assert f"{PACKAGE}.config" in of_package(ROOT / "train.py")
+    assert "torch" in top_level_imports(ROOT / PACKAGE / "norms" / "op.py")
+    assert f"{PACKAGE}.config" in project_imports(ROOT / "train.py")
 
 
-def test_what_is_not_light_is_there() -> None:
+def test_the_exceptions_exist() -> None:
     assert {name_of(module) for module in MODULES} >= NOT_LIGHT
 
 
-def test_every_room_has_its_place() -> None:
-    rooms = {room_of(name_of(module)) for module in MODULES} - {""}
-    assert rooms == RANKS.keys() | APART.keys(), "give a new room its place here"
+def test_every_package_has_a_rank_or_a_list() -> None:
+    packages = {package_of(name_of(module)) for module in MODULES} - {""}
+    assert packages == RANKS.keys() | ALLOWED.keys(), "add the new package to RANKS or ALLOWED"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
-def test_imports_go_downwards(module: Path) -> None:
-    room = room_of(name_of(module))
-    for imported in of_package(module):
-        other = room_of(imported)
-        if other == room:
+def test_a_package_imports_only_packages_below_it(module: Path) -> None:
+    package = package_of(name_of(module))
+    for imported in project_imports(module):
+        other = package_of(imported)
+        if other == package:
             continue
-        if room in APART:
-            allowed = other in APART[room]
+        if package in ALLOWED:
+            allowed = other in ALLOWED[package]
         else:
-            allowed = RANKS.get(other, 99) < RANKS.get(room, 99)
-        assert allowed, f"{name_of(module)} imports {imported}: that is not downwards"
+            allowed = RANKS.get(other, 99) < RANKS.get(package, 99)
+        assert allowed, f"{name_of(module)} imports {imported}, which is not below it"
 
 
-@pytest.mark.parametrize("room", LIGHT)
-def test_light_rooms_need_no_torch(room: str) -> None:
-    """At any depth: importing a module runs its packages' __init__ files as well."""
+@pytest.mark.parametrize("package", LIGHT)
+def test_light_packages_do_not_import_torch(package: str) -> None:
+    """At any depth, including the __init__ files that an import runs."""
     files = {name_of(module): module for module in MODULES}
-    waiting = [name for name in files if room_of(name) == room and name not in NOT_LIGHT]
-    seen: set[str] = set()
-    while waiting:
-        name = waiting.pop()
-        if name in seen or name not in files:
+    pending = [name for name in files if package_of(name) == package and name not in NOT_LIGHT]
+    visited: set[str] = set()
+    while pending:
+        name = pending.pop()
+        if name in visited or name not in files:
             continue
-        seen.add(name)
-        heavy = top_level(files[name]) & HEAVY
-        assert not heavy, f"{room} reaches {name}, which imports {', '.join(sorted(heavy))}"
+        visited.add(name)
+        heavy = top_level_imports(files[name]) & HEAVY
+        assert not heavy, f"{package} imports {name}, which imports {', '.join(sorted(heavy))}"
         parents = name.split(".")
-        waiting += [".".join(parents[:depth]) for depth in range(1, len(parents))]
-        waiting += of_package(files[name])
-    assert any(room_of(name) == room for name in seen)
+        pending += [".".join(parents[:depth]) for depth in range(1, len(parents))]
+        pending += project_imports(files[name])
+    assert any(package_of(name) == package for name in visited)
 
 
 @pytest.mark.parametrize("entry", ENTRY_POINTS, ids=name_of)
@@ -137,6 +137,6 @@ def test_entry_points_are_short(entry: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_nothing_shipped_imports_the_tests(file: Path) -> None:
+def test_only_tests_import_tests_pytest_and_hypothesis(file: Path) -> None:
     if not file.is_relative_to(ROOT / "tests"):
-        assert not top_level(file) & {"tests", "pytest", "hypothesis"}
+        assert not top_level_imports(file) & {"tests", "pytest", "hypothesis"}

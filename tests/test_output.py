@@ -1,4 +1,4 @@
-"""Output that nobody reads: the program goes on, and its files are its own."""
+"""A program goes on and writes its files although its output is closed, full or not read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ sys.exit(75)
 
 
 @pytest.mark.parametrize("output", ["2>&-", ">&- 2>&-", "> /dev/full 2>&1", "2>&1 | head -1"])
-def test_a_program_goes_on_without_its_output(tmp_path: Path, output: str) -> None:
+def test_a_program_continues_when_its_output_is_closed_or_full(tmp_path: Path, output: str) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     command = (
@@ -39,7 +39,7 @@ def test_a_program_goes_on_without_its_output(tmp_path: Path, output: str) -> No
     assert (tmp_path / "file").read_text() == "done"
 
 
-def test_what_can_be_said_is_said(tmp_path: Path) -> None:
+def test_a_working_output_receives_every_line(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The wheel, where nothing of this checkout is at hand."""
+"""The wheel works without this checkout."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from pathlib import Path
 
 import sn_imagenet, sn_imagenet.norms, torch
 
-place = Path(sn_imagenet.__file__).parent
-assert place.is_relative_to(sys.prefix), place
-assert (place / "py.typed").is_file() and (place / "norms/py.typed").is_file()
-for name in ("passes/kernels.cpp", "pooling/combine.cpp"):
-    assert (place / "norms" / name).is_file(), name
+package = Path(sn_imagenet.__file__).parent
+assert package.is_relative_to(sys.prefix), package
+assert (package / "py.typed").is_file() and (package / "norms/py.typed").is_file()
+for name in ("kernels/kernels.cpp", "closed_form/combine.cpp"):
+    assert (package / "norms" / name).is_file(), name
 layer = sn_imagenet.norms.SwitchNorm2d(4)
 layer(torch.randn(2, 4, 3, 3)).sum().backward()
 from sn_imagenet.norms.kernels.compiler import load_library
 from sn_imagenet.norms.kernels.cpp import SOURCE
-assert Path(SOURCE).is_relative_to(place)
+assert Path(SOURCE).is_relative_to(package)
 print("built" if load_library(SOURCE) else "no compiler")
 """
 
 
-def ended(*command: object, cwd: Path) -> str:
+def run(*command: object, cwd: Path) -> str:
     done = subprocess.run(
         list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=600, check=False
     )
@@ -42,29 +42,29 @@ def ended(*command: object, cwd: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_wheel_brings_the_layers_to_an_empty_environment(tmp_path: Path) -> None:
-    """Nothing is downloaded: what the wheel needs is lent by this environment."""
+def test_the_wheel_installs_working_layers_in_an_empty_environment(tmp_path: Path) -> None:
+    """Nothing is downloaded: a .pth file adds this environment's packages."""
     source = tmp_path / "source"
     source.mkdir()
-    tracked = ended("git", "ls-files", "sn_imagenet", "hydra_plugins", cwd=ROOT).splitlines()
+    tracked = run("git", "ls-files", "sn_imagenet", "hydra_plugins", cwd=ROOT).splitlines()
     for name in (*tracked, "pyproject.toml", "README.md", "LICENSE"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes((ROOT / name).read_bytes())
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
     options = ("--no-deps", "--no-build-isolation", "--quiet")
-    ended(*pip, "wheel", *options, "--wheel-dir", tmp_path, source, cwd=tmp_path)
+    run(*pip, "wheel", *options, "--wheel-dir", tmp_path, source, cwd=tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
-    ended(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
     python = tmp_path / "env/bin/python"
-    ended(*pip, f"--python={python}", "install", "--no-deps", "--quiet", wheel, cwd=tmp_path)
+    run(*pip, f"--python={python}", "install", "--no-deps", "--quiet", wheel, cwd=tmp_path)
     lib = tmp_path / "env" / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
-    (lib / "lent.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
-    assert ended(python, "-c", SCRIPT, cwd=tmp_path).strip() in ("built", "no compiler")
+    (lib / "this_environment.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+    assert run(python, "-c", SCRIPT, cwd=tmp_path).strip() in ("built", "no compiler")
 
 
-def test_dev_holds_every_extra() -> None:
+def test_the_dev_extra_includes_every_other_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    (own,) = (entry for entry in extras["dev"] if entry.startswith(project["name"]))
-    held = own.removeprefix(f"{project['name']}[").rstrip("]").split(",")
-    assert set(held) == extras.keys() - {"dev"}
+    (requirement,) = (entry for entry in extras["dev"] if entry.startswith(project["name"]))
+    included = requirement.removeprefix(f"{project['name']}[").rstrip("]").split(",")
+    assert set(included) == extras.keys() - {"dev"}

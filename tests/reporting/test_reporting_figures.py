@@ -158,7 +158,7 @@ def test_the_numbers_drawn_lie_beside_each_figure(tmp_path: Path) -> None:
 
 
 def test_half_a_sweep_is_drawn_as_far_as_it_is(tmp_path: Path) -> None:
-    write_sweep(tmp_path, ("8x32", "8x2"), half=True)
+    write_sweep(tmp_path, ("8x32", "8x2"), partial=True)
     data, warnings = gather(runs_of(tmp_path))
     assert warnings == []
     axes = draw_figure1(data).axes[0]

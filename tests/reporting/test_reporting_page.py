@@ -22,7 +22,7 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this ma
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
-    write_sweep(folder / "runs", ("8x32", "8x2"), half=True, epochs=3)
+    write_sweep(folder / "runs", ("8x32", "8x2"), partial=True, epochs=3)
     return write_page(folder / "runs", folder / "out", PAPER).path
 
 
