@@ -1,6 +1,6 @@
-"""The one reader and writer of run directories: files, lock, config, metrics, result, progress.
+"""Reading and writing of run directories: files, lock, config, metrics, result, progress.
 
-Nothing here imports torch but ``checkpoint`` and ``saver``, which are imported by their paths.
+Only the modules ``checkpoint`` and ``saver`` import torch; import them by their full paths.
 """
 
 from sn_imagenet.runs.directory import (

@@ -1,4 +1,4 @@
-"""Checkpoints: plain tensors and dicts, whole or not there, the last two kept."""
+"""Checkpoints of plain tensors and dicts, written atomically. The last two are kept."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ def save(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` (tensors, dicts, lists, numbers, strings), readable with weights_only=True.
 
     Raises:
-        RunError: it cannot be written; what was at ``path`` still is.
+        RunError: the file cannot be written; an existing file at ``path`` is unchanged.
     """
-    write_atomically(path, _packed(state))
+    write_atomically(path, _serialize(state))
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; code inside it is never run.
 
     Raises:
-        RunError: it is missing, truncated, not a checkpoint, or of another version.
+        RunError: the file is missing, truncated, not a checkpoint, or of another version.
     """
     try:
-        _check_every_byte(path)
+        _verify_checksums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise RunError(f"there is no checkpoint {path}") from error
-    except Exception as error:  # torch raises whatever its unpickler or zip reader found
+    except (
+        Exception
+    ) as error:  # any type: torch passes on the errors of its unpickler and zip reader
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(
             f"{path} is not a readable checkpoint ({reason}): it is damaged or not a checkpoint; "
@@ -52,14 +54,14 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def _packed(state: dict[str, Any]) -> bytes:
+def _serialize(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save({"version": VERSION, **state}, buffer)
     return buffer.getvalue()
 
 
-def _check_every_byte(path: Path) -> None:
-    """torch's reader does not compare the checksums that its writer left in the archive."""
+def _verify_checksums(path: Path) -> None:
+    """Compare the checksums in the zip archive, which torch writes but does not check."""
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:
@@ -67,18 +69,18 @@ def _check_every_byte(path: Path) -> None:
 
 
 def save_last(directory: RunDirectory, state: dict[str, Any]) -> None:
-    """Make ``state`` the run's newest checkpoint and keep the one before it.
+    """Write ``state`` as the run's newest checkpoint and keep the previous one.
 
     Raises:
-        LockLostError: another process has taken the directory over.
-        RunError: it cannot be written; the older ones are as they were.
+        LockLostError: another process has taken over the directory.
+        RunError: the file cannot be written; the older checkpoints are unchanged.
     """
-    # Whole on the disk before an older one is given up: that one may be the only one readable.
-    # Always under the same name, so that runs which are killed leave one behind and not many.
-    packed = _packed(state)
+    # Write all of it to the disk before replacing an older one, which may be the only readable one.
+    # The temporary name is fixed, so that killed runs leave at most one such file behind.
+    content = _serialize(state)
     directory.raise_if_lock_lost()
-    overwrite(directory.newest, packed)
-    directory.raise_if_lock_lost()  # what was written so far is nobody's
+    overwrite(directory.newest, content)
+    directory.raise_if_lock_lost()  # nothing reads newest.pt, so it may stay if the lock is lost
     try:
         if directory.last.exists():
             os.replace(directory.last, directory.previous)
@@ -90,13 +92,13 @@ def save_last(directory: RunDirectory, state: dict[str, Any]) -> None:
 def load_last(
     directory: RunDirectory, check: Callable[[Path, dict[str, Any]], None] = lambda *_: None
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest usable checkpoint (None if the run has none), and a warning for each that is not.
+    """The newest usable checkpoint, None if the run has none, and a warning for each unusable one.
 
     Args:
-        check: raises RunError for the path and the state of one that cannot be gone on from.
+        check: called with path and state; raises RunError if the run cannot resume from it.
 
     Raises:
-        RunError: there are checkpoints and none is usable.
+        RunError: there are checkpoints, but none is usable.
     """
     warnings: list[str] = []
     for path in (directory.last, directory.previous):
@@ -118,17 +120,17 @@ def load_last(
 
 
 def require_same_experiment(directory: RunDirectory, config: ExperimentConfig) -> None:
-    """Whether the checkpoints of a directory that has lost its config are of this experiment.
+    """Compare the checkpoints of a directory that has lost its config with this experiment.
 
     Raises:
-        RunError: they are another's; the difference is shown.
+        RunError: they belong to another experiment; the message lists the differences.
     """
     if directory.config.exists():
         return
 
     def check(path: Path, state: dict[str, Any]) -> None:
         if not isinstance(state.get("config"), dict):
-            raise RunError(f"{path} does not say of which experiment it is")
+            raise RunError(f"{path} does not record its experiment")
 
     state, _ = load_last(directory, check)
     if state is not None:
@@ -140,16 +142,15 @@ def save_batch_average(
     statistics: Mapping[str, tuple[Tensor, Tensor]],
     evaluation: dict[str, Any],
 ) -> None:
-    """Keep the statistics of the batch average that counts, so that the trained network can be used
-    without its data.
+    """Save the batch average of the counted evaluation, for use of the network without its data.
 
     Args:
         statistics: layer name -> mean and biased variance, each [C] float64.
-        evaluation: the entry of ``result.json`` that was made with them.
+        evaluation: the entry of ``result.json`` that was evaluated with them.
 
     Raises:
-        LockLostError: another process has taken the directory over.
-        RunError: it cannot be written; what was there still is.
+        LockLostError: another process has taken over the directory.
+        RunError: the file cannot be written; an existing file is unchanged.
     """
     directory.raise_if_lock_lost()
     tables = {n: {"mean": m.cpu(), "var": v.cpu()} for n, (m, v) in statistics.items()}
@@ -157,15 +158,15 @@ def save_batch_average(
 
 
 def load_batch_average(directory: RunDirectory) -> dict[str, tuple[Tensor, Tensor]]:
-    """The statistics that :func:`save_batch_average` kept.
+    """Load the statistics that :func:`save_batch_average` saved.
 
     Raises:
-        RunError: there are none, or the file is damaged.
+        RunError: the file is missing or damaged.
     """
     if not directory.batch_average.exists():
         raise RunError(
-            f"{directory.path} has no batch average: no evaluation left its "
-            f"{directory.batch_average.name}; python evaluate.py run={directory.path} does"
+            f"{directory.path} has no batch average ({directory.batch_average.name}); "
+            f"python evaluate.py run={directory.path} computes it"
         )
     try:
         tables = load(directory.batch_average)["statistics"]
@@ -173,5 +174,5 @@ def load_batch_average(directory: RunDirectory) -> dict[str, tuple[Tensor, Tenso
     except (LookupError, TypeError, AttributeError) as error:
         raise RunError(
             f"{directory.batch_average} is damaged ({error!r}): remove it; "
-            f"python evaluate.py run={directory.path} makes it anew"
+            f"python evaluate.py run={directory.path} computes it again"
         ) from error

@@ -1,4 +1,4 @@
-"""The directory of a run: named by its config, held by one process at a time."""
+"""The directory of a run. It belongs to one experiment and is locked by one process at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESULT_VERSION = 2
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """A run's directory and the files in it, which :mod:`~sn_imagenet.runs.files` names."""
+    """A run's directory and the paths of its files; :mod:`~sn_imagenet.runs.files` lists them."""
 
     path: Path
 
@@ -79,14 +79,14 @@ class RunDirectory:
         return self.path / files.LOG
 
     def check(self, config: ExperimentConfig) -> None:
-        """Whether the directory is free or holds this very experiment.
+        """Check that the directory is free or holds this experiment.
 
         Raises:
-            RunError: another experiment's run lies there; the difference is shown. Or the folder
-                that is named by the normalizer holds runs of another class under that name. Or the
-                config has a name that is no text, so that no file could hold it.
+            RunError: it holds a run of another experiment (the message lists the differences), the
+                folder named after the method holds runs with another ``norm.target``, or the
+                config has a value that cannot be encoded as UTF-8.
         """
-        _require_text(config)
+        _require_utf8(config)
         self._require_one_target(config.norm)
         if self.config.exists():
             self.require_same_experiment(self.read_config(), config)
@@ -96,43 +96,46 @@ class RunDirectory:
                 self.require_same_experiment(result["config"], config)
 
     def _require_one_target(self, norm: NormConfig) -> None:
-        """What is named alike must be alike: tables go by the name."""
-        of_norm = self.path.parent.parent
-        if of_norm.name != norm.name:
-            return  # a place of the user's own choice
-        for path in sorted(of_norm.glob(f"*/seed*/{files.CONFIG}")):
+        """Require one class per method name, because tables group runs by that name."""
+        method_folder = self.path.parent.parent
+        if method_folder.name != norm.name:
+            return  # the user chose another layout with run_dir=
+        for path in sorted(method_folder.glob(f"*/seed*/{files.CONFIG}")):
             try:
                 target = RunDirectory(path.parent).read_config()["norm"]["target"]
             except (RunError, LookupError, TypeError):
-                continue  # told where it is read for its own sake
+                continue  # reported when that run itself is read
             if target == norm.target:
                 return
             raise RunError(
                 f"norm.target={norm.target}: {path.parent} is a run of norm.name={norm.name} with "
-                f"norm.target={target}; give this method a name of its own, norm.name="
+                f"norm.target={target}; give this method its own norm.name="
             )
 
     def require_same_experiment(self, before: dict[str, Any], config: ExperimentConfig) -> None:
-        """Whether ``before``, a config or what :func:`experiment_values` kept of one, is ``config``'s.
+        """Check that two configs describe the same experiment.
+
+        Args:
+            before: a config, or the part of one that :func:`experiment_values` returned.
 
         Raises:
-            RunError: it is another experiment's; the difference is shown.
+            RunError: they differ; the message lists the differences.
         """
         differences = config_differences(before, config.to_dict())
         if differences:
             raise RunError(
                 f"{self.path} holds a run of another config:\n"
                 + "\n".join(f"  {line}" for line in differences)
-                + "\nStart this one with another run_dir= (or runs_dir=, seed=), or remove that "
+                + "\nStart this run with another run_dir= (or runs_dir=, seed=), or remove that "
                 "directory."
             )
 
     def claim(self, config: ExperimentConfig) -> None:
-        """Make the directory this experiment's, and this process the one that works in it.
+        """Create the directory for this experiment and lock it for this process.
 
         Raises:
-            RunInUseError: another process works there.
-            RunError: another experiment's run lies there, or nothing can be written.
+            RunInUseError: another process holds the lock.
+            RunError: it holds a run of another experiment, or cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -140,7 +143,7 @@ class RunDirectory:
             raise file_error("write", self.path, error) from error
         acquire(self.lock)
         try:
-            # Checked again: another experiment may have come and gone since it was.
+            # Check again under the lock: another experiment may have used the directory meanwhile.
             self.check(config)
             if not self.config.exists():
                 yaml = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
@@ -150,14 +153,14 @@ class RunDirectory:
             raise
 
     def release(self) -> None:
-        """Let another process work here."""
+        """Release the lock, so that another process can use the directory."""
         release(self.lock)
 
     def raise_if_lock_lost(self) -> None:
-        """To be called before each write here.
+        """Check the lock; call this before each write to the directory.
 
         Raises:
-            LockLostError: this process claimed the directory, and another has taken it over since.
+            LockLostError: this process had claimed the directory, and another has taken it over.
             RunError: the lock cannot be read.
         """
         raise_if_lock_lost(self.lock)
@@ -166,7 +169,7 @@ class RunDirectory:
         """The config that the run was started with.
 
         Raises:
-            RunError: there is none, or it cannot be read.
+            RunError: the file is missing or cannot be read.
         """
         try:
             loaded = read_yaml(self.config)
@@ -178,32 +181,32 @@ class RunDirectory:
             reason = " ".join(str(error).split())
             raise RunError(
                 f"{self.config} cannot be read: {reason}; restore it, or remove {self.path} and "
-                "start the run anew"
+                "start the run again"
             ) from error
         if not isinstance(loaded, dict):
-            raise RunError(f"{self.config} is not a config; remove {self.path} and start anew")
+            raise RunError(f"{self.config} is not a config; remove {self.path} and start again")
         return {str(key): value for key, value in loaded.items()}
 
     def read_result(self) -> dict[str, Any] | None:
-        """The run's result, or None while it has none; one of version 1 as one of version 2.
+        """The run's result as version 2 (version 1 is converted), or None while it has none.
 
         Raises:
-            RunError: the file cannot be read as JSON, or is of another version.
+            RunError: the file is not readable JSON, or has another version.
         """
         try:
             result = read_json(self.result)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, RunError) as error:
-            raise self._no_result(f"cannot be read: {error}") from error
+            raise self._invalid_result(f"cannot be read: {error}") from error
         version = result.get("version") if isinstance(result, dict) else None
         if version == 1:
             try:
                 return from_version_1(result)
             except TypeError as error:
-                raise self._no_result(f"is a malformed result: {error}") from error
+                raise self._invalid_result(f"is a malformed result: {error}") from error
         if version != RESULT_VERSION:
-            raise self._no_result(
+            raise self._invalid_result(
                 f"is a result of version {version}: expected version {RESULT_VERSION}, or 1"
             )
         return dict(result)
@@ -212,31 +215,31 @@ class RunDirectory:
         """Write ``result.json``.
 
         Raises:
-            RunError: it cannot be written, or another process has taken the directory over.
+            RunError: it cannot be written, or another process has taken over the directory.
         """
         self.raise_if_lock_lost()
         write_json(self.result, result)
 
-    def _no_result(self, why: str) -> RunError:
+    def _invalid_result(self, problem: str) -> RunError:
         return RunError(
-            f"{self.result} {why}; remove it and start the run again, which evaluates it anew"
+            f"{self.result} {problem}; remove it and start the run again to evaluate it again"
         )
 
 
-def _require_text(config: ExperimentConfig) -> None:
+def _require_utf8(config: ExperimentConfig) -> None:
     for key, value in flatten_config(config.to_dict()).items():
         try:
             str(value).encode()
         except UnicodeEncodeError as error:
             name = os.fsencode(str(value)).decode(errors="backslashreplace")
             raise RunError(
-                f"{key}={name}: this name is no text where Python reads names as "
+                f"{key}={name}: cannot be encoded where Python reads names as "
                 f"{sys.getfilesystemencoding()}; choose another, or set PYTHONUTF8=1 if it is UTF-8"
             ) from error
 
 
 def config_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """``key: before -> now`` for each value in which two experiments differ."""
+    """``key: before -> now`` for each value that differs between two experiments."""
     old, new = experiment_values(before), experiment_values(now)
     keys = sorted(set(old) | set(new))
     return [
@@ -247,13 +250,13 @@ def config_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]
 
 
 def experiment_values(config: dict[str, Any]) -> dict[str, Any]:
-    """The values of a config by their dotted keys, without those that say how it is carried out."""
+    """Dotted key -> value of a config, without the keys that say where and how fast to run."""
     flat = flatten_config(config)
     return {key: value for key, value in flat.items() if key not in NON_EXPERIMENT_KEYS}
 
 
 def flatten_config(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested dicts by their dotted keys; an empty dict is a value."""
+    """Dotted key -> value of nested dicts. An empty dict is kept as a value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:

@@ -1,7 +1,7 @@
-"""The evaluations of a ``result.json``: how each was made, and which one counts.
+"""The evaluations in a ``result.json``: how each was made, and which ones tables report.
 
-A result of version 2 lists every evaluation of its run, in the order in which they were made; those
-of version 1 are read as such. docs/results.md lists their entries.
+Version 2 lists all evaluations of a run, oldest first. Version 1 is converted when it is read.
+docs/results.md lists the entries.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ def counted_evaluations(
     config: dict[str, Any],
     fingerprint: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """Statistics -> the evaluation under them that counts: the first that was made as the run's own
-    config says (:func:`deviations_from_config`). A later one never replaces it.
+    """Statistics -> the counted evaluation, which tables report: the first one that has no
+    :func:`deviations_from_config`. A later evaluation never replaces it.
 
     Args:
-        evaluations: of ``result.json``, version 2.
-        config: the run's.
-        fingerprint: of the data that it was trained with.
+        evaluations: the list in a ``result.json`` of version 2.
+        config: the config of the run.
+        fingerprint: the fingerprint of its training data.
     """
     counted: dict[str, dict[str, Any]] = {}
     for evaluation in evaluations:
@@ -36,35 +36,36 @@ def counted_evaluations(
 def deviations_from_config(
     evaluation: dict[str, Any], config: dict[str, Any], fingerprint: dict[str, Any]
 ) -> list[str]:
-    """In what ``evaluation`` was made otherwise than the run's config says, in words such as
-    ``1000 samples`` or ``last.pt``; empty if in nothing. Compared are the checkpoint (the final
-    one), the precision, the data and, of a batch average, the calibration's estimator, samples and
-    seed. What a config of another version does not say differs in nothing.
+    """How ``evaluation`` deviates from the run's config, such as ``1000 samples`` or ``last.pt``.
+
+    Compares the checkpoint (the final one), the precision, the data and, for a batch average, the
+    calibration's estimator, samples and seed. Keys that another version omits are skipped. The list
+    is empty if nothing deviates.
     """
-    asked, data = mapping(config.get("calibration")), mapping(evaluation.get("data"))
-    made = mapping(evaluation.get("calibration"))
+    expected, data = mapping(config.get("calibration")), mapping(evaluation.get("data"))
+    actual = mapping(evaluation.get("calibration"))
     compared = [
-        (made.get("samples_requested"), asked.get("samples"), "{} samples"),
-        (made.get("estimator"), asked.get("estimator"), "{}"),
-        (made.get("seed"), asked.get("seed"), "seed {}"),
+        (actual.get("samples_requested"), expected.get("samples"), "{} samples"),
+        (actual.get("estimator"), expected.get("estimator"), "{}"),
+        (actual.get("seed"), expected.get("seed"), "seed {}"),
         (evaluation.get("precision"), mapping(config.get("trainer")).get("precision"), "{}"),
         (mapping(evaluation.get("checkpoint")).get("file"), FINAL, "{}"),
         (data.get("name"), mapping(config.get("data")).get("name"), "on {}"),
     ]
     words = [
-        text.format(ours)
-        for ours, theirs, text in compared
-        if ours is not None and theirs is not None and ours != theirs
+        text.format(value)
+        for value, configured, text in compared
+        if value is not None and configured is not None and value != configured
     ]
     images = data.get("val"), fingerprint.get("val")
     return [*words, "other images"] if None not in images and images[0] != images[1] else words
 
 
 def check_evaluations(evaluations: Any) -> tuple[dict[str, Any], ...]:
-    """The list of ``result.json``, version 2; None as an empty one.
+    """Validate the list of evaluations of a version-2 ``result.json``; None is an empty list.
 
     Raises:
-        LookupError, TypeError: it is none, or an entry of it is none.
+        LookupError, TypeError: it is not a list, or an entry is malformed.
     """
     if not isinstance(evaluations, (list, type(None))):
         raise TypeError(f"evaluations {evaluations!r} where a list is expected")
@@ -85,18 +86,18 @@ def check_evaluations(evaluations: Any) -> tuple[dict[str, Any], ...]:
 
 
 def from_version_1(result: dict[str, Any]) -> dict[str, Any]:
-    """A result of version 1 as one of version 2.
+    """Convert a result of version 1 to version 2.
 
-    Version 1 held one evaluation under each of the statistics, the last, and the config it was made
-    with: there all evaluations are the config's own.
+    Version 1 kept only the last evaluation under each kind of statistics, and the config of that
+    evaluation. So no evaluation deviates from the config.
 
     Raises:
-        TypeError: an entry is none that a run wrote.
+        TypeError: an entry is malformed.
     """
     provenance = dict(mapping(result.get("provenance")))
     evaluated_by = provenance.pop("evaluated_by", None)
     config, training = mapping(result.get("config")), mapping(result.get("training"))
-    how = {
+    shared = {
         "precision": mapping(config.get("trainer")).get("precision"),
         "checkpoint": {
             "file": FINAL,
@@ -112,7 +113,7 @@ def from_version_1(result: dict[str, Any]) -> dict[str, Any]:
         "provenance": evaluated_by,
     }
     evaluations = [
-        {"statistics": statistics, **mapping(evaluation), **how}
+        {"statistics": statistics, **mapping(evaluation), **shared}
         for statistics, evaluation in mapping(result.get("evaluations")).items()
     ]
     return {**result, "version": 2, "evaluations": evaluations, "provenance": provenance}

@@ -1,18 +1,18 @@
-"""The files of a run directory by name, and how they are written: whole or not at all.
+"""The names of the files in a run directory, and functions that write them atomically.
 
 ::
 
     config.yaml       the resolved config, written when the run starts
-    lock.json         host and pid of the process that trains, while it does
+    lock.json         host and pid of the training process, while it runs
     metrics.jsonl     one line per logged step and per epoch
-    last.pt           the newest checkpoint; previous.pt the one before
+    last.pt           the newest checkpoint; previous.pt is the one before
     final.pt          the trained network
-    batch_average.pt  the statistics of its batch average
-    result.json       what the run came to
-    top1.md, *.png    what it evaluated, and for SN the importance weights
-    tensorboard/      a live view, from which nothing is made
-    tracked_as.txt    its name in a tracker that keeps its runs elsewhere
-    log.txt           what it said, where a sweep started it
+    batch_average.pt  its recalibrated normalization statistics
+    result.json       the result: state, evaluations, provenance
+    top1.md, *.png    tables and figures of the evaluations and, for SN, the importance weights
+    tensorboard/      a live view; no table or figure reads it
+    tracked_as.txt    the run's name in an external tracker
+    log.txt           its output, if a sweep started it
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sn_imagenet.errors import UserError
 CONFIG = "config.yaml"
 LOCK = "lock.json"
 METRICS = "metrics.jsonl"
-NEWEST = "newest.pt"  # a checkpoint while it is written
+NEWEST = "newest.pt"  # a checkpoint that is being written
 LAST = "last.pt"
 PREVIOUS = "previous.pt"
 FINAL = "final.pt"
@@ -41,7 +41,7 @@ TENSORBOARD = "tensorboard"
 TRACKED_AS = "tracked_as.txt"
 LOG = "log.txt"
 
-RUN_DIR_OPTIONS = "runs_dir= or run_dir="  # what chooses the place of a run directory
+RUN_DIR_OPTIONS = "runs_dir= or run_dir="  # the options that set the run directory
 
 
 class RunError(UserError):
@@ -49,61 +49,60 @@ class RunError(UserError):
 
 
 def write_atomically(path: Path, content: bytes, chosen_by: str = RUN_DIR_OPTIONS) -> Path:
-    """Write to a temporary file beside ``path``, flush it to the disk, rename it; returns ``path``.
+    """Write a temporary file beside ``path``, flush it and rename it; returns ``path``.
 
     Args:
-        chosen_by: the option that chooses the place, for the error.
+        chosen_by: the option that sets the path, for the error message.
 
     Raises:
-        RunError: the disk is full, read-only or otherwise refuses; ``path`` is as it was.
+        RunError: the disk is full, read-only or fails; ``path`` is unchanged.
     """
-    # Each process has its own, since two may write one table, or the failure of one run.
+    # Unique names, since two processes may write the same table or the failure of the same run.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    with _refusal_told(path, temporary, chosen_by):
+    with _convert_os_errors(path, temporary, chosen_by):
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_and_flush(temporary, content)
         os.replace(temporary, path)
-        _flush_names(path.parent)
+        _flush_folder(path.parent)
     return path
 
 
 def overwrite(path: Path, content: bytes) -> None:
-    """Write a file that nobody reads under this name, and flush it to the disk; one that an earlier
-    writer left there goes.
+    """Write a file that has no readers under this name, replacing any old one, and flush it.
 
     Raises:
-        RunError: the disk is full, read-only or otherwise refuses; there is no file then.
+        RunError: the disk is full, read-only or fails; no file is left.
     """
-    with _refusal_told(path, path, RUN_DIR_OPTIONS):
+    with _convert_os_errors(path, path, RUN_DIR_OPTIONS):
         path.unlink(missing_ok=True)
         _write_and_flush(path, content)
-        _flush_names(path.parent)
+        _flush_folder(path.parent)
 
 
 def create(path: Path) -> IO[bytes]:
-    """Open a new file to write, that is nothing that somebody else has put there.
+    """Create a file and open it for writing.
 
-    In a folder where others may write, a link under this name could lead anywhere.
+    Never opens an existing file or link: where others can write, a link could lead anywhere.
 
     Raises:
-        OSError: something has this name; or the disk refuses.
+        OSError: the name exists, or the disk fails.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o666), "wb")
 
 
 def write_text(path: Path, text: str, chosen_by: str = RUN_DIR_OPTIONS) -> Path:
-    """Write ``text`` as UTF-8, as :func:`write_atomically` does."""
+    """Write ``text`` as UTF-8 with :func:`write_atomically`."""
     return write_atomically(path, text.encode("utf-8"), chosen_by)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically; NaN and infinities are refused, since JSON has none."""
+    """Write JSON atomically. Raises ValueError for NaN and infinities, which JSON cannot hold."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def file_error(verb: str, path: Path, error: OSError, chosen_by: str = RUN_DIR_OPTIONS) -> RunError:
-    """The one error for a file that cannot be read or written."""
+    """The error for a file that cannot be read or written, and how to fix it."""
     reason = error.strerror or type(error).__name__
     return RunError(
         f"cannot {verb} {path}: {reason}; free some space or allow writing there, or choose "
@@ -112,11 +111,11 @@ def file_error(verb: str, path: Path, error: OSError, chosen_by: str = RUN_DIR_O
 
 
 @contextmanager
-def _refusal_told(path: Path, temporary: Path, chosen_by: str) -> Iterator[None]:
+def _convert_os_errors(path: Path, temporary: Path, chosen_by: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        with suppress(OSError):  # the error worth telling is the first
+        with suppress(OSError):  # report the first error, not a second one
             temporary.unlink(missing_ok=True)
         raise file_error("write", path, error, chosen_by) from error
 
@@ -128,11 +127,11 @@ def _write_and_flush(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _flush_names(folder: Path) -> None:
-    """Have the names in a folder on the disk: a rename is safe from a power cut only then."""
+def _flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk; only then does a rename survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # not every file system can
+        with suppress(OSError):  # some file systems cannot
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

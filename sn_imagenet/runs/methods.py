@@ -1,10 +1,10 @@
-"""The built-in normalizers by their names, for readers of runs that do without torch."""
+"""The built-in normalization methods by name, for readers of runs that do not import torch."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# As sn_imagenet.norms.methods.METHODS, which a test compares.
+# A test compares this with sn_imagenet.norms.methods.METHODS.
 BUILT_IN = {
     "bn": "BatchNorm2d",
     "in": "InstanceNorm2d",
@@ -17,16 +17,16 @@ BUILT_IN = {
 }
 _PACKAGE = "sn_imagenet.norms."
 IMPORTED = " (imported)"
-"""Ends the name of the normalizer of weights that were trained elsewhere."""
+"""Suffix of the method name of weights that were trained elsewhere."""
 
 
 def method_of(name: str, target: Any) -> str:
-    """The method that a run counts for in tables: its ``norm.name``, but ``bn (my.Class)`` where a
-    built-in name stands for another class than its own. None as a target is not told: the name's.
+    """The method under which tables list a run: its ``norm.name``, or ``bn (my.Class)`` if
+    ``target`` is not the class of that built-in name. A target of None stands for the built-in one.
     """
-    own = BUILT_IN.get(name)
-    if own is None or target is None:
+    expected = BUILT_IN.get(name)
+    if expected is None or target is None:
         return name
     package, _, class_name = str(target).rpartition(".")
-    built_in = class_name == own and f"{package}.".startswith(_PACKAGE)
+    built_in = class_name == expected and f"{package}.".startswith(_PACKAGE)
     return name if built_in else f"{name} ({target})"

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: appended to by the one that trains, read by all while it is."""
+"""``metrics.jsonl``: the training process appends rows; others may read it at the same time."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from sn_imagenet.runs.files import LOCK, RunError, file_error, write_atomically
 from sn_imagenet.runs.lock import raise_if_lock_lost
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 
-_FIRST = 1 << 16
-_LONGEST = 1 << 24  # bytes; far beyond the rows of one epoch of ImageNet
+_FIRST_READ = 1 << 16  # bytes
+_LARGEST_READ = 1 << 24  # bytes; far more than the rows of one ImageNet epoch
 
 
 class MetricsFile:
     """Appends rows to a ``metrics.jsonl``.
 
     Args:
-        path: of the file.
-        rows: what the file begins with, of earlier starts; those after the checkpoint are written
-            again by the resumed run.
+        path: the file.
+        rows: the rows before the checkpoint that the run resumes from. Later rows in the file are
+            removed, because the resumed run writes them again.
 
-    ``damage``: what was wrong with the file of earlier starts, which ``rows`` have put right; empty
-    if nothing was.
+    ``damage``: how the existing file differed from ``rows``, which then replaced it; empty if it
+    did not.
 
     Raises:
         RunError: the file cannot be written (a full or read-only disk).
@@ -35,13 +35,13 @@ class MetricsFile:
 
     def __init__(self, path: Path, rows: bytes = b"") -> None:
         self._path = path
-        self._packer = zlib.compressobj()
-        self._packed = bytearray(self._packer.compress(rows))
+        self._compressor = zlib.compressobj()
+        self._compressed = bytearray(self._compressor.compress(rows))
         try:
-            self.damage = _damage(path, rows)
+            self.damage = _describe_damage(path, rows)
             if self.damage:
                 write_atomically(path, rows)
-            # Through no link, which could lead to a file that is not the run's.
+            # Follow no link: it could lead to a file outside the run.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._file = os.fdopen(os.open(path, flags, 0o666), "ab")
             self._file.truncate(len(rows))
@@ -49,15 +49,15 @@ class MetricsFile:
             raise file_error("write", path, error) from error
 
     def compressed_rows(self) -> bytes:
-        """All rows so far, to be kept with a checkpoint: of some MB, and a quarter of it packed."""
-        return bytes(self._packed) + self._packer.copy().flush()
+        """All rows so far, to be saved in a checkpoint: some MB, compressed to about a quarter."""
+        return bytes(self._compressed) + self._compressor.copy().flush()
 
     def write(self, row: dict[str, Any]) -> None:
         """Append ``row``.
 
         Raises:
-            LockLostError: another process has taken the directory over.
-            RunError: the disk refuses.
+            LockLostError: another process has taken over the directory.
+            RunError: the disk is full or fails.
         """
         raise_if_lock_lost(self._path.with_name(LOCK))
         line = json.dumps(row).encode() + b"\n"
@@ -66,13 +66,13 @@ class MetricsFile:
             self._file.flush()
         except OSError as error:
             raise file_error("write", self._path, error) from error
-        self._packed += self._packer.compress(line)
+        self._compressed += self._compressor.compress(line)
 
     def sync(self) -> None:
-        """Have the rows on the disk, so that a checkpoint never knows of more than there are.
+        """Flush the rows to the disk, so that a checkpoint never holds more rows than the file.
 
         Raises:
-            RunError: the disk refuses.
+            RunError: the disk is full or fails.
         """
         try:
             os.fsync(self._file.fileno())
@@ -80,49 +80,49 @@ class MetricsFile:
             raise file_error("write", self._path, error) from error
 
     def close(self) -> None:
-        """Close it. Rows were flushed as they were written, so that an error (the disk is still
-        full) tells nothing new and must not hide the one that ended the run.
+        """Close the file. Errors are ignored: each row was flushed when written, and an error
+        here (such as a full disk) must not hide the one that ended the run.
         """
         with suppress(OSError):
             self._file.close()
 
 
-def decompress_rows(packed: bytes) -> bytes:
+def decompress_rows(compressed: bytes) -> bytes:
     """The inverse of :meth:`MetricsFile.compressed_rows`.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: ``compressed`` is something else.
     """
     try:
-        return zlib.decompress(packed)
+        return zlib.decompress(compressed)
     except zlib.error as error:
         raise ValueError(f"its metrics cannot be decompressed: {error}") from error
 
 
 class LastRows(NamedTuple):
-    """The last row of each kind; None where there is none."""
+    """The last row of each kind; None if there is no such row."""
 
     train: dict[str, Any] | None = None
     epoch: dict[str, Any] | None = None
 
 
 def last_rows(path: Path) -> LastRows:
-    """The last rows of a ``metrics.jsonl``; one that is being written is passed over. Reads from
-    the end, as much as it needs.
+    """The last rows of a ``metrics.jsonl``, read from its end. A row that is still being written is
+    skipped.
 
     Raises:
-        RunError: a row that was read is none that a run writes.
+        RunError: a row that was read is malformed.
     """
     try:
         with open_to_read(path) as file:
             size = file.seek(0, os.SEEK_END)
-            length = _FIRST
+            length = _FIRST_READ
             while True:
                 file.seek(max(0, size - length))
                 lines = file.read(min(length, size)).split(b"\n")
-                # The first is cut off where it is not the file's, the last by a writer at work.
-                found = _last_of_each(lines[:-1] if length >= size else lines[1:-1])
-                if (found.train and found.epoch) or length >= min(size, _LONGEST):
+                # The first line may be cut off by the seek, the last by a concurrent writer.
+                found = _last_row_per_kind(lines[:-1] if length >= size else lines[1:-1])
+                if (found.train and found.epoch) or length >= min(size, _LARGEST_READ):
                     return found
                 length *= 8
     except OSError:
@@ -130,11 +130,11 @@ def last_rows(path: Path) -> LastRows:
     except (RunError, KeyError, TypeError, AttributeError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(
-            f"{path}: malformed row: {reason}; the command that started the run mends it"
+            f"{path}: malformed row: {reason}; run the command of the run again to repair it"
         ) from error
 
 
-def _last_of_each(lines: list[bytes]) -> LastRows:
+def _last_row_per_kind(lines: list[bytes]) -> LastRows:
     found: dict[str, dict[str, Any]] = {}
     for line in reversed(lines):
         row = parse_json(line, finite=False)
@@ -147,7 +147,7 @@ def _last_of_each(lines: list[bytes]) -> LastRows:
 
 
 def _check(row: dict[str, Any]) -> None:
-    """Whether what its readers count with are numbers; another version may write fewer."""
+    """Require that the values used by readers are numbers; other versions may omit some."""
     for name in {"epoch", "epochs", "step", "images_per_s"} & row.keys():
         if not math.isfinite(number(row[name])):
             raise TypeError(f"{name} {row[name]}")
@@ -155,8 +155,8 @@ def _check(row: dict[str, Any]) -> None:
         number(mapping(row.get(name)).get("top1", 0.0))
 
 
-def _damage(path: Path, rows: bytes) -> str:
-    """In what way a file does not begin with ``rows``; empty where it does."""
+def _describe_damage(path: Path, rows: bytes) -> str:
+    """How a file deviates from beginning with ``rows``; empty if it does begin with them."""
     if not rows:
         return ""
     total = rows.count(b"\n")
@@ -164,12 +164,12 @@ def _damage(path: Path, rows: bytes) -> str:
         with open_to_read(path) as file:
             found = file.read(len(rows))
     except FileNotFoundError:
-        return f"was gone, with {total} rows"
+        return f"was missing, with {total} rows"
     if found == rows:
         return ""
     if rows.startswith(found):
         left = found.count(b"\n")
-        return f"had lost its end: {left} of {total} rows were left"
+        return f"was truncated: {left} of {total} rows were left"
     lines = zip(found.split(b"\n"), rows.split(b"\n"), strict=False)
     wrong = next(number for number, (a, b) in enumerate(lines, start=1) if a != b)
-    return f"had something else in line {wrong} than the run wrote there"
+    return f"had a line {wrong} that the run did not write"

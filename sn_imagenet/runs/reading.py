@@ -1,6 +1,6 @@
-"""Reads what another process, another version or an accident may have left: any content at all.
+"""Reads JSON and YAML files with any content, including damaged files and other versions.
 
-What comes out can be worked with: finite numbers, text that can be printed, nesting that ends.
+Values that are returned are safe to use: finite numbers, printable text, limited nesting.
 """
 
 from __future__ import annotations
@@ -16,74 +16,76 @@ from omegaconf import OmegaConf
 
 from sn_imagenet.runs.files import RunError
 
-_LARGEST = 1 << 26  # bytes; a result is a thousandth of it
-_LARGEST_YAML = 1 << 18  # a config is a fiftieth of it; YAML is read slowly
-_DEEPEST = 64
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, where PyYAML was built with it
+_MAX_BYTES = 1 << 26  # a thousand times the size of a result
+_MAX_YAML_BYTES = 1 << 18  # fifty times the size of a config; parsing YAML is slow
+_MAX_DEPTH = 64
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml, if PyYAML was built with it
 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        OSError: there is none, or the disk refuses.
-        RunError: it is none, or holds what no run writes; says why, without naming the file.
+        OSError: the file is missing or cannot be read.
+        RunError: it is not valid, or holds values that no run writes. The message gives the reason
+            without the file name.
     """
-    return parse_json(_text(path, _LARGEST))
+    return parse_json(_read_text(path, _MAX_BYTES))
 
 
 def parse_json(text: str | bytes, finite: bool = True) -> Any:
-    """``text`` as JSON.
+    """Parse ``text`` as JSON.
 
     Args:
-        finite: refuse NaN and infinities, which JSON has not but Python writes.
+        finite: refuse NaN and infinities, which Python writes although JSON does not allow them.
 
     Raises:
-        RunError: it is none, or holds what no run writes.
+        RunError: it is not JSON, or holds values that no run writes.
     """
     try:
         value = json.loads(text)
-        _check(value, _DEEPEST, finite)
+        _check(value, _MAX_DEPTH, finite)
     except (ValueError, RecursionError) as error:
         raise RunError(_reason(error)) from error
     return value
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file in which nothing refers to anything else.
+    """The content of a YAML file; aliases and interpolations are refused.
 
     Raises:
-        OSError: there is none, or the disk refuses.
-        RunError: it is none, or holds what no run writes; says why, without naming the file.
+        OSError: the file is missing or cannot be read.
+        RunError: it is not valid, or holds values that no run writes. The message gives the reason
+            without the file name.
     """
     try:
-        text = _text(path, _LARGEST_YAML)
-        # A few lines of aliases or interpolations can stand for more than any memory holds.
+        text = _read_text(path, _MAX_YAML_BYTES)
+        # A few lines of aliases or interpolations can expand to more than fits in memory.
         _check_events(text)
         if "${" in text:
             raise ValueError("it holds an interpolation")
-        # Through OmegaConf, for which 1e-4 is a number, as it was when the run was configured.
+        # OmegaConf reads 1e-4 as a number, as it did when the run was configured; PyYAML does not.
         value = OmegaConf.to_container(OmegaConf.create(text))
-        _check(value, _DEEPEST, finite=True)
+        _check(value, _MAX_DEPTH, finite=True)
     except OSError:
         raise
     except Exception as error:
-        # Whatever these libraries find wrong with it: they raise more than their own errors.
+        # These libraries raise more than their own error types on invalid input.
         raise RunError(_reason(error)) from error
     return value
 
 
 def open_to_read(path: Path) -> IO[bytes]:
-    """Open a file that may be a pipe, for whose writer nobody is to wait.
+    """Open a file without blocking, even if it is a pipe without a writer.
 
     Raises:
-        OSError: there is none, or it cannot be read.
+        OSError: the file is missing or cannot be read.
     """
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """``value``, None as an empty mapping.
+    """Require that ``value`` is a dict and return it; None becomes an empty dict.
 
     Raises:
         TypeError: it is neither.
@@ -94,10 +96,10 @@ def mapping(value: Any) -> dict[str, Any]:
 
 
 def number(value: Any) -> float:
-    """``value``, which may be NaN: a network may give nothing else.
+    """Require that ``value`` is a number and return it. NaN is allowed: networks produce it.
 
     Raises:
-        TypeError: it is no number.
+        TypeError: it is not a number.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{value!r} where a number is expected")
@@ -105,22 +107,22 @@ def number(value: Any) -> float:
 
 
 def _check_events(text: str) -> None:
-    """Refuse aliases, and nesting as soon as it is met: a scanner's time grows as its square."""
+    """Refuse aliases, and deep nesting as soon as it occurs: parsing time is quadratic in depth."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
             raise ValueError("it holds an alias")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST:
-            raise ValueError(f"nested deeper than {_DEEPEST}")
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"nested deeper than {_MAX_DEPTH}")
 
 
-def _text(path: Path, largest: int) -> str:
+def _read_text(path: Path, max_bytes: int) -> str:
     with open_to_read(path) as file:
-        content = file.read(largest + 1)
-    if len(content) > largest:
-        raise RunError(f"larger than {largest} bytes")
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise RunError(f"larger than {max_bytes} bytes")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -129,7 +131,7 @@ def _text(path: Path, largest: int) -> str:
 
 def _check(value: Any, depth: int, finite: bool) -> None:
     if depth == 0:
-        raise ValueError(f"nested deeper than {_DEEPEST}")
+        raise ValueError(f"nested deeper than {_MAX_DEPTH}")
     if isinstance(value, dict):
         for key, inner in value.items():
             _check(key, depth - 1, finite)
@@ -140,9 +142,9 @@ def _check(value: Any, depth: int, finite: bool) -> None:
     elif isinstance(value, str):
         value.encode("utf-8")  # a lone surrogate cannot be printed
     elif isinstance(value, float) and finite and not math.isfinite(value):
-        raise ValueError(f"{value} is no number")
+        raise ValueError(f"{value} is not a finite number")
     elif isinstance(value, int) and value.bit_length() > 63:
-        raise ValueError("a whole number of more than 64 bits")
+        raise ValueError("an integer of more than 64 bits")
 
 
 def _reason(error: Exception) -> str:

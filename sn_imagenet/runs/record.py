@@ -1,6 +1,6 @@
-"""What a run directory says: which cell it is of, in what state, how far, with what numbers.
+"""Reads a run directory: the table cell it belongs to, its state, progress and results.
 
-Read from its files alone, also while another process is writing them.
+Everything is read from its files, also while another process is writing them.
 """
 
 from __future__ import annotations
@@ -29,15 +29,23 @@ FAILED = "failed"
 RUNNING = "running"
 INTERRUPTED = "interrupted"
 UNREADABLE = "unreadable"
-NOT_EVALUATED = "not evaluated"  # trained to the end, but without the evaluation of its cell
-# What comes of reading a file that says what it likes.
+NOT_EVALUATED = "not evaluated"  # trained to the end, but the evaluation for its cell is missing
+# Raised when a file lacks an entry or an entry has the wrong type.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+# Older wording of departures -> the wording of sn_imagenet.evaluation.departures.
+_DEPARTURE_WORDING = (
+    (r"^normali.er arguments$", "normalization arguments"),
+    (r"^normali.er$", "normalization layer"),
+    (r" renormalisation$", " renormalization"),
+    (r"^not told$", "not stated"),
+    (r"^as of the rest$", "as for all parameters"),
+)
 STATES = (FINISHED, NOT_EVALUATED, RUNNING, INTERRUPTED, DIVERGED, FAILED, UNREADABLE)
 
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """A column of Table 2: (number of GPUs, samples per GPU)."""
+    """A setting, (number of GPUs, samples per GPU): a column of Table 2."""
 
     gpus: int
     samples_per_gpu: int
@@ -47,7 +55,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """As on the command line: ``8x32``."""
+        """The form used on the command line, such as ``8x32``."""
         return f"{self.gpus}x{self.samples_per_gpu}"
 
     @classmethod
@@ -55,7 +63,7 @@ class Setting:
         """The inverse of :attr:`name`.
 
         Raises:
-            UserError: not two whole numbers of at least 1 with an ``x`` between them.
+            UserError: ``text`` is not two integers of at least 1 separated by ``x``.
         """
         match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text.strip())
         if not match:
@@ -65,8 +73,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cell:
-    """What the seeds of one number in a table have in common. ``norm``:
-    :func:`~sn_imagenet.runs.methods.method_of` its name and target.
+    """A cell of a results table. Its runs differ only in the seed.
+
+    ``norm``: the method name that :func:`~sn_imagenet.runs.methods.method_of` returns.
     """
 
     data: str
@@ -77,11 +86,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """The importance weights of one SN layer, Eq. (4): ``mean`` and ``variance`` map each member
-    of Omega (in, ln, bn, gn) to its softmax weight; each sums to 1.
+    """The importance weights of one SN layer, Eq. (4).
 
-    ``stage``: res1 (stem) to res5. ``conv``: the convolution before the layer, ``1x1``, ``3x3``
-    or ``7x7``, or ``shortcut``.
+    ``mean`` and ``variance`` map each member of Omega (in, ln, bn, gn) to its softmax weight; the
+    weights of each sum to 1. ``stage``: res1 (stem) to res5. ``conv``: the convolution before the
+    layer, ``1x1``, ``3x3``, ``7x7`` or ``shortcut``.
     """
 
     name: str
@@ -93,11 +102,13 @@ class LayerWeights:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run directory. ``state`` is one of :data:`STATES`; ``detail`` says more about a state
-    other than finished (the epoch reached, the error). ``evaluations`` are all that were made of
-    it, in that order: statistics (``batch_average``, ``moving_average``, ``sample``), top1, top5
-    (percent), counts, and how each was made; ``statistics`` names those that stand for the cell in
-    Table 2.
+    """One run directory.
+
+    ``state`` is one of :data:`STATES`. ``detail`` explains every state but finished: the epoch
+    reached, or the error. ``evaluations`` lists all evaluations of the run, oldest first, each with
+    its statistics (``batch_average``, ``moving_average`` or ``sample``), top1 and top5 (percent),
+    counts, and how it was made. ``statistics`` names the statistics that Table 2 reports for the
+    run's cell.
     """
 
     path: Path
@@ -114,38 +125,38 @@ class Run:
     departures: tuple[tuple[str, str, str], ...] = ()  # (item, paper, ours)
     git_revision: str = ""
     git_dirty: bool = False
-    rows: LastRows | None = None  # of the metrics of a run that has no result
+    rows: LastRows | None = None  # the last metrics of a run without a result
 
     @cached_property
-    def counted(self) -> dict[str, dict[str, Any]]:
-        """Statistics -> the evaluation that counts:
+    def counted_evaluations(self) -> dict[str, dict[str, Any]]:
+        """Statistics -> the evaluation that tables report; see
         :func:`~sn_imagenet.runs.evaluations.counted_evaluations`.
         """
         return counted_evaluations(self.evaluations, self.config, self.data_fingerprint)
 
     def top1(self, statistics: str | None = None) -> float | None:
-        """Percent correct under ``statistics`` (default: the cell's), None without a number."""
-        evaluation = self.counted.get(statistics or self.statistics)
+        """Top-1 in percent under ``statistics``, by default those of Table 2; None if missing."""
+        evaluation = self.counted_evaluations.get(statistics or self.statistics)
         trained = self.state in (FINISHED, NOT_EVALUATED)
         return float(evaluation["top1"]) if trained and evaluation else None
 
 
 class FoundRuns(NamedTuple):
-    """The runs under a folder, and one line for each that could not be read."""
+    """The runs below a folder, and one warning for each that could not be read."""
 
     runs: list[Run]
     warnings: list[str]
 
 
 def find_runs(root: Path) -> FoundRuns:
-    """Every run below ``root``: each directory with a ``config.yaml`` or a ``result.json``,
-    except hidden ones (Hydra keeps a ``config.yaml`` of its own in ``.hydra``).
+    """Find every run below ``root``: each directory with a ``config.yaml`` or a ``result.json``.
 
-    A directory that cannot be read becomes a run in state ``unreadable`` where its cell is known
-    from its config or its path, and a warning in any case: it must not hide the others.
+    Hidden directories are skipped, because Hydra keeps its own ``config.yaml`` in ``.hydra``. A
+    directory that cannot be read adds a warning, so that it does not hide the other runs. If its
+    config or path names its cell, it is also listed as a run in state ``unreadable``.
 
     Raises:
-        UserError: ``root`` is no folder or holds no runs.
+        UserError: ``root`` is not a folder or holds no runs.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of runs")
@@ -183,53 +194,51 @@ def read_run(path: Path) -> Run:
     except UserError as error:
         problem = str(error)
     try:
-        run = _unfinished_run(directory)
+        run = _run_without_result(directory)
     except UserError as error:
         problem = problem or str(error)
-        run = _run_named_by_path(path, problem)
+        run = _run_from_path(path, problem)
     if run.state == INTERRUPTED and not problem and directory.result.is_file():
-        return read_run(path)  # it came to its result between the two looks
+        return read_run(path)  # it finished after read_result() found no result
     if problem:
         return replace(run, state=UNREADABLE, detail=problem, norm_args={})
     return run
 
 
 def run_from_result(result: dict[str, Any], path: Path) -> Run:
-    """The run that ``result`` (version 2) describes; ``path`` is its directory.
+    """Parse ``result``, the version-2 ``result.json`` of the run directory ``path``.
 
     Raises:
-        UserError: an entry is missing or malformed; names ``path``.
+        UserError: an entry is missing or malformed; the message names ``path``.
     """
     try:
         cell, state = result["cell"], result["status"]
         if state not in (FINISHED, DIVERGED, FAILED):
-            raise ValueError(f"status '{state}'")
-        provenance, config = mapping(result.get("provenance")), _config(result.get("config"))
+            raise ValueError(f"unknown status '{state}'")
+        provenance = mapping(result.get("provenance"))
+        config = _checked_config(result.get("config"))
         run = Run(
             path=path,
             cell=Cell(
                 data=str(cell["data"]),
                 model=str(cell["model"]),
-                norm=_method(str(cell["norm"]), config),
+                norm=_method_name(str(cell["norm"]), config),
                 setting=Setting(int(cell["gpus"]), int(cell["samples_per_gpu"])),
             ),
             seed=int(cell["seed"]),
             state=state,
             statistics=str(cell["test_statistics"]),
-            detail=_why(result),
+            detail=_state_detail(result),
             config=config,
-            norm_args=_norm_args(cell.get("norm_args")),
+            norm_args=_checked_norm_args(cell.get("norm_args")),
             evaluations=check_evaluations(result.get("evaluations")),
             data_fingerprint=mapping(provenance.get("data_fingerprint")),
             weights=tuple(parse_layer_weights(w) for w in result.get("importance_weights") or ()),
-            departures=tuple(
-                (str(d["item"]), str(d["paper"]), str(d["ours"]))
-                for d in result.get("departures") or ()
-            ),
+            departures=tuple(_departure(d) for d in result.get("departures") or ()),
             git_revision=str(provenance.get("git_revision") or ""),
             git_dirty=bool(provenance.get("git_dirty")),
         )
-        if state == FINISHED and run.statistics not in run.counted:
+        if state == FINISHED and run.statistics not in run.counted_evaluations:
             return replace(run, state=NOT_EVALUATED)
         return run
     except _MALFORMED as error:
@@ -237,17 +246,25 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
         raise UserError(f"{path / RESULT}: malformed result: {reason}") from error
 
 
-def _config(config: Any) -> dict[str, Any]:
+def _departure(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    """(item, paper, ours) of a departure, in the current wording."""
+    item, paper = str(entry["item"]), str(entry["paper"])
+    for pattern, wording in _DEPARTURE_WORDING:
+        item, paper = re.sub(pattern, wording, item), re.sub(pattern, wording, paper)
+    return item, paper, str(entry["ours"])
+
+
+def _checked_config(config: Any) -> dict[str, Any]:
     for section in ("trainer", "data", "calibration"):
         mapping(mapping(config).get(section))
     return mapping(config)
 
 
-def _method(name: str, config: dict[str, Any]) -> str:
+def _method_name(name: str, config: dict[str, Any]) -> str:
     return method_of(name, mapping(config.get("norm")).get("target"))
 
 
-def _norm_args(arguments: Any) -> dict[str, Any]:
+def _checked_norm_args(arguments: Any) -> dict[str, Any]:
     omega = mapping(arguments).get("omega")
     if omega is not None and not (isinstance(omega, list) and all(type(k) is str for k in omega)):
         raise TypeError(f"omega {omega!r}: expected a list of names")
@@ -255,24 +272,24 @@ def _norm_args(arguments: Any) -> dict[str, Any]:
 
 
 def parse_layer_weights(entry: Mapping[str, Any]) -> LayerWeights:
-    """From an entry of ``importance_weights`` in ``result.json``.
+    """Parse an entry of ``importance_weights`` in ``result.json``.
 
     Raises:
-        ValueError, TypeError, KeyError: it is malformed.
+        ValueError, TypeError, KeyError: the entry is malformed.
     """
     mean = {str(k): float(number(v)) for k, v in entry["mean"].items()}
     variance = {str(k): float(number(v)) for k, v in entry["variance"].items()}
     if not mean or mean.keys() != variance.keys():
-        raise ValueError(f"weights of {entry['name']}: of {[*mean]} and of {[*variance]}")
+        raise ValueError(f"{entry['name']}: weights of means {[*mean]}, of variances {[*variance]}")
     return LayerWeights(
         str(entry["name"]), str(entry["stage"]), str(entry["place"]), mean, variance
     )
 
 
-def _why(result: dict[str, Any]) -> str:
+def _state_detail(result: dict[str, Any]) -> str:
     if result["status"] == FAILED:
-        told = str(result.get("error") or "").split("\n")
-        return next((line for line in reversed(told) if line.strip()), "no error recorded")
+        lines = str(result.get("error") or "").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "no error recorded")
     if result["status"] == DIVERGED:
         where = mapping(result.get("diverged"))
         cause = where.get("cause") or f"loss {where.get('loss')}"
@@ -280,16 +297,16 @@ def _why(result: dict[str, Any]) -> str:
     return ""
 
 
-def _unfinished_run(directory: RunDirectory) -> Run:
+def _run_without_result(directory: RunDirectory) -> Run:
     config = directory.read_config()
-    held = is_held(directory.lock)
+    is_running = is_held(directory.lock)
     try:
         rows = last_rows(directory.metrics)
     except UserError:
-        if not held:
+        if not is_running:
             raise
-        rows = LastRows()  # that it is at work is the better news
-    resting = NOT_EVALUATED if config.get("imported") else INTERRUPTED
+        rows = LastRows()  # report the run as running, not its metrics as damaged
+    idle_state = NOT_EVALUATED if config.get("imported") else INTERRUPTED
     try:
         norm, batch = config["norm"], config["batch"]
         return Run(
@@ -297,22 +314,22 @@ def _unfinished_run(directory: RunDirectory) -> Run:
             cell=Cell(
                 data=str(config["data"]["name"]),
                 model=str(config["model"]["name"]),
-                norm=_method(str(norm["name"]), config),
+                norm=_method_name(str(norm["name"]), config),
                 setting=Setting(int(batch["gpus"]), int(batch["samples_per_gpu"])),
             ),
             seed=int(config["seed"]),
-            state=RUNNING if held else resting,
+            state=RUNNING if is_running else idle_state,
             statistics=str(norm.get("test_statistics", "")),
-            detail=_epochs_done(rows.epoch, config),
-            config=_config(config),
-            norm_args=_norm_args(norm.get("args")),
+            detail=_completed_epochs(rows.epoch, config),
+            config=_checked_config(config),
+            norm_args=_checked_norm_args(norm.get("args")),
             rows=rows,
         )
     except _MALFORMED as error:
         raise UserError(f"{directory.config}: not the config of a run: {error!r}") from error
 
 
-def _run_named_by_path(directory: Path, problem: str) -> Run:
+def _run_from_path(directory: Path, problem: str) -> Run:
     parts = directory.absolute().parts[-5:]
     seed = re.fullmatch(r"seed(\d+)", parts[-1]) if parts else None
     if len(parts) < 5 or not seed:
@@ -325,8 +342,8 @@ def _run_named_by_path(directory: Path, problem: str) -> Run:
     return Run(directory, cell, int(seed[1]), UNREADABLE, detail=problem)
 
 
-def _epochs_done(epoch: dict[str, Any] | None, config: dict[str, Any]) -> str:
-    """Completed epochs of all, ``3/10``."""
+def _completed_epochs(epoch: dict[str, Any] | None, config: dict[str, Any]) -> str:
+    """Completed and total epochs, such as ``3/10``."""
     if epoch is not None and {"epoch", "epochs"} <= epoch.keys():
         return f"{epoch['epoch']}/{epoch['epochs']}"
     return f"0/{config['trainer']['epochs']}"
@@ -334,8 +351,10 @@ def _epochs_done(epoch: dict[str, Any] | None, config: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Progress:
-    """``epoch`` of ``epochs`` are complete; ``top1`` in percent, ``eta_s`` in seconds of training
-    at the last measured ``images_per_s``. None: not known (yet).
+    """How far a run has come: ``epoch`` of ``epochs`` are complete.
+
+    ``top1`` is in percent. ``eta_s`` is the training time left in seconds at the last measured
+    ``images_per_s``. None stands for a value that is not known (yet).
     """
 
     state: str
@@ -348,10 +367,10 @@ class Progress:
 
 
 def read_progress(path: Path) -> Progress | None:
-    """The progress of the run in ``path``; None if no run was started there."""
+    """The progress of the run in the directory ``path``; None if no run was started there."""
     directory = RunDirectory(path)
     if not directory.config.is_file() and not directory.result.is_file():
-        # One that holds the directory has yet to write its config there.
+        # A run locks its directory before it writes the config.
         return Progress(state=RUNNING) if is_held(directory.lock) else None
     try:
         return progress_of(read_run(path))
@@ -366,12 +385,12 @@ def progress_of(run: Run) -> Progress:
         train, epoch = last_rows(RunDirectory(run.path).metrics) if run.rows is None else run.rows
     except UserError as error:
         train = epoch = None
-        problem = str(error)  # its result stands all the same
+        problem = str(error)  # the result is valid all the same
     epochs = mapping(run.config.get("trainer")).get("epochs")
     top1 = run.top1()
     if top1 is None and epoch is not None and run.state != DIVERGED:
-        own = "calibrated" if run.statistics == "batch_average" else "val"
-        top1 = mapping(epoch.get(own) or epoch.get("val")).get("top1")
+        key = "calibrated" if run.statistics == "batch_average" else "val"
+        top1 = mapping(epoch.get(key) or epoch.get("val")).get("top1")
     return Progress(
         state=run.state,
         epoch=epoch.get("epoch") if epoch else 0,
@@ -384,7 +403,7 @@ def progress_of(run: Run) -> Progress:
 
 
 def _eta(run: Run, train: dict[str, Any] | None, epoch: dict[str, Any] | None) -> float | None:
-    """Seconds of training left; None before the first epoch has told how long one is."""
+    """Seconds of training left; None until one epoch has shown how many steps an epoch has."""
     try:
         if train is None or epoch is None or not train["images_per_s"]:
             return None
@@ -396,4 +415,4 @@ def _eta(run: Run, train: dict[str, Any] | None, epoch: dict[str, Any] | None) -
         seconds = left * setting.gpus * setting.samples_per_gpu / train["images_per_s"]
         return max(0.0, seconds) if math.isfinite(seconds) else None
     except (KeyError, TypeError, ArithmeticError):
-        return None  # of another version
+        return None  # another version wrote the rows

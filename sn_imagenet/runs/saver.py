@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: a snapshot now, the disk in a thread of its own."""
+"""Asynchronous checkpoints: copy the state to memory, then write it to disk in a thread."""
 
 from __future__ import annotations
 
@@ -15,38 +15,36 @@ from sn_imagenet.runs.lock import RunInUseError
 
 
 class CheckpointSaver:
-    """Writes one checkpoint at a time, in order; the training waits only for the copy in memory.
+    """Writes one checkpoint at a time, in order; training waits only for the copy in memory.
 
     Args:
-        before: called in the writing thread before each checkpoint is written: what must be on the
-            disk by then. May raise RunError.
-        on_error: ``stop`` raises an error at the next :meth:`check`, ``continue`` tells it (but for
-            a directory that another process has taken over, which stops in any case).
-        tell: says one line.
+        before_write: called in the writing thread before each checkpoint, to flush what must be on
+            the disk by then. May raise RunError.
+        on_error: ``stop`` raises an error at the next :meth:`check`; ``continue`` only prints it,
+            except when another process has taken over the directory, which always stops.
+        print_line: prints one line.
     """
 
     def __init__(
         self,
         directory: RunDirectory,
-        before: Callable[[], None],
+        before_write: Callable[[], None],
         on_error: str,
-        tell: Callable[[str], None],
+        print_line: Callable[[str], None],
     ) -> None:
         self._directory = directory
-        self._before = before
+        self._before_write = before_write
         self._on_error = on_error
-        self._tell = tell
+        self._print_line = print_line
         self._thread: threading.Thread | None = None
         self._error: RunError | None = None
 
     def save(self, state: dict[str, Any]) -> None:
-        """Begin to write ``state`` as it is now, after the one before it is written. An error is
-        left for :meth:`check`.
-        """
+        """Copy ``state`` and write it after the previous one. :meth:`check` raises errors."""
         self._join()
         if self.failed:
             return
-        snapshot = _copied(state)
+        snapshot = _copy_to_cpu(state)
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint")
         self._thread.start()
 
@@ -57,10 +55,10 @@ class CheckpointSaver:
         return self._error is not None and stops
 
     def check(self) -> None:
-        """Tell of a checkpoint that could not be written; does not wait for one under way.
+        """Report a checkpoint that could not be written, without waiting for a write in progress.
 
         Raises:
-            RunError: it could not, and ``on_error`` is ``stop`` or the directory is another's.
+            RunError: writing failed, and ``on_error`` is ``stop`` or the lock is lost.
         """
         error, stops = self._error, self.failed
         if stops:
@@ -68,15 +66,15 @@ class CheckpointSaver:
             raise error
         if error is not None:
             self._error = None
-            self._tell(f"warning: {error}; going on without (checkpoint.on_error=continue)")
+            self._print_line(f"warning: {error}; skipping this one (checkpoint.on_error=continue)")
 
     def wait(self) -> None:
-        """Wait until all is on the disk, then :meth:`check`."""
+        """Wait until everything is on the disk, then :meth:`check`."""
         self._join()
         self.check()
 
     def close(self) -> None:
-        """Wait until all is on the disk; errors are for :meth:`wait` to tell."""
+        """Wait until everything is on the disk. Does not raise errors; :meth:`wait` does."""
         self._join()
 
     def _join(self) -> None:
@@ -86,20 +84,20 @@ class CheckpointSaver:
 
     def _write(self, snapshot: dict[str, Any]) -> None:
         try:
-            self._before()
+            self._before_write()
             checkpoint.save_last(self._directory, snapshot)
         except RunError as error:
             self._error = error
-        except Exception as error:  # told by the training thread: nobody sees this one's
+        except Exception as error:  # check() raises it in the training thread
             self._error = RunError(f"cannot write a checkpoint: {error!r}")
 
 
-def _copied(tree: Any) -> Any:
-    """``tree`` with its tensors copied to the CPU, out of the optimizer's reach."""
+def _copy_to_cpu(tree: Any) -> Any:
+    """``tree`` with its tensors copied to the CPU, so that the optimizer cannot change them."""
     if isinstance(tree, torch.Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, dict):
-        return {key: _copied(value) for key, value in tree.items()}
+        return {key: _copy_to_cpu(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return [_copied(value) for value in tree]
+        return [_copy_to_cpu(value) for value in tree]
     return tree

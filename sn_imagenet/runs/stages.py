@@ -1,4 +1,4 @@
-"""The stage of a ResNet that a layer belongs to, in the words of Fig. 3."""
+"""The stage of a ResNet that a layer belongs to, named as in Fig. 3."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ _STEM = re.compile(r"(?:backbone\.body\.)?(?:[^.]+|(?:conv1|stem)\..+)")
 
 
 def stage_of(layer: str) -> str:
-    """``res1`` (the stem) to ``res5`` of a layer by its dotted name in a timm network or in
-    torchvision's detectors, which keep their ResNet in ``backbone.body``: ``layer1.0.bn1`` and
-    ``stages.0.b1.conv1.bn`` are of ``res2``. Empty where the name does not tell.
+    """``res1`` (the stem) to ``res5`` for a layer's dotted name; empty if it names no stage.
+
+    Knows the names of timm networks and of torchvision's detectors, whose ResNet is
+    ``backbone.body``. ``layer1.0.bn1`` and ``stages.0.b1.conv1.bn`` are in ``res2``.
     """
     if numbered := _NUMBERED.search(layer):
         layer_number, stage_number = numbered.groups()

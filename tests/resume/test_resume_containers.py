@@ -134,7 +134,7 @@ def test_of_two_containers_one_trains_and_one_that_was_frozen_stops(tmp_path, pa
     pauses.end()
     os.kill(frozen, signal.SIGCONT)
     output, code = finish(first)
-    assert code == 69 and "not this process's any more" in output, output
+    assert code == 69 and "this process was suspended" in output, output
     output, code = finish(second)
     assert code == 0, output
     assert steps(run) == list(range(1, 22))

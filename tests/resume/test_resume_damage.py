@@ -268,7 +268,7 @@ def test_a_run_on_a_full_disk_stops_or_goes_on_as_configured(run_of, tmp_path, o
                 train(config)
         else:
             assert train(config)["status"] == "finished"
-            assert "going on without" in capsys.readouterr().out
+            assert "skipping this one" in capsys.readouterr().out
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     # There is room again.

@@ -133,7 +133,7 @@ def test_another_experiment_is_refused_with_the_difference(
 def test_a_name_that_is_no_text_is_refused(directory: RunDirectory, composed: Compose) -> None:
     """As Python reads ``run_dir=läufe`` where it takes names for ASCII."""
     here = composed("data=digits", "run_dir='l\udcc3\udca4ufe'")
-    with pytest.raises(RunError, match=r"run_dir=läufe: this name is no text .* PYTHONUTF8=1"):
+    with pytest.raises(RunError, match=r"run_dir=läufe: cannot be encoded .* PYTHONUTF8=1"):
         directory.check(here)
 
 

@@ -74,6 +74,6 @@ def test_a_link_in_place_of_the_metrics_of_a_run_is_told_and_replaced(
         MetricsFile(directory.metrics)
     resumed = MetricsFile(directory.metrics, b'{"step": 1}\n')
     resumed.close()
-    assert "something else in line 1" in resumed.damage
+    assert "had a line 1 that the run did not write" in resumed.damage
     assert target.read_text() == "precious"
     assert not directory.metrics.is_symlink()

@@ -59,11 +59,14 @@ def test_a_run_from_the_start_forgets_an_earlier_one(directory: RunDirectory) ->
 
 
 DAMAGE = {
-    "truncated": (lambda rows: rows[:25], "had lost its end: 2 of 9 rows were left"),
-    "emptied": (lambda rows: b"", "had lost its end: 0 of 9 rows were left"),
-    "garbage first": (lambda rows: b"\0\xff\n" + rows, "had something else in line 1"),
-    "garbage within": (lambda rows: rows[:30] + b"#" + rows[31:], "had something else in line 3"),
-    "a line less": (lambda rows: rows[:24] + rows[36:], "had something else in line 3"),
+    "truncated": (lambda rows: rows[:25], "was truncated: 2 of 9 rows were left"),
+    "emptied": (lambda rows: b"", "was truncated: 0 of 9 rows were left"),
+    "garbage first": (lambda rows: b"\0\xff\n" + rows, "had a line 1 that the run did not write"),
+    "garbage within": (
+        lambda rows: rows[:30] + b"#" + rows[31:],
+        "had a line 3 that the run did not write",
+    ),
+    "a line less": (lambda rows: rows[:24] + rows[36:], "had a line 3 that the run did not write"),
 }
 
 
@@ -79,10 +82,10 @@ def test_a_damaged_file_is_told_and_whole_again(directory: RunDirectory, damage:
         directory.metrics.write_bytes(change(directory.metrics.read_bytes()))
     else:
         directory.metrics.unlink()
-        told = "was gone, with 9 rows"
+        told = "was missing, with 9 rows"
     if damage == "a pipe":
         os.mkfifo(directory.metrics)
-        told = "had lost its end: 0 of 9 rows"
+        told = "was truncated: 0 of 9 rows"
     log = MetricsFile(directory.metrics, decompress_rows(at_checkpoint))
     assert told in log.damage
     write(log, 10)

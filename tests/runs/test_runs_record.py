@@ -60,6 +60,23 @@ def test_finished_run_is_read_wherever_it_lies(tmp_path: Path) -> None:
     assert run.departures == (("epochs", "100", "10"),)
 
 
+@pytest.mark.parametrize(
+    ("committed", "item", "paper"),
+    [
+        ("digits/runs/digits/resnet14_mini/brn", "warm-up of batch renormalization", "not stated"),
+        ("sensitivity/runs/correction/digits/resnet14_mini/sn", "normalization arguments",
+         "{'omega': ['in', 'ln', 'bn']}"),
+        ("sensitivity/runs/lambda/digits/resnet14_mini/sn",
+         "weight decay of the importance weights", "as for all parameters"),
+    ],
+)  # fmt: skip
+def test_departures_of_older_runs_have_the_current_wording(
+    committed: str, item: str, paper: str
+) -> None:
+    run = read_run(REPOSITORY / "results" / committed / "8x2" / "seed0")
+    assert (item, paper) in [departure[:2] for departure in run.departures]
+
+
 def test_running_when_the_process_lives(tmp_path: Path, live_pid: int) -> None:
     lock = {"host": socket.gethostname(), "pid": live_pid, "started": "now"}
     run = read_run(write_run(tmp_path, config(), lock=lock, metrics=EPOCH_3))
