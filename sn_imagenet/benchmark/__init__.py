@@ -1,4 +1,4 @@
-"""How fast normalizers and steps are, beside PyTorch's own, and what Table 1 counts.
+"""Benchmarks of normalization layers and training steps against PyTorch's, and Table 1's counts.
 
-scripts/benchmark.py measures them; scripts/make_tables.py asks for the census.
+scripts/benchmark.py runs the benchmarks; scripts/make_tables.py uses the census.
 """

@@ -1,4 +1,4 @@
-"""The batch average's calibration beside plain inference through the same loader."""
+"""Time of the batch average's calibration against plain inference through the same loader."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 
 import torch
 
-from sn_imagenet.benchmark.compose import composed
-from sn_imagenet.benchmark.report import Command, Report, aligned
-from sn_imagenet.benchmark.timing import CLOCKS, Clock, add_rounds, alternate
+from sn_imagenet.benchmark.compose import compose_config
+from sn_imagenet.benchmark.report import BenchmarkReport, Command, align_columns
+from sn_imagenet.benchmark.timing import CLOCKS, Clock, add_timing_arguments, time_interleaved
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.loaders import calibration_loader
 from sn_imagenet.distributed import autocast_for
 from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation import prepare
 from sn_imagenet.evaluation.calibration import samples_that_share_statistics
-from sn_imagenet.evaluation.evaluate import calibrated, eval_batch_size
+from sn_imagenet.evaluation.evaluate import compute_batch_averages, eval_batch_size
 from sn_imagenet.evaluation.prepare import stores_statistics
 from sn_imagenet.norms import set_replicas
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Seconds of a pass over the same training images, read and augmented anew; medians.
+class CalibrationCost:
+    """Median seconds of one pass over the same training images, read and augmented in each pass.
 
     Attributes:
-        images: of one pass.
-        calibration: until all layers' statistics are there.
-        inference: by stored statistics.
+        images: images in one pass.
+        calibration: seconds until the statistics of all layers are estimated.
+        inference: seconds of evaluation with stored statistics.
     """
 
     images: int
@@ -43,7 +43,7 @@ class Cost:
         return self.calibration / self.inference
 
     def table(self, title: str) -> str:
-        """Rows of images/s and milliseconds per image."""
+        """A table of images/s and milliseconds per image."""
         rows = [[title, "images/s", "ms per image", "over inference"]]
         rows += [
             [
@@ -54,25 +54,25 @@ class Cost:
             ]
             for name, seconds in (("inference", self.inference), ("calibration", self.calibration))
         ]
-        return aligned(rows)
+        return align_columns(rows)
 
 
-def measure(
+def measure_calibration(
     configs: Path, overrides: Sequence[str], repeats: int, clock: Clock
-) -> tuple[ExperimentConfig, Cost]:
-    """Measure what ``train.py OVERRIDES`` would calibrate at its end, with initial weights, which
-    cost what trained ones do; in this process.
+) -> tuple[ExperimentConfig, CalibrationCost]:
+    """Time the calibration at the end of ``train.py OVERRIDES``, in this process. The weights are
+    initial ones, which cost as much as trained ones.
 
     Raises:
-        UserError: the normalizer stores no statistics; whatever train.py would refuse.
+        UserError: the normalization layers store no statistics, or train.py would refuse the run.
     """
-    config = composed(configs, overrides)
+    config = compose_config(configs, overrides)
     prepared = prepare(config)
     network = prepared.network
     if not stores_statistics(network):
         raise UserError(
-            f"norm={config.norm.name}: it stores no statistics, there is nothing to calibrate; "
-            "expected one that does, such as norm=sn"
+            f"norm={config.norm.name} stores no statistics, so there is nothing to calibrate; "
+            "expected a method that does, such as norm=sn"
         )
     minibatch = samples_that_share_statistics(network, config.batch)
     loader = calibration_loader(
@@ -96,13 +96,13 @@ def measure(
             with autocast():
                 network(images)
 
-    seconds = alternate(
-        {"inference": inference, "calibration": lambda: calibrated(prepared)},
+    seconds = time_interleaved(
+        {"inference": inference, "calibration": lambda: compute_batch_averages(prepared)},
         repeats,
         prepared.device,
         clock=clock,
     )
-    return config, Cost(loader.samples_used, **seconds)
+    return config, CalibrationCost(loader.samples_used, **seconds)
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -110,23 +110,23 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="the run, as train.py takes it: data=digits model=resnet50_mini batch=8x2 norm=sn "
-        "calibration.samples=320",
+        help="overrides of train.py that define the run: data=digits model=resnet50_mini batch=8x2 "
+        "norm=sn calibration.samples=320",
     )
-    add_rounds(
-        parser, 5, "this process's own time, data.workers=0 alone; for a machine that others share"
+    add_timing_arguments(
+        parser, 5, "CPU time of this process, for a shared machine; requires data.workers=0"
     )
 
 
-def _measure(args: Namespace, device: torch.device) -> Report:
+def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
     overrides = [*args.overrides, f"trainer.device={device.type}"]
-    workers = composed(args.configs, overrides).data.workers
+    workers = compose_config(args.configs, overrides).data.workers
     if args.clock == "cpu" and workers:
         raise UserError(
-            f"--clock cpu: counts this process alone, not its {workers} loader processes; add "
+            f"--clock cpu counts only this process, not its {workers} loader processes; add "
             "data.workers=0"
         )
-    config, cost = measure(args.configs, overrides, args.repeats, CLOCKS[args.clock])
+    config, cost = measure_calibration(args.configs, overrides, args.repeats, CLOCKS[args.clock])
     title = (
         f"{config.data.name}, {config.model.name}, {config.norm.name} {config.batch.name}, "
         f"{cost.images} images of {config.data.image_size} px, {config.data.workers} workers, "
@@ -140,11 +140,11 @@ def _measure(args: Namespace, device: torch.device) -> Report:
         **asdict(cost),
         "ratio": cost.ratio,
     }
-    return Report(facts, cost.table(title))
+    return BenchmarkReport(facts, cost.table(title))
 
 
 COMMAND = Command(
-    "the batch average's calibration beside plain inference through the same loader",
+    "time of the batch average's calibration against plain inference through the same loader",
     _add_arguments,
     _measure,
     plots=False,

@@ -1,9 +1,9 @@
-"""What Table 1 of the paper counts, taken from the modules themselves.
+"""The quantities of the paper's Table 1, counted from the modules themselves.
 
-Each method's pool function is called once on the tables of a random batch: the kinds of statistics
-that it asks for, and how many of their numbers differ, are what the method estimates. Parameters
-are those that learn, hyper-parameters the constructor's numbers and sets; the complexity is that of
-the operators that run until the statistics are there.
+Each method's ``combine`` is called once on the moments of a random batch. The statistics it
+estimates are the kinds that it reads and how many distinct numbers they hold. Parameters are the
+learned ones; hyper-parameters are the constructor's numbers and sets. The complexity is that of the
+operators that run to compute the statistics.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sn_imagenet.norms.kernels import select_backend
 from sn_imagenet.norms.methods import METHODS
 
 SIZE = (32, 64, 56, 56)
-"""N, C, H, W at which numbers are given: a layer of ResNet-50 at 32 samples per GPU."""
+"""N, C, H, W of the numbers: a layer of ResNet-50 at 32 samples per GPU."""
 
-# How the paper writes what the modules call otherwise.
+# The paper's symbols for the modules' names.
 PARAMETERS = {"weight": "γ", "bias": "β", "mean_weight": "w", "var_weight": "w"}
 ARGUMENTS = {
     "momentum": "p",
@@ -35,8 +35,8 @@ ARGUMENTS = {
     "d_max": "d",
     "omega": "Ω",
 }
-# The numbers in one table of each kind, Eq. (5); a method has one of means and one of variances.
-_TABLES = {"bn": "C", "ln": "N", "in": "NC", "gn": "gN"}
+# Numbers in one table of each kind, Eq. (5); a method has a table of means and one of variances.
+_TABLE_SIZES = {"bn": "C", "ln": "N", "in": "NC", "gn": "gN"}
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Census:
     """One row of Table 1.
 
     Attributes:
-        params: symbols of what is learned.
-        parameters: how many at ``size``; ``parameters_formula``: the polynomial in C.
+        params: symbols of the learned parameters.
+        parameters: their number at ``size``; ``parameters_formula``: the polynomial in C.
         hyperparameters: symbols of the constructor arguments that have an effect.
-        statistics: symbols of what is estimated, and of the moving averages (primed).
-        members: the kinds of statistics pooled, such as bn or ln.
+        statistics: symbols of the estimated statistics and of the moving averages (primed).
+        members: the kinds of statistics combined, such as bn or ln.
         count: distinct statistics at ``size``; ``count_formula``: the polynomial in N, C and g.
-        exponents: of N, C and HW in the elements that operators read and write to estimate them;
-            None where nothing is estimated. ``work``: that number of elements at ``size``.
+        exponents: of N, C and HW in the number of elements that operators read and write to
+            estimate the statistics, or None without any. ``work``: that number at ``size``.
     """
 
     method: str
@@ -69,10 +69,10 @@ class Census:
 
 
 def census(size: tuple[int, int, int, int] = SIZE) -> list[Census]:
-    """Count every built-in method; ``size`` is the [N, C, H, W] of the numbers and of the scaling.
+    """Count every built-in method at ``size`` = [N, C, H, W], and how the work scales from there.
 
     Raises:
-        ValueError: a size below 2, at which statistics coincide.
+        ValueError: a size is below 2, where statistics coincide.
     """
     if len(size) != 4 or min(size) < 2:
         raise ValueError(f"size={size}: expected N, C, H, W of at least 2 each")
@@ -86,9 +86,9 @@ def _count(name: str, method: type[MomentNorm2d], size: tuple[int, int, int, int
     parameters = sum(learned.values())
     per_channel = (sum(_learned(method(2 * channels)).values()) - parameters) // channels
     terms = [f"{per_channel}C" if per_channel else "", parameters - per_channel * channels or ""]
-    asked = _Asked(n, channels)
-    layer.double().combine(asked)
-    sizes = sorted((_TABLES[kind] for kind in asked.tables), key=lambda term: (len(term), term))
+    moments = _RecordedMoments(n, channels)
+    layer.double().combine(moments)
+    sizes = sorted((_TABLE_SIZES[kind] for kind in moments.tables), key=lambda t: (len(t), t))
     symbols = ["μ", "σ"] if len(sizes) == 1 else ["μ_k", "σ_k"] if sizes else []
     stored = ["μ′", "σ′"] if layer.running_mean is not None else []
     work = _work(method, size) if sizes else 0
@@ -100,10 +100,10 @@ def _count(name: str, method: type[MomentNorm2d], size: tuple[int, int, int, int
         tuple(dict.fromkeys(PARAMETERS.get(n, n) for n in learned)),
         parameters,
         " + ".join(str(term) for term in terms if term) or "0",
-        tuple(ARGUMENTS.get(n, n) for n in _hyperparameters(method, layer, asked.tables)),
+        tuple(ARGUMENTS.get(n, n) for n in _hyperparameters(method, layer, moments.tables)),
         (*symbols, *stored),
-        tuple(asked.tables),
-        sum(_distinct([table[place] for table in asked.tables.values()]) for place in (0, 1)),
+        tuple(moments.tables),
+        sum(_distinct([table[place] for table in moments.tables.values()]) for place in (0, 1)),
         " + ".join(f"2{term}" for term in sizes) or "0",
         {at: math.log2(_work(method, to) / work) for at, to in doubled.items()} if work else None,
         work,
@@ -114,8 +114,8 @@ def _learned(layer: MomentNorm2d) -> dict[str, int]:
     return {name: p.numel() for name, p in layer.named_parameters() if p.requires_grad}
 
 
-class _Asked(Moments):
-    """Random moments, in float64, that note the statistics which a pool function asks for."""
+class _RecordedMoments(Moments):
+    """Random float64 moments that record which statistics a ``combine`` function reads."""
 
     def __init__(self, samples: int, channels: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -137,7 +137,7 @@ class _Asked(Moments):
 
 
 def _distinct(tables: Sequence[Tensor]) -> int:
-    """The numbers that differ by more than rounding; none in no tables."""
+    """How many numbers differ by more than rounding; 0 without tables."""
     if not tables:
         return 0
     ordered = torch.cat([table.flatten() for table in tables]).sort().values
@@ -147,10 +147,10 @@ def _distinct(tables: Sequence[Tensor]) -> int:
 def _hyperparameters(
     method: type[MomentNorm2d], layer: MomentNorm2d, members: Mapping[str, Statistics]
 ) -> list[str]:
-    """Constructor arguments with a value to choose; not those that the base class takes and the
-    method has no use for: momentum without moving averages, groups without group norm."""
+    """Constructor arguments whose value is a choice. Arguments of the base class that the method
+    does not use are left out: momentum without moving averages, groups without group norm."""
     defaults = {name: p.default for name, p in inspect.signature(method).parameters.items()}
-    found = [
+    names = [
         name
         for name, default in defaults.items()
         if isinstance(default, int | float | tuple) and not isinstance(default, bool)
@@ -158,7 +158,7 @@ def _hyperparameters(
         if name != "num_groups" or "gn" in members
         if name != "instance_correction"  # a switch to the authors' divisor, not a number to tune
     ]
-    return sorted(found, key=lambda name: name != "momentum")  # the paper's order: p first
+    return sorted(names, key=lambda name: name != "momentum")  # the paper's order: p first
 
 
 class _Work(TorchDispatchMode):
@@ -176,9 +176,9 @@ class _Work(TorchDispatchMode):
 
 @torch.no_grad()
 def _work(method: type[MomentNorm2d], size: Sequence[int]) -> int:
-    """Elements read and written by PyTorch's operators until the statistics are there."""
+    """Elements that PyTorch's operators read and write to compute the statistics."""
     layer = method(size[1], device="meta")
-    x = torch.empty(*size, device="meta")  # sizes without values: nothing is computed
+    x = torch.empty(*size, device="meta")  # shapes only: nothing is computed
     with _Work() as mode:
         layer.combine(Moments(*select_backend(x, "native").moments(x)))
     return mode.elements

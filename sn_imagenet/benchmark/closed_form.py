@@ -1,4 +1,4 @@
-"""A mixture's closed form against autograd on ``combine``, over the same kernels."""
+"""Times a mixture's closed form against autograd on ``combine``, with the same kernels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from sn_imagenet.benchmark.compose import compose_config
 from sn_imagenet.benchmark.layers import SHAPES, ActivationKind, parse_setting
-from sn_imagenet.benchmark.report import Command, BenchmarkReport, align_columns
+from sn_imagenet.benchmark.report import BenchmarkReport, Command, align_columns
 from sn_imagenet.benchmark.step_contenders import StepData, StepKind, trainer_step
 from sn_imagenet.benchmark.timing import CLOCKS, Clock, add_timing_arguments, time_interleaved
 from sn_imagenet.errors import UserError
@@ -36,38 +36,38 @@ MIXTURES = [name for name, method in METHODS.items() if method.combine is Mixtur
 
 @dataclass
 class ClosedFormCase:
-    """Median seconds of a layer's forward + backward, or of a whole step, by way."""
+    """Median seconds of a layer's forward + backward, or of a whole step, by mode."""
 
     title: str
     method: str
     seconds: dict[str, float]
 
     def ratios(self) -> dict[str, float]:
-        """Time over the closed form's."""
-        return {way: value / self.seconds[CLOSED_FORM] for way, value in self.seconds.items()}
+        """Time relative to the closed form."""
+        return {mode: value / self.seconds[CLOSED_FORM] for mode, value in self.seconds.items()}
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "ratios": self.ratios()}
 
 
-def combine_by(way: str, network: nn.Module) -> None:
-    """Have every normalization layer of ``network`` pool its tables by ``way``.
+def set_combine_mode(mode: str, network: nn.Module) -> None:
+    """Make every normalization layer of ``network`` combine its statistics in the given mode.
 
-    ``autograd`` is what a method of one's own gets: MomentNorm2d, which knows of no closed form.
-    ``compiled`` is that with :meth:`MomentNorm2d.coefficients` and its derivative, which are all
-    that lies between the passes, under torch.compile.
+    ``autograd`` is how a custom method runs: MomentNorm2d, which has no closed form. ``compiled``
+    is the same with :meth:`MomentNorm2d.coefficients` and its derivative, all the work between the
+    passes over x, under torch.compile.
     """
-    if way == CLOSED_FORM:
+    if mode == CLOSED_FORM:
         return
-    if way == COMPILED:
+    if mode == COMPILED:
         raise_recompile_limits()
-        # The op asks for the derivative with retain_graph, which donated buffers refuse.
+        # The op differentiates with retain_graph, which donated buffers do not allow.
         torch._functorch.config.donated_buffer = False
     for layer in norm_layers(network).values():
         own: dict[str, Callable[..., Any]] = {
             "_normalize": MethodType(MomentNorm2d._normalize, layer)
         }
-        if way == COMPILED:
+        if mode == COMPILED:
             own["coefficients"] = torch.compile(layer.coefficients, fullgraph=True, dynamic=False)
         vars(layer).update(own)
 
@@ -78,13 +78,13 @@ def compare_layer(
     method: str,
     device: torch.device,
     repeats: int,
-    ways: Sequence[str],
+    modes: Sequence[str],
     clock: Clock,
 ) -> ClosedFormCase:
-    """One layer's forward + backward on a random activation [kind.total, *shape].
+    """Time one layer's forward + backward on a random activation [kind.total, *shape].
 
     Raises:
-        UserError: the passes that the device gets have no closed form beside them.
+        UserError: the device's kernels have no closed form.
     """
     torch.manual_seed(0)
     x = torch.randn(kind.total, *shape, device=device, requires_grad=True)
@@ -96,11 +96,11 @@ def compare_layer(
             "compiler for the CPU, or Triton for CUDA"
         )
     calls: dict[str, Callable[[], object]] = {}
-    for way in ways:
+    for mode in modes:
         layer = METHODS[method](shape[0]).to(device)
         set_replicas(layer, kind.replicas)
-        combine_by(way, layer)
-        calls[way] = _gradients(layer, x, grad)
+        set_combine_mode(mode, layer)
+        calls[mode] = _gradients(layer, x, grad)
     title = f"layer {'x'.join(map(str, shape))}, {kind}"
     return ClosedFormCase(title, method, time_interleaved(calls, repeats, device, clock=clock))
 
@@ -116,28 +116,30 @@ def compare_step(
     configs: Path,
     device: torch.device,
     repeats: int,
-    ways: Sequence[str],
+    modes: Sequence[str],
     clock: Clock,
 ) -> ClosedFormCase:
-    """The trainer's own step, :class:`~sn_imagenet.training.Stepper`, on one batch of noise."""
+    """Time the trainer's step, :class:`~sn_imagenet.training.Stepper`, on one batch of noise."""
     data = StepData(kind, device)
     config = compose_config(configs, [f"norm={method}", *kind.overrides])
     steps: dict[str, Callable[[], object]] = {}
-    for way in ways:
+    for mode in modes:
         contender = trainer_step(config, data)
-        combine_by(way, contender.network)
-        steps[way] = contender.step
-    return ClosedFormCase(f"step {kind}", method, time_interleaved(steps, repeats, device, clock=clock))
+        set_combine_mode(mode, contender.network)
+        steps[mode] = contender.step
+    return ClosedFormCase(
+        f"step {kind}", method, time_interleaved(steps, repeats, device, clock=clock)
+    )
 
 
 def closed_form_table(cases: Sequence[ClosedFormCase]) -> str:
-    """Milliseconds of the closed form, and the other ways' time over it."""
-    ways = [way for way in cases[0].seconds if way != CLOSED_FORM]
-    rows = [["", "norm", f"{CLOSED_FORM} ms", *ways]]
+    """A table of the closed form's milliseconds and the other modes' time relative to it."""
+    modes = [mode for mode in cases[0].seconds if mode != CLOSED_FORM]
+    rows = [["", "norm", f"{CLOSED_FORM} ms", *modes]]
     for case in cases:
         ratios = case.ratios()
         milliseconds = f"{case.seconds[CLOSED_FORM] * 1e3:.2f}"
-        rows.append([case.title, case.method, milliseconds, *(f"{ratios[w]:.2f}" for w in ways)])
+        rows.append([case.title, case.method, milliseconds, *(f"{ratios[m]:.2f}" for m in modes)])
     return align_columns(rows)
 
 
@@ -148,16 +150,16 @@ def _add_arguments(parser: ArgumentParser) -> None:
         nargs="*",
         default=[(1, 32), (16, 2)],
         metavar="N",
-        help="batches of a layer alone; 16x2 is 16 replicas of 2 samples each; default 32 16x2",
+        help="batches of a single layer; 16x2 is 16 replicas of 2 samples; default 32 16x2",
     )
-    parser.add_argument("--every", type=int, default=3, help="every k-th of the 12 shapes")
+    parser.add_argument("--every", type=int, default=3, help="take every k-th of the 12 shapes")
     parser.add_argument(
         "--mini",
         type=parse_setting,
         nargs="*",
         default=[(8, 1), (8, 2), (8, 8)],
         metavar="N",
-        help="batches of resnet50_mini's step at 16 px; default 8x1 8x2 8x8",
+        help="settings of resnet50_mini's step at 16 px; default 8x1 8x2 8x8",
     )
     parser.add_argument(
         "--resnet50",
@@ -165,20 +167,20 @@ def _add_arguments(parser: ArgumentParser) -> None:
         nargs="*",
         default=[(8, 2)],
         metavar="N",
-        help="batches of ResNet-50's step at 64 px; default 8x2",
+        help="settings of ResNet-50's step at 64 px; default 8x2",
     )
     parser.add_argument("--norm", nargs="+", choices=MIXTURES, default=["sn", "bn"])
-    parser.add_argument("--compile", action="store_true", help="torch.compile too (minutes)")
-    add_timing_arguments(parser, 9, "the process's time on the CPU, where others share the machine")
+    parser.add_argument("--compile", action="store_true", help="add torch.compile (minutes)")
+    add_timing_arguments(parser, 9, "CPU time of this process, for a shared machine")
 
 
 def _measure_all(args: Namespace, device: torch.device) -> BenchmarkReport:
     if args.clock == "cpu" and device.type != "cpu":
-        raise UserError(f"--clock cpu: {device.type} works apart from the CPU; use --clock wall")
+        raise UserError(f"--clock cpu does not count {device.type} time; use --clock wall")
     if not (args.layers or args.mini or args.resnet50):
-        raise UserError("--layers, --mini and --resnet50 are all empty: name a batch for one")
-    ways = [CLOSED_FORM, AUTOGRAD, *([COMPILED] if args.compile else [])]
-    chosen = device, args.repeats, ways, CLOCKS[args.clock]
+        raise UserError("--layers, --mini and --resnet50 are all empty: give a batch for one")
+    modes = [CLOSED_FORM, AUTOGRAD, *([COMPILED] if args.compile else [])]
+    options = device, args.repeats, modes, CLOCKS[args.clock]
     steps = [StepKind(r, n, 16, network="resnet50_mini", classes=10) for r, n in args.mini]
     steps += [StepKind(r, n, 64) for r, n in args.resnet50]
     cases = []
@@ -187,10 +189,10 @@ def _measure_all(args: Namespace, device: torch.device) -> BenchmarkReport:
             for shape in SHAPES[args.every - 1 :: args.every]:
                 kind = ActivationKind(samples, "contiguous", "fp32", replicas)
                 print(f"{method} {kind} {shape}", file=sys.stderr)
-                cases.append(compare_layer(kind, shape, method, *chosen))
+                cases.append(compare_layer(kind, shape, method, *options))
         for step in steps:
             print(f"{method} {step}", file=sys.stderr)
-            cases.append(compare_step(step, method, args.configs, *chosen))
+            cases.append(compare_step(step, method, args.configs, *options))
     facts = {
         "repeats": args.repeats,
         "reference": CLOSED_FORM,
@@ -201,7 +203,7 @@ def _measure_all(args: Namespace, device: torch.device) -> BenchmarkReport:
 
 
 COMMAND = Command(
-    "the mixtures' closed form, beside autograd on their pool",
+    "time of the mixtures' closed form against autograd on combine",
     _add_arguments,
     _measure_all,
     plots=False,

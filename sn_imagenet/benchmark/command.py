@@ -1,4 +1,4 @@
-"""The command line of scripts/benchmark.py: a subcommand is a module and a line in the table."""
+"""Command line of scripts/benchmark.py. To add a subcommand, write a module and list it here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sn_imagenet.benchmark import calibration, layers, loader, pooling, step, train
+from sn_imagenet.benchmark import calibration, closed_form, layers, loader, step, train
 from sn_imagenet.benchmark.plot import plot
 from sn_imagenet.benchmark.report import Command, write_json
 from sn_imagenet.errors import UserError
@@ -16,7 +16,7 @@ from sn_imagenet.errors import UserError
 COMMANDS: dict[str, Command] = {
     "norms": layers.COMMAND,
     "step": step.COMMAND,
-    "pooling": pooling.COMMAND,
+    "closed-form": closed_form.COMMAND,
     "train": train.COMMAND,
     "loader": loader.COMMAND,
     "calibration": calibration.COMMAND,
@@ -24,7 +24,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def run(description: str, configs: Path, arguments: list[str] | None = None) -> int:
-    """Measure, print the table, write what was asked for; 2 for what the user can mend.
+    """Run a benchmark, print its table and write the requested files; returns the exit code.
 
     Args:
         configs: the folder from which train.py composes its configuration.
@@ -58,13 +58,13 @@ def _parse(description: str, configs: Path, arguments: list[str] | None) -> argp
         kind = kinds.add_parser(name, help=command.help)
         command.add_arguments(kind)
         kind.add_argument("--threads", type=int, help="CPU threads")
-        kind.add_argument("--device", help="cpu or cuda; the GPU where there is one")
+        kind.add_argument("--device", help="cpu or cuda; default cuda if available")
         kind.add_argument("--json", type=Path, help="write the report")
         kind.set_defaults(plot=None)
         if command.plots:
             kind.add_argument("--plot", type=Path, help="write a plot of the ratios")
     args, rest = parser.parse_known_args(arguments)
-    # argparse takes one run of positional words alone; a Hydra override may stand anywhere.
+    # argparse accepts positional words only in one group, but Hydra overrides may be anywhere.
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
     if len(overrides) < len(rest) or (rest and "overrides" not in args):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -1,4 +1,4 @@
-"""The configuration of a run, as train.py composes it."""
+"""Composes the configuration of a run as train.py does."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sn_imagenet.config import ExperimentConfig, from_hydra
 from sn_imagenet.errors import ConfigError
 
 
-def composed(configs: Path, overrides: Sequence[str]) -> ExperimentConfig:
-    """What ``train.py OVERRIDES`` would run; ``configs`` is its folder of choices.
+def compose_config(configs: Path, overrides: Sequence[str]) -> ExperimentConfig:
+    """The configuration that ``train.py OVERRIDES`` would run, from the folder ``configs``.
 
     Raises:
-        ConfigError: a choice that there is not, or a value that is wrong.
+        ConfigError: a choice does not exist, or a value is invalid.
     """
     try:
         with initialize_config_dir(str(configs), version_base="1.3"):

@@ -1,4 +1,4 @@
-"""The layers that are timed: PyTorch's, the paper's code, and ours."""
+"""The timed layers: PyTorch's, the paper's code, and ours."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ RESIDUAL = ("PyTorch BN, add, ReLU", "SN, add, ReLU", "SN add ReLU fused")
 
 @dataclass(frozen=True)
 class Contender:
-    """A layer, and the context in which it is called; entering that is not timed."""
+    """A layer and the context in which it is called; entering the context is not timed."""
 
     layer: nn.Module
-    around: Context = nullcontext
+    context: Context = nullcontext
 
 
 class Fig7(nn.Module):
-    """Fig. 7 of the paper as it is printed: nine passes over x forward, many more kept copies."""
+    """Fig. 7 of the paper as printed: nine passes over x in forward, and many kept copies."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -52,9 +52,9 @@ class Fig7(nn.Module):
 
 
 class SyncKernels(nn.Module):
-    """nn.SyncBatchNorm's five kernels on one process: its time without the communication.
+    """nn.SyncBatchNorm's five kernels in one process: its time without the communication.
 
-    nn.SyncBatchNorm itself calls them only where there are several processes. They have no CPU
+    nn.SyncBatchNorm itself calls them only if there are several processes. They have no CPU
     implementation; see :func:`has_sync_kernels`.
     """
 
@@ -74,7 +74,7 @@ class SyncKernels(nn.Module):
 
 
 class _SyncFunction(torch.autograd.Function):
-    """The calls of torch.nn.modules._functions.SyncBatchNorm, the collectives left out."""
+    """The calls of torch.nn.modules._functions.SyncBatchNorm without its collectives."""
 
     @staticmethod
     def forward(
@@ -110,9 +110,9 @@ class _SyncFunction(torch.autograd.Function):
 
 
 class AddRelu(nn.Module):
-    """The end of a residual block: relu(layer(x) + residual), a gradient for the residual included.
+    """The end of a residual block, relu(layer(x) + residual), with a gradient for the residual.
 
-    ``fused``: by the layer itself, one of ours; otherwise in place, as timm's blocks do it.
+    ``fused``: within the layer, one of ours; otherwise in place, as in timm's blocks.
     """
 
     def __init__(self, layer: nn.Module, x: Tensor, fused: bool) -> None:
@@ -134,7 +134,7 @@ class AddRelu(nn.Module):
 
 
 def has_sync_kernels(device: torch.device) -> bool:
-    """Whether the installed PyTorch has them for a device, asked of its dispatcher."""
+    """Whether the installed PyTorch's dispatcher has SyncBatchNorm's kernels for a device."""
     return bool(
         torch._C._dispatch_has_kernel_for_dispatch_key(
             "aten::batch_norm_stats", device.type.upper()
@@ -143,10 +143,10 @@ def has_sync_kernels(device: torch.device) -> bool:
 
 
 def batch_norm_backend(x: Tensor, layer: nn.BatchNorm2d) -> str:
-    """Which of its implementations PyTorch chooses for ``layer`` on ``x``: native, cuDNN, MIOpen.
+    """The implementation that PyTorch chooses for ``layer`` on ``x``: native, cuDNN or MIOpen.
 
-    It is PyTorch's own choice, of shapes, dtypes and torch.backends.cudnn.flags, and runs nothing:
-    fake tensors of a device that is not there do as well.
+    PyTorch chooses by shapes, dtypes and torch.backends.cudnn.flags. Nothing runs, so fake tensors
+    of an absent device work too.
     """
     chosen = torch._C._select_batch_norm_backend(
         x, layer.weight, layer.bias, layer.running_mean, layer.running_var, True, layer.eps
@@ -156,27 +156,26 @@ def batch_norm_backend(x: Tensor, layer: nn.BatchNorm2d) -> str:
 
 
 def references(x: Tensor, channels: int) -> dict[str, Contender]:
-    """nn.BatchNorm2d under each backend that it has for ``x``, named where there could be two."""
+    """nn.BatchNorm2d under each of its backends for ``x``; on CUDA the name tells the backend."""
     if not x.is_cuda:
         return {REFERENCE: Contender(nn.BatchNorm2d(channels, device=x.device))}
-    found: dict[str, Contender] = {}
+    layers: dict[str, Contender] = {}
     for enabled in (True, False):
-        around = partial(torch.backends.cudnn.flags, enabled=enabled)
+        context = partial(torch.backends.cudnn.flags, enabled=enabled)
         layer = nn.BatchNorm2d(channels, device=x.device)
-        with around():
+        with context():
             backend = batch_norm_backend(x, layer)
-        found.setdefault(f"{REFERENCE} ({backend})", Contender(layer, around))
-    return found
+        layers.setdefault(f"{REFERENCE} ({backend})", Contender(layer, context))
+    return layers
 
 
-def contenders(x: Tensor, replicas: int = 1) -> dict[str, Contender]:
-    """Layers by name for an activation [N, C, H, W]; ours under the backend that they choose.
+def layer_contenders(x: Tensor, replicas: int = 1) -> dict[str, Contender]:
+    """Layers by name for an activation [N, C, H, W]; ours use the backend that they choose.
 
-    With ``replicas``, our BN and SN have as many sets of statistics; PyTorch's and the paper's
-    code have one all the same.
+    Our BN and SN have ``replicas`` sets of statistics; PyTorch's layers and the paper's have one.
     """
     channels = x.shape[1]
-    group_norm = nn.GroupNorm(32, channels).to(x.dtype)  # takes no other dtype than its own on CUDA
+    group_norm = nn.GroupNorm(32, channels).to(x.dtype)  # on CUDA it requires its input's dtype
     native = SwitchNorm2d(channels)
     native.backend = "native"
     plain: dict[str, nn.Module] = {
@@ -191,38 +190,38 @@ def contenders(x: Tensor, replicas: int = 1) -> dict[str, Contender]:
     }
     if has_sync_kernels(x.device):
         plain[SYNC] = SyncKernels(channels)
-    found = references(x, channels)
+    contenders = references(x, channels)
     for name, layer in plain.items():
         set_replicas(layer, replicas)
-        found[name] = Contender(layer.to(x.device))
-    return found
+        contenders[name] = Contender(layer.to(x.device))
+    return contenders
 
 
 def residual_contenders(x: Tensor, replicas: int = 1) -> dict[str, Contender]:
-    """What the end of a residual block costs: PyTorch's BN, and SN with and without its fusion."""
+    """Ends of a residual block: with PyTorch's BN, with SN, and with SN fused."""
     channels = x.shape[1]
     layers = (nn.BatchNorm2d(channels), SwitchNorm2d(channels), SwitchNorm2d(channels))
-    found: dict[str, Contender] = {}
+    contenders: dict[str, Contender] = {}
     for name, layer in zip(RESIDUAL, layers, strict=True):
         set_replicas(layer, replicas)
         block = AddRelu(layer, x.detach(), fused=name == RESIDUAL[-1])
-        found[name] = Contender(block.to(x.device))
-    return found
+        contenders[name] = Contender(block.to(x.device))
+    return contenders
 
 
 def compiled_contenders(x: Tensor, replicas: int = 1) -> dict[str, Contender]:
-    """BN, SN's formula and Fig. 7 under torch.compile, which takes minutes over all shapes."""
+    """BN, SN's formula and Fig. 7 under torch.compile, which takes minutes for all shapes."""
     channels = x.shape[1]
     plain = {
         REFERENCE: nn.BatchNorm2d(channels),
         "SN": SwitchNorm2d(channels),
         "Fig. 7": Fig7(channels),
     }
-    # Dynamo's cache is by code, not by layer, and small: every shape starts with an empty one.
+    # Dynamo's cache is small and keyed by code, not by layer: every shape starts with an empty one.
     torch.compiler.reset()
-    found: dict[str, Contender] = {}
+    contenders: dict[str, Contender] = {}
     for name, layer in plain.items():
         set_replicas(layer, replicas)
         layer.to(x.device).compile(dynamic=False, fullgraph=True)
-        found[f"compile({name})"] = Contender(layer)
-    return found
+        contenders[f"compile({name})"] = Contender(layer)
+    return contenders

@@ -1,4 +1,4 @@
-"""One normalization layer, forward and backward, on the shapes of ResNet-50."""
+"""Times one normalization layer, forward and backward, on ResNet-50's shapes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sn_imagenet.benchmark.contenders import (
     RESIDUAL,
     SYNC,
     compiled_contenders,
-    contenders,
+    layer_contenders,
     residual_contenders,
 )
-from sn_imagenet.benchmark.report import Command, Report, aligned
-from sn_imagenet.benchmark.timing import StorageLog, alternate, captured, geometric_mean
+from sn_imagenet.benchmark.report import BenchmarkReport, Command, align_columns
+from sn_imagenet.benchmark.timing import StorageLog, capture_graph, geometric_mean, time_interleaved
 from sn_imagenet.errors import UserError
 from sn_imagenet.norms.kernels import select_backend
 
@@ -46,10 +46,10 @@ COPY = "copy"
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What is alike in the activations that one geometric mean is over: all but the shape.
+class ActivationKind:
+    """All properties of an activation but its shape; a geometric mean is over one kind.
 
-    ``replicas`` sets of statistics of ``samples`` each make the batch.
+    The batch has ``replicas`` sets of statistics over ``samples`` samples each.
     """
 
     samples: int
@@ -63,19 +63,19 @@ class Kind:
 
     @property
     def total(self) -> int:
-        """N."""
+        """N, the samples in the batch."""
         return self.replicas * self.samples
 
 
 @dataclass
-class Case:
+class LayerCase:
     """Median seconds of forward + backward by contender, for one activation.
 
-    ``copy`` is x.clone(). ``kept`` is what backward keeps beside the output, in activations:
-    1 is x itself. ``backend`` is ours; ``absent`` says why a contender was not timed.
+    ``copy`` is x.clone(). ``kept`` counts activations kept for backward beside the output: 1 is x
+    itself. ``backend`` is that of our layers; ``absent``: why a contender was not timed.
     """
 
-    kind: Kind
+    kind: ActivationKind
     shape: tuple[int, int, int]
     backend: str
     seconds: dict[str, float]
@@ -84,18 +84,18 @@ class Case:
 
     @property
     def reference(self) -> float:
-        """Seconds of nn.BatchNorm2d, under the faster of its backends."""
+        """Seconds of nn.BatchNorm2d under its fastest backend."""
         return min(s for name, s in self.seconds.items() if name.startswith(REFERENCE))
 
     def ratios(self) -> dict[str, float]:
-        """Time over nn.BatchNorm2d's, by contender."""
+        """Time relative to nn.BatchNorm2d, by contender."""
         return {name: seconds / self.reference for name, seconds in self.seconds.items()}
 
     def copy_share(self, name: str) -> float:
-        """Bytes that must move over time, as a share of the copy's (1 read, 1 write).
+        """Bandwidth of the bytes that must move, as a share of the copy's (1 read, 1 write).
 
-        A layer must read 6 and write 2 activations; with a residual and a ReLU it reads the
-        residual once forward and, for the signs, twice backward, and writes its gradient: 9 and 3.
+        A layer must read 6 and write 2 activations. With a residual and a ReLU it must read 9 and
+        write 3: the residual once in forward and, for the signs, twice in backward; its gradient.
         """
         units = 2 if name == COPY else 12 if name in RESIDUAL else 8
         return units / 2 * self.seconds[COPY] / self.seconds[name]
@@ -112,8 +112,8 @@ class Case:
         }
 
 
-def measure(
-    kind: Kind,
+def measure_layer(
+    kind: ActivationKind,
     shape: tuple[int, int, int],
     device: torch.device,
     repeats: int,
@@ -121,15 +121,15 @@ def measure(
     residual: bool = False,
     graph: bool = False,
     only: Sequence[str] = (),
-) -> Case:
-    """Time every contender on one random activation [kind.total, *shape] and one gradient of it.
+) -> LayerCase:
+    """Time every contender on one random activation [kind.total, *shape] and its gradient.
 
-    Every call makes the output and the gradients of x and of all parameters anew; with ``graph``
-    as a CUDA graph, whose time is the device's alone. ``only``: the contenders beside
-    nn.BatchNorm2d, by name; all if there are none.
+    Every call allocates the output and the gradients of x and of all parameters. ``graph``: run
+    each call as a CUDA graph, which excludes the host's time. ``only``: names of contenders to time
+    beside nn.BatchNorm2d; empty for all.
 
     Raises:
-        UserError: there is none of a name.
+        UserError: ``only`` has an unknown name.
     """
     torch.manual_seed(0)
     memory_format = LAYOUTS[kind.layout]
@@ -139,7 +139,7 @@ def measure(
         return values.contiguous(memory_format=memory_format)
 
     x, grad = activation().requires_grad_(), activation()
-    eager = contenders(x, kind.replicas)
+    eager = layer_contenders(x, kind.replicas)
     if residual:
         eager |= residual_contenders(x, kind.replicas)
     if unknown := [name for name in only if name not in eager]:
@@ -148,21 +148,21 @@ def measure(
         eager = {n: c for n, c in eager.items() if n in only or n.startswith(REFERENCE)}
     kept = {}
     for name, contender in eager.items():
-        with contender.around():
-            kept[name] = _kept(contender.layer, x)
+        with contender.context():
+            kept[name] = _kept_activations(contender.layer, x)
     layers = eager | (compiled_contenders(x, kind.replicas) if compiled else {})
     calls = {name: _step(contender.layer, x, grad) for name, contender in layers.items()}
     calls[COPY] = x.detach().clone
-    around = {name: contender.around for name, contender in layers.items()}
+    context = {name: contender.context for name, contender in layers.items()}
     if graph:
         for name, call in calls.items():
-            with around.get(name, nullcontext)():
-                calls[name] = captured(call, device)
-    return Case(
+            with context.get(name, nullcontext)():
+                calls[name] = capture_graph(call, device)
+    return LayerCase(
         kind,
         shape,
         select_backend(x).name,
-        alternate(calls, repeats, device, around),
+        time_interleaved(calls, repeats, device, context),
         kept,
         {} if SYNC in eager or only else {SYNC: f"PyTorch has no {device.type.upper()} kernel"},
     )
@@ -173,67 +173,67 @@ def _step(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], object]:
     return lambda: torch.autograd.grad(layer(x), inputs, grad)
 
 
-def _kept(layer: nn.Module, x: Tensor) -> float:
+def _kept_activations(layer: nn.Module, x: Tensor) -> float:
     with StorageLog() as log:
         y = layer(x)
-    return 1 + log.alive(x, y, *layer.buffers()) / x.untyped_storage().nbytes()
+    return 1 + log.live_bytes(x, y, *layer.buffers()) / x.untyped_storage().nbytes()
 
 
-def by_kind(cases: Sequence[Case]) -> dict[Kind, list[Case]]:
-    groups: dict[Kind, list[Case]] = {}
+def group_by_kind(cases: Sequence[LayerCase]) -> dict[ActivationKind, list[LayerCase]]:
+    groups: dict[ActivationKind, list[LayerCase]] = {}
     for case in cases:
         groups.setdefault(case.kind, []).append(case)
     return groups
 
 
-def geometric_means(cases: Sequence[Case]) -> dict[str, dict[str, dict[str, float]]]:
-    """Over the shapes, by kind and contender: of the ratio to nn.BatchNorm2d its geometric mean
-    and maximum, of the share of the copy's bandwidth the geometric mean."""
+def geometric_means(cases: Sequence[LayerCase]) -> dict[str, dict[str, dict[str, float]]]:
+    """Means over the shapes, by kind and contender: geometric mean and maximum of the ratio to
+    nn.BatchNorm2d, and the geometric mean of the share of the copy's bandwidth."""
     return {
         str(kind): {
             name: {
-                "geometric_mean": geometric_mean(case.ratios()[name] for case in members),
-                "max": max(case.ratios()[name] for case in members),
-                "copy_bandwidth_share": geometric_mean(c.copy_share(name) for c in members),
+                "geometric_mean": geometric_mean(case.ratios()[name] for case in group),
+                "max": max(case.ratios()[name] for case in group),
+                "copy_bandwidth_share": geometric_mean(c.copy_share(name) for c in group),
             }
-            for name in members[0].seconds
-            if all(name in case.seconds for case in members)
+            for name in group[0].seconds
+            if all(name in case.seconds for case in group)
         }
-        for kind, members in by_kind(cases).items()
+        for kind, group in group_by_kind(cases).items()
     }
 
 
-def layers_table(cases: Sequence[Case]) -> str:
-    """Times over nn.BatchNorm2d's (the faster of its backends), a table per kind of activation:
-    a row per shape, then geometric means, shares of the copy's bandwidth and what is kept."""
+def layers_table(cases: Sequence[LayerCase]) -> str:
+    """A table per kind of activation with times relative to nn.BatchNorm2d (its fastest backend):
+    a row per shape, then geometric means, shares of the copy's bandwidth and kept memory."""
     tables = []
-    for kind, members in by_kind(cases).items():
-        means = geometric_means(members)[str(kind)]
-        names = [name for name in members[0].seconds if name in means and name != REFERENCE]
-        rows = [[f"{kind}, {members[0].backend}", f"{REFERENCE} ms", *names]]
-        for case in members:
+    for kind, group in group_by_kind(cases).items():
+        means = geometric_means(group)[str(kind)]
+        names = [name for name in group[0].seconds if name in means and name != REFERENCE]
+        rows = [[f"{kind}, {group[0].backend}", f"{REFERENCE} ms", *names]]
+        for case in group:
             size = "x".join(map(str, (kind.total, *case.shape)))
             ratios = case.ratios()
             rows.append([size, f"{case.reference * 1e3:.2f}", *(f"{ratios[n]:.2f}" for n in names)])
-        kept = members[0].kept
+        kept = group[0].kept
         shares = {n: f"{100 * m['copy_bandwidth_share']:.0f} %" for n, m in means.items()}
         rows += [
             ["geometric mean", "", *(f"{means[n]['geometric_mean']:.2f}" for n in names)],
             ["largest", "", *(f"{means[n]['max']:.2f}" for n in names)],
             ["copy's bandwidth", shares.get(REFERENCE, ""), *(shares[n] for n in names)],
-            ["kept, activations", *(_activations(kept, n) for n in (REFERENCE, *names))],
+            ["kept, activations", *(_format_kept(kept, n) for n in (REFERENCE, *names))],
         ]
-        absent = [f"not timed: {name}: {why}" for name, why in members[0].absent.items()]
-        tables.append("\n".join([aligned(rows), *absent]))
+        absent = [f"not timed: {name}: {why}" for name, why in group[0].absent.items()]
+        tables.append("\n".join([align_columns(rows), *absent]))
     return "\n\n".join(tables)
 
 
-def _activations(kept: Mapping[str, float], name: str) -> str:
+def _format_kept(kept: Mapping[str, float], name: str) -> str:
     return f"{kept[name]:.2f}" if name in kept else ""
 
 
-def setting(text: str) -> tuple[int, int]:
-    """(replicas, samples of each) from 32 or 16x2; for argparse."""
+def parse_setting(text: str) -> tuple[int, int]:
+    """Parse (replicas, samples per replica) from 32 or 16x2, for argparse."""
     replicas, _, samples = text.rpartition("x")
     return int(replicas or 1), int(samples)
 
@@ -241,48 +241,48 @@ def setting(text: str) -> tuple[int, int]:
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--samples",
-        type=setting,
+        type=parse_setting,
         nargs="+",
         default=[(1, 32), (1, 2), (16, 2)],
         metavar="N",
-        help="batches; 16x2 is 16 replicas of 2 samples each in one batch; default 32 2 16x2",
+        help="batch sizes; 16x2 is a batch of 16 replicas of 2 samples; default 32 2 16x2",
     )
-    parser.add_argument("--every", type=int, default=1, help="every k-th of the 12 shapes")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too (minutes)")
+    parser.add_argument("--every", type=int, default=1, help="take every k-th of the 12 shapes")
+    parser.add_argument("--compile", action="store_true", help="add torch.compile (minutes)")
     parser.add_argument(
-        "--residual", action="store_true", help="the end of a residual block too: add and ReLU"
+        "--residual", action="store_true", help="add the end of a residual block: add and ReLU"
     )
     parser.add_argument(
         "--graph",
         action="store_true",
-        help="each call as a CUDA graph: the device's time, without the host's",
+        help="run each call as a CUDA graph: device time without the host's",
     )
     parser.add_argument(
         "--only",
         nargs="+",
         default=[],
         metavar="NAME",
-        help=f"some of the contenders, as SN, beside {REFERENCE}",
+        help=f"contenders to time beside {REFERENCE}, such as SN; default all",
     )
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
-    parser.add_argument("--repeats", type=int, default=9, help="rounds; the median counts")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds; medians are reported")
 
 
-def _measure_all(args: Namespace, device: torch.device) -> Report:
+def _measure_all(args: Namespace, device: torch.device) -> BenchmarkReport:
     if args.graph and (device.type != "cuda" or args.compile):
         raise UserError(
-            f"--graph: needs a CUDA device, this is {device.type}, and no --compile; leave it out"
+            f"--graph needs a CUDA device, not {device.type}, and excludes --compile; leave it out"
         )
     cases = []
     for replicas, samples in args.samples:
         for dtype in args.dtype:
             for layout in args.layout:
-                kind = Kind(samples, layout, dtype, replicas)
+                kind = ActivationKind(samples, layout, dtype, replicas)
                 for shape in SHAPES[:: args.every]:
                     print(f"{kind} {shape}", file=sys.stderr)
-                    others = args.compile, args.residual, args.graph, args.only
-                    cases.append(measure(kind, shape, device, args.repeats, *others))
+                    options = args.compile, args.residual, args.graph, args.only
+                    cases.append(measure_layer(kind, shape, device, args.repeats, *options))
     means = geometric_means(cases)
     facts = {
         "repeats": args.repeats,
@@ -296,7 +296,7 @@ def _measure_all(args: Namespace, device: torch.device) -> Report:
         kind: {name: mean["geometric_mean"] for name, mean in table.items() if name != REFERENCE}
         for kind, table in means.items()
     }
-    return Report(facts, layers_table(cases), panels)
+    return BenchmarkReport(facts, layers_table(cases), panels)
 
 
 COMMAND = Command(

@@ -1,4 +1,4 @@
-"""The loader beside torchvision's reference pipeline and beside decoding alone, images/s."""
+"""Images/s of the loader against torchvision's reference pipeline and against decoding alone."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from sn_imagenet.benchmark.compose import composed
-from sn_imagenet.benchmark.report import Command, Report, aligned
-from sn_imagenet.benchmark.timing import CLOCKS, Clock, add_rounds
+from sn_imagenet.benchmark.compose import compose_config
+from sn_imagenet.benchmark.report import BenchmarkReport, Command, align_columns
+from sn_imagenet.benchmark.timing import CLOCKS, Clock, add_timing_arguments
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.datasets import build
 from sn_imagenet.data.loaders import TrainLoader, train_loader
 from sn_imagenet.data.sources import Source
 from sn_imagenet.errors import UserError
 
-REFERENCE = "torchvision's reference"
+TORCHVISION = "torchvision's reference"
 PILLOW = "Pillow's decoding alone"
 LIMIT = "simplejpeg's decoding alone"
 NORMALIZED = ", normalized"
 
 Batches = Callable[[int], Iterable[object]]
-"""``batches(epoch)``: the batches of one pass over the images."""
+"""``batches(epoch)`` yields the batches of one pass over the images."""
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Images/s of one contender with ``workers`` loader processes, one core for each: the median
-    of the rounds, the slowest and the fastest."""
+class LoaderSpeed:
+    """Images/s of one contender with ``workers`` loader processes on a core each: median, slowest
+    and fastest round."""
 
     contender: str
     workers: int
@@ -47,14 +47,14 @@ class Speed:
     fastest: float
 
 
-def contenders(
+def loader_contenders(
     config: Callable[[str], ExperimentConfig], folder: Path, batch: int, workers: int
 ) -> dict[str, Batches]:
-    """By name, what passes over all images but the last partial batch, in random order.
+    """Contenders by name; each passes over all images but the last partial batch, in random order.
 
     Args:
-        config: by ``data.decode``.
-        folder: of class folders.
+        config: returns the configuration for a value of ``data.decode``.
+        folder: a folder of class folders.
     """
     data = config("exact").data
     reference = v2.Compose(
@@ -68,7 +68,7 @@ def contenders(
         ]
     )
 
-    def others(dataset: Dataset[Any], **options: Any) -> Batches:
+    def plain_loader(dataset: Dataset[Any], **options: Any) -> Batches:
         loader = DataLoader(
             dataset,
             batch,
@@ -80,20 +80,20 @@ def contenders(
         )
         return lambda epoch: loader
 
-    exact, fast = (_ours(config(decode), batch, workers) for decode in ("exact", "fast"))
+    exact, fast = (_train_loader(config(decode), batch, workers) for decode in ("exact", "fast"))
     source = build(data, config("exact").augment, seed=0).train.source
     return {
-        REFERENCE: others(ImageFolder(folder, reference)),
-        PILLOW: others(ImageFolder(folder), collate_fn=len),
-        LIMIT: others(_Decoded(source), collate_fn=len),
-        "exact": _as_stored(exact),
+        TORCHVISION: plain_loader(ImageFolder(folder, reference)),
+        PILLOW: plain_loader(ImageFolder(folder), collate_fn=len),
+        LIMIT: plain_loader(_DecodedImages(source), collate_fn=len),
+        "exact": _stored_batches(exact),
         f"exact{NORMALIZED}": exact.epoch,
-        "fast": _as_stored(fast),
+        "fast": _stored_batches(fast),
         f"fast{NORMALIZED}": fast.epoch,
     }
 
 
-class _Decoded(Dataset[Any]):
+class _DecodedImages(Dataset[Any]):
     def __init__(self, source: Source) -> None:
         self.source = source
 
@@ -104,7 +104,7 @@ class _Decoded(Dataset[Any]):
         return self.source.open(index).pixels()
 
 
-def _ours(config: ExperimentConfig, batch: int, workers: int) -> TrainLoader:
+def _train_loader(config: ExperimentConfig, batch: int, workers: int) -> TrainLoader:
     return train_loader(
         build(config.data, config.augment, seed=0).train,
         global_batch=batch,
@@ -116,41 +116,41 @@ def _ours(config: ExperimentConfig, batch: int, workers: int) -> TrainLoader:
     )
 
 
-def _as_stored(loader: TrainLoader) -> Batches:
-    """Without the device's share: flip, color, normalization."""
+def _stored_batches(loader: TrainLoader) -> Batches:
+    """The loader's batches before the transforms on the device: flip, color, normalization."""
 
     def batches(epoch: int) -> Iterable[object]:
         loader.train_sampler.set_epoch(epoch)
-        return loader.stored
+        return loader.data_loader
 
     return batches
 
 
-def measure(
+def time_loader(
     config: Callable[[str], ExperimentConfig],
     folder: Path,
     batch: int,
     workers: Sequence[int],
     repeats: int,
     clock: Clock,
-) -> list[Speed]:
-    """Each of ``repeats`` rounds passes once with every contender at every number of workers, in an
-    order drawn anew; a pass beforehand starts the workers and fills the file cache."""
-    races = {
+) -> list[LoaderSpeed]:
+    """Time one pass of every contender at every number of workers per round, in random order. A
+    first, untimed round starts the workers and fills the file cache."""
+    entries = {
         (name, count): batches
         for count in workers
-        for name, batches in contenders(config, folder, batch, count).items()
+        for name, batches in loader_contenders(config, folder, batch, count).items()
     }
-    samples: dict[tuple[str, int], list[float]] = {race: [] for race in races}
+    samples: dict[tuple[str, int], list[float]] = {key: [] for key in entries}
     order = random.Random(0)
     for epoch in range(repeats + 1):
-        for race in order.sample(list(races), len(races)):
-            with _bound_to(max(race[1], 1)):
-                speed = _images_per_s(races[race], epoch, batch, clock)
+        for key in order.sample(list(entries), len(entries)):
+            with _pinned_to_cores(max(key[1], 1)):
+                speed = _images_per_s(entries[key], epoch, batch, clock)
             if epoch:
-                samples[race].append(speed)
+                samples[key].append(speed)
     return [
-        Speed(name, count, statistics.median(speeds), min(speeds), max(speeds))
+        LoaderSpeed(name, count, statistics.median(speeds), min(speeds), max(speeds))
         for (name, count), speeds in samples.items()
     ]
 
@@ -162,9 +162,9 @@ def _images_per_s(batches: Batches, epoch: int, batch: int, clock: Clock) -> flo
 
 
 @contextmanager
-def _bound_to(cores: int) -> Iterator[None]:
-    """Within, this process and the workers that it starts have as many cores, always the same, and
-    this process no more threads: two that wait for one another on one core cost more than they do.
+def _pinned_to_cores(cores: int) -> Iterator[None]:
+    """Pin this process and the workers that it starts to the first ``cores`` cores, with at most as
+    many threads: two threads that share one core cost more than they gain.
     """
     allowed, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, sorted(allowed)[:cores])
@@ -176,25 +176,25 @@ def _bound_to(cores: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def ratios(speeds: Sequence[Speed]) -> dict[str, float]:
-    """On one core, in the process itself: ours, which end as the reference does, in normalized
-    floats, over the others; and without that share, which a GPU takes where there is one."""
+def ratios(speeds: Sequence[LoaderSpeed]) -> dict[str, float]:
+    """Speed of our loader relative to the others, on one core without workers: up to normalized
+    floats, as the reference, and "as stored", without the transforms that a GPU would do."""
     one = {speed.contender: speed.images_per_s for speed in speeds if speed.workers == 0}
-    over = [
-        ("exact", "reference", REFERENCE),
-        ("fast", "reference", REFERENCE),
+    pairs = [
+        ("exact", "reference", TORCHVISION),
+        ("fast", "reference", TORCHVISION),
         ("fast", "decode", PILLOW),
         ("fast", "limit", LIMIT),
     ]
     return {
         f"{ours}/{short}{note}": one[f"{ours}{share}"] / one[other]
         for share, note in ((NORMALIZED, ""), ("", ", as stored"))
-        for ours, short, other in over
+        for ours, short, other in pairs
     }
 
 
-def scaling(speeds: Sequence[Speed]) -> dict[str, dict[str, float]]:
-    """By contender: over one worker's speed, that of each number of workers."""
+def scaling(speeds: Sequence[LoaderSpeed]) -> dict[str, dict[str, float]]:
+    """Speed by contender and number of workers, relative to one worker."""
     one = {speed.contender: speed.images_per_s for speed in speeds if speed.workers == 1}
     return {
         name: {
@@ -206,30 +206,30 @@ def scaling(speeds: Sequence[Speed]) -> dict[str, dict[str, float]]:
     }
 
 
-def _table(speeds: Sequence[Speed], found: dict[str, float]) -> str:
+def _table(speeds: Sequence[LoaderSpeed], ratios: dict[str, float]) -> str:
     counts = sorted({speed.workers for speed in speeds})
-    by_race = {(speed.contender, speed.workers): speed.images_per_s for speed in speeds}
-    rows = [["images/s", *map(_how_many, counts)]]
+    images_per_s = {(speed.contender, speed.workers): speed.images_per_s for speed in speeds}
+    rows = [["images/s", *map(_worker_label, counts)]]
     rows += [
-        [name, *(f"{by_race[name, n]:.0f}" for n in counts)]
+        [name, *(f"{images_per_s[name, n]:.0f}" for n in counts)]
         for name in dict.fromkeys(speed.contender for speed in speeds)
     ]
-    lines = [["on one core", ""], *([name, f"{value:.2f}"] for name, value in found.items())]
-    return f"{aligned(rows)}\n\n{aligned(lines)}"
+    lines = [["on one core", ""], *([name, f"{value:.2f}"] for name, value in ratios.items())]
+    return f"{align_columns(rows)}\n\n{align_columns(lines)}"
 
 
-def _how_many(workers: int) -> str:
+def _worker_label(workers: int) -> str:
     return f"{workers} worker{'s' if workers > 1 else ''}" if workers else "in process"
 
 
-def _panels(speeds: Sequence[Speed]) -> dict[str, dict[str, float]]:
-    """Time over the reference's with as many workers."""
-    base = {speed.workers: speed.images_per_s for speed in speeds if speed.contender == REFERENCE}
+def _panels(speeds: Sequence[LoaderSpeed]) -> dict[str, dict[str, float]]:
+    """Time relative to torchvision's reference at the same number of workers."""
+    base = {speed.workers: speed.images_per_s for speed in speeds if speed.contender == TORCHVISION}
     return {
-        _how_many(count): {
+        _worker_label(count): {
             speed.contender: reference / speed.images_per_s
             for speed in speeds
-            if speed.workers == count and speed.contender != REFERENCE
+            if speed.workers == count and speed.contender != TORCHVISION
         }
         for count, reference in base.items()
     }
@@ -241,7 +241,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="of the loader, as train.py takes it: augment=he2016",
+        help="overrides of the loader, as for train.py: augment=he2016",
     )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="class folders")
     parser.add_argument(
@@ -249,33 +249,33 @@ def _add_arguments(parser: ArgumentParser) -> None:
         type=int,
         nargs="+",
         default=list(range(cores + 1)),
-        help="loader processes, a core for each; 0, which is always measured, is this one's own; "
-        "default all from 0 to the cores",
+        help="numbers of loader processes, on a core each; 0 loads in this process and is always "
+        "measured; default 0 to the number of cores",
     )
     parser.add_argument("--batch", type=int, default=20, help="images per batch; default 20")
-    add_rounds(
-        parser, 9, "this process's own time, --workers 0 alone; for a machine that others share"
+    add_timing_arguments(
+        parser, 9, "CPU time of this process, for a shared machine; requires --workers 0"
     )
 
 
-def _measure(args: Namespace, device: torch.device) -> Report:
+def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
     cores = len(os.sched_getaffinity(0))
     wrong = [count for count in args.workers if not 0 <= count <= cores]
     if wrong:
-        raise UserError(f"--workers {wrong[0]}: expected 0 to {cores}, a core for each")
+        raise UserError(f"--workers {wrong[0]}: expected 0 to {cores}, the number of cores")
     if args.clock == "cpu" and args.workers != [0]:
-        raise UserError("--clock cpu sees no time of the workers: expected --workers 0")
+        raise UserError("--clock cpu does not count the workers' time: expected --workers 0")
     if not args.threads:
-        torch.set_num_threads(1)  # as each worker has
+        torch.set_num_threads(1)  # as in each worker
 
     def config(decode: str) -> ExperimentConfig:
         images = [f"data.train={args.images}", f"data.val={args.images}", f"data.decode={decode}"]
         chosen = ["data=imagefolder", *images, f"trainer.device={device.type}", *args.overrides]
-        return composed(args.configs, chosen)
+        return compose_config(args.configs, chosen)
 
     workers = sorted({0, *args.workers})
-    speeds = measure(config, args.images, args.batch, workers, args.repeats, CLOCKS[args.clock])
-    found = ratios(speeds)
+    speeds = time_loader(config, args.images, args.batch, workers, args.repeats, CLOCKS[args.clock])
+    speed_ratios = ratios(speeds)
     data = build(config("exact").data, config("exact").augment, seed=0)
     facts = {
         "images": len(data.train),
@@ -285,14 +285,14 @@ def _measure(args: Namespace, device: torch.device) -> Report:
         "repeats": args.repeats,
         "clock": args.clock,
         "speeds": [speed.__dict__ for speed in speeds],
-        "ratios": found,
+        "ratios": speed_ratios,
         "scaling": scaling(speeds),
     }
-    return Report(facts, _table(speeds, found), _panels(speeds), REFERENCE)
+    return BenchmarkReport(facts, _table(speeds, speed_ratios), _panels(speeds), TORCHVISION)
 
 
 COMMAND = Command(
-    "images/s of the loader, beside torchvision's reference pipeline and decoding alone",
+    "images/s of the loader against torchvision's reference pipeline and decoding alone",
     _add_arguments,
     _measure,
 )

@@ -1,4 +1,4 @@
-"""Bars of what a benchmark came to."""
+"""Bar plots of a benchmark's ratios."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _OURS = ("SN", "exact", "fast")
 
 
 def plot(panels: Mapping[str, Mapping[str, float]], reference: str, path: Path) -> None:
-    """Time over the reference's by contender, on a log scale, a panel per title."""
+    """Plot time relative to the reference by contender, on a log scale, one panel per title."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -22,25 +22,25 @@ def plot(panels: Mapping[str, Mapping[str, float]], reference: str, path: Path) 
     bars = max(len(values) for values in panels.values())
     size = (1.8 + 3.1 * columns, rows * (0.9 + 0.24 * bars))
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharex=True)
-    cells = list(axes.flat)
-    for axis in cells[len(panels) :]:
+    flat = list(axes.flat)
+    for axis in flat[len(panels) :]:
         axis.set_visible(False)
-    for place, (axis, (title, values)) in enumerate(zip(cells, panels.items(), strict=False)):
+    for index, (axis, (title, values)) in enumerate(zip(flat, panels.items(), strict=False)):
         names = list(values)
         colors = ["#c44" if name.startswith(_OURS) else "#68a" for name in names]
         axis.barh(range(len(names)), list(values.values()), color=colors)
-        # Contenders differ between dtypes on a GPU, so only equal neighbors share their names.
-        repeated = place % columns and names == list(list(panels.values())[place - 1])
+        # On a GPU contenders differ between dtypes, so only equal neighbors share the labels.
+        repeated = index % columns and names == list(list(panels.values())[index - 1])
         axis.set_yticks(range(len(names)), [""] * len(names) if repeated else names, fontsize=8)
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())  # within one decade it would name them all
+        axis.xaxis.set_minor_formatter(NullFormatter())  # within one decade it would label all
         axis.tick_params(axis="x", labelsize=8)
         axis.invert_yaxis()
         axis.set_title(title, fontsize=9)
-        if place >= len(panels) - columns:
+        if index >= len(panels) - columns:
             axis.set_xlabel(f"time / {reference}", fontsize=8)
             axis.tick_params(axis="x", labelbottom=True)
         white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # over the line at 1

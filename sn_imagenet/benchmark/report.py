@@ -1,4 +1,4 @@
-"""What a subcommand is and gives: a table for the terminal, JSON, and bars to plot."""
+"""Interface of a subcommand, and its report: a table for the terminal, JSON, and bars to plot."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ import torch
 from sn_imagenet.benchmark.contenders import REFERENCE
 
 VERSION = 4
-"""Of the JSON's form; since 3 a case of a step has a title, and a setting in place of a batch,
-since 4 no layout."""
+"""Version of the JSON. Since version 3 a step's case has a title, and a setting instead of a batch;
+since 4 it has no layout."""
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a subcommand measured.
+class BenchmarkReport:
+    """Measurements of a subcommand.
 
     Attributes:
-        facts: what goes into the JSON beside the machine.
+        facts: contents of the JSON, apart from the machine.
         table: for the terminal.
-        panels: to plot: time over the reference's by contender, under a title each; none where
-            there is nothing to compare.
-        reference: its name.
+        panels: for the plot, by title: time relative to the reference by contender; empty if there
+            is nothing to compare.
+        reference: name of the reference.
     """
 
     facts: dict[str, Any]
@@ -44,26 +44,26 @@ class Command:
     """One subcommand of scripts/benchmark.py.
 
     Attributes:
-        help: a line.
-        add_arguments: adds its own; --threads, --device and --json are everyone's.
-        measure: from its arguments and the device. Raises UserError for what the user can mend.
+        help: one line for the command line.
+        add_arguments: adds its own arguments; all have --threads, --device and --json.
+        measure: takes the arguments and the device. Raises UserError for a user's mistake.
         plots: whether its reports have panels, for --plot.
     """
 
     help: str
     add_arguments: Callable[[ArgumentParser], None]
-    measure: Callable[[Namespace, torch.device], Report]
+    measure: Callable[[Namespace, torch.device], BenchmarkReport]
     plots: bool = True
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Hardware and versions that the numbers depend on."""
     facts: dict[str, Any] = {
         "device": device.type,
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[2],  # of 15 minutes: above the threads, others shared it
+        "load_average": os.getloadavg()[2],  # over 15 minutes; above the threads: a shared machine
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
@@ -92,8 +92,8 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length in columns: the first to the left, the others to the right."""
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Align rows of equal length in columns: the first to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -105,7 +105,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(benchmark: str, facts: Mapping[str, Any], device: torch.device, path: Path) -> None:
-    """``facts`` of one subcommand, with the form's version and the machine."""
+    """Write a subcommand's ``facts`` with the JSON's version and the machine."""
     report = {"version": VERSION, "benchmark": benchmark, "machine": machine(device), **facts}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")

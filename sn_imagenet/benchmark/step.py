@@ -1,4 +1,4 @@
-"""The training step of a setting: the trainer's own, beside timm's with PyTorch's layers."""
+"""Times the trainer's training step of a setting against timm's network with PyTorch's layers."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 import timm
 import torch
 
-from sn_imagenet.benchmark.compose import composed
+from sn_imagenet.benchmark.compose import compose_config
 from sn_imagenet.benchmark.contenders import REFERENCE
-from sn_imagenet.benchmark.layers import setting
-from sn_imagenet.benchmark.report import Command, Report, aligned
+from sn_imagenet.benchmark.layers import parse_setting
+from sn_imagenet.benchmark.report import BenchmarkReport, Command, align_columns
 from sn_imagenet.benchmark.step_contenders import (
-    PYTORCH,
+    PYTORCH_LAYERS,
     StepContender,
     StepData,
     StepKind,
     timm_step,
     trainer_step,
 )
-from sn_imagenet.benchmark.timing import StorageLog, alternate, captured
+from sn_imagenet.benchmark.timing import StorageLog, capture_graph, time_interleaved
 from sn_imagenet.distributed import set_precision
 from sn_imagenet.errors import UserError
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
@@ -36,8 +36,8 @@ MODES = {
     "compile": "default",
     "reduce-overhead": "reduce-overhead",
 }
-"""How a step runs: as it is, whole in a CUDA graph, or under torch.compile in the mode of that
-name, timm's network as a whole and the trainer's by its blocks."""
+"""How a step runs: eagerly, whole in a CUDA graph, or under torch.compile in the named mode, which
+compiles timm's network as a whole and the trainer's by blocks."""
 
 
 @dataclass
@@ -45,9 +45,8 @@ class StepCase:
     """Median seconds of a step, by contender.
 
     Attributes:
-        kept: bytes that a forward pass keeps for backward, eager contenders only.
-        peak_memory: bytes at a step's height, weights, gradients and momentum included, where the
-            device counts them (CUDA).
+        kept: bytes that a forward pass keeps for backward, for eager contenders only.
+        peak_memory: peak bytes of a step, with weights, gradients and momentum; CUDA only.
     """
 
     kind: StepKind
@@ -60,7 +59,7 @@ class StepCase:
         return {name: self.kind.total / value for name, value in self.seconds.items()}
 
     def ratios(self) -> dict[str, float]:
-        """Time over that of nn.BatchNorm2d with the whole batch as one, run eagerly if it was."""
+        """Time relative to nn.BatchNorm2d over the whole batch, run eagerly if that was timed."""
         reference = self.seconds.get(REFERENCE) or next(
             s for name, s in self.seconds.items() if name.startswith(REFERENCE)
         )
@@ -72,10 +71,10 @@ class StepCase:
 
 
 def check(kind: StepKind, modes: Sequence[str], device: torch.device) -> None:
-    """Before the minutes that the others take; sets the kind's precision.
+    """Check a kind before anything slow starts, and set its precision.
 
     Raises:
-        UserError: an unknown network; a mode or a precision that the device has not.
+        UserError: the network is unknown, or the device lacks a mode or the precision.
     """
     if kind.network not in MINI_LAYERS and not timm.is_model(kind.network):
         raise UserError(
@@ -84,7 +83,7 @@ def check(kind: StepKind, modes: Sequence[str], device: torch.device) -> None:
     set_precision(kind.dtype, device)
     if "graph" in modes and device.type != "cuda":
         raise UserError(
-            f"--modes graph: CUDA graphs need a CUDA device, this is {device.type}; leave it out"
+            f"--modes graph: CUDA graphs need a CUDA device, not {device.type}; leave it out"
         )
 
 
@@ -99,18 +98,18 @@ def measure_steps(
 ) -> StepCase:
     """Time one kind of step on random images under each method and mode.
 
-    PyTorch's layers stand in timm's own network, over the whole batch. Ours are the trainer's own
-    step with the configuration that train.py would compose, of a setting also SN in a pass each.
-    In a CUDA graph, in which no loss can be read, our network takes the same plain step as timm's.
+    PyTorch's layers run in timm's network, over the whole batch. Ours run in the trainer's step as
+    train.py would configure it; SN with several replicas also with one replica per pass. In a CUDA
+    graph, which cannot read a loss, our network takes the same plain step as timm's.
 
     Args:
-        configs: the folder of choices from which train.py composes.
+        configs: the folder from which train.py composes its configuration.
         repeats: rounds.
-        methods: choices of ``norm``.
-        overrides: further ones, as train.py takes them.
+        methods: values of ``norm``.
+        overrides: further overrides, as for train.py.
 
     Raises:
-        UserError: a mode, a precision or a choice that there is not.
+        UserError: a mode, a precision or a choice does not exist.
     """
     check(kind, modes, device)
     data = StepData(kind, device)
@@ -122,45 +121,45 @@ def measure_steps(
             before = torch.cuda.memory_allocated(device) if cuda else 0
             contender = make()
             if mode == "eager":
-                case.kept[name] = _kept(contender)
+                case.kept[name] = _kept_bytes(contender)
             graph = mode == "graph"
-            steps[name] = captured(contender.step, device) if graph else contender.step
+            steps[name] = capture_graph(contender.step, device) if graph else contender.step
             if cuda:
-                case.peak_memory[name] = _peak(steps[name], device) - before
-    case.seconds = alternate(steps, repeats, device)
+                case.peak_memory[name] = _peak_memory(steps[name], device) - before
+    case.seconds = time_interleaved(steps, repeats, device)
     return case
 
 
 def _contenders(
     data: StepData, configs: Path, mode: str, methods: Sequence[str], overrides: Sequence[str]
 ) -> dict[str, Callable[[], StepContender]]:
-    """By name what makes it: made one after the other, so that memory can be told apart."""
+    """Functions that make the contenders, one after the other to measure the memory of each."""
     kind = data.kind
     suffix = "" if mode == "eager" else f", {mode}"
     makers: dict[str, Callable[[], StepContender]] = {
         f"{name}{suffix}": partial(timm_step, layer, data, MODES[mode])
-        for name, layer in PYTORCH.items()
+        for name, layer in PYTORCH_LAYERS.items()
     }
     for method in methods:
         name = f"{method.upper()} {kind.setting}" if kind.replicas > 1 else method.upper()
         chosen = [f"norm={method}", *kind.overrides, *overrides]
         chosen.append(f"trainer.compile={MODES[mode] or 'false'}")
-        config = composed(configs, chosen)
+        config = compose_config(configs, chosen)
         makers[f"{name}{suffix}"] = partial(trainer_step, config, data, plain=mode == "graph")
         if method == "sn" and kind.replicas > 1 and mode == "eager":
-            each = composed(configs, [*chosen, "trainer.replicas_per_pass=1"])
-            makers[f"{name} in {kind.replicas} passes"] = partial(trainer_step, each, data)
+            separate = compose_config(configs, [*chosen, "trainer.replicas_per_pass=1"])
+            makers[f"{name} in {kind.replicas} passes"] = partial(trainer_step, separate, data)
     return makers
 
 
-def _kept(contender: StepContender) -> int:
+def _kept_bytes(contender: StepContender) -> int:
     network = contender.network
     with StorageLog() as log:
         y = contender.forward()
-    return log.alive(y, *network.parameters(), *network.buffers())
+    return log.live_bytes(y, *network.parameters(), *network.buffers())
 
 
-def _peak(step: Callable[[], object], device: torch.device) -> int:
+def _peak_memory(step: Callable[[], object], device: torch.device) -> int:
     step()
     torch.cuda.reset_peak_memory_stats(device)
     step()
@@ -168,8 +167,8 @@ def _peak(step: Callable[[], object], device: torch.device) -> int:
 
 
 def steps_table(cases: Sequence[StepCase]) -> str:
-    """A table per batch: seconds, images per second, the ratio to nn.BatchNorm2d's seconds, the
-    megabytes that forward keeps, and those of the peak where the device counts them."""
+    """A table per batch: milliseconds, images/s, the ratio to nn.BatchNorm2d's time, megabytes
+    kept by forward, and on CUDA the peak in megabytes."""
     tables = []
     for case in cases:
         rows = [[str(case.kind), "ms", "images/s", "ratio", "kept MB", "peak MB"]]
@@ -183,7 +182,7 @@ def steps_table(cases: Sequence[StepCase]) -> str:
                     *(_megabytes(table.get(name)) for table in (case.kept, case.peak_memory)),
                 ]
             )
-        tables.append(aligned(rows))
+        tables.append(align_columns(rows))
     return "\n\n".join(tables)
 
 
@@ -196,33 +195,33 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="of our networks' configuration, as train.py takes them: model.fuse_relu=false",
+        help="overrides of our networks' configuration, as for train.py: model.fuse_relu=false",
     )
     parser.add_argument(
         "--batch",
-        type=setting,
+        type=parse_setting,
         nargs="+",
         default=[(1, 16)],
         metavar="N",
-        help="images per step; 8x2 is the setting of 8 replicas of 2 samples each; default 16",
+        help="images per step; 8x2 is the setting of 8 replicas of 2 samples; default 16",
     )
-    parser.add_argument("--norm", nargs="+", default=["bn", "gn", "sn"], help="as train.py's")
+    parser.add_argument("--norm", nargs="+", default=["bn", "gn", "sn"], help="as in train.py")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--network", default="resnet50", help="as train.py's model.name")
+    parser.add_argument("--network", default="resnet50", help="train.py's model.name")
     parser.add_argument(
         "--modes",
         nargs="+",
         default=["eager"],
         choices=MODES,
-        help="graph: the whole step in a CUDA graph; compile, reduce-overhead: torch.compile's "
-        "modes, minutes each",
+        help="graph: the whole step as a CUDA graph; compile, reduce-overhead: modes of "
+        "torch.compile, minutes each",
     )
     parser.add_argument("--dtype", nargs="+", choices=("fp32", "tf32", "bf16"), default=["fp32"])
-    parser.add_argument("--repeats", type=int, default=9, help="rounds; the median counts")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds; medians are reported")
 
 
-def _measure_all(args: Namespace, device: torch.device) -> Report:
+def _measure_all(args: Namespace, device: torch.device) -> BenchmarkReport:
     kinds = [
         StepKind(replicas, samples, args.image_size, dtype, args.network, args.classes)
         for dtype in args.dtype
@@ -233,8 +232,8 @@ def _measure_all(args: Namespace, device: torch.device) -> Report:
     cases = []
     for kind in kinds:
         print(kind, file=sys.stderr)
-        chosen = args.modes, args.norm, args.overrides
-        cases.append(measure_steps(kind, args.configs, device, args.repeats, *chosen))
+        options = args.modes, args.norm, args.overrides
+        cases.append(measure_steps(kind, args.configs, device, args.repeats, *options))
     facts = {
         "repeats": args.repeats,
         "reference": REFERENCE,
@@ -245,11 +244,11 @@ def _measure_all(args: Namespace, device: torch.device) -> Report:
         str(case.kind): {n: ratio for n, ratio in case.ratios().items() if n != REFERENCE}
         for case in cases
     }
-    return Report(facts, steps_table(cases), panels)
+    return BenchmarkReport(facts, steps_table(cases), panels)
 
 
 COMMAND = Command(
-    "the training step of a setting, beside timm's network with nn.BatchNorm2d",
+    "the training step of a setting against timm's network with nn.BatchNorm2d",
     _add_arguments,
     _measure_all,
 )

@@ -1,4 +1,4 @@
-"""The networks and steps that are timed: timm's with PyTorch's layers, and the trainer's own."""
+"""The timed networks and steps: timm's with PyTorch's layers, and the trainer's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sn_imagenet.models.mini import build_mini
 from sn_imagenet.training import Stepper
 from sn_imagenet.training.compiled import raise_recompile_limits
 
-_LEARNING_RATE = 1e-3  # too small to diverge on images that are noise
+_LEARNING_RATE = 1e-3  # too small to diverge on noise images
 
 
 def _group_norm(channels: int, **factory: Any) -> nn.Module:
@@ -32,13 +32,13 @@ PYTORCH_LAYERS: dict[str, Callable[..., nn.Module]] = {
     REFERENCE: nn.BatchNorm2d,
     "nn.GroupNorm(32)": _group_norm,
 }
-"""PyTorch's layers, in timm's network as it comes, over the whole batch."""
+"""PyTorch's layers for timm's unmodified network, over the whole batch."""
 
 
 @dataclass(frozen=True)
 class StepKind:
-    """What every contender of a comparison shares: a batch of ``replicas`` times ``samples``
-    images; those with one set of statistics take it as one."""
+    """The common properties of the contenders of a comparison. The batch has ``replicas`` times
+    ``samples`` images; contenders with one set of statistics normalize over all of them."""
 
     replicas: int
     samples: int
@@ -54,12 +54,12 @@ class StepKind:
 
     @property
     def setting(self) -> str:
-        """``16``, or ``(8,2)`` of several replicas."""
+        """``16``, or ``(8,2)`` for several replicas."""
         return f"({self.replicas},{self.samples})" if self.replicas > 1 else f"{self.samples}"
 
     @property
     def overrides(self) -> list[str]:
-        """What train.py would be told to train this."""
+        """Overrides with which train.py would train this."""
         return [
             f"model.name={self.network}",
             f"batch.gpus={self.replicas}",
@@ -72,7 +72,7 @@ class StepKind:
 
 
 class StepData:
-    """One batch of noise and random labels, on the device, channels_last as training is."""
+    """One batch of noise and random labels on the device, channels_last as in training."""
 
     def __init__(self, kind: StepKind, device: torch.device) -> None:
         self.kind, self.device = kind, device
@@ -84,13 +84,13 @@ class StepData:
         self.labels = labels.to(device)
 
     def to_device(self, network: nn.Module) -> nn.Module:
-        """``network`` on the device, channels_last, to be trained."""
+        """Move ``network`` to the device, channels_last, in training mode."""
         return network.to(self.device).to(memory_format=torch.channels_last).train()
 
 
 @dataclass(frozen=True)
 class StepContender:
-    """``forward`` is the network's first pass of a step, ``step`` the whole."""
+    """``forward`` is the first forward pass of a step, ``step`` the whole step."""
 
     network: nn.Module
     forward: Callable[[], Tensor]
@@ -100,9 +100,9 @@ class StepContender:
 def timm_step(
     layer: Callable[..., nn.Module], data: StepData, mode: str | None = None
 ) -> StepContender:
-    """timm's own network with one of :data:`PYTORCH_LAYERS`'s layers, and torch's SGD.
+    """Step of timm's network with one of the :data:`PYTORCH_LAYERS`, and torch's SGD.
 
-    ``mode``: torch.compile's, None for the network as it is.
+    ``mode``: mode of torch.compile; None runs the network eagerly.
     """
     name, classes = data.kind.network, data.kind.classes
     if name in MINI_LAYERS:
@@ -120,10 +120,10 @@ def timm_step(
 
 
 def trainer_step(config: ExperimentConfig, data: StepData, plain: bool = False) -> StepContender:
-    """The trainer's step, :class:`Stepper` over :func:`build_model`'s network.
+    """The trainer's step: :class:`Stepper` with :func:`build_model`'s network.
 
-    ``plain``: its network and optimizer in the same step as timm's, which reads no loss and so may
-    be captured in a CUDA graph.
+    ``plain``: use its network and optimizer in the same step as timm's, which reads no loss and so
+    can be captured in a CUDA graph.
     """
     classes = data.kind.classes
     network = data.to_device(

@@ -1,4 +1,4 @@
-"""Fair timing on a machine that is never quite still: alternated, medians, ratios."""
+"""Fair timing on a noisy machine: interleaved rounds, medians, ratios."""
 
 from __future__ import annotations
 
@@ -21,63 +21,63 @@ Context = Callable[[], AbstractContextManager[Any]]
 Clock = Callable[[], float]
 
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""cpu: this process's time on all of its threads, which others on the machine hardly touch."""
+"""cpu: this process's time on all of its threads, which other processes hardly affect."""
 
 SHORTEST_SAMPLE = 2e-3
-"""Seconds that one timed sample lasts at least; shorter calls are repeated within it."""
+"""Minimum seconds of one timed sample; shorter calls are repeated within it."""
 
 WARM_UP = 3
-"""Untimed calls: the first compiles, tunes and allocates; torch.compile's CUDA graphs record in the
+"""Untimed calls. The first compiles, tunes and allocates; torch.compile's CUDA graphs record in the
 second and replay from the third on."""
 
 
-def add_rounds(parser: ArgumentParser, repeats: int, cpu_clock: str) -> None:
-    """Add ``--clock`` and ``--repeats``, by default ``repeats``.
+def add_timing_arguments(parser: ArgumentParser, repeats: int, cpu_clock: str) -> None:
+    """Add ``--clock`` and ``--repeats``, which defaults to ``repeats``.
 
     Args:
-        cpu_clock: what the CPU's clock counts, for the help.
+        cpu_clock: help text on what ``--clock cpu`` counts.
     """
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help=f"cpu: {cpu_clock}")
-    parser.add_argument("--repeats", type=int, default=repeats, help="rounds; the median counts")
+    parser.add_argument("--repeats", type=int, default=repeats, help="rounds; medians are reported")
 
 
-def alternate(
+def time_interleaved(
     contenders: Mapping[str, Callable[[], object]],
     repeats: int,
     device: torch.device,
-    around: Mapping[str, Context] | None = None,
+    contexts: Mapping[str, Context] | None = None,
     clock: Clock = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds per call of each contender.
 
-    Every round calls every contender once, in an order drawn anew, so that whatever else the
-    machine does, and the memory that a predecessor leaves behind, meets them all alike.
+    Every round calls every contender once, in a new random order. Other load on the machine, and
+    memory left behind by a predecessor, thus affect all of them alike.
 
     Args:
-        contenders: by name; each is called :data:`WARM_UP` times before the first round.
+        contenders: functions by name; each is called :data:`WARM_UP` times before the first round.
         repeats: rounds.
-        around: by name, a context to call a contender in; entered outside of what is timed.
-        clock: in seconds.
+        contexts: by name, the context to call a contender in; entering it is not timed.
+        clock: returns seconds.
     """
-    contexts = {name: (around or {}).get(name, nullcontext) for name in contenders}
+    entered = {name: (contexts or {}).get(name, nullcontext) for name in contenders}
     calls: dict[str, int] = {}
     for name, function in contenders.items():
-        with contexts[name]():
+        with entered[name]():
             calls[name] = _calls_per_sample(function, device, clock)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     order = random.Random(0)
     for _ in range(repeats):
         for name in order.sample(list(contenders), len(contenders)):
-            with contexts[name]():
+            with entered[name]():
                 samples[name].append(_time(contenders[name], calls[name], device, clock))
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
-def captured(function: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """``function`` as one CUDA graph: a replay launches all of its kernels at once, so that the
-    device's time is left and the host's is not.
+def capture_graph(function: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """Capture ``function`` as one CUDA graph. A replay launches all of its kernels at once, so only
+    the device's time remains.
     """
-    # On a stream of its own first, as capture demands: cuDNN chooses, Triton tunes, SGD allocates.
+    # Capture needs a warm-up on a side stream: cuDNN chooses, Triton tunes, SGD allocates.
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -91,7 +91,7 @@ def captured(function: Callable[[], object], device: torch.device) -> Callable[[
 
 
 def _replay(graph: torch.cuda.CUDAGraph, recorded: object) -> None:
-    """``recorded`` owns the memory that the graph reads, which nothing else need keep."""
+    """Replay ``graph``; ``recorded`` keeps alive the memory that it reads."""
     graph.replay()
 
 
@@ -121,7 +121,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 class StorageLog(TorchDispatchMode):
-    """Remembers every storage that an operator returns, without keeping it alive."""
+    """Records every storage that an operator returns, without keeping it alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,13 +135,13 @@ class StorageLog(TorchDispatchMode):
             self._storages[reference.cdata] = (reference, storage.nbytes())
         return result
 
-    def alive(self, *known: Tensor) -> int:
-        """Bytes of the storages that something still refers to, those of ``known`` aside."""
-        apart = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in known}
+    def live_bytes(self, *excluded: Tensor) -> int:
+        """Bytes of the storages that are still referenced, without those of ``excluded``."""
+        ignored = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in excluded}
         return sum(
             size
             for cdata, (reference, size) in self._storages.items()
-            if cdata not in apart and not reference.expired()
+            if cdata not in ignored and not reference.expired()
         )
 
 

@@ -1,4 +1,4 @@
-"""A whole training beside its loader alone and its step alone: which of them bounds it."""
+"""Times a training run against its loader alone and its step alone, to find the bottleneck."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from sn_imagenet.benchmark.compose import composed
-from sn_imagenet.benchmark.report import Command, Report, aligned
+from sn_imagenet.benchmark.compose import compose_config
+from sn_imagenet.benchmark.report import BenchmarkReport, Command, align_columns
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.loaders import TrainLoader, train_loader
 from sn_imagenet.distributed import Placement
@@ -29,16 +29,16 @@ from sn_imagenet.training import Stepper, train
 
 @dataclass(frozen=True)
 class Throughput:
-    """Of one configuration in one process, in images/s; medians of the rounds.
+    """Images/s of one configuration in one process; medians of the rounds.
 
     Attributes:
         batch: images per step.
-        workers: loader processes; without any, loader and step take turns.
-        steps_per_epoch: of the training.
-        loader: batches fetched and thrown away.
-        step: one batch over and over: to the device, forward, backward, update.
-        training: the run that train.py makes, its logging included; no validation, no checkpoint.
-        data_wait_pct: of the training's time, as it reports it.
+        workers: loader processes; with 0, loader and step take turns.
+        steps_per_epoch: steps per epoch of the run.
+        loader: images/s of fetching batches and discarding them.
+        step: images/s of repeating one batch: to the device, forward, backward, update.
+        training: images/s of train.py's run with logging, without validation and checkpoints.
+        data_wait_pct: percentage of its time that the run reports as waiting for data.
     """
 
     batch: int
@@ -51,14 +51,14 @@ class Throughput:
 
     @property
     def limit(self) -> float:
-        """Images/s if nothing else took time: in turn without workers, else side by side."""
+        """Images/s of loader and step alone: in turn without workers, else in parallel."""
         if self.workers:
             return min(self.loader, self.step)
         return 1 / (1 / self.loader + 1 / self.step)
 
     @property
     def bound(self) -> str:
-        """What takes longer, ``loader`` or ``step``."""
+        """The slower part, ``loader`` or ``step``."""
         return "loader" if self.loader < self.step else "step"
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,9 +66,9 @@ class Throughput:
         return {**asdict(self), "limit": self.limit, "bound": self.bound, "limit_share": share}
 
     def table(self, title: str) -> str:
-        """Rows of images/s and milliseconds per step, and a sentence."""
-        together = f"both, {'side by side' if self.workers else 'in turn'}"
-        speeds = {"loader alone": self.loader, "step alone": self.step, together: self.limit}
+        """A table of images/s and milliseconds per step, and a sentence on the bottleneck."""
+        both = f"both, {'in parallel' if self.workers else 'in turn'}"
+        speeds = {"loader alone": self.loader, "step alone": self.step, both: self.limit}
         speeds["training"] = self.training
         rows = [[title, "images/s", "ms per step"]]
         rows += [
@@ -78,9 +78,9 @@ class Throughput:
         slow, fast = sorted((self.loader, self.step))
         other = "step" if self.bound == "loader" else "loader"
         return (
-            f"{aligned(rows)}\nbound by the {self.bound}: the {other} alone is "
-            f"{fast / slow:.1f} times as fast. Training comes to "
-            f"{100 * self.training / self.limit:.0f} % of both, and waits "
+            f"{align_columns(rows)}\nbound by the {self.bound}: the {other} alone is "
+            f"{fast / slow:.1f} times as fast. Training reaches "
+            f"{100 * self.training / self.limit:.0f} % of the speed of both, and waits "
             f"{self.data_wait_pct:.0f} % of its time for data."
         )
 
@@ -88,16 +88,16 @@ class Throughput:
 def measure_training(
     configs: Path, overrides: Sequence[str], steps: int, repeats: int
 ) -> tuple[ExperimentConfig, Throughput]:
-    """Measure what ``train.py OVERRIDES`` would run, in this process.
+    """Time, in this process, the run of ``train.py OVERRIDES`` and its parts.
 
     Each of ``repeats`` rounds trains a new run in a temporary folder for ``steps`` steps, fetches
-    as many batches and repeats as many steps. What precedes the first report of the training
-    (``trainer.log_every`` steps), and as many of the others, warm up and do not count.
+    as many batches and repeats as many steps. The steps up to the run's first report
+    (``trainer.log_every``), and as many of the loader and of the step, are a warm-up.
 
     Raises:
-        UserError: too few steps for two reports; whatever train.py would refuse.
+        UserError: there are too few steps for two reports, or train.py would refuse the run.
     """
-    config = composed(configs, overrides)
+    config = compose_config(configs, overrides)
     warm_up = config.trainer.log_every
     if steps < 2 * warm_up:
         raise UserError(
@@ -119,11 +119,11 @@ def measure_training(
         workers=config.data.workers,
         device=prepared.device,
     )
-    possible = len(loader) * config.trainer.epochs
-    if steps > possible:
+    available = len(loader) * config.trainer.epochs
+    if steps > available:
         raise UserError(
-            f"--steps {steps}: the whole training has {possible}; expected at most as many, or "
-            "more trainer.epochs"
+            f"--steps {steps}: the run has only {available} steps; use fewer, or more "
+            "trainer.epochs"
         )
     step = _step(prepared, placement, loader)
     timed = steps - warm_up
@@ -131,14 +131,14 @@ def measure_training(
     for _ in range(repeats):
         trained, waited = _train(configs, overrides, steps, warm_up)
         batches = itertools.chain.from_iterable(map(loader.epoch, itertools.count()))
-        fetched = _speed(partial(next, batches), warm_up, timed, prepared)
-        rounds.append((fetched, _speed(step, warm_up, timed, prepared), trained, waited))
+        fetched = _image_rate(partial(next, batches), warm_up, timed, prepared)
+        rounds.append((fetched, _image_rate(step, warm_up, timed, prepared), trained, waited))
     medians = [statistics.median(values) for values in zip(*rounds, strict=True)]
     return config, Throughput(config.batch.total, config.data.workers, len(loader), *medians)
 
 
-def _speed(call: Callable[[], object], warm_up: int, calls: int, prepared: Prepared) -> float:
-    """Images/s of ``call``, which takes one batch."""
+def _image_rate(call: Callable[[], object], warm_up: int, calls: int, prepared: Prepared) -> float:
+    """Images/s of ``call``, which processes one batch."""
     for _ in range(warm_up):
         call()
     _synchronize(prepared.device)
@@ -172,16 +172,16 @@ def _train(
     """Images/s after the warm-up, and the percentage of the time spent waiting for data."""
     with TemporaryDirectory() as folder:
         run = [f"trainer.max_steps={steps}", "evaluate=false", f"run_dir={folder}/run"]
-        config = composed(configs, [*overrides, *run])
+        config = compose_config(configs, [*overrides, *run])
         train(config)
         lines = RunDirectory(Path(config.run_dir)).metrics.read_text().splitlines()
     images = seconds = waited = 0.0
     for row in map(json.loads, lines):
         if row["kind"] == "train" and row["step"] > warm_up:
-            taken = row["steps"] * config.batch.total / row["images_per_s"]
+            duration = row["steps"] * config.batch.total / row["images_per_s"]
             images += row["steps"] * config.batch.total
-            seconds += taken
-            waited += taken * row["data_wait_pct"]
+            seconds += duration
+            waited += duration * row["data_wait_pct"]
     return images / seconds, waited / seconds
 
 
@@ -190,13 +190,13 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="the run, as train.py takes it: data=digits model=resnet50_mini batch=8x2 norm=sn",
+        help="overrides of train.py that define the run: data=digits model=resnet50_mini batch=8x2",
     )
-    parser.add_argument("--steps", type=int, default=200, help="of each round; default 200")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds; the median counts")
+    parser.add_argument("--steps", type=int, default=200, help="steps per round; default 200")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; medians are reported")
 
 
-def _measure(args: Namespace, device: torch.device) -> Report:
+def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
     overrides = [*args.overrides, f"trainer.device={device.type}"]
     config, throughput = measure_training(args.configs, overrides, args.steps, args.repeats)
     title = (
@@ -211,11 +211,11 @@ def _measure(args: Namespace, device: torch.device) -> Report:
         "config": config.to_dict(),
         **throughput.as_dict(),
     }
-    return Report(facts, throughput.table(title))
+    return BenchmarkReport(facts, throughput.table(title))
 
 
 COMMAND = Command(
-    "images/s of a whole training, beside its loader alone and its step alone",
+    "images/s of a training run against its loader alone and its step alone",
     _add_arguments,
     _measure,
     plots=False,

@@ -1,4 +1,4 @@
-"""Table 1's counts against the sizes of the statistics as the papers define them."""
+"""Table 1's counts against the sizes of the statistics that the papers define."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ROWS = {row.method: row for row in census(SIZE)}
 
 
 @pytest.mark.parametrize("name", STATISTICS)
-def test_every_method(name: str) -> None:
+def test_counts_of_every_method(name: str) -> None:
     row = ROWS[name]
     assert row.size == SIZE
     assert row.count == STATISTICS[name]
@@ -50,16 +50,16 @@ def test_every_method(name: str) -> None:
 
 
 def test_the_formulas_hold_at_other_sizes() -> None:
-    there = {"N": 7, "C": 96, "H": 3, "W": 2, "g": GROUPS}
+    sizes = {"N": 7, "C": 96, "H": 3, "W": 2, "g": GROUPS}
     for other in census((7, 96, 3, 2)):
         row = ROWS[other.method]
         assert row.count_formula == other.count_formula
-        assert evaluate(row.count_formula, there) == other.count
-        assert evaluate(row.parameters_formula, there) == other.parameters
+        assert evaluate(row.count_formula, sizes) == other.count
+        assert evaluate(row.parameters_formula, sizes) == other.parameters
 
 
-def behavior(layer: MomentNorm2d) -> list[Tensor]:
-    """Output of a training and an evaluation pass, and the buffers after them."""
+def run_layer(layer: MomentNorm2d) -> list[Tensor]:
+    """Outputs of a training and an evaluation pass, and the buffers after them."""
     layer = layer.double()
     if layer.num_batches_tracked is not None:
         layer.num_batches_tracked.fill_(15_000)  # in the middle of batch renorm's schedules
@@ -82,7 +82,7 @@ def test_hyperparameters_are_the_arguments_that_have_an_effect(name: str) -> Non
             other = 2 * default
         else:
             continue
-        pairs = zip(behavior(method(64)), behavior(method(64, **{argument: other})), strict=True)
+        pairs = zip(run_layer(method(64)), run_layer(method(64, **{argument: other})), strict=True)
         if not all(torch.equal(a, b) for a, b in pairs):
             effective.add(ARGUMENTS.get(argument, argument))
     assert set(ROWS[name].hyperparameters) == effective
@@ -113,6 +113,6 @@ def test_frozen_statistics_cost_nothing() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 64, 5, 3), (4, 64, 5), (4, 0, 5, 3)])
-def test_sizes_at_which_statistics_coincide(size: tuple[int, ...]) -> None:
+def test_sizes_where_statistics_coincide_are_refused(size: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected N, C, H, W of at least 2"):
         census(size=size)

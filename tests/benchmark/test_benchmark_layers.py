@@ -1,4 +1,4 @@
-"""The layers' benchmark: arithmetic, contenders, command; its figures are for a quiet machine."""
+"""The layers' benchmark: arithmetic, contenders, command line. No timing is asserted."""
 
 from __future__ import annotations
 
@@ -22,27 +22,35 @@ from sn_imagenet.benchmark.contenders import (
     SYNC,
     Fig7,
     SyncKernels,
-    contenders,
+    layer_contenders,
     references,
     residual_contenders,
 )
-from sn_imagenet.benchmark.layers import COPY, SHAPES, Case, Kind, geometric_means, layers_table
-from sn_imagenet.benchmark.timing import WARM_UP, alternate
+from sn_imagenet.benchmark.layers import (
+    COPY,
+    SHAPES,
+    ActivationKind,
+    LayerCase,
+    geometric_means,
+    layers_table,
+)
+from sn_imagenet.benchmark.timing import WARM_UP, time_interleaved
 from sn_imagenet.norms import SwitchNorm2d
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "benchmark.py"
-KIND = Kind(32, "contiguous", "fp32")
+KIND = ActivationKind(32, "contiguous", "fp32")
 CPU = torch.device("cpu")
 
 
-def case(shape: tuple[int, int, int], reference: float, ours: float) -> Case:
+def make_case(shape: tuple[int, int, int], reference: float, ours: float) -> LayerCase:
     seconds = {REFERENCE: reference, "SN": ours, "copy": reference / 10}
-    return Case(KIND, shape, "cpp", seconds, {REFERENCE: 1.0, "SN": 1.0}, {"other": "no kernel"})
+    kept = {REFERENCE: 1.0, "SN": 1.0}
+    return LayerCase(KIND, shape, "cpp", seconds, kept, {"other": "no kernel"})
 
 
 def test_ratios_and_means() -> None:
-    cases = [case((64, 2, 2), 1.0, 0.5), case((8, 2, 2), 2.0, 4.0)]
+    cases = [make_case((64, 2, 2), 1.0, 0.5), make_case((8, 2, 2), 2.0, 4.0)]
     assert cases[0].ratios() == {REFERENCE: 1.0, "SN": 0.5, "copy": 0.1}
     # 8 units of traffic in 0.5 s against 2 in 0.1 s; and in 4 s against 2 in 0.2 s.
     assert cases[0].copy_share("SN") == pytest.approx(0.8)
@@ -56,23 +64,24 @@ def test_ratios_and_means() -> None:
     assert "geometric mean" in table and "not timed: other: no kernel" in table
 
 
-def test_the_faster_backend_is_the_reference() -> None:
+def test_the_fastest_backend_is_the_reference() -> None:
     seconds = {f"{REFERENCE} (cuDNN)": 2.0, f"{REFERENCE} (native)": 1.0, "SN": 0.5, "copy": 0.1}
     seconds["compile(nn.BatchNorm2d)"] = 0.1
-    assert Case(KIND, (8, 2, 2), "triton", seconds, {}).ratios()["SN"] == 0.5
+    assert LayerCase(KIND, (8, 2, 2), "triton", seconds, {}).ratios()["SN"] == 0.5
 
 
-def test_kinds_are_told_apart_by_their_replicas() -> None:
-    many, one = Kind(2, "contiguous", "bf16", 16), Kind(32, "contiguous", "bf16")
+def test_kinds_differ_by_their_replicas() -> None:
+    many = ActivationKind(2, "contiguous", "bf16", 16)
+    one = ActivationKind(32, "contiguous", "bf16")
     assert (str(many), many.total) == ("N=16x2 contiguous bf16", 32)
     assert str(many) != str(one) and one.total == 32
 
 
-def test_every_layer_shape_of_resnet_50_once() -> None:
+def test_every_layer_shape_of_resnet_50_is_listed_once() -> None:
     assert len(set(SHAPES)) == 12
 
 
-def test_alternates_warms_up_alike_and_takes_medians() -> None:
+def test_every_contender_is_warmed_up_and_called_in_its_context() -> None:
     calls: list[str] = []
     inside: list[str] = []
 
@@ -87,8 +96,8 @@ def test_alternates_warms_up_alike_and_takes_medians() -> None:
         calls.append(name)
 
     names = ("a", "b")
-    contenders = {name: lambda name=name: call(name) for name in names}
-    seconds = alternate(contenders, 3, CPU, {"b": entered})
+    calls_by_name = {name: lambda name=name: call(name) for name in names}
+    seconds = time_interleaved(calls_by_name, 3, CPU, {"b": entered})
     assert set(seconds) == set(names) and all(value > 0 for value in seconds.values())
     assert calls[: 2 * (WARM_UP + 1)] == ["a"] * (WARM_UP + 1) + ["b"] * (WARM_UP + 1)
 
@@ -97,16 +106,16 @@ def test_every_contender_normalizes() -> None:
     """In bf16 as well, with a gradient for x and every parameter."""
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(6, 64, 3, 5).mul(3).add(2).to(dtype).requires_grad_()
-        for name, contender in contenders(x, replicas=3).items():
+        for name, contender in layer_contenders(x, replicas=3).items():
             y = contender.layer(x)
             assert y.dtype == x.dtype, name
             assert y.float().mean().abs() < 0.05 and 0.9 < y.float().std() < 1.1, name
             grads = gradients(y, [x, *contender.layer.parameters()])
             assert all(grad.isfinite().all() for grad in grads), name
-    assert SYNC not in contenders(x)
+    assert SYNC not in layer_contenders(x)
 
 
-def test_fig_7_is_switch_norm() -> None:
+def test_fig_7_equals_switch_norm() -> None:
     paper, ours = Fig7(6).double(), SwitchNorm2d(6).double()
     randomize(paper)
     with torch.no_grad():
@@ -116,10 +125,10 @@ def test_fig_7_is_switch_norm() -> None:
     torch.testing.assert_close(paper(x), ours(x))
 
 
-def test_the_ends_of_residual_blocks_are_one_function() -> None:
+def test_the_ends_of_residual_blocks_are_equal() -> None:
     x = torch.randn(4, 8, 3, 5, requires_grad=True)
-    found = residual_contenders(x)
-    blocks = [found[name].layer for name in RESIDUAL]
+    contenders = residual_contenders(x)
+    blocks = [contenders[name].layer for name in RESIDUAL]
     for block in blocks:
         with torch.no_grad():
             block.residual.copy_(blocks[0].residual)
@@ -128,19 +137,21 @@ def test_the_ends_of_residual_blocks_are_one_function() -> None:
     batch_norm = nn.BatchNorm2d(8)(x)
     torch.testing.assert_close(y[0], (batch_norm + blocks[0].residual).relu())
     assert not torch.allclose(y[0], y[1])
-    apart, fused = (gradients(y[k], [x, blocks[k].residual]) for k in (1, 2))
-    torch.testing.assert_close(apart, fused)
+    separate, fused = (gradients(y[k], [x, blocks[k].residual]) for k in (1, 2))
+    torch.testing.assert_close(separate, fused)
 
 
-def test_shares_of_the_copy_know_the_residual() -> None:
+def test_the_share_of_the_copy_counts_the_residual() -> None:
     seconds = {REFERENCE: 1.0, RESIDUAL[-1]: 0.6, "copy": 0.1}
     # 12 units of traffic in 0.6 s against 2 in 0.1 s.
-    assert Case(KIND, (8, 2, 2), "cpp", seconds, {}).copy_share(RESIDUAL[-1]) == pytest.approx(1)
+    assert LayerCase(KIND, (8, 2, 2), "cpp", seconds, {}).copy_share(RESIDUAL[-1]) == pytest.approx(
+        1
+    )
 
 
 @pytest.fixture
 def sync_kernels_on_the_cpu() -> Iterator[None]:
-    """The five operators as their documentation in ATen has them, under their real schemas."""
+    """The five operators as ATen documents them, under their real schemas."""
 
     def stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
@@ -185,7 +196,7 @@ def sync_kernels_on_the_cpu() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("sync_kernels_on_the_cpu")
-def test_sync_kernels_are_called_as_they_want() -> None:
+def test_sync_kernels_are_called_with_the_right_arguments() -> None:
     ours, theirs = SyncKernels(6).double(), nn.BatchNorm2d(6).double()
     for layer in (ours, theirs):
         randomize(layer)
@@ -196,7 +207,7 @@ def test_sync_kernels_are_called_as_they_want() -> None:
         gradients(y, [x, *ours.parameters()]), gradients(expected, [x, *theirs.parameters()])
     )
     torch.testing.assert_close(ours.running_var, theirs.running_var)
-    assert SYNC in contenders(torch.randn(2, 64, 3, 3))
+    assert SYNC in layer_contenders(torch.randn(2, 64, 3, 3))
 
 
 @pytest.mark.skipif(
@@ -211,8 +222,8 @@ def test_sync_kernels_are_called_as_they_want() -> None:
     ],
     ids=str,
 )
-def test_batch_norms_backends_are_told_apart(dtype: torch.dtype, backends: list[str]) -> None:
-    """By PyTorch's own choice for tensors of a device that need not be there."""
+def test_batch_norm_backends_are_distinguished(dtype: torch.dtype, backends: list[str]) -> None:
+    """PyTorch chooses for fake CUDA tensors, so no GPU is needed."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(2, 8, 4, 4, device="cuda", dtype=dtype)
         assert list(references(x, 8)) == [f"{REFERENCE} ({name})" for name in backends]
@@ -245,7 +256,7 @@ def test_norms_writes_its_report(tmp_path: Path) -> None:
     assert plot.stat().st_size > 0 and "SN (native)" in result.stdout
 
 
-def test_some_contenders_only(tmp_path: Path) -> None:
+def test_only_selects_contenders(tmp_path: Path) -> None:
     out = tmp_path / "norms.json"
     chosen = ["--samples", "2", "--every", "12", "--layout", "contiguous", "--dtype", "fp32"]
     chosen += ["--only", "SN", "--repeats", "1", "--device", "cpu", "--json", str(out)]
@@ -259,10 +270,10 @@ def test_some_contenders_only(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--only", "mine"], "--only 'mine': expected some of 'nn.BatchNorm2d', "),
-        (["--graph"], "--graph: needs a CUDA device, this is cpu"),
+        (["--graph"], "--graph needs a CUDA device, not cpu"),
     ],
 )
-def test_what_the_user_can_mend(
+def test_user_errors(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = ["norms", "--samples", "2", "--every", "12", "--device", "cpu", "--repeats", "1"]
@@ -270,7 +281,7 @@ def test_what_the_user_can_mend(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="requires a machine without CUDA")
+def test_a_missing_device_is_a_user_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("", ROOT / "configs", ["norms", "--device", "cuda"]) == 2
     assert "PyTorch finds no CUDA device; use --device cpu" in capsys.readouterr().err

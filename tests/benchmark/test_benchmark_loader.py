@@ -1,4 +1,4 @@
-"""The loader beside its references: what they yield, and the arithmetic of the report."""
+"""The loader's benchmark: what its contenders yield, and the arithmetic of the report."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from sn_imagenet.benchmark.command import run
-from sn_imagenet.benchmark.compose import composed
-from sn_imagenet.benchmark.loader import LIMIT, PILLOW, REFERENCE, contenders
+from sn_imagenet.benchmark.compose import compose_config
+from sn_imagenet.benchmark.loader import LIMIT, PILLOW, TORCHVISION, loader_contenders
 from sn_imagenet.config import ExperimentConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -23,22 +23,24 @@ SMALL = ["data.image_size=32", "data.resize_size=32"]
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     noise = np.random.default_rng(0)
-    for place, name in enumerate("aaaabbbb"):
+    for index, name in enumerate("aaaabbbb"):
         (folder / name).mkdir(exist_ok=True)
         pixels = noise.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / name / f"{place}.jpg")
+        Image.fromarray(pixels).save(folder / name / f"{index}.jpg")
     return folder
 
 
 def test_every_contender_passes_over_the_images(images: Path) -> None:
     def config(decode: str) -> ExperimentConfig:
         parts = [f"data.train={images}", f"data.val={images}", f"data.decode={decode}"]
-        return composed(CONFIGS, ["data=imagefolder", *parts, *SMALL, "trainer.device=cpu"])
+        return compose_config(CONFIGS, ["data=imagefolder", *parts, *SMALL, "trainer.device=cpu"])
 
-    passed = {name: list(batches(0)) for name, batches in contenders(config, images, 4, 0).items()}
+    passed = {
+        name: list(batches(0)) for name, batches in loader_contenders(config, images, 4, 0).items()
+    }
     assert all(len(batches) == 2 for batches in passed.values())
     assert passed[PILLOW] == passed[LIMIT] == [4, 4]
-    for name in (REFERENCE, "exact, normalized", "fast, normalized"):
+    for name in (TORCHVISION, "exact, normalized", "fast, normalized"):
         for pixels, labels in passed[name]:  # type: ignore[misc]
             assert (pixels.shape, pixels.dtype) == ((4, 3, 32, 32), torch.float32)
             assert pixels.min() < 0 < pixels.max() and set(labels.tolist()) <= {0, 1}
@@ -47,9 +49,9 @@ def test_every_contender_passes_over_the_images(images: Path) -> None:
 
 
 def test_the_report(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, picture = tmp_path / "loader.json", tmp_path / "loader.png"
+    out, plot = tmp_path / "loader.json", tmp_path / "loader.png"
     chosen = ["--images", str(images), "--workers", "1", "--batch", "4", "--repeats", "1"]
-    written = ["--json", str(out), "--plot", str(picture)]
+    written = ["--json", str(out), "--plot", str(plot)]
     assert run("", CONFIGS, ["loader", *SMALL, *chosen, *written, "--device", "cpu"]) == 0
     report = json.loads(out.read_text())
     speeds = {(s["contender"], s["workers"]): s["images_per_s"] for s in report["speeds"]}
@@ -58,21 +60,21 @@ def test_the_report(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         speeds["fast, normalized", 0] / speeds[PILLOW, 0]
     )
     assert report["ratios"]["exact/reference, as stored"] == pytest.approx(
-        speeds["exact", 0] / speeds[REFERENCE, 0]
+        speeds["exact", 0] / speeds[TORCHVISION, 0]
     )
-    assert report["images"] == 8 and picture.stat().st_size > 0
-    said = capsys.readouterr().out
-    assert "in process  1 worker" in said and "fast/limit" in said
+    assert report["images"] == 8 and plot.stat().st_size > 0
+    output = capsys.readouterr().out
+    assert "in process  1 worker" in output and "fast/limit" in output
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--clock", "cpu"], "--clock cpu sees no time of the workers: expected --workers 0"),
+        (["--clock", "cpu"], "--clock cpu does not count the workers' time: expected --workers 0"),
         (["--workers", "9999"], "--workers 9999: expected 0 to"),
     ],
 )
-def test_what_the_user_can_mend(
+def test_user_errors(
     arguments: list[str], message: str, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("", CONFIGS, ["loader", "--images", str(images), *arguments]) == 2

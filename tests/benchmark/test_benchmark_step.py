@@ -1,4 +1,4 @@
-"""The step's benchmark times what training does; its figures are for a quiet machine."""
+"""The step's benchmark times the steps of training. No timing is asserted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sn_imagenet.benchmark.command import run
 from sn_imagenet.benchmark.contenders import REFERENCE
 from sn_imagenet.benchmark.report import VERSION
 from sn_imagenet.benchmark.step_contenders import (
-    PYTORCH,
+    PYTORCH_LAYERS,
     StepContender,
     StepData,
     StepKind,
@@ -37,42 +37,42 @@ def weights(network: nn.Module) -> list[torch.Tensor]:
 def test_a_step_moves_the_weights(composed: Compose) -> None:
     data = StepData(KIND, CPU)
     sn = composed("norm=sn", *KIND.overrides)
-    made: list[StepContender] = [timm_step(layer, data) for layer in PYTORCH.values()]
-    made += [trainer_step(sn, data), trainer_step(sn, data, plain=True)]
-    for place, contender in enumerate(made):
+    contenders: list[StepContender] = [timm_step(layer, data) for layer in PYTORCH_LAYERS.values()]
+    contenders += [trainer_step(sn, data), trainer_step(sn, data, plain=True)]
+    for index, contender in enumerate(contenders):
         assert contender.forward().shape == (8, 10)
         before = weights(contender.network)
         contender.step()
         after = weights(contender.network)
-        still = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
-        # timm's blocks start with a last gamma of 0, behind which nothing moves at first.
-        assert not all(still) if place < len(PYTORCH) else not any(still)
+        unchanged = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        # timm's blocks start with a last gamma of 0: the layers before it get no gradient yet.
+        assert not all(unchanged) if index < len(PYTORCH_LAYERS) else not any(unchanged)
 
 
 @pytest.mark.parametrize("passes", [None, 1])
-def test_the_networks_are_those_that_are_trained(composed: Compose, passes: int | None) -> None:
-    """With fused ReLUs, and the replicas of the setting in as many passes."""
+def test_the_networks_are_those_of_training(composed: Compose, passes: int | None) -> None:
+    """They have fused ReLUs, and the setting's replicas in the configured number of passes."""
     config = composed("norm=sn", *KIND.overrides, f"trainer.replicas_per_pass={passes or 'null'}")
     contender = trainer_step(config, StepData(KIND, CPU))
     layers = norm_layers(contender.network).values()
-    # All but the four of the shortcuts end in a ReLU.
+    # All layers but the four of the shortcuts end in a ReLU.
     assert sum(not layer.relu for layer in layers) == 4
     assert {layer.replicas for layer in layers} == {passes or 4}
     assert len(contender.forward()) == (2 if passes else 8)
 
 
-def test_the_plain_step_and_the_trainers_are_one_function(composed: Compose) -> None:
-    """What a CUDA graph times is what training does."""
+def test_the_plain_step_equals_the_trainers(composed: Compose) -> None:
+    """A CUDA graph thus times what training does."""
     data = StepData(KIND, CPU)
     config = composed("norm=sn", *KIND.overrides)
-    found = []
+    grads = []
     for plain in (False, True):
         contender = trainer_step(config, data, plain=plain)
         for group in contender.network.parameters():
             group.grad = None
         contender.step()
-        found.append([p.grad for p in contender.network.parameters()])
-    torch.testing.assert_close(found[0], found[1])
+        grads.append([p.grad for p in contender.network.parameters()])
+    torch.testing.assert_close(grads[0], grads[1])
 
 
 def test_step_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,11 +91,11 @@ def test_step_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (one, {"BN", "GN", "SN"}),
         (several, {"BN (2,1)", "GN (2,1)", "SN (2,1)", "SN (2,1) in 2 passes"}),
     ):
-        names = ours | set(PYTORCH)
+        names = ours | set(PYTORCH_LAYERS)
         assert set(case["seconds"]) == set(case["ratios"]) == set(case["kept"]) == names
         assert case["ratios"][REFERENCE] == 1
-        assert case["peak_memory"] == {}  # the CPU counts none
-    # A pass of half the images keeps half of what both keep.
+        assert case["peak_memory"] == {}  # counted on CUDA only
+    # A pass over half the images keeps half the memory.
     kept = several["kept"]["SN (2,1) in 2 passes"] / several["kept"]["SN (2,1)"]
     assert kept == pytest.approx(0.5, abs=0.05)
     assert plot.stat().st_size > 0
@@ -112,7 +112,7 @@ def test_step_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["--network", "resnet51"], "--network resnet51: expected resnet50_mini"),
     ],
 )
-def test_what_the_user_can_mend(
+def test_user_errors(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("", CONFIGS, ["step", *arguments, "--device", "cpu", "--repeats", "1"]) == 2

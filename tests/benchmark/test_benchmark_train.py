@@ -1,4 +1,4 @@
-"""A training beside its parts: the arithmetic, and that what is measured is a real run."""
+"""A training run against its parts: the arithmetic, and that a real run is measured."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SMALL = ["train", "data=digits", "model=resnet14_mini", "batch=8x2", "norm=sn"]
 
 
 def test_loader_and_step_take_turns_without_workers() -> None:
-    alone = Throughput(16, 0, 87, loader=300.0, step=100.0, training=60.0, data_wait_pct=25.0)
-    assert (alone.limit, alone.bound) == (pytest.approx(75), "step")
-    assert alone.as_dict()["limit_share"] == pytest.approx(0.8)
-    assert "both, in turn" in alone.table("") and "3.0 times as fast" in alone.table("")
+    in_turn = Throughput(16, 0, 87, loader=300.0, step=100.0, training=60.0, data_wait_pct=25.0)
+    assert (in_turn.limit, in_turn.bound) == (pytest.approx(75), "step")
+    assert in_turn.as_dict()["limit_share"] == pytest.approx(0.8)
+    assert "both, in turn" in in_turn.table("") and "3.0 times as fast" in in_turn.table("")
 
 
-def test_the_slower_bounds_with_workers() -> None:
-    beside = Throughput(16, 2, 87, loader=80.0, step=100.0, training=72.0, data_wait_pct=25.0)
-    assert (beside.limit, beside.bound) == (80, "loader")
-    assert beside.as_dict()["limit_share"] == pytest.approx(0.9)
-    assert "bound by the loader: the step alone is 1.2 times" in beside.table("")
+def test_the_slower_part_is_the_limit_with_workers() -> None:
+    parallel = Throughput(16, 2, 87, loader=80.0, step=100.0, training=72.0, data_wait_pct=25.0)
+    assert (parallel.limit, parallel.bound) == (80, "loader")
+    assert parallel.as_dict()["limit_share"] == pytest.approx(0.9)
+    assert "bound by the loader: the step alone is 1.2 times" in parallel.table("")
 
 
 def test_train_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,20 +40,20 @@ def test_train_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert benchmarked_speed(out).images_per_s == report["training"]
     assert report["loader"] > report["limit"] and report["step"] > report["limit"]
     assert 0 < report["data_wait_pct"] < 100
-    said = capsys.readouterr().out
-    assert "step 6/6" in said and "digits, resnet14_mini, sn 8x2, 0 workers, cpu" in said
+    output = capsys.readouterr().out
+    assert "step 6/6" in output and "digits, resnet14_mini, sn 8x2, 0 workers, cpu" in output
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--steps", "60"], "--steps 60: expected at least two reports, 100 steps; or add"),
-        (["batch=8x2", "trainer.epochs=1", "--steps", "100"], "the whole training has 87"),
+        (["batch=8x2", "trainer.epochs=1", "--steps", "100"], "the run has only 87 steps"),
         (["batch=3x3"], "batch"),
         (["batch=8x2", "data=nothing"], "nothing"),
     ],
 )
-def test_what_the_user_can_mend(
+def test_user_errors(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("", CONFIGS, [*SMALL[:3], *SMALL[4:], *arguments, "--device", "cpu"]) == 2
@@ -68,7 +68,7 @@ def test_what_the_user_can_mend(
         ["norms", "--repeats", "1", "norm=sn"],
     ],
 )
-def test_what_no_command_takes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("", CONFIGS, arguments)
     assert f"unrecognized arguments: {arguments[-1]}" in capsys.readouterr().err
