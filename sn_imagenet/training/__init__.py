@@ -1,4 +1,4 @@
-"""The training of a run."""
+"""Training of a run: the loop, the optimizer step, resuming, stopping and metrics."""
 
 from sn_imagenet.training.in_flight import StepOutcome
 from sn_imagenet.training.run import train

@@ -1,4 +1,4 @@
-"""What a run says as it goes: a progress bar on a terminal, plain lines elsewhere."""
+"""Console output of a training: a progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from sn_imagenet.distributed import print_rank0, rank
 
 
 class Console:
-    """Tells of a training of ``total`` steps, of which ``done`` lie behind it."""
+    """Progress of a training of ``total`` steps, of which ``done`` are already done."""
 
     def __init__(self, total: int, done: int, epochs: int) -> None:
         self._total = total
-        self._first = self._done = done
+        self._start_step = self._done = done
         self._epochs = epochs
-        self._start = time.perf_counter()
-        terminal = sys.stderr.isatty() and rank() == 0
+        self._start_time = time.perf_counter()
+        show_bar = sys.stderr.isatty() and rank() == 0
         layout = "{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}, ETA {remaining}{postfix}]"
         self._bar = (
             tqdm(total=total, initial=done, bar_format=layout, dynamic_ncols=True)
-            if terminal
+            if show_bar
             else None
         )
 
     def advance(self, epoch: int) -> None:
-        """One step is done, in ``epoch`` (from 1)."""
+        """Count one finished step of ``epoch`` (from 1)."""
         self._done += 1
         if self._bar is not None:
             self._bar.set_description(f"epoch {epoch}/{self._epochs}", refresh=False)
             self._bar.update()
 
     def report(self, epoch: int, loss: float, top1: float, lr: float, images_per_s: float) -> None:
-        """Say how the last steps went. ``epoch`` counts from 1."""
+        """Print averages over the last steps. ``epoch`` counts from 1."""
         values = f"loss {loss:.4f}  top-1 {top1:5.2f}  lr {lr:.6g}  {images_per_s:.0f} images/s"
         if self._bar is not None:
             self._bar.set_postfix_str(values)
             return
-        per_step = (time.perf_counter() - self._start) / max(self._done - self._first, 1)
+        per_step = (time.perf_counter() - self._start_time) / max(self._done - self._start_step, 1)
         left = tqdm.format_interval(per_step * (self._total - self._done))
         print_rank0(
             f"epoch {epoch}/{self._epochs}  step {self._done}/{self._total}  {values}  ETA {left}"
         )
 
-    def line(self, text: str) -> None:
-        """A line of its own."""
+    def print(self, text: str) -> None:
+        """Print a separate line."""
         if self._bar is not None:
             self._bar.write(text)
         else:

@@ -1,8 +1,8 @@
-"""Steps that the device may still be at: what the host reads of them, and when.
+"""Steps that the device may not have finished: what the host reads of them, and when.
 
-A host that waits for each loss leaves the device idle while it prepares the next step. So the
-outcome of a step is acted upon once ``IN_FLIGHT`` more are launched, at the same step on every
-rank, whoever has read it sooner.
+If the host waited for each loss, the device would idle while the host prepares the next step. So
+the host handles the outcome of a step after launching ``IN_FLIGHT`` more. All ranks handle it at
+the same step, even if one of them has read it earlier.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 
 IN_FLIGHT = {"cpu": 0, "cuda": 1}
-"""Steps launched beyond the one whose outcome is read, by device: the CPU has done each when the
-call that launched it returns."""
+"""Steps launched after a step before its outcome is handled, by device type. The CPU has finished a
+step when the call that launches it returns."""
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """Of one global batch: the mean loss, and how many of its samples were right at first guess.
+    """The mean loss and the number of top-1 correct samples of one global batch.
 
-    ``step`` counts the optimizer steps before it. ``flags``: the sums over ranks of what each
-    passed to :meth:`Stepper.gradients`.
+    ``step`` is the number of optimizer steps before it. ``flags`` are the flags of
+    :meth:`Stepper.forward_backward`, summed over ranks.
     """
 
     step: int
@@ -36,12 +36,12 @@ class StepOutcome:
 
     @property
     def is_finite(self) -> bool:
-        """Whether its loss is; otherwise no weight has moved since."""
+        """Whether the loss is finite; if not, no weight has changed since this step."""
         return math.isfinite(self.loss)
 
 
 class LossNotFiniteError(Exception):
-    """The training cannot go on: ``outcome`` is of the first step with such a loss."""
+    """Training cannot continue; ``outcome`` is that of the first step with a non-finite loss."""
 
     def __init__(self, outcome: StepOutcome) -> None:
         super().__init__(f"the loss is {outcome.loss}")
@@ -49,30 +49,30 @@ class LossNotFiniteError(Exception):
 
 
 class LaunchedStep:
-    """A step whose sums over the global batch are on their way to the host.
+    """A step whose sums over the global batch are being copied to the host.
 
     Args:
-        totals: float64 on the device: the sum of losses, the number of correct samples, the flags.
-        samples: of the global batch.
+        totals: float64 on the device: sum of losses, number of correct samples, flags.
+        samples: number of samples in the global batch.
     """
 
     def __init__(self, step: int, totals: Tensor, samples: int) -> None:
         self._step, self._samples = step, samples
         self._totals = totals
-        self._arrived: torch.cuda.Event | None = None
+        self._copied: torch.cuda.Event | None = None
         if totals.is_cuda:
-            # Behind this step alone: reading the device's own would wait for all later ones.
+            # Wait for this step only: reading ``totals`` directly would wait for all later steps.
             self._totals = torch.empty_like(totals, device="cpu", pin_memory=True)
             self._totals.copy_(totals, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._copied = torch.cuda.Event()
+            self._copied.record()
         self._outcome: StepOutcome | None = None
 
     def read(self) -> StepOutcome:
-        """Its outcome; waits until the device has done it."""
+        """The outcome; waits until the device has finished the step."""
         if self._outcome is None:
-            if self._arrived is not None:
-                self._arrived.synchronize()
+            if self._copied is not None:
+                self._copied.synchronize()
             loss_sum, correct, *flags = self._totals.tolist()
             loss = loss_sum / self._samples
             self._outcome = StepOutcome(self._step, loss, int(correct), self._samples, tuple(flags))
@@ -80,37 +80,37 @@ class LaunchedStep:
 
 
 class StepsInFlight:
-    """The launched steps that have not been acted upon, oldest first.
+    """Queue of launched steps whose outcomes have not been handled, oldest first.
 
     Args:
-        device: says how many stay so.
-        record: told once of each step with a finite loss, in order, when it is first read.
+        device: its type determines how many steps stay in the queue, :data:`IN_FLIGHT`.
+        record: called once for each step with a finite loss, in order, when it is first read.
     """
 
     def __init__(self, device: torch.device, record: Callable[[StepOutcome], None]) -> None:
         self._depth = IN_FLIGHT[device.type]
         self._record = record
         self._steps: deque[LaunchedStep] = deque()
-        self._recorded = 0  # of those in the queue
+        self._recorded = 0  # number of steps in the queue that are already recorded
 
     def add(self, step: LaunchedStep) -> None:
-        """The newest."""
+        """Append the newest step."""
         self._steps.append(step)
 
-    def due(self) -> tuple[bool, bool]:
-        """The two flags, each whether a rank has set it, of the steps to be acted upon now.
+    def pop_due(self) -> tuple[bool, bool]:
+        """Remove the steps to be handled now; for each of the two flags, whether any rank set it.
 
         Raises:
-            LossNotFiniteError: one of them has such a loss.
+            LossNotFiniteError: the loss of one of these steps is not finite.
         """
-        return self._take(self._depth)
+        return self._pop(self._depth)
 
-    def all(self) -> tuple[bool, bool]:
-        """Wait for all that are left, to be acted upon now; as :meth:`due`."""
-        return self._take(0)
+    def pop_all(self) -> tuple[bool, bool]:
+        """Wait for all steps in the queue and remove them; otherwise as :meth:`pop_due`."""
+        return self._pop(0)
 
     def read_all(self) -> bool:
-        """Read and record them, to be acted upon in their turn; whether all losses are finite."""
+        """Record all steps but keep them in the queue; whether all losses are finite."""
         outcomes = [step.read() for step in self._steps]
         for outcome in outcomes[self._recorded :]:
             if not outcome.is_finite:
@@ -119,14 +119,14 @@ class StepsInFlight:
             self._recorded += 1
         return True
 
-    def forget(self) -> None:
-        """Those behind a loss that is not finite have changed nothing."""
+    def clear(self) -> None:
+        """Drop the steps after a non-finite loss, which have changed no weight."""
         self._steps.clear()
         self._recorded = 0
 
-    def _take(self, left: int) -> tuple[bool, bool]:
+    def _pop(self, remaining: int) -> tuple[bool, bool]:
         flags = False, False
-        while len(self._steps) > left:
+        while len(self._steps) > remaining:
             outcome = self._steps.popleft().read()
             if not outcome.is_finite:
                 raise LossNotFiniteError(outcome)
@@ -140,16 +140,16 @@ class StepsInFlight:
 
 
 class BufferSnapshots:
-    """Copies of a network's buffers, made without waiting for the device.
+    """Copies of a network's buffers at the last steps, made without waiting for the device.
 
     Args:
-        steps: how many steps back they reach.
+        steps: number of steps to keep copies of.
     """
 
     def __init__(self, network: nn.Module, steps: int) -> None:
         by_dtype: dict[torch.dtype, list[Tensor]] = defaultdict(list)
         for buffer in network.buffers():
-            by_dtype[buffer.dtype].append(buffer)  # the fast path of foreach takes one dtype
+            by_dtype[buffer.dtype].append(buffer)  # the fast path of foreach needs one dtype
         self._groups = list(by_dtype.values())
         self._copies = [
             [[torch.empty_like(buffer) for buffer in group] for group in self._groups]
@@ -157,11 +157,11 @@ class BufferSnapshots:
         ]
 
     def take(self, step: int) -> None:
-        """Copy them as they are before the forward pass of ``step``."""
+        """Copy the buffers as they are before the forward pass of ``step``."""
         for copies, group in zip(self._copies[step % len(self._copies)], self._groups, strict=True):
             torch._foreach_copy_(copies, group)
 
     def restore(self, step: int) -> None:
-        """Put back what :meth:`keep` has kept for ``step``."""
+        """Restore the buffers that :meth:`take` copied for ``step``."""
         for copies, group in zip(self._copies[step % len(self._copies)], self._groups, strict=True):
             torch._foreach_copy_(group, copies)

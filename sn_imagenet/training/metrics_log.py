@@ -1,4 +1,4 @@
-"""What a run measures as it goes: ``metrics.jsonl`` to keep, a tracker to watch."""
+"""Metrics of a training: rows in ``metrics.jsonl`` and scalars in a tracker."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def unpack_rows(state: torch.Tensor) -> bytes:
     """The inverse of :meth:`MetricsLog.state`.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: ``state`` does not hold packed rows.
     """
     return decompress_rows(state.numpy().tobytes())
 
 
 class MetricsLog:
-    """Appends rows to the run's ``metrics.jsonl`` and mirrors their numbers to a tracker.
+    """Appends rows to ``metrics.jsonl`` and mirrors their numbers to a tracker.
 
     Args:
-        directory: the run's.
-        tracker: makes the live view.
-        rows: of earlier starts, which are kept.
+        directory: of the run.
+        tracker: creates the tracker.
+        rows: rows of earlier starts, which are kept.
 
     Raises:
-        RunError: the files cannot be written (a full or read-only disk).
+        RunError: the files cannot be written (full or read-only disk).
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class MetricsLog:
     ) -> None:
         self._path = directory.metrics
         self._file = MetricsFile(self._path, rows)
-        with self._refusal_told():
+        with self._disk_errors_as_run_errors():
             self._tracker = tracker()
 
     @property
-    def mended(self) -> str:
-        """What was wrong with the ``metrics.jsonl`` of earlier starts; empty if nothing was."""
+    def damage(self) -> str:
+        """What was wrong with the ``metrics.jsonl`` of earlier starts; empty if it was intact."""
         return self._file.damage
 
     def state(self) -> torch.Tensor:
@@ -54,43 +54,43 @@ class MetricsLog:
         return torch.frombuffer(bytearray(self._file.compressed_rows()), dtype=torch.uint8)
 
     def write(self, row: dict[str, Any], scalars: dict[str, float], step: int) -> None:
-        """Append ``row``, and show ``scalars`` at ``step``.
+        """Append ``row``, and log ``scalars`` at ``step`` to the tracker.
 
         Raises:
-            RunError: the disk refuses.
+            RunError: the disk cannot be written.
         """
         self._file.write(row)
-        with self._refusal_told():
+        with self._disk_errors_as_run_errors():
             self._tracker.scalars(scalars, step)
 
     def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
-        """Show what the run is; errors as :meth:`write`."""
-        with self._refusal_told():
+        """Log the config and departures to the tracker; errors as :meth:`write`."""
+        with self._disk_errors_as_run_errors():
             self._tracker.describe(config, departures)
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """Show ``figure``; errors as :meth:`write`."""
-        with self._refusal_told():
+        """Log ``figure`` to the tracker; errors as :meth:`write`."""
+        with self._disk_errors_as_run_errors():
             self._tracker.figure(tag, figure, step)
 
     def finish(self, config: ExperimentConfig, top1: float) -> None:
-        """Show what the run came to; errors as :meth:`write`."""
-        with self._refusal_told():
+        """Log the final top-1 to the tracker; errors as :meth:`write`."""
+        with self._disk_errors_as_run_errors():
             self._tracker.finish(config, top1)
 
     def sync(self) -> None:
-        """Have the rows on the disk; errors as :meth:`MetricsFile.sync`."""
+        """Flush the rows to the disk; errors as :meth:`MetricsFile.sync`."""
         self._file.sync()
 
     def close(self) -> None:
-        """Close both; an error tells nothing new and must not hide the one that ended the run."""
+        """Close both. Errors are ignored: they must not hide the error that ended the run."""
         self._file.close()
         with suppress(OSError):
             self._tracker.close()
 
     @contextmanager
-    def _refusal_told(self) -> Iterator[None]:
-        # A tracker's thread meets the full disk when it likes: what is lost are the metrics.
+    def _disk_errors_as_run_errors(self) -> Iterator[None]:
+        # A tracker's thread may fail at any time on a full disk; the error names the metrics file.
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Turns steps into rows of ``metrics.jsonl``, scalars of the live view and console lines."""
+"""Turns steps into rows of ``metrics.jsonl``, tracker scalars and console lines."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ METERS = (
 
 
 class Recorder:
-    """Averages over the steps since the last report; images/s count training steps alone.
+    """Reports averages over the steps since the last report; images/s counts training steps only.
 
     Args:
-        log: where rows go; None on the ranks that do not write.
-        console: where steps and epochs are told.
+        log: receives the rows; None on the ranks that do not write.
+        console: receives the progress and the reports.
         every: steps between two reports.
-        epochs: of the whole training.
+        epochs: number of epochs of the whole training.
     """
 
     def __init__(self, log: MetricsLog | None, console: Console, every: int, epochs: int) -> None:
@@ -38,38 +38,38 @@ class Recorder:
         self._epochs = epochs
         self.total_seconds = 0.0
         self.total_samples = 0
-        self._clear()
+        self._reset()
 
-    def _clear(self) -> None:
+    def _reset(self) -> None:
         self._steps = self._samples = self._correct = 0
-        self._loss = self._waited = 0.0
-        self._since = time.perf_counter()
+        self._loss = self._data_wait = 0.0
+        self._report_start = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps since the last report, and what lies before them."""
+        """The sums since the last report, and the totals before it."""
         return {
             "steps": self._steps,
             "samples": self._samples,
             "correct": self._correct,
             "loss": self._loss,
-            "waited": self._waited,
-            "seconds": time.perf_counter() - self._since,
+            "waited": self._data_wait,
+            "seconds": time.perf_counter() - self._report_start,
             "total_seconds": self.total_seconds,
             "total_samples": self.total_samples,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`; the time between the two is not counted."""
+        """The inverse of :meth:`state_dict`; time between the two calls is not counted."""
         self._steps, self._samples = state["steps"], state["samples"]
         self._correct, self._loss = state["correct"], state["loss"]
-        self._waited = state["waited"]
-        self._since = time.perf_counter() - state["seconds"]
+        self._data_wait = state["waited"]
+        self._report_start = time.perf_counter() - state["seconds"]
         self.total_seconds, self.total_samples = state["total_seconds"], state["total_samples"]
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches, with the time spent waiting for them measured."""
-        if not self._steps:  # else a resumed run goes on within a report
-            self._clear()
+        """Iterate over ``batches`` and measure the time spent waiting for them."""
+        if not self._steps:  # otherwise the run was resumed between two reports
+            self._reset()
         iterator = iter(batches)
         while True:
             start = time.perf_counter()
@@ -77,11 +77,11 @@ class Recorder:
                 batch = next(iterator)
             except StopIteration:
                 return
-            self._waited += time.perf_counter() - start
+            self._data_wait += time.perf_counter() - start
             yield batch
 
-    def step(self, outcome: StepOutcome, epoch: int, step: int, lr: float) -> None:
-        """One optimizer step is done: number ``step`` (from 1), in ``epoch`` (from 1)."""
+    def add_step(self, outcome: StepOutcome, epoch: int, step: int, lr: float) -> None:
+        """Record optimizer step number ``step`` (from 1) of ``epoch`` (from 1)."""
         self._steps += 1
         self._samples += outcome.samples
         self._correct += outcome.top1_correct
@@ -91,11 +91,11 @@ class Recorder:
             self.flush(epoch, step, lr)
 
     def flush(self, epoch: int, step: int, lr: float) -> None:
-        """Report the steps since the last report, if there are any."""
+        """Report the steps since the last report, if any."""
         if not self._steps:
             return
         now = time.perf_counter()
-        seconds = now - self._since
+        seconds = now - self._report_start
         self.total_seconds += seconds
         self.total_samples += self._samples
         row = {
@@ -103,7 +103,7 @@ class Recorder:
             "top1": 100 * self._correct / self._samples,
             "lr": lr,
             "images_per_s": self._samples / seconds,
-            "data_wait_pct": 100 * self._waited / seconds,
+            "data_wait_pct": 100 * self._data_wait / seconds,
         }
         self._write(
             {"kind": "train", "epoch": epoch, "step": step, "steps": self._steps, **row},
@@ -117,10 +117,10 @@ class Recorder:
             step,
         )
         self._console.report(epoch, row["loss"], row["top1"], lr, row["images_per_s"])
-        self._clear()
-        self._since = now  # what reporting took is the next report's
+        self._reset()
+        self._report_start = now  # the time for reporting counts in the next report
 
-    def validated(
+    def add_epoch(
         self,
         epoch: int,
         step: int,
@@ -128,9 +128,11 @@ class Recorder:
         calibrated: dict[str, Any] | None,
         weights: Sequence[Mapping[str, Any]],
     ) -> None:
-        """An epoch is done and validated; ``calibrated``: by its batch average too, if it was;
-        ``weights`` are the importance weights of each SN layer, with its ``name`` and ``stage``.
-        Shown are their means over each stage's layers.
+        """Record the validation of a finished epoch.
+
+        ``calibrated``: the validation with the batch average, if there was one. ``weights``: the
+        importance weights of each SN layer, with its ``name`` and ``stage``; the tracker gets their
+        means over the layers of each stage.
         """
         scalars = {"val/top1": validation["top1"], **stage_mean_weights(weights)}
         if calibrated:
@@ -146,19 +148,19 @@ class Recorder:
             row["calibrated"] = calibrated
         if weights:
             row["importance_weights"] = {
-                layer["name"]: {table: layer[table] for table in MOMENTS} for layer in weights
+                layer["name"]: {moment: layer[moment] for moment in MOMENTS} for layer in weights
             }
         self._write(row, scalars, step)
-        told = [_told(counts) for counts in (validation, calibrated) if counts]
-        self._console.line(f"epoch {epoch}/{self._epochs}  validation top-1 {'; '.join(told)}")
-        self._clear()
+        top1 = [_format_top1(counts) for counts in (validation, calibrated) if counts]
+        self._console.print(f"epoch {epoch}/{self._epochs}  validation top-1 {'; '.join(top1)}")
+        self._reset()
 
     def _write(self, row: dict[str, Any], scalars: dict[str, float], step: int) -> None:
         if self._log is not None and rank() == 0:
             self._log.write(row, scalars, step)
 
 
-def _told(counts: dict[str, Any]) -> str:
+def _format_top1(counts: dict[str, Any]) -> str:
     return (
         f"{counts['top1']:.2f} ({counts['top1_correct']} of {counts['seen']}), "
         f"{counts['statistics'].replace('_', ' ')} statistics"
@@ -166,14 +168,15 @@ def _told(counts: dict[str, Any]) -> str:
 
 
 def stage_mean_weights(layers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """``importance_<table>/<stage>/<member>``: over those layers of a stage that have the member.
+    """Mean importance weights by tag ``importance_<moment>/<stage>/<member>``.
 
     Args:
-        layers: each with its ``stage`` and, by table (:data:`MOMENTS`), the weight by member.
+        layers: each with its ``stage`` and, by moment (:data:`MOMENTS`), the weight of each member.
+            A mean is over the layers of the stage that have the member.
     """
-    found: defaultdict[str, list[float]] = defaultdict(list)
+    by_tag: defaultdict[str, list[float]] = defaultdict(list)
     for layer in layers:
-        for table in MOMENTS:
-            for member, weight in layer[table].items():
-                found[f"importance_{table}/{layer['stage']}/{member}"].append(weight)
-    return {tag: fmean(weights) for tag, weights in found.items()}
+        for moment in MOMENTS:
+            for member, weight in layer[moment].items():
+                by_tag[f"importance_{moment}/{layer['stage']}/{member}"].append(weight)
+    return {tag: fmean(weights) for tag, weights in by_tag.items()}

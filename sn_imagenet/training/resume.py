@@ -1,4 +1,4 @@
-"""The checkpoint from which a training goes on."""
+"""The checkpoint from which training resumes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sn_imagenet.training.metrics_log import unpack_rows
 from sn_imagenet.training.recorder import METERS
 from sn_imagenet.training.stepper import Stepper
 
-# What a checkpoint holds besides the stepper's own.
+# Entries of a checkpoint besides those of the stepper, with their types.
 _ENTRIES: dict[str, Any] = {
     "config": dict,
     "data_fingerprint": dict,
@@ -37,11 +37,11 @@ def load_newest_checkpoint(
     """Rank 0's newest usable checkpoint, on every rank; None if there is none. Collective.
 
     Args:
-        stepper: tries to load its part of each; what it holds afterwards is of no account.
-        warn: told of each newer one that is not usable.
+        stepper: loads its part of each checkpoint as a test; its state afterwards is undefined.
+        warn: called for each newer checkpoint that is not usable.
 
     Raises:
-        RunError: there are checkpoints and none is usable, or they are another experiment's.
+        RunError: no existing checkpoint is usable, or it is of a different experiment.
     """
 
     def require_usable(path: Path, state: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ def load_newest_checkpoint(
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
             raise RunError(
-                f"{path} is no checkpoint of this training: {reason.splitlines()[0]}"
+                f"{path} is not a checkpoint of this training: {reason.splitlines()[0]}"
             ) from error
         if not stepper.weights_are_finite():
             raise RunError(f"{path} holds weights that are not finite")
@@ -66,9 +66,9 @@ def load_newest_checkpoint(
         if rank() == 0:
             state, warnings = checkpoint.load_last(directory, require_usable)
             for warning in warnings:
-                warn(f"{warning}; going on from the checkpoint before it")
+                warn(f"{warning}; resuming from the previous checkpoint")
             if state is not None:
                 directory.require_same_experiment(state["config"], prepared.config)
                 require_same_data(directory.path, state["data_fingerprint"], prepared.data)
-    found: dict[str, Any] | None = broadcast_object(state)
-    return found
+    newest: dict[str, Any] | None = broadcast_object(state)
+    return newest

@@ -1,4 +1,4 @@
-"""The life of a run: check, claim, resume, train, evaluate, write, release."""
+"""A run from start to end: check, lock, resume, train, evaluate, write the result, unlock."""
 
 from __future__ import annotations
 
@@ -53,32 +53,32 @@ from sn_imagenet.training.trainer import DrawWeights, Trainer
 
 
 def train(config: ExperimentConfig, draw_weights: DrawWeights | None = None) -> dict[str, Any]:
-    """Run one cell to its result, or continue it from its last checkpoint.
+    """Train and evaluate one run from the start or its last checkpoint, and write its result.
 
     Args:
-        draw_weights: draws the importance weights for the live view; none are shown without.
+        draw_weights: draws the importance weights for the tracker; None for no such figure.
 
     Returns:
-        What ``result.json`` holds; a finished run's as it lies there.
+        The content of ``result.json``; of a finished run, the existing file.
 
     Raises:
-        UserError: something that the user can mend, before any work is lost.
-        Interrupted: told to by a signal; its checkpoint is saved, the program ends with 75.
+        UserError: an error that the user can fix; no work is lost.
+        Interrupted: a signal stopped the run; its checkpoint is saved, the exit code is 75.
     """
-    with SignalHandler() as stop:
+    with SignalHandler() as signals:
         try:
-            return _train(config, stop, draw_weights)
-        except Interrupted as stopped:
-            if not stopped.reported:
+            return _train(config, signals, draw_weights)
+        except Interrupted as interrupt:
+            if not interrupt.reported:
                 print_once(
-                    f"{config.run_dir}: told to stop between two steps; no step is lost, the same "
-                    f"command continues (exit code {EXIT_CODE})"
+                    f"{config.run_dir}: Interrupted between two steps; no step is lost. "
+                    f"Run the same command to resume (exit code {EXIT_CODE})."
                 )
             raise
 
 
 def _train(
-    config: ExperimentConfig, stop: SignalHandler, draw_weights: DrawWeights | None
+    config: ExperimentConfig, signals: SignalHandler, draw_weights: DrawWeights | None
 ) -> dict[str, Any]:
     init_distributed()
     directory = RunDirectory(Path(config.run_dir))
@@ -86,7 +86,7 @@ def _train(
         require_tracker_installed(config.tracker)
         directory.check(config)
         checkpoint.require_same_experiment(directory, config)
-        done = _done_before(directory, config)
+        done = _earlier_result(directory, config)
     if done is not None:
         return done
 
@@ -102,7 +102,7 @@ def _train(
         if config.init and not (directory.last.exists() or directory.previous.exists()):
             classes = prepared.data.classes
             changed = start_from(Path(config.init), prepared.network, config.norm, classes)
-            print_rank0(f"starting from {config.init}" + "".join(f"; {what}" for what in changed))
+            print_rank0(f"starting from {config.init}" + "".join(f"; {part}" for part in changed))
         require_one_microbatch(placement, prepared.network)
         if config.trainer.compile:
             require_compilable(config.trainer.compile, placement, prepared.network)
@@ -110,7 +110,7 @@ def _train(
     with raise_on_all_ranks():
         if rank() == 0:
             directory.claim(config)
-    resulting = partial(
+    result_of_run = partial(
         make_result,
         config,
         fingerprint=prepared.data.fingerprint,
@@ -121,34 +121,34 @@ def _train(
             earlier: list[dict[str, Any]] = []
             with raise_on_all_ranks():
                 if rank() == 0:
-                    # Again: another start may have come to its end while this one prepared.
-                    done = _done_before(directory, config)
+                    # Check again: another process may have finished the run in the meantime.
+                    done = _earlier_result(directory, config)
                     if done is None:
-                        earlier = _make_way(directory)
+                        earlier = _remove_failed_result(directory)
             done, earlier = broadcast_object((done, earlier))
             if done is not None:
                 return done
-            with closing(Trainer(prepared, placement, directory, stop, draw_weights)) as trainer:
+            with closing(Trainer(prepared, placement, directory, signals, draw_weights)) as trainer:
                 diverged = trainer.fit()
-            return _finish(prepared, directory, trainer, diverged, earlier, resulting)
+            return _finish(prepared, directory, trainer, diverged, earlier, result_of_run)
     except (LostPeerError, RunInUseError):
-        raise  # not this run's failure: it continues where it was saved, or elsewhere
+        raise  # the run has not failed: it resumes from its checkpoint, or runs elsewhere
     except Exception as error:
-        # By whichever rank it befell, since torchrun then ends the others; the first is the cause.
+        # Any rank may write it, because torchrun ends the others. The first error is the cause.
         with suppress(RunError):
             if directory.read_result() is None:
-                directory.write_result(resulting(status="failed", error=f"{error}"))
+                directory.write_result(result_of_run(status="failed", error=f"{error}"))
         raise
     finally:
         if rank() == 0:
             directory.release()
 
 
-def _done_before(directory: RunDirectory, config: ExperimentConfig) -> dict[str, Any] | None:
-    """The result that an earlier start came to; None if there is something left to do.
+def _earlier_result(directory: RunDirectory, config: ExperimentConfig) -> dict[str, Any] | None:
+    """The result of an earlier start if the run is complete, otherwise None.
 
     Raises:
-        RunError: there is one that cannot be read.
+        RunError: the result exists but cannot be read.
     """
     done = directory.read_result()
     if done is None or done["status"] == "failed":
@@ -159,16 +159,16 @@ def _done_before(directory: RunDirectory, config: ExperimentConfig) -> dict[str,
     return done
 
 
-def _make_way(directory: RunDirectory) -> list[dict[str, Any]]:
-    """Remove the result of an earlier start, but one with evaluations of the training that goes on:
-    they are returned, and stay on the disk until more are beside them.
+def _remove_failed_result(directory: RunDirectory) -> list[dict[str, Any]]:
+    """Remove the result of an earlier start unless it has evaluations of the training that resumes:
+    these are returned, and stay on the disk until the result is written again.
     """
     result = directory.read_result()
     if result is not None and result["evaluations"] and directory.last.exists():
         return list(result["evaluations"])
     directory.raise_if_lock_lost()
     directory.result.unlink(missing_ok=True)
-    directory.batch_average.unlink(missing_ok=True)  # of weights that are trained anew
+    directory.batch_average.unlink(missing_ok=True)  # its weights will be replaced
     return []
 
 
@@ -180,14 +180,14 @@ def _finish(
     earlier: list[dict[str, Any]],
     make: Callable[..., dict[str, Any]],
 ) -> dict[str, Any]:
-    """Keep the trained network, evaluate it, write the result. Collective.
+    """Save the trained network, evaluate it, and write the result. Collective.
 
     Args:
-        earlier: the evaluations that were made of it before.
-        make: :func:`make_result` of this run.
+        earlier: evaluations by earlier starts.
+        make: :func:`make_result` with the arguments of this run.
     """
     training = trainer.summary()
-    resulting = partial(
+    result_of_run = partial(
         make, training=training, importance_weights=importance_weight_records(prepared.network)
     )
     if diverged is not None:
@@ -195,7 +195,7 @@ def _finish(
             f"{directory.path}: diverged at step {diverged['step']} (epoch {diverged['epoch']}): "
             f"{diverged['cause']}"
         )
-        result = resulting(status="diverged", diverged=diverged)
+        result = result_of_run(status="diverged", diverged=diverged)
     else:
         with raise_on_all_ranks():
             if rank() == 0:
@@ -209,13 +209,13 @@ def _finish(
                 }
                 directory.raise_if_lock_lost()
                 checkpoint.save(directory.final, state)
-        found: list[Evaluation] = []
+        evaluated: list[Evaluation] = []
         if prepared.config.evaluate:
             weights = {"file": directory.final.name, "epoch": trainer.epoch, "step": trainer.step}
-            found = record_origin(evaluate(prepared), weights=weights, by="training")
-        result = resulting(status="finished", evaluations=earlier)
+            evaluated = record_origin(evaluate(prepared), weights=weights, by="training")
+        result = result_of_run(status="finished", evaluations=earlier)
         if rank() == 0:
-            result = add_evaluations(result, directory, found)
+            result = add_evaluations(result, directory, evaluated)
     if rank() == 0:
         directory.write_result(result)
         top1 = run_from_result(result, directory.path).top1()

@@ -8,7 +8,7 @@ from sn_imagenet.config import ExperimentConfig
 
 
 def learning_rate(config: ExperimentConfig, epoch: int) -> float:
-    """The rate of ``epoch`` (0, 1, ...): the initial one x ``lr_factor`` for each milestone
+    """The rate of ``epoch`` (from 0): the initial rate times ``lr_factor`` for each milestone
     passed.
     """
     protocol, epochs = config.protocol, config.trainer.epochs
@@ -17,5 +17,5 @@ def learning_rate(config: ExperimentConfig, epoch: int) -> float:
 
 
 def milestone_epoch(fraction: float, epochs: int) -> int:
-    """The whole epoch at which a milestone falls: 0.3 of 100 is 30, of 8 is 2."""
+    """The epoch of a milestone, rounded: a fraction of 0.3 is 30 of 100 epochs, and 2 of 8."""
     return max(1, math.floor(fraction * epochs + 0.5))

@@ -1,4 +1,4 @@
-"""How a run ends before its time: told to stop by a signal, or left by another of its processes."""
+"""Early ends of a run: it receives a signal, or another of its processes does."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch.distributed.distributed_c10d import _get_default_store
 from sn_imagenet.data.workers import SIGNALS
 from sn_imagenet.distributed import LostPeerError, rank, report_lost_peers, world_size
 
-EXIT_CODE = os.EX_TEMPFAIL  # 75: nothing is wrong, the same command continues
+EXIT_CODE = os.EX_TEMPFAIL  # 75: no error; the same command resumes the run
 
 
 class Interrupted(SystemExit):
-    """The run was told to stop; the program ends with :data:`EXIT_CODE`, its sweep with it.
+    """A signal stopped the run; the program, and a sweep in it, exits with :data:`EXIT_CODE`.
 
-    ``said``: whether the user has been told.
+    ``reported``: whether this has been printed.
     """
 
     def __init__(self, reported: bool = False) -> None:
@@ -32,50 +32,49 @@ class Interrupted(SystemExit):
 
 
 class SignalHandler:
-    """Listens to :data:`SIGNALS` within a ``with`` block, but for those that it was started
-    to ignore, as nohup does.
+    """Handles :data:`SIGNALS` within a ``with`` block, except those ignored at start, as by nohup.
 
-    A signal raises :class:`Interrupted` at once, where no step can be lost (while data are read
-    or an epoch is validated), and is only remembered within :meth:`deferred`, where all ranks first
-    agree on the step. Only once: torchrun repeats a signal that its processes got already, and the
-    way out must not be interrupted.
+    Where no step can be lost (while data are read or an epoch is validated), a signal raises
+    :class:`Interrupted` at once. Within :meth:`deferred` it only sets :attr:`received`, because all
+    ranks must first agree on the step. Later signals do not raise: torchrun repeats signals that
+    its processes have already received, and these must not interrupt the shutdown.
     """
 
     def __init__(self) -> None:
         self.received = False
-        self._number: int = signal.SIGTERM  # the newest
+        self._number: int = signal.SIGTERM  # of the last signal
         self._raised = False
         self._deferring = False
-        self._before: dict[signal.Signals, Any] = {}
-        self._told_of_swallowed = sys.unraisablehook
+        self._previous_handlers: dict[signal.Signals, Any] = {}
+        self._previous_hook = sys.unraisablehook
 
     def __enter__(self) -> SignalHandler:
-        # Only the main thread may listen, and only it is interrupted.
+        # Python runs signal handlers only in the main thread.
         if threading.current_thread() is threading.main_thread():
-            self._before = {
+            self._previous_handlers = {
                 number: signal.signal(number, self._on_signal)
                 for number in SIGNALS
                 if signal.getsignal(number) is not signal.SIG_IGN
             }
-            self._told_of_swallowed = sys.unraisablehook
-            sys.unraisablehook = self._on_swallowed
+            self._previous_hook = sys.unraisablehook
+            sys.unraisablehook = self._on_unraisable
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        # torchrun signals the ranks that are left when one ends: they are on their way out already,
-        # and are to say why and to end with the code that says so.
-        ending = kind in (Interrupted, LostPeerError) and world_size() > 1
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_IGN if ending else handler)
-        if self._before:
-            sys.unraisablehook = self._told_of_swallowed
+        # When one rank ends, torchrun signals the others. They are already shutting down, and must
+        # still print the reason and exit with their own code.
+        shutting_down = kind in (Interrupted, LostPeerError) and world_size() > 1
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, signal.SIG_IGN if shutting_down else handler)
+        if self._previous_handlers:
+            sys.unraisablehook = self._previous_hook
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, signals are only remembered in :attr:`received`.
+        """Within this context, signals only set :attr:`received`.
 
         Raises:
-            Interrupted: at the end, if one came and the ranks have not agreed on it.
+            Interrupted: at the end, if a signal arrived and the ranks have not agreed on a step.
         """
         self._deferring = True
         try:
@@ -83,74 +82,73 @@ class SignalHandler:
         finally:
             self._deferring = False
         if self.received:
-            self._stop()
+            self._interrupt()
 
-    def _stop(self) -> None:
+    def _interrupt(self) -> None:
         if not self._raised:
             self._raised = True
-            _tell_peers()
+            _announce_interrupt()
             raise Interrupted
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = True
         self._number = number
         if not self._deferring:
-            self._stop()
+            self._interrupt()
 
-    def _on_swallowed(self, swallowed: Any) -> None:
-        """Python drops what is raised in a finalizer or a weak reference's callback, in which a
-        signal may find it: then the signal comes again.
+    def _on_unraisable(self, unraisable: Any) -> None:
+        """Send the signal again if Python dropped :class:`Interrupted`, as it drops exceptions in
+        finalizers and weak-reference callbacks.
         """
-        if not isinstance(swallowed.exc_value, Interrupted):
-            self._told_of_swallowed(swallowed)
+        if not isinstance(unraisable.exc_value, Interrupted):
+            self._previous_hook(unraisable)
             return
         self._raised = False
-        again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), self._number))
-        again.daemon = True
-        again.start()
+        resend = threading.Timer(_RESEND_DELAY_S, os.kill, (os.getpid(), self._number))
+        resend.daemon = True
+        resend.start()
 
 
-_AGAIN_S = 0.05
-_STOPPED, _SAID = "sn_imagenet/stopped", "sn_imagenet/said"  # keys in the process group's store
+_RESEND_DELAY_S = 0.05
+# Keys in the store of the process group.
+_INTERRUPTED, _PRINTED = "sn_imagenet/interrupted", "sn_imagenet/printed"
 
 
-def _tell_peers() -> None:
-    """Leave word for the ranks that wait for this one in a collective, which is about to break."""
+def _announce_interrupt() -> None:
+    """Tell the ranks that wait for this one in a collective why the collective is about to fail."""
     if dist.is_initialized():
-        with suppress(RuntimeError):  # the store is gone, and its process with it
-            _get_default_store().set(_STOPPED, "1")
+        with suppress(RuntimeError):  # the store and its process are gone
+            _get_default_store().set(_INTERRUPTED, "1")
 
 
-def _a_peer_was_stopped() -> bool:
+def _peer_was_interrupted() -> bool:
     with suppress(RuntimeError):
-        return bool(_get_default_store().check([_STOPPED]))
+        return bool(_get_default_store().check([_INTERRUPTED]))
     return False
 
 
 def print_once(message: str) -> None:
-    """Print a line about ranks that end together, once: whoever comes first, since any other may
-    have been killed.
-    """
+    """Print once across ranks. The first rank to arrive prints, because the others may be dead."""
     first = rank() == 0
     if dist.is_initialized():
-        with suppress(RuntimeError):  # the store is gone, and torchrun with it
-            first = _get_default_store().add(_SAID, 1) == 1
+        with suppress(RuntimeError):  # the store and torchrun are gone
+            first = _get_default_store().add(_PRINTED, 1) == 1
     if first:
         print(message, flush=True)
 
 
 @contextmanager
 def raise_peer_interrupts() -> Iterator[None]:
-    """Tell a peer that was told to stop from one that is lost.
+    """Distinguish a process that was interrupted from one that was lost.
 
     Raises:
-        Interrupted: another process was told to stop, and this one with it.
+        Interrupted: another process was interrupted, so this one stops too.
         LostPeerError: another process ended while this one was waiting for it.
     """
     try:
         with report_lost_peers():
             yield
     except LostPeerError as error:
-        if _a_peer_was_stopped():
+        if _peer_was_interrupted():
             raise Interrupted from error
         raise

@@ -1,5 +1,5 @@
-"""The live views of a run, ``tracker=``: mirrors of ``metrics.jsonl`` to watch, from which nothing
-is made."""
+"""Trackers (``tracker=``): they mirror ``metrics.jsonl`` for watching a run; no table or figure is
+made from them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sn_imagenet.errors import ConfigError
 from sn_imagenet.runs import RunDirectory, write_text
 
 MOMENTS = ("mean", "variance")
-TOP1 = "final/top1"
-# What TensorBoard's "custom scalars" lays over one another.
+FINAL_TOP1 = "final/top1"
+# Charts with several curves under TensorBoard's "custom scalars".
 _LAYOUT: dict[str, dict[str, list[Any]]] = {
     "training": {
         "top-1, training and validation": ["Multiline", ["train/top1", "val/top1.*"]],
@@ -30,71 +30,71 @@ _LAYOUT: dict[str, dict[str, list[Any]]] = {
         "waiting for data, %": ["Multiline", ["perf/data_wait_pct"]],
     },
     "importance weights": {
-        f"{table}, res{stage}": ["Multiline", [f"importance_{table}/res{stage}/.*"]]
-        for table in MOMENTS
+        f"{moment}, res{stage}": ["Multiline", [f"importance_{moment}/res{stage}/.*"]]
+        for moment in MOMENTS
         for stage in range(1, 6)
     },
 }
 
 
 class Tracker(Protocol):
-    """What a live view is told. Errors of the disk are OSErrors."""
+    """Interface of a metric logger. Disk errors are raised as OSError."""
 
     def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
-        """What the run is, and where it departs from the paper's protocol."""
+        """Log the config and the departures from the paper's protocol."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers by tag, after optimizer step ``step``."""
+        """Log numbers by tag, after optimizer step ``step``."""
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """A figure of the run as it is."""
+        """Log a figure of the present state."""
 
     def finish(self, config: ExperimentConfig, top1: float) -> None:
-        """What it came to: the top-1 (percent) that stands for the cell."""
+        """Log the final top-1 (percent), the one that counts in the table."""
 
     def close(self) -> None:
-        """Write what is still to be written."""
+        """Write everything still buffered."""
 
 
 class TensorBoard:
-    """Event files in the run's directory.
+    """Event files in the run directory.
 
     Args:
-        step: from which the run goes on; what an earlier start wrote of later ones is dropped.
+        step: step from which the run resumes; later steps of an earlier start are dropped.
     """
 
     def __init__(self, directory: RunDirectory, step: int) -> None:
         self._step = step
-        self._board = SummaryWriter(str(directory.tensorboard), purge_step=step + 1)
+        self._writer = SummaryWriter(str(directory.tensorboard), purge_step=step + 1)
 
     def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
-        self._board.add_custom_scalars(_LAYOUT)
+        self._writer.add_custom_scalars(_LAYOUT)
         yaml = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
-        indented = "".join(f"    {line}\n" for line in yaml.splitlines())  # Markdown for verbatim
-        self._board.add_text("config", indented, self._step)
-        rows = [f"| {one['item']} | {one['paper']} | {one['ours']} |\n" for one in departures]
+        indented = "".join(f"    {line}\n" for line in yaml.splitlines())  # verbatim in Markdown
+        self._writer.add_text("config", indented, self._step)
+        rows = [f"| {row['item']} | {row['paper']} | {row['ours']} |\n" for row in departures]
         table = "| departure | paper | this run |\n|---|---|---|\n" + "".join(rows)
-        self._board.add_text("departures", table if rows else "none", self._step)
+        self._writer.add_text("departures", table if rows else "none", self._step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
-            self._board.add_scalar(tag, value, step)
+            self._writer.add_scalar(tag, value, step)
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
-        self._board.add_figure(tag, figure, step)
+        self._writer.add_figure(tag, figure, step)
 
     def finish(self, config: ExperimentConfig, top1: float) -> None:
-        self._board.add_hparams(hyperparameters(config), {TOP1: top1}, run_name=".")
+        self._writer.add_hparams(hyperparameters(config), {FINAL_TOP1: top1}, run_name=".")
 
     def close(self) -> None:
-        self._board.close()
+        self._writer.close()
 
 
 class Trackio:
-    """Trackio's local store (``TRACKIO_DIR``), with wandb's interface and no account.
+    """Trackio's local store (``TRACKIO_DIR``), with wandb's interface but without an account.
 
-    A run that goes on is the one that it was, by the name kept in its directory. The steps since
-    the checkpoint are shown again, since what is logged there cannot be taken back.
+    A resumed run continues the same trackio run, whose name is kept in the run directory. The steps
+    since the checkpoint appear twice, because trackio cannot delete logged steps.
     """
 
     def __init__(self, directory: RunDirectory, config: ExperimentConfig) -> None:
@@ -113,7 +113,7 @@ class Trackio:
         )
 
     def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
-        pass  # the config went with the start, and the departures follow from it
+        pass  # trackio.init got the config, from which the departures follow
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
@@ -124,22 +124,22 @@ class Trackio:
         self._run.log({tag: self._image(np.asarray(canvas.buffer_rgba()))}, step=step)
 
     def finish(self, config: ExperimentConfig, top1: float) -> None:
-        self._run.log({TOP1: top1})
+        self._run.log({FINAL_TOP1: top1})
 
     def close(self) -> None:
         self._run.finish()
 
 
 def run_name(directory: RunDirectory, config: ExperimentConfig) -> str:
-    """The run's name for trackers that keep their runs elsewhere; drawn once, and kept."""
+    """The run's name in trackers with their own store; drawn at random once, then kept."""
     if not directory.tracked_as.exists():
-        cell = f"{config.model.name}/{config.norm.name}/{config.batch.name}/seed{config.seed}"
-        write_text(directory.tracked_as, f"{cell}-{secrets.token_hex(4)}\n")
+        prefix = f"{config.model.name}/{config.norm.name}/{config.batch.name}/seed{config.seed}"
+        write_text(directory.tracked_as, f"{prefix}-{secrets.token_hex(4)}\n")
     return directory.tracked_as.read_text().strip()
 
 
 class NullTracker:
-    """No live view."""
+    """No tracking."""
 
     def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
         pass
@@ -158,7 +158,7 @@ class NullTracker:
 
 
 def hyperparameters(config: ExperimentConfig) -> dict[str, str | int | float]:
-    """What tells one run from another."""
+    """The values that distinguish runs in TensorBoard's HPARAMS."""
     return {
         "data": config.data.name,
         "model": config.model.name,
@@ -172,14 +172,14 @@ def hyperparameters(config: ExperimentConfig) -> dict[str, str | int | float]:
 
 
 def make_tracker(directory: RunDirectory, config: ExperimentConfig, step: int) -> Tracker:
-    """The one that ``config`` names, of a run that goes on from ``step``."""
+    """The tracker that ``config`` names, for a run that starts or resumes at ``step``."""
     if config.tracker == "tensorboard":
         return TensorBoard(directory, step)
     return Trackio(directory, config) if config.tracker == "trackio" else NullTracker()
 
 
 def require_tracker_installed(name: str) -> None:
-    """Whether what ``tracker=`` names is installed.
+    """Require that the tracker is installed.
 
     Raises:
         ConfigError: it is not.
@@ -187,5 +187,5 @@ def require_tracker_installed(name: str) -> None:
     if name == "trackio" and find_spec("trackio") is None:
         raise ConfigError(
             "tracker=trackio: trackio is not installed; pip install 'sn-imagenet[trackio]', or "
-            "choose tracker=tensorboard"
+            "use tracker=tensorboard"
         )

@@ -1,4 +1,4 @@
-"""The training of a run: the loop, and what it keeps to go on from."""
+"""The training loop of a run, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ from sn_imagenet.training.stop import EXIT_CODE, Interrupted, SignalHandler
 from sn_imagenet.training.trackers import make_tracker
 
 DrawWeights = Callable[[list[dict[str, Any]], SettingConfig], Figure]
-"""Draws the importance weights of the SN layers of a run in this setting."""
+"""Draws the importance weights of a run's SN layers; the setting is for the title."""
 
 FIGURES_PER_RUN = 10
 
 
 class Trainer:
-    """The training of one run, from its start or its last checkpoint. Making it is collective.
+    """Trains a run from its start or its last checkpoint. The constructor is collective.
 
-    ``epoch`` counts the epochs that are trained and validated, ``step`` the optimizer steps done or
-    in flight, ``step_in_epoch`` those of the present epoch.
+    ``epoch`` counts trained and validated epochs. ``step`` counts optimizer steps, finished or in
+    flight, and ``step_in_epoch`` those of the current epoch.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Trainer:
         prepared: Prepared,
         placement: Placement,
         directory: RunDirectory,
-        stop: SignalHandler,
+        signals: SignalHandler,
         draw_weights: DrawWeights | None = None,
     ) -> None:
         self.draw_weights = draw_weights
         config = prepared.config
         self.config, self.prepared, self.directory = config, prepared, directory
         self.network = prepared.network
-        self.stop = stop
+        self.signals = signals
         dropout = None
         if config.protocol.dropout:
             classifier = self.network.get_classifier()  # type: ignore[operator]
@@ -88,12 +88,12 @@ class Trainer:
             self.total_steps = min(self.total_steps, config.trainer.max_steps)
         self.epoch = self.step = self.step_in_epoch = 0
         self.last_finite_loss: float | None = None
+        # One entry per start of the run; a resumed run prepends those of its checkpoint.
         self.world_sizes = [world_size()]
         self.git_revisions = [prepared.provenance["git_revision"]]
         self.norm_backends = [prepared.provenance["norm_backend"]]
         self.compiled: list[dict[str, Any] | None] = [None]
-
-        self.warnings: list[str] = []  # what was found damaged, by this start or an earlier one
+        self.warnings: list[str] = []  # about damaged files, from this and earlier starts
 
         state = load_newest_checkpoint(directory, prepared, self.stepper, self._warn)
         if state is not None or config.trainer.compile:
@@ -105,7 +105,7 @@ class Trainer:
                 print_rank0(f"{directory.path}: compiled in {seconds:.0f} s")
         if state is not None:
             self._load_state_dict(state)
-            print_rank0(f"{directory.path}: going on after epoch {self.epoch}, step {self.step}")
+            print_rank0(f"{directory.path}: Resuming from epoch {self.epoch}, step {self.step}")
         log = None
         with raise_on_all_ranks():
             if rank() == 0:
@@ -118,8 +118,8 @@ class Trainer:
                     config,
                     [*departures(config, fingerprint), *excluded_file_departures(fingerprint)],
                 )
-                if log.mended:
-                    self._warn(f"{directory.metrics} {log.mended}; rebuilt from the checkpoint")
+                if log.damage:
+                    self._warn(f"{directory.metrics} {log.damage}; rebuilt from the checkpoint")
         self.log = log
         print_rank0(f"{directory.path}: {placement.describe()}, on {prepared.device.type}")
         if config.batch.samples_per_gpu == 1 and config.norm.single_sample:
@@ -132,97 +132,97 @@ class Trainer:
         self.saver = None
         if log is not None:
             on_error = config.checkpoint.on_error
-            self.saver = CheckpointSaver(directory, log.sync, on_error, self.console.line)
+            self.saver = CheckpointSaver(directory, log.sync, on_error, self.console.print)
         self.saved_at = time.monotonic()
 
     def fit(self) -> dict[str, Any] | None:
-        """Train from where the run stands to its end, or until the loss or, at the end of an
-        epoch or of the training, a weight is not finite.
+        """Train from the current step to the end, or until the run diverges: a loss is not finite,
+        or a weight is not finite at the end of an epoch or of the training.
 
         Returns:
             None, or where and how the run diverged.
 
         Raises:
-            Interrupted: told to stop; the checkpoint is on the disk.
+            Interrupted: a signal stopped the run; its checkpoint is on disk.
             RunError: a checkpoint cannot be written, and ``checkpoint.on_error`` is ``stop``.
         """
-        # An epoch whose last step was saved is still to be validated.
+        # A run that resumes after the last step of an epoch still has to validate it.
         while self.step < self.total_steps or self.step_in_epoch == self.steps_per_epoch:
-            with self.stop.deferred():
+            with self.signals.deferred():
                 try:
                     self._train_epoch()
                 except LossNotFiniteError as error:
-                    return self._diverged_at(error.outcome)
+                    return self._end_diverged(error.outcome)
                 self.recorder.flush(self.epoch + 1, self.step, self.lr)
                 self.stepper.broadcast_statistics()
                 if not self.stepper.weights_are_finite():
-                    self._wait_for_the_disk()
-                    return self._divergence(
+                    self._wait_for_checkpoints()
+                    return self._describe_divergence(
                         self.step, "weights are not finite", self.last_finite_loss
                     )
                 self._save()
-                self._stop_if_any_was_told()
+                self._interrupt_if_signaled()
             if self.step_in_epoch == self.steps_per_epoch:
                 validation = validate(self.prepared)
-                calibrated = validate_calibrated(self.prepared) if self._calibrates() else None
-                with self.stop.deferred():
+                calibrated = validate_calibrated(self.prepared) if self._must_calibrate() else None
+                with self.signals.deferred():
                     self.epoch += 1
                     self.step_in_epoch = 0
                     weights = importance_weight_records(self.network) or []
-                    self.recorder.validated(self.epoch, self.step, validation, calibrated, weights)
+                    self.recorder.add_epoch(self.epoch, self.step, validation, calibrated, weights)
                     self._log_weights_figure(weights)
                     self._save()
-        self._wait_for_the_disk()
+        self._wait_for_checkpoints()
         return None
 
     def _log_weights_figure(self, weights: list[dict[str, Any]]) -> None:
-        """A picture of the importance weights, some :data:`FIGURES_PER_RUN` times in a training."""
+        """Log a figure of the importance weights, about :data:`FIGURES_PER_RUN` times per run."""
         every = -(-self.config.trainer.epochs // FIGURES_PER_RUN)
         if self.log is not None and weights and self.draw_weights and self.epoch % every == 0:
             figure = self.draw_weights(weights, self.config.batch)
             self.log.figure("importance weights", figure, self.step)
 
     def _train_epoch(self) -> None:
-        """The steps that are left of the epoch, and of the training."""
+        """Train the remaining steps of the epoch, or up to ``total_steps``."""
         self.lr = learning_rate(self.config, self.epoch)
         batches = self.loader.epoch(self.epoch, self.step_in_epoch)
         for images, labels in self.recorder.timed(batches):
-            # Summed over ranks: who was told to stop, whether a checkpoint failed.
-            flags = [self.stop.received, self.saver is not None and self.saver.failed]
+            # Summed over ranks: a signal was received, a checkpoint failed.
+            flags = [self.signals.received, self.saver is not None and self.saver.failed]
             self.in_flight.add(self.stepper.forward_backward(images, labels, self.step, flags))
             self.stepper.optimizer_step(self.lr)
             self.step += 1
             self.step_in_epoch += 1
-            told_to_stop, checkpoint_failed = self.in_flight.due()
+            interrupted, checkpoint_failed = self.in_flight.pop_due()
             if checkpoint_failed:
-                self._wait_for_the_disk()
+                self._wait_for_checkpoints()
             if self.step == self.total_steps:
                 break
-            if told_to_stop:
-                self.in_flight.all()
+            if interrupted:
+                self.in_flight.pop_all()
                 if self.stepper.weights_are_finite():
                     self._save()
-                    self._stop()
+                    self._interrupt()
             self._save_if_due()
-        self.in_flight.all()
+        self.in_flight.pop_all()
 
     def _record(self, outcome: StepOutcome) -> None:
         self.last_finite_loss = outcome.loss
-        self.recorder.step(outcome, self.epoch + 1, outcome.step + 1, self.lr)
+        self.recorder.add_step(outcome, self.epoch + 1, outcome.step + 1, self.lr)
 
-    def _diverged_at(self, outcome: StepOutcome) -> dict[str, Any]:
-        """End with all as it was before the step of ``outcome``."""
-        self.in_flight.forget()
+    def _end_diverged(self, outcome: StepOutcome) -> dict[str, Any]:
+        """End training in the state before the step of ``outcome``, whose loss is not finite."""
+        self.in_flight.clear()
         self.stepper.rollback(outcome.step)
         self.step_in_epoch -= self.step - outcome.step
         self.step = outcome.step
         self.recorder.flush(self.epoch + 1, self.step, self.lr)
         self._save()
-        self._wait_for_the_disk()
-        return self._divergence(self.step + 1, f"the loss is {outcome.loss}", outcome.loss)
+        self._wait_for_checkpoints()
+        return self._describe_divergence(self.step + 1, f"the loss is {outcome.loss}", outcome.loss)
 
     def close(self) -> None:
-        """Let go of the files and the terminal; a checkpoint under way is written first."""
+        """Finish the pending checkpoint, then close the files and the console."""
         if self.saver is not None:
             self.saver.close()
         self.console.close()
@@ -230,7 +230,7 @@ class Trainer:
             self.log.close()
 
     def summary(self) -> dict[str, Any]:
-        """How long and how fast the run has trained, on how many processes, as JSON."""
+        """Steps, time, speed, processes and warnings of the training, ready for JSON."""
         seconds, samples = self.recorder.total_seconds, self.recorder.total_samples
         return {
             "epochs": self.config.trainer.epochs,
@@ -247,13 +247,13 @@ class Trainer:
             "warnings": self.warnings,
         }
 
-    def _calibrates(self) -> bool:
-        """Whether the epoch that ends is validated with the batch average too."""
+    def _must_calibrate(self) -> bool:
+        """Whether the finished epoch is also validated with the batch average."""
         every = self.config.calibration.every
-        has_both = stores_statistics(self.prepared.network)
-        return every is not None and has_both and (self.epoch + 1) % every == 0
+        has_statistics = stores_statistics(self.prepared.network)
+        return every is not None and has_statistics and (self.epoch + 1) % every == 0
 
-    def _divergence(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
+    def _describe_divergence(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
         return {
             "epoch": self.epoch + 1,
             "step": step,
@@ -262,23 +262,23 @@ class Trainer:
             "last_finite_loss": self.last_finite_loss,
         }
 
-    def _stop_if_any_was_told(self) -> None:
-        """Agree between epochs, where no step does it on the way. Collective."""
-        told = all_reduce_sum(torch.tensor([float(self.stop.received)]))
-        if told.item():
-            self._stop()
+    def _interrupt_if_signaled(self) -> None:
+        """Stop all ranks if one received a signal after the last step's flags. Collective."""
+        signaled = all_reduce_sum(torch.tensor([float(self.signals.received)]))
+        if signaled.item():
+            self._interrupt()
 
-    def _stop(self) -> None:
-        """End all ranks, with the checkpoint on the disk. Collective."""
-        self._wait_for_the_disk()
-        self.console.line(
-            f"{self.directory.path}: told to stop; saved after step {self.step}, the same command "
-            f"continues (exit code {EXIT_CODE})"
+    def _interrupt(self) -> None:
+        """Stop all ranks once the checkpoint is on disk. Collective."""
+        self._wait_for_checkpoints()
+        self.console.print(
+            f"{self.directory.path}: Interrupted: checkpoint saved at step {self.step}. "
+            f"Run the same command to resume (exit code {EXIT_CODE})."
         )
         raise Interrupted(reported=True)
 
-    def _wait_for_the_disk(self) -> None:
-        """Until the checkpoints are written; if one failed, all ranks raise it. Collective."""
+    def _wait_for_checkpoints(self) -> None:
+        """Wait until the checkpoints are written; an error is raised on all ranks. Collective."""
         with raise_on_all_ranks():
             if self.saver is not None:
                 self.saver.wait()
@@ -289,8 +289,8 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
-        """Begin to write a checkpoint, but none with broken weights, after which nothing but
-        divergence can come: it would take the place of one to go on from.
+        """Start writing a checkpoint. If a loss or a weight is not finite, keep the last checkpoint
+        instead, because the run can only diverge from here.
         """
         self.saved_at = time.monotonic()
         if self.log is None or self.saver is None:
@@ -316,19 +316,19 @@ class Trainer:
         self.saver.save(state)
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`_save`, but for the recorder, which is made later."""
+        """The inverse of :meth:`_save`, except for the recorder, which is created later."""
         self.epoch, self.step = state["epoch"], state["step"]
         self.step_in_epoch = state["step_in_epoch"]
         self.last_finite_loss = state["last_finite_loss"]
         self.world_sizes = [*state["world_sizes"], *self.world_sizes]
         self.git_revisions = [*state["git_revisions"], *self.git_revisions]
-        # Checkpoints of before say nothing of it.
+        # Older checkpoints do not record these.
         self.norm_backends = [*state.get("norm_backends", [None]), *self.norm_backends]
         self.compiled = [*state.get("compiled", [None]), *self.compiled]
         self.warnings = [*state["warnings"], *self.warnings]
         self.stepper.load_state_dict(state)
 
     def _warn(self, warning: str) -> None:
-        """Say it, and keep it for the result."""
+        """Print a warning and keep it for the result."""
         print_rank0(f"warning: {warning}")
         self.warnings.append(warning)

@@ -85,7 +85,7 @@ def test_killed_run_goes_on_to_the_very_same_result(
     runs = shutil.copytree(killed, tmp_path / "runs")
     assert torch.load(runs / RUN / "last.pt")["epoch"] == 2
     done = succeeded(train(*CELL_ARGUMENTS, f"runs_dir={runs}"))
-    assert "going on after epoch 2, step 86" in done.out
+    assert "Resuming from epoch 2, step 86" in done.out
     assert done.err == ""
     _same_as_undisturbed(runs / RUN, cell[0])
     board = EventAccumulator(str(runs / RUN / "tensorboard"))
@@ -103,8 +103,8 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     done = succeeded(train(*CELL_ARGUMENTS, f"runs_dir={runs}"))
     assert "warning: " in done.said
     assert f"{last} is not a readable checkpoint" in done.said
-    assert "going on from the checkpoint before it" in done.said
-    assert "going on after epoch 1" in done.out
+    assert "resuming from the previous checkpoint" in done.said
+    assert "Resuming from epoch 1" in done.out
     _same_as_undisturbed(runs / RUN, cell[0])
 
 
@@ -149,7 +149,7 @@ def test_interrupted_run_goes_on_on_another_machine(killed: Path, tmp_path: Path
     machine = ("trainer.eval_batch_size=100", "data.workers=1", "trainer.replicas_per_pass=4")
     arguments = (*CELL_ARGUMENTS, *machine, "evaluate=false", f"runs_dir={runs}")
     done = succeeded(train(*arguments, CXX="false"))
-    assert "going on after epoch 2, step 86" in done.out
+    assert "Resuming from epoch 2, step 86" in done.out
     assert "2 forward passes" in done.out
     assert done.err.count("normalization uses PyTorch's own operators") == 1
     assert result(runs / RUN)["training"]["norm_backends"] == ["cpp", "native"]

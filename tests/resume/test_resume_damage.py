@@ -126,7 +126,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_an_unusable_one(run_of, tmp_pa
         train(run_of(run.name, "checkpoint.minutes=0"))
         told = capsys.readouterr().out
         assert f"warning: {run / 'last.pt'} " in told, told
-        assert "going on after epoch 0, step 4" in told
+        assert "Resuming from epoch 0, step 4" in told
         assert_same_weights(run, tmp_path / "undisturbed")
         (kept,) = RunDirectory(run).read_result()["training"]["warnings"]
         assert f"warning: {kept}\n" in told

@@ -87,7 +87,7 @@ def test_a_disk_that_fills_up_costs_no_step(disk, tmp_path, pauses):
 
     filler.unlink()
     output, code = finish(start(run, *short))
-    assert code == 0 and "going on after epoch 2, step 42" in output, output
+    assert code == 0 and "Resuming from epoch 2, step 42" in output, output
     undisturbed = tmp_path / "undisturbed"
     _, code = finish(start(undisturbed, *short))
     assert code == 0

@@ -37,14 +37,14 @@ def test_a_signal_saves_the_step_and_ends_the_run_with_75(tmp_path, number):
     output, code = finish(process)
     assert code == os.EX_TEMPFAIL, output
     last = steps(run)[-1]
-    assert f"told to stop; saved after step {last}" in output
+    assert f"Interrupted: checkpoint saved at step {last}" in output
     assert not (run / "lock.json").exists() and not (run / "result.json").exists()
 
     process = start(run, *LONG)
     wait_until(lambda: len(steps(run)) > last + 2)
     process.terminate()
     output, code = finish(process)
-    assert f"going on after epoch {last // 21}, step {last}" in output
+    assert f"Resuming from epoch {last // 21}, step {last}" in output
     assert steps(run) == list(range(1, len(steps(run)) + 1)), "each step once"
 
 
@@ -56,7 +56,7 @@ def test_ranks_agree_on_the_step_when_one_is_told_to_stop(tmp_path):
     # Only one of them, and not the one that writes.
     os.kill(children(process.pid)[1], signal.SIGUSR1)
     output, code = finish(process)
-    assert code != 0 and output.count("told to stop; saved after step") == 1, output
+    assert code != 0 and output.count("Interrupted: checkpoint saved at step") == 1, output
     assert "has ended" not in output and "Connection" not in output
     assert not (run / "result.json").exists()
     # On another number of processes it continues, and records it.
@@ -79,7 +79,7 @@ def test_a_killed_rank_ends_the_others_with_an_error_and_not_a_hang(tmp_path, vi
     os.kill(children(process.pid)[victim], signal.SIGKILL)
     output, code = finish(process)  # a collective would wait for half an hour
     assert code == 1, output
-    assert "another process of this run has ended" in output or "told to stop" in output, output
+    assert "another process of this run has ended" in output or "Interrupted" in output, output
     assert not (run / "result.json").exists()
 
 
@@ -92,7 +92,7 @@ def test_who_is_left_of_a_killed_rank_0_tells_of_the_end(tmp_path, pauses):
     wait_until(lambda: (run / "last.pt").exists())  # both validate
     os.kill(children(process.pid)[0], signal.SIGKILL)
     output, code = finish(process)
-    assert code == 1 and output.count("told to stop") == 1, output
+    assert code == 1 and output.count("Interrupted") == 1, output
     assert "has ended" not in output, output
 
 
@@ -159,7 +159,7 @@ def test_ranks_told_to_stop_while_evaluating_end_together(tmp_path, pauses, phas
     pauses.end()
     output, code = finish(process)
     assert code != 0 and not (run / "result.json").exists(), output
-    assert output.count("told to stop") == 1, output
+    assert output.count("Interrupted") == 1, output
     assert "has ended" not in output and "Traceback" not in output.split("torch/distributed/")[0], (
         output
     )
@@ -169,7 +169,7 @@ def test_ranks_told_to_stop_while_evaluating_end_together(tmp_path, pauses, phas
     if phase == "validation":
         return
     output, code = finish(start(run, *one_epoch, processes=2))
-    assert code == 0 and "going on after epoch 1, step 21" in output, output
+    assert code == 0 and "Resuming from epoch 1, step 21" in output, output
     result = json.loads((run / "result.json").read_text())
     assert {e["seen"] for e in first_evaluations(result).values()} == {400}
     assert steps(run) == list(range(1, 22))

@@ -38,7 +38,7 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it(tmp_path, pauses, 
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     output, code = finish(process)
-    assert code == os.EX_TEMPFAIL and "told to stop" in output, output
+    assert code == os.EX_TEMPFAIL and "Interrupted" in output, output
     assert "DataLoader worker" not in output
     assert not (run / "lock.json").exists() and not (run / "result.json").exists()
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
@@ -52,6 +52,6 @@ def test_torchrun_passes_a_signal_on_to_the_workers_too(tmp_path, pauses):
     wait_until(lambda: len(steps(run)) > 1)
     process.terminate()
     output, _ = finish(process)
-    assert output.count("told to stop; saved after step") == 1, output
+    assert output.count("Interrupted: checkpoint saved at step") == 1, output
     assert "DataLoader worker" not in output
     assert (run / "last.pt").exists() and not (run / "result.json").exists()

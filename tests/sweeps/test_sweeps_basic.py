@@ -65,7 +65,7 @@ def test_a_sweep_that_is_told_to_stop_ends_with_its_cell(tmp_path, processes):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=1800)
-    assert output.count("told to stop; saved after step") == 1, output
+    assert output.count("Interrupted: checkpoint saved at step") == 1, output
     assert process.returncode == (os.EX_TEMPFAIL if processes == 1 else 1), output
     assert (cell(tmp_path, "bn") / "last.pt").exists()
     assert not (cell(tmp_path, "bn") / "lock.json").exists()

@@ -115,7 +115,7 @@ def test_a_sweep_that_is_told_to_stop_passes_it_on_and_continues_later(tmp_path,
     shutil.rmtree(pauses)
     output, code = finish(sweep(tmp_path, *long, "evaluate=false"))
     assert code == 0 and "1 cells: 1 finished" in output
-    assert "going on after" in (cell(tmp_path, "bn") / "log.txt").read_text()
+    assert "Resuming from" in (cell(tmp_path, "bn") / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_what_the_compiler_refuses_is_told() -> None:
 
     network = nn.Sequential(Unlike())
     with (
-        pytest.raises(ConfigError, match=r"trainer\.compile=default: torch\.compile does not"),
+        pytest.raises(ConfigError, match=r"trainer\.compile=default: torch\.compile cannot"),
         CompiledBlocks(network, "default").used(),
     ):
         network(torch.randn(4, 3, 2, 2))
