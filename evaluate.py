@@ -1,4 +1,4 @@
-"""Calibrate and evaluate trained runs; write their results, tables and plots.
+"""Calibrate and evaluate trained runs, and write their results, tables and figures.
 
 python evaluate.py run=runs/imagenet/resnet50/sn/8x2/seed0
 torchrun --nproc_per_node 8 evaluate.py run='runs/imagenet/*/*/*/seed*' table=top1.md

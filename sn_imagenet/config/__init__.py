@@ -1,8 +1,8 @@
-"""The typed configuration: what a YAML choice may say, validated when it is composed.
+"""The typed configuration of a run, validated when it is composed.
 
-Hydra composes ``configs/``, whose files state the defaults; :func:`from_hydra` turns this into an
-:class:`ExperimentConfig` or raises one :class:`ConfigError` that names the value, what was
-expected and how to mend it. Only what a YAML choice may leave out has a default here.
+Hydra composes the files in ``configs/``, which hold the defaults. :func:`from_hydra` turns the
+result into an :class:`ExperimentConfig`, or raises a :class:`ConfigError` that names the value,
+what was expected and how to fix it. Only keys that a YAML file may omit have a default here.
 """
 
 from sn_imagenet.config.experiment import (

@@ -1,4 +1,4 @@
-"""What every section of the config checks of its values, each with one :class:`ConfigError`."""
+"""Checks of config values; each raises a :class:`ConfigError`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def require_length(key: str, values: Sequence[float], length: int) -> None:
 
 
 def require_seed(key: str, seed: int) -> None:
-    # 64 bits, signed, as the random generators and the seeds of samples take them.
+    # Random generators and the seeds of samples take signed 64-bit integers.
     require(
         0 <= seed < 2**63, f"{key}={seed}: expected a whole number of at least 0 and below 2^63"
     )

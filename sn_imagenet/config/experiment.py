@@ -1,4 +1,4 @@
-"""The whole of the config: one cell, composed or read back."""
+"""The whole config of one run, composed by Hydra or read from a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sn_imagenet.errors import ConfigError
 
 TRACKERS = ("tensorboard", "trackio", "none")
 
-# Where, how fast and how safely a run is carried out: replicas make the results the same.
+# Keys that affect where, how fast and how safely a run executes, but not its results.
 # fmt: off
 NON_EXPERIMENT_KEYS = frozenset({
     "run_dir", "runs_dir", "evaluate", "tracker",
@@ -36,7 +36,7 @@ NON_EXPERIMENT_KEYS = frozenset({
 
 
 def _at_most_cores(count: int) -> int:
-    """``count`` for each process of this machine, or fewer where they have fewer cores each."""
+    """``count``, or the number of cores per process of this machine if that is smaller."""
     cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(1, min(count, cores))
 
@@ -46,10 +46,10 @@ OmegaConf.register_new_resolver("at_most_cores", _at_most_cores, replace=True)
 
 @dataclass
 class ExperimentConfig:
-    """One cell of a table: everything that ``train.py`` needs.
+    """One run of ``train.py``.
 
-    ``init``: a run directory or an export, whose weights training starts from; where its classes
-    are others, with a new head. ``imported``: where weights come from that were not trained here.
+    ``init``: run directory or export with the initial weights; the classifier is new if the classes
+    differ. ``imported``: the source of weights that were not trained here.
     """
 
     norm: NormConfig
@@ -81,7 +81,7 @@ class ExperimentConfig:
         return self.protocol.base_lr * self.batch.total / self.protocol.lr_reference_batch
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and scalars, as they go into ``config.yaml`` and ``result.json``."""
+        """Plain dicts, lists and scalars, as written to ``config.yaml`` and ``result.json``."""
         container = OmegaConf.to_container(OmegaConf.create(asdict(self)))
         assert isinstance(container, dict)
         return {str(key): value for key, value in container.items()}
@@ -91,14 +91,14 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
     """Validate a composed config.
 
     Raises:
-        ConfigError: a key is unknown or missing, or a value is of the wrong type or range.
+        ConfigError: a key is unknown or missing, or a value has the wrong type or range.
     """
     if OmegaConf.select(composed, "sweep.dry_run"):
-        raise ConfigError("sweep.dry_run=true: works with -m hydra/launcher=local only")
-    # How -m carries out its cells is no part of any of them.
-    cell = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "sweep"])
+        raise ConfigError("sweep.dry_run=true: works only with -m hydra/launcher=local")
+    # How a sweep executes its runs is not part of their configs.
+    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "sweep"])
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), cell)
+        merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), own)
         config = OmegaConf.to_object(merged)
     except ConfigError:
         raise
@@ -111,8 +111,8 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
 
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
-    """The inverse of :meth:`ExperimentConfig.to_dict`, with the same errors as the composition."""
-    # Configs of earlier versions say nothing of these.
+    """The inverse of :meth:`ExperimentConfig.to_dict`; errors as :func:`from_hydra`."""
+    # Configs of earlier versions do not have these keys.
     config = OmegaConf.create({"tracker": "tensorboard", **values})
     if isinstance(config.get("trainer"), DictConfig):
         config.trainer.setdefault("compile", False)

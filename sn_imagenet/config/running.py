@@ -1,4 +1,4 @@
-"""How a run is carried out, saved and evaluated: the config's sections of that."""
+"""Config sections for how a run is executed, saved and evaluated."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ ESTIMATORS = ("mean_of_variances", "population")
 
 @dataclass
 class TrainerConfig:
-    """How a run is carried out; none of this changes the experiment but ``epochs``,
-    ``max_steps`` and ``precision``, which are recorded as departures.
+    """How a run is executed. Of these only ``epochs``, ``max_steps`` and ``precision`` change the
+    experiment, and are recorded as departures.
 
-    ``replicas_per_pass``: how many of a rank's replicas one forward pass holds (None: all);
-    fewer save memory, the gradients are accumulated. ``log_every``: optimizer steps between two
-    lines of ``metrics.jsonl``. ``eval_batch_size``: images of a rank in one pass of an evaluation
-    (None: as suits the device). ``deterministic``: deterministic kernels on CUDA too, slower, so
-    that a resumed run is bit for bit one never disturbed; the CPU's are. ``compile``: False, or the
-    mode of torch.compile in which the network's blocks are trained, which changes nothing but
-    rounding, time and memory.
+    ``replicas_per_pass``: replicas of a rank in one forward pass (None: all). Fewer save memory;
+    their gradients are accumulated. ``log_every``: optimizer steps between two lines of
+    ``metrics.jsonl``. ``eval_batch_size``: images per rank in one forward pass of an evaluation
+    (None: chosen by device). ``deterministic``: slower deterministic kernels on CUDA, so that a
+    resumed run equals an uninterrupted one bit for bit; CPU kernels always are. ``compile``: False,
+    or the torch.compile mode for the network's blocks in training, which changes only rounding,
+    time and memory.
     """
 
     epochs: int
@@ -57,16 +57,16 @@ class TrainerConfig:
         )
         require(
             not (self.compile and self.deterministic),
-            f"trainer.compile={self.compile}: torch.compile chooses among its kernels by timing "
-            "them, and trainer.deterministic=true wants the same each time; use one of the two",
+            f"trainer.compile={self.compile}: torch.compile chooses kernels by timing them, and "
+            "trainer.deterministic=true needs the same kernels each time; use one of the two",
         )
 
 
 @dataclass
 class CheckpointConfig:
-    """``minutes``: wall time between two checkpoints within an epoch (null: none within); each
-    epoch ends with one anyway. ``on_error``: whether a checkpoint that cannot be written, as on a
-    full disk, stops the run or not; the one before it survives.
+    """``minutes``: wall time between checkpoints within an epoch (null: none); each epoch ends with
+    a checkpoint anyway. ``on_error``: whether to ``stop`` or ``continue`` if a checkpoint cannot be
+    written, for example on a full disk; the previous checkpoint is kept.
     """
 
     minutes: float | None
@@ -82,13 +82,13 @@ class CheckpointConfig:
 
 @dataclass
 class CalibrationConfig:
-    """Batch average (paper Sec. 2.1): ``samples`` random training samples (a number or ``all``),
-    in minibatches of the run's own samples per GPU.
+    """Batch average (paper Sec. 2.1; recalibrated statistics, "PreciseBN") over ``samples`` random
+    training samples (a number or ``all``), in minibatches of the run's samples per GPU.
 
-    ``estimator``: ``mean_of_variances`` averages the minibatches' variances, as the paper says;
-    ``population`` is E[mean^2 + var] - E[mean]^2, as the authors' code accumulates. ``every``: the
-    epochs between two calibrated validations in the training of a method that stores statistics
-    (None: none); the weights do not depend on it.
+    ``estimator``: ``mean_of_variances`` averages the variances of the minibatches, as in the paper;
+    ``population`` is E[mean^2 + var] - E[mean]^2, as in the authors' code. ``every``: number of
+    epochs between validations with the batch average during training (None: none), for methods
+    that store statistics; the weights do not depend on it.
     """
 
     samples: Any
@@ -107,5 +107,5 @@ class CalibrationConfig:
             self.every is None or self.every >= 1,
             f"calibration.every={self.every}: expected null or a number of epochs",
         )
-        # Training epoch e draws by e, the calibration by -1 - seed: the two must not meet.
+        # Training epoch e seeds its draws with e, calibration with -1 - seed: they must differ.
         require_seed("calibration.seed", self.seed)

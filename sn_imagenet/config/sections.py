@@ -1,4 +1,4 @@
-"""What is trained, on what and how: the sections of the config that make the experiment."""
+"""Config sections that define the experiment: method, setting, data, model and protocol."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sn_imagenet.config.checks import (
 
 DECODES = ("exact", "fast")
 INTERPOLATIONS = ("bilinear", "bicubic")
-# Samples of ImageNet-1k (Sec. 4.1: "1.28 million" and "50,000").
+# Number of ImageNet-1k samples (Sec. 4.1: "1.28 million" and "50,000").
 IMAGENET_SAMPLES = {"train": 1_281_167, "val": 50_000}
-# The columns of Table 2 in its order, (GPUs)x(samples per GPU).
+# The columns of Table 2 in order, as GPUs x samples per GPU.
 TABLE_2_SETTINGS = ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
 STATISTICS = ("moving_average", "batch_average", "sample")
 
@@ -25,11 +25,11 @@ STATISTICS = ("moving_average", "batch_average", "sample")
 class NormConfig:
     """A normalization method: a layer class and its arguments.
 
-    ``test_statistics`` names the evaluation that stands for the method in Table 2: the paper uses
-    the batch average for SN and the moving average for BN (Sec. 2.1, "Inference");
-    ``sample`` is for methods that store no statistics. ``single_sample`` says what changes where a
-    replica holds one sample: ``without`` names members that leave the lists in ``args``, and
-    ``test_statistics`` replaces the other (SN is without bn at (8,1), Table 2).
+    ``test_statistics``: which evaluation counts in Table 2. The paper uses the batch average for SN
+    and the moving average for BN (Sec. 2.1, "Inference"); ``sample`` (per-sample statistics) is for
+    methods that store none. ``single_sample``: what changes if a replica holds one sample:
+    ``without`` has the members to remove from the lists in ``args``, and ``test_statistics``
+    replaces the value above (SN has no bn at (8,1), Table 2).
     """
 
     name: str
@@ -47,7 +47,7 @@ class NormConfig:
         )
 
     def apply_single_sample(self) -> None:
-        """Change what ``single_sample`` says."""
+        """Apply the changes in ``single_sample``."""
         for key, members in self.single_sample.get("without", {}).items():
             self.args[key] = [member for member in self.args[key] if member not in members]
         self.test_statistics = self.single_sample.get("test_statistics", self.test_statistics)
@@ -74,10 +74,10 @@ class SettingConfig:
 
 @dataclass
 class AugmentConfig:
-    """Training augmentation; every draw is a function of (seed, epoch, sample id).
+    """Training augmentation; every random draw is a function of (seed, epoch, sample id).
 
-    ``crop``: which of ``sn_imagenet/data/crops.py``, with its ``args``. ``flip``: horizontal,
-    probability 0.5. ``lighting_std``: standard deviation of PCA lighting noise, 0 for none.
+    ``crop``: a crop of ``sn_imagenet/data/crops.py``, with its ``args``. ``flip``: horizontal flip
+    with probability 0.5. ``lighting_std``: standard deviation of PCA lighting noise, 0 for none.
     """
 
     name: str
@@ -92,19 +92,18 @@ class AugmentConfig:
 
 @dataclass
 class DataConfig:
-    """A data set. ``source`` says how it is read, by which of ``sn_imagenet/data/sources``;
-    ``name`` only labels the run directory. ``root``, ``train``, ``val``: the folders of a source
-    that reads such.
+    """A data set. ``source`` is the module of ``sn_imagenet/data/sources`` that reads it; ``name``
+    only labels the run directory. ``root``, ``train``, ``val``: folders, for sources that read any.
 
-    ``image_size``: side of the square that the network sees, in pixels. ``resize_size``: the
-    shorter side before the validation's center crop; equal to ``image_size`` means no crop;
-    ``interpolation`` is that resize's, None bilinear (random crops always are).
-    ``mean`` and ``std``: per channel (RGB), in units of [0, 1]. ``workers``: loader processes per
-    rank; results do not depend on it. ``decode``: ``exact`` resizes photographs to the very pixels
-    of Pillow and torchvision, ``fast`` in less time to within 1 of 255.
+    ``image_size``: side of the network's square input in pixels. ``resize_size``: shorter side
+    before the center crop of validation; equal to ``image_size`` means no crop. ``interpolation``:
+    of this resize, None for bilinear (random crops are always bilinear). ``mean``, ``std``: per
+    channel (RGB), for values in [0, 1]. ``workers``: data loader processes per rank; results do not
+    depend on it. ``decode``: ``exact`` gives the same pixels as Pillow and torchvision, ``fast``
+    takes less time and differs by at most 1 of 255.
 
-    For pilot studies, ``classes``: how many of the classes, and ``subset``: which share of each
-    class's training samples. Each seed and each machine has the same ones.
+    For pilot studies, ``classes``: the number of classes to use, and ``subset``: the fraction of
+    each class's training samples. The choice is the same for every seed and machine.
     """
 
     name: str
@@ -134,7 +133,7 @@ class DataConfig:
         require_one_of("data.decode", self.decode, DECODES)
         require(
             self.subset is None or 0 < self.subset <= 1,
-            f"data.subset={self.subset}: expected null or a share above 0 and up to 1",
+            f"data.subset={self.subset}: expected null or a fraction above 0 and up to 1",
         )
         require_none_or_at_least("data.classes", self.classes, 2)
         require(self.workers >= 0, f"data.workers={self.workers}: expected 0 or more")
@@ -147,8 +146,8 @@ class DataConfig:
 class ModelConfig:
     """``name``: a mini ResNet (``resnet50_mini``) or any timm model with a ``norm_layer``.
 
-    ``fuse_relu``: whether a ResNet's normalization layers do the ReLUs and residual additions that
-    follow them, which changes nothing but rounding, time and memory.
+    ``fuse_relu``: whether the normalization layers of a ResNet also compute the ReLUs and residual
+    additions that follow them, which changes only rounding, time and memory.
     """
 
     name: str
@@ -158,9 +157,9 @@ class ModelConfig:
 
 @dataclass
 class ProtocolConfig:
-    """How the network is trained; ``protocol=paper`` is the paper's (Sec. 4.1).
+    """How the network is trained; ``protocol=paper`` is the paper's protocol (Sec. 4.1).
 
-    ``lambda_weight_decay``: of SN's importance weights (None: as of every other parameter).
+    ``lambda_weight_decay``: for SN's importance weights (None: same as all other parameters).
     """
 
     name: str
