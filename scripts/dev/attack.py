@@ -1,11 +1,12 @@
-"""Attack training in every way that a machine, its user or its administrator may, and count losses.
+"""Inject faults of machines, users and administrators into training, and count the lost runs.
 
 python scripts/dev/attack.py --out attack.json            all classes; hours on one core
-python scripts/dev/attack.py --only kills_norms umask     some; added to what the file holds
+python scripts/dev/attack.py --only kills_norms umask     some classes
 
-Each class disturbs short runs on the digits and lets the same command bring them to their end. Lost
-is a run that differs from the undisturbed one (disturbed.py), one that did not go on from its
-newest checkpoint, one that needed help, and one that showed a traceback. Exit code 0: none is.
+Each class injects faults into short runs on the digits and lets the same command finish them. A run
+counts as lost if it differs from an uninterrupted one (fault_injection.py), did not resume from its
+newest checkpoint, needed help, or printed a traceback. The classes are added to those in the output
+file. Exit code 0 if no run is lost.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from disturbed import (
+from fault_injection import (
     COMMON,
     ROOT,
     TIMEOUT_S,
     Experiment,
-    Undisturbed,
-    differences,
-    reached,
+    ReferenceRun,
+    last_logged_step,
+    log_problems,
+    run_differences,
+    run_with_faults,
     start_logged,
-    survives,
-    undisturbed,
-    wrong_words,
+    train_reference,
 )
 
 from sn_imagenet.sweeps.pool import process_tree
 
-Found = tuple[int, list[str]]  # moments that came, what was wrong
+Outcome = tuple[int, list[str]]  # number of injected faults, problems
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 HUP, USR1 = signal.SIGHUP, signal.SIGUSR1
-# Whoever starts this in the background may ignore them; the runs would inherit that.
+# A background job may start with these signals ignored, and the runs would inherit that.
 for _number in (TERM, INT, HUP, USR1):
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, signal.SIG_DFL)
@@ -53,7 +54,7 @@ SMALL = ("batch=8x2", "data.classes=5", "data.subset=0.5")  # 21 steps an epoch
 SN = Experiment("sn", ("norm=sn", *SMALL))
 WARM = replace(SN, forked=True)
 SHORT = replace(WARM, overrides=(*SN.overrides, "trainer.epochs=1"))
-# Before a command, what changes the machine for it alone; it needs the right to mount.
+# Prefixes of a command that change the machine for this command only; they need mount rights.
 MOUNTED = ("unshare", "--mount", "sh", "-c")
 NO_PROC = (*MOUNTED, 'mount -t tmpfs -o ro tmpfs /proc && exec "$@"', "sh")
 READ_ONLY_HOME = (
@@ -64,237 +65,239 @@ READ_ONLY_HOME = (
 
 
 class Attack:
-    """The classes of an attack, and where its runs lie."""
+    """The classes of faults, as public methods, and the folder of their runs."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder = folder
-        self.chance = random.Random(seed)
+        self.rng = random.Random(seed)
         self.number = itertools.count()
-        self.like = cache(self._alone)
+        self.reference = cache(self._train_reference)
 
-    def _alone(self, experiment: Experiment) -> Undisturbed:
-        return undisturbed(experiment, self.folder / "undisturbed" / str(next(self.number)))
+    def _train_reference(self, experiment: Experiment) -> ReferenceRun:
+        return train_reference(experiment, self.folder / "reference" / str(next(self.number)))
 
-    def disturbed(
+    def _run(
         self,
         experiment: Experiment,
         *plan: tuple[str, signal.Signals],
-        place: Path | None = None,
-        computes_otherwise: bool = False,
-    ) -> Found:
-        """One run, disturbed at each moment of the plan, against one that is left alone.
+        run_dir: Path | None = None,
+        other_numerics: bool = False,
+    ) -> Outcome:
+        """Inject the planned (trigger, signal) faults and compare with an uninterrupted run.
 
-        ``computes_otherwise``: on such a machine even that one has other numbers than on this.
+        ``other_numerics``: the changed machine computes other numbers, so the uninterrupted run
+        needs the same prefix and environment.
         """
-        alone = replace(experiment, name="undisturbed")
-        if not computes_otherwise:
-            alone = replace(alone, before=(), environment=())
-        like = self.like(alone)
-        run_dir = place or self.folder / "disturbed" / experiment.name
-        return survives(experiment, like, run_dir, plan, self.chance)
+        baseline = replace(experiment, name="reference")
+        if not other_numerics:
+            baseline = replace(baseline, prefix=(), environment=())
+        reference = self.reference(baseline)
+        run_dir = run_dir or self.folder / "interrupted" / experiment.name
+        return run_with_faults(experiment, reference, run_dir, plan, self.rng)
 
     # Kills, by phase, method and placement
 
-    def kills_start(self) -> Found:
-        return self.disturbed(replace(SN, name="start"), *[("start", KILL)] * 8)
+    def kills_start(self) -> Outcome:
+        return self._run(replace(SN, name="start"), *[("start", KILL)] * 8)
 
-    def kills_training(self) -> Found:
+    def kills_training(self) -> Outcome:
         plan = [("time", KILL), ("step", KILL), ("step", KILL)] * 4
-        return self.disturbed(replace(WARM, name="training"), *plan)
+        return self._run(replace(WARM, name="training"), *plan)
 
-    def kills_save(self) -> Found:
-        return self.disturbed(replace(WARM, name="save"), *[("save", KILL)] * 12)
+    def kills_save(self) -> Outcome:
+        return self._run(replace(WARM, name="save"), *[("save", KILL)] * 12)
 
-    def kills_evaluation(self) -> Found:
-        return self.disturbed(replace(SHORT, name="evaluation"), *[("evaluation", KILL)] * 10)
+    def kills_evaluation(self) -> Outcome:
+        return self._run(replace(SHORT, name="evaluation"), *[("evaluation", KILL)] * 10)
 
-    def kills_result(self) -> Found:
-        return self.disturbed(replace(SHORT, name="result"), *[("result", KILL)] * 6)
+    def kills_result(self) -> Outcome:
+        return self._run(replace(SHORT, name="result"), *[("result", KILL)] * 6)
 
-    def kills_figures(self) -> Found:
-        return self.disturbed(replace(SHORT, name="figures"), *[("figures", KILL)] * 6)
+    def kills_figures(self) -> Outcome:
+        return self._run(replace(SHORT, name="figures"), *[("figures", KILL)] * 6)
 
-    def kills_norms(self) -> Found:
+    def kills_norms(self) -> Outcome:
         plan = (("step", KILL), ("save", KILL), ("time", KILL), ("evaluation", KILL))
-        return _all(
-            self.disturbed(replace(WARM, name=f"norm_{norm}", overrides=overrides), *plan)
+        return _total(
+            self._run(replace(WARM, name=f"norm_{norm}", overrides=overrides), *plan)
             for norm in NORMS
             for overrides in [(f"norm={norm}", *SMALL)]
         )
 
-    def kills_torchrun(self) -> Found:
+    def kills_torchrun(self) -> Outcome:
         plan = (("step", KILL), ("save", KILL), ("time", KILL), ("evaluation", KILL))
-        return self.disturbed(replace(SN, name="torchrun", processes=2), *plan)
+        return self._run(replace(SN, name="torchrun", processes=2), *plan)
 
-    def kills_workers(self) -> Found:
+    def kills_workers(self) -> Outcome:
         plan = (("step", KILL), ("save", KILL), ("evaluation", KILL))
         workers = Experiment("workers", ("norm=bn", *SMALL, "data.workers=2"))
-        return self.disturbed(workers, *plan)
+        return self._run(workers, *plan)
 
     # Signals
 
-    def signals_training(self) -> Found:
+    def signals_training(self) -> Outcome:
         plan = [(when, number) for when in ("step", "evaluation") for number in (TERM, INT, HUP)]
-        return self.disturbed(replace(WARM, name="signals"), *plan, ("save", USR1))
+        return self._run(replace(WARM, name="signals"), *plan, ("save", USR1))
 
-    def signals_imports(self) -> Found:
+    def signals_imports(self) -> Outcome:
         plan = [("start", number) for number in (TERM, INT, HUP, USR1)] * 2
-        return self.disturbed(replace(SN, name="imports"), *plan)
+        return self._run(replace(SN, name="imports"), *plan)
 
     # Sweeps
 
-    def launcher(self) -> Found:
-        """The local launcher: killed alone, with its cells, told by Ctrl-C to its whole group."""
-        words = ("norm=bn,gn,sn", *SMALL, "seed=0,1", "sweep.slots=2")
-        return self._swept("launcher", words, ["alone", "family", "group"] * 2)
+    def launcher(self) -> Outcome:
+        """The local launcher: killed alone, killed with its runs, or its group interrupted."""
+        overrides = ("norm=bn,gn,sn", *SMALL, "seed=0,1", "sweep.slots=2")
+        return self._sweep("launcher", overrides, ["launcher", "tree", "group"] * 2)
 
-    def sweep_of_30(self) -> Found:
-        """30 cells of two steps; the launcher dies twice with all that it started."""
-        words = ("norm=bn,gn,sn", *SMALL, "trainer.max_steps=2", "seed=range(10)")
-        return self._swept("thirty", words, ["family", "family"])
+    def sweep_of_30(self) -> Outcome:
+        """30 runs of two steps; the launcher is killed twice with all processes it started."""
+        overrides = ("norm=bn,gn,sn", *SMALL, "trainer.max_steps=2", "seed=range(10)")
+        return self._sweep("thirty", overrides, ["tree", "tree"])
 
-    def _swept(self, name: str, words: tuple[str, ...], whom: Sequence[str]) -> Found:
-        """A local sweep that is disturbed, against one that is carried out in one process."""
-        alone, runs = (self.folder / name / kind for kind in ("undisturbed", "runs"))
-        log = alone.with_suffix(".log")
+    def _sweep(self, name: str, overrides: tuple[str, ...], targets: Sequence[str]) -> Outcome:
+        """Inject faults into a local sweep and compare with the same sweep in one process."""
+        baseline, runs = (self.folder / name / kind for kind in ("reference", "runs"))
+        log = baseline.with_suffix(".log")
         log.parent.mkdir(parents=True)
-        command = [sys.executable, "train.py", "-m", *COMMON, *words, f"runs_dir={alone}"]
+        command = [sys.executable, "train.py", "-m", *COMMON, *overrides, f"runs_dir={baseline}"]
         if start_logged(command, log, {}).wait(timeout=TIMEOUT_S):
-            return 0, [f"the undisturbed sweep failed: {log.read_text()[-500:]}"]
-        came, wrong = _all(self._sweep(runs, words, one) for one in [*whom, ""])
-        for cell in sorted(path.parent.relative_to(alone) for path in alone.rglob("result.json")):
-            wrong += [f"{cell}: {one}" for one in differences(alone / cell, runs / cell)]
-        return came, wrong
+            return 0, [f"the uninterrupted sweep failed: {log.read_text()[-500:]}"]
+        injected, problems = _total(self._start_sweep(runs, overrides, t) for t in [*targets, ""])
+        for path in sorted(baseline.rglob("result.json")):
+            run = path.parent.relative_to(baseline)
+            problems += [f"{run}: {text}" for text in run_differences(baseline / run, runs / run)]
+        return injected, problems
 
-    def _sweep(self, runs: Path, words: Sequence[str], whom: str) -> Found:
-        """Start or continue a sweep, and kill its launcher alone or with its family, or interrupt
-        its group as a terminal does; or, for nobody, let it end."""
+    def _start_sweep(self, runs: Path, overrides: Sequence[str], target: str) -> Outcome:
+        """Start or continue a sweep. Kill its launcher alone ("launcher") or with its process tree
+        ("tree"), interrupt its group as a terminal does ("group"), or let it finish ("")."""
         runs.parent.mkdir(parents=True, exist_ok=True)
         log = runs.with_suffix(".log")
-        said = log.stat().st_size if log.exists() else 0
+        offset = log.stat().st_size if log.exists() else 0
         start = [sys.executable, "train.py", "-m", "hydra/launcher=local"]
-        process = start_logged([*start, *COMMON, *words, f"runs_dir={runs}"], log, {})
-        if not whom:
+        process = start_logged([*start, *COMMON, *overrides, f"runs_dir={runs}"], log, {})
+        if not target:
             code = process.wait(timeout=TIMEOUT_S)
-            wrong = [f"the sweep ended with {code}"] if code else []
-            return 0, wrong + wrong_words(log.read_bytes()[said:].decode())
-        # Cells whose launcher was killed alone go on: that this one works, its own starts tell.
+            problems = [f"the sweep ended with {code}"] if code else []
+            return 0, problems + log_problems(log.read_bytes()[offset:].decode())
+        # Runs continue if their launcher was killed alone. This launcher is up once it starts runs.
         for count in (_starts, _steps):
             before = count(runs)
             while process.poll() is None and count(runs) == before:
                 time.sleep(0.05)
-        time.sleep(self.chance.uniform(0, 5))
+        time.sleep(self.rng.uniform(0, 5))
         if process.poll() is not None:
-            return 0, wrong_words(log.read_bytes()[said:].decode())
-        if whom == "group":
+            return 0, log_problems(log.read_bytes()[offset:].decode())
+        if target == "group":
             os.killpg(process.pid, INT)
         else:
-            for pid in process_tree(process.pid) if whom == "family" else [process.pid]:
+            for pid in process_tree(process.pid) if target == "tree" else [process.pid]:
                 os.kill(pid, KILL)
         code = process.wait(timeout=TIMEOUT_S)
-        wrong = [f"ended with {code}"] if whom == "group" and code != os.EX_TEMPFAIL else []
-        print(f"sweep: {whom} at {_steps(runs)} steps of all", flush=True)
-        return 1, wrong + wrong_words(log.read_bytes()[said:].decode())
+        problems = [f"ended with {code}"] if target == "group" and code != os.EX_TEMPFAIL else []
+        print(f"sweep: {target} at {_steps(runs)} steps of all runs", flush=True)
+        return 1, problems + log_problems(log.read_bytes()[offset:].decode())
 
     # Long runs
 
-    def epochs_200(self) -> Found:
-        """Of one step each."""
+    def epochs_200(self) -> Outcome:
+        """200 epochs of one step each."""
         part = ("batch=8x2", "data.classes=2", "data.subset=0.1")
         long = ("norm=bn", *part, "trainer.epochs=200", "evaluate=false")
         plan = [("time", KILL), ("time", TERM), ("step", KILL), ("save", KILL)]
-        return self.disturbed(Experiment("epochs", long, forked=True), *plan)
+        return self._run(Experiment("epochs", long, forked=True), *plan)
 
     # Machines and users
 
-    def clock(self) -> Found:
-        """That jumps by a day, forwards and backwards, three times a second."""
+    def clock(self) -> Outcome:
+        """A clock that jumps by a day, forwards and backwards, three times a second."""
         library = self.folder / "clock.so"
         source = ROOT / "tests" / "resume" / "jumping_clock.c"
         build = ["cc", "-shared", "-fPIC", str(source), "-o", str(library), "-ldl"]
         subprocess.run(build, check=True)
         return self._machine("clock", environment=(("LD_PRELOAD", str(library)),))
 
-    def umask(self) -> Found:
-        return self._machine("umask", before=("sh", "-c", 'umask 077 && exec "$@"', "sh"))
+    def umask(self) -> Outcome:
+        return self._machine("umask", prefix=("sh", "-c", 'umask 077 && exec "$@"', "sh"))
 
-    def path_unicode(self) -> Found:
-        return self._machine("unicode", place=self.folder / "läufe 实验 🙂" / "rün")
+    def path_unicode(self) -> Outcome:
+        return self._machine("unicode", run_dir=self.folder / "läufe 实验 🙂" / "rün")
 
-    def path_newline(self) -> Found:
-        return self._machine("newline", place=self.folder / "a\nb 'c' \"d\" $e" / "r\nun=1,2")
+    def path_newline(self) -> Outcome:
+        return self._machine("newline", run_dir=self.folder / "a\nb 'c' \"d\" $e" / "r\nun=1,2")
 
-    def home_read_only(self) -> Found:
-        return self._machine("home", before=READ_ONLY_HOME)
+    def home_read_only(self) -> Outcome:
+        return self._machine("home", prefix=READ_ONLY_HOME)
 
-    def locale_c(self) -> Found:
-        words = (("LANG", "C"), ("LC_ALL", "C"))
-        return self._machine("locale", environment=words, place=self.folder / "läufe" / "run")
+    def locale_c(self) -> Outcome:
+        locale = (("LANG", "C"), ("LC_ALL", "C"))
+        return self._machine("locale", environment=locale, run_dir=self.folder / "läufe" / "run")
 
-    def terminal_dumb(self) -> Found:
-        """On a terminal of its own."""
+    def terminal_dumb(self) -> Outcome:
+        """A dumb terminal of its own."""
         spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
         dumb = replace(
-            SN, name="dumb", before=(sys.executable, "-c", spawn), environment=(("TERM", "dumb"),)
+            SN, name="dumb", prefix=(sys.executable, "-c", spawn), environment=(("TERM", "dumb"),)
         )
-        return self.disturbed(dumb, ("save", KILL), ("evaluation", KILL))
+        return self._run(dumb, ("save", KILL), ("evaluation", KILL))
 
-    def no_proc(self) -> Found:
-        """From which PyTorch learns what the processor can."""
-        return self._machine("no_proc", before=NO_PROC, computes_otherwise=True)
+    def no_proc(self) -> Outcome:
+        """No /proc, from which PyTorch learns the processor's instruction sets."""
+        return self._machine("no_proc", prefix=NO_PROC, other_numerics=True)
 
-    def no_git(self) -> Found:
-        """Nor a compiler, without which other passes serve, nor anything else."""
-        nothing = (("PATH", "/nowhere"),)
-        return self._machine("no_git", environment=nothing, computes_otherwise=True)
+    def no_git(self) -> Outcome:
+        """An empty PATH: no git, and no compiler, so other normalization kernels run."""
+        empty = (("PATH", "/nowhere"),)
+        return self._machine("no_git", environment=empty, other_numerics=True)
 
     def _machine(
         self,
         name: str,
         *,
-        before: tuple[str, ...] = (),
+        prefix: tuple[str, ...] = (),
         environment: tuple[tuple[str, str], ...] = (),
-        place: Path | None = None,
-        computes_otherwise: bool = False,
-    ) -> Found:
-        """A run on an odd machine: stopped, killed, brought to its end."""
-        if before[:1] == ("unshare",) and subprocess.run([*before, "true"]).returncode:
-            raise PermissionError("mounting is not allowed here")
-        experiment = replace(SN, name=name, before=before, environment=environment)
+        run_dir: Path | None = None,
+        other_numerics: bool = False,
+    ) -> Outcome:
+        """A run on an unusual machine: interrupted, killed twice, finished."""
+        if prefix[:1] == ("unshare",) and subprocess.run([*prefix, "true"]).returncode:
+            raise PermissionError("no permission to mount")
+        experiment = replace(SN, name=name, prefix=prefix, environment=environment)
         plan = (("step", TERM), ("save", KILL), ("evaluation", KILL))
-        return self.disturbed(experiment, *plan, place=place, computes_otherwise=computes_otherwise)
+        return self._run(experiment, *plan, run_dir=run_dir, other_numerics=other_numerics)
 
 
-CLASSES: dict[str, Callable[[Attack], Found]] = {
+CLASSES: dict[str, Callable[[Attack], Outcome]] = {
     name: method
     for name, method in vars(Attack).items()
-    if callable(method) and not name.startswith("_") and name != "disturbed"
+    if callable(method) and not name.startswith("_")
 }
 
 
-def _all(founds: Iterable[Found]) -> Found:
-    came = 0
-    wrong: list[str] = []
-    for moments, found in founds:
-        came += moments
-        wrong += found
-    return came, wrong
+def _total(outcomes: Iterable[Outcome]) -> Outcome:
+    injected = 0
+    problems: list[str] = []
+    for count, texts in outcomes:
+        injected += count
+        problems += texts
+    return injected, problems
 
 
 def _starts(runs: Path) -> int:
-    """Of cells by local launchers."""
+    """How often local launchers have started runs."""
     return sum(path.read_bytes().count(b"# attempt ") for path in runs.rglob("log.txt"))
 
 
 def _steps(runs: Path) -> int:
-    """Of all runs below a folder."""
-    return sum(reached(path.parent) for path in runs.rglob("metrics.jsonl"))
+    """The sum of the last logged steps of all runs below a folder."""
+    return sum(last_logged_step(path.parent) for path in runs.rglob("metrics.jsonl"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="a JSON file, to which the classes are added")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--out", type=Path, help="JSON file to add the classes to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults' times")
     parser.add_argument("--only", nargs="*", choices=CLASSES, default=list(CLASSES))
     args = parser.parse_args()
     table = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
@@ -302,15 +305,15 @@ def main() -> int:
         attack = Attack(Path(folder), args.seed)
         for name in args.only:
             try:
-                tried, wrong = CLASSES[name](attack)
-                table[name] = {"tried": tried, "lost": len(wrong), "wrong": wrong}
+                tried, problems = CLASSES[name](attack)
+                table[name] = {"tried": tried, "lost": len(problems), "wrong": problems}
             except PermissionError as error:
                 table[name] = {"not_run": str(error)}
             if args.out:
                 args.out.write_text(json.dumps(table, indent=1) + "\n")
     for name, row in table.items():
-        told = row.get("not_run") or f"{row['tried']:4} tried, {row['lost']:2} lost"
-        print(f"{name:20} {told}")
+        summary = row.get("not_run") or f"{row['tried']:4} tried, {row['lost']:2} lost"
+        print(f"{name:20} {summary}")
     return int(any(row.get("lost") for row in table.values()))
 
 

@@ -1,12 +1,12 @@
-"""Check that two revisions give the same results, to the last digit: the check of a refactor.
+"""Check that two revisions give bitwise identical results, to verify a refactoring.
 
 same_results.py BEFORE AFTER ['train.py norm=bn batch=8x2 data=digits' ...]
 
 BEFORE and AFTER are checkouts, or revisions of this repository. Each command runs in both with this
-Python and its own runs_dir. A command that starts with --nproc_per_node=2 runs under torchrun. One
-that starts with --interrupt gets SIGTERM in the middle of an epoch and is started again. Without
-commands the golden set runs. All metrics.jsonl and result.json that a command leaves are compared,
-apart from times, the revision of the code and the location of the runs. Exit code 0: the same.
+Python and its own runs_dir. A command that starts with --nproc_per_node=2 runs under torchrun. A
+command that starts with --interrupt gets SIGTERM in the middle of an epoch and is started again. By
+default the golden set runs. All metrics.jsonl and result.json that a command writes are compared,
+except times, the code's revision and the location of the runs. Exit code 0 if they are identical.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _DIGITS = (
     "trainer.epochs=2 trainer.log_every=10"
 )
 _SWEEP = f"train.py -m hydra/launcher=local {_DIGITS}"
-# Every norm that computes differently, in the smallest settings, with dropout; on one and on two
-# processes, over several forward passes a step, and with a resume within an epoch.
+# Every norm with its own computation, in the smallest settings, with dropout: on one and on two
+# processes, with several forward passes per step, and resumed within an epoch.
 GOLDEN = (
     f"{_SWEEP} norm=bn,gn,sn,brn,sync_bn batch=8x2,8x1",
     f"{_SWEEP} norm=bn,gn,sn,brn,sync_bn batch=8x2,8x1 sweep.gpus_per_run=2",
@@ -52,12 +52,12 @@ IGNORED = (
 ABSENT = ...
 
 
-def flattened(value: Any, key: str = "") -> dict[str, Any]:
-    """``{"a.b.0": leaf}`` of a tree of dicts and lists; an empty one is a leaf."""
+def flatten(value: Any, key: str = "") -> dict[str, Any]:
+    """Flatten a tree of dicts and lists to ``{"a.b.0": leaf}``; an empty dict or list is a leaf."""
     items: Any = enumerate(value) if isinstance(value, list) else getattr(value, "items", tuple)()
     leaves: dict[str, Any] = {}
     for name, inner in items:
-        leaves |= flattened(inner, f"{key}.{name}" if key else str(name))
+        leaves |= flatten(inner, f"{key}.{name}" if key else str(name))
     return leaves or {key: value}
 
 
@@ -77,7 +77,7 @@ def checkout(name: str) -> Iterator[Path]:
 
 
 def run(command: str, checkout: Path, runs: str) -> None:
-    """Run ``command`` in ``checkout`` to its end, interrupted once if it asks for that."""
+    """Run ``command`` in ``checkout`` until it finishes; with --interrupt, interrupt it once."""
     words = shlex.split(command)
     interrupt = words[0] == "--interrupt"
     if interrupt:
@@ -96,8 +96,8 @@ def run(command: str, checkout: Path, runs: str) -> None:
 
 
 def results(checkout: Path, command: str, ignored: list[str]) -> dict[str, Any]:
-    """``{"file:line key": value}`` of all that ``command`` leaves when it runs in ``checkout``."""
-    found = {}
+    """Run ``command`` in ``checkout``; ``{"file:line key": value}`` of the files that it writes."""
+    values = {}
     with tempfile.TemporaryDirectory() as runs:
         run(command, checkout, runs)
         for file in sorted(Path(runs).rglob("*.json*")):
@@ -105,10 +105,10 @@ def results(checkout: Path, command: str, ignored: list[str]) -> dict[str, Any]:
                 text = file.read_text()
                 rows = text.splitlines() if file.suffix == ".jsonl" else [text]
                 for number, row in enumerate(rows):
-                    for key, value in flattened(json.loads(row)).items():
+                    for key, value in flatten(json.loads(row)).items():
                         if not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignored):
-                            found[f"{file.relative_to(runs)}:{number + 1} {key}"] = value
-    return found
+                            values[f"{file.relative_to(runs)}:{number + 1} {key}"] = value
+    return values
 
 
 def main() -> int:
@@ -116,14 +116,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("before", help="a checkout or a revision")
-    parser.add_argument("after", help="another")
+    parser.add_argument("after", help="another checkout or revision")
     parser.add_argument("commands", nargs="*", help="a script and its overrides, in quotes")
     parser.add_argument(
         "--ignore",
         action="append",
         default=[],
         metavar="KEY",
-        help="another key, a pattern such as config.*",
+        help="a further key to ignore, or a pattern such as config.*",
     )
     options = parser.parse_args()
     ignored = [*IGNORED, *options.ignore]
@@ -137,8 +137,8 @@ def main() -> int:
 
 
 def same(command: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Print how many values of a command differ, and the first of them."""
-    # NaN is not equal to itself: compare representations.
+    """Print how many values of a command differ, and the first 20 of them."""
+    # NaN is not equal to itself, so compare representations.
     keys = [
         key
         for key in before | after

@@ -1,7 +1,7 @@
-"""What slurm_local.sh expects of its cluster's records and of the runs.
+"""Checks the cluster's records and the runs of slurm_local.sh.
 
-slurm_check.py WORK BN GN SN, the folder and the jobs' ids. Exit code 0 if each job was requeued
-for the reason it was meant to be and came to the very result of the undisturbed run.
+slurm_check.py WORK BN GN SN: the folder and the jobs' ids. Exit code 0 if each job was requeued
+for its intended reason and its result equals the uninterrupted run's.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from disturbed import differences
+from fault_injection import run_differences
 
 RUNS = Path("digits", "resnet14_mini")
 
 
-def main(work: Path, signalled: str, limited: str, preempted: str) -> int:
-    """Print what was found of each job; the number of those that are not as they should be."""
+def main(work: Path, signaled: str, limited: str, preempted: str) -> int:
+    """Print the problems of each job; return the number of jobs with problems."""
     controller = (work / "slurmctld.log").read_text()
     daemon = (work / "slurmd.log").read_text()
-    wrong = 0
+    failures = 0
     for norm, job, why in (
-        ("bn", signalled, "scancel --signal=USR1"),
+        ("bn", signaled, "scancel --signal=USR1"),
         ("gn", limited, "its time limit"),
         ("sn", preempted, "preemption"),
     ):
-        found = []
+        problems = []
         if _restarts(job) < 1:
-            found.append("Slurm did not requeue it")
+            problems.append("Slurm did not requeue it")
         if dict(_causes(job, controller, daemon)) != {why: True}:
-            found.append(f"Slurm's records say {dict(_causes(job, controller, daemon))}")
-        cell = RUNS / f"paused_{norm}" / "8x8" / "seed0"
-        found += differences(work / "undisturbed" / cell, work / "runs" / cell)
-        training = json.loads((work / "runs" / cell / "result.json").read_text())["training"]
+            problems.append(f"Slurm's records say {dict(_causes(job, controller, daemon))}")
+        run = RUNS / f"slow_{norm}" / "8x8" / "seed0"
+        problems += run_differences(work / "uninterrupted" / run, work / "runs" / run)
+        training = json.loads((work / "runs" / run / "result.json").read_text())["training"]
         starts = len(training["world_sizes"])
         if starts < 2:
-            found.append("it never was interrupted")
-        said = "; ".join(found) or "the same as undisturbed"
-        print(f"job {job}, requeued {_restarts(job)} times by {why}, {starts} starts: {said}")
-        wrong += bool(found)
-    return wrong
+            problems.append("it was never interrupted")
+        summary = "; ".join(problems) or "identical to the uninterrupted run"
+        print(f"job {job}, requeued {_restarts(job)} times by {why}, {starts} starts: {summary}")
+        failures += bool(problems)
+    return failures
 
 
 def _restarts(job: str) -> int:
@@ -51,7 +51,7 @@ def _restarts(job: str) -> int:
 
 
 def _causes(job: str, controller: str, daemon: str) -> Iterator[tuple[str, bool]]:
-    """What Slurm itself did to a job, by its logs."""
+    """How Slurm ended a job, according to its logs."""
     warned = f"warning signal 10 to JobId={job}\n" in controller
     if warned:
         yield "its time limit", True

@@ -81,9 +81,9 @@ def wait_until(true: Callable[[], bool], timeout: float = 1200) -> None:
 
 
 class Pauses:
-    """What scripts/dev/paused.py obeys: a run with ``OVERRIDES`` can be met at any stage."""
+    """What scripts/dev/slow_norms.py obeys: a run with ``OVERRIDES`` can be met at any stage."""
 
-    OVERRIDES = ("norm.target=paused.SN",)
+    OVERRIDES = ("norm.target=slow_norms.SN",)
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()

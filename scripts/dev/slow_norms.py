@@ -1,10 +1,10 @@
-"""Normalizers that take their time, so that whoever disturbs a run meets it on any machine.
+"""Slowed normalization layers, so that tests can interrupt a run at a chosen stage on any machine.
 
-In the folder that ``PAUSES`` names, a file with a class's name holds the seconds that each of its
-layers waits in training; one with ``.held`` behind it names a path, and while both exist no
-validation or evaluation gets on in a process that has trained; while one with ``.calibration``
-exists no calibration does, which leaves word in one with ``.calibrating``. Files and not the config
-say so: a run without pauses is the same experiment.
+Files in the folder of the environment variable ``PAUSES`` control a class, by its name NAME:
+``NAME`` has the seconds that each layer waits in training. ``NAME.held`` names a path; while both
+exist, validation and evaluation wait, in a process that has trained. While ``NAME.calibration``
+exists, calibration waits and creates ``NAME.calibrating``. They are not part of the config, so that
+a run without pauses is the same experiment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 
 from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, SwitchNorm2d
 
-_trained = False  # building a network runs it once too
+_trained = False  # building a network already runs it once
 
 
 def _pause(layer: nn.Module, _input: Any) -> None:
@@ -41,19 +41,19 @@ def _pause(layer: nn.Module, _input: Any) -> None:
                 time.sleep(0.05)
 
 
-class _Paused(nn.Module):
+class _Slowed(nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_forward_pre_hook(_pause)
 
 
-class BN(_Paused, BatchNorm2d):
+class BN(_Slowed, BatchNorm2d):
     """Batch normalization, after a pause."""
 
 
-class GN(_Paused, GroupNorm2d):
+class GN(_Slowed, GroupNorm2d):
     """Group normalization, after a pause."""
 
 
-class SN(_Paused, SwitchNorm2d):
+class SN(_Slowed, SwitchNorm2d):
     """Switchable normalization, after a pause."""
