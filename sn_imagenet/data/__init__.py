@@ -1,4 +1,4 @@
-"""Data sets, augmentations and batches: functions of (seed, epoch, sample id).
+"""Data sets, augmentation and batches, all determined by (seed, epoch, sample id).
 
-Import from the modules: what checks a folder of images needs no torch.
+Import from the modules, because checking a folder of images does not need torch.
 """

@@ -15,7 +15,7 @@ class ArraySource:
     """Images in one array: uint8 array [N, H, W, 3], or float32 tensor [N, 3, H, W] in [0, 1].
 
     Args:
-        stored: the images as they were before anything was made of them, for the fingerprint.
+        stored: the images before any preprocessing, for the fingerprint.
     """
 
     def __init__(
@@ -41,5 +41,5 @@ class ArraySource:
         return Sample((height, width), int(self.labels[index]), lambda rows=None: image)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Of the stored pixels and the labels."""
+        """Sample count and SHA-256 over the stored pixels and the labels."""
         return {"samples": len(self), "sha256": self._sha256}

@@ -1,4 +1,4 @@
-"""The data sets of a run, keyed by (epoch, index)."""
+"""The training and validation data sets of a run, keyed by (epoch, index)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sn_imagenet.config import AugmentConfig, DataConfig
 from sn_imagenet.data.crop_image import CropParams, crop_exact, crop_fast, crop_float
 from sn_imagenet.data.crops import SampleCrop
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.pixels import Normalizer, StoredBatch
+from sn_imagenet.data.pixels import DeviceTransform, StoredBatch
 from sn_imagenet.data.seeding import derive_seed, seeded
 from sn_imagenet.data.sources import Source, open_source
-from sn_imagenet.data.subset import choose_part
+from sn_imagenet.data.subset import select_subset
 from sn_imagenet.data.transforms import training_crop, validation_crop
 
-# data.decode: "exact" gives the pixels of Pillow and torchvision's transforms.
+# By data.decode; "exact" matches Pillow and torchvision's transforms bit for bit.
 CROPPERS: dict[str, Callable[[np.ndarray, CropParams, Tensor], None]] = {
     "exact": crop_exact,
     "fast": crop_fast,
@@ -32,12 +32,12 @@ _CPU = torch.device("cpu")
 
 class AugmentedDataset(Dataset[tuple[Tensor, int]]):
     """``dataset[epoch, index]`` is (float32 [3, S, S], label): sample ``index`` of ``source``,
-    transformed by draws that are a function of (seed, epoch, index) only. A loader asks for many
-    at once, as they are stored, and finishes them on the device.
+    augmented by random draws that depend only on (seed, epoch, index). A loader fetches whole
+    batches in their stored dtype instead, and applies the rest of the transform on the device.
 
     Args:
-        sample_crop: what becomes of an image, from its (height, width).
-        training: whether the samples are for training, of which an error says the epoch.
+        sample_crop: maps an image's (height, width) to its crop.
+        training: whether these are training samples. Their errors name the epoch.
 
     Raises (on access):
         DataError: the sample's file cannot be decoded.
@@ -62,36 +62,36 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         batch = self.__getitems__([key])
-        return Normalizer(self.data, _CPU)(batch)[0], int(batch.labels[0])
+        return DeviceTransform(self.data, _CPU)(batch)[0], int(batch.labels[0])
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> StoredBatch:
-        """The samples of ``keys`` as one batch, each copied into it once."""
-        opened, crops = [], []
+        """The samples of ``keys`` as one batch. Each is copied once."""
+        samples, crops = [], []
         for epoch, index in keys:
-            with self._telling_when(epoch):
-                opened.append(self.source.open(index))
-        # All in a row: after a decoder has used the processor's caches, drawing takes thrice as
-        # long.
-        for (epoch, index), sample in zip(keys, opened, strict=True):
+            with self._add_epoch_to_errors(epoch):
+                samples.append(self.source.open(index))
+        # Drawn in one loop, because drawing takes three times as long after a decoder has
+        # displaced the processor's caches.
+        for (epoch, index), sample in zip(keys, samples, strict=True):
             with seeded(derive_seed("augment", self.seed, epoch, index)):
                 crops.append(self.sample_crop(*sample.size))
         side = self.data.image_size
         images = None
-        for place, ((epoch, _), sample, crop) in enumerate(zip(keys, opened, crops, strict=True)):
-            with self._telling_when(epoch):
-                image = sample.pixels(crop.bottom)
-            stored = isinstance(image, np.ndarray)
+        for i, ((epoch, _), sample, crop) in enumerate(zip(keys, samples, crops, strict=True)):
+            with self._add_epoch_to_errors(epoch):
+                image = sample.pixels(crop.rows_needed)
+            uint8 = isinstance(image, np.ndarray)
             if images is None:
-                shape = (side, side, 3) if stored else (3, side, side)
-                images = _empty((len(keys), *shape), torch.uint8 if stored else torch.float32)
+                shape = (side, side, 3) if uint8 else (3, side, side)
+                images = _empty_batch((len(keys), *shape), torch.uint8 if uint8 else torch.float32)
             if isinstance(image, np.ndarray):
-                CROPPERS[self.data.decode](image, crop, images[place])
+                CROPPERS[self.data.decode](image, crop, images[i])
             else:
-                crop_float(image, crop, images[place])
-        assert images is not None, "a batch has a sample"
+                crop_float(image, crop, images[i])
+        assert images is not None, "a batch has at least one sample"
         return StoredBatch(
             images,
-            torch.tensor([sample.label for sample in opened]),
+            torch.tensor([sample.label for sample in samples]),
             torch.tensor([crop.flip for crop in crops])
             if any(crop.flip for crop in crops)
             else None,
@@ -101,7 +101,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
         )
 
     @contextmanager
-    def _telling_when(self, epoch: int) -> Iterator[None]:
+    def _add_epoch_to_errors(self, epoch: int) -> Iterator[None]:
         try:
             yield
         except DataError as error:
@@ -111,9 +111,9 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
             raise DataError(f"in {when}: {error}") from error
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory for a batch; in a worker it is shared with the process that asked, so that it is not
-    copied on the way."""
+def _empty_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for a batch. A worker allocates it in shared memory, so that sending the batch to the
+    main process does not copy it."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
     size = int(np.prod(shape)) * dtype.itemsize
@@ -124,9 +124,8 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 @dataclass(frozen=True)
 class DataSets:
     """``train`` is augmented; ``val`` (Resize, CenterCrop, Normalize) ignores the key's epoch.
-    ``fingerprint`` can be written as JSON:
-    {"train": {"samples": count, "sha256": hex}, "val": {...}}, each with ``left_out``, the names
-    of files that are marked as bad, if there are any."""
+    ``fingerprint`` is JSON-serializable: {"train": {"samples": count, "sha256": hex}, "val":
+    {...}}. If files are marked as bad, ``left_out`` lists their names."""
 
     train: AugmentedDataset
     val: AugmentedDataset
@@ -138,11 +137,11 @@ def build(data: DataConfig, augment: AugmentConfig, seed: int) -> DataSets:
     """Open the data set that ``data`` describes; ``seed`` is the augmentation's.
 
     Raises:
-        ConfigError: the source or the augmentation is unknown, or its arguments do not suit it.
-        DataError: the data are not there or not usable as they are.
+        ConfigError: the source or the augmentation is unknown, or its arguments are invalid.
+        DataError: the data are missing or unusable.
     """
     sample_crop = training_crop(data, augment)
-    train, val = choose_part(data, *open_source(data))
+    train, val = select_subset(data, *open_source(data))
     fingerprint = {"train": train.fingerprint(), "val": val.fingerprint()}
     return DataSets(
         train=AugmentedDataset(train, data, sample_crop, seed),

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to its pixels: those of Pillow, in less time."""
+"""Decode image files to the same pixels as Pillow, in less time."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from sn_imagenet.data.jpeg import first_rows
+from sn_imagenet.data.jpeg import decode_first_rows
 
-# Pillow warns above this many pixels; a file of a few kB may claim billions (a "bomb").
+# Pillow warns above this many pixels. A file of a few kB may claim billions (a "bomb").
 MAX_PIXELS = 89_478_485
 _JPEG = b"\xff\xd8\xff"
-# Pillow converts CMYK and YCCK by a rule of its own.
-_SIMPLEJPEG = ("YCbCr", "RGB", "Gray")
+# Not CMYK and YCCK, which Pillow converts in its own way.
+_SIMPLEJPEG_COLORS = ("YCbCr", "RGB", "Gray")
 
 
 class UndecodableError(ValueError):
-    """The bytes are no whole image; the message says why, in half a sentence."""
+    """The bytes are not a complete image. The message gives the reason, as a clause."""
 
 
 def decode(data: bytes, rows: int | None = None) -> np.ndarray:
-    """The image as RGB, uint8 [H, W, 3]: to the last bit ``Image.open(...).convert("RGB")`` of
-    Pillow. EXIF orientation is not applied, as torchvision's ImageFolder does not.
+    """The image as RGB, uint8 [H, W, 3], bit-identical to Pillow's
+    ``Image.open(...).convert("RGB")``. Like torchvision's ImageFolder, ignores EXIF orientation.
 
-    ``rows``: only so many, from the top, are needed; it may end there, and what is damaged below
-    them may go unseen (but not that the file ends too early).
+    ``rows``: how many rows from the top are needed. The result may end there, and damage below
+    them may go unnoticed, but a truncated file does not.
 
-    JPEGs in grayscale, YCbCr and RGB go through simplejpeg. Whatever else the bytes hold (PNG or
-    CMYK under the name of a JPEG; a JPEG of which libjpeg has something to say) goes to Pillow.
+    simplejpeg decodes JPEGs in grayscale, YCbCr and RGB. Pillow decodes everything else: PNG or
+    CMYK files that are named .JPEG, and JPEGs for which libjpeg gives a warning.
 
     Raises:
-        UndecodableError: no image, a truncated one, or one of more than ``MAX_PIXELS``.
+        UndecodableError: not an image, truncated, or more than ``MAX_PIXELS``.
     """
     if data.startswith(_JPEG):
         try:
             height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-            _refuse_bomb(height, width)
-            if colors in _SIMPLEJPEG:
-                if rows is not None and (top := first_rows(data, rows)) is not None:
+            _check_pixel_count(height, width)
+            if colors in _SIMPLEJPEG_COLORS:
+                if rows is not None and (top := decode_first_rows(data, rows)) is not None:
                     return top
                 return simplejpeg.decode_jpeg(data, "RGB")
         except UndecodableError:
             raise
         except ValueError:
-            pass  # strict: libjpeg's warnings too; Pillow says whether it is an image
-    return _by_pillow(data)
+            pass  # a mere warning of libjpeg raises too; Pillow decides whether it is an image
+    return _decode_with_pillow(data)
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) of what :func:`decode` would give, from the file's header alone.
+    """(height, width) of the result of :func:`decode`, from the file header alone.
 
     Raises:
-        UndecodableError: no image, or one of more than ``MAX_PIXELS``.
+        UndecodableError: not an image, or more than ``MAX_PIXELS``.
     """
     if data.startswith(_JPEG):
         try:
@@ -64,36 +64,36 @@ def image_size(data: bytes) -> tuple[int, int]:
         except ValueError:
             pass  # as in decode
         else:
-            _refuse_bomb(height, width)
+            _check_pixel_count(height, width)
             return height, width
-    with _pillow(data) as image:
+    with _open_with_pillow(data) as image:
         return image.height, image.width
 
 
-def _by_pillow(data: bytes) -> np.ndarray:
-    with _pillow(data) as image:
-        return np.array(image.convert("RGB"))  # reads all: a truncated file fails here
+def _decode_with_pillow(data: bytes) -> np.ndarray:
+    with _open_with_pillow(data) as image:
+        return np.array(image.convert("RGB"))  # reads the whole file, so truncation fails here
 
 
 @contextmanager
-def _pillow(data: bytes) -> Iterator[Image.Image]:
+def _open_with_pillow(data: bytes) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
             warnings.filterwarnings("ignore", "Corrupt EXIF", UserWarning)  # not read
             with Image.open(io.BytesIO(data)) as image:
-                _refuse_bomb(image.height, image.width)
+                _check_pixel_count(image.height, image.width)
                 yield image
     except UndecodableError:
         raise
     except Exception as error:  # Pillow raises errors of many types for broken files
-        reason = "no known image format" if "cannot identify" in str(error) else str(error)
+        reason = "unknown image format" if "cannot identify" in str(error) else str(error)
         raise UndecodableError(reason) from error
 
 
-def _refuse_bomb(height: int, width: int) -> None:
+def _check_pixel_count(height: int, width: int) -> None:
     if height * width > MAX_PIXELS:
         raise UndecodableError(
-            f"it claims {width} x {height} pixels, more than the {MAX_PIXELS} allowed: a "
+            f"its header says {width} x {height} pixels, more than the {MAX_PIXELS} allowed: a "
             "decompression bomb?"
         )

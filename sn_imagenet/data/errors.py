@@ -1,4 +1,4 @@
-"""The error of this room."""
+"""The error that the data package raises."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from sn_imagenet.errors import UserError
 
 
 class DataError(UserError):
-    """Data that the user can mend: a missing folder, a broken file, a batch larger than the set.
+    """A data problem that the user can fix: a missing folder, a broken file, too large a batch.
 
     A DataLoader re-raises a worker's exception as ``type(error)(text)``, where ``text`` is a
-    heading and the worker's traceback; only the message at its end is for the user.
+    heading and the worker's traceback. Only the message at its end is kept.
     """
 
     def __init__(self, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The index of the samples of a data set: made once, kept in a file, checked at each start."""
+"""The index of a data set's samples: built once, stored in a file, checked at each start."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PREPARE = "python scripts/prepare_data.py"
 
 @dataclass(frozen=True)
 class Listing:
-    """The samples that were found below ``origin``, a folder or an archive; in any order.
+    """The samples found in ``origin``, a folder or an archive, in any order.
 
-    ``classes``: sorted. ``labels``: int64 [N], places in ``classes``. ``names``: bytes [N], the
-    file names, which for class folders are relative to the class's. ``sizes``: int64 [N], in
-    bytes. ``offsets``: int64 [N], where the bytes begin in the archive; None for files of their
-    own. ``flat``: whether the files lie directly in ``origin``. ``sources``: the folders and files
-    of which the list was made, relative to ``origin``; none of them can change unnoticed.
-    ``parquet``: whether these are parquet files, and the offsets places in them (parquet.py).
+    ``classes``: sorted. ``labels``: int64 [N], indices into ``classes``. ``names``: bytes [N], file
+    names, relative to the class folder if there are class folders. ``sizes``: int64 [N], in bytes.
+    ``offsets``: int64 [N], where the bytes begin in the archive; None if each sample is a file.
+    ``flat``: whether the files are directly in ``origin``. ``scanned``: the folders and files
+    from which the list was built, relative to ``origin``. A change of any of them is detected.
+    ``parquet``: whether these are parquet files, whose offsets parquet.py packs.
     """
 
     origin: Path
@@ -41,12 +41,12 @@ class Listing:
     sizes: np.ndarray
     offsets: np.ndarray | None = None
     flat: bool = False
-    sources: tuple[str, ...] = (".",)
+    scanned: tuple[str, ...] = (".",)
     parquet: bool = False
 
     def sorted(self) -> Listing:
-        """By class and name (folder, then file), which makes a place in the list a sample's id,
-        the same for folders and archives.
+        """Sorted by class and name (folder, then file), so that a position in the list is the same
+        sample for folders and archives.
 
         Raises:
             DataError: two samples of a class have the same name.
@@ -54,12 +54,12 @@ class Listing:
         folders = np.array([os.path.dirname(name) for name in self.names.tolist()])
         order = np.lexsort((self.names, folders, self.labels))
         labels, names = self.labels[order], self.names[order]
-        same = (labels[1:] == labels[:-1]) & (names[1:] == names[:-1])
-        if same.any():
-            name = os.fsdecode(names[1:][same][0])
+        duplicate = (labels[1:] == labels[:-1]) & (names[1:] == names[:-1])
+        if duplicate.any():
+            name = os.fsdecode(names[1:][duplicate][0])
             raise DataError(
                 f"{self.origin} holds {name} twice in class "
-                f"{self.classes[labels[1:][same][0]]}: remove one of the two."
+                f"{self.classes[labels[1:][duplicate][0]]}: remove one of the two."
             )
         offsets = None if self.offsets is None else self.offsets[order]
         return replace(self, labels=labels, names=names, sizes=self.sizes[order], offsets=offsets)
@@ -67,8 +67,8 @@ class Listing:
 
 @dataclass(frozen=True)
 class Index:
-    """A sorted :class:`Listing`, ``bad`` (bool [N]: marked as not decodable), and ``stamps``: of
-    each of the listing's sources, its time and size when the list was made."""
+    """A sorted :class:`Listing`; ``bad`` (bool [N]): marked as not decodable; ``stamps``: time and
+    size of each scanned path when the list was made. A position in it is called an entry."""
 
     listing: Listing
     bad: np.ndarray
@@ -76,7 +76,7 @@ class Index:
 
     @cached_property
     def sha256(self) -> str:
-        """Over (class, file name, size) of the samples that are not marked."""
+        """Over (class, file name, size) of the samples that are not marked as bad."""
         listing = self.listing
         chosen = np.flatnonzero(~self.bad)
         digest = hashlib.sha256()
@@ -92,61 +92,60 @@ class Index:
             digest.update(b"".join(b"%s\0%s\0%d\n" % (classes[c], n, s) for c, n, s in rows))
         return digest.hexdigest()
 
-    def where(self, sample: int) -> str:
-        """The file, as a person would look for it."""
+    def location(self, entry: int) -> str:
+        """The file of an entry, for messages."""
         listing = self.listing
-        name = os.fsdecode(listing.names[sample])
+        name = os.fsdecode(listing.names[entry])
         if listing.offsets is not None:
             return f"{name} in {listing.origin}"
-        return str(self.path(sample)) if name else str(listing.origin)
+        return str(self.path(entry)) if name else str(listing.origin)
 
-    def path(self, sample: int) -> Path:
-        """Of a sample that is a file of its own."""
+    def path(self, entry: int) -> Path:
+        """The path of an entry that is a separate file."""
         listing = self.listing
         folder = listing.origin
         if not listing.flat:
-            folder = folder / listing.classes[listing.labels[sample]]
-        return folder / os.fsdecode(listing.names[sample])
+            folder = folder / listing.classes[listing.labels[entry]]
+        return folder / os.fsdecode(listing.names[entry])
 
 
 def open_index(origin: Path, scan: Callable[[], Listing]) -> Index:
-    """The index kept of ``origin``; where there is none, ``scan`` makes it.
-
-    Of the processes of a machine that start at once, one makes it.
+    """Load the stored index of ``origin``, or build it with ``scan`` if there is none. If several
+    processes of a machine start at once, only one builds it.
 
     Raises:
-        DataError: the data changed since the index was made; or as ``scan`` says.
+        DataError: the data changed since the index was built, or ``scan`` failed.
     """
-    index = load(origin)
+    index = load_index(origin)
     if index is None:
-        with _alone(origin):
-            index = load(origin)
+        with _exclusive_lock(origin):
+            index = load_index(origin)
             if index is None:
-                index = make(scan)
-                save(index)
+                index = make_index(scan)
+                save_index(index)
     return index
 
 
-def make(scan: Callable[[], Listing]) -> Index:
-    """A new index, nothing marked."""
+def make_index(scan: Callable[[], Listing]) -> Index:
+    """A new index without marks."""
     listing = scan().sorted()
-    stamps = {source: _stamp(listing.origin, source) for source in listing.sources}
+    stamps = {name: _stamp(listing.origin, name) for name in listing.scanned}
     return Index(listing, np.zeros(len(listing.labels), dtype=bool), stamps)
 
 
-def places(origin: Path) -> list[Path]:
-    """Where the index of ``origin`` may lie: beside it, or in the user's cache."""
+def index_paths(origin: Path) -> list[Path]:
+    """Possible paths of the index of ``origin``: beside it, or in the user's cache."""
     origin = Path(os.path.abspath(origin))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sn-imagenet"
     key = hashlib.sha256(os.fsencode(origin)).hexdigest()[:16]
     return [origin.with_name(f"{origin.name}.index.npz"), cache / f"{origin.name}-{key}.index.npz"]
 
 
-def save(index: Index) -> Path:
-    """Write the index beside the data or, where that is not allowed, in the user's cache; what a
-    reader finds there is whole. Returns where it is."""
+def save_index(index: Index) -> Path:
+    """Write the index atomically beside the data or, if that is not permitted, to the user's cache.
+    Returns its path."""
     listing = index.listing
-    about = {
+    metadata = {
         "version": VERSION,
         "classes": listing.classes,
         "flat": listing.flat,
@@ -158,12 +157,12 @@ def save(index: Index) -> Path:
     arrays["bad"] = index.bad
     if listing.offsets is not None:
         arrays["offsets"] = listing.offsets
-    beside, cached = places(listing.origin)
+    beside, cached = index_paths(listing.origin)
     path = beside if os.access(beside.parent, os.W_OK) else cached
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            np.savez(file, about=np.array(json.dumps(about)), **arrays)  # type: ignore[arg-type]
+            np.savez(file, about=np.array(json.dumps(metadata)), **arrays)  # type: ignore[arg-type]
         os.chmod(file.name, 0o644)  # others train on the data too
         os.replace(file.name, path)
     except OSError as error:
@@ -173,57 +172,59 @@ def save(index: Index) -> Path:
     return path
 
 
-def load(origin: Path) -> Index | None:
-    """The index kept of ``origin``, if there is one.
+def load_index(origin: Path) -> Index | None:
+    """The stored index of ``origin``, or None.
 
     Raises:
-        DataError: the data changed since it was made, or the file is not an index.
+        DataError: the data changed since it was built, or the file is not an index.
     """
-    path = next((path for path in places(origin) if path.exists()), None)
+    path = next((path for path in index_paths(origin) if path.exists()), None)
     if path is None:
         return None
-    anew = f"Make it anew: {PREPARE} {origin}"
+    rebuild = f"Rebuild it: {PREPARE} {origin}"
     try:
         with np.load(path, allow_pickle=False) as file:
-            about: dict[str, Any] = json.loads(str(file["about"]))
+            metadata: dict[str, Any] = json.loads(str(file["about"]))
             listing = Listing(
                 origin,
-                tuple(about["classes"]),
+                tuple(metadata["classes"]),
                 file["labels"],
                 file["names"],
                 file["sizes"],
                 file.get("offsets"),
-                about["flat"],
-                tuple(about["stamps"]),
-                about.get("parquet", False),
+                metadata["flat"],
+                tuple(metadata["stamps"]),
+                metadata.get("parquet", False),
             )
-            index = Index(listing, file["bad"], about["stamps"])
-            if "sha256" in about:  # taking it anew takes 7 s for all of ImageNet
-                vars(index)["sha256"] = about["sha256"]
+            index = Index(listing, file["bad"], metadata["stamps"])
+            if "sha256" in metadata:  # computing it again takes 7 s for ImageNet
+                vars(index)["sha256"] = metadata["sha256"]
     except Exception as error:  # numpy, zipfile and json raise errors of many types
-        raise DataError(f"{path} is not a whole index of {origin} ({error}). {anew}") from error
-    if about["version"] != VERSION:
-        raise DataError(f"{path} is of another version of this project. {anew}")
-    for source, stamp in index.stamps.items():
+        raise DataError(
+            f"{path} is not a complete index of {origin} ({error}). {rebuild}"
+        ) from error
+    if metadata["version"] != VERSION:
+        raise DataError(f"{path} was written by another version of this project. {rebuild}")
+    for name, stamp in index.stamps.items():
         try:
-            same = _stamp(origin, source) == stamp
+            unchanged = _stamp(origin, name) == stamp
         except OSError:
-            same = False
-        if not same:
-            what = os.path.normpath(origin / source)
-            raise DataError(f"{what} changed since the index {path} was made of it. {anew}")
+            unchanged = False
+        if not unchanged:
+            changed = os.path.normpath(origin / name)
+            raise DataError(f"{changed} changed since the index {path} was built. {rebuild}")
     return index
 
 
-def _stamp(origin: Path, source: str) -> list[int]:
-    """Time (ns) and, of a file, size: a folder's time changes with the names in it."""
-    path = Path(os.path.normpath(origin / source))
+def _stamp(origin: Path, name: str) -> list[int]:
+    """[mtime (ns), size], size 0 for a folder. A folder's mtime changes with the names in it."""
+    path = Path(os.path.normpath(origin / name))
     status = path.stat()
     return [status.st_mtime_ns, 0 if path.is_dir() else status.st_size]
 
 
 @contextmanager
-def _alone(origin: Path) -> Iterator[None]:
+def _exclusive_lock(origin: Path) -> Iterator[None]:
     name = hashlib.sha256(os.fsencode(os.path.abspath(origin))).hexdigest()[:16]
     lock = Path(tempfile.gettempdir()) / f"sn-imagenet-{os.getuid()}-{name}.lock"
     with open(lock, "w") as file:

@@ -1,4 +1,4 @@
-"""Images that are read by their index, from files of their own or out of an archive."""
+"""Images that an index lists, read from separate files or from an archive."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from sn_imagenet.data.parquet import ParquetReader
 from sn_imagenet.data.sources import Sample
 
 
-def _read(path: Path, expected: int) -> bytes:
-    """A file of about so many bytes, in half the time of a file object's read()."""
+def _read_file(path: Path, expected: int) -> bytes:
+    """Read a file of about ``expected`` bytes, in half the time of a file object's read()."""
     file = os.open(path, os.O_RDONLY)
     try:
         data = os.read(file, expected)
@@ -32,76 +32,76 @@ def _read(path: Path, expected: int) -> bytes:
 class IndexedSource:
     """The samples of ``index`` that are not marked as bad, in its order.
 
-    Raises (when a sample is opened, or its pixels are asked for):
-        DataError: the file cannot be read, is not that of the index, or cannot be decoded.
+    Raises (when a sample is opened or decoded):
+        DataError: the file cannot be read, differs from the index, or cannot be decoded.
     """
 
     def __init__(self, index: Index) -> None:
         self.index = index
         self.classes = index.listing.classes
-        self.chosen = np.flatnonzero(~index.bad)
-        self.labels = index.listing.labels[self.chosen]
+        self.entries = np.flatnonzero(~index.bad)
+        self.labels = index.listing.labels[self.entries]
         self._archive: int | None = None
         self._parquet: ParquetReader | None = None
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.entries)
 
     def open(self, sample: int) -> Sample:
         data = self.read(sample)
-        with self._naming(sample):
+        with self._name_sample_in_errors(sample):
             size = image_size(data)
 
         def pixels(rows: int | None = None) -> np.ndarray:
-            with self._naming(sample):
+            with self._name_sample_in_errors(sample):
                 return decode(data, rows)
 
         return Sample(size, int(self.labels[sample]), pixels)
 
     @contextmanager
-    def _naming(self, sample: int) -> Iterator[None]:
+    def _name_sample_in_errors(self, sample: int) -> Iterator[None]:
         try:
             yield
         except UndecodableError as error:
             raise DataError(
-                f"{self.index.where(self.chosen[sample])} cannot be read as an image ({error}): "
-                f"sample {sample}, class {self.classes[self.labels[sample]]}. Nothing is "
-                "substituted for it; put an intact copy in its place, or mark all such files, "
-                f"which leaves them out: {PREPARE} {self.index.listing.origin} --mark"
+                f"{self.index.location(self.entries[sample])} cannot be read as an image ({error})"
+                f": sample {sample}, class {self.classes[self.labels[sample]]}. Nothing is "
+                "substituted for it. Replace it with an intact copy, or mark all such files, which "
+                f"leaves them out: {PREPARE} {self.index.listing.origin} --mark"
             ) from error
 
     def read(self, sample: int) -> bytes:
-        """The bytes of its file, as they are stored.
+        """The stored bytes of a sample's file.
 
         Raises:
-            DataError: they cannot be read, or are not as many as when the index was made.
+            DataError: they cannot be read, or their number changed since the index was built.
         """
-        number = self.chosen[sample]
+        entry = self.entries[sample]
         listing = self.index.listing
-        size = int(listing.sizes[number])
+        size = int(listing.sizes[entry])
         try:
             if listing.offsets is None:
-                data = _read(self.index.path(number), size)
+                data = _read_file(self.index.path(entry), size)
             elif listing.parquet:
-                data = self._open_parquet().read(int(listing.offsets[number]))
+                data = self._open_parquet().read(int(listing.offsets[entry]))
             else:
-                # Without a position of its own, so that forked workers may share what is open.
-                data = os.pread(self._open_archive(), size, int(listing.offsets[number]))
+                # pread uses no file position, so forked workers can share the open archive.
+                data = os.pread(self._open_archive(), size, int(listing.offsets[entry]))
         except OSError as error:
-            raise DataError(f"{self.index.where(number)} cannot be read: {error}") from error
+            raise DataError(f"{self.index.location(entry)} cannot be read: {error}") from error
         if len(data) != size:
             raise DataError(
-                f"{self.index.where(number)} has {len(data)} bytes, and had {size} when its index "
-                f"was made. Make it anew: {PREPARE} {listing.origin}"
+                f"{self.index.location(entry)} has {len(data)} bytes, but had {size} when its "
+                f"index was built. Rebuild it: {PREPARE} {listing.origin}"
             )
         return data
 
     def fingerprint(self) -> dict[str, Any]:
-        """Over (class, file name, size) of each sample; ``left_out`` names those marked as bad."""
+        """Over (class, file name, size) of each sample. ``left_out`` lists files marked as bad."""
         bad = np.flatnonzero(self.index.bad)
-        found = {"samples": len(self), "sha256": self.index.sha256}
+        fingerprint = {"samples": len(self), "sha256": self.index.sha256}
         left_out = [os.fsdecode(name) for name in self.index.listing.names[bad].tolist()]
-        return {**found, "left_out": left_out} if left_out else found
+        return {**fingerprint, "left_out": left_out} if left_out else fingerprint
 
     def _open_archive(self) -> int:
         if self._archive is None:
@@ -111,12 +111,12 @@ class IndexedSource:
     def _open_parquet(self) -> ParquetReader:
         if self._parquet is None:
             listing = self.index.listing
-            files = [Path(os.path.normpath(listing.origin / name)) for name in listing.sources]
+            files = [Path(os.path.normpath(listing.origin / name)) for name in listing.scanned]
             self._parquet = ParquetReader(files)
         return self._parquet
 
     def __getstate__(self) -> dict[str, Any]:
-        # A spawned worker opens its own.
+        # A spawned worker opens its own files.
         return {**self.__dict__, "_archive": None, "_parquet": None}
 
     def __del__(self) -> None:

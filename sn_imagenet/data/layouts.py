@@ -1,4 +1,4 @@
-"""Where the two parts of a data set lie below a folder, and how each is read."""
+"""Find the training and validation splits of a data set in a folder, and how to scan each."""
 
 from __future__ import annotations
 
@@ -9,74 +9,73 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.imagenet_labels import DEVKIT, SOLUTION, check_known, find_truth
+from sn_imagenet.data.imagenet_labels import DEVKIT, SOLUTION, check_known_labels, find_val_labels
 from sn_imagenet.data.index import Index, Listing, open_index
-from sn_imagenet.data.parquet import list_rows, shards
+from sn_imagenet.data.parquet import find_shards, scan_shards
 from sn_imagenet.data.scanning import (
-    Truth,
-    class_folders,
-    flat_folder,
-    some,
-    tar_of_images,
-    tar_of_tars,
+    WnidLookup,
+    scan_class_folders,
+    scan_flat_folder,
+    scan_tar_of_images,
+    scan_tar_of_tars,
+    shorten_list,
 )
 
-IMAGENET_CLASSES = 1000
 KAGGLE = Path("ILSVRC") / "Data" / "CLS-LOC"
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 
 
-class Part(NamedTuple):
-    """``scan()`` lists what lies at ``origin``, a folder or an archive."""
+class Split(NamedTuple):
+    """``scan()`` lists the samples at ``origin``, a folder or an archive."""
 
     origin: Path
     scan: Callable[[], Listing]
 
     def open(self) -> Index:
-        """Its index, made where there is none."""
+        """Load the index of the split, or build it if there is none."""
         return open_index(self.origin, self.scan)
 
 
-def folders(folder: Path, option: str) -> Part:
-    """One folder per class, given as ``option``."""
-    return Part(folder, lambda: class_folders(folder, option))
+def class_folder_split(folder: Path, option: str) -> Split:
+    """A folder with one folder per class; ``option`` is the config key that gave it."""
+    return Split(folder, lambda: scan_class_folders(folder, option))
 
 
-def imagenet_train(root: Path) -> Part | None:
-    """The first of train/, Train/, Kaggle's, ILSVRC2012_img_train.tar and Hugging Face's parquet
-    files that lies in ``root``."""
+def find_imagenet_train(root: Path) -> Split | None:
+    """The first that ``root`` holds of train/, Train/, Kaggle's folder, ILSVRC2012_img_train.tar
+    and Hugging Face's parquet files."""
     for folder in (root / "train", root / "Train", root / KAGGLE / "train"):
         if folder.is_dir():
-            return folders(folder, "data.root")
+            return class_folder_split(folder, "data.root")
     archive = root / TRAIN_TAR
     if archive.is_file():
-        return Part(archive, lambda: tar_of_tars(archive))
-    return _parquet(root, "train")
+        return Split(archive, lambda: scan_tar_of_tars(archive))
+    return _parquet_split(root, "train")
 
 
-def imagenet_val(root: Path) -> Part | None:
-    """The first of val/, Val/ (class folders, or flat), Kaggle's, ILSVRC2012_img_val.tar and
-    Hugging Face's parquet files that lies in ``root``."""
+def find_imagenet_val(root: Path) -> Split | None:
+    """The first that ``root`` holds of val/, Val/ (class folders or flat), Kaggle's folder,
+    ILSVRC2012_img_val.tar and Hugging Face's parquet files."""
     for folder in (root / "val", root / "Val", root / KAGGLE / "val"):
         if folder.is_dir():
             if _is_flat(folder):
-                return _told(root, folder, flat_folder)
-            return Part(folder, partial(_checked_folders, folder))
+                return _labeled_split(root, folder, scan_flat_folder)
+            return Split(folder, partial(_scan_checked_folders, folder))
     archive = root / VAL_TAR
     if archive.is_file():
-        return _told(root, archive, tar_of_images)
-    return _parquet(root, "validation")
+        return _labeled_split(root, archive, scan_tar_of_images)
+    return _parquet_split(root, "validation")
 
 
 def require_same_classes(train: Index, val: Index) -> None:
     """
     Raises:
-        DataError: the classes of the two differ.
+        DataError: the two splits have different classes.
     """
     one, other = train.listing, val.listing
     only = [
-        f"only in {listing.origin}: {some(names)}"
+        f"only in {listing.origin}: {shorten_list(names)}"
         for listing, names in (
             (one, sorted(set(one.classes) - set(other.classes))),
             (other, sorted(set(other.classes) - set(one.classes))),
@@ -92,30 +91,32 @@ def _is_flat(folder: Path) -> bool:
         return any(entry.name.startswith("ILSVRC2012_val_") for entry in entries)
 
 
-def _told(root: Path, val: Path, scan: Callable[[Path, Truth, Path], Listing]) -> Part:
-    """Images whose classes another file in ``root`` tells."""
+def _labeled_split(
+    root: Path, val: Path, scan: Callable[[Path, WnidLookup, Path], Listing]
+) -> Split:
+    """Images whose labels are in another file in ``root``."""
 
-    def scan_with_truth() -> Listing:
-        found = find_truth([root, root / KAGGLE, root / KAGGLE.parent.parent])
-        if found is None:
+    def scan_with_labels() -> Listing:
+        labels = find_val_labels([root, root / KAGGLE, root / KAGGLE.parent.parent])
+        if labels is None:
             raise DataError(
-                f"{val} does not tell the classes of its images: they are in ImageNet's devkit. "
-                f"Put {DEVKIT}.tar.gz (or Kaggle's {SOLUTION}) into {root}."
+                f"{val} has no labels for its images. They are in ImageNet's devkit: put "
+                f"{DEVKIT}.tar.gz (or Kaggle's {SOLUTION}) into {root}."
             )
-        return _checked(scan(val, *found))
+        return _with_checked_labels(scan(val, *labels))
 
-    return Part(val, scan_with_truth)
-
-
-def _parquet(root: Path, split: str) -> Part | None:
-    found = shards(root, split)
-    return found and Part(found[0], lambda: _checked(list_rows(*found)))
+    return Split(val, scan_with_labels)
 
 
-def _checked_folders(folder: Path) -> Listing:
-    return _checked(class_folders(folder, "data.root"))
+def _parquet_split(root: Path, split: str) -> Split | None:
+    shards = find_shards(root, split)
+    return shards and Split(shards[0], lambda: _with_checked_labels(scan_shards(*shards)))
 
 
-def _checked(listing: Listing) -> Listing:
-    check_known(listing)
+def _scan_checked_folders(folder: Path) -> Listing:
+    return _with_checked_labels(scan_class_folders(folder, "data.root"))
+
+
+def _with_checked_labels(listing: Listing) -> Listing:
+    check_known_labels(listing)
     return listing

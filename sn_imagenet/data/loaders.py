@@ -1,7 +1,7 @@
-"""Batches: which keys make up each batch on which rank, and the loaders that fetch them.
+"""Batch samplers, which assign sample keys to batches and ranks, and the loaders that use them.
 
-All loaders yield (images float32 [n, 3, S, S], labels int64 [n]) on ``device``. What they yield
-does not depend on ``workers``; a worker uses one thread (DataLoader sees to that).
+All loaders yield (images float32 [n, 3, S, S], labels int64 [n]) on ``device``. The output does not
+depend on ``workers``. DataLoader limits each worker to one thread.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from torch.utils.data import DataLoader, Sampler
 
 from sn_imagenet.data.datasets import AugmentedDataset
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.pixels import Normalizer, StoredBatch, on_device
+from sn_imagenet.data.pixels import DeviceTransform, StoredBatch, on_device
 from sn_imagenet.data.seeding import Key, epoch_order
-from sn_imagenet.data.workers import obey_the_parent_alone, signals_held
+from sn_imagenet.data.workers import block_signals, ignore_outside_signals
 
 Batch = tuple[Tensor, Tensor]
 CPU = torch.device("cpu")
 
 
 class TrainBatchSampler(Sampler[list[Key]]):
-    """The rank's part of each global batch of one epoch, as lists of keys.
+    """The rank's share of each global batch of one epoch, as lists of keys.
 
     Step b takes samples [b*B, (b+1)*B) of the epoch's order, B = ``global_batch``; the last
-    partial batch is dropped. Position i of a global batch goes to rank i mod ``world_size``, in
-    order, as DistributedSampler deals them. ``len()`` is the number of steps of a whole epoch,
-    whatever ``start_step``.
+    partial batch is dropped. As in DistributedSampler, position i of a global batch goes to rank
+    i mod ``world_size``, in order. ``len()`` is the number of steps of a whole epoch, also with
+    ``start_step``.
 
     Raises:
         DataError: the global batch is larger than the data set.
@@ -48,7 +48,7 @@ class TrainBatchSampler(Sampler[list[Key]]):
         if global_batch > num_samples:
             raise DataError(
                 f"The total batch of {global_batch} samples (gpus x samples per GPU) is larger "
-                f"than the training set of {num_samples}: an epoch would have no step. Choose a "
+                f"than the training set of {num_samples}, so an epoch would have no step. Use a "
                 "smaller batch or more data."
             )
         self.num_samples = num_samples
@@ -59,7 +59,7 @@ class TrainBatchSampler(Sampler[list[Key]]):
         self.set_epoch(epoch, start_step)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """What the next iteration yields: ``epoch``, from ``start_step`` on."""
+        """Make the next iteration yield ``epoch``, from ``start_step`` on."""
         self.epoch = epoch
         self.start_step = start_step
 
@@ -75,12 +75,12 @@ class TrainBatchSampler(Sampler[list[Key]]):
 
 
 class EvalBatchSampler(Sampler[list[Key]]):
-    """Batch b is samples [b*batch_size, (b+1)*batch_size), the last perhaps fewer, and goes to rank
-    b mod ``world_size``: over all ranks each sample exactly once. Ranks may have different numbers
-    of batches, even none.
+    """Batch b is samples [b*batch_size, (b+1)*batch_size), with a partial last batch, and goes to
+    rank b mod ``world_size``. Over all ranks, each sample occurs exactly once. Ranks may have
+    different numbers of batches, even none.
 
-    Batches are dealt whole, since an image's outputs depend, in their last bits, on the size of its
-    batch: so they are the same on any number of ranks.
+    Batches are not split among ranks, because the last bits of an image's outputs depend on the
+    size of its batch. So the outputs are the same on any number of ranks.
     """
 
     def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int) -> None:
@@ -97,17 +97,17 @@ class EvalBatchSampler(Sampler[list[Key]]):
 
 
 def calibration_minibatches(num_samples: int, minibatch: int, samples: int | Literal["all"]) -> int:
-    """How many minibatches a calibration has, of a training set of ``num_samples``.
+    """Number of minibatches of a calibration on a training set of ``num_samples``.
 
     Raises:
-        DataError: not one can be filled.
+        DataError: there are too few samples for one minibatch.
     """
     available = num_samples if samples == "all" else min(samples, num_samples)
     if available < minibatch:
         raise DataError(
-            f"calibration.samples={samples}, of a training set of {num_samples}, does not fill "
-            f"one minibatch of {minibatch} samples, those that share their statistics; expected "
-            "at least as many, or 'all'"
+            f"calibration.samples={samples}, with a training set of {num_samples}, does not fill "
+            f"one minibatch of {minibatch} samples (those that share statistics); expected at "
+            "least as many, or 'all'"
         )
     return available // minibatch
 
@@ -115,15 +115,15 @@ def calibration_minibatches(num_samples: int, minibatch: int, samples: int | Lit
 class CalibrationBatchSampler(Sampler[list[Key]]):
     """Random training minibatches for the batch average of the paper's Sec. 2.1.
 
-    The training set is permuted by ``seed``; minibatch m is its samples
-    [m*minibatch, (m+1)*minibatch), up to ``samples`` in all, without a last partial one. The
-    ``first`` minibatches are left out. A batch holds up to ``minibatches_per_batch`` of them (k'),
-    interleaved: sample j belongs to its minibatch j mod k', the order in which the normalization
-    layers expect their groups. Batches are dealt whole, as in :class:`EvalBatchSampler`.
+    The training set is permuted by ``seed``. Minibatch m is samples [m*minibatch, (m+1)*minibatch)
+    of that order, up to ``samples`` in all; a partial last one is dropped. The first ``skip``
+    minibatches are left out. A batch holds up to ``minibatches_per_batch`` minibatches (k'),
+    interleaved: sample j belongs to minibatch j mod k', the order in which the normalization layers
+    expect their groups. Batches are not split among ranks, as in :class:`EvalBatchSampler`.
     Augmentation draws are those of epoch -1 - seed, which no training epoch uses.
 
     Raises:
-        DataError: not one minibatch can be filled.
+        DataError: there are too few samples for one minibatch.
     """
 
     def __init__(
@@ -135,14 +135,14 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
         rank: int,
         world_size: int,
         minibatches_per_batch: int,
-        first: int = 0,
+        skip: int = 0,
     ) -> None:
         self.minibatches = calibration_minibatches(num_samples, minibatch, samples)
         self.num_samples = num_samples
         self.minibatch = minibatch
         self.seed = seed
         self.minibatches_per_batch = k = minibatches_per_batch
-        self.starts = range(first + rank * k, self.minibatches, world_size * k)
+        self.starts = range(skip + rank * k, self.minibatches, world_size * k)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -152,16 +152,16 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
         order = epoch_order(self.num_samples, self.seed, epoch)
         table = order[: self.minibatches * self.minibatch].view(self.minibatches, self.minibatch)
         for start in self.starts:
-            held = table[start : start + self.minibatches_per_batch]
-            yield [Key(epoch, index) for index in held.t().flatten().tolist()]
+            group = table[start : start + self.minibatches_per_batch]
+            yield [Key(epoch, index) for index in group.t().flatten().tolist()]
 
 
 class BatchLoader:
-    """The batches of ``sampler``: read and cut by the workers, finished on ``device``. ``len()``
-    is their number.
+    """The batches of ``sampler``. Workers read and crop the images; the rest of the transform runs
+    on ``device``. ``len()`` is the number of batches.
 
     Args:
-        persistent: whether the workers outlive an iteration.
+        persistent: whether the workers stay alive between iterations.
     """
 
     def __init__(
@@ -173,36 +173,36 @@ class BatchLoader:
         persistent: bool,
     ) -> None:
         self.device = device
-        self.normalizer = Normalizer(dataset.data, device)
-        self.stored: DataLoader[StoredBatch] = DataLoader(
-            dataset,  # type: ignore[arg-type]  # which gives whole batches
+        self.transform = DeviceTransform(dataset.data, device)
+        self.data_loader: DataLoader[StoredBatch] = DataLoader(
+            dataset,  # type: ignore[arg-type]  # __getitems__ returns whole batches
             batch_sampler=sampler,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             num_workers=workers,
             pin_memory=device.type == "cuda",
             persistent_workers=persistent and workers > 0,
-            worker_init_fn=obey_the_parent_alone,
-            # Without one of its own, DataLoader draws from the global generator at each iteration.
+            worker_init_fn=ignore_outside_signals,
+            # Otherwise, DataLoader draws from the global generator at each iteration.
             generator=torch.Generator(),
         )
 
     def __len__(self) -> int:
-        return len(self.stored)
+        return len(self.data_loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        # The workers begin now, not when the first batch is asked for.
-        with signals_held():
-            stored = iter(self.stored)
-        return on_device(stored, self.normalizer, self.device)
+        # Start the workers now, not at the first batch.
+        with block_signals():
+            stored_batches = iter(self.data_loader)
+        return on_device(stored_batches, self.transform, self.device)
 
 
 class TrainLoader(BatchLoader):
-    """The training batches of a rank; made once per run.
+    """The training batches of a rank; created once per run.
 
-    ``for images, labels in loader.epoch(epoch, start_step)`` runs through one epoch; ``len()`` is
-    its number of steps. Keys carry the epoch, so the workers, which stay alive between epochs
-    (starting them anew would take longer than an epoch of a small data set), need not be told of
-    it. An epoch may be left early; only one can be under way at a time.
+    ``for images, labels in loader.epoch(epoch, start_step)`` iterates over one epoch; ``len()`` is
+    its number of steps. Workers stay alive between epochs, because restarting them would take
+    longer than an epoch of a small data set. The keys tell them the epoch. An iteration may stop
+    early, but only one can be active at a time.
     """
 
     def __init__(
@@ -226,8 +226,8 @@ class TrainLoader(BatchLoader):
 
 
 class CalibrationLoader(BatchLoader):
-    """The calibration batches of a rank. ``minibatches`` and ``samples_used`` count those of all
-    ranks together; ``minibatch`` is the samples in each."""
+    """The calibration batches of a rank. ``minibatches`` and ``samples_used`` are totals over all
+    ranks; ``minibatch`` is the number of samples in each."""
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ def train_loader(
     workers: int,
     device: torch.device = CPU,
 ) -> TrainLoader:
-    """Training batches by :class:`TrainBatchSampler`, n = global_batch / world_size.
+    """Training batches of :class:`TrainBatchSampler`, with n = global_batch / world_size.
 
     Raises:
         DataError: the global batch is larger than the training set.
@@ -270,7 +270,7 @@ def eval_loader(
     workers: int,
     device: torch.device = CPU,
 ) -> BatchLoader:
-    """Each sample exactly once over all ranks, by :class:`EvalBatchSampler`; make it once per run.
+    """Batches of :class:`EvalBatchSampler`: each sample once over all ranks. Create once per run.
 
     Raises (while iterating):
         DataError: a file cannot be decoded.
@@ -290,22 +290,22 @@ def calibration_loader(
     minibatches_per_batch: int,
     workers: int,
     device: torch.device = CPU,
-    first: int = 0,
+    skip: int = 0,
 ) -> CalibrationLoader:
-    """Training minibatches by :class:`CalibrationBatchSampler`, with training augmentation.
+    """Minibatches of :class:`CalibrationBatchSampler`, with training augmentation.
 
-    ``samples`` beyond the training set means all of it, as ``samples_used`` then says; it counts
-    those of the ``first`` minibatches too, which are not read.
+    A ``samples`` larger than the training set means all of it. ``samples_used`` is the actual
+    number, including the first ``skip`` minibatches, which are not read.
 
     Raises:
-        DataError: not one minibatch can be filled; while iterating: a file cannot be decoded.
+        DataError: too few samples for one minibatch; while iterating: a file cannot be decoded.
     """
     sampler = CalibrationBatchSampler(
-        len(dataset), minibatch, samples, seed, rank, world_size, minibatches_per_batch, first
+        len(dataset), minibatch, samples, seed, rank, world_size, minibatches_per_batch, skip
     )
     return CalibrationLoader(dataset, sampler, workers, device)
 
 
-def _as_it_is(batch: Any) -> Any:
-    """AugmentedDataset has collated it already; a named function, since a worker may be spawned."""
+def _identity(batch: Any) -> Any:
+    """AugmentedDataset collates already. Not a lambda, because a spawned worker must pickle it."""
     return batch

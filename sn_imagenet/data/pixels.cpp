@@ -1,14 +1,14 @@
-// The normalization of a batch of uint8 images on a CPU, in one look at each pixel.
+// Normalization of a batch of uint8 images on the CPU, in one pass over the pixels.
 //
-// Compiled on first use by norms/kernels/compiler.py, with -ffp-contract=off: every operation rounds
-// its result, as PyTorch's operators one after the other do, and so the numbers are theirs.
+// Compiled on first use by norms/kernels/compiler.py, with -ffp-contract=off. Every operation rounds
+// its result, so the numbers are those of a sequence of PyTorch operators.
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
 // stored: [images, height, width, 3]; flips: [images] or null; shifts: [images, 3] or null;
-// mean, std: [3]; out: as stored, in float.
+// mean, std: [3]; out: shape of stored, float.
 extern "C" void normalize(const uint8_t* stored, const bool* flips, const float* shifts,
                           const float* mean, const float* std, float* out, int64_t images,
                           int64_t height, int64_t width, int threads) {
@@ -16,7 +16,7 @@ extern "C" void normalize(const uint8_t* stored, const bool* flips, const float*
   const float scale = static_cast<float>(1.0 / 255);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t n = 0; n < images; ++n) {
-    // As long as a row: the loop below then runs over all of it at once.
+    // Repeated to the length of a row, so that the inner loop runs over the whole row.
     std::vector<float> means(row), stds(row), shift(row);
     std::vector<uint8_t> mirrored(row);
     for (int64_t i = 0; i < row; ++i) {

@@ -1,5 +1,5 @@
-"""What is left of a sample's transformation once its batch is on the device: flip, color,
-normalization; and the way there."""
+"""The part of the transform that runs on whole batches on the device (flip, color, normalization),
+and the copy to the device."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SOURCE = Path(__file__).with_name("pixels.cpp")
 
 
 class StoredBatch(NamedTuple):
-    """A batch as the loader's workers send it.
+    """A batch as the loader workers send it, before the transform on the device.
 
-    ``images``: uint8 [n, S, S, 3] or, from sources that hold floats, float32 [n, 3, S, S] in
-    [0, 1]. ``labels``: int64 [n]. ``flips``: bool [n], which images to mirror. ``shifts``: float32
-    [n, 3], what to add to the channels, in units of [0, 1]. Either is None where none is drawn.
+    ``images``: uint8 [n, S, S, 3] or, from float sources, float32 [n, 3, S, S] in [0, 1].
+    ``labels``: int64 [n]. ``flips``: bool [n], which images to mirror. ``shifts``: float32 [n, 3],
+    added to the channels, in units of [0, 1]. ``flips`` and ``shifts`` are None if unused.
     """
 
     images: Tensor
@@ -32,7 +32,7 @@ class StoredBatch(NamedTuple):
     shifts: Tensor | None
 
     def to(self, device: torch.device) -> StoredBatch:
-        """The batch on ``device``, copied without waiting where it is pinned."""
+        """The batch on ``device``; the copy from pinned memory is asynchronous."""
         images, labels, flips, shifts = (
             part if part is None else part.to(device, non_blocking=True) for part in self
         )
@@ -40,10 +40,10 @@ class StoredBatch(NamedTuple):
         return StoredBatch(images, labels, flips, shifts)
 
 
-class Normalizer:
-    """``normalizer(batch)``: float32 [n, 3, S, S], flipped, scaled to [0, 1], shifted and
-    normalized by ``data.mean`` and ``data.std``, each value rounded as torchvision's transforms of
-    one image round it. The images are channels_last."""
+class DeviceTransform:
+    """``transform(batch)``: float32 [n, 3, S, S], channels_last; flipped, scaled to [0, 1], color
+    shifted and normalized with ``data.mean`` and ``data.std``. Each value is rounded in the same
+    way as by torchvision's transforms of a single image."""
 
     def __init__(self, data: DataConfig, device: torch.device) -> None:
         self.mean = torch.tensor(data.mean, device=device)
@@ -54,10 +54,10 @@ class Normalizer:
         if stored.dtype == torch.uint8:
             stored = stored.permute(0, 3, 1, 2)
         on_cpu = stored.device.type == "cpu"
-        compiled = _compiled() if on_cpu and stored.dtype == torch.uint8 else None
+        compiled = _compiled_normalize() if on_cpu and stored.dtype == torch.uint8 else None
         if compiled is not None:
-            return self._in_one_look(compiled, batch)
-        # On a CPU an operator runs along a channel, not over three numbers at a time.
+            return self._run_compiled(compiled, batch)
+        # CPU operators are fast along a contiguous channel, slow over three interleaved values.
         layout = torch.contiguous_format if on_cpu else torch.channels_last
         images = torch.empty(stored.shape, device=stored.device, memory_format=layout)
         if batch.flips is not None:
@@ -70,23 +70,23 @@ class Normalizer:
         images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
         return images.contiguous(memory_format=torch.channels_last)
 
-    def _in_one_look(self, compiled: Callable[..., None], batch: StoredBatch) -> Tensor:
+    def _run_compiled(self, compiled: Callable[..., None], batch: StoredBatch) -> Tensor:
         stored = batch.images.permute(0, 3, 1, 2)
         images = torch.empty(stored.shape, memory_format=torch.channels_last)
         count, height, width, _ = batch.images.shape
         threads = torch.get_num_threads() if count > 1 else 1
-        parts = (batch.images, batch.flips, batch.shifts)
-        read = [None if part is None else part.contiguous() for part in parts]
-        tensors = (*read, self.mean, self.std, images)
+        optional_inputs = (batch.images, batch.flips, batch.shifts)
+        contiguous = [None if part is None else part.contiguous() for part in optional_inputs]
+        tensors = (*contiguous, self.mean, self.std, images)
         pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
         compiled(*pointers, count, height, width, threads)
         return images
 
 
 @cache
-def _compiled() -> Callable[..., None] | None:
-    """pixels.cpp's function; None where it cannot be built, which is said."""
-    library = load_library(SOURCE, "-ffp-contract=off", instead="of images takes five operators")
+def _compiled_normalize() -> Callable[..., None] | None:
+    """The function of pixels.cpp. If it cannot be built, logs a warning and returns None."""
+    library = load_library(SOURCE, "-ffp-contract=off", fallback="of images takes five operators")
     if library is None:
         return None
     function: Callable[..., None] = library.normalize
@@ -97,24 +97,24 @@ def _compiled() -> Callable[..., None] | None:
 
 
 def on_device(
-    batches: Iterable[StoredBatch], normalizer: Normalizer, device: torch.device
+    batches: Iterable[StoredBatch], transform: DeviceTransform, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images float32 [n, 3, S, S], labels int64 [n]) of each batch, on ``device``.
 
-    On CUDA the copy and the normalization are queued on a stream of their own, so that they go on
-    beside whatever the caller has queued before asking for the batch.
+    On CUDA, the copy and the transform run on a separate stream, in parallel with the work that the
+    caller queued before it requested the batch.
     """
     if device.type != "cuda":
         for batch in batches:
-            yield normalizer(batch), batch.labels
+            yield transform(batch), batch.labels
         return
     stream = torch.cuda.Stream(device)
     for batch in batches:
         with torch.cuda.stream(stream):
-            there = batch.to(device)
-            images = normalizer(there)
+            device_batch = batch.to(device)
+            images = transform(device_batch)
         current = torch.cuda.current_stream(device)
         current.wait_stream(stream)
-        for tensor in (images, there.labels):
-            tensor.record_stream(current)  # its memory is not given anew before that is done
-        yield images, there.labels
+        for tensor in (images, device_batch.labels):
+            tensor.record_stream(current)  # do not reuse its memory before that stream is done
+        yield images, device_batch.labels

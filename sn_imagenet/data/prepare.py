@@ -1,4 +1,4 @@
-"""Finds, indexes and verifies what lies below a folder: scripts/prepare_data.py."""
+"""Find, index and verify the data set in a folder, for scripts/prepare_data.py."""
 
 from __future__ import annotations
 
@@ -14,92 +14,92 @@ from tqdm import tqdm
 from sn_imagenet.config import IMAGENET_SAMPLES
 from sn_imagenet.data.decode import UndecodableError, decode
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.index import Index, load, make, save
+from sn_imagenet.data.imagenet_labels import IMAGENET_CLASSES
+from sn_imagenet.data.index import Index, load_index, make_index, save_index
 from sn_imagenet.data.indexed import IndexedSource
 from sn_imagenet.data.layouts import (
-    IMAGENET_CLASSES,
-    Part,
-    folders,
-    imagenet_train,
-    imagenet_val,
+    Split,
+    class_folder_split,
+    find_imagenet_train,
+    find_imagenet_val,
 )
 
-_KEYS = {"training": "train", "validation": "val"}
+_SPLIT_KEYS = {"training": "train", "validation": "val"}
 _CHUNK = 64
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def prepare_data(path: Path, *, verify: bool, mark: bool, workers: int, say: Say = print) -> bool:
-    """Index each part of a data set that lies at ``path``, decode every file of it, and say what
-    was found and which ``data=`` line reads it.
+def prepare_data(path: Path, *, verify: bool, mark: bool, workers: int, log: Log = print) -> bool:
+    """Index each split of the data set at ``path`` and decode all its files. Log the results and
+    the ``data=`` arguments for train.py.
 
     Args:
-        path: a folder of ImageNet in any layout, a folder of class folders, or an archive.
-        verify: whether to decode the files; if not, an index with its marks stays as it is.
-        mark: whether files that cannot be decoded are marked, which leaves them out everywhere.
-        workers: processes that decode.
+        path: a folder with ImageNet in any layout, a folder of class folders, or an archive.
+        verify: whether to decode the files. If not, a stored index keeps its marks.
+        mark: whether to mark files that cannot be decoded, which leaves them out everywhere.
+        workers: number of decoding processes.
 
     Returns:
-        Whether no file is bad that is not marked.
+        False if there are bad files that are not marked.
 
     Raises:
-        DataError: there is no data set, or it is not usable as a whole.
+        DataError: there is no data set, or it is unusable.
     """
-    parts = find_parts(path)
-    sound = True
+    splits = find_splits(path)
+    usable = True
     classes = set()
-    for name, part in parts.items():
-        index, note = _up_to_date(part)
-        say(f"{name} set: {part.origin} ({note})")
+    for name, split in splits.items():
+        index, status = _load_or_update_index(split)
+        log(f"{name} set: {split.origin} ({status})")
         if verify:
             bad = find_bad(index, workers)
-            for sample, reason in bad:
-                say(f"  bad: {index.where(sample)}: {reason}")
+            for entry, reason in bad:
+                log(f"  bad: {index.location(entry)}: {reason}")
             flags = np.zeros_like(index.bad)
-            flags[[sample for sample, _ in bad]] = mark
+            flags[[entry for entry, _ in bad]] = mark
             index = replace(index, bad=flags)
-            save(index)
-            sound &= mark or not bad
-            say(f"  every file was decoded: {len(bad)} bad{', marked' if bad and mark else ''}")
-        for line in _counts(index, name):
-            say(f"  {line}")
+            save_index(index)
+            usable &= mark or not bad
+            log(f"  every file was decoded: {len(bad)} bad{', marked' if bad and mark else ''}")
+        for line in _describe_counts(index, name):
+            log(f"  {line}")
         classes.add(len(index.listing.classes))
-    if not sound:
-        say("A training would stop at a bad file. Mend them, or leave them out: add --mark")
-    say(f"use: {data_line(path, parts, classes == {IMAGENET_CLASSES})}")
-    return sound
+    if not usable:
+        log("Training stops at a bad file. Replace these files, or add --mark to leave them out")
+    log(f"use: {data_line(path, splits, classes == {IMAGENET_CLASSES})}")
+    return usable
 
 
-def find_parts(path: Path) -> dict[str, Part]:
-    """The parts of the data set at ``path``, by name.
+def find_splits(path: Path) -> dict[str, Split]:
+    """The splits of the data set at ``path``, by name.
 
     Raises:
-        DataError: there is nothing there.
+        DataError: there is no data set.
     """
 
-    def imagenet(root: Path) -> dict[str, Part]:
-        found = {"training": imagenet_train(root), "validation": imagenet_val(root)}
-        return {name: part for name, part in found.items() if part is not None}
+    def imagenet(root: Path) -> dict[str, Split]:
+        candidates = {"training": find_imagenet_train(root), "validation": find_imagenet_val(root)}
+        return {name: split for name, split in candidates.items() if split is not None}
 
-    if path.is_dir() and (parts := imagenet(path)):
-        return parts
+    if path.is_dir() and (splits := imagenet(path)):
+        return splits
     for root in list(path.parents)[:4]:  # Kaggle's val/ lies four folders below
-        for name, part in imagenet(root).items():
-            if part.origin == path:
-                return {name: part}
+        for name, split in imagenet(root).items():
+            if split.origin == path:
+                return {name: split}
     if not path.exists():
         raise DataError(f"{path}: there is no such folder or archive.")
     if not path.is_dir():
         raise DataError(
-            f"{path} is none of ImageNet's archives: expected ILSVRC2012_img_train.tar or "
+            f"{path} is not an archive of ImageNet: expected ILSVRC2012_img_train.tar or "
             "ILSVRC2012_img_val.tar."
         )
-    return {"only": folders(path, "given")}
+    return {"only": class_folder_split(path, "given")}
 
 
 def find_bad(index: Index, workers: int) -> list[tuple[int, str]]:
-    """(place in the index, reason) of every file that cannot be read or decoded, marked or not."""
+    """(entry, reason) of every file that cannot be read or decoded, whether marked or not."""
     source = IndexedSource(replace(index, bad=np.zeros_like(index.bad)))
     starts = range(0, len(source), _CHUNK)
     with (
@@ -107,51 +107,51 @@ def find_bad(index: Index, workers: int) -> list[tuple[int, str]]:
         tqdm(total=len(source), desc="decoding", unit=" files", delay=2, disable=None) as bar,
     ):
         bad = []
-        for done, found in pool.imap(_bad_of_chunk, starts):
+        for done, bad_in_chunk in pool.imap(_find_bad_in_chunk, starts):
             bar.update(done)
-            bad.extend(found)
+            bad.extend(bad_in_chunk)
     return bad
 
 
-def data_line(path: Path, parts: dict[str, Part], is_imagenet: bool) -> str:
-    """What to give train.py."""
-    if is_imagenet and len(parts) == 2:
+def data_line(path: Path, splits: dict[str, Split], is_imagenet: bool) -> str:
+    """The arguments of train.py that select the data."""
+    if is_imagenet and len(splits) == 2:
         return f"data=imagenet data.root={path}"
-    if not all(part.origin.exists() for part in parts.values()):  # parquet files
-        return "data=imagenet, if both parts have ImageNet's 1,000 classes"
-    if len(parts) == 2:
-        train, val = (parts[name].origin for name in ("training", "validation"))
+    if not all(split.origin.exists() for split in splits.values()):  # parquet files
+        return "data=imagenet, if both splits have ImageNet's 1,000 classes"
+    if len(splits) == 2:
+        train, val = (splits[name].origin for name in ("training", "validation"))
         return f"data=imagefolder data.train={train} data.val={val}"
-    origin = next(iter(parts.values())).origin
+    origin = next(iter(splits.values())).origin
     return f"data=imagefolder, with {origin} as data.train or data.val, if it has class folders"
 
 
-def _up_to_date(part: Part) -> tuple[Index, str]:
-    note = "indexed anew: it changed since"
+def _load_or_update_index(split: Split) -> tuple[Index, str]:
+    status = "indexed again because it changed"
     try:
-        index = load(part.origin)
+        index = load_index(split.origin)
         if index is None:
-            note = "indexed"
-        elif _has_the_sizes(index):
-            return index, "its index is up to date"
+            status = "indexed"
+        elif _file_sizes_match(index):
+            return index, "index is up to date"
     except DataError:
         pass
-    index = make(part.scan)
-    save(index)
-    return index, note
+    index = make_index(split.scan)
+    save_index(index)
+    return index, status
 
 
-def _has_the_sizes(index: Index) -> bool:
-    """Of each file of its own; the start of a run, for which that takes too long, looks at the
-    folders alone, which do not tell that a file in them was written to."""
+def _file_sizes_match(index: Index) -> bool:
+    """Whether all separate files have their indexed sizes. The start of a run cannot afford this
+    check. It compares only the folders' times, which do not change when a file is rewritten."""
     listing = index.listing
     if listing.offsets is not None:
         return True
-    sizes = (os.stat(index.path(sample)).st_size for sample in range(len(listing.sizes)))
+    sizes = (os.stat(index.path(entry)).st_size for entry in range(len(listing.sizes)))
     return all(size == expected for size, expected in zip(sizes, listing.sizes, strict=True))
 
 
-def _counts(index: Index, part: str) -> Iterator[str]:
+def _describe_counts(index: Index, split: str) -> Iterator[str]:
     listing = index.listing
     labels = listing.labels[~index.bad]
     counts = np.bincount(labels, minlength=len(listing.classes))
@@ -161,9 +161,9 @@ def _counts(index: Index, part: str) -> Iterator[str]:
     )
     if index.bad.any():
         yield f"{index.bad.sum():,} marked as bad and left out everywhere"
-    expected = IMAGENET_SAMPLES[_KEYS[part]] if part in _KEYS else None
+    expected = IMAGENET_SAMPLES[_SPLIT_KEYS[split]] if split in _SPLIT_KEYS else None
     if expected and len(counts) == IMAGENET_CLASSES and len(listing.labels) != expected:
-        yield f"ImageNet-1k has {expected:,}: this is not all of it"
+        yield f"ImageNet-1k has {expected:,}: this set is incomplete"
 
 
 _source: IndexedSource
@@ -174,7 +174,7 @@ def _set_source(source: IndexedSource) -> None:
     _source = source
 
 
-def _bad_of_chunk(start: int) -> tuple[int, list[tuple[int, str]]]:
+def _find_bad_in_chunk(start: int) -> tuple[int, list[tuple[int, str]]]:
     stop = min(start + _CHUNK, len(_source))
     bad = []
     for sample in range(start, stop):
@@ -186,5 +186,5 @@ def _bad_of_chunk(start: int) -> tuple[int, list[tuple[int, str]]]:
 
 
 def default_workers() -> int:
-    """One process for each core that this one may use."""
+    """The number of cores available to this process."""
     return len(os.sched_getaffinity(0))

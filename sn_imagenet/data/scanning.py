@@ -1,4 +1,4 @@
-"""Lists the samples of a folder or an archive, in whichever of ImageNet's layouts they lie."""
+"""List the samples of a folder or an archive in any of ImageNet's layouts."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tqdm import tqdm
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import Listing
 
-# torchvision's; importing it takes seconds.
+# As in torchvision, whose import takes seconds.
 # fmt: off
 IMG_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
 )
 # fmt: on
 T = TypeVar("T")
-Truth = Callable[[str], str]
-"""The class of an image of the validation set, by its file's name."""
+WnidLookup = Callable[[str], str]
+"""Maps the file name of a validation image to its WNID."""
 
 
-def class_folders(folder: Path, option: str) -> Listing:
-    """One folder per class, images at any depth below; links are followed.
+def scan_class_folders(folder: Path, option: str) -> Listing:
+    """One folder per class, with images at any depth. Follows links.
 
     Raises:
         DataError: no such folder, no class folders in it, a class folder without an image, or a
@@ -42,93 +42,93 @@ def class_folders(folder: Path, option: str) -> Listing:
             f"{folder} ({option}) has no class folders in it. Expected one folder per class "
             "with that class's images."
         )
-    seen = {_identity(folder): str(folder)}
-    found: list[tuple[int, str, int]] = []
+    visited = {_inode(folder): str(folder)}
+    rows: list[tuple[int, str, int]] = []
     folders = ["."]
     empty = []
     for label, name in enumerate(_progress(classes, f"listing {folder}", " classes")):
-        before = len(found)
-        for inner, images in _walk(folder / name, "", seen):
+        before = len(rows)
+        for inner, images in _scan_folder(folder / name, "", visited):
             folders.append(os.path.join(name, inner))
-            found.extend((label, image, size) for image, size in images)
-        if len(found) == before:
+            rows.extend((label, image, size) for image, size in images)
+        if len(rows) == before:
             empty.append(name)
     if empty:
         raise DataError(
-            f"{folder} ({option}) has no image files in class folder {some(empty)}. Remove "
+            f"{folder} ({option}) has no image files in class folder {shorten_list(empty)}. Remove "
             f"the empty folder or add images ({', '.join(IMG_EXTENSIONS)})."
         )
-    return _listing(folder, classes, found, sources=folders)
+    return _to_listing(folder, classes, rows, scanned=folders)
 
 
-def flat_folder(folder: Path, truth: Truth, truth_file: Path) -> Listing:
-    """Images in one folder; ``truth``, read from ``truth_file``, tells their classes."""
+def scan_flat_folder(folder: Path, wnid_of: WnidLookup, labels_file: Path) -> Listing:
+    """Images in one folder, with classes by ``wnid_of``, which was read from ``labels_file``."""
     with os.scandir(folder) as entries:
         images = [(e.name, e.stat().st_size) for e in entries if _is_image(e.name)]
-    named = [(truth(name), name, size) for name, size in images]
-    return _listing(folder, None, named, flat=True, sources=[".", _from(folder, truth_file)])
+    rows = [(wnid_of(name), name, size) for name, size in images]
+    return _to_listing(folder, None, rows, flat=True, scanned=[".", _relpath(folder, labels_file)])
 
 
-def tar_of_tars(archive: Path) -> Listing:
-    """ILSVRC2012_img_train.tar: one tar per class in it, named by the class.
+def scan_tar_of_tars(archive: Path) -> Listing:
+    """ILSVRC2012_img_train.tar, which holds one tar per class, named by the class.
 
     Raises:
-        DataError: it is damaged, or something else.
+        DataError: the archive is damaged or has other contents.
     """
-    found: list[tuple[str, str, int, int]] = []
-    with _tar(archive) as outer:
+    rows: list[tuple[str, str, int, int]] = []
+    with _open_tar(archive) as outer:
         for member in _progress(outer, f"listing {archive.name}", " classes"):
             name, extension = os.path.splitext(os.path.basename(member.name))
             inner = outer.extractfile(member)
             if extension != ".tar" or inner is None:
                 raise DataError(
-                    f"{archive} holds {member.name}: expected one tar for each class in it, as in "
+                    f"{archive} holds {member.name}: expected one tar per class, as in "
                     "ILSVRC2012_img_train.tar."
                 )
-            with _tar(archive, inner) as images:
-                found.extend(
+            with _open_tar(archive, inner) as images:
+                rows.extend(
                     (name, os.path.basename(i.name), i.size, member.offset_data + i.offset_data)
                     for i in images
                     if i.isfile() and _is_image(i.name)
                 )
-    return _listing(archive, None, found)
+    return _to_listing(archive, None, rows)
 
 
-def tar_of_images(archive: Path, truth: Truth, truth_file: Path) -> Listing:
-    """ILSVRC2012_img_val.tar: the images in it; ``truth``, read from ``truth_file``, tells their
-    classes.
+def scan_tar_of_images(archive: Path, wnid_of: WnidLookup, labels_file: Path) -> Listing:
+    """The images of ILSVRC2012_img_val.tar, with classes by ``wnid_of``, which was read from
+    ``labels_file``.
 
     Raises:
-        DataError: it is damaged, or something else.
+        DataError: the archive is damaged or has other contents.
     """
-    found = []
-    with _tar(archive) as images:
+    rows = []
+    with _open_tar(archive) as images:
         for image in _progress(images, f"listing {archive.name}", " images"):
             if image.isfile() and _is_image(image.name):
                 name = os.path.basename(image.name)
-                found.append((truth(name), name, image.size, image.offset_data))
-    return _listing(archive, None, found, sources=[".", _from(archive, truth_file)])
+                rows.append((wnid_of(name), name, image.size, image.offset_data))
+    return _to_listing(archive, None, rows, scanned=[".", _relpath(archive, labels_file)])
 
 
-def some(names: Iterable[str], most: int = 5) -> str:
-    """'a, b, c' or 'a, b, c, d, e and 7 more'."""
+def shorten_list(names: Iterable[str], most: int = 5) -> str:
+    """Join names for a message: 'a, b, c' or 'a, b, c, d, e and 7 more'."""
     listed = list(names)
     text = ", ".join(listed[:most])
     return text if len(listed) <= most else f"{text} and {len(listed) - most} more"
 
 
-def _walk(
-    folder: Path, inner: str, seen: dict[tuple[int, int], str]
+def _scan_folder(
+    folder: Path, inner: str, visited: dict[tuple[int, int], str]
 ) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    """(the folder below the class's, its images: name below the class's, size), all folders."""
+    """For each folder below a class: (its relative path, [(relative path of image, size)])."""
     here = folder / inner
-    identity = _identity(here)
-    if identity in seen:
+    identity = _inode(here)
+    if identity in visited:
         raise DataError(
-            f"{here} and {seen[identity]} are the same folder: its images would be counted twice. "
+            f"{here} and {visited[identity]} are the same folder, so its images would count twice. "
             "Remove the link."
         )
-    seen[identity] = str(here)
+    visited[identity] = str(here)
     images, below = [], []
     with os.scandir(here) as entries:
         for entry in entries:
@@ -138,10 +138,10 @@ def _walk(
                 images.append((os.path.join(inner, entry.name), entry.stat().st_size))
     yield inner, images
     for name in below:
-        yield from _walk(folder, name, seen)
+        yield from _scan_folder(folder, name, visited)
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def _inode(folder: Path) -> tuple[int, int]:
     status = folder.stat()
     return status.st_dev, status.st_ino
 
@@ -150,43 +150,43 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMG_EXTENSIONS)
 
 
-def _from(origin: Path, path: Path) -> str:
+def _relpath(origin: Path, path: Path) -> str:
     return os.path.relpath(path, origin)
 
 
 def _progress(items: Iterable[T], what: str, unit: str) -> Iterable[T]:
-    # On a terminal alone, and only where it takes long.
+    # Shown only on a terminal, and only after 2 s.
     bar: Iterable[T] = tqdm(items, what, unit=unit, delay=2, disable=None)
     return bar
 
 
 @contextmanager
-def _tar(archive: Path, inner: Any = None) -> Iterator[tarfile.TarFile]:
-    """``archive``, or the one at ``inner`` within it."""
+def _open_tar(archive: Path, inner: Any = None) -> Iterator[tarfile.TarFile]:
+    """Open ``archive``, or the tar at ``inner`` within it."""
     try:
-        # "r:" takes no compressed one, in which a file would have no place of its own.
+        # "r:" rejects compressed archives, which have no offset for each file.
         with tarfile.open(archive if inner is None else None, "r:", fileobj=inner) as tar:
             yield tar
     except tarfile.TarError as error:
-        raise _damaged(archive, f"{error}") from error
+        raise _damaged_archive(archive, f"{error}") from error
 
 
-def _damaged(archive: Path, reason: str) -> DataError:
-    return DataError(f"{archive} is no whole tar archive ({reason}). Fetch it anew.")
+def _damaged_archive(archive: Path, reason: str) -> DataError:
+    return DataError(f"{archive} is not a complete tar archive ({reason}). Download it again.")
 
 
-def _listing(
+def _to_listing(
     origin: Path,
     classes: list[str] | None,
-    found: list[tuple[Any, ...]],
+    rows: list[tuple[Any, ...]],
     *,
     flat: bool = False,
-    sources: Iterable[str] = (".",),
+    scanned: Iterable[str] = (".",),
 ) -> Listing:
-    """Of rows (label, or class where ``classes`` is None; name; size; offset in an archive)."""
-    if not found:
-        raise DataError(f"{origin} holds no image.")
-    columns = list(zip(*found, strict=True))
+    """From rows (label, or class if ``classes`` is None; name; size; offset if in an archive)."""
+    if not rows:
+        raise DataError(f"{origin} contains no images.")
+    columns = list(zip(*rows, strict=True))
     if classes is None:
         classes = sorted(set(columns[0]))
         label = {name: i for i, name in enumerate(classes)}
@@ -194,7 +194,7 @@ def _listing(
     offsets = np.array(columns[3], dtype=np.int64) if len(columns) > 3 else None
     sizes = np.array(columns[2], dtype=np.int64)
     if offsets is not None and (offsets + sizes).max() > origin.stat().st_size:
-        raise _damaged(origin, "it ends early")
+        raise _damaged_archive(origin, "it ends early")
     return Listing(
         origin,
         tuple(classes),
@@ -203,5 +203,5 @@ def _listing(
         sizes=sizes,
         offsets=offsets,
         flat=flat,
-        sources=tuple(sources),
+        scanned=tuple(scanned),
     )

@@ -1,7 +1,7 @@
-"""Everything random is a function of (seed, epoch, sample id): seeds and what is drawn by them.
+"""Seeds and permutations that depend only on (seed, epoch, sample id).
 
-No function here reads or changes torch's global random state for its caller, so neither the
-order of access nor the number of workers or ranks nor a restart changes what is drawn.
+No function here uses or changes the caller's global random state of torch. So random draws do not
+depend on the order of access, the number of workers or ranks, or a restart.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from torch import Tensor
 
 
 class Key(NamedTuple):
-    """What a data set is asked for: the ``sample`` (its index in the sorted data) as drawn in
-    ``epoch``."""
+    """Key of a data set: ``sample`` (index in the sorted data), augmented as in ``epoch``."""
 
     epoch: int
     sample: int
 
 
 def derive_seed(purpose: str, *numbers: int) -> int:
-    """A 64-bit seed: BLAKE2b of whole numbers (each of 64 bits, signed), apart by ``purpose``.
+    """A 64-bit seed: BLAKE2b of int64 ``numbers``, personalized with ``purpose`` (max. 16 bytes).
 
-    ``purpose`` is at most 16 bytes; neighboring numbers give unrelated seeds.
+    Adjacent numbers give unrelated seeds.
     """
     packed = struct.pack(f"<{len(numbers)}q", *numbers)
     digest = hashlib.blake2b(packed, digest_size=8, person=purpose.encode()).digest()
@@ -36,9 +35,9 @@ def derive_seed(purpose: str, *numbers: int) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within the block torch's CPU generator is seeded by ``seed``; afterwards it is as before.
+    """Seed torch's CPU generator within the block, and restore its state afterwards.
 
-    Saving the state takes microseconds, where ``torch.random.fork_rng`` takes a hundred, and
+    Saving the state takes microseconds. ``torch.random.fork_rng`` takes a hundred, and
     ``torch.manual_seed`` would also seed the CUDA devices.
     """
     generator = torch.default_generator
@@ -51,6 +50,6 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> Tensor:
-    """The order of an epoch: a permutation, int64 ``[num_samples]``, by (seed, epoch) only."""
+    """The sample order of an epoch: a permutation, int64 [num_samples], by (seed, epoch) only."""
     generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
     return torch.randperm(num_samples, generator=generator)

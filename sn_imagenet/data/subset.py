@@ -1,4 +1,4 @@
-"""Part of a data set, for pilot studies: data.classes and data.subset."""
+"""Subsets of a data set for small studies: data.classes and data.subset."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from sn_imagenet.data.seeding import derive_seed
 from sn_imagenet.data.sources import Sample, Source
 
 
-class PartSource:
-    """The samples ``chosen`` (int64 [n], ascending) of ``source``, whose labels become places in
+class SubsetSource:
+    """The samples ``indices`` (int64 [n], ascending) of ``source``, with labels that index
     ``classes``."""
 
-    def __init__(self, source: Source, chosen: np.ndarray, classes: tuple[str, ...]) -> None:
+    def __init__(self, source: Source, indices: np.ndarray, classes: tuple[str, ...]) -> None:
         self.source = source
-        self.chosen = chosen
+        self.indices = indices
         self.classes = classes
-        old = source.labels[chosen]
-        place = {name: label for label, name in enumerate(classes)}
-        self.labels = np.array([place[source.classes[label]] for label in old], dtype=np.int64)
+        old = source.labels[indices]
+        new_label = {name: label for label, name in enumerate(classes)}
+        self.labels = np.array([new_label[source.classes[label]] for label in old], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.chosen)
+        return len(self.indices)
 
     def open(self, index: int) -> Sample:
-        opened = self.source.open(int(self.chosen[index]))
-        return opened._replace(label=int(self.labels[index]))
+        sample = self.source.open(int(self.indices[index]))
+        return sample._replace(label=int(self.labels[index]))
 
     def fingerprint(self) -> dict[str, Any]:
-        """Of the whole's and of which samples these are of it."""
-        whole = self.source.fingerprint()
-        digest = hashlib.sha256(whole["sha256"].encode() + self.chosen.astype("<i8").tobytes())
-        return {**whole, "samples": len(self), "sha256": digest.hexdigest()}
+        """Over the fingerprint of the whole source and the indices of the subset."""
+        parent = self.source.fingerprint()
+        digest = hashlib.sha256(parent["sha256"].encode() + self.indices.astype("<i8").tobytes())
+        return {**parent, "samples": len(self), "sha256": digest.hexdigest()}
 
 
-def choose_part(data: DataConfig, train: Source, val: Source) -> tuple[Source, Source]:
-    """``data.classes`` of the classes of both, and of each of them the share ``data.subset`` of
-    the training samples, at least one; all of the validation's.
+def select_subset(data: DataConfig, train: Source, val: Source) -> tuple[Source, Source]:
+    """Select ``data.classes`` classes of both splits and, of each class, the fraction
+    ``data.subset`` (at least one sample) of the training set and all of the validation set.
 
-    Which, does not depend on the run's seed, and a smaller part lies within a larger one.
+    The selection does not depend on the run's seed. A larger subset contains the smaller ones.
 
     Raises:
         DataError: there are fewer classes.
@@ -52,24 +52,24 @@ def choose_part(data: DataConfig, train: Source, val: Source) -> tuple[Source, S
     if data.classes is None and data.subset is None:
         return train, val
     total = len(train.classes)
-    wanted = data.classes or total
-    if wanted > total:
-        raise DataError(f"data.classes={wanted}: the data set has {total}")
+    num_classes = data.classes or total
+    if num_classes > total:
+        raise DataError(f"data.classes={num_classes}: the data set has {total}")
     ranked = sorted(range(total), key=lambda label: derive_seed("classes", label))
-    labels = np.sort(ranked[:wanted])
+    labels = np.sort(ranked[:num_classes])
     classes = tuple(train.classes[label] for label in labels)
     return (
-        PartSource(train, _share(train, labels, data.subset or 1.0), classes),
-        PartSource(val, _share(val, labels, 1.0), classes),
+        SubsetSource(train, _select_samples(train, labels, data.subset or 1.0), classes),
+        SubsetSource(val, _select_samples(val, labels, 1.0), classes),
     )
 
 
-def _share(source: Source, labels: np.ndarray, share: float) -> np.ndarray:
-    chosen = []
+def _select_samples(source: Source, labels: np.ndarray, fraction: float) -> np.ndarray:
+    indices = []
     for label in labels.tolist():
         samples = np.flatnonzero(source.labels == label).tolist()
-        count = math.ceil(share * len(samples))
+        count = math.ceil(fraction * len(samples))
         if count < len(samples):
             samples = sorted(samples, key=lambda sample: derive_seed("subset", sample))[:count]
-        chosen.extend(samples)
-    return np.sort(np.array(chosen, dtype=np.int64))
+        indices.extend(samples)
+    return np.sort(np.array(indices, dtype=np.int64))

@@ -1,8 +1,8 @@
-"""A loader's workers belong to their process alone: it ends them, no signal from elsewhere does.
+"""Signal handling of data loader workers: only their parent process ends them.
 
-Whoever stops a run often signals all its processes: a terminal its foreground group, ``timeout``
-and torchrun the group of each rank, Slurm and systemd the whole job. A worker that dies of that
-takes the training with it before it can save.
+A stop signal often goes to all processes of a run: a terminal signals its foreground group,
+``timeout`` and torchrun the group of each rank, Slurm and systemd the whole job. A worker that dies
+of such a signal ends the training before it can save a checkpoint.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What ends a process that does not listen, and is sent to tell it to stop.
+# Signals that ask a process to stop, and end it if it has no handler.
 SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
-LOOK_S = 1.0  # between two looks whether the parent still lives
+PARENT_POLL_S = 1.0  # interval of the checks that the parent is alive
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
-    """Within, :data:`SIGNALS` wait, and so they do in every process that is forked there."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+def block_signals() -> Iterator[None]:
+    """Block :data:`SIGNALS` within the context, also in processes that are forked in it."""
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
-def obey_the_parent_alone(_worker: int) -> None:
-    """A DataLoader's ``worker_init_fn``; no signal is missed where the worker was forked within
-    :func:`signals_held`, those until here where a server forked it.
+def ignore_outside_signals(_worker: int) -> None:
+    """A DataLoader's ``worker_init_fn``. A worker that is forked within :func:`block_signals` is
+    protected from its start, one that a fork server starts only from this call.
 
-    The worker ends at a SIGTERM of its parent, as DataLoader ends its workers, and within
-    :data:`LOOK_S` seconds of its parent's death, whatever it is doing then. SIGKILL ends it as any.
+    The worker ends on SIGTERM from its parent, which is how DataLoader ends workers, and within
+    :data:`PARENT_POLL_S` seconds of its parent's death, even in the middle of a sample.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    threading.Thread(target=_sift, name="signals", daemon=True).start()
+    threading.Thread(target=_watch_signals_and_parent, name="signals", daemon=True).start()
 
 
-def _sift() -> None:
+def _watch_signals_and_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None and parent.pid is not None
     forked = os.getppid() == parent.pid
-    # Of a forked worker's parent is_alive() is no proof: its siblings hold the pipe that it reads.
+    # is_alive() is unreliable in a forked worker: its siblings hold open the pipe that it checks.
     while os.getppid() == parent.pid if forked else parent.is_alive():
-        got = signal.sigtimedwait(SIGNALS, LOOK_S)
-        if got is not None and got.si_signo == signal.SIGTERM and got.si_pid == parent.pid:
+        info = signal.sigtimedwait(SIGNALS, PARENT_POLL_S)
+        if info is not None and info.si_signo == signal.SIGTERM and info.si_pid == parent.pid:
             break
-    os._exit(0)  # nothing here is to be put in order, and the main thread may be in a decoder
+    os._exit(0)  # there is nothing to clean up, and the main thread may be in a decoder

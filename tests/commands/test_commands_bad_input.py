@@ -228,7 +228,7 @@ def test_truncated_photo_ends_the_run_until_it_is_mended(photos: Path) -> None:
     broken.write_bytes(whole)
     refused(train(*_arguments(photos)), "prepare_data.py", str(photos / "train"))
     mend = [sys.executable, "scripts/prepare_data.py", str(photos / "train"), "--workers=1"]
-    assert "indexed anew" in subprocess.run(mend, cwd=ROOT, stdout=-1, text=True, check=True).stdout
+    assert "indexed again" in subprocess.run(mend, cwd=ROOT, stdout=-1, text=True, check=True).stdout
     succeeded(train(*_arguments(photos)))
     assert result(photos / "run")["status"] == "finished"
     assert {e["seen"] for e in first_evaluations(result(photos / "run")).values()} == {9}

@@ -1,4 +1,4 @@
-"""Small real data sets on disk, and the photographs beside the project where they exist."""
+"""Small data sets on disk, and the photographs beside the project if they exist."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def composed() -> Callable[..., ExperimentConfig]:
-    """``composed("data=digits", ...)``: the config as train.py would get it."""
+    """``composed("data=digits", ...)``: the config as train.py composes it."""
 
     def compose_with(*overrides: str) -> ExperimentConfig:
         with initialize_config_dir(str(ROOT / "configs"), version_base=None):
@@ -39,32 +39,32 @@ def digits(composed: Callable[..., ExperimentConfig]) -> DataSets:
     return build(config.data, config.augment, seed=0)
 
 
-def photos(name: str, factory: pytest.TempPathFactory) -> Path:
-    """A folder of links to the photographs alone: an index is neither read nor left beside them."""
+def link_photos(name: str, factory: pytest.TempPathFactory) -> Path:
+    """A folder of links to the photographs, so that no index beside them is read or written."""
     folder = ROOT.parent / "shared" / "data" / name
     if not folder.is_dir():
-        pytest.skip(f"the photographs of {name} are not beside the project")
+        pytest.skip(f"the photographs of {name} are not available")
     linked = factory.mktemp(name)
-    for part in filter(Path.is_dir, folder.iterdir()):
-        (linked / part.name).symlink_to(part)
+    for split in filter(Path.is_dir, folder.iterdir()):
+        (linked / split.name).symlink_to(split)
     return linked
 
 
 @pytest.fixture(scope="session")
 def cifar_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real photographs of 32x32: train/ and val/ with ten class folders each."""
-    return photos("cifar10_small", tmp_path_factory)
+    """Real 32x32 photographs: train/ and val/ with ten class folders each."""
+    return link_photos("cifar10_small", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def imagenet_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real photographs of ImageNet: train/ with 200 WNID folders of one each."""
-    return photos("imagenet_sample", tmp_path_factory)
+    """Real ImageNet photographs: train/ with 200 WNID folders of one photograph each."""
+    return link_photos("imagenet_sample", tmp_path_factory)
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """train/ (12 images) and val/ (5) with the classes cat, dog and eel."""
+    """train/ (12 images) and val/ (5 images) with the classes cat, dog and eel."""
     for part, count in (("train", 12), ("val", 5)):
         for i in range(count):
             file = tmp_path / part / ("cat", "dog", "eel")[i % 3] / f"{i}.jpg"
@@ -75,7 +75,7 @@ def folders(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def open_folders(folders: Path) -> Callable[[], DataSets]:
-    """Open ``folders`` as they are now, at 8x8 pixels."""
+    """A function that opens ``folders`` in their current state, at 8x8 pixels."""
     data = data_config(
         "imagefolder",
         train=str(folders / "train"),
@@ -91,7 +91,7 @@ def open_folders(folders: Path) -> Callable[[], DataSets]:
 
 @pytest.fixture(scope="session")
 def imagenet_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,000 WNID folders in train/ and val/, one image in each."""
+    """train/ and val/ with 1,000 WNID folders of one image each."""
     root = tmp_path_factory.mktemp("imagenet")
     image = jpeg(0)
     for part in ("train", "val"):

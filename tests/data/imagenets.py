@@ -1,4 +1,4 @@
-"""One small ImageNet of noise, laid out in each of the ways in which ImageNet comes."""
+"""A small ImageNet of noise images, in each layout of ImageNet."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 from jpegs import jpeg
 from scipy.io import savemat
 
-# WNID: its ILSVRC2012_ID, in no order; the last is no leaf and has no images.
+# WNID: ILSVRC2012_ID, unordered. The last is not a leaf and has no images.
 SYNSETS = {"n01440764": 3, "n01443537": 1, "n02105855": 4, "n01751748": 2, "n00001740": 5}
 TRAIN = {
-    f"{wnid}/{wnid}_{number}.JPEG": jpeg(7 * place + number)
-    for place, wnid in enumerate(list(SYNSETS)[:4])
+    f"{wnid}/{wnid}_{number}.JPEG": jpeg(7 * i + number)
+    for i, wnid in enumerate(list(SYNSETS)[:4])
     for number in (10, 9, 100)
 }
-# Of the real validation set, the first is a sea snake and the third a sheepdog.
+# In the real validation set, the first is a sea snake and the third a sheepdog.
 VAL_CLASSES = ["n01751748", "n01440764", "n02105855", "n01443537", "n01440764", "n02105855"]
 VAL = {f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(100 + i) for i in range(len(VAL_CLASSES))}
 
@@ -78,7 +78,7 @@ def tars(root: Path) -> Path:
     for name, data in TRAIN.items():
         wnid, _, file = name.partition("/")
         by_class.setdefault(wnid, {})[file] = data
-    # Neither the classes nor the images in sorted order.
+    # Neither classes nor images are in sorted order.
     classes = {f"{wnid}.tar": tar(by_class[wnid]) for wnid in sorted(by_class, reverse=True)}
     write({"ILSVRC2012_img_train.tar": tar(classes)}, root)
     write({"ILSVRC2012_img_val.tar": tar(dict(reversed(VAL.items())))}, root)
@@ -97,7 +97,7 @@ def kaggle(root: Path) -> Path:
 
 
 def flat_val(root: Path) -> Path:
-    """Class folders for training, a flat val/ and the devkit, unpacked."""
+    """Class folders for training, a flat val/ and the unpacked devkit."""
     write(TRAIN, root / "train")
     write(VAL, root / "val")
     write(devkit(), root)
@@ -105,7 +105,7 @@ def flat_val(root: Path) -> Path:
 
 
 def parquet(root: Path, named: bool = True) -> Path:
-    """Hugging Face's, shuffled, in row groups of three; without names unless ``named``."""
+    """Hugging Face's parquet files, shuffled, in row groups of three, with or without names."""
     labels = {wnid: label for label, wnid in enumerate(sorted({*VAL_CLASSES, *list(SYNSETS)[:4]}))}
     train = [(name.split("/")[0], name.split("/")[1], data) for name, data in TRAIN.items()]
     val = [(wnid, name, VAL[name]) for name, wnid in zip(VAL, VAL_CLASSES, strict=True)]

@@ -1,7 +1,7 @@
-"""A process that loads with two workers until it is killed: loading.py [stuck].
+"""Load data with two workers until killed: loading.py [stuck].
 
-Goes through each loader in turn: prints its name and the pids of its workers, then a dot for each
-batch. It is deaf to signals, its workers are as the loaders make them. ``stuck``: no sample comes.
+Iterates over each loader in turn: prints its name and the pids of its workers, then a dot for each
+batch. Ignores signals itself; its workers are unchanged. ``stuck``: loading a sample never ends.
 """
 
 import signal

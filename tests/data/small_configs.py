@@ -1,4 +1,4 @@
-"""The parts of a config that a data set is opened with, where a test says only what matters."""
+"""Data and augmentation configs for tests, with defaults for all options."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from sn_imagenet.config import AugmentConfig, DataConfig
 
 
-def data_config(source: str, **chosen: Any) -> DataConfig:
+def data_config(source: str, **overrides: Any) -> DataConfig:
     values: dict[str, Any] = {
         "name": "test",
         "image_size": 224,
@@ -17,7 +17,7 @@ def data_config(source: str, **chosen: Any) -> DataConfig:
         "workers": 0,
         "decode": "exact",
     }
-    return DataConfig(source=source, **{**values, **chosen})
+    return DataConfig(source=source, **{**values, **overrides})
 
 
 def augment_config(

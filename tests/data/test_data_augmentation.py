@@ -1,4 +1,4 @@
-"""Augmentation draws are a function of (seed, epoch, sample id); the geometry; PCA lighting."""
+"""Augmentation depends only on (seed, epoch, sample id); crop geometry; PCA lighting."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from sn_imagenet.config import DataConfig, ExperimentConfig
 from sn_imagenet.data.crop_image import CropParams
-from sn_imagenet.data.crops import CROPS, Crop, registered
+from sn_imagenet.data.crops import CROPS, Crop, register_crop
 from sn_imagenet.data.datasets import DataSets, build
 from sn_imagenet.data.seeding import derive_seed, seeded
 from sn_imagenet.data.transforms import lighting, training_crop, validation_crop
@@ -35,23 +35,23 @@ def test_draws_depend_on_epoch_sample_and_seed_only(
     assert all(torch.equal(digits.train[key][0], first[key]) for key in keys)
 
     changed = [not torch.equal(first[0, i], first[1, i]) for i in range(20)]
-    assert sum(changed) >= 12  # nine shifts: one in nine draws agrees by chance
+    assert sum(changed) >= 12  # of nine shifts, one in nine draws agrees by chance
     config = composed("data=digits")
     other = build(config.data, config.augment, seed=1)
     assert sum(not torch.equal(first[0, i], other.train[0, i][0]) for i in range(20)) >= 12
     assert all(torch.equal(digits.val[0, i][0], other.val[7, i][0]) for i in range(20))
 
 
-def test_two_samples_of_an_epoch_are_drawn_differently() -> None:
-    draw = training_crop(
+def test_samples_of_an_epoch_get_different_crops() -> None:
+    sample_crop = training_crop(
         data_config("digits", image_size=32, resize_size=32),
         augment_config("pad", flip=True, padding=4),
     )
-    seen = set()
+    crops = set()
     for index in range(200):
         with seeded(derive_seed("augment", 0, 0, index)):
-            seen.add(draw(32, 32))
-    assert len(seen) > 60  # of 9 * 9 shifts, flipped or not
+            crops.add(sample_crop(32, 32))
+    assert len(crops) > 60  # of 2 * 9 * 9
 
 
 def test_access_leaves_the_global_random_state_alone(digits: DataSets) -> None:
@@ -67,7 +67,7 @@ def test_access_leaves_the_global_random_state_alone(digits: DataSets) -> None:
 
 
 @given(st.lists(st.tuples(*[st.integers(-(2**63), 2**63 - 1)] * 3), unique=True, max_size=50))
-def test_seeds_are_64_bit_and_apart(numbers: list[tuple[int, int, int]]) -> None:
+def test_seeds_are_64_bit_and_distinct(numbers: list[tuple[int, int, int]]) -> None:
     seeds = {derive_seed("augment", *three) for three in numbers}
     seeds |= {derive_seed("order", *three) for three in numbers}
     assert len(seeds) == 2 * len(numbers)
@@ -75,7 +75,7 @@ def test_seeds_are_64_bit_and_apart(numbers: list[tuple[int, int, int]]) -> None
 
 
 @given(std=st.floats(0.01, 1), seed=st.integers(0, 1000))
-def test_lighting_is_the_formula_of_alexnet(std: float, seed: int) -> None:
+def test_lighting_matches_the_formula_of_alexnet(std: float, seed: int) -> None:
     with seeded(seed):
         drawn = lighting(std)
     with seeded(seed):
@@ -89,14 +89,14 @@ def test_lighting_is_the_formula_of_alexnet(std: float, seed: int) -> None:
     np.testing.assert_allclose(eigenvectors.T @ eigenvectors, np.eye(3), atol=1e-3)
 
 
-def test_validation_resizes_the_shorter_side_and_crops_the_centre() -> None:
-    draw = validation_crop(data_config("imagefolder", image_size=4, resize_size=6))
-    assert draw(6, 12) == CropParams(None, (6, 12), (1, 4))
-    assert draw(90, 40) == CropParams(None, (13, 6), (4, 1))
+def test_validation_resizes_the_shorter_side_and_crops_the_center() -> None:
+    sample_crop = validation_crop(data_config("imagefolder", image_size=4, resize_size=6))
+    assert sample_crop(6, 12) == CropParams(None, (6, 12), (1, 4))
+    assert sample_crop(90, 40) == CropParams(None, (13, 6), (4, 1))
 
 
 @pytest.mark.parametrize("augment", ["official", "he2016", "crop_flip", "crop", "none"])
-def test_photographs_of_any_size_and_mode_come_out_alike(
+def test_photographs_of_any_size_and_mode_give_the_same_shape(
     composed: Callable[..., ExperimentConfig], imagenet_photos: Path, augment: str
 ) -> None:
     train = imagenet_photos / "train"
@@ -155,7 +155,7 @@ def test_crop_flip_shifts_and_mirrors_small_photographs(
     assert flips == {False, True}
 
 
-def test_an_augmentation_is_one_function_and_one_yaml(
+def test_adding_an_augmentation_takes_one_function_and_one_yaml(
     composed: Callable[..., ExperimentConfig],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -165,13 +165,13 @@ def test_an_augmentation_is_one_function_and_one_yaml(
         return Crop(lambda height, width: CropParams((0, 0, side, side), size), f"corner of {side}")
 
     monkeypatch.setattr("sn_imagenet.data.crops.CROPS", dict(CROPS))
-    registered(corner)
+    register_crop(corner)
     (tmp_path / "augment").mkdir()
     (tmp_path / "augment" / "corner.yaml").write_text(
         "{name: corner, crop: corner, args: {side: 5}, flip: false, lighting_std: 0.0}"
     )
-    found = f"hydra.searchpath=[file://{tmp_path}]"
-    config = composed("data=digits", "augment=corner", found)
+    search_path = f"hydra.searchpath=[file://{tmp_path}]"
+    config = composed("data=digits", "augment=corner", search_path)
     train = build(config.data, config.augment, seed=0).train
     stored = train.source.open(7).pixels()[:, :5, :5]
     expected = v2.functional.resize(stored, [16, 16], antialias=True)
@@ -182,7 +182,7 @@ def test_an_augmentation_is_one_function_and_one_yaml(
 
 
 @pytest.mark.parametrize(
-    ("crop", "args", "told"),
+    ("crop", "args", "message"),
     [
         ("big", {}, r"augment\.crop=big: expected one of random_resized, shorter_side, pad, none"),
         ("pad", {"padding": -1}, r"padding=-1: expected a whole number of 0 or more"),
@@ -200,10 +200,10 @@ def test_an_augmentation_is_one_function_and_one_yaml(
         ("random_resized", {"ratio": [2, 1]}, r"ratio=\[2, 1\]: expected 0 < narrow <= wide"),
     ],
 )
-def test_bad_arguments_are_told_before_anything_is_read(
-    crop: str, args: dict[str, object], told: str
+def test_bad_arguments_are_reported_before_data_are_read(
+    crop: str, args: dict[str, object], message: str
 ) -> None:
     if crop == "random_resized":
         args = {"scale": [0.08, 1.0], "ratio": [0.75, 1.5], **args}
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         build(data_config("imagenet", root="absent"), augment_config(crop, **args), seed=0)

@@ -1,4 +1,4 @@
-"""Batches: the same for every number of ranks and workers, each sample where it belongs."""
+"""Batches hold the right samples, for every number of ranks and workers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sn_imagenet.data.seeding import epoch_order
 Batches = list[tuple[Tensor, Tensor]]
 
 
-def same(left: Batches, right: Batches) -> bool:
+def equal_batches(left: Batches, right: Batches) -> bool:
     return len(left) == len(right) and all(
         torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(left, right, strict=True)
     )
@@ -48,14 +48,14 @@ def rank_batches(data: DataSets, rank: int, world_size: int, workers: int) -> Ba
 
 
 def global_batches(data: DataSets, world_size: int, workers: int) -> Batches:
-    """Deal the ranks' samples back to position i of rank i mod world_size."""
+    """Interleave the ranks' samples again: position i is from rank i mod world_size."""
     ranks = [rank_batches(data, rank, world_size, workers) for rank in range(world_size)]
 
-    def deal_back(parts: list[Tensor]) -> Tensor:
+    def interleave(parts: list[Tensor]) -> Tensor:
         return torch.stack(parts, dim=1).flatten(0, 1)
 
     return [
-        (deal_back([images for images, _ in step]), deal_back([labels for _, labels in step]))
+        (interleave([images for images, _ in step]), interleave([labels for _, labels in step]))
         for step in zip(*ranks, strict=True)
     ]
 
@@ -71,7 +71,7 @@ def test_global_batches_do_not_depend_on_ranks_or_workers(
     images, labels = reference[0]
     assert (images.shape, images.dtype) == ((200, 3, 16, 16), torch.float32)
     assert (labels.shape, labels.dtype) == ((200,), torch.int64)
-    assert same(global_batches(digits, world_size, workers), reference)
+    assert equal_batches(global_batches(digits, world_size, workers), reference)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -86,14 +86,14 @@ def test_random_resized_crops_of_files_do_not_depend_on_ranks_or_workers(
     whole = train_loader(data.train, global_batch=6, rank=0, world_size=1, seed=0, workers=0)
     for rank, part in enumerate(parts):
         expected = [(x[rank::2], y[rank::2]) for x, y in whole.epoch(1)]
-        assert same(list(part.epoch(1)), expected)
+        assert equal_batches(list(part.epoch(1)), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_loader_serves_all_epochs_and_resumes_within_one(
     digits: DataSets, workers: int
 ) -> None:
-    def made(epoch: int, start_step: int) -> Batches:
+    def load_with_new_loader(epoch: int, start_step: int) -> Batches:
         loader = train_loader(
             digits.train, global_batch=300, rank=0, world_size=1, seed=1, workers=0
         )
@@ -104,19 +104,19 @@ def test_one_loader_serves_all_epochs_and_resumes_within_one(
     )
     first = list(loader.epoch(0))
     assert len(first) == len(loader) == 4
-    next(loader.epoch(1))  # an epoch that is left early does no harm
-    assert same(list(loader.epoch(1)), made(epoch=1, start_step=0))
-    assert same(list(loader.epoch(0, start_step=3)), first[3:])
-    assert same(made(epoch=0, start_step=3), first[3:])
+    next(loader.epoch(1))  # leave an epoch early
+    assert equal_batches(list(loader.epoch(1)), load_with_new_loader(epoch=1, start_step=0))
+    assert equal_batches(list(loader.epoch(0, start_step=3)), first[3:])
+    assert equal_batches(load_with_new_loader(epoch=0, start_step=3), first[3:])
     assert list(loader.epoch(0, start_step=4)) == []
-    assert not same(first, made(epoch=1, start_step=0))
+    assert not equal_batches(first, load_with_new_loader(epoch=1, start_step=0))
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than the cores
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 def test_photographs_do_not_depend_on_workers_or_a_restart(
     imagenet_photos: Path, composed: Callable[..., ExperimentConfig]
 ) -> None:
-    """With the crops, the flips and the lighting of training on ImageNet."""
+    """With the crops, flips and lighting of training on ImageNet."""
     parts = [f"data.{part}={imagenet_photos}/train" for part in ("train", "val")]
     config = composed("data=imagefolder", *parts)
     data = build(config.data, config.augment, seed=0)
@@ -130,7 +130,7 @@ def test_photographs_do_not_depend_on_workers_or_a_restart(
     expected = batches(workers=0, start_step=0)
     assert len(expected) == 10
     for workers, start_step in ((1, 7), (4, 0), (4, 8)):
-        assert same(batches(workers, start_step), expected[start_step:])
+        assert equal_batches(batches(workers, start_step), expected[start_step:])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -162,7 +162,7 @@ def test_loaders_leave_the_global_random_state_alone(digits: DataSets, workers: 
     seed=st.integers(0, 2**40),
     epoch=st.integers(0, 300),
 )
-def test_train_sampler_deals_a_permutation(
+def test_train_sampler_distributes_a_permutation(
     num_samples: int, batch: int, world_size: int, seed: int, epoch: int
 ) -> None:
     if batch > num_samples:
@@ -187,14 +187,16 @@ def test_order_depends_on_seed_and_epoch() -> None:
 
 
 @given(num_samples=st.integers(1, 40), batch=st.integers(1, 12), world_size=st.integers(1, 50))
-def test_eval_deals_whole_batches(num_samples: int, batch: int, world_size: int) -> None:
-    """Those of one rank, in turn."""
+def test_eval_sampler_distributes_whole_batches(
+    num_samples: int, batch: int, world_size: int
+) -> None:
+    """The ranks get the batches of a single rank in turn."""
     whole = [range(num_samples)[i : i + batch] for i in range(0, num_samples, batch)]
     for rank in range(world_size):
         sampler = EvalBatchSampler(num_samples, batch, rank, world_size)
-        dealt = list(sampler)
-        assert len(dealt) == len(sampler)
-        assert dealt == [[(0, index) for index in keys] for keys in whole[rank::world_size]]
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        assert batches == [[(0, index) for index in keys] for keys in whole[rank::world_size]]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -222,10 +224,10 @@ def test_eval_loader_with_more_ranks_than_samples(
     world_size=st.integers(1, 5),
     k=st.integers(1, 5),
     seed=st.integers(0, 3),
-    first=st.integers(0, 4),
+    skip=st.integers(0, 4),
 )
-def test_calibration_deals_whole_batches_of_interleaved_minibatches(
-    num_samples: int, n: int, samples: int | str, world_size: int, k: int, seed: int, first: int
+def test_calibration_sampler_distributes_whole_batches_of_interleaved_minibatches(
+    num_samples: int, n: int, samples: int | str, world_size: int, k: int, seed: int, skip: int
 ) -> None:
     available = num_samples if samples == "all" else min(int(samples), num_samples)
     arguments = (num_samples, n, samples, seed)
@@ -235,17 +237,17 @@ def test_calibration_deals_whole_batches_of_interleaved_minibatches(
         return
     order = epoch_order(num_samples, seed, -1 - seed).tolist()
     minibatches = available // n
-    whole = [range(minibatches)[start : start + k] for start in range(first, minibatches, k)]
+    whole = [range(minibatches)[start : start + k] for start in range(skip, minibatches, k)]
     for rank in range(world_size):
-        sampler = CalibrationBatchSampler(*arguments, rank, world_size, k, first)
+        sampler = CalibrationBatchSampler(*arguments, rank, world_size, k, skip)
         assert sampler.minibatches == minibatches
-        dealt = list(sampler)
-        assert len(dealt) == len(sampler)
-        for keys, held in zip(dealt, whole[rank::world_size], strict=True):
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        for keys, minibatch_ids in zip(batches, whole[rank::world_size], strict=True):
             assert {key.epoch for key in keys} == {-1 - seed}
-            for group, m in enumerate(held):
+            for group, m in enumerate(minibatch_ids):
                 expected = order[m * n : (m + 1) * n]
-                assert [key.sample for key in keys[group :: len(held)]] == expected
+                assert [key.sample for key in keys[group :: len(minibatch_ids)]] == expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -262,9 +264,9 @@ def test_calibration_loader_yields_augmented_minibatches(digits: DataSets, worke
         )
         return calibration_loader(digits.train, **(vars(arguments) | changes))
 
-    made = loader()
-    assert (made.minibatches, made.samples_used, made.minibatch) == (12, 96, 8)
-    batches = list(made)
+    calibration = loader()
+    assert (calibration.minibatches, calibration.samples_used, calibration.minibatch) == (12, 96, 8)
+    batches = list(calibration)
     assert [len(labels) for _, labels in batches] == [40, 40, 16]
     alone = list(loader(minibatches_per_batch=1))
     assert torch.equal(batches[1][0][2::5], alone[5 + 2][0])

@@ -1,4 +1,4 @@
-"""Hugging Face's parquet files. That they give the same samples, test_data_index shows."""
+"""Hugging Face's parquet files. test_data_index checks that they give the same samples."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sn_imagenet.data.indexed import IndexedSource
 from sn_imagenet.data.prepare import prepare_data
 
 
-def opened(root: Path) -> tuple[IndexedSource, IndexedSource]:
-    train, val = layouts.imagenet_train(root), layouts.imagenet_val(root)
+def open_sources(root: Path) -> tuple[IndexedSource, IndexedSource]:
+    train, val = layouts.find_imagenet_train(root), layouts.find_imagenet_val(root)
     assert train is not None and val is not None
     return IndexedSource(train.open()), IndexedSource(val.open())
 
@@ -26,46 +26,46 @@ def root(tmp_path: Path) -> Path:
     return imagenets.parquet(tmp_path)
 
 
-def test_workers_read_it(root: Path) -> None:
-    train, _ = opened(root)
+def test_workers_can_read_parquet_files(root: Path) -> None:
+    train, _ = open_sources(root)
     expected = [train.read(i) for i in range(len(train))]  # files are open when the workers start
     assert pickle.loads(pickle.dumps(train)).read(3) == expected[3]
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(train.read, list(range(len(train))) * 3) == expected * 3
 
 
-def test_without_names_a_sample_is_known_by_its_place(tmp_path: Path) -> None:
-    named, own = (
-        opened(imagenets.parquet(tmp_path / folder, named))[0]
-        for folder, named in (("named", True), ("own", False))
+def test_samples_without_names_are_named_by_location(tmp_path: Path) -> None:
+    named, unnamed = (
+        open_sources(imagenets.parquet(tmp_path / folder, named))[0]
+        for folder, named in (("named", True), ("unnamed", False))
     )
-    assert own.classes == ("0000", "0001", "0002", "0003") and len(own) == len(named)
-    assert own.fingerprint()["sha256"] != named.fingerprint()["sha256"]
+    assert unnamed.classes == ("0000", "0001", "0002", "0003") and len(unnamed) == len(named)
+    assert unnamed.fingerprint()["sha256"] != named.fingerprint()["sha256"]
     for label in range(4):
-        images = [{s.read(i) for i in range(12) if s.labels[i] == label} for s in (named, own)]
+        images = [{s.read(i) for i in range(12) if s.labels[i] == label} for s in (named, unnamed)]
         assert images[0] == images[1]
-    assert own.index.where(0).startswith("train-0000")
+    assert unnamed.index.location(0).startswith("train-0000")
 
 
-def test_what_is_not_all_there_or_changed_is_refused(root: Path) -> None:
-    opened(root)
+def test_missing_or_changed_files_are_refused(root: Path) -> None:
+    open_sources(root)
     first = root / "data" / "train-00000-of-00003.parquet"
     whole = first.read_bytes()
     first.write_bytes(whole[:-4])
     with pytest.raises(DataError, match=r"train-00000-of-00003\.parquet changed since the index"):
-        opened(root)
+        open_sources(root)
     (root / "data" / "train.index.npz").unlink()
-    with pytest.raises(DataError, match=r"00000-of-00003\.parquet is no parquet file of images"):
-        opened(root)
+    with pytest.raises(DataError, match=r"00000-of-00003\.parquet is not a parquet file of images"):
+        open_sources(root)
     first.unlink()
     with pytest.raises(DataError, match="holds 2 of the 3 files train-"):
-        opened(root)
+        open_sources(root)
 
 
-def test_prepare_data_knows_it(root: Path) -> None:
-    told: list[str] = []
-    assert prepare_data(root, verify=True, mark=False, workers=1, say=told.append)
-    assert f"training set: {root}/data/train (indexed)" in told
-    assert told.count("  every file was decoded: 0 bad") == 2
-    # The place that an error about one part names.
-    assert prepare_data(root / "data" / "train", verify=False, mark=False, workers=1, say=print)
+def test_prepare_data_finds_parquet_files(root: Path) -> None:
+    lines: list[str] = []
+    assert prepare_data(root, verify=True, mark=False, workers=1, log=lines.append)
+    assert f"training set: {root}/data/train (indexed)" in lines
+    assert lines.count("  every file was decoded: 0 bad") == 2
+    # The path that an error about a single split shows.
+    assert prepare_data(root / "data" / "train", verify=False, mark=False, workers=1, log=print)

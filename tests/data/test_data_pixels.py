@@ -1,4 +1,4 @@
-"""Crops in uint8 and their batches on the device: the numbers of torchvision's transforms."""
+"""uint8 crops and batches on the device give the numbers of torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torchvision.transforms import v2
 
 from sn_imagenet.data import pixels
 from sn_imagenet.data.crop_image import CropParams, crop_exact, crop_fast, crop_float
-from sn_imagenet.data.pixels import Normalizer, StoredBatch, on_device
+from sn_imagenet.data.crops import SampleCrop
+from sn_imagenet.data.pixels import DeviceTransform, StoredBatch, on_device
 from sn_imagenet.data.seeding import seeded
 from sn_imagenet.data.transforms import EIGENVALUES, EIGENVECTORS, training_crop, validation_crop
 
@@ -26,7 +27,7 @@ OFFICIAL = augment_config("random_resized", True, 0.1, scale=SCALE, ratio=RATIO)
 
 
 class Lighting(nn.Module):
-    """As a transform of one image: the shift that is drawn, added to it."""
+    """PCA lighting as a transform of one image: draws a shift and adds it."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         alpha = torch.randn(3) * OFFICIAL.lighting_std
@@ -36,7 +37,7 @@ class Lighting(nn.Module):
 
 TO_FLOAT = (v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True))
 NORMALIZE = v2.Normalize(list(DATA.mean), list(DATA.std))
-# What torchvision's transforms, one image at a time, make of a photograph.
+# The same transforms by torchvision, for one photograph at a time.
 TRAINING = v2.Compose(
     [
         v2.RandomResizedCrop(224, scale=SCALE, ratio=RATIO),
@@ -64,16 +65,16 @@ def batch_of(images: torch.Tensor, crops: list[CropParams]) -> StoredBatch:
     )
 
 
-def finished(
+def run_pipeline(
     photos: list[np.ndarray],
     crops: list[CropParams],
-    cut: Callable[[np.ndarray, CropParams, torch.Tensor], None],
+    crop_function: Callable[[np.ndarray, CropParams, torch.Tensor], None],
     side: int = 224,
 ) -> torch.Tensor:
     images = torch.full((len(crops), side, side, 3), 77, dtype=torch.uint8)
     for photo, crop, out in zip(photos, crops, images, strict=True):
-        cut(photo, crop, out)
-    [(batch, _)] = on_device([batch_of(images, crops)], Normalizer(DATA, CPU), CPU)
+        crop_function(photo, crop, out)
+    [(batch, _)] = on_device([batch_of(images, crops)], DeviceTransform(DATA, CPU), CPU)
     return batch
 
 
@@ -86,15 +87,15 @@ def photographs(imagenet_photos: Path) -> list[np.ndarray]:
     return pixels
 
 
-def drawn(draw: Callable[[int, int], CropParams], photos: list[np.ndarray]) -> list[CropParams]:
+def sample_crops(sample_crop: SampleCrop, photos: list[np.ndarray]) -> list[CropParams]:
     crops = []
     for seed, photo in enumerate(photos):
         with seeded(seed):
-            crops.append(draw(*photo.shape[:2]))
+            crops.append(sample_crop(*photo.shape[:2]))
     return crops
 
 
-def transformed(transform: v2.Compose, photos: list[np.ndarray]) -> torch.Tensor:
+def apply_to_all(transform: v2.Compose, photos: list[np.ndarray]) -> torch.Tensor:
     images = []
     for seed, photo in enumerate(photos):
         with seeded(seed):
@@ -102,54 +103,54 @@ def transformed(transform: v2.Compose, photos: list[np.ndarray]) -> torch.Tensor
     return torch.stack(images)
 
 
-def test_training_gives_the_numbers_of_torchvision(photographs: list[np.ndarray]) -> None:
-    crops = drawn(training_crop(DATA, OFFICIAL), photographs)
+def test_training_matches_torchvision(photographs: list[np.ndarray]) -> None:
+    crops = sample_crops(training_crop(DATA, OFFICIAL), photographs)
     assert {crop.flip for crop in crops} == {False, True}
-    expected = transformed(TRAINING, photographs)
-    assert torch.equal(finished(photographs, crops, crop_exact), expected)
+    expected = apply_to_all(TRAINING, photographs)
+    assert torch.equal(run_pipeline(photographs, crops, crop_exact), expected)
 
 
-def test_validation_gives_the_numbers_of_torchvision(photographs: list[np.ndarray]) -> None:
+def test_validation_matches_torchvision(photographs: list[np.ndarray]) -> None:
     odd = [photo[: 150 + i, : 400 - 3 * i] for i, photo in enumerate(photographs[:40])]
-    crops = drawn(validation_crop(DATA), odd)
-    assert torch.equal(finished(odd, crops, crop_exact), transformed(VALIDATION, odd))
+    crops = sample_crops(validation_crop(DATA), odd)
+    assert torch.equal(run_pipeline(odd, crops, crop_exact), apply_to_all(VALIDATION, odd))
 
 
-def test_padded_crops_give_the_numbers_of_torchvision(photographs: list[np.ndarray]) -> None:
+def test_padded_crops_match_torchvision(photographs: list[np.ndarray]) -> None:
     data = data_config("cifar10", image_size=32, resize_size=40)
-    crops = drawn(training_crop(data, augment_config("pad", True, padding=4)), photographs)
-    assert len({crop.move for crop in crops}) > 50
-    batch = finished(photographs, crops, crop_exact, side=32)
-    assert torch.equal(batch, transformed(PADDED, photographs))
+    crops = sample_crops(training_crop(data, augment_config("pad", True, padding=4)), photographs)
+    assert len({crop.translate for crop in crops}) > 50
+    batch = run_pipeline(photographs, crops, crop_exact, side=32)
+    assert torch.equal(batch, apply_to_all(PADDED, photographs))
 
 
-def test_the_shorter_side_is_drawn_and_the_crop_from_all_of_it(
-    photographs: list[np.ndarray],
-) -> None:
-    """He et al. 2016: the draws cover their ranges, the pixels are those of torchvision."""
-    draw = training_crop(DATA, augment_config("shorter_side", between=[256, 480]))
+def test_shorter_side_and_crop_cover_their_ranges(photographs: list[np.ndarray]) -> None:
+    """He et al. 2016: draws cover their ranges, and pixels match torchvision."""
+    sample_crop = training_crop(DATA, augment_config("shorter_side", between=[256, 480]))
     with seeded(0):
-        cuts = [draw(300, 600) for _ in range(3000)]
-    assert {cut.size[0] for cut in cuts} == set(range(256, 481))
-    assert all(cut.size[1] == 2 * cut.size[0] for cut in cuts)
-    places = np.array([np.divide(cut.corner, np.subtract(cut.size, 224)) for cut in cuts])
+        crops = [sample_crop(300, 600) for _ in range(3000)]
+    assert {crop.size[0] for crop in crops} == set(range(256, 481))
+    assert all(crop.size[1] == 2 * crop.size[0] for crop in crops)
+    places = np.array([np.divide(crop.corner, np.subtract(crop.size, 224)) for crop in crops])
     assert places.min() == 0 and places.max() == 1
     np.testing.assert_allclose(places.mean(axis=0), 0.5, atol=0.03)
     out = torch.empty(224, 224, 3, dtype=torch.uint8)
-    for photo, cut in zip(photographs[:20], drawn(draw, photographs[:20]), strict=True):
-        crop_exact(photo, cut, out)
-        resized = v2.functional.resize(Image.fromarray(photo), [min(cut.size)])
-        expected = v2.functional.crop(resized, *cut.corner, 224, 224)
+    for photo, crop in zip(
+        photographs[:20], sample_crops(sample_crop, photographs[:20]), strict=True
+    ):
+        crop_exact(photo, crop, out)
+        resized = v2.functional.resize(Image.fromarray(photo), [min(crop.size)])
+        expected = v2.functional.crop(resized, *crop.corner, 224, 224)
         assert np.array_equal(out.numpy(), np.asarray(expected))
 
 
 @pytest.mark.parametrize("side", [1, 5, 32])
 @pytest.mark.parametrize("flips", [False, True])
 @pytest.mark.parametrize("shifts", [False, True])
-def test_the_compiled_normalization_gives_the_numbers_of_the_operators(
+def test_compiled_normalization_matches_the_operators(
     monkeypatch: pytest.MonkeyPatch, side: int, flips: bool, shifts: bool
 ) -> None:
-    if pixels._compiled() is None:
+    if pixels._compiled_normalize() is None:
         pytest.skip("no C++ compiler")
     torch.manual_seed(side)
     batch = StoredBatch(
@@ -158,15 +159,15 @@ def test_the_compiled_normalization_gives_the_numbers_of_the_operators(
         torch.rand(7) < 0.5 if flips else None,
         torch.randn(7, 3) if shifts else None,
     )
-    compiled = Normalizer(DATA, CPU)(batch)
+    compiled = DeviceTransform(DATA, CPU)(batch)
     assert compiled.is_contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr(pixels, "_compiled", lambda: None)
-    assert torch.equal(compiled, Normalizer(DATA, CPU)(batch))
+    monkeypatch.setattr(pixels, "_compiled_normalize", lambda: None)
+    assert torch.equal(compiled, DeviceTransform(DATA, CPU)(batch))
 
 
-def test_fast_differs_by_one_in_255_at_most(photographs: list[np.ndarray]) -> None:
-    """The figures in the documentation: about 3 % of the values, by 1."""
-    crops = drawn(training_crop(DATA, OFFICIAL), photographs)
+def test_fast_differs_by_at_most_1_of_255(photographs: list[np.ndarray]) -> None:
+    """The documentation says that about 3 % of the values differ, by 1."""
+    crops = sample_crops(training_crop(DATA, OFFICIAL), photographs)
     exact, fast = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
     shares = []
     for photo, crop in zip(photographs, crops, strict=True):
@@ -178,7 +179,7 @@ def test_fast_differs_by_one_in_255_at_most(photographs: list[np.ndarray]) -> No
     assert 0 < np.mean(shares) < 0.05
 
 
-def test_the_validation_may_resize_bicubically() -> None:
+def test_bicubic_validation_matches_torchvision() -> None:
     data = data_config("imagefolder", interpolation="bicubic")
     bicubic = v2.InterpolationMode.BICUBIC
     expected = v2.Compose([v2.Resize(256, interpolation=bicubic), v2.CenterCrop(224)])
@@ -195,21 +196,21 @@ def test_the_validation_may_resize_bicubically() -> None:
     assert torch.equal(out, expected(stored))
 
 
-def test_floats_are_cut_as_they_are() -> None:
+def test_float_images_match_torchvision() -> None:
     data = data_config("digits", image_size=16, resize_size=16)
     padded = v2.Compose([v2.RandomCrop(16, padding=1), v2.Normalize(data.mean, data.std)])
-    draw = training_crop(data, augment_config("pad", padding=1))
+    sample_crop = training_crop(data, augment_config("pad", padding=1))
     stored = torch.rand(3, 16, 16)
     before = stored.clone()
     for seed in range(20):
         with seeded(seed):
-            crop = draw(16, 16)
+            crop = sample_crop(16, 16)
         with seeded(seed):
             expected = padded(stored)
         out = torch.full((1, 3, 16, 16), 7.0)
         crop_float(stored, crop, out[0])
         batch = StoredBatch(out, torch.zeros(1, dtype=torch.int64), None, None)
-        assert torch.equal(Normalizer(data, CPU)(batch)[0], expected)
+        assert torch.equal(DeviceTransform(data, CPU)(batch)[0], expected)
     assert torch.equal(stored, before)
     box = CropParams(box=(2, 3, 8, 10), size=(16, 16))
     crop_float(stored, box, out[0])
@@ -217,12 +218,12 @@ def test_floats_are_cut_as_they_are() -> None:
     assert torch.equal(out[0], expected)
 
 
-def test_normalizing_is_the_formula_in_float64() -> None:
+def test_normalization_matches_the_formula_in_float64() -> None:
     crops = [
         CropParams(None, (4, 4), flip=i % 2 == 0, shift=(0.1 * i, -0.2, 0.3)) for i in range(4)
     ]
     images = torch.randint(0, 256, (4, 4, 4, 3), dtype=torch.uint8)
-    batch = Normalizer(DATA, CPU)(batch_of(images, crops)).double().numpy()
+    batch = DeviceTransform(DATA, CPU)(batch_of(images, crops)).double().numpy()
     for i, crop in enumerate(crops):
         pixels = images[i].numpy().astype(np.float64)[:, :: -1 if crop.flip else 1] / 255
         expected = (pixels + np.array(crop.shift or 0) - DATA.mean) / np.array(DATA.std)
@@ -231,7 +232,7 @@ def test_normalizing_is_the_formula_in_float64() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_batches_on_cuda_are_those_of_the_cpu() -> None:
+def test_batches_on_cuda_match_the_cpu() -> None:
     cuda = torch.device("cuda")
     batches = []
     for seed in range(6):
@@ -240,10 +241,10 @@ def test_batches_on_cuda_are_those_of_the_cpu() -> None:
         crops = [CropParams(None, (64, 64), flip=i % 2 == 0, shift=(0.1, 0.2, i)) for i in range(8)]
         batches.append(batch_of(images, crops))
     pinned = [StoredBatch(*(part.pin_memory() for part in batch)) for batch in batches]
-    for (there, labels), batch in zip(
-        on_device(pinned, Normalizer(DATA, cuda), cuda), batches, strict=True
+    for (on_cuda, labels), batch in zip(
+        on_device(pinned, DeviceTransform(DATA, cuda), cuda), batches, strict=True
     ):
         assert labels.device.type == "cuda"
-        assert there.is_contiguous(memory_format=torch.channels_last)
-        expected = Normalizer(DATA, CPU)(batch)
-        torch.testing.assert_close(there.cpu(), expected, rtol=0, atol=1e-6)
+        assert on_cuda.is_contiguous(memory_format=torch.channels_last)
+        expected = DeviceTransform(DATA, CPU)(batch)
+        torch.testing.assert_close(on_cuda.cpu(), expected, rtol=0, atol=1e-6)

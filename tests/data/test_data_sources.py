@@ -1,4 +1,4 @@
-"""The sources, what identifies them, and bad input: one clear error that names the thing."""
+"""Sources, their fingerprints, and one clear error for each kind of bad input."""
 
 from __future__ import annotations
 
@@ -28,15 +28,13 @@ from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import sources
 from sn_imagenet.data.datasets import DataSets, build
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.index import places
+from sn_imagenet.data.index import index_paths
 from sn_imagenet.data.loaders import eval_loader, train_loader
 from sn_imagenet.data.scanning import IMG_EXTENSIONS
 from sn_imagenet.errors import ConfigError, UserError
 
 
-def test_digits_are_split_once_and_for_all(
-    composed: Callable[..., ExperimentConfig], digits: DataSets
-) -> None:
+def test_digits_split_is_fixed(composed: Callable[..., ExperimentConfig], digits: DataSets) -> None:
     config = composed("data=digits")
     assert (len(digits.train), len(digits.val)) == (1397, 400)
     assert digits.classes == tuple("0123456789")
@@ -44,35 +42,39 @@ def test_digits_are_split_once_and_for_all(
         shares = np.bincount(dataset.source.labels) / len(dataset)
         np.testing.assert_allclose(shares, 0.1, atol=0.005)
     assert build(config.data, config.augment, seed=7).fingerprint == digits.fingerprint
-    # What every committed result on digits was measured with.
+    # All committed results on digits were measured with this split.
     assert digits.fingerprint["train"]["sha256"].startswith("8674184c5734cf0b")
     together = np.concatenate([d.source.images.numpy() for d in (digits.train, digits.val)])
     assert len(np.unique(together.reshape(1797, -1), axis=0)) == 1797
 
 
 @pytest.mark.parametrize("unreadable", ["train", "train/cat"])
-def test_a_folder_that_may_not_be_read_is_one_line(
+def test_unreadable_folder_gives_a_one_line_error(
     unreadable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         monkeypatch.setenv("XDG_CACHE_HOME", name)
-        monkeypatch.setattr(tempfile, "tempdir", name)  # where a lock is made, whatever TMPDIR is
+        monkeypatch.setattr(
+            tempfile, "tempdir", name
+        )  # the lock is created there, regardless of TMPDIR
         root.chmod(0o1777)
         for part in ("train", "val"):
             (root / part / "cat").mkdir(parents=True)
             (root / part / "cat" / "0.jpg").write_bytes(jpeg(0))
         data = data_config("imagefolder", train=str(root / "train"), val=str(root / "val"))
         folder = root / unreadable
-        importlib.import_module("sn_imagenet.data.sources.imagefolder")  # which nobody may not
-        with read_only(folder, 0), pytest.raises(DataError) as told:
+        importlib.import_module(
+            "sn_imagenet.data.sources.imagefolder"
+        )  # before files are unreadable
+        with read_only(folder, 0), pytest.raises(DataError) as caught:
             sources.open_source(data)
-        assert str(told.value) == (
+        assert str(caught.value) == (
             f"data=imagefolder cannot be read: [Errno 13] Permission denied: '{folder}'"
         )
 
 
-def test_extensions_are_those_of_torchvision() -> None:
+def test_extensions_match_torchvision() -> None:
     assert IMG_EXTENSIONS == torchvision.datasets.folder.IMG_EXTENSIONS
 
 
@@ -98,13 +100,13 @@ def test_digits_are_normalized_by_their_own_mean_and_std(
         (["augment=none", "data=cifar10"], "none"),
     ],
 )
-def test_a_data_set_chooses_its_augmentation_and_the_user_may_choose_another(
+def test_default_augmentation_of_a_data_set_can_be_overridden(
     composed: Callable[..., ExperimentConfig], overrides: list[str], augment: str
 ) -> None:
     assert composed(*overrides).augment.name == augment
 
 
-def test_sample_id_is_the_place_in_sorted_order(
+def test_sample_id_is_the_position_in_sorted_order(
     open_folders: Callable[[], DataSets], folders: Path
 ) -> None:
     data = open_folders()
@@ -118,37 +120,37 @@ def test_sample_id_is_the_place_in_sorted_order(
         assert data.classes[opened.label] == file.parent.name
 
 
-def index_anew(folder: Path) -> None:
-    places(folder)[0].unlink()
+def delete_index(folder: Path) -> None:
+    index_paths(folder)[0].unlink()
 
 
-def test_fingerprint_sees_renamed_resized_moved_and_missing_files(
+def test_fingerprint_changes_with_renamed_resized_moved_and_missing_files(
     open_folders: Callable[[], DataSets], folders: Path
 ) -> None:
-    def now() -> str:
-        index_anew(folders / "train")
+    def new_fingerprint() -> str:
+        delete_index(folders / "train")
         return open_folders().fingerprint["train"]["sha256"]
 
     cat, dog = folders / "train" / "cat", folders / "train" / "dog"
-    seen = [open_folders().fingerprint["train"]["sha256"], now()]
-    assert seen[0] == seen[1] == open_folders().fingerprint["train"]["sha256"]
+    fingerprints = [open_folders().fingerprint["train"]["sha256"], new_fingerprint()]
+    assert fingerprints[0] == fingerprints[1] == open_folders().fingerprint["train"]["sha256"]
     assert open_folders().fingerprint["val"]["samples"] == 5
     (cat / "0.jpg").rename(cat / "00.jpg")
-    seen.append(now())
+    fingerprints.append(new_fingerprint())
     (cat / "00.jpg").write_bytes(jpeg(0, size=(30, 30)))
-    seen.append(now())
+    fingerprints.append(new_fingerprint())
     (cat / "00.jpg").rename(dog / "00.jpg")
-    seen.append(now())
+    fingerprints.append(new_fingerprint())
     (dog / "00.jpg").unlink()
-    seen.append(now())
-    assert len(set(seen)) == 5
+    fingerprints.append(new_fingerprint())
+    assert len(set(fingerprints)) == 5
 
 
 SOURCE = """
 import numpy as np
 from sn_imagenet.data.arrays import ArraySource
 
-READS = ("root",)
+PATH_OPTIONS = ("root",)
 
 
 def open_source(data):
@@ -158,7 +160,7 @@ def open_source(data):
 """
 
 
-def test_a_data_set_is_one_file_and_one_yaml(
+def test_adding_a_data_set_takes_one_file_and_one_yaml(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "gray.py").write_text(SOURCE)
@@ -174,16 +176,16 @@ def test_a_data_set_is_one_file_and_one_yaml(
 # Bad input ------------------------------------------------------------------------------------
 
 
-def test_empty_class_folder(open_folders: Callable[[], DataSets], folders: Path) -> None:
+def test_empty_class_folder_is_refused(open_folders: Callable[[], DataSets], folders: Path) -> None:
     (folders / "train" / "bat").mkdir()
-    (folders / "train" / "bat" / "notes.txt").write_text("no image")
+    (folders / "train" / "bat" / "notes.txt").write_text("not an image")
     with pytest.raises(DataError, match="no image files in class folder bat") as caught:
         open_folders()
     assert isinstance(caught.value, UserError)
     assert "data.train" in str(caught.value)
 
 
-def test_classes_of_train_and_val_that_differ(
+def test_different_classes_of_train_and_val_are_refused(
     open_folders: Callable[[], DataSets], folders: Path
 ) -> None:
     (folders / "val" / "eel").rename(folders / "val" / "fox")
@@ -191,12 +193,12 @@ def test_classes_of_train_and_val_that_differ(
         open_folders()
     for i in range(9):
         shutil.copytree(folders / "train" / "cat", folders / "train" / f"more{i}")
-    index_anew(folders / "train")
+    delete_index(folders / "train")
     with pytest.raises(DataError, match="eel, more0, more1, more2, more3 and 5 more"):
         open_folders()
 
 
-def test_folders_missing_or_without_classes_or_not_given(
+def test_folders_that_are_missing_empty_or_not_given(
     open_folders: Callable[[], DataSets], folders: Path
 ) -> None:
     shutil.rmtree(folders / "val")
@@ -211,52 +213,52 @@ def test_folders_missing_or_without_classes_or_not_given(
             build(data, PLAIN, seed=0)
 
 
-def test_a_folder_that_would_not_be_read(folders: Path) -> None:
+def test_unused_folder_is_refused(folders: Path) -> None:
     data = data_config("imagenet", train=str(folders / "train"))
     with pytest.raises(DataError, match=r"data.train=.* would not be read.*data.root=DIR"):
         build(data, PLAIN, seed=0)
 
 
-def test_a_source_that_does_not_exist_lists_those_that_do() -> None:
-    told = r"data\.source=mnist: expected one of cifar10, digits, imagefolder, imagenet"
-    with pytest.raises(ConfigError, match=told):
+def test_unknown_source_lists_the_known_ones() -> None:
+    message = r"data\.source=mnist: expected one of cifar10, digits, imagefolder, imagenet"
+    with pytest.raises(ConfigError, match=message):
         build(data_config("mnist"), PLAIN, seed=0)
 
 
-def test_dangling_link(open_folders: Callable[[], DataSets], folders: Path) -> None:
+def test_dangling_link_is_refused(open_folders: Callable[[], DataSets], folders: Path) -> None:
     (folders / "train" / "cat" / "link.jpg").symlink_to(folders / "gone.jpg")
     with pytest.raises(DataError, match=r"link\.jpg"):
         open_folders()
 
 
-def text_file(path: Path) -> None:
-    path.write_text("this is no image")
+def replace_by_text(path: Path) -> None:
+    path.write_text("this is not an image")
 
 
-def truncated(path: Path) -> None:
+def truncate(path: Path) -> None:
     whole = jpeg(1, size=(200, 200))
     path.write_bytes(whole[: len(whole) // 2])
     with Image.open(path) as image:
-        assert image.size == (200, 200)  # the header alone looks sound
+        assert image.size == (200, 200)  # the header alone is valid
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("spoil", [text_file, truncated])
-def test_a_broken_file_is_named(
+@pytest.mark.parametrize("damage", [replace_by_text, truncate])
+def test_error_names_the_broken_file(
     open_folders: Callable[[], DataSets],
     folders: Path,
-    spoil: Callable[[Path], None],
+    damage: Callable[[Path], None],
     workers: int,
 ) -> None:
     broken = folders / "train" / "dog" / "4.jpg"
-    spoil(broken)
+    damage(broken)
     loader = train_loader(
         open_folders().train, global_batch=12, rank=0, world_size=1, seed=0, workers=workers
     )
     with pytest.raises(DataError) as caught:
         list(loader.epoch(0))
     message = str(caught.value)
-    # Its place in the sorted files, its class, and what to do about it.
+    # Its position in the sorted files, its class, and how to fix it.
     assert message.startswith(f"in epoch 1: {broken} cannot be read as an image (")
     assert "sample 6, class dog. Nothing is substituted for it" in message
     assert message.endswith(f"python scripts/prepare_data.py {folders / 'train'} --mark")
@@ -264,8 +266,10 @@ def test_a_broken_file_is_named(
     assert len(message.splitlines()) == 1
 
 
-def test_a_broken_val_file_is_named(open_folders: Callable[[], DataSets], folders: Path) -> None:
-    truncated(folders / "val" / "cat" / "0.jpg")
+def test_error_names_the_broken_val_file(
+    open_folders: Callable[[], DataSets], folders: Path
+) -> None:
+    truncate(folders / "val" / "cat" / "0.jpg")
     loader = eval_loader(open_folders().val, batch_size=2, rank=0, world_size=1, workers=2)
     with pytest.raises(DataError, match=r"^\S+0\.jpg cannot be read"):
         list(loader)
@@ -276,7 +280,7 @@ def imagenet(root: Path | None) -> DataSets:
     return build(data, PLAIN, seed=0)
 
 
-def test_absent_imagenet_names_the_ways_out(
+def test_missing_imagenet_names_the_alternatives(
     composed: Callable[..., ExperimentConfig],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -292,42 +296,40 @@ def test_absent_imagenet_names_the_ways_out(
             assert words in str(caught.value)
 
 
-def test_imagenet_needs_a_thousand_classes(imagenet_like: Path) -> None:
+def test_imagenet_requires_1000_classes(imagenet_like: Path) -> None:
     data = imagenet(imagenet_like)
     assert (len(data.classes), len(data.train), len(data.val)) == (1000, 1000, 1000)
     assert data.train[0, 999][1] == 999
     extra = imagenet_like / "val" / "n99999999"
     extra.mkdir()
     (extra / "0.JPEG").write_bytes(jpeg(0))
-    index_anew(imagenet_like / "val")
+    delete_index(imagenet_like / "val")
     try:
         with pytest.raises(DataError, match=r"val has 1001 .* 1000; .*val: n99999999\."):
             imagenet(imagenet_like)
     finally:
         shutil.rmtree(extra)
-        index_anew(imagenet_like / "val")
+        delete_index(imagenet_like / "val")
 
 
-def test_a_missing_class_of_imagenet_is_named(imagenet_like: Path) -> None:
+def test_error_names_a_missing_class_of_imagenet(imagenet_like: Path) -> None:
     gone = imagenet_like / "train" / "n00000123"
     gone.rename(imagenet_like / "elsewhere")
-    index_anew(imagenet_like / "train")
+    delete_index(imagenet_like / "train")
     try:
         with pytest.raises(DataError, match=r"train has 999 .* 1000; .*val: n00000123\."):
             imagenet(imagenet_like)
     finally:
         (imagenet_like / "elsewhere").rename(gone)
-        index_anew(imagenet_like / "train")
+        delete_index(imagenet_like / "train")
 
 
-def test_flat_imagenet_val_says_what_to_do(imagenet_like: Path, tmp_path: Path) -> None:
+def test_flat_imagenet_val_without_labels(imagenet_like: Path, tmp_path: Path) -> None:
     (tmp_path / "train").symlink_to(imagenet_like / "train")
     (tmp_path / "val").mkdir()
     for i in range(3):
         (tmp_path / "val" / f"ILSVRC2012_val_{i + 1:08d}.JPEG").write_bytes(jpeg(i))
-    with pytest.raises(
-        DataError, match=r"val does not tell the classes of its images.*Put .*devkit"
-    ):
+    with pytest.raises(DataError, match=r"val has no labels for its images.*put .*devkit"):
         imagenet(tmp_path)
 
 
@@ -336,8 +338,8 @@ def test_flat_imagenet_val_says_what_to_do(imagenet_like: Path, tmp_path: Path) 
 
 @pytest.fixture
 def cifar_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A hundred images in CIFAR-10's own format, as an archive on a local web server, in place of
-    the original's address and checksums."""
+    """Sixty images in CIFAR-10's format, as an archive on a local web server. Replaces the original
+    URL and checksums."""
     served = tmp_path / "served"
     batches = served / CIFAR10.base_folder
     batches.mkdir(parents=True)
@@ -394,7 +396,7 @@ def test_cifar10_is_downloaded_once(cifar_server: str, tmp_path: Path) -> None:
     assert cifar(tmp_path / "cifar").fingerprint == first.fingerprint
 
 
-def test_cifar10_neither_found_nor_downloaded(cifar_server: str, tmp_path: Path) -> None:
+def test_missing_cifar10_that_cannot_be_downloaded(cifar_server: str, tmp_path: Path) -> None:
     (tmp_path / "served" / CIFAR10.filename).unlink()
     with pytest.raises(DataError) as caught:
         cifar(tmp_path / "cifar")

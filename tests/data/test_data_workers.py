@@ -1,4 +1,4 @@
-"""The loader's workers: signals from outside do not end them, the end of their process does."""
+"""Loader workers ignore signals from other processes, and end with their parent."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-LOADING = Path(__file__).with_name("loading.py")
+LOADING = Path(__file__).with_name("start_loading.py")
 
 
 @contextmanager
-def loading(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A process in a group of its own."""
+def start_loading(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run loading.py in its own process group."""
     process = subprocess.Popen(
-        # DataLoader warns where the machine has fewer cores than it has workers.
+        # DataLoader warns if there are more workers than cores.
         [sys.executable, "-W", "ignore", str(LOADING), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -35,17 +35,17 @@ def loading(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def line_of(process: subprocess.Popen[str]) -> list[str]:
-    """A dot, or a loader's name and its workers."""
+def read_line(process: subprocess.Popen[str]) -> list[str]:
+    """The words of one line: a dot, or the name of a loader and the pids of its workers."""
     assert process.stdout is not None
     words = process.stdout.readline().split()
     if words and words[0] in (".", "train", "eval", "calibration"):
         return words
-    process.kill()  # or what it has to say would have no end
+    process.kill()  # otherwise read() would not return
     raise AssertionError(f"{words} {process.stdout.read()}")
 
 
-def lives(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -53,9 +53,9 @@ def lives(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
-def ended(pids: list[int]) -> bool:
+def wait_until_ended(pids: list[int]) -> bool:
     deadline = time.monotonic() + 120
-    while any(map(lives, pids)):
+    while any(map(is_running, pids)):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
@@ -63,30 +63,32 @@ def ended(pids: list[int]) -> bool:
 
 
 @pytest.mark.slow
-def test_signals_from_outside_do_not_end_the_workers_and_their_process_does() -> None:
-    """Sent to the whole group, and to each worker, all the while that each loader runs twice."""
-    with loading() as process:
-        workers, begun = list[int](), list[tuple[str, int]]()
-        while len(begun) < 7:
-            for number in SIGNALS if begun else ():
+def test_workers_survive_signals_from_other_processes_and_end_with_their_parent() -> None:
+    """Signals the whole group and each worker while each loader runs twice."""
+    with start_loading() as process:
+        workers, started = list[int](), list[tuple[str, int]]()
+        while len(started) < 7:
+            for number in SIGNALS if started else ():
                 os.killpg(process.pid, number)
                 for worker in workers:
-                    with suppress(ProcessLookupError):  # those of the calibration end with it
+                    with suppress(
+                        ProcessLookupError
+                    ):  # workers of the calibration loader end with it
                         os.kill(worker, number)
-            name, *pids = line_of(process)
+            name, *pids = read_line(process)
             if name != ".":
                 workers = [int(pid) for pid in pids]
-                begun.append((name, len(workers)))
-        # Its loader ends the calibration's; the others' stay.
+                started.append((name, len(workers)))
+        # The calibration loader ends its workers; those of the others stay alive.
         twice = [("eval", 4), ("calibration", 6), ("train", 4)] * 2
-        assert begun == [("train", 2), *twice]
+        assert started == [("train", 2), *twice]
         process.kill()
-        assert ended(workers)
+        assert wait_until_ended(workers)
 
 
 @pytest.mark.slow
-def test_workers_end_with_their_process_in_the_middle_of_a_sample() -> None:
-    with loading("stuck") as process:
-        _, *workers = line_of(process)
+def test_workers_end_with_their_parent_in_the_middle_of_a_sample() -> None:
+    with start_loading("stuck") as process:
+        _, *workers = read_line(process)
         process.kill()
-        assert ended([int(pid) for pid in workers])
+        assert wait_until_ended([int(pid) for pid in workers])

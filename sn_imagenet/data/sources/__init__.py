@@ -1,7 +1,7 @@
-"""Where images come from: ``data.source`` names a module of this folder.
+"""Image sources: ``data.source`` names a module of this folder.
 
-Such a module has ``READS``, the names of those of data.root, data.train and data.val that it reads,
-and ``open_source(data) -> (train, val)``, two of :class:`Source`.
+Such a module defines ``PATH_OPTIONS``, which of root, train and val (data.root, ...) it reads, and
+``open_source(data) -> (train, val)``, a pair of :class:`Source`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sn_imagenet.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FILES = ("imagefolder", "imagenet")  # opened without torch, by an index that is kept
+_INDEXED_SOURCES = ("imagefolder", "imagenet")  # have a stored index, and open without torch
 
 
 class Sample(NamedTuple):
-    """One sample: its ``size`` (height, width) and label are known before its pixels are.
-    ``pixels()``: uint8 [H, W, 3], or float32 [3, H, W] in [0, 1]; ``pixels(rows)`` may leave out
-    what is below so many rows of it."""
+    """One sample, whose ``size`` (height, width) and label are known before it is decoded.
+    ``pixels()``: uint8 [H, W, 3], or float32 [3, H, W] in [0, 1]; ``pixels(rows)`` may omit the
+    pixels below the first ``rows`` rows."""
 
     size: tuple[int, int]
     label: int
@@ -34,8 +34,8 @@ class Sample(NamedTuple):
 
 
 class Source(Protocol):
-    """A data set as it is stored: sorted, so that an index is a sample's id for good. ``labels``:
-    int64 [N]."""
+    """A data set before augmentation, sorted, so that an index is a permanent sample id.
+    ``labels``: int64 [N]."""
 
     classes: tuple[str, ...]
     labels: np.ndarray
@@ -49,17 +49,17 @@ class Source(Protocol):
 
 
 def open_source(data: DataConfig) -> tuple[Source, Source]:
-    """The training and the validation data that ``data`` describes.
+    """Open the training and the validation data that ``data`` describes.
 
     Raises:
-        ConfigError: there is no such source.
-        DataError: the data are not there or not usable as they are.
+        ConfigError: the source is unknown.
+        DataError: the data are missing or unusable.
     """
-    known = [module.name for module in pkgutil.iter_modules(__path__)]
-    if data.source not in known:
-        raise ConfigError(f"data.source={data.source}: expected one of {', '.join(known)}")
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    if data.source not in names:
+        raise ConfigError(f"data.source={data.source}: expected one of {', '.join(names)}")
     module = importlib.import_module(f"{__name__}.{data.source}")
-    _require_only_what_is_read(data, module.READS)
+    _reject_unused_paths(data, module.PATH_OPTIONS)
     try:
         sources: tuple[Source, Source] = module.open_source(data)
     except OSError as error:  # no permission, a dangling link, a lost network file system
@@ -68,21 +68,21 @@ def open_source(data: DataConfig) -> tuple[Source, Source]:
 
 
 def check_files(data: DataConfig) -> None:
-    """What can be found wrong with files of images in little time and without torch.
+    """Check a data set of image files quickly and without torch.
 
     Raises:
         DataError: as :func:`open_source`.
     """
-    if data.source in _FILES:
+    if data.source in _INDEXED_SOURCES:
         open_source(data)
 
 
-def _require_only_what_is_read(data: DataConfig, read: tuple[str, ...]) -> None:
+def _reject_unused_paths(data: DataConfig, path_options: tuple[str, ...]) -> None:
     for option in ("root", "train", "val"):
         value = getattr(data, option)
-        if value and option not in read:
-            uses = " ".join(f"data.{name}=DIR" for name in read) or "no folder at all"
+        if value and option not in path_options:
+            uses = " ".join(f"data.{name}=DIR" for name in path_options) or "no folder at all"
             raise DataError(
                 f"data.{option}={value} would not be read: data={data.source} uses {uses}. For "
-                "your own folders choose data=imagefolder data.train=DIR data.val=DIR."
+                "your own folders use data=imagefolder data.train=DIR data.val=DIR."
             )

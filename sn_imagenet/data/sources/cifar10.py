@@ -1,4 +1,4 @@
-"""CIFAR-10: 50,000 and 10,000 photographs of 32 x 32 pixels in ten classes."""
+"""CIFAR-10: 50,000 training and 10,000 validation images of 32 x 32 pixels in ten classes."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from sn_imagenet.config import DataConfig
 from sn_imagenet.data.arrays import ArraySource
 from sn_imagenet.data.errors import DataError
 
-READS = ("root",)
+PATH_OPTIONS = ("root",)
 
 
 def open_source(data: DataConfig) -> tuple[ArraySource, ArraySource]:
-    """CIFAR-10 (uint8 [N, 32, 32, 3]) from ``data.root``, downloaded into it where it is absent.
+    """CIFAR-10 (uint8 [N, 32, 32, 3]) from ``data.root``, downloaded there if absent.
 
     Raises:
-        DataError: it is neither there nor can be downloaded.
+        DataError: it is absent and cannot be downloaded.
     """
     if not data.root:
         raise DataError("data=cifar10 needs a folder: data.root=DIR, or set CIFAR10_ROOT.")
     folder = Path(data.root).expanduser()
     try:
-        sets = [_open_or_download(folder, train) for train in (True, False)]
+        splits = [_open_or_download(folder, train) for train in (True, False)]
     except (OSError, RuntimeError) as error:
         raise DataError(
-            f"CIFAR-10 is not (or not intact) in data.root={folder} and cannot be downloaded "
-            f"({error}). Fetch {CIFAR10.url} on another machine and unpack it there, or point "
-            "data.root or CIFAR10_ROOT to a folder that holds cifar-10-batches-py."
+            f"CIFAR-10 is missing or damaged in data.root={folder} and cannot be downloaded "
+            f"({error}). Download {CIFAR10.url} on another machine and unpack it there, or set "
+            "data.root or CIFAR10_ROOT to a folder that contains cifar-10-batches-py."
         ) from error
 
-    def part(dataset: CIFAR10) -> ArraySource:
+    def to_source(dataset: CIFAR10) -> ArraySource:
         labels = np.array(dataset.targets, dtype=np.int64)
         return ArraySource(dataset.data, labels, tuple(dataset.classes), stored=dataset.data)
 
-    train, val = map(part, sets)
+    train, val = map(to_source, splits)
     return train, val
 
 
 def _open_or_download(folder: Path, train: bool) -> CIFAR10:
     try:
         return CIFAR10(folder, train=train)
-    except RuntimeError:  # absent or not intact
+    except RuntimeError:  # absent or damaged
         folder.mkdir(parents=True, exist_ok=True)
-        # All ranks of a node start at once: one downloads, the others then find it there.
+        # All ranks of a node start at once. One downloads, and the others find the result.
         with open(folder / ".download.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return CIFAR10(folder, train=train, download=True)

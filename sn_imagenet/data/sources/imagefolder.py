@@ -1,4 +1,4 @@
-"""Images of one's own: two folders of class folders."""
+"""Your own images: a training and a validation folder of class folders."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from sn_imagenet.config import DataConfig
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import Index
 from sn_imagenet.data.indexed import IndexedSource
-from sn_imagenet.data.layouts import folders, require_same_classes
+from sn_imagenet.data.layouts import class_folder_split, require_same_classes
 
-READS = ("train", "val")
+PATH_OPTIONS = ("train", "val")
 
 
 def open_source(data: DataConfig) -> tuple[IndexedSource, IndexedSource]:
-    """``data.train`` and ``data.val``.
+    """Open ``data.train`` and ``data.val``.
 
     Raises:
-        DataError: a folder is not given or not usable, or the classes of the two differ.
+        DataError: a folder is not given or unusable, or the classes of the two differ.
     """
-    train, val = _index("data.train", data.train), _index("data.val", data.val)
+    train, val = _open_index("data.train", data.train), _open_index("data.val", data.val)
     require_same_classes(train, val)
     return IndexedSource(train), IndexedSource(val)
 
 
-def _index(option: str, value: str | None) -> Index:
+def _open_index(option: str, value: str | None) -> Index:
     if not value:
         raise DataError(
             f"data=imagefolder needs {option}: give data.train=DIR data.val=DIR, each with one "
             "folder of images per class."
         )
-    return folders(Path(value).expanduser(), option).open()
+    return class_folder_split(Path(value).expanduser(), option).open()
