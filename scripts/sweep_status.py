@@ -1,7 +1,7 @@
-"""Where the runs of a folder stand: python scripts/sweep_status.py --runs runs
+"""Show the status of the runs in a folder: python scripts/sweep_status.py --runs runs
 
-Reads their files alone, at any time, also while they train; --watch 5 repeats it every 5 seconds.
-Ends with 1 where a run has failed or cannot be read, with 0 else.
+Reads only their files, so it works at any time, also while they train; --watch 5 repeats it every
+5 seconds. The exit code is 1 if a run has failed or cannot be read, and 0 otherwise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sn_imagenet.runs import FAILED, UNREADABLE, find_runs, progress_of
 from sn_imagenet.sweeps.board import Board, RunStatus, table
 
 
-def rows_of(folder: Path) -> list[RunStatus]:
+def status_rows(folder: Path) -> list[RunStatus]:
     """A row for each run below ``folder``."""
     runs = find_runs(folder).runs
     return [
@@ -27,17 +27,19 @@ def rows_of(folder: Path) -> list[RunStatus]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="default runs")
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="show it again and again")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="folder of runs (default: runs)"
+    )
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="repeat at this interval")
     args = parser.parse_args()
     try:
         if args.watch is None:
-            rows = rows_of(args.runs)
+            rows = status_rows(args.runs)
             print("\n".join(table(rows)))
             return 1 if any(row.state in (FAILED, UNREADABLE) for row in rows) else 0
         board = Board()
         while True:
-            board.show(rows_of(args.runs))
+            board.show(status_rows(args.runs))
             time.sleep(args.watch)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

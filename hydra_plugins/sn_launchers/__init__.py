@@ -1,1 +1,1 @@
-"""``hydra/launcher=local`` and ``hydra/launcher=submitit_slurm``: a program for each cell."""
+"""``hydra/launcher=local`` and ``hydra/launcher=submitit_slurm``: one program for each run."""

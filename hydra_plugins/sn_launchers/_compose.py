@@ -1,4 +1,4 @@
-"""What both launchers do before they start a cell. (Hydra's plugin scan skips this file's name.)"""
+"""Both launchers compose and check their runs here. (Hydra's plugin scan skips ``_`` files.)"""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def compose_runs(
     job_overrides: Sequence[Sequence[str]],
     processes: int,
 ) -> list[PlannedRun]:
-    """The runs of a sweep, each checked for what it would refuse itself, before the first starts.
+    """Compose the runs of a sweep, and check all of them before the first one starts.
 
     Raises:
-        UserError: a config is wrong, processes do not fit a setting, two cells share a run
-            directory, or one holds another experiment; or this program runs under torchrun.
+        UserError: a config is invalid, the processes do not fit a setting, two runs share a run
+            directory, a run directory holds another experiment, or this is a torchrun process.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError(
-            "this launcher starts the processes of each cell itself: use python train.py -m, and "
-            "sweep.gpus_per_run= for the processes of a cell"
+            "this launcher starts the processes of each run itself: use python train.py -m, and "
+            "sweep.gpus_per_run= for the processes of a run"
         )
     load = context.config_loader.load_sweep_config
     runs = plan_runs([(own, load(config, list(own))) for own in job_overrides])
@@ -44,7 +44,7 @@ def compose_runs(
 
 
 def script_and_options(config: DictConfig) -> list[str]:
-    """This program, and what it was told about where its configs are."""
+    """This script, with its options that locate the configs."""
     options = [str(Path(sys.argv[0]).resolve())]
     for source in config.hydra.runtime.config_sources:
         if source.provider == "command-line":
@@ -52,6 +52,6 @@ def script_and_options(config: DictConfig) -> list[str]:
     return [*options, "--config-name", config.hydra.job.config_name]
 
 
-def completed(overrides: Sequence[str]) -> JobReturn:
-    """What Hydra's sweeper wants of a cell that needs no more work."""
+def completed_job(overrides: Sequence[str]) -> JobReturn:
+    """The return value that Hydra's sweeper expects for a completed run."""
     return JobReturn(overrides=list(overrides), cfg=OmegaConf.create(), status=JobStatus.COMPLETED)

@@ -1,6 +1,6 @@
-"""Whether a sweep can write where its runs go, asked before Hydra does, which ends in a traceback.
+"""Checks that a sweep can write its runs before Hydra tries, which would end in a traceback.
 
-(Hydra's plugin scan skips this file's name.)
+(Hydra's plugin scan skips ``_`` files.)
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from omegaconf import DictConfig
 
 
 class RunsFolder(Callback):
-    """Called by Hydra at the start of every sweep; the config's ``hydra.callbacks`` names it."""
+    """A Hydra callback for the start of every sweep, set in the config's ``hydra.callbacks``."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Make Hydra's own folder below that of the runs, or end with one line and code 2."""
+        """Create Hydra's own folder among the runs, or exit with a one-line error and code 2."""
         folder = Path(config.hydra.sweep.dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             print(
                 f"error: cannot write {folder}: {error.strerror or type(error).__name__}; free "
-                "some space or allow writing there, or choose another place with runs_dir=",
+                "some space or allow writing there, or choose another folder with runs_dir=",
                 file=sys.stderr,
                 flush=True,
             )

@@ -1,6 +1,6 @@
-"""Hydra's plugin for :mod:`sn_imagenet.sweeps`: composes the cells and hands them to the pool.
+"""Hydra's plugin for :mod:`sn_imagenet.sweeps`: composes the runs and passes them to the pool.
 
-Hydra imports this file at every start, so what it needs is imported when a sweep starts.
+Hydra imports this file at every start, so the other imports wait until a sweep starts.
 """
 
 import sys
@@ -13,7 +13,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-# What train.py imports at the start of a cell and before its end, and the digits with it.
+# The modules that train.py imports during a run, and those that the digits need.
 PRELOADED_MODULES = (
     "hydra",
     "sn_imagenet.command_line",
@@ -27,7 +27,7 @@ PRELOADED_MODULES = (
 
 @dataclass
 class LocalLauncherConf:
-    """What there is to choose is in the config's ``sweep`` section."""
+    """The options are in the config's ``sweep`` section."""
 
     _target_: str = "hydra_plugins.sn_launchers.local_launcher.LocalLauncher"
 
@@ -40,8 +40,8 @@ ConfigStore.instance().store(
 class LocalLauncher(Launcher):
     """A pool over the machine's GPUs or CPU slots; see :class:`sn_imagenet.sweeps.pool.Pool`.
 
-    The program ends with 0 if every cell has its result, 1 if not, 2 after an error that the user
-    can mend, 75 (EX_TEMPFAIL) if a signal stopped it: the same command continues.
+    The exit code is 0 if every run has its result, 1 if not, 2 after an error that the user can
+    fix, and 75 (EX_TEMPFAIL) after a signal; the same command then resumes.
     """
 
     config: DictConfig
@@ -55,7 +55,7 @@ class LocalLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from hydra_plugins.sn_launchers._compose import completed
+        from hydra_plugins.sn_launchers._compose import completed_job
         from sn_imagenet.errors import UserError
 
         setup_globals()
@@ -65,9 +65,9 @@ class LocalLauncher(Launcher):
             print(f"error: {error}", file=sys.stderr, flush=True)
             code = 2
         if code:
-            # With hydra.sweeper.max_batch_size, later batches are left for the next start.
+            # With hydra.sweeper.max_batch_size, later batches wait for the next start.
             raise SystemExit(code)
-        return [completed(overrides) for overrides in job_overrides]
+        return [completed_job(overrides) for overrides in job_overrides]
 
     def _launch(self, job_overrides: Sequence[Sequence[str]]) -> int:
         from hydra_plugins.sn_launchers._compose import compose_runs, script_and_options
@@ -76,7 +76,7 @@ class LocalLauncher(Launcher):
         from sn_imagenet.sweeps.pool import Pool
         from sn_imagenet.sweeps.settings import sweep_settings
         from sn_imagenet.sweeps.slots import machine_slots
-        from sn_imagenet.sweeps.starters import starter
+        from sn_imagenet.sweeps.starters import make_starter
 
         settings = sweep_settings(self.config)
         runs = compose_runs(self.context, self.config, job_overrides, settings.gpus_per_run)
@@ -85,5 +85,7 @@ class LocalLauncher(Launcher):
             print("\n".join(plan(runs, len(slots), settings.measured)), flush=True)
             return 0
         script, board = script_and_options(self.config), Board()
-        with starter(script, settings.gpus_per_run, slots, PRELOADED_MODULES, board.say) as start:
-            return Pool(runs, slots, start, settings.retries, board).run()
+        with make_starter(
+            script, settings.gpus_per_run, slots, PRELOADED_MODULES, board.print_line
+        ) as starter:
+            return Pool(runs, slots, starter, settings.retries, board).run()

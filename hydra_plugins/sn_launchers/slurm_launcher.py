@@ -1,10 +1,10 @@
-"""``hydra/launcher=submitit_slurm``: each cell a Slurm job that runs torchrun, requeued when it is
-preempted or its time is up, until it has its result.
+"""``hydra/launcher=submitit_slurm``: each run is a Slurm job that starts torchrun. The job is
+requeued after a preemption or its time limit, until the run has its result.
 
-hydra-submitit-launcher submits the jobs; it would run a cell inside its own process, where one
-process per node has no others to talk to. This launcher starts a torchrun there instead.
+hydra-submitit-launcher submits the jobs. It would execute a run inside its own single process per
+node; this launcher starts torchrun there instead.
 
-Hydra imports this file at every start, so what it needs is imported when a sweep starts.
+Hydra imports this file at every start, so the other imports wait until a sweep starts.
 """
 
 import dataclasses
@@ -33,17 +33,17 @@ except ImportError:  # the extra "slurm" is not installed
     _Submitit = None
 
 SIGNAL = "USR1"  # before a job's time is up, and by scancel --signal=USR1
-STOP_S = 60.0  # for a cell to save its step
+STOP_S = 60.0  # for a run to save a checkpoint
 PREEMPTED_S = 60.0  # between Slurm's SIGTERM and its SIGKILL: KillWait is 30 s by default
 
-# Of this job. Not of the launcher, which is pickled when the job is requeued.
+# State of this job; not in the launcher, which is pickled when the job is requeued.
 _child: subprocess.Popen[bytes] | None = None  # torchrun
 _preempted = False
 
 
 class OurSlurmConfig(SearchPathPlugin):
-    """Has configs/hydra/launcher/submitit_slurm.yaml stand for the plugin's own config of that
-    name, which Hydra would otherwise merge into it with a warning.
+    """Removes the plugin's own config ``submitit_slurm``, which Hydra would otherwise merge into
+    configs/hydra/launcher/submitit_slurm.yaml with a warning.
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
@@ -52,10 +52,10 @@ class OurSlurmConfig(SearchPathPlugin):
 
 
 class TorchrunSlurmLauncher(_Submitit or Launcher):  # type: ignore[misc]
-    """Submits the cells that have no result yet, waits for them, and shows the table.
+    """Submits the runs that have no result yet, waits for them and shows the table.
 
-    The program ends as that of ``hydra/launcher=local`` does. It may be killed: the jobs go on, and
-    the same command waits for what is left.
+    The exit codes are those of ``hydra/launcher=local``. The program may be killed: the jobs go on,
+    and the same command waits for the remaining ones.
     """
 
     def __init__(self, **params: Any) -> None:
@@ -74,17 +74,17 @@ class TorchrunSlurmLauncher(_Submitit or Launcher):  # type: ignore[misc]
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        self.task_function = None  # a job starts the program anew, and need not carry it along
+        self.task_function = None  # not pickled: a job starts the script itself
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from hydra_plugins.sn_launchers._compose import completed
+        from hydra_plugins.sn_launchers._compose import completed_job
         from sn_imagenet.errors import UserError
 
-        # Before submitit is imported; the jobs inherit it.
+        # Set it before submitit is imported; the jobs inherit it.
         os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL
-        # A job loads this launcher again, wherever it was started from.
+        # A job imports this launcher again, from any working directory.
         paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         setup_globals()
@@ -95,7 +95,7 @@ class TorchrunSlurmLauncher(_Submitit or Launcher):  # type: ignore[misc]
             code = 2
         if code:
             raise SystemExit(code)
-        return [completed(overrides) for overrides in job_overrides]
+        return [completed_job(overrides) for overrides in job_overrides]
 
     def _launch(self, job_overrides: Sequence[Sequence[str]]) -> int:
         from hydra_plugins.sn_launchers._compose import compose_runs, script_and_options
@@ -122,14 +122,14 @@ class TorchrunSlurmLauncher(_Submitit or Launcher):  # type: ignore[misc]
         waiting = [run for run in runs if run.state()[0] not in COMPLETE]
         jobs: dict[Path, str] = {}
         if waiting:
-            print(f"{len(waiting)} of {len(runs)} cells go to Slurm, the others have their result")
+            print(f"submitting {len(waiting)} of {len(runs)} runs; the others have their result")
             sys.stdout.flush()
             for run, job in zip(waiting, self._submit(waiting), strict=True):
                 jobs[run.run_dir] = job.job_id
         return follow(runs, jobs, str(self.params["submitit_folder"]))
 
     def _submit(self, waiting: list[Any]) -> list[Any]:
-        """As hydra-submitit-launcher does, which would then wait for the first job that dies."""
+        """Submit as hydra-submitit-launcher does, without its waiting, which ends at a dead job."""
         import submitit
         from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
@@ -143,28 +143,28 @@ class TorchrunSlurmLauncher(_Submitit or Launcher):  # type: ignore[misc]
         return list(executor.map_array(self, waiting))
 
     def __call__(self, run: Any) -> int:
-        """Bring one :class:`~sn_imagenet.sweeps.planned.PlannedRun` to its result, in its job and
-        on each of its nodes; returns torchrun's exit code.
+        """Execute one :class:`~sn_imagenet.sweeps.planned.PlannedRun` in its job, on each of its
+        nodes; returns torchrun's exit code.
         """
         from sn_imagenet.sweeps.planned import COMPLETE
         from sn_imagenet.sweeps.starters import torchrun
 
         global _child, _preempted
-        # Slurm preempts with SIGTERM to all of the job's processes: torchrun's save on their own.
+        # Slurm preempts with SIGTERM to all processes of the job; torchrun's save by themselves.
         signal.signal(signal.SIGTERM, _on_sigterm)
         command = torchrun(self.processes, self.script, rendezvous())
         failures = 0
         while True:
             _preempted = False
             _child = subprocess.Popen([*command, *run.overrides], env=_environment(self.processes))
-            # Not wait(): the signal handler would find its lock taken.
+            # Not wait(), which holds a lock that the signal handler needs.
             while _child.poll() is None:
                 time.sleep(0.2)
             code = _child.returncode
             if code == 0 or run.state()[0] in COMPLETE:
                 return 0
             if _preempted:
-                # Slurm is about to end the job and to requeue it; if it does not, the cell goes on.
+                # Slurm is about to end and requeue the job; if it does not, start the run again.
                 time.sleep(PREEMPTED_S)
                 continue
             failures += 1
@@ -172,7 +172,7 @@ class TorchrunSlurmLauncher(_Submitit or Launcher):  # type: ignore[misc]
                 return code
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """Called by submitit before it requeues the job: the cell saves its step and ends."""
+        """Called by submitit before it requeues the job: let the run save a checkpoint and end."""
         if _child is not None:
             with suppress(ProcessLookupError):
                 _child.send_signal(signal.SIGTERM)
@@ -194,9 +194,10 @@ def _environment(processes: int) -> dict[str, str]:
 
 
 def rendezvous() -> list[str]:
-    """One node: a port of its own. Several: they meet on the first, at a port by the job's id.
+    """torchrun's rendezvous options: a free port for one node, or for several nodes a port of the
+    first node that depends on the job id.
 
-    SIGUSR1 reaches torchrun too, which would die of it and leave its processes behind.
+    torchrun must handle SIGUSR1, which would otherwise kill it and leave its workers behind.
     """
     handled = ["--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
     nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))

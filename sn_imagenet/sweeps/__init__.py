@@ -1,4 +1,4 @@
-"""Sweeps on one machine: a pool of programs, one per cell, watched through its files.
+"""Sweeps on one machine: a pool of processes, one per run, monitored through the run's files.
 
-Nothing here imports torch: a cell's state is what its run directory says.
+Nothing here imports torch: the state of a run is read from its run directory.
 """

@@ -1,4 +1,4 @@
-"""The table of a sweep: redrawn in place on a terminal, plain lines elsewhere."""
+"""The status table of a sweep: redrawn in place on a terminal, printed as lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TextIO
 
 from sn_imagenet.runs import Progress
 
-COLUMNS = ("cell", "state", "epoch", "top-1", "images/s", "ETA", "")
+COLUMNS = ("run", "state", "epoch", "top-1", "images/s", "ETA", "")
 ACTIVE = "running"
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A row: a run's name, its state in this table, where it runs or what went wrong."""
+    """A table row: a run's name, its state, and a note on where it runs or what failed."""
 
     name: str
     state: str
@@ -25,7 +25,7 @@ class RunStatus:
     note: str = ""
 
     def columns(self) -> tuple[str, ...]:
-        """The texts of :data:`COLUMNS`."""
+        """The text of each of the :data:`COLUMNS`."""
         p = self.progress
         if p is None:
             return (self.name, self.state, "-", "-", "-", "-", self.note)
@@ -50,7 +50,7 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: Sequence[RunStatus], width: int | None = None) -> list[str]:
-    """The lines of the table with its summary, cut to ``width`` characters."""
+    """The lines of the table and its summary, cut to ``width`` characters."""
     texts = [COLUMNS, *(row.columns() for row in rows)]
     widths = [max(len(text[i]) for text in texts) for i in range(len(COLUMNS) - 1)]
     lines = []
@@ -62,65 +62,70 @@ def table(rows: Sequence[RunStatus], width: int | None = None) -> list[str]:
 
 
 def summary(rows: Sequence[RunStatus]) -> str:
-    """``27 cells: 5 finished, 8 running, 14 waiting``."""
+    """A line such as ``27 runs: 5 finished, 8 running, 14 waiting``."""
     counts = Counter(row.state for row in rows)
-    return f"{len(rows)} cells: " + ", ".join(f"{n} {state}" for state, n in counts.items())
+    return f"{run_count(len(rows))}: " + ", ".join(f"{n} {state}" for state, n in counts.items())
+
+
+def run_count(count: int) -> str:
+    """``1 run`` or ``27 runs``."""
+    return f"{count} run{'' if count == 1 else 's'}"
 
 
 class Board:
-    """Shows the rows of a sweep each time it is given them.
+    """Shows the rows of a sweep.
 
     Args:
-        stream: where; on a terminal the table is redrawn in place, elsewhere a line is written
-            for each change of a cell's state or epoch.
+        stream: the output. A terminal redraws the table in place; any other stream gets a line for
+            each change of a run's state or epoch.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
         self._terminal = self._stream.isatty()
-        self._drawn = 0
-        self._said: dict[str, tuple[str, ...]] = {}
+        self._lines_drawn = 0
+        self._printed: dict[str, tuple[str, ...]] = {}
 
     def show(self, rows: Sequence[RunStatus]) -> None:
-        """Show the present state."""
+        """Show the current rows."""
         if self._terminal:
             self._redraw(rows)
         else:
-            self._tell_changes(rows)
+            self._print_changes(rows)
 
     def end(self, rows: Sequence[RunStatus]) -> None:
-        """Show the whole table a last time, where it was not redrawn all along."""
+        """Show the whole table one last time."""
         if self._terminal:
             self._redraw(rows, whole=True)
         else:
             self._write(table(rows))
 
-    def say(self, line: str) -> None:
-        """A line of its own; the table follows below it."""
-        self._drawn = 0
+    def print_line(self, line: str) -> None:
+        """Print a separate line; the table continues below it."""
+        self._lines_drawn = 0
         self._write([line])
 
     def _redraw(self, rows: Sequence[RunStatus], whole: bool = False) -> None:
         size = shutil.get_terminal_size()
         shown = list(rows)
-        room = size.lines - 4  # header, summary, the prompt's line, one to spare
-        if len(shown) > room and not whole:
-            # What runs first, and as much of the rest as there is room for, in the table's order.
-            first = sorted(range(len(shown)), key=lambda i: shown[i].state != ACTIVE)[:room]
+        height = size.lines - 4  # without header, summary, prompt and one spare line
+        if len(shown) > height and not whole:
+            # Prefer the active runs, then fill up with others; keep the order of the table.
+            first = sorted(range(len(shown)), key=lambda i: shown[i].state != ACTIVE)[:height]
             shown = [shown[i] for i in sorted(first)]
         lines = [*table(shown, size.columns - 1)[:-1], summary(rows)]
-        up = f"\x1b[{self._drawn}A" if self._drawn else ""
+        up = f"\x1b[{self._lines_drawn}A" if self._lines_drawn else ""
         self._stream.write(up + "".join(f"\x1b[2K{line}\n" for line in lines) + "\x1b[J")
         self._stream.flush()
-        self._drawn = len(lines)
+        self._lines_drawn = len(lines)
 
-    def _tell_changes(self, rows: Sequence[RunStatus]) -> None:
+    def _print_changes(self, rows: Sequence[RunStatus]) -> None:
         for row in rows:
             epoch = str(row.progress.epoch or "") if row.progress and row.state == ACTIVE else ""
             now = (row.state, epoch, row.note)
-            if self._said.get(row.name, ("waiting", "", "")) == now:
+            if self._printed.get(row.name, ("waiting", "", "")) == now:
                 continue
-            self._said[row.name] = now
+            self._printed[row.name] = now
             _, state, epochs, top1, speed, eta, note = row.columns()
             words = [f"{row.name}: {state}", note]
             if row.progress is not None and epochs != "-":

@@ -1,11 +1,11 @@
-"""A program that has imported what a cell imports, and forks a cell for each request.
+"""A process that has imported the modules of a run, and forks a run for each request.
 
-``python -m sn_imagenet.sweeps.fork_server FOLDER MODULE...``, as
-:class:`~sn_imagenet.sweeps.starters.ForkingStarter` starts it: in the folder of the cells' script, so that
-it imports what they would; standard input is the socket of the requests.
+:class:`~sn_imagenet.sweeps.starters.ForkingStarter` starts it as
+``python -m sn_imagenet.sweeps.fork_server FOLDER MODULE...`` in the folder of the script, so that
+imports resolve as in the script. Standard input is the socket for requests.
 
-multiprocessing's forkserver will not do: its processes end without atexit, the signals of the
-sweep's terminal reach it, and a cell's loader would fork its workers from the same server.
+multiprocessing's forkserver is unsuitable: its processes end without atexit handlers, the signals
+of the terminal reach it, and a run's data loader would fork its workers from the same server.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-# What is asked, beside a request for a cell, and answered, beside the number of its process.
+# Messages besides a request for a run and the answer to it, which is a process id.
 CHECK, READY, STALE = b"check", b"ready", b"stale"
 _REQUEST_BYTES = 2**17
 
@@ -30,33 +30,33 @@ Versions = dict[str, tuple[int, int]]
 
 
 def main() -> None:
-    """Answer until the socket is closed; in a process forked for it, be the cell."""
+    """Serve requests until the socket is closed; in a forked process, execute the run."""
     folder, *modules = sys.argv[1:]
     os.chdir(folder)
     pool = socket.socket(fileno=0)
     for module in modules:
         importlib.import_module(module)
-    gc.freeze()  # the collector of a cell then writes to none of it, which would copy it
+    gc.freeze()  # a run's garbage collector would write to these objects and so copy them
     imported = _versions(getattr(m, "__file__", None) or "" for m in [*sys.modules.values()])
     pool.send(READY)
     request, log = _serve(pool, imported)
     if request:
-        _become(request, pool, log)
+        _set_up_run(request, pool, log)
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def _versions(files: Iterable[str]) -> Versions:
-    """Time of change and size of each file that there is."""
-    found = {}
+    """Modification time and size of each file that exists."""
+    versions = {}
     for file in files:
-        with suppress(OSError):  # some modules of torch only look as if they had a file
+        with suppress(OSError):  # some torch modules name a file that does not exist
             status = os.stat(file)
-            found[file] = status.st_mtime_ns, status.st_size
-    return found
+            versions[file] = status.st_mtime_ns, status.st_size
+    return versions
 
 
 def _serve(pool: socket.socket, imported: Versions) -> tuple[dict[str, Any], int]:
-    """Returns in each cell, with its request and its log; at last here, with neither."""
+    """Serve requests. Returns request and log in each forked run, and ({}, -1) here at the end."""
     while True:
         message, descriptors, _, _ = socket.recv_fds(pool, _REQUEST_BYTES, 1)
         if message == CHECK and imported == _versions(imported):
@@ -75,10 +75,10 @@ def _serve(pool: socket.socket, imported: Versions) -> tuple[dict[str, Any], int
 
 
 def _fork_orphan() -> int:
-    """Fork a process whose parent ends: the sweep's program adopts it, being the subreaper.
+    """Fork a process whose parent ends, so that the sweep's process adopts it as the subreaper.
 
     Returns:
-        0 in that process; here its number once it is adopted, or minus the errno of a failure.
+        0 in that process; here its pid once it is adopted, or minus the errno of a failure.
     """
     read, write = os.pipe()
     parent = _fork()
@@ -91,30 +91,30 @@ def _fork_orphan() -> int:
         os.close(write)
         return 0
     os.close(write)
-    told = os.read(read, 32)
+    answer = os.read(read, 32)
     os.close(read)
     if parent < 0:
         return parent
     os.waitpid(parent, 0)
-    return int(told)
+    return int(answer)
 
 
 def _fork() -> int:
-    """os.fork(), with minus the errno in place of its error."""
+    """os.fork(), but returns minus the errno instead of raising OSError."""
     try:
         return os.fork()
     except OSError as error:
         return -(error.errno or errno.EAGAIN)
 
 
-def _become(request: dict[str, Any], pool: socket.socket, log: int) -> None:
-    """Make this process what ``python SCRIPT`` would be."""
+def _set_up_run(request: dict[str, Any], pool: socket.socket, log: int) -> None:
+    """Set up this process as ``python SCRIPT`` would be."""
     os.setsid()
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, pool.detach())
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, pool.detach())
     for output in (1, 2):
         os.dup2(log, output)
-    os.close(nothing)
+    os.close(null)
     os.close(log)
     os.environ.update(request["environment"])
     sys.argv = request["arguments"]

@@ -1,8 +1,8 @@
-"""``sweep.dry_run=true``: the cells, what would be skipped, and how long the rest would take.
+"""``sweep.dry_run=true``: lists the runs, those to skip, and the training time of the others.
 
-Times are computed from the training speed that ``scripts/benchmark.py train`` measured, on whatever
-machine, in the files that ``sweep.measured`` names; without such from that of earlier runs on this
-kind of machine; and from nothing else.
+Times are computed from measured training speeds only. They come from the files in
+``sweep.measured``, which ``scripts/benchmark.py train`` wrote on any machine. Without such files
+they come from earlier runs on the same hardware as this machine's.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from sn_imagenet.errors import UserError
 from sn_imagenet.runs import RUNNING, RunDirectory, RunError
 from sn_imagenet.runs.files import RESULT
 from sn_imagenet.runs.reading import read_json
-from sn_imagenet.sweeps.board import RunStatus, duration, table
+from sn_imagenet.sweeps.board import RunStatus, duration, run_count, table
 from sn_imagenet.sweeps.planned import COMPLETE, PlannedRun
 from sn_imagenet.sweeps.pool import ELSEWHERE
 from sn_imagenet.sweeps.slots import gpu_names
 
-# Training samples of the data sets whose size is fixed (their official splits; ours of digits).
+# Training samples of data sets with a fixed size: official splits, and our own split of digits.
 TRAIN_SAMPLES = {"imagenet": IMAGENET_SAMPLES["train"], "cifar10": 50_000, "digits": 1_397}
 
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """What one process of one run trained per second, and on how many samples."""
+    """The images/s that one process of a run trained, and the number of samples per epoch."""
 
-    key: tuple[str, ...]  # data, model, image size, precision, torch.compile's mode; norm, setting
+    key: tuple[str, ...]  # data, model, image size, precision, torch.compile mode; norm, setting
     images_per_s: float
     samples_per_epoch: float
 
 
 def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -> list[str]:
-    """The lines of a dry run.
+    """The lines that a dry run prints.
 
     Args:
-        measured: files of ``scripts/benchmark.py train``.
+        measured: reports that ``scripts/benchmark.py train`` wrote.
 
     Raises:
-        UserError: one of them is not.
+        UserError: a file is not such a report.
     """
     if measured:
         speeds = [benchmarked_speed(Path(file)) for file in measured]
@@ -54,13 +54,13 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
         device = runs[0].config.trainer.device
         speeds = measured_speeds({Path(run.config.runs_dir) for run in runs}, device)
         source = "measured here"
-    rows, hours, unknown, left = [], 0.0, 0, 0
+    rows, hours, unknown, remaining = [], 0.0, 0, 0
     for run in runs:
         state, progress = run.state()
         if state in COMPLETE:
-            rows.append(RunStatus(run.name, "skip", progress, f"{state} before"))
+            rows.append(RunStatus(run.name, "skip", progress, f"already {state}"))
             continue
-        left += 1
+        remaining += 1
         if state == RUNNING:
             rows.append(RunStatus(run.name, ELSEWHERE, progress))
             continue
@@ -73,14 +73,16 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
             note = duration(3600 * estimate)
         rows.append(RunStatus(run.name, "resume" if state else "start", progress, note))
     lines = table(rows)
-    if not left:
-        return [*lines, "nothing to do: every cell has its result"]
+    if not remaining:
+        return [*lines, "nothing to do: every run has its result"]
     if unknown:
-        lines.append(f"GPU-hours of {unknown} cells: not measured (no run of this model and data)")
-    if unknown < left:
         lines.append(
-            f"GPU-hours of {left - unknown} cells: {hours:.3g}, training alone, at the images/s "
-            f"{source}; {hours / slots:.3g} hours on {slots} slots"
+            f"GPU-hours of {run_count(unknown)}: not measured (no run of this model and data)"
+        )
+    if unknown < remaining:
+        lines.append(
+            f"GPU-hours of {run_count(remaining - unknown)}: {hours:.3g}, training only, at the "
+            f"images/s {source}; {hours / slots:.3g} hours on {slots} slots"
         )
     return lines
 
@@ -90,53 +92,55 @@ def process_hours(
 ) -> float | None:
     """Hours of training left, times processes; None if nothing comparable was measured.
 
-    A run of the same normalizer and setting counts alone; without one, all of the same model and
-    data do. A cell on k processes needs k GPUs for a k-th of the time, so k drops out.
+    Uses the speeds of the same method and setting, or else all of the same model and data. A run
+    on k processes needs k GPUs for a k-th of the time, so k cancels out.
     """
-    wanted = _key(config.to_dict())
-    ours = [s for s in speeds if s.key[:-2] == wanted[:-2]]
-    same = [s for s in ours if s.key == wanted] or ours
-    size = TRAIN_SAMPLES.get(config.data.source) or (ours[0].samples_per_epoch if ours else None)
-    if not same or size is None:
+    key = _comparison_key(config.to_dict())
+    comparable = [s for s in speeds if s.key[:-2] == key[:-2]]
+    closest = [s for s in comparable if s.key == key] or comparable
+    size = TRAIN_SAMPLES.get(config.data.source) or (
+        comparable[0].samples_per_epoch if comparable else None
+    )
+    if not closest or size is None:
         return None
     steps_per_epoch = int(size) // config.batch.total
     steps = steps_per_epoch * config.trainer.epochs
     steps = min(steps, config.trainer.max_steps or steps) - steps_per_epoch * epochs_done
-    return max(0, steps) * config.batch.total / fmean(s.images_per_s for s in same) / 3600
+    return max(0, steps) * config.batch.total / fmean(s.images_per_s for s in closest) / 3600
 
 
 def benchmarked_speed(file: Path) -> TrainingSpeed:
-    """What ``scripts/benchmark.py train`` measured in one process.
+    """The speed of one process in a report of ``scripts/benchmark.py train``.
 
     Raises:
-        UserError: ``file`` is no report of it.
+        UserError: ``file`` is not such a report.
     """
     try:
         report = read_json(file)
         batch = report["batch"]
         return TrainingSpeed(
-            _key(report["config"]),
+            _comparison_key(report["config"]),
             float(report["training"]),
             float(report["steps_per_epoch"] * batch),
         )
     except (OSError, RunError, KeyError, TypeError, ValueError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"sweep.measured: {file} is no report of scripts/benchmark.py train ({reason}); "
-            "expected files that its --json wrote"
+            f"sweep.measured: {file} is not a report of scripts/benchmark.py train ({reason}); "
+            "expected files written by its option --json"
         ) from error
 
 
 def measured_speeds(folders: Iterable[Path], device: str) -> list[TrainingSpeed]:
-    """What the results below ``folders`` measured on hardware like this machine's.
+    """The speeds in the results below ``folders`` that were measured on hardware like this one.
 
     Args:
-        device: of the runs: auto, cpu or cuda.
+        device: the ``trainer.device`` of the runs: auto, cpu or cuda.
     """
     gpus = gpu_names()
     if device == "auto":
         device = "cuda" if gpus else "cpu"
-    found = []
+    speeds = []
     for folder in folders:
         for directory, _, files in os.walk(folder):
             if RESULT not in files:
@@ -144,39 +148,39 @@ def measured_speeds(folders: Iterable[Path], device: str) -> list[TrainingSpeed]
             try:
                 result = RunDirectory(Path(directory)).read_result()
                 if result is None:
-                    continue  # removed meanwhile
+                    continue  # deleted meanwhile
                 hardware = result["provenance"]["hardware"]
-                if hardware["device"] == device and _is_like_this_machine(hardware, gpus):
-                    found.append(_speed(result))
+                if hardware["device"] == device and _is_same_hardware(hardware, gpus):
+                    speeds.append(_result_speed(result))
             except (RunError, KeyError, TypeError, ValueError, ZeroDivisionError):
-                continue  # being written, of another version, or stopped before its first step
-    return found
+                continue  # another version, malformed, or stopped before the first step
+    return speeds
 
 
-def _speed(result: dict[str, Any]) -> TrainingSpeed:
+def _result_speed(result: dict[str, Any]) -> TrainingSpeed:
     training, config = result["training"], result["config"]
     batch = config["batch"]["gpus"] * config["batch"]["samples_per_gpu"]
     return TrainingSpeed(
-        _key(config),
+        _comparison_key(config),
         float(training["images_per_s"]) / int(training["world_size"]),
         float(training["steps_per_epoch"]) * batch,
     )
 
 
-def _key(config: dict[str, Any]) -> tuple[str, ...]:
+def _comparison_key(config: dict[str, Any]) -> tuple[str, ...]:
     data, batch = config["data"], config["batch"]
     return (
         str(data["name"]),
         str(config["model"]),
         str(data["image_size"]),
         str(config["trainer"]["precision"]),
-        str(config["trainer"].get("compile", False)),  # configs of before say nothing of it
+        str(config["trainer"].get("compile", False)),  # older configs lack it
         str(config["norm"]["name"]),
         f"{batch['gpus']}x{batch['samples_per_gpu']}",
     )
 
 
-def _is_like_this_machine(hardware: dict[str, Any], gpus: set[str]) -> bool:
+def _is_same_hardware(hardware: dict[str, Any], gpus: set[str]) -> bool:
     if hardware["device"] == "cuda":
         return hardware["gpu"] in gpus
     return bool(hardware["machine"] == platform.machine())

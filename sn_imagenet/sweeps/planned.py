@@ -1,4 +1,4 @@
-"""The runs of a sweep, made of what Hydra composed."""
+"""The runs of a sweep, created from the configs that Hydra composed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMPLETE = (FINISHED, DIVERGED)
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that a sweep is to bring to its result, and the overrides that ``train.py`` gets."""
+    """A run that a sweep has to complete, and the overrides that it passes to ``train.py``."""
 
     config: ExperimentConfig
     overrides: tuple[str, ...]
@@ -29,13 +29,13 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """The run directory, below ``runs_dir`` where it lies there."""
-        inside = os.path.relpath(self.run_dir, self.config.runs_dir)
-        return str(self.run_dir) if inside.startswith("..") else inside
+        """The run directory, relative to ``runs_dir`` if it is inside."""
+        relative = os.path.relpath(self.run_dir, self.config.runs_dir)
+        return str(self.run_dir) if relative.startswith("..") else relative
 
     def state(self) -> tuple[str | None, Progress | None]:
-        """What the files say: a state of :data:`sn_imagenet.runs.STATES` (None: never started),
-        and how far it is.
+        """The state in the run's files, one of :data:`sn_imagenet.runs.STATES` or None if it was
+        never started, and its progress.
         """
         progress = read_progress(self.run_dir)
         if progress is None:
@@ -49,10 +49,10 @@ def plan_runs(composed: Sequence[tuple[Sequence[str], DictConfig]]) -> list[Plan
     """Validate the runs of a sweep before the first one starts.
 
     Args:
-        composed: of each run its overrides and the config that they compose to.
+        composed: the overrides of each run and the config composed from them.
 
     Raises:
-        UserError: a run's config is wrong, or two runs would share a run directory.
+        UserError: a config is invalid, or two runs would share a run directory.
     """
     planned: dict[Path, PlannedRun] = {}
     for overrides, config in composed:
@@ -61,19 +61,19 @@ def plan_runs(composed: Sequence[tuple[Sequence[str], DictConfig]]) -> list[Plan
             experiment = [str(key) for key in config if key not in ("hydra", "sweep")]
             run = PlannedRun(from_hydra(OmegaConf.masked_copy(config, experiment)), own)
         except UserError as error:
-            raise ConfigError(f"cell {' '.join(own)}: {error}") from error
+            raise ConfigError(f"run {' '.join(own)}: {error}") from error
         other = planned.setdefault(run.run_dir.absolute(), run)
         if other is not run:
             raise ConfigError(
-                f"two cells share the run directory {run.run_dir}:\n"
+                f"two runs share the run directory {run.run_dir}:\n"
                 f"  {' '.join(other.overrides)}\n  {' '.join(own)}\n"
-                "Name in run_dir= what they differ in, such as "
+                "Include what differs in run_dir=, such as "
                 "'run_dir=${runs_dir}/lr${protocol.base_lr}/seed${seed}'."
             )
     return list(planned.values())
 
 
 def is_run_override(override: str) -> bool:
-    """Whether an override is for the run: not for Hydra, not for how the sweep is carried out."""
+    """Whether an override belongs to the run's config rather than to Hydra or the sweep."""
     key = override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
     return not key.startswith(("hydra.", "hydra/", "sweep."))

@@ -1,4 +1,4 @@
-"""The pool of a sweep: one program per run, as many at a time as there are slots."""
+"""The pool of a sweep: one process per run, and at most one run per slot at a time."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ WAITING = "waiting"
 ELSEWHERE = "running elsewhere"
 STOPPED = "stopped"
 
-POLL_S = 0.3
-READ_S = 2.0  # between two looks at the files of a cell
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+POLL_INTERVAL_S = 0.3
+READ_INTERVAL_S = 2.0  # between two reads of a run's files
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
-class _PooledRun:
-    """A planned run on its way through the pool."""
+class _ScheduledRun:
+    """A planned run and its state in the pool."""
 
     def __init__(self, planned: PlannedRun) -> None:
         self.planned = planned
@@ -39,35 +39,35 @@ class _PooledRun:
         self.slot: Slot | None = None
         self.process: Process | None = None
         self.log_start = 0
-        self.exit_codes: tempfile.TemporaryDirectory[str] | None = None  # of its ranks
-        self.next_look = 0.0
+        self.exit_codes: tempfile.TemporaryDirectory[str] | None = None  # one file per rank
+        self.next_read = 0.0
 
     @property
     def log(self) -> Path:
         return RunDirectory(self.planned.run_dir).log
 
-    def look(self) -> str | None:
-        """Read the files again; returns the state they tell."""
+    def read_state(self) -> str | None:
+        """Read the run's files again and return their state."""
         state, self.progress = self.planned.state()
-        self.next_look = time.monotonic() + READ_S
+        self.next_read = time.monotonic() + READ_INTERVAL_S
         return state
 
-    def was_refused(self) -> bool:
-        """Whether the last attempt ended since another process works in the run directory."""
+    def directory_was_in_use(self) -> bool:
+        """Whether the last attempt ended because another process uses the run directory."""
         assert self.exit_codes is not None
-        told = [file.read_text() for file in Path(self.exit_codes.name).iterdir()]
-        return str(RunInUseError.exit_code) in told
+        codes = [file.read_text() for file in Path(self.exit_codes.name).iterdir()]
+        return str(RunInUseError.exit_code) in codes
 
 
 class Pool:
-    """Brings every planned run to its result.
+    """Executes the planned runs.
 
-    A finished or diverged cell is skipped; one that another process works on is watched, and taken
-    over should that process die; a failed one is started again ``retries`` times, after all the
-    others, and goes on from its checkpoint.
+    Finished and diverged runs are skipped. A run that another process trains is watched, and taken
+    over if that process dies. A failed run is started again up to ``retries`` times, after all the
+    others, and resumes from its checkpoint.
 
     Args:
-        starter: what starts a cell.
+        starter: starts the process of a run.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Pool:
         retries: int,
         board: Board,
     ) -> None:
-        self._runs = [_PooledRun(one) for one in planned]
-        self._free = list(slots)
+        self._runs = [_ScheduledRun(run) for run in planned]
+        self._free_slots = list(slots)
         self._starter = starter
         self._retries = retries
         self._board = board
@@ -87,23 +87,23 @@ class Pool:
         self._signals = 0
 
     def run(self) -> int:
-        """Run until nothing is left to do, or a signal asks to stop.
+        """Run until nothing is left to do or a signal arrives.
 
         Returns:
-            0 if every cell is finished or diverged; 1 if not; 75 (EX_TEMPFAIL) after a signal:
-            the same command continues.
+            0 if every run is finished or diverged; 1 if not; 75 (EX_TEMPFAIL) after a signal, and
+            the same command resumes.
 
         Raises:
             UserError: a run directory cannot be written.
         """
-        with self._stoppable():
+        with self._handle_signals():
             for run in self._runs:
-                if run.look() in COMPLETE:
-                    self._settle(run, "from before")
+                if run.read_state() in COMPLETE:
+                    self._mark_complete(run, "done earlier")
             try:
-                while self._unsettled() and not self._signals:
-                    self._turn()
-                    time.sleep(POLL_S)
+                while self._has_open_runs() and not self._signals:
+                    self._poll()
+                    time.sleep(POLL_INTERVAL_S)
             finally:
                 self._stop_children()
         self._board.end(self._rows())
@@ -111,38 +111,38 @@ class Pool:
             return 0
         return os.EX_TEMPFAIL if self._signals else 1
 
-    def _turn(self) -> None:
+    def _poll(self) -> None:
         for run in self._runs:
             if run.process is not None:
                 code = run.process.poll()
                 if code is not None:
-                    self._ended(run, code)
-                elif time.monotonic() >= run.next_look:
-                    run.look()
-            elif run.state == ELSEWHERE and time.monotonic() >= run.next_look:
-                self._look_elsewhere(run)
-        while self._free and self._queue and self._starter.ready():
-            self._start(self._queue.pop(0), self._free.pop(0))
+                    self._handle_exit(run, code)
+                elif time.monotonic() >= run.next_read:
+                    run.read_state()
+            elif run.state == ELSEWHERE and time.monotonic() >= run.next_read:
+                self._check_elsewhere(run)
+        while self._free_slots and self._queue and self._starter.ready():
+            self._start(self._queue.pop(0), self._free_slots.pop(0))
         self._board.show(self._rows())
 
-    def _unsettled(self) -> bool:
+    def _has_open_runs(self) -> bool:
         return any(run.state in (WAITING, RUNNING, ELSEWHERE) for run in self._runs)
 
-    def _settle(self, run: _PooledRun, note: str = "") -> None:
-        """The cell's files say that it is complete."""
+    def _mark_complete(self, run: _ScheduledRun, note: str = "") -> None:
+        """Copy the final state from the run's files."""
         state, run.progress = run.planned.state()
         run.state, run.note = str(state), note
         if run in self._queue:
             self._queue.remove(run)
 
-    def _start(self, run: _PooledRun, slot: Slot) -> None:
-        state = run.look()
+    def _start(self, run: _ScheduledRun, slot: Slot) -> None:
+        state = run.read_state()
         if state in COMPLETE or state == RUNNING:
-            self._free.append(slot)
+            self._free_slots.append(slot)
             if state == RUNNING:
                 run.state, run.note = ELSEWHERE, ""
             else:
-                self._settle(run, "elsewhere")
+                self._mark_complete(run, "by another process")
             return
         overrides = run.planned.overrides
         command = " ".join([*self._starter.command, *overrides])
@@ -154,54 +154,54 @@ class Pool:
                 log.write(f"# attempt {run.attempts}: {command}\n".encode())
                 log.flush()
                 run.exit_codes = tempfile.TemporaryDirectory(prefix="sn_imagenet_")
-                told = {EXIT_CODES: run.exit_codes.name}
-                run.process = self._starter.start(overrides, {**slot.environment, **told}, log)
+                codes = {EXIT_CODES: run.exit_codes.name}
+                run.process = self._starter.start(overrides, {**slot.environment, **codes}, log)
         except OSError as error:
-            self._free.append(slot)
+            self._free_slots.append(slot)
             raise UserError(
                 f"cannot start {run.planned.name}: {run.planned.run_dir}: "
-                f"{error.strerror or type(error).__name__}; choose another place with runs_dir="
+                f"{error.strerror or type(error).__name__}; choose another folder with runs_dir="
             ) from error
         run.slot, run.state, run.note = slot, RUNNING, slot.name
 
-    def _ended(self, run: _PooledRun, code: int) -> None:
+    def _handle_exit(self, run: _ScheduledRun, code: int) -> None:
         assert run.slot is not None
-        self._free.append(run.slot)
+        self._free_slots.append(run.slot)
         run.process = run.slot = None
-        state = run.look()
+        state = run.read_state()
         if state in COMPLETE:
-            self._settle(run)
-        elif state == RUNNING or run.was_refused():
-            # The lock is another process's, or was when ours was refused: it came first.
+            self._mark_complete(run)
+        elif state == RUNNING or run.directory_was_in_use():
+            # Another process holds the lock, or held it when ours failed to acquire it.
             run.attempts -= 1
             run.state, run.note = ELSEWHERE, ""
         else:
-            why = self._reason(run, code)
+            reason = self._failure_reason(run, code)
             if run.attempts <= self._retries and not self._signals:
-                run.state, run.note = WAITING, f"attempt {run.attempts} failed: {why}"
+                run.state, run.note = WAITING, f"attempt {run.attempts} failed: {reason}"
                 self._queue.append(run)
             else:
-                run.state, run.note = FAILED, f"{why} (see {run.log})"
+                run.state, run.note = FAILED, f"{reason} (see {run.log})"
 
-    def _look_elsewhere(self, run: _PooledRun) -> None:
-        state = run.look()
+    def _check_elsewhere(self, run: _ScheduledRun) -> None:
+        state = run.read_state()
         if state in COMPLETE:
-            self._settle(run, "elsewhere")
+            self._mark_complete(run, "by another process")
         elif state != RUNNING:
-            run.state, run.note = WAITING, "given up elsewhere"
+            run.state, run.note = WAITING, "the other process ended"
             self._queue.append(run)
 
-    def _reason(self, run: _PooledRun, code: int) -> str:
-        """The error that the cell told last, without torchrun's report around it."""
+    def _failure_reason(self, run: _ScheduledRun, code: int) -> str:
+        """The last error in the run's log, without torchrun's report around it."""
         with suppress(OSError):
             with open(run.log, "rb") as log:
                 log.seek(run.log_start)
                 text = log.read().decode(errors="replace")
-            told = re.findall(r"^error: (.+)$", text, re.MULTILINE)
+            errors = re.findall(r"^error: (.+)$", text, re.MULTILINE)
             raised = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception)\b.*)$", text, re.MULTILINE)
             raised = [line for line in raised if not line.startswith("ChildFailedError")]
-            if told or raised:
-                return str((told or raised)[-1])
+            if errors or raised:
+                return str((errors or raised)[-1])
         if run.progress is not None and run.progress.detail:
             return run.progress.detail
         return f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
@@ -210,30 +210,32 @@ class Pool:
         return [RunStatus(r.planned.name, r.state, r.progress, r.note) for r in self._runs]
 
     @contextmanager
-    def _stoppable(self) -> Iterator[None]:
+    def _handle_signals(self) -> Iterator[None]:
         def on_signal(number: int, frame: object) -> None:
-            # A terminal that closes tells it twice, itself and through its shell.
+            # A closing terminal sends SIGHUP twice: itself and through its shell.
             if number != signal.SIGHUP or not self._signals:
                 self._signals += 1
 
-        before = {
+        previous = {
             number: signal.signal(number, on_signal)
-            for number in STOPPING
-            if signal.getsignal(number) is not signal.SIG_IGN  # as nohup starts it
+            for number in STOP_SIGNALS
+            if signal.getsignal(number) is not signal.SIG_IGN  # nohup ignores SIGHUP
         }
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def _stop_children(self) -> None:
-        """Pass the end on to the cells and wait: each saves its checkpoint first."""
+        """Stop the running runs and wait: each saves its checkpoint first."""
         running = [run for run in self._runs if run.process is not None]
         if running:
-            self._board.say(
-                f"stopping: {len(running)} cells save and end; the same command continues them "
-                "(once more to kill them)"
+            saving = "1 run is saving its checkpoint"
+            if len(running) > 1:
+                saving = f"{len(running)} runs are saving their checkpoints"
+            self._board.print_line(
+                f"Interrupted: {saving}. Run the same command to resume. (Interrupt again to kill.)"
             )
         for run in running:
             assert run.process is not None
@@ -248,10 +250,10 @@ class Pool:
                     for pid in process_tree(run.process.pid):
                         with suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGKILL)
-            time.sleep(POLL_S)
+            time.sleep(POLL_INTERVAL_S)
         for run in running:
             run.process = None
-            state = run.look()
+            state = run.read_state()
             run.state, run.note = (state, "") if state in COMPLETE else (STOPPED, "")
         for run in self._runs:
             if run.state == WAITING:
@@ -259,9 +261,9 @@ class Pool:
 
 
 def process_tree(pid: int) -> list[int]:
-    """A process and all below it; torchrun puts each of its own into a session of its own."""
+    """A process and all its descendants; torchrun's workers are not in its process group."""
     try:
-        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return [pid]
-    return [pid, *(member for child in below for member in process_tree(int(child)))]
+    return [pid, *(each for child in children for each in process_tree(int(child)))]

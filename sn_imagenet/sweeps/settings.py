@@ -1,4 +1,4 @@
-"""The ``sweep`` section of the config: how ``python train.py -m`` carries out its cells."""
+"""The ``sweep`` section of the config: how ``python train.py -m`` executes its runs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sn_imagenet.errors import ConfigError
 
 @dataclass
 class SweepSettings:
-    """No part of any cell: none of it changes a result.
+    """Options that change no result and are not part of a run's config.
 
-    ``gpus_per_run``: processes of one cell, each with a GPU of its own where there are GPUs.
-    ``slots``: cells at a time; None for as many as the machine's GPUs, or without GPUs its cores,
-    can hold. ``retries``: how often a failed cell is started again, from its last checkpoint.
-    ``dry_run``: list the cells and start none. ``measured``: JSON files of
-    ``scripts/benchmark.py train``, whose images/s a dry run counts with.
+    ``gpus_per_run``: processes of one run, each with its own GPU if there are GPUs. ``slots``:
+    concurrent runs; None for as many as fit on the GPUs, or without GPUs on the cores. ``retries``:
+    how often a failed run is started again, from its last checkpoint. ``dry_run``: list the runs
+    and start none. ``measured``: JSON reports of ``scripts/benchmark.py train``, whose images/s a
+    dry run uses.
     """
 
     gpus_per_run: int = 1
@@ -40,7 +40,7 @@ def sweep_settings(composed: DictConfig) -> SweepSettings:
     """Validate the ``sweep`` section of a composed config.
 
     Raises:
-        ConfigError: a key is unknown, or a value is of the wrong type or range.
+        ConfigError: a key is unknown, or a value has the wrong type or range.
     """
     try:
         merged = OmegaConf.merge(OmegaConf.structured(SweepSettings), composed.get("sweep") or {})

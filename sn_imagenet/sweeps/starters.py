@@ -1,4 +1,4 @@
-"""How a cell of a sweep is started: as a program of its own, or forked from a warm one."""
+"""Starts the runs of a sweep, as separate programs or forked from one preloaded process."""
 
 from __future__ import annotations
 
@@ -20,52 +20,51 @@ from sn_imagenet.errors import UserError
 from sn_imagenet.sweeps import fork_server
 from sn_imagenet.sweeps.slots import Slot
 
-_WAIT_S = 0.2  # for an answer, before the pool goes on with the rest of its turn
+_WAIT_S = 0.2  # longest wait for an answer, before the pool polls its other runs
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 class Process(Protocol):
-    """What the pool does with a cell that it has started; subprocess.Popen is one."""
+    """A started run; subprocess.Popen has this interface."""
 
     @property
     def pid(self) -> int:
-        """The number of its process."""
+        """The process id."""
 
     def poll(self) -> int | None:
-        """Its exit code, or minus the signal that killed it; None while it runs."""
+        """The exit code, or minus the signal that killed it; None while it runs."""
 
     def terminate(self) -> None:
         """Send SIGTERM."""
 
 
 class Starter(Protocol):
-    """Starts cells; each in a session of its own, so that a Ctrl-C reaches it only through the
-    pool.
+    """Starts runs, each in a new session, so that a Ctrl-C reaches it only through the pool.
 
-    ``command``: what a user would type to start one, without its overrides.
+    ``command``: the command that a user would type to start a run, without its overrides.
     """
 
     command: list[str]
 
     def ready(self) -> bool:
-        """Whether :meth:`start` can be called now; if not, what it takes is under way."""
+        """Whether :meth:`start` can be called now; if not, its preparation is in progress."""
 
     def start(
         self, overrides: Sequence[str], environment: Mapping[str, str], log: IO[bytes]
     ) -> Process:
-        """Start a cell.
+        """Start a run.
 
         Args:
-            environment: added to that of this process.
-            log: its standard output and error.
+            environment: added to the environment of this process.
+            log: receives standard output and error.
 
         Raises:
-            OSError: there can be no further process.
+            OSError: no further process can be created.
         """
 
 
 class SubprocessStarter:
-    """Starts each cell as a program of its own."""
+    """Starts each run as a separate program."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.command = list(command)
@@ -88,8 +87,8 @@ class SubprocessStarter:
         )
 
 
-class _Orphan:
-    """A process that was forked by another and adopted by this one."""
+class _AdoptedProcess:
+    """A process that another one forked and that this process adopted."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -107,14 +106,14 @@ class _Orphan:
             os.kill(self.pid, signal.SIGTERM)
 
 
-class _Server:
-    """A running :mod:`warm <sn_imagenet.sweeps.fork_server>` program and the socket to it."""
+class _ForkServer:
+    """A running :mod:`~sn_imagenet.sweeps.fork_server` and the socket to it."""
 
     def __init__(
         self, folder: Path, modules: Sequence[str], environment: Mapping[str, str]
     ) -> None:
         self.socket, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the program
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-u", "-m", fork_server.__name__, os.getcwd(), *modules],
@@ -125,32 +124,31 @@ class _Server:
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
-        self.asked = True  # it tells by itself when it is ready
+        self.awaits_answer = True  # it sends READY by itself when it has started
         self.was_ready = False
 
     def end(self) -> str:
-        """End it, if it has not ended; returns how it did, and what it said last."""
+        """Wait for its end; returns its exit code or signal, and the last line of its errors."""
         self.socket.close()
         code = self.process.wait()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         with self._errors:
             self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace").splitlines()
-        return ": ".join([how, *said[-1:]])
+            lines = self._errors.read().decode(errors="replace").splitlines()
+        return ": ".join([how, *lines[-1:]])
 
 
 class ForkingStarter:
-    """Forks each cell from one :mod:`warm <sn_imagenet.sweeps.fork_server>` program, which is started anew
-    when a file that it imported has changed, or it died: a cell runs the code that there is when it
-    starts.
+    """Forks each run from one :mod:`~sn_imagenet.sweeps.fork_server`.
 
-    To be used in a ``with`` block. Linux only, and for cells that use no GPU.
+    The server is restarted when it died or when a file that it imported has changed, so that a run
+    always executes the current code. Use it in a ``with`` block. Linux only, for runs without GPUs.
 
     Args:
-        script: what the cells run, with its options.
-        modules: what it imports, by their names.
-        environment: that of every slot.
-        say: tells the user a line.
+        script: the script of the runs, with its options.
+        modules: names of the modules that the server imports.
+        environment: the environment variables common to all slots.
+        print_line: prints a line for the user.
     """
 
     def __init__(
@@ -158,14 +156,14 @@ class ForkingStarter:
         script: Sequence[str],
         modules: Sequence[str],
         environment: Mapping[str, str],
-        say: Callable[[str], None],
+        print_line: Callable[[str], None],
     ) -> None:
         self.command = [sys.executable, "-u", *script]
         self._script = list(script)
         self._modules = list(modules)
         self._environment = environment
-        self._say = say
-        self._server: _Server | None = None
+        self._print_line = print_line
+        self._server: _ForkServer | None = None
 
     def __enter__(self) -> ForkingStarter:
         _adopt_orphans(True)
@@ -181,32 +179,34 @@ class ForkingStarter:
         """See :class:`Starter`.
 
         Raises:
-            UserError: the warm program cannot start, or ended before it was ready.
+            UserError: the fork server cannot start, or ended before it was ready.
         """
         if self._server is None:
             folder = Path(self._script[0]).parent
             try:
-                self._server = _Server(folder, self._modules, self._environment)
+                self._server = _ForkServer(folder, self._modules, self._environment)
             except OSError as error:
-                raise UserError(f"cannot start a program: {error.strerror}") from error
+                raise UserError(f"cannot start the fork server: {error.strerror}") from error
         server = self._server
         with suppress(ConnectionError):
-            if not server.asked:
+            if not server.awaits_answer:
                 server.socket.send(fork_server.CHECK)
-                server.asked = True
+                server.awaits_answer = True
             if not select.select([server.socket], [], [], _WAIT_S)[0]:
                 return False
             answer = server.socket.recv(32)
-            server.asked = False
+            server.awaits_answer = False
             if answer == fork_server.READY:
                 server.was_ready = True
                 return True
             if answer == fork_server.STALE:
-                self._say("the code has changed: the cells that follow run it as it is now")
+                self._print_line(
+                    "the code has changed: runs that start from now on use the new code"
+                )
                 server.end()
                 self._server = None
                 return False
-        self._died(server)
+        self._restart_or_raise(server)
         return False
 
     def start(
@@ -224,55 +224,55 @@ class ForkingStarter:
                 if answer < 0:
                     raise OSError(-answer, os.strerror(-answer))
                 if answer > 0:
-                    return _Orphan(answer)
-            # Should the cell have begun all the same, its lock refuses the one that follows.
-            self._died(server)
+                    return _AdoptedProcess(answer)
+            # If the run has started nevertheless, its lock makes the second start fail.
+            self._restart_or_raise(server)
             while not self.ready():
                 pass
 
-    def _died(self, server: _Server) -> None:
-        how = server.end()
+    def _restart_or_raise(self, server: _ForkServer) -> None:
+        reason = server.end()
         self._server = None
         if not server.was_ready:
-            raise UserError(f"the program that cells are forked from ended before the first: {how}")
-        self._say(f"the program that cells are forked from ended ({how}): started anew")
+            raise UserError(f"the fork server of this sweep ended before its first run: {reason}")
+        self._print_line(f"the fork server of this sweep ended ({reason}): restarting it")
 
 
-def _adopt_orphans(yes: bool) -> None:
-    """Whether processes below this one become its children when their parent ends."""
+def _adopt_orphans(enabled: bool) -> None:
+    """Set whether this process adopts descendants whose parent ends."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0):
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, int(enabled), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
 @contextmanager
-def starter(
+def make_starter(
     script: Sequence[str],
     processes: int,
     slots: Sequence[Slot],
     modules: Sequence[str],
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
 ) -> Iterator[Starter]:
-    """What starts the cells of ``processes`` processes each on ``slots``.
+    """The starter for runs of ``processes`` processes each on ``slots``.
 
-    Single processes without a GPU are forked, others are programs of their own: a process that has
-    used CUDA cannot be forked.
+    Runs of one process without a GPU are forked. Others are separate programs, because a process
+    that has used CUDA cannot be forked.
     """
     if processes > 1:
         yield SubprocessStarter(torchrun(processes, script))
     elif sys.platform != "linux" or not all(slot.is_cpu for slot in slots):
-        # Unbuffered, as torchrun starts its processes: a log is read while its cell runs.
+        # Unbuffered, as under torchrun, because the log is read while the run is active.
         yield SubprocessStarter([sys.executable, "-u", *script])
     else:
-        with ForkingStarter(script, modules, slots[0].environment, say) as forking:
-            yield forking
+        with ForkingStarter(script, modules, slots[0].environment, print_line) as starter:
+            yield starter
 
 
 def torchrun(processes: int, script: Sequence[str], rendezvous: Sequence[str] = ()) -> list[str]:
-    """The command of a run: ``script`` with its options under a torchrun of its own.
+    """The command of a run: ``script`` with its options under its own torchrun.
 
-    ``rendezvous``: torchrun's options where several machines share the cell; without, it finds a
-    free port on this one.
+    ``rendezvous``: torchrun's options for a run on several machines. By default it uses a free port
+    of this machine.
     """
     return [
         sys.executable,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from run_files import config, epoch_rows, finished_run, result, write_run
+from run_files import REPOSITORY, config, epoch_rows, finished_run, result, write_run
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.norms.methods import METHODS

@@ -1,4 +1,4 @@
-"""Hydra's basic launcher, cell after cell in the same processes, where something goes wrong."""
+"""Failures under Hydra's basic launcher, which executes runs one by one in the same processes."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def sweep(runs, processes, *overrides):
     )
 
 
-def cell(runs, norm):
+def run_dir(runs, norm):
     return runs / "digits" / "resnet14_mini" / norm / "8x8" / "seed0"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_cell_that_fails_is_told_once_and_the_next_one_runs(tmp_path, processes):
-    cell(tmp_path, "bn").mkdir(parents=True)
+def test_a_failed_run_is_reported_once_and_the_next_one_starts(tmp_path, processes):
+    run_dir(tmp_path, "bn").mkdir(parents=True)
     for name in ("last.pt", "previous.pt"):
-        (cell(tmp_path, "bn") / name).write_bytes(b"no checkpoint")
+        (run_dir(tmp_path, "bn") / name).write_bytes(b"no checkpoint")
     process = sweep(tmp_path, processes, "trainer.max_steps=2", "evaluate=false")
     output, _ = process.communicate(timeout=1800)
     assert output.count("error: no checkpoint of this run is readable") == 1, output
-    result = json.loads((cell(tmp_path, "gn") / "result.json").read_text())
+    result = json.loads((run_dir(tmp_path, "gn") / "result.json").read_text())
     assert result["status"] == "finished" and result["training"]["world_size"] == processes
-    # All ranks end alike, at the end; torchrun's own code is 1 whatever theirs are.
+    # All ranks exit with the same code at the end; torchrun itself exits with 1 in any case.
     if processes == 1:
         assert process.returncode == 2
     else:
@@ -57,9 +57,9 @@ def test_a_cell_that_fails_is_told_once_and_the_next_one_runs(tmp_path, processe
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_sweep_that_is_told_to_stop_ends_with_its_cell(tmp_path, processes):
+def test_a_signal_ends_the_sweep_with_its_current_run(tmp_path, processes):
     process = sweep(tmp_path, processes, "trainer.log_every=1", "evaluate=false")
-    metrics = cell(tmp_path, "bn") / "metrics.jsonl"
+    metrics = run_dir(tmp_path, "bn") / "metrics.jsonl"
     while not (metrics.exists() and metrics.stat().st_size):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -67,6 +67,6 @@ def test_a_sweep_that_is_told_to_stop_ends_with_its_cell(tmp_path, processes):
     output, _ = process.communicate(timeout=1800)
     assert output.count("Interrupted: checkpoint saved at step") == 1, output
     assert process.returncode == (os.EX_TEMPFAIL if processes == 1 else 1), output
-    assert (cell(tmp_path, "bn") / "last.pt").exists()
-    assert not (cell(tmp_path, "bn") / "lock.json").exists()
-    assert not cell(tmp_path, "gn").exists()
+    assert (run_dir(tmp_path, "bn") / "last.pt").exists()
+    assert not (run_dir(tmp_path, "bn") / "lock.json").exists()
+    assert not run_dir(tmp_path, "gn").exists()

@@ -1,4 +1,4 @@
-"""``hydra/launcher=local`` for real: sweeps of short runs on the digits."""
+"""``hydra/launcher=local`` end to end: sweeps of short runs on the digits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def sweep(runs, *overrides, launcher="local"):
-    """Start a sweep; returns the process."""
+    """Start a sweep and return its process."""
     command = [sys.executable, str(ROOT / "train.py"), "-m", f"hydra/launcher={launcher}"]
     return subprocess.Popen(
         [*command, f"runs_dir={runs}", *SHORT, *overrides],
@@ -39,83 +39,85 @@ def finish(process, timeout=1800):
         process.kill()
 
 
-def cell(runs, norm, seed=0):
+def run_dir(runs, norm, seed=0):
     return runs / "digits" / "resnet14_mini" / norm / "8x8" / f"seed{seed}"
 
 
 @pytest.mark.slow
-def test_two_sweeps_over_one_folder_run_each_cell_once(tmp_path):
+def test_two_sweeps_in_one_folder_execute_each_run_once(tmp_path):
     both = [sweep(tmp_path, "norm=bn,gn", "sweep.slots=1") for _ in range(2)]
     for process in both:
         output, code = finish(process)
         assert code == 0, output
-        assert "2 cells: 2 finished" in output
+        assert "2 runs: 2 finished" in output
     for norm in ("bn", "gn"):
-        log = (cell(tmp_path, norm) / "log.txt").read_text()
+        log = (run_dir(tmp_path, norm) / "log.txt").read_text()
         assert log.count("8 replicas of 8 samples") == 1, log
-        result = json.loads((cell(tmp_path, norm) / "result.json").read_text())
+        result = json.loads((run_dir(tmp_path, norm) / "result.json").read_text())
         assert result["status"] == "finished" and result["training"]["world_sizes"] == [1]
 
-    # A dry run knows what is done, and from its speed how long another cell takes.
+    # A dry run lists finished runs and estimates the time of another run from their speed.
     output, code = finish(sweep(tmp_path, "norm=bn,gn,sn", "sweep.dry_run=true", "sweep.slots=2"))
-    assert code == 0 and output.count("finished before") == 2, output
+    assert code == 0 and output.count("already finished") == 2, output
     speeds = [
-        json.loads((cell(tmp_path, norm) / "result.json").read_text())["training"]["images_per_s"]
+        json.loads((run_dir(tmp_path, norm) / "result.json").read_text())["training"][
+            "images_per_s"
+        ]
         for norm in ("bn", "gn")
     ]
     hours = 3 * 64 / (sum(speeds) / 2) / 3600  # three steps of 64 samples
-    assert f"GPU-hours of 1 cells: {hours:.3g}, " in output, output
+    assert f"GPU-hours of 1 run: {hours:.3g}, " in output, output
     assert f"{hours / 2:.3g} hours on 2 slots" in output
-    assert not cell(tmp_path, "sn").exists()
+    assert not run_dir(tmp_path, "sn").exists()
     status = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "sweep_status.py"), "--runs", str(tmp_path)],
         capture_output=True,
         text=True,
     )
-    assert status.returncode == 0 and "2 cells: 2 finished" in status.stdout
+    assert status.returncode == 0 and "2 runs: 2 finished" in status.stdout
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_does_not_stop_the_others(tmp_path):
-    broken = cell(tmp_path, "bn")
+def test_a_failed_run_does_not_stop_the_others(tmp_path):
+    broken = run_dir(tmp_path, "bn")
     broken.mkdir(parents=True)
     for name in ("last.pt", "previous.pt"):
         (broken / name).write_bytes(b"no checkpoint")
     output, code = finish(sweep(tmp_path, "norm=bn,gn", "sweep.gpus_per_run=1"))
     assert code == 1, output
-    assert "2 cells: 1 failed, 1 finished" in output
+    assert "2 runs: 1 failed, 1 finished" in output
     assert "no checkpoint of this run is readable" in output
     assert (broken / "log.txt").read_text().count("# attempt") == 2
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_told_to_stop_passes_it_on_and_continues_later(tmp_path, monkeypatch):
-    """By Ctrl-C, which a terminal sends to the whole group; the cell's loader has a worker."""
-    # Its epoch takes half a minute, and its validation waits until the pauses are gone.
+def test_an_interrupted_sweep_stops_its_run_and_resumes_later(tmp_path, monkeypatch):
+    """Ctrl-C reaches the whole process group, and the run's data loader has a worker."""
+    # An epoch takes half a minute, and validation waits until the pauses are removed.
     pauses = tmp_path / "pauses"
     pauses.mkdir()
     (pauses / "BN").write_text("0.1")
     (pauses / "BN.held").write_text("/")
     monkeypatch.setitem(ENVIRONMENT, "PAUSES", str(pauses))
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(ROOT / "scripts" / "dev"))
-    long = ["norm=bn", "norm.target=paused.BN", "trainer.max_steps=25", "trainer.log_every=1"]
+    long = ["norm=bn", "norm.target=slow_norms.BN", "trainer.max_steps=25", "trainer.log_every=1"]
     long.append("data.workers=1")
     process = sweep(tmp_path, *long, "evaluate=false")
-    metrics = cell(tmp_path, "bn") / "metrics.jsonl"
+    metrics = run_dir(tmp_path, "bn") / "metrics.jsonl"
     while not (metrics.exists() and metrics.stat().st_size):
         assert process.poll() is None, finish(process)
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     output, code = finish(process)
     assert code == os.EX_TEMPFAIL, output
-    assert "DataLoader worker" not in (cell(tmp_path, "bn") / "log.txt").read_text()
-    assert "stopping: 1 cells save and end" in output and "1 cells: 1 stopped" in output
-    assert not (cell(tmp_path, "bn") / "result.json").exists()
+    assert "DataLoader worker" not in (run_dir(tmp_path, "bn") / "log.txt").read_text()
+    assert "1 run is saving its checkpoint" in output and "1 run: 1 stopped" in output
+    assert not (run_dir(tmp_path, "bn") / "result.json").exists()
 
     shutil.rmtree(pauses)
     output, code = finish(sweep(tmp_path, *long, "evaluate=false"))
-    assert code == 0 and "1 cells: 1 finished" in output
-    assert "Resuming from" in (cell(tmp_path, "bn") / "log.txt").read_text()
+    assert code == 0 and "1 run: 1 finished" in output
+    assert "Resuming from" in (run_dir(tmp_path, "bn") / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_a_sweep_that_is_told_to_stop_passes_it_on_and_continues_later(tmp_path,
         (["sweep.retries=-1"], "sweep.retries=-1: expected"),
     ],
 )
-def test_a_sweep_that_cannot_work_says_so_before_it_starts(tmp_path, overrides, error):
+def test_an_invalid_sweep_is_refused_before_it_starts(tmp_path, overrides, error):
     output, code = finish(sweep(tmp_path, *overrides))
     assert code == 2 and output.startswith("error: ") and error in output, output
     assert "Traceback" not in output

@@ -1,4 +1,4 @@
-"""A cell on two nodes: two agents of torchrun that meet as the Slurm launcher lets them."""
+"""A run on two nodes: two torchrun agents with the rendezvous of the Slurm launcher."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hydra_plugins.sn_launchers.slurm_launcher import rendezvous
 from sn_imagenet.sweeps.starters import torchrun
 
 ROOT = Path(__file__).parents[2]
-CELL = ("data=digits", "model=resnet14_mini", "norm=sn", "batch=8x8", "trainer.epochs=1")
+RUN = ("data=digits", "model=resnet14_mini", "norm=sn", "batch=8x8", "trainer.epochs=1")
 
 
 def port_is_free(job):
@@ -24,11 +24,11 @@ def port_is_free(job):
 
 @pytest.fixture
 def two_nodes(monkeypatch, tmp_path):
-    """What Slurm tells the jobs of both nodes, which are this machine twice."""
+    """The variables that Slurm sets in the jobs of two nodes; both are this machine."""
     monkeypatch.setenv("SLURM_JOB_ID", str(next(filter(port_is_free, range(os.getpid(), 2**30)))))
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     monkeypatch.setenv("SLURM_JOB_NODELIST", socket.gethostname())
-    # It spells out a list of nodes, which here is one name; Slurm's own needs a configured cluster.
+    # scontrol expands a list of nodes, here one name; the real one needs a configured cluster.
     script = tmp_path / "bin" / "scontrol"
     script.parent.mkdir()
     script.write_text('#!/bin/sh\necho "$3"\n')
@@ -37,7 +37,7 @@ def two_nodes(monkeypatch, tmp_path):
 
 
 def agent(run_dir, processes, options=()):
-    script = [str(ROOT / "train.py"), *CELL, f"run_dir={run_dir}"]
+    script = [str(ROOT / "train.py"), *RUN, f"run_dir={run_dir}"]
     return subprocess.Popen(
         torchrun(processes, script, options),
         cwd=ROOT,
@@ -49,16 +49,16 @@ def agent(run_dir, processes, options=()):
 
 
 @pytest.mark.slow
-def test_two_nodes_train_what_one_does_with_as_many_processes(two_nodes, tmp_path):
+def test_two_nodes_give_the_result_of_one_node_with_as_many_processes(two_nodes, tmp_path):
     options = rendezvous()
     assert "--nnodes=2" in options and "--rdzv_backend=c10d" in options
     nodes = [agent(tmp_path / "two", 1, options) for _ in range(2)]
     try:
-        said = [node.communicate(timeout=1800)[0] for node in nodes]
+        outputs = [node.communicate(timeout=1800)[0] for node in nodes]
     finally:
         for node in nodes:
             node.kill()
-    assert [node.returncode for node in nodes] == [0, 0], said
+    assert [node.returncode for node in nodes] == [0, 0], outputs
     one = agent(tmp_path / "one", 2)
     output, _ = one.communicate(timeout=1800)
     assert one.returncode == 0, output

@@ -1,4 +1,4 @@
-"""What a sweep is made of: its cells, slots, table, and the progress it reads from files."""
+"""The parts of a sweep: its runs, slots and table, and the progress read from files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sn_imagenet.sweeps.starters import SubprocessStarter
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
-CELLS = {
+RUN_COUNTS = {
     "table2": 27,
     "table2_small": 9,
     "in_ln_brn": 6,
@@ -42,7 +42,7 @@ def composed(*overrides):
         return compose("config", list(overrides), return_hydra_config=True)
 
 
-def test_importing_the_room_imports_no_torch():
+def test_importing_the_package_imports_no_torch():
     code = (
         "import sys, sn_imagenet.sweeps.pool, sn_imagenet.sweeps.plan;"
         "sys.exit('torch' in sys.modules)"
@@ -51,40 +51,40 @@ def test_importing_the_room_imports_no_torch():
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_a_sweep_of_the_repository_names_known_choices_only(name):
+def test_the_sweeps_of_the_repository_use_known_choices_only(name):
     config = composed(f"sweep={name}")
     assert config.hydra.runtime.choices["hydra/launcher"] == "local"
-    cells = 1
+    count = 1
     for group, choices in config.hydra.sweeper.params.items():
         known = {path.stem for path in (CONFIGS / group).glob("*.yaml")}
-        wanted = known if choices == "glob(*)" else set(choices.split(","))
-        assert wanted <= known or group == "seed"
-        cells *= len(wanted)
-    assert cells == CELLS.get(name, cells)
+        chosen = known if choices == "glob(*)" else set(choices.split(","))
+        assert chosen <= known or group == "seed"
+        count *= len(chosen)
+    assert count == RUN_COUNTS.get(name, count)
 
 
-def test_cells_keep_their_overrides_and_lose_the_sweeps():
+def test_runs_keep_their_overrides_without_those_of_the_sweep():
     overrides = ["norm=bn", "sweep.retries=3", "hydra/launcher=local", "data=digits", "seed=2"]
     (run,) = plan_runs([(overrides, composed("norm=bn", "data=digits", "seed=2"))])
     assert run.overrides == ("norm=bn", "data=digits", "seed=2")
     assert run.name == "digits/resnet50/bn/8x32/seed2"
-    assert is_run_override("sweep=table2"), "its base config belongs to each cell"
+    assert is_run_override("sweep=table2"), "its base config belongs to each run"
     assert not is_run_override("++hydra.sweep.dir=x")
 
 
-def test_two_cells_in_one_directory_are_refused():
+def test_two_runs_in_one_directory_are_refused():
     both = [([f"protocol.base_lr={lr}"], composed(f"protocol.base_lr={lr}")) for lr in (0.1, 0.2)]
     with pytest.raises(ConfigError, match=r"share the run directory(.|\n)*base_lr=0.2(.|\n)*lr\$"):
         plan_runs(both)
 
 
-def test_a_cell_with_a_wrong_value_is_named():
-    with pytest.raises(ConfigError, match=r"cell batch.gpus=0: batch.gpus=0"):
+def test_a_run_with_an_invalid_value_is_named():
+    with pytest.raises(ConfigError, match=r"run batch.gpus=0: batch.gpus=0"):
         plan_runs([(["batch.gpus=0"], composed("batch.gpus=0"))])
 
 
 @pytest.mark.parametrize("override", ["gpus_per_run=0", "slots=0", "retries=-1", "retries=many"])
-def test_a_wrong_setting_is_one_clear_error(override):
+def test_an_invalid_sweep_option_is_one_clear_error(override):
     with pytest.raises(ConfigError, match=r"sweep\." + override.split("=")[0]):
         sweep_settings(composed(f"sweep.{override}"))
 
@@ -94,7 +94,7 @@ def test_a_dry_run_without_the_local_launcher_trains_nothing(composed):
         composed("sweep.dry_run=true")
 
 
-def test_slots_share_out_gpus_and_cores(monkeypatch):
+def test_slots_divide_gpus_and_cores(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     one = machine_slots(SweepSettings(), "auto")
@@ -120,7 +120,7 @@ def test_slots_share_out_gpus_and_cores(monkeypatch):
         machine_slots(SweepSettings(), "cuda")
 
 
-def test_the_table_of_a_terminal_is_redrawn_in_place():
+def test_a_terminal_redraws_the_table_in_place():
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -135,7 +135,7 @@ def test_the_table_of_a_terminal_is_redrawn_in_place():
     assert "1/8  50.00       321  1:01:40  GPU 0" in screen.getvalue()
 
 
-def test_without_a_terminal_a_line_is_written_for_each_change():
+def test_without_a_terminal_each_change_is_printed_as_a_line():
     out = io.StringIO()
     board = Board(out)
     for epoch in (1, 1, 1, 2):
@@ -157,7 +157,7 @@ def planned(folder, name):
     return PlannedRun(run.config, (name,))
 
 
-def test_a_failing_cell_is_retried_after_the_others_and_then_told(tmp_path):
+def test_a_failing_run_is_retried_after_the_others_and_then_reported(tmp_path):
     program = "import sys, pathlib; print('error: no such thing', sys.argv[1]); sys.exit(3)"
     runs = [planned(tmp_path, name) for name in ("a", "b")]
     out = io.StringIO()
@@ -170,11 +170,11 @@ def test_a_failing_cell_is_retried_after_the_others_and_then_told(tmp_path):
     for name in ("a", "b"):
         assert (tmp_path / name / "log.txt").read_text().count("# attempt") == 2
         assert f"no such thing {name} (see {tmp_path / name / 'log.txt'})" in out.getvalue()
-    assert f"2 cells: 2 {FAILED}" in out.getvalue()
+    assert f"2 runs: 2 {FAILED}" in out.getvalue()
 
 
-def test_a_cell_refused_by_a_lock_is_elsewhere_and_not_failed(tmp_path):
-    """As torchrun does, the program ends with 1, whatever the rank behind it ended with."""
+def test_a_run_refused_by_a_lock_is_running_elsewhere_and_not_failed(tmp_path):
+    """Like torchrun, the program exits with 1, whatever exit code its rank has."""
     program = (
         "import os, pathlib, sys\n"
         "first = not pathlib.Path(sys.argv[1]).exists()\n"
@@ -193,7 +193,7 @@ def test_a_cell_refused_by_a_lock_is_elsewhere_and_not_failed(tmp_path):
     assert states == ["a: running", "a: running elsewhere", "a: running", "a: failed"]
 
 
-def test_hours_are_estimated_from_what_was_measured_and_nothing_else(composed, tmp_path):
+def test_hours_are_estimated_from_measurements_only(composed, tmp_path):
     config = composed("data=digits", "norm=bn", "batch=8x8", "trainer.epochs=10")
     assert process_hours(config, [], 0) is None
     same = ("digits", str(config.to_dict()["model"]), "16", "fp32", "False")
@@ -208,10 +208,10 @@ def test_hours_are_estimated_from_what_was_measured_and_nothing_else(composed, t
     assert measured_speeds([tmp_path], "cpu") == []
 
 
-def test_a_dry_run_counts_with_the_benchmark_that_it_is_given(tmp_path):
+def test_a_dry_run_uses_the_given_benchmark(tmp_path):
     overrides = ("data=digits", "norm=bn", f"runs_dir={tmp_path}", "trainer.epochs=10")
-    cells = ("batch=8x8", "batch=8x2", "model=resnet14_mini")
-    runs = plan_runs([((), composed(*overrides, cell)) for cell in cells])
+    variants = ("batch=8x8", "batch=8x2", "model=resnet14_mini")
+    runs = plan_runs([((), composed(*overrides, variant)) for variant in variants])
     report = tmp_path / "train.json"
     text = {
         "config": runs[0].config.to_dict(),
@@ -221,24 +221,24 @@ def test_a_dry_run_counts_with_the_benchmark_that_it_is_given(tmp_path):
     }
     report.write_text(json.dumps(text))
     lines = plan(runs, 2, [str(report)])
-    # Two cells of the same model, in whole batches; the third is another model.
+    # Two runs have the same model and whole batches; the third has another model.
     hours = 10 * (21 * 64 + 87 * 16) / 1000 / 3600
-    assert lines[-2].startswith("GPU-hours of 1 cells: not measured")
+    assert lines[-2].startswith("GPU-hours of 1 run: not measured")
     assert (
-        f"GPU-hours of 2 cells: {hours:.3g}, training alone, at the images/s of {report}"
+        f"GPU-hours of 2 runs: {hours:.3g}, training only, at the images/s of {report}"
         in (lines[-1])
     )
     report.write_text("{}")
-    with pytest.raises(UserError, match=r"train\.json is no report .*\(no entry 'batch'\)"):
+    with pytest.raises(UserError, match=r"train\.json is not a report .*\(no entry 'batch'\)"):
         plan(runs, 2, [str(report)])
-    with pytest.raises(UserError, match=r"absent\.json is no report"):
+    with pytest.raises(UserError, match=r"absent\.json is not a report"):
         plan(runs, 2, [str(tmp_path / "absent.json")])
 
 
 def test_a_dry_run_of_a_complete_sweep_has_nothing_to_do(tmp_path):
     (run,) = plan_runs([((), composed(f"runs_dir={tmp_path}", "data=digits"))])
     run.run_dir.mkdir(parents=True)
-    described = {
+    cell = {
         "data": "digits",
         "model": "resnet50",
         "norm": "sn",
@@ -247,7 +247,7 @@ def test_a_dry_run_of_a_complete_sweep_has_nothing_to_do(tmp_path):
         "seed": 0,
         "test_statistics": "batch_average",
     }
-    result = {"version": 1, "status": "diverged", "cell": described}
+    result = {"version": 1, "status": "diverged", "cell": cell}
     (run.run_dir / "result.json").write_text(json.dumps(result))
     lines = plan([run], slots=1)
-    assert "diverged before" in lines[1] and lines[-1].startswith("nothing to do")
+    assert "already diverged" in lines[1] and lines[-1].startswith("nothing to do")

@@ -1,4 +1,4 @@
-"""``hydra/launcher=submitit_slurm`` on a real one-node Slurm, where this machine can have one."""
+"""``hydra/launcher=submitit_slurm`` on a real one-node Slurm, if this machine can run one."""
 
 from __future__ import annotations
 
@@ -9,24 +9,28 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "dev" / "slurm_local.sh"
-CANNOT = 77
+SKIPPED = 77
 
 
 def run(*arguments):
     command = ["env", f"PYTHON={sys.executable}", "bash", str(SCRIPT), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     output = done.stdout + done.stderr
-    if done.returncode == CANNOT:
+    if done.returncode == SKIPPED:
         pytest.skip(output.strip().splitlines()[-1])
     return output, done.returncode
 
 
 @pytest.mark.slow
-def test_jobs_that_slurm_ends_are_requeued_and_end_as_undisturbed():
-    """By a signal, by their time limit, by preemption; by Slurm's own records."""
+def test_jobs_that_slurm_ends_are_requeued_and_finish_identically():
+    """Slurm ends them by a signal, a time limit and a preemption, as its records confirm."""
     run("check")
     output, code = run()
-    assert code == 0, f"{output[:3_000]}\n...\n{output[-9_000:]}"  # its own lines, then the logs
-    for why in ("scancel --signal=USR1", "its time limit", "preemption"):
-        (line,) = [line for line in output.splitlines() if f"times by {why}," in line]
-        assert line.startswith("job ") and line.endswith(" starts: the same as undisturbed")
+    assert code == 0, (
+        f"{output[:3_000]}\n...\n{output[-9_000:]}"
+    )  # the script's lines, then the logs
+    for cause in ("scancel --signal=USR1", "its time limit", "preemption"):
+        (line,) = [line for line in output.splitlines() if f"times by {cause}," in line]
+        assert line.startswith("job ") and line.endswith(
+            " starts: identical to the uninterrupted run"
+        )
