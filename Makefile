@@ -1,13 +1,13 @@
 # make setup | test | test-all | demo | study-NAME | golden | lint      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 BIN := .venv/bin
-# A study's own statements, where it has any, and its tables.
-EXPECTED = $(addprefix --expected ,$(wildcard results/expected/$(OF).yaml))
+# The study's own claims, if it has any, and its tables.
+EXPECTED = $(addprefix --expected ,$(wildcard results/expected/$(STUDY).yaml))
 TABLES_digits := table2,methods
 TABLES_depth := networks,table2
-TABLES = $(or $(TABLES_$(OF)),table2)
+TABLES = $(or $(TABLES_$(STUDY)),table2)
 
-.PHONY: setup test test-all demo shown drawn judged study-sensitivity golden lint
+.PHONY: setup test test-all demo report figures tables study-sensitivity golden lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -23,23 +23,23 @@ setup: .venv/.installed
 	@$(BIN)/python -m sn_imagenet.norms
 	@touch $@
 
-# What is not marked slow, in a few minutes.
+# The tests that are not marked slow; a few minutes.
 test: setup
 	$(PYTEST) -m "not slow"
 
 test-all: setup
 	$(PYTEST)
 
-# 27 cells, then what they come to. Started again, it continues, or shows the results at once.
+# 27 runs, then their verdicts and Table 2. Started again, it resumes, or shows the results at once.
 demo:
-	@$(MAKE) --no-print-directory study-demo SHOWN="--settings 8x8,8x2,8x1"
+	@$(MAKE) --no-print-directory study-demo TABLE_OPTIONS="--settings 8x8,8x2,8x1" BRIEF=--brief
 
-# A study of configs/sweep, in results/NAME; killed and started again, it continues.
+# A study of configs/sweep, in results/NAME. Killed and started again, it resumes.
 study-%: setup
 	$(BIN)/python train.py -m sweep=$* runs_dir=results/$*/runs
-	@$(MAKE) --no-print-directory shown OF=$*
+	@$(MAKE) --no-print-directory report STUDY=$*
 
-# One change of the protocol after the other (an explicit rule comes before study-%).
+# One change of the protocol at a time (an explicit rule takes precedence over study-%).
 SENSITIVITY := $(BIN)/python train.py -m sweep=sensitivity
 study-sensitivity: setup
 	$(SENSITIVITY) batch=8x2,8x8 runs_dir=results/sensitivity/runs/paper
@@ -51,19 +51,20 @@ study-sensitivity: setup
 	$(SENSITIVITY) norm=sn +norm.args.instance_correction=1 runs_dir=results/sensitivity/runs/correction
 	$(BIN)/python scripts/make_tables.py --runs results/sensitivity/runs --out results/sensitivity --only variants
 
-# The figures, the verdicts, the tables and the report of the runs of results/OF. The figures take
-# longest and are drawn beside the others.
-FROM_TO = --runs results/$(OF)/runs --out results/$(OF)
-shown:
-	@$(MAKE) --no-print-directory -j2 drawn judged
-	$(BIN)/python scripts/make_report.py $(FROM_TO) $(EXPECTED)
+# The figures, verdicts, tables and report of the runs of results/STUDY. The figures take longest and
+# are figures in parallel. BRIEF=--brief prints the results alone.
+RUNS_AND_OUT = --runs results/$(STUDY)/runs --out results/$(STUDY) $(BRIEF)
+SHOW = $(if $(BRIEF),@)$(BIN)/python
+report:
+	@$(MAKE) --no-print-directory -j2 figures tables
+	$(SHOW) scripts/make_report.py $(RUNS_AND_OUT) $(EXPECTED)
 
-drawn:
-	$(BIN)/python scripts/make_figures.py $(FROM_TO)
+figures:
+	$(SHOW) scripts/make_figures.py $(RUNS_AND_OUT)
 
-judged:
-	$(BIN)/python scripts/check_claims.py $(FROM_TO) $(EXPECTED)
-	$(BIN)/python scripts/make_tables.py $(FROM_TO) --only $(TABLES) $(SHOWN)
+tables:
+	$(SHOW) scripts/check_claims.py $(RUNS_AND_OUT) $(EXPECTED)
+	$(SHOW) scripts/make_tables.py $(RUNS_AND_OUT) --only $(TABLES) $(TABLE_OPTIONS)
 
 # The golden set: runs, tables and verdicts of this working tree against those of BEFORE.
 BEFORE ?= HEAD
