@@ -1,4 +1,4 @@
-"""Some steps of training: by G plain processes, and by the package in any placement."""
+"""A few training steps: by G plain processes, and by the package in any placement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sn_imagenet.models.mini import build_mini
 from sn_imagenet.training import Stepper
 
 CLASSES = 10
-RATES = (0.1, 0.1, 0.01)  # one step each; momentum outlives the drop
+RATES = (0.1, 0.1, 0.01)  # of one step each; momentum persists over the drop
 Outcome = dict[str, Any]
 
 
@@ -26,25 +26,25 @@ def batch(step: int, total: int) -> tuple[Tensor, Tensor]:
     """The global batch of ``step``: float64 images of 16 x 16 pixels, and labels."""
     generator = torch.Generator().manual_seed(step)
     images = torch.randn(total, 3, 16, 16, generator=generator, dtype=torch.float64)
-    # Samples of their own scale and offset, so that every kind of statistics matters.
+    # Each sample has its own scale and offset, so that every kind of statistics matters.
     images = images * torch.linspace(0.5, 2, total)[:, None, None, None] + images.mean(1, True)
     return images, torch.randint(CLASSES, (total,), generator=generator)
 
 
 def initial_network(config: ExperimentConfig) -> nn.Module:
-    """The package's network in float64, the same on every rank and in every world."""
+    """The package's network in float64, the same on every rank and for every world size."""
     network = build_model(config.model, config.norm, config.protocol, CLASSES, config.seed).double()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in network.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            # No parameter stays at a value (0, 1, all equal) that could hide a mistake.
+            # No parameter may stay at a value (0, 1, all equal) that could hide an error.
             parameter.add_(0.1 * noise)
     return network
 
 
 def plain(rank: int, values: dict[str, dict[str, Any]]) -> dict[str, Outcome]:
-    """Replica ``rank`` of each config in ``values``, under plain DistributedDataParallel."""
+    """The outcome of replica ``rank`` for each config, under plain DistributedDataParallel."""
     return {case: _plain(rank, from_dict(value)) for case, value in values.items()}
 
 
@@ -63,7 +63,7 @@ def _plain(rank: int, config: ExperimentConfig) -> Outcome:
     steps = []
     for step, rate in enumerate(RATES):
         images, labels = batch(step, config.batch.total)
-        # DistributedSampler deals sample i to process i mod G.
+        # DistributedSampler assigns sample i to process i mod G.
         images, labels = images[rank :: config.batch.gpus], labels[rank :: config.batch.gpus]
         optimizer.zero_grad()
         logits = model(images)
@@ -81,7 +81,7 @@ def _plain(rank: int, config: ExperimentConfig) -> Outcome:
 def placed_cases(
     rank: int, world_size: int, values: dict[str, dict[str, Any]]
 ) -> dict[str, Outcome]:
-    """The rank's outcome of each config in ``values``, by the package."""
+    """The rank's outcome for each config in ``values``, by the package."""
     return {case: placed(rank, world_size, from_dict(value)) for case, value in values.items()}
 
 

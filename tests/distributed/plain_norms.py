@@ -1,7 +1,7 @@
-"""Normalizers of one process alone, as plain modules: what the paper's GPUs ran.
+"""Plain normalization layers of a single process, as the paper's GPUs ran them.
 
-Nothing here is of the package under test. Keys are those of the package's layers, so that one
-state dict suits both.
+Nothing here comes from the package under test. Keys are those of the package's layers, so that one
+state dict fits both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 class PlainSwitchNorm2d(nn.Module):
     """Fig. 7 and Eq. (5) over this process's samples, differentiated by autograd.
 
-    Running statistics are nn.BatchNorm2d's: momentum 0.1, the variance unbiased.
+    Running statistics are as in nn.BatchNorm2d: momentum 0.1, unbiased variance.
     """
 
     def __init__(self, channels: int, omega: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""A program of two cells for test_runtime.py: ``session_program.py CASE``."""
+"""A program with two runs for test_runtime.py: ``session_program.py CASE``."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def fail_alone(error: Exception) -> None:
     dist.barrier()
 
 
-def fail_in_block(message_of: dict[int, str]) -> None:
+def fail_in_block(messages: dict[int, str]) -> None:
     with raise_on_all_ranks():
-        if rank() in message_of:
-            raise UserError(message_of[rank()])
+        if rank() in messages:
+            raise UserError(messages[rank()])
 
 
 CASES = {
-    "user error on one": lambda: fail_alone(UserError("met by one rank")),
+    "user error on one": lambda: fail_alone(UserError("raised by one rank")),
     "crash on one": lambda: fail_alone(KeyError("crash of one rank")),
-    "agreed, of one": lambda: fail_in_block({1: "met in the block"}),
-    "agreed, of all": lambda: fail_in_block({0: "met in the block", 1: "met in the block"}),
-    "agreed, of each its own": lambda: fail_in_block({0: "met in the block", 1: "another"}),
-    "well": lambda: print_rank0(f"rank 0's value is {broadcast_object(('a', rank()))}"),
+    "raised on one": lambda: fail_in_block({1: "raised in the block"}),
+    "raised on all": lambda: fail_in_block({0: "raised in the block", 1: "raised in the block"}),
+    "different on each": lambda: fail_in_block({0: "raised in the block", 1: "another"}),
+    "no error": lambda: print_rank0(f"rank 0's value is {broadcast_object(('a', rank()))}"),
 }
 
 
@@ -54,45 +54,45 @@ def main(case: str) -> None:
                 CASES[case]()
             with current.run():
                 dist.barrier()
-                print_rank0("the next cell ran")
+                print_rank0("the next run started")
     finally:
         print(f"group exists: {dist.is_initialized()}", flush=True)
 
 
-def slowly() -> None:
-    """All refuse the same before they meet; rank 0 says it late, rank 1 takes its time to end."""
+def exit_slowly() -> None:
+    """All raise the same error before the group exists. Rank 0 raises late, rank 1 exits late."""
     with session() as current, current.run():
         if rank() == 0:
             time.sleep(2)
         else:
             atexit.register(time.sleep, 2)
         with raise_on_all_ranks():
-            raise UserError("met by all")
+            raise UserError("raised by all")
 
 
-def attempt(store_port: int, rank_1_comes_late: bool) -> None:
-    """A torchrun attempt: its agent keeps the store, and the processes end without a goodbye."""
+def attempt(store_port: int, rank_1_is_late: bool) -> None:
+    """One torchrun attempt: its agent keeps the store, and the processes exit without cleanup."""
     os.environ["MASTER_PORT"] = str(store_port)
-    if rank_1_comes_late and rank() == 1:
-        time.sleep(12)  # longer than gloo tries to reach the address that it found
+    if rank_1_is_late and rank() == 1:
+        time.sleep(12)  # longer than gloo tries to connect to an address
     init_distributed(timedelta(seconds=300))
     print(all_reduce_sum(torch.tensor(rank() + 1)).item(), flush=True)
     os._exit(0)
 
 
-def alone(store_port: int) -> None:
-    """An attempt whose other process never comes."""
+def wait_alone(store_port: int) -> None:
+    """An attempt in which the other process never joins."""
     os.environ["MASTER_PORT"] = str(store_port)
     if rank() == 0:
         init_distributed(timedelta(seconds=1))
 
 
-def before_the_first_cell() -> None:
-    """As Hydra does where it cannot compose: every rank says the same and exits."""
+def fail_before_the_first_run() -> None:
+    """Like Hydra when it cannot compose a config: every rank prints the same and exits."""
     with session():
         print("no such option", file=sys.stderr)
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    slowly() if sys.argv[1] == "slowly" else main(sys.argv[1])
+    exit_slowly() if sys.argv[1] == "exit slowly" else main(sys.argv[1])

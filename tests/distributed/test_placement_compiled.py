@@ -1,7 +1,7 @@
-"""Steps whose blocks are compiled are the eager ones, in every placement that there is of them.
+"""Steps with compiled blocks equal eager ones in every placement that supports compilation.
 
-In float64, over three steps, by what Dynamo traced (backend ``eager``) and by AOTAutograd's own
-forward and backward of it (``aot_eager``): without the minutes that generating code takes. The
+In float64, over three steps, with the graphs of Dynamo (backend ``eager``) and the forward and
+backward graphs of AOTAutograd (``aot_eager``), because generating code would take minutes. The
 tolerance, 1e-9 of a tensor's largest entry, is that of test_placement_equivalence.py.
 """
 
@@ -32,7 +32,7 @@ COMPILED = "trainer.compile=default"
 
 
 @pytest.fixture(autouse=True)
-def _no_compilations() -> None:
+def _reset_compiler() -> None:
     torch.compiler.reset()
 
 
@@ -41,26 +41,28 @@ def compiled(rank: int, world_size: int, values: dict[str, Any], backend: Any) -
         return placed(rank, world_size, from_dict(values))
 
 
-def both(composed: Compose, norm: str, per_pass: int | None) -> tuple[Outcome, dict[str, Any]]:
-    """What an eager run comes to, and the config of one that is compiled."""
+def eager_and_config(
+    composed: Compose, norm: str, per_pass: int | None
+) -> tuple[Outcome, dict[str, Any]]:
+    """The outcome of the eager run, and the config of the compiled one."""
     eager = placed(0, 1, from_dict(config_of(composed, SETTING, norm, per_pass)))
     return eager, config_of(composed, SETTING, norm, per_pass, COMPILED)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "per_pass"), [("bn", 2), ("brn", None)])
-def test_traced_blocks_train_as_eager_ones(
+def test_traced_blocks_train_like_eager_blocks(
     composed: Compose, norm: str, per_pass: int | None
 ) -> None:
-    eager, values = both(composed, norm, per_pass)
+    eager, values = eager_and_config(composed, norm, per_pass)
     assert_equal(compiled(0, 1, values, "eager"), eager, norm)
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_blocks_as_one_does_eagerly(
+def test_two_compiled_processes_train_like_one_eager_process(
     composed: Compose, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    eager, values = both(composed, "sn", None)
+    eager, values = eager_and_config(composed, "sn", None)
     folder = tmp_path_factory.mktemp("compiled") / "world"
     for outcome in run_on_ranks(2, compiled, folder, 2, values, "aot_eager"):
         assert_equal(outcome, eager, "sn on two ranks")
@@ -81,17 +83,17 @@ def steps_of(
     return network.state_dict()
 
 
-def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """In fp32: the largest difference within 1e-3 of a tensor's largest entry."""
+def assert_near(values: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Within 1e-3 of a tensor's largest entry, for fp32."""
     for name, value in expected.items():
         largest = float(value.abs().max())
-        assert float((found[name] - value).abs().max()) <= 1e-3 * largest, name
+        assert float((values[name] - value).abs().max()) <= 1e-3 * largest, name
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the generated code")
-def test_generated_code_trains_as_eager(composed: Compose) -> None:
-    """On the CPU reduce-overhead has no CUDA graphs to record, and must still be right."""
+def test_generated_code_trains_like_eager(composed: Compose) -> None:
+    """On the CPU, reduce-overhead records no CUDA graphs but must still be correct."""
     torch.manual_seed(0)
     block = nn.Sequential(nn.Conv2d(3, 4, 1), SwitchNorm2d(4), nn.ReLU(), SwitchNorm2d(4))
     network = nn.Sequential(block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
@@ -105,10 +107,10 @@ def test_generated_code_trains_as_eager(composed: Compose) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("per_pass", [None, 2])
 @pytest.mark.parametrize("mode", COMPILE_MODES)
-def test_generated_code_trains_as_eager_on_cuda(
+def test_generated_code_trains_like_eager_on_cuda(
     composed: Compose, mode: str, per_pass: int | None
 ) -> None:
-    """With two passes a step gradients are added to those that the first graph left."""
+    """With two passes per step, gradients are added to those of the first graph."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     eager = from_dict(config_of(composed, SETTING, "sn", per_pass))
     graphed = from_dict(config_of(composed, SETTING, "sn", per_pass, f"trainer.compile={mode}"))
@@ -118,9 +120,8 @@ def test_generated_code_trains_as_eager_on_cuda(
     assert_near(steps_of(graphed, network, device), steps_of(eager, network, device))
 
 
-def test_blocks_are_the_innermost_of_several_layers() -> None:
+def test_blocks_are_the_innermost_modules_with_several_norm_layers() -> None:
     network = build_mini("resnet14_mini", 10, SwitchNorm2d)
-    found = blocks(network)
-    assert found == [stage[0] for stage in (network.layer1, network.layer2, network.layer3,
-                                            network.layer4)]  # fmt: skip
+    stages = (network.layer1, network.layer2, network.layer3, network.layer4)
+    assert blocks(network) == [stage[0] for stage in stages]
     assert blocks(nn.Sequential(BatchNorm2d(2), BatchNorm2d(2))) == []

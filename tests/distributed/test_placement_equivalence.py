@@ -1,16 +1,16 @@
-"""Every placement of a setting trains as the paper's GPUs do: design idea 2, in float64.
+"""Every placement of a setting trains like the paper's GPUs (design idea 2), in float64.
 
-The reference of a setting with G replicas is G gloo processes under plain DistributedDataParallel
-(its default buffer broadcasts) with unmodified per-process layers: torch's BatchNorm2d and
-GroupNorm, and Fig. 7 of the paper as a plain module. Its running statistics are rank 0's.
+The reference for G replicas is G gloo processes under plain DistributedDataParallel (with its
+default buffer broadcasts) and unmodified per-process layers: torch's BatchNorm2d and GroupNorm, and
+Fig. 7 of the paper as a plain module. Its running statistics are those of rank 0.
 
-Where a replica spans ranks, replica 0's running statistics are those of all its samples, the
-variance unbiased by their whole number: the reference has them in one process.
+If a replica spans ranks, replica 0's running statistics are over all its samples, and the variance
+is unbiased by their total number. The reference has all samples of a replica in one process.
 
-On the tolerance: float64 rounds to 1.1e-16, and the orders of summation differ. Through 17
-normalized layers, forward and backward, and three steps the largest differences seen are 8e-14 of
-a tensor's largest entry; 1e-9 leaves room for other machines' summation. The least visible mistake
-with statistics, a biased for an unbiased running variance, moves it by 1e-3 or more.
+Tolerance: float64 rounds to 1.1e-16, and the orders of summation differ. Through 17 normalized
+layers, forward and backward, and three steps, the largest difference observed is 8e-14 of a
+tensor's largest entry; 1e-9 allows for other orders of summation on other machines. The least
+visible error, a biased instead of an unbiased running variance, changes it by 1e-3 or more.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Compose = Callable[..., ExperimentConfig]
 
 
 def config_of(
-    composed: Compose, setting: Setting, norm: str, per_pass: int | None = None, *more: str
+    composed: Compose, setting: Setting, norm: str, per_pass: int | None = None, *overrides: str
 ) -> dict[str, Any]:
     gpus, samples = setting
     return composed(
@@ -44,7 +44,7 @@ def config_of(
         f"batch.samples_per_gpu={samples}",
         f"trainer.replicas_per_pass={per_pass or 'null'}",
         "protocol.weight_decay=0.01",  # strong enough to be seen after three steps
-        *more,
+        *overrides,
     ).to_dict()
 
 
@@ -52,42 +52,42 @@ def config_of(
 def reference(
     composed: Compose, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Setting], dict[str, Outcome]]:
-    known: dict[Setting, dict[str, Outcome]] = {}
+    outcomes: dict[Setting, dict[str, Outcome]] = {}
 
     def reference_of(setting: Setting) -> dict[str, Outcome]:
-        if setting not in known:
+        if setting not in outcomes:
             cases = {norm: config_of(composed, setting, norm) for norm in NORMS}
             folder = tmp_path_factory.mktemp("plain") / "world"
-            known[setting] = run_on_ranks(setting[0], plain, folder, cases)[0]
-        return known[setting]
+            outcomes[setting] = run_on_ranks(setting[0], plain, folder, cases)[0]
+        return outcomes[setting]
 
     return reference_of
 
 
 def assert_equal(ours: Outcome, theirs: Outcome, case: str) -> None:
     for step, (mine, other) in enumerate(zip(ours["steps"], theirs["steps"], strict=True)):
-        where = f"{case}, step {step}"
-        assert mine["correct"] == other["correct"], where
-        assert mine["loss"] == pytest.approx(other["loss"], rel=TOLERANCE), where
-        assert_tables_equal(mine["gradients"], other["gradients"], f"{where}, gradient of")
+        context = f"{case}, step {step}"
+        assert mine["correct"] == other["correct"], context
+        assert mine["loss"] == pytest.approx(other["loss"], rel=TOLERANCE), context
+        assert_tables_equal(mine["gradients"], other["gradients"], f"{context}, gradient of")
     assert_tables_equal(ours["state"], theirs["state"], f"{case}, at the end")
 
 
-def assert_tables_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor], where: str) -> None:
+def assert_tables_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor], context: str) -> None:
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         largest = expected.abs().max().item()
         difference = (ours[name] - expected).abs().max().item()
-        assert largest > 0, f"{where} {name}: the reference is all zero and shows nothing"
+        assert largest > 0, f"{context} {name}: the reference is all zero and shows nothing"
         assert difference <= TOLERANCE * largest, (
-            f"{where} {name}: differs by {difference:.2e} of {largest:.2e}"
+            f"{context} {name}: differs by {difference:.2e} of {largest:.2e}"
         )
 
 
-def test_the_reference_tells_settings_apart(
+def test_the_reference_distinguishes_settings(
     reference: Callable[[Setting], dict[str, Outcome]],
 ) -> None:
-    """(8,2) and (4,4)'s batches are alike; only statistics per GPU can tell them apart."""
+    """(8,2) and (4,4) have the same batches; only the statistics per GPU differ."""
     eight, four = reference((8, 2)), reference((4, 4))
     loss = {
         norm: (eight[norm]["steps"][0]["loss"], four[norm]["steps"][0]["loss"]) for norm in eight
@@ -101,7 +101,7 @@ def test_the_reference_tells_settings_apart(
     ("setting", "per_pass"),
     [((8, 2), (None, 4, 1)), ((4, 1), (None, 2, 1)), ((1, 8), (None,)), ((2, 4), (None, 1))],
 )
-def test_one_process_trains_as_the_gpus_do(
+def test_one_process_trains_like_the_gpus(
     composed: Compose,
     reference: Callable[[Setting], dict[str, Outcome]],
     setting: Setting,
@@ -110,7 +110,7 @@ def test_one_process_trains_as_the_gpus_do(
     for norm in NORMS:
         for replicas in per_pass:
             ours = placed(0, 1, from_dict(config_of(composed, setting, norm, replicas)))
-            assert_equal(ours, reference(setting)[norm], f"{norm}, {replicas} a pass")
+            assert_equal(ours, reference(setting)[norm], f"{norm}, {replicas} per pass")
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_one_process_trains_as_the_gpus_do(
         ((2, 4), 4, (None,)),
     ],
 )
-def test_several_processes_train_as_the_gpus_do(
+def test_several_processes_train_like_the_gpus(
     composed: Compose,
     reference: Callable[[Setting], dict[str, Outcome]],
     tmp_path: Path,
@@ -137,7 +137,7 @@ def test_several_processes_train_as_the_gpus_do(
     per_pass: tuple[int | None, ...],
 ) -> None:
     cases = {
-        f"{norm}, {replicas} a pass": config_of(composed, setting, norm, replicas)
+        f"{norm}, {replicas} per pass": config_of(composed, setting, norm, replicas)
         for norm in NORMS
         for replicas in per_pass
     }
@@ -148,7 +148,7 @@ def test_several_processes_train_as_the_gpus_do(
 
 
 def test_dropout_is_the_same_in_every_placement(composed: Compose, tmp_path: Path) -> None:
-    """Plain DDP draws each process's masks by itself, so one process of ours is the reference."""
+    """The reference is one process, because plain DDP draws each process's masks separately."""
 
     def case(setting: Setting, per_pass: int | None) -> dict[str, Any]:
         return config_of(composed, setting, "sn", per_pass, "protocol=official_code")
@@ -166,10 +166,10 @@ def test_dropout_is_the_same_in_every_placement(composed: Compose, tmp_path: Pat
         )
         assert abs(one["steps"][0]["loss"] - without["steps"][0]["loss"]) > 1e-3
         splits = (None, 4) if setting[0] > 1 else (None,)
-        cases = {f"{setting}, {replicas} a pass": case(setting, replicas) for replicas in splits}
+        cases = {f"{setting}, {replicas} per pass": case(setting, replicas) for replicas in splits}
         folder = tmp_path / f"{setting[0]}x{setting[1]}"
         for outcomes in run_on_ranks(2, placed_cases, folder, 2, cases):
             for name, ours in outcomes.items():
                 assert_equal(ours, one, name)
         if setting[0] > 1:
-            assert_equal(placed(0, 1, from_dict(case(setting, 2))), one, f"{setting}, 2 a pass")
+            assert_equal(placed(0, 1, from_dict(case(setting, 2))), one, f"{setting}, 2 per pass")

@@ -1,4 +1,4 @@
-"""Runs that wait for whoever is to disturb them."""
+"""Runs that can be paused, so that a test can disturb them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""``train.py``, whose reading of the digits waits: held_reader.py FOLDER, and train.py's arguments.
+"""``train.py`` with a pause when it reads the digits: held_reader.py FOLDER [OVERRIDE ...].
 
-It leaves a file ``reading`` in FOLDER and waits there for one named ``go on``.
+It creates a file ``reading`` in FOLDER and waits for one named ``go on``.
 """
 
 import runpy
@@ -15,13 +15,13 @@ folder = Path(sys.argv.pop(1))
 load_digits = sklearn.datasets.load_digits
 
 
-def held():
+def load_digits_after_pause():
     (folder / "reading").touch()
     while not (folder / "go on").exists():
         time.sleep(0.02)
     return load_digits()
 
 
-sklearn.datasets.load_digits = held
+sklearn.datasets.load_digits = load_digits_after_pause
 sys.argv[0] = str(TRAIN)
 runpy.run_path(str(TRAIN), run_name="__main__")

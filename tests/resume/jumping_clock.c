@@ -1,5 +1,5 @@
-/* Loaded before libc: the wall clock of the program is a day ahead and a day behind in turn, three
-   times a second. Clocks that only ever go forward are as they are. */
+/* Loaded before libc: the program's wall clock jumps between a day ahead and a day behind, three
+   times a second. Monotonic clocks are not changed. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <sys/time.h>

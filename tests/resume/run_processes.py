@@ -1,4 +1,4 @@
-"""Starts real training runs for the tests of resumption."""
+"""Starts real training runs for the tests of resuming."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def start(
     program: tuple[str, ...] = ("train.py",),
     before: tuple[str, ...] = (),
 ) -> subprocess.Popen[str]:
-    """Start ``train.py``, under torchrun where there are several processes.
+    """Start ``train.py``, under torchrun if ``processes`` > 1.
 
-    ``program``: another script and its own arguments, which come before the overrides.
-    ``before``: the command that starts the command.
+    ``program``: another script and its arguments, which precede the overrides.
+    ``before``: a command that runs the command, such as ``env``.
     """
     command = [*before, sys.executable]
     if processes > 1:
@@ -43,7 +43,7 @@ def start(
 
 
 def start_reading(run_dir: Path, *overrides: str, folder: Path) -> subprocess.Popen[str]:
-    """A start that reads its data, before its lock, until :func:`let_read`, and has got there."""
+    """Start a run that pauses when reading its data, before locking, until :func:`let_read`."""
     folder.mkdir()
     program = ("tests/resume/held_reader.py", str(folder))
     process = start(run_dir, *overrides, program=program)
@@ -57,7 +57,7 @@ def let_read(folder: Path) -> None:
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 1200) -> tuple[str, int]:
-    """Its output and exit code; it is killed after ``timeout`` seconds."""
+    """Its output and exit code; the process is killed after ``timeout`` seconds."""
     try:
         return process.communicate(timeout=timeout)[0], process.returncode
     finally:
@@ -65,7 +65,7 @@ def finish(process: subprocess.Popen[str], timeout: float = 1200) -> tuple[str, 
 
 
 def steps(run_dir: Path) -> list[int]:
-    """The steps of the rows of the metrics, in their order."""
+    """The steps of the training rows in ``metrics.jsonl``, in order."""
     try:
         lines = (run_dir / "metrics.jsonl").read_text().split("\n")[:-1]
     except FileNotFoundError:
@@ -73,10 +73,10 @@ def steps(run_dir: Path) -> list[int]:
     return [row["step"] for row in map(json.loads, lines) if row["kind"] == "train"]
 
 
-def wait_until(true: Callable[[], bool], timeout: float = 1200) -> None:
+def wait_until(condition: Callable[[], bool], timeout: float = 1200) -> None:
     deadline = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < deadline, "it does not come true"
+    while not condition():
+        assert time.monotonic() < deadline, "condition is not fulfilled"
         time.sleep(0.05)
 
 
@@ -90,24 +90,24 @@ class Pauses:
         self._layer, self._held = folder / "SN", folder / "SN.held"
         self._calibration, self._calibrating = folder / "SN.calibration", folder / "SN.calibrating"
 
-    def slow(self) -> None:
-        """An epoch takes half a minute, and its validation does not end."""
+    def slow_down(self) -> None:
+        """Make an epoch take half a minute, and its validation wait."""
         self._layer.write_text("0.1")
         self.hold()
 
-    def hold(self, there: Path = Path("/")) -> None:
-        """No validation or evaluation gets on once ``there`` exists."""
-        self._held.write_text(str(there))
+    def hold(self, file: Path = Path("/")) -> None:
+        """Make validation and evaluation wait once ``file`` exists."""
+        self._held.write_text(str(file))
 
     def hold_calibration(self) -> None:
-        """No calibration gets on."""
+        """Make calibration wait."""
         self._calibration.touch()
 
-    def calibrating(self) -> bool:
-        """Whether one is held."""
+    def is_calibrating(self) -> bool:
+        """Whether a calibration is waiting."""
         return self._calibrating.exists()
 
-    def end(self) -> None:
+    def release(self) -> None:
         for file in (self._layer, self._held, self._calibration):
             file.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Two containers on one machine: one hostname, one kernel, pids that mean nothing to the other."""
+"""Two containers on one machine: same hostname and kernel, but separate pid namespaces."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ for line in sys.stdin:
 @pytest.fixture(scope="module", autouse=True)
 def _namespaces() -> None:
     if not shutil.which("unshare") or subprocess.run([*NAMESPACE, "true"]).returncode:
-        pytest.skip("needs the right to make a pid namespace")
+        pytest.skip("needs permission to create a pid namespace")
 
 
 Ask = Callable[[str], str]
@@ -53,8 +53,8 @@ Ask = Callable[[str], str]
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[tuple[int, Ask]]:
-    """A process in a container of its own that holds the directory: its pid here, and what makes
-    it write there."""
+    """A process in another container that has locked the directory: its pid in our namespace, and a
+    function that makes it write."""
     process = subprocess.Popen(
         [*NAMESPACE, sys.executable, "-c", HOLDER, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -65,8 +65,8 @@ def holder(tmp_path: Path) -> Iterator[tuple[int, Ask]]:
     stdin, stdout = process.stdin, process.stdout
     assert stdout.readline() == "holds\n"
 
-    def ask(what: str) -> str:
-        stdin.write(f"{what}\n")
+    def ask(command: str) -> str:
+        stdin.write(f"{command}\n")
         stdin.flush()
         return stdout.readline().strip()
 
@@ -75,12 +75,12 @@ def holder(tmp_path: Path) -> Iterator[tuple[int, Ask]]:
     process.communicate()
 
 
-def fall_silent(lock: Path) -> None:
+def make_stale(lock: Path) -> None:
     silent = time.time() - STALE_S - 1
     os.utime(lock, (silent, silent))
 
 
-def test_of_a_holder_in_another_container_the_heartbeat_decides(tmp_path, holder):
+def test_the_heartbeat_decides_for_a_holder_in_another_container(tmp_path, holder):
     directory = RunDirectory(tmp_path)
     pid, ask = holder
     with pytest.raises(RunInUseError, match="in use"):
@@ -90,7 +90,7 @@ def test_of_a_holder_in_another_container_the_heartbeat_decides(tmp_path, holder
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(RunInUseError, match="in use"):
         acquire(directory.lock)
-    fall_silent(directory.lock)
+    make_stale(directory.lock)
     acquire(directory.lock)
     release(directory.lock)
     assert list(tmp_path.iterdir()) == [directory.metrics]
@@ -100,7 +100,7 @@ def test_a_holder_that_wakes_after_a_takeover_writes_nothing(tmp_path, holder):
     directory = RunDirectory(tmp_path)
     pid, ask = holder
     os.kill(pid, signal.SIGSTOP)
-    fall_silent(directory.lock)
+    make_stale(directory.lock)
     acquire(directory.lock)
     metrics = MetricsFile(directory.metrics)
     metrics.write({"by": "successor"})
@@ -117,10 +117,10 @@ def test_a_holder_that_wakes_after_a_takeover_writes_nothing(tmp_path, holder):
 
 
 @pytest.mark.slow
-def test_of_two_containers_one_trains_and_one_that_was_frozen_stops(tmp_path, pauses):
+def test_of_two_containers_one_trains_and_the_frozen_one_stops(tmp_path, pauses):
     run = tmp_path / "run"
     short = ("trainer.epochs=1", "evaluate=false", "checkpoint.minutes=0", *pauses.OVERRIDES)
-    pauses.slow()
+    pauses.slow_down()
     first = start(run, *short, before=NAMESPACE)
     wait_until(lambda: len(steps(run)) > 2)
     output, code = finish(start(run, *short))
@@ -128,10 +128,10 @@ def test_of_two_containers_one_trains_and_one_that_was_frozen_stops(tmp_path, pa
 
     frozen = children(first.pid)[0]
     os.kill(frozen, signal.SIGSTOP)
-    fall_silent(run / "lock.json")
+    make_stale(run / "lock.json")
     second = start(run, *short)
     wait_until(lambda: json.loads((run / "lock.json").read_text())["pid"] == second.pid)
-    pauses.end()
+    pauses.release()
     os.kill(frozen, signal.SIGCONT)
     output, code = finish(first)
     assert code == 69 and "this process was suspended" in output, output

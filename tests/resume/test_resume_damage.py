@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, disks that refuse, and a soak: in this process, on real files."""
+"""Damaged checkpoints, full disks, signals, and a soak test, on real files."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def run_of(composed, tmp_path):
     return make
 
 
-def flipped(content: bytes, chance: random.Random) -> bytes:
+def flipped(content: bytes, rng: random.Random) -> bytes:
     damaged = bytearray(content)
-    damaged[chance.randrange(len(damaged))] ^= 1 << chance.randrange(8)
+    damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
     return bytes(damaged)
 
 
-class _Code:
+class _TouchOnLoad:
     def __init__(self, marker: Path) -> None:
         self.marker = marker
 
@@ -53,30 +53,30 @@ class _Code:
 
 
 def test_a_damaged_checkpoint_is_never_used(tmp_path):
-    """Every truncation, nearly every flipped bit is found; the others change no value."""
+    """Every truncation and nearly every flipped bit is detected; the others change no value."""
     state = {"model": {"w": torch.arange(3000.0)}, "step": 7, "losses": [0.5]}
     path = tmp_path / "last.pt"
     checkpoint.save(path, state)
     whole = path.read_bytes()
-    chance = random.Random(0)
+    rng = random.Random(0)
     harmless = 0
     for trial in range(300):
         if trial % 3:
-            path.write_bytes(flipped(whole, chance))
+            path.write_bytes(flipped(whole, rng))
         else:
-            path.write_bytes(whole[: chance.randrange(len(whole))])
+            path.write_bytes(whole[: rng.randrange(len(whole))])
         try:
             loaded = checkpoint.load(path)
         except RunError:
             continue
-        harmless += 1  # a bit of padding, a time stamp
+        harmless += 1  # a bit in padding or in a time stamp
         assert torch.equal(loaded["model"]["w"], state["model"]["w"])
         assert (loaded["step"], loaded["losses"]) == (7, [0.5])
     assert harmless < 60
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "pickle"])
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(run_of, damage, tmp_path, capsys):
+def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(run_of, damage, tmp_path, capsys):
     with pytest.raises(Interrupted), StopAfter(4):
         train(run_of("run", "checkpoint.minutes=0"))
     last = tmp_path / "run" / "last.pt"
@@ -89,17 +89,17 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(run_of, damage, 
             + bytes(b ^ 1 for b in content[50_000:50_200])
             + content[50_200:],
             "emptied": b"",
-            "pickle": pickle.dumps(_Code(marker)),
+            "pickle": pickle.dumps(_TouchOnLoad(marker)),
         }[damage]
     )
     train(run_of("run", "checkpoint.minutes=0"))
-    train(run_of("undisturbed"))
+    train(run_of("uninterrupted"))
     assert f"warning: {last} is not a readable checkpoint" in capsys.readouterr().out
     assert not marker.exists()
-    assert_same_weights(tmp_path / "run", tmp_path / "undisturbed")
+    assert_same_weights(tmp_path / "run", tmp_path / "uninterrupted")
 
 
-def edited(path: Path, change) -> None:
+def edit_checkpoint(path: Path, change) -> None:
     state = torch.load(path)
     changed = change(state)
     torch.save(changed if isinstance(changed, dict) and "version" in changed else state, path)
@@ -116,23 +116,23 @@ UNUSABLE = {
 }
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_an_unusable_one(run_of, tmp_path, capsys):
+def test_a_run_resumes_from_the_checkpoint_before_an_unusable_one(run_of, tmp_path, capsys):
     with pytest.raises(Interrupted), StopAfter(4):
         train(run_of("stopped", "checkpoint.minutes=0"))
-    train(run_of("undisturbed"))
+    train(run_of("uninterrupted"))
     for number, change in enumerate(UNUSABLE.values()):
         run = shutil.copytree(tmp_path / "stopped", tmp_path / f"run{number}")
-        edited(run / "last.pt", change)
+        edit_checkpoint(run / "last.pt", change)
         train(run_of(run.name, "checkpoint.minutes=0"))
-        told = capsys.readouterr().out
-        assert f"warning: {run / 'last.pt'} " in told, told
-        assert "Resuming from epoch 0, step 4" in told
-        assert_same_weights(run, tmp_path / "undisturbed")
-        (kept,) = RunDirectory(run).read_result()["training"]["warnings"]
-        assert f"warning: {kept}\n" in told
+        output = capsys.readouterr().out
+        assert f"warning: {run / 'last.pt'} " in output, output
+        assert "Resuming from epoch 0, step 4" in output
+        assert_same_weights(run, tmp_path / "uninterrupted")
+        (warning,) = RunDirectory(run).read_result()["training"]["warnings"]
+        assert f"warning: {warning}\n" in output
     run = shutil.copytree(tmp_path / "stopped", tmp_path / "none")
     for name in ("last.pt", "previous.pt"):
-        edited(run / name, UNUSABLE["nothing"])
+        edit_checkpoint(run / name, UNUSABLE["nothing"])
     with pytest.raises(RunError, match="no checkpoint of this run is readable"):
         train(run_of("none"))
 
@@ -143,8 +143,8 @@ METRICS_DAMAGE = {
 }
 
 
-def test_damaged_metrics_are_told_rebuilt_and_kept_in_the_record(run_of, tmp_path, capsys):
-    """Also over a further start, which finds nothing wrong."""
+def test_damaged_metrics_are_rebuilt_with_a_warning_in_the_result(run_of, tmp_path, capsys):
+    """The warning is also kept over a later start, which finds no damage."""
     with pytest.raises(Interrupted), StopAfter(4):
         train(run_of("stopped", "trainer.log_every=1"))
     whole = (tmp_path / "stopped" / "metrics.jsonl").read_bytes()
@@ -153,17 +153,17 @@ def test_damaged_metrics_are_told_rebuilt_and_kept_in_the_record(run_of, tmp_pat
         damage(run / "metrics.jsonl")
         with pytest.raises(Interrupted), StopAfter(1):
             train(run_of(run.name, "trainer.log_every=1"))
-        told = [line for line in capsys.readouterr().out.splitlines() if "warning:" in line]
-        assert len(told) == 1 and f"warning: {run / 'metrics.jsonl'} " in told[0]
+        warnings = [line for line in capsys.readouterr().out.splitlines() if "warning:" in line]
+        assert len(warnings) == 1 and f"warning: {run / 'metrics.jsonl'} " in warnings[0]
         assert (run / "metrics.jsonl").read_bytes().startswith(whole)
         training = train(run_of(run.name, "trainer.log_every=1"))["training"]
-        assert [f"warning: {line}" for line in training["warnings"]] == told
+        assert [f"warning: {line}" for line in training["warnings"]] == warnings
         assert "warning:" not in capsys.readouterr().out
         assert steps(run) == [1, 2, 3, 4, 5, 6]
 
 
-def test_another_experiment_is_refused_though_the_config_is_gone(run_of, tmp_path):
-    """Before anything is written: the run itself still goes on."""
+def test_another_experiment_is_refused_even_without_config_yaml(run_of, tmp_path):
+    """Nothing is written before the error, so the original run can still resume."""
     with pytest.raises(Interrupted), StopAfter(2):
         train(run_of("run"))
     (tmp_path / "run" / "config.yaml").unlink()
@@ -191,18 +191,18 @@ def test_other_data_is_refused(composed, tmp_path):
     (tmp_path / "train").rename(tmp_path / "moved")
     moved = train(composed(*run, f"data.train={tmp_path / 'moved'}", "evaluate=false"))
     assert moved["training"]["steps"] == 6
-    edited(tmp_path / "run" / "final.pt", UNUSABLE["nothing"])
+    edit_checkpoint(tmp_path / "run" / "final.pt", UNUSABLE["nothing"])
     with pytest.raises(RunError, match=r"final\.pt is not .*: no entry 'training'"):
         evaluate_run(
             tmp_path / "run", EvaluationRequest({"data": {"train": str(tmp_path / "moved")}})
         )
-    # A directory of that very name, whatever a glob makes of it.
+    # An existing directory is taken literally, even if its name is a glob.
     named = (tmp_path / "run").rename(tmp_path / "a[1]")
     assert find_run_directories(str(named)) == [named]
 
 
 class StopAfter:
-    """A real SIGUSR1 to this process, sent during a given optimizer step."""
+    """Sends a real SIGUSR1 to this process during a given optimizer step."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -229,11 +229,11 @@ def assert_same_weights(one: Path, other: Path) -> None:
         assert torch.equal(tensor, models[1][name]), name
 
 
-def test_a_checkpoint_that_meets_a_full_disk_leaves_the_one_before(tmp_path):
+def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
     directory = RunDirectory(tmp_path)
-    told: list[str] = []
+    messages: list[str] = []
     for on_error in ("stop", "continue"):
-        saver = CheckpointSaver(directory, lambda: None, on_error, told.append)
+        saver = CheckpointSaver(directory, lambda: None, on_error, messages.append)
         saver.save({"step": 1})
         saver.wait()
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -248,16 +248,16 @@ def test_a_checkpoint_that_meets_a_full_disk_leaves_the_one_before(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert checkpoint.load(directory.last)["step"] == 1
-    assert len(told) == 1 and "checkpoint.on_error=continue" in told[0]
-    # There is room again: the training that went on saves again.
+    assert len(messages) == 1 and "checkpoint.on_error=continue" in messages[0]
+    # When there is space again, a training that continued saves again.
     saver.save({"step": 3})
     saver.wait()
     assert checkpoint.load(directory.last)["step"] == 3
 
 
 @pytest.mark.parametrize("on_error", ["stop", "continue"])
-def test_a_run_on_a_full_disk_stops_or_goes_on_as_configured(run_of, tmp_path, on_error, capsys):
-    """The checkpoint is larger than the limit, metrics and the trained network are not."""
+def test_a_run_on_a_full_disk_stops_or_continues_as_configured(run_of, tmp_path, on_error, capsys):
+    """The checkpoint is larger than the limit; the metrics and the trained network are not."""
     limit = 700_000
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -271,13 +271,13 @@ def test_a_run_on_a_full_disk_stops_or_goes_on_as_configured(run_of, tmp_path, o
             assert "skipping this one" in capsys.readouterr().out
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    # There is room again.
+    # Now there is space again.
     assert train(config)["status"] == "finished"
-    train(run_of("undisturbed"))
-    assert_same_weights(tmp_path / "run", tmp_path / "undisturbed")
+    train(run_of("uninterrupted"))
+    assert_same_weights(tmp_path / "run", tmp_path / "uninterrupted")
 
 
-def test_a_snapshot_is_the_state_at_the_moment_of_saving(tmp_path):
+def test_a_snapshot_is_the_state_at_the_time_of_saving(tmp_path):
     directory = RunDirectory(tmp_path)
     weights = torch.zeros(1_000_000)
     saver = CheckpointSaver(directory, lambda: time.sleep(0.2), "stop", print)
@@ -288,36 +288,36 @@ def test_a_snapshot_is_the_state_at_the_moment_of_saving(tmp_path):
     assert loaded["w"].sum() == 0 and loaded["nested"][0]["w"].sum() == 0
 
 
-def test_an_endless_wait_is_interrupted_and_handlers_are_given_back():
+def test_an_endless_wait_is_interrupted_and_handlers_are_restored():
     before = signal.getsignal(signal.SIGUSR1)
 
-    def wait_for_ever() -> None:
+    def wait_forever() -> None:
         with SignalHandler():
             os.kill(os.getpid(), signal.SIGUSR1)
             time.sleep(60)
 
-    with pytest.raises(Interrupted) as stopped:
-        wait_for_ever()
-    assert stopped.value.code == os.EX_TEMPFAIL
+    with pytest.raises(Interrupted) as interrupt:
+        wait_forever()
+    assert interrupt.value.code == os.EX_TEMPFAIL
     assert signal.getsignal(signal.SIGUSR1) is before
-    with SignalHandler() as requests:
-        assert stopped_at_the_end_of(requests.deferred())
-        os.kill(os.getpid(), signal.SIGTERM)  # again, on the way out: it changes nothing
+    with SignalHandler() as signals:
+        assert interrupted_at_the_end_of(signals.deferred())
+        os.kill(os.getpid(), signal.SIGTERM)  # a second signal during shutdown changes nothing
 
 
-def test_a_signal_that_was_ignored_from_the_start_stays_ignored():
-    """As nohup has it."""
+def test_a_signal_ignored_at_start_stays_ignored():
+    """As under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with SignalHandler() as requests:
+        with SignalHandler() as signals:
             os.kill(os.getpid(), signal.SIGHUP)
-        assert not requests.received
+        assert not signals.received
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-def stopped_at_the_end_of(deferred: AbstractContextManager[None]) -> bool:
+def interrupted_at_the_end_of(deferred: AbstractContextManager[None]) -> bool:
     reached = False
     with suppress(Interrupted), deferred:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -326,29 +326,29 @@ def stopped_at_the_end_of(deferred: AbstractContextManager[None]) -> bool:
     return reached
 
 
-def images(folder: Path, count: int) -> Path:
-    """Two classes of ``count`` small pictures each."""
+def make_images(folder: Path, count: int) -> Path:
+    """Two classes with ``count`` small images each."""
     for label in ("n01", "n02"):
         (folder / label).mkdir(parents=True)
         for index in range(count):
-            picture = Image.new("RGB", (16, 16), (20 * index, 200 * (label == "n01"), 99))
-            picture.save(folder / label / f"{index}.png")
+            image = Image.new("RGB", (16, 16), (20 * index, 200 * (label == "n01"), 99))
+            image.save(folder / label / f"{index}.png")
     return folder
 
 
 @pytest.mark.slow
 def test_three_hundred_epochs_keep_memory_and_descriptors(tmp_path):
-    """Each with its validation, checkpoints and metrics.
+    """Each epoch with its validation, checkpoints and metrics.
 
-    The C library may keep what the process freed, and needs some 200 epochs to settle at it:
-    here it must give every large block back, so that what is resident is what is held.
+    The C library may keep freed memory, and needs about 200 epochs to settle. Here it must return
+    every large block, so that resident memory is the memory in use.
     """
     run = tmp_path / "run"
     process = start(
         run,
         "data=imagefolder",
-        f"data.train={images(tmp_path / 'train', 8)}",
-        f"data.val={images(tmp_path / 'val', 2)}",
+        f"data.train={make_images(tmp_path / 'train', 8)}",
+        f"data.val={make_images(tmp_path / 'val', 2)}",
         "data.image_size=16",
         "data.resize_size=16",
         "data.workers=0",
@@ -357,28 +357,28 @@ def test_three_hundred_epochs_keep_memory_and_descriptors(tmp_path):
         "evaluate=false",
         before=("env", "MALLOC_MMAP_THRESHOLD_=65536", "MALLOC_TRIM_THRESHOLD_=65536"),
     )
-    seen: dict[int, tuple[int, int]] = {}
+    usage: dict[int, tuple[int, int]] = {}
     status, descriptors = Path(f"/proc/{process.pid}/status"), Path(f"/proc/{process.pid}/fd")
     while process.poll() is None:
         epoch = len(steps(run))
-        with suppress(OSError, StopIteration):  # it may end while it is looked at
+        with suppress(OSError, StopIteration):  # the process may end meanwhile
             lines = status.read_text().splitlines()
             resident = next(line for line in lines if line.startswith("VmRSS"))
-            seen[epoch] = (int(resident.split()[1]), len(list(descriptors.iterdir())))
+            usage[epoch] = (int(resident.split()[1]), len(list(descriptors.iterdir())))
         time.sleep(0.02)
     output, code = finish(process)
     assert code == 0, output[-3000:]
     assert "epoch 300/300" in output
-    early = [value for epoch, value in seen.items() if 100 <= epoch < 150]
-    late = [value for epoch, value in seen.items() if 250 <= epoch < 300]
+    early = [value for epoch, value in usage.items() if 100 <= epoch < 150]
+    late = [value for epoch, value in usage.items() if 250 <= epoch < 300]
     assert len(early) > 5 and len(late) > 5
     memory = [max(kilobytes for kilobytes, _ in part) for part in (early, late)]
     files = [max(count for _, count in part) for part in (early, late)]
     assert memory[1] < 1.02 * memory[0] and files[1] <= files[0] + 1, (memory, files)
 
 
-def test_a_run_keeps_nothing_of_itself(run_of):
-    """Within one program, as Hydra's basic launcher runs cell after cell."""
+def test_a_run_keeps_no_descriptors_open(run_of):
+    """Within one program, as Hydra's basic launcher starts run after run."""
     train(run_of("first"))
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))

@@ -1,4 +1,4 @@
-"""The lock of a run directory: pids that are used again, zombies, other hosts, clocks that jump."""
+"""The lock of a run directory: reused pids, zombies, other hosts, clocks that jump."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def sleeper():
 
 
 def held_by(pid: int, lock: Path, **changes: object) -> None:
-    """A lock as another process would have written it."""
+    """Write a lock as another process would."""
     acquire(lock)
     holder = json.loads(lock.read_text())
     release(lock)
     stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     boot = holder["process_start"].split(":")[0]
-    theirs = {"pid": pid, "process_start": f"{boot}:{stat[19]}", **changes}
-    lock.write_text(json.dumps({**holder, **theirs}))
+    overrides = {"pid": pid, "process_start": f"{boot}:{stat[19]}", **changes}
+    lock.write_text(json.dumps({**holder, **overrides}))
 
 
-def test_a_live_process_holds_it_whatever_the_clock_says(tmp_path, sleeper):
+def test_a_live_process_holds_the_lock_whatever_the_clock_says(tmp_path, sleeper):
     lock = tmp_path / "lock.json"
     held_by(sleeper.pid, lock, started="1999-01-01T00:00:00")
     for shift in (0, -10 * 365 * 86400, 10 * 365 * 86400):
@@ -85,7 +85,7 @@ def test_a_lock_that_was_taken_over_is_not_released(tmp_path, sleeper):
     assert lock.exists() and lock.read_text() != held
 
 
-def test_of_many_that_find_a_dead_holder_one_takes_it(tmp_path):
+def test_only_one_of_many_processes_takes_a_stale_lock(tmp_path):
     """Four processes at once on a stale lock, 25 times."""
     program = (
         "import sys, time, pathlib\n"
@@ -98,7 +98,7 @@ def test_of_many_that_find_a_dead_holder_one_takes_it(tmp_path):
         "    except RunInUseError:\n"
         "        print('refused', flush=True)\n"
     )
-    crowd = [
+    processes = [
         subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.PIPE,
@@ -108,29 +108,29 @@ def test_of_many_that_find_a_dead_holder_one_takes_it(tmp_path):
         for _ in range(4)
     ]
     try:
-        for process in crowd:
+        for process in processes:
             assert process.stdout is not None and process.stdout.readline() == "ready\n"
         for trial in range(25):
             folder = tmp_path / str(trial)
             folder.mkdir()
             dead = {"host": socket.gethostname(), "pid": 2**22 + 1, "started": "long ago"}
             (folder / "lock.json").write_text(json.dumps(dead))
-            for process in crowd:
+            for process in processes:
                 assert process.stdin is not None
                 process.stdin.write(f"{folder / 'lock.json'}\n")
                 process.stdin.flush()
-            answers = [process.stdout.readline() for process in crowd if process.stdout]
+            answers = [process.stdout.readline() for process in processes if process.stdout]
             assert sorted(answers) == ["refused\n"] * 3 + ["took\n"]
     finally:
-        for process in crowd:
+        for process in processes:
             process.kill()
             process.communicate()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_start_that_prepares_while_another_ends_finds_its_result(tmp_path, seed):
-    """Between its first look and its lock lie seconds: all of a short run may happen there."""
+def test_a_start_that_prepares_while_another_finishes_finds_its_result(tmp_path, seed):
+    """Seconds pass between its first check and its lock: a short run may finish in between."""
     short = ("trainer.max_steps=2", "evaluate=false")
     run, folder = tmp_path / "run", tmp_path / "late"
     late = start_reading(run, *short, folder=folder)

@@ -1,4 +1,4 @@
-"""What a machine does to a run: its disk fills up or refuses, its clock jumps."""
+"""Faults of the machine: a full or read-only disk, a clock that jumps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Disk = Callable[..., None]
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[tuple[Path, Disk]]:
-    """A file system of 48 MB, and what mounts it again with other options."""
+    """A file system of 48 MB, and a function that mounts it again with other options."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -35,13 +35,13 @@ def disk(tmp_path: Path) -> Iterator[tuple[Path, Disk]]:
     try:
         mount("-o", "size=48m")
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs the right to mount a small file system")
+        pytest.skip("needs permission to mount a small file system")
     yield folder, mount
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(folder: Path) -> Path:
-    """Leave no byte on the disk."""
+    """Fill the disk completely."""
     filler = folder / "filler"
     with open(filler, "wb", buffering=0) as file, suppress(OSError):
         while True:
@@ -56,16 +56,16 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_costs_no_step(disk, tmp_path, pauses):
-    """First in the middle of training, then while the trained network is being evaluated."""
+def test_a_disk_that_fills_up_loses_no_step(disk, tmp_path, pauses):
+    """First during training, then during the evaluation of the trained network."""
     folder, _ = disk
     run = folder / "run"
     short = ("trainer.epochs=2", "checkpoint.minutes=null", *pauses.OVERRIDES)
-    pauses.slow()
+    pauses.slow_down()
     process = start(run, *short)
     wait_until(lambda: len(steps(run)) > 2)
     filler = fill(folder)
-    pauses.end()
+    pauses.release()
     output, code = finish(process)
     assert code == 2, output
     assert re.search(
@@ -78,7 +78,7 @@ def test_a_disk_that_fills_up_costs_no_step(disk, tmp_path, pauses):
     process = start(run, *short)
     wait_until(lambda: (run / "final.pt").exists())
     filler = fill(folder)
-    pauses.end()
+    pauses.release()
     output, code = finish(process)
     assert code == 2, output
     assert re.search(
@@ -88,12 +88,12 @@ def test_a_disk_that_fills_up_costs_no_step(disk, tmp_path, pauses):
     filler.unlink()
     output, code = finish(start(run, *short))
     assert code == 0 and "Resuming from epoch 2, step 42" in output, output
-    undisturbed = tmp_path / "undisturbed"
-    _, code = finish(start(undisturbed, *short))
+    uninterrupted = tmp_path / "uninterrupted"
+    _, code = finish(start(uninterrupted, *short))
     assert code == 0
-    assert all(torch.equal(w, weights(undisturbed)[name]) for name, w in weights(run).items())
+    assert all(torch.equal(w, weights(uninterrupted)[name]) for name, w in weights(run).items())
     assert steps(run) == list(range(1, 43))
-    results = [json.loads((path / "result.json").read_text()) for path in (run, undisturbed)]
+    results = [json.loads((path / "result.json").read_text()) for path in (run, uninterrupted)]
     assert first_evaluations(results[0]) == first_evaluations(results[1])
 
 
@@ -119,40 +119,40 @@ def test_a_read_only_folder_is_one_clear_error(disk, arguments):
 
 @pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch, pauses):
-    """By a day, forwards and backwards, three times a second; the run is stopped and continued."""
+    """By a day, forward and backward, three times a second; the run is interrupted and resumed."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        pytest.skip("needs a C compiler, for a clock to load before libc's")
+        pytest.skip("needs a C compiler to build a clock that is loaded before libc's")
     library = tmp_path / "clock.so"
     source = Path(__file__).with_name("jumping_clock.c")
     subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
     short = ("trainer.epochs=4", "evaluate=false", "checkpoint.minutes=0.005", *pauses.OVERRIDES)
-    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
-    _, code = finish(start(undisturbed, *short))
+    uninterrupted, run = tmp_path / "uninterrupted", tmp_path / "run"
+    _, code = finish(start(uninterrupted, *short))
     assert code == 0
 
-    began = time.monotonic()
+    start_time = time.monotonic()
     monkeypatch.setenv("LD_PRELOAD", str(library))
-    pauses.slow()
+    pauses.slow_down()
     process = start(run, *short)
-    # A checkpoint before the epoch's: its minutes are of a clock that goes forward.
+    # A checkpoint within the epoch: its minutes are measured with a monotonic clock.
     wait_until(lambda: (run / "last.pt").exists())
     process.send_signal(signal.SIGSTOP)
     assert 0 < len(steps(run)) < 21
     output, code = finish(start(run, *short))
     assert code == os.EX_UNAVAILABLE and "is in use by process" in output, output
-    pauses.end()
+    pauses.release()
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
     first, code = finish(process)
     assert code == os.EX_TEMPFAIL, first
     second, code = finish(start(run, *short))
     assert code == 0, second
-    elapsed = time.monotonic() - began
+    elapsed = time.monotonic() - start_time
 
-    assert all(torch.equal(w, weights(undisturbed)[name]) for name, w in weights(run).items())
+    assert all(torch.equal(w, weights(uninterrupted)[name]) for name, w in weights(run).items())
     assert steps(run) == list(range(1, 85))
     training = json.loads((run / "result.json").read_text())["training"]
     assert 0 < training["wall_time_s"] < elapsed
-    left = [int(m) * 60 + int(s) for m, s in re.findall(r"ETA (-?\d+):(-?\d\d)", first + second)]
-    assert len(left) >= 84 and all(0 <= eta < 84 * elapsed for eta in left)
+    etas = [int(m) * 60 + int(s) for m, s in re.findall(r"ETA (-?\d+):(-?\d\d)", first + second)]
+    assert len(etas) >= 84 and all(0 <= eta < 84 * elapsed for eta in etas)

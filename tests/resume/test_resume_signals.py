@@ -1,4 +1,4 @@
-"""Told to stop, left by a process, killed: the run saves what it has and goes on."""
+"""Runs that receive signals, lose a process or are killed save their state and resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONG = ("trainer.epochs=500", "evaluate=false", "checkpoint.minutes=null")
 
 
 @pytest.mark.slow
-def test_runs_killed_at_any_moment_are_bit_for_bit_the_undisturbed_one():
+def test_runs_killed_at_any_time_equal_the_uninterrupted_one_bit_for_bit():
     script = ROOT / "scripts" / "dev" / "kill_test.py"
     command = [sys.executable, str(script), "--kills", "4", "--only", "sn", "bn_dropout"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
@@ -49,17 +49,17 @@ def test_a_signal_saves_the_step_and_ends_the_run_with_75(tmp_path, number):
 
 
 @pytest.mark.slow
-def test_ranks_agree_on_the_step_when_one_is_told_to_stop(tmp_path):
+def test_ranks_agree_on_the_step_if_one_receives_a_signal(tmp_path):
     run = tmp_path / "run"
     process = start(run, *LONG, processes=2)
     wait_until(lambda: len(steps(run)) > 3)
-    # Only one of them, and not the one that writes.
+    # Only one rank, and not the one that writes.
     os.kill(children(process.pid)[1], signal.SIGUSR1)
     output, code = finish(process)
     assert code != 0 and output.count("Interrupted: checkpoint saved at step") == 1, output
     assert "has ended" not in output and "Connection" not in output
     assert not (run / "result.json").exists()
-    # On another number of processes it continues, and records it.
+    # It resumes on another number of processes, which is recorded.
     short = [*LONG[1:], "trainer.epochs=500"]
     process = start(run, *short)
     last = len(steps(run))
@@ -72,24 +72,24 @@ def test_ranks_agree_on_the_step_when_one_is_told_to_stop(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_ends_the_others_with_an_error_and_not_a_hang(tmp_path, victim):
+def test_a_killed_rank_ends_the_others_with_an_error_instead_of_a_hang(tmp_path, victim):
     run = tmp_path / "run"
     process = start(run, *LONG, processes=2)
     wait_until(lambda: len(steps(run)) > 3)
     os.kill(children(process.pid)[victim], signal.SIGKILL)
-    output, code = finish(process)  # a collective would wait for half an hour
+    output, code = finish(process)  # a collective waits for half an hour
     assert code == 1, output
     assert "another process of this run has ended" in output or "Interrupted" in output, output
     assert not (run / "result.json").exists()
 
 
 @pytest.mark.slow
-def test_who_is_left_of_a_killed_rank_0_tells_of_the_end(tmp_path, pauses):
-    """torchrun tells it to stop, here where it waits for no other rank and notices nothing."""
+def test_the_remaining_rank_reports_the_interrupt_if_rank_0_is_killed(tmp_path, pauses):
+    """torchrun signals it while it does not wait for another rank and has noticed nothing."""
     run = tmp_path / "run"
     pauses.hold()
     process = start(run, "trainer.epochs=1", *pauses.OVERRIDES, processes=2)
-    wait_until(lambda: (run / "last.pt").exists())  # both validate
+    wait_until(lambda: (run / "last.pt").exists())  # both are validating
     os.kill(children(process.pid)[0], signal.SIGKILL)
     output, code = finish(process)
     assert code == 1 and output.count("Interrupted") == 1, output
@@ -97,31 +97,31 @@ def test_who_is_left_of_a_killed_rank_0_tells_of_the_end(tmp_path, pauses):
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_killed_rank_and_the_run_is_the_same(tmp_path, pauses):
+def test_torchrun_restarts_a_killed_rank_and_the_result_is_the_same(tmp_path, pauses):
     short = ("trainer.epochs=5", "evaluate=false", "checkpoint.minutes=0.005", *pauses.OVERRIDES)
-    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
-    output, code = finish(start(undisturbed, *short, processes=2))
+    uninterrupted, run = tmp_path / "uninterrupted", tmp_path / "run"
+    output, code = finish(start(uninterrupted, *short, processes=2))
     assert code == 0, output
-    pauses.slow()
+    pauses.slow_down()
     process = start(run, *short, processes=2, torchrun=("--max-restarts=2",))
     wait_until(lambda: (run / "last.pt").exists())
     os.kill(children(process.pid)[1], signal.SIGKILL)
-    pauses.end()
+    pauses.release()
     output, code = finish(process)
     assert code == 0, output
-    models = [torch.load(path / "final.pt", weights_only=True) for path in (undisturbed, run)]
+    models = [torch.load(path / "final.pt", weights_only=True) for path in (uninterrupted, run)]
     assert models[1]["training"]["world_sizes"] == [2, 2]
     for name, tensor in models[0]["model"].items():
         assert torch.equal(tensor, models[1]["model"][name]), name
-    assert steps(run) == steps(undisturbed) == list(range(1, 106))
+    assert steps(run) == steps(uninterrupted) == list(range(1, 106))
 
 
 @pytest.mark.slow
-def test_of_two_starts_at_once_one_runs(tmp_path):
+def test_only_one_of_several_simultaneous_starts_runs(tmp_path):
     run = tmp_path / "run"
-    both = [start(run, "trainer.max_steps=2", "evaluate=false") for _ in range(3)]
-    ended = [finish(process) for process in both]
-    # One may also come when another has finished: it says so and ends well.
+    processes = [start(run, "trainer.max_steps=2", "evaluate=false") for _ in range(3)]
+    ended = [finish(process) for process in processes]
+    # One may also start after another has finished; it reports this and exits with 0.
     assert sum("8 replicas of 8 samples" in output for output, _ in ended) == 1
     for output, code in ended:
         assert code == (69 if "is in use by process" in output else 0), output
@@ -130,8 +130,8 @@ def test_of_two_starts_at_once_one_runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_waiting_run_is_stopped_at_once(tmp_path: Path):
-    """While the data is read no step can be lost."""
+def test_a_run_that_reads_data_is_interrupted_at_once(tmp_path: Path):
+    """No step can be lost while data are read."""
     process = start_reading(tmp_path / "run", *LONG, folder=tmp_path / "held")
     process.send_signal(signal.SIGTERM)
     output, code = finish(process)
@@ -140,10 +140,10 @@ def test_a_waiting_run_is_stopped_at_once(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("phase", "told"), [("validation", (1,)), ("evaluation", (0,)), ("evaluation", ())]
+    ("phase", "signaled"), [("validation", (1,)), ("evaluation", (0,)), ("evaluation", ())]
 )
-def test_ranks_told_to_stop_while_evaluating_end_together(tmp_path, pauses, phase, told):
-    """One of two ranks is told, or (none) torchrun is, which tells both."""
+def test_ranks_interrupted_while_evaluating_end_together(tmp_path, pauses, phase, signaled):
+    """One of two ranks gets a signal, or torchrun, which forwards it to both."""
     run = tmp_path / "run"
     one_epoch = ("trainer.epochs=1", *pauses.OVERRIDES)
     if phase == "evaluation":
@@ -151,19 +151,19 @@ def test_ranks_told_to_stop_while_evaluating_end_together(tmp_path, pauses, phas
     else:
         pauses.hold()
     process = start(run, *one_epoch, processes=2)
-    sign = "last.pt" if phase == "validation" else "final.pt"
-    wait_until(lambda: (run / sign).exists())
+    marker = "last.pt" if phase == "validation" else "final.pt"
+    wait_until(lambda: (run / marker).exists())
     workers = children(process.pid)
-    for pid in [workers[rank] for rank in told] or [process.pid]:
+    for pid in [workers[rank] for rank in signaled] or [process.pid]:
         os.kill(pid, signal.SIGTERM)
-    pauses.end()
+    pauses.release()
     output, code = finish(process)
     assert code != 0 and not (run / "result.json").exists(), output
     assert output.count("Interrupted") == 1, output
     assert "has ended" not in output and "Traceback" not in output.split("torch/distributed/")[0], (
         output
     )
-    if told:
+    if signaled:
         assert re.findall(r"exitcode +: (-?\d+)", output) == ["75"] * 2, output
     assert not (run / "lock.json").exists()
     if phase == "validation":
@@ -177,7 +177,7 @@ def test_ranks_told_to_stop_while_evaluating_end_together(tmp_path, pauses, phas
 
 @pytest.mark.slow
 @pytest.mark.parametrize("output", [">&- 2>&-", "2>&1 | head -1"])
-def test_a_run_goes_on_without_its_output(tmp_path, output):
+def test_a_closed_or_broken_output_does_not_end_a_run(tmp_path, output):
     run = tmp_path / "run"
     command = [sys.executable, "train.py", *SHORT, f"run_dir={run}", "evaluate=false"]
     done = subprocess.run(

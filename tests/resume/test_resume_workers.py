@@ -1,4 +1,4 @@
-"""A run that is told to stop together with its loader's workers saves and goes on."""
+"""Signals to a run and its data loader workers: the run saves its checkpoint."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ WORKERS = ("data.workers=2", "trainer.epochs=1", "checkpoint.minutes=null")
 @pytest.mark.parametrize("phase", ["training", "validation", "evaluation", "calibration"])
 def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it(tmp_path, pauses, phase):
     run = tmp_path / "run"
-    signs = {"validation": run / LAST, "evaluation": run / FINAL}
+    files = {"validation": run / LAST, "evaluation": run / FINAL}
     if phase == "training":
-        pauses.slow()
+        pauses.slow_down()
     elif phase == "calibration":
         pauses.hold_calibration()
     else:
-        pauses.hold(signs[phase])
+        pauses.hold(files[phase])
     process = start(run, *WORKERS, *pauses.OVERRIDES)
-    came = {
+    reached = {
         "training": lambda: len(steps(run)) > 1,
-        "calibration": pauses.calibrating,
+        "calibration": pauses.is_calibrating,
     }
-    wait_until(came.get(phase, lambda: signs[phase].exists()))
+    wait_until(reached.get(phase, lambda: files[phase].exists()))
     workers = children(process.pid)
     assert len(workers) >= 2
     for pid in [*workers, process.pid]:
@@ -45,9 +45,9 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it(tmp_path, pauses, 
 
 
 @pytest.mark.slow
-def test_torchrun_passes_a_signal_on_to_the_workers_too(tmp_path, pauses):
+def test_a_run_saves_if_torchrun_signals_its_workers_too(tmp_path, pauses):
     run = tmp_path / "run"
-    pauses.slow()
+    pauses.slow_down()
     process = start(run, *WORKERS, *pauses.OVERRIDES, processes=2)
     wait_until(lambda: len(steps(run)) > 1)
     process.terminate()

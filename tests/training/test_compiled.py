@@ -1,6 +1,6 @@
-"""trainer.compile in a whole run: what is compiled, recorded, refused and kept.
+"""trainer.compile in a whole run: what is compiled, recorded, refused and saved.
 
-Dynamo's graphs are run as they are: tests/distributed/test_placement_compiled.py compares numbers.
+Dynamo's graphs run uncompiled here; tests/distributed/test_placement_compiled.py compares numbers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHORT = ("trainer.max_steps=2", "calibration.samples=16")
 
 
 class Block(nn.Module):
-    """Two layers of a class in a row."""
+    """Two normalization layers of one class."""
 
     def __init__(self, layer: type[BatchNorm2d] = BatchNorm2d) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ class Block(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def _no_compilations() -> None:
+def _reset_compiler() -> None:
     torch.compiler.reset()
 
 
 @pytest.mark.slow
-def test_training_alone_is_compiled(composed: Compose, tmp_path: Path) -> None:
+def test_only_training_is_compiled(composed: Compose, tmp_path: Path) -> None:
     graphs: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
@@ -58,8 +58,8 @@ def test_training_alone_is_compiled(composed: Compose, tmp_path: Path) -> None:
 
     result, state = run("compiled", "trainer.compile=default")
     assert len(graphs) == 4, "validation, calibration and evaluation must not compile"
-    (told,) = result["training"]["compiled"]
-    assert told["mode"] == "default" and told["seconds"] > 0
+    (record,) = result["training"]["compiled"]
+    assert record["mode"] == "default" and record["seconds"] > 0
     assert result["config"]["trainer"]["compile"] == "default"
     assert len(result["evaluations"]) == 2
 
@@ -69,54 +69,54 @@ def test_training_alone_is_compiled(composed: Compose, tmp_path: Path) -> None:
     assert state["model"].keys() == expected["model"].keys()
     torch.testing.assert_close(state["model"], expected["model"], rtol=1e-4, atol=1e-5)
 
-    # It is no part of the experiment: the run goes on without.
+    # It is not part of the experiment: the run resumes without it.
     (tmp_path / "compiled" / "result.json").unlink()
-    again, _ = run("compiled")
-    assert len(graphs) == 4 and again["training"]["compiled"] == [told, None]
+    resumed, _ = run("compiled")
+    assert len(graphs) == 4 and resumed["training"]["compiled"] == [record, None]
 
 
-def test_blocks_are_compiled_where_they_are_used_as_such() -> None:
+def test_blocks_are_compiled_only_inside_the_context() -> None:
     network = nn.Sequential(nn.Conv2d(3, 3, 1), Block(), Block(), nn.Flatten())
-    calls = []
+    graphs = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        calls.append(graph)
+        graphs.append(graph)
         return graph.forward
 
     x = torch.randn(4, 3, 2, 2)
     blocks = CompiledBlocks(network, "default")
     with torch.compiler.set_stance("default", force_backend=backend):
         expected = network(x)
-        assert not calls and "forward" not in vars(network[1])
-        with blocks.used():
-            found = network(x)
-    torch.testing.assert_close(found, expected)
-    assert len(calls) == 1, "blocks that are alike are compiled once"
+        assert not graphs and "forward" not in vars(network[1])
+        with blocks.active():
+            compiled_output = network(x)
+    torch.testing.assert_close(compiled_output, expected)
+    assert len(graphs) == 1, "equal blocks must be compiled once"
     assert "forward" not in vars(network[1])
 
 
-def test_what_the_compiler_refuses_is_told() -> None:
-    class Unlike(Block):
+def test_a_compiler_failure_is_a_config_error() -> None:
+    class Uncompilable(Block):
         def forward(self, x: Tensor) -> Tensor:
             torch._dynamo.graph_break()
             return super().forward(x)
 
-    network = nn.Sequential(Unlike())
+    network = nn.Sequential(Uncompilable())
     with (
         pytest.raises(ConfigError, match=r"trainer\.compile=default: torch\.compile cannot"),
-        CompiledBlocks(network, "default").used(),
+        CompiledBlocks(network, "default").active(),
     ):
         network(torch.randn(4, 3, 2, 2))
     assert "forward" not in vars(network[0])
 
 
-def test_what_cannot_be_compiled_is_refused(
+def test_unsupported_networks_placements_and_options_are_refused(
     composed: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = Placement(8, 2)
-    require_compilable("default", one, nn.Sequential(Block(SyncBatchNorm2d)))
+    single = Placement(8, 2)
+    require_compilable("default", single, nn.Sequential(Block(SyncBatchNorm2d)))
     with pytest.raises(ConfigError, match="no blocks of several normalization layers"):
-        require_compilable("default", one, nn.Sequential(BatchNorm2d(3), BatchNorm2d(3)))
+        require_compilable("default", single, nn.Sequential(BatchNorm2d(3), BatchNorm2d(3)))
     with pytest.raises(ConfigError, match="no more processes than 1"):
         require_compilable("default", Placement(1, 8, 2), nn.Sequential(Block()))
     monkeypatch.setattr(compiled, "world_size", lambda: 2)

@@ -1,4 +1,4 @@
-"""The metrics of a run in ``metrics.jsonl`` and in TensorBoard."""
+"""The metrics of a run in ``metrics.jsonl`` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sn_imagenet.runs import RunDirectory, RunError
 from sn_imagenet.training.metrics_log import MetricsLog, unpack_rows
 from sn_imagenet.training.trackers import TensorBoard
 
-# TensorBoard's writer thread ends where the disk is full.
+# TensorBoard's writer thread ends when the disk is full.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
@@ -29,10 +29,10 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     with size_limit(5000):
         with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: File too large"):
             write(log, 10_000)
-        log.close()  # raises nothing that would hide the error
+        log.close()  # must not raise: it would hide the error
 
 
-def test_rows_are_kept_and_shown_and_written_again_from_the_checkpoint_on(tmp_path: Path) -> None:
+def test_rows_after_the_checkpoint_are_replaced_when_a_run_resumes(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     log = MetricsLog(directory, partial(TensorBoard, directory, 0))
     at_checkpoint = log.state()

@@ -1,4 +1,4 @@
-"""A run that is trained, and evaluated otherwise or later."""
+"""Runs that are evaluated after training, or with other options."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sn_imagenet.runs import FINISHED, NOT_EVALUATED, read_run
 from sn_imagenet.training import train
 
 
-def test_what_was_evaluated_otherwise_does_not_end_a_run(
+def test_an_evaluation_with_other_options_does_not_complete_a_run(
     composed: Callable[..., ExperimentConfig], tmp_path: Path
 ) -> None:
-    """The command that started it makes the evaluation that counts, and keeps the others."""
+    """The training command adds the evaluation that counts, and keeps the others."""
     for part, count in (("train", 24), ("val", 4)):
         for i in range(count):
             file = tmp_path / part / f"class{i % 2}" / f"{i}.png"
@@ -32,14 +32,14 @@ def test_what_was_evaluated_otherwise_does_not_end_a_run(
     )
     train(config)
     weights = torch.load(run / "final.pt")["model"]
-    asked = EvaluationRequest({"calibration": {"samples": 16}}, samples=(16, 8), draws=2)
-    made = evaluate_run(run, asked)["evaluations"]
-    assert len(made) == 5 and read_run(run).state == NOT_EVALUATED
+    request = EvaluationRequest({"calibration": {"samples": 16}}, samples=(16, 8), draws=2)
+    earlier = evaluate_run(run, request)["evaluations"]
+    assert len(earlier) == 5 and read_run(run).state == NOT_EVALUATED
     assert not (run / "batch_average.pt").exists()
 
     config.evaluate = True
     after = train(config)
-    assert after["evaluations"][:5] == made
+    assert after["evaluations"][:5] == earlier
     assert [e["by"] for e in after["evaluations"][5:]] == ["training"] * 2
     assert read_run(run).state == FINISHED
     assert read_run(run).counted["batch_average"] == after["evaluations"][-1]

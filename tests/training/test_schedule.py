@@ -1,4 +1,4 @@
-"""When the learning rate drops, and to what."""
+"""The epochs at which the learning rate drops, and its values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live views of a run: what they show, and that a run that goes on stays one run."""
+"""Trackers: what they log, and that a resumed run stays one run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def config_of(tracker: str) -> ExperimentConfig:
         return from_hydra(compose("config", ["data=digits", "batch=8x2", f"tracker={tracker}"]))
 
 
-def tell(tracker: Tracker, config: ExperimentConfig, steps: range) -> None:
+def log_steps(tracker: Tracker, config: ExperimentConfig, steps: range) -> None:
     tracker.describe(config, [DEPARTURE])
     for step in steps:
         tracker.scalars({"train/loss": 1 / step, "val/top1": 10.0 * step}, step)
@@ -36,13 +36,13 @@ def tell(tracker: Tracker, config: ExperimentConfig, steps: range) -> None:
     tracker.figure("importance weights", figure, steps[-1])
 
 
-def test_tensorboard_shows_what_the_run_is_and_came_to(tmp_path: Path) -> None:
+def test_tensorboard_has_config_departures_metrics_and_final_top1(tmp_path: Path) -> None:
     directory, config = RunDirectory(tmp_path), config_of("tensorboard")
     first = make_tracker(directory, config, 0)
-    tell(first, config, range(1, 4))
+    log_steps(first, config, range(1, 4))
     first.close()
-    second = make_tracker(directory, config, 2)  # the third step is done again
-    tell(second, config, range(3, 5))
+    second = make_tracker(directory, config, 2)  # the third step is repeated
+    log_steps(second, config, range(3, 5))
     second.finish(config, 41.5)
     second.close()
     board = EventAccumulator(str(directory.tensorboard))
@@ -50,23 +50,23 @@ def test_tensorboard_shows_what_the_run_is_and_came_to(tmp_path: Path) -> None:
     assert [event.step for event in board.Scalars("train/loss")] == [1, 2, 3, 4]
     assert [event.value for event in board.Scalars("final/top1")] == [41.5]
     assert [event.step for event in board.Images("importance weights")] == [4]
-    said = {
+    texts = {
         tag: board.Tensors(f"{tag}/text_summary")[-1].tensor_proto.string_val[0].decode()
         for tag in ("config", "departures")
     }
-    assert "    samples_per_gpu: 2\n" in said["config"]
-    assert "| epochs | 100 | 8 |" in said["departures"]
+    assert "    samples_per_gpu: 2\n" in texts["config"]
+    assert "| epochs | 100 | 8 |" in texts["departures"]
     assert "custom_scalars__config__" in board.Tags()["tensors"]
     assert "_hparams_/session_start_info" in board.summary_metadata
 
 
-def test_a_run_that_goes_on_stays_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_stays_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
     trackio = pytest.importorskip("trackio")
     directory, config = RunDirectory(tmp_path / "run"), config_of("trackio")
     for step, steps in ((0, range(1, 4)), (2, range(3, 5))):
         tracker = make_tracker(directory, config, step)
-        tell(tracker, config, steps)
+        log_steps(tracker, config, steps)
         if step:
             tracker.finish(config, 41.5)
         tracker.close()
@@ -82,34 +82,34 @@ def test_a_run_that_goes_on_stays_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert [row["final/top1"] for _, row in rows if "final/top1" in row] == [41.5]
 
 
-def test_a_tracker_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tracker_package_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"trackio is not installed; pip install 'sn-imagenet\["):
         require_tracker_installed("trackio")
     require_tracker_installed("tensorboard")
 
 
-def test_none_leaves_nothing(tmp_path: Path) -> None:
+def test_tracker_none_writes_nothing(tmp_path: Path) -> None:
     config = config_of("none")
     tracker = make_tracker(RunDirectory(tmp_path), config, 0)
-    tell(tracker, config, range(1, 3))
+    log_steps(tracker, config, range(1, 3))
     tracker.finish(config, 1.0)
     tracker.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tracker_is_no_part_of_the_experiment() -> None:
+def test_the_tracker_is_not_part_of_the_experiment() -> None:
     assert "tracker" in NON_EXPERIMENT_KEYS
     with pytest.raises(ConfigError, match="tracker=wandb: expected one of tensorboard, trackio"):
         config_of("wandb")
 
 
-def test_weights_are_shown_as_means_over_a_stage() -> None:
+def test_importance_weights_are_averaged_over_a_stage() -> None:
     def layer(stage: str, bn: float) -> dict[str, object]:
         return {"stage": stage, "mean": {"bn": bn, "ln": 1 - bn}, "variance": {"bn": 1 - bn}}
 
-    shown = stage_mean_weights([layer("res1", 0.5), layer("res2", 0.2), layer("res2", 0.4)])
-    assert shown == pytest.approx(
+    means = stage_mean_weights([layer("res1", 0.5), layer("res2", 0.2), layer("res2", 0.4)])
+    assert means == pytest.approx(
         {
             "importance_mean/res1/bn": 0.5,
             "importance_mean/res1/ln": 0.5,

@@ -1,4 +1,4 @@
-"""Which parameters decay: all, or all but SN's importance weights."""
+"""Weight decay of all parameters, and a separate value for SN's importance weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sn_imagenet.training import Stepper
 LR, DECAY = 0.25, 0.5
 
 
-@pytest.mark.parametrize("of_lambda", [None, 0.0, 0.125])
-def test_importance_weights_decay_as_chosen(composed, of_lambda: float | None) -> None:
+@pytest.mark.parametrize("lambda_decay", [None, 0.0, 0.125])
+def test_importance_weights_decay_as_configured(composed, lambda_decay: float | None) -> None:
     config = composed(
         *("data=digits", "model=resnet14_mini", "batch=8x2", "norm=sn", "protocol.momentum=0"),
         f"protocol.weight_decay={DECAY}",
-        f"protocol.lambda_weight_decay={'null' if of_lambda is None else of_lambda}",
+        f"protocol.lambda_weight_decay={'null' if lambda_decay is None else lambda_decay}",
     )
     network = build_model(config.model, config.norm, config.protocol, 10, config.seed)
     stepper = Stepper(network, config, Placement(8, 2), torch.device("cpu"))
@@ -32,6 +32,6 @@ def test_importance_weights_decay_as_chosen(composed, of_lambda: float | None) -
     stepper.optimizer_step(LR)
     for name, parameter in network.named_parameters():
         is_lambda = name.endswith(("mean_weight", "var_weight"))
-        decay = DECAY if of_lambda is None or not is_lambda else of_lambda
+        decay = DECAY if lambda_decay is None or not is_lambda else lambda_decay
         expected = before[name] - LR * (gradients[name] + decay * before[name])
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-7)
