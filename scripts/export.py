@@ -1,7 +1,7 @@
-"""A trained run as a model to carry away: python scripts/export.py RUN --out DIR
+"""Export a trained run: python scripts/export.py RUN --out DIR
 
 Writes model.safetensors and config.json in the layout of timm's hub, and a model card (README.md).
-RUN is a run directory; no data are needed.
+RUN is a run directory. The data are not needed.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a trained run")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where it goes")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     parser.add_argument(
         "--statistics",
         choices=["batch_average", "moving_average"],
-        help="BN's in evaluation; default: those that the run is judged by",
+        help="of BN in evaluation; default: the run's norm.test_statistics",
     )
-    parser.add_argument("--pt2", action="store_true", help="model.pt2 too, by torch.export")
-    parser.add_argument("--onnx", action="store_true", help="model.onnx too (the export extra)")
+    parser.add_argument("--pt2", action="store_true", help="also write model.pt2 (torch.export)")
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx (extra: export)")
     parser.add_argument(
         "--license", default=UNKNOWN_LICENSE, metavar="NAME", help="of the weights, for the card"
     )
     args = parser.parse_args()
     try:
         run = read_run(args.run)
-        from sn_imagenet.models.export import export  # torch, once the run is there
+        from sn_imagenet.models.export import export  # imports torch, only for a readable run
 
         exported = export(args.run, args.out, args.statistics, pt2=args.pt2, onnx=args.onnx)
         card = model_card(run, license=args.license, **asdict(exported))

@@ -1,8 +1,8 @@
-"""The authors' weights as a run: python scripts/import_official.py FILE.pth --out RUN batch=8x32
+"""Import the authors' weights: python scripts/import_official.py FILE.pth --out RUN batch=8x32
 
 FILE.pth is a checkpoint of the authors' repository (ResNets with Switchable Normalization). RUN
-becomes a run directory for evaluate.py run=RUN; its row in every table is marked as imported. What
-follows are options of train.py, such as the setting that the file was trained in.
+becomes a run directory for evaluate.py run=RUN. Tables mark it as imported. OPTION is an option of
+train.py, such as batch= for the setting in which the file was trained.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sn_imagenet.benchmark.compose import composed
+from sn_imagenet.benchmark.compose import compose_config
 from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation.import_weights import import_official
 
@@ -25,10 +25,10 @@ def main() -> int:
     )
     parser.add_argument("file", type=Path, metavar="FILE.pth")
     parser.add_argument("--out", required=True, metavar="RUN", help="a new run directory")
-    parser.add_argument("overrides", nargs="*", metavar="OPTION", help="of train.py")
+    parser.add_argument("overrides", nargs="*", metavar="OPTION", help="option of train.py")
     args = parser.parse_intermixed_args()
     try:
-        config = composed(CONFIGS, ["norm=sn", "protocol=official_code", *args.overrides])
+        config = compose_config(CONFIGS, ["norm=sn", "protocol=official_code", *args.overrides])
         path = import_official(args.file, replace(config, run_dir=args.out))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

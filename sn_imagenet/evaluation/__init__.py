@@ -4,7 +4,7 @@ from sn_imagenet.evaluation.accuracy import accuracy, correct_counts
 from sn_imagenet.evaluation.calibration import calibrate
 from sn_imagenet.evaluation.departures import departures
 from sn_imagenet.evaluation.evaluate import (
-    Evaluated,
+    Evaluation,
     evaluate,
     importance_weight_records,
     validate,
@@ -12,11 +12,11 @@ from sn_imagenet.evaluation.evaluate import (
 )
 from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
 from sn_imagenet.evaluation.request import EvaluationRequest
-from sn_imagenet.evaluation.result import add_evaluations, make_result, signed
+from sn_imagenet.evaluation.result import add_evaluations, make_result, record_origin
 from sn_imagenet.evaluation.run import evaluate_run, find_run_directories
 
 __all__ = [
-    "Evaluated",
+    "Evaluation",
     "EvaluationRequest",
     "Prepared",
     "accuracy",
@@ -30,8 +30,8 @@ __all__ = [
     "importance_weight_records",
     "make_result",
     "prepare",
+    "record_origin",
     "require_same_data",
-    "signed",
     "validate",
     "validate_calibrated",
 ]

@@ -1,4 +1,6 @@
-"""Batch average: BN's statistics for evaluation, from random training minibatches (Sec. 2.1)."""
+"""Batch average: BN statistics for evaluation, recalibrated over random training minibatches
+(Sec. 2.1; "PreciseBN" in detectron2 and fvcore).
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,12 @@ Samples = int | Literal["all"]
 
 @dataclass(frozen=True)
 class Calibration:
-    """How batch-average statistics were made, as recorded with the evaluation."""
+    """How a batch average was computed, as recorded with its evaluation."""
 
     estimator: str
     samples_requested: int | str
     samples_used: int
-    samples_per_replica: int  # those that share their statistics: of sync_bn the global batch
+    samples_per_replica: int  # that share statistics: for sync_bn the global batch
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -41,11 +43,11 @@ class Calibration:
 
 
 def samples_that_share_statistics(network: nn.Module, batch: SettingConfig) -> int:
-    """The samples of a minibatch of the batch average: what shared its statistics in training, a
-    replica's samples or, for layers over all replicas, the global batch.
+    """The number of samples that shared statistics in training: those of a replica or, if a layer
+    spans all replicas, the global batch. A calibration minibatch has as many.
     """
-    spanning = any(layer.needs_all_replicas for layer in norm_layers(network).values())
-    return batch.total if spanning else batch.samples_per_gpu
+    spans_replicas = any(layer.needs_all_replicas for layer in norm_layers(network).values())
+    return batch.total if spans_replicas else batch.samples_per_gpu
 
 
 @torch.no_grad()
@@ -61,72 +63,75 @@ def calibrate(
     autocast: Any,
     samples: Sequence[Samples] | None = None,
 ) -> list[tuple[StoredStatistics, Calibration]]:
-    """The batch average of every layer's BN statistics, of several numbers of samples in one pass.
+    """Compute the batch average of each layer's BN statistics, for several sample counts at once.
 
-    The network is frozen: only its normalization layers are in training mode, dropout is off, and
-    the running statistics stay as they are. The forward passes are the same on any number of ranks,
-    each on one of them, and what they found is summed over the ranks.
+    Only normalization layers are in training mode; dropout is off, and parameters and running
+    statistics do not change. The forward passes are the same on any number of ranks: each runs on
+    one rank, and their sums are added over the ranks.
 
     Args:
-        samples_per_replica: in a minibatch, :func:`samples_that_share_statistics`.
-        batch_size: samples in one forward pass at most (but at least one minibatch).
-        samples: how many samples, or ``all``, each number's first; None: ``config.samples`` alone.
+        samples_per_replica: the size of a minibatch, see :func:`samples_that_share_statistics`.
+        batch_size: the most samples in one forward pass (but at least one minibatch).
+        samples: the sample counts, or ``all``; None for ``config.samples`` alone.
 
     Returns:
-        For each of ``samples``, fewest first, layer name -> (mean [C], var [C]) in float64, and
-        how they were made. The order of the samples is a function of the seed, so that those of a
-        smaller number are among those of a larger one.
+        For each sample count in increasing order: layer name -> (mean [C], var [C]) in float64, and
+        how they were computed. The seed fixes the order of the samples, so a larger count includes
+        the samples of a smaller one.
 
     Raises:
         DataError: the requested samples do not fill one minibatch.
     """
     minibatches = {
-        asked: calibration_minibatches(len(train), samples_per_replica, asked)
-        for asked in samples or [config.samples]
+        count: calibration_minibatches(len(train), samples_per_replica, count)
+        for count in samples or [config.samples]
     }
-    made: list[tuple[StoredStatistics, Calibration]] = []
+    results: list[tuple[StoredStatistics, Calibration]] = []
     first = 0
     network.eval()
     layers = norm_layers(network).values()
     with collect_batch_averages(network) as averages:
         for layer in layers:
-            layer.training = True  # train() would reach the dropout that a layer may hold
+            layer.training = True  # train() would also enable dropout inside the layer
         try:
-            for asked in sorted(minibatches, key=lambda asked: minibatches[asked]):
+            for count in sorted(minibatches, key=lambda count: minibatches[count]):
                 loader = calibration_loader(
                     train,
                     minibatch=samples_per_replica,
-                    samples=asked,
+                    samples=count,
                     seed=config.seed,
                     rank=rank(),
                     world_size=world_size(),
                     minibatches_per_batch=max(1, batch_size // samples_per_replica),
                     workers=workers,
                     device=device,
-                    first=first,
+                    skip=first,
                 )
                 for images, _ in progress_bar(loader, "calibration"):
                     set_replicas(network, len(images) // samples_per_replica)
                     with autocast():
                         network(images)
                 first = loader.minibatches
-                used = Calibration(
+                calibration = Calibration(
                     estimator=config.estimator,
-                    samples_requested=asked,
+                    samples_requested=count,
                     samples_used=loader.samples_used,
                     samples_per_replica=samples_per_replica,
                     seed=config.seed,
                 )
-                found = {n: _so_far(average, config.estimator) for n, average in averages.items()}
-                made.append((found, used))
+                statistics = {
+                    name: _statistics_over_ranks(average, config.estimator)
+                    for name, average in averages.items()
+                }
+                results.append((statistics, calibration))
         finally:
             network.eval()
             set_replicas(network)
-    return made
+    return results
 
 
-def _so_far(average: BatchAverage, estimator: str) -> tuple[Tensor, Tensor]:
-    """Of all ranks' minibatches up to now; the sums of this rank go on. Collective."""
+def _statistics_over_ranks(average: BatchAverage, estimator: str) -> tuple[Tensor, Tensor]:
+    """Statistics of all ranks' minibatches so far; ``average`` is not changed. Collective."""
     total = copy(average)
     total.tables = all_reduce_sum(average.tables.clone())
     total.count = all_reduce_sum(average.count.clone())

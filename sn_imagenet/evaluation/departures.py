@@ -1,6 +1,4 @@
-"""In what a run departs from the paper's protocol: computed from its config and its data, never
-typed in.
-"""
+"""Departures of a run from the paper's protocol, computed from its config and its data."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from sn_imagenet.runs.methods import IMPORTED
 
 @dataclass(frozen=True)
 class Fact:
-    """One line of the paper's protocol: what the paper says, and how to read a run's own."""
+    """An item of the paper's protocol: the paper's value, and how to read a run's value."""
 
     item: str
     paper: Any
@@ -37,12 +35,13 @@ def _setting(config: ExperimentConfig) -> str:
 
 
 def _lambda_decay(protocol: ProtocolConfig) -> str | float:
-    chosen = protocol.lambda_weight_decay
-    return "as of the rest" if chosen in (None, protocol.weight_decay) else chosen
+    decay = protocol.lambda_weight_decay
+    return SAME_DECAY if decay in (None, protocol.weight_decay) else decay
 
 
-# Sec. 4.1 of the paper, "Protocol", its footnote 2, Sec. 2.1, and [7] where it refers to it.
-PAPER = (
+SAME_DECAY = "as for all parameters"
+# From Sec. 4.1 of the paper, "Protocol", its footnote 2, Sec. 2.1, and its reference [7].
+PAPER_FACTS = (
     Fact("data", "imagenet", lambda c: c.data.source),
     Fact("classes", None, lambda c: c.data.classes),
     Fact("share of the training set", 1.0, lambda c: c.data.subset or 1.0),
@@ -62,7 +61,7 @@ PAPER = (
     Fact("weight decay", 1e-4, lambda c: c.protocol.weight_decay),
     Fact(
         "weight decay of the importance weights",
-        "as of the rest",
+        SAME_DECAY,
         lambda c: _lambda_decay(c.protocol),
     ),
     Fact("dropout", 0.0, lambda c: c.protocol.dropout),
@@ -78,8 +77,8 @@ PAPER = (
     Fact("samples of the batch average", 50_000, lambda c: c.calibration.samples),
 )
 
-# What says nothing of weights that were not trained here.
-OF_THE_TRAINING = {
+# Not reported for imported weights, which were trained elsewhere.
+TRAINING_ITEMS = {
     "epochs",
     "stopped after steps",
     "initial learning rate",
@@ -94,16 +93,16 @@ OF_THE_TRAINING = {
     "share of the training set",
 }
 
-# Of ImageNet itself; another data set is an item of its own and has a preparation of its own.
-IMAGENET = (
+# For ImageNet only: another data set is itself a departure and has its own preprocessing.
+IMAGENET_FACTS = (
     Fact("resize size", 256, lambda c: c.data.resize_size),
     Fact("interpolation of the resize", "bilinear", lambda c: c.data.interpolation or "bilinear"),
     Fact("mean of the images", [0.485, 0.456, 0.406], lambda c: list(c.data.mean)),
     Fact("std of the images", [0.229, 0.224, 0.225], lambda c: list(c.data.std)),
 )
 
-# The methods' arguments: GN's groups are the GN paper's, BRN's bounds those of (8,4), Sec. 4.1.
-NORMALIZERS: dict[str, dict[str, Any]] = {
+# GN's number of groups is from the GN paper; BRN's bounds are for (8,4), Sec. 4.1.
+PAPER_NORM_ARGS: dict[str, dict[str, Any]] = {
     "bn": {},
     "in": {},
     "ln": {},
@@ -113,22 +112,22 @@ NORMALIZERS: dict[str, dict[str, Any]] = {
 }
 # Which evaluation the paper reports (Sec. 2.1, "Inference").
 TEST_STATISTICS = {"bn": "moving_average", "brn": "moving_average", "sn": "batch_average"}
-SN_OF_ONE_SAMPLE = {"omega": ["in", "ln"]}
+SN_SINGLE_SAMPLE_ARGS = {"omega": ["in", "ln"]}
 
 
 def departures(config: ExperimentConfig, fingerprint: dict[str, Any]) -> list[dict[str, str]]:
-    """The items of the protocol in which a run differs: [{"item", "paper", "ours"}, ...].
+    """The protocol items in which a run differs from the paper: [{"item", "paper", "ours"}, ...].
 
-    Milestones are compared as fractions of the training, since ``epochs`` is an item of its own.
+    Milestones are compared as fractions of the training, since ``epochs`` is a separate item.
 
     Args:
-        fingerprint: of the run's data: {"train": {"samples": count, ...}, "val": ...}.
+        fingerprint: of the run's data, {"train": {"samples": count, ...}, "val": ...}.
     """
     is_imagenet = config.data.source == "imagenet"
     compared = [
         (fact.item, fact.paper, fact.ours(config))
-        for fact in (*PAPER, *(IMAGENET if is_imagenet else ()))
-        if not (config.imported and fact.item in OF_THE_TRAINING)
+        for fact in (*PAPER_FACTS, *(IMAGENET_FACTS if is_imagenet else ()))
+        if not (config.imported and fact.item in TRAINING_ITEMS)
     ]
     compared.append(("weights", "trained here", config.imported or "trained here"))
     compared.append(("initial weights", "random", config.init or "random"))
@@ -137,48 +136,48 @@ def departures(config: ExperimentConfig, fingerprint: dict[str, Any]) -> list[di
             (f"{part} images", samples, fingerprint[part]["samples"])
             for part, samples in IMAGENET_SAMPLES.items()
         ]
-    found = [_item(*entry) for entry in compared if entry[1] != entry[2]]
-    found += _of_the_normalizer(config)
+    differing = [_departure(*entry) for entry in compared if entry[1] != entry[2]]
+    differing += _norm_departures(config)
     if _setting(config) not in TABLE_2_SETTINGS:
-        found.append(_item("setting", "one of Table 2's", _setting(config)))
-    return found
+        differing.append(_departure("setting", "one of Table 2's", _setting(config)))
+    return differing
 
 
-def _of_the_normalizer(config: ExperimentConfig) -> list[dict[str, str]]:
+def _norm_departures(config: ExperimentConfig) -> list[dict[str, str]]:
     norm, name = config.norm, config.norm.name.removesuffix(IMPORTED)
-    if name not in NORMALIZERS:
-        return []  # a method that the paper has not
-    found = []
-    own, paper = METHODS[name], NORMALIZERS[name]
+    if name not in PAPER_NORM_ARGS:
+        return []  # the paper does not use this method
+    differing = []
+    layer_class, args = METHODS[name], PAPER_NORM_ARGS[name]
     statistics = TEST_STATISTICS.get(name, "sample")
     if name == "sn" and config.batch.samples_per_gpu == 1:
-        paper, statistics = SN_OF_ONE_SAMPLE, "sample"
-    if get_class(norm.target) is not own:
-        found.append(_item("normalizer", own.__name__, norm.target))
-    if norm.args != paper:
-        found.append(_item("normalizer arguments", paper, norm.args))
+        args, statistics = SN_SINGLE_SAMPLE_ARGS, "sample"
+    if get_class(norm.target) is not layer_class:
+        differing.append(_departure("normalization layer", layer_class.__name__, norm.target))
+    if norm.args != args:
+        differing.append(_departure("normalization arguments", args, norm.args))
     if norm.test_statistics != statistics:
-        found.append(_item("test statistics", statistics, norm.test_statistics))
+        differing.append(_departure("test statistics", statistics, norm.test_statistics))
     if name == "brn":
         steps = {
             name: norm.args.get(name, parameter.default)
             for name, parameter in signature(BatchRenorm2d).parameters.items()
             if name in ("warmup_steps", "r_steps", "d_steps")
         }
-        found.append(_item("warm-up of batch renormalization", "not told", steps))
-    return found
+        differing.append(_departure("warm-up of batch renormalization", "not stated", steps))
+    return differing
 
 
-def _item(item: str, paper: Any, ours: Any) -> dict[str, str]:
+def _departure(item: str, paper: Any, ours: Any) -> dict[str, str]:
     return {"item": item, "paper": str(paper), "ours": str(ours)}
 
 
-def left_out(data_fingerprint: dict[str, Any]) -> list[dict[str, str]]:
-    """That files are marked as bad, of a run's ``data_fingerprint``; [] where none is."""
+def excluded_file_departures(data_fingerprint: dict[str, Any]) -> list[dict[str, str]]:
+    """The departure that files of the data are marked as bad; [] if none is."""
     counts = {
-        part: len(found["left_out"])
-        for part, found in data_fingerprint.items()
-        if "left_out" in found
+        part: len(fingerprint["left_out"])
+        for part, fingerprint in data_fingerprint.items()
+        if "left_out" in fingerprint
     }
     ours = ", ".join(f"{count} of {part}" for part, count in counts.items())
     return [{"item": "files left out", "paper": "none", "ours": ours}] if counts else []

@@ -1,4 +1,4 @@
-"""What an evaluation leaves beside its counts: accuracy by class, and the logits themselves."""
+"""Accuracy by class and logits of an evaluation, beyond its total counts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sn_imagenet.evaluation.accuracy import correct
 
 
 class Detail:
-    """Sees the batches of one evaluation, those of this rank in its order.
+    """Collects the batches of one evaluation, those of this rank in loader order.
 
     Args:
-        classes: K, of the network.
-        samples: N, of the data set, over all ranks.
+        classes: K, the network's number of classes.
+        samples: N, the size of the data set over all ranks.
         batch_size: of the evaluation's loader.
-        keep_logits: whether they are kept, N x K float32.
+        keep_logits: also keep the logits, float32 [N, K].
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Detail:
         self._step = world_size() * batch_size
 
     def observe(self, logits: Tensor, labels: Tensor) -> None:
-        """Logits [m, K] and labels [m] of the next batch of this rank."""
+        """Record the logits [m, K] and labels [m] of this rank's next batch."""
         first_correct = correct(logits, labels)[:, 0]
         rows = torch.stack([first_correct, torch.ones_like(first_correct)]).to(self._by_class)
         self._by_class.index_add_(1, labels, rows)
@@ -50,7 +50,7 @@ class Detail:
         self._next += self._step
 
     def gather(self) -> None:
-        """Have what all ranks saw on each of them. Collective, once."""
+        """Sum the records of all ranks on every rank. Collective; call once."""
         for table in (self._by_class, self._labels, self._logits):
             all_reduce_sum(table)
 
@@ -67,16 +67,16 @@ class Detail:
 
     @property
     def logits(self) -> Tensor:
-        """float32 [N, K], in the order of the data set; [0, K] where they were not kept."""
+        """float32 [N, K], in the order of the data set; [0, K] if they were not kept."""
         return self._logits.cpu()
 
 
 def classes_csv(names: Sequence[str], details: Mapping[str, Detail]) -> str:
-    """CSV: a row for each class with its name, how many samples it has, and for each evaluation how
-    many of them are correct and the percentage (empty without a sample)."""
+    """CSV with a row per class: its name, its number of samples, and for each evaluation how many
+    are correct and their percentage (empty without samples)."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    columns = [f"{name} {what}" for name in details for what in ("correct", "top1")]
+    columns = [f"{name} {column}" for name in details for column in ("correct", "top1")]
     writer.writerow(["class", "seen", *columns])
     tables = [detail.by_class for detail in details.values()]
     for number, name in enumerate(names):
@@ -89,7 +89,7 @@ def classes_csv(names: Sequence[str], details: Mapping[str, Detail]) -> str:
 
 
 def logits_npz(details: Mapping[str, Detail]) -> bytes:
-    """An ``.npz``: ``labels`` int64 [N], and float32 [N, K] under the name of each evaluation."""
+    """An ``.npz`` with ``labels`` int64 [N] and, named by evaluation, logits float32 [N, K]."""
     buffer = io.BytesIO()
     arrays = {name: detail.logits.numpy() for name, detail in details.items()}
     labels = next(iter(details.values())).labels.numpy()

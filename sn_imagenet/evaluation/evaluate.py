@@ -1,4 +1,4 @@
-"""A trained network's evaluations: moving average and batch average, or the sample's own."""
+"""Evaluations of a network: by moving and batch average, or by per-sample statistics."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from sn_imagenet.norms import (
 
 
 def eval_batch_size(config: ExperimentConfig, device: torch.device) -> int:
-    """``trainer.eval_batch_size``, or where it is null what suits the device: 256 images on CUDA;
-    on a CPU as many as have 2^21 pixels together (41 at 224 x 224), since larger batches cost
-    memory and save no time there, and 256 at most.
+    """``trainer.eval_batch_size``, or if null a size for the device: 256 images on CUDA; on a CPU
+    at most 256 images and 2^21 pixels (41 images at 224 x 224), since larger batches take more
+    memory there and are not faster.
     """
     if config.trainer.eval_batch_size is not None:
         return config.trainer.eval_batch_size
@@ -45,8 +45,10 @@ def eval_batch_size(config: ExperimentConfig, device: torch.device) -> int:
 
 
 def validate(prepared: Prepared, detail: Detail | None = None) -> dict[str, Any]:
-    """Evaluate the network with its present statistics: what :func:`accuracy` returns, and
-    ``statistics``, which they are. ``detail`` observes it.
+    """Evaluate the network with its current statistics.
+
+    Returns what :func:`accuracy` returns and the kind of ``statistics``. ``detail`` collects
+    results by class and sample.
     """
     config, network, device = prepared.config, prepared.network, prepared.device
     network.eval()
@@ -75,9 +77,9 @@ def validate(prepared: Prepared, detail: Detail | None = None) -> dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """An evaluation: ``record``, its entry in ``result.json``; the ``statistics`` that a batch
-    average used (None: those of the network); and its ``detail``, where that was asked for."""
+class Evaluation:
+    """``record``: the entry in ``result.json``. ``statistics``: the batch average that was used;
+    None for the network's own statistics. ``detail``: None if not requested."""
 
     record: dict[str, Any]
     statistics: StoredStatistics | None = None
@@ -90,23 +92,25 @@ def evaluate(
     samples: Sequence[Samples] | None = None,
     draws: int = 1,
     new_detail: Callable[[], Detail] | None = None,
-) -> list[Evaluated]:
-    """All evaluations of a network under each of the statistics that it can use.
+) -> list[Evaluation]:
+    """Evaluate a network with each kind of statistics that it can use.
 
-    ``moving_average`` and ``batch_average`` for a normalizer that stores statistics, ``sample`` for
-    one that does not. Each record is what :func:`validate` returns, with ``calibration``: how the
-    batch average was made, or null; ``precision``; and ``data``: its name and the fingerprint of
-    the validation images.
+    These are ``moving_average`` and ``batch_average`` for a method that stores statistics, else
+    ``sample``. Each record is what :func:`validate` returns, plus ``calibration``: how the batch
+    average was computed, or null; ``precision``; and ``data``: the name of the data and the
+    fingerprint of the validation images.
 
     Args:
-        samples: of the batch averages, one evaluation for each, all in one pass over the training
-            samples; None: the config's.
-        draws: how often they are drawn, with the config's seed and those after it.
-        new_detail: makes what observes one evaluation.
+        samples: the sample counts of the batch averages, one evaluation for each, from one pass
+            over the training samples; None for the config's.
+        draws: how often to draw the samples, with the config's seed and the seeds after it.
+        new_detail: creates the collector of one evaluation.
     """
     config, network = prepared.config, prepared.network
 
-    def evaluated(calibration: Calibration | None, used: StoredStatistics | None) -> Evaluated:
+    def run_evaluation(
+        calibration: Calibration | None, statistics: StoredStatistics | None
+    ) -> Evaluation:
         detail = new_detail() if new_detail else None
         record = {
             **validate(prepared, detail),
@@ -116,29 +120,27 @@ def evaluate(
         }
         if calibration:
             record["statistics"] = "batch_average"
-        return Evaluated(record, used, detail)
+        return Evaluation(record, statistics, detail)
 
-    found = [evaluated(None, None)]
+    evaluations = [run_evaluation(None, None)]
     for draw in range(draws if stores_statistics(network) else 0):
         seed = config.calibration.seed + draw
-        for statistics, calibration in calibrated(prepared, samples, seed):
+        for statistics, calibration in compute_batch_averages(prepared, samples, seed):
             with stored_statistics(network, statistics):
-                found.append(evaluated(calibration, statistics))
-    return found
+                evaluations.append(run_evaluation(calibration, statistics))
+    return evaluations
 
 
-def calibrated(
+def compute_batch_averages(
     prepared: Prepared, samples: Sequence[Samples] | None = None, seed: int | None = None
 ) -> list[tuple[StoredStatistics, Calibration]]:
-    """What :func:`calibrate` makes of a network as its config says; of other ``samples`` or by
-    another ``seed`` where they are given.
-    """
+    """Call :func:`calibrate` as the config says, but with ``samples`` and ``seed`` if given."""
     config, network = prepared.config, prepared.network
-    asked = config.calibration
+    calibration = config.calibration
     return calibrate(
         network,
         prepared.data.train,
-        asked if seed is None else replace(asked, seed=seed),
+        calibration if seed is None else replace(calibration, seed=seed),
         samples_per_replica=samples_that_share_statistics(network, config.batch),
         batch_size=eval_batch_size(config, prepared.device),
         workers=config.data.workers,
@@ -149,23 +151,24 @@ def calibrated(
 
 
 def validate_calibrated(prepared: Prepared) -> dict[str, Any]:
-    """Evaluate the network with its batch average: what :func:`validate` returns, with the
-    ``calibration`` and the ``seconds`` that it took. The network is as it was before.
+    """Evaluate the network with its batch average, without changing the network.
+
+    Returns what :func:`validate` returns, plus ``calibration`` and the ``seconds`` it took.
     """
     start = time.perf_counter()
-    ((statistics, calibration),) = calibrated(prepared)
+    ((statistics, calibration),) = compute_batch_averages(prepared)
     seconds = time.perf_counter() - start
     with stored_statistics(prepared.network, statistics):
         counts = validate(prepared)
-    made = {"calibration": calibration.to_dict(), "seconds": round(seconds, 3)}
-    return {**counts, "statistics": "batch_average", **made}
+    origin = {"calibration": calibration.to_dict(), "seconds": round(seconds, 3)}
+    return {**counts, "statistics": "batch_average", **origin}
 
 
 def importance_weight_records(network: nn.Module) -> list[dict[str, Any]] | None:
-    """The importance weights of each SN layer in network order with its place; None without SN."""
+    """Importance weights and position of each SN layer, in network order; None without SN."""
     positions = layer_positions(network)
-    described = [
+    records = [
         {"name": name, "stage": positions[name].stage, "place": positions[name].conv, **weights}
         for name, weights in importance_weights(network).items()
     ]
-    return described or None
+    return records or None

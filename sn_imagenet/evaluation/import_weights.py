@@ -1,4 +1,4 @@
-"""Weights that were trained elsewhere as the directory of a run, which evaluate.py evaluates."""
+"""Import weights that were trained elsewhere into a run directory, for evaluate.py."""
 
 from __future__ import annotations
 
@@ -16,50 +16,55 @@ from torch import Tensor
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation.provenance import provenance
-from sn_imagenet.models.official import from_official, omega_of
-from sn_imagenet.models.published import method_of, published
+from sn_imagenet.models.official import convert_official, detect_omega
+from sn_imagenet.models.published import detect_norm, find_published
 from sn_imagenet.models.saved import rebuild
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
 from sn_imagenet.runs.methods import IMPORTED
 
 
 def import_official(file: Path, config: ExperimentConfig) -> Path:
-    """A checkpoint of the authors' repository as the run ``config.run_dir``; returns its path.
+    """Import a checkpoint of the authors' repository as the run ``config.run_dir``.
 
-    The layer divides each instance's variance by HW - 1 as theirs does; BN's statistics are taken
-    as they stand in the file.
+    The layer divides each instance's variance by HW - 1 as theirs does. BN's statistics are copied
+    from the file.
 
     Args:
-        config: of SN, with the setting that the file was trained in.
+        config: an SN config with the setting in which the file was trained.
+
+    Returns:
+        The path of the run directory.
 
     Raises:
-        UserError: the file is none of theirs, or not of ``config.model``; the place is taken.
+        UserError: the file is not such a checkpoint or not of ``config.model``, or the directory
+            already holds a run.
     """
     try:
-        weights = from_official(_read(file))
+        weights = convert_official(_read_weights(file))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    omega = omega_of(weights)
+    omega = detect_omega(weights)
     norm = replace(
         config.norm,
         args={"omega": omega, "instance_correction": 1},
         test_statistics="moving_average" if "bn" in omega else "sample",
     )
-    return _write(replace(config, norm=norm), weights, f"the authors' {_named(file)}")
+    return _write_run(replace(config, norm=norm), weights, f"the authors' {_name_and_hash(file)}")
 
 
 def import_published(file: Path, name: str, config: ExperimentConfig) -> Path:
-    """Weights that torchvision or timm publish as ``name`` as the run ``config.run_dir``, with
-    their size, crop, interpolation and normalization; returns its path.
+    """Import torchvision's or timm's weights ``name`` as the run ``config.run_dir``.
+
+    The run gets their image size, crop, interpolation, mean and std. Returns its path.
 
     Raises:
-        UserError: there are none of that name, the file does not hold them; the place is taken.
+        UserError: there are no weights of that name, ``file`` does not hold them, or the directory
+            already holds a run.
     """
-    known, weights = published(name), _read(file)
-    if method_of(weights) != config.norm.name:
-        raise UserError(
-            f"{file} holds weights of {method_of(weights)}: give norm={method_of(weights)}"
-        )
+    known, weights = find_published(name), _read_weights(file)
+    norm = detect_norm(weights)
+    if norm != config.norm.name:
+        raise UserError(f"{file} holds weights of {norm}: give norm={norm}")
     data = replace(
         config.data,
         image_size=known.image_size,
@@ -69,33 +74,34 @@ def import_published(file: Path, name: str, config: ExperimentConfig) -> Path:
         std=known.std,
     )
     model = replace(config.model, name=known.model)
-    return _write(replace(config, data=data, model=model), weights, f"{name} of {_named(file)}")
+    source = f"{name} of {_name_and_hash(file)}"
+    return _write_run(replace(config, data=data, model=model), weights, source)
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """What a .pth, or a .safetensors file, holds; code inside it is never run."""
+def _read_weights(file: Path) -> dict[str, Any]:
+    """The content of a .pth or .safetensors file, loaded without executing code in it."""
     try:
         if file.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(file))
         loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # each reader raises whatever it found
+    except Exception as error:  # each reader has its own exceptions
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file} cannot be read: {reason}; expected weights of PyTorch") from error
+        raise UserError(f"{file} cannot be read: {reason}; expected PyTorch weights") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{file} holds a {type(loaded).__name__}: expected a dict of weights")
     return loaded
 
 
-def _named(file: Path) -> str:
+def _name_and_hash(file: Path) -> str:
     return f"{file.name}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
 
 
-def _write(config: ExperimentConfig, weights: Mapping[str, Tensor], source: str) -> Path:
+def _write_run(config: ExperimentConfig, weights: Mapping[str, Tensor], source: str) -> Path:
     norm = replace(config.norm, name=f"{config.norm.name}{IMPORTED}", single_sample={})
     config = replace(config, norm=norm, imported=source)
     directory = RunDirectory(Path(config.run_dir))
     if directory.config.exists() or directory.result.exists():
-        raise RunError(f"{directory.path} holds a run already: choose another --out, or remove it")
+        raise RunError(f"{directory.path} already holds a run: choose another --out, or remove it")
     try:
         network = rebuild(config.model, config.norm, weights)
     except UserError as error:
@@ -105,7 +111,7 @@ def _write(config: ExperimentConfig, weights: Mapping[str, Tensor], source: str)
         state = {
             "model": network.state_dict(),
             "config": config.to_dict(),
-            "training": {"steps": 0},  # of ours
+            "training": {"steps": 0},  # not trained here
             "provenance": provenance(torch.device("cpu")),
             "data_fingerprint": {},
         }

@@ -1,7 +1,4 @@
-"""What training and evaluation both start from: a device, the data, a network.
-
-It lies in this room since ``training`` imports it and evaluates by what lies here anyway.
-"""
+"""Prepare the device, data and network that training and evaluation start from."""
 
 from __future__ import annotations
 
@@ -30,8 +27,8 @@ from sn_imagenet.norms.kernels import select_backend
 class Prepared:
     """The network is on ``device`` with its initial weights, the same on every rank.
 
-    ``provenance``: of what this process computes, taken before it computes anything, since the
-    checkout may change during a long run.
+    ``provenance`` is recorded before any computation, since the checkout may change during a long
+    run.
     """
 
     config: ExperimentConfig
@@ -42,10 +39,10 @@ class Prepared:
 
 
 def prepare(config: ExperimentConfig) -> Prepared:
-    """Check and build all that a run needs before any work is done. Not collective.
+    """Check the config and build all that a run needs. Not collective.
 
     Raises:
-        UserError: of the device, the data, the model or the normalizer.
+        UserError: the device, the data, the model or the normalization layer cannot be used.
     """
     device = choose_device(config.trainer.device)
     set_precision(config.trainer.precision, device)
@@ -59,7 +56,7 @@ def prepare(config: ExperimentConfig) -> Prepared:
         minibatch = samples_that_share_statistics(network, config.batch)
         calibration_minibatches(len(data.train), minibatch, config.calibration.samples)
     _check_images_fit(network, config)
-    # The layout in which convolutions are fastest, on CUDA and on CPUs alike (docs/benchmarks.md).
+    # The fastest layout for convolutions on CUDA and on CPUs (docs/benchmarks.md).
     network = network.to(device).to(memory_format=torch.channels_last)
     probe = torch.empty(1, 1, 1, 1, device=device)
     origin = {**provenance(device), "norm_backend": select_backend(probe).name}
@@ -67,27 +64,27 @@ def prepare(config: ExperimentConfig) -> Prepared:
 
 
 def _warn_of_enlarged_images(config: ExperimentConfig, data: DataSets) -> None:
-    """Tell where a user's own images are much smaller than what the network would see."""
+    """Warn if a user's own images are much smaller than the network's input."""
     source = data.train.source
     if config.data.source != "imagefolder":
         return
     sides = []
     for index in sorted({0, (len(source) - 1) // 2, len(source) - 1}):
-        with suppress(DataError):  # told when training comes to it
+        with suppress(DataError):  # training reports it when it reads the image
             sides.append(min(source.open(index).size))
     if sides and 2 * max(sides) <= config.data.image_size:
         print_rank0(
-            f"warning: images of data.train, {max(sides)} pixels small, are enlarged to "
-            f"data.image_size={config.data.image_size}, which costs time and adds nothing; give "
+            f"warning: images of data.train have only {max(sides)} pixels and are enlarged to "
+            f"data.image_size={config.data.image_size}, which takes time and adds no detail; set "
             "data.image_size= data.resize_size= or use data=imagefolder_small (32 pixels)"
         )
 
 
 def require_same_data(path: Path, then: dict[str, Any], data: DataSets) -> None:
-    """Whether ``data`` has the fingerprint ``then``, of the data that ``path`` was trained with.
+    """Require that ``data`` has the fingerprint ``then``, with which ``path`` was trained.
 
     Raises:
-        UserError: it has not; says which part differs and in how many samples.
+        UserError: it differs; names the parts that differ and their numbers of samples.
     """
     now = data.fingerprint
     changed = [part for part in now if now[part] != then.get(part)]
@@ -97,9 +94,9 @@ def require_same_data(path: Path, then: dict[str, Any], data: DataSets) -> None:
             for part in changed
         )
         raise UserError(
-            f"{path} was trained with other data: the {' and '.join(changed)} images are not "
-            f"those of the run ({counts}, or other files); point data.root (data.train, data.val) "
-            "to the same data, or start another run with another run_dir="
+            f"{path} was trained with other data: its {' and '.join(changed)} images are not "
+            f"the present ones ({counts}, or other files); point data.root (data.train, data.val) "
+            "to the same data, or start a new run with another run_dir="
         )
 
 
@@ -109,10 +106,10 @@ def stores_statistics(network: nn.Module) -> bool:
 
 
 def _check_test_statistics(network: nn.Module, config: ExperimentConfig) -> None:
-    """Whether the config's ``norm.test_statistics`` is an evaluation that this network has.
+    """Require that the network has the statistics ``norm.test_statistics``.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it does not.
     """
     possible = ["moving_average", "batch_average"] if stores_statistics(network) else ["sample"]
     if config.norm.test_statistics not in possible:
@@ -124,18 +121,18 @@ def _check_test_statistics(network: nn.Module, config: ExperimentConfig) -> None
 
 @torch.no_grad()
 def _check_images_fit(network: nn.Module, config: ExperimentConfig) -> None:
-    """Whether images of the data's size go through the network.
+    """Require that the network accepts images of the data's size.
 
     Raises:
-        ConfigError: they do not: a network for another size, or one whose normalization layers see
-            no feature maps.
+        ConfigError: it does not, because it is for another size or its normalization layers do not
+            get feature maps.
     """
     side = config.data.image_size
     try:
         network.eval()(torch.zeros(1, 3, side, side))
     except (ValueError, RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"model.name={config.model.name}: images of {side} x {side} pixels do not go through "
+            f"model.name={config.model.name}: images of {side} x {side} pixels do not pass through "
             f"it with norm={config.norm.name} ({str(error).splitlines()[0]}); expected a "
             "convolutional network for images of data.image_size"
         ) from error

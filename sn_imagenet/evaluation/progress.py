@@ -1,4 +1,4 @@
-"""How far an evaluation or a calibration is: a bar on a terminal, now and then a line elsewhere."""
+"""Progress of an evaluation or calibration: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ LAYOUT = "{desc} {percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}, ETA {remainin
 
 
 class Batches(Protocol[T]):
-    """What :func:`progress_bar` goes through; ``len()`` is the number of batches."""
+    """The argument of :func:`progress_bar`; ``len()`` is the number of batches."""
 
     def __iter__(self) -> Iterator[T]: ...
 
     def __len__(self) -> int: ...
 
 
-def progress_bar(batches: Batches[T], what: str, every_s: float = EVERY_S) -> Iterator[T]:
-    """The batches of this rank; rank 0 tells how many are done, and about when all will be.
+def progress_bar(batches: Batches[T], label: str, every_s: float = EVERY_S) -> Iterator[T]:
+    """Yield the batches of this rank; rank 0 shows how many are done and the remaining time.
 
     Args:
-        what: the name of the work.
-        every_s: seconds between two lines where stderr is no terminal.
+        label: the name of the work.
+        every_s: seconds between two lines if stderr is not a terminal.
     """
     if rank() != 0:
         yield from batches
         return
     if sys.stderr.isatty():
-        yield from tqdm(batches, desc=what, bar_format=LAYOUT, dynamic_ncols=True, leave=False)
+        yield from tqdm(batches, desc=label, bar_format=LAYOUT, dynamic_ncols=True, leave=False)
         return
     total = len(batches)
-    start = said = time.monotonic()
+    start = last_print = time.monotonic()
     for done, batch in enumerate(batches):
         now = time.monotonic()
-        if done and now - said >= every_s:
-            said = now
-            left = tqdm.format_interval((now - start) / done * (total - done))
-            print_rank0(f"{what}  batch {done}/{total}  ETA {left}")
+        if done and now - last_print >= every_s:
+            last_print = now
+            remaining = tqdm.format_interval((now - start) / done * (total - done))
+            print_rank0(f"{label}  batch {done}/{total}  ETA {remaining}")
         yield batch

@@ -1,4 +1,4 @@
-"""Where a number comes from: code, versions, hardware."""
+"""Provenance of a number: code, versions, hardware."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import torch
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "triton")
 
-# Results are not what a number comes from, and a study writes them into the checkout.
+# A study writes results into the checkout, but no number depends on them.
 _CODE = ("--", ":/", ":(top,exclude)results")
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Git revision and dirty flag of this package's checkout (None outside one), versions,
-    hardware.
-    """
+    """Git revision and dirty flag of this checkout (None outside one), versions, hardware."""
     revision = _git("rev-parse", "HEAD")
     return {
         "git_revision": revision,
@@ -31,7 +29,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", *arguments],
             cwd=Path(__file__).parent,
             capture_output=True,
@@ -41,21 +39,21 @@ def _git(*arguments: str) -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _processor() -> str | None:
-    """The processor's name, where the system tells it."""
+    """The processor's name, None if the system does not provide it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux
@@ -68,7 +66,7 @@ def _hardware(device: torch.device) -> dict[str, Any]:
     hardware: dict[str, Any] = {
         "device": device.type,
         "machine": platform.machine(),
-        "processor": _processor(),  # which instructions it has decides the last digits
+        "processor": _processor(),  # the last digits depend on its instruction set
         "cpu_threads": torch.get_num_threads(),
     }
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What a call of ``evaluate.py`` asks for beside the run's own config."""
+"""Options of ``evaluate.py`` that extend or override a run's config."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sn_imagenet.runs.files import FINAL
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What one evaluation is to do: ``values`` replace the run's own, as nested dicts, where they
-    are not None; ``samples`` of the batch averages and how many ``draws`` of them; ``checkpoint``,
-    a file in the run's directory or a path; ``per_class`` and ``save_logits``, files to write in
-    the run's directory.
+    """``values``: nested dict; values other than None override the run's config. ``samples``: the
+    sample counts of the batch averages. ``draws``: how often to draw the samples. ``checkpoint``: a
+    file in the run directory, or a path. ``per_class``, ``save_logits``: names of files to write in
+    the run directory.
     """
 
     values: dict[str, Any]
@@ -32,30 +32,30 @@ class EvaluationRequest:
         """From the values of ``configs/evaluation/evaluate.yaml``.
 
         Raises:
-            ConfigError: one of them is none that can be done.
+            ConfigError: a value is invalid.
         """
         calibration = dict(composed["calibration"])
         draws, samples = calibration.pop("draws"), calibration.pop("samples")
         if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
             raise ConfigError(f"calibration.draws={draws}: expected a number of at least 1")
-        several = tuple(samples) if isinstance(samples, list) else (samples,)
+        counts = tuple(samples) if isinstance(samples, list) else (samples,)
         if samples is not None:
-            if not several:
+            if not counts:
                 raise ConfigError("calibration.samples=[]: expected at least one number, or all")
-            for one in several:
-                CalibrationConfig(samples=one, estimator=ESTIMATORS[0], seed=0)
-        calibration["samples"] = several[0]
+            for count in counts:
+                CalibrationConfig(samples=count, estimator=ESTIMATORS[0], seed=0)
+        calibration["samples"] = counts[0]
         for key, suffix in (("per_class", ".csv"), ("save_logits", ".npz")):
             name = composed[key]
             if name is not None and (Path(name).name != name or Path(name).suffix != suffix):
                 raise ConfigError(
-                    f"{key}={name}: expected the name of a file that ends with {suffix}; it is "
-                    "written in the run's directory"
+                    f"{key}={name}: expected a file name ending in {suffix}, without a folder; "
+                    "it is written in the run's directory"
                 )
-        own = {key: value for key, value in composed.items() if key in ("data", "trainer")}
+        overrides = {key: value for key, value in composed.items() if key in ("data", "trainer")}
         return cls(
-            values={**own, "calibration": calibration},
-            samples=None if samples is None else several,
+            values={**overrides, "calibration": calibration},
+            samples=None if samples is None else counts,
             draws=draws,
             checkpoint=composed["checkpoint"] or FINAL,
             per_class=composed["per_class"],

@@ -1,4 +1,4 @@
-"""``result.json``: a number with its provenance (version 2; docs/results.md documents it)."""
+"""``result.json``, the numbers of a run with their provenance (version 2; docs/results.md)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.evaluation.departures import departures, left_out
-from sn_imagenet.evaluation.evaluate import Evaluated
+from sn_imagenet.evaluation.departures import departures, excluded_file_departures
+from sn_imagenet.evaluation.evaluate import Evaluation
 from sn_imagenet.runs import RESULT_VERSION, RunDirectory, checkpoint, deviations_from_config
 
 
@@ -25,15 +25,15 @@ def make_result(
     diverged: dict[str, Any] | None = None,
     error: str | None = None,
 ) -> dict[str, Any]:
-    """What ``result.json`` holds.
+    """The content of ``result.json``.
 
     Args:
-        config: that the run was trained with.
-        fingerprint: of the data that it was trained with.
-        provenance: of its training.
+        config: of the training.
+        fingerprint: of the training's data.
+        provenance: of the training.
         status: finished, diverged or failed.
-        training: how long and how fast the run trained.
-        evaluations: their entries, in the order in which they were made.
+        training: duration and speed of the training.
+        evaluations: their records in chronological order.
     """
     return {
         "version": RESULT_VERSION,
@@ -54,7 +54,7 @@ def make_result(
         "evaluations": list(evaluations),
         "importance_weights": importance_weights,
         "training": training or {},
-        "departures": [*departures(config, fingerprint), *left_out(fingerprint)],
+        "departures": [*departures(config, fingerprint), *excluded_file_departures(fingerprint)],
         "provenance": {
             **provenance,
             "data_fingerprint": fingerprint,
@@ -64,44 +64,45 @@ def make_result(
     }
 
 
-def signed(
-    evaluations: Sequence[Evaluated],
+def record_origin(
+    evaluations: Sequence[Evaluation],
     *,
     weights: dict[str, Any],
     by: str,
     provenance: dict[str, Any] | None = None,
-) -> list[Evaluated]:
-    """What :func:`~sn_imagenet.evaluation.evaluate.evaluate` returned, with where the weights came
-    from and who evaluated them, when.
+) -> list[Evaluation]:
+    """Add to the record of each evaluation which weights were evaluated, by which program and when.
 
     Args:
-        weights: ``file``, its name in the run directory or its path; ``epoch``, the epochs that
-            are complete in it; ``step``, the optimizer steps.
+        weights: the checkpoint: ``file``, its name in the run directory or its path; ``epoch``, the
+            number of completed epochs; ``step``, the number of optimizer steps.
         by: ``training`` or ``evaluate.py``.
-        provenance: of the process that evaluated; None: the run's own.
+        provenance: of the evaluating process; None if it is that of the run.
     """
-    how = {"checkpoint": weights, "by": by, "at": now(), "provenance": provenance}
-    return [replace(made, record={**made.record, **how}) for made in evaluations]
+    origin = {"checkpoint": weights, "by": by, "at": now(), "provenance": provenance}
+    return [replace(e, record={**e.record, **origin}) for e in evaluations]
 
 
 def add_evaluations(
-    result: dict[str, Any], directory: RunDirectory, found: Sequence[Evaluated]
+    result: dict[str, Any], directory: RunDirectory, evaluations: Sequence[Evaluation]
 ) -> dict[str, Any]:
-    """``result`` with the records of ``found`` after those that it has. The statistics of the first
-    batch average that counts are kept in ``directory``, if they are not yet.
+    """``result`` with the records of ``evaluations`` appended.
+
+    The first batch average that was evaluated as the config says is saved in ``directory``, unless
+    one is saved there already.
 
     Raises:
-        RunError: they cannot be written.
+        RunError: the statistics cannot be written.
     """
     config, fingerprint = result["config"], result["provenance"]["data_fingerprint"]
-    for made in found:
-        if made.statistics is None or directory.batch_average.exists():
+    for evaluation in evaluations:
+        if evaluation.statistics is None or directory.batch_average.exists():
             continue
-        if not deviations_from_config(made.record, config, fingerprint):
-            checkpoint.save_batch_average(directory, made.statistics, made.record)
-    return {**result, "evaluations": [*result["evaluations"], *(e.record for e in found)]}
+        if not deviations_from_config(evaluation.record, config, fingerprint):
+            checkpoint.save_batch_average(directory, evaluation.statistics, evaluation.record)
+    return {**result, "evaluations": [*result["evaluations"], *(e.record for e in evaluations)]}
 
 
 def now() -> str:
-    """The time of day as results state it, ISO 8601 with the offset of the zone."""
+    """The current date and time in ISO 8601 with the UTC offset."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")

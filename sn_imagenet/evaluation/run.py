@@ -1,4 +1,4 @@
-"""Evaluate runs that are already trained, from their directories."""
+"""Evaluate trained runs from their directories."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from sn_imagenet.distributed import (
 from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation.detail import Detail, classes_csv, logits_npz
 from sn_imagenet.evaluation.evaluate import (
-    Evaluated,
+    Evaluation,
     eval_batch_size,
     evaluate,
     importance_weight_records,
 )
 from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
 from sn_imagenet.evaluation.request import EvaluationRequest
-from sn_imagenet.evaluation.result import add_evaluations, make_result, signed
+from sn_imagenet.evaluation.result import add_evaluations, make_result, record_origin
 from sn_imagenet.runs import (
     RunDirectory,
     RunError,
@@ -41,15 +41,15 @@ from sn_imagenet.runs.files import FINAL, RESULT
 
 
 def find_run_directories(pattern: str) -> list[Path]:
-    """The run directories that a path or a glob names, sorted.
+    """The run directories that match a path or a glob, sorted.
 
     Raises:
-        RunError: there is none.
+        RunError: no run directory matches.
     """
     if RunDirectory(Path(pattern)).config.exists():
-        return [Path(pattern)]  # of that very name, whatever a glob makes of it
-    found = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
-    runs = [path for path in found if RunDirectory(path).config.exists()]
+        return [Path(pattern)]  # a path may contain characters that are special in a glob
+    matches = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
+    runs = [path for path in matches if RunDirectory(path).config.exists()]
     if not runs:
         raise RunError(
             f"run={pattern}: no run directory there (one holds a config.yaml); expected a path "
@@ -59,50 +59,50 @@ def find_run_directories(pattern: str) -> list[Path]:
 
 
 def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
-    """Calibrate and evaluate a trained run, and append what comes of it to its ``result.json``.
-    What the training wrote there stays as it is.
+    """Calibrate and evaluate a trained run, and append the evaluations to its ``result.json``.
+    The other entries do not change. A diverged run is not evaluated.
 
     Args:
-        path: the run's directory.
+        path: the run directory.
 
     Returns:
-        What ``result.json`` now holds; that of a diverged run as it is.
+        The content of ``result.json``.
 
     Raises:
-        UserError: the run is not trained to its end, the checkpoint is not of it, or its data is
-            not the same any more.
+        UserError: training has not finished, the checkpoint is not of this run, or the data have
+            changed.
     """
     init_distributed()
     directory = RunDirectory(path)
     with raise_on_all_ranks():
-        before = directory.read_result()
-        if before is not None and before["status"] == "diverged":
-            print_rank0(f"{path}: diverged, there is nothing to evaluate")
-            return before
+        previous = directory.read_result()
+        if previous is not None and previous["status"] == "diverged":
+            print_rank0(f"{path}: diverged, nothing to evaluate")
+            return previous
         if not directory.final.exists():
             raise RunError(
-                f"{path} has no {directory.final.name}: it is not trained to its end; continue it "
-                "with the command that started it"
+                f"{path} has no {directory.final.name}: training has not finished; run the command "
+                "that started it again to resume it"
             )
-        own = directory.read_config()
-        prepared = prepare(from_dict(_replaced(own, request.values)))
-        trained = _loaded(prepared.network, directory.final)
+        run_config = directory.read_config()
+        prepared = prepare(from_dict(_merge(run_config, request.values)))
+        final = _load_checkpoint(prepared.network, directory.final)
         importance = importance_weight_records(prepared.network)
-        weights = _weights_to_evaluate(
-            prepared.network, directory, own, request.checkpoint, trained
+        weights = _load_requested_checkpoint(
+            prepared.network, directory, run_config, request.checkpoint, final
         )
-        _require_fitting_data(path, own, trained, prepared)
-    config = from_dict(own)
+        _require_matching_data(path, run_config, final, prepared)
+    config = from_dict(run_config)
     with raise_on_all_ranks():
         if rank() == 0:
             directory.claim(config)
     try:
-        found = signed(
+        evaluations = record_origin(
             evaluate(
                 prepared,
                 samples=request.samples,
                 draws=request.draws,
-                new_detail=_details(prepared, request),
+                new_detail=_detail_factory(prepared, request),
             ),
             weights=weights,
             by="evaluate.py",
@@ -111,31 +111,30 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
         result: dict[str, Any] = {}
         with raise_on_all_ranks():
             if rank() == 0:
-                # Read anew, now that nobody else writes here.
+                # Read again, now that no other process can write it.
                 result = directory.read_result() or {}
                 if result.get("status") != "finished":
                     result = make_result(
                         config,
                         status="finished",
-                        training=trained["training"],
-                        provenance=trained["provenance"],
-                        # Imported weights do not say of which; from now on these are the run's.
-                        fingerprint=trained["data_fingerprint"] or prepared.data.fingerprint,
+                        training=final["training"],
+                        provenance=final["provenance"],
+                        # Imported weights have no fingerprint: the present data become the run's.
+                        fingerprint=final["data_fingerprint"] or prepared.data.fingerprint,
                         importance_weights=importance,
                     )
-                result = add_evaluations(result, directory, found)
+                result = add_evaluations(result, directory, evaluations)
                 directory.write_result(result)
-                _write_details(directory, request, prepared.data.classes, found)
-        _say_spread(path, found)
+                _write_details(directory, request, prepared.data.classes, evaluations)
+        _print_spread(path, evaluations)
     finally:
         if rank() == 0:
             directory.release()
     return broadcast_object(result)
 
 
-def _loaded(network: nn.Module, path: Path) -> dict[str, Any]:
-    """The checkpoint at ``path``, its weights in ``network``; of a final one all that a result says
-    of the training.
+def _load_checkpoint(network: nn.Module, path: Path) -> dict[str, Any]:
+    """Load the checkpoint at ``path`` and its weights into ``network``.
 
     Raises:
         RunError: it is not of this network, or lacks entries.
@@ -146,78 +145,81 @@ def _loaded(network: nn.Module, path: Path) -> dict[str, Any]:
             for key in ("training", "provenance", "data_fingerprint"):
                 if not isinstance(state[key], dict):
                     raise TypeError(f"{key} is of type {type(state[key]).__name__}")
-            state |= _final_place(state["training"])
+            state |= _final_position(state["training"])
         if not isinstance(state["config"], dict):
-            raise TypeError("config is no mapping")
+            raise TypeError("config is not a mapping")
         int(state["epoch"]), int(state["step"])
         network.load_state_dict(state["model"])
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(
-            f"{path} is not what this run trained: {reason.splitlines()[0]}; restore it, or remove "
-            f"it and {RESULT} and start the run again"
+            f"{path} is not a checkpoint of this run: {reason.splitlines()[0]}; restore it, or "
+            f"remove it and {RESULT} and start the run again"
         ) from error
     return state
 
 
-def _final_place(training: dict[str, Any]) -> dict[str, int]:
-    steps = training["steps"]  # none of weights that are imported
+def _final_position(training: dict[str, Any]) -> dict[str, int]:
+    steps = training["steps"]  # 0 for imported weights
     return {"epoch": steps // training["steps_per_epoch"] if steps else 0, "step": steps}
 
 
-def _weights_to_evaluate(
+def _load_requested_checkpoint(
     network: nn.Module,
     directory: RunDirectory,
-    own: dict[str, Any],
+    run_config: dict[str, Any],
     name: str,
-    trained: dict[str, Any],
+    state: dict[str, Any],
 ) -> dict[str, Any]:
-    """Load the checkpoint that was request for; its file, epoch and step, as an evaluation says."""
+    """Load the checkpoint ``name`` unless it is the final one, which ``state`` holds already.
+
+    Returns its file, epoch and step for the record of the evaluation.
+    """
     path = directory.path / name
     if name != FINAL:
         if not path.exists() and not Path(name).exists():
-            raise RunError(f"checkpoint={name}: no such file, in {directory.path} or by that path")
+            raise RunError(f"checkpoint={name}: no such file, in {directory.path} or as a path")
         path = path if path.exists() else Path(name)
-        trained = _loaded(network, path)
-        if differences := config_differences(trained["config"], own):
+        state = _load_checkpoint(network, path)
+        if differences := config_differences(state["config"], run_config):
             raise RunError(
-                f"checkpoint={name} is of another experiment than {directory.path}: "
+                f"checkpoint={name} is from another experiment than {directory.path}: "
                 f"{'; '.join(differences)}"
             )
-    return {"file": name, "epoch": trained["epoch"], "step": trained["step"]}
+    return {"file": name, "epoch": state["epoch"], "step": state["step"]}
 
 
-def _require_fitting_data(
-    path: Path, own: dict[str, Any], trained: dict[str, Any], prepared: Prepared
+def _require_matching_data(
+    path: Path, run_config: dict[str, Any], final: dict[str, Any], prepared: Prepared
 ) -> None:
-    """Whether the data are the run's, or validation images of another name in the run's classes.
+    """Require the run's data, or validation images under another name with the run's classes.
 
     Raises:
-        UserError: they are not.
+        UserError: the data are neither.
     """
-    if own.get("imported"):
-        return  # nobody knows the images
-    name, then = prepared.config.data.name, trained["data_fingerprint"]
-    if name == own["data"]["name"]:
+    if run_config.get("imported"):
+        return  # the training images are unknown
+    name, then = prepared.config.data.name, final["data_fingerprint"]
+    if name == run_config["data"]["name"]:
         try:
             require_same_data(path, then, prepared.data)
         except UserError as error:
             raise UserError(
-                f"{error}. To evaluate other images of the same classes, name them: data.name="
+                f"{error}. To evaluate other images of the same classes, give them a data.name="
             ) from error
         return
-    # The batch average is of the training's own images.
+    # The batch average is computed from the run's training images.
     now = prepared.data.fingerprint
     require_same_data(path, {**then, "val": now["val"]}, prepared.data)
-    classes, ours = prepared.data.classes, trained.get("classes")  # runs of before do not say
-    if ours is not None and list(classes) != list(ours):
+    classes, trained = prepared.data.classes, final.get("classes")  # older runs have no classes
+    if trained is not None and list(classes) != list(trained):
         raise UserError(
-            f"data.name={name}: its {len(classes)} classes are not the {len(ours)} that {path} was "
-            "trained with; expected the same names"
+            f"data.name={name}: its {len(classes)} classes are not the {len(trained)} that {path} "
+            "was trained with; expected the same names"
         )
 
 
-def _details(prepared: Prepared, request: EvaluationRequest) -> Callable[[], Detail] | None:
+def _detail_factory(prepared: Prepared, request: EvaluationRequest) -> Callable[[], Detail] | None:
     if request.per_class is None and request.save_logits is None:
         return None
     return partial(
@@ -234,9 +236,9 @@ def _write_details(
     directory: RunDirectory,
     request: EvaluationRequest,
     classes: Sequence[str],
-    found: Sequence[Evaluated],
+    evaluations: Sequence[Evaluation],
 ) -> None:
-    details = {_name(made.record): made.detail for made in found if made.detail is not None}
+    details = {_label(e.record): e.detail for e in evaluations if e.detail is not None}
     for name, content in (
         (request.per_class, lambda: classes_csv(classes, details).encode()),
         (request.save_logits, lambda: logits_npz(details)),
@@ -245,33 +247,33 @@ def _write_details(
             print_rank0(f"{write_atomically(directory.path / name, content())}")
 
 
-def _name(record: dict[str, Any]) -> str:
-    """Of an evaluation in a file: ``moving_average``, ``batch_average_50000_seed0``."""
-    made = record["calibration"]
-    tail = f"_{made['samples_requested']}_seed{made['seed']}" if made else ""
-    return f"{record['statistics']}{tail}"
+def _label(record: dict[str, Any]) -> str:
+    """The evaluation's name in a file: ``moving_average``, ``batch_average_50000_seed0``."""
+    calibration = record["calibration"]
+    suffix = f"_{calibration['samples_requested']}_seed{calibration['seed']}" if calibration else ""
+    return f"{record['statistics']}{suffix}"
 
 
-def _say_spread(path: Path, found: Sequence[Evaluated]) -> None:
-    """Of the batch averages with several draws, how far they lie apart."""
+def _print_spread(path: Path, evaluations: Sequence[Evaluation]) -> None:
+    """Print the spread of top-1 over the draws of each batch average."""
     draws: dict[Any, list[float]] = {}
-    for made in found:
-        if made.record["calibration"]:
-            request = made.record["calibration"]["samples_requested"]
-            draws.setdefault(request, []).append(made.record["top1"])
-    for samples, tops in draws.items():
-        if len(tops) > 1:
+    for evaluation in evaluations:
+        if evaluation.record["calibration"]:
+            samples = evaluation.record["calibration"]["samples_requested"]
+            draws.setdefault(samples, []).append(evaluation.record["top1"])
+    for samples, top1 in draws.items():
+        if len(top1) > 1:
             print_rank0(
-                f"{path}: batch average of {samples} samples, {len(tops)} draws: top-1 "
-                f"{fmean(tops):.2f} +- {stdev(tops):.2f}, {min(tops):.2f} to {max(tops):.2f}"
+                f"{path}: batch average of {samples} samples, {len(top1)} draws: top-1 "
+                f"{fmean(top1):.2f} +- {stdev(top1):.2f}, {min(top1):.2f} to {max(top1):.2f}"
             )
 
 
-def _replaced(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+def _merge(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     merged = dict(values)
     for key, value in overrides.items():
         if isinstance(value, dict):
-            merged[key] = _replaced(merged[key], value)
+            merged[key] = _merge(merged[key], value)
         elif value is not None:
             merged[key] = value
     return merged

@@ -1,4 +1,4 @@
-"""timm networks with a normalizer."""
+"""timm networks with a chosen normalization layer."""
 
 from sn_imagenet.models.build import build_model, norm_layer
 from sn_imagenet.models.dropout import PlacedDropout

@@ -1,4 +1,4 @@
-"""Networks by timm, with a normalizer as their ``norm_layer``."""
+"""Build timm networks with a normalization layer of this project as ``norm_layer``."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from sn_imagenet.norms import MomentNorm2d, norm_layers
 
 
 def norm_layer(norm: NormConfig) -> partial[MomentNorm2d]:
-    """The layer class of a normalizer with its arguments bound.
+    """The normalization layer's class with its arguments bound.
 
     Raises:
-        ConfigError: ``norm.target`` names no MomentNorm2d, or ``norm.args`` does not suit it.
+        ConfigError: ``norm.target`` is not a MomentNorm2d, or does not accept ``norm.args``.
     """
     try:
         layer_class = pkgutil.resolve_name(norm.target)
     except Exception as error:
         raise ConfigError(
-            f"norm.target={norm.target}: cannot be imported ({error}){_guess(norm.target)}; "
-            "expected the dotted path of a layer class, with its folder on PYTHONPATH if it is "
-            "your own"
+            f"norm.target={norm.target}: cannot be imported ({error}){_suggestion(norm.target)}; "
+            "expected the dotted path of a layer class; the folder of your own class must be on "
+            "PYTHONPATH"
         ) from error
     if not (isinstance(layer_class, type) and issubclass(layer_class, MomentNorm2d)):
         raise ConfigError(
             f"norm.target={norm.target}: expected a subclass of sn_imagenet.norms.MomentNorm2d, "
-            "which knows of replicas and calibration"
+            "which supports replicas and calibration"
         )
     try:
         layer_class(32, **norm.args)
@@ -48,29 +48,29 @@ def norm_layer(norm: NormConfig) -> partial[MomentNorm2d]:
     return partial(layer_class, **norm.args)
 
 
-def _guess(target: str) -> str:
-    """The class of its module that was probably meant, where the module itself is there."""
-    name, _, wanted = target.rpartition(".")
-    module = sys.modules.get(name)
+def _suggestion(target: str) -> str:
+    """The most similar class name in the module of ``target``; empty without a similar one."""
+    module_name, _, class_name = target.rpartition(".")
+    module = sys.modules.get(module_name)
     classes = (
         [key for key, value in vars(module).items() if isinstance(value, type)] if module else []
     )
-    found = closest_name(wanted, classes)
-    return f", did you mean {name}.{found}?" if found else ""
+    closest = closest_name(class_name, classes)
+    return f", did you mean {module_name}.{closest}?" if closest else ""
 
 
 def build_model(
     model: ModelConfig, norm: NormConfig, protocol: ProtocolConfig, num_classes: int, seed: int
 ) -> nn.Module:
-    """A network for images [N, 3, S, S], initialized by the protocol, a function of ``seed``.
+    """A network for images [N, 3, S, S], initialized as the protocol says from ``seed``.
 
-    Convolutions are Kaiming normal (fan out, ReLU); all gamma 1 and beta 0 (paper Sec. 4.1), or
-    the last gamma of each residual block 0 with ``protocol.zero_init_last_gamma``.
+    Convolutions are Kaiming normal (fan out, ReLU). All gamma are 1 and all beta 0 (paper
+    Sec. 4.1); with ``protocol.zero_init_last_gamma`` the last gamma of each residual block is 0.
 
     Raises:
-        ConfigError: the model is unknown, takes no ``norm_layer``, or does not suit the protocol.
+        ConfigError: the model is unknown, takes no ``norm_layer``, or does not fit the protocol.
     """
-    # Made from the seed alone and on the CPU, so that no placement or device changes it.
+    # On the CPU and from the seed alone, so that the weights do not depend on placement or device.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(model, norm, num_classes)
@@ -87,7 +87,7 @@ def build_model(
 
 
 def build_network(model: ModelConfig, norm: NormConfig, num_classes: int) -> nn.Module:
-    """The network of :func:`build_model` as timm initializes it, for weights that are at hand.
+    """The network of :func:`build_model` with timm's initialization, for loading weights.
 
     Raises:
         ConfigError: the model is unknown or takes no ``norm_layer``.
@@ -119,8 +119,8 @@ def _create(model: ModelConfig, layer: Callable[..., nn.Module], num_classes: in
         ) from error
     if not norm_layers(network):
         raise ConfigError(
-            f"model.name={model.name}: it holds no layer of the normalizer; expected a network "
-            "whose normalization layers are made by norm_layer"
+            f"model.name={model.name}: it has no layers of this normalization method; expected a "
+            "network whose normalization layers are created by norm_layer"
         )
     return network
 
@@ -131,8 +131,8 @@ def _zero_last_gammas(network: nn.Module, name: str) -> None:
     ]
     if not blocks:
         raise ConfigError(
-            f"protocol.zero_init_last_gamma=true: {name} has no residual blocks whose last gamma "
-            "timm knows of; use protocol.zero_init_last_gamma=false"
+            f"protocol.zero_init_last_gamma=true: {name} has no residual blocks for which timm "
+            "can do this; use protocol.zero_init_last_gamma=false"
         )
     for block in blocks:
         block.zero_init_last()

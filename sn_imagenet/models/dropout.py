@@ -1,4 +1,4 @@
-"""Dropout before the classifier whose masks do not depend on the placement (design idea 3)."""
+"""Dropout before the classifier, with masks that do not depend on the placement."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 class PlacedDropout:
     """Dropout of a layer's input [m, F], with masks that are a function of (seed, step, position).
 
-    The mask of the whole global batch is drawn from one generator and each rank takes its own
-    samples' rows, so every placement drops the same features of the same samples.
+    One generator draws the mask of the whole global batch, and each rank takes the rows of its own
+    samples. So every placement drops the same features of the same samples.
 
     Args:
-        layer: the classifier; its input is dropped in training mode.
+        layer: the classifier; dropout applies to its input in training mode.
         p: probability of dropping a feature.
-        seed: the run's.
+        seed: of the run.
     """
 
     def __init__(self, layer: nn.Module, p: float, seed: int) -> None:
@@ -30,7 +30,7 @@ class PlacedDropout:
         layer.register_forward_pre_hook(self._drop)
 
     def set_position(self, step: int, positions: Tensor, global_batch: int) -> None:
-        """Say which samples come next: their positions [m] in the global batch of ``step``."""
+        """Set the next samples' positions [m] in the global batch of ``step``."""
         self._step, self._positions, self._global_batch = step, positions, global_batch
 
     def _drop(self, layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor] | None:
@@ -40,7 +40,7 @@ class PlacedDropout:
         key = np.random.SeedSequence([self.seed, self._step]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(key[0]))
         uniform = torch.rand(self._global_batch, features.shape[1], generator=generator)
-        kept = uniform[self._positions] >= self.p
+        mask = uniform[self._positions] >= self.p
         if features.is_cuda:
-            kept = kept.pin_memory().to(features.device, non_blocking=True)  # else the host waits
-        return (features * kept / (1 - self.p),)
+            mask = mask.pin_memory().to(features.device, non_blocking=True)  # avoids a sync
+        return (features * mask / (1 - self.p),)

@@ -1,4 +1,4 @@
-"""A trained network in files that others read: timm's hub layout, torch.export, ONNX."""
+"""Export a trained network: timm's hub layout, torch.export, ONNX."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sn_imagenet.models.saved import (
     WEIGHTS,
     SavedNetwork,
     classifier_of,
-    described,
+    config_entry,
     read_saved,
 )
 from sn_imagenet.norms import GroupNorm2d, LayerNorm2d
@@ -33,19 +33,19 @@ from sn_imagenet.runs import write_atomically, write_text
 PT2 = "model.pt2"
 ONNX = "model.onnx"
 OPSET = 20
-TOLERANCE = 1e-4  # of what a written program computes, against the largest logit
-_CHOSEN_BY = "--out"
-_PROGRAMS = {
+TOLERANCE = 1e-4  # largest error of an exported program's logits, relative to the largest logit
+_OPTION = "--out"
+_PROGRAM_DESCRIPTIONS = {
     PT2: "a program of torch.export for any batch size, for torch.export.load",
     ONNX: f"ONNX, opset {OPSET}, any batch size; input images, output logits",
 }
-_TIMM = """import timm
+_TIMM_CODE = """import timm
 {imports}
 network = timm.create_model("local-dir:FOLDER", pretrained=True{layer}).eval()
 """
 
-# What timm calls the same computation; None is its own batch norm.
-_OF_TIMM: dict[type[nn.Module], str | None] = {
+# timm's names of the same computations; None for batch norm, its default.
+_TIMM_NORMS: dict[type[nn.Module], str | None] = {
     **{METHODS[name]: None for name in ("bn", "brn", "sync_bn", "frozen_bn")},
     GroupNorm2d: "groupnorm",
     LayerNorm2d: "groupnorm1",
@@ -54,10 +54,10 @@ _OF_TIMM: dict[type[nn.Module], str | None] = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What :func:`export` wrote, as a model card says it.
+    """What :func:`export` wrote, for the model card.
 
-    ``statistics``: of BN in evaluation, in the weights. ``loading``: (for whom, Python) of each
-    way to load them that was tried. ``files``: by name, what each is.
+    ``statistics``: the kind of BN statistics in the weights. ``loading``: (heading, Python code) of
+    each tested way to load the weights. ``files``: name -> description.
     """
 
     architecture: str
@@ -69,23 +69,24 @@ class Exported:
 def export(
     run: Path, out: Path, statistics: str | None = None, *, pt2: bool = False, onnx: bool = False
 ) -> Exported:
-    """Write ``model.safetensors`` and ``config.json`` in the layout of timm's hub, and with ``pt2``
-    and ``onnx`` programs for any batch size that need no model code. ``out`` may hold an older
-    export, whose files give way.
+    """Write ``model.safetensors`` and ``config.json`` in the layout of timm's hub.
+
+    With ``pt2`` and ``onnx`` also write programs for any batch size that need no model code. Files
+    of an older export in ``out`` are replaced.
 
     Args:
-        run: the directory of a run that is trained to its end.
-        statistics: as :func:`~sn_imagenet.models.load`; written as the running ones.
+        run: the directory of a finished run.
+        statistics: as in :func:`~sn_imagenet.models.load`; written as running statistics.
 
     Raises:
-        UserError: the run cannot be exported so, the ``export`` extra is missing, or a program does
-            not compute what the network does, within 1e-4 of the largest logit.
+        UserError: the run cannot be exported, the ``export`` extra is missing, or the logits of a
+            program differ from the network's by more than 1e-4 of the largest logit.
     """
     if onnx:
         _require_onnx()
     saved = read_saved(run, statistics)
     if saved.data is None:
-        raise UserError(f"{run} is an export itself: copy it, or export the run that it came from")
+        raise UserError(f"{run} is already an export: copy it, or export the run that it is from")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: expected a folder")
     network, data = saved.network, saved.data
@@ -93,30 +94,30 @@ def export(
     images = torch.randn(size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = network(images)
-    arguments, loading = _ways_to_load(saved, images, logits)
+    arguments, loading = _loading_instructions(saved, images, logits)
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
-    packed = safetensors.torch.save(weights, {"format": "pt"})
-    write_atomically(out / WEIGHTS, packed, _CHOSEN_BY)
+    serialized = safetensors.torch.save(weights, {"format": "pt"})
+    write_atomically(out / WEIGHTS, serialized, _OPTION)
     config = json.dumps(_config(saved, data, arguments), indent=2) + "\n"
-    write_text(out / CONFIG, config, _CHOSEN_BY)
-    files = {WEIGHTS: "the weights", CONFIG: "architecture, preprocessing, normalizer"}
-    for wanted, name, write in ((pt2, PT2, _write_pt2), (onnx, ONNX, _write_onnx)):
-        if not wanted:
-            (out / name).unlink(missing_ok=True)  # an older export's would be of other weights
+    write_text(out / CONFIG, config, _OPTION)
+    files = {WEIGHTS: "the weights", CONFIG: "architecture, preprocessing, normalization layer"}
+    for requested, name, write in ((pt2, PT2, _write_pt2), (onnx, ONNX, _write_onnx)):
+        if not requested:
+            (out / name).unlink(missing_ok=True)  # an older export has other weights
             continue
         with TemporaryDirectory() as folder:
-            made = Path(folder) / name
-            difference = write(network, images, made)
+            program = Path(folder) / name
+            difference = write(network, images, program)
             _require_agreement(name, difference, logits)
-            write_atomically(out / name, made.read_bytes(), _CHOSEN_BY)
-        files[name] = f"{_PROGRAMS[name]}; its logits differ by up to {difference:.1g}"
+            write_atomically(out / name, program.read_bytes(), _OPTION)
+        files[name] = f"{_PROGRAM_DESCRIPTIONS[name]}; its logits differ by up to {difference:.1g}"
     return Exported(saved.model.name, saved.statistics, loading, files)
 
 
 def _config(saved: SavedNetwork, data: DataConfig, arguments: dict[str, Any]) -> dict[str, Any]:
-    """config.json: timm's entries, and under ``sn_imagenet`` what builds the network here."""
+    """config.json: timm's entries, and under ``sn_imagenet`` what :func:`load` needs."""
     network: Any = saved.network
-    of_timm = getattr(network, "default_cfg", None) or {}
+    timm_cfg = getattr(network, "default_cfg", None) or {}
     config: dict[str, Any] = {
         "architecture": saved.model.name,
         "num_classes": network.num_classes,
@@ -126,76 +127,78 @@ def _config(saved: SavedNetwork, data: DataConfig, arguments: dict[str, Any]) ->
             "input_size": [3, data.image_size, data.image_size],
             "fixed_input_size": False,
             "interpolation": data.interpolation or "bilinear",
-            "crop_pct": crop_share(data.image_size, data.resize_size),
+            "crop_pct": crop_pct(data.image_size, data.resize_size),
             "crop_mode": "center",
             "mean": list(data.mean),
             "std": list(data.std),
             "num_classes": network.num_classes,
             "classifier": classifier_of(network),
-            **({"first_conv": of_timm["first_conv"]} if "first_conv" in of_timm else {}),
+            **({"first_conv": timm_cfg["first_conv"]} if "first_conv" in timm_cfg else {}),
         },
-        "sn_imagenet": described(saved),
+        "sn_imagenet": config_entry(saved),
     }
     if saved.classes:
         config["label_names"] = list(saved.classes)
     return config
 
 
-def crop_share(image_size: int, resize_size: int) -> float:
-    """timm's ``crop_pct``: it resizes the shorter side to floor(image_size / crop_pct)."""
-    share = image_size / resize_size
-    while math.floor(image_size / share) < resize_size:
-        share = math.nextafter(share, 0)
-    return share
+def crop_pct(image_size: int, resize_size: int) -> float:
+    """timm's ``crop_pct``: timm resizes the shorter side to floor(image_size / crop_pct)."""
+    fraction = image_size / resize_size
+    while math.floor(image_size / fraction) < resize_size:
+        fraction = math.nextafter(fraction, 0)
+    return fraction
 
 
-def _ways_to_load(
+def _loading_instructions(
     saved: SavedNetwork, images: Tensor, logits: Tensor
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """timm's ``model_args`` for this network, and :attr:`Exported.loading`."""
-    here = (
+    with_load = (
         "With sn-imagenet:",
         'from sn_imagenet.models import load\n\nnetwork = load("FOLDER")\n',
     )
-    own = dict(saved.model.args)
+    model_args = dict(saved.model.args)
     layer = norm_layer(saved.norm)
-    if layer.func in _OF_TIMM:
-        name = _OF_TIMM[layer.func]
-        arguments = {**own, **({"norm_layer": name} if name else {})}
-        if _timm_computes(saved, arguments, images, logits):
-            return arguments, [here, ("With timm alone:", _TIMM.format(imports="", layer=""))]
-    if _timm_computes(saved, {**own, "norm_layer": layer}, images, logits):
+    if layer.func in _TIMM_NORMS:
+        name = _TIMM_NORMS[layer.func]
+        arguments = {**model_args, **({"norm_layer": name} if name else {})}
+        if _timm_agrees(saved, arguments, images, logits):
+            code = _TIMM_CODE.format(imports="", layer="")
+            return arguments, [with_load, ("With timm alone:", code)]
+    if _timm_agrees(saved, {**model_args, "norm_layer": layer}, images, logits):
         module, _, _ = saved.norm.target.rpartition(".")
         imports = f"from {module} import {saved.norm.target.rpartition('.')[2]}\n"
-        partial_of = "from functools import partial\n\n" if layer.keywords else ""
-        code = _TIMM.format(imports=imports, layer=f", norm_layer={_expression(layer)}")
-        return own, [here, ("With timm and the layer:", partial_of + code)]
-    return own, [here]
+        partial_import = "from functools import partial\n\n" if layer.keywords else ""
+        code = _TIMM_CODE.format(imports=imports, layer=f", norm_layer={_layer_expression(layer)}")
+        return model_args, [with_load, ("With timm and the layer:", partial_import + code)]
+    return model_args, [with_load]
 
 
-def _timm_computes(
+def _timm_agrees(
     saved: SavedNetwork, arguments: dict[str, Any], images: Tensor, logits: Tensor
 ) -> bool:
+    """Whether timm builds this network with ``arguments`` and computes the same ``logits``."""
     if not timm.is_model(saved.model.name):
         return False
     classes = saved.network.num_classes
     try:
         network = timm.create_model(saved.model.name, num_classes=classes, **arguments)
         network.load_state_dict(saved.network.state_dict())
-    except Exception:  # whatever timm has against it: that it cannot is the answer
+    except Exception:  # timm cannot build it, for whatever reason
         return False
     with torch.no_grad():
-        theirs = network.eval()(images)
-    return _largest_difference(theirs, logits) <= TOLERANCE * max(1.0, logits.abs().max().item())
+        outputs = network.eval()(images)
+    return _largest_difference(outputs, logits) <= TOLERANCE * max(1.0, logits.abs().max().item())
 
 
 def _write_pt2(network: nn.Module, images: Tensor, path: Path) -> float:
     with torch.no_grad():
-        program = torch.export.export(network, (images,), dynamic_shapes=_any_batch())
+        program = torch.export.export(network, (images,), dynamic_shapes=_dynamic_batch_size())
     torch.export.save(program, path)
-    written = torch.export.load(path).module()
+    loaded = torch.export.load(path).module()
     return max(
-        _largest_difference(written(batch), network(batch)) for batch in _other_batches(images)
+        _largest_difference(loaded(batch), network(batch)) for batch in _test_batches(images)
     )
 
 
@@ -211,7 +214,7 @@ def _write_onnx(network: nn.Module, images: Tensor, path: Path) -> float:
             output_names=["logits"],
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=_any_batch(),
+            dynamic_shapes=_dynamic_batch_size(),
             external_data=False,
             verbose=False,
         )
@@ -220,15 +223,15 @@ def _write_onnx(network: nn.Module, images: Tensor, path: Path) -> float:
         _largest_difference(
             torch.from_numpy(session.run(None, {"images": batch.numpy()})[0]), network(batch)
         )
-        for batch in _other_batches(images)
+        for batch in _test_batches(images)
     )
 
 
-def _any_batch() -> tuple[dict[int, Any]]:
+def _dynamic_batch_size() -> tuple[dict[int, Any]]:
     return ({0: torch.export.Dim("batch")},)
 
 
-def _other_batches(images: Tensor) -> tuple[Tensor, ...]:
+def _test_batches(images: Tensor) -> tuple[Tensor, ...]:
     return images[:1], torch.cat([images, images.flip(2), images[:1].flip(3)])
 
 
@@ -237,7 +240,7 @@ def _require_agreement(name: str, difference: float, logits: Tensor) -> None:
     if not difference <= bound:
         raise UserError(
             f"{name} computes logits that differ by {difference:.2g} from the network's, more than "
-            f"{bound:.2g}: it was not written; export without it"
+            f"{bound:.2g}. It was not written; export without it"
         )
 
 
@@ -256,8 +259,8 @@ def _require_onnx() -> None:
         ) from error
 
 
-def _expression(layer: partial[Any]) -> str:
-    """``partial(SwitchNorm2d, omega=['in', 'ln'])``, or the class's name alone."""
+def _layer_expression(layer: partial[Any]) -> str:
+    """``partial(SwitchNorm2d, omega=['in', 'ln'])``, or the class name without arguments."""
     name = layer.func.__name__
     arguments = "".join(f", {key}={value!r}" for key, value in layer.keywords.items())
     return f"partial({name}{arguments})" if arguments else name

@@ -1,9 +1,9 @@
-"""ReLUs and residual additions done by the normalization layers before them.
+"""Fuse ReLUs and residual additions into the preceding normalization layers.
 
 In timm's ResNets normalization and ReLU are two modules, with an addition between them at the end
-of a block, so the block's forward must change. Its other networks ask for one module of both:
-``norm_act.py`` makes it, a mechanism of its own since timm looks it up in a table; these keep their
-ReLU apart, as none of the paper's networks is among them.
+of a block. Fusing the addition therefore replaces the block's forward. timm's other networks use
+one module for normalization and activation, which ``norm_act.py`` creates. Their ReLUs are not
+fused, since the paper uses none of these networks.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from sn_imagenet.norms import MomentNorm2d
 
 
 def fuse_relus(network: nn.Module) -> list[str]:
-    """Let the normalization layers of a timm ResNet do the ReLUs that follow them, in place.
+    """Fuse the ReLUs of a timm ResNet into the normalization layers before them, in place.
 
-    That is the stem's, those within each BasicBlock and Bottleneck, and the block's last with the
-    addition of its shortcut. Module names and state_dict keys stay; a ReLU that a layer has taken
-    over becomes an nn.Identity. Results are the same up to rounding. Whatever stands between a
-    layer and its ReLU (drop block, attention, drop path), another activation, or a layer with a
-    ``forward`` of its own, leaves that ReLU where it is.
+    This covers the ReLU of the stem, those within each BasicBlock and Bottleneck, and the last ReLU
+    of a block together with the residual addition. Module names and state_dict keys do not change;
+    a fused ReLU becomes an nn.Identity. Results are the same up to rounding. A ReLU is not fused if
+    another module is between it and the layer (drop block, attention, drop path) or the layer has
+    its own ``forward``. Other activations are not fused.
 
     Returns:
-        The names of the layers that took a ReLU over, in the network's order.
+        The names of the layers with a fused ReLU, in network order.
     """
     fused = set()
     for module in list(network.modules()):
@@ -38,14 +38,14 @@ def fuse_relus(network: nn.Module) -> list[str]:
             norm, act, block_class = _RESIDUAL_BLOCKS[type(module)]
             if _fuse(module, norm, act):
                 fused.add(getattr(module, norm))
-                module.__class__ = block_class  # the same but for its forward
+                module.__class__ = block_class  # differs only in its forward
     return [name for name, module in network.named_modules() if module in fused]
 
 
 def _fuse(module: nn.Module, norm_name: str, act_name: str) -> bool:
     norm, act = getattr(module, norm_name), getattr(module, act_name)
-    own = isinstance(norm, MomentNorm2d) and type(norm).forward is MomentNorm2d.forward
-    if not own or type(act) is not nn.ReLU:
+    can_fuse = isinstance(norm, MomentNorm2d) and type(norm).forward is MomentNorm2d.forward
+    if not can_fuse or type(act) is not nn.ReLU:
         return False
     norm.relu = True
     setattr(module, act_name, nn.Identity())
@@ -53,15 +53,15 @@ def _fuse(module: nn.Module, norm_name: str, act_name: str) -> bool:
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of a norm and of the activation that alone takes its output."""
+    """Names of normalization layers and of the activations that alone use their output."""
     if isinstance(module, nn.Sequential):  # the deep stem
         yield from pairwise(module._modules)
     elif isinstance(module, ResNet) or type(module) is Bottleneck:
         yield "bn1", "act1"
-    undropped = isinstance(getattr(module, "drop_block", None), nn.Identity)
-    if type(module) is BasicBlock and undropped:
+    no_drop_block = isinstance(getattr(module, "drop_block", None), nn.Identity)
+    if type(module) is BasicBlock and no_drop_block:
         yield "bn1", "act1"
-    if type(module) is Bottleneck and undropped:
+    if type(module) is Bottleneck and no_drop_block:
         yield "bn2", "act2"
 
 

@@ -1,7 +1,7 @@
-"""ResNets for small images, made with timm's own ResNet class.
+"""ResNets for small images, built with timm's ResNet class.
 
-The layout of ResNet-50 (bottlenecks with the stride on the 3x3 convolution) with a 3x3 stem of
-stride 1, no max-pool and an eighth of the width, so that 16 x 16 pixels end in a 2 x 2 map.
+They have the layout of ResNet-50 (bottlenecks with the stride on the 3x3 convolution), but a 3x3
+stem of stride 1, no max-pool and 1/8 of the width. 16 x 16 pixels end in a 2 x 2 map.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ STEM_CHANNELS = 16
 def build_mini(
     name: str, num_classes: int, norm_layer: Callable[..., nn.Module], **kwargs: Any
 ) -> nn.Module:
-    """A mini ResNet for images [N, 3, S, S], S a multiple of 8."""
+    """A mini ResNet for images [N, 3, S, S], where S is a multiple of 8."""
     network: Any = ResNet(
-        Bottleneck,  # type: ignore[arg-type]  # timm annotates instances where it wants classes
+        Bottleneck,  # type: ignore[arg-type]  # timm annotates an instance but takes a class
         LAYERS[name],
         num_classes=num_classes,
         channels=CHANNELS,
         norm_layer=norm_layer,
         **kwargs,
     )
-    # timm's plain stem is 7x7 of stride 2 with 64 channels; the first block reads from it.
+    # Replace timm's stem (7x7, stride 2, 64 channels), and the convolutions that read from it.
     network.conv1 = nn.Conv2d(3, STEM_CHANNELS, 3, padding=1, bias=False)
     network.bn1 = norm_layer(STEM_CHANNELS)
     network.maxpool = nn.Identity()
     block = network.layer1[0]
     block.conv1 = _with_stem_channels(block.conv1)
     block.downsample[0] = _with_stem_channels(block.downsample[0])
-    narrowed: nn.Module = network
-    return narrowed
+    mini: nn.Module = network
+    return mini
 
 
 def _with_stem_channels(conv: Any) -> nn.Conv2d:

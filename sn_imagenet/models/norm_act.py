@@ -1,4 +1,4 @@
-"""Normalizer and activation in one module, for timm's networks that are built of such pairs."""
+"""Normalization and activation in one module, for timm networks that are built from such pairs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from sn_imagenet.norms import MomentNorm2d
 
 @contextmanager
 def registered_with_timm(layer: partial[MomentNorm2d]) -> Iterator[None]:
-    """Within it, timm finds a norm + activation layer for a normalizer, as it has for its own.
+    """Register a norm + activation version of ``layer`` with timm while the context is active.
 
-    timm looks these pairs up by the class's name in a private table and refuses classes that are
-    not in it (RegNet, EfficientNet and other networks ask for pairs); a function, which it takes
-    without looking it up, is not told which activation is wanted. The table is left as it was:
-    names such as BatchNorm2d are PyTorch's or timm's own, too.
+    RegNet, EfficientNet and other timm networks use such pairs. timm looks them up by class name in
+    a private table and rejects classes that are not in it. It accepts any function, but does not
+    pass the activation to it. The table is restored at the end, because names such as BatchNorm2d
+    also belong to PyTorch or timm.
     """
     layer_class = layer.func
     assert isinstance(layer_class, type)
     pairs: dict[str, Any] = create_norm_act._NORM_TO_NORM_ACT_MAP
     name = layer_class.__name__.lower()
-    before = pairs.get(name)
+    previous = pairs.get(name)
     pair = _with_activation(layer_class)
     pairs[name] = pair
     create_norm_act._NORM_ACT_REQUIRES_ARG.add(pair)
@@ -34,10 +34,10 @@ def registered_with_timm(layer: partial[MomentNorm2d]) -> Iterator[None]:
         yield
     finally:
         create_norm_act._NORM_ACT_REQUIRES_ARG.discard(pair)
-        if before is None:
+        if previous is None:
             del pairs[name]
         else:
-            pairs[name] = before
+            pairs[name] = previous
 
 
 def _with_activation(layer_class: type[MomentNorm2d]) -> type[MomentNorm2d]:
@@ -54,7 +54,7 @@ def _with_activation(layer_class: type[MomentNorm2d]) -> type[MomentNorm2d]:
             **kwargs: Any,
         ) -> None:
             super().__init__(num_features, *args, **kwargs)
-            # Parameter-free, so the keys stay those of the normalizer alone.
+            # Without parameters, so the state_dict keys are those of the normalization layer.
             self.drop = drop_layer() if drop_layer is not None else nn.Identity()
             activation = get_act_layer(act_layer) if apply_act else None
             self.act = activation(**(act_kwargs or {})) if activation else nn.Identity()

@@ -1,8 +1,8 @@
-"""Checkpoints of the authors' repository in the names and shapes of this package.
+"""Convert checkpoints of the authors' repository to the names and shapes of this package.
 
-Their networks are timm's but for the names of the normalization layers (sn1 for bn1), and their
-layers hold weight and bias as [1, C, 1, 1], running statistics as [1, C, 1]. Importance weights are
-in the order in, ln, bn, as here; without BN (``using_bn: False``) there are two.
+Their networks differ from timm's only in the names of the normalization layers (sn1 for bn1). Their
+layers hold weight and bias as [1, C, 1, 1], and running statistics as [1, C, 1]. The order of the
+importance weights is in, ln, bn, as here; without BN (``using_bn: False``) there are two.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from torch import Tensor
 
 from sn_imagenet.errors import UserError
 
-_OF_A_LAYER = re.compile(r"(.*\.)?(?:sn|bn)\d+$|.*\.?downsample\.1$")
+_NORM_LAYER = re.compile(r"(.*\.)?(?:sn|bn)\d+$|.*\.?downsample\.1$")
 _VECTORS = ("weight", "bias", "running_mean", "running_var")
 
 
-def from_official(checkpoint: Any) -> dict[str, Tensor]:
-    """The weights of ``checkpoint``, what ``torch.load`` gives of the authors' file: a state_dict,
-    or a dict that holds one under ``state_dict``; names may begin with ``module.``.
+def convert_official(checkpoint: Any) -> dict[str, Tensor]:
+    """The weights of an authors' checkpoint under timm's names.
+
+    Args:
+        checkpoint: what ``torch.load`` returns: a state_dict, or a dict with one under
+            ``state_dict``. Names may begin with ``module.``.
 
     Raises:
-        UserError: it is none of SN.
+        UserError: it is not a checkpoint of SN.
     """
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else {}
     weights: dict[str, Tensor] = {}
@@ -33,7 +36,7 @@ def from_official(checkpoint: Any) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise UserError(f"entry {name!r} is a {type(value).__name__}: expected a tensor")
         layer, _, entry = str(name).removeprefix("module.").rpartition(".")
-        if _OF_A_LAYER.match(layer):
+        if _NORM_LAYER.match(layer):
             layer = re.sub(r"(^|\.)sn(\d+)$", r"\1bn\2", layer)
             value = value.flatten() if entry in _VECTORS else value
         weights[f"{layer}.{entry}"] = value
@@ -47,6 +50,6 @@ def from_official(checkpoint: Any) -> dict[str, Tensor]:
     return weights
 
 
-def omega_of(weights: Mapping[str, Tensor]) -> list[str]:
-    """The members whose importance weights the checkpoint holds: three, or two without BN."""
+def detect_omega(weights: Mapping[str, Tensor]) -> list[str]:
+    """The members of Omega in the checkpoint: in, ln and bn, or only in and ln."""
     return ["in", "ln", "bn"][: len(weights["bn1.mean_weight"])]

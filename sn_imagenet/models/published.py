@@ -1,4 +1,4 @@
-"""Weights that torchvision and timm publish: which network and preprocessing they are for."""
+"""Network and preprocessing of weights that torchvision and timm publish."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sn_imagenet.errors import UserError, closest_name
 
 
 @dataclass(frozen=True)
-class Published:
-    """``model``: timm's name of the network. ``image_size``, ``resize_size`` in pixels and
-    ``interpolation`` of the evaluation; ``url`` of the file.
+class PublishedWeights:
+    """``model``: timm's name of the network. ``image_size`` and ``resize_size`` (pixels),
+    ``interpolation``, ``mean`` and ``std``: of the evaluation. ``url``: of the file.
     """
 
     model: str
@@ -28,17 +28,17 @@ class Published:
     url: str
 
 
-def published(name: str) -> Published:
-    """What is known of the weights ``name``: torchvision's, as ``ResNet50_Weights.IMAGENET1K_V1``,
-    or timm's, as ``resnet50.a1_in1k``. Nothing is downloaded.
+def find_published(name: str) -> PublishedWeights:
+    """Look up weights by the name in torchvision (such as ``ResNet50_Weights.IMAGENET1K_V1``) or
+    timm (such as ``resnet50.a1_in1k``). Nothing is downloaded.
 
     Raises:
-        UserError: there are none of that name, or they are not for images of three channels.
+        UserError: there are no weights of that name.
     """
-    return _of_torchvision(name) if "_Weights." in name else _of_timm(name)
+    return _find_in_torchvision(name) if "_Weights." in name else _find_in_timm(name)
 
 
-def _of_torchvision(name: str) -> Published:
+def _find_in_torchvision(name: str) -> PublishedWeights:
     try:
         weights = torchvision.models.get_weight(name)
     except (ValueError, AttributeError, KeyError) as error:
@@ -48,7 +48,7 @@ def _of_torchvision(name: str) -> Published:
         ) from error
     preset = weights.transforms()
     architecture = name.partition("_Weights")[0].lower()
-    return Published(
+    return PublishedWeights(
         model=architecture,
         image_size=preset.crop_size[0],
         resize_size=preset.resize_size[0],
@@ -59,29 +59,27 @@ def _of_torchvision(name: str) -> Published:
     )
 
 
-def _of_timm(name: str) -> Published:
+def _find_in_timm(name: str) -> PublishedWeights:
     names = timm.list_models(pretrained=True)
     if name not in names:
-        found = closest_name(name, names)
-        raise UserError(
-            f"there are no weights {name}: "
-            + (f"did you mean {found}?" if found else "expected a name such as resnet50.a1_in1k")
-        )
-    known = timm.get_pretrained_cfg(name)
-    assert known is not None
-    config = resolve_data_config(pretrained_cfg=known.to_dict(), use_test_size=True)
+        match = closest_name(name, names)
+        hint = f"did you mean {match}?" if match else "expected a name such as resnet50.a1_in1k"
+        raise UserError(f"there are no weights {name}: {hint}")
+    pretrained = timm.get_pretrained_cfg(name)
+    assert pretrained is not None
+    config = resolve_data_config(pretrained_cfg=pretrained.to_dict(), use_test_size=True)
     image_size = config["input_size"][-1]
-    return Published(
+    return PublishedWeights(
         model=name.partition(".")[0].removesuffix("_gn"),
         image_size=image_size,
         resize_size=int(image_size / config["crop_pct"]),
         interpolation=config["interpolation"],
         mean=config["mean"],
         std=config["std"],
-        url=str(known.url or f"https://huggingface.co/{known.hf_hub_id}{name}"),
+        url=str(pretrained.url or f"https://huggingface.co/{pretrained.hf_hub_id}{name}"),
     )
 
 
-def method_of(weights: Mapping[str, Tensor]) -> str:
-    """``bn`` where the weights hold running statistics, else ``gn``."""
+def detect_norm(weights: Mapping[str, Tensor]) -> str:
+    """``bn`` if the weights hold running statistics, else ``gn``."""
     return "bn" if any(name.endswith("running_mean") for name in weights) else "gn"

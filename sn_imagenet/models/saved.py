@@ -1,4 +1,4 @@
-"""Trained networks from their files: a run's directory, or the folder of an export."""
+"""Load trained networks from a run directory or the folder of an export."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from sn_imagenet.runs.reading import mapping, read_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-VERSION = 1  # of what an export's config.json says beside timm's entries
+VERSION = 1  # of the entry sn_imagenet in an export's config.json
 
 
 @dataclass(frozen=True)
 class SavedNetwork:
-    """A network in evaluation mode on the CPU, with what it takes to build it again.
+    """A network in evaluation mode on the CPU, with the configs to build it again.
 
-    ``statistics``: of BN in evaluation: ``moving_average`` or ``batch_average``, or ``sample`` for
-    a method that stores none. ``classes``: their names in the order of the logits, () where the
-    file does not say.
+    ``statistics``: the kind of BN statistics in evaluation, ``moving_average`` or
+    ``batch_average``, or ``sample`` for a method that stores none. ``classes``: class names in the
+    order of the logits, () if the file has none.
     """
 
     network: nn.Module
@@ -37,33 +37,33 @@ class SavedNetwork:
     norm: NormConfig
     statistics: str
     classes: tuple[str, ...] = ()
-    data: DataConfig | None = None  # of a run
+    data: DataConfig | None = None  # None for an export
 
 
 def load(folder_or_run: str | Path, statistics: str | None = None) -> nn.Module:
-    """A trained network for images [N, 3, S, S], normalized as its data were; logits [N, classes].
+    """Load a trained network: images [N, 3, S, S], normalized as in training, to logits [N, K].
 
     Args:
-        folder_or_run: what ``scripts/export.py`` wrote, or the directory of a run that is trained
-            to its end.
-        statistics: ``moving_average`` or ``batch_average``, which BN's members use in evaluation;
-            None: those by which the method is judged. An export holds one of them.
+        folder_or_run: the output folder of ``scripts/export.py``, or the directory of a finished
+            run.
+        statistics: the BN statistics for evaluation, ``moving_average`` or ``batch_average``; None
+            for the method's ``test_statistics``. An export holds only one kind.
 
     Returns:
         The network in evaluation mode on the CPU, float32.
 
     Raises:
-        UserError: there is no such thing there, it cannot be read, or it has no such statistics.
+        UserError: there is no network at that path, it cannot be read, or it lacks the statistics.
     """
     return read_saved(Path(folder_or_run), statistics).network
 
 
 def read_saved(path: Path, statistics: str | None = None) -> SavedNetwork:
-    """As :func:`load`, with all that the files say of the network."""
+    """Like :func:`load`, but also returns the configs and classes."""
     if RunDirectory(path).config.is_file():
-        return _of_run(RunDirectory(path), statistics)
+        return _load_run(RunDirectory(path), statistics)
     if (path / CONFIG).is_file():
-        return _of_export(path, statistics)
+        return _load_export(path, statistics)
     raise UserError(
         f"{path}: no trained network there; expected a run directory (it holds a config.yaml) or "
         f"the folder of an export ({CONFIG} and {WEIGHTS})"
@@ -73,42 +73,42 @@ def read_saved(path: Path, statistics: str | None = None) -> SavedNetwork:
 def start_from(
     path: Path, network: nn.Module, norm: NormConfig, classes: Sequence[str]
 ) -> list[str]:
-    """Give ``network`` the weights of a run, with the running statistics that it was trained with,
-    or of an export. Where its classes are not ``classes``, the last layer stays as it is.
+    """Load the weights of an export, or of a run with its moving averages, into ``network``. If its
+    classes are not ``classes``, the last layer keeps its initial weights.
 
     Returns:
-        What is not as it was there, a line each.
+        The differences from the loaded network, one line each.
 
     Raises:
-        UserError: as :func:`load`; or the weights are another network's.
+        UserError: as :func:`load`; or the weights are of another network.
     """
     directory = RunDirectory(path)
-    saved = _trained(directory) if directory.config.is_file() else read_saved(path)
-    weights, own = saved.network.state_dict(), network.state_dict()
+    saved = _load_final(directory) if directory.config.is_file() else read_saved(path)
+    weights, initial = saved.network.state_dict(), network.state_dict()
     head = classifier_of(network)
     new_head = saved.network.num_classes != len(classes)
     if saved.classes:
         new_head = list(saved.classes) != list(classes)
     if new_head:
-        weights.update({key: own[key] for key in own if key.rpartition(".")[0] == head})
+        weights.update({key: initial[key] for key in initial if key.rpartition(".")[0] == head})
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise ConfigError(
             f"init={path}: its network, model.name={saved.model.name} with norm={saved.norm.name}, "
-            f"is not this one: {' '.join(str(error).split())[:200]}"
+            f"does not match this one: {' '.join(str(error).split())[:200]}"
         ) from error
-    changed = [f"a new {head}, since its classes are others"] if new_head else []
+    differences = [f"a new {head}, because its classes differ"] if new_head else []
     if saved.norm.args != norm.args:
-        changed.append(f"norm.args={norm.args}, {saved.norm.args} there")
-    return changed
+        differences.append(f"norm.args={norm.args} instead of {saved.norm.args}")
+    return differences
 
 
 def rebuild(model: ModelConfig, norm: NormConfig, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network of these ``weights``, in evaluation mode.
+    """Build the network and load ``weights``; in evaluation mode.
 
     Raises:
-        UserError: they are another network's.
+        UserError: the weights are of another network.
     """
     network = build_network(model, norm, num_classes=1)
     name = classifier_of(network)
@@ -130,33 +130,35 @@ def classifier_of(network: nn.Module) -> str:
     return next(name for name, module in network.named_modules() if module is classifier)
 
 
-def _of_run(directory: RunDirectory, statistics: str | None) -> SavedNetwork:
-    saved = _trained(directory)
-    wanted = statistics or saved.norm.test_statistics
+def _load_run(directory: RunDirectory, statistics: str | None) -> SavedNetwork:
+    saved = _load_final(directory)
+    requested = statistics or saved.norm.test_statistics
     stores = any(layer.track_running_stats for layer in norm_layers(saved.network).values())
     possible = ("moving_average", "batch_average") if stores else ("sample",)
-    if wanted not in possible:
-        raise UserError(f"statistics={wanted}: {directory.path} has {' and '.join(possible)} only")
-    if wanted == "batch_average":
+    if requested not in possible:
+        raise UserError(
+            f"statistics={requested}: {directory.path} has {' and '.join(possible)} only"
+        )
+    if requested == "batch_average":
         _use_batch_average(saved.network, directory)
-    return replace(saved, statistics=wanted)
+    return replace(saved, statistics=requested)
 
 
-def _trained(directory: RunDirectory) -> SavedNetwork:
-    """The network as training left it."""
+def _load_final(directory: RunDirectory) -> SavedNetwork:
+    """The network of ``final.pt``, with moving averages as running statistics."""
     config = from_dict(directory.read_config())
     if not directory.final.exists():
         raise RunError(
-            f"{directory.path} has no {directory.final.name}: it is not trained to its end; "
-            "continue it with the command that started it"
+            f"{directory.path} has no {directory.final.name}: training has not finished; run the "
+            "command that started it again to resume it"
         )
-    trained = checkpoint.load(directory.final)
+    state = checkpoint.load(directory.final)
     try:
-        network = rebuild(config.model, config.norm, mapping(trained["model"]))
-        classes = tuple(str(name) for name in trained.get("classes", ()))
+        network = rebuild(config.model, config.norm, mapping(state["model"]))
+        classes = tuple(str(name) for name in state.get("classes", ()))
     except (KeyError, TypeError, UserError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        raise RunError(f"{directory.final} is not what this run trained: {reason}") from error
+        raise RunError(f"{directory.final} is not a checkpoint of this run: {reason}") from error
     return SavedNetwork(network, config.model, config.norm, "", classes, config.data)
 
 
@@ -170,38 +172,37 @@ def _use_batch_average(network: nn.Module, directory: RunDirectory) -> None:
                 layer.get_buffer("running_var").copy_(var)
     except (LookupError, TypeError, RuntimeError) as error:
         raise RunError(
-            f"{directory.batch_average} is not of this run's network ({error!r}): remove it; "
-            f"python evaluate.py run={directory.path} makes it anew"
+            f"{directory.batch_average} does not match this run's network ({error!r}): remove it; "
+            f"python evaluate.py run={directory.path} writes it again"
         ) from error
 
 
-def _of_export(folder: Path, statistics: str | None) -> SavedNetwork:
+def _load_export(folder: Path, statistics: str | None) -> SavedNetwork:
     try:
-        written = mapping(read_json(folder / CONFIG))
-        own = mapping(written["sn_imagenet"])
-        if own["version"] != VERSION:
-            raise ValueError(f"version {own['version']}: expected {VERSION}")
-        model, norm = ModelConfig(**own["model"]), NormConfig(**own["norm"])
-        used = str(own["statistics"])
-        classes = tuple(str(name) for name in written.get("label_names", ()))
+        config = mapping(read_json(folder / CONFIG))
+        entry = mapping(config["sn_imagenet"])
+        if entry["version"] != VERSION:
+            raise ValueError(f"version {entry['version']}: expected {VERSION}")
+        model, norm = ModelConfig(**entry["model"]), NormConfig(**entry["norm"])
+        exported = str(entry["statistics"])
+        classes = tuple(str(name) for name in config.get("label_names", ()))
         weights = safetensors.torch.load_file(folder / WEIGHTS)
     except (OSError, LookupError, TypeError, ValueError, safetensors.SafetensorError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
-            f"{folder} is not an export that can be read: {reason}; make it anew with "
-            "scripts/export.py"
+            f"{folder} is not a readable export: {reason}; write it again with scripts/export.py"
         ) from error
-    if statistics not in (None, used):
-        raise UserError(f"statistics={statistics}: {folder} was exported with {used}")
+    if statistics not in (None, exported):
+        raise UserError(f"statistics={statistics}: {folder} was exported with {exported}")
     try:
         network = rebuild(model, norm, weights)
     except UserError as error:
         raise UserError(f"{folder / WEIGHTS}: {error}") from error
-    return SavedNetwork(network, model, norm, used, classes)
+    return SavedNetwork(network, model, norm, exported, classes)
 
 
-def described(saved: SavedNetwork) -> dict[str, Any]:
-    """The entry ``sn_imagenet`` of an export's config.json, from which it is built again."""
+def config_entry(saved: SavedNetwork) -> dict[str, Any]:
+    """The entry ``sn_imagenet`` of an export's config.json, from which :func:`load` builds it."""
     return {
         "version": VERSION,
         "model": asdict(saved.model),
