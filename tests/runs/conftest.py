@@ -17,7 +17,7 @@ def config(composed: Callable[..., ExperimentConfig]) -> ExperimentConfig:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
-    """A run directory that exists and is empty."""
+    """An empty run directory."""
     path = tmp_path / "run"
     path.mkdir()
     return RunDirectory(path)
@@ -25,7 +25,7 @@ def directory(tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture
 def open_directory() -> Iterator[RunDirectory]:
-    """One that every user may enter (pytest's own temporary folders are the owner's alone)."""
+    """A run directory that all users can enter; pytest's temporary folders are the owner's."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
         path.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or refused, with the one before to fall back to."""
+"""Checkpoints: a damaged one is refused, and the previous one is loaded instead."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def state(step: int) -> dict[str, Any]:
     }
 
 
-def assert_is(loaded: dict[str, Any] | None, step: int) -> None:
+def assert_is_state(loaded: dict[str, Any] | None, step: int) -> None:
     assert loaded is not None
     expected = {"version": checkpoint.VERSION, **state(step)}
     assert loaded.keys() == expected.keys()
@@ -48,8 +48,8 @@ def assert_is(loaded: dict[str, Any] | None, step: int) -> None:
 
 def test_round_trip(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "a.pt", state(3))
-    assert_is(checkpoint.load(tmp_path / "a.pt"), 3)
-    # Plain tensors and dicts, for any other program.
+    assert_is_state(checkpoint.load(tmp_path / "a.pt"), 3)
+    # Plain tensors and dicts, readable by any program.
     assert torch.load(tmp_path / "a.pt", weights_only=True)["step"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
 
@@ -59,9 +59,9 @@ def test_the_last_two_are_kept(directory: RunDirectory) -> None:
     for step in range(1, 5):
         checkpoint.save_last(directory, state(step))
         loaded, warnings = checkpoint.load_last(directory)
-        assert_is(loaded, step)
+        assert_is_state(loaded, step)
         assert warnings == []
-    assert_is(checkpoint.load(directory.previous), 3)
+    assert_is_state(checkpoint.load(directory.previous), 3)
     assert {p.name for p in directory.path.iterdir()} == {"last.pt", "previous.pt"}
 
 
@@ -70,7 +70,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "a.pt")
 
 
-class RunsCode:
+class ExecutesCode:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
@@ -102,16 +102,16 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
         {"state_dict": {}}, path, _use_new_zipfile_serialization=False
     ),
     "a pickle of code": lambda path: path.write_bytes(
-        pickle.dumps({"version": 1, "step": RunsCode(path.with_name("ran"))})
+        pickle.dumps({"version": 1, "step": ExecutesCode(path.with_name("ran"))})
     ),
     "a checkpoint of code": lambda path: torch.save(
-        {"version": 1, "step": RunsCode(path.with_name("ran"))}, path
+        {"version": 1, "step": ExecutesCode(path.with_name("ran"))}, path
     ),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_checkpoint_is_named_and_the_previous_one_taken(
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_loaded(
     directory: RunDirectory, kind: str
 ) -> None:
     for step in (1, 2):
@@ -122,9 +122,9 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_taken(
     assert str(directory.last) in str(caught.value)
     assert len(str(caught.value)) < 600
     loaded, warnings = checkpoint.load_last(directory)
-    assert_is(loaded, 1)
+    assert_is_state(loaded, 1)
     assert warnings == [str(caught.value)]
-    assert not directory.path.joinpath("ran").exists(), "the checkpoint's code was run"
+    assert not directory.path.joinpath("ran").exists(), "the code in the checkpoint was executed"
 
 
 def test_no_readable_checkpoint_is_an_error_that_names_both(directory: RunDirectory) -> None:
@@ -134,11 +134,11 @@ def test_no_readable_checkpoint_is_an_error_that_names_both(directory: RunDirect
         truncate(0.5)(path)
     with pytest.raises(RunError) as caught:
         checkpoint.load_last(directory)
-    for told in ("no checkpoint of this run is readable", "last.pt", "previous.pt", "Remove them"):
-        assert told in str(caught.value)
+    for part in ("no checkpoint of this run is readable", "last.pt", "previous.pt", "Remove them"):
+        assert part in str(caught.value)
 
 
-def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+def test_every_truncation_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     checkpoint.save(path, {"step": 1, "model": torch.arange(10.0)})
     whole = path.read_bytes()
@@ -148,8 +148,8 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
             checkpoint.load(path)
 
 
-def test_a_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
-    """Some bytes of a zip file are padding; those of a tensor must never change unnoticed."""
+def test_a_flipped_bit_is_detected_or_harmless(tmp_path: Path) -> None:
+    """A zip file has padding bytes, but a changed tensor byte must always be detected."""
     path = tmp_path / "a.pt"
     checkpoint.save(path, state(1))
     whole = path.read_bytes()
@@ -166,7 +166,7 @@ def test_a_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
         except RunError:
             refused += 1
         else:
-            assert_is(loaded, 1)
+            assert_is_state(loaded, 1)
     assert refused > 50
 
 
@@ -177,48 +177,48 @@ def test_a_full_disk_leaves_the_old_checkpoints(directory: RunDirectory) -> None
         with size_limit(size), pytest.raises(RunError, match=r"cannot write .*: File too large"):
             checkpoint.save_last(directory, state(3))
         loaded, warnings = checkpoint.load_last(directory)
-        assert_is(loaded, 2)
+        assert_is_state(loaded, 2)
         assert warnings == []
         assert {p.name for p in directory.path.iterdir()} == {"last.pt", "previous.pt"}
-    # Once there is room the next one is as good as ever.
+    # Once there is space, the next checkpoint is written normally.
     checkpoint.save_last(directory, state(3))
-    assert_is(checkpoint.load(directory.last), 3)
-    assert_is(checkpoint.load(directory.previous), 2)
+    assert_is_state(checkpoint.load(directory.last), 3)
+    assert_is_state(checkpoint.load(directory.previous), 2)
     assert {p.name for p in directory.path.iterdir()} == {"last.pt", "previous.pt"}
 
 
-def test_a_full_disk_does_not_cost_the_checkpoint_that_was_resumed_from(
+def test_a_full_disk_keeps_the_checkpoint_that_the_run_resumed_from(
     directory: RunDirectory,
 ) -> None:
-    """A disk that was full truncated the last one, and it still is full after the resumption."""
+    """A full disk truncated last.pt, and it is still full when the resumed run saves."""
     for step in (1, 2):
         checkpoint.save_last(directory, state(step))
     truncate(0.5)(directory.last)
     with size_limit(1000), pytest.raises(RunError, match="File too large"):
         checkpoint.save_last(directory, state(2))
     loaded, warnings = checkpoint.load_last(directory)
-    assert_is(loaded, 1)
+    assert_is_state(loaded, 1)
     assert len(warnings) == 1
 
 
-def test_what_a_killed_writer_leaves_behind_does_no_harm(directory: RunDirectory) -> None:
+def test_leftover_files_of_a_killed_writer_are_harmless(directory: RunDirectory) -> None:
     checkpoint.save_last(directory, state(1))
     for name in ("last.pt.tmp", "previous.pt.tmp", "newest.pt", "newest.pt.tmp"):
         directory.path.joinpath(name).write_bytes(b"half of a checkp")
     loaded, warnings = checkpoint.load_last(directory)
-    assert_is(loaded, 1)
+    assert_is_state(loaded, 1)
     assert warnings == []
     checkpoint.save_last(directory, state(2))
-    assert_is(checkpoint.load_last(directory)[0], 2)
-    assert_is(checkpoint.load(directory.previous), 1)
+    assert_is_state(checkpoint.load_last(directory)[0], 2)
+    assert_is_state(checkpoint.load(directory.previous), 1)
 
 
-def test_a_run_killed_between_the_two_is_resumed(directory: RunDirectory) -> None:
+def test_a_run_killed_between_the_two_renames_is_resumed(directory: RunDirectory) -> None:
     for step in (1, 2):
         checkpoint.save_last(directory, state(step))
     os.replace(directory.last, directory.previous)
     loaded, warnings = checkpoint.load_last(directory)
-    assert_is(loaded, 2)
+    assert_is_state(loaded, 2)
     assert warnings == []
 
 
@@ -228,5 +228,5 @@ def test_a_read_only_folder(open_directory: RunDirectory) -> None:
     with read_only(open_directory.path):
         with pytest.raises(RunError, match=r"cannot write .*: Permission denied"):
             checkpoint.save_last(open_directory, state(3))
-        assert_is(checkpoint.load_last(open_directory)[0], 2)
-        assert_is(checkpoint.load(open_directory.previous), 1)
+        assert_is_state(checkpoint.load_last(open_directory)[0], 2)
+        assert_is_state(checkpoint.load(open_directory.previous), 1)

@@ -1,4 +1,4 @@
-"""Run directories: who may work in them, and on what."""
+"""Run directories: which process and which experiment may use them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_claim_writes_the_config_and_the_lock(tmp_path: Path, config: Experime
     assert (holder["host"], holder["pid"]) == (socket.gethostname(), os.getpid())
     directory.release()
     assert sorted(p.name for p in directory.path.iterdir()) == ["config.yaml"]
-    directory.release()  # nothing to release is no error
+    directory.release()  # releasing a free directory is not an error
 
 
 def test_a_live_process_keeps_its_directory(
@@ -67,8 +67,8 @@ def test_a_live_process_keeps_its_directory(
         directory.claim(config)
     assert caught.value.exit_code == os.EX_UNAVAILABLE
     message = str(caught.value)
-    for told in (str(directory.path), f"process {live_process}", "2026-01-01T10:00:00"):
-        assert told in message
+    for part in (str(directory.path), f"process {live_process}", "2026-01-01T10:00:00"):
+        assert part in message
     assert directory.lock.read_text() == before
     assert not directory.config.exists()
 
@@ -130,8 +130,10 @@ def test_another_experiment_is_refused_with_the_difference(
     assert "run_dir=" in lines[-1]
 
 
-def test_a_name_that_is_no_text_is_refused(directory: RunDirectory, composed: Compose) -> None:
-    """As Python reads ``run_dir=läufe`` where it takes names for ASCII."""
+def test_a_name_that_cannot_be_encoded_is_refused(
+    directory: RunDirectory, composed: Compose
+) -> None:
+    """Python reads ``run_dir=läufe`` like this where it decodes names as ASCII."""
     here = composed("data=digits", "run_dir='l\udcc3\udca4ufe'")
     with pytest.raises(RunError, match=r"run_dir=läufe: cannot be encoded .* PYTHONUTF8=1"):
         directory.check(here)
@@ -151,7 +153,7 @@ def test_a_name_that_is_no_text_is_refused(directory: RunDirectory, composed: Co
         "trainer.eval_batch_size=3",
     ],
 )
-def test_where_and_how_fast_is_no_difference(
+def test_options_of_place_and_speed_are_no_difference(
     directory: RunDirectory, config: ExperimentConfig, composed: Compose, override: str
 ) -> None:
     directory.claim(config)
@@ -169,7 +171,7 @@ def test_where_and_how_fast_is_no_difference(
         "calibration.samples=100",
     ],
 )  # fmt: skip
-def test_what_changes_the_experiment_is_a_difference(
+def test_options_of_the_experiment_are_a_difference(
     config: ExperimentConfig, composed: Compose, override: str
 ) -> None:
     changed = composed("data=digits", "model=resnet14_mini", "batch=8x2", override)
@@ -186,12 +188,12 @@ def test_a_broken_config_is_named(
         directory.check(config)
 
 
-def test_a_directory_without_config_is_no_run(directory: RunDirectory) -> None:
+def test_a_directory_without_config_is_not_a_run(directory: RunDirectory) -> None:
     with pytest.raises(RunError, match=r"is not a run directory: it has no config\.yaml"):
         directory.read_config()
 
 
-def test_one_name_is_of_one_class(tmp_path: Path, composed: Compose) -> None:
+def test_one_method_name_has_one_class(tmp_path: Path, composed: Compose) -> None:
     def at(batch: str, *overrides: str) -> tuple[RunDirectory, ExperimentConfig]:
         config = composed("norm=bn", f"batch={batch}", f"runs_dir={tmp_path}", *overrides)
         return RunDirectory(Path(config.run_dir)), config
@@ -227,7 +229,7 @@ def test_results_are_json_or_an_error(directory: RunDirectory) -> None:
             directory.read_result()
 
 
-def test_a_place_where_nothing_can_be_written(tmp_path: Path, config: ExperimentConfig) -> None:
+def test_an_unwritable_path_is_one_clear_error(tmp_path: Path, config: ExperimentConfig) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(RunError, match=r"cannot write .*file.*: Not a directory.*run_dir="):
         RunDirectory(tmp_path / "file" / "run").claim(config)
@@ -257,8 +259,10 @@ def test_a_full_disk_leaves_the_old_file(directory: RunDirectory) -> None:
     assert [p.name for p in directory.path.iterdir()] == ["result.json"]
 
 
-def test_a_full_disk_at_the_claim(directory: RunDirectory, config: ExperimentConfig) -> None:
-    """Neither a half-written lock nor a half-written config stands in the next start's way."""
+def test_a_full_disk_while_claiming_the_directory(
+    directory: RunDirectory, config: ExperimentConfig
+) -> None:
+    """No half-written lock or config blocks the next start."""
     for size in (0, 300):
         with size_limit(size), pytest.raises(RunError, match=r"cannot write .*free some space"):
             directory.claim(config)
@@ -267,11 +271,11 @@ def test_a_full_disk_at_the_claim(directory: RunDirectory, config: ExperimentCon
     assert directory.read_config() == config.to_dict()
 
 
-def test_json_refuses_what_json_has_not(tmp_path: Path) -> None:
+def test_values_that_json_lacks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", [float("inf")])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_errors_are_the_users_to_mend() -> None:
+def test_run_errors_are_user_errors() -> None:
     assert issubclass(RunError, UserError)

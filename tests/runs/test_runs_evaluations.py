@@ -1,4 +1,4 @@
-"""Which evaluation of a run counts, and results of version 1, which knew one of each."""
+"""Which evaluation of a run counts, and how results of version 1 are converted."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ FINGERPRINT = {"train": {"samples": 1397, "digest": "a"}, "val": {"samples": 400
 
 
 def evaluation(**changed: Any) -> dict[str, Any]:
-    """As the run's config says but for ``changed``; those of the calibration by their names."""
-    (made, _) = result(SETTINGS, 90.0)["evaluations"]
-    calibration = {key: changed.pop(key, value) for key, value in made["calibration"].items()}
+    """An evaluation as in the run's config, with ``changed`` entries, also of its calibration."""
+    (original, _) = result(SETTINGS, 90.0)["evaluations"]
+    calibration = {key: changed.pop(key, value) for key, value in original["calibration"].items()}
     data = {"name": "digits", "val": FINGERPRINT["val"]}
-    return {**made, "data": data, "precision": "fp32", "calibration": calibration, **changed}
+    return {**original, "data": data, "precision": "fp32", "calibration": calibration, **changed}
 
 
 @pytest.mark.parametrize(
@@ -45,15 +45,17 @@ def evaluation(**changed: Any) -> dict[str, Any]:
         ({"data": {"name": "digits", "val": {"samples": 400}}}, ["other images"]),
     ],
 )
-def test_how_an_evaluation_differs_from_the_run(changed: dict[str, Any], words: list[str]) -> None:
+def test_deviations_of_an_evaluation_from_the_run(
+    changed: dict[str, Any], words: list[str]
+) -> None:
     settings = {**SETTINGS, "trainer": {**SETTINGS["trainer"], "precision": "fp32"}}
-    made = evaluation(**changed)
-    assert deviations_from_config(made, settings, FINGERPRINT) == words
-    counted = counted_evaluations([made], settings, FINGERPRINT)
-    assert counted == ({} if words else {"batch_average": made})
+    changed_evaluation = evaluation(**changed)
+    assert deviations_from_config(changed_evaluation, settings, FINGERPRINT) == words
+    counted = counted_evaluations([changed_evaluation], settings, FINGERPRINT)
+    assert counted == ({} if words else {"batch_average": changed_evaluation})
 
 
-def test_the_first_that_is_the_runs_own_counts(tmp_path: Path) -> None:
+def test_the_first_evaluation_without_deviations_counts(tmp_path: Path) -> None:
     quick = evaluation(samples_requested=100, top1=10.0)
     first, again = evaluation(top1=91.0), evaluation(top1=92.0)
     moving = evaluation(statistics="moving_average", calibration=None, top1=89.0)
@@ -69,15 +71,15 @@ def test_the_first_that_is_the_runs_own_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("evaluator", [None, {"git_revision": "f" * 40}])
-def test_a_result_of_version_1_is_read_as_one_of_version_2(
+def test_a_result_of_version_1_is_converted_to_version_2(
     tmp_path: Path, evaluator: dict[str, str] | None
 ) -> None:
     now = result(SETTINGS, 92.5, 91.25)
-    for made in now["evaluations"]:
-        made["by"] = "evaluate.py" if evaluator else "training"
-        made["at"], made["provenance"] = "2026-01-31T12:00:00+0000", evaluator
-        made["data"] = {"name": "digits", "val": FINGERPRINT["val"]}
-        made["checkpoint"] = {"file": "final.pt", "epoch": 10, "step": 870}
+    for entry in now["evaluations"]:
+        entry["by"] = "evaluate.py" if evaluator else "training"
+        entry["at"], entry["provenance"] = "2026-01-31T12:00:00+0000", evaluator
+        entry["data"] = {"name": "digits", "val": FINGERPRINT["val"]}
+        entry["checkpoint"] = {"file": "final.pt", "epoch": 10, "step": 870}
     now["provenance"] |= {"written_at": "2026-01-31T12:00:00+0000", "data_fingerprint": FINGERPRINT}
     old = as_version_1(now)
     old["provenance"] = {**now["provenance"], "evaluated_by": evaluator}

@@ -1,4 +1,4 @@
-"""Whatever lies in a run directory: the other runs are read, and this one is never a traceback."""
+"""Damaged run directories: the other runs are still read, and nothing ends in a traceback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from run_files import REPOSITORY, config, result, write_run
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.figures.weights import gather_weights
 from sn_imagenet.reporting.paper import read_paper
-from sn_imagenet.reporting.table2 import RunCollection, table2
+from sn_imagenet.reporting.study import RunCollection
+from sn_imagenet.reporting.table2 import table2
 from sn_imagenet.runs import (
     FINISHED,
     UNREADABLE,
@@ -57,43 +58,43 @@ METRICS = "".join(
 LOCK = {"host": "there", "pid": 7, "started": "then", "process_start": "b:1", "heartbeat_s": 15.0}
 
 
-def places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key) of a tree."""
+def tree_entries(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every (container, key) of a tree."""
     keys = list(tree) if isinstance(tree, dict) else range(len(tree))
     for key in keys:
         yield tree, key
         if isinstance(tree[key], (dict, list)):
-            yield from places(tree[key])
+            yield from tree_entries(tree[key])
 
 
-def mutated_tree(tree: Any, chance: random.Random) -> Any:
+def mutated_tree(tree: Any, rng: random.Random) -> Any:
     tree = copy.deepcopy(tree)
-    for _ in range(chance.choice((1, 1, 2))):
-        container, key = chance.choice(list(places(tree)))
-        if chance.random() < 0.25:
+    for _ in range(rng.choice((1, 1, 2))):
+        container, key = rng.choice(list(tree_entries(tree)))
+        if rng.random() < 0.25:
             del container[key]
         else:
-            container[key] = copy.deepcopy(chance.choice(WEIRD))
+            container[key] = copy.deepcopy(rng.choice(WEIRD))
         if not tree:
             break
     return tree
 
 
-def mutated_bytes(content: bytes, chance: random.Random) -> bytes:
+def mutated_bytes(content: bytes, rng: random.Random) -> bytes:
     damaged = bytearray(content)
-    for _ in range(chance.choice((1, 3, 30))):
-        place = chance.randrange(len(damaged))
-        damaged[place : place + chance.choice((0, 1, 40))] = chance.choice(
+    for _ in range(rng.choice((1, 3, 30))):
+        start = rng.randrange(len(damaged))
+        damaged[start : start + rng.choice((0, 1, 40))] = rng.choice(
             (b"", b"\0", b"\xff", b"\n", b"{", b"]", b'"', b"1e999", b"*a", b"&a ", b"${a}", b"- ")
         )
         damaged = damaged or bytearray(b"\n")
     return bytes(damaged)
 
 
-def mutated(tree: Any, text: Callable[[Any], str], chance: random.Random) -> bytes:
-    if chance.random() < 0.4:
-        return mutated_bytes(text(tree).encode(), chance)
-    return text(mutated_tree(tree, chance)).encode("utf-8", errors="surrogatepass")
+def mutated(tree: Any, text: Callable[[Any], str], rng: random.Random) -> bytes:
+    if rng.random() < 0.4:
+        return mutated_bytes(text(tree).encode(), rng)
+    return text(mutated_tree(tree, rng)).encode("utf-8", errors="surrogatepass")
 
 
 def as_json(tree: Any) -> str:
@@ -120,15 +121,15 @@ FILES: dict[str, tuple[Any, Callable[[Any], str], Callable[[RunDirectory], objec
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_damaged_file_never_hides_the_others(tmp_path: Path, name: str) -> None:
-    """Bytes and values replaced at random, the same in each run of this test. Each is read, one in
-    fifty by all that reads runs."""
+    """Replace bytes and values at random, with a fixed seed. Each trial reads the damaged file, and
+    every fiftieth trial uses all functions that read runs."""
     write_run(tmp_path, GOOD, result(GOOD, 90.0))
     victim = write_run(tmp_path, VICTIM, metrics=METRICS)
     tree, text, read, trials = FILES[name]
-    chance = random.Random(name)
+    rng = random.Random(name)
     states: Counter[str] = Counter()
     for trial in range(trials):
-        content = mutated(tree, text, chance)
+        content = mutated(tree, text, rng)
         (victim / name).write_bytes(content)
         try:
             read(RunDirectory(victim))
@@ -136,13 +137,13 @@ def test_a_damaged_file_never_hides_the_others(tmp_path: Path, name: str) -> Non
         except UserError:
             states["refused"] += 1
         if trial % 50 == 0:
-            look(tmp_path, victim)
+            read_everything(tmp_path, victim)
     assert states["read"] > trials // 20, states
     assert name == "lock.json" or states["refused"] > trials // 20, states
 
 
-def look(root: Path, victim: Path) -> str:
-    """All that reads runs; returns the state of the victim."""
+def read_everything(root: Path, victim: Path) -> str:
+    """Use all functions that read runs; return the state of the damaged run."""
     runs, warnings = find_runs(root)
     rows = [RunStatus(str(run.path), run.state, progress_of(run)) for run in runs]
     "\n".join([*table(rows), *warnings]).encode()
@@ -156,7 +157,7 @@ def look(root: Path, victim: Path) -> str:
     try:
         for setting in gather_weights(runs):
             setting.layer_means("mean")
-    except UserError as error:  # a single run's own
+    except UserError as error:  # an error in the damaged run
         assert str(victim) in str(error)  # noqa: PT017
     return progress.state
 
@@ -184,10 +185,10 @@ CHAIN = "a0: lol\n" + "".join(f"a{i + 1}: ${{a{i}}}${{a{i}}}\n" for i in range(4
     ],
     ids=range(11),
 )
-def test_what_no_run_writes_is_unreadable(tmp_path: Path, name: str, content: str) -> None:
+def test_content_that_no_run_writes_is_unreadable(tmp_path: Path, name: str, content: str) -> None:
     write_run(tmp_path, GOOD, result(GOOD, 90.0))
     victim = write_run(tmp_path, VICTIM, metrics=METRICS)
     (victim / name).write_text(content)
-    assert look(tmp_path, victim) == UNREADABLE
+    assert read_everything(tmp_path, victim) == UNREADABLE
     (warning,) = find_runs(tmp_path).warnings
     assert str(victim / name) in warning

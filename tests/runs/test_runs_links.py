@@ -1,5 +1,4 @@
-"""Links that someone plants in a run directory where others may write: nothing is written through
-them."""
+"""Links that another user plants in a writable run directory: nothing is written through them."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ TOKEN = "0" * 32
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """What a link leads to."""
+    """The target of a planted link."""
     path = tmp_path / "target"
     path.write_text("precious")
     return path
@@ -34,7 +33,7 @@ def target(tmp_path: Path) -> Path:
     ids=["result", "network", "lock"],
 )
 @pytest.mark.parametrize("dangling", [False, True])
-def test_a_link_under_a_temporary_name_that_was_guessed(
+def test_a_link_with_a_guessed_temporary_name(
     directory: RunDirectory,
     target: Path,
     name: str,
@@ -54,7 +53,7 @@ def test_a_link_under_a_temporary_name_that_was_guessed(
     assert not any((directory.result.exists(), directory.final.exists(), directory.lock.exists()))
 
 
-def test_links_under_the_names_of_checkpoints(directory: RunDirectory, target: Path) -> None:
+def test_links_in_place_of_checkpoints(directory: RunDirectory, target: Path) -> None:
     """They are replaced and never followed."""
     for path in (directory.newest, directory.last, directory.previous):
         path.symlink_to(target)
@@ -66,7 +65,7 @@ def test_links_under_the_names_of_checkpoints(directory: RunDirectory, target: P
     assert checkpoint.load(directory.previous)["step"] == 1
 
 
-def test_a_link_in_place_of_the_metrics_of_a_run_is_told_and_replaced(
+def test_a_link_in_place_of_the_metrics_is_reported_and_replaced(
     directory: RunDirectory, target: Path
 ) -> None:
     directory.metrics.symlink_to(target)

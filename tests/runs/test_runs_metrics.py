@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: append-only, cut back to the checkpoint on a resumption."""
+"""``metrics.jsonl``: append-only, and truncated to the checkpoint when a run resumes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(log: MetricsFile, *steps: int) -> None:
         log.write({"step": step})
 
 
-def test_rows_are_whole_lines_at_once(directory: RunDirectory) -> None:
+def test_each_row_is_a_complete_line_at_once(directory: RunDirectory) -> None:
     log = MetricsFile(directory.metrics)
     for step in (1, 2, 3):
         write(log, step)
@@ -31,7 +31,7 @@ def test_rows_are_whole_lines_at_once(directory: RunDirectory) -> None:
     log.close()
 
 
-def test_a_resumed_run_writes_again_what_came_after_its_checkpoint(
+def test_a_resumed_run_rewrites_the_rows_after_its_checkpoint(
     directory: RunDirectory,
 ) -> None:
     log = MetricsFile(directory.metrics)
@@ -47,7 +47,7 @@ def test_a_resumed_run_writes_again_what_came_after_its_checkpoint(
     assert rows(directory) == [{"step": 1}, {"step": 2}, {"step": 3}]
 
 
-def test_a_run_from_the_start_forgets_an_earlier_one(directory: RunDirectory) -> None:
+def test_a_new_run_removes_the_rows_of_an_earlier_one(directory: RunDirectory) -> None:
     log = MetricsFile(directory.metrics)
     write(log, 1, 2)
     log.close()
@@ -71,31 +71,31 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE, "removed", "a pipe"])
-def test_a_damaged_file_is_told_and_whole_again(directory: RunDirectory, damage: str) -> None:
+def test_a_damaged_file_is_reported_and_repaired(directory: RunDirectory, damage: str) -> None:
     log = MetricsFile(directory.metrics)
     write(log, *range(1, 10))
     at_checkpoint, whole = log.compressed_rows(), directory.metrics.read_bytes()
     write(log, 10)
     log.close()
     if damage in DAMAGE:
-        change, told = DAMAGE[damage]
+        change, message = DAMAGE[damage]
         directory.metrics.write_bytes(change(directory.metrics.read_bytes()))
     else:
         directory.metrics.unlink()
-        told = "was missing, with 9 rows"
+        message = "was missing, with 9 rows"
     if damage == "a pipe":
         os.mkfifo(directory.metrics)
-        told = "was truncated: 0 of 9 rows"
+        message = "was truncated: 0 of 9 rows"
     log = MetricsFile(directory.metrics, decompress_rows(at_checkpoint))
-    assert told in log.damage
+    assert message in log.damage
     write(log, 10)
     log.close()
     assert directory.metrics.read_bytes() == whole + b'{"step": 10}\n'
 
 
-def test_what_is_no_packed_metrics(directory: RunDirectory) -> None:
-    packed = MetricsFile(directory.metrics).compressed_rows()
-    for other in (b"", b"text", packed[:-3]):
+def test_invalid_compressed_rows(directory: RunDirectory) -> None:
+    compressed = MetricsFile(directory.metrics).compressed_rows()
+    for other in (b"", b"text", compressed[:-3]):
         with pytest.raises(ValueError, match="its metrics cannot be decompressed"):
             decompress_rows(other)
 

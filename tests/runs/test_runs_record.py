@@ -1,4 +1,4 @@
-"""States of run directories, from real files, real locks and real processes."""
+"""States of run directories, with real files, locks and processes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def dead_pid() -> int:
     return process.pid
 
 
-def test_finished_run_is_read_wherever_it_lies(tmp_path: Path) -> None:
+def test_finished_run_is_read_in_any_folder(tmp_path: Path) -> None:
     settings = config("sn", "8x2", seed=4)
     write_run(tmp_path, settings, result(settings, 92.5, 91.25), folder="anywhere/else")
     (run,) = find_runs(tmp_path).runs
@@ -120,7 +120,9 @@ def test_progress_before_the_first_epoch_ends(tmp_path: Path) -> None:
         ("failed", FAILED, "out of memory"),
     ],
 )
-def test_ends_without_a_number(tmp_path: Path, status: str, state: str, detail: str) -> None:
+def test_a_run_that_ends_without_a_result_number(
+    tmp_path: Path, status: str, state: str, detail: str
+) -> None:
     settings = config()
     run = read_run(write_run(tmp_path, settings, result(settings, status=status)))
     assert (run.state, run.detail, run.top1()) == (state, detail, None)
@@ -181,7 +183,7 @@ def test_malformed_entry_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "- 1", "norm: bn", "lr: ${missing}"])
-def test_bad_config_is_placed_by_its_path(tmp_path: Path, text: str) -> None:
+def test_bad_config_takes_its_cell_from_the_path(tmp_path: Path, text: str) -> None:
     directory = write_run(tmp_path, config("gn", "1x16", seed=2))
     (directory / "config.yaml").write_text(text)
     (run,), (warning,) = find_runs(tmp_path)
@@ -190,7 +192,7 @@ def test_bad_config_is_placed_by_its_path(tmp_path: Path, text: str) -> None:
     assert "config.yaml" in warning
 
 
-def test_a_run_that_cannot_be_placed_is_a_warning(tmp_path: Path) -> None:
+def test_a_run_without_a_known_cell_is_a_warning(tmp_path: Path) -> None:
     finished_run(tmp_path, 90.0)
     stray = tmp_path / "stray"
     stray.mkdir()
@@ -206,7 +208,7 @@ def test_result_without_config_file(tmp_path: Path) -> None:
     assert read_run(directory).top1() == 90.0
 
 
-def test_hidden_folders_are_hydras(tmp_path: Path) -> None:
+def test_hidden_folders_are_skipped(tmp_path: Path) -> None:
     directory = finished_run(tmp_path, 90.0)
     (directory / ".hydra").mkdir()
     (directory / ".hydra" / "config.yaml").write_text("norm: bn")
@@ -229,7 +231,7 @@ def test_settings() -> None:
 
 
 def test_config_numbers_agree_between_yaml_and_json(tmp_path: Path) -> None:
-    """1e-4 in YAML must not pass for a text, or a running seed would differ from a finished."""
+    """1e-4 in YAML must be a number, or a running seed would differ from a finished one."""
     directory = write_run(tmp_path, config())
     text = (directory / "config.yaml").read_text()
     assert "0.0001" in text or "1e-4" in text.lower()
@@ -238,7 +240,7 @@ def test_config_numbers_agree_between_yaml_and_json(tmp_path: Path) -> None:
     json.dumps(read_run(directory).config)
 
 
-def test_binary_rubbish_is_unreadable(tmp_path: Path) -> None:
+def test_binary_garbage_is_unreadable(tmp_path: Path) -> None:
     directory = finished_run(tmp_path, 90.0)
     (directory / "result.json").write_bytes(b"\xff\xfe\x00\x80")
     assert read_run(directory).state == UNREADABLE
@@ -247,7 +249,7 @@ def test_binary_rubbish_is_unreadable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("norm", "own"), [("bn", "val"), ("sn", "calibrated"), ("gn", "val")])
-def test_a_run_under_way_shows_the_statistics_that_its_cell_is_judged_by(
+def test_a_running_run_shows_top1_under_the_statistics_of_its_cell(
     norm: str, own: str, tmp_path: Path
 ) -> None:
     settings = config(norm, "8x2")
@@ -257,7 +259,7 @@ def test_a_run_under_way_shows_the_statistics_that_its_cell_is_judged_by(
     assert progress.top1 == json.loads(rows.splitlines()[-1])[own]["top1"]
 
 
-def test_a_directory_that_is_held_is_running_before_it_has_a_config(tmp_path: Path) -> None:
+def test_a_locked_directory_is_running_before_it_has_a_config(tmp_path: Path) -> None:
     lock = tmp_path / "lock.json"
     assert read_progress(tmp_path) is None
     lock.write_text(json.dumps(this_process()))
