@@ -75,8 +75,8 @@ class DeviceTransform:
         images = torch.empty(stored.shape, memory_format=torch.channels_last)
         count, height, width, _ = batch.images.shape
         threads = torch.get_num_threads() if count > 1 else 1
-        optional_inputs = (batch.images, batch.flips, batch.shifts)
-        contiguous = [None if part is None else part.contiguous() for part in optional_inputs]
+        inputs = (batch.images, batch.flips, batch.shifts)
+        contiguous = [None if part is None else part.contiguous() for part in inputs]
         tensors = (*contiguous, self.mean, self.std, images)
         pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
         compiled(*pointers, count, height, width, threads)

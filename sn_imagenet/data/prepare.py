@@ -84,7 +84,7 @@ def find_splits(path: Path) -> dict[str, Split]:
 
     if path.is_dir() and (splits := imagenet(path)):
         return splits
-    for root in list(path.parents)[:4]:  # Kaggle's val/ lies four folders below
+    for root in list(path.parents)[:4]:  # Kaggle's val/ is four folders below
         for name, split in imagenet(root).items():
             if split.origin == path:
                 return {name: split}

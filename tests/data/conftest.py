@@ -65,9 +65,9 @@ def imagenet_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
     """train/ (12 images) and val/ (5 images) with the classes cat, dog and eel."""
-    for part, count in (("train", 12), ("val", 5)):
+    for split, count in (("train", 12), ("val", 5)):
         for i in range(count):
-            file = tmp_path / part / ("cat", "dog", "eel")[i % 3] / f"{i}.jpg"
+            file = tmp_path / split / ("cat", "dog", "eel")[i % 3] / f"{i}.jpg"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(jpeg(i))
     return tmp_path
@@ -94,9 +94,9 @@ def imagenet_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train/ and val/ with 1,000 WNID folders of one image each."""
     root = tmp_path_factory.mktemp("imagenet")
     image = jpeg(0)
-    for part in ("train", "val"):
+    for split in ("train", "val"):
         for i in range(1000):
-            folder = root / part / f"n{i:08d}"
+            folder = root / split / f"n{i:08d}"
             folder.mkdir(parents=True)
             (folder / "0.JPEG").write_bytes(image)
     return root

@@ -117,7 +117,7 @@ def test_photographs_do_not_depend_on_workers_or_a_restart(
     imagenet_photos: Path, composed: Callable[..., ExperimentConfig]
 ) -> None:
     """With the crops, flips and lighting of training on ImageNet."""
-    parts = [f"data.{part}={imagenet_photos}/train" for part in ("train", "val")]
+    parts = [f"data.{split}={imagenet_photos}/train" for split in ("train", "val")]
     config = composed("data=imagefolder", *parts)
     data = build(config.data, config.augment, seed=0)
 
@@ -187,9 +187,7 @@ def test_order_depends_on_seed_and_epoch() -> None:
 
 
 @given(num_samples=st.integers(1, 40), batch=st.integers(1, 12), world_size=st.integers(1, 50))
-def test_eval_sampler_distributes_whole_batches(
-    num_samples: int, batch: int, world_size: int
-) -> None:
+def test_eval_sampler_keeps_batches_whole(num_samples: int, batch: int, world_size: int) -> None:
     """The ranks get the batches of a single rank in turn."""
     whole = [range(num_samples)[i : i + batch] for i in range(0, num_samples, batch)]
     for rank in range(world_size):
@@ -226,7 +224,7 @@ def test_eval_loader_with_more_ranks_than_samples(
     seed=st.integers(0, 3),
     skip=st.integers(0, 4),
 )
-def test_calibration_sampler_distributes_whole_batches_of_interleaved_minibatches(
+def test_calibration_sampler_interleaves_minibatches_and_keeps_batches_whole(
     num_samples: int, n: int, samples: int | str, world_size: int, k: int, seed: int, skip: int
 ) -> None:
     available = num_samples if samples == "all" else min(int(samples), num_samples)

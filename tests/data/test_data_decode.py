@@ -28,7 +28,7 @@ def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_decodes_real_photographs_like_pillow(imagenet_photos: Path) -> None:
+def test_real_photographs(imagenet_photos: Path) -> None:
     modes = set()
     for path in sorted((imagenet_photos / "train").rglob("*.JPEG")):
         data = path.read_bytes()
@@ -48,9 +48,7 @@ def synthetic() -> Image.Image:
 
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_decodes_every_kind_of_jpeg_like_pillow(
-    synthetic: Image.Image, subsampling: str, progressive: bool
-) -> None:
+def test_every_kind_of_jpeg(synthetic: Image.Image, subsampling: str, progressive: bool) -> None:
     for quality in (30, 95):
         data = encode(
             synthetic, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive
@@ -81,9 +79,7 @@ def test_formats_that_simplejpeg_decodes_differently(
         assert np.array_equal(decode(data), pillow_pixels(data)), name
         assert image_size(data) == decode(data).shape[:2], name
 
-    monkeypatch.setattr(
-        decoding, "_decode_with_pillow", lambda data: pytest.fail("decoded by Pillow")
-    )
+    monkeypatch.setattr(decoding, "_decode_with_pillow", lambda data: pytest.fail("by Pillow"))
     decode(files["exif"]), decode(files["gray"]), decode(rgb_jpeg)
 
 

@@ -58,16 +58,14 @@ def test_every_layout_gives_the_same_samples(tmp_path: Path, layout: str) -> Non
 def test_finds_capitalized_folder_names(tmp_path: Path) -> None:
     root = imagenets.folders(tmp_path)
     expected = [len(source) for source in open_sources(root)]
-    for part in ("train", "val"):
-        (root / part).rename(root / part.capitalize())
+    for split in ("train", "val"):
+        (root / split).rename(root / split.capitalize())
     assert [len(source) for source in open_sources(root)] == expected
 
 
 def test_forked_and_spawned_workers_read_the_archive(tmp_path: Path) -> None:
     train, _ = open_sources(imagenets.tars(tmp_path))
-    expected = [
-        train.read(i) for i in range(len(train))
-    ]  # the archive is open when the workers start
+    expected = [train.read(i) for i in range(len(train))]  # opens it before the workers start
     assert pickle.loads(pickle.dumps(train)).read(3) == expected[3]
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(train.read, list(range(len(train))) * 5) == expected * 5
@@ -220,9 +218,7 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
         whole = (root / name).read_bytes()
         for part in (whole[:length], b"x" * 2000, b""):
             (root / name).write_bytes(part)
-            with pytest.raises(
-                DataError, match=f"{name} (is not a complete tar|contains no images)"
-            ):
+            with pytest.raises(DataError, match=f"{name} (is not a complete tar|contains no)"):
                 open_sources(root)
         (root / name).write_bytes(whole)
     (root / "ILSVRC2012_img_train.tar.index.npz").unlink()

@@ -28,7 +28,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_workers_can_read_parquet_files(root: Path) -> None:
     train, _ = open_sources(root)
-    expected = [train.read(i) for i in range(len(train))]  # files are open when the workers start
+    expected = [train.read(i) for i in range(len(train))]  # opens files before the workers start
     assert pickle.loads(pickle.dumps(train)).read(3) == expected[3]
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(train.read, list(range(len(train))) * 3) == expected * 3

@@ -135,9 +135,8 @@ def test_shorter_side_and_crop_cover_their_ranges(photographs: list[np.ndarray])
     assert places.min() == 0 and places.max() == 1
     np.testing.assert_allclose(places.mean(axis=0), 0.5, atol=0.03)
     out = torch.empty(224, 224, 3, dtype=torch.uint8)
-    for photo, crop in zip(
-        photographs[:20], sample_crops(sample_crop, photographs[:20]), strict=True
-    ):
+    sampled = sample_crops(sample_crop, photographs[:20])
+    for photo, crop in zip(photographs[:20], sampled, strict=True):
         crop_exact(photo, crop, out)
         resized = v2.functional.resize(Image.fromarray(photo), [min(crop.size)])
         expected = v2.functional.crop(resized, *crop.corner, 224, 224)

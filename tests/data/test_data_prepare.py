@@ -38,9 +38,9 @@ def test_finds_every_layout(tmp_path: Path, layout: str) -> None:
     assert output.count("(indexed)") == 2 and "use: data=" in output
     assert run_prepare_data(root, verify=False)[1].count("(index is up to date)") == 2
     # A single split, with the path that an error shows.
-    kept = sorted(root.rglob("*.index.npz"))
-    assert len(kept) == 2
-    for index in kept:
+    stored = sorted(root.rglob("*.index.npz"))
+    assert len(stored) == 2
+    for index in stored:
         origin = index.with_name(index.name.removesuffix(".index.npz"))
         assert run_prepare_data(origin)[1].count(" set: ") == 1
 
@@ -56,13 +56,9 @@ def test_lists_and_marks_all_bad_files(tmp_path: Path) -> None:
         [before.train[2, i] for i in range(12)]
 
     usable, output = run_prepare_data(root)
-    assert (
-        not usable and f"bad: {first}: unknown image format" in output and f"bad: {last}" in output
-    )
-    assert "2 bad" in output and "add --mark" in output
-    assert (
-        open_folders(root).fingerprint == before.fingerprint
-    )  # nothing is left out without --mark
+    assert not usable and "2 bad" in output and "add --mark" in output
+    assert f"bad: {first}: unknown image format" in output and f"bad: {last}" in output
+    assert open_folders(root).fingerprint == before.fingerprint  # not marked, so not left out
 
     usable, output = run_prepare_data(root, mark=True)
     assert usable and "2 bad, marked" in output and "2 marked as bad and left out" in output

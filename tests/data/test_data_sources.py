@@ -55,18 +55,14 @@ def test_unreadable_folder_gives_a_one_line_error(
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         monkeypatch.setenv("XDG_CACHE_HOME", name)
-        monkeypatch.setattr(
-            tempfile, "tempdir", name
-        )  # the lock is created there, regardless of TMPDIR
+        monkeypatch.setattr(tempfile, "tempdir", name)  # where the lock goes, despite TMPDIR
         root.chmod(0o1777)
-        for part in ("train", "val"):
-            (root / part / "cat").mkdir(parents=True)
-            (root / part / "cat" / "0.jpg").write_bytes(jpeg(0))
+        for split in ("train", "val"):
+            (root / split / "cat").mkdir(parents=True)
+            (root / split / "cat" / "0.jpg").write_bytes(jpeg(0))
         data = data_config("imagefolder", train=str(root / "train"), val=str(root / "val"))
         folder = root / unreadable
-        importlib.import_module(
-            "sn_imagenet.data.sources.imagefolder"
-        )  # before files are unreadable
+        importlib.import_module("sn_imagenet.data.sources.imagefolder")  # while still permitted
         with read_only(folder, 0), pytest.raises(DataError) as caught:
             sources.open_source(data)
         assert str(caught.value) == (
@@ -155,8 +151,8 @@ PATH_OPTIONS = ("root",)
 
 def open_source(data):
     images = np.full((4, 8, 8, 3), int(data.root), np.uint8)
-    part = ArraySource(images, np.arange(4), tuple("abcd"), stored=images)
-    return part, part
+    source = ArraySource(images, np.arange(4), tuple("abcd"), stored=images)
+    return source, source
 """
 
 
@@ -244,7 +240,7 @@ def truncate(path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("damage", [replace_by_text, truncate])
-def test_error_names_the_broken_file(
+def test_broken_file_is_named(
     open_folders: Callable[[], DataSets],
     folders: Path,
     damage: Callable[[Path], None],
@@ -266,9 +262,7 @@ def test_error_names_the_broken_file(
     assert len(message.splitlines()) == 1
 
 
-def test_error_names_the_broken_val_file(
-    open_folders: Callable[[], DataSets], folders: Path
-) -> None:
+def test_broken_val_file_is_named(open_folders: Callable[[], DataSets], folders: Path) -> None:
     truncate(folders / "val" / "cat" / "0.jpg")
     loader = eval_loader(open_folders().val, batch_size=2, rank=0, world_size=1, workers=2)
     with pytest.raises(DataError, match=r"^\S+0\.jpg cannot be read"):
@@ -312,7 +306,7 @@ def test_imagenet_requires_1000_classes(imagenet_like: Path) -> None:
         delete_index(imagenet_like / "val")
 
 
-def test_error_names_a_missing_class_of_imagenet(imagenet_like: Path) -> None:
+def test_missing_class_of_imagenet_is_named(imagenet_like: Path) -> None:
     gone = imagenet_like / "train" / "n00000123"
     gone.rename(imagenet_like / "elsewhere")
     delete_index(imagenet_like / "train")

@@ -45,8 +45,8 @@ def test_classes_selects_the_same_classes_of_both_splits() -> None:
     three, whole = open_subset(classes=3), open_subset()
     assert len(three.classes) == 3 and set(three.classes) < set(open_subset(classes=5).classes)
     assert three.classes == tuple(sorted(three.classes))
-    for part in ("train", "val"):
-        source, all_of_it = getattr(three, part).source, getattr(whole, part).source
+    for split in ("train", "val"):
+        source, all_of_it = getattr(three, split).source, getattr(whole, split).source
         names = [all_of_it.classes[label] for label in all_of_it.labels[source.indices]]
         assert [three.classes[label] for label in source.labels] == names
         assert len(source) == sum(
@@ -57,9 +57,6 @@ def test_classes_selects_the_same_classes_of_both_splits() -> None:
 def test_invalid_options_are_refused() -> None:
     with pytest.raises(DataError, match=r"data\.classes=11: the data set has 10"):
         open_subset(classes=11)
-    for options, message in (
-        ({"subset": 0.0}, "subset=0.0: expected"),
-        ({"classes": 1}, "classes=1"),
-    ):
-        with pytest.raises(ConfigError, match=message):
+    for options, error in (({"subset": 0.0}, "subset=0.0: expect"), ({"classes": 1}, "classes=1")):
+        with pytest.raises(ConfigError, match=error):
             digits_config(**options)

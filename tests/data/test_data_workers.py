@@ -71,9 +71,7 @@ def test_workers_survive_signals_from_other_processes_and_end_with_their_parent(
             for number in SIGNALS if started else ():
                 os.killpg(process.pid, number)
                 for worker in workers:
-                    with suppress(
-                        ProcessLookupError
-                    ):  # workers of the calibration loader end with it
+                    with suppress(ProcessLookupError):  # the calibration loader's may have ended
                         os.kill(worker, number)
             name, *pids = read_line(process)
             if name != ".":
