@@ -1,7 +1,7 @@
 """Show the status of the runs in a folder: python scripts/sweep_status.py --runs runs
 
-Reads only their files, so it works at any time, also while they train; --watch 5 repeats it every
-5 seconds. The exit code is 1 if a run has failed or cannot be read, and 0 otherwise.
+Reads only their files, also while they train; --watch 5 repeats it every 5 seconds. The exit code
+is 1 if a run has failed or cannot be read, and 0 otherwise.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ def status_rows(folder: Path) -> list[RunStatus]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="folder of runs (default: runs)"
-    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="default: runs")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="repeat at this interval")
     args = parser.parse_args()
     try:

@@ -41,7 +41,7 @@ _child: subprocess.Popen[bytes] | None = None  # torchrun
 _preempted = False
 
 
-class OurSlurmConfig(SearchPathPlugin):
+class ReplaceSlurmConfig(SearchPathPlugin):
     """Removes the plugin's own config ``submitit_slurm``, which Hydra would otherwise merge into
     configs/hydra/launcher/submitit_slurm.yaml with a warning.
     """

@@ -39,9 +39,7 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise RunError(f"there is no checkpoint {path}") from error
-    except (
-        Exception
-    ) as error:  # any type: torch passes on the errors of its unpickler and zip reader
+    except Exception as error:  # torch's unpickler and zip reader raise errors of any type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(
             f"{path} is not a readable checkpoint ({reason}): it is damaged or not a checkpoint; "

@@ -25,7 +25,7 @@ from sn_imagenet.runs.files import RunError, create, file_error
 from sn_imagenet.runs.reading import read_json
 
 HEARTBEAT_S = 15.0
-# A holder on another host counts as dead when its last heartbeat is older than this.
+# A holder whose process cannot be looked up is dead if its last heartbeat is older than this.
 STALE_S = 300.0
 
 LockInfo = dict[str, Any]
@@ -53,7 +53,7 @@ class LockLostError(RunInUseError):
 
 
 def acquire(path: Path) -> None:
-    """Make this process the holder of the lock ``path``, also if its last holder died.
+    """Make this process the holder of the lock ``path``. A dead holder loses the lock.
 
     Raises:
         RunInUseError: another process holds it.
@@ -75,9 +75,7 @@ def acquire(path: Path) -> None:
     except OSError as error:
         raise file_error("write", path, error) from error
     _held_locks[path] = _HeldLock(token, threading.Event())
-    threading.Thread(
-        target=_send_heartbeats, args=(path,), name="lock heartbeat", daemon=True
-    ).start()
+    threading.Thread(target=_keep_alive, args=(path,), name="lock heartbeat", daemon=True).start()
 
 
 def release(path: Path) -> None:
@@ -151,7 +149,7 @@ def _raise_if_held(path: Path, now: float) -> None:
         )
 
 
-def _send_heartbeats(path: Path) -> None:
+def _keep_alive(path: Path) -> None:
     held = _held_locks[path]
     while not held.stop.wait(HEARTBEAT_S) and _held_locks.get(path) is held:
         with suppress(OSError):

@@ -121,29 +121,29 @@ def last_rows(path: Path) -> LastRows:
                 file.seek(max(0, size - length))
                 lines = file.read(min(length, size)).split(b"\n")
                 # The first line may be cut off by the seek, the last by a concurrent writer.
-                found = _last_row_per_kind(lines[:-1] if length >= size else lines[1:-1])
-                if (found.train and found.epoch) or length >= min(size, _LARGEST_READ):
-                    return found
+                last = _last_row_per_kind(lines[:-1] if length >= size else lines[1:-1])
+                if (last.train and last.epoch) or length >= min(size, _LARGEST_READ):
+                    return last
                 length *= 8
     except OSError:
         return LastRows()
     except (RunError, KeyError, TypeError, AttributeError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(
-            f"{path}: malformed row: {reason}; run the command of the run again to repair it"
+            f"{path}: malformed row: {reason}; run the training command again to repair it"
         ) from error
 
 
 def _last_row_per_kind(lines: list[bytes]) -> LastRows:
-    found: dict[str, dict[str, Any]] = {}
+    last: dict[str, dict[str, Any]] = {}
     for line in reversed(lines):
         row = parse_json(line, finite=False)
-        if row["kind"] not in found:
+        if row["kind"] not in last:
             _check(row)
-            found[row["kind"]] = row
-        if found.keys() >= {"train", "epoch"}:
+            last[row["kind"]] = row
+        if last.keys() >= {"train", "epoch"}:
             break
-    return LastRows(found.get("train"), found.get("epoch"))
+    return LastRows(last.get("train"), last.get("epoch"))
 
 
 def _check(row: dict[str, Any]) -> None:
@@ -162,14 +162,14 @@ def _describe_damage(path: Path, rows: bytes) -> str:
     total = rows.count(b"\n")
     try:
         with open_to_read(path) as file:
-            found = file.read(len(rows))
+            content = file.read(len(rows))
     except FileNotFoundError:
         return f"was missing, with {total} rows"
-    if found == rows:
+    if content == rows:
         return ""
-    if rows.startswith(found):
-        left = found.count(b"\n")
+    if rows.startswith(content):
+        left = content.count(b"\n")
         return f"was truncated: {left} of {total} rows were left"
-    lines = zip(found.split(b"\n"), rows.split(b"\n"), strict=False)
+    lines = zip(content.split(b"\n"), rows.split(b"\n"), strict=False)
     wrong = next(number for number, (a, b) in enumerate(lines, start=1) if a != b)
-    return f"had a line {wrong} that the run did not write"
+    return f"had a wrong line {wrong}"

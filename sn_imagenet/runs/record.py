@@ -30,6 +30,7 @@ RUNNING = "running"
 INTERRUPTED = "interrupted"
 UNREADABLE = "unreadable"
 NOT_EVALUATED = "not evaluated"  # trained to the end, but the evaluation for its cell is missing
+STATES = (FINISHED, NOT_EVALUATED, RUNNING, INTERRUPTED, DIVERGED, FAILED, UNREADABLE)
 # Raised when a file lacks an entry or an entry has the wrong type.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 # Older wording of departures -> the wording of sn_imagenet.evaluation.departures.
@@ -40,12 +41,11 @@ _DEPARTURE_WORDING = (
     (r"^not told$", "not stated"),
     (r"^as of the rest$", "as for all parameters"),
 )
-STATES = (FINISHED, NOT_EVALUATED, RUNNING, INTERRUPTED, DIVERGED, FAILED, UNREADABLE)
 
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """A setting, (number of GPUs, samples per GPU): a column of Table 2."""
+    """A setting: (number of GPUs, samples per GPU). Each column of Table 2 is one setting."""
 
     gpus: int
     samples_per_gpu: int
@@ -104,11 +104,11 @@ class LayerWeights:
 class Run:
     """One run directory.
 
-    ``state`` is one of :data:`STATES`. ``detail`` explains every state but finished: the epoch
-    reached, or the error. ``evaluations`` lists all evaluations of the run, oldest first, each with
-    its statistics (``batch_average``, ``moving_average`` or ``sample``), top1 and top5 (percent),
-    counts, and how it was made. ``statistics`` names the statistics that Table 2 reports for the
-    run's cell.
+    ``state`` is one of :data:`STATES`. ``detail`` explains every state except finished: the epoch
+    reached, or the error. ``evaluations`` lists all evaluations of the run, oldest first: their
+    statistics (``batch_average``, ``moving_average`` or ``sample``), top1 and top5 (percent),
+    counts, and how they were made. ``statistics`` names the statistics that Table 2 reports for
+    the run's cell.
     """
 
     path: Path
@@ -135,7 +135,7 @@ class Run:
         return counted_evaluations(self.evaluations, self.config, self.data_fingerprint)
 
     def top1(self, statistics: str | None = None) -> float | None:
-        """Top-1 in percent under ``statistics``, by default those of Table 2; None if missing."""
+        """Top-1 in percent under ``statistics`` (default: those of Table 2), or None if missing."""
         evaluation = self.counted_evaluations.get(statistics or self.statistics)
         trained = self.state in (FINISHED, NOT_EVALUATED)
         return float(evaluation["top1"]) if trained and evaluation else None
@@ -291,9 +291,9 @@ def _state_detail(result: dict[str, Any]) -> str:
         lines = str(result.get("error") or "").split("\n")
         return next((line for line in reversed(lines) if line.strip()), "no error recorded")
     if result["status"] == DIVERGED:
-        where = mapping(result.get("diverged"))
-        cause = where.get("cause") or f"loss {where.get('loss')}"
-        return f"{cause} at epoch {where.get('epoch')}, step {where.get('step')}"
+        divergence = mapping(result.get("diverged"))
+        cause = divergence.get("cause") or f"loss {divergence.get('loss')}"
+        return f"{cause} at epoch {divergence.get('epoch')}, step {divergence.get('step')}"
     return ""
 
 
@@ -334,9 +334,9 @@ def _run_from_path(directory: Path, problem: str) -> Run:
     seed = re.fullmatch(r"seed(\d+)", parts[-1]) if parts else None
     if len(parts) < 5 or not seed:
         raise UserError(problem)
-    data, model, norm, batch = parts[:4]
+    data, model, norm, setting = parts[:4]
     try:
-        cell = Cell(data, model, norm, Setting.parse(batch))
+        cell = Cell(data, model, norm, Setting.parse(setting))
     except UserError:
         raise UserError(problem) from None
     return Run(directory, cell, int(seed[1]), UNREADABLE, detail=problem)
@@ -385,7 +385,7 @@ def progress_of(run: Run) -> Progress:
         train, epoch = last_rows(RunDirectory(run.path).metrics) if run.rows is None else run.rows
     except UserError as error:
         train = epoch = None
-        problem = str(error)  # the result is valid all the same
+        problem = str(error)  # the result itself is still valid
     epochs = mapping(run.config.get("trainer")).get("epochs")
     top1 = run.top1()
     if top1 is None and epoch is not None and run.state != DIVERGED:
@@ -403,16 +403,16 @@ def progress_of(run: Run) -> Progress:
 
 
 def _eta(run: Run, train: dict[str, Any] | None, epoch: dict[str, Any] | None) -> float | None:
-    """Seconds of training left; None until one epoch has shown how many steps an epoch has."""
+    """Seconds of training left; None before the end of the first epoch, which counts its steps."""
     try:
         if train is None or epoch is None or not train["images_per_s"]:
             return None
         trainer = run.config["trainer"]
         total = epoch["step"] / epoch["epoch"] * trainer["epochs"]
         total = min(total, trainer.get("max_steps") or total)
-        left = total - max(train["step"], epoch["step"])
+        steps_left = total - max(train["step"], epoch["step"])
         setting = run.cell.setting
-        seconds = left * setting.gpus * setting.samples_per_gpu / train["images_per_s"]
+        seconds = steps_left * setting.gpus * setting.samples_per_gpu / train["images_per_s"]
         return max(0.0, seconds) if math.isfinite(seconds) else None
     except (KeyError, TypeError, ArithmeticError):
         return None  # another version wrote the rows

@@ -108,7 +108,7 @@ class Board:
     def _redraw(self, rows: Sequence[RunStatus], whole: bool = False) -> None:
         size = shutil.get_terminal_size()
         shown = list(rows)
-        height = size.lines - 4  # without header, summary, prompt and one spare line
+        height = size.lines - 4  # minus header, summary, prompt and one spare line
         if len(shown) > height and not whole:
             # Prefer the active runs, then fill up with others; keep the order of the table.
             first = sorted(range(len(shown)), key=lambda i: shown[i].state != ACTIVE)[:height]

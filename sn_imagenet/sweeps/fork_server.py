@@ -36,7 +36,7 @@ def main() -> None:
     pool = socket.socket(fileno=0)
     for module in modules:
         importlib.import_module(module)
-    gc.freeze()  # a run's garbage collector would write to these objects and so copy them
+    gc.freeze()  # or a run's garbage collector would write to these objects and so copy them
     imported = _versions(getattr(m, "__file__", None) or "" for m in [*sys.modules.values()])
     pool.send(READY)
     request, log = _serve(pool, imported)

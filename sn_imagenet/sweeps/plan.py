@@ -2,7 +2,7 @@
 
 Times are computed from measured training speeds only. They come from the files in
 ``sweep.measured``, which ``scripts/benchmark.py train`` wrote on any machine. Without such files
-they come from earlier runs on the same hardware as this machine's.
+they come from earlier runs on hardware like this machine's.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
     if not remaining:
         return [*lines, "nothing to do: every run has its result"]
     if unknown:
-        lines.append(
-            f"GPU-hours of {run_count(unknown)}: not measured (no run of this model and data)"
-        )
+        lines.append(f"GPU-hours of {run_count(unknown)}: not measured (other model or data)")
     if unknown < remaining:
         lines.append(
             f"GPU-hours of {run_count(remaining - unknown)}: {hours:.3g}, training only, at the "
@@ -96,11 +94,9 @@ def process_hours(
     on k processes needs k GPUs for a k-th of the time, so k cancels out.
     """
     key = _comparison_key(config.to_dict())
-    comparable = [s for s in speeds if s.key[:-2] == key[:-2]]
-    closest = [s for s in comparable if s.key == key] or comparable
-    size = TRAIN_SAMPLES.get(config.data.source) or (
-        comparable[0].samples_per_epoch if comparable else None
-    )
+    known = [s for s in speeds if s.key[:-2] == key[:-2]]
+    closest = [s for s in known if s.key == key] or known
+    size = TRAIN_SAMPLES.get(config.data.source) or (known[0].samples_per_epoch if known else None)
     if not closest or size is None:
         return None
     steps_per_epoch = int(size) // config.batch.total
@@ -132,7 +128,7 @@ def benchmarked_speed(file: Path) -> TrainingSpeed:
 
 
 def measured_speeds(folders: Iterable[Path], device: str) -> list[TrainingSpeed]:
-    """The speeds in the results below ``folders`` that were measured on hardware like this one.
+    """The speeds in the results below ``folders`` measured on hardware like this machine's.
 
     Args:
         device: the ``trainer.device`` of the runs: auto, cpu or cuda.

@@ -128,14 +128,14 @@ class _ForkServer:
         self.was_ready = False
 
     def end(self) -> str:
-        """Wait for its end; returns its exit code or signal, and the last line of its errors."""
+        """Wait for its end; return its exit code or signal, and its last line of errors."""
         self.socket.close()
         code = self.process.wait()
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        outcome = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         with self._errors:
             self._errors.seek(0)
             lines = self._errors.read().decode(errors="replace").splitlines()
-        return ": ".join([how, *lines[-1:]])
+        return ": ".join([outcome, *lines[-1:]])
 
 
 class ForkingStarter:
@@ -200,9 +200,7 @@ class ForkingStarter:
                 server.was_ready = True
                 return True
             if answer == fork_server.STALE:
-                self._print_line(
-                    "the code has changed: runs that start from now on use the new code"
-                )
+                self._print_line("the code has changed: later runs use the new code")
                 server.end()
                 self._server = None
                 return False

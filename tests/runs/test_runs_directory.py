@@ -130,9 +130,7 @@ def test_another_experiment_is_refused_with_the_difference(
     assert "run_dir=" in lines[-1]
 
 
-def test_a_name_that_cannot_be_encoded_is_refused(
-    directory: RunDirectory, composed: Compose
-) -> None:
+def test_a_name_that_is_not_utf8_is_refused(directory: RunDirectory, composed: Compose) -> None:
     """Python reads ``run_dir=läufe`` like this where it decodes names as ASCII."""
     here = composed("data=digits", "run_dir='l\udcc3\udca4ufe'")
     with pytest.raises(RunError, match=r"run_dir=läufe: cannot be encoded .* PYTHONUTF8=1"):
@@ -259,9 +257,7 @@ def test_a_full_disk_leaves_the_old_file(directory: RunDirectory) -> None:
     assert [p.name for p in directory.path.iterdir()] == ["result.json"]
 
 
-def test_a_full_disk_while_claiming_the_directory(
-    directory: RunDirectory, config: ExperimentConfig
-) -> None:
+def test_a_full_disk_during_the_claim(directory: RunDirectory, config: ExperimentConfig) -> None:
     """No half-written lock or config blocks the next start."""
     for size in (0, 300):
         with size_limit(size), pytest.raises(RunError, match=r"cannot write .*free some space"):

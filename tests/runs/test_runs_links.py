@@ -73,6 +73,6 @@ def test_a_link_in_place_of_the_metrics_is_reported_and_replaced(
         MetricsFile(directory.metrics)
     resumed = MetricsFile(directory.metrics, b'{"step": 1}\n')
     resumed.close()
-    assert "had a line 1 that the run did not write" in resumed.damage
+    assert "had a wrong line 1" in resumed.damage
     assert target.read_text() == "precious"
     assert not directory.metrics.is_symlink()

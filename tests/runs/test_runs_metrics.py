@@ -61,12 +61,9 @@ def test_a_new_run_removes_the_rows_of_an_earlier_one(directory: RunDirectory) -
 DAMAGE = {
     "truncated": (lambda rows: rows[:25], "was truncated: 2 of 9 rows were left"),
     "emptied": (lambda rows: b"", "was truncated: 0 of 9 rows were left"),
-    "garbage first": (lambda rows: b"\0\xff\n" + rows, "had a line 1 that the run did not write"),
-    "garbage within": (
-        lambda rows: rows[:30] + b"#" + rows[31:],
-        "had a line 3 that the run did not write",
-    ),
-    "a line less": (lambda rows: rows[:24] + rows[36:], "had a line 3 that the run did not write"),
+    "garbage first": (lambda rows: b"\0\xff\n" + rows, "had a wrong line 1"),
+    "garbage within": (lambda rows: rows[:30] + b"#" + rows[31:], "had a wrong line 3"),
+    "a line less": (lambda rows: rows[:24] + rows[36:], "had a wrong line 3"),
 }
 
 

@@ -203,13 +203,7 @@ def test_the_first_interrupt_reaches_a_run_through_the_pool_and_the_second_kills
 
 @pytest.mark.slow
 def test_a_forked_run_trains_to_the_same_numbers_as_a_separate_program(tmp_path):
-    overrides = [
-        "data=digits",
-        "model=resnet14_mini",
-        "norm=sn",
-        "batch=8x8",
-        "trainer.max_steps=3",
-    ]
+    short = ["data=digits", "model=resnet14_mini", "norm=sn", "batch=8x8", "trainer.max_steps=3"]
     script, environment = [str(ROOT / "train.py")], {"OMP_NUM_THREADS": "1"}
     cpu = {**environment, "CUDA_VISIBLE_DEVICES": ""}
     program = SubprocessStarter([sys.executable, *script])
@@ -219,7 +213,7 @@ def test_a_forked_run_trains_to_the_same_numbers_as_a_separate_program(tmp_path)
         processes = []
         for name, each in (("forked", starter), ("separate", program)):
             with (tmp_path / f"{name}.txt").open("wb") as log:
-                own = [*overrides, f"run_dir={tmp_path / name}", "data.workers=1"]
+                own = [*short, f"run_dir={tmp_path / name}", "data.workers=1"]
                 processes.append(each.start(own, cpu, log))
         for process in processes:
             wait_until(lambda process=process: process.poll() is not None)

@@ -59,12 +59,8 @@ def test_two_sweeps_in_one_folder_execute_each_run_once(tmp_path):
     # A dry run lists finished runs and estimates the time of another run from their speed.
     output, code = finish(sweep(tmp_path, "norm=bn,gn,sn", "sweep.dry_run=true", "sweep.slots=2"))
     assert code == 0 and output.count("already finished") == 2, output
-    speeds = [
-        json.loads((run_dir(tmp_path, norm) / "result.json").read_text())["training"][
-            "images_per_s"
-        ]
-        for norm in ("bn", "gn")
-    ]
+    results = [run_dir(tmp_path, norm) / "result.json" for norm in ("bn", "gn")]
+    speeds = [json.loads(file.read_text())["training"]["images_per_s"] for file in results]
     hours = 3 * 64 / (sum(speeds) / 2) / 3600  # three steps of 64 samples
     assert f"GPU-hours of 1 run: {hours:.3g}, " in output, output
     assert f"{hours / 2:.3g} hours on 2 slots" in output

@@ -26,9 +26,7 @@ def test_jobs_that_slurm_ends_are_requeued_and_finish_identically():
     """Slurm ends them by a signal, a time limit and a preemption, as its records confirm."""
     run("check")
     output, code = run()
-    assert code == 0, (
-        f"{output[:3_000]}\n...\n{output[-9_000:]}"
-    )  # the script's lines, then the logs
+    assert code == 0, f"{output[:3_000]}\n...\n{output[-9_000:]}"  # script output, then logs
     for cause in ("scancel --signal=USR1", "its time limit", "preemption"):
         (line,) = [line for line in output.splitlines() if f"times by {cause}," in line]
         assert line.startswith("job ") and line.endswith(
