@@ -1,4 +1,4 @@
-"""The batch average against the same numbers worked out in NumPy, on real digits."""
+"""The batch average (recalibrated statistics) against a NumPy computation, on real digits."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from sn_imagenet.norms import (
 )
 
 SAMPLES = 4  # per replica
-REQUESTED = 50  # 12 minibatches, and two samples that fill none
+REQUESTED = 50  # 12 minibatches; the last two samples fill none
 Tables = dict[str, tuple[Tensor, Tensor]]
 Compose = Callable[..., ExperimentConfig]
 
 
-class Double(nn.Module):
+class ToDouble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.double()
 
 
 def network() -> nn.Sequential:
-    """1 x 1 convolutions, which NumPy does in a line; dropout that must be off."""
+    """1 x 1 convolutions, one line in NumPy each, and dropout, which must be off."""
     torch.manual_seed(0)
     net = nn.Sequential(
-        Double(),
+        ToDouble(),
         nn.Conv2d(3, 5, 1),
         BatchNorm2d(5),
         nn.Dropout(0.5),
@@ -54,7 +54,7 @@ def network() -> nn.Sequential:
         nn.Linear(7 * 16 * 16, 10),
     ).double()
     dropout = PlacedDropout(net[-1], 0.5, seed=0)
-    dropout.set_position(0, torch.arange(SAMPLES), SAMPLES)  # as training left it
+    dropout.set_position(0, torch.arange(SAMPLES), SAMPLES)  # as after training
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -64,7 +64,7 @@ def network() -> nn.Sequential:
     return net
 
 
-def synchronized() -> nn.Sequential:
+def sync_network() -> nn.Sequential:
     """The same with statistics over all replicas: a minibatch is the run's global batch."""
     net, sync = network(), SyncBatchNorm2d(5).double()
     sync.load_state_dict(net[2].state_dict())
@@ -79,7 +79,7 @@ def dataset(config: ExperimentConfig) -> AugmentedDataset:
 def calibrated(
     net: nn.Module, train: AugmentedDataset, batch_size: int = 64, **options: Any
 ) -> tuple[Tables, dict[str, Any]]:
-    ((statistics, how),) = calibrate(
+    ((statistics, info),) = calibrate(
         net,
         train,
         CalibrationConfig(
@@ -91,35 +91,35 @@ def calibrated(
         device=torch.device("cpu"),
         autocast=nullcontext,
     )
-    return dict(statistics), how.to_dict()
+    return dict(statistics), info.to_dict()
 
 
-def by_numpy(net: nn.Sequential, train: AugmentedDataset, estimator: str) -> Any:
-    """{layer: (mean, var)}: one minibatch after the other, in float64."""
+def expected_statistics(net: nn.Sequential, train: AugmentedDataset, estimator: str) -> Any:
+    """{layer: (mean, var)}, one minibatch after the other, in float64 NumPy."""
     w1, b1 = (t.detach().numpy() for t in (net[1].weight[:, :, 0, 0], net[1].bias))
     w2, b2 = (t.detach().numpy() for t in (net[5].weight[:, :, 0, 0], net[5].bias))
     gamma, beta = (t.detach().numpy() for t in (net[2].weight, net[2].bias))
     order = epoch_order(len(train), 3, -1 - 3).tolist()
-    seen: dict[str, list[np.ndarray]] = {"2": [], "6": []}
+    inputs: dict[str, list[np.ndarray]] = {"2": [], "6": []}
     for start in range(0, REQUESTED - SAMPLES + 1, SAMPLES):
         keys = [Key(-1 - 3, index) for index in order[start : start + SAMPLES]]
         x = np.stack([train[key][0].double().numpy() for key in keys])
         x = np.einsum("oc,nchw->nohw", w1, x) + b1[:, None, None]
-        seen["2"].append(x)
+        inputs["2"].append(x)
         mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3))
         x = (x - mean[:, None, None]) / np.sqrt(var + 1e-5)[:, None, None]
         x = np.maximum(x * gamma[:, None, None] + beta[:, None, None], 0)
-        seen["6"].append(np.einsum("oc,nchw->nohw", w2, x) + b2[:, None, None])
-    found = {}
-    for name, minibatches in seen.items():
+        inputs["6"].append(np.einsum("oc,nchw->nohw", w2, x) + b2[:, None, None])
+    expected = {}
+    for name, minibatches in inputs.items():
         assert len(minibatches) == 12
         mean = np.mean([x.mean((0, 2, 3)) for x in minibatches], axis=0)
         if estimator == "mean_of_variances":
             var = np.mean([x.var((0, 2, 3)) for x in minibatches], axis=0)
         else:
             var = np.concatenate(minibatches).var((0, 2, 3))
-        found[name] = (mean, var)
-    return found
+        expected[name] = (mean, var)
+    return expected
 
 
 @pytest.fixture(scope="module")
@@ -127,21 +127,21 @@ def train(composed: Compose) -> AugmentedDataset:
     return dataset(composed("data=digits"))
 
 
-def assert_close(ours: Tables, expected: Any) -> None:
-    assert ours.keys() == expected.keys()
+def assert_close(actual: Tables, expected: Any) -> None:
+    assert actual.keys() == expected.keys()
     for name, (mean, var) in expected.items():
-        np.testing.assert_allclose(ours[name][0], mean, rtol=1e-12, atol=1e-13)
-        np.testing.assert_allclose(ours[name][1], var, rtol=1e-11)
+        np.testing.assert_allclose(actual[name][0], mean, rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(actual[name][1], var, rtol=1e-11)
 
 
 @pytest.mark.parametrize("estimator", ["mean_of_variances", "population"])
 @pytest.mark.parametrize("batch_size", [1, 8, 12, 1000])
-def test_batch_average_is_numpys(train: AugmentedDataset, estimator: str, batch_size: int) -> None:
-    """For any size of forward passes; dropout is off and both layers see training batches."""
+def test_statistics_equal_numpys(train: AugmentedDataset, estimator: str, batch_size: int) -> None:
+    """For every batch size of the forward passes; dropout is off, batch statistics are in use."""
     net = network()
-    ours, how = calibrated(net, train, batch_size, estimator=estimator)
-    assert_close(ours, by_numpy(net, train, estimator))
-    assert how == {
+    actual, info = calibrated(net, train, batch_size, estimator=estimator)
+    assert_close(actual, expected_statistics(net, train, estimator))
+    assert info == {
         "estimator": estimator,
         "samples_requested": REQUESTED,
         "samples_used": 48,
@@ -151,39 +151,39 @@ def test_batch_average_is_numpys(train: AugmentedDataset, estimator: str, batch_
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 1000])
-def test_synchronized_layers_see_one_global_batch_at_a_time(
+def test_synchronized_layers_average_over_global_batches(
     train: AugmentedDataset, batch_size: int
 ) -> None:
-    ours, _ = calibrated(synchronized(), train, batch_size)
-    assert_close(ours, by_numpy(network(), train, "mean_of_variances"))
+    actual, _ = calibrated(sync_network(), train, batch_size)
+    assert_close(actual, expected_statistics(network(), train, "mean_of_variances"))
 
 
 def test_the_estimators_differ(train: AugmentedDataset) -> None:
     net = network()
-    mean, _ = calibrated(net, train, estimator="mean_of_variances")
+    default, _ = calibrated(net, train, estimator="mean_of_variances")
     population, _ = calibrated(net, train, estimator="population")
-    # By the variance of the minibatches' means.
-    assert all((population[name][1] > mean[name][1]).all() for name in mean)
-    assert (population["2"][1] > mean["2"][1] * 1.002).all()
+    # They differ by the variance of the minibatches' means.
+    assert all((population[name][1] > default[name][1]).all() for name in default)
+    assert (population["2"][1] > default["2"][1] * 1.002).all()
 
 
 def test_seed_and_samples_choose_the_minibatches(train: AugmentedDataset) -> None:
     net = network()
-    one, _ = calibrated(net, train)
-    assert not torch.equal(one["2"][0], calibrated(net, train, seed=4)[0]["2"][0])
-    more, how = calibrated(net, train, samples="all")
-    assert (how["samples_requested"], how["samples_used"]) == ("all", 1397 // SAMPLES * SAMPLES)
-    assert not torch.equal(one["2"][0], more["2"][0])
-    beyond, how = calibrated(net, train, samples=50_000)
-    assert (how["samples_requested"], how["samples_used"]) == (50_000, 1396)
-    torch.testing.assert_close(beyond, more, rtol=0, atol=0)
+    default, _ = calibrated(net, train)
+    assert not torch.equal(default["2"][0], calibrated(net, train, seed=4)[0]["2"][0])
+    all_samples, info = calibrated(net, train, samples="all")
+    assert (info["samples_requested"], info["samples_used"]) == ("all", 1397 // SAMPLES * SAMPLES)
+    assert not torch.equal(default["2"][0], all_samples["2"][0])
+    too_many, info = calibrated(net, train, samples=50_000)
+    assert (info["samples_requested"], info["samples_used"]) == (50_000, 1396)
+    torch.testing.assert_close(too_many, all_samples, rtol=0, atol=0)
     with pytest.raises(DataError, match=r"calibration\.samples=3.*minibatch of 4"):
         calibrated(net, train, samples=3)
 
 
-def test_the_network_is_left_as_it_was(train: AugmentedDataset) -> None:
+def test_calibration_does_not_change_the_network(train: AugmentedDataset) -> None:
     net = network()
-    set_replicas(net, 3, holds_first_replica=True)  # as training left it
+    set_replicas(net, 3, holds_first_replica=True)  # as after training
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     calibrated(net, train)
     for name, tensor in net.state_dict().items():
@@ -200,25 +200,25 @@ def calibrate_as_program(values: dict[str, Any], folder: str) -> None:
         init_distributed()
         train = dataset(from_dict(values))
         for estimator in ("mean_of_variances", "population"):
-            ours, how = calibrated(network(), train, 8, estimator=estimator)
-            torch.save((ours, how), f"{folder}/{estimator}{rank()}.pt")
-        # Three minibatches in all: the second rank has a batch less than the first.
-        torch.save(calibrated(synchronized(), train, 4, samples=13)[0], f"{folder}/sync{rank()}.pt")
-        # One minibatch in all: the second rank has none.
+            actual, info = calibrated(network(), train, 8, estimator=estimator)
+            torch.save((actual, info), f"{folder}/{estimator}{rank()}.pt")
+        # Three minibatches in total: the second rank has one batch fewer than the first.
+        torch.save(calibrated(sync_network(), train, 4, samples=13)[0], f"{folder}/sync{rank()}.pt")
+        # One minibatch in total: the second rank has none.
         torch.save(calibrated(network(), train, 8, samples=5)[0], f"{folder}/one{rank()}.pt")
 
 
-def test_two_processes_find_the_same(
+def test_two_processes_compute_the_same_statistics(
     composed: Compose, train: AugmentedDataset, tmp_path: Path
 ) -> None:
     values = composed("data=digits").to_dict()
-    for ended in run_programs(2, calibrate_as_program, tmp_path, values, str(tmp_path)):
-        assert ended.code == 0, ended.err
+    for rank_result in run_programs(2, calibrate_as_program, tmp_path, values, str(tmp_path)):
+        assert rank_result.code == 0, rank_result.err
     for number in (0, 1):
         for estimator in ("mean_of_variances", "population"):
-            ours, how = torch.load(tmp_path / f"{estimator}{number}.pt")
-            assert_close(ours, by_numpy(network(), train, estimator))
-            assert how["samples_used"] == 48
+            actual, info = torch.load(tmp_path / f"{estimator}{number}.pt")
+            assert_close(actual, expected_statistics(network(), train, estimator))
+            assert info["samples_used"] == 48
         sync = torch.load(tmp_path / f"sync{number}.pt")
         assert_close(sync, calibrated(network(), train, samples=13)[0])
         one = torch.load(tmp_path / f"one{number}.pt")
@@ -226,12 +226,12 @@ def test_two_processes_find_the_same(
 
 
 @pytest.mark.parametrize("batch_size", [SAMPLES, 64])
-def test_several_numbers_of_samples_in_one_pass(train: AugmentedDataset, batch_size: int) -> None:
-    """Each as alone, but for the rounding of sums; of the samples each is read once."""
-    net, read = network(), []
-    net.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
-    wanted = [REQUESTED, 3 * SAMPLES, SAMPLES]
-    made = calibrate(
+def test_one_pass_for_several_sample_counts(train: AugmentedDataset, batch_size: int) -> None:
+    """Each result equals its own calibration up to rounding of sums; each sample is read once."""
+    net, batch_sizes = network(), []
+    net.register_forward_pre_hook(lambda _, inputs: batch_sizes.append(len(inputs[0])))
+    requested = [REQUESTED, 3 * SAMPLES, SAMPLES]
+    results = calibrate(
         net,
         train,
         CalibrationConfig(samples="all", estimator="mean_of_variances", seed=3),
@@ -240,13 +240,13 @@ def test_several_numbers_of_samples_in_one_pass(train: AugmentedDataset, batch_s
         workers=0,
         device=torch.device("cpu"),
         autocast=nullcontext,
-        samples=wanted,
+        samples=requested,
     )
-    assert [how.samples_requested for _, how in made] == sorted(wanted)
-    assert sum(read) == made[-1][1].samples_used
-    for statistics, how in made:
-        alone, said = calibrated(network(), train, samples=how.samples_requested)
-        assert how.to_dict() == said
-        for name, tables in alone.items():
-            for ours, theirs in zip(statistics[name], tables, strict=True):
-                assert ours.numpy() == pytest.approx(theirs.numpy(), rel=1e-9)
+    assert [info.samples_requested for _, info in results] == sorted(requested)
+    assert sum(batch_sizes) == results[-1][1].samples_used
+    for statistics, info in results:
+        expected, own_info = calibrated(network(), train, samples=info.samples_requested)
+        assert info.to_dict() == own_info
+        for name, tables in expected.items():
+            for a, b in zip(statistics[name], tables, strict=True):
+                assert a.numpy() == pytest.approx(b.numpy(), rel=1e-9)

@@ -1,4 +1,4 @@
-"""In what a run departs from the paper: computed from its config, item by item."""
+"""Departures of a run from the paper, computed from its config item by item."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ def departures(config: ExperimentConfig, train: int = 1_281_167) -> list[dict[st
     return departures_of(config, {"train": {"samples": train}, "val": {"samples": 50_000}})
 
 
-def test_an_incomplete_imagenet_departs(composed: Compose) -> None:
-    less = {"item": "train images", "paper": "1281167", "ours": "1000"}
-    assert departures(composed(), train=1000) == [OFFICIAL, less]
-    assert less not in departures(composed("data=digits"), train=1000)
+def test_an_incomplete_imagenet_is_a_departure(composed: Compose) -> None:
+    fewer_images = {"item": "train images", "paper": "1281167", "ours": "1000"}
+    assert departures(composed(), train=1000) == [OFFICIAL, fewer_images]
+    assert fewer_images not in departures(composed("data=digits"), train=1000)
 
 
-def test_batch_renormalization_opens_by_steps_of_ours(composed: Compose) -> None:
-    told, ours = found(composed("norm=brn"))["warm-up of batch renormalization"]
-    assert told == "not told"
+def test_the_warmup_of_batch_renormalization_is_a_departure(composed: Compose) -> None:
+    paper, ours = items_of(composed("norm=brn"))["warm-up of batch renormalization"]
+    assert paper == "not stated"
     assert ours == "{'warmup_steps': 5000, 'r_steps': 40000, 'd_steps': 25000}"
 
 
-def found(config: ExperimentConfig) -> dict[str, tuple[str, str]]:
+def items_of(config: ExperimentConfig) -> dict[str, tuple[str, str]]:
     listed = departures(config)
     items = {d["item"]: (d["paper"], d["ours"]) for d in listed}
     assert len(items) == len(listed), "an item is listed twice"
     return items
 
 
-def test_the_papers_8x32_departs_in_the_augmentation_alone(composed: Compose) -> None:
+def test_the_papers_8x32_departs_only_in_the_augmentation(composed: Compose) -> None:
     for norm in ("bn", "gn", "sn"):
         assert departures(composed(f"norm={norm}")) == [OFFICIAL]
 
@@ -55,17 +55,17 @@ def test_the_papers_8x32_departs_in_the_augmentation_alone(composed: Compose) ->
 )  # fmt: skip
 def test_other_settings_scale_the_learning_rate(composed: Compose, batch: str, lr: str) -> None:
     for norm in ("bn", "sn"):
-        listed = found(composed(f"batch={batch}", f"norm={norm}"))
-        assert listed.keys() == {"augmentation", "initial learning rate"}
-        assert listed["initial learning rate"] == ("0.1", lr)
+        items = items_of(composed(f"batch={batch}", f"norm={norm}"))
+        assert items.keys() == {"augmentation", "initial learning rate"}
+        assert items["initial learning rate"] == ("0.1", lr)
 
 
 def test_the_papers_own_augmentation_is_no_departure(composed: Compose) -> None:
     assert departures(composed("augment=he2016")) == []
 
 
-def test_the_papers_words_taken_literally(composed: Compose) -> None:
-    """0.1 in every setting: no departure in the rate."""
+def test_a_fixed_learning_rate_is_no_departure(composed: Compose) -> None:
+    """Taken literally, the paper uses 0.1 in every setting."""
     config = composed("batch=8x2", "protocol.lr_reference_batch=16")
     assert departures(config) == [OFFICIAL]
 
@@ -103,21 +103,21 @@ def test_the_papers_words_taken_literally(composed: Compose) -> None:
         (["norm.test_statistics=moving_average"],
          {"test statistics": ("batch_average", "moving_average")}),
         (["norm=bn", "norm.target=sn_imagenet.norms.SyncBatchNorm2d"],
-         {"normalizer": ("BatchNorm2d", "sn_imagenet.norms.SyncBatchNorm2d")}),
+         {"normalization layer": ("BatchNorm2d", "sn_imagenet.norms.SyncBatchNorm2d")}),
         (["augment=none"], {"augmentation": (HE_ET_AL, "no crop, no flip")}),
         (["batch.gpus=4", "batch.samples_per_gpu=64"],
          {"setting": ("one of Table 2's", "4x64")}),
         (["norm=gn", "norm.args.num_groups=16"],
-         {"normalizer arguments": ("{'num_groups': 32}", "{'num_groups': 16}")}),
+         {"normalization arguments": ("{'num_groups': 32}", "{'num_groups': 16}")}),
         (["norm.args.omega=[in,ln]"],
-         {"normalizer arguments": ("{'omega': ['in', 'ln', 'bn']}", "{'omega': ['in', 'ln']}")}),
+         {"normalization arguments": ("{'omega': ['in', 'ln', 'bn']}", "{'omega': ['in', 'ln']}")}),
     ],
 )  # fmt: skip
-def test_each_changed_option_appears(
+def test_each_changed_option_is_listed(
     composed: Compose, overrides: list[str], expected: dict[str, tuple[str, str]]
 ) -> None:
-    listed = found(composed(*overrides))
-    assert listed == {"augmentation": (OFFICIAL["paper"], OFFICIAL["ours"]), **expected}
+    items = items_of(composed(*overrides))
+    assert items == {"augmentation": (OFFICIAL["paper"], OFFICIAL["ours"]), **expected}
 
 
 @pytest.mark.parametrize(

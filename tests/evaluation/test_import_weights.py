@@ -1,4 +1,4 @@
-"""Weights that others trained become runs of ours that compute what theirs do."""
+"""Imported weights become runs that compute the same logits as the original network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation.departures import departures
 from sn_imagenet.evaluation.import_weights import import_official, import_published
 from sn_imagenet.models import load
-from sn_imagenet.models.published import published
+from sn_imagenet.models.published import find_published
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import NOT_EVALUATED, RunDirectory, read_run
 
@@ -36,12 +36,12 @@ def authors_logits(state: dict[str, Tensor], images: Tensor) -> Tensor:
     weights = {name.removeprefix("module."): value.double() for name, value in state.items()}
 
     def norm(x: Tensor, name: str) -> Tensor:
-        own = {k.rpartition(".")[2]: v for k, v in weights.items() if k.startswith(f"{name}.")}
+        p = {k.rpartition(".")[2]: v for k, v in weights.items() if k.startswith(f"{name}.")}
         stored = None
-        if "running_mean" in own:
-            stored = own["running_mean"].flatten(), own["running_var"].flatten()
-        scale, shift = own["weight"].flatten(), own["bias"].flatten()
-        return authors_layer(x, scale, shift, own["mean_weight"], own["var_weight"], stored)
+        if "running_mean" in p:
+            stored = p["running_mean"].flatten(), p["running_var"].flatten()
+        scale, shift = p["weight"].flatten(), p["bias"].flatten()
+        return authors_layer(x, scale, shift, p["mean_weight"], p["var_weight"], stored)
 
     def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:
         kernel = weights[f"{name}.weight"]
@@ -81,15 +81,15 @@ def test_the_authors_checkpoint_gives_the_authors_logits(
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
     run = read_run(path)
     assert (run.cell.norm, run.state) == ("sn (imported)", NOT_EVALUATED)
-    written = from_dict(RunDirectory(path).read_config())
-    items = {item["item"]: item["ours"] for item in departures(written, {})}
+    config = from_dict(RunDirectory(path).read_config())
+    items = {item["item"]: item["ours"] for item in departures(config, {})}
     assert re.fullmatch(r"the authors' sn\.pth, sha256 [0-9a-f]{16}", items["weights"])
-    assert "instance_correction" in items["normalizer arguments"]
+    assert "instance_correction" in items["normalization arguments"]
     assert not items.keys() & {"epochs", "dropout", "initial learning rate"}
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "norm", "size", "resize", "interpolation"),
+    ("name", "build", "norm", "size", "resize", "interpolation"),
     [
         ("ResNet18_Weights.IMAGENET1K_V1", torchvision.models.resnet18, "bn", 224, 256, "bilinear"),
         ("resnet18.a1_in1k", lambda: timm.create_model("resnet18"), "bn", 288, 288, "bicubic"),
@@ -104,36 +104,36 @@ def test_the_authors_checkpoint_gives_the_authors_logits(
     ],
     ids=["torchvision", "timm", "timm, gn"],
 )
-def test_published_weights_compute_the_same_here(
+def test_published_weights_give_the_original_logits(
     composed: Compose,
     tmp_path: Path,
     name: str,
-    make: Callable[[], nn.Module],
+    build: Callable[[], nn.Module],
     norm: str,
     size: int,
     resize: int,
     interpolation: str,
 ) -> None:
     torch.manual_seed(0)
-    theirs = make().eval()
-    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    original = build().eval()
+    torch.save(original.state_dict(), tmp_path / "weights.pth")
     config = composed(f"norm={norm}", f"run_dir={tmp_path / 'run'}")
     path = import_published(tmp_path / "weights.pth", name, config)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(load(path)(images), theirs(images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(load(path)(images), original(images), rtol=1e-4, atol=1e-4)
     data = from_dict(RunDirectory(path).read_config()).data
     assert (data.image_size, data.resize_size) == (size, resize)
     assert (data.interpolation, data.source) == (interpolation, "imagenet")
     assert read_run(path).cell.norm == f"{norm} (imported)"
 
 
-def test_torchvisions_second_weights_are_resized_to_232() -> None:
-    assert published("ResNet50_Weights.IMAGENET1K_V2").resize_size == 232
-    assert published("ResNet50_Weights.IMAGENET1K_V1").resize_size == 256
+def test_torchvisions_v2_weights_resize_to_232() -> None:
+    assert find_published("ResNet50_Weights.IMAGENET1K_V2").resize_size == 232
+    assert find_published("ResNet50_Weights.IMAGENET1K_V1").resize_size == 256
 
 
-def test_what_cannot_be_imported_is_told(composed: Compose, tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_are_an_error(composed: Compose, tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     run = f"run_dir={tmp_path / 'run'}"
     bn, sn = (composed(f"norm={norm}", "data=digits", run) for norm in ("bn", "sn"))
@@ -151,7 +151,7 @@ def test_what_cannot_be_imported_is_told(composed: Compose, tmp_path: Path) -> N
     ):
         import_published(file, "resnet18.tv_in1", bn)
     path = import_published(file, "resnet18.tv_in1k", bn)
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         import_published(file, "resnet18.tv_in1k", bn)
     assert RunDirectory(path).final.exists()
     torch.save({"state_dict": checkpoint_of_resnet18(True)["state_dict"], "epoch": 1}, file)

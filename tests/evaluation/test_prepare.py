@@ -1,4 +1,4 @@
-"""What a run needs is checked before any work is done."""
+"""prepare checks what a run needs before it starts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def config(*overrides: str) -> ExperimentConfig:
         return from_hydra(compose("config", ["data=digits", "trainer.device=cpu", *overrides]))
 
 
-def test_a_network_without_feature_maps_is_refused() -> None:
-    sized = ("data.image_size=224", "data.resize_size=224")
+def test_a_network_without_feature_maps_is_an_error() -> None:
+    image_size = ("data.image_size=224", "data.resize_size=224")
     with pytest.raises(ConfigError, match=r"model\.name=vit_tiny_patch16_224: images of 224 x 224"):
-        prepare(config("model.name=vit_tiny_patch16_224", *sized))
+        prepare(config("model.name=vit_tiny_patch16_224", *image_size))
 
 
-def test_the_check_leaves_the_running_statistics_alone() -> None:
+def test_the_check_does_not_change_the_running_statistics() -> None:
     network = prepare(config("model=resnet14_mini", "norm=bn")).network
     assert int(network.get_buffer("bn1.num_batches_tracked")) == 0
     assert not network.get_buffer("bn1.running_mean").any()

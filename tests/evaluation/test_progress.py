@@ -1,4 +1,4 @@
-"""Evaluation and calibration tell how far they are."""
+"""Evaluation and calibration report their progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_printed_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress.progress_bar(range(4), "evaluation", every_s=0)) == [0, 1, 2, 3]
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition("  ETA")[0] for line in lines] == [
@@ -29,14 +29,14 @@ def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == ""
 
 
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_progress_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert list(progress.progress_bar(range(3), "calibration")) == [0, 1, 2]
     assert "calibration   0%" in sys.stderr.getvalue()  # type: ignore[attr-defined]
     assert "ETA" in sys.stderr.getvalue()  # type: ignore[attr-defined]
 
 
-def test_other_ranks_are_silent(
+def test_other_ranks_print_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -45,7 +45,7 @@ def test_other_ranks_are_silent(
 
 
 @pytest.mark.parametrize(
-    ("device", "side", "chosen", "expected"),
+    ("device", "image_size", "eval_batch", "expected"),
     [
         ("cuda", 224, None, 256),
         ("cpu", 224, None, 41),
@@ -54,13 +54,13 @@ def test_other_ranks_are_silent(
         ("cpu", 224, 7, 7),
     ],
 )
-def test_the_batch_suits_the_device(
+def test_the_batch_size_depends_on_the_device(
     composed: Callable[..., ExperimentConfig],
     device: str,
-    side: int,
-    chosen: int | None,
+    image_size: int,
+    eval_batch: int | None,
     expected: int,
 ) -> None:
-    config = composed(f"data.image_size={side}", f"data.resize_size={side}")
-    config.trainer.eval_batch_size = chosen
+    config = composed(f"data.image_size={image_size}", f"data.resize_size={image_size}")
+    config.trainer.eval_batch_size = eval_batch
     assert eval_batch_size(config, torch.device(device)) == expected

@@ -1,4 +1,4 @@
-"""Where a number comes from."""
+"""Provenance of results."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from sn_imagenet.evaluation.provenance import provenance
 
 
-def test_provenance_names_code_versions_and_hardware() -> None:
-    found = provenance(torch.device("cpu"))
-    json.dumps(found, allow_nan=False)
-    assert torch.__version__.startswith(found["versions"]["torch"])
-    assert {"python", "torchvision", "timm", "numpy"} <= found["versions"].keys()
-    assert found["hardware"]["device"] == "cpu"
-    assert found["hardware"]["processor"]
-    revision = found["git_revision"]
+def test_provenance_records_code_versions_and_hardware() -> None:
+    record = provenance(torch.device("cpu"))
+    json.dumps(record, allow_nan=False)
+    assert torch.__version__.startswith(record["versions"]["torch"])
+    assert {"python", "torchvision", "timm", "numpy"} <= record["versions"].keys()
+    assert record["hardware"]["device"] == "cpu"
+    assert record["hardware"]["processor"]
+    revision = record["git_revision"]
     assert revision is None or len(revision) == 40
-    assert (found["git_dirty"] is None) == (revision is None)
+    assert (record["git_dirty"] is None) == (revision is None)

@@ -1,4 +1,4 @@
-"""Which runs ``evaluate.py run=`` names."""
+"""The run directories that ``evaluate.py run=`` finds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sn_imagenet.evaluation import find_run_directories
 from sn_imagenet.runs import RunError
 
 
-def test_a_path_is_taken_by_its_name_before_it_is_a_glob(tmp_path: Path) -> None:
+def test_an_existing_path_is_not_read_as_a_glob(tmp_path: Path) -> None:
     for name in ("a1", "a[1]", "b", "empty"):
         (tmp_path / name).mkdir()
         if name != "empty":

@@ -1,4 +1,4 @@
-"""What the tests of this room share."""
+"""Run directories with trained networks, for the tests of models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sn_imagenet.config import ExperimentConfig
 
 @pytest.fixture
 def trained(tmp_path: Path, composed: Callable[..., ExperimentConfig]) -> Callable[..., Trained]:
-    """``trained("norm=sn", ...)``: a run directory as it is after the last step."""
+    """``trained("norm=sn", ...)`` writes a run directory as it is after the last step."""
 
     def make(*overrides: str) -> Trained:
         run = tmp_path / "-".join(overrides).replace("/", "_")

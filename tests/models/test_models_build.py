@@ -21,12 +21,12 @@ Build = Callable[..., nn.Module]
 
 
 class SwitchNorm2d(LayerNorm2d):
-    """A layer of a user's own, with another's name."""
+    """A user's layer with the name of a built-in one."""
 
 
 @pytest.fixture(scope="module")
 def build(composed: Compose) -> Build:
-    """``build("norm=sn", ...)``: the network of that config, for ten classes."""
+    """``build("norm=sn", ...)`` returns the network of that config, for ten classes."""
 
     def build_with(*overrides: str, classes: int = 10) -> nn.Module:
         config = composed("data=digits", *overrides)
@@ -35,7 +35,7 @@ def build(composed: Compose) -> Build:
     return build_with
 
 
-def parameters(network: nn.Module) -> int:
+def parameter_count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
@@ -44,7 +44,7 @@ def parameters(network: nn.Module) -> int:
     [("resnet50", 53), ("resnet50_mini", 53), ("resnet26_mini", 29), ("resnet14_mini", 17)],
 )
 @pytest.mark.parametrize("norm", ["bn", "gn", "in", "ln", "sn"])
-def test_number_of_normalization_layers(build: Build, model: str, layers: int, norm: str) -> None:
+def test_every_norm_layer_is_replaced(build: Build, model: str, layers: int, norm: str) -> None:
     network = build(f"model={model}", f"norm={norm}")
     assert len(norm_layers(network)) == layers
     assert not any(
@@ -52,7 +52,7 @@ def test_number_of_normalization_layers(build: Build, model: str, layers: int, n
     )
 
 
-def test_resnet50_has_timms_keys_and_sn_adds_its_weights(build: Build) -> None:
+def test_resnet50_has_timms_keys_plus_sns_importance_weights(build: Build) -> None:
     theirs = timm.create_model("resnet50", num_classes=10)
     bn, sn = build("model=resnet50", "norm=bn"), build("model=resnet50", "norm=sn")
     assert list(bn.state_dict()) == list(theirs.state_dict())
@@ -62,11 +62,11 @@ def test_resnet50_has_timms_keys_and_sn_adds_its_weights(build: Build) -> None:
     extra = {f"{name}.{key}" for name in norms for key in ("mean_weight", "var_weight")}
     assert set(sn.state_dict()) == set(theirs.state_dict()) | extra
     # Claim 12: six parameters per layer.
-    assert parameters(bn) == parameters(theirs)
-    assert parameters(sn) - parameters(bn) == 318
+    assert parameter_count(bn) == parameter_count(theirs)
+    assert parameter_count(sn) - parameter_count(bn) == 318
 
 
-def test_weights_of_timm_can_be_loaded(build: Build) -> None:
+def test_timms_weights_give_timms_output(build: Build) -> None:
     theirs = timm.create_model("resnet50", num_classes=10)
     ours = build("model=resnet50", "norm=bn")
     ours.load_state_dict(theirs.state_dict())
@@ -75,13 +75,13 @@ def test_weights_of_timm_can_be_loaded(build: Build) -> None:
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
-def test_sn_of_one_sample_has_two_members(build: Build) -> None:
+def test_sn_with_one_sample_per_gpu_has_two_members(build: Build) -> None:
     sn = build("model=resnet50_mini", "norm=sn", "batch=8x1")
     assert all(layer.omega == ("in", "ln") for layer in norm_layers(sn).values())
 
 
 @pytest.mark.parametrize("model", ["resnet50_mini", "resnet14_mini"])
-def test_the_last_map_of_16_pixels_is_2_by_2(build: Build, model: str) -> None:
+def test_mini_networks_map_16_pixels_to_2_by_2(build: Build, model: str) -> None:
     network: Any = build(f"model={model}")
     x = torch.randn(2, 3, 16, 16)
     assert network.forward_features(x).shape == (2, 512 // 8 * 4, 2, 2)
@@ -95,7 +95,7 @@ def test_convolutions_are_he_normal_by_fan_out(build: Build) -> None:
             k = module.kernel_size[0] * module.kernel_size[1]
             expected = math.sqrt(2 / (k * module.out_channels))
             count = module.weight.numel()
-            # The standard deviation of a sample's standard deviation is 1 / sqrt(2 n) of it.
+            # The standard error of a standard deviation s of n values is s / sqrt(2 n).
             assert module.weight.std().item() == pytest.approx(
                 expected, rel=6 / math.sqrt(2 * count)
             ), name
@@ -103,7 +103,7 @@ def test_convolutions_are_he_normal_by_fan_out(build: Build) -> None:
 
 
 @pytest.mark.parametrize("norm", ["bn", "gn", "sn"])
-def test_gammas_follow_the_protocol(build: Build, norm: str) -> None:
+def test_the_protocol_decides_the_last_gamma_of_a_block(build: Build, norm: str) -> None:
     paper = build("model=resnet50", f"norm={norm}")
     code = build("model=resnet50", f"norm={norm}", "protocol=official_code")
     zeros = set()
@@ -119,26 +119,26 @@ def test_gammas_follow_the_protocol(build: Build, norm: str) -> None:
     assert zeros == {f"layer{s}.{b}.bn3" for s, count in blocks.items() for b in range(count)}
 
 
-def test_lambdas_are_one(build: Build) -> None:
+def test_importance_weights_start_at_one(build: Build) -> None:
     for layer in norm_layers(build("model=resnet50_mini", "norm=sn")).values():
         assert layer.mean_weight.tolist() == layer.var_weight.tolist() == [1, 1, 1]
 
 
-def test_the_seed_alone_decides(build: Build) -> None:
+def test_initial_values_depend_only_on_the_seed(build: Build) -> None:
     options = ("model=resnet14_mini", "norm=sn")
     state = torch.get_rng_state()
-    one = build(*options, "seed=3")
-    assert torch.get_rng_state().equal(state), "the global generator was touched"
+    first = build(*options, "seed=3")
+    assert torch.get_rng_state().equal(state), "the global generator was used"
     torch.rand(5)
-    two, other = build(*options, "seed=3"), build(*options, "seed=4")
-    for name, tensor in one.state_dict().items():
-        assert tensor.equal(two.state_dict()[name]), name
+    same, other = build(*options, "seed=3"), build(*options, "seed=4")
+    for name, tensor in first.state_dict().items():
+        assert tensor.equal(same.state_dict()[name]), name
     for name in ("conv1.weight", "layer4.0.conv2.weight", "fc.weight"):
-        assert not one.state_dict()[name].equal(other.state_dict()[name]), name
+        assert not first.state_dict()[name].equal(other.state_dict()[name]), name
 
 
 def test_the_normalizer_does_not_change_the_other_weights(build: Build) -> None:
-    """So that methods are compared from the same start."""
+    """All methods start from the same convolutions and classifier."""
     bn = build("model=resnet14_mini", "norm=bn").state_dict()
     sn = build("model=resnet14_mini", "norm=sn").state_dict()
     for name, tensor in bn.items():
@@ -147,7 +147,7 @@ def test_the_normalizer_does_not_change_the_other_weights(build: Build) -> None:
 
 @pytest.mark.parametrize("norm", ["bn", "gn", "in", "ln", "sn"])
 @pytest.mark.parametrize("model", ["resnet26d", "regnetx_002", "efficientnet_b0"])
-def test_other_networks_of_timm_train(build: Build, model: str, norm: str) -> None:
+def test_other_timm_networks_get_finite_gradients(build: Build, model: str, norm: str) -> None:
     network = build(f"model.name={model}", f"norm={norm}")
     theirs = timm.create_model(model, num_classes=10)
     assert len(norm_layers(network)) == sum(isinstance(m, nn.BatchNorm2d) for m in theirs.modules())
@@ -161,7 +161,7 @@ def test_other_networks_of_timm_train(build: Build, model: str, norm: str) -> No
 @pytest.mark.parametrize("model", ["resnet26d", "regnetx_002", "efficientnet_b0"])
 @pytest.mark.parametrize("training", [False, True])
 def test_other_networks_keep_their_activation(build: Build, model: str, training: bool) -> None:
-    """EfficientNet's SiLU, for one: with BN and the same weights the output is timm's own."""
+    """For example EfficientNet's SiLU. With BN and the same weights the output is timm's."""
     theirs = timm.create_model(model, num_classes=10).double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_other_networks_keep_their_activation(build: Build, model: str, training
     ours = build(f"model.name={model}", "norm=bn").double()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(4, 3, 64, 64, generator=generator, dtype=torch.float64)
-    # With no randomness of timm's own: stochastic depth and dropout are zero by default.
+    # timm adds no randomness: stochastic depth and dropout are zero by default.
     with torch.no_grad():
         torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x))
     for name, buffer in theirs.named_buffers():
@@ -179,23 +179,23 @@ def test_other_networks_keep_their_activation(build: Build, model: str, training
 
 
 def test_two_normalizers_of_one_name_do_not_mix(build: Build) -> None:
-    """A user's own layer may be called like one that a network was built with before."""
+    """A user's layer may have the name of a layer that an earlier network was built with."""
     build("model.name=regnetx_002", "norm=sn")
-    own = f"norm.target={__name__}.SwitchNorm2d"
-    network = build("model.name=regnetx_002", "norm=ln", own)
+    target = f"norm.target={__name__}.SwitchNorm2d"
+    network = build("model.name=regnetx_002", "norm=ln", target)
     assert all(isinstance(layer, SwitchNorm2d) for layer in norm_layers(network).values())
     again = build("model.name=regnetx_002", "norm=sn")
     assert not any(isinstance(layer, SwitchNorm2d) for layer in norm_layers(again).values())
 
 
-def test_timms_own_networks_stay_as_they_are(build: Build) -> None:
+def test_timms_own_networks_are_unchanged(build: Build) -> None:
     build("model.name=efficientnet_b0", "norm=bn")
     theirs = timm.create_model("efficientnet_b0")
     assert not norm_layers(theirs)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["model.name=resnet5O"], r"model\.name=resnet5O: expected resnet50_mini, .*timm"),
         (["model.name=nfnet_f0"], r"model\.name=nfnet_f0 .*expected a convolutional network"),
@@ -210,11 +210,11 @@ def test_timms_own_networks_stay_as_they_are(build: Build) -> None:
         (["model.name=efficientnet_b0", "protocol=official_code"], r"gamma=true: efficientnet_b0"),
     ],
 )
-def test_one_clear_error(build: Build, overrides: list[str], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_an_invalid_config_is_one_error(build: Build, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         build(*overrides)
 
 
-def test_a_layer_cannot_be_a_function(build: Build) -> None:
+def test_a_function_is_not_a_normalization_layer(build: Build) -> None:
     with pytest.raises(ConfigError, match=r"norm\.target=sn_imagenet\.norms\.normalize"):
         build("norm.target=sn_imagenet.norms.normalize")

@@ -1,4 +1,4 @@
-"""Dropout whose masks are a function of (seed, step, position in the global batch)."""
+"""Dropout masks are a function of (seed, step, position in the global batch)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from sn_imagenet.models import PlacedDropout
 FEATURES = 64
 
 
-def dropped(
+def masked_ones(
     placement: Placement, *, seed: int = 0, step: int = 0, p: float = 0.5, training: bool = True
 ) -> Tensor:
-    """What reaches the layer of the rank's samples of ones, [global batch, F]; NaN for others'."""
+    """The layer's input for samples of ones, [global batch, F]; NaN for samples of other ranks."""
     layer = nn.Identity().train(training)
     dropout = PlacedDropout(layer, p, seed)
     total = placement.gpus * placement.samples_per_gpu
-    own = torch.arange(total)[placement.rank :: placement.world_size]
-    whole = torch.full((total, FEATURES), torch.nan)
-    for part in placement.microbatches(torch.ones(len(own), FEATURES), own):
+    positions = torch.arange(total)[placement.rank :: placement.world_size]
+    result = torch.full((total, FEATURES), torch.nan)
+    for part in placement.microbatches(torch.ones(len(positions), FEATURES), positions):
         dropout.set_position(step, part.positions, total)
-        whole[part.positions] = layer(part.images)
-    return whole
+        result[part.positions] = layer(part.images)
+    return result
 
 
 @pytest.mark.parametrize("setting", [(8, 4), (1, 32)])
@@ -33,48 +33,48 @@ def dropped(
 def test_masks_do_not_depend_on_the_placement(
     setting: tuple[int, int], world_size: int, per_pass: int | None
 ) -> None:
-    one = dropped(Placement(*setting))
-    assert not one.isnan().any()
-    together = torch.full_like(one, torch.nan)
+    expected = masked_ones(Placement(*setting))
+    assert not expected.isnan().any()
+    combined = torch.full_like(expected, torch.nan)
     for rank in range(world_size):
-        own = dropped(Placement(*setting, world_size, rank, per_pass))
-        held = ~own.isnan()
-        assert together[held].isnan().all()
-        together[held] = own[held]
-    assert together.equal(one)
+        local = masked_ones(Placement(*setting, world_size, rank, per_pass))
+        valid = ~local.isnan()
+        assert combined[valid].isnan().all()
+        combined[valid] = local[valid]
+    assert combined.equal(expected)
 
 
 def test_masks_differ_by_seed_step_sample_and_feature() -> None:
     placement = Placement(8, 4)
-    one = dropped(placement)
-    assert dropped(placement).equal(one)
-    for other in (dropped(placement, seed=1), dropped(placement, step=1)):
-        assert 0.4 < (other != one).float().mean() < 0.6
-    assert len(one.unique(dim=0)) == len(one)
-    assert len(one.unique(dim=1).T) == FEATURES
+    masks = masked_ones(placement)
+    assert masked_ones(placement).equal(masks)
+    for other in (masked_ones(placement, seed=1), masked_ones(placement, step=1)):
+        assert 0.4 < (other != masks).float().mean() < 0.6
+    assert len(masks.unique(dim=0)) == len(masks)
+    assert len(masks.unique(dim=1).T) == FEATURES
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
-def test_the_mean_is_kept(p: float) -> None:
+def test_dropout_keeps_the_mean(p: float) -> None:
     placement = Placement(8, 8)
-    values = torch.stack([dropped(placement, step=step, p=p) for step in range(20)]).double()
+    values = torch.stack([masked_ones(placement, step=step, p=p) for step in range(20)]).double()
     assert values.unique().tolist() == pytest.approx([0, 1 / (1 - p)])
-    # Of n draws of 0 or 1/(1-p), the standard deviation of the mean is sqrt(p / (1-p) / n).
+    # The mean of n values of 0 or 1/(1-p) has the standard deviation sqrt(p / (1-p) / n).
     deviation = (p / (1 - p) / values.numel()) ** 0.5
     assert values.mean().item() == pytest.approx(1, abs=5 * deviation)
 
 
 def test_nothing_is_dropped_in_evaluation() -> None:
-    assert dropped(Placement(2, 2), training=False).equal(torch.ones(4, FEATURES))
+    assert masked_ones(Placement(2, 2), training=False).equal(torch.ones(4, FEATURES))
 
 
-def test_the_global_generator_is_left_alone() -> None:
+def test_the_global_generator_is_not_used() -> None:
     state = torch.get_rng_state()
-    dropped(Placement(2, 2))
+    masked_ones(Placement(2, 2))
     assert torch.get_rng_state().equal(state)
 
 
-def test_gradients_are_masked_alike() -> None:
+def test_gradients_have_the_same_mask() -> None:
     layer = nn.Identity()
     dropout = PlacedDropout(layer, 0.5, 0)
     dropout.set_position(0, torch.arange(4), 4)

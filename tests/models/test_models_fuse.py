@@ -1,4 +1,4 @@
-"""Fused ReLUs leave a ResNet's names, keys and numbers as they are."""
+"""Fusing ReLUs does not change a ResNet's names, keys and numbers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Compose = Callable[..., ExperimentConfig]
 
 
 class Doubled(SwitchNorm2d):
-    """A forward of its own: what follows it must follow it still."""
+    """Overrides forward, so the ReLU must stay behind it."""
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return 2 * super().forward(x, residual) - 0.3
 
 
-def small(block: Any = Bottleneck, norm: Any = SwitchNorm2d, **arguments: Any) -> nn.Module:
+def small_resnet(block: Any = Bottleneck, norm: Any = SwitchNorm2d, **arguments: Any) -> nn.Module:
     torch.manual_seed(0)
     sizes = {"layers": [2, 1, 1, 1], "channels": (8, 8, 16, 16), "num_classes": 3}
     network = ResNet(block, norm_layer=norm, **{**sizes, **arguments}).double()
@@ -46,32 +46,32 @@ def step(network: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor], dict[str,
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    # The stem; two ReLUs of 5 basic blocks, three of 5 bottlenecks.
-    "basic": (partial(small, BasicBlock), 1 + 5 * 2),
-    "bottleneck": (small, 1 + 5 * 3),
-    "bn": (partial(small, norm=BatchNorm2d), 16),
-    "deep stem": (partial(small, stem_type="deep", stem_width=8), 2 + 16),
-    "attention": (partial(small, block_args={"attn_layer": "se"}), 1 + 5 * 2),
-    "drop path": (partial(small, drop_path_rate=1e-9), 1 + 5 * 3 - 4),
-    "drop block": (partial(small, drop_block_rate=1e-9), 16 - 2),
-    "anti-aliasing": (partial(small, aa_layer=BlurPool2d), 16),
-    "silu": (partial(small, act_layer=nn.SiLU), 0),
-    "forward of its own": (partial(small, norm=Doubled), 0),
+    # One ReLU in the stem, two in each of 5 basic blocks or three in each of 5 bottlenecks.
+    "basic": (partial(small_resnet, BasicBlock), 1 + 5 * 2),
+    "bottleneck": (small_resnet, 1 + 5 * 3),
+    "bn": (partial(small_resnet, norm=BatchNorm2d), 16),
+    "deep stem": (partial(small_resnet, stem_type="deep", stem_width=8), 2 + 16),
+    "attention": (partial(small_resnet, block_args={"attn_layer": "se"}), 1 + 5 * 2),
+    "drop path": (partial(small_resnet, drop_path_rate=1e-9), 1 + 5 * 3 - 4),
+    "drop block": (partial(small_resnet, drop_block_rate=1e-9), 16 - 2),
+    "anti-aliasing": (partial(small_resnet, aa_layer=BlurPool2d), 16),
+    "silu": (partial(small_resnet, act_layer=nn.SiLU), 0),
+    "own forward": (partial(small_resnet, norm=Doubled), 0),
     "not a resnet": (lambda: timm.create_model("regnetx_002", num_classes=3).double(), 0),
 }
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("case", CASES)
-def test_results_and_names_stay(case: str, replicas: int) -> None:
-    make, count = CASES[case]
-    plain = make()
+def test_fusing_keeps_results_and_names(case: str, replicas: int) -> None:
+    build, count = CASES[case]
+    plain = build()
     fused = copy.deepcopy(plain)
     assert len(fuse_relus(fused)) == count
     assert sum(layer.relu for layer in norm_layers(fused).values()) == count
     before = {name for name, m in plain.named_modules() if type(m) is nn.ReLU}
-    left = {name for name, m in fused.named_modules() if type(m) is nn.ReLU}
-    assert len(before - left) == count and left <= before
+    after = {name for name, m in fused.named_modules() if type(m) is nn.ReLU}
+    assert len(before - after) == count and after <= before
     assert [n for n, _ in fused.named_modules()] == [n for n, _ in plain.named_modules()]
     assert list(fused.state_dict()) == list(plain.state_dict())
     assert layer_positions(fused) == layer_positions(plain)
@@ -90,7 +90,7 @@ def test_results_and_names_stay(case: str, replicas: int) -> None:
 
 
 def test_a_fused_network_folds_and_compiles() -> None:
-    network = small(norm=BatchNorm2d)
+    network = small_resnet(norm=BatchNorm2d)
     fuse_relus(network)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     compiled = torch.compile(copy.deepcopy(network), fullgraph=True, backend="eager")
@@ -101,7 +101,7 @@ def test_a_fused_network_folds_and_compiles() -> None:
 
 
 @pytest.mark.parametrize("model", ["resnet50_mini", "resnet14_mini"])
-def test_the_config_decides(composed: Compose, model: str) -> None:
+def test_the_config_decides_whether_relus_are_fused(composed: Compose, model: str) -> None:
     outputs = []
     for fuse in ("true", "false"):
         config = composed("data=digits", f"model={model}", f"model.fuse_relu={fuse}")

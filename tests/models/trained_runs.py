@@ -1,4 +1,4 @@
-"""Run directories as they are after the last step, without a training."""
+"""Write run directories as they are after the last step, without training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Trained(NamedTuple):
 
 
 def write_trained(config: ExperimentConfig) -> Trained:
-    """Weights and statistics near the initial ones, all of them different."""
+    """Save weights and statistics that differ from the initial ones by random offsets."""
     network = build_model(config.model, config.norm, config.protocol, len(CLASSES), config.seed)
     generator = torch.Generator().manual_seed(0)
     for value in network.state_dict().values():
