@@ -1,17 +1,20 @@
-"""Normalization layers as small functions of two N x C tables.
+"""Switchable Normalization and other normalization layers for PyTorch.
 
-Knows nothing of training, settings or Hydra: only how many statistics groups a batch holds and,
-where one spans several ranks, a process group to sum tables over. Each layer takes
-nn.BatchNorm2d's arguments and works as a timm ``norm_layer``.
+``SwitchNorm2d(64)`` replaces ``nn.BatchNorm2d(64)``. The package also has batch, instance, layer
+and group normalization, batch renormalization, synchronized and frozen batch norm
+(``methods.METHODS`` lists them). Every layer takes nn.BatchNorm2d's arguments and works as a timm
+``norm_layer``. ``convert_norm`` replaces the batch norms of an existing network. A method is a
+small function of two [N, C] tables of means and variances. For a method of your own, subclass
+MomentNorm2d and write ``combine``; for a mixture of in, ln, bn and gn, subclass MixtureNorm2d. The
+package imports only torch and is independent of the rest of sn_imagenet.
 
-A method of one's own is a subclass of MomentNorm2d with a ``combine``. The built-in ones are in
-``methods.METHODS``; what is a mixture of in, ln, bn and gn says so as a MixtureNorm2d.
+Limits:
 
-torch.compile, torch.jit.trace, make_fx, torch.func (grad, jvp, vmap) and forward-mode
-differentiation get the plain formula in place of the compiled passes, whatever ``backend`` says.
-A second derivative needs ``backend = "formula"``; elsewhere it raises.
-torch.func refuses, in its own words, to change running statistics that are not among what it
-transforms: use eval(), or torch.func.functional_call with them as arguments.
+- Under torch.compile, torch.jit.trace, make_fx, torch.func (grad, jvp, vmap) and forward-mode
+  differentiation the layers run as plain PyTorch operators, whatever ``backend`` says.
+- A second derivative needs ``backend = "formula"`` and raises otherwise.
+- torch.func raises if a layer in training mode updates running statistics that are not among the
+  transformed inputs: call eval(), or pass them to torch.func.functional_call.
 """
 
 from sn_imagenet.norms.batch_average import BatchAverage

@@ -1,4 +1,4 @@
-"""python -m sn_imagenet.norms: compile now what the first layer on a CPU would wait for."""
+"""python -m sn_imagenet.norms: compile the CPU kernels now, not in the first forward pass."""
 
 import torch
 
@@ -7,9 +7,9 @@ from sn_imagenet.norms.kernels import CPP, select_backend
 
 
 def main() -> None:
-    print("Compiling the normalizers for this CPU (half a minute, once)", flush=True)
+    print("Compiling the kernels for this CPU (once, about half a minute)", flush=True)
     x = torch.randn(2, 4, 3, 3, requires_grad=True)
-    if select_backend(x) is CPP:  # or it has been said why not
+    if select_backend(x) is CPP:  # otherwise the log says why not
         SwitchNorm2d(4)(x).sum().backward()
 
 

@@ -1,4 +1,4 @@
-"""Batch average: the statistics of many minibatches, averaged (paper Sec. 2.1, "Inference")."""
+"""Batch average: recalibrated statistics ("PreciseBN"; paper Sec. 2.1, "Inference")."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 class BatchAverage:
     """Sums over minibatches of one layer's BN statistics, in float64.
 
-    ``tables`` is [3, C]: the sums of mean, of var and of mean^2; ``count`` is the number of
-    minibatches, a 0-d float64 tensor so that both can be all-reduced over ranks.
+    ``tables`` is [3, C]: the sums of mean, of var and of mean^2. ``count`` is the number of
+    minibatches, as a 0-d float64 tensor, so that both can be all-reduced over ranks.
     """
 
     def __init__(self, num_features: int, device: torch.device) -> None:
@@ -18,7 +18,7 @@ class BatchAverage:
         self.count = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, mean: Tensor, var: Tensor) -> None:
-        """Add R minibatches' statistics, each [R, C]; variances are biased."""
+        """Add the statistics of R minibatches, each [R, C]; variances are biased."""
         mean, var = mean.double(), var.double()
         self.tables += torch.stack([mean.sum(0), var.sum(0), mean.square().sum(0)])
         self.count += mean.shape[0]
@@ -26,11 +26,11 @@ class BatchAverage:
     def statistics(self, estimator: str) -> tuple[Tensor, Tensor]:
         """Mean and variance, each [C] float64.
 
-        ``mean_of_variances`` averages the minibatches' variances, as the paper words it;
-        ``population`` is E[mean^2 + var] - E[mean]^2, the variance of all their samples together.
+        ``mean_of_variances`` averages the minibatches' variances, as the paper describes it.
+        ``population`` is E[mean^2 + var] - E[mean]^2, the variance over all samples together.
 
         Raises:
-            ValueError: no minibatch was added, or an unknown estimator.
+            ValueError: no minibatch was added, or the estimator is unknown.
         """
         if not self.count:
             raise ValueError("no minibatch was collected: run training-mode forward passes first")

@@ -19,15 +19,15 @@ class BatchRenorm2d(MomentNorm2d):
     [-d_max, d_max] and held constant in backward. As one mean and variance to normalize with:
     mean_B - d std_B / r and var_B / r^2.
 
-    Both limits open linearly, from plain BN: r_max is 1 for ``warmup_steps`` batches and reaches
-    its value after ``r_steps``; d_max goes from 0 to its value between ``warmup_steps`` and
+    Training starts as plain BN, and both limits grow linearly: r_max from 1 at ``warmup_steps``
+    batches to its value at ``r_steps``, d_max from 0 at ``warmup_steps`` to its value at
     ``d_steps``. The defaults are Ioffe's steps (Sec. 4) and this paper's limits at (8,4)
-    (Sec. 4.1). Every replica is corrected towards the same running statistics, the first one's.
+    (Sec. 4.1). All replicas are corrected towards the running statistics of the first replica.
 
     Args:
         r_max: limit of r, at least 1.
         d_max: limit of d, at least 0.
-        warmup_steps, r_steps, d_steps: in batches seen in training mode.
+        warmup_steps, r_steps, d_steps: numbers of training-mode batches.
     """
 
     stores_statistics = True
@@ -93,10 +93,10 @@ class BatchRenorm2d(MomentNorm2d):
 
 
 class FrozenBatchNorm2d(MomentNorm2d):
-    """Batch normalization with everything fixed: stored statistics in training too, ``weight`` and
-    ``bias`` without gradient (unless told otherwise by ``requires_grad_``), as detectors that
-    start from a classifier use it. Nothing is stored: ``running_mean`` and ``running_var`` are
-    those of a checkpoint.
+    """Batch normalization with everything fixed, as in detectors that start from a classifier.
+
+    Training uses stored statistics too, and ``weight`` and ``bias`` need no gradient unless
+    ``requires_grad_`` says so. ``running_mean`` and ``running_var`` come from a checkpoint.
     """
 
     def __init__(
@@ -125,18 +125,18 @@ class FrozenBatchNorm2d(MomentNorm2d):
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *rest: object
     ) -> None:
-        # nn.BatchNorm2d counts its batches; here none are.
+        # nn.BatchNorm2d counts its batches; this layer does not.
         state_dict.pop(f"{prefix}num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class SyncBatchNorm2d(BatchNorm2d):
-    """Batch normalization over the samples of every replica on every rank.
+    """Batch normalization over the samples of all replicas on all ranks.
 
-    Whatever :func:`set_replicas` says, in training one group of statistics spans the whole global
-    batch, so it needs all of a rank's replicas in one pass. Ranks exchange 2 C numbers each way.
-    For a batch average each group that :func:`set_replicas` names is a whole global batch, which
-    one rank holds: then nothing is exchanged, and ranks may have different numbers of batches.
+    In training one statistics group spans the whole global batch, whatever :func:`set_replicas`
+    says, so a rank needs all of its replicas in one pass. Ranks exchange 2 C numbers each way.
+    For a batch average, each group of :func:`set_replicas` is a whole global batch on one rank.
+    Nothing is exchanged then, and ranks may have different numbers of batches.
     """
 
     needs_all_replicas = True

@@ -1,4 +1,4 @@
-"""What a trainer or an evaluator tells all normalization layers of a network."""
+"""Functions with which a trainer or an evaluator controls a network's normalization layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ StoredStatistics = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def norm_layers(network: nn.Module) -> dict[str, MomentNorm2d]:
-    """The normalization layers of a network by name, in the order of its modules."""
+    """The normalization layers of a network by name, in module order."""
     return {n: m for n, m in network.named_modules() if isinstance(m, MomentNorm2d)}
 
 
@@ -29,26 +29,26 @@ def set_replicas(
     process_group: dist.ProcessGroup | None = None,
     holds_first_replica: bool = True,
 ) -> None:
-    """Say how the samples of the coming batches share statistics.
+    """Set how the samples of the next batches share statistics.
 
     Args:
-        replicas: R statistics groups in each batch; sample j belongs to group j mod R.
-        process_group: the ranks over which one group spans, each with as many samples of it.
-        holds_first_replica: whether the batch's first group is the experiment's replica 0, whose
-            statistics the running ones follow, as rank 0's do under DistributedDataParallel.
+        replicas: R, the number of statistics groups in each batch; sample j is in group j mod R.
+        process_group: the ranks that one group spans; each holds equally many of its samples.
+        holds_first_replica: whether the batch's first group is replica 0 of the experiment, which
+            updates the running statistics, as rank 0 does under DistributedDataParallel.
     """
-    told = (replicas, process_group, holds_first_replica)
+    grouping = (replicas, process_group, holds_first_replica)
     for layer in norm_layers(network).values():
-        # Each step says so again, and a module's attributes are slow to set.
-        if (layer.replicas, layer.process_group, layer.holds_first_replica) != told:
-            layer.replicas, layer.process_group, layer.holds_first_replica = told
+        # Every step calls this, and setting attributes of a module is slow.
+        if (layer.replicas, layer.process_group, layer.holds_first_replica) != grouping:
+            layer.replicas, layer.process_group, layer.holds_first_replica = grouping
 
 
 @contextmanager
 def collect_batch_averages(network: nn.Module) -> Iterator[dict[str, BatchAverage]]:
-    """Within it, training-mode forward passes add their batch statistics, of every replica, to the
-    yielded accumulators and leave the running statistics alone. Empty for methods without BN's
-    statistics.
+    """Context in which training-mode forward passes add every replica's batch statistics to the
+    yielded accumulators, by layer name, and do not update running statistics. Methods without BN's
+    statistics have no accumulator.
     """
     layers = {n: m for n, m in norm_layers(network).items() if m.stores_statistics}
     averages: dict[str, BatchAverage] = {}
@@ -64,13 +64,13 @@ def collect_batch_averages(network: nn.Module) -> Iterator[dict[str, BatchAverag
 
 @contextmanager
 def stored_statistics(network: nn.Module, statistics: StoredStatistics) -> Iterator[None]:
-    """Within it, evaluation uses ``statistics`` in place of the running ones.
+    """Context in which evaluation uses ``statistics`` instead of the running statistics.
 
     Raises:
-        KeyError: a layer that stores statistics has none in ``statistics``.
+        KeyError: ``statistics`` lacks a layer that stores statistics.
     """
     layers = {n: m for n, m in norm_layers(network).items() if m.track_running_stats}
-    moving = {n: (m.running_mean, m.running_var) for n, m in layers.items()}
+    running = {n: (m.running_mean, m.running_var) for n, m in layers.items()}
     try:
         for name, layer in layers.items():
             assert layer.running_mean is not None and layer.running_var is not None
@@ -80,11 +80,11 @@ def stored_statistics(network: nn.Module, statistics: StoredStatistics) -> Itera
         yield
     finally:
         for name, layer in layers.items():
-            layer.running_mean, layer.running_var = moving[name]
+            layer.running_mean, layer.running_var = running[name]
 
 
 def importance_weights(network: nn.Module) -> dict[str, dict[str, dict[str, float]]]:
-    """Each SN layer's weights by name: {"mean": {member: w}, "variance": {member: w'}}."""
+    """Weights of the SN layers by name: {"mean": {member: w}, "variance": {member: w'}} each."""
     return {
         name: layer.importance_weights()
         for name, layer in norm_layers(network).items()

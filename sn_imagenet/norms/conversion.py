@@ -1,4 +1,4 @@
-"""Existing networks: other normalizers in place of batch norm, and batch norm folded away."""
+"""Convert existing networks: replace batch norm by another method, or fold it into convolutions."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _OTHER_DIMENSIONS: dict[type[nn.Module], type[MomentNorm2d]] = {
     nn.BatchNorm1d: SwitchNorm1d,
     nn.BatchNorm3d: SwitchNorm3d,
 }
-_OF_PYTORCH = (nn.BatchNorm2d, nn.SyncBatchNorm)
-_FOR_MAPS = (*_OF_PYTORCH, BatchNorm2d, SyncBatchNorm2d)
+_TORCH_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_BATCH_NORMS_2D = (*_TORCH_BATCH_NORMS, BatchNorm2d, SyncBatchNorm2d)
 
 
 def convert_norm(
@@ -29,33 +29,33 @@ def convert_norm(
 ) -> list[str]:
     """Replace every batch norm inside ``network``, in place, by another method.
 
-    Weight, bias and running statistics carry over where the method has them (so do eps,
-    momentum, device, dtype, training mode and requires_grad); importance weights start at 1.
+    Weight, bias and running statistics are kept if the method has them, and so are eps, momentum,
+    device, dtype, training mode and requires_grad. Importance weights start at 1.
 
     Args:
-        network: holds nn.BatchNorm1d/2d/3d, nn.SyncBatchNorm or this package's BatchNorm2d.
-        method: a name in :data:`METHODS` or a class; 1D and 3D layers only become sn.
-        arguments: the method's own, such as ``omega`` or ``num_groups``.
+        network: contains nn.BatchNorm1d/2d/3d, nn.SyncBatchNorm or this package's BatchNorm2d.
+        method: a name in :data:`METHODS` or a class; 1D and 3D layers can only become sn.
+        arguments: passed to the method, such as ``omega`` or ``num_groups``.
 
     Returns:
-        The names of the replaced layers, in the network's order; empty if there was none.
+        The names of the replaced layers, in the network's order; empty if it has no batch norm.
 
     Raises:
-        ValueError: an unknown method; a 1D or 3D layer and another method than sn; a batch norm
-            with further duties (timm's BatchNormAct2d also activates), or ``network`` itself one;
-            frozen_bn in place of a layer without running statistics.
+        ValueError: the method is unknown; a 1D or 3D layer would become another method than sn; a
+            batch norm does more than normalize (timm's BatchNormAct2d also activates); ``network``
+            is itself a batch norm; frozen_bn replaces a layer without running statistics.
     """
-    own_class = METHODS.get(method) if isinstance(method, str) else method
-    if own_class is None:
+    method_class = METHODS.get(method) if isinstance(method, str) else method
+    if method_class is None:
         raise ValueError(f"method={method!r}: expected one of {', '.join(METHODS)}")
     targets = {n: m for n, m in network.named_modules(remove_duplicate=False) if _is_batch_norm(m)}
-    classes = {name: _target(name, module, own_class) for name, module in targets.items()}
-    made: dict[nn.Module, nn.Module] = {}  # one layer under two names stays one layer
+    classes = {name: _target_class(name, module, method_class) for name, module in targets.items()}
+    replacements: dict[nn.Module, nn.Module] = {}  # one layer under two names stays one layer
     for name, old in targets.items():
-        if old not in made:
-            made[old] = _replacement(old, classes[name], arguments)
+        if old not in replacements:
+            replacements[old] = _replacement(old, classes[name], arguments)
         parent, _, attribute = name.rpartition(".")
-        setattr(network.get_submodule(parent), attribute, made[old])
+        setattr(network.get_submodule(parent), attribute, replacements[old])
     return list(targets)
 
 
@@ -64,19 +64,21 @@ def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, kinds) and not isinstance(module, nn.InstanceNorm2d)
 
 
-def _target(name: str, module: nn.Module, own_class: type[MomentNorm2d]) -> type[MomentNorm2d]:
+def _target_class(
+    name: str, module: nn.Module, method_class: type[MomentNorm2d]
+) -> type[MomentNorm2d]:
     if not name:
-        raise ValueError("the network is a batch norm itself: there is no place to replace it in")
-    if type(module) in _FOR_MAPS:
-        if own_class is FrozenBatchNorm2d and module.running_mean is None:
+        raise ValueError("the network itself is a batch norm, which cannot be replaced in place")
+    if type(module) in _BATCH_NORMS_2D:
+        if method_class is FrozenBatchNorm2d and module.running_mean is None:
             raise ValueError(
                 f"{name} has no running statistics: frozen_bn needs them (track_running_stats=True)"
             )
-        return own_class
-    if type(module) in _OTHER_DIMENSIONS and own_class is SwitchNorm2d:
+        return method_class
+    if type(module) in _OTHER_DIMENSIONS and method_class is SwitchNorm2d:
         return _OTHER_DIMENSIONS[type(module)]
     raise ValueError(
-        f"{name} is a {type(module).__name__}: it cannot become a {own_class.__name__}"
+        f"{name} is a {type(module).__name__}: it cannot become a {method_class.__name__}"
     )
 
 
@@ -95,9 +97,9 @@ def _replacement(
         None if reference is None else reference.dtype,
         **arguments,
     )
-    own = new.state_dict()
-    carried = {key: value for key, value in old.state_dict().items() if key in own}
-    new.load_state_dict({**own, **carried})
+    initial = new.state_dict()
+    shared = {key: value for key, value in old.state_dict().items() if key in initial}
+    new.load_state_dict({**initial, **shared})
     for key in ("weight", "bias"):
         parameter = getattr(old, key)
         if parameter is not None and layer_class is not FrozenBatchNorm2d:
@@ -113,18 +115,18 @@ class _Tracer(fx.Tracer):
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """A copy for deployment: each batch norm folded into the convolution or before it.
+    """A copy for deployment in which batch norms are folded into the convolutions before them.
 
-    Only layers that use stored statistics alone can be folded: nn.BatchNorm2d, BatchNorm2d,
-    BatchRenorm2d, SyncBatchNorm2d, FrozenBatchNorm2d. SN, IN, LN and GN depend on the sample
-    and stay. A batch norm is folded where its input is a convolution that nothing else uses.
+    Only layers that normalize with stored statistics alone can be folded: nn.BatchNorm2d,
+    BatchNorm2d, BatchRenorm2d, SyncBatchNorm2d, FrozenBatchNorm2d. SN, IN, LN and GN depend on the
+    sample and stay. The convolution's output must have no other use.
 
     Args:
         network: in evaluation mode, traceable by torch.fx.
 
     Returns:
-        A deep copy, with nn.Identity in place of what was folded, or what the layer did besides:
-        the addition of a residual, a ReLU.
+        A deep copy, in which nn.Identity replaces each folded layer, or a module that keeps its
+        residual addition and ReLU.
 
     Raises:
         ValueError: the network is in training mode.
@@ -143,13 +145,17 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         norm, conv = modules[name], modules[source_name]
         alone = len(source.users) == 1 and calls.count(name) == calls.count(source_name) == 1
         if alone and isinstance(conv, nn.Conv2d) and _stores_statistics(norm):
-            _set(folded, source_name, fuse_conv_bn_eval(conv, norm))
-            _set(folded, name, _Rest(norm.relu) if _does_more(norm, node) else nn.Identity())
+            _set_module(folded, source_name, fuse_conv_bn_eval(conv, norm))
+            _set_module(
+                folded,
+                name,
+                _ResidualAndRelu(norm.relu) if _has_residual_or_relu(norm, node) else nn.Identity(),
+            )
     return folded
 
 
-class _Rest(nn.Module):
-    """What remains of a folded layer that also adds a residual or ends in a ReLU."""
+class _ResidualAndRelu(nn.Module):
+    """The residual addition and the ReLU of a folded layer."""
 
     def __init__(self, relu: bool) -> None:
         super().__init__()
@@ -160,17 +166,17 @@ class _Rest(nn.Module):
         return F.relu(y) if self.relu else y
 
 
-def _does_more(norm: nn.Module, call: fx.Node) -> bool:
+def _has_residual_or_relu(norm: nn.Module, call: fx.Node) -> bool:
     return isinstance(norm, MomentNorm2d) and (norm.relu or len(call.args) + len(call.kwargs) > 1)
 
 
 def _stores_statistics(norm: nn.Module) -> bool:
-    if type(norm) in _OF_PYTORCH:
+    if type(norm) in _TORCH_BATCH_NORMS:
         return isinstance(norm.running_mean, torch.Tensor)
     built_in = isinstance(norm, MomentNorm2d) and type(norm) in METHODS.values()
     return built_in and bool(norm._stored_statistics_suffice)
 
 
-def _set(network: nn.Module, name: str, module: nn.Module) -> None:
+def _set_module(network: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, attribute = name.rpartition(".")
     setattr(network.get_submodule(parent), attribute, module)

@@ -1,4 +1,4 @@
-"""Batch, instance, layer and group normalization: mixtures of one member each."""
+"""Batch, instance, layer and group normalization: mixtures with a single member."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from sn_imagenet.norms.mixture import MixtureNorm2d
 class BatchNorm2d(MixtureNorm2d):
     """Batch normalization (Ioffe and Szegedy 2015): over (N, H, W) of each replica's samples."""
 
-    members = ("bn",)
+    omega = ("bn",)
 
 
 class InstanceNorm2d(MixtureNorm2d):
     """Instance normalization (Ulyanov et al. 2016): over (H, W) of each sample's channel."""
 
-    members = ("in",)
+    omega = ("in",)
 
 
 class LayerNorm2d(MixtureNorm2d):
     """Layer normalization (Ba et al. 2016): over (C, H, W) of each sample."""
 
-    members = ("ln",)
+    omega = ("ln",)
 
 
 class GroupNorm2d(MixtureNorm2d):
     """Group normalization (Wu and He 2018): over (C / G, H, W) of each sample.
 
     Args:
-        num_groups: G; where it does not divide C, the greatest common divisor of both is used.
+        num_groups: G; if it does not divide C, the greatest common divisor of both is used.
     """
 
-    members = ("gn",)
+    omega = ("gn",)
 
     def __init__(
         self,

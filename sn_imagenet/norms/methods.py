@@ -1,4 +1,4 @@
-"""The built-in methods by name: the one list of them."""
+"""The only list of the built-in methods, by name."""
 
 from __future__ import annotations
 

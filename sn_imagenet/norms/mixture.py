@@ -1,8 +1,8 @@
-"""Mixtures of members: batch, instance, layer and group normalization, and SN, which mixes them.
+"""Mixtures of instance, layer, batch and group normalization: these four methods, and SN.
 
-A mixture normalizes with mean = sum_k w_k mean_k and var = sum_k w'_k var_k (Eq. (3)). It is data:
-its members, the channel groups of gn, and the logits of its weights. From these follow a pool for
-autograd and, where the passes have one, its closed form (``pooling``).
+A mixture normalizes with mean = sum_k w_k mean_k and var = sum_k w'_k var_k over the members k of
+Omega (Eq. (3)). Omega, the channel groups of gn and the logits of the weights define it completely.
+They determine both ``combine`` for autograd and the closed form, if the kernels have one.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from sn_imagenet.norms.op import apply, as_dense, needs_formula
 
 
 class MixtureNorm2d(MomentNorm2d):
-    """The base of the built-in methods: a subclass says of what it is a mixture.
+    """The base of the built-in methods; a subclass sets Omega.
 
-    A subclass that overrides :meth:`combine` or :meth:`batch_statistics` has a method of its own,
-    which autograd differentiates.
+    If a subclass overrides :meth:`combine` or :meth:`batch_statistics`, autograd differentiates it.
 
     Attributes:
-        members: a non-empty subset of in, ln, bn, gn, in that order.
-        num_groups: gn's groups of channels; divides C.
-        logits: of the weights for means and for variances (lambda and lambda' in the paper), each
-            [members]; None for a single member.
+        omega: Omega, a non-empty subset of in, ln, bn, gn, in that order.
+        num_groups: number of channel groups of gn; divides C.
+        logits: logits of the weights for means and for variances (lambda and lambda' in the paper),
+            each [len(omega)]; None for a single member.
     """
 
-    members: tuple[str, ...]
+    omega: tuple[str, ...]
     num_groups = 1
 
     def __init__(
@@ -46,10 +45,10 @@ class MixtureNorm2d(MomentNorm2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.stores_statistics = "bn" in self.members
+        self.stores_statistics = "bn" in self.omega
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
         self._layout_key: tuple[Any, ...] = ()
-        self._layout_of_key: Layout
+        self._cached_layout: Layout
 
     @property
     def logits(self) -> tuple[Tensor, Tensor] | None:
@@ -57,7 +56,7 @@ class MixtureNorm2d(MomentNorm2d):
 
     def combine(self, moments: Moments) -> Statistics:
         """Eq. (3): the members' statistics, weighted with the softmax of the logits (Eq. (4))."""
-        statistics = [self._member(name, moments) for name in self.members]
+        statistics = [self._member(name, moments) for name in self.omega]
         if self.logits is None:
             return statistics[0]
         means, variances = zip(*statistics, strict=True)
@@ -74,33 +73,33 @@ class MixtureNorm2d(MomentNorm2d):
         return moments.group(self.num_groups)
 
     @property
-    def _is_a_mixture(self) -> bool:
-        """Whether the method is the one that the members say, not a subclass's own."""
-        own = type(self)
+    def _is_plain_mixture(self) -> bool:
+        """Whether Omega defines the method, that is, no subclass overrides it."""
+        cls = type(self)
         return (
-            own.combine is MixtureNorm2d.combine
-            and own.batch_statistics is MomentNorm2d.batch_statistics
+            cls.combine is MixtureNorm2d.combine
+            and cls.batch_statistics is MomentNorm2d.batch_statistics
             and "combine" not in vars(self)
         )
 
     @property
     def _stored_statistics_suffice(self) -> bool:
-        single = self.members == ("bn",) and self.logits is None
-        return single and self._uses_stored_statistics and self._is_a_mixture
+        single = self.omega == ("bn",) and self.logits is None
+        return single and self._uses_stored_statistics and self._is_plain_mixture
 
     def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables | None]:
-        closed = self._is_a_mixture and not self.instance_correction
-        if not closed or self.backend == "formula" or needs_formula():
+        has_closed_form = self._is_plain_mixture and not self.instance_correction
+        if not has_closed_form or self.backend == "formula" or needs_formula():
             return super()._normalize(x, residual)
         x = as_dense(x)
         kernels = select_backend(x, self.backend)
         closed_form = closed_form_for(kernels)
         parameters = Parameters(self.weight, self.bias, *(self.logits or (None, None)))
-        known = self._stored() if self.track_running_stats else None
-        if closed_form is None or not takes_parameters(x, (*parameters, *(known or ()))):
+        running = self._stored() if self.track_running_stats else None
+        if closed_form is None or not takes_parameters(x, (*parameters, *(running or ()))):
             return super()._normalize(x, residual)
         layout = self._layout(x.shape)
-        stored = known if self._uses_stored_statistics else None
+        stored = running if self._uses_stored_statistics else None
         update = self._running_update(x.shape) if self.training else None
         tables = closed_form(layout, parameters, stored, self.groups[1], update)
         y = apply(x, residual, kernels, tables, self.relu, parameters)
@@ -108,11 +107,11 @@ class MixtureNorm2d(MomentNorm2d):
 
     def _layout(self, shape: torch.Size) -> Layout:
         replicas = self.groups[0]
-        key = (*shape, replicas, self.eps, self.members, self.num_groups)
+        key = (*shape, replicas, self.eps, self.omega, self.num_groups)
         if self._layout_key != key:
-            self._layout_of_key = Layout(self.members, self.num_groups, shape, replicas, self.eps)
+            self._cached_layout = Layout(self.omega, self.num_groups, shape, replicas, self.eps)
             self._layout_key = key
-        return self._layout_of_key
+        return self._cached_layout
 
 
 def _weighted_sum(logits: Tensor, tables: Sequence[Tensor]) -> Tensor:

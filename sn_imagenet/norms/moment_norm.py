@@ -1,4 +1,4 @@
-"""A normalization layer as a pool function, which autograd differentiates."""
+"""The base of all normalization layers: a function that combines moments, and autograd."""
 
 from __future__ import annotations
 
@@ -16,53 +16,54 @@ from sn_imagenet.norms.op import normalize
 
 
 class BatchTables(Protocol):
-    """Where a training-mode forward pass leaves the batch's statistics."""
+    """The batch statistics of a training-mode forward pass."""
 
     def batch(self) -> Statistics:
         """BN's mean and biased variance of this batch, each [1, R, C]."""
 
     def update_running(self, running: Statistics, momentum: float | Tensor, unbias: float) -> None:
-        """Move the running statistics towards the first replica's."""
+        """Update the running statistics from the first replica's."""
 
 
 class MomentNorm2d(nn.Module, ABC):
-    """Eq. (1), y = weight * (x - mean) / sqrt(var + eps) + bias, for any way of pooling moments.
+    """Eq. (1), y = weight * (x - mean) / sqrt(var + eps) + bias, for any way of combining moments.
 
-    A method is a subclass with a :meth:`combine`. The arguments are those of nn.BatchNorm2d, in its
-    order and sense, so that every layer works as a timm ``norm_layer``; methods without stored
-    statistics accept ``momentum`` and ``track_running_stats`` and have no use for them.
+    A method is a subclass that implements :meth:`combine`. The arguments have the order and meaning
+    of nn.BatchNorm2d's, so that every layer works as a timm ``norm_layer``. Methods without stored
+    statistics accept ``momentum`` and ``track_running_stats`` and ignore them.
 
     Args:
         num_features: C.
-        eps: added to the pooled variance.
+        eps: added to the combined variance.
         momentum: weight of the newest batch in the running statistics; None averages all batches
             equally.
         affine: learn ``weight`` (initially 1) and ``bias`` (initially 0), each [C].
-        track_running_stats: keep running statistics of the batch's channels; without them the
-            batch's own are used in evaluation too.
+        track_running_stats: keep running statistics of the channels; without them, evaluation uses
+            the batch's statistics too.
 
-    A layer may also do what follows it, at no further traffic: ``layer(x, residual)`` adds a tensor
-    of the output's shape, and ``layer.relu = True`` (an attribute, False at first) ends in a ReLU.
+    A layer can include the operations that follow it, without further memory traffic:
+    ``layer(x, residual)`` adds a tensor of the output's shape, and ``layer.relu = True`` (an
+    attribute, initially False) applies a ReLU at the end.
 
     Shape:
         Input and output [N, C, H, W], any floating dtype, any memory format.
 
     Raises:
-        ValueError: the input is not 4D, has another number of channels, or another shape than the
-            residual.
+        ValueError: the input is not 4D, has a wrong number of channels, or differs in shape from
+            the residual.
     """
 
     stores_statistics = False
     """Whether evaluation uses stored statistics of the training data."""
 
     trains_on_stored_statistics = False
-    """Whether training uses them too, so that every rank needs the first replica's at each step."""
+    """Whether training uses them too; then every rank needs the first replica's at each step."""
 
     instance_correction = 0
-    """Subtracted from HW in the divisor of each (sample, channel)'s variance, before pooling."""
+    """Subtracted from HW in the divisor of each (sample, channel)'s variance, before combining."""
 
     needs_all_replicas = False
-    """Whether the replicas share statistics, so that all of a rank's go through in one pass."""
+    """Whether replicas share statistics, so that a rank needs all of its replicas in one pass."""
 
     def __init__(
         self,
@@ -99,23 +100,23 @@ class MomentNorm2d(nn.Module, ABC):
         self.running_var: Tensor | None
         self.num_batches_tracked: Tensor | None
 
-        # Where the batch's samples come from; see set_replicas.
+        # How the batch's samples share statistics; see set_replicas.
         self.replicas = 1
         self.process_group: dist.ProcessGroup | None = None
         self.holds_first_replica = True
-        # Set while a calibration pass collects batch statistics; see collect_batch_averages.
+        # Set while calibration collects batch statistics; see collect_batch_averages.
         self.batch_average: BatchAverage | None = None
-        # Whether the output passes a ReLU.
+        # Whether the output goes through a ReLU.
         self.relu = False
-        # By name; None chooses by device, dtype and layout. See select_backend.
+        # A name, or None to choose by device, dtype and layout; see select_backend.
         self.backend: str | None = None
 
     @abstractmethod
     def combine(self, moments: Moments) -> Statistics:
-        """The method: mean and variance to normalize with, broadcastable to [n, R, C]."""
+        """Mean and variance to normalize with, each broadcastable to [n, R, C]."""
 
     def coefficients(self, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
-        """Eq. (1) as center, scale and shift, each [N, C], from what :meth:`combine` gives."""
+        """Eq. (1) as center, scale and shift, each [N, C], from the result of :meth:`combine`."""
         center, variance = self.combine(moments)
         scale = torch.rsqrt(variance + self.eps)
         shape = moments.mean.shape
@@ -142,7 +143,7 @@ class MomentNorm2d(nn.Module, ABC):
 
     @property
     def groups(self) -> tuple[int, dist.ProcessGroup | None]:
-        """The statistics groups of a batch, and the ranks over which each spans."""
+        """Number of statistics groups in a batch, and the ranks that each group spans."""
         return self.replicas, self.process_group
 
     def _check_input(self, x: Tensor, residual: Tensor | None) -> None:
@@ -160,20 +161,20 @@ class MomentNorm2d(nn.Module, ABC):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input(x, residual)
         if x.numel() == 0 or self._stored_statistics_suffice:
-            return self._without_moments(x, residual)
+            return self._forward_without_moments(x, residual)
         y, tables = self._normalize(x, residual)
         if tables is not None and self.training and self.stores_statistics:
-            self._store(tables, x.shape)
+            self._store_statistics(tables, x.shape)
         return y
 
     @property
     def _stored_statistics_suffice(self) -> bool:
-        """Whether the stored statistics alone normalize, so that the sample's are not needed."""
+        """Whether the layer normalizes with stored statistics only and needs no moments of x."""
         return False
 
-    def _without_moments(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def _forward_without_moments(self, x: Tensor, residual: Tensor | None) -> Tensor:
         if x.numel() == 0:
-            # As nn.BatchNorm2d: gradients of 0, and no new running statistics.
+            # Like nn.BatchNorm2d: zero gradients, unchanged running statistics.
             used = [*self.parameters(recurse=False), *([] if residual is None else [residual])]
             return sum((tensor.sum() for tensor in used), x.clone())
         y = F.batch_norm(
@@ -184,10 +185,10 @@ class MomentNorm2d(nn.Module, ABC):
         return F.relu_(y) if self.relu else y
 
     def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables | None]:
-        """The output by :meth:`combine` and autograd, and the tables that it was made from, unless
-        they have moved the running statistics already.
+        """The output by :meth:`combine` and autograd, and its tables, or None if they have already
+        updated the running statistics.
         """
-        pooled: list[Moments] = []
+        batch_moments: list[Moments] = []
         pixels = x.shape[2] * x.shape[3]
         if pixels <= self.instance_correction:
             raise ValueError(
@@ -198,12 +199,12 @@ class MomentNorm2d(nn.Module, ABC):
         def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             if self.instance_correction:
                 var = var * (pixels / (pixels - self.instance_correction))
-            pooled.append(Moments(mean, var, *self.groups))
-            return self.coefficients(pooled[0])
+            batch_moments.append(Moments(mean, var, *self.groups))
+            return self.coefficients(batch_moments[0])
 
         parameters = list(self.parameters(recurse=False))
         y = normalize(x, coefficients, parameters, self.backend, self.relu, residual)
-        return y, pooled[0]
+        return y, batch_moments[0]
 
     @property
     def _uses_stored_statistics(self) -> bool:
@@ -213,16 +214,16 @@ class MomentNorm2d(nn.Module, ABC):
         assert self.running_mean is not None and self.running_var is not None
         return self.running_mean, self.running_var
 
-    def _momentum(self) -> float | Tensor:
-        """Counts one more batch; the weight of its statistics in the running ones."""
+    def _next_momentum(self) -> float | Tensor:
+        """Count one more batch; return the weight of its statistics in the running ones."""
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         if self.momentum is None:
             return self.num_batches_tracked.double().reciprocal()
         return self.momentum
 
-    def _store(self, tables: BatchTables, shape: torch.Size) -> None:
-        """Keep the statistics of a batch of ``shape``."""
+    def _store_statistics(self, tables: BatchTables, shape: torch.Size) -> None:
+        """Add the statistics of a batch of ``shape`` to the batch average or the running ones."""
         if self.batch_average is not None:
             with torch.no_grad():
                 mean, var = tables.batch()
@@ -233,17 +234,17 @@ class MomentNorm2d(nn.Module, ABC):
                 tables.update_running(*update)
 
     def _running_update(self, shape: torch.Size) -> RunningUpdate | None:
-        """What a batch of ``shape`` does to the running statistics; counts the batch."""
-        collects = self.batch_average is not None
-        if collects or not (self.track_running_stats and self.holds_first_replica):
+        """The update of the running statistics for a batch of ``shape``; counts the batch."""
+        is_collecting = self.batch_average is not None
+        if is_collecting or not (self.track_running_stats and self.holds_first_replica):
             return None
         replicas, group = self.groups
         ranks = dist.get_world_size(group) if group is not None else 1
         count = shape[0] // replicas * ranks * shape[2] * shape[3]
-        # Unbiased, as nn.BatchNorm2d keeps it, where the instances' are not already; one value
-        # alone has no spread to correct.
+        # Unbiased, as in nn.BatchNorm2d, unless the instances' variances already are. A single
+        # value has no variance to correct.
         unbias = 1.0 if self.instance_correction else count / max(count - 1, 1)
-        return RunningUpdate(self._stored(), self._momentum(), unbias)
+        return RunningUpdate(self._stored(), self._next_momentum(), unbias)
 
     def extra_repr(self) -> str:
         relu = ", relu=True" if self.relu else ""

@@ -1,9 +1,8 @@
-"""Per-sample, per-channel moments, and how each method pools them.
+"""Per-sample, per-channel moments, and the statistics that methods derive from them.
 
-Every normalizer of the paper needs from an activation only the mean and the biased variance of
-each (sample, channel). The others' statistics follow from these by the law of total variance,
-var = mean of variances + variance of means, which is Eq. (5) without the cancellation of
-E[x^2] - E[x]^2.
+Every normalization method of the paper needs only the mean and the biased variance of each (sample,
+channel) of an activation. All other statistics follow by the law of total variance, var = mean of
+variances + variance of means. This is Eq. (5) without the cancellation of E[x^2] - E[x]^2.
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ Statistics = tuple[Tensor, Tensor]
 
 
 def check_divides(samples: int, groups: int) -> None:
-    """Raise ValueError where a batch cannot be dealt evenly to its statistics groups."""
+    """Raise ValueError if a batch cannot be divided evenly into its statistics groups."""
     if samples % groups:
         raise ValueError(
-            f"a batch of {samples} samples cannot be dealt evenly to {groups} statistics "
+            f"a batch of {samples} samples cannot be divided evenly into {groups} statistics "
             "groups; see set_replicas"
         )
 
 
 class Moments:
-    """The tables of one batch, and the statistics that methods pool from them.
+    """The tables of one batch, and the statistics of each method.
 
-    A batch holds R statistics groups (replicas): sample j belongs to group j mod R, so the
-    [N, C] tables are kept as [n, R, C] with n = N / R samples per group.
+    A batch has R statistics groups (replicas). Sample j belongs to group j mod R, so the [N, C]
+    tables are stored as [n, R, C], with n = N / R samples per group.
 
     Args:
         mean: [N, C] means over (H, W), the paper's mu_in.
         var: [N, C] biased variances over (H, W), the paper's sigma_in^2.
         groups: R, the number of statistics groups in the batch.
-        process_group: where one group of statistics spans several ranks, the ranks that share
-            it; each must hold as many samples of it.
+        process_group: the ranks that share one statistics group, if it spans several; each must
+            hold equally many of its samples.
     """
 
     def __init__(
@@ -53,37 +52,37 @@ class Moments:
         self.mean = mean.view(samples // groups, groups, channels)
         self.var = var.view(samples // groups, groups, channels)
         self.process_group = process_group
-        self._batch: Statistics | None = None  # pooled once for the output and the running ones
+        self._batch: Statistics | None = None  # for output and running statistics
 
     @property
     def samples_per_group(self) -> int:
-        """Samples that share one group's statistics, over all ranks that share them."""
+        """Number of samples in a statistics group, over all ranks that share it."""
         ranks = dist.get_world_size(self.process_group) if self.process_group else 1
         return self.mean.shape[0] * ranks
 
     def instance(self) -> Statistics:
-        """Each (sample, channel) alone: [n, R, C] (Eq. (5), first line)."""
+        """Over each (sample, channel): [n, R, C] (Eq. (5), first line)."""
         return self.mean, self.var
 
     def layer(self) -> Statistics:
-        """Each sample over all channels: [n, R, 1] (Eq. (5), second line)."""
+        """Over all channels of each sample: [n, R, 1] (Eq. (5), second line)."""
         between, mean = torch.var_mean(self.mean, dim=2, correction=0, keepdim=True)
         return mean, self.var.mean(dim=2, keepdim=True) + between
 
     def batch(self) -> Statistics:
-        """Each channel over the samples of its group: [1, R, C] (Eq. (5), third line)."""
+        """Over the samples of each group, by channel: [1, R, C] (Eq. (5), third line)."""
         if self._batch is None:
-            self._batch = _over_samples(self.mean, self.var)
+            self._batch = _combine_samples(self.mean, self.var)
             if self.process_group is not None:
-                self._batch = join_ranks(self._batch, self.process_group)
+                self._batch = combine_ranks(self._batch, self.process_group)
         return self._batch
 
     def update_running(self, running: Statistics, momentum: float | Tensor, unbias: float) -> None:
-        """See the function of that name."""
+        """See the function :func:`update_running`."""
         update_running(running, self.batch(), momentum, unbias)
 
     def group(self, channel_groups: int) -> Statistics:
-        """Each sample over ``channel_groups`` equal runs of channels: [n, R, C]."""
+        """Over each of ``channel_groups`` equal groups of a sample's channels: [n, R, C]."""
         n, replicas, channels = self.mean.shape
         grouped = (n, replicas, channel_groups, channels // channel_groups)
         between, mean = torch.var_mean(self.mean.view(grouped), dim=3, correction=0, keepdim=True)
@@ -94,25 +93,25 @@ class Moments:
         )
 
 
-def _over_samples(mean: Tensor, var: Tensor) -> Statistics:
-    """Mean and variance of sets of equal size together, from their own: [n, R, C] -> [1, R, C]."""
+def _combine_samples(mean: Tensor, var: Tensor) -> Statistics:
+    """Mean and variance of the union of n sets of equal size: [n, R, C] -> [1, R, C]."""
     if mean.shape[0] == 1:
         return mean, var
     between, total = torch.var_mean(mean, dim=0, correction=0, keepdim=True)
     return total, var.mean(dim=0, keepdim=True) + between
 
 
-def join_ranks(own: Statistics, group: dist.ProcessGroup) -> Statistics:
-    """Each rank's batch statistics, [1, R, C] -> those of all ranks' samples, by the same law.
+def combine_ranks(local: Statistics, group: dist.ProcessGroup) -> Statistics:
+    """Combine each rank's batch statistics [1, R, C] into those of all ranks' samples.
 
-    They exchange 2 R C numbers, and as many per rank in backward.
+    Ranks exchange 2 R C numbers, and equally many per rank in backward.
     """
-    mean, var = _GatherOverRanks.apply(torch.cat(own), group).unbind(1)
-    return _over_samples(mean, var)
+    mean, var = _GatherOverRanks.apply(torch.cat(local), group).unbind(1)
+    return _combine_samples(mean, var)
 
 
 class RunningUpdate(NamedTuple):
-    """What :func:`update_running` does to a layer's running statistics."""
+    """The arguments of :func:`update_running` besides the batch's statistics."""
 
     running: Statistics
     momentum: float | Tensor
@@ -123,9 +122,9 @@ class RunningUpdate(NamedTuple):
 def update_running(
     running: Statistics, batch: Statistics, momentum: float | Tensor, unbias: float
 ) -> None:
-    """Move the running statistics [C], in place, towards the first replica's of a batch [1, R, C].
+    """Update the running statistics [C] in place from the first replica's of a batch [1, R, C].
 
-    The batch's variance counts times ``unbias``; ``momentum`` is a number or 0-d.
+    The batch's variance is multiplied by ``unbias``; ``momentum`` is a number or a 0-d tensor.
     """
     mean, var = running
     if isinstance(momentum, Tensor):
@@ -135,13 +134,13 @@ def update_running(
 
 
 class _GatherOverRanks(torch.autograd.Function):
-    """[...] of each rank -> [ranks, ...] on all; in backward every rank's gradient adds up."""
+    """All-gather [...] -> [ranks, ...]; backward sums the gradients of all ranks."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, local: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        gathered = own.new_empty((dist.get_world_size(group), *own.shape))
-        dist.all_gather(list(gathered.unbind()), own.contiguous(), group=group)
+        gathered = local.new_empty((dist.get_world_size(group), *local.shape))
+        dist.all_gather(list(gathered.unbind()), local.contiguous(), group=group)
         return gathered
 
     @staticmethod

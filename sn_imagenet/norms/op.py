@@ -1,12 +1,12 @@
-"""The one op under every normalizer: moments -> tables -> affine, + residual, ReLU.
+"""The operation behind every normalization layer: moments -> tables -> affine, + residual, ReLU.
 
-Forward reads x twice and writes y once. Backward reads x and dy twice and writes dx once. Between
-these passes a :class:`Combiner` makes small [N, C] tables. Only x and such tables are kept.
+Forward reads x twice and writes y once. Backward reads x and dy twice and writes dx once. In
+between a :class:`Combiner` computes small [N, C] tables. Only x and such tables are saved.
 
-A fused ReLU costs no traffic and keeps no mask: backward recomputes its sign from x and the tables.
-Behind a residual the sign would need the residual, too; there the output is kept in its place,
-which costs the same traffic, and less memory in a residual network: the next convolution keeps the
-output anyway, while the residual of a block with a projection is kept by nothing else.
+A fused ReLU causes no memory traffic and saves no mask: backward recomputes its sign from x and the
+tables. After a residual the sign also depends on the residual. Then the output is saved instead,
+with the same traffic as the residual but less memory in a residual network: the next convolution
+saves the output anyway, while nothing else saves the residual of a block with a projection.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from sn_imagenet.norms.kernels import (
 )
 
 Coefficients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""(mean, var) -> (center, scale, shift), all [N, C]; differentiable."""
+"""(mean, biased var) -> (center, scale, shift), all [N, C]; differentiable."""
 
 Gradients = tuple[Tensor, Tensor, Sequence[Tensor | None]]
-"""b and c of the input gradient a * dy + b * (x - mean) + c, each [N, C]; the parameters'."""
+"""b and c of the input gradient a * dy + b * (x - mean) + c, each [N, C]; parameter gradients."""
 
 
 class Combiner(ABC):
-    """One forward pass's tables, from the moments to the affine map, and their derivative; and the
-    op over them, which a subclass may do as a whole.
+    """The tables of one forward pass, from the moments to the affine map, and their derivative.
+
+    A subclass may also override the operation on the activation, to run it as a whole.
     """
 
     affine: Affine
@@ -45,20 +46,21 @@ class Combiner(ABC):
     @property
     @abstractmethod
     def mean(self) -> Tensor:
-        """x's means over (H, W), [N, C], once :meth:`forward` is done."""
+        """x's means over (H, W), [N, C], after :meth:`forward`."""
 
     @abstractmethod
     def forward(self, x: Tensor, kernels: Backend, differentiable: bool) -> Affine:
         """The affine map's tables for ``x``."""
 
     @abstractmethod
-    def read_in_backward(self) -> tuple[Tensor, ...]:
+    def parameters_to_save(self) -> tuple[Tensor, ...]:
         """Parameters that must not change before :meth:`backward`."""
 
     @abstractmethod
     def backward(self, sums: Tensor, wanted: Sequence[bool]) -> Gradients:
-        """From the sums over (H, W) of dy and of dy * (x - mean), [2, N, C]; ``wanted`` says which
-        parameters need a gradient.
+        """Gradients from the sums over (H, W) of dy and of dy * (x - mean), [2, N, C].
+
+        ``wanted`` says which parameters need a gradient.
         """
 
     def apply(
@@ -69,9 +71,9 @@ class Combiner(ABC):
         relu: bool,
         parameters: Sequence[Tensor | None],
     ) -> Tensor:
-        """The op over a :func:`as_dense` ``x`` and a residual of its layout, to be differentiated.
+        """The differentiable operation on an ``x`` from :func:`as_dense`, and a residual like it.
 
-        ``parameters`` are those whose gradients :meth:`backward` returns, in its order.
+        ``parameters`` are those whose gradients :meth:`backward` returns, in the same order.
         """
         if torch.is_grad_enabled():
             y: Tensor = _Normalize.apply(x, residual, kernels, self, relu, *parameters)
@@ -86,7 +88,7 @@ class Combiner(ABC):
         relu: bool,
         differentiable: bool,
     ) -> Tensor:
-        """y, + residual, its ReLU."""
+        """y, plus the residual, then the ReLU."""
         self.affine = self.forward(x, kernels, differentiable)
         return kernels.affine(x, self.affine, relu, residual)
 
@@ -100,17 +102,17 @@ class Combiner(ABC):
         want_x: bool,
         wanted: Sequence[bool],
     ) -> tuple[Tensor | None, Tensor, Sequence[Tensor | None]]:
-        """The gradients of x and of the residual, and those of the parameters that are wanted.
+        """The gradients of x, of the residual and of the ``wanted`` parameters.
 
-        ``y`` is the output where the ReLU's sign is to be read from it.
+        ``y`` is the output if the ReLU's sign is to be read from it.
         """
         relu_mask = self.affine if relu else None
         sums, grad = kernels.gradient_sums(grad, x, self.mean, relu_mask if y is None else y)
         b, c, parameters = self.backward(sums, wanted)
         dx = None
         if want_x:
-            behind = relu_mask if y is None else None
-            dx = kernels.input_gradient(grad, x, self.mean, self.affine.scale, b, c, behind)
+            remaining_mask = relu_mask if y is None else None
+            dx = kernels.input_gradient(grad, x, self.mean, self.affine.scale, b, c, remaining_mask)
         return dx, grad, parameters
 
 
@@ -122,23 +124,23 @@ def normalize(
     relu: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """y = (x - center) * scale + shift, with the tables computed from x's moments.
+    """y = (x - center) * scale + shift, with tables computed from x's moments.
 
-    With ``residual`` y + residual, with ``relu`` the ReLU of that: NaN comes through, the gradient
-    at 0 is 0.
+    ``residual`` is added to y, and ``relu`` then applies a ReLU, which propagates NaN and has the
+    gradient 0 at 0.
 
     Args:
         x: [N, C, H, W], any floating dtype.
-        coefficients: makes the three [N, C] tables from x's mean and biased variance over (H, W).
-        parameters: the tensors inside ``coefficients`` that want a gradient.
-        backend: by name; None chooses by device and layout. ``formula`` is plain differentiable
-            PyTorch, and is taken wherever :func:`needs_formula`.
-        relu: whether the output passes a ReLU.
+        coefficients: computes the three [N, C] tables from x's mean and variance over (H, W).
+        parameters: the tensors in ``coefficients`` that need a gradient.
+        backend: a name, or None to choose by device and layout. ``formula`` is plain differentiable
+            PyTorch, and is always used if :func:`needs_formula`.
+        relu: whether the output goes through a ReLU.
         residual: of x's shape; added before the ReLU, in x's dtype.
 
     Returns:
-        y, of x's shape, dtype and memory format. Differentiable once: a second derivative raises
-        (``formula`` alone has one).
+        y, of x's shape, dtype and memory format. A second derivative raises; only ``formula`` has
+        one.
     """
     if backend == "formula" or needs_formula():
         return _formula(x, coefficients, relu, residual)
@@ -155,16 +157,17 @@ def apply(
     relu: bool,
     parameters: Sequence[Tensor | None],
 ) -> Tensor:
-    """:meth:`Pooling.apply`, with a ``residual`` of any layout and dtype."""
+    """:meth:`Combiner.apply`, with a ``residual`` of any layout and dtype."""
     if residual is not None:
         residual = with_layout_of(residual, x)
     return combiner.apply(x, residual, kernels, relu, parameters)
 
 
 def needs_formula() -> bool:
-    """Whether PyTorch's own operators are recorded or transformed here, which would miss the
-    passes: by torch.compile (which fuses the formula by itself), jit.trace, make_fx, torch.func's
-    transforms or forward-mode differentiation.
+    """Whether PyTorch operators are being recorded or transformed, which would miss the kernels.
+
+    This is the case in torch.compile (which fuses the formula by itself), jit.trace, make_fx,
+    torch.func's transforms and forward-mode differentiation.
     """
     return (
         torch.compiler.is_compiling()
@@ -176,7 +179,7 @@ def needs_formula() -> bool:
 
 
 def as_dense(x: Tensor) -> Tensor:
-    """``x`` itself where it is contiguous or channels_last, a contiguous copy of it elsewhere."""
+    """``x`` if it is contiguous or channels_last, otherwise a contiguous copy."""
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
     return x.contiguous()
@@ -193,9 +196,10 @@ def _formula(x: Tensor, coefficients: Coefficients, relu: bool, residual: Tensor
 
 
 class AutogradCombiner(Combiner):
-    """Any pooling, differentiated by autograd: the tables' own small graph, from the moments and
-    the parameters to the coefficients. Walking it in backward is what makes a new method ten lines
-    of [N, C] algebra.
+    """Any way of combining moments, differentiated by autograd.
+
+    Autograd records a small graph of [N, C] tables, from the moments and the parameters to the
+    coefficients. Because of it a new method takes only ten lines of [N, C] algebra.
     """
 
     def __init__(self, coefficients: Coefficients, parameters: Sequence[Tensor]) -> None:
@@ -216,8 +220,8 @@ class AutogradCombiner(Combiner):
             self.tables = self.coefficients(*self.leaves)
         return Affine(*(table.detach() for table in self.tables))
 
-    def read_in_backward(self) -> tuple[Tensor, ...]:
-        return ()  # autograd watches its own
+    def parameters_to_save(self) -> tuple[Tensor, ...]:
+        return ()  # autograd checks the tensors of its graph itself
 
     @torch.no_grad()
     def backward(self, sums: Tensor, wanted: Sequence[bool]) -> Gradients:
@@ -228,17 +232,17 @@ class AutogradCombiner(Combiner):
             sum_grad_x + (self.mean - center) * sum_grad,
             sum_grad,
         )
-        flow = [(t, g) for t, g in zip(self.tables, table_grads, strict=True) if t.requires_grad]
+        outputs = [(t, g) for t, g in zip(self.tables, table_grads, strict=True) if t.requires_grad]
         chosen = [p for p, want in zip(self.parameters, wanted, strict=True) if want]
         mean_grad, var_grad, *grads = (
             torch.autograd.grad(
-                [t for t, _ in flow],
+                [t for t, _ in outputs],
                 (*self.leaves, *chosen),
-                [g for _, g in flow],
+                [g for _, g in outputs],
                 allow_unused=True,
                 retain_graph=True,
             )
-            if flow  # nothing to differentiate in a frozen layer of stored statistics
+            if outputs  # empty for a frozen layer with stored statistics
             else [None] * (2 + len(chosen))
         )
         zero = torch.zeros_like(sum_grad)
@@ -264,7 +268,7 @@ class _Normalize(torch.autograd.Function):
         y = combiner.output(x, residual, kernels, relu, any(ctx.needs_input_grad))
         ctx.kernels, ctx.combiner, ctx.relu = kernels, combiner, relu
         ctx.save_for_backward(
-            x, y if relu and residual is not None else None, *combiner.read_in_backward()
+            x, y if relu and residual is not None else None, *combiner.parameters_to_save()
         )
         return y
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sn_imagenet.norms.closed_form import MEMBERS
+from sn_imagenet.norms.closed_form import OMEGA_CHOICES
 from sn_imagenet.norms.mixture import MixtureNorm2d
 
 
@@ -16,18 +16,18 @@ class SwitchNorm2d(MixtureNorm2d):
     """Switchable Normalization: Eq. (3) with the importance weights of Eq. (4).
 
     mean = sum_k w_k mean_k and var = sum_k w'_k var_k over k in Omega, where w and w' are the
-    softmax of ``mean_weight`` and ``var_weight`` (the paper's lambda and lambda'), one entry per
-    member of Omega in the order in, ln, bn, gn, initially 1.
+    softmax of ``mean_weight`` and ``var_weight`` (the paper's lambda and lambda'). Both have one
+    entry per member of Omega, in the order in, ln, bn, gn, initially 1.
 
-    In evaluation BN's statistics are the stored ones, IN's, LN's and GN's the sample's own.
+    In evaluation BN uses its stored statistics; IN, LN and GN use per-sample statistics.
 
     Args:
-        omega: any non-empty subset of in, ln, bn, gn; the paper's is {in, ln, bn}, and {in, ln}
-            where a replica holds one sample, since BN then equals IN (Table 2).
-        num_groups: the groups of gn; where it does not divide C, the greatest common divisor.
+        omega: any non-empty subset of in, ln, bn, gn. The paper's is {in, ln, bn}, or {in, ln} with
+            one sample per replica, since BN then equals IN (Table 2).
+        num_groups: the groups of gn; if it does not divide C, the greatest common divisor is used.
         instance_correction: 1 divides each (sample, channel)'s variance by HW - 1, as the authors'
-            code does, in place of HW (Eq. (5)), and so changes all members' variances; the running
-            variance then keeps the batch's as it is. Maps of one value are refused.
+            code does, instead of HW (Eq. (5)). This changes the variances of all members, and the
+            running variance is then not corrected again. Maps of one value raise a ValueError.
     """
 
     def __init__(
@@ -45,24 +45,19 @@ class SwitchNorm2d(MixtureNorm2d):
         instance_correction: int = 0,
     ) -> None:
         chosen = list(omega)
-        if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(MEMBERS):
+        if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(OMEGA_CHOICES):
             raise ValueError(
-                f"omega={chosen}: expected a non-empty set of {', '.join(MEMBERS)}, each once"
+                f"omega={chosen}: expected a non-empty set of {', '.join(OMEGA_CHOICES)}, each once"
             )
         if instance_correction not in (0, 1):
             raise ValueError(f"instance_correction={instance_correction}: expected 0 or 1")
-        self.members = tuple(member for member in MEMBERS if member in chosen)
+        self.omega = tuple(member for member in OMEGA_CHOICES if member in chosen)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        size = len(self.members)
+        size = len(self.omega)
         self.mean_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
         self.var_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
         self.num_groups = math.gcd(num_groups, num_features)
         self.instance_correction = instance_correction
-
-    @property
-    def omega(self) -> tuple[str, ...]:
-        """The paper's name of the members."""
-        return self.members
 
     @property
     def logits(self) -> tuple[Tensor, Tensor]:
@@ -70,10 +65,10 @@ class SwitchNorm2d(MixtureNorm2d):
 
     @torch.no_grad()
     def importance_weights(self) -> dict[str, dict[str, float]]:
-        """The softmaxed weights: {"mean": {member: w}, "variance": {member: w'}} (Eq. (4))."""
+        """Softmax of the logits: {"mean": {member: w}, "variance": {member: w'}} (Eq. (4))."""
         return {
-            "mean": _by_member(self.omega, self.mean_weight),
-            "variance": _by_member(self.omega, self.var_weight),
+            "mean": _weights_by_member(self.omega, self.mean_weight),
+            "variance": _weights_by_member(self.omega, self.var_weight),
         }
 
     def extra_repr(self) -> str:
@@ -82,12 +77,12 @@ class SwitchNorm2d(MixtureNorm2d):
 
 
 class SwitchNorm1d(SwitchNorm2d):
-    """:class:`SwitchNorm2d` for [N, C] and [N, C, L], seen as [N, C, 1, 1] and [N, C, 1, L].
+    """:class:`SwitchNorm2d` for [N, C] and [N, C, L], viewed as [N, C, 1, 1] and [N, C, 1, L].
 
-    With [N, C] a (sample, channel) is one value: IN's variance is 0, and what varies is LN and BN.
+    For [N, C], each (sample, channel) is one value: IN's variance is 0; only LN's and BN's are not.
 
     Raises:
-        ValueError: the input is neither, or has another number of channels.
+        ValueError: the input is neither 2D nor 3D, or has a wrong number of channels.
     """
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -97,15 +92,15 @@ class SwitchNorm1d(SwitchNorm2d):
                 f"[N, {self.num_features}] or [N, {self.num_features}, L]"
             )
         area = (1, x.shape[2]) if x.dim() == 3 else (1, 1)
-        seen, added = _seen_as_maps(x, residual, area)
-        return super().forward(seen, added).view(x.shape)
+        x_4d, residual_4d = _as_4d(x, residual, area)
+        return super().forward(x_4d, residual_4d).view(x.shape)
 
 
 class SwitchNorm3d(SwitchNorm2d):
-    """:class:`SwitchNorm2d` for [N, C, D, H, W], seen as [N, C, D, H * W].
+    """:class:`SwitchNorm2d` for [N, C, D, H, W], viewed as [N, C, D, H * W].
 
     Raises:
-        ValueError: the input is not 5D, or has another number of channels.
+        ValueError: the input is not 5D, or has a wrong number of channels.
     """
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -114,11 +109,11 @@ class SwitchNorm3d(SwitchNorm2d):
                 f"{type(self).__name__} got an input of shape {list(x.shape)}: expected "
                 f"[N, {self.num_features}, D, H, W]"
             )
-        seen, added = _seen_as_maps(x, residual, (x.shape[2], x.shape[3] * x.shape[4]))
-        return super().forward(seen, added).view(x.shape)
+        x_4d, residual_4d = _as_4d(x, residual, (x.shape[2], x.shape[3] * x.shape[4]))
+        return super().forward(x_4d, residual_4d).view(x.shape)
 
 
-def _seen_as_maps(
+def _as_4d(
     x: Tensor, residual: Tensor | None, area: tuple[int, int]
 ) -> tuple[Tensor, Tensor | None]:
     if residual is None or residual.shape != x.shape:
@@ -126,6 +121,6 @@ def _seen_as_maps(
     return x.reshape(*x.shape[:2], *area), residual.reshape(*x.shape[:2], *area)
 
 
-def _by_member(omega: Sequence[str], logits: Tensor) -> dict[str, float]:
+def _weights_by_member(omega: Sequence[str], logits: Tensor) -> dict[str, float]:
     weights = torch.softmax(logits.double(), dim=0).tolist()
     return dict(zip(omega, weights, strict=True))

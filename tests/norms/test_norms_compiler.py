@@ -55,7 +55,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(sys.modules[__name__], "TINY", tmp_path / "tiny.cpp")
     TINY.write_text(TINY_TEXT)
     compiler.load_library.cache_clear()
-    compiler._say_without_cache.cache_clear()
+    compiler._warn_without_cache.cache_clear()
     yield
     compiler.load_library.cache_clear()
 
@@ -153,9 +153,9 @@ def test_a_library_that_another_may_have_written_is_not_loaded(
     else:
         _require_root()
         os.chown(built, OTHER_USER, -1)
-    assert not compiler._is_sound(built)
+    assert not compiler._is_valid(built)
     assert _load() is not None
-    assert compiler._is_sound(built)
+    assert compiler._is_valid(built)
     assert built.lstat().st_ino != inode
 
 

@@ -85,7 +85,7 @@ def test_a_shared_layer_stays_shared() -> None:
 def test_refuses_what_it_would_break() -> None:
     with pytest.raises(ValueError, match="method='xn': expected one of bn"):
         convert_norm(nn.Sequential(), "xn")
-    with pytest.raises(ValueError, match="no place"):
+    with pytest.raises(ValueError, match="cannot be replaced in place"):
         convert_norm(nn.BatchNorm2d(4), "sn")
     with pytest.raises(ValueError, match="0 is a BatchNorm1d: it cannot become a GroupNorm2d"):
         convert_norm(nn.Sequential(nn.BatchNorm1d(4)), "gn")

@@ -15,11 +15,11 @@ from norm_reference import fig7, gradients, randomize
 from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
-from sn_imagenet.benchmark.contenders import REFERENCE, SYNC, SyncKernels, contenders
-from sn_imagenet.benchmark.layers import Kind, measure
+from sn_imagenet.benchmark.contenders import REFERENCE, SYNC, SyncKernels, layer_contenders
+from sn_imagenet.benchmark.layers import ActivationKind, measure_layer
 from sn_imagenet.benchmark.step import MODES, measure_steps
 from sn_imagenet.benchmark.step_contenders import StepKind
-from sn_imagenet.benchmark.timing import captured
+from sn_imagenet.benchmark.timing import capture_graph
 from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, MomentNorm2d, SwitchNorm2d, set_replicas
 from sn_imagenet.norms.kernels import select_backend
 
@@ -202,17 +202,19 @@ def test_the_benchmarks_layers() -> None:
     """Every contender runs in every kind; our layers keep x and nothing else of its size."""
     for dtype, references in (("fp32", 2), ("bf16", 1)):
         for layout in ("contiguous", "channels_last"):
-            case = measure(Kind(2, layout, dtype, 4), (256, 28, 28), CUDA, 1, residual=True)
+            case = measure_layer(
+                ActivationKind(2, layout, dtype, 4), (256, 28, 28), CUDA, 1, residual=True
+            )
             assert sum(name.startswith(REFERENCE) for name in case.seconds) == references
             assert SYNC in case.seconds and not case.absent
             assert case.backend == "triton" and case.kept["SN"] < 1.05
-    names = contenders(torch.empty(2, 64, 4, 4, device=CUDA))
+    names = layer_contenders(torch.empty(2, 64, 4, 4, device=CUDA))
     assert f"{REFERENCE} (cuDNN)" in names and f"{REFERENCE} (native)" in names
 
 
 def test_a_captured_call_keeps_what_it_reads() -> None:
     read, out = torch.full((1 << 20,), 3.0, device=CUDA), torch.zeros(1 << 20, device=CUDA)
-    replay = captured(partial(torch.add, read, 1, out=out), CUDA)
+    replay = capture_graph(partial(torch.add, read, 1, out=out), CUDA)
     del read
     torch.cuda.empty_cache()
     others = [torch.full((1 << 20,), 7.0, device=CUDA) for _ in range(8)]

@@ -106,7 +106,7 @@ def test_wrong_input_shape(
 def test_a_batch_that_replicas_do_not_divide() -> None:
     layer = SwitchNorm2d(6)
     set_replicas(layer, 4)
-    with pytest.raises(ValueError, match="6 samples cannot be dealt evenly to 4 statistics groups"):
+    with pytest.raises(ValueError, match="6 samples cannot be divided evenly into 4 statistics groups"):
         layer(torch.randn(6, 6, 2, 2))
 
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not CppTables.available(), reason="no C++ compil
 class LayerInGroups2d(MixtureNorm2d):
     """Members whose tables are of different length, and both cut by rows."""
 
-    members = ("in", "ln", "bn", "gn")
+    omega = ("in", "ln", "bn", "gn")
     num_groups = 32
 
     def __init__(self, num_features: int) -> None:

@@ -27,8 +27,8 @@ KERNELS = {
     for name, kernel in vars(module).items()
     if name.endswith("_kernel")
 }
-PASSES = [name for name in KERNELS if not name.startswith("pool_")]
-ACTIVATIONS = {"x", "y", "grad", "dx", "residual", "gated"}
+PASSES = [name for name in KERNELS if not name.startswith("combine_")]
+ACTIVATIONS = {"x", "y", "grad", "dx", "residual", "masked"}
 SIZES = {"channels", "area", "per_split", "tables", "splits", "rows", "replicas", "groups"}
 SIZES |= {"programs", "entries"}
 SIZES |= {"blocks_c", "stride_n", "stride_c", "stride_p", "weights_at", "ln_at", "gn_at", "bn_at"}
@@ -104,7 +104,7 @@ def test_every_tile_and_epilogue_compiles_for_hopper(name: str, tile: Tile, rows
 
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("mixture", MIXTURES)
-@pytest.mark.parametrize("name", [name for name in KERNELS if name.startswith("pool_")])
+@pytest.mark.parametrize("name", [name for name in KERNELS if name.startswith("combine_")])
 def test_the_pooling_compiles_for_hopper(name: str, mixture: str, stored: bool) -> None:
     places = MIXTURES[mixture]
     constants = {

@@ -15,7 +15,7 @@ from test_norms_ranks import check_two_ranks
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from sn_imagenet.benchmark.pooling import AUTOGRAD, pool_by
+from sn_imagenet.benchmark.closed_form import AUTOGRAD, set_combine_mode
 from sn_imagenet.norms import (
     BatchNorm2d,
     BatchRenorm2d,
@@ -33,7 +33,7 @@ from sn_imagenet.norms.kernels import (
     triton_backend,
     triton_launch,
 )
-from sn_imagenet.norms.kernels.triton_tiles import MOST_SPLITS, TILES, Tile, launch
+from sn_imagenet.norms.kernels.triton_tiles import MAX_SPLITS, TILES, Tile, launch
 from sn_imagenet.norms.methods import METHODS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -211,7 +211,7 @@ def test_autograd_on_pool_takes_more_launches(method: str, least: int, launches:
     layer = METHODS[method](4)
     layer.backend = "triton"
     set_replicas(layer, 2, holds_first_replica=False)
-    pool_by(AUTOGRAD, layer)
+    set_combine_mode(AUTOGRAD, layer)
     x = torch.randn(4, 4, 7, 7, requires_grad=True)
     inputs, grad = [x, *layer.parameters()], torch.ones_like(x)
     torch.autograd.grad(layer(x), inputs, grad)
@@ -238,8 +238,8 @@ def test_every_layer_of_resnet_50_fills_the_chip(samples: int, layout: str) -> N
         x = torch.empty(samples, channels, side, side, device="meta")
         tiles = launch(LAYOUTS[layout](x))
         programs, most = tiles.reduction_programs, tiles.elementwise_programs
-        # Half of MOST_SPLITS and more: whole tiles do not divide evenly.
-        assert programs >= min(264, most, tiles.programs * MOST_SPLITS // 2)
+        # Half of MAX_SPLITS and more: whole tiles do not divide evenly.
+        assert programs >= min(264, most, tiles.programs * MAX_SPLITS // 2)
         assert (tiles.splits - 1) * tiles.per_split < tiles.area
 
 

@@ -1,24 +1,27 @@
 """The closed form of a mixture's [N, C] tables and their gradients, for kernels that have one.
 
-Autograd on ``MixtureNorm2d.combine`` gives the same up to rounding. Is the closed form worth it?
-``scripts/benchmark.py pooling --threads 1 --repeats 5`` compares both over the same C++ passes
-(results/benchmarks/closed_form_cpu.json, and of two threads closed_form_cpu_2_threads.json, in
-brackets: medians of 5 alternating rounds). resnet50_mini's step on 16 px takes autograd 2.65
-(2.25) times as long with SN at (8,1), 2.19 (2.76) times at (8,2) and 1.87 (1.99) times at (8,8);
-with BN 2.06, 2.14 and 1.57 (1.73, 2.09, 1.99) times. ResNet-50's step on 64 px at (8,2) takes it
-1.28 (1.41) with SN and 1.22 (1.28) times with BN; a layer at N = 32 or 16x2 0.5 to 2.2 (0.8 to
-3.4) times, the more the smaller its maps: there the walk over the tables costs more than the
-passes, and the compiled node of the closed form leaves Python out. Compiled by torch.compile,
-measured for SN's step at (8,2) alone before there was that node, it took 1.78 times as long where
-eager autograd took 1.75 (closed_form_cpu_compiled.json). On CUDA, where the two were not timed,
-the closed form takes four launches per layer, autograd 81 of PyTorch's operators with SN and 33
-with BN (counted by tests/norms/triton_cases.py).
+Autograd on ``MixtureNorm2d.combine`` computes the same up to rounding, but takes longer.
+``scripts/benchmark.py closed-form --threads 1 --repeats 5`` compares both with the same C++ kernels
+(results/benchmarks/closed_form_cpu.json; in brackets two threads, closed_form_cpu_2_threads.json;
+medians of 5 alternating rounds). Autograd's time divided by the closed form's is
+
+- for a step of resnet50_mini on 16 px, with SN 2.65 (2.25) at (8,1), 2.19 (2.76) at (8,2) and 1.87
+  (1.99) at (8,8), and with BN 2.06, 2.14 and 1.57 (1.73, 2.09, 1.99);
+- for a step of ResNet-50 on 64 px at (8,2), 1.28 (1.41) with SN and 1.22 (1.28) with BN;
+- for a layer at N = 32 or 16x2, 0.5 to 2.2 (0.8 to 3.4), the more the smaller its maps. Small maps
+  make autograd's graph over the tables slower than the kernels; the closed form's compiled node
+  needs no Python.
+
+SN's step at (8,2) under torch.compile, measured only before that node existed, took 1.78 times as
+long where eager autograd took 1.75 (closed_form_cpu_compiled.json). On CUDA the two were not timed.
+There the closed form takes four launches per layer; autograd takes 81 of PyTorch's operators with
+SN and 33 with BN (counted by tests/norms/triton_cases.py).
 """
 
 from __future__ import annotations
 
 from sn_imagenet.norms.closed_form.combiner import (
-    MEMBERS,
+    OMEGA_CHOICES,
     ClosedForm,
     Layout,
     Parameters,
@@ -28,7 +31,7 @@ from sn_imagenet.norms.closed_form.cpp import CppTables
 from sn_imagenet.norms.closed_form.triton_tables import TritonTables
 from sn_imagenet.norms.kernels import Backend
 
-__all__ = ["MEMBERS", "Layout", "Parameters", "closed_form_for", "takes_parameters"]
+__all__ = ["OMEGA_CHOICES", "Layout", "Parameters", "closed_form_for", "takes_parameters"]
 
 _BY_KERNELS: dict[str, type[ClosedForm]] = {
     form.kernels.name: form for form in (CppTables, TritonTables)
@@ -36,6 +39,6 @@ _BY_KERNELS: dict[str, type[ClosedForm]] = {
 
 
 def closed_form_for(kernels: Backend) -> type[ClosedForm] | None:
-    """The closed form beside these passes; None leaves the tables to autograd."""
+    """The closed form for these kernels, or None to leave the tables to autograd."""
     form = _BY_KERNELS.get(kernels.name)
     return form if form is not None and form.available() else None

@@ -1,17 +1,17 @@
-// Pooling of the [N, C] tables by a mixture of members, forward and backward, for CPUs.
+// A mixture combines its [N, C] tables, forward and backward, for CPUs.
 //
-// A mixture normalizes with mean = sum_k w_k mean_k and var = sum_k w'_k var_k (Eq. (3)); its
-// members are in, ln, bn, gn, any of them. Batch, instance, layer and group normalization are
-// mixtures of one. Forward and backward are two steps each, in between which ranks that share BN's
-// statistics exchange theirs. Every function takes where the tables lie, the buffer they lie in and
-// how many threads there are.
+// A mixture normalizes with mean = sum_k w_k mean_k and var = sum_k w'_k var_k (Eq. (3)). Its
+// members are any of in, ln, bn, gn. Batch, instance, layer and group normalization are mixtures
+// of one member. Forward and backward have two steps each, between which ranks that share BN's
+// statistics exchange theirs. Every function takes the layout of the tables, their buffer and the
+// number of threads.
 
 #include "members.h"
 
 namespace {
 
 // The member's mean and variance by the law of total variance (Eq. (5)). The mean is refined once
-// by the average of what remains: fp32 sums of large means lose digits that the variance needs.
+// by the average of the residuals: fp32 sums of large means lose digits that the variance needs.
 template <typename S>
 void member_statistics(Index member, const S* mean, const S* var, S* member_mean, S* member_var,
                        const Layout& size, const Part& part) {
@@ -20,14 +20,14 @@ void member_statistics(Index member, const S* mean, const S* var, S* member_mean
   const auto row = [=, &size](const S* table, Index j) { return table + j * size.channels; };
   average(member, [=](Index j) { return row(mean, j); }, member_mean, size, part);
   const auto remainder = [=, &size, &part](Index j) {
-    with_member(place(member, j, size), row(mean, j), member_mean, rest, part,
+    with_member(entry_of(member, j, size), row(mean, j), member_mean, rest, part,
                 [](S m, S mu) { return m - mu; });
     return rest;
   };
   average(member, remainder, member_var, size, part);
   over_entries(member, size, part, [=](Index e) { member_mean[e] += member_var[e]; });
   const auto square = [=, &size, &part](Index j) {
-    with_member(place(member, j, size), row(mean, j), member_mean, rest, part,
+    with_member(entry_of(member, j, size), row(mean, j), member_mean, rest, part,
                 [](S m, S mu) { return (m - mu) * (m - mu); });
     const S* __restrict within = row(var, j);
     for (Index c = part.column; c < part.columns_end; ++c) rest[c] += within[c];
@@ -44,22 +44,22 @@ template <typename S> void softmax(const S* logits, int count, S* weights) {
   for (int k = 0; k < count; ++k) weights[k] = S(powers[k] / total);
 }
 
-// Each pooled member's mean and variance; BN's are the stored ones where they are given.
+// Mean and variance of each member but IN; BN's are the stored ones if they are given.
 template <typename S>
 void mixture_statistics(const Layout& size, S* buffer, const S* stored_mean, const S* stored_var,
                         int threads) {
   const Tables<S> tables(size, buffer);
-  share(size, threads, [=, &size](const Part& rows, const Part& columns) {
+  for_each_part(size, threads, [=, &size](const Part& rows, const Part& columns) {
     for (Index k = 0; k < size.count; ++k) {
       const Index member = size.members[k];
-      S *own_mean = tables.mean_of(k), *own_var = tables.var_of(k);
+      S *member_mean = tables.mean_of(k), *member_var = tables.var_of(k);
       if (member == kBatch && stored_mean) {
         over_entries(member, size, columns, [=, &size](Index e) {
-          own_mean[e] = stored_mean[e % size.channels];
-          own_var[e] = stored_var[e % size.channels];
+          member_mean[e] = stored_mean[e % size.channels];
+          member_var[e] = stored_var[e % size.channels];
         });
       } else if (member != kInstance) {
-        member_statistics(member, tables.mean, tables.var, own_mean, own_var, size,
+        member_statistics(member, tables.mean, tables.var, member_mean, member_var, size,
                           member == kBatch ? columns : rows);
       }
     }
@@ -81,7 +81,7 @@ void mixture_coefficients(const Layout& size, S* buffer, const S* mean_logits, c
   } else {
     std::fill_n(mean_weights, 2 * count, S(1));
   }
-  share(size, threads, [=, &size](const Part& rows, const Part&) {
+  for_each_part(size, threads, [=, &size](const Part& rows, const Part&) {
     for (Index j = rows.row; j < rows.rows_end; ++j) {
       S* center = tables.center + j * channels;
       S* __restrict r = tables.rstd + j * channels;
@@ -90,7 +90,7 @@ void mixture_coefficients(const Layout& size, S* buffer, const S* mean_logits, c
       std::fill_n(center, channels, S(0));
       std::fill_n(r, channels, S(0));
       for (int k = 0; k < count; ++k) {
-        const Place p = place(size.members[k], j, size);
+        const Entry p = entry_of(size.members[k], j, size);
         add_member<S>(p, mean_weights[k], tables.mean_of(k), center, rows);
         add_member<S>(p, var_weights[k], tables.var_of(k), r, rows);
       }
@@ -110,9 +110,9 @@ template <typename S> void softmax_gradient(const double* inner, const S* w, int
   for (int k = 0; k < count; ++k) out[k] = S(w[k] * (inner[k] - mean));
 }
 
-// From backward's sums [2, N, C] the gradients [2, N, C] of the pooled mean (Eq. (8)) and variance
-// (Eq. (7)), their averages over BN's sets (`batch` [2, R, C]), and the gradients of gamma, beta and
-// the logits.
+// From backward's sums [2, N, C]: the gradients [2, N, C] of the combined mean (Eq. (8)) and
+// variance (Eq. (7)), their averages over BN's sets (`batch` [2, R, C]), and the gradients of
+// gamma, beta and the logits.
 template <typename S>
 void mixture_gradient_sums(const Layout& size, S* buffer, const S* sums, const S* gamma,
                            S* gradients, S* batch, S* dgamma, S* dbeta, S* dmean_logits,
@@ -122,37 +122,37 @@ void mixture_gradient_sums(const Layout& size, S* buffer, const S* sums, const S
   const int count = int(size.count);
   const S *sum_grad = sums, *sum_product = sums + all;
   S *dmean = gradients, *dvar = gradients + all;
-  // Of each member and row, one for each run of columns; added up in their order behind.
+  // One product for each member, row and run of columns; added up below in this order.
   const Index runs = std::max<Index>(1, size.channel_groups), stride = size.rows * runs;
   std::vector<double> products(dmean_logits ? 2 * count * stride : 0);
-  double* of_members = products.data();
-  share(size, threads, [=, &size](const Part& rows, const Part&) {
+  double* member_products = products.data();
+  for_each_part(size, threads, [=, &size](const Part& rows, const Part&) {
     for (Index j = rows.row; j < rows.rows_end; ++j) {
-      // So many arrays that the compiler would not ask whether they overlap.
+      // __restrict: with so many arrays the compiler would not check whether they overlap.
       const Index at = j * channels;
       const S* __restrict g = sum_grad + at;
       const S* __restrict product = sum_product + at;
       const S* __restrict mu = tables.mean + at;
-      const S* __restrict middle = tables.center + at;
+      const S* __restrict center = tables.center + at;
       const S* __restrict a = tables.scale + at;
       const S* __restrict r = tables.rstd + at;
-      S* __restrict of_mean = dmean + at;
-      S* __restrict of_var = dvar + at;
+      S* __restrict dmean_j = dmean + at;
+      S* __restrict dvar_j = dvar + at;
 #pragma omp simd
       for (Index c = 0; c < channels; ++c) {
-        const S dscale = product[c] + (mu[c] - middle[c]) * g[c];
-        of_mean[c] = -a[c] * g[c];
-        of_var[c] = S(-0.5) * dscale * (gamma ? gamma[c] : S(1)) * r[c] * r[c] * r[c];
+        const S dscale = product[c] + (mu[c] - center[c]) * g[c];
+        dmean_j[c] = -a[c] * g[c];
+        dvar_j[c] = S(-0.5) * dscale * (gamma ? gamma[c] : S(1)) * r[c] * r[c] * r[c];
       }
       for (int k = 0; k < count && dmean_logits; ++k) {
-        const Place p = place(size.members[k], j, size);
-        double* to = of_members + 2 * k * stride + j * runs;
+        const Entry p = entry_of(size.members[k], j, size);
+        double* to = member_products + 2 * k * stride + j * runs;
         inner_products<S>(p, dmean + at, tables.mean_of(k), to, rows);
         inner_products<S>(p, dvar + at, tables.var_of(k), to + stride, rows);
       }
     }
   });
-  share(size, threads, [=, &size](const Part&, const Part& columns) {
+  for_each_part(size, threads, [=, &size](const Part&, const Part& columns) {
     const Index first = columns.column, last = columns.columns_end;
     if (dgamma) std::fill(dgamma + first, dgamma + last, S(0));
     if (dbeta) std::fill(dbeta + first, dbeta + last, S(0));
@@ -161,11 +161,11 @@ void mixture_gradient_sums(const Layout& size, S* buffer, const S* sums, const S
       const S* __restrict g = sum_grad + at;
       const S* __restrict product = sum_product + at;
       const S* __restrict mu = tables.mean + at;
-      const S* __restrict middle = tables.center + at;
+      const S* __restrict center = tables.center + at;
       const S* __restrict r = tables.rstd + at;
       if (S* __restrict to = dgamma)
         for (Index c = first; c < last; ++c)
-          to[c] += (product[c] + (mu[c] - middle[c]) * g[c]) * r[c];
+          to[c] += (product[c] + (mu[c] - center[c]) * g[c]) * r[c];
       if (S* __restrict to = dbeta)
         for (Index c = first; c < last; ++c) to[c] += g[c];
     }
@@ -177,12 +177,12 @@ void mixture_gradient_sums(const Layout& size, S* buffer, const S* sums, const S
   if (!dmean_logits) return;
   std::vector<double> inner_mean(count), inner_var(count);
   for (int k = 0; k < count; ++k) {
-    const Index used = place(size.members[k], 0, size).runs();
-    const double* of = of_members + 2 * k * stride;
+    const Index used = entry_of(size.members[k], 0, size).runs();
+    const double* products_k = member_products + 2 * k * stride;
     for (Index j = 0; j < size.rows; ++j)
       for (Index run = 0; run < used; ++run) {
-        inner_mean[k] += of[j * runs + run];
-        inner_var[k] += of[stride + j * runs + run];
+        inner_mean[k] += products_k[j * runs + run];
+        inner_var[k] += products_k[stride + j * runs + run];
       }
   }
   softmax_gradient(inner_mean.data(), tables.weights, count, dmean_logits);
@@ -190,19 +190,19 @@ void mixture_gradient_sums(const Layout& size, S* buffer, const S* sums, const S
 }
 
 // Eq. (9) on the tables: the input gradient's b and c (see Backend.input_gradient). Without `batch`
-// BN's statistics are stored ones, through which nothing flows.
+// BN uses stored statistics, through which no gradient flows.
 template <typename S>
 void mixture_gradient(const Layout& size, S* buffer, const S* gradients, const S* batch, S* b,
                       S* c_out, int threads) {
   const Tables<S> tables(size, buffer);
   const Index channels = size.channels, all = size.rows * channels;
   const S *dmean = gradients, *dvar = gradients + all;
-  // A member's own: one thread is at the next while another is not.
+  // Scratch for each member, since threads may be at different members at the same time.
   const Index longest = 2 * size.rows * std::max<Index>(1, size.channel_groups);
   std::vector<S> scratch(size.count * longest);
   S* all_averages = scratch.data();
   const S per_pixel = S(1) / S(size.area);
-  share(size, threads, [=, &size](const Part& rows, const Part&) {
+  for_each_part(size, threads, [=, &size](const Part& rows, const Part&) {
     const Index start = rows.row * channels, end = rows.rows_end * channels;
     std::fill(b + start, b + end, S(0));
     std::fill(c_out + start, c_out + end, S(0));
@@ -220,24 +220,25 @@ void mixture_gradient(const Layout& size, S* buffer, const S* gradients, const S
         continue;
       }
       const S* member_mean = tables.mean_of(k);
-      const S* pooled = batch;
+      const S* averaged = batch;
       S* averages = all_averages + k * longest;
       if (member != kBatch) {
         average(member, [=](Index j) { return dmean + j * channels; }, averages, size, rows);
         average(member, [=](Index j) { return dvar + j * channels; }, averages + entries, size,
                 rows);
-        pooled = averages;
+        averaged = averages;
       }
       for (Index j = rows.row; j < rows.rows_end; ++j) {
         const S* __restrict mu = tables.mean + j * channels;
         S* __restrict bj = b + j * channels;
         S* __restrict cj = c_out + j * channels;
-        over_runs(place(member, j, size), rows, [=](Index first, Index last, Index e, bool own) {
-          const S* __restrict gm = pooled + e;
-          const S* __restrict gv = pooled + entries + e;
+        over_runs(entry_of(member, j, size), rows,
+                  [=](Index first, Index last, Index e, bool per_column) {
+          const S* __restrict gm = averaged + e;
+          const S* __restrict gv = averaged + entries + e;
           const S* __restrict m = member_mean + e;
           for (Index c = first; c < last; ++c) {
-            const Index i = own ? c : 0;
+            const Index i = per_column ? c : 0;
             bj[c] += wv * gv[i];
             cj[c] += wm * gm[i] + wv * gv[i] * (mu[c] - m[i]);
           }
@@ -258,9 +259,9 @@ void update_running(S* running_mean, S* running_var, const S* mean, const S* var
 
 }  // namespace
 
-// ---- what cpp.py calls: each function above, for either type of table --------------------------
+// ---- the functions that cpp.py calls, for either type of table ---------------------------------
 
-#define POOLING(suffix, S)                                                                         \
+#define COMBINE_FUNCTIONS(suffix, S)                                                               \
   extern "C" void mixture_statistics_##suffix(const Layout* layout, S* buffer, const S* mean,      \
                                               const S* var, int threads) {                         \
     mixture_statistics(*layout, buffer, mean, var, threads);                                       \
@@ -287,5 +288,5 @@ void update_running(S* running_mean, S* running_var, const S* mean, const S* var
     update_running(running_mean, running_var, mean, var, momentum, unbias, channels);              \
   }
 
-POOLING(float32, float)
-POOLING(float64, double)
+COMBINE_FUNCTIONS(float32, float)
+COMBINE_FUNCTIONS(float64, double)

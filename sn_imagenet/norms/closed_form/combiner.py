@@ -16,16 +16,16 @@ from sn_imagenet.norms.moments import (
     RunningUpdate,
     Statistics,
     check_divides,
-    join_ranks,
+    combine_ranks,
     update_running,
 )
 from sn_imagenet.norms.op import Combiner
 
-MEMBERS = ("in", "ln", "bn", "gn")
+OMEGA_CHOICES = ("in", "ln", "bn", "gn")
 
 
 class Parameters(NamedTuple):
-    """A layer's weight and bias [C] and logits of its weights [members], those that it has."""
+    """A layer's weight and bias, each [C], and its logits, each [len(omega)]; None if absent."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -34,15 +34,15 @@ class Parameters(NamedTuple):
 
 
 class Layout:
-    """How the tables of a mixture of ``members`` lie in memory, for one shape of its input.
+    """Memory layout of the tables of a mixture of ``omega``, for one input shape.
 
     Raises:
-        ValueError: ``replicas`` does not divide the samples, or the groups the channels.
+        ValueError: ``replicas`` does not divide the samples, or ``channel_groups`` the channels.
     """
 
     def __init__(
         self,
-        members: Sequence[str],
+        omega: Sequence[str],
         channel_groups: int,
         shape: torch.Size,
         replicas: int,
@@ -57,7 +57,7 @@ class Layout:
         self.rows, self.channels = rows, channels
         self.area = shape[2] * shape[3]
         self.sizes = (rows, replicas, channels, channel_groups)
-        self.count = len(members)
+        self.count = len(omega)
 
         self.table = rows * channels
         entries = {"in": 0, "ln": rows, "bn": replicas * channels, "gn": rows * channel_groups}
@@ -65,18 +65,18 @@ class Layout:
         self.weights = 6 * self.table
         end = self.weights + 2 * self.count
         self.member_at: dict[str, int] = {}
-        for member in members:
+        for member in omega:
             self.member_at[member] = end
             end += 2 * entries[member]
         self.size = end
-        """Of all tables together, in numbers."""
+        """Size of all tables together, in numbers."""
 
-        codes = [MEMBERS.index(member) for member in members]
-        unused = [0] * (len(MEMBERS) - self.count)
-        of_members = (*codes, *unused, *self.member_at.values(), *unused)
-        numbers = (*self.sizes, self.area, self.count, self.weights, *of_members)
+        codes = [OMEGA_CHOICES.index(member) for member in omega]
+        unused = [0] * (len(OMEGA_CHOICES) - self.count)
+        member_numbers = (*codes, *unused, *self.member_at.values(), *unused)
+        numbers = (*self.sizes, self.area, self.count, self.weights, *member_numbers)
         self.numbers = torch.tensor(numbers, dtype=torch.int64, device="cpu")
-        """The same for combine.cpp, as its struct Layout."""
+        """This layout for combine.cpp, as its struct Layout."""
 
 
 class Views(NamedTuple):
@@ -91,21 +91,21 @@ class Views(NamedTuple):
 
 
 class MomentKernels(Backend, Protocol):
-    """Passes that can write the moments where they are told."""
+    """Kernels that can write the moments to given memory."""
 
     def moments_into(self, x: Tensor, mean: Tensor, var: Tensor) -> None: ...
 
 
 class ClosedForm(Combiner):
-    """The tables of one forward pass, in one allocation that backward keeps.
+    """The tables of one forward pass, in one allocation that is kept for backward.
 
     Args:
-        layout: where each table lies.
-        parameters: the layer's.
-        stored: BN's statistics [C] where they are not the batch's.
-        group: the ranks over which BN's statistics span, each with as many samples. They exchange
-            the 2 R C numbers of their own pooled tables, once in each direction.
-        update: of the running statistics, which forward carries out.
+        layout: the memory layout of the tables.
+        parameters: the layer's parameters.
+        stored: BN's stored statistics [C], if they are used instead of the batch's.
+        group: the ranks that share BN's statistics, each with equally many samples. They exchange
+            the 2 R C numbers of their combined tables, once in each direction.
+        update: the update of the running statistics that forward is to make.
     """
 
     kernels: ClassVar[MomentKernels]
@@ -141,15 +141,15 @@ class ClosedForm(Combiner):
         self.kernels.moments_into(x, mean, var)
         self._combine_statistics()
         if self.group is not None:
-            own = self.batch()
-            for table, joined in zip(own, join_ranks(own, self.group), strict=True):
-                table.copy_(joined)
+            local = self.batch()
+            for table, combined in zip(local, combine_ranks(local, self.group), strict=True):
+                table.copy_(combined)
         if self.update is not None:
             self.update_running(*self.update)
         self._combine_coefficients()
         return Affine(center, scale, shift)
 
-    def read_in_backward(self) -> tuple[Tensor, ...]:
+    def parameters_to_save(self) -> tuple[Tensor, ...]:
         weight = self.parameters.weight
         return () if weight is None else (weight,)
 
@@ -166,21 +166,21 @@ class ClosedForm(Combiner):
 
     @staticmethod
     def available() -> bool:
-        """Whether this machine has what it needs beside the passes."""
+        """Whether this machine has what the closed form needs in addition to the kernels."""
         return True
 
     @abstractmethod
     def _combine_statistics(self) -> None:
-        """Each pooled member's mean and variance, from the moments or from what is stored."""
+        """Mean and variance of each member but IN, from the moments or the stored statistics."""
 
     @abstractmethod
     def _combine_coefficients(self) -> None:
-        """Eq. (3): center, scale, shift and 1 / std, from the members'."""
+        """Eq. (3): center, scale, shift and 1 / std, from the members' statistics."""
 
     @abstractmethod
     def _combine_gradient_sums(self, sums: Tensor, wanted: Sequence[bool]) -> tuple[Any, Tensor]:
-        """From backward's ``sums`` [2, N, C]: what :meth:`_combine_gradient` takes, and BN's share
-        of it [2, R, C], the means or sums of Eqs. (8) and (7) over its sets, which ranks average.
+        """From backward's ``sums`` [2, N, C]: the input of :meth:`_combine_gradient`, and BN's part
+        of it [2, R, C], the means or sums of Eqs. (8) and (7) over its sets, to average over ranks.
         """
 
     @abstractmethod
@@ -188,7 +188,7 @@ class ClosedForm(Combiner):
         self, scratch: Any, batch: Tensor
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """Eq. (9) on the tables: b and c of the input gradient, each [N, C]; then the gradients of
-        :class:`Parameters`, those that were wanted at least.
+        :class:`Parameters`, at least the wanted ones.
         """
 
     def batch(self) -> Statistics:
@@ -204,7 +204,7 @@ class ClosedForm(Combiner):
 
 
 def takes_parameters(x: Tensor, parameters: Sequence[Tensor | None]) -> bool:
-    """Whether the closed forms can read them: of the tables' dtype and device, contiguous."""
+    """Whether closed forms can read these: of the tables' dtype and device, and contiguous."""
     dtype = statistics_dtype(x.dtype)
     return all(
         p is None or (p.dtype == dtype and p.is_contiguous() and p.device == x.device)

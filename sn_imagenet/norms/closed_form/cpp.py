@@ -1,4 +1,4 @@
-"""A mixture's tables on the CPU, by the compiled functions of combine.cpp."""
+"""A mixture's tables on the CPU, computed by the compiled functions of combine.cpp."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from sn_imagenet.norms.closed_form.combiner import ClosedForm, Layout, takes_parameters
 from sn_imagenet.norms.kernels import CPP, Backend, statistics_dtype, with_layout_of
 from sn_imagenet.norms.kernels.compiler import load_library
-from sn_imagenet.norms.kernels.cpp import SUFFIX, kernel, layout, pointer
+from sn_imagenet.norms.kernels.cpp import SUFFIX, kernel, kernel_sizes, pointer
 from sn_imagenet.norms.moments import Statistics
 
 SOURCE = Path(__file__).with_name("combine.cpp")
@@ -60,7 +60,7 @@ def _layer_function(name: str) -> Callable[..., None]:
 
 @cache
 def _calls(dtype: torch.dtype) -> Any:
-    """layer.cpp's struct Calls, for activations of ``dtype``."""
+    """layer.cpp's struct Calls for activations of ``dtype``."""
     tables = statistics_dtype(dtype)
     functions: list[Any] = [
         *(kernel(name, dtype) for name in ("moments", "affine", "gradient_sums", "input_gradient")),
@@ -72,8 +72,8 @@ def _calls(dtype: torch.dtype) -> Any:
 
 @cache
 def node() -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """node.cpp's operator, a whole layer as a node of autograd's graph; None where it cannot be
-    built. Builds it on the first call, in half a minute.
+    """node.cpp's operator, a whole layer as one node of autograd's graph, or None if it cannot be
+    built. The first call builds it, in half a minute.
     """
     torch_folder = Path(torch.__file__).parent
     library = load_library(
@@ -81,50 +81,50 @@ def node() -> Callable[..., tuple[Tensor, Tensor]] | None:
         *("-O1", "-std=c++20", f"-I{torch_folder / 'include'}"),
         f"-I{torch_folder / 'include/torch/csrc/api/include'}",
         *("-Wl,--no-as-needed", f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"),
-        f"-DBUILT_FOR_TORCH_{torch.__version__.translate(_AS_NAME)}",
-        instead="spends more time in Python",
+        f"-DBUILT_FOR_TORCH_{torch.__version__.translate(_TO_IDENTIFIER)}",
+        fallback="spends more time in Python",
         slow=True,
     )
     if library is None:
         return None
-    if not hasattr(torch.ops.sn_imagenet, "mixture"):  # by another copy of this package
+    if not hasattr(torch.ops.sn_imagenet, "mixture"):  # unless another copy of this package did
         library.register_operator()
     operator: Callable[..., tuple[Tensor, Tensor]] = torch.ops.sn_imagenet.mixture.default
     return operator
 
 
-_AS_NAME = str.maketrans(".+-", "___")
+_TO_IDENTIFIER = str.maketrans(".+-", "___")
 
 
 @cache
 def _addresses(dtype: torch.dtype) -> tuple[int, ...]:
-    """What :func:`node` calls: :func:`_calls`, layer.cpp's forward and backward, and combine.cpp's
-    update_running.
+    """Addresses that :func:`node` needs: :func:`_calls`, layer.cpp's forward and backward, and
+    combine.cpp's update_running.
     """
-    functions: list[Any] = [_layer_function(f"mixture_{way}") for way in ("forward", "backward")]
+    functions: list[Any] = [_layer_function(f"mixture_{name}") for name in ("forward", "backward")]
     functions.append(_function("update_running", statistics_dtype(dtype)))
-    of_functions = (ctypes.cast(function, _POINTER).value or 0 for function in functions)
-    return ctypes.addressof(_calls(dtype)), *of_functions
+    addresses = (ctypes.cast(function, _POINTER).value or 0 for function in functions)
+    return ctypes.addressof(_calls(dtype)), *addresses
 
 
 @lru_cache(maxsize=4096)
-def _call(
-    plan: Layout, dtype: torch.dtype, relu: bool, momentum: float | None, unbias: float
+def _node_arguments(
+    layout: Layout, dtype: torch.dtype, relu: bool, momentum: float | None, unbias: float
 ) -> Tensor:
-    """node.cpp's struct Layer, int64. ``momentum``: None if no running statistics are moved."""
-    sizes = plan.size, plan.replicas, plan.count, plan.member_at.get("bn", 0)
+    """node.cpp's struct Layer as int64. ``momentum``: None to leave running statistics alone."""
+    sizes = layout.size, layout.replicas, layout.count, layout.member_at.get("bn", 0)
     flags = relu, momentum is not None
     packed = struct.pack(
-        "=10q3d", *sizes, *flags, *_addresses(dtype), plan.eps, momentum or 0.0, unbias
+        "=10q3d", *sizes, *flags, *_addresses(dtype), layout.eps, momentum or 0.0, unbias
     )
-    return torch.cat([torch.frombuffer(bytearray(packed), dtype=torch.int64), plan.numbers])
+    return torch.cat([torch.frombuffer(bytearray(packed), dtype=torch.int64), layout.numbers])
 
 
 class CppTables(ClosedForm):
-    """Plain loops over a few thousand numbers, without an operator's overhead.
+    """Plain loops over a few thousand numbers, without the overhead of operators.
 
-    Where no rank shares its statistics, one call does the whole of forward, and one of backward;
-    and where :func:`node` can be built, Python has no part in backward.
+    If ranks do not share statistics, forward is one call and backward is another. If :func:`node`
+    can be built too, backward runs without Python.
     """
 
     kernels = CPP
@@ -149,7 +149,7 @@ class CppTables(ClosedForm):
         else:
             running, momentum, unbias = self.update
             momentum = float(momentum)
-        numbers = _call(self.layout, x.dtype, relu, momentum, unbias)
+        numbers = _node_arguments(self.layout, x.dtype, relu, momentum, unbias)
         y, self.buffer = operator(x, residual, *self.parameters, *running, numbers)
         return y
 
@@ -163,18 +163,18 @@ class CppTables(ClosedForm):
     ) -> Tensor:
         if self.group is not None:
             return super().output(x, residual, kernels, relu, differentiable)
-        plan = self.layout
-        self.buffer = x.new_empty(plan.size, dtype=statistics_dtype(x.dtype))
+        layout = self.layout
+        self.buffer = x.new_empty(layout.size, dtype=statistics_dtype(x.dtype))
         y = torch.empty_like(x)
         stored = self.stored or (None, None)
         _layer_function("mixture_forward")(
             _calls(x.dtype),
-            plan.numbers.data_ptr(),
+            layout.numbers.data_ptr(),
             *map(pointer, (x, residual, y, self.buffer, *stored, *self.parameters)),
-            plan.eps,
+            layout.eps,
             relu,
             self.buffer.itemsize,
-            *layout(x),
+            *kernel_sizes(x),
         )
         if self.update is not None:
             self.update_running(*self.update)
@@ -192,34 +192,34 @@ class CppTables(ClosedForm):
     ) -> tuple[Tensor | None, Tensor, Sequence[Tensor | None]]:
         if self.group is not None:
             return super().gradients(grad, x, y, kernels, relu, want_x, wanted)
-        plan, new = self.layout, self.buffer.new_empty
+        layout, new = self.layout, self.buffer.new_empty
         grad = with_layout_of(grad, x)
-        gated = None if y is None else torch.empty_like(x)
+        masked = None if y is None else torch.empty_like(x)
         dx = torch.empty_like(x) if want_x else None
-        work = new(6 * plan.table + 2 * plan.replicas * plan.channels)
+        work = new(6 * layout.table + 2 * layout.replicas * layout.channels)
         parameters = self._new_gradients(wanted)
         _layer_function("mixture_backward")(
             _calls(x.dtype),
-            plan.numbers.data_ptr(),
-            *map(pointer, (grad, x, y, gated, dx, self.buffer, work)),
+            layout.numbers.data_ptr(),
+            *map(pointer, (grad, x, y, masked, dx, self.buffer, work)),
             self.stored is not None,
             *map(pointer, (self.parameters.weight, *parameters)),
             relu,
             self.buffer.itemsize,
-            *layout(x),
+            *kernel_sizes(x),
         )
         chosen = [g if want else None for g, want in zip(parameters, wanted, strict=True)]
-        return dx, grad if gated is None else gated, chosen
+        return dx, grad if masked is None else masked, chosen
 
     def _new_gradients(self, wanted: Sequence[bool]) -> list[Tensor | None]:
-        """Memory for the gradients that are wanted, of both logits if of either: the compiled
-        function makes both or neither.
+        """Memory for the wanted gradients. If one logit's is wanted, both are allocated, because
+        the compiled function computes both or neither.
         """
         want_logits = wanted[2] or wanted[3]
-        made = (*wanted[:2], want_logits, want_logits)
+        allocated = (*wanted[:2], want_logits, want_logits)
         return [
             torch.empty_like(parameter) if want and parameter is not None else None
-            for parameter, want in zip(self.parameters, made, strict=True)
+            for parameter, want in zip(self.parameters, allocated, strict=True)
         ]
 
     def _call(self, name: str, *arguments: Any) -> None:
@@ -252,9 +252,9 @@ class CppTables(ClosedForm):
     def _combine_gradient(
         self, scratch: tuple[Tensor, list[Tensor | None]], batch: Tensor
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        pooled, gradients = scratch
+        statistics_gradients, gradients = scratch
         b, c = torch.empty_like(self.mean), torch.empty_like(self.mean)
-        tensors = (pooled, batch if self.stored is None else None, b, c)
+        tensors = (statistics_gradients, batch if self.stored is None else None, b, c)
         self._call("mixture_gradient", *map(pointer, tensors))
         return b, c, gradients
 
@@ -263,14 +263,14 @@ class CppTables(ClosedForm):
             super().update_running(running, momentum, unbias)
             return
         mean, var = running
-        plan, width = self.layout, self.buffer.itemsize
-        at = self.buffer.data_ptr() + plan.member_at["bn"] * width
+        layout, width = self.layout, self.buffer.itemsize
+        at = self.buffer.data_ptr() + layout.member_at["bn"] * width
         _function("update_running", self.buffer.dtype)(
             mean.data_ptr(),
             var.data_ptr(),
             at,
-            at + plan.replicas * plan.channels * width,
+            at + layout.replicas * layout.channels * width,
             float(momentum),
             unbias,
-            plan.channels,
+            layout.channels,
         )

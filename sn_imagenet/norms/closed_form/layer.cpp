@@ -1,6 +1,6 @@
-// One forward or backward pass of a mixture's layer: the calls of kernels.cpp and combine.cpp in
-// their order, so that Python is left once instead of five times. Small layers cost calls, not
-// arithmetic. Nothing here looks at a number: the types are those of the functions in Calls.
+// One forward or backward pass of a mixture layer: calls the functions of kernels.cpp and
+// combine.cpp in their order, so that Python makes one call instead of five. In small layers calls
+// cost more than arithmetic. No number is read here: the functions in Calls determine the types.
 
 #include <cstddef>
 #include <cstdint>
@@ -49,12 +49,12 @@ extern "C" void mixture_forward(const Calls* calls, const void* layout, const vo
   calls->affine(x, t.center, t.scale, t.shift, residual, y, relu, n, c, area, columns, threads);
 }
 
-// `y`: the output, where the ReLU's sign is its; then what comes through is written to `gated`.
-// `work` holds 6 tables, backward's sums and the pooled statistics' gradients, two each, b and c;
-// and what BN's sets average of the gradients. With `stored` BN's statistics are stored ones;
-// without `dx` there are only the parameters' gradients.
+// `y`: the output if the ReLU's sign is read from it; the masked gradient then goes to `masked`.
+// `work` holds 6 tables (backward's sums and the gradients of the combined statistics, two each, b
+// and c) and the averages of those gradients over BN's sets. With `stored`, BN uses stored
+// statistics; without `dx`, only the parameters' gradients are computed.
 extern "C" void mixture_backward(const Calls* calls, const void* layout, const void* grad,
-                                 const void* x, const void* y, void* gated, void* dx, char* buffer,
+                                 const void* x, const void* y, void* masked, void* dx, char* buffer,
                                  char* work, int stored, const void* gamma, void* dgamma,
                                  void* dbeta, void* dmean_logits, void* dvar_logits, int relu,
                                  int itemsize, Index n, Index c, Index area, int columns,
@@ -63,14 +63,14 @@ extern "C" void mixture_backward(const Calls* calls, const void* layout, const v
   const Tables t(buffer, size);
   char *sums = work, *products = sums + size, *gradients = products + size;
   char *b = gradients + 2 * size, *k = b + size, *batch = k + size;
-  const bool again = relu && !y;
-  const void *center = again ? t.center : nullptr, *shift = again ? t.shift : nullptr;
-  calls->gradient_sums(grad, x, t.mean, sums, products, center, again ? t.scale : nullptr, shift,
-                       y, gated, n, c, area, columns, threads);
+  const bool recompute = relu && !y;
+  const void *center = recompute ? t.center : nullptr, *shift = recompute ? t.shift : nullptr;
+  calls->gradient_sums(grad, x, t.mean, sums, products, center, recompute ? t.scale : nullptr,
+                       shift, y, masked, n, c, area, columns, threads);
   calls->sums(layout, buffer, sums, gamma, gradients, batch, dgamma, dbeta, dmean_logits,
               dvar_logits, threads);
   if (!dx) return;
   calls->gradient(layout, buffer, gradients, stored ? nullptr : batch, b, k, threads);
-  calls->input_gradient(y ? gated : grad, x, t.mean, t.scale, b, k, center, shift, dx, n, c, area,
+  calls->input_gradient(y ? masked : grad, x, t.mean, t.scale, b, k, center, shift, dx, n, c, area,
                         columns, threads);
 }

@@ -12,23 +12,23 @@ namespace {
 using Index = int64_t;
 enum Member { kInstance, kLayer, kBatch, kGroup, kMembers };
 
-// As Layout of closed_form.py numbers it: rows = N samples, sample j of statistics group
-// j % replicas; which members there are, and where in the buffer the weights and theirs begin.
+// Layout.numbers of combiner.py: rows = N samples, with sample j in statistics group j % replicas;
+// the members, and the offsets in the buffer of the weights and of each member's tables.
 struct Layout {
   Index rows, replicas, channels, channel_groups, area, count, weights;
   Index members[kMembers], at[kMembers];
 };
 
-// How far one table entry of a member reaches: its row and column in that member's own table.
-struct Place {
+// Where a member's own table holds the statistics of (sample j, channel c).
+struct Entry {
   Index row, column_divisor;  // entry (row, c / column_divisor) of a table with `columns` columns
   Index columns;
 
-  // How often the entry changes along a row; where every column has its own, they are one run.
+  // Runs of columns along a row that share an entry; one run if each column has its own entry.
   Index runs() const { return column_divisor == 1 ? 1 : columns; }
 };
 
-inline Place place(Index member, Index j, const Layout& size) {
+inline Entry entry_of(Index member, Index j, const Layout& size) {
   switch (member) {
     case kLayer: return {j, size.channels, 1};
     case kBatch: return {j % size.replicas, 1, size.channels};
@@ -42,11 +42,11 @@ inline Index table_size(Index member, const Layout& size) {
     case kLayer: return size.rows;
     case kBatch: return size.replicas * size.channels;
     case kGroup: return size.rows * size.channel_groups;
-    default: return 0;  // instance: the moments themselves
+    default: return 0;  // instance uses the moments themselves
   }
 }
 
-// The tables in a buffer of that layout.
+// Pointers to the tables in a buffer of this layout.
 template <typename S> struct Tables {
   const Layout& size;
   S* buffer;
@@ -57,7 +57,7 @@ template <typename S> struct Tables {
     mean = start, var = mean + table, center = var + table, scale = center + table;
     shift = scale + table, rstd = shift + table, weights = start + size.weights;
   }
-  // The k-th member's: instance's are the moments themselves.
+  // Tables of the k-th member; for instance they are the moments.
   S* mean_of(Index k) const {
     return size.members[k] == kInstance ? mean : buffer + size.at[k];
   }
@@ -69,33 +69,33 @@ template <typename S> struct Tables {
 
 // ---- threads -----------------------------------------------------------------------------------
 
-// What one thread has of the [N, C] tables: some rows, or of BN, whose sets are columns, some
-// columns. No sum is cut in two, so that its digits are those of one thread.
+// One thread's part of the [N, C] tables: some rows, or, for BN, whose sets are columns, some
+// columns. No sum is split, so results do not depend on the number of threads.
 struct Part {
   Index row, rows_end, column, columns_end;
 };
 
-// Fewer entries are done sooner than a second thread wakes up.
+// With fewer entries, one thread finishes before a second one wakes up.
 constexpr Index kEntriesForThreads = 32768;
 
-// Calls body(rows, columns), the same share of the rows and of the columns, in each thread.
-template <typename Body> inline void share(const Layout& size, int threads, Body body) {
+// Calls body(rows, columns) in each thread, with its part of the rows and of the columns.
+template <typename Body> inline void for_each_part(const Layout& size, int threads, Body body) {
   const Index rows = size.rows, channels = size.channels;
   const Part whole{0, rows, 0, channels};
   if (threads == 1 || rows * channels < kEntriesForThreads) return body(whole, whole);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int t = 0; t < threads; ++t) {
-    const auto cut = [=](Index all, int at) { return all * at / threads; };
-    body(Part{cut(rows, t), cut(rows, t + 1), 0, channels},
-         Part{0, rows, cut(channels, t), cut(channels, t + 1)});
+    const auto bound = [=](Index all, int at) { return all * at / threads; };
+    body(Part{bound(rows, t), bound(rows, t + 1), 0, channels},
+         Part{0, rows, bound(channels, t), bound(channels, t + 1)});
   }
 }
 
 // ---- a part of a member's table ----------------------------------------------------------------
 
-// Calls body(first, last, entry) for each run of columns that shares one entry, or, where every
-// column has its own, once with the entry of column 0. `own` says which.
-template <typename Body> inline void over_runs(const Place& p, const Part& part, Body body) {
+// Calls body(first, last, entry, false) for each run of columns that shares one entry or, if every
+// column has its own entry, body(first, last, entry of column 0, true).
+template <typename Body> inline void over_runs(const Entry& p, const Part& part, Body body) {
   if (p.column_divisor == 1) {
     body(part.column, part.columns_end, p.row * p.columns, true);
   } else {
@@ -104,7 +104,7 @@ template <typename Body> inline void over_runs(const Place& p, const Part& part,
   }
 }
 
-// Calls body(entry) for each that the part has.
+// Calls body(entry) for each entry of the part.
 template <typename Body>
 inline void over_entries(Index member, const Layout& size, const Part& part, Body body) {
   if (member == kBatch) {
@@ -122,8 +122,9 @@ void average(Index member, Row row, S* to, const Layout& size, const Part& part)
   over_entries(member, size, part, [=](Index e) { to[e] = S(0); });
   for (Index j = part.row; j < part.rows_end; ++j) {
     const S* __restrict from = row(j);
-    over_runs(place(member, j, size), part, [=](Index first, Index last, Index e, bool own) {
-      if (own) {
+    over_runs(entry_of(member, j, size), part,
+              [=](Index first, Index last, Index e, bool per_column) {
+      if (per_column) {
         S* __restrict out = to + e;
         for (Index c = first; c < last; ++c) out[c] += from[c];
       } else {
@@ -138,14 +139,15 @@ void average(Index member, Row row, S* to, const Layout& size, const Part& part)
   over_entries(member, size, part, [=](Index e) { to[e] *= inverse; });
 }
 
-// to[c] = body(from[c], table[entry of (j, c)]), of row j.
+// For row j: to[c] = body(from[c], table[entry of (j, c)]).
 template <typename S, typename Body>
-void with_member(const Place& p, const S* from, const S* table, S* to, const Part& part, Body body) {
-  over_runs(p, part, [=](Index first, Index last, Index e, bool own) {
+void with_member(const Entry& p, const S* from, const S* table, S* to, const Part& part,
+                 Body body) {
+  over_runs(p, part, [=](Index first, Index last, Index e, bool per_column) {
     const S* __restrict in = from;
     const S* __restrict entry = table + e;
     S* __restrict out = to;
-    if (own) {
+    if (per_column) {
       for (Index c = first; c < last; ++c) out[c] = body(in[c], entry[c]);
     } else {
       for (Index c = first; c < last; ++c) out[c] = body(in[c], entry[0]);
@@ -153,13 +155,13 @@ void with_member(const Place& p, const S* from, const S* table, S* to, const Par
   });
 }
 
-// to[c] += weight * table[entry of (j, c)], of row j.
+// For row j: to[c] += weight * table[entry of (j, c)].
 template <typename S>
-inline void add_member(const Place& p, S weight, const S* table, S* to, const Part& part) {
-  over_runs(p, part, [=](Index first, Index last, Index e, bool own) {
+inline void add_member(const Entry& p, S weight, const S* table, S* to, const Part& part) {
+  over_runs(p, part, [=](Index first, Index last, Index e, bool per_column) {
     S* __restrict out = to;
     const S* __restrict in = table + e;
-    if (own) {
+    if (per_column) {
       for (Index c = first; c < last; ++c) out[c] += weight * in[c];
     } else {
       for (Index c = first; c < last; ++c) out[c] += weight * in[0];
@@ -167,16 +169,16 @@ inline void add_member(const Place& p, S weight, const S* table, S* to, const Pa
   });
 }
 
-// Sums over c of gradient[c] * table[entry of (j, c)], of row j, to one number for each run.
+// For row j: the sum over c of gradient[c] * table[entry of (j, c)], one number for each run.
 template <typename S>
-void inner_products(const Place& p, const S* gradient, const S* table, double* sums,
+void inner_products(const Entry& p, const S* gradient, const S* table, double* sums,
                     const Part& part) {
-  over_runs(p, part, [=, &sums](Index first, Index last, Index e, bool own) {
+  over_runs(p, part, [=, &sums](Index first, Index last, Index e, bool per_column) {
     const S* __restrict g = gradient;
     const S* __restrict in = table + e;
     double total = 0;
 #pragma omp simd reduction(+ : total)
-    for (Index c = first; c < last; ++c) total += double(g[c]) * in[own ? c : 0];
+    for (Index c = first; c < last; ++c) total += double(g[c]) * in[per_column ? c : 0];
     *sums++ = total;
   });
 }

@@ -1,8 +1,8 @@
-// The node of a mixture's layer in autograd's graph: op.py's _Normalize without Python, which in
-// small layers takes longer than the calls of layer.cpp that it goes between.
+// A mixture layer as a node of autograd's graph: op.py's _Normalize without Python, which in small
+// layers takes longer than the calls of layer.cpp.
 //
-// PyTorch's headers, which it needs, take half a minute to compile: what has arithmetic in it lies
-// in the other sources, which need none.
+// This file needs PyTorch's headers, which take half a minute to compile. All arithmetic is in the
+// other sources, which do not need them.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
@@ -20,25 +20,25 @@ using MaybeTensor = std::optional<Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// As layer.cpp has them.
+// The signatures in layer.cpp.
 using Forward = void (*)(const void* calls, const void* layout, const void* x, const void* residual,
                          void* y, void* buffer, const void* stored_mean, const void* stored_var,
                          const void* gamma, const void* beta, const void* mean_logits,
                          const void* var_logits, double eps, int relu, int itemsize, Index n,
                          Index c, Index area, int columns, int threads);
 using Backward = void (*)(const void* calls, const void* layout, const void* grad, const void* x,
-                          const void* y, void* gated, void* dx, void* buffer, void* work,
+                          const void* y, void* masked, void* dx, void* buffer, void* work,
                           int stored, const void* gamma, void* dgamma, void* dbeta,
                           void* dmean_logits, void* dvar_logits, int relu, int itemsize, Index n,
                           Index c, Index area, int columns, int threads);
 
-// As combine.cpp has it.
+// The signature in combine.cpp.
 using UpdateRunning = void (*)(void* running_mean, void* running_var, const void* mean,
                                const void* var, double momentum, double unbias, Index channels);
 
-constexpr Index kGrain = 32768;  // cpp.py's GRAIN
+constexpr Index kGrain = 32768;  // GRAIN of kernels/cpp.py
 
-// The sizes that every pass takes: cpp.py's layout().
+// The sizes that every kernel takes: kernel_sizes() of kernels/cpp.py.
 struct Sizes {
   Index n, c, area;
   int columns, threads;
@@ -54,13 +54,13 @@ void* pointer(const MaybeTensor& tensor) { return tensor ? pointer(*tensor) : nu
 
 enum Input { kX, kResidual, kGamma, kBeta, kMeanLogits, kVarLogits, kRunning, kInputs = 9 };
 
-// What the layer is made of beside its tensors, one tensor of numbers: cpp.py's _call(). The running
-// statistics are moved if it updates them, read otherwise. layer.cpp's struct Calls, its functions and
-// combine.cpp's are addresses.
+// The layer's numbers, as one tensor: _node_arguments() of closed_form/cpp.py. If `updates`, the
+// running statistics are updated, else they are read. `calls` (layer.cpp's struct), `forward`,
+// `backward` and `update_running` are addresses.
 struct Layer {
   Index size, replicas, members, bn_at, relu, updates, calls, forward, backward, update_running;
   double eps, momentum, unbias;
-  Index layout[];  // as combine.cpp has it
+  Index layout[];  // struct Layout of members.h
 
   static const Layer& of(const Tensor& numbers) {
     return *static_cast<const Layer*>(numbers.data_ptr());
@@ -68,7 +68,7 @@ struct Layer {
 };
 
 struct Mixture : torch::autograd::Function<Mixture> {
-  // y, and the buffer of the tables that it was made with.
+  // Returns y and the buffer of the tables that it was computed with.
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const MaybeTensor& residual,
                                const MaybeTensor& gamma, const MaybeTensor& beta,
                                const MaybeTensor& mean_logits, const MaybeTensor& var_logits,
@@ -78,7 +78,7 @@ struct Mixture : torch::autograd::Function<Mixture> {
     const auto dtype = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     const Tensor y = at::empty_like(x), buffer = at::empty({layer.size}, x.options().dtype(dtype));
     const Sizes s(x);
-    const auto read = [&layer](const MaybeTensor& t) { return layer.updates ? nullptr : pointer(t); };
+    const auto read = [&](const MaybeTensor& t) { return layer.updates ? nullptr : pointer(t); };
     reinterpret_cast<Forward>(layer.forward)(
         reinterpret_cast<void*>(layer.calls), layer.layout, pointer(x), pointer(residual),
         pointer(y), pointer(buffer), read(running_mean), read(running_var), pointer(gamma),
@@ -91,14 +91,14 @@ struct Mixture : torch::autograd::Function<Mixture> {
           pointer(running_mean), pointer(running_var), bn,
           bn + layer.replicas * s.c * buffer.itemsize(), layer.momentum, layer.unbias, s.c);
     }
-    // Behind a residual the ReLU's sign is the output's.
+    // After a residual the ReLU's sign is read from the output.
     const Tensor none;
     ctx->save_for_backward({x, layer.relu && residual ? y : none, gamma.value_or(none)});
     ctx->mark_non_differentiable({buffer});
     ctx->set_materialize_grads(false);
     ctx->saved_data["buffer"] = buffer;
     ctx->saved_data["numbers"] = numbers;
-    ctx->saved_data["given"] = static_cast<Index>(
+    ctx->saved_data["inputs"] = static_cast<Index>(
         1 << kX | bool(residual) << kResidual | bool(gamma) << kGamma | bool(beta) << kBeta |
         bool(mean_logits) << kMeanLogits | bool(var_logits) << kVarLogits |
         bool(running_mean) << kRunning);
@@ -108,7 +108,7 @@ struct Mixture : torch::autograd::Function<Mixture> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     if (!grads[0].defined()) return variable_list(kInputs);
     if (!at::GradMode::is_enabled()) return gradients(ctx, grads[0]);
-    // A graph of the gradients is asked for: differentiated once more, they say that they cannot.
+    // With create_graph=True the gradients carry a graph that raises when it is differentiated.
     variable_list once;
     {
       const at::NoGradGuard guard;
@@ -133,38 +133,38 @@ struct Mixture : torch::autograd::Function<Mixture> {
     const auto memory =
         x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
     grad = grad.to(x.scalar_type()).contiguous(memory);
-    // Only inputs that there are have an edge in the graph.
-    const Index given = ctx->saved_data["given"].toInt();
-    const auto wanted = [ctx, given](Input i) {
-      const auto before = __builtin_popcountll(given & ((Index{1} << i) - 1));
-      return (given >> i & 1) && ctx->needs_input_grad(before);
+    // Only inputs that are present have an edge in the graph.
+    const Index present = ctx->saved_data["inputs"].toInt();
+    const auto wanted = [ctx, present](Input i) {
+      const auto index = __builtin_popcountll(present & ((Index{1} << i) - 1));
+      return (present >> i & 1) && ctx->needs_input_grad(index);
     };
     const auto table = [&buffer](bool any, Index size) {
       return any ? at::empty({size}, buffer.options()) : Tensor();
     };
-    const bool logits = wanted(kMeanLogits) || wanted(kVarLogits);  // both are made or neither
+    const bool logits = wanted(kMeanLogits) || wanted(kVarLogits);  // both are computed or neither
     const Tensor dgamma = table(wanted(kGamma), s.c), dbeta = table(wanted(kBeta), s.c);
     const Tensor dmean = table(logits, layer.members), dvar = table(logits, layer.members);
     const Tensor work = table(true, 6 * s.n * s.c + 2 * layer.replicas * s.c);
-    const Tensor gated = y.defined() ? at::empty_like(x) : Tensor();
+    const Tensor masked = y.defined() ? at::empty_like(x) : Tensor();
     const Tensor dx = wanted(kX) ? at::empty_like(x) : Tensor();
-    const bool stored = (given >> kRunning & 1) && !layer.updates;
+    const bool stored = (present >> kRunning & 1) && !layer.updates;
     reinterpret_cast<Backward>(layer.backward)(
         reinterpret_cast<void*>(layer.calls), layer.layout, pointer(grad), pointer(x), pointer(y),
-        pointer(gated), pointer(dx), pointer(buffer), pointer(work), stored, pointer(gamma),
+        pointer(masked), pointer(dx), pointer(buffer), pointer(work), stored, pointer(gamma),
         pointer(dgamma), pointer(dbeta), pointer(dmean), pointer(dvar),
         static_cast<int>(layer.relu), static_cast<int>(buffer.itemsize()), s.n, s.c, s.area,
         s.columns, s.threads);
     const auto if_wanted = [&wanted](Input i, const Tensor& t) { return wanted(i) ? t : Tensor(); };
-    const Tensor behind = y.defined() ? gated : grad;
-    variable_list found(kInputs);
-    found[kX] = dx;
-    found[kResidual] = if_wanted(kResidual, behind);
-    found[kGamma] = dgamma;
-    found[kBeta] = dbeta;
-    found[kMeanLogits] = if_wanted(kMeanLogits, dmean);
-    found[kVarLogits] = if_wanted(kVarLogits, dvar);
-    return found;
+    const Tensor residual_grad = y.defined() ? masked : grad;
+    variable_list results(kInputs);
+    results[kX] = dx;
+    results[kResidual] = if_wanted(kResidual, residual_grad);
+    results[kGamma] = dgamma;
+    results[kBeta] = dbeta;
+    results[kMeanLogits] = if_wanted(kMeanLogits, dmean);
+    results[kVarLogits] = if_wanted(kVarLogits, dvar);
+    return results;
   }
 };
 
@@ -173,14 +173,14 @@ std::tuple<Tensor, Tensor> mixture(const Tensor& x, const MaybeTensor& residual,
                                    const MaybeTensor& mean_logits, const MaybeTensor& var_logits,
                                    const MaybeTensor& running_mean, const MaybeTensor& running_var,
                                    const Tensor& numbers) {
-  const auto made = Mixture::apply(x, residual, gamma, beta, mean_logits, var_logits, running_mean,
-                                   running_var, numbers);
-  return {made[0], made[1]};
+  const auto outputs = Mixture::apply(x, residual, gamma, beta, mean_logits, var_logits,
+                                      running_mean, running_var, numbers);
+  return {outputs[0], outputs[1]};
 }
 
 }  // namespace
 
-// Not a static object's work: a library is loaded twice when it is built, to see that it loads.
+// Not done by a static object, since a new library is loaded twice: first to check that it loads.
 extern "C" void register_operator() {
   static auto library = torch::Library(torch::Library::FRAGMENT, "sn_imagenet", std::nullopt,
                                        __FILE__, __LINE__);

@@ -1,6 +1,6 @@
-"""Backward of the pooling of the [N, C] tables as Triton kernels, Eqs. (7)-(14): two launches.
+"""Triton kernels for the backward of combining the [N, C] tables, Eqs. (7)-(14): two launches.
 
-The arguments are those of triton_forward.py; ``sums`` [2, N, C] holds backward's sums of dy and of
+The arguments are those of triton_forward.py. ``sums`` [2, N, C] holds backward's sums of dy and of
 dy * (x - mean).
 """
 
@@ -17,7 +17,7 @@ from sn_imagenet.norms.closed_form.triton_forward import pick
 
 @triton.jit
 def _table_gradients(buffer, sums, gamma, table, at, c, mask, GAMMA: tl.constexpr):
-    """dL/dmean (Eq. (8)), dL/dvar (Eq. (7)) of the pooled tables, and dL/dscale."""
+    """dL/dmean (Eq. (8)), dL/dvar (Eq. (7)) of the combined tables; gamma's, beta's gradients."""
     total = tl.load(sums + at, mask=mask, other=0.0)
     product = tl.load(sums + table + at, mask=mask, other=0.0)
     mean = tl.load(buffer + at, mask=mask, other=0.0)
@@ -78,10 +78,10 @@ def combine_gradient_sums_kernel(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """The averages' adjoints: sums of the table gradients over each member's sets.
+    """Backward of the averages: sums of the table gradients over each member's sets.
 
     ``row_sums`` [4, N]: dmean, dvar, dmean * mean, dvar * var. ``group_sums`` [2, N, G].
-    ``column_sums`` [4, R, C]: dmean, dvar, and the shares of gamma's and beta's gradients.
+    ``column_sums`` [4, R, C]: dmean, dvar, and each replica's part of gamma's and beta's gradients.
     """
     acc = buffer.dtype.element_ty
     table = rows * channels
@@ -100,10 +100,10 @@ def combine_gradient_sums_kernel(
             channels, entry, rows * groups, False, GAMMA, BLOCK,
         )  # fmt: skip
     else:
-        place = pid - rows - gn_programs
+        block = pid - rows - gn_programs
         blocks = tl.cdiv(channels, BLOCK)
-        r = place // blocks
-        c = (place % blocks) * BLOCK + tl.arange(0, BLOCK)
+        r = block // blocks
+        c = (block % blocks) * BLOCK + tl.arange(0, BLOCK)
         in_c = c < channels
         samples = rows // replicas
         dmean = tl.zeros([BLOCK], acc)
@@ -129,24 +129,24 @@ def combine_gradient_sums_kernel(
 
 
 @triton.jit
-def _inner(gradient, table, entries, BLOCK: tl.constexpr):
-    """Sum of gradient * table over [entries], for the mean's and then the variance's pair."""
+def _inner_products(gradient, table, entries, BLOCK: tl.constexpr):
+    """Sums of gradient * table over [entries], for the means and for the variances."""
     acc = gradient.dtype.element_ty
-    of_mean = tl.zeros([BLOCK], acc)
-    of_var = tl.zeros([BLOCK], acc)
+    mean_products = tl.zeros([BLOCK], acc)
+    var_products = tl.zeros([BLOCK], acc)
     for start in range(0, entries, BLOCK):
         i = start + tl.arange(0, BLOCK)
         mask = i < entries
         g = tl.load(gradient + i, mask=mask, other=0.0)
-        of_mean += g * tl.load(table + i, mask=mask, other=0.0)
+        mean_products += g * tl.load(table + i, mask=mask, other=0.0)
         g = tl.load(gradient + entries + i, mask=mask, other=0.0)
-        of_var += g * tl.load(table + entries + i, mask=mask, other=0.0)
-    return tl.sum(of_mean, axis=0), tl.sum(of_var, axis=0)
+        var_products += g * tl.load(table + entries + i, mask=mask, other=0.0)
+    return tl.sum(mean_products, axis=0), tl.sum(var_products, axis=0)
 
 
 @triton.jit
-def _member(sums, means, entry, entries, size, mean, mask, w, v):
-    """A member's part of b and c: from its sums [2, entries], over sets of ``size`` tables each."""
+def _member_gradient(sums, means, entry, entries, size, mean, mask, w, v):
+    """A member's part of b and c, from its sums [2, entries] over sets of ``size`` entries."""
     part = v * tl.load(sums + entries + entry, mask=mask, other=0.0) / size
     rest = w * tl.load(sums + entry, mask=mask, other=0.0) / size
     mu = tl.load(means + entry, mask=mask, other=0.0)
@@ -184,10 +184,10 @@ def combine_gradient_kernel(
     GAMMA: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Eq. (9)'s b and c for dx = a dy + b (x - mean) + c; the last program Eqs. (12)-(14).
+    """b and c of Eq. (9) for dx = a dy + b (x - mean) + c; the last program does Eqs. (12)-(14).
 
-    ``batch_sums`` [2, R, C] are the first of ``column_sums``, or their means over the ranks that
-    share BN's statistics; a rank's own count for its own share of the weights' gradients.
+    ``batch_sums`` [2, R, C] are the first two of ``column_sums``, or their means over the ranks
+    that share BN's statistics. The weights' gradients use the rank's own ``column_sums``.
     """
     acc = buffer.dtype.element_ty
     table = rows * channels
@@ -203,39 +203,39 @@ def combine_gradient_kernel(
         at = n * channels + c
         mean = tl.load(buffer + at, mask=mask, other=0.0)
         gm, gv, _, _ = _table_gradients(buffer, sums, gamma, table, at, c, mask, GAMMA)
-        of_x = tl.zeros([BLOCK], acc)
+        x_factor = tl.zeros([BLOCK], acc)
         constant = tl.zeros([BLOCK], acc)
         if IN_K >= 0:
-            of_x += pick(v, IN_K) * gv
+            x_factor += pick(v, IN_K) * gv
             constant += pick(w, IN_K) * gm
         if LN_K >= 0:
             part = pick(v, LN_K) * tl.load(row_sums + rows + n) / channels
-            of_x += part
+            x_factor += part
             constant += pick(w, LN_K) * tl.load(row_sums + n) / channels
             constant += 2 * part * (mean - tl.load(buffer + ln_at + n))
         if BN_K >= 0 and not STORED:
             entry = (n % replicas) * channels + c
             samples = rows // replicas
-            part, rest = _member(
+            part, rest = _member_gradient(
                 batch_sums, buffer + bn_at, entry, replicas * channels, samples, mean, mask,
                 pick(w, BN_K), pick(v, BN_K),
             )  # fmt: skip
-            of_x += part
+            x_factor += part
             constant += rest
         if GN_K >= 0:
             width = channels // groups
             entry = n * groups + c // width
-            part, rest = _member(
+            part, rest = _member_gradient(
                 group_sums, buffer + gn_at, entry, rows * groups, width, mean, mask,
                 pick(w, GN_K), pick(v, GN_K),
             )  # fmt: skip
-            of_x += part
+            x_factor += part
             constant += rest
-        tl.store(b_out + at, 2 * of_x / area, mask=mask)
+        tl.store(b_out + at, 2 * x_factor / area, mask=mask)
         tl.store(c_out + at, constant / area, mask=mask)
     elif LOGITS:
-        of_mean = tl.zeros([4], acc)
-        of_var = tl.zeros([4], acc)
+        mean_products = tl.zeros([4], acc)
+        var_products = tl.zeros([4], acc)
         if IN_K >= 0:
             first = tl.zeros([BLOCK], acc)
             second = tl.zeros([BLOCK], acc)
@@ -243,21 +243,21 @@ def combine_gradient_kernel(
                 i = start + tl.arange(0, BLOCK)
                 first += tl.load(row_sums + 2 * rows + i, mask=i < rows, other=0.0)
                 second += tl.load(row_sums + 3 * rows + i, mask=i < rows, other=0.0)
-            of_mean += tl.where(k == IN_K, tl.sum(first, axis=0), 0.0)
-            of_var += tl.where(k == IN_K, tl.sum(second, axis=0), 0.0)
+            mean_products += tl.where(k == IN_K, tl.sum(first, axis=0), 0.0)
+            var_products += tl.where(k == IN_K, tl.sum(second, axis=0), 0.0)
         if LN_K >= 0:
-            one, two = _inner(row_sums, buffer + ln_at, rows, BLOCK)
-            of_mean += tl.where(k == LN_K, one, 0.0)
-            of_var += tl.where(k == LN_K, two, 0.0)
+            one, two = _inner_products(row_sums, buffer + ln_at, rows, BLOCK)
+            mean_products += tl.where(k == LN_K, one, 0.0)
+            var_products += tl.where(k == LN_K, two, 0.0)
         if BN_K >= 0:
-            one, two = _inner(column_sums, buffer + bn_at, replicas * channels, BLOCK)
-            of_mean += tl.where(k == BN_K, one, 0.0)
-            of_var += tl.where(k == BN_K, two, 0.0)
+            one, two = _inner_products(column_sums, buffer + bn_at, replicas * channels, BLOCK)
+            mean_products += tl.where(k == BN_K, one, 0.0)
+            var_products += tl.where(k == BN_K, two, 0.0)
         if GN_K >= 0:
-            one, two = _inner(group_sums, buffer + gn_at, rows * groups, BLOCK)
-            of_mean += tl.where(k == GN_K, one, 0.0)
-            of_var += tl.where(k == GN_K, two, 0.0)
-        dmean = w * (of_mean - tl.sum(w * of_mean, axis=0))
-        dvar = v * (of_var - tl.sum(v * of_var, axis=0))
+            one, two = _inner_products(group_sums, buffer + gn_at, rows * groups, BLOCK)
+            mean_products += tl.where(k == GN_K, one, 0.0)
+            var_products += tl.where(k == GN_K, two, 0.0)
+        dmean = w * (mean_products - tl.sum(w * mean_products, axis=0))
+        dvar = v * (var_products - tl.sum(v * var_products, axis=0))
         tl.store(logit_gradients + k, dmean, mask=k < COUNT)
         tl.store(logit_gradients + COUNT + k, dvar, mask=k < COUNT)

@@ -1,13 +1,12 @@
-"""Combiner of the [N, C] tables as Triton kernels, forward: two launches.
+"""Triton kernels that combine the [N, C] tables in forward: two launches.
 
-``buffer`` holds a forward pass's tables as :class:`~sn_imagenet.norms.closed_form.combiner.Layout`
-lays them out: mean, var, center, scale, shift, 1 / std of [N, C] each, the weights, then each
-pooled member's mean and variance. ``at`` arguments are positions in it. A member's place among the
-weights is its ``*_K``, -1 where the mixture does not hold it. LN is GN of one group.
+``buffer`` holds the tables of a forward pass in the order of combiner.py's Layout: mean, var,
+center, scale, shift, 1 / std, each [N, C], the weights, then the mean and variance of each member
+but IN. ``at`` arguments are offsets in it. ``*_K`` is a member's index among the weights, or -1 if
+Omega lacks it. LN is GN with one group.
 
 The first kernel reduces (one program per sample and channel group, one per block of channels and
-replica); the second applies what was reduced, entry by entry. Backward (triton_backward)
-does the same.
+replica). The second applies the results entry by entry. Backward (triton_backward) does the same.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -36,7 +35,7 @@ def _run_statistics(buffer, table, first, count, entry, entries, at, BLOCK: tl.c
         m = tl.where(mask, tl.load(buffer + first + i, mask=mask, other=0.0) - mu, 0.0)
         rest += m
         spread += tl.load(buffer + table + first + i, mask=mask, other=0.0) + m * m
-    # What the rounding of a large mean left over.
+    # The rounding error of a large mean.
     left = tl.sum(rest, axis=0) / count
     tl.store(buffer + at + entry, mu + left)
     tl.store(buffer + at + entries + entry, tl.sum(spread, axis=0) / count - left * left)
@@ -60,7 +59,7 @@ def combine_statistics_kernel(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Every pooled member's mean and variance."""
+    """Mean and variance of each member but IN."""
     acc = buffer.dtype.element_ty
     table = rows * channels
     ln_programs = rows if LN_K >= 0 else 0
@@ -73,10 +72,10 @@ def combine_statistics_kernel(
         width = channels // groups
         _run_statistics(buffer, table, entry * width, width, entry, rows * groups, gn_at, BLOCK)
     else:
-        place = pid - ln_programs - gn_programs
+        block = pid - ln_programs - gn_programs
         blocks = tl.cdiv(channels, BLOCK)
-        r = place // blocks
-        c = (place % blocks) * BLOCK + tl.arange(0, BLOCK)
+        r = block // blocks
+        c = (block % blocks) * BLOCK + tl.arange(0, BLOCK)
         in_c = c < channels
         at = buffer + bn_at + r * channels + c
         if STORED:
@@ -110,7 +109,7 @@ def combine_statistics_kernel(
 
 @triton.jit
 def _softmax(logits, K: tl.constexpr):
-    """Eq. (4); four lanes hold up to four members."""
+    """Eq. (4), in four lanes for up to four members."""
     k = tl.arange(0, 4)
     values = tl.load(logits + k, mask=k < K, other=-float("inf"))
     powers = tl.where(k < K, tl.exp(values - tl.max(values, axis=0)), 0.0)
@@ -200,7 +199,7 @@ def combine_running_kernel(
     running_mean, running_var, buffer, bn_at, entries, channels, momentum, unbias,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The running statistics, moved towards the first replica's as torch.lerp does it."""
+    """Update the running statistics from the first replica's, like torch.lerp."""
     c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = c < channels
     mean = tl.load(buffer + bn_at + c, mask=mask, other=0.0)

@@ -1,4 +1,4 @@
-"""A mixture's tables on a GPU, by the kernels of triton_forward and triton_backward."""
+"""A mixture's tables on a GPU, computed by the kernels of triton_forward and triton_backward."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.closed_form.combiner import MEMBERS, ClosedForm, takes_parameters
+from sn_imagenet.norms.closed_form.combiner import OMEGA_CHOICES, ClosedForm, takes_parameters
 from sn_imagenet.norms.kernels import TRITON, triton_launch
 from sn_imagenet.norms.moments import Statistics
 
-# Entries of a table row per program; samples of a column at a time. 2048 elements as in the
-# passes, of two tables at once in backward. Not timed: the tables are small.
+# Entries of a table row per program, and samples of a column at a time: 2048 elements as in the
+# other kernels, of two tables at once in backward. Not timed, since the tables are small.
 _ROW_BLOCK = 256
 _COLUMN_ROWS = 8
 
 
 class _Sums(NamedTuple):
-    """Of backward: [2, N, C] over the pixels, then over each member's sets of the tables."""
+    """Sums of backward: over the pixels [2, N, C], then of these over each member's sets."""
 
     pixels: Tensor
     rows: Tensor
@@ -29,29 +29,30 @@ class _Sums(NamedTuple):
 
 
 class TritonTables(ClosedForm):
-    """Two launches forward and two backward beside the passes over the activation."""
+    """Two launches forward and two backward, in addition to those over the activation."""
 
     kernels = TRITON
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         layout = self.layout
-        members = list(layout.member_at)
-        self._places = {
-            f"{name.upper()}_K": members.index(name) if name in members else -1 for name in MEMBERS
+        omega = list(layout.member_at)
+        self._positions = {
+            f"{name.upper()}_K": omega.index(name) if name in omega else -1
+            for name in OMEGA_CHOICES
         }
-        self._at = tuple(layout.member_at.get(name, 0) for name in ("ln", "gn", "bn"))
+        self._offsets = tuple(layout.member_at.get(name, 0) for name in ("ln", "gn", "bn"))
         self._blocks = -(-layout.channels // _ROW_BLOCK)
 
     def _combine_statistics(self) -> None:
         from sn_imagenet.norms.closed_form import triton_forward as kernels
 
-        plan, places = self.layout, self._places
-        rows, replicas, _, groups = plan.sizes
+        layout, positions = self.layout, self._positions
+        rows, replicas, _, groups = layout.sizes
         programs = (
-            rows * (places["LN_K"] >= 0)
-            + rows * groups * (places["GN_K"] >= 0)
-            + replicas * self._blocks * (places["BN_K"] >= 0)
+            rows * (positions["LN_K"] >= 0)
+            + rows * groups * (positions["GN_K"] >= 0)
+            + replicas * self._blocks * (positions["BN_K"] >= 0)
         )
         if not programs:
             return
@@ -60,10 +61,10 @@ class TritonTables(ClosedForm):
             kernels.combine_statistics_kernel,
             programs,
             (self.buffer, stored_mean, stored_var),
-            (*plan.sizes, *self._at),
+            (*layout.sizes, *self._offsets),
             {
-                "LN_K": places["LN_K"],
-                "GN_K": places["GN_K"],
+                "LN_K": positions["LN_K"],
+                "GN_K": positions["GN_K"],
                 "STORED": self.stored is not None,
                 "BLOCK": _ROW_BLOCK,
                 "ROWS": _COLUMN_ROWS,
@@ -73,21 +74,21 @@ class TritonTables(ClosedForm):
     def _combine_coefficients(self) -> None:
         from sn_imagenet.norms.closed_form import triton_forward as kernels
 
-        plan = self.layout
+        layout = self.layout
         weight, bias, mean_logits, var_logits = self.parameters
         parameters = (mean_logits, var_logits, weight, bias)
         triton_launch.call(
             kernels.combine_coefficients_kernel,
-            plan.rows * self._blocks,
-            (self.buffer, *(_or(parameter, self.buffer) for parameter in parameters)),
-            (*plan.sizes, plan.weights, *self._at),
+            layout.rows * self._blocks,
+            (self.buffer, *(_or_unused(parameter, self.buffer) for parameter in parameters)),
+            (*layout.sizes, layout.weights, *self._offsets),
             {
-                "COUNT": plan.count,
-                **self._places,
+                "COUNT": layout.count,
+                **self._positions,
                 "LOGITS": mean_logits is not None,
                 "GAMMA": weight is not None,
                 "BETA": bias is not None,
-                "EPS": plan.eps,
+                "EPS": layout.eps,
                 "BLOCK": _ROW_BLOCK,
             },
         )
@@ -95,8 +96,8 @@ class TritonTables(ClosedForm):
     def _combine_gradient_sums(self, sums: Tensor, wanted: Sequence[bool]) -> tuple[_Sums, Tensor]:
         from sn_imagenet.norms.closed_form import triton_backward as kernels
 
-        plan, gn = self.layout, self._places["GN_K"]
-        rows, replicas, channels, groups = plan.sizes
+        layout, gn = self.layout, self._positions["GN_K"]
+        rows, replicas, channels, groups = layout.sizes
         new = self.buffer.new_empty
         scratch = _Sums(
             sums,
@@ -110,7 +111,7 @@ class TritonTables(ClosedForm):
             kernels.combine_gradient_sums_kernel,
             programs,
             self._inputs(scratch),
-            plan.sizes,
+            layout.sizes,
             {
                 "GN_K": gn,
                 "ROWS": _COLUMN_ROWS,
@@ -125,18 +126,18 @@ class TritonTables(ClosedForm):
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         from sn_imagenet.norms.closed_form import triton_backward as kernels
 
-        plan = self.layout
+        layout = self.layout
         new = self.buffer.new_empty
-        b, c = new((2, plan.rows, plan.channels)).unbind()
-        logits = new((2, plan.count))
+        b, c = new((2, layout.rows, layout.channels)).unbind()
+        logits = new((2, layout.count))
         triton_launch.call(
             kernels.combine_gradient_kernel,
-            plan.rows * self._blocks + 1,
+            layout.rows * self._blocks + 1,
             (*self._inputs(scratch), batch, b, c, logits),
-            (plan.area, *plan.sizes, plan.weights, *self._at),
+            (layout.area, *layout.sizes, layout.weights, *self._offsets),
             {
-                "COUNT": plan.count,
-                **self._places,
+                "COUNT": layout.count,
+                **self._positions,
                 "STORED": self.stored is not None,
                 "LOGITS": scratch.want_logits,
                 "GAMMA": self.parameters.weight is not None,
@@ -144,26 +145,26 @@ class TritonTables(ClosedForm):
             },
         )
         affine = scratch.columns[2:]
-        affine = affine[:, 0] if plan.replicas == 1 else affine.sum(dim=1)
+        affine = affine[:, 0] if layout.replicas == 1 else affine.sum(dim=1)
         return b, c, [*affine.unbind(), *logits.unbind()]
 
     def update_running(self, running: Statistics, momentum: float | Tensor, unbias: float) -> None:
         from sn_imagenet.norms.closed_form import triton_forward as kernels
 
-        # A kernel takes numbers in fp32.
+        # Kernels take numbers as fp32.
         fp32 = self.buffer.dtype == torch.float32 and takes_parameters(self.buffer, running)
         if isinstance(momentum, Tensor) or not fp32:
             super().update_running(running, momentum, unbias)
             return
-        plan = self.layout
+        layout = self.layout
         triton_launch.call(
             kernels.combine_running_kernel,
             self._blocks,
             (*running, self.buffer),
             (
-                plan.member_at["bn"],
-                plan.replicas * plan.channels,
-                plan.channels,
+                layout.member_at["bn"],
+                layout.replicas * layout.channels,
+                layout.channels,
                 float(momentum),
                 float(unbias),
             ),
@@ -172,10 +173,10 @@ class TritonTables(ClosedForm):
 
     def _inputs(self, scratch: _Sums) -> tuple[Tensor, ...]:
         sums = (scratch.rows, scratch.groups, scratch.columns)
-        weight = _or(self.parameters.weight, self.buffer)
+        weight = _or_unused(self.parameters.weight, self.buffer)
         return self.buffer, scratch.pixels, weight, *sums
 
 
-def _or(tensor: Tensor | None, unused: Tensor) -> Tensor:
-    """A pointer for a kernel that will not follow it."""
+def _or_unused(tensor: Tensor | None, unused: Tensor) -> Tensor:
+    """``tensor``, or a placeholder that the kernel does not read."""
     return unused if tensor is None else tensor

@@ -1,8 +1,8 @@
-"""The passes over the activation, one class per way of computing them.
+"""The kernels over the activation: one class per backend.
 
-A backend knows nothing of methods: it makes the [N, C] tables from x, applies [N, C] tables to
-x, and does the same for the gradient. Statistics are fp32 for fp16 and bf16 activations, of the
-activation's own dtype otherwise.
+A backend is independent of the method. It computes [N, C] tables from x, applies [N, C] tables to
+x, and does the same for the gradient. Statistics are fp32 for fp16 and bf16 activations, and of the
+activation's dtype otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class Backend(Protocol):
-    """Four passes over an activation of shape [N, C, H, W]; every table is [N, C]."""
+    """Four kernels over an activation of shape [N, C, H, W]; every table is [N, C]."""
 
     name: str
 
@@ -39,18 +39,18 @@ class Backend(Protocol):
     def affine(
         self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
     ) -> Tensor:
-        """(x - center) * scale + shift, + residual, its ReLU; in x's dtype and memory format.
+        """(x - center) * scale + shift, plus the residual, then the ReLU; x's dtype and layout.
 
-        ``residual`` is of x's shape, dtype and memory format.
+        ``residual`` has x's shape, dtype and memory format.
         """
 
     def gradient_sums(
         self, grad: Tensor, x: Tensor, mean: Tensor, relu_mask: ReluMask = None
     ) -> tuple[Tensor, Tensor]:
-        """Sums over (H, W) of g and of g * (x - mean), [2, N, C]; g is ``grad`` behind the ReLU.
+        """Sums over (H, W) of g and of g * (x - mean), [2, N, C]; g is the masked ``grad``.
 
-        The second return value is the gradient for :meth:`input_gradient`: g where ``relu_mask`` is
-        an output (pass no mask then), ``grad`` otherwise.
+        The second return value is the gradient for :meth:`input_gradient`: g if ``relu_mask`` is an
+        output (then pass no mask), otherwise ``grad``.
         """
 
     def input_gradient(
@@ -73,10 +73,10 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CPP, NATIV
 
 
 def select_backend(x: Tensor, name: str | None = None) -> Backend:
-    """The backend for ``x``, or the one called ``name``.
+    """The backend for ``x``, or the backend called ``name``.
 
     Raises:
-        ValueError: no backend of that name, or it cannot take ``x``.
+        ValueError: no backend has this name, or it cannot take ``x``.
     """
     if name is None:
         if x.is_cuda:

@@ -1,12 +1,12 @@
-"""Builds a C++ source of this package once per machine and loads it.
+"""Build a C++ source of this package once per machine, and load it.
 
-The sources, but for one, need no headers but the standard library's, so that a build takes seconds
-and serves every shape, layout and dtype. OpenMP comes from the libgomp that PyTorch has already
-loaded: one pool of threads for both.
+All sources but one need only the headers of the standard library, so a build takes seconds and
+serves every shape, layout and dtype. OpenMP comes from the libgomp that PyTorch has already loaded,
+so both share one pool of threads.
 
-A library runs as the user who loads it, so it is loaded only from a folder and a file that nobody
-else could have written, and only if it is whole: its sha256 stands behind it in the same file,
-where the loader of the system does not look.
+A library runs with the rights of the user who loads it. It is therefore loaded only from a folder
+and a file that no other user could have written, and only if it is complete: its sha256 is appended
+to the file, where the system's loader does not look.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from functools import cache
 from pathlib import Path
 
 LOG = logging.getLogger(__name__)
-# Not -ffast-math: NaN and infinity must come through, and it would change the process's rounding.
-# Nobody reads the exceptions' flags, and keeping them keeps loops with a ReLU's sign from vectors.
+# Not -ffast-math: NaN and infinity must propagate, and it would change the process's rounding.
+# -fno-trapping-math: no code reads the exception flags, and with them loops with a ReLU's sign are
+# not vectorized.
 FLAGS = (
     "-O3",
     "-march=native",
@@ -45,26 +46,26 @@ TIMEOUT_S = 120.0
 
 
 class BuildError(Exception):
-    """The compiler made no library that loads."""
+    """The compiler produced no library that loads."""
 
 
 @cache
 def load_library(
     source: Path,
     *flags: str,
-    instead: str = "uses PyTorch's own operators",
+    fallback: str = "uses PyTorch's own operators",
     slow: bool = False,
 ) -> ctypes.CDLL | None:
-    """``source``, compiled, or None, said once in the log, where it cannot be built.
+    """Compile ``source`` and load it; if that fails, log a warning once and return None.
 
     Args:
-        flags: the compiler's, beside :data:`FLAGS`.
-        instead: what normalization does without it.
-        slow: it takes too long to be built where it cannot be kept.
+        flags: compiler flags in addition to :data:`FLAGS`.
+        fallback: what normalization does without the library, for the warning.
+        slow: the build takes too long to repeat at each start, so it requires the cache.
     """
     command = _compiler()
     if not command:
-        LOG.warning("no C++ compiler found: normalization %s on the CPU", instead)
+        LOG.warning("no C++ compiler found: normalization %s on the CPU", fallback)
         return None
     try:
         return _load([*command, *FLAGS, *flags], source, slow)
@@ -74,84 +75,84 @@ def load_library(
             shlex.join(command),
             source.name,
             str(error).splitlines()[0],
-            instead,
+            fallback,
         )
         return None
 
 
 def _compiler() -> list[str]:
-    """The compiler and its first arguments: CXX may be ``ccache g++``."""
+    """The compiler and its first arguments; CXX may be ``ccache g++``."""
     if os.environ.get("CXX"):
         return shlex.split(os.environ["CXX"])
-    found = shutil.which("g++") or shutil.which("clang++")
-    return [found] if found else []
+    path = shutil.which("g++") or shutil.which("clang++")
+    return [path] if path else []
 
 
 def _load(command: list[str], source: Path, slow: bool) -> ctypes.CDLL:
     name = f"{source.stem}-{_fingerprint(command, source)}.so"
     try:
         library = cache_directory() / name
-        if not _is_sound(library):
-            with _only_builder(library.parent):
-                if not _is_sound(library):
+        if not _is_valid(library):
+            with _build_lock(library.parent):
+                if not _is_valid(library):
                     if slow:
-                        LOG.info("%s is compiled, once: half a minute", source.name)
+                        LOG.info("Compiling %s (once, about half a minute)", source.name)
                     _build(command, source, library)
         return ctypes.CDLL(str(library))
     except OSError as error:
-        _say_without_cache(str(error))
+        _warn_without_cache(str(error))
         if slow:
-            raise BuildError("it cannot be kept") from error
+            raise BuildError("it cannot be cached") from error
     with tempfile.TemporaryDirectory(prefix="sn_imagenet-") as folder:
         library = Path(folder) / name
         _build(command, source, library)
-        return ctypes.CDLL(str(library))  # what is loaded stays when its file is gone
+        return ctypes.CDLL(str(library))  # a loaded library survives the removal of its file
 
 
 @cache
-def _say_without_cache(reason: str) -> None:
+def _warn_without_cache(reason: str) -> None:
     LOG.warning(
-        "compiled passes cannot be kept (%s): they are built at each start; set XDG_CACHE_HOME to "
-        "a folder of your own",
+        "compiled kernels cannot be cached (%s): they are built at each start; set XDG_CACHE_HOME "
+        "to a folder of your own",
         reason,
     )
 
 
 def _build(command: list[str], source: Path, library: Path) -> None:
-    """Compile ``source`` and move it into place whole.
+    """Compile ``source`` and move the complete library into place.
 
     Raises:
-        BuildError: the compiler fails, or what it made cannot be loaded.
-        OSError: nothing can be written beside ``library``.
+        BuildError: the compiler fails, or its output cannot be loaded.
+        OSError: the folder of ``library`` is not writable.
     """
-    handle, unfinished = tempfile.mkstemp(suffix=".so", dir=library.parent)
+    handle, temporary = tempfile.mkstemp(suffix=".so", dir=library.parent)
     os.close(handle)
     try:
         try:
-            line = [*command, str(source), "-o", unfinished]
-            subprocess.run(line, check=True, capture_output=True, timeout=TIMEOUT_S)
+            arguments = [*command, str(source), "-o", temporary]
+            subprocess.run(arguments, check=True, capture_output=True, timeout=TIMEOUT_S)
         except (OSError, subprocess.SubprocessError) as error:
             raise BuildError(str(error)) from error
-        with open(unfinished, "r+b") as file:
+        with open(temporary, "r+b") as file:
             content = file.read()
             if not content:
-                raise BuildError("the compiler ended well and wrote nothing")
+                raise BuildError("the compiler succeeded but wrote nothing")
             file.write(hashlib.sha256(content).digest())
             os.fchmod(file.fileno(), 0o600)
             file.flush()
             os.fsync(file.fileno())
         try:
-            ctypes.CDLL(unfinished)
+            ctypes.CDLL(temporary)
         except OSError as error:
             raise BuildError(str(error)) from error
-        os.replace(unfinished, library)
+        os.replace(temporary, library)
     except BaseException:
-        os.unlink(unfinished)
+        os.unlink(temporary)
         raise
 
 
-def _is_sound(library: Path) -> bool:
-    """Whether ``library`` is a whole file that only this user, or root, can have written."""
+def _is_valid(library: Path) -> bool:
+    """Whether ``library`` is a complete file that only this user or root can have written."""
     try:
         with open(os.open(library, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
             status = os.fstat(file.fileno())
@@ -168,15 +169,15 @@ def _is_private(status: os.stat_result) -> bool:
 
 
 @contextmanager
-def _only_builder(folder: Path) -> Iterator[None]:
-    """Wait for processes that build there: ranks that start together build each source once."""
+def _build_lock(folder: Path) -> Iterator[None]:
+    """Lock ``folder`` for building, so that ranks that start together build each source once."""
     with open(folder / "lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
         yield
 
 
 def _fingerprint(command: list[str], source: Path) -> str:
-    """Of all that decides the machine code; a home directory may serve machines of many kinds."""
+    """Hash of everything that determines the machine code; machines may share a home directory."""
     digest = hashlib.sha256(source.read_bytes())
     for header in sorted(source.parent.glob("*.h")):
         digest.update(header.read_bytes())
@@ -193,14 +194,14 @@ def _processor() -> str:
 
 
 def cache_directory() -> Path:
-    """The folder of what is built on this machine, made where it is absent, private (0700).
+    """The private folder (0700) for libraries built on this machine; created if missing.
 
     Raises:
-        OSError: it cannot be made, or others could write there or put another in its place.
+        OSError: it cannot be created, or other users could write to it or replace it.
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:  # no HOME, and a uid without an entry
+    except RuntimeError as error:  # no HOME, and no passwd entry for the uid
         raise OSError(f"this user has no home directory: {error}") from error
     base.mkdir(parents=True, exist_ok=True)
     folder = base.resolve() / "sn_imagenet"
@@ -211,9 +212,9 @@ def cache_directory() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode):
-        raise OSError(f"{folder} is no folder")
+        raise OSError(f"{folder} is not a folder")
     if status.st_uid == os.geteuid() and status.st_mode & 0o077:
-        # What others put there until now is told by each file's owner.
+        # _is_valid checks the owner of each file that others may have put there before.
         folder.chmod(0o700)
         status = folder.lstat()
     if not _is_private(status):

@@ -1,4 +1,4 @@
-"""The passes as compiled C++ loops, for CPUs with a C++ compiler."""
+"""The kernels as compiled C++ loops, for CPUs with a C++ compiler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sn_imagenet.norms.kernels.tables import Affine, ReluMask, statistics_dtype,
 SOURCE = Path(__file__).with_name("kernels.cpp")
 SUFFIX = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
-# Below this many elements a second thread costs more than it saves; PyTorch's own grain size.
+# With fewer elements a second thread costs more than it saves; PyTorch's own grain size.
 GRAIN = 32768
 
 _POINTER, _INDEX, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -41,7 +41,7 @@ def kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
 
 
 def supports(x: Tensor) -> bool:
-    """Whether the compiled passes take ``x``; builds them on the first call for a CPU tensor."""
+    """Whether the compiled kernels take ``x``; builds them on the first call for a CPU tensor."""
     return (
         x.device.type == "cpu"
         and x.dtype in SUFFIX
@@ -50,26 +50,26 @@ def supports(x: Tensor) -> bool:
     )
 
 
-def layout(x: Tensor) -> tuple[int, int, int, int, int]:
-    """The sizes that every pass takes: N, C, HW, whether channels are innermost, threads."""
+def kernel_sizes(x: Tensor) -> tuple[int, int, int, int, int]:
+    """The sizes that every kernel takes: N, C, HW, whether channels are innermost, threads."""
     n, channels, height, width = x.shape
     area = height * width
-    # A 1x1 map is both; as [N, C] its rows are long.
+    # A 1x1 map has both layouts; as [N, C] it has long rows.
     columns = area == 1 or not x.is_contiguous()
     threads = torch.get_num_threads() if x.numel() > GRAIN else 1
     return n, channels, area, columns, threads
 
 
 def pointer(tensor: Tensor | None) -> int | None:
-    """Where the compiled functions find it; None is a null pointer."""
+    """The tensor's address for the compiled functions; None is a null pointer."""
     return None if tensor is None else tensor.data_ptr()
 
 
 class CppBackend:
-    """One loop per pass, both memory layouts, vectorized, over PyTorch's number of threads.
+    """One vectorized loop per kernel and memory layout, over PyTorch's number of threads.
 
-    Contiguous maps are centered on their exact mean in a second look that the cache serves;
-    channels_last ones chunk by chunk, joined by Chan et al.'s update.
+    Contiguous maps are centered on their exact mean in a second read, served by the cache.
+    channels_last maps are centered chunk by chunk and merged by Chan et al.'s update.
     """
 
     name = "cpp"
@@ -81,8 +81,8 @@ class CppBackend:
         return mean, var
 
     def moments_into(self, x: Tensor, mean: Tensor, var: Tensor) -> None:
-        """Write them to ``mean`` and ``var``, contiguous."""
-        kernel("moments", x.dtype)(x.data_ptr(), mean.data_ptr(), var.data_ptr(), *layout(x))
+        """Write the moments to ``mean`` and ``var``, both contiguous."""
+        kernel("moments", x.dtype)(x.data_ptr(), mean.data_ptr(), var.data_ptr(), *kernel_sizes(x))
 
     def affine(
         self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
@@ -90,21 +90,21 @@ class CppBackend:
         y = torch.empty_like(x)
         center, scale, shift = (table.contiguous() for table in tables)
         inputs = (pointer(t) for t in (x, center, scale, shift, residual, y))
-        kernel("affine", x.dtype)(*inputs, relu, *layout(x))
+        kernel("affine", x.dtype)(*inputs, relu, *kernel_sizes(x))
         return y
 
     def gradient_sums(
         self, grad: Tensor, x: Tensor, mean: Tensor, relu_mask: ReluMask = None
     ) -> tuple[Tensor, Tensor]:
         grad = with_layout_of(grad, x)
-        both = mean.new_empty((2, *x.shape[:2]))
-        sums, products = both.unbind()
-        center, scale, shift = _contiguous(relu_mask)
+        sums_and_products = mean.new_empty((2, *x.shape[:2]))
+        sums, products = sums_and_products.unbind()
+        center, scale, shift = _mask_tables(relu_mask)
         y = relu_mask if isinstance(relu_mask, Tensor) else None
-        through = None if y is None else torch.empty_like(x)
-        tables = (grad, x, mean, sums, products, center, scale, shift, y, through)
-        kernel("gradient_sums", x.dtype)(*map(pointer, tables), *layout(x))
-        return both, grad if through is None else through
+        masked = None if y is None else torch.empty_like(x)
+        tables = (grad, x, mean, sums, products, center, scale, shift, y, masked)
+        kernel("gradient_sums", x.dtype)(*map(pointer, tables), *kernel_sizes(x))
+        return sums_and_products, grad if masked is None else masked
 
     def input_gradient(
         self,
@@ -118,13 +118,13 @@ class CppBackend:
     ) -> Tensor:
         grad, dx = with_layout_of(grad, x), torch.empty_like(x)
         mean, a, b, c = (table.contiguous() for table in (mean, a, b, c))
-        center, _, shift = _contiguous(relu_mask)
+        center, _, shift = _mask_tables(relu_mask)
         pointers = map(pointer, (grad, x, mean, a, b, c, center, shift, dx))
-        kernel("input_gradient", x.dtype)(*pointers, *layout(x))
+        kernel("input_gradient", x.dtype)(*pointers, *kernel_sizes(x))
         return dx
 
 
-def _contiguous(relu_mask: ReluMask) -> tuple[Tensor | None, ...]:
+def _mask_tables(relu_mask: ReluMask) -> tuple[Tensor | None, ...]:
     if isinstance(relu_mask, Affine):
         return tuple(table.contiguous() for table in relu_mask)
     return None, None, None

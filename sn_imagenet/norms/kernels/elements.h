@@ -1,4 +1,4 @@
-// What the passes do to one element and to one row.
+// Operations of the kernels on one element and on one row.
 
 #pragma once
 
@@ -37,32 +37,32 @@ template <typename S> inline S affine(S x, S center, S scale, S shift) {
   return (x - center) * scale + shift;
 }
 
-// As PyTorch's: NaN comes through, and so does the gradient at it; at 0 the gradient is 0.
+// Like PyTorch's: NaN propagates, and so does the gradient at NaN; at 0 the gradient is 0.
 template <typename S> inline S relu(S z) { return z <= 0 ? S(0) : z; }
 
-// What the gradient comes through on its way to the affine map: nothing; a ReLU whose sign is
-// recomputed from x; one whose sign is its output's, and then what came through is written too.
-enum Gate { kOpen, kRecomputed, kOutput };
+// The ReLU between the incoming gradient and the affine map: none; a ReLU whose sign is recomputed
+// from x; or a ReLU whose sign is read from its output y, where the masked gradient is also stored.
+enum ReluMask { kNoMask, kRecomputed, kOutput };
 
-template <Gate G, typename T, typename S>
-inline S through(const T* grad, S x, S center, S scale, S shift, const T* y, T* gated) {
+template <ReluMask M, typename T, typename S>
+inline S masked_gradient(const T* grad, S x, S center, S scale, S shift, const T* y, T* masked) {
   S g = load(grad);
-  if constexpr (G == kRecomputed) g = affine(x, center, scale, shift) <= 0 ? S(0) : g;
-  if constexpr (G == kOutput) {
+  if constexpr (M == kRecomputed) g = affine(x, center, scale, shift) <= 0 ? S(0) : g;
+  if constexpr (M == kOutput) {
     g = load(y) <= 0 ? S(0) : g;
-    store(gated, g);
+    store(masked, g);
   }
   return g;
 }
 
 // ---- sums over one row -------------------------------------------------------------------------
-// Several independent accumulators hide the latency of addition and halve the rounding error's
-// growth; a plain loop may not be reordered by the compiler. Long rows take more of them than short
-// ones, which do not repay the folding.
+// Several independent accumulators hide the latency of addition and halve the growth of the
+// rounding error. The compiler may not reorder a plain loop. Long rows use more accumulators than
+// short rows, for which the final reduction would cost too much.
 
 constexpr Index kLongRow = 256;
 
-// Two sums in one look: term(i, first, second) adds to both.
+// Two sums in one read: term(i, first, second) adds to both.
 template <int Lanes, typename S, typename Term>
 inline void sums_by_lanes(Index size, S& first, S& second, Term term) {
   S firsts[Lanes] = {}, seconds[Lanes] = {};
@@ -95,15 +95,15 @@ template <typename S, typename Term> inline S sum(Index size, Term term) {
   return total;
 }
 
-// Rows too short to fill lanes are summed side by side instead, one to a lane.
+// Rows too short to fill the lanes are summed side by side instead, one per lane.
 constexpr Index kShortRow = 16;
 constexpr int kSideBySide = 16;
 inline Index short_blocks(Index tables, Index area) {
   return area < kShortRow ? tables / kSideBySide : 0;
 }
 
-// Rows of channels_last memory that are summed before they join the total: short enough to stay in
-// cache for a second look, long enough that joining costs little.
+// Rows of channels_last memory that are summed before they are added to the total: few enough to
+// stay in cache for a second read, enough that merging costs little.
 inline Index chunk_rows(Index channels) { return std::max<Index>(16, 8192 / channels); }
 
 // With fewer samples than threads, channels_last work is also split into blocks of channels.
@@ -114,7 +114,7 @@ inline Index column_block(Index samples, Index channels, int threads) {
   return std::max<Index>(64, (block + 15) / 16 * 16);
 }
 
-// Calls body(first, integral_constant rows) for runs of four rows, then of one.
+// Calls body(first, integral_constant rows) for four rows at a time, then for single rows.
 template <typename Body> inline void by_four(Index count, Body body) {
   Index i = 0;
   for (; i + 4 <= count; i += 4) body(i, std::integral_constant<int, 4>());

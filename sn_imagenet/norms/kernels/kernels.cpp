@@ -1,9 +1,9 @@
-// The passes over an activation (see Backend), for CPUs.
+// The kernels over an activation (see Backend), for CPUs.
 //
 // Compiled on first use by compiler.py and called through ctypes: plain pointers and sizes, no
-// PyTorch headers, so that it builds in seconds. T is the activation's type, S the tables':
+// PyTorch headers, so that it builds in seconds. T is the activation's type, S that of the tables:
 // float for float and bfloat16, double for double. "rows" kernels take contiguous memory, where
-// each (n, c) is one run of HW values; "columns" kernels take channels_last memory, [N, HW, C].
+// each (n, c) is HW consecutive values; "columns" kernels take channels_last memory, [N, HW, C].
 
 #include "elements.h"
 
@@ -43,7 +43,7 @@ void moments_rows(const T* x, S* mean, S* var, Index tables, Index area, int thr
   }
 }
 
-// One chunk of rows at a time, each centered on its own mean, joined by Chan et al.'s update.
+// One chunk of rows at a time, each centered on its own mean, merged by Chan et al.'s update.
 template <typename T, typename S>
 void moments_columns(const T* x, S* mean, S* var, Index samples, Index channels, Index area,
                      int threads) {
@@ -102,7 +102,7 @@ void moments_columns(const T* x, S* mean, S* var, Index samples, Index channels,
   }
 }
 
-// ---- y = (x - center) * scale + shift, + residual, its ReLU ------------------------------------
+// ---- y = (x - center) * scale + shift, plus the residual, then the ReLU ------------------------
 
 template <bool Relu, bool Residual, typename T, typename S>
 void affine_rows(const T* x, const S* center, const S* scale, const S* shift, const T* residual,
@@ -142,27 +142,27 @@ void affine_columns(const T* x, const S* center, const S* scale, const S* shift,
   }
 }
 
-// ---- backward's sums: of g and of g * (x - mean), where g came through the gate ----------------
+// ---- sums of g and of g * (x - mean) for backward; g is the gradient after the ReLU mask -------
 
-template <Gate G, typename T, typename S>
+template <ReluMask M, typename T, typename S>
 void gradient_sums_rows(const T* grad, const T* x, const S* mean, S* sums, S* products,
-                        const S* center, const S* scale, const S* shift, const T* y, T* gated,
+                        const S* center, const S* scale, const S* shift, const T* y, T* masked,
                         Index tables, Index area, int threads) {
-  const bool again = G == kRecomputed;
+  const bool recompute = M == kRecomputed;
   const Index blocks = short_blocks(tables, area);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (Index block = 0; block < blocks; ++block) {
     const Index first = block * kSideBySide;
     const S* mu = mean + first;
-    const S *a = again ? center + first : mu, *b = again ? scale + first : mu;
-    const S* s = again ? shift + first : mu;
+    const S *a = recompute ? center + first : mu, *b = recompute ? scale + first : mu;
+    const S* s = recompute ? shift + first : mu;
     S total[kSideBySide] = {}, product[kSideBySide] = {};
     for (Index i = 0; i < area; ++i)
 #pragma omp simd
       for (int r = 0; r < kSideBySide; ++r) {
         const Index k = (first + r) * area + i;
         const S value = load(x + k);
-        const S g = through<G>(grad + k, value, a[r], b[r], s[r], y + k, gated + k);
+        const S g = masked_gradient<M>(grad + k, value, a[r], b[r], s[r], y + k, masked + k);
         total[r] += g;
         product[r] += g * (value - mu[r]);
       }
@@ -174,22 +174,23 @@ void gradient_sums_rows(const T* grad, const T* x, const S* mean, S* sums, S* pr
     const Index at = t * area;
     const T* __restrict row = x + at;
     const T* __restrict from = grad + at;
-    const T* __restrict out = G == kOutput ? y + at : nullptr;
-    T* __restrict to = G == kOutput ? gated + at : nullptr;
+    const T* __restrict out = M == kOutput ? y + at : nullptr;
+    T* __restrict to = M == kOutput ? masked + at : nullptr;
     const S mu = mean[t];
-    const S a = again ? center[t] : S(0), b = again ? scale[t] : S(0), c = again ? shift[t] : S(0);
+    const S a = recompute ? center[t] : S(0), b = recompute ? scale[t] : S(0);
+    const S c = recompute ? shift[t] : S(0);
     two_sums(area, sums[t], products[t], [=](Index i, S& total, S& product) {
       const S value = load(row + i);
-      const S g = through<G>(from + i, value, a, b, c, out + i, to + i);
+      const S g = masked_gradient<M>(from + i, value, a, b, c, out + i, to + i);
       total += g;
       product += g * (value - mu);
     });
   }
 }
 
-template <Gate G, typename T, typename S>
+template <ReluMask M, typename T, typename S>
 void gradient_sums_columns(const T* grad, const T* x, const S* mean, S* sums, S* products,
-                           const S* center, const S* scale, const S* shift, const T* y, T* gated,
+                           const S* center, const S* scale, const S* shift, const T* y, T* masked,
                            Index samples, Index channels, Index area, int threads) {
   const Index block = column_block(samples, channels, threads);
   const Index blocks = (channels + block - 1) / block;
@@ -200,10 +201,11 @@ void gradient_sums_columns(const T* grad, const T* x, const S* mean, S* sums, S*
     const Index width = std::min(block, channels - first);
     const Index n = item / blocks;
     const Index table = n * channels + first;
-    const bool again = G == kRecomputed;
+    const bool recompute = M == kRecomputed;
     const S* __restrict mu = mean + table;
-    const S *__restrict a = again ? center + table : mu, *__restrict b = again ? scale + table : mu;
-    const S* __restrict s = again ? shift + table : mu;
+    const S* __restrict a = recompute ? center + table : mu;
+    const S* __restrict b = recompute ? scale + table : mu;
+    const S* __restrict s = recompute ? shift + table : mu;
     S *__restrict total = sums + table, *__restrict total_product = products + table;
     std::fill_n(total, width, S(0));
     std::fill_n(total_product, width, S(0));
@@ -217,20 +219,20 @@ void gradient_sums_columns(const T* grad, const T* x, const S* mean, S* sums, S*
         const Index at = offset + i * channels;
         const T* __restrict row = x + at;
         const T* __restrict from = grad + at;
-        const T* __restrict out = G == kOutput ? y + at : nullptr;
-        T* __restrict to = G == kOutput ? gated + at : nullptr;
+        const T* __restrict out = M == kOutput ? y + at : nullptr;
+        T* __restrict to = M == kOutput ? masked + at : nullptr;
 #pragma omp simd
         for (Index c = 0; c < width; ++c) {
-          S of_g = 0, of_product = 0;
+          S g_sum = 0, product_sum = 0;
           for (int r = 0; r < run(); ++r) {
             const Index k = r * channels + c;
             const S value = load(row + k);
-            const S g = through<G>(from + k, value, a[c], b[c], s[c], out + k, to + k);
-            of_g += g;
-            of_product += g * (value - mu[c]);
+            const S g = masked_gradient<M>(from + k, value, a[c], b[c], s[c], out + k, to + k);
+            g_sum += g;
+            product_sum += g * (value - mu[c]);
           }
-          part[c] += of_g;
-          product[c] += of_product;
+          part[c] += g_sum;
+          product[c] += product_sum;
         }
       });
 #pragma omp simd
@@ -242,29 +244,31 @@ void gradient_sums_columns(const T* grad, const T* x, const S* mean, S* sums, S*
   }
 }
 
-// ---- dx = a * g + b * (x - mean) + c, where g came through the gate, whose scale is a ----------
+// ---- dx = a * g + b * (x - mean) + c; g as above, with a as the scale of the ReLU's map --------
 
-template <Gate G, typename T, typename S>
+template <ReluMask M, typename T, typename S>
 void input_gradient_rows(const T* grad, const T* x, const S* mean, const S* a, const S* b,
                          const S* c, const S* center, const S* shift, T* dx, Index tables,
                          Index area, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (Index t = 0; t < tables; ++t) {
     const S mu = mean[t], at = a[t], bt = b[t], ct = c[t];
-    const S middle = G == kRecomputed ? center[t] : S(0), up = G == kRecomputed ? shift[t] : S(0);
+    const S mask_center = M == kRecomputed ? center[t] : S(0);
+    const S mask_shift = M == kRecomputed ? shift[t] : S(0);
     const T* __restrict from = grad + t * area;
     const T* __restrict row = x + t * area;
     T* __restrict to = dx + t * area;
 #pragma omp simd
     for (Index i = 0; i < area; ++i) {
       const S value = load(row + i);
-      const S g = through<G, T, S>(from + i, value, middle, at, up, nullptr, nullptr);
+      const S g = masked_gradient<M, T, S>(from + i, value, mask_center, at, mask_shift, nullptr,
+                                           nullptr);
       store(to + i, at * g + (bt * (value - mu) + ct));
     }
   }
 }
 
-template <Gate G, typename T, typename S>
+template <ReluMask M, typename T, typename S>
 void input_gradient_columns(const T* grad, const T* x, const S* mean, const S* a, const S* b,
                             const S* c, const S* center, const S* shift, T* dx, Index samples,
                             Index channels, Index area, int threads) {
@@ -273,15 +277,16 @@ void input_gradient_columns(const T* grad, const T* x, const S* mean, const S* a
     const Index table = pixel / area * channels;
     const S *__restrict mu = mean + table, *__restrict at = a + table;
     const S *__restrict bt = b + table, *__restrict ct = c + table;
-    const S* __restrict middle = G == kRecomputed ? center + table : mu;
-    const S* __restrict up = G == kRecomputed ? shift + table : mu;
+    const S* __restrict mask_center = M == kRecomputed ? center + table : mu;
+    const S* __restrict mask_shift = M == kRecomputed ? shift + table : mu;
     const T* __restrict from = grad + pixel * channels;
     const T* __restrict row = x + pixel * channels;
     T* __restrict to = dx + pixel * channels;
 #pragma omp simd
     for (Index i = 0; i < channels; ++i) {
       const S value = load(row + i);
-      const S g = through<G, T, S>(from + i, value, middle[i], at[i], up[i], nullptr, nullptr);
+      const S g = masked_gradient<M, T, S>(from + i, value, mask_center[i], at[i], mask_shift[i],
+                                           nullptr, nullptr);
       store(to + i, at[i] * g + (bt[i] * (value - mu[i]) + ct[i]));
     }
   }
@@ -289,20 +294,20 @@ void input_gradient_columns(const T* grad, const T* x, const S* mean, const S* a
 
 }  // namespace
 
-// ---- what cpp.py calls -------------------------------------------------------------------------
-// A null residual adds nothing. In backward, y says that the ReLU's sign is y's, otherwise center
-// that it is recomputed; without either no ReLU lies in between.
+// ---- the functions that cpp.py calls -----------------------------------------------------------
+// A null residual adds nothing. In backward, the ReLU's sign is read from y if y is given, else
+// recomputed if center is given; without either there is no ReLU.
 
-#define CALL(pass, flags, ...)                                                                     \
-  (columns ? pass##_columns<flags>(__VA_ARGS__, n, c, area, threads)                               \
-           : pass##_rows<flags>(__VA_ARGS__, n * c, area, threads))
+#define CALL(kernel, flags, ...)                                                                   \
+  (columns ? kernel##_columns<flags>(__VA_ARGS__, n, c, area, threads)                             \
+           : kernel##_rows<flags>(__VA_ARGS__, n * c, area, threads))
 #define BOTH(first, second) first, second
 #define AFFINE(relu, add) CALL(affine, BOTH(relu, add), x, center, scale, shift, residual, y)
-#define SUMS(gate) \
-  CALL(gradient_sums, gate, grad, x, mean, sums, products, center, scale, shift, y, gated)
-#define INPUT(gate) CALL(input_gradient, gate, grad, x, mean, a, b, k, center, shift, dx)
+#define SUMS(mask) \
+  CALL(gradient_sums, mask, grad, x, mean, sums, products, center, scale, shift, y, masked)
+#define INPUT(mask) CALL(input_gradient, mask, grad, x, mean, a, b, k, center, shift, dx)
 
-#define PASSES(suffix, T, S)                                                                       \
+#define KERNELS(suffix, T, S)                                                                      \
   extern "C" void moments_##suffix(const T* x, S* mean, S* var, Index n, Index c, Index area,      \
                                    int columns, int threads) {                                     \
     columns ? moments_columns(x, mean, var, n, c, area, threads)                                   \
@@ -316,17 +321,17 @@ void input_gradient_columns(const T* grad, const T* x, const S* mean, const S* a
   }                                                                                                \
   extern "C" void gradient_sums_##suffix(const T* grad, const T* x, const S* mean, S* sums,        \
                                          S* products, const S* center, const S* scale,             \
-                                         const S* shift, const T* y, T* gated, Index n, Index c,   \
+                                         const S* shift, const T* y, T* masked, Index n, Index c,  \
                                          Index area, int columns, int threads) {                   \
-    y ? SUMS(kOutput) : center ? SUMS(kRecomputed) : SUMS(kOpen);                                  \
+    y ? SUMS(kOutput) : center ? SUMS(kRecomputed) : SUMS(kNoMask);                                \
   }                                                                                                \
   extern "C" void input_gradient_##suffix(const T* grad, const T* x, const S* mean, const S* a,    \
                                           const S* b, const S* k, const S* center, const S* shift, \
                                           T* dx, Index n, Index c, Index area, int columns,        \
                                           int threads) {                                           \
-    center ? INPUT(kRecomputed) : INPUT(kOpen);                                                    \
+    center ? INPUT(kRecomputed) : INPUT(kNoMask);                                                  \
   }
 
-PASSES(float32, float, float)
-PASSES(float64, double, double)
-PASSES(bfloat16, BFloat16, float)
+KERNELS(float32, float, float)
+KERNELS(float64, double, double)
+KERNELS(bfloat16, BFloat16, float)

@@ -1,4 +1,4 @@
-"""The passes as PyTorch's own operators: any device, dtype and memory format."""
+"""The kernels as PyTorch's own operators."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def _over_map(table: Tensor) -> Tensor:
 class NativeBackend:
     """ATen operators; any device, dtype and memory format.
 
-    A contiguous activation is one batch-norm "channel" per (sample, channel) when seen as
-    [1, N*C, H, W], so group norm's and batch norm's own kernels do two of the passes.
+    Viewed as [1, N*C, H, W], a contiguous activation has one batch-norm "channel" per (sample,
+    channel). So group norm's and batch norm's own kernels serve as two of the four kernels.
     """
 
     name = "native"
 
-    # Small enough to vanish beside any variance in fp32, large enough that 1 / sqrt(eps) is finite:
-    # 1 / rstd^2 is then the variance itself, with no eps to subtract again.
+    # So small that fp32 rounds it off any variance, and so large that 1 / sqrt(eps) is finite. Then
+    # 1 / rstd^2 is the variance itself, with no eps to subtract.
     _eps = 1e-30
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ class NativeBackend:
             y = torch.native_batch_norm(
                 folded, scale, shift, center, torch.ones_like(center), False, 0.0, 0.0
             )[0]
-            # Not a view to autograd, so that an in-place ReLU may follow.
+            # Not a view for autograd, so that an in-place ReLU may follow.
             y = torch.ops.aten._unsafe_view(y, x.shape)
         else:
             y = (x - _over_map(center)).mul_(_over_map(scale)).add_(_over_map(shift))
@@ -59,11 +59,11 @@ class NativeBackend:
     def gradient_sums(
         self, grad: Tensor, x: Tensor, mean: Tensor, relu_mask: ReluMask = None
     ) -> tuple[Tensor, Tensor]:
-        through = self._through(grad, x, relu_mask)
-        values = through.to(mean.dtype)
+        masked = self._mask_gradient(grad, x, relu_mask)
+        values = masked.to(mean.dtype)
         centered = x - _over_map(mean)
         sums = torch.stack([values.sum(dim=(2, 3)), centered.mul_(values).sum(dim=(2, 3))])
-        return sums, through if isinstance(relu_mask, Tensor) else grad
+        return sums, masked if isinstance(relu_mask, Tensor) else grad
 
     def input_gradient(
         self,
@@ -76,12 +76,12 @@ class NativeBackend:
         relu_mask: Affine | None = None,
     ) -> Tensor:
         offset = torch.addcmul(c, b, mean, value=-1)
-        dx = torch.mul(self._through(grad, x, relu_mask), _over_map(a))
+        dx = torch.mul(self._mask_gradient(grad, x, relu_mask), _over_map(a))
         return dx.addcmul_(x.to(a.dtype), _over_map(b)).add_(_over_map(offset)).to(x.dtype)
 
-    def _through(self, grad: Tensor, x: Tensor, relu_mask: ReluMask) -> Tensor:
+    def _mask_gradient(self, grad: Tensor, x: Tensor, relu_mask: ReluMask) -> Tensor:
         if relu_mask is None:
             return grad
         y = relu_mask if isinstance(relu_mask, Tensor) else self.affine(x, relu_mask)
-        through: Tensor = torch.ops.aten.threshold_backward(grad, y, 0)
-        return through
+        masked: Tensor = torch.ops.aten.threshold_backward(grad, y, 0)
+        return masked

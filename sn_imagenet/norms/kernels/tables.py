@@ -1,4 +1,4 @@
-"""What the passes share: the tables' dtype, their names, a ReLU on the gradient's way."""
+"""Types that the kernels share: the affine map's tables, their dtype, and the ReLU mask."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Affine(NamedTuple):
 
 
 ReluMask = Affine | Tensor | None
-"""The ReLU between the incoming gradient and the affine map: none; that of the map's own value,
-whose sign is recomputed from x; or that whose output is the tensor."""
+"""The ReLU between the incoming gradient and the affine map: None for no ReLU; Affine for a ReLU of
+the map's value, whose sign is recomputed from x; a tensor for a ReLU whose output it is."""
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the tables of an activation of ``dtype``."""
+    """The dtype of the tables for an activation of ``dtype``."""
     return dtype if dtype in (torch.float32, torch.float64) else torch.float32
 
 
 def with_layout_of(tensor: Tensor, x: Tensor) -> Tensor:
-    """``tensor``, of x's shape, in x's dtype and memory layout."""
+    """``tensor``, which has x's shape, in x's dtype and memory layout."""
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     return tensor.to(x.dtype).contiguous(memory_format=layout)

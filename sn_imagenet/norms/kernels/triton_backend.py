@@ -1,12 +1,12 @@
-"""The passes as Triton kernels, for CUDA (and, under Triton's interpreter, for tests on a CPU).
+"""The kernels in Triton, for CUDA (and, under Triton's interpreter, for tests on a CPU).
 
 Launches per layer: one each for moments, affine, gradient sums and input gradient, so 2 forward
-and 2 backward, and one more in either direction where the pixels are split. A ReLU and a residual
-add none. In between, the built-in methods pool their [N, C] tables with 2 launches forward and 2
-backward (pooling/), so 8 in all, up to 10 with splits, and 2 small ones for running statistics and
-their count. Where BN's statistics span ranks, joining them takes 7 small ones and 2 collectives
-more. Any other method takes PyTorch's own small operators: 81 launches with SN's pool, 33 with
-BN's.
+and 2 backward, and one more in each direction if the pixels are split. A ReLU and a residual add
+none. In between, the built-in methods combine their [N, C] tables with 2 launches forward and 2
+backward (closed_form/), so 8 in all, up to 10 with splits, plus 2 small ones for running statistics
+and their count. If BN's statistics span ranks, combining them takes 7 more small launches and 2
+collectives. Other methods use PyTorch's small operators on the tables: 81 launches with SN's
+``combine``, 33 with BN's.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TritonBackend:
         return mean, var
 
     def moments_into(self, x: Tensor, mean: Tensor, var: Tensor) -> None:
-        """Write them to ``mean`` and ``var``, contiguous."""
+        """Write the moments to ``mean`` and ``var``, both contiguous."""
         from sn_imagenet.norms.kernels import triton_kernels as kernels
 
         def run(tile: Tile) -> None:
@@ -113,8 +113,8 @@ class TritonBackend:
         from sn_imagenet.norms.kernels import triton_kernels as kernels
 
         grad = with_layout_of(grad, x)
-        through = torch.empty_like(x) if isinstance(relu_mask, Tensor) else grad
-        center, scale, shift = _maps(relu_mask, mean)
+        masked = torch.empty_like(x) if isinstance(relu_mask, Tensor) else grad
+        center, scale, shift = _mask_tables(relu_mask, mean)
         y = relu_mask if isinstance(relu_mask, Tensor) else x
         kind = 0 if relu_mask is None else 1 if isinstance(relu_mask, Affine) else 2
 
@@ -124,14 +124,14 @@ class TritonBackend:
             triton_launch.call(
                 kernels.gradient_sums_kernel,
                 tiles.reduction_programs,
-                (grad, x, mean, *both.unbind(), center, scale, shift, y, through),
+                (grad, x, mean, *both.unbind(), center, scale, shift, y, masked),
                 tiles.reduction,
                 {"RELU_MASK": kind, **tiles.blocks},
             )
             return both.squeeze(1) if tiles.splits == 1 else both.sum(dim=1)
 
         both = run(TUNER.tile("gradient_sums", x, run))
-        return both.view(2, *x.shape[:2]), through
+        return both.view(2, *x.shape[:2]), masked
 
     def input_gradient(
         self,
@@ -147,7 +147,7 @@ class TritonBackend:
 
         grad, dx = with_layout_of(grad, x), torch.empty_like(x)
         tables = [table.contiguous() for table in (mean, a, b, c)]
-        center, _, shift = _maps(relu_mask, mean)
+        center, _, shift = _mask_tables(relu_mask, mean)
 
         def run(tile: Tile) -> None:
             tiles = launch(x, tile)
@@ -163,8 +163,8 @@ class TritonBackend:
         return dx
 
 
-def _maps(relu_mask: ReluMask, unused: Tensor) -> tuple[Tensor, ...]:
-    """The relu_mask's tables; in their place a pointer that the kernel will not follow."""
+def _mask_tables(relu_mask: ReluMask, unused: Tensor) -> tuple[Tensor, ...]:
+    """The tables of ``relu_mask``; otherwise ``unused``, which the kernel does not read."""
     if isinstance(relu_mask, Affine):
         return tuple(table.contiguous() for table in relu_mask)
     return unused, unused, unused

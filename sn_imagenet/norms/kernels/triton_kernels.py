@@ -1,9 +1,9 @@
-"""The passes as Triton kernels; see triton_backend.py for how they are launched.
+"""The Triton kernels; triton_backend.py launches them.
 
-One set of kernels serves both memory layouts: a program works on a tile of channels by pixels of
-one sample, addressed by strides, and the tile is long in whichever direction memory is contiguous.
-Sums are of the tables' dtype (fp32 for fp32, fp16 and bf16 activations). ``RELU_MASK`` is the ReLU
-before the gradient: 0 none, 1 one whose sign is recomputed from x, 2 that of the output y.
+One set of kernels serves both memory layouts. A program works on a tile of channels by pixels of
+one sample, addressed by strides. The tile is long in the direction in which memory is contiguous.
+Sums have the tables' dtype (fp32 for fp32, fp16 and bf16 activations). ``RELU_MASK`` is the ReLU
+that masks the gradient: 0 none, 1 with its sign recomputed from x, 2 with the sign of the output y.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -17,7 +17,7 @@ import triton.language as tl
 
 @triton.jit
 def _tile(programs, channels, blocks_c, stride_n, stride_c, BC: tl.constexpr):
-    """This program's part of the pixels, and its channels: table indices, mask, their maps."""
+    """This program's part of the pixels, and its channels: table indices, mask, offsets of maps."""
     part = tl.program_id(0) // programs
     pid = tl.program_id(0) % programs
     n = pid // blocks_c
@@ -28,24 +28,24 @@ def _tile(programs, channels, blocks_c, stride_n, stride_c, BC: tl.constexpr):
 
 @triton.jit
 def _pixels(first, end, in_c, maps, stride_p, BP: tl.constexpr):
-    """Offsets and mask of the elements of BP pixels from ``first`` on."""
+    """Offsets and mask of the elements of BP pixels, starting at ``first``."""
     p = first + tl.arange(0, BP)
     return maps[:, None] + p.to(tl.int64)[None, :] * stride_p, in_c[:, None] & (p < end)[None, :]
 
 
 @triton.jit
-def _through(grad, values, at, mask, y, gated, a, b, c, RELU_MASK: tl.constexpr):
-    """The gradient behind the ReLU; where that is y's, also written down. NaN lets it through."""
+def _mask_gradient(grad, values, at, mask, y, masked, a, b, c, RELU_MASK: tl.constexpr):
+    """The gradient after the ReLU mask; stored too if the mask is y's. NaN lets it pass."""
     g = tl.load(grad + at, mask=mask, other=0.0).to(values.dtype)
     if RELU_MASK == 1:
         z = (values - a[:, None]) * b[:, None] + c[:, None]
-        # As forward rounded it: what became 0 passes nothing.
+        # Round as forward did: an output that became 0 has no gradient.
         z = z.to(grad.dtype.element_ty).to(values.dtype)
         g = tl.where(z <= 0.0, 0.0, g)
     if RELU_MASK == 2:
         out = tl.load(y + at, mask=mask, other=0.0)
         g = tl.where(out <= 0.0, 0.0, g)
-        tl.store(gated + at, g.to(gated.dtype.element_ty), mask=mask)
+        tl.store(masked + at, g.to(masked.dtype.element_ty), mask=mask)
     return g
 
 
@@ -54,11 +54,11 @@ def moments_kernel(
     x, mean_out, square_out, programs, channels, area, per_split, tables, blocks_c, stride_n,
     stride_c, stride_p, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """Mean and sum of squared deviations of this program's share of the pixels; the variance at
-    once where it has them all.
+    """Mean and sum of squared deviations over this program's share of the pixels; the variance if
+    the share is all of them.
 
-    Each tile is centered on its own mean and joined to the rest by Chan et al.'s update, so that a
-    mean of 1000 with a deviation of 1 keeps its variance.
+    Each tile is centered on its own mean and merged with the others by Chan et al.'s update, so
+    that a mean of 1000 with a deviation of 1 keeps its variance.
     """
     acc = mean_out.dtype.element_ty
     part, table, in_c, maps = _tile(programs, channels, blocks_c, stride_n, stride_c, BC)
@@ -115,7 +115,7 @@ def affine_kernel(
     x, center, scale, shift, residual, y, programs, channels, area, blocks_c, stride_n, stride_c,
     stride_p, RELU: tl.constexpr, RESIDUAL: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """y = (x - center) * scale + shift, + residual, its ReLU."""
+    """y = (x - center) * scale + shift, plus the residual, then the ReLU."""
     part, table, in_c, maps = _tile(programs, channels, blocks_c, stride_n, stride_c, BC)
     at, mask = _pixels(part * BP, area, in_c, maps, stride_p, BP)
     a = tl.load(center + table, mask=in_c, other=0.0)
@@ -126,13 +126,13 @@ def affine_kernel(
     if RESIDUAL:
         result += tl.load(residual + at, mask=mask, other=0.0).to(a.dtype)
     if RELU:
-        result = tl.where(result <= 0.0, 0.0, result)  # and not the maximum: NaN comes through
+        result = tl.where(result <= 0.0, 0.0, result)  # unlike a maximum, this propagates NaN
     tl.store(y + at, result.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def gradient_sums_kernel(
-    grad, x, mean, sums, products, center, scale, shift, y, gated, programs, channels, area,
+    grad, x, mean, sums, products, center, scale, shift, y, masked, programs, channels, area,
     per_split, tables, blocks_c, stride_n, stride_c, stride_p, RELU_MASK: tl.constexpr,
     BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
@@ -154,7 +154,7 @@ def gradient_sums_kernel(
     for first in range(start, end, BP):
         at, mask = _pixels(first, end, in_c, maps, stride_p, BP)
         values = tl.load(x + at, mask=mask, other=0.0).to(acc)
-        g = _through(grad, values, at, mask, y, gated, a, b, c, RELU_MASK)
+        g = _mask_gradient(grad, values, at, mask, y, masked, a, b, c, RELU_MASK)
         total += tl.sum(g, axis=1)
         product += tl.sum(g * (values - mu[:, None]), axis=1)
     to = part.to(tl.int64) * tables + table
@@ -167,19 +167,22 @@ def input_gradient_kernel(
     grad, x, mean, a, b, c, center, shift, dx, programs, channels, area, blocks_c, stride_n,
     stride_c, stride_p, RELU_MASK: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    """dx = a * g + b * (x - mean) + c; a is the scale of the ReLU's map, too."""
+    """dx = a * g + b * (x - mean) + c; a is also the scale of the ReLU mask's map."""
     part, table, in_c, maps = _tile(programs, channels, blocks_c, stride_n, stride_c, BC)
     at, mask = _pixels(part * BP, area, in_c, maps, stride_p, BP)
     mu = tl.load(mean + table, mask=in_c, other=0.0)
-    of_grad = tl.load(a + table, mask=in_c, other=0.0)
-    of_x = tl.load(b + table, mask=in_c, other=0.0)
+    grad_factor = tl.load(a + table, mask=in_c, other=0.0)
+    x_factor = tl.load(b + table, mask=in_c, other=0.0)
     constant = tl.load(c + table, mask=in_c, other=0.0)
-    middle = mu
-    offset = mu
+    mask_center = mu
+    mask_shift = mu
     if RELU_MASK == 1:
-        middle = tl.load(center + table, mask=in_c, other=0.0)
-        offset = tl.load(shift + table, mask=in_c, other=0.0)
+        mask_center = tl.load(center + table, mask=in_c, other=0.0)
+        mask_shift = tl.load(shift + table, mask=in_c, other=0.0)
     values = tl.load(x + at, mask=mask, other=0.0).to(mu.dtype)
-    g = _through(grad, values, at, mask, dx, dx, middle, of_grad, offset, RELU_MASK)
-    result = of_grad[:, None] * g + (of_x[:, None] * (values - mu[:, None]) + constant[:, None])
+    g = _mask_gradient(
+        grad, values, at, mask, dx, dx, mask_center, grad_factor, mask_shift, RELU_MASK
+    )
+    linear = x_factor[:, None] * (values - mu[:, None]) + constant[:, None]
+    result = grad_factor[:, None] * g + linear
     tl.store(dx + at, result.to(dx.dtype.element_ty), mask=mask)

@@ -1,9 +1,9 @@
-"""Launching a kernel without asking Triton each time which of its compiled forms that takes.
+"""Launch a Triton kernel without the cost of Triton's dispatch.
 
-``kernel[grid](...)`` binds the arguments, specializes on every one of them and looks the compiled
-form up, in Python, at each launch: longer than small kernels run. The form depends on the tensors'
-dtypes, on whether their addresses are multiples of 16, and on the numbers and constants; so what
-Triton found for them once is kept, and started directly from then on.
+At each launch, ``kernel[grid](...)`` binds the arguments, specializes on each of them and looks up
+the compiled variant in Python. This takes longer than small kernels run. The variant depends on the
+tensors' dtypes, on whether their addresses are multiples of 16, and on the numbers and constants.
+So the variant is stored at the first launch and launched directly from then on.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 _ALIGNMENT = 16
-"""Bytes; the only alignment that Triton tells apart."""
+"""In bytes; the only alignment that Triton distinguishes."""
 
-# By kernel, device, dtypes, grid, numbers and constants. The kernel itself beside its id, which
-# no other object can have while it lives.
-_READY: dict[tuple[Any, ...], tuple[Any, Callable[..., None], tuple[Any, ...]]] = {}
+# By kernel, device, dtypes, grid, numbers and constants. An entry holds the kernel itself, so that
+# no other object can get its id.
+_COMPILED: dict[tuple[Any, ...], tuple[Any, Callable[..., None], tuple[Any, ...]]] = {}
 
 
 def call(
@@ -32,9 +32,8 @@ def call(
     """``kernel[(programs,)](*tensors, *numbers, **constants)`` on the tensors' device.
 
     Args:
-        kernel: a function under ``triton.jit`` that takes tensors, numbers and constants in this
-            order.
-        constants: those of its signature and compile options, in one order at all calls.
+        kernel: a ``triton.jit`` function that takes tensors, numbers and constants, in this order.
+        constants: of the kernel's signature, and compile options; in the same order at all calls.
     """
     index = tensors[0].get_device()
     if index < 0:  # Triton's interpreter
@@ -45,22 +44,22 @@ def call(
             call(kernel, programs, tensors, numbers, constants)
         return
     addresses = [tensor.data_ptr() for tensor in tensors]
-    together = 0
+    combined = 0
     for address in addresses:
-        together |= address
-    if together % _ALIGNMENT:
+        combined |= address
+    if combined % _ALIGNMENT:
         kernel[(programs,)](*tensors, *numbers, **constants)
         return
     dtypes = tuple([tensor.dtype for tensor in tensors])
     key = (id(kernel), index, dtypes, programs, numbers, *constants.values())
-    ready = _READY.get(key)
-    if ready is None:
+    entry = _COMPILED.get(key)
+    if entry is None:
         compiled = kernel[(programs,)](*tensors, *numbers, **constants)
-        if compiled is None:  # the interpreter's, on a GPU's tensors
+        if compiled is None:  # the interpreter, with tensors on a GPU
             return
         rest = kernel.arg_names[len(tensors) + len(numbers) :]
-        _READY[key] = kernel, compiled[(programs, 1, 1)], tuple(constants[name] for name in rest)
+        _COMPILED[key] = kernel, compiled[(programs, 1, 1)], tuple(constants[name] for name in rest)
         return
-    _, start, last = ready
+    _, run, last = entry
     stream = torch._C._cuda_getCurrentRawStream(index)
-    start(*addresses, *numbers, *last, stream=stream)
+    run(*addresses, *numbers, *last, stream=stream)
