@@ -1,6 +1,4 @@
-"""Batch average: BN statistics for evaluation, recalibrated over random training minibatches
-(Sec. 2.1; "PreciseBN" in detectron2 and fvcore).
-"""
+"""Batch average: BN statistics recomputed on training minibatches (Sec. 2.1; "PreciseBN")."""
 
 from __future__ import annotations
 
@@ -66,8 +64,8 @@ def calibrate(
     """Compute the batch average of each layer's BN statistics, for several sample counts at once.
 
     Only normalization layers are in training mode; dropout is off, and parameters and running
-    statistics do not change. The forward passes are the same on any number of ranks: each runs on
-    one rank, and their sums are added over the ranks.
+    statistics do not change. The set of forward passes is the same for any number of ranks: each
+    pass runs on one rank, and the sums are added over the ranks.
 
     Args:
         samples_per_replica: the size of a minibatch, see :func:`samples_that_share_statistics`.
@@ -119,10 +117,7 @@ def calibrate(
                     samples_per_replica=samples_per_replica,
                     seed=config.seed,
                 )
-                statistics = {
-                    name: _statistics_over_ranks(average, config.estimator)
-                    for name, average in averages.items()
-                }
+                statistics = {n: _all_reduce(a, config.estimator) for n, a in averages.items()}
                 results.append((statistics, calibration))
         finally:
             network.eval()
@@ -130,8 +125,8 @@ def calibrate(
     return results
 
 
-def _statistics_over_ranks(average: BatchAverage, estimator: str) -> tuple[Tensor, Tensor]:
-    """Statistics of all ranks' minibatches so far; ``average`` is not changed. Collective."""
+def _all_reduce(average: BatchAverage, estimator: str) -> tuple[Tensor, Tensor]:
+    """Statistics of all ranks' minibatches so far; does not change ``average``. Collective."""
     total = copy(average)
     total.tables = all_reduce_sum(average.tables.clone())
     total.count = all_reduce_sum(average.count.clone())

@@ -30,6 +30,9 @@ class Fact:
     ours: Callable[[ExperimentConfig], Any]
 
 
+SAME_DECAY = "as for all parameters"
+
+
 def _setting(config: ExperimentConfig) -> str:
     return f"{config.batch.gpus}x{config.batch.samples_per_gpu}"
 
@@ -39,7 +42,6 @@ def _lambda_decay(protocol: ProtocolConfig) -> str | float:
     return SAME_DECAY if decay in (None, protocol.weight_decay) else decay
 
 
-SAME_DECAY = "as for all parameters"
 # From Sec. 4.1 of the paper, "Protocol", its footnote 2, Sec. 2.1, and its reference [7].
 PAPER_FACTS = (
     Fact("data", "imagenet", lambda c: c.data.source),

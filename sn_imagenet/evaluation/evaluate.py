@@ -78,8 +78,8 @@ def validate(prepared: Prepared, detail: Detail | None = None) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``record``: the entry in ``result.json``. ``statistics``: the batch average that was used;
-    None for the network's own statistics. ``detail``: None if not requested."""
+    """An evaluation. ``record``: its entry in ``result.json``. ``statistics``: the batch average
+    that was used, None for the network's own statistics. ``detail``: None if not requested."""
 
     record: dict[str, Any]
     statistics: StoredStatistics | None = None
@@ -108,9 +108,7 @@ def evaluate(
     """
     config, network = prepared.config, prepared.network
 
-    def run_evaluation(
-        calibration: Calibration | None, statistics: StoredStatistics | None
-    ) -> Evaluation:
+    def measure(calibration: Calibration | None, used: StoredStatistics | None) -> Evaluation:
         detail = new_detail() if new_detail else None
         record = {
             **validate(prepared, detail),
@@ -120,14 +118,14 @@ def evaluate(
         }
         if calibration:
             record["statistics"] = "batch_average"
-        return Evaluation(record, statistics, detail)
+        return Evaluation(record, used, detail)
 
-    evaluations = [run_evaluation(None, None)]
+    evaluations = [measure(None, None)]
     for draw in range(draws if stores_statistics(network) else 0):
         seed = config.calibration.seed + draw
         for statistics, calibration in compute_batch_averages(prepared, samples, seed):
             with stored_statistics(network, statistics):
-                evaluations.append(run_evaluation(calibration, statistics))
+                evaluations.append(measure(calibration, statistics))
     return evaluations
 
 

@@ -24,16 +24,13 @@ from sn_imagenet.runs.methods import IMPORTED
 
 
 def import_official(file: Path, config: ExperimentConfig) -> Path:
-    """Import a checkpoint of the authors' repository as the run ``config.run_dir``.
+    """Import an authors' checkpoint as the run ``config.run_dir``; returns its path.
 
     The layer divides each instance's variance by HW - 1 as theirs does. BN's statistics are copied
     from the file.
 
     Args:
         config: an SN config with the setting in which the file was trained.
-
-    Returns:
-        The path of the run directory.
 
     Raises:
         UserError: the file is not such a checkpoint or not of ``config.model``, or the directory
@@ -53,27 +50,27 @@ def import_official(file: Path, config: ExperimentConfig) -> Path:
 
 
 def import_published(file: Path, name: str, config: ExperimentConfig) -> Path:
-    """Import torchvision's or timm's weights ``name`` as the run ``config.run_dir``.
+    """Import weights of torchvision or timm as the run ``config.run_dir``; returns its path.
 
-    The run gets their image size, crop, interpolation, mean and std. Returns its path.
+    The run gets the image size, crop, interpolation, mean and std of the weights ``name``.
 
     Raises:
         UserError: there are no weights of that name, ``file`` does not hold them, or the directory
             already holds a run.
     """
-    known, weights = find_published(name), _read_weights(file)
+    published, weights = find_published(name), _read_weights(file)
     norm = detect_norm(weights)
     if norm != config.norm.name:
         raise UserError(f"{file} holds weights of {norm}: give norm={norm}")
     data = replace(
         config.data,
-        image_size=known.image_size,
-        resize_size=known.resize_size,
-        interpolation=known.interpolation,
-        mean=known.mean,
-        std=known.std,
+        image_size=published.image_size,
+        resize_size=published.resize_size,
+        interpolation=published.interpolation,
+        mean=published.mean,
+        std=published.std,
     )
-    model = replace(config.model, name=known.model)
+    model = replace(config.model, name=published.model)
     source = f"{name} of {_name_and_hash(file)}"
     return _write_run(replace(config, data=data, model=model), weights, source)
 

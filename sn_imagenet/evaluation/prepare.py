@@ -25,7 +25,7 @@ from sn_imagenet.norms.kernels import select_backend
 
 @dataclass(frozen=True)
 class Prepared:
-    """The network is on ``device`` with its initial weights, the same on every rank.
+    """A run ready to start. ``network`` is on ``device`` with the same weights on every rank.
 
     ``provenance`` is recorded before any computation, since the checkout may change during a long
     run.
@@ -74,8 +74,8 @@ def _warn_of_enlarged_images(config: ExperimentConfig, data: DataSets) -> None:
             sides.append(min(source.open(index).size))
     if sides and 2 * max(sides) <= config.data.image_size:
         print_rank0(
-            f"warning: images of data.train have only {max(sides)} pixels and are enlarged to "
-            f"data.image_size={config.data.image_size}, which takes time and adds no detail; set "
+            f"warning: images of data.train have a shorter side of {max(sides)} pixels. Enlarging "
+            f"them to data.image_size={config.data.image_size} takes time and adds no detail; set "
             "data.image_size= data.resize_size= or use data=imagefolder_small (32 pixels)"
         )
 
@@ -94,9 +94,9 @@ def require_same_data(path: Path, then: dict[str, Any], data: DataSets) -> None:
             for part in changed
         )
         raise UserError(
-            f"{path} was trained with other data: its {' and '.join(changed)} images are not "
-            f"the present ones ({counts}, or other files); point data.root (data.train, data.val) "
-            "to the same data, or start a new run with another run_dir="
+            f"{path} was trained with other data: the {' and '.join(changed)} images differ "
+            f"({counts}, or other files); point data.root (data.train, data.val) to the same data, "
+            "or start a new run with another run_dir="
         )
 
 

@@ -28,7 +28,7 @@ def progress_bar(batches: Batches[T], label: str, every_s: float = EVERY_S) -> I
     """Yield the batches of this rank; rank 0 shows how many are done and the remaining time.
 
     Args:
-        label: the name of the work.
+        label: the name of the task.
         every_s: seconds between two lines if stderr is not a terminal.
     """
     if rank() != 0:

@@ -14,10 +14,10 @@ from sn_imagenet.runs.files import FINAL
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """``values``: nested dict; values other than None override the run's config. ``samples``: the
-    sample counts of the batch averages. ``draws``: how often to draw the samples. ``checkpoint``: a
-    file in the run directory, or a path. ``per_class``, ``save_logits``: names of files to write in
-    the run directory.
+    """Options of an evaluation. ``values``: nested dict that overrides the run's config, except
+    None. ``samples``: sample counts of the batch averages. ``draws``: how often to draw the
+    samples. ``checkpoint``: a file in the run directory, or a path. ``per_class``,
+    ``save_logits``: names of files to write in the run directory.
     """
 
     values: dict[str, Any]

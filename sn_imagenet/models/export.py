@@ -69,10 +69,9 @@ class Exported:
 def export(
     run: Path, out: Path, statistics: str | None = None, *, pt2: bool = False, onnx: bool = False
 ) -> Exported:
-    """Write ``model.safetensors`` and ``config.json`` in the layout of timm's hub.
-
-    With ``pt2`` and ``onnx`` also write programs for any batch size that need no model code. Files
-    of an older export in ``out`` are replaced.
+    """Write ``model.safetensors`` and ``config.json`` in the layout of timm's hub, and with ``pt2``
+    and ``onnx`` programs for any batch size that need no model code. Files of an older export in
+    ``out`` are replaced or removed.
 
     Args:
         run: the directory of a finished run.

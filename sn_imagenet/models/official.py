@@ -21,11 +21,8 @@ _VECTORS = ("weight", "bias", "running_mean", "running_var")
 
 
 def convert_official(checkpoint: Any) -> dict[str, Tensor]:
-    """The weights of an authors' checkpoint under timm's names.
-
-    Args:
-        checkpoint: what ``torch.load`` returns: a state_dict, or a dict with one under
-            ``state_dict``. Names may begin with ``module.``.
+    """The weights of an authors' checkpoint under timm's names. It is a state_dict, or a dict with
+    one under ``state_dict``. Its names may begin with ``module.``.
 
     Raises:
         UserError: it is not a checkpoint of SN.

@@ -15,8 +15,8 @@ from sn_imagenet.errors import UserError, closest_name
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """``model``: timm's name of the network. ``image_size`` and ``resize_size`` (pixels),
-    ``interpolation``, ``mean`` and ``std``: of the evaluation. ``url``: of the file.
+    """Published weights. ``model``: timm's name of the network. ``image_size``, ``resize_size``
+    (pixels), ``interpolation``, ``mean``, ``std``: of the evaluation. ``url``: of the file.
     """
 
     model: str

@@ -132,16 +132,14 @@ def classifier_of(network: nn.Module) -> str:
 
 def _load_run(directory: RunDirectory, statistics: str | None) -> SavedNetwork:
     saved = _load_final(directory)
-    requested = statistics or saved.norm.test_statistics
+    kind = statistics or saved.norm.test_statistics
     stores = any(layer.track_running_stats for layer in norm_layers(saved.network).values())
     possible = ("moving_average", "batch_average") if stores else ("sample",)
-    if requested not in possible:
-        raise UserError(
-            f"statistics={requested}: {directory.path} has {' and '.join(possible)} only"
-        )
-    if requested == "batch_average":
+    if kind not in possible:
+        raise UserError(f"statistics={kind}: {directory.path} has {' and '.join(possible)} only")
+    if kind == "batch_average":
         _use_batch_average(saved.network, directory)
-    return replace(saved, statistics=requested)
+    return replace(saved, statistics=kind)
 
 
 def _load_final(directory: RunDirectory) -> SavedNetwork:

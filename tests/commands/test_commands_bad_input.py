@@ -1,4 +1,4 @@
-"""What a user gets wrong: one clear error, exit code 2, nothing left behind."""
+"""User errors: one clear error message, exit code 2, no files left behind."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from command_line import (
     ROOT,
     SMALL,
+    check_error,
+    check_ok,
     evaluate_forked,
-    refused,
-    result,
-    succeeded,
+    read_result,
     train,
     train_forked,
 )
@@ -54,10 +54,10 @@ DIGITS = (*SMALL, "batch=8x2", "trainer.max_steps=3")
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )
-def test_wrong_value_is_named(overrides: list[str], parts: list[str], tmp_path: Path) -> None:
+def test_the_invalid_value_is_named(overrides: list[str], parts: list[str], tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    done = train_forked(*DIGITS, *overrides, f"runs_dir={runs}", folder=tmp_path / "said")
-    refused(done, *parts)
+    done = train_forked(*DIGITS, *overrides, f"runs_dir={runs}", folder=tmp_path / "logs")
+    check_error(done, *parts)
     assert not runs.exists()
 
 
@@ -75,13 +75,13 @@ def test_wrong_value_is_named(overrides: list[str], parts: list[str], tmp_path: 
     ],
     ids=lambda value: value[-1],
 )
-def test_a_typo_is_one_line_with_the_nearest_name(
+def test_a_typo_gives_one_line_with_the_nearest_name(
     overrides: list[str], parts: list[str], tmp_path: Path
 ) -> None:
     runs = f"runs_dir={tmp_path / 'runs'}"
-    done = train_forked(*overrides, *SMALL, runs, folder=tmp_path / "said")
-    refused(done, *parts)
-    assert done.said.count("\n") == 1
+    done = train_forked(*overrides, *SMALL, runs, folder=tmp_path / "logs")
+    check_error(done, *parts)
+    assert done.output.count("\n") == 1
     assert not (tmp_path / "runs" / "digits").exists()
 
 
@@ -94,14 +94,14 @@ def test_a_typo_is_one_line_with_the_nearest_name(
     ],
     ids=["rum", "devise", "nothing"],
 )
-def test_a_typo_of_an_evaluation(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
-    done = evaluate_forked(*arguments, folder=tmp_path / "said")
-    refused(done, *parts)
-    assert done.said.count("\n") == 1
+def test_a_typo_in_an_evaluation(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
+    done = evaluate_forked(*arguments, folder=tmp_path / "logs")
+    check_error(done, *parts)
+    assert done.output.count("\n") == 1
 
 
-def test_a_typo_and_absent_data_are_told_before_torch_is_imported() -> None:
-    """Which takes many times as long."""
+def test_a_typo_and_missing_data_are_reported_before_torch_is_imported() -> None:
+    """The import takes many times as long as the check."""
     program = (
         "import runpy, sys\n"
         "try:\n"
@@ -117,7 +117,7 @@ def test_a_typo_and_absent_data_are_told_before_torch_is_imported() -> None:
 
 
 @pytest.mark.parametrize("module", ["hydra", "torch"])
-def test_an_interrupt_while_importing_says_nothing(module: str) -> None:
+def test_an_interrupt_during_imports_prints_nothing(module: str) -> None:
     program = (
         "import os, runpy, signal, sys\n"
         "class Interrupting:\n"
@@ -132,29 +132,29 @@ def test_an_interrupt_while_importing_says_nothing(module: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_typo_is_told_once_by_two_processes() -> None:
+def test_two_processes_report_a_typo_once() -> None:
     done = train("norm=sm", processes=2)
-    refused(done, "did you mean norm=sn?", code=1)  # torchrun's
+    check_error(done, "did you mean norm=sn?", code=1)  # torchrun's exit code
     assert "exitcode  : 2" in done.err
 
 
 @pytest.mark.slow
-def test_world_size_that_does_not_fit(tmp_path: Path) -> None:
+def test_world_size_that_does_not_divide_the_setting(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     done = train(*DIGITS, f"runs_dir={runs}", processes=3)
-    # All three know, one says so; torchrun itself ends with 1 after a process's 2.
-    refused(done, "3 processes cannot host the setting (8,2)", "1, 2, 4, 8, 16", code=1)
+    # Only one of the three processes prints it; torchrun ends with 1 after a process's 2.
+    check_error(done, "3 processes cannot host the setting (8,2)", "1, 2, 4, 8, 16", code=1)
     assert "exitcode  : 2" in done.err
     assert not runs.exists()
 
 
-def test_a_sweep_goes_on_past_a_wrong_cell(tmp_path: Path) -> None:
+def test_a_sweep_continues_after_an_invalid_run(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     swept = ("-m", "trainer.replicas_per_pass=3,4", "evaluate=false")
-    done = train_forked(*swept, *DIGITS, f"runs_dir={runs}", folder=tmp_path / "said")
-    refused(done, "trainer.replicas_per_pass=3")
-    found = [result(path.parent) for path in runs.rglob("result.json")]
-    assert [one["config"]["trainer"]["replicas_per_pass"] for one in found] == [4]
+    done = train_forked(*swept, *DIGITS, f"runs_dir={runs}", folder=tmp_path / "logs")
+    check_error(done, "trainer.replicas_per_pass=3")
+    results = [read_result(path.parent) for path in runs.rglob("result.json")]
+    assert [r["config"]["trainer"]["replicas_per_pass"] for r in results] == [4]
 
 
 # Image folders
@@ -162,7 +162,7 @@ def test_a_sweep_goes_on_past_a_wrong_cell(tmp_path: Path) -> None:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """train/ (24 images of noise) and val/ (9) with the classes cat, dog and eel."""
+    """Noise images in train/ (24) and val/ (9), with the classes cat, dog and eel."""
     noise = np.random.default_rng(0)
     for part, count in (("train", 24), ("val", 9)):
         for i in range(count):
@@ -182,27 +182,27 @@ def _arguments(photos: Path) -> list[str]:
     ]
 
 
-def test_empty_class_folder(photos: Path) -> None:
+def test_an_empty_class_folder_is_refused(photos: Path) -> None:
     (photos / "train" / "fox").mkdir()
-    done = train_forked(*_arguments(photos), folder=photos / "said")
-    refused(done, str(photos / "train"), "data.train", "fox")
+    done = train_forked(*_arguments(photos), folder=photos / "logs")
+    check_error(done, str(photos / "train"), "data.train", "fox")
     assert not (photos / "run").exists()
 
 
-def test_small_images_that_would_be_enlarged_are_told(photos: Path) -> None:
-    """Of 20 x 24 pixels; the model then refuses, before any work."""
+def test_enlarging_small_images_is_reported(photos: Path) -> None:
+    """The images have 20 x 24 pixels; the invalid norm then ends the command before any work."""
     larger = ("data.image_size=224", "data.resize_size=256", "norm.target=nowhere.Norm")
-    done = train_forked(*_arguments(photos), *larger, folder=photos / "said")
-    assert "20 pixels small, are enlarged to data.image_size=224" in done.out
+    done = train_forked(*_arguments(photos), *larger, folder=photos / "logs")
+    assert "shorter side of 20 pixels. Enlarging them to data.image_size=224" in done.out
     assert "data=imagefolder_small" in done.out
     done = train_forked(*_arguments(photos), "norm.target=nowhere.Norm", folder=photos / "small")
-    assert "enlarged" not in done.said
+    assert "enlarged" not in done.output
 
 
-def test_classes_that_differ(photos: Path) -> None:
+def test_different_classes_of_train_and_val(photos: Path) -> None:
     shutil.rmtree(photos / "val" / "eel")
-    done = train_forked(*_arguments(photos), folder=photos / "said")
-    refused(done, "classes of train and val differ", "eel")
+    done = train_forked(*_arguments(photos), folder=photos / "logs")
+    check_error(done, "classes of train and val differ", "eel")
     assert not (photos / "run").exists()
 
 
@@ -211,59 +211,60 @@ def _shorten(file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_truncated_photo_ends_the_run_until_it_is_mended(photos: Path) -> None:
+def test_truncated_photo_ends_the_run_until_it_is_repaired(photos: Path) -> None:
     broken = photos / "train" / "dog" / "13.jpg"
     whole = broken.read_bytes()
     _shorten(broken)
     done = train(*_arguments(photos))
-    refused(
+    check_error(
         done, f"error: in epoch 1: {broken} cannot be read as an image", "Nothing is substituted"
     )
     assert "Traceback" not in done.err
-    found = result(photos / "run")
-    assert found["status"] == "failed"
-    assert str(broken) in found["error"]
+    result = read_result(photos / "run")
+    assert result["status"] == "failed"
+    assert str(broken) in result["error"]
     assert not (photos / "run" / "lock.json").exists()
 
     broken.write_bytes(whole)
-    refused(train(*_arguments(photos)), "prepare_data.py", str(photos / "train"))
-    mend = [sys.executable, "scripts/prepare_data.py", str(photos / "train"), "--workers=1"]
-    assert "indexed again" in subprocess.run(mend, cwd=ROOT, stdout=-1, text=True, check=True).stdout
-    succeeded(train(*_arguments(photos)))
-    assert result(photos / "run")["status"] == "finished"
-    assert {e["seen"] for e in first_evaluations(result(photos / "run")).values()} == {9}
+    check_error(train(*_arguments(photos)), "prepare_data.py", str(photos / "train"))
+    repair = [sys.executable, "scripts/prepare_data.py", str(photos / "train"), "--workers=1"]
+    repaired = subprocess.run(repair, cwd=ROOT, stdout=-1, text=True, check=True)
+    assert "indexed again" in repaired.stdout
+    check_ok(train(*_arguments(photos)))
+    assert read_result(photos / "run")["status"] == "finished"
+    assert {e["seen"] for e in first_evaluations(read_result(photos / "run")).values()} == {9}
 
 
 @pytest.mark.slow
 def test_two_processes_name_a_text_file_once(photos: Path) -> None:
     broken = photos / "train" / "dog" / "13.jpg"
-    broken.write_text("This is no photograph.")
+    broken.write_text("This is not a photograph.")
     done = train(*_arguments(photos), processes=2)
-    assert done.code == 1  # torchrun's, after a process's 2
+    assert done.code == 1  # torchrun's exit code, after a process's 2
     assert "exitcode  : 2" in done.err
     assert done.err.count(f"error: in epoch 1: {broken} cannot be read as an image") == 1
     assert 'train.py", line' not in done.err
-    assert result(photos / "run")["status"] == "failed"
-    assert str(broken) in result(photos / "run")["error"]
+    assert read_result(photos / "run")["status"] == "failed"
+    assert str(broken) in read_result(photos / "run")["error"]
 
 
 # Disks
 
 
-def test_directory_below_a_file(tmp_path: Path) -> None:
+def test_runs_dir_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     runs = f"runs_dir={tmp_path / 'file' / 'runs'}"
-    done = train_forked(*DIGITS, runs, folder=tmp_path / "said")
-    refused(done, f"cannot write {tmp_path / 'file'}", "Not a directory", "runs_dir=")
+    done = train_forked(*DIGITS, runs, folder=tmp_path / "logs")
+    check_error(done, f"cannot write {tmp_path / 'file'}", "Not a directory", "runs_dir=")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kilobytes", "left"), [(1, set()), (600, {"config.yaml", "result.json"})])
 def test_full_disk(kilobytes: int, left: set[str], tmp_path: Path) -> None:
-    """Full from the start, and full when the first checkpoint is due."""
+    """A disk that is full from the start, and one that is full at the first checkpoint."""
     run_dir = tmp_path / "run"
     done = train(*DIGITS, "evaluate=false", f"run_dir={run_dir}", kilobytes=kilobytes)
-    refused(done, f"cannot write {run_dir}/", "File too large", "free some space")
+    check_error(done, f"cannot write {run_dir}/", "File too large", "free some space")
     assert {path.name for path in run_dir.iterdir()} - {"metrics.jsonl", "tensorboard"} == left
     if left:
-        assert result(run_dir)["status"] == "failed"
+        assert read_result(run_dir)["status"] == "failed"

@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command_line import CELL, ROOT, Done, evaluate, evaluate_forked, refused, result, succeeded
+from command_line import (
+    MODEL_DIR,
+    ROOT,
+    Completed,
+    check_error,
+    check_ok,
+    evaluate,
+    evaluate_forked,
+    read_result,
+)
 from conftest import SWEPT
 from omegaconf import OmegaConf
 from PIL import Image
@@ -27,80 +36,79 @@ from sn_imagenet.models import load
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import RunDirectory, checkpoint, read_run
 
-pytestmark = pytest.mark.slow  # a whole training first
+pytestmark = pytest.mark.slow  # needs a whole training run
 
 COUNTS = ("top1_correct", "top5_correct", "seen")
 
 
-def _counts(found: dict) -> dict[str, list[int]]:
-    return {name: [e[key] for key in COUNTS] for name, e in first_evaluations(found).items()}
+def _counts(result: dict) -> dict[str, list[int]]:
+    return {name: [e[key] for key in COUNTS] for name, e in first_evaluations(result).items()}
 
 
-def _added(found: dict, count: int = 2) -> dict:
-    """A result with its last evaluations alone."""
-    return {**found, "evaluations": found["evaluations"][-count:]}
+def _added(result: dict, count: int = 2) -> dict:
+    """A result with only its last ``count`` evaluations."""
+    return {**result, "evaluations": result["evaluations"][-count:]}
 
 
 @pytest.fixture
-def trained(cell: tuple[Path, Done], tmp_path: Path) -> Path:
-    """A copy of the cell's run directory."""
-    return shutil.copytree(cell[0], tmp_path / "run")
+def trained(base_run: tuple[Path, Completed], tmp_path: Path) -> Path:
+    """A copy of the run directory of ``base_run``."""
+    return shutil.copytree(base_run[0], tmp_path / "run")
 
 
-def test_a_run_is_evaluated_as_its_training_did(trained: Path, tmp_path: Path) -> None:
-    before = result(trained)
+def test_evaluate_repeats_the_evaluation_of_training(trained: Path, tmp_path: Path) -> None:
+    before = read_result(trained)
     for name in ("result.json", "top1.md", "fig3.png"):
         (trained / name).unlink()
-    done = succeeded(evaluate_forked(f"run={trained}", folder=tmp_path / "said"))
-    after = result(trained)
+    done = check_ok(evaluate_forked(f"run={trained}", folder=tmp_path / "logs"))
+    after = read_result(trained)
     assert first_evaluations(after) == first_evaluations(before)
     assert after["importance_weights"] == before["importance_weights"]
     assert after["config"] == before["config"]
     assert after["training"] == before["training"]
     assert after["departures"] == before["departures"]
-    # Who trained it and who evaluated it are both told.
+    # The provenance of both training and evaluation is recorded.
     assert after["provenance"]["git_revision"] == before["provenance"]["git_revision"]
     assert {e["by"] for e in before["evaluations"]} == {"training"}
-    for made in after["evaluations"]:
-        assert made["by"] == "evaluate.py"
-        assert made["provenance"]["versions"] == before["provenance"]["versions"]
-        assert made["checkpoint"] == {"file": "final.pt", "epoch": 4, "step": 172}
-    # What the batch average was made of needs no data any more.
-    kept = torch.load(trained / "batch_average.pt")
+    for evaluation in after["evaluations"]:
+        assert evaluation["by"] == "evaluate.py"
+        assert evaluation["provenance"]["versions"] == before["provenance"]["versions"]
+        assert evaluation["checkpoint"] == {"file": "final.pt", "epoch": 4, "step": 172}
+    # The statistics of the batch average are saved, so it needs no data any more.
+    saved = torch.load(trained / "batch_average.pt")
     (average,) = (e for e in before["evaluations"] if e["statistics"] == "batch_average")
-    assert kept["evaluation"] == average
+    assert saved["evaluation"] == average
     network = load(trained)
     for name, layer in norm_layers(network).items():
-        assert layer.running_var.equal(kept["statistics"][name]["var"].float())
+        assert layer.running_var.equal(saved["statistics"][name]["var"].float())
     assert (trained / "top1.md").read_text() in done.out
     assert (trained / "fig3.png").exists()
     assert done.err == ""
 
 
-def test_two_processes_count_alike(trained: Path) -> None:
-    before = result(trained)
+def test_two_processes_get_the_same_counts(trained: Path) -> None:
+    before = read_result(trained)
     other = ("trainer.eval_batch_size=33", "data.workers=2")
-    done = succeeded(evaluate(f"run={trained}", *other, processes=2))
-    after = result(trained)
+    done = check_ok(evaluate(f"run={trained}", *other, processes=2))
+    after = read_result(trained)
     assert after["evaluations"][:2] == before["evaluations"]
     after = _added(after)
     assert _counts(after) == _counts(before)
     assert {counts[-1] for counts in _counts(after).values()} == {400}
-    for name, evaluation in first_evaluations(after).items():
-        assert evaluation["loss"] == pytest.approx(
-            first_evaluations(before)[name]["loss"], rel=1e-6
-        ), name
-    calibration = first_evaluations(after)["batch_average"]["calibration"]
-    assert calibration == first_evaluations(before)["batch_average"]["calibration"]
+    evaluations, expected = first_evaluations(after), first_evaluations(before)
+    for name, evaluation in evaluations.items():
+        assert evaluation["loss"] == pytest.approx(expected[name]["loss"], rel=1e-6), name
+    calibration = evaluations["batch_average"]["calibration"]
+    assert calibration == expected["batch_average"]["calibration"]
     assert "| batch average " in done.out
 
 
-def test_another_calibration_is_added_and_does_not_count(trained: Path, tmp_path: Path) -> None:
-    before = result(trained)
+def test_another_calibration_is_added_but_not_reported(trained: Path, tmp_path: Path) -> None:
+    before = read_result(trained)
     (trained / "result.json").write_text(json.dumps(as_version_1(before)))  # an old run's
     chosen = ("calibration.samples=all", "calibration.estimator=population", "calibration.seed=3")
-    done = succeeded(evaluate_forked(f"run={trained}", *chosen, folder=tmp_path / "said"))
-    after = result(trained)
+    done = check_ok(evaluate_forked(f"run={trained}", *chosen, folder=tmp_path / "logs"))
+    after = read_result(trained)
     unchanged = before.keys() - {"evaluations"}
     assert {key: after[key] for key in unchanged} == {key: before[key] for key in unchanged}
     assert first_evaluations(after) == first_evaluations(before)
@@ -119,30 +127,30 @@ def test_another_calibration_is_added_and_does_not_count(trained: Path, tmp_path
     assert first_evaluations(after)["moving_average"] == first_evaluations(before)["moving_average"]
 
 
-def test_all_that_can_be_asked_for(trained: Path, tmp_path: Path) -> None:
-    before = result(trained)
+def test_all_options_of_an_evaluation(trained: Path, tmp_path: Path) -> None:
+    before = read_result(trained)
     chosen = ("calibration.samples=[256,64]", "calibration.draws=2", "checkpoint=previous.pt")
     files = ("per_class=classes.csv", "save_logits=logits.npz")
-    done = succeeded(evaluate_forked(f"run={trained}", *chosen, *files, folder=tmp_path / "said"))
-    after = result(trained)
+    done = check_ok(evaluate_forked(f"run={trained}", *chosen, *files, folder=tmp_path / "logs"))
+    after = read_result(trained)
     assert after["evaluations"][:2] == before["evaluations"]
-    made = after["evaluations"][2:]
-    drawn = [(e["calibration"]["samples_used"], e["calibration"]["seed"]) for e in made[1:]]
-    assert drawn == [(64, 0), (256, 0), (64, 1), (256, 1)]
-    assert {e["checkpoint"]["file"] for e in made} == {"previous.pt"}
-    assert made[0]["checkpoint"]["epoch"] == 3
+    added = after["evaluations"][2:]
+    draws = [(e["calibration"]["samples_used"], e["calibration"]["seed"]) for e in added[1:]]
+    assert draws == [(64, 0), (256, 0), (64, 1), (256, 1)]
+    assert {e["checkpoint"]["file"] for e in added} == {"previous.pt"}
+    assert added[0]["checkpoint"]["epoch"] == 3
     assert re.search(r"batch average of 256 samples, 2 draws: top-1 \d+\.\d\d \+- ", done.out)
     assert "| batch average, 256 samples, seed 1, previous.pt |" in done.out
 
-    # Whoever has the logits comes to the same numbers.
+    # The saved logits give the same numbers.
     saved = np.load(trained / "logits.npz")
-    names = ["moving_average", *(f"batch_average_{n}_seed{seed}" for n, seed in drawn)]
+    names = ["moving_average", *(f"batch_average_{n}_seed{seed}" for n, seed in draws)]
     assert list(saved) == ["labels", *names]
     labels = saved["labels"]
     with open(trained / "classes.csv", newline="") as file:
         classes = list(csv.DictReader(file))
     assert [int(row["seen"]) for row in classes] == np.bincount(labels).tolist()
-    for name, evaluation in zip(names, made, strict=True):
+    for name, evaluation in zip(names, added, strict=True):
         logits = saved[name].astype(np.float64)
         correct = logits.argmax(1) == labels
         assert correct.sum() == evaluation["top1_correct"]
@@ -153,25 +161,25 @@ def test_all_that_can_be_asked_for(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("override", "message"),
     [
         ("calibration.draws=0", "calibration.draws=0: expected"),
         ("calibration.samples=[64,none]", "calibration.samples=none: expected"),
-        ("save_logits=../x.npz", "save_logits=../x.npz: expected the name of a file"),
-        ("per_class=result.json", "per_class=result.json: expected the name of a file"),
+        ("save_logits=../x.npz", "save_logits=../x.npz: expected a file name"),
+        ("per_class=result.json", "per_class=result.json: expected a file name"),
     ],
 )
-def test_what_cannot_be_asked_for(wrong: str, words: str) -> None:
-    key, _, value = wrong.partition("=")
+def test_invalid_options_are_refused(override: str, message: str) -> None:
+    key, _, value = override.partition("=")
     composed: dict[str, Any] = OmegaConf.to_container(
         OmegaConf.load(ROOT / "configs/evaluation/evaluate.yaml")
     )  # type: ignore[assignment]
-    place = composed
+    section_config = composed
     *sections, name = key.split(".")
     for section in sections:
-        place = place[section]
-    place[name] = yaml.safe_load(value)
-    with pytest.raises(ConfigError, match=re.escape(words)):
+        section_config = section_config[section]
+    section_config[name] = yaml.safe_load(value)
+    with pytest.raises(ConfigError, match=re.escape(message)):
         EvaluationRequest.from_config(composed)
 
 
@@ -202,43 +210,44 @@ def test_other_images_of_the_same_classes(
     }
     checkpoint.save(directory.final, state)
     run, dark = f"run={directory.path}", f"data.val={tmp_path / 'dark'}"
-    refused(evaluate_forked(run, dark, folder=tmp_path / "a"), "data.name=", "the val images")
-    succeeded(evaluate_forked(run, folder=tmp_path / "b"))
-    done = succeeded(evaluate_forked(run, dark, "data.name=dark", folder=tmp_path / "c"))
-    own, other = result(directory.path)["evaluations"][::2]
+    check_error(evaluate_forked(run, dark, folder=tmp_path / "a"), "data.name=", "the val images")
+    check_ok(evaluate_forked(run, folder=tmp_path / "b"))
+    done = check_ok(evaluate_forked(run, dark, "data.name=dark", folder=tmp_path / "c"))
+    own, other = read_result(directory.path)["evaluations"][::2]
     assert other["data"]["name"] == "dark" and other["data"]["val"] != own["data"]["val"]
-    assert read_run(directory.path).counted["moving_average"] == own
+    assert read_run(directory.path).counted_evaluations["moving_average"] == own
     assert "| moving average, on dark, other images |" in done.out
 
 
-def test_a_glob_goes_into_one_table_past_an_unfinished_run(
-    sweep_of_one: tuple[Path, Done], tmp_path: Path
+def test_a_glob_gives_one_table_despite_an_unfinished_run(
+    sweep_of_one: tuple[Path, Completed], tmp_path: Path
 ) -> None:
     runs = shutil.copytree(sweep_of_one[0], tmp_path / "runs")
-    unfinished = runs / CELL / "bn/8x2/seed0"
+    unfinished = runs / MODEL_DIR / "bn/8x2/seed0"
     for name in ("result.json", "final.pt"):
         (unfinished / name).unlink()
     done = evaluate(
         f"run={runs / '*/*/*/*/seed*'}", "calibration.samples=40", f"table={tmp_path / 'all.md'}"
     )
-    refused(done, str(unfinished), "not trained to its end")
+    check_error(done, str(unfinished), "training has not finished")
     table = (tmp_path / "all.md").read_text()
     assert table in done.out
     assert table.count("| batch average, 40 samples ") == len(SWEPT) - 1
     for cell in SWEPT:
-        run_dir = runs / CELL / cell / "seed0"
+        run_dir = runs / MODEL_DIR / cell / "seed0"
         if run_dir == unfinished:
             continue
-        calibration = first_evaluations(_added(result(run_dir)))["batch_average"]["calibration"]
+        evaluations = first_evaluations(_added(read_result(run_dir)))
+        calibration = evaluations["batch_average"]["calibration"]
         assert (calibration["samples_requested"], calibration["samples_used"]) == (40, 40)
     assert not (unfinished / "result.json").exists()
 
 
-def test_what_is_no_run_is_refused(trained: Path, tmp_path: Path) -> None:
-    done = evaluate_forked(f"run={tmp_path / 'nothing*'}", folder=tmp_path / "nothing said")
-    refused(done, "no run directory there")
+def test_missing_and_damaged_runs_are_refused(trained: Path, tmp_path: Path) -> None:
+    done = evaluate_forked(f"run={tmp_path / 'nothing*'}", folder=tmp_path / "nothing logs")
+    check_error(done, "no run directory there")
     final = trained / "final.pt"
     final.write_bytes(final.read_bytes()[:1000])
-    done = evaluate_forked(f"run={trained}", folder=tmp_path / "said")
-    refused(done, str(final), "not a readable checkpoint")
+    done = evaluate_forked(f"run={trained}", folder=tmp_path / "logs")
+    check_error(done, str(final), "not a readable checkpoint")
     assert (trained / "final.pt").stat().st_size == 1000

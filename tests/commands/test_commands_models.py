@@ -1,4 +1,4 @@
-"""Trained runs are carried away, others' weights come in, and training starts from either."""
+"""Export of trained runs, import of official weights, and training from either."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 import yaml
 from authors_layer import authors_checkpoint
 from command_line import (
-    CELL,
+    MODEL_DIR,
     SMALL,
-    Done,
+    Completed,
+    check_error,
+    check_ok,
     evaluate_forked,
-    forked,
-    refused,
-    result,
-    succeeded,
+    read_result,
+    run_forked,
     train_forked,
 )
 from run_files import first_evaluations
@@ -26,69 +26,71 @@ from sn_imagenet.config import from_dict
 from sn_imagenet.data.loaders import eval_loader
 from sn_imagenet.evaluation import accuracy, prepare
 from sn_imagenet.models import load
-from sn_imagenet.reporting.render import half_up
+from sn_imagenet.reporting.render import round_half_up
 
-pytestmark = pytest.mark.slow  # a whole training first
+pytestmark = pytest.mark.slow  # needs a whole training run
 
 FEW = ("trainer.max_steps=1", "calibration.samples=32", "data.workers=0")
 
 
 @pytest.fixture(scope="module")
-def exported(cell: tuple[Path, Done], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(base_run: tuple[Path, Completed], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "sn"
-    said = tmp_path_factory.mktemp("said")
-    succeeded(forked("scripts/export.py", cell[0], "--out", out, "--license", "mit", folder=said))
+    logs = tmp_path_factory.mktemp("logs")
+    check_ok(
+        run_forked("scripts/export.py", base_run[0], "--out", out, "--license", "mit", folder=logs)
+    )
     return out
 
 
-def test_a_trained_cell_is_exported_with_what_it_came_to(
-    cell: tuple[Path, Done], exported: Path
+def test_a_trained_run_is_exported_with_its_accuracy(
+    base_run: tuple[Path, Completed], exported: Path
 ) -> None:
     images = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
-        assert torch.equal(load(exported)(images), load(cell[0])(images))
-        assert not torch.equal(load(exported)(images), load(cell[0], "moving_average")(images))
+        assert torch.equal(load(exported)(images), load(base_run[0])(images))
+        assert not torch.equal(load(exported)(images), load(base_run[0], "moving_average")(images))
     card = (exported / "README.md").read_text()
-    average = first_evaluations(result(cell[0]))["batch_average"]
+    average = first_evaluations(read_result(base_run[0]))["batch_average"]
     row = next(line for line in card.splitlines() if "the weights here" in line)
     assert "batch average" in row
     assert f"{average['top1_correct']}/{average['seen']}" in row
     assert "license: mit" in card
 
 
-def test_the_export_is_right_as_often_as_the_result_says(
-    cell: tuple[Path, Done], exported: Path
+def test_the_export_reproduces_the_accuracy_of_the_result(
+    base_run: tuple[Path, Completed], exported: Path
 ) -> None:
-    config = from_dict(yaml.safe_load((cell[0] / "config.yaml").read_text()))
+    config = from_dict(yaml.safe_load((base_run[0] / "config.yaml").read_text()))
     images = prepare(config).data.val
     batches = eval_loader(images, batch_size=100, rank=0, world_size=1, workers=0)
-    found = accuracy(load(exported), batches, torch.device("cpu"), nullcontext)
-    quoted = first_evaluations(result(cell[0]))["batch_average"]
-    assert (found["top1_correct"], found["seen"]) == (quoted["top1_correct"], quoted["seen"])
-    assert found["loss"] == pytest.approx(quoted["loss"], rel=1e-5)
+    result = accuracy(load(exported), batches, torch.device("cpu"), nullcontext)
+    quoted = first_evaluations(read_result(base_run[0]))["batch_average"]
+    assert (result["top1_correct"], result["seen"]) == (quoted["top1_correct"], quoted["seen"])
+    assert result["loss"] == pytest.approx(quoted["loss"], rel=1e-5)
 
 
 def test_training_starts_from_an_export(exported: Path, tmp_path: Path) -> None:
     options = (*SMALL, "norm=sn", "batch=8x2", *FEW, f"init={exported}")
     tuned = (*options, "data.classes=4", f"runs_dir={tmp_path / 'tuned'}")
-    done = succeeded(train_forked(*tuned, folder=tmp_path / "said"))
+    done = check_ok(train_forked(*tuned, folder=tmp_path / "logs"))
     assert "starting from" in done.out
     assert "a new fc" in done.out
-    run = tmp_path / "tuned" / CELL / "sn/8x2/seed0"
+    run = tmp_path / "tuned" / MODEL_DIR / "sn/8x2/seed0"
     before, after = load(exported).state_dict(), load(run, "moving_average").state_dict()
     assert after["fc.weight"].shape[0] == 4
     torch.testing.assert_close(after["conv1.weight"], before["conv1.weight"], rtol=0, atol=0.05)
-    assert {"item": "initial weights", "paper": "random", "ours": str(exported)} in result(run)[
-        "departures"
-    ]
-    other = train_forked(*tuned[:-3], *tuned[-2:], folder=tmp_path / "said3")  # another start
-    refused(other, "init:", "run of another config")
+    assert {"item": "initial weights", "paper": "random", "ours": str(exported)} in read_result(
+        run
+    )["departures"]
+    other = train_forked(*tuned[:-3], *tuned[-2:], folder=tmp_path / "logs3")  # without init
+    check_error(other, "init:", "run of another config")
     wrong = (*options, "norm=bn", f"runs_dir={tmp_path / 'wrong'}")
-    refused(train_forked(*wrong, folder=tmp_path / "said4"), "init=", "is not this one")
+    check_error(train_forked(*wrong, folder=tmp_path / "logs4"), "init=", "does not match this one")
     assert not (tmp_path / "wrong").exists()
 
 
-def test_the_authors_weights_are_evaluated_and_marked_in_the_tables(
+def test_official_weights_are_evaluated_and_marked_in_the_tables(
     exported: Path, tmp_path: Path
 ) -> None:
     weights = {k: v for k, v in load(exported).state_dict().items() if "_weight" not in k}
@@ -96,16 +98,17 @@ def test_the_authors_weights_are_evaluated_and_marked_in_the_tables(
     run = tmp_path / "runs/official"
     arguments = (tmp_path / "sn.pth", "--out", run, *SMALL, "batch=8x4", "calibration.samples=32")
     script = "scripts/import_official.py"
-    succeeded(forked(script, *arguments, folder=tmp_path / "said"))
-    succeeded(evaluate_forked(f"run={run}", "data.workers=0", folder=tmp_path / "said2"))
-    found = result(run)
-    assert {e["statistics"] for e in found["evaluations"]} == {"moving_average", "batch_average"}
+    check_ok(run_forked(script, *arguments, folder=tmp_path / "logs"))
+    check_ok(evaluate_forked(f"run={run}", "data.workers=0", folder=tmp_path / "logs2"))
+    result = read_result(run)
+    assert {e["statistics"] for e in result["evaluations"]} == {"moving_average", "batch_average"}
     assert (
-        found["provenance"]["data_fingerprint"]["val"]["samples"] == found["evaluations"][0]["seen"]
+        result["provenance"]["data_fingerprint"]["val"]["samples"]
+        == result["evaluations"][0]["seen"]
     )
-    assert "weights" in {item["item"] for item in found["departures"]}
+    assert "weights" in {item["item"] for item in result["departures"]}
     tables = ("--runs", tmp_path / "runs", "--out", tmp_path / "tables", "--settings", "8x4")
-    shown = succeeded(forked("scripts/make_tables.py", *tables, folder=tmp_path / "said3")).out
-    row = next(line for line in shown.splitlines() if "SN (imported)" in line)
-    assert str(half_up(found["evaluations"][0]["top1"], 1)) in row
-    refused(forked(script, *arguments, folder=tmp_path / "said4"), "holds a run already")
+    output = check_ok(run_forked("scripts/make_tables.py", *tables, folder=tmp_path / "logs3")).out
+    row = next(line for line in output.splitlines() if "SN (imported)" in line)
+    assert str(round_half_up(result["evaluations"][0]["top1"], 1)) in row
+    check_error(run_forked(script, *arguments, folder=tmp_path / "logs4"), "already holds a run")

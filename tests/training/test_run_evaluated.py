@@ -42,6 +42,6 @@ def test_an_evaluation_with_other_options_does_not_complete_a_run(
     assert after["evaluations"][:5] == earlier
     assert [e["by"] for e in after["evaluations"][5:]] == ["training"] * 2
     assert read_run(run).state == FINISHED
-    assert read_run(run).counted["batch_average"] == after["evaluations"][-1]
+    assert read_run(run).counted_evaluations["batch_average"] == after["evaluations"][-1]
     assert torch.load(run / "batch_average.pt")["evaluation"] == after["evaluations"][-1]
     assert all(torch.load(run / "final.pt")["model"][name].equal(weights[name]) for name in weights)
