@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from sn_imagenet.reporting.command import made, runs_parser
+from sn_imagenet.reporting.command import call_or_exit, runs_parser
 from sn_imagenet.reporting.figures.files import write_figures
 
 
 def main() -> int:
     description = "Make the figures from a folder of runs."
     args = runs_parser(description, "folder for the figures", paper=False).parse_args()
-    drawn = made(lambda: write_figures(args.runs, args.out))
-    for path in drawn.paths:
+    figures = call_or_exit(lambda: write_figures(args.runs, args.out), args.brief)
+    for path in () if args.brief else figures.paths:
         print(path)
-    return 0 if drawn.paths else 1
+    return 0 if figures.paths else 1
 
 
 if __name__ == "__main__":

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from sn_imagenet.reporting.command import add_expected, made, runs_parser
+from sn_imagenet.reporting.command import add_expected, call_or_exit, runs_parser
 from sn_imagenet.reporting.page import write_page
 
 
 def main() -> None:
-    description = "Make one HTML page of a folder of runs."
+    description = "Make one HTML page from a folder of runs."
     parser = runs_parser(description, "folder for report.html")
     add_expected(parser)
     args = parser.parse_args()
-    print(made(lambda: write_page(args.runs, args.out, args.paper, args.expected)).path)
+    page = call_or_exit(
+        lambda: write_page(args.runs, args.out, args.paper, args.expected), args.brief
+    )
+    if args.brief:
+        warnings = f" ({len(page.warnings)} warnings)" if page.warnings else ""
+        print(f"Report with figures, the paper's claims and every run: {page.path}{warnings}")
+        print(f"All other tables, figures, verdicts and their notes: {args.out}")
+    else:
+        print(page.path)
 
 
 if __name__ == "__main__":

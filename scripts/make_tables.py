@@ -1,4 +1,4 @@
-"""Make the tables, Table 1 from the modules, the others from a folder of runs."""
+"""Make the tables: Table 1 from the modules, the others from a folder of runs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.command import made, runs_parser
+from sn_imagenet.reporting.command import call_or_exit, runs_parser
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
-from sn_imagenet.reporting.tables import TABLES, write_tables
+from sn_imagenet.reporting.tables import TABLE_NAMES, write_tables
 
 
 def _names(text: str) -> list[str]:
@@ -25,23 +25,23 @@ def main() -> None:
         "--only",
         type=_names,
         metavar="NAME,..",
-        help=f"of {', '.join(TABLES)}; default the first two",
+        help=f"tables among {', '.join(TABLE_NAMES)}; default the first two",
     )
     parser.add_argument(
         "--settings",
         type=_names,
         metavar="8x8,8x2,...",
-        help="columns to show, in this order; default the paper's nine and what else was run",
+        help="settings to show, in this order; default the paper's nine and others that were run",
     )
-    epochs = f"a run's number: {', '.join(EPOCH_CHOICES)}"
+    epochs = f"epoch whose accuracy counts: {', '.join(EPOCH_CHOICES)}"
     parser.add_argument("--epoch", default="final", help=epochs)
     parser.add_argument(
-        "--size", type=_size, metavar="N,C,H,W", help="of Table 1's numbers; default 32,64,56,56"
+        "--size", type=_size, metavar="N,C,H,W", help="input size for Table 1; default 32,64,56,56"
     )
     args = parser.parse_args()
 
-    def count() -> list[dict[str, Any]]:
-        # Here, so that the tables of runs can be made without loading torch.
+    def take_census() -> list[dict[str, Any]]:
+        # Imported here so that tables of runs need no torch.
         from sn_imagenet.benchmark.census import SIZE, census
 
         try:
@@ -49,13 +49,14 @@ def main() -> None:
         except ValueError as error:
             raise UserError(f"--size: {error}") from error
 
-    written = made(
+    written = call_or_exit(
         lambda: write_tables(
-            args.runs, args.out, args.paper, args.only, args.settings, count, args.epoch
-        )
+            args.runs, args.out, args.paper, args.only, args.settings, take_census, args.epoch
+        ),
+        args.brief,
     )
-    print(written.summary)
-    for path in written.paths:
+    print(written.brief if args.brief else written.summary)
+    for path in () if args.brief else written.paths:
         print(path)
 
 

@@ -1,4 +1,4 @@
-"""Tables, figures, verdicts and the report page, made from what :mod:`sn_imagenet.runs` reads
+"""Tables, figures, verdicts and the report page, from the runs that :mod:`sn_imagenet.runs` reads
 and the epochs of ``metrics.jsonl``.
 
 ``tables``: :func:`~sn_imagenet.reporting.tables.write_tables`,

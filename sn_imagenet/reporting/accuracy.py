@@ -1,4 +1,4 @@
-"""The grid of accuracies: methods by setting with intervals, the paper's numbers, differences."""
+"""The grid of accuracies: methods by setting, intervals, the paper's numbers, differences."""
 
 from __future__ import annotations
 
@@ -7,130 +7,128 @@ from collections.abc import Sequence
 from sn_imagenet.reporting.cells import (
     MISSING,
     Summary,
+    config_differences,
     method_label,
     statistics_label,
-    unlike,
 )
 from sn_imagenet.reporting.departures import departure_notes
-from sn_imagenet.reporting.render import FOOTNOTES, Grid, Row, half_up
+from sn_imagenet.reporting.render import FOOTNOTES, Grid, Row, round_half_up
 from sn_imagenet.reporting.statistics import Interval, difference_interval
-from sn_imagenet.reporting.task import Report, Task
+from sn_imagenet.reporting.study import RunCollection, Study
 from sn_imagenet.runs import DIVERGED, Run, Setting
 
 EPOCHS = {
     "final": "the evaluation after the last epoch",
-    "best": "the best epoch, chosen on the validation set itself: too high",
+    "best": "the best epoch, chosen on the validation set itself, which biases it upwards",
     "median5": "the median of the last five epochs",
 }
 INTERVAL = "95 % interval"
 
 
 def accuracy_grid(
-    task: Task, report: Report, methods: Sequence[str], differences: Sequence[tuple[str, str]]
+    study: Study,
+    collection: RunCollection,
+    methods: Sequence[str],
+    differences: Sequence[tuple[str, str]],
 ) -> Grid:
-    """A row per method with the paper's below it, then a row per difference (first - second)."""
-    paper = report.paper
+    """A row per method above the paper's row, then a row per difference (first - second)."""
+    paper = collection.paper
     marks: dict[str, str] = {}
 
     def published(method: str, setting: Setting) -> str:
         entry = paper.cell(method, setting)
         if not entry:
             return ""
-        number = MISSING if entry.top1 is None else str(half_up(entry.top1, 1))
+        number = MISSING if entry.top1 is None else str(round_half_up(entry.top1, 1))
         if not entry.note:
             return number
         note = f"paper, {method_label(method)} at {setting}: {entry.note} ({entry.source})"
         marks.setdefault(note, FOOTNOTES[len(marks)])
         return number + marks[note]
 
-    paper_label = "paper" if task.comparable else f"paper ({paper.label})"
-    best = best_of(task, methods)
+    paper_label = "paper" if study.matches_paper else f"paper ({paper.label})"
+    best = best_methods(study, methods)
     rows: list[Row] = []
     for method in methods:
-        ours = [cell_of(task, method, s) for s in task.settings]
+        ours = [study.cell(method, s) for s in study.settings]
         rows.append(
             Row(
                 method_label(method),
                 tuple(cell.text() for cell in ours),
                 rule=bool(rows),
-                bold=frozenset(i for i, s in enumerate(task.settings) if method in best[s]),
-                runs=tuple(tuple(report.folders(cell.runs)) for cell in ours),
+                bold=frozenset(i for i, s in enumerate(study.settings) if method in best[s]),
+                runs=tuple(tuple(collection.folders(cell.runs)) for cell in ours),
             )
         )
         rows += _interval_row([cell.interval for cell in ours])
-        if any(paper.cell(method, s) for s in task.settings):
+        if any(paper.cell(method, s) for s in study.settings):
             rows.append(
-                Row(paper_label, tuple(published(method, s) for s in task.settings), indent=True)
+                Row(paper_label, tuple(published(method, s) for s in study.settings), indent=True)
             )
-            if task.comparable:
-                theirs = [paper.top1(method, s) for s in task.settings]
+            if study.matches_paper:
+                theirs = [paper.top1(method, s) for s in study.settings]
                 cells = tuple(
-                    signed(minus(cell.mean, top1)) + ("‡" if survivors(cell) else "")
+                    signed_text(minus(cell.mean, top1)) + ("‡" if omits_diverged(cell) else "")
                     for cell, top1 in zip(ours, theirs, strict=True)
                 )
                 rows.append(Row("ours − paper", cells, indent=True))
     for first, second in differences:
-        pairs = [(cell_of(task, first, s), cell_of(task, second, s)) for s in task.settings]
-        theirs_gap = [minus(paper.top1(first, s), paper.top1(second, s)) for s in task.settings]
-        gaps = tuple(signed(minus(a.mean, b.mean)) + difference_marks(a, b) for a, b in pairs)
+        pairs = [(study.cell(first, s), study.cell(second, s)) for s in study.settings]
+        theirs_gap = [minus(paper.top1(first, s), paper.top1(second, s)) for s in study.settings]
+        gaps = tuple(signed_text(minus(a.mean, b.mean)) + difference_marks(a, b) for a, b in pairs)
         rows.append(Row(f"{method_label(first)}-{method_label(second)}", gaps, rule=True))
         rows += _interval_row([difference_interval(a.values, b.values) for a, b in pairs])
         if any(gap is not None for gap in theirs_gap):
-            rows.append(Row(paper_label, tuple(map(signed, theirs_gap)), indent=True))
+            rows.append(Row(paper_label, tuple(map(signed_text, theirs_gap)), indent=True))
     return Grid(
-        caption=f"Top-1 (%) on the validation set of {task.title}, by (GPUs, samples per GPU).",
-        columns=tuple(str(s) for s in task.settings),
+        caption=f"Top-1 (%) on the validation set of {study.title}, by (GPUs, samples per GPU).",
+        columns=tuple(str(s) for s in study.settings),
         rows=tuple(rows),
         notes=(
             *(f"{mark} {note}." for note, mark in marks.items()),
-            *_mark_notes(task, differences),
-            *_reading(task, report),
-            *departure_notes(task.runs),
+            *_mark_notes(study, differences),
+            *_reading_notes(study, collection),
+            *departure_notes(study.runs),
         ),
     )
 
 
-def cell_of(task: Task, method: str, setting: Setting) -> Summary:
-    """The cell, empty for a method that was not run."""
-    return task.cells.get((method, setting), Summary((), ()))
-
-
-def best_of(task: Task, methods: Sequence[str]) -> dict[Setting, set[str]]:
-    """The methods with the highest mean as it is printed, by setting; none where fewer than two
-    have one, and never a mean over survivors."""
+def best_methods(study: Study, methods: Sequence[str]) -> dict[Setting, set[str]]:
+    """Setting -> the methods with the highest mean as printed; none where fewer than two methods
+    have a mean. A mean that leaves out diverged seeds does not count."""
     best: dict[Setting, set[str]] = {}
-    for setting in task.settings:
+    for setting in study.settings:
         means = {
-            m: half_up(cell.mean, 1)
+            m: round_half_up(cell.mean, 1)
             for m in methods
-            if (cell := cell_of(task, m, setting)).mean is not None and not survivors(cell)
+            if (cell := study.cell(m, setting)).mean is not None and not omits_diverged(cell)
         }
         top = max(means.values(), default=None)
         best[setting] = {m for m, mean in means.items() if mean == top and len(means) > 1}
     return best
 
 
-def survivors(cell: Summary) -> bool:
-    """Whether the mean leaves out seeds that diverged."""
+def omits_diverged(cell: Summary) -> bool:
+    """Whether the cell's mean leaves out seeds that diverged."""
     return bool(cell.values) and cell.states[DIVERGED] > 0
 
 
 def difference_marks(first: Summary, second: Summary) -> str:
-    """† over different seeds, ‡ over survivors, § of runs that differ in more than normalizer."""
+    """† different seeds, ‡ diverged seeds left out, § more than the method differs."""
     if first.mean is None or second.mean is None:
         return ""
     return (
         "†" * (set(first.seeds) != set(second.seeds))
-        + "‡" * (survivors(first) or survivors(second))
-        + "§" * bool(unlike(first.runs, second.runs))
+        + "‡" * (omits_diverged(first) or omits_diverged(second))
+        + "§" * bool(config_differences(first.runs, second.runs))
     )
 
 
-def _mark_notes(task: Task, differences: Sequence[tuple[str, str]]) -> list[str]:
+def _mark_notes(study: Study, differences: Sequence[tuple[str, str]]) -> list[str]:
     named: dict[str, list[str]] = {}
     for first, second in differences:
-        for setting in task.settings:
-            a, b = cell_of(task, first, setting), cell_of(task, second, setting)
+        for setting in study.settings:
+            a, b = study.cell(first, setting), study.cell(second, setting)
             name = f"{method_label(first)}-{method_label(second)} {setting}"
             marks = difference_marks(a, b)
             if "†" in marks:
@@ -139,13 +137,13 @@ def _mark_notes(task: Task, differences: Sequence[tuple[str, str]]) -> list[str]
             if "‡" in marks:
                 named.setdefault("‡", []).append(name)
             if "§" in marks:
-                named.setdefault("§", []).append(f"{name} ({unlike(a.runs, b.runs)})")
-    if any(survivors(cell) for cell in task.cells.values()):
+                named.setdefault("§", []).append(f"{name} ({config_differences(a.runs, b.runs)})")
+    if any(omits_diverged(cell) for cell in study.cells.values()):
         named.setdefault("‡", [])
     words = {
-        "†": "the two sides have different seeds",
-        "‡": "a mean over survivors: seeds that diverged are left out of it",
-        "§": "the two sides differ in more than the normalizer",
+        "†": "the two cells have different seeds",
+        "‡": "seeds that diverged are left out of the mean",
+        "§": "the two cells differ in more than the normalization method",
     }
     return [
         f"{mark} {words[mark]}{': ' if where else ''}{', '.join(where)}."
@@ -160,61 +158,60 @@ def _interval_row(intervals: Sequence[Interval | None]) -> list[Row]:
 
 
 def interval_text(interval: Interval | None, digits: int = 1) -> str:
-    """``[76.2, 77.6]``; empty without one."""
-    return "[{}, {}]".format(*(half_up(end, digits) for end in interval)) if interval else ""
+    """``[76.2, 77.6]``; empty without an interval."""
+    return "[{}, {}]".format(*(round_half_up(end, digits) for end in interval)) if interval else ""
 
 
-def _reading(task: Task, report: Report) -> list[str]:
-    """What a reader must know to read the grid."""
+def _reading_notes(study: Study, collection: RunCollection) -> list[str]:
+    """Notes that explain how to read the grid."""
     notes = [
         f"Mean ± sample standard deviation (number of seeds); no brackets: one seed. {MISSING}: no "
-        "run. Bold: the best mean of a column. Intervals: Student's over the seeds of a cell, "
-        "Welch's over those of a difference. Rounded half up; differences are of the unrounded "
-        "means.",
-        f"Number of a run: {EPOCHS[report.epoch]}.",
+        "run. Bold: the best mean of a column. Intervals over seeds: Student's for a cell, Welch's "
+        "for a difference. Rounded half up; differences are of the unrounded means.",
+        f"Accuracy of a run: {EPOCHS[collection.epoch]}.",
     ]
-    if not task.comparable:
+    if not study.matches_paper:
         notes.append(
-            f"The paper's numbers are of {report.paper.label}: another task, shown for "
-            "orientation, so no difference from them is computed."
+            f"The paper's numbers are for {collection.paper.label}. They are shown for orientation "
+            "only; no difference from them is computed."
         )
-    return notes + _statistics_used(task) + _omegas(task)
+    return notes + _statistics_used(study) + _omega_notes(study)
 
 
-def _statistics_used(task: Task) -> list[str]:
+def _statistics_used(study: Study) -> list[str]:
     parts = []
-    for method in task.methods:
+    for method in study.methods:
         used: dict[str, list[Setting]] = {}
-        for setting in task.settings:
-            for name in {r.statistics for r in task.cells[method, setting].runs if r.statistics}:
+        for setting in study.settings:
+            for name in {r.statistics for r in study.cells[method, setting].runs if r.statistics}:
                 used.setdefault(statistics_label(name), []).append(setting)
         if used:
             parts.append(f"{method_label(method)} {_with_exceptions(used)}")
     return [f"Evaluation statistics: {'; '.join(parts)}."] if parts else []
 
 
-def _omegas(task: Task) -> list[str]:
-    """Which normalizers each switchable one chose from; not the same at one sample per GPU."""
+def _omega_notes(study: Study) -> list[str]:
+    """Omega of each switchable method, which may differ between settings."""
     notes = []
-    for method in task.methods:
+    for method in study.methods:
         sets: dict[str, list[Setting]] = {}
-        for setting in task.settings:
+        for setting in study.settings:
             for omega in {
-                tuple(r.norm_args.get("omega") or ()) for r in _runs(task, method, setting)
+                tuple(r.norm_args.get("omega") or ()) for r in _runs(study, method, setting)
             }:
                 if omega:
                     members = f"{{{', '.join(map(method_label, omega))}}}"
                     sets.setdefault(members, []).append(setting)
         if sets:
             notes.append(f"{method_label(method)} chooses from {_with_exceptions(sets)}.")
-    single = [r for s in task.settings if s.samples_per_gpu == 1 for r in _runs(task, "sn", s)]
+    single = [r for s in study.settings if s.samples_per_gpu == 1 for r in _runs(study, "sn", s)]
     if single and all("bn" not in (run.norm_args.get("omega") or ()) for run in single):
         notes.append("At one sample per GPU SN is {IN, LN}, as in the paper: BN would equal IN.")
     return notes
 
 
 def _with_exceptions(choices: dict[str, list[Setting]]) -> str:
-    """``batch average (at (8,1) each sample's own)``: the most common first."""
+    """``batch average (at (8,1) per-sample statistics)``: the most common choice first."""
     first, *others = sorted(choices, key=lambda words: -len(choices[words]))
     if not others:
         return first
@@ -222,15 +219,15 @@ def _with_exceptions(choices: dict[str, list[Setting]]) -> str:
     return f"{first} ({'; '.join(exceptions)})"
 
 
-def _runs(task: Task, method: str, setting: Setting) -> Sequence[Run]:
-    return task.cells[method, setting].runs
+def _runs(study: Study, method: str, setting: Setting) -> Sequence[Run]:
+    return study.cell(method, setting).runs
 
 
 def minus(first: float | None, second: float | None) -> float | None:
-    """The difference where both are there."""
+    """``first - second``; None where one of them is missing."""
     return None if first is None or second is None else first - second
 
 
-def signed(difference: float | None) -> str:
-    """``+0.4``; a dash without one."""
-    return MISSING if difference is None else f"{half_up(difference, 1):+}"
+def signed_text(difference: float | None) -> str:
+    """``+0.4``; a dash without a difference."""
+    return MISSING if difference is None else f"{round_half_up(difference, 1):+}"

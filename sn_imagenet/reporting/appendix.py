@@ -1,4 +1,4 @@
-"""What stands beneath a table: runs without a number, departures from the paper, revisions."""
+"""The sections beneath a table: runs without a number, departures from the paper, revisions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sn_imagenet.runs import FINISHED, Run
 
 
 def appendix_markdown(runs: Sequence[Run], root: Path) -> list[str]:
-    """Markdown paragraphs on ``runs``, whose folders are named relative to ``root``."""
+    """Markdown paragraphs on ``runs``. Their folders are given relative to ``root``."""
     return [
         *_without_number(runs, root),
         *_departures(runs),

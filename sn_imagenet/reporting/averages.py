@@ -1,4 +1,4 @@
-"""Moving average and batch average of the statistics, by the samples that the latter took."""
+"""Top-1 under moving and batch average of the statistics, by the samples of the batch average."""
 
 from __future__ import annotations
 
@@ -15,106 +15,114 @@ from sn_imagenet.reporting.cells import (
     summarize,
 )
 from sn_imagenet.reporting.render import Grid, Row
-from sn_imagenet.reporting.task import Report, Task
+from sn_imagenet.reporting.study import RunCollection, Study
 from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Cell, Run
 from sn_imagenet.runs.reading import mapping
 
 STORED_STATISTICS = ("moving_average", "batch_average")
 
 
-def averages_grid(task: Task, report: Report) -> Grid | None:
-    """Methods that store statistics under each of them (claim 9 of the paper, and EvalNorm's remark
-    that part of BN's loss at small batches is in the statistics); None without such a run. The
-    batch average has a row for each number of samples that was asked for."""
+def averages_grid(study: Study, collection: RunCollection) -> Grid | None:
+    """Methods that store statistics, under each average; None without such a run. The batch average
+    has a row for each number of samples requested. See claim 9 of the paper, and EvalNorm's remark
+    that the statistics cause a part of BN's loss at small batches."""
     rows: list[Row] = []
-    for method in task.methods:
+    for method in study.methods:
         of_method = [
             run
-            for run in task.runs
+            for run in study.runs
             if run.cell.norm == method and run.state in (FINISHED, NOT_EVALUATED)
         ]
-        if not any(set(run.counted) & set(STORED_STATISTICS) for run in of_method):
+        if not any(set(run.counted_evaluations) & set(STORED_STATISTICS) for run in of_method):
             continue
-        asked = sorted(
+        requested = sorted(
             {c["samples_requested"] for run in of_method for c in _calibrations(run)},
-            key=_by_number,
+            key=_sort_key,
         )
-        batch = [(f"batch average{_words(n, asked)}", "batch_average", n) for n in asked]
-        for i, (words, name, samples) in enumerate(
+        batch = [
+            (f"batch average{_samples_suffix(n, requested)}", "batch_average", n) for n in requested
+        ]
+        for i, (label, name, samples) in enumerate(
             [(statistics_label("moving_average"), "moving_average", None), *batch]
         ):
-            seeds = by_cell(calibrated_with(run, samples) for run in task.runs)
+            seeds = by_cell(calibrated_with(run, samples) for run in study.runs)
             row = [
-                _summary(seeds.get(Cell(task.data, task.model, method, s), []), name)
-                for s in task.settings
+                _summarize(seeds.get(Cell(study.data, study.model, method, s), []), name)
+                for s in study.settings
             ]
-            label = f"{method_label(method)}, {words}"
             cells = tuple(cell.text(digits=2) for cell in row)
-            folders = tuple(tuple(report.folders(cell.runs)) for cell in row)
-            rows.append(Row(label, cells, rule=bool(rows) and i == 0, runs=folders))
+            folders = tuple(tuple(collection.folders(cell.runs)) for cell in row)
+            rows.append(
+                Row(
+                    f"{method_label(method)}, {label}",
+                    cells,
+                    rule=bool(rows) and i == 0,
+                    runs=folders,
+                )
+            )
     if not rows:
         return None
     notes = [
-        *_notes(task),
-        f"{MISSING}: no run, or one that stores no statistics (SN at one sample per GPU).",
+        *_calibration_notes(study),
+        f"{MISSING}: no run, or a run that stores no statistics (SN at one sample per GPU).",
     ]
-    if task.comparable:
+    if study.matches_paper:
         notes += [
             f"Paper ({entry.source}), {method_label(entry.method)} at {entry.setting}, "
             f"{entry.note}: {entry.top1:.2f}."
-            for entry in report.paper.statistics
-            if entry.setting in task.settings
+            for entry in collection.paper.statistics
+            if entry.setting in study.settings
         ]
     return Grid(
-        caption=f"Moving average and batch average: top-1 (%) on {task.title}.",
-        columns=tuple(str(s) for s in task.settings),
+        caption=f"Moving average and batch average: top-1 (%) on {study.title}.",
+        columns=tuple(str(s) for s in study.settings),
         rows=tuple(rows),
         notes=tuple(notes),
     )
 
 
 def calibrated_with(run: Run, samples: Any) -> Run:
-    """``run`` as if its config had asked for a batch average of so many ``samples``: of its
-    evaluations those that were made so count."""
+    """``run`` as if its config requested a batch average over ``samples``, so that the evaluations
+    with that number of samples count."""
     if not run.config:
         return run
-    asked = {**mapping(run.config.get("calibration")), "samples": samples}
-    return replace(run, config={**run.config, "calibration": asked})
+    calibration = {**mapping(run.config.get("calibration")), "samples": samples}
+    return replace(run, config={**run.config, "calibration": calibration})
 
 
-def _summary(runs: Sequence[Run], statistics: str) -> Summary:
-    """The seeds, each once however often it was trained to calibrate it otherwise."""
+def _summarize(runs: Sequence[Run], statistics: str) -> Summary:
+    """Each seed once, even if it was trained several times with different calibrations."""
     first: dict[tuple[int, str, float | None], Run] = {}
     for run in runs:
-        if run.state != FINISHED or statistics in run.counted:
+        if run.state != FINISHED or statistics in run.counted_evaluations:
             first.setdefault((run.seed, run.state, run.top1(statistics)), run)
     return summarize(list(first.values()), statistics)
 
 
 def _calibrations(run: Run) -> list[dict[str, Any]]:
-    made = [mapping(evaluation.get("calibration")) for evaluation in run.evaluations]
-    return [calibration for calibration in made if calibration.get("samples_requested")]
+    calibrations = [mapping(evaluation.get("calibration")) for evaluation in run.evaluations]
+    return [calibration for calibration in calibrations if calibration.get("samples_requested")]
 
 
-def _by_number(samples: int | str) -> tuple[bool, int, str]:
+def _sort_key(samples: int | str) -> tuple[bool, int, str]:
     text = str(samples)
     return not text.isdigit(), int(text) if text.isdigit() else 0, text
 
 
-def _words(samples: int | str, asked: Sequence[int | str]) -> str:
-    if len(asked) == 1:
-        return ""  # the note below the table says how many
+def _samples_suffix(samples: int | str, requested: Sequence[int | str]) -> str:
+    if len(requested) == 1:
+        return ""  # a note below the table gives the number
     text = str(samples)
     return f", {int(text):,} samples" if text.isdigit() else f", {text} samples"
 
 
-def _notes(task: Task) -> list[str]:
+def _calibration_notes(study: Study) -> list[str]:
     used: dict[str, list[int]] = {}
-    for calibration in (c for run in task.runs for c in _calibrations(run)):
-        asked = f"{calibration.get('estimator')}, {calibration['samples_requested']}"
-        used.setdefault(asked, []).append(calibration.get("samples_used") or 0)
+    for calibration in (c for run in study.runs for c in _calibrations(run)):
+        request = f"{calibration.get('estimator')}, {calibration['samples_requested']}"
+        used.setdefault(request, []).append(calibration.get("samples_used") or 0)
     return [
-        f"Batch average: {asked} training samples requested, "
+        f"Batch average: {request} training samples requested, "
         f"{' to '.join(map(str, sorted({min(counts), max(counts)})))} used."
-        for asked, counts in used.items()
+        for request, counts in used.items()
     ]

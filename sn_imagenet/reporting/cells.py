@@ -1,4 +1,4 @@
-"""From the seeds of a cell to one entry of a table."""
+"""Summaries of the seeds of a cell, as tables show them."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from sn_imagenet.runs.methods import IMPORTED
 
 MISSING = "—"
 
-# Runs that differ in these alone are seeds of one experiment; a setting's name is only its label.
+# Config keys in which the seeds of one experiment may differ. A setting's name is only its label.
 _SAME_EXPERIMENT = {*NON_EXPERIMENT_KEYS, "seed", "batch.name"}
-# What makes a cell, and how its statistics are made.
+# Config keys that define a cell and how its statistics are computed.
 CELL_KEYS = ("norm.", "batch.", "calibration.")
 _ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn"}
 _STATISTICS = {
     "moving_average": "moving average",
     "batch_average": "batch average",
-    "sample": "each sample's own",
+    "sample": "per-sample statistics",
 }
 
 
 @dataclass(frozen=True)
 class Summary:
     """The runs of one cell. ``values``: top-1 in percent of the seeds that have a number;
-    ``conflict``: why they are not seeds of one experiment, empty if they are.
+    ``conflict``: why the runs are not seeds of one experiment, empty if they are.
     """
 
     runs: tuple[Run, ...]
     values: tuple[float, ...]
     conflict: str = ""
-    counted: tuple[Run, ...] = ()  # those of the values
+    counted: tuple[Run, ...] = ()  # the runs of ``values``
 
     @property
     def mean(self) -> float | None:
@@ -67,12 +67,12 @@ class Summary:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Those of the values."""
+        """The seeds of ``values``."""
         return tuple(run.seed for run in self.counted)
 
     @property
     def states(self) -> Counter[str]:
-        """How many runs are in each state."""
+        """Number of runs by state."""
         return Counter(run.state for run in self.runs)
 
     def text(self, digits: int = 1) -> str:
@@ -94,34 +94,36 @@ class Summary:
 
     def _unfinished(self) -> str:
         if len(self.runs) == 1:
-            return _state_words(self.runs[0].state, self.runs)
+            return _state_text(self.runs[0].state, self.runs)
         if len(self.states) == 1:
-            return f"{_state_words(self.runs[0].state, self.runs)} ({len(self.runs)})"
+            return f"{_state_text(self.runs[0].state, self.runs)} ({len(self.runs)})"
         return self._others()
 
     def _others(self) -> str:
         return ", ".join(
-            f"{self.states[state]} {_state_words(state, self.runs)}"
+            f"{self.states[state]} {_state_text(state, self.runs)}"
             for state in STATES
             if state != FINISHED and self.states[state]
         )
 
 
-def _state_words(state: str, runs: Sequence[Run]) -> str:
+def _state_text(state: str, runs: Sequence[Run]) -> str:
     if state not in (RUNNING, INTERRUPTED):
         return state
     return f"{state} {', '.join(run.detail for run in runs if run.state == state)}"
 
 
 def summarize(runs: Sequence[Run], statistics: str | None = None, epoch: str = "final") -> Summary:
-    """Gather the seeds of one cell; the numbers are those under ``statistics``, by default each
-    run's own choice for Table 2. Runs that were evaluated without ``statistics`` are left out.
-    ``epoch``: as :func:`~sn_imagenet.reporting.curves.top1_of_epochs` has it.
+    """Summarize the seeds of one cell by top-1 under ``statistics``, by default those that each run
+    uses for Table 2. Runs that were not evaluated under ``statistics`` are left out.
+    ``epoch``: see :func:`~sn_imagenet.reporting.curves.top1_of_epochs`.
 
-    Seeds of different experiments are not averaged: ``conflict`` then says what differs.
+    Seeds of different experiments are not averaged; ``conflict`` then says what differs.
     """
     if statistics:
-        runs = [run for run in runs if run.state != FINISHED or statistics in run.counted]
+        runs = [
+            run for run in runs if run.state != FINISHED or statistics in run.counted_evaluations
+        ]
     conflict = _conflict(runs)
     values = [run.top1(statistics) if statistics else top1_of_epochs(run, epoch) for run in runs]
     numbered = [(v, run) for v, run in zip(values, runs, strict=True) if v is not None]
@@ -141,8 +143,8 @@ def by_cell(runs: Iterable[Run]) -> dict[Cell, list[Run]]:
 
 
 def _conflict(runs: Sequence[Run]) -> str:
-    """What keeps ``runs`` from being seeds of one experiment: the configs' differences, or one
-    seed that occurs twice and would pass for two draws. Empty if nothing does."""
+    """Why ``runs`` are not seeds of one experiment: their configs differ, or a seed occurs twice
+    and would count as two draws. Empty if they are."""
     configs = [experiment(run) for run in runs if run.config]
     keys = sorted(set().union(*configs))
     different = []
@@ -152,13 +154,13 @@ def _conflict(runs: Sequence[Run]) -> str:
             different.append(f"{key} = {' / '.join(values)}")
     if different:
         return "; ".join(different)
-    twice = [seed for seed, count in Counter(run.seed for run in runs).items() if count > 1]
-    return f"seed {twice[0]} occurs more than once" if twice else ""
+    repeated = [seed for seed, count in Counter(run.seed for run in runs).items() if count > 1]
+    return f"seed {repeated[0]} occurs more than once" if repeated else ""
 
 
 def config_differences(first: Sequence[Run], second: Sequence[Run]) -> str:
-    """In what the runs of two cells differ besides normalizer and setting, so that a difference
-    between them has more than one cause; empty if in nothing."""
+    """Config keys other than method and setting in which the runs of two cells differ, so that a
+    difference between the cells has more than one cause. Empty without any."""
     configured = [[run for run in runs if run.config] for runs in (first, second)]
     if not all(configured):
         return ""
@@ -174,16 +176,16 @@ def config_differences(first: Sequence[Run], second: Sequence[Run]) -> str:
 
 
 def experiment(run: Run) -> dict[str, str]:
-    """What the seeds of a cell share: each value of the config as JSON by its key."""
+    """The part of the config that the seeds of a cell share: key -> value as JSON."""
     return {
         key: json.dumps(value, sort_keys=True)
         for key, value in flatten_config(run.config).items()
-        if key not in _SAME_EXPERIMENT and value is not None  # as a config of before its time
+        if key not in _SAME_EXPERIMENT and value is not None  # as in a config older than the key
     }
 
 
 def method_label(norm: str) -> str:
-    """``BN`` for ``bn``, ``BN (imported)`` for such weights; a name of the user's own stays."""
+    """``BN`` for ``bn``, ``BN (imported)`` for imported weights; other names are unchanged."""
     name = norm.removesuffix(IMPORTED)
     return norm.replace(name, name.upper(), 1) if name in _ABBREVIATIONS else norm
 
@@ -194,7 +196,7 @@ def statistics_label(statistics: str) -> str:
 
 
 def evaluation_label(run: Run, evaluation: dict[str, Any]) -> str:
-    """The statistics of an evaluation in words, and in what it was made otherwise than the run's
-    config says: ``batch average, 1000 samples, last.pt``."""
+    """The statistics of an evaluation in words, and how it differs from the run's config:
+    ``batch average, 1000 samples, last.pt``."""
     other = deviations_from_config(evaluation, run.config, run.data_fingerprint)
     return ", ".join([statistics_label(evaluation["statistics"]), *other])

@@ -1,4 +1,4 @@
-"""The twelve claims of the paper that a reproduction can test, one small function each."""
+"""The twelve claims of the paper that a reproduction can test, one function each."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.cells import Summary, method_label, unlike
-from sn_imagenet.reporting.curves import read_epochs
+from sn_imagenet.reporting.cells import Summary, config_differences, method_label
+from sn_imagenet.reporting.curves import KIND_SYMBOLS, read_epochs
 from sn_imagenet.reporting.paper import PAPER_SETTINGS
 from sn_imagenet.reporting.statistics import contrast
 from sn_imagenet.reporting.study import (
     OTHER_DATA,
-    Side,
+    ContrastTerm,
     Study,
     compare,
     difference,
     paired,
-    sound_cell,
+    why_not_comparable,
 )
 from sn_imagenet.reporting.verdict import (
     LEAST_SEEDS,
@@ -32,7 +32,6 @@ from sn_imagenet.reporting.verdict import (
 from sn_imagenet.runs import DIVERGED, FINISHED, LayerWeights, Run, Setting
 
 LARGE, SMALL, SINGLE = Setting(8, 32), Setting(8, 2), Setting(8, 1)
-_TABLES = (("mean", "μ"), ("variance", "σ"))
 _WEIGHT = "importance weight"
 
 
@@ -42,27 +41,27 @@ def sn_not_below_bn(study: Study) -> Judgment:
 
 
 def sn_above_gn(study: Study) -> Judgment:
-    """SN - GN above 0 in seven settings, and not in the two of the fewest samples."""
+    """SN - GN above 0 in seven settings, and not above 0 at (8,2) and (8,1)."""
     regions = {s: {"high": 0.0} if s in (SMALL, SINGLE) else {"low": 0.0} for s in PAPER_SETTINGS}
     return judge([difference(study, "sn", "gn", s, **regions[s]) for s in PAPER_SETTINGS])
 
 
 def bn_loses_ten(study: Study) -> Judgment:
     """BN at (8,32) minus BN at (8,2), at least 10 points on ImageNet."""
-    sides = [Side("bn", LARGE), Side("bn", SMALL, -1.0)]
+    terms = [ContrastTerm("bn", LARGE), ContrastTerm("bn", SMALL, -1.0)]
     name = f"BN {LARGE} - BN {SMALL}"
-    return judge([compare(study, name, sides, low=10.0, threshold_of_imagenet=True)])
+    return judge([compare(study, name, terms, low=10.0, threshold_of_imagenet=True)])
 
 
 def gn_stays(study: Study) -> Judgment:
-    """GN between each two settings, within 0.5 on ImageNet."""
+    """GN at each pair of settings, within 0.5 on ImageNet."""
     pairs = itertools.combinations(PAPER_SETTINGS, 2)
     return judge(
         [
             compare(
                 study,
                 f"GN {a} - GN {b}",
-                [Side("gn", a), Side("gn", b, -1.0)],
+                [ContrastTerm("gn", a), ContrastTerm("gn", b, -1.0)],
                 low=-0.5,
                 high=0.5,
                 threshold_of_imagenet=True,
@@ -73,9 +72,9 @@ def gn_stays(study: Study) -> Judgment:
 
 
 def bn_fails_at_one_sample(study: Study) -> Judgment:
-    """Failed seeds at (8,1): diverged, or below half of the best method's mean there. A count: it
-    holds if every seed of BN failed and none of GN and SN did, and does not if none of BN's did
-    or all of another's."""
+    """Failed seeds at (8,1): diverged, or below half of the best method's mean there. Judged by
+    counting: the claim holds if all seeds of BN failed and none of GN and SN. It does not hold if
+    no seed of BN failed, or all seeds of GN or of SN."""
     cells = {norm: study.cell(norm, SINGLE) for norm in ("bn", "gn", "sn")}
     runs = tuple(run for cell in cells.values() for run in cell.runs)
     best = max((cell.mean for cell in cells.values() if cell.mean is not None), default=None)
@@ -120,19 +119,20 @@ def bn_fails_at_one_sample(study: Study) -> Judgment:
 def statistics_not_gradients(study: Study) -> Judgment:
     """BN at (1,16) minus BN at (8,32), within 0.2 on ImageNet."""
     alone = Setting(1, 16)
-    sides = [Side("bn", alone), Side("bn", LARGE, -1.0)]
+    terms = [ContrastTerm("bn", alone), ContrastTerm("bn", LARGE, -1.0)]
     name = f"BN {alone} - BN {LARGE}"
-    return judge([compare(study, name, sides, -0.2, 0.2, threshold_of_imagenet=True)])
+    return judge([compare(study, name, terms, -0.2, 0.2, threshold_of_imagenet=True)])
 
 
 def weights_follow_samples(study: Study) -> Judgment:
     """Slope of the weights of BN (up) and LN (down), averaged over layers, per doubling of the
-    samples per GPU, in the settings where SN has BN."""
-    cells = {s: study.cell("sn", s) for s in study.settings("sn") if _sound_sn(study, s)}
+    samples per GPU, over the settings where Omega contains BN."""
+    cells = {
+        s: study.cell("sn", s) for s in study.settings_of("sn") if _has_comparable_sn(study, s)
+    }
     x = {s: math.log2(s.samples_per_gpu) for s in cells}
-    why = "; ".join(
-        u for c in cells.values() if (u := unlike(next(iter(cells.values())).runs, c.runs))
-    )
+    first = next(iter(cells.values()), Summary((), ()))
+    why = "; ".join(d for c in cells.values() if (d := config_differences(first.runs, c.runs)))
     if len(set(x.values())) < 2:
         why = f"two numbers of samples per GPU with {LEAST_SEEDS} seeds of SN are needed"
     if why:
@@ -141,11 +141,11 @@ def weights_follow_samples(study: Study) -> Judgment:
     spread = sum((value - center) ** 2 for value in x.values())
     slopes = [(x[s] - center) / spread for s in cells]
     comparisons = []
-    for (table, symbol), (member, low, high) in itertools.product(
-        _TABLES, (("bn", 0.0, math.inf), ("ln", -math.inf, 0.0))
+    for (kind, symbol), (member, low, high) in itertools.product(
+        KIND_SYMBOLS.items(), (("bn", 0.0, math.inf), ("ln", -math.inf, 0.0))
     ):
         groups = [
-            [_mean(run.weights, table, member) for run in _finished(c)] for c in cells.values()
+            [_mean(run.weights, kind, member) for run in _finished(c)] for c in cells.values()
         ]
         effect = sum(c * fmean(group) for c, group in zip(slopes, groups, strict=True))
         comparisons.append(
@@ -166,7 +166,7 @@ def weights_follow_samples(study: Study) -> Judgment:
 
 
 def weights_differ(study: Study) -> Judgment:
-    """BN's weight: between depths, places and tables at all, and σ's below μ's in res5."""
+    """BN's weight differs between depths, layer positions and μ/σ, and σ's is below μ's in res5."""
     comparisons: list[Comparison] = []
 
     def gap(
@@ -178,8 +178,8 @@ def weights_differ(study: Study) -> Judgment:
 
         return of_run
 
-    for setting in study.settings("sn"):
-        if not _sound_sn(study, setting):
+    for setting in study.settings_of("sn"):
+        if not _has_comparable_sn(study, setting):
             continue
         runs = _finished(study.cell("sn", setting))
         last = gap(_bn("variance", stage="res5"), _bn("mean", stage="res5"))
@@ -205,19 +205,19 @@ def weights_differ(study: Study) -> Judgment:
 
 
 def averages_agree(study: Study) -> Judgment:
-    """SN's batch average minus its moving average: within 0.1 at the end on ImageNet, and less
-    change from epoch to epoch during training."""
+    """SN's top-1 by batch average minus that by moving average: within 0.1 at the end on ImageNet;
+    during training the batch average changes less from epoch to epoch."""
     comparisons: list[Comparison] = []
-    for setting in study.settings("sn"):
-        if not _sound_sn(study, setting):
+    for setting in study.settings_of("sn"):
+        if not _has_comparable_sn(study, setting):
             continue
         runs = _finished(study.cell("sn", setting))
-        why_not = "" if study.of_the_paper else OTHER_DATA
+        why_not = "" if study.matches_paper else OTHER_DATA
         end = f"SN, batch - moving average at the end {setting}"
-        steadier = f"SN, change per epoch, moving - batch average {setting}"
+        change = f"SN, change per epoch, moving - batch average {setting}"
         comparisons += [
             paired(end, setting, runs, _end_gap, -0.1, 0.1, why_not=why_not),
-            paired(steadier, setting, runs, _unsteadiness_gap, low=0.0),
+            paired(change, setting, runs, _unsteadiness_gap, low=0.0),
         ]
     if not comparisons:
         why = f"no setting with {LEAST_SEEDS} finished seeds of an SN with BN"
@@ -238,10 +238,10 @@ def bn_below_brn_below_sn(study: Study) -> Judgment:
 
 
 def six_parameters_a_layer(study: Study) -> Judgment:
-    """The importance weights that the runs of SN with {IN, LN, BN} have, counted."""
+    """Number of importance weights in the runs of SN with Omega = {IN, LN, BN}."""
     runs = [
         run
-        for s in study.settings("sn")
+        for s in study.settings_of("sn")
         for run in _finished(study.cell("sn", s))
         if run.weights and {"in", "ln", "bn"} == set(run.weights[0].mean)
     ]
@@ -251,7 +251,7 @@ def six_parameters_a_layer(study: Study) -> Judgment:
     verdict = Verdict.NOT_TESTED
     if counts:
         right = all(total == 6 * layers for layers, total in counts)
-        if study.of_the_paper:
+        if study.matches_paper:
             right = right and counts == {(53, 318)}
         verdict = Verdict.HOLDS if right else Verdict.DOES_NOT
     counted = ", ".join(f"{total} in {layers} layers" for layers, total in sorted(counts))
@@ -259,7 +259,7 @@ def six_parameters_a_layer(study: Study) -> Judgment:
         verdict,
         (),
         (),
-        note="the paper: 318 in ResNet-50. The order of computation is counted in Table 1 "
+        note="the paper: 318 in ResNet-50. The order of computation is measured for Table 1 "
         "(scripts/make_tables.py --only table1), not in these runs",
         counted=f"importance weights: {counted}" if counted else "",
         runs=tuple(runs),
@@ -271,22 +271,22 @@ def _finished(cell: Summary) -> list[Run]:
     return [run for run in cell.runs if run.state == FINISHED]
 
 
-def _sound_sn(study: Study, setting: Setting) -> bool:
-    """SN's cell has seeds enough, and their networks choose from BN too."""
-    if sound_cell(study, Side("sn", setting)):
+def _has_comparable_sn(study: Study, setting: Setting) -> bool:
+    """Whether SN's cell has enough finished seeds, with BN in Omega."""
+    if why_not_comparable(study, ContrastTerm("sn", setting)):
         return False
     runs = _finished(study.cell("sn", setting))
     return all(run.weights and "bn" in run.weights[0].mean for run in runs)
 
 
-def _mean(layers: Sequence[LayerWeights], table: str, member: str) -> float:
-    return fmean(getattr(layer, table)[member] for layer in layers)
+def _mean(layers: Sequence[LayerWeights], kind: str, member: str) -> float:
+    return fmean(getattr(layer, kind)[member] for layer in layers)
 
 
-def _bn(table: str, stage: str = "", conv: str = "") -> Callable[[Run], list[float]]:
+def _bn(kind: str, stage: str = "", conv: str = "") -> Callable[[Run], list[float]]:
     def of_run(run: Run) -> list[float]:
         return [
-            getattr(layer, table)["bn"]
+            getattr(layer, kind)["bn"]
             for layer in run.weights
             if stage in ("", layer.stage) and conv in ("", layer.conv)
         ]
@@ -300,11 +300,11 @@ def _end_gap(run: Run) -> float | None:
 
 
 def _unsteadiness_gap(run: Run) -> float | None:
-    """Mean change of top-1 from one calibrated epoch to the next: moving minus batch average."""
+    """Mean change of top-1 between successive calibrated epochs: moving minus batch average."""
     try:
         curve = [e.validation for e in read_epochs(run)]
     except UserError:
-        return None  # told by whoever draws the curves; here it is a seed less
+        return None  # the figures report the error; here the seed is left out
     both = [v for v in curve if {"moving_average", "batch_average"} <= v.keys()]
     if len(both) < 3:
         return None
@@ -340,21 +340,20 @@ CLAIMS = (
     ),
     Claim(
         8,
-        "Importance weights differ by depth, place and μ/σ; in the last stage σ's weight of BN "
+        "Importance weights differ by depth, position and μ/σ; in the last stage σ's weight of BN "
         "is below μ's.",
         "Fig. 3",
         weights_differ,
     ),
     Claim(
         9,
-        "Batch and moving average end within 0.1; during training the batch average is the "
-        "steadier.",
+        "Batch and moving average end within 0.1; during training the batch average is steadier.",
         "Sec. 2.1, Fig. 8",
         averages_agree,
     ),
     Claim(10, "IN < LN < SN at (8,32).", "Sec. 4.1", in_below_ln_below_sn),
     Claim(11, "BN < BRN < SN at (8,4).", "Sec. 4.1", bn_below_brn_below_sn),
     Claim(
-        12, "SN adds 6 parameters a layer (318 in ResNet-50).", "Table 1", six_parameters_a_layer
+        12, "SN adds 6 parameters per layer (318 in ResNet-50).", "Table 1", six_parameters_a_layer
     ),
 )

@@ -1,4 +1,4 @@
-"""The verdicts as ``claims.json`` and on the terminal."""
+"""The verdicts as ``claims.json`` and ``claims.md``, and as lines for the terminal."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from typing import Any
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.claims import CLAIMS
 from sn_imagenet.reporting.expected import Expected, read_expected
-from sn_imagenet.reporting.paper import Paper, read_paper
-from sn_imagenet.reporting.render import plain
-from sn_imagenet.reporting.study import Study, studies
+from sn_imagenet.reporting.paper import read_paper
+from sn_imagenet.reporting.render import markdown_escape, plain
+from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_of
 from sn_imagenet.reporting.verdict import RULES, Claim, Comparison, Judgment, Verdict
-from sn_imagenet.runs import Run, find_runs, write_text
+from sn_imagenet.runs import find_runs, write_text
 
 CLAIMS_VERSION = 1
+_COLUMNS = 110  # of a line on the terminal
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A claim with its verdict on one task."""
+class JudgedClaim:
+    """A claim with its verdict on one study."""
 
     claim: Claim
     study: Study
@@ -31,47 +32,49 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class ClaimsWritten:
-    """The file, the text for the terminal, and one line for each run that could not be read."""
+class ClaimFiles:
+    """The files, the verdicts for the terminal (``statements``: only a study's own, where it has
+    any), and one line for each run that could not be read."""
 
     path: Path
+    details: Path
     text: str
+    statements: str
     warnings: list[str]
 
 
-def judge_claims(runs: Sequence[Run], paper: Paper) -> list[Judged]:
-    """The twelve claims on each task among ``runs``, the paper's own task first."""
+def judge_claims(collection: RunCollection) -> list[JudgedClaim]:
+    """The twelve claims on each study among the runs, the paper's own first."""
     return [
-        Judged(claim, study, claim.judge(study))
-        for study in studies(runs, paper)
+        JudgedClaim(claim, study, claim.judge(study))
+        for study in studies_of(collection)
         for claim in CLAIMS
     ]
 
 
-def judge_expected(runs: Sequence[Run], paper: Paper, expected: Expected) -> list[Judged]:
-    """A study's own statements on the runs of its task."""
-    task = expected.data, expected.model
-    found = [study for study in studies(runs, paper) if (study.data, study.model) == task]
-    study = found[0] if found else Study(*task, {}, paper.is_task(*task))
-    return [Judged(claim, study, claim.judge(study)) for claim in expected.statements]
+def judge_expected(collection: RunCollection, expected: Expected) -> list[JudgedClaim]:
+    """A study's own statements on its runs."""
+    study = study_of(collection, expected.data, expected.model)
+    return [JudgedClaim(claim, study, claim.judge(study)) for claim in expected.statements]
 
 
 def write_claims(
     runs_dir: Path, out: Path, paper_file: Path, expected_file: Path | None = None
-) -> ClaimsWritten:
-    """Judge the claims, and a study's own statements where a file of them is given, on the runs
-    below ``runs_dir`` and write ``<out>/claims.json``.
+) -> ClaimFiles:
+    """Judge the paper's claims on the runs below ``runs_dir``, and a study's own statements if
+    ``expected_file`` is given. Write ``<out>/claims.json`` and ``<out>/claims.md``.
 
     Raises:
-        UserError: no runs, no paper's numbers or statements, or the file cannot be written.
+        UserError: no runs, an input file cannot be read, or a file cannot be written.
     """
     paper = read_paper(paper_file)
     expected = read_expected(expected_file) if expected_file else None
     runs, warnings = find_runs(runs_dir)
     if not runs:
         raise UserError(f"{runs_dir}: holds no readable runs: {'; '.join(warnings)}")
-    judged = judge_claims(runs, paper)
-    stated = judge_expected(runs, paper, expected) if expected else []
+    collection = RunCollection(runs, runs_dir, paper)
+    judged = judge_claims(collection)
+    stated = judge_expected(collection, expected) if expected else []
     content = {
         "version": CLAIMS_VERSION,
         "paper": "arXiv 1806.10779",
@@ -80,17 +83,26 @@ def write_claims(
         "expected": [claim_entry(one, runs_dir) for one in stated],
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    return ClaimsWritten(
-        write_text(out / "claims.json", text, "--out"),
-        expected_text(stated) + claims_text(judged, paper),
-        warnings,
+    groups = [stated, *(judged[i : i + len(CLAIMS)] for i in range(0, len(judged), len(CLAIMS)))]
+    groups = [group for group in groups if group]
+    no_paper_data = (
+        ""
+        if any(one.study.matches_paper for one in judged)
+        else f"No run here is of {paper.label}: nothing above tests the paper's claims on it.\n"
+    )
+    return ClaimFiles(
+        path=write_text(out / "claims.json", text, "--out"),
+        details=write_text(out / "claims.md", _markdown(groups, no_paper_data), "--out"),
+        text="\n".join([*map(_lines, groups), no_paper_data]).rstrip("\n") + "\n",
+        statements=_lines(groups[0]),
+        warnings=warnings,
     )
 
 
-def claim_entry(judged: Judged, root: Path) -> dict[str, Any]:
-    """One entry of ``claims.json``. ``effect``, ``interval``, ``test`` and ``margin`` are of the
-    comparison that decides (``decided_by``: the one furthest from the claim's side); all of them
-    stand under ``comparisons``. Effects are in ``unit``."""
+def claim_entry(judged: JudgedClaim, root: Path) -> dict[str, Any]:
+    """One entry of ``claims.json``. ``effect``, ``interval``, ``test`` and ``margin`` belong to the
+    deciding comparison (``decided_by``), the one furthest from what is claimed. ``comparisons``
+    lists all of them. Effects are in ``unit``."""
     claim, judgment = judged.claim, judged.judgment
     deciding = judgment.deciding
     tested = [c for c in judgment.comparisons if c.tested]
@@ -145,24 +157,28 @@ def _pair(interval: tuple[float, float] | None) -> list[float] | None:
     return list(interval) if interval else None
 
 
-def effect_words(comparison: Comparison) -> str:
-    """``+0.52 [+0.10, +0.94], ≥ 0, margin +0.10``; without an interval where there is none."""
+def effect_text(comparison: Comparison) -> str:
+    """``+0.52 [+0.10, +0.94], claimed ≥ 0, margin +0.10``; the interval may be missing."""
     if comparison.effect is None:
         return "no effect measured"
+    effect, margin = _effect_and_margin(comparison)
+    return f"{effect}, claimed {comparison.threshold}{margin}"
+
+
+def _effect_and_margin(comparison: Comparison) -> tuple[str, str]:
     digits = 4 if "weight" in comparison.unit else 2
-    words = f"{comparison.effect:+.{digits}f}"
+    effect = f"{comparison.effect:+.{digits}f}"
     if comparison.interval:
         first, last = comparison.interval
-        words += f" [{first:+.{digits}f}, {last:+.{digits}f}]"
+        effect += f" [{first:+.{digits}f}, {last:+.{digits}f}]"
     else:
-        words += " (no spread over seeds to judge by)"
-    words += f", claimed {comparison.threshold}"
-    if comparison.margin is not None and comparison.tested:
-        words += f", margin {comparison.margin:+.{digits}f}"
-    return words
+        effect += " (no spread over seeds to judge by)"
+    if comparison.margin is None or not comparison.tested:
+        return effect, ""
+    return effect, f", margin {comparison.margin:+.{digits}f}"
 
 
-def where(judgment: Judgment) -> str:
+def tested_text(judgment: Judgment) -> str:
     """``3 of 9 comparisons tested: SN-BN (8,32), ...``; empty for a counted claim."""
     if not judgment.comparisons or judgment.counted:
         return ""
@@ -172,38 +188,45 @@ def where(judgment: Judgment) -> str:
     return f"{len(tested)} of {total} comparison{'s' * (total > 1)} tested{names}"
 
 
-def claims_text(judged: Sequence[Judged], paper: Paper) -> str:
-    """The verdicts in lines of at most 100 characters, the data set's name on every claim."""
-    lines: list[str] = []
-    titles = list(dict.fromkeys(one.study.title for one in judged))
-    for one in judged:
-        if one.claim.number == CLAIMS[0].number:
-            lines += ["", f"The paper's claims on {plain(one.study.title)}", ""]
-        lines += _judged_lines(one)
-    if not any(one.study.of_the_paper for one in judged):
-        lines += ["", f"No run of {paper.label} here: nothing above is a test on it."]
-    lines += ["", f"Judged on: {', '.join(map(plain, titles))}. Rules:"]
-    lines += [line for rule in RULES for line in _wrapped(f"- {rule}", "  ")]
-    return "\n".join(lines[1:]) + "\n"
+def _title(group: Sequence[JudgedClaim]) -> str:
+    claim, study = group[0].claim, group[0].study
+    if claim in CLAIMS:
+        return f"The paper's claims on {study.title}"
+    return f"What {claim.source} expects of {study.title}"
 
 
-def expected_text(stated: Sequence[Judged]) -> str:
-    """A study's own statements with their verdicts, in lines as :func:`claims_text`."""
-    if not stated:
-        return ""
-    head = f"What {plain(stated[0].claim.source)} expects of {plain(stated[0].study.title)}"
-    lines = [head, "", *(line for one in stated for line in _judged_lines(one)), ""]
-    return "\n".join(lines) + "\n"
+def _lines(group: Sequence[JudgedClaim]) -> str:
+    """A title, then one line for each claim: verdict, statement, measured range, margin."""
+    return "\n".join([f"{plain(_title(group))}:", *map(_line, group)]) + "\n"
 
 
-def _judged_lines(one: Judged) -> list[str]:
+def _line(one: JudgedClaim) -> str:
+    verdict = f"{one.judgment.verdict.value.upper():<13} {one.claim.number:2d}. "
+    deciding = one.judgment.deciding
+    measured = one.judgment.measured or one.judgment.counted
+    if not measured and deciding:
+        measured = "".join(_effect_and_margin(deciding))
+    space = _COLUMNS - len(verdict) - len(measured) - 2
+    statement = textwrap.shorten(plain(one.claim.text), space, placeholder="...")
+    return f"{verdict}{statement:<{space}}  {plain(measured)}".rstrip()
+
+
+def _markdown(groups: Sequence[Sequence[JudgedClaim]], no_paper_data: str) -> str:
+    parts = ["# Verdicts"]
+    for group in groups:
+        parts += [f"## {markdown_escape(_title(group))}", "\n".join(map(_markdown_item, group))]
+    parts += [no_paper_data.rstrip()] if no_paper_data else []
+    parts += ["## Rules", "\n".join(f"- {markdown_escape(rule)}" for rule in RULES)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_item(one: JudgedClaim) -> str:
     claim, judgment = one.claim, one.judgment
-    head = f"{claim.number:2d}. [{plain(one.study.data)}] {judgment.verdict.value.upper()}: "
-    lines = _wrapped(head + plain(f"{claim.text} ({claim.source})"), "    ")
+    text = markdown_escape(f"[{one.study.data}] {claim.text} ({claim.source})")
     deciding = judgment.deciding
-    details = [judgment.counted, where(judgment)]
+    details = [judgment.counted, tested_text(judgment)]
     if deciding and not judgment.counted:
-        details += [f"{deciding.name}: {effect_words(deciding)} ({deciding.unit})"]
+        details += [f"{deciding.name}: {effect_text(deciding)} ({deciding.unit})"]
         if deciding.validation and deciding.interval:
             low, high = deciding.validation
             details.append(f"finite validation set alone: [{low:+.2f}, {high:+.2f}]")
@@ -211,11 +234,7 @@ def _judged_lines(one: Judged) -> list[str]:
             details.append(deciding.test)
     if judgment.verdict is Verdict.NOT_TESTED and judgment.why_not:
         details.append(f"why: {judgment.why_not}")
-    for detail in dict.fromkeys([*details, judgment.note]):
-        if detail:
-            lines += _wrapped("      " + plain(detail), "      ")
-    return lines
-
-
-def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(text, 100, subsequent_indent=indent, break_long_words=False)
+    details = [detail for detail in dict.fromkeys([*details, judgment.note]) if detail]
+    number = f"{claim.number}. "
+    items = [f"{' ' * len(number)}- {markdown_escape(detail)}" for detail in details]
+    return "\n".join([f"{number}**{judgment.verdict.value}**: {text}", *items])

@@ -1,4 +1,4 @@
-"""What the scripts over a folder of runs have in common: options, warnings, errors."""
+"""Options, warnings and errors of the scripts that read a folder of runs."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from sn_imagenet.errors import UserError
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
 
 
-class Made(Protocol):
-    """What a script has made, with one line for each thing amiss."""
+class HasWarnings(Protocol):
+    """A script's result, with one line for each problem in the runs."""
 
     @property
     def warnings(self) -> Sequence[str]: ...
 
 
-T = TypeVar("T", bound=Made)
+T = TypeVar("T", bound=HasWarnings)
 
 
 def runs_parser(description: str, out: str, paper: bool = True) -> argparse.ArgumentParser:
-    """Of ``--runs``, ``--out`` (whose help is ``out``) and, where wanted, ``--paper``."""
+    """A parser of ``--runs``, ``--out`` (with ``out`` as help), ``--brief`` and ``--paper``."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="folder of runs, searched; default runs"
+        "--runs", type=Path, default=Path("runs"), help="folder to search for runs; default runs"
     )
     parser.add_argument("--out", type=Path, required=True, help=out)
+    brief = "print results alone, no notes, file names or warnings"
+    parser.add_argument("--brief", action="store_true", help=brief)
     if paper:
         parser.add_argument(
             "--paper", type=Path, default=PAPER, metavar="FILE", help="default results/paper.yaml"
@@ -38,23 +40,23 @@ def runs_parser(description: str, out: str, paper: bool = True) -> argparse.Argu
 
 
 def add_expected(parser: argparse.ArgumentParser) -> None:
-    """Of ``--expected``, a study's own statements."""
+    """Add ``--expected``, a study's own statements."""
     parser.add_argument(
         "--expected", type=Path, metavar="FILE", help="a study's statements: results/expected/*"
     )
 
 
-def made(make: Callable[[], T]) -> T:
-    """What ``make`` returns; its warnings go to stderr.
+def call_or_exit(function: Callable[[], T], brief: bool) -> T:
+    """Return the result of ``function``; print its warnings to stderr unless ``brief``.
 
     Raises:
-        SystemExit: 2, after one line, where ``make`` raises a UserError.
+        SystemExit: with code 2, after one line on stderr, if ``function`` raises a UserError.
     """
     try:
-        done = make()
+        result = function()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    for warning in done.warnings:
+    for warning in () if brief else result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    return done
+    return result

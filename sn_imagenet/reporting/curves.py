@@ -1,4 +1,4 @@
-"""What a run measured epoch by epoch, from its ``metrics.jsonl``."""
+"""The metrics of a run by epoch, from its ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sn_imagenet.runs import Run, stage_of
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 
 EPOCH_CHOICES = ("final", "best", "median5")
-TABLES = ("mean", "variance")
+KIND_SYMBOLS = {"mean": "μ", "variance": "σ"}  # kinds of importance weights
 
 
 @dataclass(frozen=True)
 class Epoch:
     """One epoch of a run, ``number`` counted from 1; accuracies in percent.
 
-    ``train``: top-1 on the augmented training samples of the epoch, None where no row says.
-    ``validation``: statistics -> top-1. ``weights``: layer -> table (mean, variance) -> member of
-    Omega -> importance weight, empty for other methods than SN.
+    ``train``: top-1 on the augmented training samples of the epoch, None where no row records it.
+    ``validation``: statistics -> top-1. ``weights``: layer -> kind (mean, variance) -> member of
+    Omega -> importance weight, empty for methods other than SN.
     """
 
     number: int
@@ -34,10 +34,10 @@ class Epoch:
 def read_epochs(run: Run) -> list[Epoch]:
     """The epochs that ``run`` has completed, in order; empty without a ``metrics.jsonl``.
 
-    The last line may be cut off: a writer may be at work.
+    The last line may be incomplete, because a run may be writing it.
 
     Raises:
-        UserError: another line is no row of a run; names the file and the line.
+        UserError: any other line is malformed; names the file and the line.
     """
     file = run.path / "metrics.jsonl"
     try:
@@ -50,7 +50,7 @@ def read_epochs(run: Run) -> list[Epoch]:
     correct: defaultdict[int, float] = defaultdict(float)
     steps: defaultdict[int, int] = defaultdict(int)
     epochs: dict[int, Epoch] = {}
-    for place, line in enumerate(lines, start=1):
+    for i, line in enumerate(lines, start=1):
         try:
             row = parse_json(line, finite=False)
             epoch = int(row["epoch"])
@@ -62,14 +62,14 @@ def read_epochs(run: Run) -> list[Epoch]:
                 epochs[epoch] = Epoch(epoch, train, _validation(row), _weights(row))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
-                f"{file}, line {place}: not a row of a run's metrics ({error!r}); no curve is "
-                "drawn of this run"
+                f"{file}, line {i}: not a row of a run's metrics ({error!r}); no curve of "
+                "this run is drawn"
             ) from error
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 
 def _validation(row: dict[str, Any]) -> dict[str, float]:
-    """Top-1 by statistics: those of every epoch, and the batch average where it was calibrated."""
+    """Statistics -> top-1: the statistics of every epoch, and the batch average if calibrated."""
     counted = {str(row["val"]["statistics"]): row["val"]}
     if row.get("calibrated"):
         counted["batch_average"] = row["calibrated"]
@@ -79,9 +79,9 @@ def _validation(row: dict[str, Any]) -> dict[str, float]:
 def _weights(row: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
     return {
         str(layer): {
-            table: {str(m): _finite(w) for m, w in tables[table].items()} for table in TABLES
+            kind: {str(m): _finite(w) for m, w in kinds[kind].items()} for kind in KIND_SYMBOLS
         }
-        for layer, tables in mapping(row.get("importance_weights")).items()
+        for layer, kinds in mapping(row.get("importance_weights")).items()
     }
 
 
@@ -92,10 +92,10 @@ def _finite(value: Any) -> float:
 
 
 def top1_of_epochs(run: Run, choice: str) -> float | None:
-    """A run's top-1 under its own statistics, by ``choice``: ``final`` (its evaluation),
-    ``best`` of its epochs, or ``median5``, the median of the last five.
+    """A run's top-1 under its own statistics: ``choice`` is ``final`` (its evaluation), ``best`` of
+    its epochs, or ``median5``, the median of the last five.
 
-    None where the run has no final number, or :func:`why_no_epochs` says why.
+    None without a final accuracy, or for the reason that :func:`why_no_epochs` gives.
     """
     final = run.top1()
     if choice == "final" or final is None or why_no_epochs(run):
@@ -106,8 +106,8 @@ def top1_of_epochs(run: Run, choice: str) -> float | None:
 
 
 def why_no_epochs(run: Run) -> str:
-    """Why no top-1 of an epoch stands for ``run``: unreadable metrics, or epochs that were not
-    validated under its statistics; empty if one does."""
+    """Why no epoch's top-1 can represent ``run``: unreadable metrics, or no epoch validated under
+    its statistics. Empty if one can."""
     try:
         epochs = read_epochs(run)
     except UserError as error:
@@ -116,19 +116,19 @@ def why_no_epochs(run: Run) -> str:
         return ""
     return (
         f"{run.path}: none of its {len(epochs)} epochs was validated under {run.statistics}, which "
-        "stands for the run; it has a final number only"
+        "represents the run in tables; it has a final accuracy only"
     )
 
 
-def mean_weights(epoch: Epoch, stage: str = "") -> dict[str, dict[str, float]]:
-    """Table -> member -> importance weight, averaged over the layers of ``stage`` (``res1`` to
-    ``res5``; all by default) that choose from that member; empty without such layers."""
+def stage_weights(epoch: Epoch, stage: str = "") -> dict[str, dict[str, float]]:
+    """Kind -> member -> importance weight, averaged over the layers of ``stage`` (``res1`` to
+    ``res5``; all by default) whose Omega has that member; empty without such layers."""
     means: dict[str, dict[str, float]] = {}
-    layers = [tables for name, tables in epoch.weights.items() if stage in ("", stage_of(name))]
-    for table in TABLES:
-        members = {member for tables in layers for member in tables[table]}
-        means[table] = {
-            m: fmean(tables[table][m] for tables in layers if m in tables[table])
+    layers = [kinds for name, kinds in epoch.weights.items() if stage in ("", stage_of(name))]
+    for kind in KIND_SYMBOLS:
+        members = {member for kinds in layers for member in kinds[kind]}
+        means[kind] = {
+            m: fmean(kinds[kind][m] for kinds in layers if m in kinds[kind])
             for m in sorted(members)
         }
     return means if layers else {}

@@ -1,4 +1,4 @@
-"""Departures from the paper's protocol, as the runs recorded them, gathered over runs."""
+"""Departures from the paper's protocol, as recorded by the runs, gathered over runs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sn_imagenet.reporting.paper import in_paper_order
 from sn_imagenet.runs import Run
 
 LEARNING_RATE = "initial learning rate"
-_PAPERS_BATCH = 256  # of (8,32), for which the paper's learning rate holds
+_PAPERS_BATCH = 256  # samples per step at (8,32), to which the paper's learning rate applies
 _NAMED_CELLS = 4
 
 
 @dataclass(frozen=True)
 class Departure:
-    """One item of the protocol, what the paper says, what ``runs`` of ``total`` did instead."""
+    """One item of the protocol: the paper's value, and what ``runs`` of ``total`` used instead."""
 
     item: str
     paper: str
@@ -25,14 +25,14 @@ class Departure:
     total: int
 
     @property
-    def of_all(self) -> bool:
-        """Whether all runs depart in this same way."""
+    def by_all(self) -> bool:
+        """Whether all runs depart in this way."""
         return len(self.runs) == self.total
 
     @property
     def which(self) -> str:
         """``all 9``, or ``3 of 9: BN (8,1), GN (8,1), SN (8,1)``."""
-        if self.of_all:
+        if self.by_all:
             return f"all {self.total}" if self.total > 1 else "the only one"
         cells = list(dict.fromkeys((run.cell.norm, run.cell.setting) for run in self.runs))
         names = [f"{method_label(norm)} {setting}" for norm, setting in cells[:_NAMED_CELLS]]
@@ -42,8 +42,8 @@ class Departure:
 
 
 def gather_departures(runs: Sequence[Run]) -> list[Departure]:
-    """The departures of the runs that have ended, those of all runs first. A learning rate that
-    is the base rate x batch / 256 in every run is one rule (linear scaling), not one departure per
+    """The departures of the runs that have ended, those of all runs first. If all learning
+    rates are the base rate x batch / 256 (linear scaling), they are one departure, not one per
     setting."""
     ended = [run for run in runs if run.evaluations or run.departures]
     groups: dict[tuple[str, str, str], list[Run]] = {}
@@ -61,12 +61,12 @@ def gather_departures(runs: Sequence[Run]) -> list[Departure]:
         for group in rates:
             del groups[group]
         groups[LEARNING_RATE, rates[0][1], f"{base:g} x batch / {_PAPERS_BATCH}: {values}"] = ended
-    found = [Departure(*key, tuple(group), len(ended)) for key, group in groups.items()]
-    return sorted(found, key=lambda departure: not departure.of_all)
+    departures = [Departure(*key, tuple(group), len(ended)) for key, group in groups.items()]
+    return sorted(departures, key=lambda departure: not departure.by_all)
 
 
 def _linear_scaling(run: Run) -> float | None:
-    """The base rate that linear scaling gave this run's learning rate, None if it is no such."""
+    """The run's base rate if its learning rate follows linear scaling, else None."""
     papers = {d[0]: (d[1], d[2]) for d in run.departures}
     setting = run.cell.setting
     scale = setting.gpus * setting.samples_per_gpu / _PAPERS_BATCH
@@ -79,13 +79,12 @@ def _linear_scaling(run: Run) -> float | None:
 
 
 def departure_notes(runs: Sequence[Run]) -> list[str]:
-    """What stands below a table in every format: one line for what all runs have in common, one
-    for each departure of some."""
-    found = gather_departures(runs)
-    alike = [f"{d.item}: {d.ours} (paper: {d.paper})" for d in found if d.of_all]
-    notes = [f"Departures of all runs from the paper: {'; '.join(alike)}."] if alike else []
+    """Notes below a table: one line for the departures of all runs, one for each other."""
+    departures = gather_departures(runs)
+    common = [f"{d.item}: {d.ours} (paper: {d.paper})" for d in departures if d.by_all]
+    notes = [f"Departures of all runs from the paper: {'; '.join(common)}."] if common else []
     return notes + [
         f"Departure of {d.which}: {d.item}: {d.ours} (paper: {d.paper})."
-        for d in found
-        if not d.of_all
+        for d in departures
+        if not d.by_all
     ]

@@ -1,4 +1,4 @@
-"""The model card of an export: what the network is, what it came to, how to load it."""
+"""The model card of an export: the network, its accuracy, and how to load it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from sn_imagenet.reporting.cells import MISSING, method_label, statistics_label
 from sn_imagenet.reporting.departures import gather_departures
-from sn_imagenet.reporting.render import code_span, half_up, markdown_escape, markdown_table
+from sn_imagenet.reporting.render import code_span, markdown_escape, markdown_table, round_half_up
 from sn_imagenet.reporting.statistics import proportion_interval
 from sn_imagenet.runs import Run
 
@@ -22,29 +22,29 @@ def model_card(
     files: Mapping[str, str],
     license: str = UNKNOWN_LICENSE,
 ) -> str:
-    """Markdown with the front matter that model hubs read: the run's row in the tables with its
-    uncertainty, protocol, departures, statistics, loading, license.
+    """Markdown with the front matter that model hubs read: accuracy with its uncertainty, protocol,
+    departures, statistics, loading, license.
 
     Args:
-        statistics: those in the weights.
-        loading: (for whom, Python) of each way to load them.
-        files: by name, what each is.
-        license: of the weights, as hubs abbreviate it.
+        statistics: the evaluation statistics stored in the weights.
+        loading: (introduction, Python code) for each way to load the weights.
+        files: file name -> description.
+        license: the weights' license, as hubs abbreviate it.
     """
     cell = run.cell
     title = f"{architecture} with {method_label(cell.norm)}, {cell.setting}, {cell.data}"
     parts = [
         f"# {markdown_escape(title)}",
-        f"One cell of Table 2 of Switchable Normalization (arXiv 1806.10779): {cell.setting} is "
-        f"(GPUs, samples per GPU), each GPU with statistics of its own; seed {run.seed}.",
+        f"One run of Table 2 of Switchable Normalization (arXiv 1806.10779): {cell.setting} is "
+        f"(GPUs, samples per GPU), each GPU with its own statistics; seed {run.seed}.",
         "## Accuracy",
         *_accuracy(run, statistics),
         "## Training",
         *_training(run),
         "## Loading",
-        *(f"{who}\n\n```python\n{code}```" for who, code in loading),
+        *(f"{introduction}\n\n```python\n{code}```" for introduction, code in loading),
         "## Files",
-        markdown_table(["file", ""], [[name, what] for name, what in files.items()]),
+        markdown_table(["file", ""], [[name, content] for name, content in files.items()]),
         "## License",
         _license(license),
     ]
@@ -58,15 +58,15 @@ def _front_matter(license: str) -> str:
 
 def _accuracy(run: Run, used: str) -> list[str]:
     rows = []
-    for statistics, numbers in run.counted.items():
+    for statistics, numbers in run.counted_evaluations.items():
         low, high = proportion_interval(numbers["top1_correct"], numbers["seen"])
         top5 = numbers.get("top5")
         rows.append(
             [
                 statistics_label(statistics),
-                str(half_up(numbers["top1"], 2)),
-                f"[{half_up(low, 2)}, {half_up(high, 2)}]",
-                MISSING if top5 is None else str(half_up(top5, 2)),
+                str(round_half_up(numbers["top1"], 2)),
+                f"[{round_half_up(low, 2)}, {round_half_up(high, 2)}]",
+                MISSING if top5 is None else str(round_half_up(top5, 2)),
                 f"{numbers['top1_correct']}/{numbers['seen']}",
                 "the weights here" if statistics == used else "",
             ]
@@ -76,9 +76,9 @@ def _accuracy(run: Run, used: str) -> list[str]:
     header = ["statistics", "top-1 %", "95 % interval", "top-5 %", "correct/seen", ""]
     return [
         markdown_table(header, rows, "lrlrrl"),
-        "The interval (Wilson) is for another draw of as many validation images; another seed "
-        "would come out differently by more than it says. The statistics are those that BN's "
-        f"members use in evaluation; in these weights: {statistics_label(used)}.",
+        "The interval (Wilson) is for another draw of as many validation images. Another seed "
+        "differs by more than this interval. The statistics are those that BN uses in "
+        f"evaluation; these weights hold: {statistics_label(used)}.",
     ]
 
 
@@ -86,8 +86,8 @@ def _training(run: Run) -> list[str]:
     protocol = str(run.config.get("protocol", {}).get("name", "unknown"))
     revision = run.git_revision[:12] or "unknown"
     dirty = ", with uncommitted changes" if run.git_dirty else ""
-    by = f"By sn-imagenet at git revision {code_span(revision)}{dirty}"
-    parts = [f"{by}; protocol {code_span(protocol)}."]
+    trained = f"By sn-imagenet at git revision {code_span(revision)}{dirty}"
+    parts = [f"{trained}; protocol {code_span(protocol)}."]
     departures = gather_departures([run])
     if not departures:
         return [*parts, "No departure from the paper's protocol was recorded."]
@@ -102,7 +102,7 @@ def _training(run: Run) -> list[str]:
 def _license(license: str) -> str:
     if license == UNKNOWN_LICENSE:
         return (
-            "Who trained these weights has not said under which license they may be used. The code "
-            "that loads them, sn-imagenet, is under Apache-2.0."
+            "The license of these weights is not specified. The code that loads them, sn-imagenet, "
+            "is licensed under Apache-2.0."
         )
     return f"The weights: {license}. The code that loads them, sn-imagenet: apache-2.0."

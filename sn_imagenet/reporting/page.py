@@ -26,7 +26,7 @@ from sn_imagenet.reporting.claims_report import (
     effect_text,
     judge_claims,
     judge_expected,
-    where,
+    tested_text,
 )
 from sn_imagenet.reporting.curves import read_epochs
 from sn_imagenet.reporting.departures import gather_departures
@@ -36,28 +36,28 @@ from sn_imagenet.reporting.figures.files import draw_study
 from sn_imagenet.reporting.figures.style import COLUMN, STYLE, light_grid
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Grid
+from sn_imagenet.reporting.study import RunCollection, Study, studies_of
 from sn_imagenet.reporting.table2 import methods_grid, table2_grid
-from sn_imagenet.reporting.task import RunCollection, Task, studies_of
 from sn_imagenet.reporting.variants import variants_grid
 from sn_imagenet.reporting.verdict import RULES
 from sn_imagenet.runs import FINISHED, Run, find_runs, flatten_config, write_text
 
-# What a run chose, not what its machine was; these are not on the command line that repeats it.
+# Config keys left out of the command that repeats a run.
 _NOT_REPEATED = ("run_dir", "runs_dir")
-# Below each figure, by its file's stem up to the method's name.
-_SHOWS = {
-    "fig1": "top-1 against the setting; a dot for each seed, 95 % intervals of the mean",
+# Captions of the figures by the stem of their file names, without the method.
+_CAPTIONS = {
+    "fig1": "top-1 by setting; a dot for each seed, 95 % intervals of the mean",
     "fig2": "learning curves; bands: one standard deviation over seeds",
-    "fig8": "moving against batch average during training; bands as in Fig. 2",
-    "weights": "importance weights over training, the mean over the layers of a stage",
+    "fig8": "moving and batch average during training; bands as in Fig. 2",
+    "weights": "importance weights during training, mean over the layers of a stage",
     "fig3": "importance weights of every layer",
-    "fig4": "importance weights, the mean over layers; a dot for each seed, its spread as a line",
+    "fig4": "importance weights, mean over layers; a dot for each seed, their spread as a line",
 }
 
 
 @dataclass(frozen=True)
 class ReportPage:
-    """The page, and one line for each thing amiss in the runs."""
+    """The page, and one line for each problem in the runs."""
 
     path: Path
     warnings: list[str]
@@ -67,18 +67,18 @@ def write_page(
     runs_dir: Path, out: Path, paper_file: Path, expected_file: Path | None = None
 ) -> ReportPage:
     """Write ``<out>/report.html`` from the runs below ``runs_dir``, with a study's own statements
-    where a file of them is given. It needs no other file and requests none; texts of result files
-    are escaped.
+    if ``expected_file`` is given. The page is self-contained and requests nothing. Text from
+    result files is escaped.
 
     Raises:
-        UserError: no runs, no paper's numbers or statements, or the file cannot be written.
+        UserError: no runs, an input file cannot be read, or the page cannot be written.
     """
     paper = read_paper(paper_file)
     expected = read_expected(expected_file) if expected_file else None
     runs, warnings = find_runs(runs_dir)
     if not runs:
         raise UserError(f"{runs_dir}: holds no readable runs: {'; '.join(warnings)}")
-    report = RunCollection(runs, runs_dir, paper)
+    collection = RunCollection(runs, runs_dir, paper)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sn_imagenet.reporting", "templates"),
         autoescape=True,
@@ -86,16 +86,16 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    numbers = {path: i for i, path in enumerate(report.folders(runs))}
+    numbers = {path: i for i, path in enumerate(collection.folders(runs))}
     content = environment.get_template("report.html").render(
-        expected=_claims(judge_expected(runs, paper, expected) if expected else [], runs_dir),
-        claims=_claims(judge_claims(runs, paper), runs_dir),
+        expected=_claims(judge_expected(collection, expected) if expected else [], runs_dir),
+        claims=_claims(judge_claims(collection), runs_dir),
         rules=RULES,
-        shows=_SHOWS,
-        on_papers_task=any(paper.matches(r.cell.data, r.cell.model) for r in runs),
+        captions=_CAPTIONS,
+        matches_paper=any(paper.matches(r.cell.data, r.cell.model) for r in runs),
         paper=paper,
-        tasks=[_task(task, report, warnings) for task in studies_of(report)],
-        runs=[_run(run, report, warnings) for run in runs],
+        studies=[_study(study, collection, warnings) for study in studies_of(collection)],
+        runs=[_run(run, collection, warnings) for run in runs],
         numbers=numbers,
         warnings=list(dict.fromkeys(warnings)),
     )
@@ -104,46 +104,45 @@ def write_page(
     )
 
 
-def _claims(all_judged: Sequence[JudgedClaim], root: Path) -> list[dict[str, Any]]:
-    """The entries of ``claims.json`` with their words."""
+def _claims(claims: Sequence[JudgedClaim], root: Path) -> list[dict[str, Any]]:
+    """The entries of ``claims.json`` with their effects in words."""
     entries = []
-    for judged in all_judged:
+    for judged in claims:
         entry = claim_entry(judged, root)
         deciding = judged.judgment.deciding
-        words = effect_text(deciding) if deciding and not judged.judgment.counted else ""
+        effect = effect_text(deciding) if deciding and not judged.judgment.counted else ""
         why = judged.judgment.why_not if entry["verdict"] == "not tested" else ""
-        all_words = [effect_text(c) for c in judged.judgment.comparisons]
         entries.append(
             {
                 **entry,
-                "words": words,
-                "where": where(judged.judgment),
+                "effect_text": effect,
+                "tested": tested_text(judged.judgment),
                 "why": why,
-                "all": all_words,
+                "effects": [effect_text(c) for c in judged.judgment.comparisons],
             }
         )
     return entries
 
 
-def _task(task: Task, report: RunCollection, warnings: list[str]) -> dict[str, Any]:
-    grids: list[tuple[str, Grid]] = [("Table 2", table2_grid(task, report))]
-    tried = {run.cell.norm for run in task.runs} & {"in", "ln", "brn"}
-    others = methods_grid(task, report) if tried else None
-    both = averages_grid(task, report)
+def _study(study: Study, collection: RunCollection, warnings: list[str]) -> dict[str, Any]:
+    grids: list[tuple[str, Grid]] = [("Table 2", table2_grid(study, collection))]
+    tried = {run.cell.norm for run in study.runs} & {"in", "ln", "brn"}
+    others = methods_grid(study, collection) if tried else None
+    both = averages_grid(study, collection)
     grids += [("Other methods (Sec. 4.1)", others)] if others else []
     grids += [("Moving and batch average", both)] if both else []
-    changes = variants_grid(task, report)
+    changes = variants_grid(study, collection)
     grids += [("Changes of the protocol", changes)] if changes else []
     with rc_context(STYLE):
-        drawn = [
+        figures = [
             (named.name, svg(named.figure) if named.figure else "", named.why_not)
-            for named in draw_study(task.runs, warnings)
+            for named in draw_study(study.runs, warnings)
         ]
     return {
-        "title": task.title,
+        "title": study.title,
         "grids": grids,
-        "figures": drawn,
-        "departures": gather_departures(task.runs),
+        "figures": figures,
+        "departures": gather_departures(study.runs),
     }
 
 
@@ -154,8 +153,8 @@ def svg(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _run(run: Run, report: RunCollection, warnings: list[str]) -> dict[str, Any]:
-    (folder,) = report.folders([run])
+def _run(run: Run, collection: RunCollection, warnings: list[str]) -> dict[str, Any]:
+    (folder,) = collection.folders([run])
     cell = run.cell
     return {
         "folder": folder,
@@ -169,7 +168,7 @@ def _run(run: Run, report: RunCollection, warnings: list[str]) -> dict[str, Any]
         "detail": run.detail,
         "top1": run.top1(),
         "evaluations": [
-            (evaluation_label(run, e), e, e is run.counted.get(run.statistics))
+            (evaluation_label(run, e), e, e is run.counted_evaluations.get(run.statistics))
             for e in run.evaluations
         ],
         "departures": run.departures,
@@ -182,12 +181,12 @@ def _run(run: Run, report: RunCollection, warnings: list[str]) -> dict[str, Any]
 
 
 def _provenance(run: Run) -> dict[str, str]:
-    """What ``result.json`` says of where the run came from, as text by entry."""
+    """The provenance of a run from ``result.json``: entry -> value as text."""
     try:
         result = json.loads((run.path / "result.json").read_text(encoding="utf-8"))
         entries = {**result.get("training", {}), **result["provenance"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # a run without a result; its state says so
+        return {}  # no result; the state of the run says so
     return {
         str(key): value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for key, value in entries.items()
@@ -196,8 +195,8 @@ def _provenance(run: Run) -> dict[str, str]:
 
 
 def repeat_command(run: Run) -> str:
-    """The command that starts the same experiment: each value of its config, so that it does not
-    depend on the presets of another version; empty without a config."""
+    """The command that repeats the experiment. It sets each value of the config and so does not
+    depend on a version's presets. Empty without a config."""
     if not run.config:
         return ""
     groups = ("norm", "batch", "data", "model", "protocol")
@@ -215,7 +214,7 @@ def repeat_command(run: Run) -> str:
 
 
 def _hydra(value: Any) -> str:
-    """A value in Hydra's grammar of overrides."""
+    """A value in Hydra's override grammar."""
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace("'", "\\'")
         return f"'{escaped}'"
@@ -237,7 +236,9 @@ def _curve(run: Run, warnings: list[str]) -> str:
         axes = figure.subplots()
         light_grid(axes)
         for name in dict.fromkeys(name for epoch in epochs for name in epoch.validation):
-            draw_band(axes, [epochs], validation_under(name), f"validation, {statistics_label(name)}")
+            draw_band(
+                axes, [epochs], validation_under(name), f"validation, {statistics_label(name)}"
+            )
         draw_band(axes, [epochs], lambda e: e.train, "training", ls="--", lw=0.9)
         axes.set(xlabel="epoch", ylabel="top-1 (%)")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

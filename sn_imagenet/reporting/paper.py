@@ -1,4 +1,4 @@
-"""The published numbers, read from ``results/paper.yaml``, and the order they are shown in."""
+"""The published numbers from ``results/paper.yaml``, and the order of the paper's settings."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from sn_imagenet.config import TABLE_2_SETTINGS
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs import Setting
 
-# They are not sorted by any rule: keep their order.
+# The paper's own order, which follows no rule.
 PAPER_SETTINGS = tuple(map(Setting.parse, TABLE_2_SETTINGS))
 
 
 def in_paper_order(settings: set[Setting]) -> list[Setting]:
-    """The paper's settings in its order, then the others by GPUs and samples, largest first."""
+    """The paper's settings in its order, then others by GPUs and samples, largest first."""
     ours = sorted(settings - set(PAPER_SETTINGS), reverse=True)
     return [s for s in PAPER_SETTINGS if s in settings] + ours
 
 
 @dataclass(frozen=True)
-class Published:
-    """One published number: top-1 in percent, None where the source says that there is none."""
+class PublishedAccuracy:
+    """One published number: top-1 in percent, None where the source states that there is none."""
 
     method: str
     setting: Setting
@@ -35,30 +35,29 @@ class Published:
 
 @dataclass(frozen=True)
 class Paper:
-    """The paper's numbers (``cells``), those of other sources for the same cells
-    (``elsewhere``), and SN's under different test statistics (``statistics``: the note says which).
+    """The paper's numbers (``cells``), other sources' numbers for the same cells (``elsewhere``),
+    and SN's under different evaluation statistics (``statistics``, named in the notes).
 
-    The numbers belong to one task, ``data`` and ``model``; ``label`` names it in words.
-    """
+    All are for one data set and network, ``data`` and ``model``; ``label`` describes these."""
 
     data: str
     model: str
     label: str
-    cells: tuple[Published, ...]
-    elsewhere: tuple[Published, ...]
-    statistics: tuple[Published, ...]
+    cells: tuple[PublishedAccuracy, ...]
+    elsewhere: tuple[PublishedAccuracy, ...]
+    statistics: tuple[PublishedAccuracy, ...]
 
-    def cell(self, method: str, setting: Setting) -> Published | None:
-        """The paper's entry for a cell, None where the paper is silent."""
+    def cell(self, method: str, setting: Setting) -> PublishedAccuracy | None:
+        """The paper's entry for a cell, None without an entry."""
         return next((c for c in self.cells if (c.method, c.setting) == (method, setting)), None)
 
     def top1(self, method: str, setting: Setting) -> float | None:
-        """The paper's top-1 in percent, None where there is none."""
+        """The paper's top-1 in percent, None without a number."""
         entry = self.cell(method, setting)
         return entry.top1 if entry else None
 
-    def is_task(self, data: str, model: str) -> bool:
-        """Whether a difference from the paper's numbers means something."""
+    def matches(self, data: str, model: str) -> bool:
+        """Whether data set and network are the paper's, so that differences are meaningful."""
         return (data, model) == (self.data, self.model)
 
 
@@ -70,22 +69,22 @@ def read_paper(file: Path) -> Paper:
     """
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        task, statistics = content["task"], content["statistics"]
+        experiment, statistics = content["task"], content["statistics"]
         return Paper(
-            data=task["data"],
-            model=task["model"],
-            label=task["label"],
+            data=experiment["data"],
+            model=experiment["model"],
+            label=experiment["label"],
             cells=_published(content["paper"]),
             elsewhere=_published(content["elsewhere"]),
             statistics=tuple(
-                Published(
+                PublishedAccuracy(
                     statistics["method"],
                     Setting.parse(statistics["setting"]),
                     float(top1),
                     statistics["source"],
-                    words,
+                    note,
                 )
-                for words, top1 in statistics["top1"].items()
+                for note, top1 in statistics["top1"].items()
             ),
         )
     except OSError as error:
@@ -94,9 +93,9 @@ def read_paper(file: Path) -> Paper:
         raise UserError(f"{file}: not a file of published numbers: {error!r}") from error
 
 
-def _published(rows: list[dict[str, Any]]) -> tuple[Published, ...]:
+def _published(rows: list[dict[str, Any]]) -> tuple[PublishedAccuracy, ...]:
     return tuple(
-        Published(
+        PublishedAccuracy(
             method=row["method"],
             setting=Setting.parse(name),
             top1=None if top1 is None else float(top1),

@@ -40,7 +40,7 @@ _LATEX = {
     "ᵇ": r"\textsuperscript{b}",
     "ᶜ": r"\textsuperscript{c}",
     "ᵈ": r"\textsuperscript{d}",
-    "[": "{[}",  # a row that begins with one would be an argument of the line break before it
+    "[": "{[}",  # or a row that begins with it would be an argument of the line break before
     "]": "{]}",
     "†": r"$\dagger$",
     "‡": r"$\ddagger$",
@@ -53,8 +53,8 @@ FOOTNOTES = "ᵃᵇᶜᵈ"
 
 @dataclass(frozen=True)
 class Row:
-    """``indent`` for a row that belongs to the one above, ``rule`` for a line above it, ``bold``
-    for the columns to stand out. ``runs``: for each cell the folders behind it, for links."""
+    """``indent``: the row belongs to the one above. ``rule``: a line above it. ``bold``: columns in
+    bold. ``runs``: for each cell the folders of its runs, for links."""
 
     label: str
     cells: tuple[str, ...]
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table in plain text; the renderers escape it. Every row has one cell per column."""
+    """A table in plain text, which the renderers escape. Every row has one cell per column."""
 
     caption: str
     columns: tuple[str, ...]
@@ -74,12 +74,24 @@ class Grid:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Document:
+    """One table in its three formats, its first grid to print (``summary``; ``brief``: without its
+    notes), and one line for each problem."""
+
+    markdown: str
+    summary: str
+    brief: str
+    latex: str
+    csv: str
+    warnings: list[str]
+
+
 def markdown_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], align: str = "", *, escape: bool = True
 ) -> str:
-    """A GitHub table with its columns padded, so that it reads well in a terminal too.
-    ``align``: one of ``l``, ``r`` for each column, all ``l`` by default. The cells are plain text
-    unless ``escape`` is False: then they are Markdown."""
+    """A GitHub table with padded columns, readable in a terminal too. ``align``: ``l`` or ``r`` for
+    each column, all ``l`` by default. Cells are plain text, or Markdown if ``escape`` is False."""
     align = align or "l" * len(header)
     escaped = [
         [markdown_escape(cell) if escape else cell for cell in row] for row in (header, *rows)
@@ -88,20 +100,20 @@ def markdown_table(
 
     def line(cells: Sequence[str]) -> str:
         padded = (
-            cell.rjust(width) if side == "r" else cell.ljust(width)
-            for cell, width, side in zip(cells, widths, align, strict=True)
+            cell.rjust(width) if alignment == "r" else cell.ljust(width)
+            for cell, width, alignment in zip(cells, widths, align, strict=True)
         )
         return f"| {' | '.join(padded)} |"
 
     dashes = [
-        "-" * (width - 1) + (":" if side == "r" else "-")
-        for width, side in zip(widths, align, strict=True)
+        "-" * (width - 1) + (":" if alignment == "r" else "-")
+        for width, alignment in zip(widths, align, strict=True)
     ]
     return "\n".join([line(escaped[0]), line(dashes), *(line(row) for row in escaped[1:])])
 
 
-def grid_markdown(grid: Grid) -> str:
-    """``grid`` without its caption, its notes as a list."""
+def grid_markdown(grid: Grid, notes: bool = True) -> str:
+    """``grid`` without its caption; its notes as a list."""
     rows = []
     for row in grid.rows:
         cells = [
@@ -111,13 +123,13 @@ def grid_markdown(grid: Grid) -> str:
         rows.append([("– " if row.indent else "") + markdown_escape(row.label), *cells])
     header = ["", *map(markdown_escape, grid.columns)]
     table = markdown_table(header, rows, "l" + "r" * len(grid.columns), escape=False)
-    notes = [f"- {markdown_escape(note)}" for note in grid.notes]
-    return "\n".join([table, *(["", *notes] if notes else [])])
+    items = [f"- {markdown_escape(note)}" for note in grid.notes if notes]
+    return "\n".join([table, *(["", *items] if items else [])])
 
 
 def markdown_escape(text: str) -> str:
-    """``text`` as GitHub's Markdown shows it literally, within a line: no emphasis, code, link,
-    HTML or cell of its own. An underscore inside a word is none of these and stays."""
+    """``text`` escaped so that GitHub's Markdown shows it literally within a line: no emphasis,
+    code, link, HTML or new cell. Underscores inside a word need no escape."""
     text = re.sub(r"([\\`*|])", r"\\\1", plain(text))
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
     text = re.sub(r"\[(?=[^\[\]]*\][(\[:])", r"\\[", text)
@@ -133,20 +145,20 @@ def code_span(text: str) -> str:
     return f"{fence}{space}{plain(text)}{space}{fence}"
 
 
-def half_up(value: float, digits: int) -> Decimal:
-    """``value`` rounded as by hand, 75.25 to 75.3; beyond nine digits a float's own error lies."""
+def round_half_up(value: float, digits: int) -> Decimal:
+    """``value`` rounded half up as a decimal: 75.25 to 75.3. Digits after the ninth are noise."""
     exact = Decimal(f"{value:.9f}")
     return exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP) + 0  # + 0: no negative zero
 
 
 def rounded(value: float | None) -> float | None:
-    """A number as a CSV has it."""
+    """A number as written in CSV files."""
     return None if value is None else round(value, 6)
 
 
 def latex_escape(text: str) -> str:
-    """``text`` with everything escaped that LaTeX would read as a command, and with a minus
-    before a number instead of a hyphen. A character that LaTeX has not is named by its code."""
+    """``text`` with LaTeX's special characters escaped, and a minus instead of a hyphen before a
+    number. Characters that LaTeX lacks are replaced by their code points."""
     text = re.sub(r"(?<![\w.])-(?=\d)", "−", plain(text))
     return "".join(
         _LATEX.get(character) or (character if character.isascii() else f"U+{ord(character):04X}")
@@ -155,7 +167,7 @@ def latex_escape(text: str) -> str:
 
 
 def grid_latex(grid: Grid) -> str:
-    """``grid`` as a ``table`` float; needs the packages booktabs and graphicx."""
+    """``grid`` as a ``table`` float. Needs the packages booktabs and graphicx."""
     lines = []
     for row in grid.rows:
         if row.rule:
@@ -194,8 +206,8 @@ def plain(text: str) -> str:
 
 
 def csv_text(rows: Sequence[dict[str, object]]) -> str:
-    """``rows`` with a header line; None is an empty field. At least one row. Text that a
-    spreadsheet would run as a formula gets an apostrophe before it."""
+    """``rows`` (at least one) with a header line; None is an empty field. Text that a spreadsheet
+    would run as a formula is prefixed with an apostrophe."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: its top-1 table and, for SN, its importance weights."""
+"""Report of a single run: its top-1 table and, for SN, figures of its importance weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sn_imagenet.runs import RunDirectory, write_text
 
 
 def report_run(result: dict[str, Any], run_dir: str | Path) -> None:
-    """Write ``top1.md`` and the figures of one run, and print the table and their paths.
+    """Write ``top1.md`` and the figures of one run. Print the table and the paths.
 
     Raises:
         UserError: a file cannot be written.
@@ -21,11 +21,11 @@ def report_run(result: dict[str, Any], run_dir: str | Path) -> None:
 
 
 def report_runs(results: Mapping[Path, dict[str, Any]], table: Path | None = None) -> None:
-    """Write ``top1.md`` and the figures into each run's directory, and print one table of all.
+    """Write ``top1.md`` and the figures into each run's directory. Print one table of all runs.
 
     Args:
         results: run directory -> contents of its ``result.json``.
-        table: where the table of all goes too, if anywhere.
+        table: file to which the table of all runs is also written, if any.
 
     Raises:
         UserError: a file cannot be written.

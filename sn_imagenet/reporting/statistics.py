@@ -1,8 +1,8 @@
 """Intervals and tests for a handful of seeds, and for a finite validation set.
 
-The two uncertainties are of different things and are never mixed: *seeds* say how another run of
-the same experiment would come out on the same validation images, *the validation set* how the same
-networks would do on another draw of as many images.
+The two uncertainties are different and never mixed. The spread over *seeds* tells how another run
+of the same experiment would do on the same validation images. The finite *validation set* tells how
+the same networks would do on another draw of as many images.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 import numpy as np
-import scipy  # its stats are imported by their first use, which takes a second
+import scipy  # imports scipy.stats, which takes a second, on first use
 
 LEVEL = 0.95
-_MOST_RELABELLINGS = 200_000
+_MAX_RELABELINGS = 200_000
 Interval = tuple[float, float]
 
 
@@ -24,7 +24,7 @@ Interval = tuple[float, float]
 class Estimate:
     """A linear contrast of group means with its uncertainty over seeds.
 
-    ``error``: its standard error; ``degrees``: Welch and Satterthwaite's degrees of freedom.
+    ``error``: standard error; ``degrees``: degrees of freedom (Welch, Satterthwaite).
     """
 
     effect: float
@@ -37,8 +37,8 @@ class Estimate:
         return self.effect - half, self.effect + half
 
     def level_of(self, low: float, high: float) -> tuple[bool, float]:
-        """Whether the effect lies within [low, high], and the smallest p at which the two-sided
-        interval of level 1 - p lies wholly on the same side as the effect: inside, or outside.
+        """Whether the effect is within [low, high], and the smallest p for which the two-sided
+        interval of level 1 - p is entirely on the same side as the effect (inside or outside).
         """
         if low <= self.effect <= high:
             distance, inside = min(self.effect - low, high - self.effect), True
@@ -48,18 +48,18 @@ class Estimate:
 
 
 def contrast(groups: Sequence[Sequence[float]], coefficients: Sequence[float]) -> Estimate | None:
-    """sum_i c_i mean(group_i), each group with a variance of its own (Welch, Satterthwaite).
+    """sum_i c_i mean(group_i), each group with its own variance (Welch, Satterthwaite).
 
     (1,) gives the t interval of one mean, (1, -1) Welch's of a difference, the centered
-    log2(samples) the slope of a trend. None where it has no error to judge by: a group of one
-    value, or no spread at all.
+    log2(samples) the slope of a trend. None without a standard error: a group of one value, or no
+    spread at all.
     """
     if any(len(group) < 2 for group in groups):
         return None
     effect = sum(c * fmean(g) for c, g in zip(coefficients, groups, strict=True))
     parts = [c**2 * variance(g) / len(g) for c, g in zip(coefficients, groups, strict=True)]
     total = sum(parts)
-    # Equal values differ by rounding when they are differences of others.
+    # Values that are differences may be equal only up to rounding.
     if total <= (1e-12 * max(1.0, abs(effect))) ** 2:
         return None
     sizes = [len(group) for group in groups]
@@ -76,16 +76,16 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 def difference_interval(first: Sequence[float], second: Sequence[float]) -> Interval | None:
     """Welch's 95 % interval of mean(first) - mean(second); None as :func:`contrast`.
 
-    A shared seed pairs nothing here: it gives two methods the same initial convolutions and the
-    same order of samples, but after a few hundred steps the weights have nothing to do with each
-    other, so the runs are taken as independent.
+    A shared seed does not pair runs of two methods. It gives them the same initial convolutions and
+    order of samples, but after a few hundred steps the weights have nothing in common, so the runs
+    are treated as independent.
     """
     estimate = contrast([first, second], [1.0, -1.0])
     return estimate.interval() if estimate else None
 
 
 def holm(p_values: Sequence[float], alpha: float = 1 - LEVEL) -> list[bool]:
-    """Which of m hypotheses Holm's step-down method rejects at family-wise level ``alpha``."""
+    """Which hypotheses Holm's step-down method rejects at family-wise level ``alpha``."""
     rejected = [False] * len(p_values)
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         if p_values[i] > alpha / (len(p_values) - rank):
@@ -95,10 +95,10 @@ def holm(p_values: Sequence[float], alpha: float = 1 - LEVEL) -> list[bool]:
 
 
 def permutation_p(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """The exact two-sided permutation test of equal means; None where there are more relabellings
-    than can be counted out (11 against 11)."""
+    """The exact two-sided permutation test of equal means; None with too many relabelings to
+    enumerate (11 against 11)."""
     count = math.comb(len(first) + len(second), len(first))
-    if count > _MOST_RELABELLINGS:
+    if count > _MAX_RELABELINGS:
         return None
     outcome = scipy.stats.permutation_test(
         (np.asarray(first), np.asarray(second)),
@@ -110,13 +110,13 @@ def permutation_p(first: Sequence[float], second: Sequence[float]) -> float | No
 
 
 def smallest_permutation_p(first: int, second: int) -> float:
-    """What the exact two-sided permutation test of two groups of these sizes cannot go below:
-    0.1 for 3 against 3."""
+    """The smallest p of the exact two-sided permutation test of groups of these sizes: 0.1 for 3
+    against 3."""
     return min(1.0, 2 / math.comb(first + second, first))
 
 
 def proportion_interval(correct: float, seen: int) -> Interval:
-    """Wilson's 95 % interval of an accuracy, in percent, for another draw of ``seen`` images;
+    """Wilson's 95 % interval of an accuracy, in percent, for another draw of ``seen`` images.
     ``correct`` may be a mean of counts over seeds, which all saw the same images."""
     wilson = scipy.stats.binomtest(round(correct), seen).proportion_ci(LEVEL, method="wilson")
     return 100 * float(wilson.low), 100 * float(wilson.high)
@@ -124,10 +124,10 @@ def proportion_interval(correct: float, seen: int) -> Interval:
 
 def proportion_difference(first: tuple[float, int], second: tuple[float, int]) -> Interval:
     """Newcombe's 95 % interval of the difference of two accuracies, in percent, for another draw
-    of the validation images; each side is (correct, seen).
+    of the validation images; each accuracy is (correct, seen).
 
-    The counts alone do not tell on which images both are right, so the sides are taken as
-    independent: wider than need be where both find the same images hard.
+    Counts do not tell which images both classify correctly, so the accuracies are treated as
+    independent. The interval is too wide if both misclassify the same images.
     """
     a, b = (100 * correct / seen for correct, seen in (first, second))
     (a_low, a_high), (b_low, b_high) = (proportion_interval(*side) for side in (first, second))

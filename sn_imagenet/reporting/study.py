@@ -1,14 +1,22 @@
-"""The runs of one task (data set and network), and comparisons between its cells."""
+"""The runs of one data set with one network, and comparisons between their cells."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
-from sn_imagenet.reporting.cells import Summary, by_cell, method_label, summarize, unlike
-from sn_imagenet.reporting.paper import Paper, in_paper_order
+from sn_imagenet.reporting.cells import (
+    Summary,
+    by_cell,
+    config_differences,
+    method_label,
+    summarize,
+)
+from sn_imagenet.reporting.curves import why_no_epochs
+from sn_imagenet.reporting.paper import PAPER_SETTINGS, Paper, in_paper_order
 from sn_imagenet.reporting.statistics import (
     Interval,
     contrast,
@@ -17,48 +25,101 @@ from sn_imagenet.reporting.statistics import (
     smallest_permutation_p,
 )
 from sn_imagenet.reporting.verdict import LEAST_SEEDS, Comparison
-from sn_imagenet.runs import DIVERGED, FINISHED, Run, Setting
+from sn_imagenet.runs import DIVERGED, FINISHED, Cell, Run, Setting
 
-_EMPTY = Summary((), ())
-OTHER_DATA = "the paper's threshold is of ImageNet; measured here for itself"
+TABLE_2_METHODS = ("bn", "gn", "sn")
+OTHER_DATA = "the paper's threshold is for ImageNet; the effect is measured on other data"
+
+
+@dataclass(frozen=True)
+class RunCollection:
+    """The runs below ``root``, the paper's numbers, the settings to show (None: the paper's nine
+    and all others among the runs), and the epoch whose accuracy counts (``final``, ``best``,
+    ``median5``)."""
+
+    runs: Sequence[Run]
+    root: Path
+    paper: Paper
+    settings: Sequence[Setting] | None = None
+    epoch: str = "final"
+
+    def folders(self, runs: Sequence[Run]) -> list[str]:
+        """The runs' folders relative to ``root``."""
+        return [run.path.relative_to(self.root).as_posix() for run in runs]
 
 
 @dataclass(frozen=True)
 class Study:
-    """``cells``: the runs by (norm, setting); ``of_the_paper``: its thresholds apply here."""
+    """One data set with one network. ``cells`` has an entry for each of ``methods`` at each of
+    ``settings``, also without runs. ``matches_paper``: data set and network are the paper's, so
+    that its numbers and thresholds apply."""
 
     data: str
     model: str
+    settings: list[Setting]
+    methods: list[str]
     cells: dict[tuple[str, Setting], Summary]
-    of_the_paper: bool
+    runs: list[Run]
+    matches_paper: bool
 
     @property
     def title(self) -> str:
-        """As it is shown: ``digits, resnet50_mini``."""
+        """``digits, resnet50_mini``."""
         return f"{self.data}, {self.model}"
 
-    def cell(self, norm: str, setting: Setting) -> Summary:
-        """The runs of a cell, empty where there are none."""
-        return self.cells.get((norm, setting), _EMPTY)
+    def cell(self, method: str, setting: Setting) -> Summary:
+        """The runs of a cell; empty where there are none."""
+        return self.cells.get((method, setting), Summary((), ()))
 
-    def settings(self, *norms: str) -> list[Setting]:
-        """Those in which one of ``norms`` was run, in the paper's order."""
-        return in_paper_order({s for norm, s in self.cells if norm in norms})
+    def settings_of(self, method: str) -> list[Setting]:
+        """The settings at which ``method`` has runs, in the paper's order."""
+        return in_paper_order(
+            {s for (m, s), cell in self.cells.items() if m == method and cell.runs}
+        )
 
 
-def studies(runs: Sequence[Run], paper: Paper) -> list[Study]:
-    """One for each task among ``runs``, the paper's own first."""
-    tasks: dict[tuple[str, str], dict[tuple[str, Setting], Summary]] = {}
-    for cell, seeds in by_cell(runs).items():
-        cells = tasks.setdefault((cell.data, cell.model), {})
-        cells[cell.norm, cell.setting] = summarize(seeds)
-    order = sorted(tasks, key=lambda task: (not paper.is_task(*task), task))
-    return [Study(*task, tasks[task], paper.is_task(*task)) for task in order]
+def studies_of(collection: RunCollection) -> list[Study]:
+    """One study for each (data, model) among the runs, the paper's own first."""
+    pairs = {(run.cell.data, run.cell.model) for run in collection.runs}
+    matches = collection.paper.matches
+    order = sorted(pairs, key=lambda pair: (not matches(*pair), pair))
+    return [study_of(collection, data, model) for data, model in order]
+
+
+def study_of(collection: RunCollection, data: str, model: str) -> Study:
+    """The study of one data set and network; without cells' runs where there are none."""
+    runs = [run for run in collection.runs if (run.cell.data, run.cell.model) == (data, model)]
+    with_runs = {run.cell.setting for run in runs}
+    settings = list(collection.settings or in_paper_order(with_runs | set(PAPER_SETTINGS)))
+    runs = [run for run in runs if run.cell.setting in settings]
+    others = sorted({run.cell.norm for run in runs} - set(TABLE_2_METHODS))
+    methods = [*TABLE_2_METHODS, *others]
+    seeds = by_cell(runs)
+    cells = {
+        (m, s): summarize(seeds.get(Cell(data, model, m, s), []), epoch=collection.epoch)
+        for m in methods
+        for s in settings
+    }
+    matches_paper = collection.paper.matches(data, model)
+    return Study(data, model, settings, methods, cells, runs, matches_paper)
+
+
+def study_warnings(study: Study, collection: RunCollection) -> list[str]:
+    """One line for each cell that is not averaged, and for each run without the chosen epoch."""
+    mixed = [
+        f"{study.title}, {method_label(method)} {setting}: not averaged, the runs are not seeds "
+        f"of one experiment: {cell.conflict}: {', '.join(collection.folders(cell.runs))}"
+        for (method, setting), cell in study.cells.items()
+        if cell.conflict
+    ]
+    finished = [run for run in study.runs if run.state == FINISHED]
+    without = [why for run in finished if (why := why_no_epochs(run))]
+    return mixed + (without if collection.epoch != "final" else [])
 
 
 @dataclass(frozen=True)
-class Side:
-    """A cell in a contrast, and its coefficient."""
+class ContrastTerm:
+    """A cell in a linear contrast, and its coefficient."""
 
     norm: str
     setting: Setting
@@ -70,25 +131,25 @@ class Side:
         return f"{method_label(self.norm)} {self.setting}"
 
 
-def sound_cell(study: Study, side: Side) -> str:
-    """Why the mean of a cell may not be compared, empty if it may."""
-    cell = study.cell(side.norm, side.setting)
+def why_not_comparable(study: Study, term: ContrastTerm) -> str:
+    """Why the mean of a cell may not be compared; empty if it may."""
+    cell = study.cell(term.norm, term.setting)
     diverged = cell.states[DIVERGED]
     if not cell.runs:
-        return f"{side.label} was not run"
+        return f"{term.label} was not run"
     if cell.conflict:
-        return f"{side.label}: the runs are not seeds of one experiment ({cell.conflict})"
+        return f"{term.label}: the runs are not seeds of one experiment ({cell.conflict})"
     if diverged:
-        return f"{side.label}: {diverged} of {len(cell.runs)} seeds diverged"
+        return f"{term.label}: {diverged} of {len(cell.runs)} seeds diverged"
     if len(cell.values) < LEAST_SEEDS:
-        return f"{side.label}: {len(cell.values)} finished, {LEAST_SEEDS} seeds are needed"
+        return f"{term.label}: {len(cell.values)} finished, {LEAST_SEEDS} seeds are needed"
     return ""
 
 
 def compare(
     study: Study,
     name: str,
-    sides: Sequence[Side],
+    terms: Sequence[ContrastTerm],
     low: float = -math.inf,
     high: float = math.inf,
     *,
@@ -96,28 +157,30 @@ def compare(
 ) -> Comparison:
     """Compare top-1 (percent) of two cells, first minus second, by Welch's interval over seeds.
 
-    The effect is given wherever both means exist; it enters a verdict only where the sides are
-    sound and like (:data:`~sn_imagenet.reporting.verdict.RULES`).
+    The effect is given wherever both means exist. It enters a verdict only where both cells are
+    comparable and differ in nothing else (:data:`~sn_imagenet.reporting.verdict.RULES`).
     """
-    cells = [study.cell(side.norm, side.setting) for side in sides]
-    problems = [problem for side in sides if (problem := sound_cell(study, side))]
-    if all(cell.runs for cell in cells) and (difference := unlike(cells[0].runs, cells[1].runs)):
-        problems.append(f"the sides differ in {difference}")
-    if threshold_of_imagenet and not study.of_the_paper and not problems:
+    cells = [study.cell(term.norm, term.setting) for term in terms]
+    problems = [problem for term in terms if (problem := why_not_comparable(study, term))]
+    if all(cell.runs for cell in cells) and (
+        difference := config_differences(cells[0].runs, cells[1].runs)
+    ):
+        problems.append(f"the two cells differ in {difference}")
+    if threshold_of_imagenet and not study.matches_paper and not problems:
         problems.append(OTHER_DATA)
     means = [cell.mean for cell in cells]
     groups = [cell.values for cell in cells]
     first, second = means
     return Comparison(
         name,
-        tuple(dict.fromkeys(side.setting for side in sides)),
+        tuple(dict.fromkeys(term.setting for term in terms)),
         low,
         high,
         effect=None if first is None or second is None else first - second,
-        estimate=contrast(groups, [side.coefficient for side in sides]) if all(groups) else None,
+        estimate=contrast(groups, [term.coefficient for term in terms]) if all(groups) else None,
         why_not="; ".join(problems),
-        test=_welch(groups),
-        seeds={side.label: len(cell.values) for side, cell in zip(sides, cells, strict=True)},
+        test=_welch_text(groups),
+        seeds={term.label: len(cell.values) for term, cell in zip(terms, cells, strict=True)},
         runs=tuple(run for cell in cells for run in cell.runs),
         validation=validation_interval(cells),
     )
@@ -131,33 +194,35 @@ def difference(
     low: float = -math.inf,
     high: float = math.inf,
 ) -> Comparison:
-    """``first`` minus ``second``, two methods at one setting."""
+    """Method ``first`` minus method ``second`` at one setting."""
     name = f"{method_label(first)}-{method_label(second)} {setting}"
-    return compare(study, name, [Side(first, setting), Side(second, setting, -1.0)], low, high)
+    terms = [ContrastTerm(first, setting), ContrastTerm(second, setting, -1.0)]
+    return compare(study, name, terms, low, high)
 
 
-def _welch(groups: Sequence[Sequence[float]]) -> str:
-    words = "Welch's t interval over seeds"
+def _welch_text(groups: Sequence[Sequence[float]]) -> str:
+    text = "Welch's t interval over seeds"
     if min(map(len, groups)) < LEAST_SEEDS:
-        return words
+        return text
     p = permutation_p(*groups)
     if p is None:
-        return words
+        return text
     least = smallest_permutation_p(*map(len, groups))
     sizes = " against ".join(str(len(group)) for group in groups)
-    return f"{words}; exact permutation p = {p:.2g} ({sizes} cannot go below {least:.2g})"
+    return f"{text}; exact permutation p = {p:.2g} ({sizes} cannot go below {least:.2g})"
 
 
 def validation_interval(cells: Sequence[Summary]) -> Interval | None:
-    """What the finite validation set adds to a difference of two cells; None without counts."""
-    sides = [_mean_counts(cell) for cell in cells]
-    if sides[0] is None or sides[1] is None:
+    """The interval that the finite validation set gives the difference of two cells; None without
+    counts."""
+    counts = [_mean_counts(cell) for cell in cells]
+    if counts[0] is None or counts[1] is None:
         return None
-    return proportion_difference(sides[0], sides[1])
+    return proportion_difference(counts[0], counts[1])
 
 
 def _mean_counts(cell: Summary) -> tuple[float, int] | None:
-    counted = [r.counted[r.statistics] for r in cell.runs if r.state == FINISHED]
+    counted = [r.counted_evaluations[r.statistics] for r in cell.runs if r.state == FINISHED]
     seen = {evaluation.get("seen") for evaluation in counted}
     size = seen.pop() if len(seen) == 1 else None
     if not isinstance(size, int) or size < 1 or cell.mean is None:
@@ -177,8 +242,8 @@ def paired(
     why_not: str = "",
     unit: str = "points of top-1",
 ) -> Comparison:
-    """Compare two things of the same network: ``value`` is their difference in one run, and the
-    interval is that of its mean over runs. Here the pairing is real: one set of weights."""
+    """Compare two quantities of the same network. ``value`` is their difference in one run, and
+    the interval is that of its mean over runs. Pairing is valid because both share the weights."""
     values = [v for run in runs if (v := value(run)) is not None]
     if not why_not and len(values) < LEAST_SEEDS:
         why_not = f"{len(values)} seeds, {LEAST_SEEDS} are needed"

@@ -13,14 +13,13 @@ import yaml
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import MISSING, method_label
-from sn_imagenet.reporting.render import Grid, Row, csv_text, grid_latex, grid_markdown
-from sn_imagenet.reporting.table2 import Document
+from sn_imagenet.reporting.render import Document, Grid, Row, csv_text, grid_latex, grid_markdown
 
-Counted = Mapping[str, Any]
+CensusRow = Mapping[str, Any]
 """A :class:`sn_imagenet.benchmark.census.Census` as a dictionary."""
 
-Count = Callable[[], Sequence[Counted]]
-"""Counts the modules, a row per method."""
+TakeCensus = Callable[[], Sequence[CensusRow]]
+"""Takes a census of the modules, a row per method."""
 
 COLUMNS = {
     "params": "params",
@@ -32,12 +31,12 @@ COLUMNS = {
 }
 DIFFERS = " ≠"
 _LABELS = {"sync_bn": "SyncBN", "frozen_bn": "FrozenBN"}
-# What the modules have beyond the paper's table, said where it occurs.
+# Why a module differs from the paper's table, by what its entry contains.
 _REASONS = {
-    "Ω": "Ω, the set of kinds to mix, is an argument of the layer",
-    "warmup_steps": "the steps are Ioffe's schedule of r and d (2017), which needs its ends",
+    "Ω": "Ω, the set of mixed methods, is an argument of the layer",
+    "warmup_steps": "the steps are the end points of Ioffe's schedule of r and d (2017)",
     "μ′": "μ′ and σ′ are the moving averages of BN's statistics, for evaluation without "
-    "calibration, of which Sec. 2.1 of the paper speaks too",
+    "calibration, which Sec. 2.1 of the paper mentions too",
 }
 
 
@@ -45,7 +44,7 @@ def read_table1(file: Path) -> dict[str, dict[str, str | None]]:
     """The paper's Table 1 by method, from ``results/paper.yaml``.
 
     Raises:
-        UserError: the file is missing or holds no such table; names it.
+        UserError: the file is missing or holds no such table; names the file.
     """
     try:
         rows = yaml.safe_load(file.read_text(encoding="utf-8"))["table1"]["rows"]
@@ -57,26 +56,27 @@ def read_table1(file: Path) -> dict[str, dict[str, str | None]]:
 
 
 def table1(
-    counted: Sequence[Counted], published: Mapping[str, Mapping[str, str | None]]
+    census: Sequence[CensusRow], published: Mapping[str, Mapping[str, str | None]]
 ) -> Document:
-    """Table 1 of the paper from the modules, the paper's row beneath each, differences marked.
+    """Table 1 counted in the modules, with the paper's row beneath each and differences marked.
 
-    ``counted``: a row per method, all at one size [N, C, H, W]. CSV: one row per method, with the
-    exponents measured and the elements that operators read and write.
+    ``census``: a row per method, all at one size [N, C, H, W]. CSV: one row per method, with the
+    measured exponents and the elements that operators read and write.
     """
-    grid = _grid(counted, published)
+    grid = _grid(census, published)
     return Document(
         markdown="\n\n".join(["# Table 1", grid.caption, grid_markdown(grid)]) + "\n",
         summary=f"Table 1. {grid.caption}\n\n{grid_markdown(grid)}\n",
-        latex="% Table 1 of arXiv 1806.10779, counted. Needs \\usepackage{booktabs,graphicx}.\n\n"
+        brief=f"Table 1. {grid.caption}\n\n{grid_markdown(grid, notes=False)}\n",
+        latex="% Table 1 of arXiv 1806.10779, census. Needs \\usepackage{booktabs,graphicx}.\n\n"
         f"{grid_latex(grid)}\n",
-        csv=csv_text([_csv_row(row, published.get(row["method"])) for row in counted]),
+        csv=csv_text([_csv_row(row, published.get(row["method"])) for row in census]),
         warnings=[],
     )
 
 
 def complexity(exponents: Mapping[str, float] | None) -> str | None:
-    """O(...) of measured exponents of N, C and HW; one within 0.05 of a whole number is that."""
+    """O(...) from measured exponents of N, C and HW, rounded if within 0.05 of a whole number."""
     if exponents is None:
         return None
     factors = []
@@ -89,15 +89,17 @@ def complexity(exponents: Mapping[str, float] | None) -> str | None:
     return "".join(factors) or "1"
 
 
-def differences(row: Counted, published: Mapping[str, str | None] | None) -> list[str]:
-    """The columns in which a module is not as the paper's table says; none where it is silent."""
+def differences(row: CensusRow, published: Mapping[str, str | None] | None) -> list[str]:
+    """The columns in which a module differs from the paper's row; none without such a row."""
     if published is None:
         return []
     ours = _entries(row)
-    return [column for column in COLUMNS if _meaning(ours[column]) != _meaning(published[column])]
+    return [
+        column for column in COLUMNS if _unordered(ours[column]) != _unordered(published[column])
+    ]
 
 
-def _entries(row: Counted) -> dict[str, str | None]:
+def _entries(row: CensusRow) -> dict[str, str | None]:
     return {
         "params": ", ".join(row["params"]) or None,
         "parameters": row["parameters_formula"],
@@ -108,8 +110,8 @@ def _entries(row: Counted) -> dict[str, str | None]:
     }
 
 
-def _meaning(entry: str | None) -> Counter[str]:
-    """Entries that mean the same are equal: 2NC + 2 and 2 + 2CN; ϵ, g and g, ϵ."""
+def _unordered(entry: str | None) -> Counter[str]:
+    """The entry without its order: 2NC + 2 equals 2 + 2CN, and ϵ, g equals g, ϵ."""
     if entry is None:
         return Counter()
     if "," in entry:
@@ -118,11 +120,11 @@ def _meaning(entry: str | None) -> Counter[str]:
     return Counter("".join(sorted(term)) for term in terms)
 
 
-def _grid(counted: Sequence[Counted], published: Mapping[str, Mapping[str, str | None]]) -> Grid:
-    n, c, h, w = counted[0]["size"]
+def _grid(census: Sequence[CensusRow], published: Mapping[str, Mapping[str, str | None]]) -> Grid:
+    n, c, h, w = census[0]["size"]
     rows: list[Row] = []
     notes: list[str] = []
-    for row in counted:
+    for row in census:
         paper = published.get(row["method"])
         differing = differences(row, paper)
         rows.append(Row(_label(row["method"]), _cells(row, differing), rule=bool(rows)))
@@ -133,27 +135,26 @@ def _grid(counted: Sequence[Counted], published: Mapping[str, Mapping[str, str |
             ours = _entries(row)[column]
             reasons = [text for mark, text in _REASONS.items() if mark in (ours or "")]
             notes.append(
-                f"{_label(row['method'])}, {COLUMNS[column]}: {_shown(column, ours)} here, "
-                f"{_shown(column, paper[column])} in the paper"
+                f"{_label(row['method'])}, {COLUMNS[column]}: {_entry_text(column, ours)} here, "
+                f"{_entry_text(column, paper[column])} in the paper"
                 + (f": {'; '.join(reasons)}." if reasons else ".")
             )
-    absent = [method for method in published if method not in {row["method"] for row in counted}]
+    absent = [method for method in published if method not in {row["method"] for row in census}]
     for method in absent:
         rows.append(Row(_label(method), ("not in this project",) + (MISSING,) * 5, rule=True))
         rows.append(_paper_row(published[method]))
     return Grid(
         caption="Normalization methods: what they learn, estimate and cost, counted in the modules "
-        f"(numbers at N, C, H, W = {n}, {c}, {h}, {w}), and as the paper prints it.",
+        f"(numbers at N, C, H, W = {n}, {c}, {h}, {w}), and as printed in the paper.",
         columns=tuple(COLUMNS.values()),
         rows=tuple(rows),
         notes=(
             *(notes or ["No module differs from the paper's row."]),
-            "Learned parameters: those with a gradient. Hyper-parameters: constructor arguments "
-            "whose change changes outputs or state. Statistics: numbers that differ among the "
-            "means and variances which one batch's pooling makes; primed ones are stored. "
-            "Complexity: elements that operators read and write until the statistics are there, as "
-            "N, C and HW double.",
-            "The paper's columns of networks and tasks are no property of a module and left out.",
+            "Learned parameters have a gradient. Hyper-parameters are constructor arguments that "
+            "affect outputs or state. Statistics are the distinct means and variances computed for "
+            "one batch; primed ones are stored. Complexity is how the number of elements that "
+            "operators read and write to compute the statistics grows as N, C and HW double.",
+            "The paper's columns of networks and tasks do not concern modules and are left out.",
         ),
     )
 
@@ -162,11 +163,11 @@ def _label(method: str) -> str:
     return _LABELS.get(method, method_label(method))
 
 
-def _cells(row: Counted, differing: Sequence[str]) -> tuple[str, ...]:
+def _cells(row: CensusRow, differing: Sequence[str]) -> tuple[str, ...]:
     numbers = {"parameters": row["parameters"], "count": row["count"]}
     cells = []
     for column, entry in _entries(row).items():
-        text = _shown(column, entry)
+        text = _entry_text(column, entry)
         if column in numbers and text != str(numbers[column]):
             text += f" = {numbers[column]}"
         cells.append(text + (DIFFERS if column in differing else ""))
@@ -174,17 +175,17 @@ def _cells(row: Counted, differing: Sequence[str]) -> tuple[str, ...]:
 
 
 def _paper_row(paper: Mapping[str, str | None]) -> Row:
-    cells = tuple(_shown(column, paper[column]) for column in COLUMNS)
+    cells = tuple(_entry_text(column, paper[column]) for column in COLUMNS)
     return Row("paper", cells, indent=True)
 
 
-def _shown(column: str, entry: str | None) -> str:
+def _entry_text(column: str, entry: str | None) -> str:
     if entry is None:
         return MISSING
     return f"O({entry})" if column == "complexity" else entry
 
 
-def _csv_row(row: Counted, paper: Mapping[str, str | None] | None) -> dict[str, object]:
+def _csv_row(row: CensusRow, paper: Mapping[str, str | None] | None) -> dict[str, object]:
     size = dict(zip("NCHW", row["size"], strict=True))
     exponents = row["exponents"] or dict.fromkeys(("N", "C", "HW"))
     ours = _entries(row)

@@ -1,18 +1,19 @@
-"""The tables of accuracies: Table 2, other methods (Sec. 4.1), averages (Sec. 2.1), and SN - BN
-under changes of the protocol and by network."""
+"""The accuracy tables: Table 2, other methods (Sec. 4.1), averages (Sec. 2.1), and SN - BN under
+changes of the protocol and by network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from sn_imagenet.reporting.accuracy import accuracy_grid, cell_of, difference_marks, minus
+from sn_imagenet.reporting.accuracy import accuracy_grid, difference_marks, minus
 from sn_imagenet.reporting.appendix import appendix_markdown
 from sn_imagenet.reporting.averages import averages_grid
 from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.departures import gather_departures
 from sn_imagenet.reporting.paper import Paper
 from sn_imagenet.reporting.render import (
+    Document,
     Grid,
     code_span,
     csv_text,
@@ -22,7 +23,7 @@ from sn_imagenet.reporting.render import (
     rounded,
 )
 from sn_imagenet.reporting.statistics import difference_interval
-from sn_imagenet.reporting.task import Document, Report, Task, task_warnings, tasks_of
+from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_warnings
 from sn_imagenet.reporting.variants import (
     networks_grid,
     networks_of,
@@ -39,170 +40,183 @@ OTHER_METHODS = ("in", "ln", "brn", "bkn", "bn", "sn")
 OTHER_DIFFERENCES = (("in", "sn"), ("ln", "sn"), ("brn", "bn"), ("brn", "sn"))
 OTHER_SETTINGS = (Setting(8, 32), Setting(8, 4))
 
-GridOf = Callable[[Task, Report], Grid | None]
+GridOf = Callable[[Study, RunCollection], Grid | None]
 
 
-def table2_grid(task: Task, report: Report) -> Grid:
+def table2_grid(study: Study, collection: RunCollection) -> Grid:
     """BN, GN, SN and every other method that was run."""
-    return accuracy_grid(task, report, task.methods, DIFFERENCES)
+    return accuracy_grid(study, collection, study.methods, DIFFERENCES)
 
 
-def methods_grid(task: Task, report: Report) -> Grid | None:
-    """IN, LN, BRN and BKN beside BN and SN, in the paper's two settings and those in which one of
-    them was run (Sec. 4.1); None where none of these is to be shown."""
-    tried = {run.cell.setting for run in task.runs if run.cell.norm in OTHER_METHODS[:4]}
-    settings = [s for s in task.settings if s in tried or s in OTHER_SETTINGS]
+def methods_grid(study: Study, collection: RunCollection) -> Grid | None:
+    """IN, LN, BRN and BKN beside BN and SN (Sec. 4.1), at the paper's two settings and wherever one
+    of the four was run; None if no such setting is shown."""
+    tried = {run.cell.setting for run in study.runs if run.cell.norm in OTHER_METHODS[:4]}
+    settings = [s for s in study.settings if s in tried or s in OTHER_SETTINGS]
     if not settings:
         return None
-    shown = Task(
-        task.data, task.model, settings, task.methods, task.cells, task.runs, task.comparable
-    )
-    return accuracy_grid(shown, report, OTHER_METHODS, OTHER_DIFFERENCES)
+    study = replace(study, settings=settings)
+    return accuracy_grid(study, collection, OTHER_METHODS, OTHER_DIFFERENCES)
 
 
-def table2(report: Report) -> Document:
+def table2(collection: RunCollection) -> Document:
     """Table 2 of the paper, once for each (data, model) among the runs.
 
-    Markdown has, beneath each table, the statistics used, BN and SN under moving and batch
-    average both, the departures from the protocol and the git revisions. CSV is tidy: one row per
-    method or difference and setting, accuracies in percent.
+    Markdown has, beneath each table, the statistics used, BN and SN under both moving and batch
+    average, departures from the protocol and git revisions. CSV is tidy: one row per method or
+    difference and setting, accuracies in percent.
     """
-    return _document(report, "Table 2", [table2_grid, averages_grid], task_rows)
+    return _document(collection, "Table 2", [table2_grid, averages_grid], study_rows)
 
 
-def methods(report: Report) -> Document:
+def methods(collection: RunCollection) -> Document:
     """The other methods of Sec. 4.1, in the formats of :func:`table2`."""
 
-    def rows(task: Task, report: Report) -> list[dict[str, object]]:
-        return task_rows(task, report, OTHER_METHODS, OTHER_DIFFERENCES)
+    def rows(study: Study, collection: RunCollection) -> list[dict[str, object]]:
+        return study_rows(study, collection, OTHER_METHODS, OTHER_DIFFERENCES)
 
-    return _document(report, "Other methods (Sec. 4.1)", [methods_grid], rows)
+    return _document(collection, "Other methods (Sec. 4.1)", [methods_grid], rows)
 
 
-def averages(report: Report) -> Document:
-    """Moving against batch average (Sec. 2.1), by the samples of the calibration. CSV has the text
-    of the cells."""
+def averages(collection: RunCollection) -> Document:
+    """Moving and batch average (Sec. 2.1), by calibration samples. CSV has the cells' text."""
 
-    def rows(task: Task, report: Report) -> list[dict[str, object]]:
-        grid = averages_grid(task, report)
+    def rows(study: Study, collection: RunCollection) -> list[dict[str, object]]:
+        grid = averages_grid(study, collection)
         return [
-            {"data": task.data, "model": task.model, "row": row.label, "setting": s, "top1": cell}
+            {"data": study.data, "model": study.model, "row": row.label, "setting": s, "top1": cell}
             for row in (grid.rows if grid else ())
-            for s, cell in zip((s.name for s in task.settings), row.cells, strict=True)
+            for s, cell in zip((s.name for s in study.settings), row.cells, strict=True)
         ]
 
-    return _document(report, "Moving and batch average (Sec. 2.1)", [averages_grid], rows)
+    return _document(collection, "Moving and batch average (Sec. 2.1)", [averages_grid], rows)
 
 
-def variants(report: Report) -> Document:
-    """SN - BN under each change of the protocol among the runs, by how much each moves it."""
-    # Without its cells: here runs of one cell that differ are no mistake.
-    tasks = [replace(task, cells={}) for task in tasks_of(report)]
-    warnings = [line for task in tasks for line in variants_warnings(variants_of(task), report)]
+def variants(collection: RunCollection) -> Document:
+    """SN - BN under each change of the protocol among the runs, and how far each moves it."""
+    # Without cells: here runs of one cell differ on purpose.
+    studies = [replace(study, cells={}) for study in studies_of(collection)]
+    warnings = [
+        line for study in studies for line in variants_warnings(variants_of(study), collection)
+    ]
     return _document(
-        report, "Changes of the protocol", [variants_grid], variants_rows, tasks, warnings
+        collection, "Changes of the protocol", [variants_grid], variants_rows, studies, warnings
     )
 
 
-def networks(report: Report) -> Document:
-    """SN - BN of each network that was run on a data set, and how far it moves with the network."""
-    tasks: dict[str, Task] = {}
-    for task in tasks_of(report):
-        others = tasks.get(task.data)
-        runs = [*(others.runs if others else ()), *task.runs]
+def networks(collection: RunCollection) -> Document:
+    """SN - BN of each network that was run on a data set, and how far the network moves it."""
+    studies: dict[str, Study] = {}
+    for study in studies_of(collection):
+        others = studies.get(study.data)
+        runs = [*(others.runs if others else ()), *study.runs]
         models = len({run.cell.model for run in runs})
-        name = task.model if models == 1 else f"{models} networks"
-        tasks[task.data] = replace(task, model=name, cells={}, runs=runs, comparable=False)
+        name = study.model if models == 1 else f"{models} networks"
+        studies[study.data] = replace(study, model=name, cells={}, runs=runs, matches_paper=False)
     warnings = [
-        line for task in tasks.values() for line in variants_warnings(networks_of(task), report)
+        line
+        for study in studies.values()
+        for line in variants_warnings(networks_of(study), collection)
     ]
     return _document(
-        report, "Networks", [networks_grid], networks_rows, list(tasks.values()), warnings
+        collection, "Networks", [networks_grid], networks_rows, list(studies.values()), warnings
     )
 
 
 def _document(
-    report: Report,
+    collection: RunCollection,
     title: str,
     grids: Sequence[GridOf],
-    rows: Callable[[Task, Report], list[dict[str, object]]],
-    tasks: Sequence[Task] | None = None,
+    rows: Callable[[Study, RunCollection], list[dict[str, object]]],
+    studies: Sequence[Study] | None = None,
     warnings: Sequence[str] | None = None,
 ) -> Document:
-    if tasks is None:
-        tasks = tasks_of(report)
+    if studies is None:
+        studies = studies_of(collection)
     if warnings is None:
-        warnings = [line for task in tasks for line in task_warnings(task, report)]
-    made = {task.title: [g for grid in grids if (g := grid(task, report))] for task in tasks}
+        warnings = [line for study in studies for line in study_warnings(study, collection)]
+    grids_of = {
+        study.title: [g for grid in grids if (g := grid(study, collection))] for study in studies
+    }
     head = f"% {title} of arXiv 1806.10779, reproduced. Needs \\usepackage{{booktabs,graphicx}}."
-    csv = [row for task in tasks for row in rows(task, report)]
+
+    def printed(notes: bool) -> str:
+        grids = [grid for study in studies for grid in grids_of[study.title][:1]]
+        parts = [
+            f"{title}. {markdown_escape(grid.caption)}\n\n{grid_markdown(grid, notes=notes)}"
+            for grid in grids
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    csv = [row for study in studies for row in rows(study, collection)]
     return Document(
         markdown="\n\n".join(
-            [f"# {title}", *(_markdown(task, made[task.title], report) for task in tasks)]
+            [
+                f"# {title}",
+                *(_markdown(study, grids_of[study.title], collection) for study in studies),
+            ]
         )
         + "\n",
-        summary="\n\n".join(
-            "\n\n".join([f"{title}. {markdown_escape(grid.caption)}", grid_markdown(grid)])
-            for task in tasks
-            for grid in made[task.title][:1]
+        summary=printed(notes=True),
+        brief=printed(notes=False),
+        latex="\n\n".join(
+            [head, *(grid_latex(g) for study in studies for g in grids_of[study.title])]
         )
-        + "\n",
-        latex="\n\n".join([head, *(grid_latex(g) for task in tasks for g in made[task.title])])
         + "\n",
         csv=csv_text(csv) if csv else "",
         warnings=list(warnings),
     )
 
 
-def _markdown(task: Task, grids: Sequence[Grid], report: Report) -> str:
-    parts = [f"## {markdown_escape(task.title)}"]
+def _markdown(study: Study, grids: Sequence[Grid], collection: RunCollection) -> str:
+    parts = [f"## {markdown_escape(study.title)}"]
     for i, grid in enumerate(grids):
         heading = "### Moving average and batch average" if i else markdown_escape(grid.caption)
         parts += [heading, grid_markdown(grid)]
-    if task.comparable:
-        parts.append(_elsewhere_markdown(task, report.paper))
+    if study.matches_paper:
+        parts.append(_elsewhere_markdown(study, collection.paper))
     conflicts = [
         f"- {markdown_escape(f'{method_label(method)} {setting}: {cell.conflict}')} "
-        f"({', '.join(map(code_span, report.folders(cell.runs)))})"
-        for (method, setting), cell in task.cells.items()
+        f"({', '.join(map(code_span, collection.folders(cell.runs)))})"
+        for (method, setting), cell in study.cells.items()
         if cell.conflict
     ]
     if conflicts:
         parts += ["### Cells whose runs are not seeds of one experiment", "\n".join(conflicts)]
-    parts += appendix_markdown(task.runs, report.root)
+    parts += appendix_markdown(study.runs, collection.root)
     return "\n\n".join(part for part in parts if part)
 
 
-def _elsewhere_markdown(task: Task, paper: Paper) -> str:
+def _elsewhere_markdown(study: Study, paper: Paper) -> str:
     lines = [
         f"- {method_label(entry.method)} {entry.setting}: {entry.top1}, {entry.source}"
         + (f" ({entry.note})" if entry.note else "")
         for entry in (*paper.elsewhere, *paper.cells)
-        if entry.setting in task.settings
-        and (entry in paper.elsewhere or entry.method not in task.methods)
+        if entry.setting in study.settings
+        and (entry in paper.elsewhere or entry.method not in study.methods)
     ]
     return "\n".join(["Other published numbers:", "", *lines]) if lines else ""
 
 
-def task_rows(
-    task: Task,
-    report: Report,
+def study_rows(
+    study: Study,
+    collection: RunCollection,
     methods: Sequence[str] | None = None,
     differences: Sequence[tuple[str, str]] = DIFFERENCES,
 ) -> list[dict[str, object]]:
-    """The rows of the CSV: a method (default: all of the task) or ``sn-bn`` in one setting."""
+    """The rows of the CSV: a method (default: all of the study) or ``sn-bn`` at one setting."""
     rows: list[dict[str, object]] = []
-    gathered = gather_departures(task.runs)
-    for method in methods or task.methods:
-        for setting in task.settings:
-            cell = cell_of(task, method, setting)
-            paper = report.paper.top1(method, setting)
+    gathered = gather_departures(study.runs)
+    for method in methods or study.methods:
+        for setting in study.settings:
+            cell = study.cell(method, setting)
+            paper = collection.paper.top1(method, setting)
             states = {"mixed configs": len(cell.runs)} if cell.conflict else dict(cell.states)
             departures = [d for d in gathered if set(d.runs) & set(cell.runs)]
             rows.append(
                 {
-                    "data": task.data,
-                    "model": task.model,
+                    "data": study.data,
+                    "model": study.model,
                     "method": method,
                     "setting": setting.name,
                     "gpus": setting.gpus,
@@ -212,26 +226,28 @@ def task_rows(
                     "std": rounded(cell.std),
                     **_ends(cell.interval),
                     "paper": paper,
-                    "paper_is_same_task": "yes" if task.comparable else "no",
-                    "difference": rounded(minus(cell.mean, paper)) if task.comparable else None,
-                    "epoch": report.epoch,
+                    "paper_is_same_task": "yes" if study.matches_paper else "no",
+                    "difference": rounded(minus(cell.mean, paper)) if study.matches_paper else None,
+                    "epoch": collection.epoch,
                     "states": ";".join(f"{s}:{n}" for s, n in states.items()) or "missing",
                     "statistics": ";".join(sorted({r.statistics for r in cell.runs} - {""})),
                     "marks": "",
                     "departures": "; ".join(f"{d.item}: {d.paper} -> {d.ours}" for d in departures),
-                    "run_dirs": ";".join(report.folders(cell.runs)),
+                    "run_dirs": ";".join(collection.folders(cell.runs)),
                 }
             )
     columns = dict.fromkeys(rows[0]) if rows else {}
     for first, second in differences:
-        for setting in task.settings:
-            a, b = cell_of(task, first, setting), cell_of(task, second, setting)
-            paper = minus(report.paper.top1(first, setting), report.paper.top1(second, setting))
+        for setting in study.settings:
+            a, b = study.cell(first, setting), study.cell(second, setting)
+            paper = minus(
+                collection.paper.top1(first, setting), collection.paper.top1(second, setting)
+            )
             rows.append(
                 {
                     **columns,
-                    "data": task.data,
-                    "model": task.model,
+                    "data": study.data,
+                    "model": study.model,
                     "method": f"{first}-{second}",
                     "setting": setting.name,
                     "gpus": setting.gpus,
@@ -240,8 +256,8 @@ def task_rows(
                     "mean": rounded(minus(a.mean, b.mean)),
                     **_ends(difference_interval(a.values, b.values)),
                     "paper": rounded(paper),
-                    "paper_is_same_task": "yes" if task.comparable else "no",
-                    "epoch": report.epoch,
+                    "paper_is_same_task": "yes" if study.matches_paper else "no",
+                    "epoch": collection.epoch,
                     "marks": " ".join(MARK_WORDS[mark] for mark in difference_marks(a, b)),
                 }
             )

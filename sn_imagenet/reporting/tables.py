@@ -1,4 +1,4 @@
-"""Every table that the project knows, from a folder of runs (Table 1: the modules) to files."""
+"""All tables, from a folder of runs (Table 1: from the modules) to files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import MISSING, evaluation_label, method_label
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
 from sn_imagenet.reporting.paper import read_paper
-from sn_imagenet.reporting.render import half_up, markdown_table
-from sn_imagenet.reporting.table1 import Count, read_table1, table1
+from sn_imagenet.reporting.render import Document, markdown_table, round_half_up
+from sn_imagenet.reporting.study import RunCollection
+from sn_imagenet.reporting.table1 import TakeCensus, read_table1, table1
 from sn_imagenet.reporting.table2 import averages, methods, networks, table2, variants
-from sn_imagenet.reporting.task import Document, Report
 from sn_imagenet.runs import (
     FINISHED,
     NOT_EVALUATED,
@@ -25,25 +25,26 @@ from sn_imagenet.runs import (
     write_text,
 )
 
-# A new table of runs is one function and one line here. Table 1 is of the modules instead.
-RUN_TABLES: dict[str, Callable[[Report], Document]] = {
+# A new table of runs is one function and one line here. Table 1 describes the modules instead.
+RUN_TABLES: dict[str, Callable[[RunCollection], Document]] = {
     "table2": table2,
     "methods": methods,
     "averages": averages,
     "variants": variants,
     "networks": networks,
 }
-TABLES = ("table1", *RUN_TABLES)
+TABLE_NAMES = ("table1", *RUN_TABLES)
 
 
 @dataclass(frozen=True)
-class Written:
-    """The files written, the tables as Markdown (``summary``: without what lies beneath them),
-    and one line for each thing amiss."""
+class TableFiles:
+    """The files written, the tables as Markdown (``summary``: without the sections beneath them,
+    ``brief``: without notes too), and one line for each problem."""
 
     paths: list[Path]
     markdown: str
     summary: str
+    brief: str
     warnings: list[str]
 
 
@@ -53,29 +54,30 @@ def write_tables(
     paper_file: Path,
     only: Sequence[str] | None = None,
     settings: Sequence[str] | None = None,
-    count: Count | None = None,
+    census: TakeCensus | None = None,
     epoch: str = "final",
-) -> Written:
-    """Make the tables ``only`` of :data:`TABLES` (default: Tables 1 and 2) and write
+) -> TableFiles:
+    """Write the tables ``only`` of :data:`TABLE_NAMES` (default: Tables 1 and 2) to
     ``<out>/<table>.md``, ``.tex`` and ``.csv``.
 
-    Table 1 needs no runs; by default it is left out without ``count``, and shown in the summary
-    only where it was asked for, since it is always the same.
+    Table 1 needs no runs. By default it is left out without ``census``. The summary has it only if
+    it was requested, because it is always the same.
 
     Args:
-        runs_dir: the runs below it are what the other tables are made of.
-        settings: restricts and orders the columns: names such as ``8x32``.
-        epoch: which number of a run counts, one of
+        runs_dir: folder of the runs for the other tables.
+        settings: columns to show, in this order: names such as ``8x32``.
+        epoch: which accuracy of a run counts, one of
             :data:`~sn_imagenet.reporting.curves.EPOCH_CHOICES`.
-        count: counts the modules, :func:`sn_imagenet.benchmark.census.census`; for Table 1 only.
+        census: takes the census of the modules for Table 1, see
+            :func:`sn_imagenet.benchmark.census.census`.
 
     Raises:
         UserError: no runs, an unknown table or setting, a file that cannot be read or written.
     """
-    names = list(only or ("table1", "table2")[0 if count else 1 :])
+    names = list(only or ("table1", "table2")[0 if census else 1 :])
     for name in names:
-        if name not in TABLES:
-            raise UserError(f"table '{name}': expected one of {', '.join(TABLES)}")
+        if name not in TABLE_NAMES:
+            raise UserError(f"table '{name}': expected one of {', '.join(TABLE_NAMES)}")
     if epoch not in EPOCH_CHOICES:
         raise UserError(f"epoch '{epoch}': expected one of {', '.join(EPOCH_CHOICES)}")
     columns = list(dict.fromkeys(Setting.parse(name) for name in settings)) if settings else None
@@ -90,11 +92,11 @@ def write_tables(
     documents: dict[str, Document] = {}
     for name in names:
         if name in RUN_TABLES:
-            document = RUN_TABLES[name](Report(runs, runs_dir, paper, columns, epoch))
-        elif count is not None:
-            document = table1(count(), read_table1(paper_file))
+            document = RUN_TABLES[name](RunCollection(runs, runs_dir, paper, columns, epoch))
+        elif census is not None:
+            document = table1(census(), read_table1(paper_file))
         else:
-            raise UserError(f"table '{name}': needs the modules to count, and got none")
+            raise UserError(f"table '{name}': needs a census of the modules")
         documents[name] = document
         warnings += [line for line in document.warnings if line not in warnings]
         paths += [
@@ -102,14 +104,15 @@ def write_tables(
             write_text(out / f"{name}.tex", document.latex, "--out"),
             write_text(out / f"{name}.csv", document.csv, "--out"),
         ]
-    shown = [d.summary for name, d in documents.items() if only or name in RUN_TABLES]
+    shown = [d for name, d in documents.items() if only or name in RUN_TABLES]
     markdown = "\n".join(document.markdown for document in documents.values())
-    return Written(paths, markdown, "\n".join(shown), warnings)
+    summary, brief = ("\n".join(getattr(d, part) for d in shown) for part in ("summary", "brief"))
+    return TableFiles(paths, markdown, summary, brief, warnings)
 
 
 def top1_table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each evaluation of each run, the one that stands for the run in Table 2
-    first; accuracies in percent. One that came to the same numbers in the same way is one row.
+    """Markdown: a row for each evaluation of each run, the one that Table 2 uses first; accuracies
+    in percent. Identical evaluations share one row.
 
     Args:
         results: contents of ``result.json``, version 2.
@@ -122,17 +125,17 @@ def top1_table(results: Sequence[dict[str, Any]]) -> str:
     for result in results:
         run = run_from_result(result, Path("."))
         cell = run.cell
-        what = [cell.data, cell.model, method_label(cell.norm), str(cell.setting), str(run.seed)]
+        labels = [cell.data, cell.model, method_label(cell.norm), str(cell.setting), str(run.seed)]
         if not run.evaluations or run.state not in (FINISHED, NOT_EVALUATED):
-            rows.append([*what, MISSING, run.state, MISSING, MISSING])
+            rows.append([*labels, MISSING, run.state, MISSING, MISSING])
             continue
-        counted = run.counted.get(run.statistics)
+        counted = run.counted_evaluations.get(run.statistics)
         of_run = [
             (
-                *what,
+                *labels,
                 evaluation_label(run, numbers),
-                str(half_up(numbers["top1"], 2)),
-                MISSING if numbers.get("top5") is None else str(half_up(numbers["top5"], 2)),
+                str(round_half_up(numbers["top1"], 2)),
+                MISSING if numbers.get("top5") is None else str(round_half_up(numbers["top5"], 2)),
                 f"{numbers.get('top1_correct')}/{numbers.get('seen')}",
             )
             for numbers in sorted(run.evaluations, key=lambda numbers: numbers is not counted)

@@ -1,4 +1,4 @@
-"""From comparisons to one of four verdicts. The rules were fixed before any run."""
+"""One of four verdicts from comparisons. The rules were fixed before any run."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from sn_imagenet.runs import Run, Setting
 LEAST_SEEDS = 3
 
 RULES = (
-    'holds: the whole 95 % interval lies on the claim\'s side (for "within d": inside ±d). '
-    "does not hold: it lies wholly on the other side. Otherwise undecided.",
-    "Several comparisons in one claim: Holm's method at 5 % over those tested. All hold: the claim "
-    "holds; one does not: it does not. Settings that were not run are named, not guessed.",
-    f"Fewer than {LEAST_SEEDS} seeds a side: not tested; a counted claim needs no seeds.",
-    "Not tested either: a side with a diverged seed (a mean over survivors is no mean of the "
-    "method), runs that differ in more than normalizer and setting, and a threshold of ImageNet's "
-    "on other data, where the effect is given instead.",
-    "Intervals are over seeds (Welch). What the finite validation set adds is given apart "
-    "(validation_interval: Wilson, Newcombe) and enters no verdict.",
-    "Seeds do not pair methods: after a few hundred steps runs of one seed have nothing in common. "
-    "Two statistics, or two layers, of the same network are paired: the interval is of the "
-    "runs' own differences.",
+    'holds: the whole 95 % interval is where the claim requires it (for "within d": inside ±d). '
+    "does not hold: the whole interval is elsewhere. Otherwise undecided.",
+    "Several comparisons in one claim: Holm's method at 5 % over the tested ones. The claim holds "
+    "if all hold, and does not hold if one does not. Settings that were not run are named.",
+    f"Fewer than {LEAST_SEEDS} seeds in a cell: not tested. A counted claim needs no seeds.",
+    "Also not tested: cells with a diverged seed (the mean of the others is not the method's "
+    "mean), runs that differ in more than method and setting, and ImageNet's thresholds on other "
+    "data, where only the effect is given.",
+    "Intervals are over seeds (Welch). The uncertainty of the finite validation set is given "
+    "separately (validation_interval: Wilson, Newcombe) and does not affect verdicts.",
+    "A shared seed does not pair two methods: after a few hundred steps their runs have nothing in "
+    "common. Two statistics or two layers of the same network are paired: the interval is of the "
+    "differences within runs.",
 )
 
 
 class Verdict(StrEnum):
-    """The four answers; the value is what ``claims.json`` says."""
+    """The four verdicts, as ``claims.json`` writes them."""
 
     HOLDS = "holds"
     DOES_NOT = "does not hold"
@@ -40,13 +40,12 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Comparison:
-    """One effect, and where it must lie for the claim: within [low, high], or, ``differs``,
-    anywhere but at 0.
+    """One effect, and where the claim requires it: within [low, high], or not at 0 (``differs``).
 
-    ``estimate`` is None without seeds or spread to judge by. ``why_not`` says why it does not enter
-    the verdict; an effect may still be shown, say because the threshold is of other data.
-    ``seeds``: label of a side -> seeds. ``validation``: the interval of the finite validation set.
-    """
+    ``estimate`` is None without seeds or spread to judge by. ``why_not`` says why the comparison
+    does not enter the verdict; its effect may still be shown, e.g. if the threshold is for other
+    data. ``seeds``: label of a cell -> number of seeds. ``validation``: the interval for the finite
+    validation set."""
 
     name: str
     settings: tuple[Setting, ...]
@@ -64,7 +63,7 @@ class Comparison:
 
     @property
     def tested(self) -> bool:
-        """Whether it enters the verdict."""
+        """Whether the comparison enters the verdict."""
         return not self.why_not
 
     @property
@@ -74,7 +73,7 @@ class Comparison:
 
     @property
     def threshold(self) -> str:
-        """Where the effect must lie, in words."""
+        """Where the claim requires the effect to be, in words."""
         if self.differs:
             return "≠ 0"
         if math.isinf(self.high):
@@ -85,8 +84,8 @@ class Comparison:
 
     @property
     def margin(self) -> float | None:
-        """By how much the interval's nearer end lies on the claim's side; negative where the
-        interval reaches over the threshold."""
+        """Distance from the threshold to the interval's nearer end; negative where the interval
+        crosses the threshold."""
         if not self.interval:
             return None
         first, last = self.interval
@@ -95,9 +94,9 @@ class Comparison:
         return min(first - self.low, self.high - last)
 
     def level(self) -> tuple[bool, float]:
-        """On the claim's side or not, and the smallest p at which that is shown."""
+        """Whether the effect is where the claim requires it, and the smallest p that shows it."""
         if self.estimate is None:
-            return False, 1.0  # without an error nothing can be shown
+            return False, 1.0  # without a standard error nothing can be shown
         if self.differs:
             _at_zero, p = self.estimate.level_of(0.0, 0.0)
             return True, p
@@ -106,50 +105,51 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Judgment:
-    """A claim about one task with its verdict; ``verdicts`` has one for each of ``comparisons``.
+    """The verdict on a claim about one study; ``verdicts`` has one for each of ``comparisons``.
 
-    ``counted`` is the effect in words where the claim is counted (claims 5 and 12).
-    """
+    ``counted``: the effect in words where the claim is judged by counting (claims 5 and 12, and
+    studies' statements). ``measured``: range and margin over pairs of seeds, in short."""
 
     verdict: Verdict
     comparisons: tuple[Comparison, ...]
     verdicts: tuple[Verdict, ...]
     note: str = ""
     counted: str = ""
+    measured: str = ""
     runs: tuple[Run, ...] = ()
     seeds: dict[str, int] = field(default_factory=dict)
     settings: tuple[Setting, ...] = ()
 
     @property
     def deciding(self) -> Comparison | None:
-        """The comparison furthest from the claim's side: the claim is as strong as this one."""
+        """The comparison with the smallest margin: the claim is as strong as this one."""
         shown = [c for c in self.comparisons if c.effect is not None]
-        of_tested = [c for c in shown if c.tested] or shown
-        return min(of_tested, key=lambda c: c.margin or 0.0, default=None)
+        candidates = [c for c in shown if c.tested] or shown
+        return min(candidates, key=lambda c: c.margin or 0.0, default=None)
 
     @property
     def why_not(self) -> str:
-        """Why comparisons do not enter the verdict, four reasons and how many more: first why what
-        was measured does not count, then what is not there."""
+        """Why comparisons do not enter the verdict: four reasons and the number of others, those of
+        measured comparisons first."""
         measured_first = sorted(self.comparisons, key=lambda c: c.effect is None)
         reasons = [r for c in measured_first if c.why_not for r in c.why_not.split("; ")]
-        each_once = list(dict.fromkeys(reasons))
-        more = len(each_once) - 4
-        return "; ".join(each_once[:4] + ([f"and {more} more"] if more > 0 else []))
+        unique = list(dict.fromkeys(reasons))
+        more = len(unique) - 4
+        return "; ".join(unique[:4] + ([f"and {more} more"] if more > 0 else []))
 
 
 def judge(
     comparisons: Sequence[Comparison], *, all_parts: bool = False, note: str = ""
 ) -> Judgment:
-    """Judge a claim by its comparisons; ``all_parts``: they are parts of one statement, so that
-    it cannot hold before each is tested, while settings that were not run are only named."""
+    """Judge a claim by its comparisons. ``all_parts``: the comparisons are parts of one statement,
+    which cannot hold before each is tested. Otherwise untested settings are only named."""
     tested = [c for c in comparisons if c.tested]
-    shown = holm([c.level()[1] for c in tested])
+    rejections = holm([c.level()[1] for c in tested])
     verdicts: dict[int, Verdict] = {}
-    for comparison, rejected in zip(tested, shown, strict=True):
+    for comparison, rejected in zip(tested, rejections, strict=True):
         inside, _p = comparison.level()
-        side = Verdict.HOLDS if inside else Verdict.DOES_NOT
-        verdicts[id(comparison)] = side if rejected else Verdict.UNDECIDED
+        verdict = Verdict.HOLDS if inside else Verdict.DOES_NOT
+        verdicts[id(comparison)] = verdict if rejected else Verdict.UNDECIDED
     each = tuple(verdicts.get(id(c), Verdict.NOT_TESTED) for c in comparisons)
     return Judgment(_combined(each, all_parts), tuple(comparisons), each, note)
 
@@ -165,7 +165,7 @@ def _combined(verdicts: Sequence[Verdict], all_parts: bool) -> Verdict:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper and how it is judged on the runs of one task."""
+    """A claim of the paper or of a study, and the function that judges it on a study."""
 
     number: int
     text: str

@@ -1,4 +1,4 @@
-"""``train.py -m norm=bn,sn batch=8x8,8x2``, by one process and by two of torchrun."""
+"""``train.py -m norm=bn,sn batch=8x8,8x2`` in one process and in two processes of torchrun."""
 
 from __future__ import annotations
 
@@ -7,59 +7,68 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import CELL, SMALL, Done, metrics, result, run, succeeded, train_forked
+from command_line import (
+    MODEL_DIR,
+    SMALL,
+    Completed,
+    check_ok,
+    read_metrics,
+    read_result,
+    run,
+    train_forked,
+)
 from conftest import SWEPT
 from run_files import first_evaluations
 
-from sn_imagenet.reporting.render import half_up
+from sn_imagenet.reporting.render import round_half_up
 
-Sweep = tuple[Path, Done]
+Sweep = tuple[Path, Completed]
 
 
-def _lines(done: Done, pattern: str) -> list[str]:
+def _lines(done: Completed, pattern: str) -> list[str]:
     return [line for line in done.out.splitlines() if re.search(pattern, line)]
 
 
-def _check(runs: Path, done: Done, processes: int) -> None:
-    succeeded(done)
+def _check(runs: Path, done: Completed, processes: int) -> None:
+    check_ok(done)
     for cell in SWEPT:
-        found = result(runs / CELL / cell / "seed0")
-        assert found["status"] == "finished"
-        assert found["training"]["world_size"] == processes
-        assert {e["seen"] for e in first_evaluations(found).values()} == {400}
-        # BN and SN both under the moving average and the batch average.
-        assert set(first_evaluations(found)) == {"moving_average", "batch_average"}
-    # Only rank 0 speaks: each line once.
+        result = read_result(runs / MODEL_DIR / cell / "seed0")
+        assert result["status"] == "finished"
+        assert result["training"]["world_size"] == processes
+        assert {e["seen"] for e in first_evaluations(result).values()} == {400}
+        # BN and SN are evaluated with both the moving average and the batch average.
+        assert set(first_evaluations(result)) == {"moving_average", "batch_average"}
+    # Only rank 0 prints, so each line appears once.
     assert len(_lines(done, "validation top-1")) == len(SWEPT)
     assert len(_lines(done, f"on {processes} process")) == len(SWEPT)
     assert len(_lines(done, r"\| batch average ")) == len(SWEPT)
     assert len(_lines(done, "/top1.md$")) == len(SWEPT)
     assert done.err == ""
-    # Hydra's own folders stay out of sight, and the runs are what is left.
+    # Hydra's folders are hidden; only the runs remain.
     assert {path.name for path in runs.iterdir()} - {".hydra"} == {"digits"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["bn", "sn"])
-def test_calibration_in_training_changes_no_bit(
-    norm: str, sweep_of_one: tuple[Path, Done], tmp_path: Path
+def test_calibration_in_training_changes_no_weights(
+    norm: str, sweep_of_one: tuple[Path, Completed], tmp_path: Path
 ) -> None:
-    """The same cell once more, calibrated after its epoch: the running statistics are those of the
-    training alone, and the calibrated validation is the batch average's.
+    """The same run with calibration after its epoch: running statistics are those of training
+    alone, and the calibrated validation equals the batch average's.
     """
-    run, other = tmp_path / "run", sweep_of_one[0] / CELL / norm / "8x8/seed0"
+    run, other = tmp_path / "run", sweep_of_one[0] / MODEL_DIR / norm / "8x8/seed0"
     cell = (f"norm={norm}", "batch=8x8", *SMALL, "trainer.epochs=1", "trainer.log_every=1")
     every = ("calibration.every=1", f"run_dir={run}")
-    done = succeeded(train_forked(*cell, *every, folder=tmp_path / "said"))
+    done = check_ok(train_forked(*cell, *every, folder=tmp_path / "logs"))
     ours, theirs = (torch.load(path / "final.pt")["model"] for path in (run, other))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    row = metrics(run)[-1]
-    average = first_evaluations(result(run))["batch_average"]
+    row = read_metrics(run)[-1]
+    average = first_evaluations(read_result(run))["batch_average"]
     assert row["calibrated"]["statistics"] == "batch_average"
     assert row["calibrated"]["top1_correct"] == average["top1_correct"]
     assert row["calibrated"]["calibration"] == average["calibration"]
     assert row["calibrated"]["seconds"] > 0
-    assert "calibrated" not in metrics(other)[-1]
+    assert "calibrated" not in read_metrics(other)[-1]
     top1 = average["top1"]
     assert re.search(
         rf"moving average statistics; {top1:.2f} .*, batch average statistics", done.out
@@ -81,17 +90,17 @@ def test_two_processes_sweep_from_another_folder(sweep_of_two: Sweep) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", SWEPT)
 def test_placements_agree(sweep_of_one: Sweep, sweep_of_two: Sweep, cell: str) -> None:
-    one = sweep_of_one[0] / CELL / cell / "seed0"
-    two = sweep_of_two[0] / "runs" / CELL / cell / "seed0"
-    # Rounding decides which side of a ReLU's kink a value lies on: later steps drift apart. (The
-    # replicas' own tests compare many steps, in float64.)
-    rows = [[row for row in metrics(path) if row["kind"] == "train"] for path in (one, two)]
+    one = sweep_of_one[0] / MODEL_DIR / cell / "seed0"
+    two = sweep_of_two[0] / "runs" / MODEL_DIR / cell / "seed0"
+    # Rounding decides on which side of a ReLU's kink a value lies, so later steps drift apart. (The
+    # tests of placements compare many steps, in float64.)
+    rows = [[row for row in read_metrics(path) if row["kind"] == "train"] for path in (one, two)]
     assert len(rows[0]) == len(rows[1])
     for ours, theirs in zip(*rows, strict=True):
         tolerance = {1: 1e-6, 2: 1e-5, 3: 1e-3, 4: 1e-2}.get(ours["step"], 0.5)
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=tolerance)
         assert (ours["lr"], ours["step"]) == (theirs["lr"], theirs["step"])
-    results = [result(path) for path in (one, two)]
+    results = [read_result(path) for path in (one, two)]
     assert results[0]["training"]["samples"] == results[1]["training"]["samples"]
     for name, evaluation in first_evaluations(results[0]).items():
         other = first_evaluations(results[1])[name]
@@ -101,11 +110,11 @@ def test_placements_agree(sweep_of_one: Sweep, sweep_of_two: Sweep, cell: str) -
 
 @pytest.mark.slow
 def test_sweep_fills_table_2(sweep_of_one: Sweep, tmp_path: Path) -> None:
-    done = succeeded(run("scripts/make_tables.py", "--runs", sweep_of_one[0], "--out", tmp_path))
+    done = check_ok(run("scripts/make_tables.py", "--runs", sweep_of_one[0], "--out", tmp_path))
     for cell in SWEPT:
-        found = result(sweep_of_one[0] / CELL / cell / "seed0")
-        top1 = first_evaluations(found)[found["cell"]["test_statistics"]]["top1"]
-        assert str(half_up(top1, 1)) in done.out
+        result = read_result(sweep_of_one[0] / MODEL_DIR / cell / "seed0")
+        top1 = first_evaluations(result)[result["cell"]["test_statistics"]]["top1"]
+        assert str(round_half_up(top1, 1)) in done.out
     assert {path.name for path in tmp_path.iterdir()} >= {"table2.md", "table2.tex", "table2.csv"}
-    done = succeeded(run("scripts/make_figures.py", "--runs", sweep_of_one[0], "--out", tmp_path))
+    done = check_ok(run("scripts/make_figures.py", "--runs", sweep_of_one[0], "--out", tmp_path))
     assert {path.stem for path in tmp_path.glob("*.png")} >= {"fig3", "fig4"}

@@ -1,4 +1,4 @@
-"""Verdicts: the rules on made-up runs whose answer is known, and claims.json."""
+"""Verdicts: the rules on made-up runs with known answers, claims.json and the printed lines."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scipy import stats
 
 from sn_imagenet.reporting.claims_report import judge_claims, write_claims
 from sn_imagenet.reporting.paper import read_paper
+from sn_imagenet.reporting.study import RunCollection
 from sn_imagenet.reporting.verdict import Comparison, judge
 from sn_imagenet.runs import find_runs
 
@@ -40,7 +41,7 @@ def around(mean: float) -> list[float]:
 
 
 @pytest.mark.slow
-def test_the_papers_own_numbers_with_a_small_spread_bear_its_claims_out(tmp_path: Path) -> None:
+def test_the_papers_numbers_with_a_small_spread_support_its_claims(tmp_path: Path) -> None:
     paper = read_paper(PAPER)
     for entry in paper.cells:
         if entry.method == "bkn":
@@ -52,16 +53,16 @@ def test_the_papers_own_numbers_with_a_small_spread_bear_its_claims_out(tmp_path
                 write_run(tmp_path / "runs", settings, result(settings, status="diverged"))
         else:
             write(tmp_path / "runs", entry.method, batch, around(entry.top1), **IMAGENET)
-    found = claims(tmp_path / "runs")
-    verdicts = {number: entry["verdict"] for number, entry in found.items()}
+    entries = claims(tmp_path / "runs")
+    verdicts = {number: entry["verdict"] for number, entry in entries.items()}
     assert {n for n, verdict in verdicts.items() if verdict == "holds"} >= {1, 2, 3, 5, 10, 11, 12}
-    assert found[1]["settings"] == [s for s in NINE if s != "8x1"]
+    assert entries[1]["settings"] == [s for s in NINE if s != "8x1"]
     assert verdicts[4] == "undecided"  # 76.0 at (8,8) and 75.5 at (8,1) differ by 0.5 exactly
-    assert verdicts[6] == "undecided"  # 76.2 and 76.4: on the very threshold
-    (left_out,) = [c for c in found[1]["comparisons"] if c["verdict"] == "not tested"]
+    assert verdicts[6] == "undecided"  # 76.2 and 76.4: exactly at the threshold
+    (left_out,) = [c for c in entries[1]["comparisons"] if c["verdict"] == "not tested"]
     assert left_out["not_tested_because"] == "BN (8,1): 3 of 3 seeds diverged"
-    assert found[5]["counted"] == "seeds that failed: BN 3 of 3, GN 0 of 3, SN 0 of 3"
-    assert found[12]["counted"] == "importance weights: 318 in 53 layers"
+    assert entries[5]["counted"] == "seeds that failed: BN 3 of 3, GN 0 of 3, SN 0 of 3"
+    assert entries[12]["counted"] == "importance weights: 318 in 53 layers"
 
 
 def test_the_numbers_of_a_comparison(tmp_path: Path) -> None:
@@ -119,7 +120,7 @@ def test_holm_makes_several_settings_harder_than_one(tmp_path: Path) -> None:
     assert (entry["verdict"], entry["settings"]) == ("undecided", ["8x8", "8x2"])
 
 
-def test_survivors_and_unlike_sides_are_no_test(tmp_path: Path) -> None:
+def test_diverged_seeds_and_different_configs_are_not_tested(tmp_path: Path) -> None:
     write(tmp_path / "runs", "bn", "8x2", [70.0, 71.0, 70.5])
     write(tmp_path / "runs", "sn", "8x2", [80.0, 81.0, 80.5])
     lost = config("bn", "8x2", seed=3)
@@ -128,12 +129,12 @@ def test_survivors_and_unlike_sides_are_no_test(tmp_path: Path) -> None:
         settings = config("gn", "8x2", seed)
         settings["protocol"]["dropout"] = 0.5
         write_run(tmp_path / "runs", settings, result(settings, value))
-    found = claims(tmp_path / "runs", "digits")
-    assert (found[1]["verdict"], found[2]["verdict"]) == ("not tested", "not tested")
-    why = [c["not_tested_because"] for c in found[1]["comparisons"] if c["settings"] == ["8x2"]]
+    entries = claims(tmp_path / "runs", "digits")
+    assert (entries[1]["verdict"], entries[2]["verdict"]) == ("not tested", "not tested")
+    why = [c["not_tested_because"] for c in entries[1]["comparisons"] if c["settings"] == ["8x2"]]
     assert why == ["BN (8,2): 1 of 4 seeds diverged"]
-    why = [c["not_tested_because"] for c in found[2]["comparisons"] if c["settings"] == ["8x2"]]
-    assert why == ["the sides differ in protocol.dropout = absent / 0.5"]
+    why = [c["not_tested_because"] for c in entries[2]["comparisons"] if c["settings"] == ["8x2"]]
+    assert why == ["the two cells differ in protocol.dropout = absent / 0.5"]
 
 
 def test_imagenets_thresholds_are_not_applied_elsewhere(tmp_path: Path) -> None:
@@ -144,11 +145,15 @@ def test_imagenets_thresholds_are_not_applied_elsewhere(tmp_path: Path) -> None:
     assert entry["verdict"] == "not tested"
     assert entry["effect"] == pytest.approx(30.1)
     assert entry["threshold"] == "≥ 10"
-    assert "threshold is of ImageNet" in entry["comparisons"][0]["not_tested_because"]
-    heads = [line for line in written.text.splitlines() if line[:3].strip(" .").isdigit()]
-    assert len(heads) == 12
-    assert all("[digits]" in head for head in heads)
-    assert "No run of ImageNet, ResNet-50 here" in written.text
+    assert "threshold is for ImageNet" in entry["comparisons"][0]["not_tested_because"]
+    lines = written.text.splitlines()
+    assert lines[0] == "The paper's claims on digits, resnet50_mini:"
+    assert max(map(len, lines)) <= 110
+    assert [int(line[14:16]) for line in lines[1:13]] == list(range(1, 13))
+    assert "No run here is of ImageNet, ResNet-50" in written.text
+    details = written.details.read_text()
+    assert details.count("[digits]") == 12
+    assert "threshold is for ImageNet" in details
 
 
 def sn_run(
@@ -184,27 +189,28 @@ def test_importance_weights_and_averages(tmp_path: Path) -> None:
         for seed in range(3):
             curve = [(10.0, 50), (40.0, 60), (30.0, 66), (70.0 + seed, 71)]
             sn_run(tmp_path / "runs", batch, seed, (0.6 - 0.1 * i, 0.5 - 0.1 * i), curve)
-    found = claims(tmp_path / "runs", "digits")
-    seven = found[7]
+    entries = claims(tmp_path / "runs", "digits")
+    seven = entries[7]
     assert (seven["verdict"], seven["settings"]) == ("holds", ["8x32", "8x8", "8x2"])
     slope = seven["comparisons"][0]["effect"]
     assert slope == pytest.approx(0.05)  # 0.1 for each four times as many samples
     assert seven["comparisons"][1]["effect"] == pytest.approx(-0.05)
-    last = [c for c in found[8]["comparisons"] if "res5, σ" in c["name"]]
-    assert [c["verdict"] for c in last] == ["undecided"] * 3  # equal gaps in all seeds: no spread
+    last = [c for c in entries[8]["comparisons"] if "res5, σ" in c["name"]]
+    assert [c["verdict"] for c in last] == ["undecided"] * 3  # no spread over seeds
     assert last[0]["effect"] == pytest.approx(-0.1)
-    nine = found[9]["comparisons"]
-    steadier = [c for c in nine if "change per epoch" in c["name"]]
+    nine = entries[9]["comparisons"]
+    changes = [c for c in nine if "change per epoch" in c["name"]]
     moving = np.mean([(30 + 10 + 40 + seed) / 3 for seed in range(3)])
-    assert steadier[0]["effect"] == pytest.approx(moving - 21 / 3)
-    assert {c["verdict"] for c in steadier} == {"holds"}
-    assert found[9]["verdict"] == "not tested"  # its other half is a threshold of ImageNet's
+    assert changes[0]["effect"] == pytest.approx(moving - 21 / 3)
+    assert {c["verdict"] for c in changes} == {"holds"}
+    assert entries[9]["verdict"] == "not tested"  # the other half has a threshold for ImageNet
 
 
-def test_no_two_tasks_are_mixed(tmp_path: Path) -> None:
+def test_no_two_studies_are_mixed(tmp_path: Path) -> None:
     write(tmp_path / "runs", "bn", "8x2", [70.0, 71.0, 70.4])
     write(tmp_path / "runs", "sn", "8x2", [80.0, 81.0, 80.4], **IMAGENET)
-    judged = judge_claims(find_runs(tmp_path / "runs").runs, read_paper(PAPER))
+    runs = find_runs(tmp_path / "runs").runs
+    judged = judge_claims(RunCollection(runs, tmp_path, read_paper(PAPER)))
     assert [one.study.data for one in judged] == ["imagenet"] * 12 + ["digits"] * 12
     assert {one.judgment.verdict.value for one in judged if one.claim.number < 8} == {"not tested"}
     for one in judged:
@@ -212,10 +218,10 @@ def test_no_two_tasks_are_mixed(tmp_path: Path) -> None:
         assert datas <= {one.study.data}
 
 
-def test_why_nothing_was_tested_says_each_reason_once_and_the_measured_first() -> None:
+def test_reasons_for_not_testing_are_listed_once_and_measured_ones_first() -> None:
     pairs = [("A", "B"), ("A", "C"), ("A", "D"), ("E", "F")]
     untested = [Comparison("", (), why_not=f"{a} was not run; {b} was not run") for a, b in pairs]
     few = Comparison("", (), effect=1.0, why_not="A was not run; G: 2 finished")
-    words = judge([*untested, few]).why_not
-    assert words == ("A was not run; G: 2 finished; B was not run; C was not run; and 3 more")
+    reasons = judge([*untested, few]).why_not
+    assert reasons == ("A was not run; G: 2 finished; B was not run; C was not run; and 3 more")
     assert judge(untested[:1]).why_not == "A was not run; B was not run"

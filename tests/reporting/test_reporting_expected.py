@@ -1,4 +1,4 @@
-"""A study's own statements: every pair of seeds, on made-up runs whose answer is known."""
+"""A study's own statements: every pair of seeds, on made-up runs with known answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def judged(root: Path, statements: str) -> tuple[list[dict[str, Any]], str]:
     file = root / "study.yaml"
     file.write_text(HEAD + statements)
     written = write_claims(root / "runs", root / "out", PAPER, file)
-    return json.loads(written.path.read_text())["expected"], written.text
+    assert written.statements == written.text[: len(written.statements)]
+    return json.loads(written.path.read_text())["expected"], written.details.read_text()
 
 
 def runs(root: Path, norm: str, batch: str, values: list[float]) -> None:
@@ -50,11 +51,11 @@ def test_every_pair_of_seeds_decides(
     assert entry["seeds"] == {"BN (8,8)": 3, "BN (8,1)": 3}
     assert f"in 9 pairs of seeds: {90 - max(small):+.2f} to" in entry["counted"]
     assert f"claimed ≥ 10, margin {margin}" in entry["counted"]
-    assert f"[digits] {verdict.upper()}: BN loses. (study.yaml)" in text
+    assert f"1. **{verdict}**: [digits] BN loses. (study.yaml)" in text
 
 
 @pytest.mark.slow
-def test_the_page_shows_them_before_the_papers_claims(tmp_path: Path) -> None:
+def test_the_page_shows_statements_before_the_papers_claims(tmp_path: Path) -> None:
     runs(tmp_path, "bn", "8x8", [90.0, 90.5, 91.0])
     runs(tmp_path, "bn", "8x1", [20.0, 79.0, 50.0])
     (entry,), _ = judged(tmp_path, LOSS)
@@ -68,9 +69,7 @@ def test_two_seeds_and_missing_runs_are_not_tested(tmp_path: Path) -> None:
     runs(tmp_path, "bn", "8x8", [90.0, 91.0])
     (entry,), text = judged(tmp_path, LOSS)
     assert entry["verdict"] == "not tested"
-    assert "BN (8,8): 2 finished, 3 seeds are needed; BN (8,1) was not run" in " ".join(
-        text.split()
-    )
+    assert "BN (8,8): 2 finished, 3 seeds are needed; BN (8,1) was not run" in text
 
 
 def test_importance_weights_are_averaged_over_the_layers(tmp_path: Path) -> None:
@@ -79,19 +78,19 @@ def test_importance_weights_are_averaged_over_the_layers(tmp_path: Path) -> None
     (entry,), _ = judged(tmp_path, WEIGHT % "at_most: 1")
     means = []
     for batch in ("8x8", "8x2"):
-        of_seeds = []
+        per_seed = []
         for seed in range(3):
             folder = tmp_path / f"runs/digits/resnet50_mini/sn/{batch}/seed{seed}"
             layers = json.loads((folder / "result.json").read_text())["importance_weights"]
-            of_seeds.append(sum(layer["variance"]["bn"] for layer in layers) / len(layers))
-        means.append(sum(of_seeds) / 3)
+            per_seed.append(sum(layer["variance"]["bn"] for layer in layers) / len(layers))
+        means.append(sum(per_seed) / 3)
     assert entry["effect"] == pytest.approx(means[0] - means[1])
     assert entry["unit"] == "importance weight"
     assert entry["verdict"] == "holds"
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("", "not a file of statements"),
         (HEAD + "- {text: a}\n", "statement 1: has ['text']"),
@@ -103,12 +102,12 @@ def test_importance_weights_are_averaged_over_the_layers(tmp_path: Path) -> None
         (HEAD + "- 3\n", "statement 1: "),
     ],
 )
-def test_a_malformed_file_is_refused_by_name(tmp_path: Path, text: str, words: str) -> None:
+def test_a_malformed_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "odd.yaml"
     file.write_text(text)
     with pytest.raises(UserError) as error:
         read_expected(file)
-    assert str(file) in str(error.value) and words in str(error.value)
+    assert str(file) in str(error.value) and message in str(error.value)
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:

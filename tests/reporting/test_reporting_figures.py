@@ -1,4 +1,4 @@
-"""Figs. 3 and 4: what the bars say, and the files."""
+"""The figures: values of bars and curves, and the files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def runs_of(root: Path) -> list[Run]:
 
 
 def bars(axes: Axes) -> dict[str, list[Any]]:
-    """Label to the rectangles of its series."""
+    """Label -> rectangles of the series."""
     return {
         str(series.get_label()): list(series)
         for series in axes.containers
@@ -42,7 +42,7 @@ def bars(axes: Axes) -> dict[str, list[Any]]:
     }
 
 
-def is_picture(file: Path) -> bool:
+def is_image(file: Path) -> bool:
     start = PNG if file.suffix == ".png" else PDF
     return file.read_bytes().startswith(start) and file.stat().st_size > 5000
 
@@ -68,7 +68,7 @@ def test_figure3_stacks_the_weights_of_53_layers(tmp_path: Path) -> None:
         np.testing.assert_allclose(tops, np.ones(53))
 
 
-def test_figure3_marks_stages_and_places_as_the_paper_does(tmp_path: Path) -> None:
+def test_figure3_marks_stages_and_positions_as_the_paper_does(tmp_path: Path) -> None:
     finished_run(tmp_path, 90.0, norm="sn")
     axes = draw_figure3(gather_weights(runs_of(tmp_path))).axes[0]
     assert [text.get_text() for text in axes.texts] == ["res1", "res2", "res3", "res4", "res5"]
@@ -125,7 +125,7 @@ def test_files_of_one_run_and_of_a_small_network(tmp_path: Path) -> None:
     paths = plot_run(outcome, tmp_path / "plots")
     names = ["fig3.png", "fig3.pdf", "fig4.png", "fig4.pdf"]
     assert paths == [tmp_path / "plots" / name for name in names]
-    assert all(map(is_picture, paths))
+    assert all(map(is_image, paths))
     assert sorted((tmp_path / "plots").iterdir()) == sorted(paths)
 
 
@@ -137,11 +137,11 @@ def test_same_runs_same_files(tmp_path: Path) -> None:
     ]
     assert first.warnings == []
     for one, other in zip(first.paths, second.paths, strict=True):
-        assert one.suffix == ".json" or is_picture(one)
+        assert one.suffix == ".json" or is_image(one)
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_the_numbers_drawn_lie_beside_each_figure(tmp_path: Path) -> None:
+def test_a_json_file_has_the_numbers_of_each_figure(tmp_path: Path) -> None:
     write_sweep(tmp_path / "runs", ("8x2",), seeds=2)
     write_figures(tmp_path / "runs", tmp_path / "out")
     mean, variance = json.loads((tmp_path / "out" / "fig4.json").read_text())
@@ -157,7 +157,7 @@ def test_the_numbers_drawn_lie_beside_each_figure(tmp_path: Path) -> None:
     assert variance["y"] == "importance weight, σ"
 
 
-def test_half_a_sweep_is_drawn_as_far_as_it_is(tmp_path: Path) -> None:
+def test_an_unfinished_sweep_is_drawn_up_to_its_last_common_epoch(tmp_path: Path) -> None:
     write_sweep(tmp_path, ("8x32", "8x2"), partial=True)
     data, warnings = gather(runs_of(tmp_path))
     assert warnings == []
@@ -178,7 +178,7 @@ def test_half_a_sweep_is_drawn_as_far_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [("8x2",), ("8x32", "8x2"), ("8x32", "8x8", "8x2")])
-def test_figure8s_legend_lies_within_it_and_above_the_panels(
+def test_figure8s_legend_is_inside_the_figure_and_above_the_panels(
     settings: tuple[str, ...], tmp_path: Path
 ) -> None:
     write_sweep(tmp_path, settings)
@@ -202,7 +202,7 @@ def test_figure8s_legend_lies_within_it_and_above_the_panels(
         "[" * 100_000,
     ],
 )
-def test_a_damaged_curve_is_told_and_hides_no_other(tmp_path: Path, row: str) -> None:
+def test_a_damaged_curve_gives_a_warning_and_hides_no_other(tmp_path: Path, row: str) -> None:
     write_sweep(tmp_path, ("8x2",), seeds=1)
     file = tmp_path / "digits/resnet50_mini/gn/8x2/seed0/metrics.jsonl"
     file.write_text(f"{row}\n")

@@ -1,4 +1,4 @@
-"""The model card of an export says what its run says."""
+"""The model card of an export agrees with its run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def evaluated(root: Path) -> Run:
     return read_run(write_run(root, settings, result(settings, top1=91.25, other_top1=90.5)))
 
 
-def test_the_card_has_the_row_its_uncertainty_and_the_departures(tmp_path: Path) -> None:
+def test_the_card_has_accuracy_uncertainty_and_departures(tmp_path: Path) -> None:
     card = model_card(evaluated(tmp_path), license="mit", **FACTS)
     head = yaml.safe_load(card.split("---")[1])
     assert (head["license"], head["library_name"]) == ("mit", "timm")
@@ -37,20 +37,20 @@ def test_the_card_has_the_row_its_uncertainty_and_the_departures(tmp_path: Path)
     assert ["moving average", "90.50"] in [row[:2] for row in rows]
     assert ["epochs", "100", "10"] in rows
     assert ["model.safetensors", "the weights"] in rows
-    for said in (
+    for text in (
         "seed 3",
         "SN, (8,2), digits",
         "`0123456789ab`",
         "`paper`",
         "```python\nimport timm",
     ):
-        assert said in card
+        assert text in card
 
 
-def test_an_unknown_license_is_said(tmp_path: Path) -> None:
-    assert "has not said under which license" in model_card(evaluated(tmp_path), **FACTS)
+def test_an_unknown_license_is_stated(tmp_path: Path) -> None:
+    assert "license of these weights is not specified" in model_card(evaluated(tmp_path), **FACTS)
 
 
-def test_a_run_without_a_number_is_said(tmp_path: Path) -> None:
+def test_a_run_without_evaluation_is_stated(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, config("sn", "8x2")))
     assert "Not evaluated: the run is interrupted." in model_card(run, **FACTS)

@@ -1,4 +1,4 @@
-"""report.html in a real browser: no console error, no request, from a cell to its run."""
+"""report.html in a real browser: no console errors, no requests, links from cells to runs."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True)
 
 
-def test_verdicts_come_first_and_nothing_is_fetched(page: Path) -> None:
+def test_verdicts_come_first_and_the_page_is_self_contained(page: Path) -> None:
     html = page.read_text()
-    assert html.index('id="verdicts"') < html.index('id="task1"') < html.index('id="runs"')
+    assert html.index('id="verdicts"') < html.index('id="study1"') < html.index('id="runs"')
     assert len(re.findall(r'class="claim ', html)) == 12
     assert len(re.findall(r"</span> on digits, resnet50_mini:", html)) == 12
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
@@ -68,9 +68,9 @@ def test_a_click_leads_from_a_cell_to_its_run(page: Path, tmp_path: Path) -> Non
     clicked = tmp_path / "clicked.html"
     clicked.write_text(page.read_text().replace("</body>", script))
     done = browse(clicked, "--dump-dom", "--window-size=500,900")
-    found = json.loads(re.findall(r"<title>(.*?)</title>", done.stdout)[0])
+    state = json.loads(re.findall(r"<title>(.*?)</title>", done.stdout)[0])
     tops = [run.top1() for run in find_runs(page.parents[1] / "runs").runs]
-    assert found == {
+    assert state == {
         **{"before": False, "after": True, "command": "python train.py"},
         **{"first": f"{max(top for top in tops if top is not None):.2f}"},
         **{"requests": 0, "overflow": False},
@@ -81,21 +81,21 @@ def test_a_click_leads_from_a_cell_to_its_run(page: Path, tmp_path: Path) -> Non
 @needs_chromium
 @pytest.mark.parametrize("width", [500, 1280])
 def test_screenshots(page: Path, tmp_path: Path, width: int) -> None:
-    picture = tmp_path / f"{width}.png"
-    done = browse(page, f"--screenshot={picture}", f"--window-size={width},2000")
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert picture.stat().st_size > 30_000
+    screenshot = tmp_path / f"{width}.png"
+    done = browse(page, f"--screenshot={screenshot}", f"--window-size={width},2000")
+    assert screenshot.read_bytes().startswith(b"\x89PNG")
+    assert screenshot.stat().st_size > 30_000
     assert "CONSOLE" not in done.stderr
 
 
 def test_names_from_result_files_are_text(tmp_path: Path) -> None:
-    evil = "<script>alert(1)</script>"
-    settings = config(norm=evil)
+    markup = "<script>alert(1)</script>"
+    settings = config(norm=markup)
     outcome = result(settings, 50.0)
-    outcome["departures"].append({"item": evil, "paper": evil, "ours": evil})
+    outcome["departures"].append({"item": markup, "paper": markup, "ours": markup})
     write_run(tmp_path / "runs", settings, outcome, folder="evil")
     html = write_page(tmp_path / "runs", tmp_path / "out", PAPER).path.read_text()
-    assert evil not in html
+    assert markup not in html
     assert "&lt;script&gt;alert(1)" in html
 
 

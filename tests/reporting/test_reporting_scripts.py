@@ -1,4 +1,4 @@
-"""The scripts as a user types them, from a folder that is not the repository."""
+"""The scripts as users run them, from a folder outside the repository."""
 
 from __future__ import annotations
 
@@ -74,10 +74,21 @@ def test_make_figures_without_an_sn_run(tmp_path: Path) -> None:
     assert "no finished SN run with importance weights" in done.stderr
 
 
+def test_brief_output_has_results_alone(tmp_path: Path) -> None:
+    for seed in range(3):
+        finished_run(tmp_path / "runs", 90.0 + seed, norm="sn", seed=seed)
+    (write_run(tmp_path / "runs", config(seed=1)) / "result.json").write_text("{")
+    brief = ("--runs", "runs", "--out", "out", "--brief")
+    for script, lines in (("check_claims.py", 14), ("make_tables.py", 18), ("make_report.py", 2)):
+        done = run_script(script, *brief, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(done.stdout.splitlines()) == lines, done.stdout
+
+
 @pytest.mark.parametrize(
     "script", ["make_tables.py", "make_figures.py", "check_claims.py", "make_report.py"]
 )
-def test_no_runs_is_one_line(tmp_path: Path, script: str) -> None:
+def test_no_runs_is_a_one_line_error(tmp_path: Path, script: str) -> None:
     for folder, message in (("absent", "no such folder of runs"), (".", "holds no runs")):
         done = run_script(script, "--runs", folder, "--out", "out", cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
@@ -86,8 +97,8 @@ def test_no_runs_is_one_line(tmp_path: Path, script: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_of_torch_is_loaded() -> None:
-    """Tables must be makeable beside a training that fills the memory."""
+def test_reporting_does_not_import_torch() -> None:
+    """Tables can be made while a training run uses most of the memory."""
     program = (
         "import sys, sn_imagenet.reporting.tables, sn_imagenet.reporting.page\n"
         "print(sorted(sys.modules.keys() & {'torch', 'timm', 'torchvision'}))"
@@ -96,7 +107,7 @@ def test_nothing_of_torch_is_loaded() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_the_status_of_a_sweep_with_a_failed_cell_ends_with_1(tmp_path: Path) -> None:
+def test_sweep_status_exits_with_1_if_a_run_failed(tmp_path: Path) -> None:
     finished_run(tmp_path, 90.0)
     assert run_script("sweep_status.py", "--runs", str(tmp_path)).returncode == 0
     failed = config(norm="sn")

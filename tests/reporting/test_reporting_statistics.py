@@ -1,4 +1,4 @@
-"""Intervals and tests against formulas worked out another way."""
+"""Intervals and tests against independent computations."""
 
 from __future__ import annotations
 
@@ -53,21 +53,21 @@ def test_the_level_is_where_the_interval_touches_the_region(low: float, width: f
         assert min(abs(last - low), abs(first - low - width)) == pytest.approx(0, abs=1e-7)
 
 
-def test_nothing_to_judge_by() -> None:
+def test_no_estimate_without_spread_or_seeds() -> None:
     assert contrast([[1.0], [2.0, 3.0]], [1, -1]) is None
     assert contrast([[1.0, 1.0], [2.0, 2.0]], [1, -1]) is None
     assert contrast([[1.0, 1.0], [2.0, 2.5]], [1, -1]) is not None
 
 
-def test_welch_covers_what_it_says() -> None:
+def test_welch_interval_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
-    hits = 0
+    covered = 0
     for _ in range(2000):
         interval = difference_interval(list(rng.normal(1.0, 2.0, 3)), list(rng.normal(0.0, 0.5, 3)))
         assert interval is not None
-        hits += interval[0] <= 1.0 <= interval[1]
-    # Three seeds a side and unequal variances: Welch is a little conservative or liberal, not more.
-    assert 0.92 < hits / 2000 < 0.98
+        covered += interval[0] <= 1.0 <= interval[1]
+    # With three seeds per group and unequal variances Welch is slightly conservative or liberal.
+    assert 0.92 < covered / 2000 < 0.98
 
 
 def test_holm_by_hand() -> None:
@@ -81,12 +81,12 @@ def test_three_against_three_cannot_go_below_a_tenth() -> None:
     high, low = [90.0, 91.0, 92.5], [10.0, 11.0, 12.0]
     assert permutation_p(high, low) == pytest.approx(0.1)
     assert smallest_permutation_p(3, 3) == pytest.approx(0.1)
-    pooled = high[:2] + low[:2]
+    combined = high[:2] + low[:2]
     gap = abs(np.mean(high[:2]) - np.mean(low[:2]))
     gaps = [
         abs(
-            np.mean([pooled[i] for i in chosen])
-            - np.mean([pooled[i] for i in {0, 1, 2, 3} - set(chosen)])
+            np.mean([combined[i] for i in chosen])
+            - np.mean([combined[i] for i in {0, 1, 2, 3} - set(chosen)])
         )
         for chosen in itertools.combinations(range(4), 2)
     ]

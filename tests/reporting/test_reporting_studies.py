@@ -1,4 +1,4 @@
-"""The committed studies: their tables, figures and verdicts come from their committed runs."""
+"""The committed tables, figures and verdicts of the studies match their committed runs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ each_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.n
 
 
 @each_study
-def test_tables_are_made_again_to_the_last_byte(study: Path, tmp_path: Path) -> None:
+def test_tables_regenerate_byte_for_byte(study: Path, tmp_path: Path) -> None:
     tables = [name for name in RUN_TABLES if (study / f"{name}.md").exists()]
     if not tables:
-        pytest.skip("a study under way, whose cells are committed as they come")
+        pytest.skip("a study in progress, which has no tables yet")
     write_tables(study / "runs", tmp_path, PAPER, tables)
-    for made in tmp_path.iterdir():
-        assert made.read_bytes() == (study / made.name).read_bytes(), made.name
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (study / file.name).read_bytes(), file.name
 
 
 @each_study
@@ -46,16 +46,17 @@ def test_figures_show_the_same_numbers(study: Path, tmp_path: Path) -> None:
 
 
 @each_study
-def test_verdicts_are_the_same(study: Path, tmp_path: Path) -> None:
+def test_verdicts_regenerate_byte_for_byte(study: Path, tmp_path: Path) -> None:
     if not (study / "claims.json").exists():
         pytest.skip("a study without verdicts")
     expected = RESULTS / "expected" / f"{study.name}.yaml"
     write_claims(study / "runs", tmp_path, PAPER, expected if expected.exists() else None)
-    assert (tmp_path / "claims.json").read_bytes() == (study / "claims.json").read_bytes()
+    for name in ("claims.json", "claims.md"):
+        assert (tmp_path / name).read_bytes() == (study / name).read_bytes()
 
 
 @each_study
-def test_results_are_whole_and_name_no_place_of_the_machine(study: Path) -> None:
+def test_results_are_complete_and_contain_no_absolute_path(study: Path) -> None:
     files = sorted((study / "runs").rglob("result.json"))
     assert files
     for file in files:

@@ -1,4 +1,4 @@
-"""Table 1 as a document: the paper's row beneath each, and what differs said."""
+"""Table 1 as a document: the paper's row beneath each, with differences noted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def row(method: str = "bn", **entries: Any) -> dict[str, Any]:
     return {**counted, **entries}
 
 
-def test_the_papers_rows_as_printed() -> None:
+def test_the_papers_rows_are_read_as_printed() -> None:
     paper = read_table1(PAPER)
     assert set(paper) == {"bn", "in", "ln", "gn", "brn", "bkn", "wn", "sn"}
     assert paper["sn"]["count"] == "2C + 2N + 2CN" and paper["sn"]["parameters"] == "2C + 6"
@@ -60,7 +60,7 @@ def test_differences_from_the_paper(entries: dict[str, Any], differing: list[str
     assert differences(row(**entries), None) == []
 
 
-def test_the_same_in_another_order_does_not_differ() -> None:
+def test_order_is_no_difference() -> None:
     sn = row(
         "sn",
         params=("w", "γ", "β"),
@@ -94,12 +94,12 @@ def test_the_document() -> None:
     ]
     labels = [line[0] for line in lines[2:]]
     assert labels[:5] == ["BN", "– paper", "BRN", "– paper", "SyncBN"]
-    # What the paper lists and the modules do not.
+    # Methods that the paper lists and the modules do not.
     assert labels[5::2] == ["IN", "LN", "GN", "BKN", "WN", "SN"]
     assert lines[2][1:] == ["γ, β", "2C = 12", "ϵ, p", "μ, σ, μ′, σ′", "O(NCHW)", "2C = 12"]
     assert lines[4][3] == "p, ϵ, r, d, warmup_steps ≠"
     (note,) = [line for line in document.markdown.splitlines() if line.startswith("- BRN")]
-    assert "p, ϵ, r, d in the paper: the steps are Ioffe's schedule" in note
+    assert "p, ϵ, r, d in the paper: the steps are the end points of Ioffe's" in note
     assert document.summary.startswith("Table 1. ")
 
     for entry in csv.DictReader(io.StringIO(document.csv)):

@@ -1,4 +1,4 @@
-"""Table 2: numbers against independent arithmetic, states as such, three formats."""
+"""Table 2: numbers against independent arithmetic, states of runs, three formats."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from run_files import REPOSITORY, config, finished_run, result, write_run
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.paper import PAPER_SETTINGS, in_paper_order, read_paper
 from sn_imagenet.reporting.render import latex_escape
-from sn_imagenet.reporting.tables import Written, top1_table, write_tables
+from sn_imagenet.reporting.tables import TableFiles, top1_table, write_tables
 from sn_imagenet.runs import Setting
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
 IMAGENET = {"data": "imagenet", "model": "resnet50"}
 
 
-def make(tmp_path: Path, settings: Sequence[str] | None = None) -> Written:
+def make(tmp_path: Path, settings: Sequence[str] | None = None) -> TableFiles:
     return write_tables(tmp_path / "runs", tmp_path / "out", PAPER, settings=settings)
 
 
 def rows_of(markdown: str, heading: str) -> list[list[str]]:
-    """Cells of the first table after ``heading``, header first, the dashes left out."""
+    """Cells of the first table after ``heading``, header first, without the line of dashes."""
     lines = markdown[markdown.index(heading) :].splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("|"))
     table = []
@@ -91,7 +91,7 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     assert table["SN-GN"][1:] == ["—"] * 8
 
 
-def test_the_papers_rows_stand_below_ours(tmp_path: Path) -> None:
+def test_the_papers_rows_are_below_ours(tmp_path: Path) -> None:
     finished_run(tmp_path / "runs", 75.4, norm="bn", batch="8x32", **IMAGENET)
     table = rows_of(make(tmp_path).markdown, "## imagenet, resnet50")
     assert table[0][1:] == [str(setting) for setting in PAPER_SETTINGS]
@@ -106,20 +106,20 @@ def test_the_papers_rows_stand_below_ours(tmp_path: Path) -> None:
     assert table[11][1:] == ["-0.5", "-0.5", "+0.8", "+3.1", "+10.6", "-0.3", "-0.7", "—", "+0.1"]
 
 
-def test_another_task_is_not_subtracted(tmp_path: Path) -> None:
+def test_no_difference_from_the_paper_on_other_data(tmp_path: Path) -> None:
     finished_run(tmp_path / "runs", 92.5, norm="sn", batch="8x2")
     written = make(tmp_path)
     labels = [row[0] for row in rows_of(written.markdown, "## digits")]
     assert "– paper (ImageNet, ResNet-50)" in labels
     assert not any("ours" in label for label in labels)
-    assert "another task" in written.markdown
+    assert "for orientation only" in written.markdown
     row = csv_rows(tmp_path)["sn", "8x2"]
     assert (row["paper"], row["paper_is_same_task"], row["difference"]) == ("75.6", "no", "")
     assert row["states"] == "finished:1"
     assert csv_rows(tmp_path)["bn", "8x2"]["states"] == "missing"
 
 
-def test_every_state_is_shown_as_such(tmp_path: Path) -> None:
+def test_every_state_is_shown(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     here = {"host": socket.gethostname(), "pid": os.getpid(), "started": "now"}
     epoch = '{"kind": "epoch", "epoch": 3, "epochs": 10}\n'
@@ -189,8 +189,8 @@ def test_another_calibration_at_evaluation_does_not_count(tmp_path: Path) -> Non
         settings = config("sn", seed=seed)
         outcome = result(settings, 90.0)
         (evaluation, _) = outcome["evaluations"]
-        made = {**evaluation["calibration"], "samples_requested": "all"}
-        other = {**evaluation, "calibration": made, "top1": 80.0}
+        calibration = {**evaluation["calibration"], "samples_requested": "all"}
+        other = {**evaluation, "calibration": calibration, "top1": 80.0}
         outcome["evaluations"] = [other] if seed else [other, evaluation]
         write_run(tmp_path / "runs", settings, outcome)
     written = make(tmp_path, settings=["8x2"])
@@ -200,7 +200,7 @@ def test_another_calibration_at_evaluation_does_not_count(tmp_path: Path) -> Non
     assert table["SN, batch average, all samples"] == "80.00 ± 0.00 (2)"
 
 
-def test_one_seed_twice_is_no_second_draw(tmp_path: Path) -> None:
+def test_a_repeated_seed_is_not_averaged(tmp_path: Path) -> None:
     finished_run(tmp_path / "runs", 80.0)
     settings = config()
     write_run(tmp_path / "runs", settings, result(settings, 81.0), folder="again")
@@ -209,7 +209,7 @@ def test_one_seed_twice_is_no_second_draw(tmp_path: Path) -> None:
     assert "seed 0 occurs more than once" in written.warnings[0]
 
 
-def test_both_statistics_and_which_one_stands_in_the_table(tmp_path: Path) -> None:
+def test_both_statistics_are_shown_and_the_one_in_the_table_is_named(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for seed, (moving, batch) in enumerate([(60.0, 66.0), (61.0, 67.5)]):
         finished_run(runs, moving, batch, norm="bn", seed=seed)
@@ -223,13 +223,13 @@ def test_both_statistics_and_which_one_stands_in_the_table(tmp_path: Path) -> No
     assert table["SN, moving average"] == ["90.25", "—"]
     assert table["SN, batch average"] == ["92.50", "—"]
     assert not any(label.startswith("GN") for label in table)
-    assert "BN moving average; GN each sample's own; SN batch average (at (8,1)" in markdown
+    assert "BN moving average; GN per-sample statistics; SN batch average (at (8,1)" in markdown
     assert "SN chooses from {IN, LN, BN} (at (8,1) {IN, LN})." in markdown
     assert "At one sample per GPU SN is {IN, LN}" in markdown
     assert "mean_of_variances, 50000 training samples requested, 1396 used" in markdown
 
 
-def test_what_stands_behind_the_numbers(tmp_path: Path) -> None:
+def test_departures_and_revisions_are_listed(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     finished_run(runs, 90.0, norm="gn")
     settings = config("sn")
@@ -277,7 +277,7 @@ def test_latex_is_well_formed(tmp_path: Path) -> None:
     assert r"75.5 $\pm$ 0.7 (2)" in latex
     assert "$-$0.9" in latex
     tables = re.findall(r"\\begin\{tabular\}\{(l(c+))\}(.*?)\\end\{tabular\}", latex, re.S)
-    assert len(tables) == 3  # two tasks, and BN's two statistics on one of them
+    assert len(tables) == 3  # two studies, and BN's two statistics in one of them
     for _, columns, body in tables:
         assert [body.count(rule) for rule in (r"\toprule", r"\bottomrule")] == [1, 1]
         rows = [line for line in body.splitlines() if line.endswith(r"\\")]
@@ -303,12 +303,12 @@ def test_latex_escape() -> None:
     ("keywords", "message"),
     [
         ({"only": ["table9"]}, "table 'table9': expected one of table1, table2"),
-        ({"only": ["table1"]}, "table 'table1': needs the modules"),
+        ({"only": ["table1"]}, "table 'table1': needs a census of the modules"),
         ({"settings": ["8by2"]}, "setting '8by2'"),
         ({"paper_file": Path("nowhere.yaml")}, "nowhere.yaml: cannot read"),
     ],
 )
-def test_what_the_user_can_mend(tmp_path: Path, keywords: dict, message: str) -> None:
+def test_user_errors_are_named(tmp_path: Path, keywords: dict, message: str) -> None:
     finished_run(tmp_path / "runs", 90.0)
     arguments = {"paper_file": PAPER, **keywords}
     with pytest.raises(UserError, match=re.escape(message)):
@@ -352,6 +352,6 @@ def test_top1_table() -> None:
     assert table[1:] == [
         [*digits, "SN", "(8,2)", "3", "batch average", "92.50", "99.50", "370/400"],
         [*digits, "SN", "(8,2)", "3", "moving average", "91.25", "99.50", "365/400"],
-        [*digits, "gn\\|x", "(8,2)", "0", "each sample's own", "90.00", "99.50", "360/400"],
+        [*digits, "gn\\|x", "(8,2)", "0", "per-sample statistics", "90.00", "99.50", "360/400"],
         [*digits, "BN", "(8,1)", "0", "—", "diverged", "—", "—"],
     ]

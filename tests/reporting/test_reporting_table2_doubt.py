@@ -1,4 +1,4 @@
-"""Table 2's intervals, marks, departures and escapes, in each of its formats."""
+"""Table 2's intervals, marks, departures and escapes in each format."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from scipy import stats
 from sn_imagenet.reporting.render import (
     code_span,
     csv_text,
-    half_up,
     latex_escape,
     markdown_escape,
     plain,
+    round_half_up,
 )
-from sn_imagenet.reporting.tables import Written, write_tables
+from sn_imagenet.reporting.tables import TableFiles, write_tables
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
 
 
-def make(tmp_path: Path, *only: str, epoch: str = "final") -> Written:
+def make(tmp_path: Path, *only: str, epoch: str = "final") -> TableFiles:
     return write_tables(
         tmp_path / "runs", tmp_path / "out", PAPER, only or ["table2"], ["8x2"], epoch=epoch
     )
@@ -58,7 +58,7 @@ def test_intervals_and_bold(tmp_path: Path) -> None:
     assert float(rows["bn"]["ci95_high"]) == pytest.approx(own.high, abs=1e-6)
 
 
-def test_differences_say_what_they_are_of(tmp_path: Path) -> None:
+def test_differences_carry_their_marks(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for seed in (0, 1):
         finished_run(runs, 70.0 + seed, norm="bn", seed=seed)
@@ -121,7 +121,8 @@ def test_the_epoch_is_chosen_and_named(tmp_path: Path) -> None:
     assert row(make(tmp_path).markdown, "GN") == "70.3"
     best, middle = make(tmp_path, epoch="best"), make(tmp_path, epoch="median5")
     assert (row(best.markdown, "GN"), row(middle.markdown, "GN")) == ("80.0", "75.0")
-    assert "Number of a run: the best epoch" in best.summary
+    assert "Accuracy of a run: the best epoch" in best.summary
+    assert "Accuracy of a run" not in best.brief
     assert row(best.markdown, "SN") == "no epochs"
     (warning,) = best.warnings
     assert "sn/8x2/seed0: none of its 0 epochs was validated under batch_average" in warning
@@ -143,11 +144,11 @@ def test_other_methods_and_averages_by_samples(tmp_path: Path) -> None:
 
 
 def test_half_up() -> None:
-    shown = [str(half_up(value, 1)) for value in (75.25, 75.35, -8.75, 0.04, -0.04, 2.0)]
+    shown = [str(round_half_up(value, 1)) for value in (75.25, 75.35, -8.75, 0.04, -0.04, 2.0)]
     assert shown == ["75.3", "75.4", "-8.8", "0.0", "0.0", "2.0"]
 
 
-def test_text_is_shown_as_it_is() -> None:
+def test_text_is_shown_literally() -> None:
     assert markdown_escape("resnet50_mini *x* _y_ `z` a|b <b>&amp;") == (
         r"resnet50_mini \*x\* \_y\_ \`z\` a\|b &lt;b>&amp;amp;"
     )

@@ -1,4 +1,4 @@
-"""SN - BN under changes of the protocol, on made-up runs whose answer is known."""
+"""SN - BN under changes of the protocol, on made-up runs with known answers."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_move_is_welchs_over_the_four_cells(
     assert float(row["move_ci95_high"]) - float(row["move"]) == pytest.approx(half, abs=1e-5)
 
 
-def test_what_two_rows_share_cancels(table: tuple[dict[str, dict[str, str]], str]) -> None:
+def test_runs_shared_by_two_rows_cancel(table: tuple[dict[str, dict[str, str]], str]) -> None:
     corrected = table[0]["norm.args.instance_correction=1"]
     assert float(corrected["bn"]) == pytest.approx(fmean(BN))
     welch = stats.ttest_ind(SN_CORRECTED, SN, equal_var=False).confidence_interval()
@@ -90,7 +90,7 @@ def test_what_two_rows_share_cancels(table: tuple[dict[str, dict[str, str]], str
     assert float(by_batch["move"]) == pytest.approx(-5.0)
 
 
-def test_a_change_whose_runs_are_no_seeds_of_one_experiment_is_not_averaged(tmp_path: Path) -> None:
+def test_runs_that_are_not_seeds_of_one_experiment_are_not_averaged(tmp_path: Path) -> None:
     write(tmp_path / "runs", "plain", "bn", BN)
     write(tmp_path / "runs", "plain", "sn", SN)
     write(tmp_path / "runs", "again", "sn", SN)
@@ -100,7 +100,7 @@ def test_a_change_whose_runs_are_no_seeds_of_one_experiment_is_not_averaged(tmp_
     assert "seed 0 occurs more than once" in line
 
 
-def test_networks_are_compared_with_the_one_of_the_fewest_layers(tmp_path: Path) -> None:
+def test_networks_are_compared_with_the_first(tmp_path: Path) -> None:
     values = {"resnet14_mini": (BN, SN), "resnet101": (BN_DROPPED, SN_DROPPED)}
     for model, (bn, sn) in values.items():
         write(tmp_path / "runs", model, "bn", bn, {"model.name": model})

@@ -22,23 +22,23 @@ def draw_band(
     count: bool = True,
     **style: Any,
 ) -> None:
-    """The mean over seeds against the epoch, and a band of one standard deviation. Only epochs
-    that every seed has reached: a mean over those ahead would bend where one of them ends.
-    ``count``: the label says how many seeds.
+    """Draw the mean over seeds by epoch, and a band of one standard deviation. Only epochs that all
+    seeds have reached are drawn, because the mean would jump where one seed ends.
+    ``count``: append the number of seeds to the label.
     """
-    of_seeds = [
+    per_seed = [
         {epoch.number: v for epoch in curve if (v := value(epoch)) is not None} for curve in curves
     ]
-    of_seeds = [values for values in of_seeds if values]
-    if not of_seeds:
+    per_seed = [values for values in per_seed if values]
+    if not per_seed:
         return
-    epochs = sorted(set.intersection(*(set(values) for values in of_seeds)))
-    means = [fmean(values[e] for values in of_seeds) for e in epochs]
-    seeds = f" ({len(of_seeds)} seeds)" if count and len(of_seeds) > 1 else ""
-    mark = "o" if len(epochs) < 3 else ""  # a line of one point shows nothing
+    epochs = sorted(set.intersection(*(set(values) for values in per_seed)))
+    means = [fmean(values[e] for values in per_seed) for e in epochs]
+    seeds = f" ({len(per_seed)} seeds)" if count and len(per_seed) > 1 else ""
+    mark = "o" if len(epochs) < 3 else ""  # a line through one point is invisible
     (line,) = axes.plot(epochs, means, label=label + seeds, marker=mark, ms=3, **style)
-    if len(of_seeds) > 1:
-        spread = [stdev([values[e] for values in of_seeds]) for e in epochs]
+    if len(per_seed) > 1:
+        spread = [stdev([values[e] for values in per_seed]) for e in epochs]
         axes.fill_between(
             epochs,
             [m - s for m, s in zip(means, spread, strict=True)],
@@ -49,6 +49,6 @@ def draw_band(
         )
 
 
-def under(statistics: str) -> Callable[[Epoch], float | None]:
-    """Reads an epoch's validation top-1 under ``statistics``."""
+def validation_under(statistics: str) -> Callable[[Epoch], float | None]:
+    """Read an epoch's validation top-1 under ``statistics``."""
     return lambda epoch: epoch.validation.get(statistics)

@@ -1,4 +1,4 @@
-"""What the figures of one task are drawn from."""
+"""The data for the figures of one study."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _ORDER = ("bn", "gn", "sn")
 
 @dataclass(frozen=True)
 class FigureData:
-    """The sound cells of one data set and network by (norm, setting), and the epochs of each of
-    their seeds that has any, finished or not."""
+    """The cells of one data set and network by (norm, setting), without conflicting ones, and the
+    epochs of each seed that has any, finished or not."""
 
     cells: dict[tuple[str, Setting], Summary]
     curves: dict[tuple[str, Setting], list[list[Epoch]]]
 
     @property
     def norms(self) -> list[str]:
-        """BN, GN, SN, as the paper has them, then the others."""
-        found = {norm for norm, _setting in self.cells}
-        return [n for n in _ORDER if n in found] + sorted(found - set(_ORDER))
+        """BN, GN and SN, as in the paper, then the others."""
+        norms = {norm for norm, _setting in self.cells}
+        return [n for n in _ORDER if n in norms] + sorted(norms - set(_ORDER))
 
     @property
     def settings(self) -> list[Setting]:
@@ -34,33 +34,33 @@ class FigureData:
         return in_paper_order({setting for _norm, setting in self.cells})
 
     def cell(self, norm: str, setting: Setting) -> Summary:
-        """The seeds of a cell, none where it was not run."""
+        """The seeds of a cell; empty if it was not run."""
         return self.cells.get((norm, setting), Summary((), ()))
 
     def validation(self, norm: str, setting: Setting) -> Callable[[Epoch], float | None]:
-        """Top-1 of an epoch under the statistics that stand for the cell where every seed was
-        validated under them, else under those of every epoch."""
+        """A function that gives an epoch's top-1: under the statistics that tables use for the cell
+        if every seed was validated under them, else under the statistics of every epoch."""
         used = {run.statistics for run in self.cell(norm, setting).runs}
         name = used.pop() if len(used) == 1 else ""
         curves = self.curves.get((norm, setting), [])
-        judged = all(any(name in epoch.validation for epoch in curve) for curve in curves)
+        validated = all(any(name in epoch.validation for epoch in curve) for curve in curves)
 
         def of_epoch(epoch: Epoch) -> float | None:
-            if judged:
+            if validated:
                 return epoch.validation.get(name)
             return next(iter(epoch.validation.values()), None)
 
         return of_epoch
 
 
-def a_few(settings: Sequence[Setting]) -> list[Setting]:
-    """The first, the middle one and the last, where a panel for each would be too many."""
-    chosen = (0, len(settings) // 2, len(settings) - 1)
-    return [settings[i] for i in dict.fromkeys(chosen)]
+def first_middle_last(settings: Sequence[Setting]) -> list[Setting]:
+    """The first, middle and last setting, for figures with a panel per setting."""
+    indices = (0, len(settings) // 2, len(settings) - 1)
+    return [settings[i] for i in dict.fromkeys(indices)]
 
 
 def gather(runs: Sequence[Run]) -> tuple[FigureData, list[str]]:
-    """The runs of one task for drawing, and one line for each cell or run that is left out."""
+    """The figure data of one study's runs, and one line for each cell or run that is left out."""
     cells: dict[tuple[str, Setting], Summary] = {}
     curves: dict[tuple[str, Setting], list[list[Epoch]]] = {}
     warnings: list[str] = []

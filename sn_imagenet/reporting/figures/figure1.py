@@ -1,4 +1,4 @@
-"""Fig. 1(b): top-1 against the setting."""
+"""Fig. 1(b): top-1 by setting."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sn_imagenet.reporting.figures.style import (
 
 
 def draw_figure1(data: FigureData) -> Figure | None:
-    """Each method's mean over settings with its 95 % interval over seeds, each seed's own value
-    as a dot, and the ideal BN: as if it did at every setting what it does at the largest batch
-    that was run, (8,32) in the paper; of one setting there is no ideal."""
+    """Draw each method's mean by setting with its 95 % interval over seeds, each seed as a dot, and
+    the ideal BN: BN at the setting with the most samples per GPU that was run, (8,32) in the paper,
+    as a line over all settings. With a single setting there is no such line."""
     settings = [s for s in data.settings if any(data.cell(n, s).values for n in data.norms)]
     if not settings:
         return None
@@ -61,12 +61,12 @@ def draw_figure1(data: FigureData) -> Figure | None:
             label=f"ideal BN: {ideal}",
         )
     if len(settings) == 1:
-        axes.set_xlim(-0.6, 0.6)  # or the methods are spread over the whole width
+        axes.set_xlim(-0.6, 0.6)  # keeps the methods close together
     low, high = axes.get_ylim()
     values = [v for n in drawn for s in settings for v in data.cell(n, s).values]
-    # An interval of two seeds is many times wider than the data: it may leave the picture.
-    room = max(1.0, 0.15 * (max(values) - min(values)))
-    axes.set_ylim(max(low, min(values) - 3 * room), min(high, max(values) + 3 * room, 101.0))
+    # An interval of two seeds is many times wider than the data, so it may be cut off.
+    space = max(1.0, 0.15 * (max(values) - min(values)))
+    axes.set_ylim(max(low, min(values) - 3 * space), min(high, max(values) + 3 * space, 101.0))
     axes.set_xticks(range(len(settings)), [str(s) for s in settings])
     axes.set_xlabel("(GPUs, samples per GPU)")
     axes.set_ylabel("top-1 (%)")

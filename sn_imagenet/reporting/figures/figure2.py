@@ -24,22 +24,21 @@ _ORDERED = ("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#
 
 
 def draw_figure2(data: FigureData) -> Figure | None:
-    """(a) SN's validation curves over settings; (b), (c) all methods at two settings, training
-    dashed and validation solid: the paper's two, else the first and the last that were run.
-    Bands: one standard deviation over seeds."""
+    """(a) SN's validation curves at all settings; (b), (c) all methods at two settings, training
+    dashed and validation solid. Bands: one standard deviation over seeds."""
     settings = [s for s in data.settings if any(data.curves.get((n, s)) for n in data.norms)]
     if not settings:
         return None
-    # (8,32) and (8,2) where they are, else what comes nearest: most and fewest samples per GPU.
-    of_eight = sorted(settings, key=lambda s: (s.samples_per_gpu, s.gpus))
+    # The paper's (8,32) and (8,2), or else the most and the fewest samples per GPU.
+    by_samples = sorted(settings, key=lambda s: (s.samples_per_gpu, s.gpus))
     pair = [
-        p if p in settings else of_eight[i] for p, i in zip(PAPERS_SETTINGS, (-1, 0), strict=True)
+        p if p in settings else by_samples[i] for p, i in zip(PAPERS_SETTINGS, (-1, 0), strict=True)
     ]
     figure = Figure(figsize=(PAGE, 2.6))
     first, *rest = figure.subplots(1, 1 + len(dict.fromkeys(pair)))
-    _settings(first, data, settings)
+    _draw_settings(first, data, settings)
     for letter, axes, setting in zip("bc", rest, dict.fromkeys(pair), strict=False):
-        _methods(axes, data, setting)
+        _draw_methods(axes, data, setting)
         axes.set_title(f"({letter}) {setting}, dashed: training")
     for axes in (first, *rest):
         axes.set_xlabel("epoch")
@@ -52,7 +51,7 @@ def draw_figure2(data: FigureData) -> Figure | None:
     return figure
 
 
-def _settings(axes: Axes, data: FigureData, settings: list[Setting]) -> None:
+def _draw_settings(axes: Axes, data: FigureData, settings: list[Setting]) -> None:
     norm = "sn" if "sn" in data.norms else data.norms[-1]
     for i, setting in enumerate(settings):
         curves = data.curves.get((norm, setting), [])
@@ -61,7 +60,7 @@ def _settings(axes: Axes, data: FigureData, settings: list[Setting]) -> None:
     axes.set_title(f"(a) {method_label(norm)}, validation")
 
 
-def _methods(axes: Axes, data: FigureData, setting: Setting) -> None:
+def _draw_methods(axes: Axes, data: FigureData, setting: Setting) -> None:
     others = unstyled(data.norms)
 
     def train(epoch: Epoch) -> float | None:

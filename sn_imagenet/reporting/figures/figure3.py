@@ -12,26 +12,27 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sn_imagenet.reporting.cells import method_label
+from sn_imagenet.reporting.curves import KIND_SYMBOLS
 from sn_imagenet.reporting.figures.style import COLORS, PAGE
-from sn_imagenet.reporting.figures.weights import KINDS, MEMBERS, SettingWeights
+from sn_imagenet.reporting.figures.weights import STACKING_ORDER, SettingWeights
 from sn_imagenet.runs import LayerWeights
 
 
 def draw_figure3(settings: Sequence[SettingWeights]) -> Figure:
     """Fig. 3: one row per setting, panels for μ and σ; a bar per SN layer, stacked to 1.
 
-    As in the paper, layers after 3x3 convolutions are shaded and outlined, those in shortcuts
-    carry a ■, those after 1x1 convolutions are flat.
+    As in the paper, layers after 3x3 convolutions are shaded and outlined, layers in shortcuts
+    have a ■, and layers after 1x1 convolutions are plain.
     """
     height = 1.25 * len(settings) + 0.75
     figure = Figure(figsize=(PAGE, height))
     panels = figure.subplots(len(settings), 2, squeeze=False)
     for row, weights in zip(panels, settings, strict=True):
-        for axes, (kind, symbol) in zip(row, KINDS, strict=True):
-            _stack(axes, weights.layers, kind)
+        for axes, (kind, symbol) in zip(row, KIND_SYMBOLS.items(), strict=True):
+            _draw_stack(axes, weights.layers, kind)
             seeds = f", mean of {weights.seeds} seeds" if weights.seeds > 1 else ""
             axes.set_title(f"{weights.setting}: {symbol}{seeds}", pad=7)
-    members = [m for m in MEMBERS if any(m in w.layers[0].mean for w in settings)]
+    members = [m for m in STACKING_ORDER if any(m in w.layers[0].mean for w in settings)]
     handles: list[Patch | Line2D] = [
         Patch(facecolor=COLORS[m], label=method_label(m)) for m in members
     ]
@@ -47,15 +48,15 @@ def draw_figure3(settings: Sequence[SettingWeights]) -> Figure:
     return figure
 
 
-def _stack(axes: Axes, layers: Sequence[LayerWeights], kind: str) -> None:
+def _draw_stack(axes: Axes, layers: Sequence[LayerWeights], kind: str) -> None:
     positions = range(len(layers))
     bottom = [0.0] * len(layers)
-    for member in MEMBERS:
+    for member in STACKING_ORDER:
         heights = [getattr(layer, kind).get(member, 0.0) for layer in layers]
         if not any(member in getattr(layer, kind) for layer in layers):
             continue
         bars = axes.bar(positions, heights, 0.84, bottom, color=COLORS[member], label=member)
-        _mark_places(bars, layers, COLORS[member])
+        _mark_positions(bars, layers, COLORS[member])
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     shortcuts = [i for i, layer in enumerate(layers) if layer.conv == "shortcut"]
     axes.plot(shortcuts, [1.05] * len(shortcuts), "s", color="black", ms=2.2, clip_on=False)
@@ -77,7 +78,7 @@ def _stack(axes: Axes, layers: Sequence[LayerWeights], kind: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _mark_places(bars: BarContainer, layers: Sequence[LayerWeights], color: str) -> None:
+def _mark_positions(bars: BarContainer, layers: Sequence[LayerWeights], color: str) -> None:
     for bar, layer in zip(bars, layers, strict=True):
         if layer.conv == "3x3":
             red, green, blue = to_rgb(color)

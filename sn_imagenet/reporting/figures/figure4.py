@@ -8,30 +8,31 @@ from statistics import stdev
 from matplotlib.figure import Figure
 
 from sn_imagenet.reporting.cells import method_label
+from sn_imagenet.reporting.curves import KIND_SYMBOLS
 from sn_imagenet.reporting.figures.style import COLORS, COLUMN
-from sn_imagenet.reporting.figures.weights import KINDS, MEMBERS, SettingWeights
+from sn_imagenet.reporting.figures.weights import STACKING_ORDER, SettingWeights
 
 
 def draw_figure4(settings: Sequence[SettingWeights]) -> Figure:
-    """Fig. 4: panels for μ and σ, a group of bars per setting, each seed's own mean as a dot and
-    the standard deviation over seeds as a line. A member that a setting's SN lacks (BN at (8,1))
-    leaves its place empty.
+    """Fig. 4: panels for μ and σ, a group of bars per setting, each seed's mean as a dot and the
+    standard deviation over seeds as a line. The bar of a member that is not in Omega (BN at (8,1))
+    is left empty.
     """
-    members = [m for m in MEMBERS if any(m in w.layers[0].mean for w in settings)]
+    members = [m for m in STACKING_ORDER if any(m in w.layers[0].mean for w in settings)]
     width = 0.8 / len(members)
     figure = Figure(figsize=(max(COLUMN, 1.0 + 0.62 * len(settings)), 3.6))
     panels = figure.subplots(2, 1, sharex=True, sharey=True)
     tops: list[float] = []
-    for axes, (kind, symbol) in zip(panels, KINDS, strict=True):
-        means = [weights.mean_over_layers(kind) for weights in settings]
-        of_seeds = [weights.means_of_seeds(kind) for weights in settings]
+    for axes, (kind, symbol) in zip(panels, KIND_SYMBOLS.items(), strict=True):
+        means = [weights.layer_means(kind) for weights in settings]
+        per_seed = [weights.layer_means_per_seed(kind) for weights in settings]
         for i, member in enumerate(members):
             offset = (i - (len(members) - 1) / 2) * width
-            places = [x for x, mean in enumerate(means) if member in mean]
-            heights = [means[x][member] for x in places]
-            spread = [[seed[member] for seed in of_seeds[x]] for x in places]
+            positions = [x for x, mean in enumerate(means) if member in mean]
+            heights = [means[x][member] for x in positions]
+            spread = [[seed[member] for seed in per_seed[x]] for x in positions]
             axes.bar(
-                [x + offset for x in places],
+                [x + offset for x in positions],
                 heights,
                 0.92 * width,
                 yerr=[stdev(values) if len(values) > 1 else 0.0 for values in spread],
@@ -39,7 +40,7 @@ def draw_figure4(settings: Sequence[SettingWeights]) -> Figure:
                 color=COLORS[member],
                 label=method_label(member),
             )
-            dots = [(x + offset, v) for x, vs in zip(places, spread, strict=True) for v in vs]
+            dots = [(x + offset, v) for x, vs in zip(positions, spread, strict=True) for v in vs]
             if any(len(values) > 1 for values in spread):
                 axes.plot(*zip(*dots, strict=True), "o", ms=1.8, mfc="white", mec="black", mew=0.4)
             tops += [v for values in spread for v in values]

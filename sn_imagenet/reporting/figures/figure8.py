@@ -1,4 +1,4 @@
-"""Fig. 8: moving against batch average during training."""
+"""Fig. 8: moving and batch average during training."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sn_imagenet.reporting.cells import method_label, statistics_label
-from sn_imagenet.reporting.figures.bands import draw_band, under
-from sn_imagenet.reporting.figures.data import FigureData, a_few
+from sn_imagenet.reporting.figures.bands import draw_band, validation_under
+from sn_imagenet.reporting.figures.data import FigureData, first_middle_last
 from sn_imagenet.reporting.figures.style import COLUMN, DASHES, METHOD_COLORS, light_grid
 from sn_imagenet.runs import Setting
 
@@ -16,12 +16,12 @@ _LINES = [(norm, statistics) for norm in ("bn", "sn") for statistics in _DASHES]
 
 
 def draw_figure8(data: FigureData) -> Figure | None:
-    """A panel for up to three settings in which BN or SN was calibrated during training: each
-    with the moving average after every epoch, with the batch average after the calibrated ones."""
+    """A panel for up to three settings at which BN or SN was calibrated during training: top-1 by
+    moving average after every epoch, and by batch average after calibrated epochs."""
     settings = [s for s in data.settings if _calibrated(data, s)]
     if not settings:
         return None
-    settings = a_few(settings)
+    settings = first_middle_last(settings)
     figure = Figure(figsize=(max(COLUMN, 2.35 * len(settings)), 2.6))
     panels = figure.subplots(1, len(settings), squeeze=False)[0]
     for axes, setting in zip(panels, settings, strict=True):
@@ -30,7 +30,7 @@ def draw_figure8(data: FigureData) -> Figure | None:
             draw_band(
                 axes,
                 data.curves.get((norm, setting), []),
-                under(statistics),
+                validation_under(statistics),
                 f"{method_label(norm)}, {statistics_label(statistics)}",
                 color=METHOD_COLORS[norm],
                 ls=_DASHES[statistics],

@@ -1,4 +1,4 @@
-"""Every figure that the project knows, from a folder of runs to PNG, PDF and numbers."""
+"""All figures, from a folder of runs to PNG, PDF and numbers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from matplotlib.figure import Figure
 from sn_imagenet.config import SettingConfig
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.figures.data import FigureData, gather
-from sn_imagenet.reporting.figures.drawn import figure_json
 from sn_imagenet.reporting.figures.figure1 import draw_figure1
 from sn_imagenet.reporting.figures.figure2 import draw_figure2
 from sn_imagenet.reporting.figures.figure3 import draw_figure3
 from sn_imagenet.reporting.figures.figure4 import draw_figure4
 from sn_imagenet.reporting.figures.figure8 import draw_figure8
+from sn_imagenet.reporting.figures.numbers import figure_json
 from sn_imagenet.reporting.figures.style import STYLE, save
-from sn_imagenet.reporting.figures.weights import SettingWeights, gather_weights, average_seeds
+from sn_imagenet.reporting.figures.weights import SettingWeights, average_seeds, gather_weights
 from sn_imagenet.reporting.figures.weights_over_training import draw_weights_over_training
 from sn_imagenet.runs import (
     FINISHED,
@@ -32,7 +32,7 @@ from sn_imagenet.runs import (
 )
 from sn_imagenet.runs.record import parse_layer_weights
 
-# FigureFiles once for a task; what is missing where the function returns None.
+# Drawn once per study: the function, and why it may return None.
 FIGURES: dict[str, tuple[Callable[[FigureData], Figure | None], str]] = {
     "fig1": (draw_figure1, "no finished run"),
     "fig2": (draw_figure2, "no run has finished an epoch"),
@@ -43,14 +43,14 @@ NO_WEIGHTS = "no finished SN run with importance weights"
 
 
 class FigureFiles(NamedTuple):
-    """The files written, and one line for each thing that could not be drawn."""
+    """The files written, and one line for each figure or run that could not be drawn."""
 
     paths: list[Path]
     warnings: list[str]
 
 
 class NamedFigure(NamedTuple):
-    """A figure and the stem of its file's name; ``why_not`` where there is none."""
+    """A figure and the stem of its file name; ``why_not`` if there is no figure."""
 
     name: str
     figure: Figure | None
@@ -78,31 +78,31 @@ def plot_run(result: dict[str, Any], out_dir: Path) -> list[Path]:
 
 
 def weights_figure(layers: Sequence[Mapping[str, Any]], batch: SettingConfig) -> Figure:
-    """Fig. 3 of one run as it is; ``layers`` as in ``result.json``."""
+    """Fig. 3 of one run; ``layers`` as in ``result.json``."""
     setting = Setting(batch.gpus, batch.samples_per_gpu)
     with rc_context(STYLE):
         return draw_figure3([SettingWeights(setting, 1, tuple(map(parse_layer_weights, layers)))])
 
 
 def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
-    """Every figure for every (data, model) below ``runs_dir``: ``fig1.png`` etc. where there is one
-    such task, else ``fig1_<data>_<model>.png``; Figs. 3 and 4 with ``_<norm>`` appended for a
-    switchable normalizer other than ``sn``. Beside each lies ``.json``, the numbers that it shows.
+    """Write all figures for each (data, model) below ``runs_dir``: ``fig1.png`` etc. for one
+    pair, else ``fig1_<data>_<model>.png``. Figs. 3 and 4 have ``_<norm>`` appended for switchable
+    methods other than ``sn``. A ``.json`` beside each figure has the numbers that it shows.
 
     Raises:
-        UserError: no runs at all, or a file that cannot be written.
+        UserError: no runs at all, or a file cannot be written.
     """
     runs, warnings = find_runs(runs_dir)
-    tasks: dict[tuple[str, str], list[Run]] = {}
+    studies: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        tasks.setdefault((run.cell.data, run.cell.model), []).append(run)
+        studies.setdefault((run.cell.data, run.cell.model), []).append(run)
     paths: list[Path] = []
-    for task, of_task in sorted(tasks.items()):
-        suffix = "" if len(tasks) == 1 else re.sub(r"[^\w.-]", "-", f"_{task[0]}_{task[1]}")
+    for pair, study_runs in sorted(studies.items()):
+        suffix = "" if len(studies) == 1 else re.sub(r"[^\w.-]", "-", f"_{pair[0]}_{pair[1]}")
         with rc_context(STYLE):
-            for name, figure, why_not in draw_study(of_task, warnings):
+            for name, figure, why_not in draw_study(study_runs, warnings):
                 if figure is None:
-                    warnings.append(f"{', '.join(task)}: no {name}: {why_not}")
+                    warnings.append(f"{', '.join(pair)}: no {name}: {why_not}")
                     continue
                 head, _, norm = name.partition("_")
                 stem = out / f"{head}{suffix}{'_' * bool(norm)}{norm}"
@@ -113,7 +113,7 @@ def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
 
 
 def draw_study(runs: Sequence[Run], warnings: list[str]) -> Iterator[NamedFigure]:
-    """The figures of one task; what cannot be drawn of it is added to ``warnings``."""
+    """The figures of one study. A line is added to ``warnings`` for each run or cell left out."""
     data, left_out = gather(runs)
     warnings += left_out
     for name, (draw, why_not) in FIGURES.items():
@@ -122,24 +122,24 @@ def draw_study(runs: Sequence[Run], warnings: list[str]) -> Iterator[NamedFigure
     if not switchable:
         yield NamedFigure("fig3 and fig4", None, NO_WEIGHTS)
     for norm in switchable:
-        weights = gather_weights(_sound(data, norm, warnings))
+        weights = gather_weights(_consistent_runs(data, norm, warnings))
         if weights:
             end = "" if norm == "sn" else "_" + re.sub(r"[^\w.-]", "-", norm)
             yield NamedFigure(f"fig3{end}", draw_figure3(weights))
             yield NamedFigure(f"fig4{end}", draw_figure4(weights))
 
 
-def _sound(data: FigureData, norm: str, warnings: list[str]) -> list[Run]:
-    """The runs of a normalizer whose cells have the same layers and members in every seed."""
-    sound: list[Run] = []
-    for (of_cell, _setting), cell in data.cells.items():
+def _consistent_runs(data: FigureData, norm: str, warnings: list[str]) -> list[Run]:
+    """The runs of a method from cells with the same layers and members of Omega in every seed."""
+    runs: list[Run] = []
+    for (method, _setting), cell in data.cells.items():
         drawable = [run for run in cell.runs if run.state == FINISHED and run.weights]
-        if of_cell != norm or not drawable:
+        if method != norm or not drawable:
             continue
         try:
             average_seeds(drawable)
         except UserError as error:
             warnings.append(str(error))
         else:
-            sound += drawable
-    return sound
+            runs += drawable
+    return runs

@@ -1,4 +1,4 @@
-"""What the figures have in common: colors and marks, sizes for a two-column paper, files."""
+"""Shared style of the figures: colors and marks, sizes for a two-column paper, files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sn_imagenet.runs import write_atomically
 from sn_imagenet.runs.files import RUN_DIR_OPTIONS
 
 DPI = 200
-COLUMN, PAGE = 3.5, 7.1  # inches: the widths of a column and of a page of two
-# Okabe and Ito's colors, told apart with any color vision; the paper's green and red bars of
-# Fig. 4 are BN and LN.
+COLUMN, PAGE = 3.5, 7.1  # inches: widths of one column and of a two-column page
+# Okabe and Ito's colors, distinguishable with any color vision. As in the paper's Fig. 4, green is
+# BN and red is LN.
 COLORS = {"in": "#0072b2", "ln": "#d55e00", "bn": "#009e73", "gn": "#cc79a7"}
 METHOD_COLORS = {"bn": "#009e73", "gn": "#cc79a7", "sn": "#d55e00", "in": "#0072b2"}
 _OTHER_COLORS = ("#56b4e9", "#e69f00", "#000000", "#f0e442")
 _MARKERS = {"bn": "s", "gn": "^", "sn": "o", "in": "D", "ln": "v", "brn": "P"}
-# For a family of curves that has an order: dark to light, in print as well.
+# For an ordered family of curves: dark to light, also in print.
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-STYLE: Any = {  # of matplotlib's keys, which its stubs list one by one
+STYLE: Any = {  # Any: matplotlib's stubs list all keys one by one
     "font.size": 8.0,
     "axes.labelsize": 8.0,
     "axes.titlesize": 8.5,
@@ -33,13 +33,13 @@ STYLE: Any = {  # of matplotlib's keys, which its stubs list one by one
     "lines.linewidth": 1.3,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "pdf.fonttype": 42,  # text stays text
+    "pdf.fonttype": 42,  # keeps text as text
     "svg.fonttype": "none",
 }
 
 
 def method_style(norm: str, others: list[str]) -> dict[str, Any]:
-    """Color and mark of a method; ``others``: the methods drawn that have none of their own."""
+    """Color and mark of a method; ``others``: the drawn methods without a color of their own."""
     if norm in METHOD_COLORS:
         color = METHOD_COLORS[norm]
     else:
@@ -48,7 +48,7 @@ def method_style(norm: str, others: list[str]) -> dict[str, Any]:
 
 
 def unstyled(norms: list[str]) -> list[str]:
-    """Those without a color of their own."""
+    """The methods without a color of their own."""
     return [norm for norm in norms if norm not in METHOD_COLORS]
 
 
@@ -59,8 +59,8 @@ def light_grid(axes: Axes) -> None:
 
 
 def save(figure: Figure, path_stem: Path, chosen_by: str = RUN_DIR_OPTIONS) -> list[Path]:
-    """Write ``<path_stem>.png`` (200 dpi) and ``.pdf``; equal runs give equal files. ``chosen_by``:
-    the option that chooses the place, for the error.
+    """Write ``<path_stem>.png`` (200 dpi) and ``.pdf``. Equal runs give equal files. ``chosen_by``:
+    the option that sets the path, for the error message.
 
     Raises:
         RunError: a file cannot be written.

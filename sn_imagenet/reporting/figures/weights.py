@@ -12,50 +12,49 @@ from sn_imagenet.reporting.figures.style import COLORS
 from sn_imagenet.reporting.paper import in_paper_order
 from sn_imagenet.runs import FINISHED, LayerWeights, Run, Setting
 
-MEMBERS = tuple(COLORS)
-KINDS = (("mean", "μ"), ("variance", "σ"))
+STACKING_ORDER = tuple(COLORS)
 
 
 @dataclass(frozen=True)
 class SettingWeights:
-    """The importance weights of one setting, averaged over ``seeds`` runs, in network order;
-    ``of_seeds``: those of each run."""
+    """The importance weights at one setting, averaged over ``seeds`` runs, in network order;
+    ``per_seed``: those of each run."""
 
     setting: Setting
     seeds: int
     layers: tuple[LayerWeights, ...]
-    of_seeds: tuple[tuple[LayerWeights, ...], ...] = ()
+    per_seed: tuple[tuple[LayerWeights, ...], ...] = ()
 
-    def mean_over_layers(self, kind: str) -> dict[str, float]:
-        """Member of Omega to its weight averaged over all layers; ``kind``: mean, variance."""
-        return _over_layers(self.layers, kind)
+    def layer_means(self, kind: str) -> dict[str, float]:
+        """Member of Omega -> weight averaged over all layers; ``kind``: mean or variance."""
+        return _mean_over_layers(self.layers, kind)
 
-    def means_of_seeds(self, kind: str) -> list[dict[str, float]]:
-        """:meth:`mean_over_layers` of each run alone."""
-        return [_over_layers(layers, kind) for layers in self.of_seeds]
+    def layer_means_per_seed(self, kind: str) -> list[dict[str, float]]:
+        """:meth:`layer_means` of each run alone."""
+        return [_mean_over_layers(layers, kind) for layers in self.per_seed]
 
 
-def _over_layers(layers: Sequence[LayerWeights], kind: str) -> dict[str, float]:
+def _mean_over_layers(layers: Sequence[LayerWeights], kind: str) -> dict[str, float]:
     members = getattr(layers[0], kind)
     return {m: fmean(getattr(layer, kind)[m] for layer in layers) for m in members}
 
 
 def gather_weights(runs: Sequence[Run]) -> list[SettingWeights]:
-    """The finished runs' importance weights by setting, mean over seeds, in the paper's order.
+    """The importance weights of finished runs by setting, mean over seeds, in the paper's order.
 
     Args:
-        runs: of one data set, network and normalizer; those without weights are passed over.
+        runs: runs of one data set, network and method. Runs without weights are skipped.
 
     Raises:
         UserError: the seeds of a setting are not of one experiment, or differ in their layers.
     """
     drawable = [run for run in runs if run.state == FINISHED and run.weights]
-    gathered = [of_one_setting(seeds) for seeds in by_cell(drawable).values()]
+    gathered = [average_seeds(seeds) for seeds in by_cell(drawable).values()]
     order = in_paper_order({weights.setting for weights in gathered})
     return sorted(gathered, key=lambda weights: order.index(weights.setting))
 
 
-def of_one_setting(seeds: Sequence[Run]) -> SettingWeights:
+def average_seeds(seeds: Sequence[Run]) -> SettingWeights:
     cell = seeds[0].cell
     conflict = summarize(seeds).conflict
     shapes = {tuple((w.name, *sorted(w.mean)) for w in run.weights) for run in seeds}
@@ -68,8 +67,8 @@ def of_one_setting(seeds: Sequence[Run]) -> SettingWeights:
             f"runs are not seeds of one experiment: {conflict}: {folders}"
         )
     layers = tuple(_average(layer) for layer in zip(*(run.weights for run in seeds), strict=True))
-    of_seeds = tuple(run.weights for run in seeds)
-    return SettingWeights(cell.setting, len(seeds), layers, of_seeds)
+    per_seed = tuple(run.weights for run in seeds)
+    return SettingWeights(cell.setting, len(seeds), layers, per_seed)
 
 
 def _average(layer: Sequence[LayerWeights]) -> LayerWeights:

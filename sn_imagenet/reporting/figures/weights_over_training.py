@@ -8,17 +8,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sn_imagenet.reporting.cells import method_label
-from sn_imagenet.reporting.curves import Epoch, mean_weights
+from sn_imagenet.reporting.curves import KIND_SYMBOLS, Epoch, stage_weights
 from sn_imagenet.reporting.figures.bands import draw_band
-from sn_imagenet.reporting.figures.data import FigureData, a_few
+from sn_imagenet.reporting.figures.data import FigureData, first_middle_last
 from sn_imagenet.reporting.figures.style import COLORS, PAGE, light_grid
-from sn_imagenet.reporting.figures.weights import KINDS, MEMBERS
+from sn_imagenet.reporting.figures.weights import STACKING_ORDER
 from sn_imagenet.runs import stage_of
 
 
 def draw_weights_over_training(data: FigureData) -> Figure | None:
-    """Mean weight of each member of Omega over the layers of a stage against the epoch: a row per
-    setting and table (μ, σ), a column per stage; bands over seeds."""
+    """Mean weight of each member of Omega over the layers of a stage, by epoch: a row per setting
+    and kind (μ, σ), a column per stage; bands over seeds."""
     settings = [
         s
         for s in data.settings
@@ -26,7 +26,7 @@ def draw_weights_over_training(data: FigureData) -> Figure | None:
     ]
     if not settings:
         return None
-    settings = a_few(settings)
+    settings = first_middle_last(settings)
     stages = sorted(
         {
             stage_of(layer)
@@ -36,17 +36,17 @@ def draw_weights_over_training(data: FigureData) -> Figure | None:
             for layer in epoch.weights
         }
     )
-    rows = [(s, table, symbol) for s in settings for table, symbol in KINDS]
+    rows = [(s, kind, symbol) for s in settings for kind, symbol in KIND_SYMBOLS.items()]
     figure = Figure(figsize=(PAGE, 1.1 * len(rows) + 0.7))
     panels = figure.subplots(len(rows), len(stages), squeeze=False, sharex="row", sharey=True)
-    for row, (setting, table, symbol) in zip(panels, rows, strict=True):
+    for row, (setting, kind, symbol) in zip(panels, rows, strict=True):
         for axes, stage in zip(row, stages, strict=True):
             light_grid(axes)
-            for member in MEMBERS:
+            for member in STACKING_ORDER:
                 draw_band(
                     axes,
                     data.curves["sn", setting],
-                    _weight(table, member, stage),
+                    _weight(kind, member, stage),
                     method_label(member),
                     color=COLORS[member],
                 )
@@ -63,5 +63,5 @@ def draw_weights_over_training(data: FigureData) -> Figure | None:
     return figure
 
 
-def _weight(table: str, member: str, stage: str) -> Callable[[Epoch], float | None]:
-    return lambda epoch: mean_weights(epoch, stage).get(table, {}).get(member)
+def _weight(kind: str, member: str, stage: str) -> Callable[[Epoch], float | None]:
+    return lambda epoch: stage_weights(epoch, stage).get(kind, {}).get(member)

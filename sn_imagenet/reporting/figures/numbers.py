@@ -1,4 +1,4 @@
-"""The numbers that a figure shows, read back from the drawn figure itself."""
+"""The numbers that a figure shows, read from the drawn figure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-_DIGITS = 6  # significant: what a reader can use, and what no two machines disagree on
+_DIGITS = 6  # significant digits: enough for readers, and equal on all machines
 
 
-def drawn_json(figure: Figure) -> str:
-    """What each panel shows, as JSON, a line a panel: titles, labels, lines and marks as points,
-    bars as [left, bottom, width, height], bands and clouds as their corners and centers."""
+def figure_json(figure: Figure) -> str:
+    """The content of each panel as JSON, one line per panel: titles, labels, lines and marks as
+    points, bars as [left, bottom, width, height], bands as corners, scatter points as centers."""
     panels = [json.dumps(_panel(axes), ensure_ascii=False) for axes in figure.axes]
     return "[\n" + ",\n".join(panels) + "\n]\n"
 
