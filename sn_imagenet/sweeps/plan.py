@@ -76,7 +76,7 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
     if not remaining:
         return [*lines, "nothing to do: every run has its result"]
     if unknown:
-        lines.append(f"GPU-hours of {run_count(unknown)}: not measured (other model or data)")
+        lines.append(f"GPU-hours of {run_count(unknown)}: not measured (no comparable run)")
     if unknown < remaining:
         lines.append(
             f"GPU-hours of {run_count(remaining - unknown)}: {hours:.3g}, training only, at the "
