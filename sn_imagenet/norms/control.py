@@ -34,8 +34,8 @@ def set_replicas(
     Args:
         replicas: R, the number of statistics groups in each batch; sample j is in group j mod R.
         process_group: the ranks that one group spans; each holds equally many of its samples.
-        holds_first_replica: whether the batch's first group is replica 0 of the experiment, which
-            updates the running statistics, as rank 0 does under DistributedDataParallel.
+        holds_first_replica: whether the batch's first group is the experiment's replica 0. Running
+            statistics follow it, as they follow rank 0 under DistributedDataParallel.
     """
     grouping = (replicas, process_group, holds_first_replica)
     for layer in norm_layers(network).values():

@@ -64,22 +64,18 @@ def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, kinds) and not isinstance(module, nn.InstanceNorm2d)
 
 
-def _target_class(
-    name: str, module: nn.Module, method_class: type[MomentNorm2d]
-) -> type[MomentNorm2d]:
+def _target_class(name: str, module: nn.Module, method: type[MomentNorm2d]) -> type[MomentNorm2d]:
     if not name:
         raise ValueError("the network itself is a batch norm, which cannot be replaced in place")
     if type(module) in _BATCH_NORMS_2D:
-        if method_class is FrozenBatchNorm2d and module.running_mean is None:
+        if method is FrozenBatchNorm2d and module.running_mean is None:
             raise ValueError(
                 f"{name} has no running statistics: frozen_bn needs them (track_running_stats=True)"
             )
-        return method_class
-    if type(module) in _OTHER_DIMENSIONS and method_class is SwitchNorm2d:
+        return method
+    if type(module) in _OTHER_DIMENSIONS and method is SwitchNorm2d:
         return _OTHER_DIMENSIONS[type(module)]
-    raise ValueError(
-        f"{name} is a {type(module).__name__}: it cannot become a {method_class.__name__}"
-    )
+    raise ValueError(f"{name} is a {type(module).__name__}: it cannot become a {method.__name__}")
 
 
 def _replacement(
@@ -125,8 +121,8 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         network: in evaluation mode, traceable by torch.fx.
 
     Returns:
-        A deep copy, in which nn.Identity replaces each folded layer, or a module that keeps its
-        residual addition and ReLU.
+        A deep copy with nn.Identity, or the residual addition and the ReLU, in place of each
+        folded layer.
 
     Raises:
         ValueError: the network is in training mode.
@@ -145,16 +141,12 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
         norm, conv = modules[name], modules[source_name]
         alone = len(source.users) == 1 and calls.count(name) == calls.count(source_name) == 1
         if alone and isinstance(conv, nn.Conv2d) and _stores_statistics(norm):
-            _set_module(folded, source_name, fuse_conv_bn_eval(conv, norm))
-            _set_module(
-                folded,
-                name,
-                _ResidualAndRelu(norm.relu) if _has_residual_or_relu(norm, node) else nn.Identity(),
-            )
+            _set(folded, source_name, fuse_conv_bn_eval(conv, norm))
+            _set(folded, name, _Epilogue(norm.relu) if _has_epilogue(norm, node) else nn.Identity())
     return folded
 
 
-class _ResidualAndRelu(nn.Module):
+class _Epilogue(nn.Module):
     """The residual addition and the ReLU of a folded layer."""
 
     def __init__(self, relu: bool) -> None:
@@ -166,7 +158,7 @@ class _ResidualAndRelu(nn.Module):
         return F.relu(y) if self.relu else y
 
 
-def _has_residual_or_relu(norm: nn.Module, call: fx.Node) -> bool:
+def _has_epilogue(norm: nn.Module, call: fx.Node) -> bool:
     return isinstance(norm, MomentNorm2d) and (norm.relu or len(call.args) + len(call.kwargs) > 1)
 
 
@@ -177,6 +169,6 @@ def _stores_statistics(norm: nn.Module) -> bool:
     return built_in and bool(norm._stored_statistics_suffice)
 
 
-def _set_module(network: nn.Module, name: str, module: nn.Module) -> None:
+def _set(network: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, attribute = name.rpartition(".")
     setattr(network.get_submodule(parent), attribute, module)

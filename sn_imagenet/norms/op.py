@@ -36,9 +36,8 @@ Gradients = tuple[Tensor, Tensor, Sequence[Tensor | None]]
 
 
 class Combiner(ABC):
-    """The tables of one forward pass, from the moments to the affine map, and their derivative.
-
-    A subclass may also override the operation on the activation, to run it as a whole.
+    """The tables of one forward pass, from the moments to the affine map, and their derivative. A
+    subclass may also override the operation on the activation, to run it as a whole.
     """
 
     affine: Affine
@@ -58,9 +57,8 @@ class Combiner(ABC):
 
     @abstractmethod
     def backward(self, sums: Tensor, wanted: Sequence[bool]) -> Gradients:
-        """Gradients from the sums over (H, W) of dy and of dy * (x - mean), [2, N, C].
-
-        ``wanted`` says which parameters need a gradient.
+        """Gradients from the sums over (H, W) of dy and of dy * (x - mean), [2, N, C]; ``wanted``
+        says which parameters need one.
         """
 
     def apply(
@@ -139,8 +137,7 @@ def normalize(
         residual: of x's shape; added before the ReLU, in x's dtype.
 
     Returns:
-        y, of x's shape, dtype and memory format. A second derivative raises; only ``formula`` has
-        one.
+        y, of x's shape, dtype and memory format. Only ``formula`` has a second derivative.
     """
     if backend == "formula" or needs_formula():
         return _formula(x, coefficients, relu, residual)
@@ -164,10 +161,9 @@ def apply(
 
 
 def needs_formula() -> bool:
-    """Whether PyTorch operators are being recorded or transformed, which would miss the kernels.
-
-    This is the case in torch.compile (which fuses the formula by itself), jit.trace, make_fx,
-    torch.func's transforms and forward-mode differentiation.
+    """Whether PyTorch operators are being recorded or transformed, which would miss the kernels: by
+    torch.compile (which fuses the formula by itself), jit.trace, make_fx, torch.func's transforms
+    or forward-mode differentiation.
     """
     return (
         torch.compiler.is_compiling()
@@ -196,10 +192,8 @@ def _formula(x: Tensor, coefficients: Coefficients, relu: bool, residual: Tensor
 
 
 class AutogradCombiner(Combiner):
-    """Any way of combining moments, differentiated by autograd.
-
-    Autograd records a small graph of [N, C] tables, from the moments and the parameters to the
-    coefficients. Because of it a new method takes only ten lines of [N, C] algebra.
+    """Any way of combining moments. Autograd records a small graph of [N, C] tables, from moments
+    and parameters to coefficients, so that a new method takes only ten lines of [N, C] algebra.
     """
 
     def __init__(self, coefficients: Coefficients, parameters: Sequence[Tensor]) -> None:

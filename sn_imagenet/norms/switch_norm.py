@@ -79,7 +79,7 @@ class SwitchNorm2d(MixtureNorm2d):
 class SwitchNorm1d(SwitchNorm2d):
     """:class:`SwitchNorm2d` for [N, C] and [N, C, L], viewed as [N, C, 1, 1] and [N, C, 1, L].
 
-    For [N, C], each (sample, channel) is one value: IN's variance is 0; only LN's and BN's are not.
+    For [N, C], each (sample, channel) is one value: IN's variance is 0; only LN's and BN's vary.
 
     Raises:
         ValueError: the input is neither 2D nor 3D, or has a wrong number of channels.

@@ -1,21 +1,18 @@
 """The closed form of a mixture's [N, C] tables and their gradients, for kernels that have one.
 
-Autograd on ``MixtureNorm2d.combine`` computes the same up to rounding, but takes longer.
+Autograd on ``MixtureNorm2d.combine`` computes the same up to rounding, usually in more time.
 ``scripts/benchmark.py closed-form --threads 1 --repeats 5`` compares both with the same C++ kernels
 (results/benchmarks/closed_form_cpu.json; in brackets two threads, closed_form_cpu_2_threads.json;
-medians of 5 alternating rounds). Autograd's time divided by the closed form's is
-
-- for a step of resnet50_mini on 16 px, with SN 2.65 (2.25) at (8,1), 2.19 (2.76) at (8,2) and 1.87
-  (1.99) at (8,8), and with BN 2.06, 2.14 and 1.57 (1.73, 2.09, 1.99);
-- for a step of ResNet-50 on 64 px at (8,2), 1.28 (1.41) with SN and 1.22 (1.28) with BN;
-- for a layer at N = 32 or 16x2, 0.5 to 2.2 (0.8 to 3.4), the more the smaller its maps. Small maps
-  make autograd's graph over the tables slower than the kernels; the closed form's compiled node
-  needs no Python.
-
-SN's step at (8,2) under torch.compile, measured only before that node existed, took 1.78 times as
-long where eager autograd took 1.75 (closed_form_cpu_compiled.json). On CUDA the two were not timed.
-There the closed form takes four launches per layer; autograd takes 81 of PyTorch's operators with
-SN and 33 with BN (counted by tests/norms/triton_cases.py).
+medians of 5 alternating rounds). For a step of resnet50_mini on 16 px, autograd takes, with SN,
+2.65 (2.25) times as long at (8,1), 2.19 (2.76) at (8,2) and 1.87 (1.99) at (8,8), and with BN 2.06,
+2.14 and 1.57 (1.73, 2.09, 1.99); for a step of ResNet-50 on 64 px at (8,2), 1.28 (1.41) with SN and
+1.22 (1.28) with BN. For a layer at N = 32 or 16x2 it takes 0.5 to 2.2 (0.8 to 3.4) times as long,
+the more the smaller the maps: on small maps autograd's graph over the tables costs more than the
+kernels, while the closed form's compiled node needs no Python. SN's step at (8,2) was also measured
+under torch.compile, before that node existed: autograd took 1.78 times as long compiled, and 1.75
+in eager mode (closed_form_cpu_compiled.json). On CUDA the two were not timed. There the closed form
+takes four launches per layer, and autograd 81 PyTorch operators with SN and 33 with BN (counted by
+tests/norms/triton_cases.py).
 """
 
 from __future__ import annotations

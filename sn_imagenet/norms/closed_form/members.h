@@ -42,7 +42,7 @@ inline Index table_size(Index member, const Layout& size) {
     case kLayer: return size.rows;
     case kBatch: return size.replicas * size.channels;
     case kGroup: return size.rows * size.channel_groups;
-    default: return 0;  // instance uses the moments themselves
+    default: return 0;  // IN uses the moments themselves
   }
 }
 
@@ -57,7 +57,7 @@ template <typename S> struct Tables {
     mean = start, var = mean + table, center = var + table, scale = center + table;
     shift = scale + table, rstd = shift + table, weights = start + size.weights;
   }
-  // Tables of the k-th member; for instance they are the moments.
+  // Tables of the k-th member; for IN they are the moments.
   S* mean_of(Index k) const {
     return size.members[k] == kInstance ? mean : buffer + size.at[k];
   }

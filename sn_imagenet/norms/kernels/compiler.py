@@ -29,8 +29,7 @@ from pathlib import Path
 
 LOG = logging.getLogger(__name__)
 # Not -ffast-math: NaN and infinity must propagate, and it would change the process's rounding.
-# -fno-trapping-math: no code reads the exception flags, and with them loops with a ReLU's sign are
-# not vectorized.
+# -fno-trapping-math: nothing reads the exception flags, which prevent vector loops with a ReLU.
 FLAGS = (
     "-O3",
     "-march=native",

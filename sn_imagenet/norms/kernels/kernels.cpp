@@ -253,16 +253,14 @@ void input_gradient_rows(const T* grad, const T* x, const S* mean, const S* a, c
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (Index t = 0; t < tables; ++t) {
     const S mu = mean[t], at = a[t], bt = b[t], ct = c[t];
-    const S mask_center = M == kRecomputed ? center[t] : S(0);
-    const S mask_shift = M == kRecomputed ? shift[t] : S(0);
+    const S mid = M == kRecomputed ? center[t] : S(0), offset = M == kRecomputed ? shift[t] : S(0);
     const T* __restrict from = grad + t * area;
     const T* __restrict row = x + t * area;
     T* __restrict to = dx + t * area;
 #pragma omp simd
     for (Index i = 0; i < area; ++i) {
       const S value = load(row + i);
-      const S g = masked_gradient<M, T, S>(from + i, value, mask_center, at, mask_shift, nullptr,
-                                           nullptr);
+      const S g = masked_gradient<M, T, S>(from + i, value, mid, at, offset, nullptr, nullptr);
       store(to + i, at * g + (bt * (value - mu) + ct));
     }
   }
@@ -277,16 +275,16 @@ void input_gradient_columns(const T* grad, const T* x, const S* mean, const S* a
     const Index table = pixel / area * channels;
     const S *__restrict mu = mean + table, *__restrict at = a + table;
     const S *__restrict bt = b + table, *__restrict ct = c + table;
-    const S* __restrict mask_center = M == kRecomputed ? center + table : mu;
-    const S* __restrict mask_shift = M == kRecomputed ? shift + table : mu;
+    const S* __restrict mid = M == kRecomputed ? center + table : mu;
+    const S* __restrict offset = M == kRecomputed ? shift + table : mu;
     const T* __restrict from = grad + pixel * channels;
     const T* __restrict row = x + pixel * channels;
     T* __restrict to = dx + pixel * channels;
 #pragma omp simd
     for (Index i = 0; i < channels; ++i) {
       const S value = load(row + i);
-      const S g = masked_gradient<M, T, S>(from + i, value, mask_center[i], at[i], mask_shift[i],
-                                           nullptr, nullptr);
+      const S g = masked_gradient<M, T, S>(from + i, value, mid[i], at[i], offset[i], nullptr,
+                                           nullptr);
       store(to + i, at[i] * g + (bt[i] * (value - mu[i]) + ct[i]));
     }
   }

@@ -171,7 +171,7 @@ def input_gradient_kernel(
     part, table, in_c, maps = _tile(programs, channels, blocks_c, stride_n, stride_c, BC)
     at, mask = _pixels(part * BP, area, in_c, maps, stride_p, BP)
     mu = tl.load(mean + table, mask=in_c, other=0.0)
-    grad_factor = tl.load(a + table, mask=in_c, other=0.0)
+    scale = tl.load(a + table, mask=in_c, other=0.0)
     x_factor = tl.load(b + table, mask=in_c, other=0.0)
     constant = tl.load(c + table, mask=in_c, other=0.0)
     mask_center = mu
@@ -180,9 +180,6 @@ def input_gradient_kernel(
         mask_center = tl.load(center + table, mask=in_c, other=0.0)
         mask_shift = tl.load(shift + table, mask=in_c, other=0.0)
     values = tl.load(x + at, mask=mask, other=0.0).to(mu.dtype)
-    g = _mask_gradient(
-        grad, values, at, mask, dx, dx, mask_center, grad_factor, mask_shift, RELU_MASK
-    )
-    linear = x_factor[:, None] * (values - mu[:, None]) + constant[:, None]
-    result = grad_factor[:, None] * g + linear
+    g = _mask_gradient(grad, values, at, mask, dx, dx, mask_center, scale, mask_shift, RELU_MASK)
+    result = scale[:, None] * g + (x_factor[:, None] * (values - mu[:, None]) + constant[:, None])
     tl.store(dx + at, result.to(dx.dtype.element_ty), mask=mask)

@@ -128,10 +128,10 @@ class Tuner:
         if key not in self._chosen[device]:
             if is_capturing():
                 return None
-            seconds = [time_call(partial(run, tile)) for tile in TILES]
+            times = [time_call(partial(run, tile)) for tile in TILES]
             # Other processes may have added choices.
             chosen = {**_read(device), **self._chosen[device]}
-            chosen[key] = seconds.index(min(seconds))
+            chosen[key] = times.index(min(times))
             _write(device, chosen)
             self._chosen[device] = chosen
         return TILES[self._chosen[device][key]]
