@@ -153,7 +153,7 @@ def test_a_default_is_stated_once(group: str) -> None:
         ("data.image_size=0", r"data\.image_size=0: expected at least 1"),
         ("data.resize_size=200", r"data\.resize_size=200: expected at least .*image_size=224"),
         ("data.decode=best", r"data\.decode=best: expected one of exact, fast"),
-        ("data.subset=1.5", r"data\.subset=1\.5: expected null or a share"),
+        ("data.subset=1.5", r"data\.subset=1\.5: expected null or a fraction"),
         ("data.classes=1", r"data\.classes=1: expected null or at least 2"),
         ("++data.workers=-1", r"data\.workers=-1: expected 0 or more"),
         ("++data.std=[0.2,0,0.2]", r"data\.std=\[0\.2, 0\.0, 0\.2\]: expected"),

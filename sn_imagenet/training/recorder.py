@@ -128,11 +128,9 @@ class Recorder:
         calibrated: dict[str, Any] | None,
         weights: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Record the validation of a finished epoch.
-
-        ``calibrated``: the validation with the batch average, if there was one. ``weights``: the
-        importance weights of each SN layer, with its ``name`` and ``stage``; the tracker gets their
-        means over the layers of each stage.
+        """Record a finished epoch; ``calibrated`` is the validation with the batch average, if any.
+        ``weights``: the importance weights of each SN layer, with its ``name`` and ``stage``. The
+        tracker gets their means over the layers of each stage.
         """
         scalars = {"val/top1": validation["top1"], **stage_mean_weights(weights)}
         if calibrated:
@@ -168,11 +166,10 @@ def _format_top1(counts: dict[str, Any]) -> str:
 
 
 def stage_mean_weights(layers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean importance weights by tag ``importance_<moment>/<stage>/<member>``.
+    """``importance_<moment>/<stage>/<member>``: mean over the layers of a stage with this member.
 
     Args:
         layers: each with its ``stage`` and, by moment (:data:`MOMENTS`), the weight of each member.
-            A mean is over the layers of the stage that have the member.
     """
     by_tag: defaultdict[str, list[float]] = defaultdict(list)
     for layer in layers:

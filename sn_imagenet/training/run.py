@@ -110,7 +110,7 @@ def _train(
     with raise_on_all_ranks():
         if rank() == 0:
             directory.claim(config)
-    result_of_run = partial(
+    make_run_result = partial(
         make_result,
         config,
         fingerprint=prepared.data.fingerprint,
@@ -124,20 +124,20 @@ def _train(
                     # Check again: another process may have finished the run in the meantime.
                     done = _earlier_result(directory, config)
                     if done is None:
-                        earlier = _remove_failed_result(directory)
+                        earlier = _remove_old_result(directory)
             done, earlier = broadcast_object((done, earlier))
             if done is not None:
                 return done
             with closing(Trainer(prepared, placement, directory, signals, draw_weights)) as trainer:
                 diverged = trainer.fit()
-            return _finish(prepared, directory, trainer, diverged, earlier, result_of_run)
+            return _finish(prepared, directory, trainer, diverged, earlier, make_run_result)
     except (LostPeerError, RunInUseError):
         raise  # the run has not failed: it resumes from its checkpoint, or runs elsewhere
     except Exception as error:
         # Any rank may write it, because torchrun ends the others. The first error is the cause.
         with suppress(RunError):
             if directory.read_result() is None:
-                directory.write_result(result_of_run(status="failed", error=f"{error}"))
+                directory.write_result(make_run_result(status="failed", error=f"{error}"))
         raise
     finally:
         if rank() == 0:
@@ -159,16 +159,16 @@ def _earlier_result(directory: RunDirectory, config: ExperimentConfig) -> dict[s
     return done
 
 
-def _remove_failed_result(directory: RunDirectory) -> list[dict[str, Any]]:
-    """Remove the result of an earlier start unless it has evaluations of the training that resumes:
-    these are returned, and stay on the disk until the result is written again.
+def _remove_old_result(directory: RunDirectory) -> list[dict[str, Any]]:
+    """Remove the result of an earlier start. But if it has evaluations and its training can resume,
+    return these and keep the file until the result is written again.
     """
     result = directory.read_result()
     if result is not None and result["evaluations"] and directory.last.exists():
         return list(result["evaluations"])
     directory.raise_if_lock_lost()
     directory.result.unlink(missing_ok=True)
-    directory.batch_average.unlink(missing_ok=True)  # its weights will be replaced
+    directory.batch_average.unlink(missing_ok=True)  # of weights that are trained again
     return []
 
 
@@ -178,24 +178,26 @@ def _finish(
     trainer: Trainer,
     diverged: dict[str, Any] | None,
     earlier: list[dict[str, Any]],
-    make: Callable[..., dict[str, Any]],
+    make_run_result: Callable[..., dict[str, Any]],
 ) -> dict[str, Any]:
     """Save the trained network, evaluate it, and write the result. Collective.
 
     Args:
         earlier: evaluations by earlier starts.
-        make: :func:`make_result` with the arguments of this run.
+        make_run_result: :func:`make_result` with the arguments of this run.
     """
     training = trainer.summary()
-    result_of_run = partial(
-        make, training=training, importance_weights=importance_weight_records(prepared.network)
+    make_trained = partial(
+        make_run_result,
+        training=training,
+        importance_weights=importance_weight_records(prepared.network),
     )
     if diverged is not None:
         print_rank0(
             f"{directory.path}: diverged at step {diverged['step']} (epoch {diverged['epoch']}): "
             f"{diverged['cause']}"
         )
-        result = result_of_run(status="diverged", diverged=diverged)
+        result = make_trained(status="diverged", diverged=diverged)
     else:
         with raise_on_all_ranks():
             if rank() == 0:
@@ -213,7 +215,7 @@ def _finish(
         if prepared.config.evaluate:
             weights = {"file": directory.final.name, "epoch": trainer.epoch, "step": trainer.step}
             evaluated = record_origin(evaluate(prepared), weights=weights, by="training")
-        result = result_of_run(status="finished", evaluations=earlier)
+        result = make_trained(status="finished", evaluations=earlier)
         if rank() == 0:
             result = add_evaluations(result, directory, evaluated)
     if rank() == 0:

@@ -27,7 +27,7 @@ from sn_imagenet.norms import SwitchNorm2d, norm_layers
 from sn_imagenet.training.compiled import CompiledBlocks
 from sn_imagenet.training.in_flight import IN_FLIGHT, BufferSnapshots, LaunchedStep
 
-# torch 2.15 renamed the argument; 2.11 knows the old name only.
+# torch 2.15 renamed the argument; 2.11 has only the old name.
 _SYNC_BUFFERS = (
     "forward_sync_buffers"
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
@@ -71,7 +71,7 @@ class Stepper:
         self._ddp: nn.Module = network
         if dist.is_initialized():
             sync_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
-            # Buffers follow replica 0 on rank 0, and are broadcast when used instead of each step.
+            # Rank 0's buffers, those of replica 0, are broadcast when they are used, not each step.
             self._ddp = DistributedDataParallel(
                 network,
                 device_ids=[device.index] if device.type == "cuda" else None,
@@ -85,7 +85,7 @@ class Stepper:
             fused=True,
         )
         self._prepare_optimizer()
-        # 1 after the first non-finite loss, otherwise 0. Fused SGD skips its step if it is 1.
+        # 1 after the first non-finite loss, otherwise 0; fused SGD skips its step at exactly 1.
         self._found_inf = torch.zeros((), device=device)
         self._snapshots = BufferSnapshots(network, IN_FLIGHT[device.type] + 1)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
@@ -95,8 +95,8 @@ class Stepper:
     ) -> LaunchedStep:
         """Compute the gradients of the rank's batch [samples_per_rank, ...] at ``step``.
 
-        ``flags`` are numbers to sum over ranks together with the loss, equally many on each rank.
-        So all ranks see a flag of any rank at the same step, without a separate collective.
+        ``flags`` are summed over ranks together with the loss, so that all ranks see a flag of any
+        rank at the same step without a separate collective. Each rank passes equally many flags.
         """
         if not self.network.training:  # train() iterates over all modules
             self.network.train()
@@ -132,9 +132,9 @@ class Stepper:
     def warm_up(self, image_size: int, samples: int) -> None:
         """Run a step on zeros that changes neither weights nor running statistics. Collective.
 
-        It compiles the blocks and takes the first step of DistributedDataParallel, which then uses
-        other gradient buckets. With more than two ranks the order of summation depends on them, so
-        without this step a resumed run would differ from an uninterrupted one.
+        It compiles the blocks, and runs the first step of DistributedDataParallel, which has other
+        gradient buckets from the second step on. With more than two ranks the order of summation
+        depends on them, so without this step a resumed run would differ from an uninterrupted one.
         """
         if self._compiled is None and not dist.is_initialized():
             return
@@ -152,7 +152,7 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if self.scaler.is_enabled():
-            # The scaler looks for non-finite gradients and sets the optimizer's found_inf itself.
+            # The scaler derives found_inf from the gradients, so one of them is made non-finite.
             gradient = next(p.grad for p in self.network.parameters() if p.grad is not None)
             gradient.add_(torch.where(self._found_inf > 0, torch.nan, 0.0))
         else:
@@ -202,7 +202,7 @@ class Stepper:
                     self.optimizer.state[parameter].setdefault("momentum_buffer", buffer)
 
     def _gradient_sync(self, last: bool) -> Any:
-        """Let DistributedDataParallel average gradients over ranks only in the last pass."""
+        """A context that makes DDP average gradients over ranks only in the last pass."""
         if isinstance(self._ddp, DistributedDataParallel) and not last:
             return self._ddp.no_sync()
         return nullcontext()

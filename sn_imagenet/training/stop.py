@@ -1,4 +1,4 @@
-"""Early ends of a run: it receives a signal, or another of its processes does."""
+"""Interrupts: a run stops early after a signal to it or to another of its processes."""
 
 from __future__ import annotations
 
