@@ -1,4 +1,4 @@
-"""Runs the project's commands as a user types them, and reads what they leave."""
+"""Runs the project's commands as a user types them, and reads the files that they write."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from process_groups import run_programs
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("data=digits", "model=resnet14_mini")
-CELL = Path("digits/resnet14_mini")  # below runs_dir, of a run with SMALL
+MODEL_DIR = Path("digits/resnet14_mini")  # below runs_dir, of a run with SMALL
 TIMINGS = ("images_per_s", "data_wait_pct")
 
 
 @dataclass(frozen=True)
-class Done:
-    """A command that has ended."""
+class Completed:
+    """Exit code and output of a finished command."""
 
     code: int
     out: str
     err: str
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.out + self.err
 
 
 def command(script: str, *arguments: object, processes: int | None = None) -> list[str]:
-    """``python SCRIPT ...``, or under torchrun with so many ``processes``."""
-    # A free port each, since tests run side by side.
+    """The command line ``python SCRIPT ...``, or of torchrun with ``processes``."""
+    # Each has its own free port, since tests run in parallel.
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     launcher = [sys.executable, *(torchrun if processes else [])]
     return [*launcher, script, *map(str, arguments)]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """One thread for each process, so that results can be equal bit for bit."""
-    ours = {key: value for key, value in os.environ.items() if key != "IMAGENET_ROOT"}
-    return {**ours, "OMP_NUM_THREADS": "1", **more}
+    """Environment variables with one thread per process, for bitwise equal results."""
+    inherited = {key: value for key, value in os.environ.items() if key != "IMAGENET_ROOT"}
+    return {**inherited, "OMP_NUM_THREADS": "1", **more}
 
 
 def run(
@@ -56,12 +56,12 @@ def run(
     cwd: Path = ROOT,
     kilobytes: int | None = None,
     **variables: str,
-) -> Done:
-    """Run a command to its end. ``kilobytes``: no file may become larger, as on a full disk."""
+) -> Completed:
+    """Run a command until it ends. ``kilobytes`` limits the size of a file, as on a full disk."""
     line = command(script, *arguments, processes=processes)
     if kilobytes is not None:
         line = ["bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "bash", *line]
-    ended = subprocess.run(
+    process = subprocess.run(
         line,
         cwd=cwd,
         env=environment(**variables),
@@ -70,28 +70,28 @@ def run(
         timeout=1800,
         check=False,
     )
-    return Done(ended.returncode, ended.stdout, ended.stderr)
+    return Completed(process.returncode, process.stdout, process.stderr)
 
 
-def train(*arguments: object, **options: Any) -> Done:
+def train(*arguments: object, **options: Any) -> Completed:
     return run("train.py", *arguments, **options)
 
 
-def forked(script: str, *arguments: object, folder: Path) -> Done:
+def run_forked(script: str, *arguments: object, folder: Path) -> Completed:
     """Run a script in a process forked from the server of :mod:`process_groups`, which has imported
     torch: no test waits for that. ``folder`` holds the output.
     """
-    (ended,) = run_programs(1, _main, folder, script, list(map(str, arguments)))
-    assert ended.code is not None
-    return Done(ended.code, ended.out, ended.err)
+    (process,) = run_programs(1, _main, folder, script, list(map(str, arguments)))
+    assert process.code is not None
+    return Completed(process.code, process.out, process.err)
 
 
-def train_forked(*arguments: object, folder: Path) -> Done:
-    return forked("train.py", *arguments, folder=folder)
+def train_forked(*arguments: object, folder: Path) -> Completed:
+    return run_forked("train.py", *arguments, folder=folder)
 
 
-def evaluate_forked(*arguments: object, folder: Path) -> Done:
-    return forked("evaluate.py", *arguments, folder=folder)
+def evaluate_forked(*arguments: object, folder: Path) -> Completed:
+    return run_forked("evaluate.py", *arguments, folder=folder)
 
 
 def _main(script: str, arguments: list[str]) -> None:
@@ -100,55 +100,55 @@ def _main(script: str, arguments: list[str]) -> None:
     runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
-def train_killed(*arguments: object, folder: Path, step: int, last: Path, epoch: int) -> Done:
-    """``train.py``, killed before its update number ``step``, with ``epoch`` complete in ``last``,
-    its checkpoint, which another thread writes.
+def train_killed(*arguments: object, folder: Path, step: int, last: Path, epoch: int) -> Completed:
+    """Run ``train.py`` and kill it before its update number ``step``, once ``last``, the checkpoint
+    that another thread writes, has ``epoch``.
     """
     line = list(map(str, arguments))
-    (ended,) = run_programs(1, _main_killed, folder, line, step, last, epoch)
-    assert ended.code is not None
-    return Done(ended.code, ended.out, ended.err)
+    (process,) = run_programs(1, _main_killed, folder, line, step, last, epoch)
+    assert process.code is not None
+    return Completed(process.code, process.out, process.err)
 
 
 def _main_killed(arguments: list[str], step: int, last: Path, epoch: int) -> None:
-    update, done = torch.optim.SGD.step, iter(range(1, step))
+    update, remaining = torch.optim.SGD.step, iter(range(1, step))
 
-    def update_or_die(*args: Any, **kwargs: Any) -> Any:
-        if next(done, None) is None:
+    def update_or_kill(*args: Any, **kwargs: Any) -> Any:
+        if next(remaining, None) is None:
             while torch.load(last)["epoch"] < epoch:
                 time.sleep(0.02)
             os.kill(os.getpid(), signal.SIGKILL)
         return update(*args, **kwargs)
 
-    torch.optim.SGD.step = update_or_die  # type: ignore[method-assign]
+    torch.optim.SGD.step = update_or_kill  # type: ignore[method-assign]
     _main("train.py", arguments)
 
 
-def evaluate(*arguments: object, **options: Any) -> Done:
+def evaluate(*arguments: object, **options: Any) -> Completed:
     return run("evaluate.py", *arguments, **options)
 
 
-def succeeded(done: Done) -> Done:
-    assert done.code == 0, done.said
+def check_ok(done: Completed) -> Completed:
+    assert done.code == 0, done.output
     return done
 
 
-def refused(done: Done, *parts: str, code: int = 2) -> None:
-    """The command ended with one clear error of ours that has all ``parts``; no traceback."""
-    assert done.code == code, done.said
-    assert done.err.count("error: ") == 1, done.said
-    assert 'train.py", line' not in done.err, done.said
-    assert 'evaluate.py", line' not in done.err, done.said
+def check_error(done: Completed, *parts: str, code: int = 2) -> None:
+    """Check that a command ended with one error that has all ``parts``, and no traceback."""
+    assert done.code == code, done.output
+    assert done.err.count("error: ") == 1, done.output
+    assert 'train.py", line' not in done.err, done.output
+    assert 'evaluate.py", line' not in done.err, done.output
     for part in parts:
-        assert part in done.err, f"{part!r} is not in: {done.said}"
+        assert part in done.err, f"{part!r} is not in: {done.output}"
 
 
-def result(run_dir: Path) -> dict[str, Any]:
+def read_result(run_dir: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((run_dir / "result.json").read_text())
     return content
 
 
-def metrics(run_dir: Path) -> list[dict[str, Any]]:
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -157,6 +157,6 @@ def without_timings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def photographs(name: str) -> Path | None:
-    """Real photographs that lie beside the project, if they do."""
+    """The folder of real photographs beside the project, or None."""
     folder = ROOT.parent / "shared" / "data" / name
     return folder if folder.is_dir() else None

@@ -1,7 +1,7 @@
-"""Runs a command of the documentation as it stands there, on little data and few steps.
+"""Runs the commands of the documentation, with little data and few steps.
 
-The test's data take the place of the user's, and what shortens a run is appended. What downloads
-and what submits to Slurm is composed only. A command that nothing here knows is an error.
+The test's data replace the user's, and overrides that shorten a run are appended. Commands that
+download or submit to Slurm are only composed. A command that is unknown here is an error.
 """
 
 from __future__ import annotations
@@ -29,43 +29,43 @@ BENCHMARKS = {
     "train": "trainer.log_every=5 --steps 10 --repeats 1 --threads 1",
     "loader": "--batch 2 --workers 0 --repeats 1",
     "calibration": "calibration.samples=16 --repeats 1 --threads 1",
-    "pooling": "--layers 2 --every 12 --mini 2x1 --resnet50 --norm sn --repeats 1",
+    "closed-form": "--layers 2 --every 12 --mini 2x1 --resnet50 --norm sn --repeats 1",
 }
 
 
 class UnknownCommandError(AssertionError):
-    """No test runs this command: teach doc_runs.py how, or take it out of the page."""
+    """No test runs this command: add it to doc_runs.py or remove it from the page."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where commands run: ``folder`` is the current one and may hold ``runs``; ``imagenet`` has
-    ImageNet's layout, ``run`` is a finished run. ``logs``: an empty folder of our own.
+class Folders:
+    """Folders for commands: ``cwd`` is the current one and may have ``runs``; ``imagenet`` has
+    ImageNet's layout; ``run`` is a finished run; ``logs``, an empty folder, is for their output.
     """
 
-    folder: Path
+    cwd: Path
     imagenet: Path
     run: Path
     logs: Path
 
     def fill(self, word: str) -> str:
-        """``word`` with the test's data for the user's."""
+        """Replace the user's paths in ``word`` with the test's."""
         word = word.replace("/data/imagenet", str(self.imagenet)).replace("RUN_DIR", str(self.run))
         word = word.replace("results/expected", str(ROOT / "results" / "expected"))
         return re.sub(r"\bDIR\b", str(self.imagenet / "val"), word)
 
 
-def carry_out(command: str, place: Place) -> str:
-    """Run ``command`` and check that it succeeded; what it printed."""
+def run_command(command: str, folders: Folders) -> str:
+    """Run ``command``, check that it succeeded, and return its output."""
     variables, words = split(command)
-    program, *arguments = map(place.fill, words)
+    program, *arguments = map(folders.fill, words)
     if program not in RUNNERS:
         raise UnknownCommandError(command)
-    return RUNNERS[program](arguments, variables, place)
+    return RUNNERS[program](arguments, variables, folders)
 
 
 def is_slow(command: str) -> bool:
-    """Whether it trains, measures, or starts processes that import everything anew."""
+    """Whether a command trains, measures, or starts processes that import everything."""
     _, words = split(command)
     if words[:2] == ["make", "demo"] or words[0] in ("pytest", "tensorboard"):
         return True
@@ -75,7 +75,7 @@ def is_slow(command: str) -> bool:
 
 
 def _runs_cells(arguments: list[str]) -> bool:
-    """Whether a sweep is carried out on this machine, with data that are at hand."""
+    """Whether a sweep runs on this machine, with data that need no download."""
     slurm = "hydra/launcher=submitit_slurm" in arguments
     return not (slurm or _downloads(arguments) or "sweep.dry_run=true" in arguments)
 
@@ -84,40 +84,40 @@ def _downloads(arguments: list[str]) -> bool:
     return any(word in ("data=cifar10", "sweep=cifar10") for word in arguments)
 
 
-def _python(arguments: list[str], variables: dict[str, str], place: Place) -> str:
+def _python(arguments: list[str], variables: dict[str, str], folders: Folders) -> str:
     script, *rest = arguments
     if arguments == ["-m", "sn_imagenet.norms"]:
-        return _run(1, "sn_imagenet/norms/__main__.py", [], variables, place)
+        return _run(1, "sn_imagenet/norms/__main__.py", [], variables, folders)
     if script not in SCRIPTS:
         raise UnknownCommandError(f"python {script}")
-    return _run(1, script, SCRIPTS[script](rest), variables, place)
+    return _run(1, script, SCRIPTS[script](rest), variables, folders)
 
 
-def _torchrun(arguments: list[str], variables: dict[str, str], place: Place) -> str:
+def _torchrun(arguments: list[str], variables: dict[str, str], folders: Folders) -> str:
     parsed = get_args_parser().parse_args(arguments)
     if parsed.training_script not in SCRIPTS:
         raise UnknownCommandError(f"torchrun {parsed.training_script}")
     words = SCRIPTS[parsed.training_script](parsed.training_script_args)
-    return _run(int(parsed.nproc_per_node), parsed.training_script, words, variables, place)
+    return _run(int(parsed.nproc_per_node), parsed.training_script, words, variables, folders)
 
 
 def _run(
-    processes: int, script: str, arguments: list[str], variables: dict[str, str], place: Place
+    processes: int, script: str, arguments: list[str], variables: dict[str, str], folders: Folders
 ) -> str:
-    place.logs.mkdir(parents=True, exist_ok=True)
-    known = {"IMAGENET_ROOT": str(place.imagenet), "OMP_NUM_THREADS": "1", **variables}
-    ended = run_programs(
-        processes, _main, place.logs, script, arguments, known, str(place.folder), timeout=300
+    folders.logs.mkdir(parents=True, exist_ok=True)
+    known = {"IMAGENET_ROOT": str(folders.imagenet), "OMP_NUM_THREADS": "1", **variables}
+    ranks = run_programs(
+        processes, _main, folders.logs, script, arguments, known, str(folders.cwd), timeout=300
     )
-    said = "\n".join(f"{rank.out}{rank.err}" for rank in ended)
-    assert [rank.code for rank in ended] == [0] * processes, said
-    return said
+    output = "\n".join(f"{rank.out}{rank.err}" for rank in ranks)
+    assert [rank.code for rank in ranks] == [0] * processes, output
+    return output
 
 
 def _main(script: str, arguments: list[str], variables: dict[str, str], folder: str) -> None:
     os.chdir(folder)
     os.environ.update(variables)
-    if "PYTHONPATH" in variables:  # read by an interpreter as it starts, which this one did
+    if "PYTHONPATH" in variables:  # this interpreter has already started
         sys.path.insert(0, os.path.abspath(variables["PYTHONPATH"]))
     sys.argv = [str(ROOT / script), *arguments]
     runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -134,7 +134,7 @@ def _train(arguments: list[str]) -> list[str]:
 
 
 def _short(arguments: list[str]) -> list[str]:
-    """What makes a run short; only groups that the command does not choose itself."""
+    """Overrides that make a run short, for groups that the command does not choose itself."""
     given = {word.partition("=")[0] for word in arguments}
     model = () if given & {"model", "model.name"} else ("model=resnet14_mini",)
     batch = () if given & {"batch", "batch.gpus"} else ("batch=8x2",)
@@ -143,7 +143,7 @@ def _short(arguments: list[str]) -> list[str]:
 
 
 def _sweep(arguments: list[str]) -> list[str]:
-    """One cell of the sweep, or its plan where it would download or submit."""
+    """One run of the sweep, or only its plan if it would download or submit."""
     cell = [word.replace("glob(*)", "8x2").partition(",")[0] for word in arguments]
     given = {word.partition("=")[0] for word in cell}
     one = [word for word in ("norm=sn", "seed=0") if word.partition("=")[0] not in given]
@@ -159,37 +159,40 @@ def _benchmark(arguments: list[str]) -> list[str]:
     return [*arguments, *small, *BENCHMARKS[arguments[0]].split()]
 
 
-def _as_it_is(arguments: list[str]) -> list[str]:
+def _unchanged(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def _make(arguments: list[str], variables: dict[str, str], place: Place) -> str:
-    """What the target would do; the demo's own commands are then run."""
-    said = _ended(["make", "-n", *arguments], ROOT)
+def _make(arguments: list[str], variables: dict[str, str], folders: Folders) -> str:
+    """Print the target's commands; run those of the demo."""
+    output = _execute(["make", "-n", *arguments], ROOT)
     if arguments == ["demo"]:
         python = ".venv/bin/python "
-        lines = [line for line in said.splitlines() if re.match(rf"{python}(train|scripts/)", line)]
-        assert len(lines) == 5, said
+        pattern = re.compile(rf"{python}(train|scripts/)")
+        lines = [line for line in output.splitlines() if pattern.match(line)]
+        assert len(lines) == 5, output
         for number, line in enumerate(lines):
-            logs = place.logs / str(number)
-            there = Place(place.folder, place.imagenet, place.run, logs)
-            said += carry_out("python " + line.removeprefix(python), there)
-    return said
+            logs = folders.logs / str(number)
+            subfolder = Folders(folders.cwd, folders.imagenet, folders.run, logs)
+            output += run_command("python " + line.removeprefix(python), subfolder)
+    return output
 
 
-def _pytest(arguments: list[str], variables: dict[str, str], place: Place) -> str:
-    some = [] if "tests/norms" in arguments else ["tests/norms"]
-    extra = ["--collect-only", "-q", "-p", "no:cacheprovider", *some]
-    return _ended([sys.executable, "-m", "pytest", *arguments, *extra], ROOT)
+def _pytest(arguments: list[str], variables: dict[str, str], folders: Folders) -> str:
+    paths = [] if "tests/norms" in arguments else ["tests/norms"]
+    extra = ["--collect-only", "-q", "-p", "no:cacheprovider", *paths]
+    return _execute([sys.executable, "-m", "pytest", *arguments, *extra], ROOT)
 
 
-def _tensorboard(arguments: list[str], variables: dict[str, str], place: Place) -> str:
-    """Reads the events once instead of serving them."""
-    return _ended([sys.executable, "-m", "tensorboard.main", "--inspect", *arguments], place.folder)
+def _tensorboard(arguments: list[str], variables: dict[str, str], folders: Folders) -> str:
+    """Read the events once instead of serving them."""
+    return _execute(
+        [sys.executable, "-m", "tensorboard.main", "--inspect", *arguments], folders.cwd
+    )
 
 
-def _pip(arguments: list[str], variables: dict[str, str], place: Place) -> str:
-    """Downloads, so only what it would install is looked up."""
+def _pip(arguments: list[str], variables: dict[str, str], folders: Folders) -> str:
+    """Check the names of the extras; installing them would download."""
     action, option, target = arguments
     extras = re.fullmatch(r"\.\[([\w,]+)\]", target)
     assert (action, option) == ("install", "-e"), arguments
@@ -200,8 +203,8 @@ def _pip(arguments: list[str], variables: dict[str, str], place: Place) -> str:
     return target
 
 
-def _pre_commit(arguments: list[str], variables: dict[str, str], place: Place) -> str:
-    """It writes into .git, and is the user's own to install: its hooks are looked at."""
+def _pre_commit(arguments: list[str], variables: dict[str, str], folders: Folders) -> str:
+    """Check the hooks only; installing them writes into .git."""
     assert arguments == ["install"]
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     (repository,) = config["repos"]
@@ -212,35 +215,35 @@ def _pre_commit(arguments: list[str], variables: dict[str, str], place: Place) -
     return "local"
 
 
-def _source(arguments: list[str], variables: dict[str, str], place: Place) -> str:
-    """The environment is the one that make setup makes."""
+def _source(arguments: list[str], variables: dict[str, str], folders: Folders) -> str:
+    """Check that it is the environment of make setup."""
     (script,) = arguments
     assert f"BIN := {Path(script).parent}" in (ROOT / "Makefile").read_text()
     return script
 
 
-def _ended(command: list[str], folder: Path) -> str:
-    ended = subprocess.run(
+def _execute(command: list[str], folder: Path) -> str:
+    process = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout + ended.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout + process.stderr
 
 
 SCRIPTS: dict[str, Callable[[list[str]], list[str]]] = {
     "train.py": _train,
-    "evaluate.py": _as_it_is,
+    "evaluate.py": _unchanged,
     "scripts/benchmark.py": _benchmark,
-    "scripts/export.py": _as_it_is,
-    "scripts/import_timm.py": _as_it_is,
-    "scripts/make_figures.py": _as_it_is,
-    "scripts/check_claims.py": _as_it_is,
-    "scripts/make_report.py": _as_it_is,
-    "scripts/make_tables.py": _as_it_is,
-    "scripts/prepare_data.py": _as_it_is,
-    "scripts/sweep_status.py": _as_it_is,
+    "scripts/export.py": _unchanged,
+    "scripts/import_timm.py": _unchanged,
+    "scripts/make_figures.py": _unchanged,
+    "scripts/check_claims.py": _unchanged,
+    "scripts/make_report.py": _unchanged,
+    "scripts/make_tables.py": _unchanged,
+    "scripts/prepare_data.py": _unchanged,
+    "scripts/sweep_status.py": _unchanged,
 }
-RUNNERS: dict[str, Callable[[list[str], dict[str, str], Place], str]] = {
+RUNNERS: dict[str, Callable[[list[str], dict[str, str], Folders], str]] = {
     "make": _make,
     "pip": _pip,
     "pre-commit": _pre_commit,

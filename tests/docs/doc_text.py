@@ -1,4 +1,4 @@
-"""Finds in the documentation what a reader would copy: commands, overrides, blocks of code."""
+"""Finds the commands, overrides and blocks of code in the documentation."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _OVERRIDE = re.compile(r"[a-z][\w./]*=[\w./{}-]*$")
 
 
 def blocks(*languages: str, pages: tuple[Path, ...] = PAGES) -> list[str]:
-    """The fenced blocks in one of ``languages``; "" for those without one."""
-    found = (match for page in pages for match in _FENCE.finditer(page.read_text()))
-    return [match[2] for match in found if match[1] in languages]
+    """The fenced blocks in one of ``languages``; "" selects blocks without a language."""
+    matches = (match for page in pages for match in _FENCE.finditer(page.read_text()))
+    return [match[2] for match in matches if match[1] in languages]
 
 
 def spans() -> list[str]:
-    """The spans of code in the running text and in the tables."""
+    """The code spans in text and tables."""
     texts = (_FENCE.sub("", page.read_text()) for page in PAGES)
     return [" ".join(span.split()) for text in texts for span in _SPAN.findall(text)]
 
 
 def commands() -> list[str]:
-    """Every command of the pages, once: all lines of a shell's blocks, and the spans that are."""
+    """All distinct commands of the pages: the lines of shell blocks, and code spans."""
     lines = [
         re.sub(r"(^|\s+)#.*", "", line)
         for block in blocks(*SHELL)
@@ -51,7 +51,7 @@ def is_command(text: str) -> bool:
 
 
 def overrides() -> list[str]:
-    """Every ``key=value`` and ``key=`` that the pages name outside a command, once."""
+    """All distinct ``key=value`` and ``key=`` outside commands."""
     return list(dict.fromkeys(filter(_OVERRIDE.match, spans())))
 
 

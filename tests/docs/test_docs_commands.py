@@ -1,4 +1,4 @@
-"""Every command, option and block of code in the README and in docs/ works."""
+"""All commands, options and blocks of code in the README and in docs/ work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from doc_runs import Place, UnknownCommandError, carry_out, is_slow
+from doc_runs import Folders, UnknownCommandError, is_slow, run_command
 from doc_text import PAGES, ROOT, blocks, commands, is_command, overrides
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -15,13 +15,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.datasets import load_digits
 
-OWN = ROOT / "docs" / "custom-norm.md"
+CUSTOM_NORM = ROOT / "docs" / "custom-norm.md"
 RUN = Path("runs/imagenet/resnet14_mini/sn/8x2/seed0")
 
 
 @pytest.fixture(scope="session")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ImageNet's layout, each class with one handwritten digit to train on and one to validate."""
+    """ImageNet's layout, with one handwritten digit per class in train and in val."""
     root = tmp_path_factory.mktemp("imagenet")
     digits = load_digits().images
     for number in range(1000):
@@ -35,21 +35,21 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(imagenet: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The README's first run, for the commands that look at runs: a folder that holds ``runs``."""
+    """A folder with ``runs``, which has the README's first run, for commands that read runs."""
     folder = tmp_path_factory.mktemp("trained")
-    place = Place(folder, imagenet, folder / RUN, tmp_path_factory.mktemp("logs"))
-    carry_out("torchrun train.py norm=sn batch=8x2 data.root=/data/imagenet", place)
+    folders = Folders(folder, imagenet, folder / RUN, tmp_path_factory.mktemp("logs"))
+    run_command("torchrun train.py norm=sn batch=8x2 data.root=/data/imagenet", folders)
     assert (folder / RUN / "result.json").is_file()
     return folder
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
-    """A folder with the normalizer of the page on one's own."""
+def cwd(tmp_path: Path) -> Path:
+    """A folder with the custom method of its page."""
     configs = tmp_path / "my_configs" / "norm"
     configs.mkdir(parents=True)
-    (tmp_path / "my_norm.py").write_text(blocks("python", pages=(OWN,))[0])
-    (configs / "half.yaml").write_text(blocks("yaml", pages=(OWN,))[0])
+    (tmp_path / "my_norm.py").write_text(blocks("python", pages=(CUSTOM_NORM,))[0])
+    (configs / "half.yaml").write_text(blocks("yaml", pages=(CUSTOM_NORM,))[0])
     return tmp_path
 
 
@@ -58,27 +58,27 @@ def _marked(command: str) -> object:
 
 
 @pytest.mark.parametrize("command", [_marked(command) for command in commands()])
-def test_the_command_works(command: str, own: Path, imagenet: Path, trained: Path) -> None:
+def test_the_command_works(command: str, cwd: Path, imagenet: Path, trained: Path) -> None:
     trains = re.search(r"\btrain\.py\b|make demo", command)
     if not trains:
-        shutil.copytree(trained / "runs", own / "runs")
-    said = carry_out(command, Place(own, imagenet, own / RUN, own / "logs"))
-    assert said.strip()
+        shutil.copytree(trained / "runs", cwd / "runs")
+    output = run_command(command, Folders(cwd, imagenet, cwd / RUN, cwd / "logs"))
+    assert output.strip()
     if "train.py" in command and not re.search(r"--cfg|dry_run|cifar10|submitit", command):
-        results = list((own / "runs").rglob("result.json"))
-        assert len(results) == 1, said
+        results = list((cwd / "runs").rglob("result.json"))
+        assert len(results) == 1, output
         assert '"finished"' in results[0].read_text()
 
 
 @pytest.mark.parametrize(
     "command", ["python scripts/unheard_of.py", "torchrun other.py", "sbatch job.sh"]
 )
-def test_a_command_that_no_test_runs_is_an_error(command: str, tmp_path: Path) -> None:
+def test_an_unknown_command_is_an_error(command: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownCommandError):
-        carry_out(command, Place(tmp_path, tmp_path, tmp_path, tmp_path / "logs"))
+        run_command(command, Folders(tmp_path, tmp_path, tmp_path, tmp_path / "logs"))
 
 
-def test_no_command_hides_in_a_block_without_a_language() -> None:
+def test_blocks_without_a_language_have_no_commands() -> None:
     lines = [line for block in blocks("") for line in block.splitlines()]
     assert lines
     assert not [line for line in lines if is_command(line)]
@@ -102,7 +102,7 @@ _BASES = (
 
 
 def _takes(key: str, value: str, config: str, *chosen: str) -> bool:
-    """Whether the config knows ``key``, and such a value where one is given."""
+    """Whether the config has ``key``, and accepts ``value`` if it is given."""
     if not value and (ROOT / "configs" / key).is_dir():
         return True
     try:
@@ -115,23 +115,23 @@ def _takes(key: str, value: str, config: str, *chosen: str) -> bool:
     return value != "" or known is not missing
 
 
-def test_the_blocks_of_python_run() -> None:
+def test_the_python_blocks_run() -> None:
     assert blocks("python")
     for block in blocks("python"):
         exec(compile(block, "docs", "exec"), {})
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_have_targets() -> None:
     for page in PAGES:
         for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
             if not target.startswith("http"):
-                there = page.parent / target if target else page
-                assert there.exists(), f"{page.name}: {target}"
-                assert not anchor or anchor in _anchors(there), f"{page.name}: {target}#{anchor}"
+                linked = page.parent / target if target else page
+                assert linked.exists(), f"{page.name}: {target}"
+                assert not anchor or anchor in _anchors(linked), f"{page.name}: {target}#{anchor}"
 
 
 def _anchors(page: Path) -> list[str]:
-    """The headings as hosts of Markdown name them in links."""
+    """The anchors of the headings, as Markdown hosts name them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
 

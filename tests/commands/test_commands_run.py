@@ -1,4 +1,4 @@
-"""``python train.py norm=sn batch=8x4 ...``: one cell from its config to its result."""
+"""``python train.py norm=sn batch=8x4 ...``: one run from its config to its result."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command_line import ROOT, Done, metrics, result
+from command_line import ROOT, Completed, read_metrics, read_result
 from run_files import first_evaluations
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-pytestmark = pytest.mark.slow  # a whole training first
+pytestmark = pytest.mark.slow  # needs a whole training run
 
-Cell = tuple[Path, Done]
+Run = tuple[Path, Completed]
 
 
-def test_result_counts_its_top1(cell: Cell) -> None:
-    found = result(cell[0])
-    assert found["version"] == 2
-    assert found["status"] == "finished"
-    assert found["error"] is None
-    assert found["diverged"] is None
-    assert set(first_evaluations(found)) == {"moving_average", "batch_average"}
-    for evaluation in first_evaluations(found).values():
+def test_result_has_counts_and_top1(base_run: Run) -> None:
+    result = read_result(base_run[0])
+    assert result["version"] == 2
+    assert result["status"] == "finished"
+    assert result["error"] is None
+    assert result["diverged"] is None
+    assert set(first_evaluations(result)) == {"moving_average", "batch_average"}
+    for evaluation in first_evaluations(result).values():
         assert evaluation["seen"] == 400
         assert evaluation["top1"] == 100 * evaluation["top1_correct"] / 400
         assert evaluation["top5"] == 100 * evaluation["top5_correct"] / 400
         assert evaluation["top1_correct"] <= evaluation["top5_correct"] <= 400
         assert evaluation["loss"] > 0
-    # Four epochs teach it far more than chance, 10 %.
-    assert first_evaluations(found)["batch_average"]["top1"] > 50
-    assert first_evaluations(found)["moving_average"]["calibration"] is None
-    assert first_evaluations(found)["batch_average"]["calibration"] == {
+    # After four epochs it is far above chance, 10 %.
+    assert first_evaluations(result)["batch_average"]["top1"] > 50
+    assert first_evaluations(result)["moving_average"]["calibration"] is None
+    assert first_evaluations(result)["batch_average"]["calibration"] == {
         "estimator": "mean_of_variances",
         "samples_requested": 50000,
         "samples_used": 1396,  # 349 minibatches of 4 of 1,397
@@ -44,9 +44,9 @@ def test_result_counts_its_top1(cell: Cell) -> None:
     }
 
 
-def test_result_names_its_cell_and_config(cell: Cell) -> None:
-    found = result(cell[0])
-    assert found["cell"] == {
+def test_result_records_cell_and_config(base_run: Run) -> None:
+    result = read_result(base_run[0])
+    assert result["cell"] == {
         "data": "digits",
         "model": "resnet14_mini",
         "norm": "sn",
@@ -57,23 +57,23 @@ def test_result_names_its_cell_and_config(cell: Cell) -> None:
         "norm_args": {"omega": ["in", "ln", "bn"]},
         "test_statistics": "batch_average",
     }
-    assert found["config"] == yaml.safe_load((cell[0] / "config.yaml").read_text())
-    assert found["config"]["protocol"]["weight_decay"] == 1e-4
+    assert result["config"] == yaml.safe_load((base_run[0] / "config.yaml").read_text())
+    assert result["config"]["protocol"]["weight_decay"] == 1e-4
 
 
-def test_result_tells_where_it_comes_from(cell: Cell) -> None:
-    found = result(cell[0])
-    provenance = found["provenance"]
+def test_result_records_its_provenance(base_run: Run) -> None:
+    result = read_result(base_run[0])
+    provenance = result["provenance"]
     head = ["git", "rev-parse", "HEAD"]
-    here = subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=False)
-    if here.returncode == 0:
+    git = subprocess.run(head, cwd=ROOT, capture_output=True, text=True, check=False)
+    if git.returncode == 0:
         assert re.fullmatch("[0-9a-f]{40}", provenance["git_revision"])
         assert provenance["git_dirty"] in (True, False)
     assert provenance["versions"]["torch"] == version("torch")
     assert provenance["hardware"]["cpu_threads"] == 1
     assert provenance["data_fingerprint"]["train"]["samples"] == 1397
     assert provenance["data_fingerprint"]["val"]["samples"] == 400
-    training = found["training"]
+    training = result["training"]
     assert training["steps"] == 4 * 43
     assert training["samples"] == 4 * 43 * 32
     assert training["world_sizes"] == [1]
@@ -83,33 +83,32 @@ def test_result_tells_where_it_comes_from(cell: Cell) -> None:
     )
 
 
-def test_departures_from_the_paper_are_recorded(cell: Cell) -> None:
-    found = {d["item"]: (d["paper"], d["ours"]) for d in result(cell[0])["departures"]}
-    assert found["data"] == ("imagenet", "digits")
-    assert found["epochs"] == ("100", "4")
-    assert found["initial learning rate"] == ("0.1", "0.0125")
-    assert "dropout" not in found
-    assert "weight decay" not in found
-    assert "setting" not in found
+def test_departures_from_the_paper_are_recorded(base_run: Run) -> None:
+    departures = read_result(base_run[0])["departures"]
+    values = {d["item"]: (d["paper"], d["ours"]) for d in departures}
+    assert values["data"] == ("imagenet", "digits")
+    assert values["epochs"] == ("100", "4")
+    assert values["initial learning rate"] == ("0.1", "0.0125")
+    assert not {"dropout", "weight decay", "setting"} & values.keys()
 
 
-def test_top1_table_is_printed_and_written(cell: Cell) -> None:
-    run_dir, done = cell
+def test_top1_table_is_printed_and_written(base_run: Run) -> None:
+    run_dir, done = base_run
     table = (run_dir / "top1.md").read_text()
     assert table in done.out
-    best = first_evaluations(result(run_dir))["batch_average"]
+    best = first_evaluations(read_result(run_dir))["batch_average"]
     row = next(line for line in table.splitlines() if "batch average" in line)
     assert f"{best['top1']:.2f}" in row
     assert f"{best['top1_correct']}/400" in row
     assert str(run_dir / "top1.md") in done.out
 
 
-def test_importance_weights_are_plotted_and_listed(cell: Cell) -> None:
-    run_dir, _ = cell
+def test_importance_weights_are_plotted_and_listed(base_run: Run) -> None:
+    run_dir, _ = base_run
     for name in ("fig3", "fig4"):
         assert (run_dir / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (run_dir / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    layers = result(run_dir)["importance_weights"]
+    layers = read_result(run_dir)["importance_weights"]
     assert len(layers) == 17
     assert layers[0]["name"] == "bn1"
     for layer in layers:
@@ -118,8 +117,8 @@ def test_importance_weights_are_plotted_and_listed(cell: Cell) -> None:
             assert sum(table.values()) == pytest.approx(1)
 
 
-def test_metrics_hold_each_step_once_and_follow_the_schedule(cell: Cell) -> None:
-    rows = metrics(cell[0])
+def test_metrics_hold_each_step_once_and_follow_the_schedule(base_run: Run) -> None:
+    rows = read_metrics(base_run[0])
     training = [row for row in rows if row["kind"] == "train"]
     end = 0
     for row in training:
@@ -140,13 +139,13 @@ def test_metrics_hold_each_step_once_and_follow_the_schedule(cell: Cell) -> None
         (3, 4, 129),
         (4, 4, 172),
     ]
-    last = first_evaluations(result(cell[0]))["moving_average"]
+    last = first_evaluations(read_result(base_run[0]))["moving_average"]
     assert epochs[-1]["val"]["top1_correct"] == last["top1_correct"]
     assert all(len(row["importance_weights"]) == 17 for row in epochs)
 
 
-def test_tensorboard_shows_the_run(cell: Cell) -> None:
-    run_dir, _ = cell
+def test_tensorboard_shows_the_run(base_run: Run) -> None:
+    run_dir, _ = base_run
     board = EventAccumulator(str(run_dir / "tensorboard"))
     board.Reload()
     tags = set(board.Tags()["scalars"])
@@ -155,7 +154,7 @@ def test_tensorboard_shows_the_run(cell: Cell) -> None:
     assert tags - weights == measured | {"val/top1", "final/top1"}
     assert len(weights) == 5 * 2 * 3  # of each stage
     assert len(board.Images("importance weights")) == 4  # one for each epoch
-    rows = metrics(run_dir)
+    rows = read_metrics(run_dir)
     training = [row for row in rows if row["kind"] == "train"]
     for tag in measured:
         key = tag.split("/")[1]
@@ -167,12 +166,12 @@ def test_tensorboard_shows_the_run(cell: Cell) -> None:
     stem = [event.value for event in board.Scalars("importance_mean/res1/bn")]
     assert stem[-1] == pytest.approx(rows[-1]["importance_weights"]["bn1"]["mean"]["bn"], rel=1e-6)
     assert [event.value for event in board.Scalars("final/top1")] == pytest.approx(
-        [first_evaluations(result(run_dir))["batch_average"]["top1"]]
+        [first_evaluations(read_result(run_dir))["batch_average"]["top1"]]
     )
 
 
-def test_checkpoints_hold_plain_tensors(cell: Cell) -> None:
-    run_dir, _ = cell
+def test_checkpoints_hold_plain_tensors(base_run: Run) -> None:
+    run_dir, _ = base_run
     final = torch.load(run_dir / "final.pt", weights_only=True)
     last = torch.load(run_dir / "last.pt", weights_only=True)
     previous = torch.load(run_dir / "previous.pt", weights_only=True)
@@ -188,8 +187,8 @@ def test_checkpoints_hold_plain_tensors(cell: Cell) -> None:
     }
 
 
-def test_plain_lines_say_how_it_goes(cell: Cell) -> None:
-    _, done = cell
+def test_progress_is_printed_as_plain_lines(base_run: Run) -> None:
+    _, done = base_run
     assert done.err == ""
     assert "8 replicas of 4 samples on 1 process" in done.out
     line = (
