@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-LOADING = Path(__file__).with_name("start_loading.py")
+LOADING = Path(__file__).with_name("loading.py")
 
 
 @contextmanager
