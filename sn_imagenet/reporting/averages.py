@@ -39,10 +39,8 @@ def averages_grid(study: Study, collection: RunCollection) -> Grid | None:
             {c["samples_requested"] for run in of_method for c in _calibrations(run)},
             key=_sort_key,
         )
-        batch = [
-            (f"batch average{_samples_suffix(n, requested)}", "batch_average", n) for n in requested
-        ]
-        for i, (label, name, samples) in enumerate(
+        batch = [(f"batch average{_suffix(n, requested)}", "batch_average", n) for n in requested]
+        for i, (average, name, samples) in enumerate(
             [(statistics_label("moving_average"), "moving_average", None), *batch]
         ):
             seeds = by_cell(calibrated_with(run, samples) for run in study.runs)
@@ -52,14 +50,8 @@ def averages_grid(study: Study, collection: RunCollection) -> Grid | None:
             ]
             cells = tuple(cell.text(digits=2) for cell in row)
             folders = tuple(tuple(collection.folders(cell.runs)) for cell in row)
-            rows.append(
-                Row(
-                    f"{method_label(method)}, {label}",
-                    cells,
-                    rule=bool(rows) and i == 0,
-                    runs=folders,
-                )
-            )
+            label = f"{method_label(method)}, {average}"
+            rows.append(Row(label, cells, rule=bool(rows) and i == 0, runs=folders))
     if not rows:
         return None
     notes = [
@@ -109,7 +101,7 @@ def _sort_key(samples: int | str) -> tuple[bool, int, str]:
     return not text.isdigit(), int(text) if text.isdigit() else 0, text
 
 
-def _samples_suffix(samples: int | str, requested: Sequence[int | str]) -> str:
+def _suffix(samples: int | str, requested: Sequence[int | str]) -> str:
     if len(requested) == 1:
         return ""  # a note below the table gives the number
     text = str(samples)
