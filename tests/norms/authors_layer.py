@@ -1,8 +1,8 @@
-"""The layer as the authors' code computes it, written from the facts that are known of it, and
-checkpoints in its layout.
+"""What the authors' layer computes, written from known facts about it, and checkpoints in their
+layout.
 
-Eq. (5) from instances whose variance is divided by HW - 1; importance weights in the order in, ln,
-bn, or in, ln without BN; in evaluation BN's statistics are the stored ones.
+Eq. (5) with instance variances divided by HW - 1. Importance weights are ordered in, ln, bn, or in,
+ln without BN. In evaluation BN uses the stored statistics.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def authors_layer(
     stored: tuple[Tensor, Tensor] | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``weight`` and ``bias`` [C]; three logits each, or two without BN; ``stored``: BN's mean and
-    variance [C], None for the batch's own."""
+    """Normalize x [N, C, H, W]. ``weight``, ``bias``: [C]; ``mean_weight``, ``var_weight``: [3], or
+    [2] without BN; ``stored``: BN's mean and variance [C], or None for the batch's."""
     n, c, h, w = x.shape
     values = x.reshape(n, c, h * w)
     mean_in = values.sum(2, keepdim=True) / (h * w)
@@ -48,19 +48,19 @@ def authors_layer(
 
 
 def authors_checkpoint(shapes: Mapping[str, Tensor], bn: bool) -> dict[str, Any]:
-    """Random weights for a ResNet of the state_dict ``shapes``, as they and DataParallel save."""
+    """Random weights for a ResNet with the state_dict ``shapes``, in the authors' layout."""
     generator = torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
     for name, value in shapes.items():
         layer, _, entry = name.rpartition(".")
         layer = "module." + re.sub(r"\bbn(\d)$", r"sn\1", layer)
-        drawn = torch.rand(value.shape, generator=generator)
+        values = torch.rand(value.shape, generator=generator)
         if not re.search(r"sn\d$|downsample\.1$", layer):
-            state[f"module.{name}"] = (drawn - 0.5) * 0.2
+            state[f"module.{name}"] = (values - 0.5) * 0.2
         elif entry in ("weight", "bias"):
-            state[f"{layer}.{entry}"] = drawn.add(0.5).view(1, -1, 1, 1)
+            state[f"{layer}.{entry}"] = values.add(0.5).view(1, -1, 1, 1)
             for kind in ("mean_weight", "var_weight"):
                 state[f"{layer}.{kind}"] = torch.rand(3 if bn else 2, generator=generator)
         elif bn and entry.startswith("running"):
-            state[f"{layer}.{entry}"] = drawn.add(0.5).view(1, -1, 1)
+            state[f"{layer}.{entry}"] = values.add(0.5).view(1, -1, 1)
     return {"epoch": 100, "arch": "resnet", "state_dict": state, "best_prec1": torch.tensor(0.0)}

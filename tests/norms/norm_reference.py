@@ -1,4 +1,4 @@
-"""The paper's formulas written out in float64, independently of the package's own."""
+"""The paper's formulas in float64, implemented independently of the package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OMEGAS = (
 
 
 def member_moments(x: Tensor, member: str, num_groups: int = 32) -> tuple[Tensor, Tensor]:
-    """Fig. 7, lines 6-8 (and group norm's): mean and biased variance, [N, C, 1, 1] or less."""
+    """Fig. 7, lines 6-8, and group norm: mean and biased variance, broadcastable to x."""
     if member == "gn":
         n, c, h, w = x.shape
         grouped = x.reshape(n, num_groups, c // num_groups, h, w)
@@ -57,22 +57,22 @@ def fig7(
     num_groups: int = 32,
     replicas: int = 1,
 ) -> Tensor:
-    """Fig. 7 with Eq. (4)'s softmax, for each of ``replicas`` sets of samples x[r::replicas]."""
+    """Fig. 7 with the softmax of Eq. (4), for each replica's samples x[r::replicas]."""
     mean_weight = mean_logits.exp() / mean_logits.exp().sum()
     var_weight = var_logits.exp() / var_logits.exp().sum()
     y = torch.empty_like(x)
     for r in range(replicas):
-        own = x[r::replicas]
-        moments = [member_moments(own, member, num_groups) for member in omega]
+        samples = x[r::replicas]
+        moments = [member_moments(samples, member, num_groups) for member in omega]
         mean = sum(w * m for w, (m, _) in zip(mean_weight, moments, strict=True))
         var = sum(w * v for w, (_, v) in zip(var_weight, moments, strict=True))
-        normal = (own - mean) / torch.sqrt(var + eps)
+        normal = (samples - mean) / torch.sqrt(var + eps)
         y[r::replicas] = normal * gamma[:, None, None] + beta[:, None, None]
     return y
 
 
 def randomize(layer: torch.nn.Module, seed: int = 0) -> None:
-    """Give every parameter of a layer a value that no symmetry hides."""
+    """Give every parameter a random value, so that no symmetry hides an error."""
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.no_grad():
         for parameter in layer.parameters():

@@ -1,4 +1,4 @@
-"""torch.compile sees the plain formula, in one graph."""
+"""torch.compile traces the plain formula into one graph."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _empty_cache() -> None:
-    """Dynamo keeps what it compiled by code, for all networks together, and only so many."""
+    """Dynamo caches by code object, for all networks together, up to a limit."""
     torch.compiler.reset()
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("omega", [("in", "ln", "bn"), ("in", "ln", "bn", "gn")], ids="+".join)
 @pytest.mark.parametrize("momentum", [0.1, None])
-def test_formula_equals_the_fused_op(
+def test_the_formula_equals_the_fused_op(
     omega: tuple[str, ...], replicas: int, momentum: float | None
 ) -> None:
     fused = SwitchNorm2d(6, momentum=momentum, omega=omega, num_groups=2).double()
@@ -54,7 +54,7 @@ def test_formula_equals_the_fused_op(
 
 @pytest.mark.parametrize("layer_class", [BatchNorm2d, GroupNorm2d, SwitchNorm2d])
 def test_a_compiled_network_is_one_graph(layer_class: type[MomentNorm2d]) -> None:
-    """aot_eager traces forward and backward without the minutes of code generation."""
+    """aot_eager traces forward and backward without minutes of code generation."""
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), layer_class(8), nn.ReLU(), nn.Conv2d(8, 8, 3), layer_class(8)
     )
@@ -76,7 +76,7 @@ def test_a_compiled_network_is_one_graph(layer_class: type[MomentNorm2d]) -> Non
 
 @pytest.mark.slow
 def test_resnet_50_is_one_graph() -> None:
-    """Without code generation: what Dynamo traced is run as it is."""
+    """Without code generation: the traced graph itself is executed."""
     torch.manual_seed(0)
     network = timm.create_model("resnet50", norm_layer=SwitchNorm2d, num_classes=3)
     eager = copy.deepcopy(network)
@@ -92,13 +92,13 @@ def test_resnet_50_is_one_graph() -> None:
         torch.testing.assert_close(compiled(x), eager(x), rtol=1e-3, atol=1e-3)
     (graph,) = graphs
     variances = [node for node in graph.graph.nodes if "var_mean" in str(node.target)]
-    assert len(variances) == 53 * 3  # (H, W) of every layer, and over it LN's and BN's
+    assert len(variances) == 53 * 3  # over (H, W), then for LN and for BN, in every layer
     torch.testing.assert_close(network.bn1.running_var, eager.bn1.running_var)
 
 
 def narrow_network(block: bool) -> nn.Module:
-    """A stem and a classifier, and one of ResNet-50's blocks between: seconds of compilation for
-    each layer, so no more than there is to fuse."""
+    """A stem, one block of ResNet-50 if ``block``, and a classifier. Compilation takes seconds per
+    layer, so the network is as small as possible."""
     torch.manual_seed(0)
     shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), SwitchNorm2d(16))
     network = nn.Sequential(
@@ -115,7 +115,7 @@ def narrow_network(block: bool) -> nn.Module:
 
 
 def step(network: nn.Module, x: torch.Tensor, half: bool = False) -> list[torch.Tensor]:
-    """Logits, and the gradients of all parameters, of a forward and backward pass."""
+    """Logits and all parameters' gradients of a forward and backward pass."""
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         logits = network(x)
     network.zero_grad()
@@ -123,19 +123,19 @@ def step(network: nn.Module, x: torch.Tensor, half: bool = False) -> list[torch.
     return [logits, *(p.grad for p in network.parameters())]
 
 
-def distance(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+def distance(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     """The largest relative distance of corresponding tensors, in the Euclidean norm."""
     return max(
         float((a.float() - b.float()).norm().detach() / b.float().norm().detach())
-        for a, b in zip(found, expected, strict=True)
+        for a, b in zip(actual, expected, strict=True)
     )
 
 
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "block"), [("default", True), ("reduce-overhead", False)])
-def test_generated_code_equals_eager(mode: str, block: bool) -> None:
-    """On the CPU reduce-overhead has no CUDA graphs to record, and must still be right."""
+def test_compiled_code_equals_eager(mode: str, block: bool) -> None:
+    """reduce-overhead records no CUDA graphs on the CPU, but its results must still be correct."""
     network = narrow_network(block)
     eager = copy.deepcopy(network)
     compiled = torch.compile(network, fullgraph=True, mode=mode)
@@ -147,19 +147,19 @@ def test_generated_code_equals_eager(mode: str, block: bool) -> None:
 
 @needs_compiler
 @pytest.mark.slow
-def test_autocast_eager_and_compiled() -> None:
-    """Both are as near to fp32 as bf16 can be, and the statistics stay in fp32."""
+def test_autocast_keeps_statistics_in_fp32_eager_and_compiled() -> None:
+    """Eager and compiled results differ from fp32 only by bf16's rounding."""
     x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     single, half = narrow_network(block=False), narrow_network(block=False)
     compiled = copy.deepcopy(half)
     exact = step(single, x)
     traced = torch.compile(compiled, fullgraph=True)
     for network, called in ((half, half), (compiled, traced)):
-        found = step(called, x, half=True)
-        assert found[0].dtype == torch.bfloat16
-        # Not equal: half precision was used. 0.004 is bf16's rounding, and there are two layers.
-        assert 1e-4 < distance(found[:1], exact[:1]) < 0.05
-        assert distance(found, exact) < 0.2
+        actual = step(called, x, half=True)
+        assert actual[0].dtype == torch.bfloat16
+        # Not equal, so bf16 was used. Its rounding is 0.004, and there are two layers.
+        assert 1e-4 < distance(actual[:1], exact[:1]) < 0.05
+        assert distance(actual, exact) < 0.2
         assert all(b.dtype in (torch.float32, torch.int64) for b in network.buffers())
         variance = float((network[1].running_var - single[1].running_var).abs().max())
         assert variance < 1e-2 * float(single[1].running_var.max())

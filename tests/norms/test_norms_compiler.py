@@ -1,4 +1,4 @@
-"""The build of the C++ passes: found, cached, or done without."""
+"""The build of the C++ kernels: compilers, the cache of built libraries, and the fallback."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sn_imagenet.norms import SwitchNorm2d
 from sn_imagenet.norms.kernels import compiler, select_backend
 
 TINY_TEXT = 'extern "C" int answer() { return 42; }'
-TINY = Path()  # a source that is compiled at once; made by the fixture
+TINY = Path()  # a source that compiles fast; the fixture writes it
 OTHER_USER = 54321
-# Without torch, which takes seconds; the file needs nothing of its package.
+# Without the package and torch, whose import takes seconds.
 LOAD = """
 import importlib.util, os, sys, tempfile
 from pathlib import Path
@@ -39,9 +39,9 @@ os.setuid({OTHER_USER})
 del os.environ["XDG_CACHE_HOME"], os.environ["HOME"]
 with tempfile.TemporaryDirectory(dir="/tmp") as folder:
     tempfile.tempdir = folder
-    own = Path(folder) / "tiny.cpp"
-    own.write_text(text)
-    print(compiler.load_library(own).answer(), end="")
+    source = Path(folder) / "tiny.cpp"
+    source.write_text(text)
+    print(compiler.load_library(source).answer(), end="")
     assert os.listdir(folder) == ["tiny.cpp"]
 """
 )
@@ -65,16 +65,16 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "sn_imagenet"
 
 
-def _started(program: str) -> subprocess.Popen[str]:
+def _start(program: str) -> subprocess.Popen[str]:
     line = [sys.executable, "-c", program, compiler.__file__, str(TINY)]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def _in_a_new_process(program: str) -> str:
-    process = _started(program)
-    said = process.communicate()[0]
-    assert process.returncode == 0, said
-    return said
+def _run_in_new_process(program: str) -> str:
+    process = _start(program)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return output
 
 
 def _require_root() -> None:
@@ -83,7 +83,7 @@ def _require_root() -> None:
 
 
 @pytest.mark.parametrize("fault", ["missing", "failing"])
-def test_without_a_compiler_the_native_operators_serve_and_say_so_once(
+def test_without_a_compiler_the_native_operators_run_with_one_warning(
     fault: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     if fault == "missing":
@@ -109,7 +109,7 @@ def _load() -> ctypes.CDLL | None:
 
 
 @needs_compiler
-def test_builds_once_per_machine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_is_built_once_per_machine(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _load() is not None
     (built,) = cache.glob("*.so")
     assert {path.name for path in cache.iterdir()} == {built.name, "lock"}
@@ -120,26 +120,26 @@ def test_builds_once_per_machine(cache: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [*cache.glob("*.so")] == [built]
     assert built.stat().st_mtime_ns == written
 
-    # Another processor may not know this one's instructions.
+    # Another processor may lack this processor's instructions.
     monkeypatch.setattr(compiler, "_processor", lambda: "another")
     assert compiler._fingerprint(compiler._compiler(), TINY) not in built.name
 
 
 @needs_compiler
-@pytest.mark.parametrize("left", [0, 1, 0.5, 0.99], ids=["empty", "a byte", "half", "nearly all"])
-def test_a_damaged_library_is_built_again(left: float, cache: Path) -> None:
-    """In another process: loading a truncated one would be the end of it."""
-    _in_a_new_process(ANSWER)
+@pytest.mark.parametrize("kept", [0, 1, 0.5, 0.99], ids=["empty", "a byte", "half", "nearly all"])
+def test_a_damaged_library_is_rebuilt(kept: float, cache: Path) -> None:
+    """In another process, because loading a truncated library would kill this one."""
+    _run_in_new_process(ANSWER)
     (built,) = cache.glob("*.so")
     whole = built.read_bytes()
-    built.write_bytes(whole[: int(left if left == 1 else left * len(whole))])
-    assert _in_a_new_process(ANSWER) == "42"
+    built.write_bytes(whole[: int(kept if kept == 1 else kept * len(whole))])
+    assert _run_in_new_process(ANSWER) == "42"
     assert built.stat().st_size == len(whole)
 
 
 @needs_compiler
 @pytest.mark.parametrize("fault", ["writable", "link", "others"])
-def test_a_library_that_another_may_have_written_is_not_loaded(
+def test_a_library_that_another_user_may_have_written_is_rebuilt(
     fault: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _load() is not None
@@ -161,7 +161,7 @@ def test_a_library_that_another_may_have_written_is_not_loaded(
 
 @needs_compiler
 @pytest.mark.parametrize("fault", ["a file", "writable by all", "another user's"])
-def test_a_cache_that_cannot_be_trusted_is_done_without_and_said_once(
+def test_an_untrusted_cache_is_not_used_with_one_warning(
     fault: str,
     cache: Path,
     tmp_path: Path,
@@ -195,14 +195,14 @@ def test_a_cache_that_cannot_be_trusted_is_done_without_and_said_once(
 
 
 @needs_compiler
-def test_a_user_without_entry_and_home_builds_at_each_start() -> None:
+def test_a_user_without_a_home_directory_builds_at_each_start() -> None:
     _require_root()
-    said = _in_a_new_process(ANSWER_WITHOUT_HOME)
-    assert said.endswith("42")
-    assert "no home directory" in said
+    output = _run_in_new_process(ANSWER_WITHOUT_HOME)
+    assert output.endswith("42")
+    assert "no home directory" in output
 
 
-def test_a_compiler_that_writes_nothing_is_told(
+def test_a_compiler_that_writes_nothing_is_a_warning(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CXX", "true")
@@ -213,7 +213,7 @@ def test_a_compiler_that_writes_nothing_is_told(
 
 
 @needs_compiler
-def test_a_compiler_may_be_several_words(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_may_have_arguments(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "env LC_ALL=C g++")
     assert _load() is not None
 
@@ -227,12 +227,12 @@ def test_processes_that_start_together_build_once(
     counting.write_text(f'#!/bin/sh\necho built >> {count}\nsleep 1\nexec g++ "$@"\n')
     counting.chmod(0o755)
     monkeypatch.setenv("CXX", str(counting))
-    together = [_started(ANSWER) for _ in range(3)]
-    assert [process.communicate()[0] for process in together] == ["42"] * 3
+    processes = [_start(ANSWER) for _ in range(3)]
+    assert [process.communicate()[0] for process in processes] == ["42"] * 3
     assert count.read_text() == "built\n"
 
 
-def test_refuses_what_it_cannot_take() -> None:
+def test_a_backend_rejects_tensors_that_it_does_not_support() -> None:
     half = torch.randn(2, 3, 4, 4, dtype=torch.float16)
     assert select_backend(half).name == "native"
     with pytest.raises(ValueError, match=r"backend='cpp' cannot take a torch.float16"):

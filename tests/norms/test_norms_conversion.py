@@ -1,4 +1,4 @@
-"""convert_norm and fold_batch_norm on networks that they were not made for."""
+"""convert_norm and fold_batch_norm on networks of timm and of plain modules."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def trained(name: str = "resnet18") -> nn.Module:
     return network
 
 
-def test_converts_a_whole_network_in_place() -> None:
+def test_convert_norm_replaces_all_layers_in_place() -> None:
     network = trained().eval()
     reference = copy.deepcopy(network)
     network.layer1[0].bn1.weight.requires_grad_(False)
@@ -51,7 +51,7 @@ def test_converts_a_whole_network_in_place() -> None:
     network.train()(torch.randn(2, 3, 32, 32)).sum().backward()
 
 
-def test_to_our_batch_norm_and_on_to_another_method() -> None:
+def test_a_converted_batch_norm_can_be_converted_again() -> None:
     network = trained().eval()
     x = torch.randn(2, 3, 32, 32)
     expected = network(x)
@@ -62,7 +62,7 @@ def test_to_our_batch_norm_and_on_to_another_method() -> None:
     assert convert_norm(network, "sn") == []
 
 
-def test_other_dimensions_and_arguments() -> None:
+def test_conversion_keeps_dimensions_and_arguments() -> None:
     network = nn.Sequential(
         nn.BatchNorm1d(4, affine=False),
         nn.BatchNorm3d(4, track_running_stats=False),
@@ -82,7 +82,7 @@ def test_a_shared_layer_stays_shared() -> None:
     assert network["a"] is network["b"]
 
 
-def test_refuses_what_it_would_break() -> None:
+def test_convert_norm_rejects_layers_that_it_would_break() -> None:
     with pytest.raises(ValueError, match="method='xn': expected one of bn"):
         convert_norm(nn.Sequential(), "xn")
     with pytest.raises(ValueError, match="cannot be replaced in place"):
@@ -92,11 +92,11 @@ def test_refuses_what_it_would_break() -> None:
     with_activation = timm.create_model("efficientnet_b0", num_classes=3)
     with pytest.raises(ValueError, match="bn1 is a BatchNormAct2d"):
         convert_norm(with_activation, "sn")
-    assert not norm_layers(with_activation), "a refusal leaves the network alone"
+    assert not norm_layers(with_activation), "an error leaves the network unchanged"
 
 
 @pytest.mark.parametrize("ours", [False, True], ids=["nn", "ours"])
-def test_fold_batch_norm(ours: bool) -> None:
+def test_folding_keeps_the_output(ours: bool) -> None:
     network = trained()
     if ours:
         convert_norm(network, "bn")
@@ -110,7 +110,7 @@ def test_fold_batch_norm(ours: bool) -> None:
     torch.testing.assert_close(network(x), expected, rtol=0, atol=0)
 
 
-def test_only_a_convolution_of_its_own_takes_the_batch_norm() -> None:
+def test_a_batch_norm_is_not_folded_into_a_shared_convolution() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -134,7 +134,7 @@ def test_frozen_bn_needs_running_statistics() -> None:
     assert type(network[0]) is nn.BatchNorm2d
 
 
-def test_a_class_may_stand_for_the_method() -> None:
+def test_the_method_may_be_a_class() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm1d(4))
     assert convert_norm(network, SwitchNorm2d, omega=["in", "bn"]) == ["1", "2"]
     assert type(network[1]) is SwitchNorm2d

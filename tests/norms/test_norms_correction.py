@@ -1,4 +1,4 @@
-"""``instance_correction=1``: the authors' divisor, on every path that an input can take."""
+"""``instance_correction=1`` gives the divisor of the authors' code in every backend and mode."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sn_imagenet.norms import SwitchNorm2d, SwitchNorm3d, set_replicas
 def activation(*shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    table = torch.rand(*shape[:2], 1, 1, generator=generator, dtype=torch.float64)
-    return (x * (0.5 + table) + 3 * table).requires_grad_()
+    spread = torch.rand(*shape[:2], 1, 1, generator=generator, dtype=torch.float64)
+    return (x * (0.5 + spread) + 3 * spread).requires_grad_()
 
 
-def layer_of(channels: int, *, training: bool, backend: str, bn: bool = True) -> SwitchNorm2d:
+def build_layer(channels: int, *, training: bool, backend: str, bn: bool = True) -> SwitchNorm2d:
     omega = ("in", "ln", "bn") if bn else ("in", "ln")
     layer = SwitchNorm2d(channels, omega=omega, instance_correction=1, dtype=torch.float64)
     layer.backend = backend
@@ -37,9 +37,9 @@ def parameters(layer: SwitchNorm2d) -> list[Tensor]:
 @pytest.mark.parametrize("bn", [True, False], ids=["with bn", "without"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("backend", [*BACKENDS, "formula"])
-def test_it_is_the_authors_layer(backend: str, training: bool, bn: bool) -> None:
+def test_the_layer_equals_the_authors(backend: str, training: bool, bn: bool) -> None:
     x = activation(4, 6, 3, 2)
-    layer = layer_of(6, training=training, backend=backend, bn=bn)
+    layer = build_layer(6, training=training, backend=backend, bn=bn)
     stored = None
     if bn and not training:
         stored = (layer.running_mean.clone(), layer.running_var.clone())
@@ -52,13 +52,13 @@ def test_it_is_the_authors_layer(backend: str, training: bool, bn: bool) -> None
     )
     plain = SwitchNorm2d(6, omega=layer.omega, dtype=torch.float64).train(training)
     plain.load_state_dict(layer.state_dict())
-    assert (plain(x) - expected).abs().max() > 1e-3  # the option is what makes them equal
+    assert (plain(x) - expected).abs().max() > 1e-3  # without the option they differ
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_each_replica_and_what_is_fused(backend: str) -> None:
+def test_replicas_relu_and_residual_equal_the_authors(backend: str) -> None:
     x = activation(4, 6, 3, 2)
-    layer = layer_of(6, training=True, backend=backend)
+    layer = build_layer(6, training=True, backend=backend)
     layer.relu = True
     set_replicas(layer, 2)
     expected = torch.empty_like(x)
@@ -67,9 +67,9 @@ def test_each_replica_and_what_is_fused(backend: str) -> None:
     torch.testing.assert_close(layer(x, x), torch.relu(expected + x), rtol=1e-12, atol=1e-12)
 
 
-def test_the_running_variance_keeps_the_batchs() -> None:
+def test_the_running_variance_uses_the_corrected_instances() -> None:
     x = activation(4, 6, 3, 2)
-    layer = layer_of(6, training=True, backend="native")
+    layer = build_layer(6, training=True, backend="native")
     before = layer.running_var.clone()
     layer(x)
     instances = x.var((2, 3), correction=1) + x.mean((2, 3)) ** 2
@@ -79,7 +79,7 @@ def test_the_running_variance_keeps_the_batchs() -> None:
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_gradcheck(training: bool) -> None:
-    layer = layer_of(3, training=training, backend=BACKENDS[-1])
+    layer = build_layer(3, training=training, backend=BACKENDS[-1])
     layer.momentum = 0.0
     x = activation(3, 3, 2, 2)
 
@@ -90,14 +90,14 @@ def test_gradcheck(training: bool) -> None:
     assert torch.autograd.gradcheck(function, (x, *parameters(layer)))
 
 
-def test_volumes_count_all_their_values() -> None:
+def test_the_3d_layer_divides_by_all_values_minus_one() -> None:
     x = activation(4, 3, 4, 6)
     layer = SwitchNorm3d(3, instance_correction=1, dtype=torch.float64)
     expected = authors_layer(x, *parameters(layer))
     torch.testing.assert_close(layer(x.view(4, 3, 2, 2, 6)).view(x.shape), expected)
 
 
-def test_what_it_cannot_do_is_refused() -> None:
+def test_invalid_corrections_are_errors() -> None:
     with pytest.raises(ValueError, match=r"got maps of 1 value: instance_correction=1 needs more"):
         SwitchNorm2d(3, instance_correction=1)(torch.randn(2, 3, 1, 1))
     with pytest.raises(ValueError, match=r"instance_correction=2: expected 0 or 1"):

@@ -1,4 +1,4 @@
-"""The layers against the paper's own formulas: Fig. 7, Eqs. (1)-(5), Eqs. (6)-(14)."""
+"""The layers against the paper's formulas: Fig. 7, Eqs. (1)-(5), Eqs. (6)-(14)."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ METHODS: dict[str, type[MomentNorm2d]] = {
 def activation(*shape: int, seed: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    # Every (sample, channel) its own mean and spread, or the members of Omega would coincide.
-    table = torch.rand(*shape[:2], 1, 1, generator=generator, dtype=torch.float64)
-    return ((x * (0.5 + table)) + 3 * table).requires_grad_()
+    # Each (sample, channel) has another mean and spread, so that the members of Omega differ.
+    spread = torch.rand(*shape[:2], 1, 1, generator=generator, dtype=torch.float64)
+    return ((x * (0.5 + spread)) + 3 * spread).requires_grad_()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 @pytest.mark.parametrize("omega", OMEGAS, ids="+".join)
-def test_switch_norm_is_fig_7(omega: tuple[str, ...], replicas: int, backend: str) -> None:
+def test_switch_norm_equals_fig_7(omega: tuple[str, ...], replicas: int, backend: str) -> None:
     x = activation(8, 6, 3, 5)
     layer = SwitchNorm2d(6, omega=omega, num_groups=3, dtype=torch.float64)
     layer.backend = backend
@@ -57,7 +57,7 @@ def test_switch_norm_is_fig_7(omega: tuple[str, ...], replicas: int, backend: st
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 @pytest.mark.parametrize("member", METHODS)
-def test_each_method_is_its_formula(member: str, replicas: int, backend: str) -> None:
+def test_each_method_equals_its_formula(member: str, replicas: int, backend: str) -> None:
     x = activation(8, 6, 3, 5)
     layer = METHODS[member](6, dtype=torch.float64)
     layer.backend = backend
@@ -85,14 +85,14 @@ def test_each_method_is_its_formula(member: str, replicas: int, backend: str) ->
     )
 
 
-def test_written_out_gradients() -> None:
-    """Eqs. (6)-(14), where means and variances share one set of weights.
+def test_gradients_equal_eqs_6_to_14() -> None:
+    """Eqs. (6)-(14) use one set of weights for means and variances.
 
-    The layer keeps two sets (Eq. (4)), so its two gradients add up to the equations' one. As
-    printed, Eq. (9) has two slips, both checked here: its left-hand side is dL/dh, not
-    dL/dh~, and its first term needs dL/dh~ = dL/dh^ * gamma of Eq. (6) where dL/dh^ is printed.
-    Eqs. (7) and (8) hold per (n, c), and in Eq. (9) the sums over c and n are those of
-    the [N, C] tables of Eqs. (7) and (8). Eqs. (12)-(14) are right.
+    The layer has two sets (Eq. (4)), so its two gradients sum to that of the equations. As printed,
+    Eq. (9) has two errors, both checked here: its left-hand side is dL/dh, not dL/dh~, and its
+    first term needs dL/dh~ = dL/dh^ * gamma of Eq. (6) instead of dL/dh^. Eqs. (7) and (8) hold per
+    (n, c). The sums over c and n in Eq. (9) are over the [N, C] tables of Eqs. (7) and (8).
+    Eqs. (12)-(14) are correct.
     """
     n, c, h, w = 4, 5, 3, 2
     eps = 1e-5
@@ -123,13 +123,13 @@ def test_written_out_gradients() -> None:
         dmu = -dnormal.sum(**over_map) / (var + eps).sqrt()  # (8)
 
         def through_statistics() -> Tensor:
-            own = 2 * weight["in"] * (x - mu_k["in"]) / (h * w) * dvar
-            own += 2 * weight["ln"] * (x - mu_k["ln"]) / (c * h * w) * dvar.sum(1, keepdim=True)
-            own += 2 * weight["bn"] * (x - mu_k["bn"]) / (n * h * w) * dvar.sum(0, keepdim=True)
-            own += weight["in"] / (h * w) * dmu
-            own += weight["ln"] / (c * h * w) * dmu.sum(1, keepdim=True)
-            own += weight["bn"] / (n * h * w) * dmu.sum(0, keepdim=True)
-            return own
+            total = 2 * weight["in"] * (x - mu_k["in"]) / (h * w) * dvar
+            total += 2 * weight["ln"] * (x - mu_k["ln"]) / (c * h * w) * dvar.sum(1, keepdim=True)
+            total += 2 * weight["bn"] * (x - mu_k["bn"]) / (n * h * w) * dvar.sum(0, keepdim=True)
+            total += weight["in"] / (h * w) * dmu
+            total += weight["ln"] / (c * h * w) * dmu.sum(1, keepdim=True)
+            total += weight["bn"] / (n * h * w) * dmu.sum(0, keepdim=True)
+            return total
 
         corrected = dnormal / (var + eps).sqrt() + through_statistics()  # (9)
         as_printed = direction / (var + eps).sqrt() + through_statistics()
@@ -148,7 +148,7 @@ def test_written_out_gradients() -> None:
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("omega", OMEGAS, ids="+".join)
-def test_gradcheck_switch_norm(omega: tuple[str, ...], training: bool) -> None:
+def test_switch_norm_passes_gradcheck(omega: tuple[str, ...], training: bool) -> None:
     layer = SwitchNorm2d(4, omega=omega, num_groups=2, dtype=torch.float64).train(training)
     randomize(layer)
     check_gradients(layer)
@@ -156,7 +156,7 @@ def test_gradcheck_switch_norm(omega: tuple[str, ...], training: bool) -> None:
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("member", METHODS)
-def test_gradcheck_methods(member: str, training: bool) -> None:
+def test_every_method_passes_gradcheck(member: str, training: bool) -> None:
     layer = METHODS[member](4, dtype=torch.float64).train(training)
     randomize(layer)
     check_gradients(layer)
@@ -164,18 +164,18 @@ def test_gradcheck_methods(member: str, training: bool) -> None:
 
 def check_gradients(layer: MomentNorm2d) -> None:
     names = [name for name, _ in layer.named_parameters()]
-    values = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+    leaves = [p.detach().clone().requires_grad_() for p in layer.parameters()]
 
     def function(x: Tensor, *parameters: Tensor) -> Tensor:
-        given = dict(zip(names, parameters, strict=True))
-        return torch.func.functional_call(layer, given, (x,))
+        values = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(layer, values, (x,))
 
-    layer.momentum = 0.0  # the statistics in use must not move between evaluations
-    assert torch.autograd.gradcheck(function, (activation(4, 4, 2, 2), *values))
+    layer.momentum = 0.0  # keeps the running statistics fixed between evaluations
+    assert torch.autograd.gradcheck(function, (activation(4, 4, 2, 2), *leaves))
 
 
 @pytest.mark.parametrize("member", METHODS)
-def test_extreme_logits_choose_one_member(member: str) -> None:
+def test_extreme_logits_select_one_member(member: str) -> None:
     x = activation(6, 8, 3, 3)
     layer = SwitchNorm2d(8, omega=("in", "ln", "bn", "gn"), num_groups=2, dtype=torch.float64)
     chosen = METHODS[member](8, dtype=torch.float64)
@@ -188,7 +188,7 @@ def test_extreme_logits_choose_one_member(member: str) -> None:
     torch.testing.assert_close(layer(x), chosen(x), rtol=0, atol=0)
 
 
-def test_importance_weights_are_the_softmax() -> None:
+def test_importance_weights_are_the_softmax_of_the_logits() -> None:
     layer = SwitchNorm2d(3)
     with torch.no_grad():
         layer.mean_weight.copy_(torch.tensor([0.0, 1.0, 2.0]))

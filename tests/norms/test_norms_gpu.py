@@ -1,5 +1,5 @@
-"""What only a CUDA device can show: ``pytest -m gpu``. The Triton kernels' own numbers, against the
-float64 formula, are test_norms_triton.py's."""
+"""Tests that need a CUDA device: ``pytest -m gpu``. test_norms_triton.py compares the Triton
+kernels with the float64 formula."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LEARNING_RATE = 0.05
 METHODS = [BatchNorm2d, GroupNorm2d, SwitchNorm2d]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-# Relative to the largest value: sums in fp32, then one rounding to the activation's dtype.
+# Relative to the largest value. Sums are fp32; then one rounding to the activation's dtype follows.
 ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
@@ -46,7 +46,7 @@ def _exact_convolutions() -> None:
 
 def network(layer: Callable[..., nn.Module], replicas: int = 1) -> nn.Module:
     shortcut = nn.Sequential(nn.Conv2d(32, 64, 1, bias=False), layer(64))
-    built = nn.Sequential(
+    net = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1, bias=False),
         layer(32),
         nn.ReLU(inplace=True),
@@ -56,22 +56,22 @@ def network(layer: Callable[..., nn.Module], replicas: int = 1) -> nn.Module:
         nn.Flatten(),
         nn.Linear(64, 5),
     ).to(CUDA)
-    set_replicas(built, replicas)
-    return built.train()
+    set_replicas(net, replicas)
+    return net.train()
 
 
 def batch(samples: int = 8) -> tuple[Tensor, Tensor]:
     return torch.randn(samples, 3, 24, 24, device=CUDA), torch.arange(samples, device=CUDA) % 5
 
 
-def sgd(built: nn.Module) -> torch.optim.SGD:
-    return torch.optim.SGD(built.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
+def sgd(net: nn.Module) -> torch.optim.SGD:
+    return torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4)
 
 
-def assert_near(found: nn.Module, expected: nn.Module, tolerance: float) -> None:
+def assert_near(actual: nn.Module, expected: nn.Module, tolerance: float) -> None:
     theirs = expected.state_dict()
-    for name, value in found.state_dict().items():
-        # Biases start at 0 and move by sums that all but cancel: what a step is, not what is left.
+    for name, value in actual.state_dict().items():
+        # Biases start at 0 and their gradients nearly cancel, so the scale is at least one step.
         scale = max(float(theirs[name].double().abs().max()), LEARNING_RATE)
         distance = float((value.double() - theirs[name].double()).abs().max())
         assert distance <= tolerance * scale, f"{name}: {distance} of {scale}"
@@ -80,7 +80,7 @@ def assert_near(found: nn.Module, expected: nn.Module, tolerance: float) -> None
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("shape", [(4, 64, 112, 112), (8, 256, 14, 14), (2, 2048, 7, 7)], ids=str)
-def test_layers_of_resnet_50_against_float64(
+def test_layers_of_resnet_50_equal_float64(
     shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
     x = (torch.randn(shape, device=CUDA) + 2).to(dtype).contiguous(memory_format=layout)
@@ -93,10 +93,10 @@ def test_layers_of_resnet_50_against_float64(
     y, expected = layer(x), fig7(x64, *exact)
     assert y.dtype == dtype and y.is_contiguous(memory_format=layout)
     direction = torch.randn_like(y)
-    found = torch.autograd.grad(y, [x, *layer.parameters()], direction)
-    wanted = torch.autograd.grad(expected, [x64, *exact], direction.double())
-    for ours, theirs in zip((y, *found), (expected, *wanted), strict=True):
-        # Gradients of parameters are sums of many terms, which may all but cancel.
+    grads = torch.autograd.grad(y, [x, *layer.parameters()], direction)
+    expected_grads = torch.autograd.grad(expected, [x64, *exact], direction.double())
+    for ours, theirs in zip((y, *grads), (expected, *expected_grads), strict=True):
+        # Gradients of parameters are sums of many terms, which may nearly cancel.
         terms = x.numel() / theirs.numel()
         scale = max(float(theirs.detach().abs().max()), terms**0.5)
         assert float((ours.double() - theirs).abs().max()) <= 4 * ROUNDING[dtype] * scale
@@ -104,16 +104,16 @@ def test_layers_of_resnet_50_against_float64(
 
 @pytest.mark.parametrize("replicas", [1, 4])
 @pytest.mark.parametrize("layer", METHODS)
-def test_a_step_in_a_cuda_graph(layer: type[MomentNorm2d], replicas: int) -> None:
-    """Forward, backward and SGD, replayed on new data, are the eager steps on that data."""
+def test_cuda_graph_steps_equal_eager_steps(layer: type[MomentNorm2d], replicas: int) -> None:
+    """Forward, backward and SGD, replayed on new data."""
     graphed, eager = network(layer, replicas), network(layer, replicas)
     eager.load_state_dict(graphed.state_dict())
     images, labels = batch()
     optimizers = sgd(graphed), sgd(eager)
 
-    def step(built: nn.Module, optimizer: torch.optim.SGD, x: Tensor) -> None:
+    def step(net: nn.Module, optimizer: torch.optim.SGD, x: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(built(x), labels).backward()
+        F.cross_entropy(net(x), labels).backward()
         optimizer.step()
 
     start = copy.deepcopy(graphed.state_dict())
@@ -150,9 +150,9 @@ def test_compiled_training_equals_eager(layer: type[MomentNorm2d], mode: str) ->
     for _ in range(5):
         images, labels = batch()
         torch.compiler.cudagraph_mark_step_begin()
-        for built, optimizer in zip((called, eager), optimizers, strict=True):
+        for net, optimizer in zip((called, eager), optimizers, strict=True):
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(built(images), labels).backward()
+            F.cross_entropy(net(images), labels).backward()
             optimizer.step()
     assert_near(compiled, eager, 1e-3)
 
@@ -161,7 +161,7 @@ def test_compiled_training_equals_eager(layer: type[MomentNorm2d], mode: str) ->
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layer", METHODS)
 def test_autocast(layer: type[MomentNorm2d], half: torch.dtype, compiled: bool) -> None:
-    """Gradients near fp32's, through the gradient scaler where fp16 needs it."""
+    """Gradients are near those of fp32. fp16 uses the gradient scaler."""
     single = network(layer)
     mixed = copy.deepcopy(single)
     called = torch.compile(mixed, fullgraph=True) if compiled else mixed
@@ -174,7 +174,7 @@ def test_autocast(layer: type[MomentNorm2d], half: torch.dtype, compiled: bool) 
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer := sgd(mixed))
     assert logits.dtype == half and optimizer.param_groups
-    # All of them together: some of SN's own gradients are sums that all but cancel.
+    # All gradients together, because some of SN's gradients nearly cancel.
     ours, theirs = (torch.cat([p.grad.flatten() for p in n.parameters()]) for n in (mixed, single))
     assert ours.isfinite().all()
     assert 0 < float((ours - theirs).norm() / theirs.norm()) < 0.1
@@ -183,7 +183,7 @@ def test_autocast(layer: type[MomentNorm2d], half: torch.dtype, compiled: bool) 
     assert_near(mixed, single, 0.05)
 
 
-def test_sync_batch_norms_kernels_are_batch_norm() -> None:
+def test_sync_batch_norms_kernels_equal_batch_norm() -> None:
     ours, theirs = SyncKernels(64).to(CUDA), nn.BatchNorm2d(64).to(CUDA)
     for layer in (ours, theirs):
         randomize(layer)
@@ -198,8 +198,8 @@ def test_sync_batch_norms_kernels_are_batch_norm() -> None:
     )
 
 
-def test_the_benchmarks_layers() -> None:
-    """Every contender runs in every kind; our layers keep x and nothing else of its size."""
+def test_the_layer_benchmark_runs_every_contender() -> None:
+    """In every kind. Our layers keep x and no other tensor of its size."""
     for dtype, references in (("fp32", 2), ("bf16", 1)):
         for layout in ("contiguous", "channels_last"):
             case = measure_layer(
@@ -212,18 +212,18 @@ def test_the_benchmarks_layers() -> None:
     assert f"{REFERENCE} (cuDNN)" in names and f"{REFERENCE} (native)" in names
 
 
-def test_a_captured_call_keeps_what_it_reads() -> None:
+def test_a_captured_call_keeps_its_inputs_alive() -> None:
     read, out = torch.full((1 << 20,), 3.0, device=CUDA), torch.zeros(1 << 20, device=CUDA)
     replay = capture_graph(partial(torch.add, read, 1, out=out), CUDA)
     del read
     torch.cuda.empty_cache()
-    others = [torch.full((1 << 20,), 7.0, device=CUDA) for _ in range(8)]
+    fillers = [torch.full((1 << 20,), 7.0, device=CUDA) for _ in range(8)]
     out.zero_()
     replay()
-    assert bool((out == 4).all()) and len(others) == 8
+    assert bool((out == 4).all()) and len(fillers) == 8
 
 
-def test_the_benchmarks_steps() -> None:
+def test_the_step_benchmark_runs_every_mode() -> None:
     kind = StepKind(8, 1, 64, "bf16", network="resnet18")
     case = measure_steps(kind, ROOT / "configs", CUDA, 1, list(MODES))
     for mode in MODES:

@@ -1,4 +1,4 @@
-"""PyTorch's own layers as limit cases, running statistics and constructor arguments included."""
+"""PyTorch's layers as limit cases, with their running statistics and constructor arguments."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def assert_same(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
     y, expected = ours(x), theirs(x)
     torch.testing.assert_close(y, expected, **EXACT)
     inputs = [x], [x]
-    for module, into in zip((ours, theirs), inputs, strict=True):
-        into.extend(p for p in (module.weight, module.bias) if p is not None)
+    for module, leaves in zip((ours, theirs), inputs, strict=True):
+        leaves.extend(p for p in (module.weight, module.bias) if p is not None)
     torch.testing.assert_close(gradients(y, inputs[0]), gradients(expected, inputs[1]), **EXACT)
 
 
@@ -53,7 +53,7 @@ def assert_same(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
     ],
     ids=str,
 )
-def test_batch_norm(arguments: dict[str, object]) -> None:
+def test_batch_norm_equals_pytorchs(arguments: dict[str, object]) -> None:
     ours = BatchNorm2d(64, dtype=torch.float64, **arguments)
     theirs = nn.BatchNorm2d(64, dtype=torch.float64, **arguments)
     randomize(ours)
@@ -77,18 +77,18 @@ def test_batch_norm(arguments: dict[str, object]) -> None:
     ],
     ids=["instance", "layer", "group32", "group4"],
 )
-def test_sample_norms(
+def test_per_sample_norms_equal_pytorchs(
     ours: Callable[[int], MomentNorm2d], theirs: Callable[[int], nn.Module], training: bool
 ) -> None:
-    mine, reference = ours(64).double().train(training), theirs(64).double().train(training)
-    randomize(mine)
+    layer, reference = ours(64).double().train(training), theirs(64).double().train(training)
+    randomize(layer)
     randomize(reference)
     for x in batches():
-        assert_same(mine, reference, x)
-    assert mine.state_dict().keys() == reference.state_dict().keys() == {"weight", "bias"}
+        assert_same(layer, reference, x)
+    assert layer.state_dict().keys() == reference.state_dict().keys() == {"weight", "bias"}
 
 
-def test_group_norm_caps_its_groups_to_divide_the_channels() -> None:
+def test_group_norm_reduces_its_groups_to_divide_the_channels() -> None:
     assert GroupNorm2d(16).num_groups == 16
     assert GroupNorm2d(48).num_groups == 16
     assert GroupNorm2d(7).num_groups == 1
@@ -97,7 +97,7 @@ def test_group_norm_caps_its_groups_to_divide_the_channels() -> None:
 
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_replicas_are_separate_batches(replicas: int) -> None:
-    """One pass over R replicas is R passes of nn.BatchNorm2d; running statistics follow the 1st."""
+    """R replicas equal R nn.BatchNorm2d; the running statistics are the first replica's."""
     ours = BatchNorm2d(64, dtype=torch.float64)
     theirs = [nn.BatchNorm2d(64, dtype=torch.float64) for _ in range(replicas)]
     set_replicas(ours, replicas)
@@ -123,8 +123,8 @@ def test_switch_norm_keeps_batch_norms_running_statistics() -> None:
     assert switch.num_batches_tracked == 3
 
 
-def test_switch_norm_in_evaluation_mixes_stored_and_own_statistics() -> None:
-    """Sec. 2.1, "Inference": IN and LN from the sample, BN's from what is stored."""
+def test_switch_norm_in_evaluation_mixes_stored_and_sample_statistics() -> None:
+    """Sec. 2.1, "Inference": IN and LN from the sample, BN from the stored statistics."""
     layer = SwitchNorm2d(64).double().eval()
     randomize(layer)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_switch_norm_in_evaluation_mixes_stored_and_own_statistics() -> None:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("layer", [BatchNorm2d(64), SwitchNorm2d(64), GroupNorm2d(64)])
-def test_without_gradients(mode: Callable, layer: MomentNorm2d) -> None:
+def test_no_grad_modes_give_the_same_output(mode: Callable, layer: MomentNorm2d) -> None:
     x = batches(1)[0].float()
     for training in (True, False):
         layer.train(training)
@@ -162,12 +162,12 @@ def test_frozen_parameters_get_no_gradient(frozen: str) -> None:
     x = batches(1)[0]
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(name != frozen and frozen != "all")
-    own, other = (x.clone().requires_grad_(frozen != "input") for _ in range(2))
+    x1, x2 = (x.clone().requires_grad_(frozen != "input") for _ in range(2))
     direction = torch.randn_like(x)
-    (layer(own) * direction).sum().backward()
-    (reference(other) * direction).sum().backward()
+    (layer(x1) * direction).sum().backward()
+    (reference(x2) * direction).sum().backward()
     if frozen != "input":
-        torch.testing.assert_close(own.grad, other.grad)
+        torch.testing.assert_close(x1.grad, x2.grad)
     for name, parameter in layer.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(parameter.grad, reference.get_parameter(name).grad)

@@ -1,4 +1,4 @@
-"""The compiled node of autograd's graph: what Python's own makes, bit for bit."""
+"""The compiled autograd node equals the Python one bit for bit."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 FROZEN = ("none", "x", "weight", "bias", "logits", "all parameters", "one logit")
 
 
-def made(
+def run_layer(
     method: type[MomentNorm2d],
     relu: bool,
-    behind: bool,
+    with_residual: bool,
     dtype: torch.dtype,
     layout: torch.memory_format,
     training: bool = True,
     frozen: str = "none",
     affine: bool = True,
 ) -> list[Tensor | None]:
-    """Output, gradients and running statistics of a layer."""
+    """Output, gradients and running statistics of a layer; ``frozen`` has no gradient."""
     torch.manual_seed(0)
     layer = method(8, affine=affine).to(torch.float64 if dtype == torch.float64 else torch.float32)
     with torch.no_grad():
@@ -41,11 +41,11 @@ def made(
     layer.relu, layer.replicas = relu, 4
     layer.train(training)
     for name, parameter in layer.named_parameters():
-        one = frozen == "one logit" and name == "mean_weight"
+        one_logit = frozen == "one logit" and name == "mean_weight"
         logits = frozen == "logits" and name in ("mean_weight", "var_weight")
-        parameter.requires_grad_(not (one or logits or frozen in (name, "all parameters")))
+        parameter.requires_grad_(not (one_logit or logits or frozen in (name, "all parameters")))
     x = torch.randn(8, 8, 5, 3).to(dtype).to(memory_format=layout).requires_grad_(frozen != "x")
-    residual = torch.randn(8, 8, 5, 3).to(dtype).requires_grad_() if behind else None
+    residual = torch.randn(8, 8, 5, 3).to(dtype).requires_grad_() if with_residual else None
     y = layer(x, residual)
     if y.requires_grad:
         (y * torch.arange(y.numel()).view_as(y).cos()).sum().backward()
@@ -53,43 +53,43 @@ def made(
     return [y.detach(), *(i.grad for i in inputs), *layer.buffers()]
 
 
-def assert_same(monkeypatch: pytest.MonkeyPatch, *arguments: object, **others: object) -> None:
-    ours = made(*arguments, **others)  # type: ignore[arg-type]
+def assert_same(monkeypatch: pytest.MonkeyPatch, *arguments: object, **options: object) -> None:
+    ours = run_layer(*arguments, **options)  # type: ignore[arg-type]
     with monkeypatch.context() as patched:
         patched.setattr(CppTables, "apply", ClosedForm.apply)
-        theirs = made(*arguments, **others)  # type: ignore[arg-type]
+        theirs = run_layer(*arguments, **options)  # type: ignore[arg-type]
     for our, their in zip(ours, theirs, strict=True):
         assert (our is None) == (their is None)
         assert our is None or their is None or torch.equal(our, their)
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("relu", "behind"), product((False, True), repeat=2))
+@pytest.mark.parametrize(("relu", "with_residual"), product((False, True), repeat=2))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_same_bits(
+def test_the_nodes_give_the_same_bits(
     method: type[MomentNorm2d],
     relu: bool,
-    behind: bool,
+    with_residual: bool,
     dtype: torch.dtype,
     layout: torch.memory_format,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for training in (True, False):
-        assert_same(monkeypatch, method, relu, behind, dtype, layout, training)
+        assert_same(monkeypatch, method, relu, with_residual, dtype, layout, training)
 
 
 @pytest.mark.parametrize("frozen", FROZEN)
-@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("affine", [False, True])
-def test_the_same_bits_where_not_all_is_differentiated(
-    frozen: str, behind: bool, affine: bool, monkeypatch: pytest.MonkeyPatch
+def test_the_nodes_give_the_same_bits_with_frozen_inputs(
+    frozen: str, with_residual: bool, affine: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = SwitchNorm2d, True, behind, torch.float32, torch.channels_last
-    assert_same(monkeypatch, *some, frozen=frozen, affine=affine)
+    case = SwitchNorm2d, True, with_residual, torch.float32, torch.channels_last
+    assert_same(monkeypatch, *case, frozen=frozen, affine=affine)
 
 
-def test_a_weight_that_changed_since_is_refused() -> None:
+def test_a_weight_changed_before_backward_is_an_error() -> None:
     layer = SwitchNorm2d(4)
     y = layer(torch.randn(2, 4, 3, 3, requires_grad=True))
     assert y.grad_fn is not None and "Mixture" in y.grad_fn.name()
@@ -99,6 +99,6 @@ def test_a_weight_that_changed_since_is_refused() -> None:
         y.sum().backward()
 
 
-def test_nothing_is_recorded_without_gradients() -> None:
+def test_no_graph_is_recorded_under_no_grad() -> None:
     with torch.no_grad():
         assert not SwitchNorm2d(4)(torch.randn(2, 4, 3, 3)).requires_grad

@@ -1,4 +1,4 @@
-"""Shapes, dtypes, memory formats, precision, and what is kept for backward."""
+"""Shapes, dtypes, memory formats, precision, and the memory kept for backward."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ from sn_imagenet.norms import (
 )
 from sn_imagenet.norms.kernels.cpp import SUFFIX
 
-# The layer computes in fp32 for fp32, fp16 and bf16, so the error of a result is a few roundings
-# of fp32 (2^-24), times the deviation of 1 / std from a channel whose variance is small (up to 100
-# here), and one rounding to the input's own dtype: 2^-11 for fp16, 2^-8 for bf16. A gradient
-# adds a rounding of dy.
+# For fp32, fp16 and bf16 the layer computes in fp32. The error is a few fp32 roundings (2^-24)
+# times 1 / std of a channel with small variance (up to 100 here), plus one rounding to the input's
+# dtype: 2^-11 for fp16, 2^-8 for bf16. A gradient adds a rounding of dy.
 TOLERANCE = {
     torch.float64: 1e-10,
     torch.float32: 2e-4,
@@ -67,7 +66,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     backend=st.sampled_from(BACKENDS),
     replicas=st.sampled_from([1, 1, 2]),
 )
-def test_any_input(
+def test_any_input_gives_the_formulas_output_and_gradients(
     batch: int,
     channels: int,
     height: int,
@@ -83,7 +82,7 @@ def test_any_input(
     generator = torch.Generator().manual_seed(batch * 1000 + channels)
     shape = (batch, channels, height, width)
     x = LAYOUTS[layout](torch.randn(shape, generator=generator).to(dtype)).requires_grad_()
-    # eps bounds 1 / std where a set of pixels has no spread of its own.
+    # eps bounds 1 / std where all pixels of a set are equal.
     layer = SwitchNorm2d(channels, eps=1e-2, omega=omega, num_groups=4)
     randomize(layer)
     layer.replicas = replicas
@@ -118,7 +117,7 @@ def test_any_input(
     expected_grads = torch.autograd.grad(expected, [x64, *parameters], direction.double())
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
-    # A parameter's gradient is a sum over many elements: its error scales with their norm.
+    # A parameter's gradient is a sum over many elements, so its error scales with their norm.
     for grad, reference in zip(grads, expected_grads, strict=True):
         scale = tolerance * max(1.0, float(reference.abs().max()), direction.numel() ** 0.5)
         torch.testing.assert_close(grad.double(), reference, rtol=tolerance, atol=scale)
@@ -129,11 +128,11 @@ def test_any_input(
 @pytest.mark.parametrize(
     "layer_class", [BatchNorm2d, InstanceNorm2d, LayerNorm2d, GroupNorm2d, SwitchNorm2d]
 )
-def test_one_sample_of_one_pixel(
+def test_one_sample_of_one_pixel_is_finite(
     layer_class: type[MomentNorm2d], layout: str, backend: str
 ) -> None:
-    """A 1x1 map and a batch of one: a single value per channel has no spread, so IN's and BN's
-    output is the bias (the authors' division by HW - 1 makes this NaN)."""
+    """A 1x1 map and a batch of one: the variance of a single value is 0, so IN's and BN's output is
+    the bias (the authors' division by HW - 1 makes this NaN)."""
     layer = layer_class(5)
     layer.backend = backend
     x = LAYOUTS[layout](torch.randn(1, 5, 1, 1)).requires_grad_()
@@ -144,7 +143,7 @@ def test_one_sample_of_one_pixel(
         assert tensor.grad is not None and tensor.grad.isfinite().all()
     assert all(buffer.isfinite().all() for buffer in layer.buffers())
     if layer_class in (BatchNorm2d, InstanceNorm2d):
-        # 1 / sqrt(eps) = 316 times the rounding of x.
+        # The error is 1 / sqrt(eps) = 316 times the rounding of x.
         torch.testing.assert_close(y, torch.zeros_like(y), rtol=0, atol=2e-4)
 
 
@@ -162,9 +161,9 @@ def test_constant_input_is_finite(layout: str, backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("omega", OMEGAS, ids="+".join)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_large_mean(layout: str, omega: tuple[str, ...], backend: str) -> None:
-    """Mean 1000, deviation 1 in fp32. E[x^2] - E[x]^2 would lose the variance altogether: an ulp
-    of 10^6 is 0.06. What remains is one rounding of 1000 (6e-5) in the mean or the shift."""
+def test_a_large_mean_keeps_precision(layout: str, omega: tuple[str, ...], backend: str) -> None:
+    """Mean 1000, standard deviation 1 in fp32. E[x^2] - E[x]^2 would lose the variance, because an
+    ulp of 10^6 is 0.06. The remaining error is one rounding of 1000 (6e-5) in mean or shift."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 32, 9, 9, generator=generator) + 1000
     x = LAYOUTS[layout](x).requires_grad_()
@@ -182,7 +181,7 @@ def test_large_mean(layout: str, omega: tuple[str, ...], backend: str) -> None:
 
 
 class StorageLog(TorchDispatchMode):
-    """Remembers every storage that an operator returns, without keeping it alive."""
+    """Records every storage that an operator returns, without keeping it alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,13 +195,13 @@ class StorageLog(TorchDispatchMode):
             self.storages[reference.cdata] = (reference, storage.nbytes())
         return result
 
-    def alive(self, *known: Tensor) -> int:
-        """Bytes of the storages that something still refers to, those of ``known`` aside."""
-        apart = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in known}
+    def alive_bytes(self, *excluded: Tensor) -> int:
+        """Bytes of the storages that are still referenced, except those of ``excluded``."""
+        skip = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in excluded}
         kept = [
             size
             for cdata, (ref, size) in self.storages.items()
-            if cdata not in apart and not ref.expired()
+            if cdata not in skip and not ref.expired()
         ]
         return sum(kept)
 
@@ -221,10 +220,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 @pytest.mark.parametrize(
     "layer_class", [BatchNorm2d, InstanceNorm2d, LayerNorm2d, GroupNorm2d, SwitchNorm2d]
 )
-def test_keeps_the_input_and_tables_alone(
+def test_backward_keeps_only_the_input_and_tables(
     layer_class: type[MomentNorm2d], layout: str, dtype: torch.dtype, backend: str
 ) -> None:
-    """Of x's size backward keeps x, which the caller's convolution has made anyway."""
+    """The only saved tensor of x's size is x, which the layer before has computed anyway."""
     n, channels = 4, 32
     layer = layer_class(channels)
     layer.backend = backend
@@ -235,20 +234,20 @@ def test_keeps_the_input_and_tables_alone(
         torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
     ):
         y = layer(x)
-    of_full_size = [t for t in saved if t.numel() >= x.numel()]
-    assert {t.data_ptr() for t in of_full_size} == {x.data_ptr()}
-    kept = log.alive(x, y)
+    full_size = [t for t in saved if t.numel() >= x.numel()]
+    assert {t.data_ptr() for t in full_size} == {x.data_ptr()}
+    kept = log.alive_bytes(x, y)
     assert kept <= 32 * n * channels * 4, f"{kept / (n * channels * 4)} tables"
 
 
-def test_second_derivative_raises() -> None:
+def test_a_second_derivative_is_an_error() -> None:
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(SwitchNorm2d(3).double()(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
 
-def test_backward_twice_over_one_graph() -> None:
+def test_backward_can_run_twice_with_retain_graph() -> None:
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
     y = SwitchNorm2d(3)(x).square().sum()
     first = torch.autograd.grad(y, x, retain_graph=True)
@@ -257,8 +256,8 @@ def test_backward_twice_over_one_graph() -> None:
         torch.autograd.grad(y, x)
 
 
-def test_under_autocast() -> None:
-    """A bf16 activation meets fp32 parameters: bf16 out, fp32 statistics and gradients."""
+def test_autocast_keeps_statistics_and_gradients_in_fp32() -> None:
+    """A bf16 activation and fp32 parameters give bf16 output."""
     layer, x = SwitchNorm2d(8), torch.randn(4, 8, 5, 5)
     weight = torch.randn(8, 8, 1, 1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -274,10 +273,10 @@ def test_under_autocast() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_diverged_activation_stays_visible(
+def test_nan_and_infinity_reach_the_output(
     bad: float, layout: str, dtype: torch.dtype, backend: str
 ) -> None:
-    """NaN and infinity must reach the loss, which stops the run."""
+    """They must reach the loss, which stops the run."""
     x = torch.randn(4, 5, 9, 9).to(dtype)
     x[1, 2, 3, 4] = bad
     layer = BatchNorm2d(5)

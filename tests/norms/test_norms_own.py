@@ -1,4 +1,4 @@
-"""A normalizer of one's own: a combining function, nothing else."""
+"""A user's normalization layer needs only a ``combine`` method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sn_imagenet.norms import (
 
 
 class HalfBatchNorm2d(MomentNorm2d):
-    """Each channel's statistics lie between the sample's and the batch's, by a learned share."""
+    """Interpolates between instance and batch statistics by a learned share per channel."""
 
     stores_statistics = True
 
@@ -42,8 +42,8 @@ class ShiftedBatchNorm2d(BatchNorm2d):
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "formula"])
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_ten_lines_make_a_normalizer(backend: str, replicas: int) -> None:
-    torch.manual_seed(0)  # a share beyond 1 makes the variance of rare samples negative
+def test_a_layer_with_its_own_combine(backend: str, replicas: int) -> None:
+    torch.manual_seed(0)  # with other seeds a share above 1 may make a variance negative
     layer = HalfBatchNorm2d(6).double()
     randomize(layer)
     layer.backend = backend
@@ -52,11 +52,11 @@ def test_ten_lines_make_a_normalizer(backend: str, replicas: int) -> None:
     expected = torch.empty_like(x)
     share = layer.share.view(1, -1, 1, 1)
     for r in range(replicas):
-        own = x[r::replicas]
-        var_in, mean_in = torch.var_mean(own, (2, 3), correction=0, keepdim=True)
-        var_bn, mean_bn = torch.var_mean(own, (0, 2, 3), correction=0, keepdim=True)
+        samples = x[r::replicas]
+        var_in, mean_in = torch.var_mean(samples, (2, 3), correction=0, keepdim=True)
+        var_bn, mean_bn = torch.var_mean(samples, (0, 2, 3), correction=0, keepdim=True)
         mean, var = mean_in.lerp(mean_bn, share), var_in.lerp(var_bn, share)
-        expected[r::replicas] = (own - mean) / torch.sqrt(var + layer.eps)
+        expected[r::replicas] = (samples - mean) / torch.sqrt(var + layer.eps)
     expected = expected * layer.weight.view(1, -1, 1, 1) + layer.bias.view(1, -1, 1, 1)
     y = layer(x)
     torch.testing.assert_close(y, expected)
@@ -67,7 +67,7 @@ def test_ten_lines_make_a_normalizer(backend: str, replicas: int) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_an_overridden_pool_is_the_one_in_use(training: bool) -> None:
+def test_an_overridden_combine_is_used(training: bool) -> None:
     ours, base = ShiftedBatchNorm2d(6).train(training), BatchNorm2d(6).train(training)
     x: Tensor = torch.randn(4, 6, 3, 5)
     var = x.var((0, 2, 3), correction=0) if training else torch.ones(6)
@@ -75,8 +75,8 @@ def test_an_overridden_pool_is_the_one_in_use(training: bool) -> None:
     torch.testing.assert_close(ours(x), base(x) - shift.view(1, -1, 1, 1))
 
 
-class OnlyBatch2d(MomentNorm2d):
-    """BN's statistics by a ``combine`` of one's own."""
+class BatchOnly2d(MomentNorm2d):
+    """BN's statistics through an overridden ``combine``."""
 
     stores_statistics = True
 
@@ -85,9 +85,9 @@ class OnlyBatch2d(MomentNorm2d):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_backward_of_a_frozen_layer_of_stored_statistics(backend: str) -> None:
-    """Nothing of the tables has a gradient; x has."""
-    layer = OnlyBatch2d(6).eval().requires_grad_(False)
+def test_backward_of_a_frozen_layer_with_stored_statistics(backend: str) -> None:
+    """x has a gradient although no table has one."""
+    layer = BatchOnly2d(6).eval().requires_grad_(False)
     layer.backend = backend
     randomize(layer)
     x = torch.randn(4, 6, 3, 5, requires_grad=True)
@@ -97,7 +97,7 @@ def test_backward_of_a_frozen_layer_of_stored_statistics(backend: str) -> None:
     torch.testing.assert_close(dx, direction * scale)
 
 
-def test_an_overridden_pool_of_batch_renorm_serves_in_evaluation() -> None:
+def test_an_overridden_combine_of_batch_renorm_is_used_in_evaluation() -> None:
     class Shifted(BatchRenorm2d):
         def combine(self, moments: Moments) -> Statistics:
             mean, var = super().combine(moments)

@@ -1,4 +1,4 @@
-"""A statistics group that spans ranks: two gloo processes against one with the whole batch."""
+"""Statistics groups across ranks: two gloo processes against one with the whole batch."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def rank_main(rank: int, replicas: int, backend: str | None, directory: str) -> 
         net = network(backend)
         set_replicas(net, replicas, process_group=dist.group.WORLD)
         x, direction = batch()
-        # Consecutive runs of the batch: with R groups per rank, sample j is of group j mod R
-        # in each run, as in the whole batch.
-        own = slice(rank * SAMPLES // RANKS, (rank + 1) * SAMPLES // RANKS)
-        result = step(net, x[own], direction[own])
+        # Consecutive slices of the batch: with R groups per rank, sample j belongs to group j mod R
+        # in each slice, as in the whole batch.
+        local = slice(rank * SAMPLES // RANKS, (rank + 1) * SAMPLES // RANKS)
+        result = step(net, x[local], direction[local])
         for grad in result["grads"].values():
             dist.all_reduce(grad)
         torch.save(result, f"{directory}/rank{rank}.pt")
@@ -94,21 +94,21 @@ def check_two_ranks(replicas: int, backend: str | None, directory: Path) -> None
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("replicas", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_replica_over_two_ranks_is_one_process_with_the_whole_batch(
+def test_a_replica_on_two_ranks_equals_one_process_with_the_whole_batch(
     tmp_path: Path, replicas: int, backend: str
 ) -> None:
-    """Pooled by autograd (native) and in closed form (cpp)."""
+    """Statistics are combined by autograd (native) or in closed form (cpp)."""
     check_two_ranks(replicas, backend, tmp_path)
 
 
-def test_samples_per_group_counts_every_rank(tmp_path: Path) -> None:
+def test_a_process_group_of_one_rank_changes_nothing(tmp_path: Path) -> None:
     dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        layer, alone = BatchNorm2d(3), BatchNorm2d(3)
+        layer, single = BatchNorm2d(3), BatchNorm2d(3)
         set_replicas(layer, process_group=dist.group.WORLD)
         x = torch.randn(2, 3, 1, 1)
-        torch.testing.assert_close(layer(x), alone(x))
-        torch.testing.assert_close(layer.running_var, alone.running_var)
+        torch.testing.assert_close(layer(x), single(x))
+        torch.testing.assert_close(layer.running_var, single.running_var)
     finally:
         dist.destroy_process_group()
     assert list(norm_layers(layer)) == [""]

@@ -1,4 +1,4 @@
-"""What a layer does besides normalizing: the residual and the ReLU, against torch's own."""
+"""The fused residual and ReLU of a layer, against PyTorch's operators."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from sn_imagenet.norms import (
     normalize,
     set_replicas,
 )
-from sn_imagenet.norms.kernels import BACKENDS as PASSES
+from sn_imagenet.norms.kernels import BACKENDS as KERNELS
 from sn_imagenet.norms.kernels import Affine
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -45,7 +45,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 4e-2}
 
 
 class Half(MomentNorm2d):
-    """A user's own: layer and batch statistics in equal parts."""
+    """A user's layer: the mean of layer and batch statistics."""
 
     stores_statistics = True
 
@@ -69,7 +69,7 @@ METHODS = (
 
 
 def clear_of_zero(z: Tensor, residual: Tensor) -> Tensor:
-    """``residual``, moved where the sum with ``z`` is so near to 0 that rounding may decide."""
+    """``residual``, shifted where z + residual is so near 0 that rounding may decide its sign."""
     return torch.where((z + residual).abs() < 0.1, residual + 0.3, residual)
 
 
@@ -82,9 +82,9 @@ def clear_of_zero(z: Tensor, residual: Tensor) -> Tensor:
     backend=st.sampled_from([*BACKENDS, "formula"]),
     method=st.sampled_from([SwitchNorm2d, Half]),
     relu=st.booleans(),
-    added=st.booleans(),
+    with_residual=st.booleans(),
 )
-def test_any_input(
+def test_any_input_equals_the_unfused_formula(
     shape: tuple[int, int, int, int],
     dtype: torch.dtype,
     layout: str,
@@ -92,7 +92,7 @@ def test_any_input(
     backend: str,
     method: type[MomentNorm2d],
     relu: bool,
-    added: bool,
+    with_residual: bool,
 ) -> None:
     torch.manual_seed(sum(shape))
     layer = method(shape[1], eps=1e-2)
@@ -106,36 +106,37 @@ def test_any_input(
     x64 = x.detach().double().requires_grad_()
     expected = exact(x64)
     residual = torch.randn(shape).double()
-    if added:
+    if with_residual:
         residual = clear_of_zero(expected.detach(), residual).to(dtype)
         residual = LAYOUTS[other_layout](residual)
         expected = expected + residual.double()
     near_zero = expected.detach().abs() < 0.05
     expected = torch.relu(expected) if relu else expected
     residual = residual.to(dtype).requires_grad_()
-    # Where rounding may decide about the sign, no gradient arrives.
+    # No gradient where rounding may decide the sign.
     direction = LAYOUTS[other_layout](torch.randn(shape).masked_fill(near_zero, 0).to(dtype))
 
-    y = layer(x, residual) if added else layer(x)
+    y = layer(x, residual) if with_residual else layer(x)
     assert y.dtype == dtype and y.shape == x.shape
     inputs = [x, *layer.parameters()]
-    wanted = torch.autograd.grad(expected, [x64, *exact.parameters()], direction.double())
-    if added:
+    expected_grads = torch.autograd.grad(expected, [x64, *exact.parameters()], direction.double())
+    if with_residual:
         inputs.append(residual)
-        through = direction.double() * (expected.detach() > 0) if relu else direction.double()
-        wanted = (*wanted, through)
+        masked = direction.double() * (expected.detach() > 0) if relu else direction.double()
+        expected_grads = (*expected_grads, masked)
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
-    for grad, reference in zip(torch.autograd.grad(y, inputs, direction), wanted, strict=True):
+    grads = torch.autograd.grad(y, inputs, direction)
+    for grad, reference in zip(grads, expected_grads, strict=True):
         scale = tolerance * max(1.0, float(reference.abs().max()), direction.numel() ** 0.5)
         torch.testing.assert_close(grad.double(), reference, rtol=tolerance, atol=scale)
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "formula"])
-@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_fig_7_with_both(replicas: int, added: bool, backend: str) -> None:
-    """The layer's own formula, written out apart from the package."""
+def test_fig_7_with_residual_and_relu(replicas: int, with_residual: bool, backend: str) -> None:
+    """Against a reference outside the package."""
     torch.manual_seed(0)
     layer = SwitchNorm2d(6, dtype=torch.float64)
     randomize(layer)
@@ -145,10 +146,10 @@ def test_fig_7_with_both(replicas: int, added: bool, backend: str) -> None:
     residual = torch.randn_like(x).requires_grad_()
     parameters = list(layer.parameters())
     z = fig7(x, *parameters, replicas=replicas)
-    expected = torch.relu(z + residual) if added else torch.relu(z)
-    actual = layer(x, residual) if added else layer(x)
+    expected = torch.relu(z + residual) if with_residual else torch.relu(z)
+    actual = layer(x, residual) if with_residual else layer(x)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
-    inputs = [x, *parameters, *([residual] if added else [])]
+    inputs = [x, *parameters, *([residual] if with_residual else [])]
     torch.testing.assert_close(
         gradients(actual, inputs), gradients(expected, inputs), rtol=1e-10, atol=1e-10
     )
@@ -156,7 +157,7 @@ def test_fig_7_with_both(replicas: int, added: bool, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", [SwitchNorm2d, Half])
-def test_gradcheck(method: type[MomentNorm2d], backend: str) -> None:
+def test_residual_and_relu_pass_gradcheck(method: type[MomentNorm2d], backend: str) -> None:
     torch.manual_seed(1)
     layer = method(3, eps=1e-2, momentum=0.0).double()
     layer.relu, layer.backend = True, backend
@@ -172,12 +173,12 @@ def test_gradcheck(method: type[MomentNorm2d], backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("area", [(1, 1), (3, 3), (17, 16)])
-def test_the_edges_are_torchs_own(area: tuple[int, int], layout: str, backend: str) -> None:
-    """At 0 no gradient; NaN comes through and lets the gradient through; infinities as they are."""
+def test_special_values_equal_torchs(area: tuple[int, int], layout: str, backend: str) -> None:
+    """No gradient at 0; NaN and its gradient pass; infinities are unchanged."""
     values = [0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1.0, -1.0, 1e-30]
     x = torch.tensor(values)[:, None, None].expand(8, *area).repeat(2, 1, 1, 1)
     x = LAYOUTS[layout](x).requires_grad_()
-    kernels = PASSES[backend]
+    kernels = KERNELS[backend]
     zeros, ones = torch.zeros(2, 8), torch.ones(2, 8)
     identity = Affine(zeros, ones, zeros)
     grad = torch.full_like(x, 3.0)
@@ -185,26 +186,26 @@ def test_the_edges_are_torchs_own(area: tuple[int, int], layout: str, backend: s
         y = kernels.affine(x.detach(), identity, True, residual)
         expected = torch.relu(x)
         torch.testing.assert_close(y, expected.detach(), rtol=0, atol=0, equal_nan=True)
-        (wanted,) = torch.autograd.grad(expected, x, grad)
+        (expected_grad,) = torch.autograd.grad(expected, x, grad)
         relu_mask = identity if residual is None else y
-        sums, through = kernels.gradient_sums(grad, x.detach(), zeros, relu_mask)
-        torch.testing.assert_close(sums[0], wanted.sum((2, 3)), rtol=0, atol=0)
-        behind = identity if residual is None else None
-        dx = kernels.input_gradient(through, x.detach(), zeros, ones, zeros, zeros, behind)
-        finite = x.detach().isfinite()  # 0 * infinity elsewhere, with or without a ReLU
-        assert dx[finite].equal(wanted[finite])
+        sums, masked = kernels.gradient_sums(grad, x.detach(), zeros, relu_mask)
+        torch.testing.assert_close(sums[0], expected_grad.sum((2, 3)), rtol=0, atol=0)
+        mask = identity if residual is None else None
+        dx = kernels.input_gradient(masked, x.detach(), zeros, ones, zeros, zeros, mask)
+        finite = x.detach().isfinite()  # 0 * infinity elsewhere, with or without ReLU
+        assert dx[finite].equal(expected_grad[finite])
         if residual is not None:
-            assert through.equal(wanted)
+            assert masked.equal(expected_grad)
 
 
-def _epilogue(layer: MomentNorm2d, x: Tensor, residual: Tensor) -> Tensor:
+def _unfused(layer: MomentNorm2d, x: Tensor, residual: Tensor) -> Tensor:
     return F.relu(layer(x) + residual)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_and_mode(method: type[MomentNorm2d], training: bool) -> None:
-    """Fused equals unfused: outputs, gradients, running statistics; also without gradients."""
+def test_every_method_and_mode_equals_unfused(method: type[MomentNorm2d], training: bool) -> None:
+    """Outputs, gradients and running statistics; also without gradients."""
     torch.manual_seed(2)
     plain = method(6).double().train(training)
     randomize(plain)
@@ -217,23 +218,23 @@ def test_every_method_and_mode(method: type[MomentNorm2d], training: bool) -> No
     set_replicas(fused, 2)
     x = torch.randn(4, 6, 5, 3, dtype=torch.float64, requires_grad=True)
     residual = torch.randn_like(x).requires_grad_()
-    expected, actual = _epilogue(plain, x, residual), fused(x, residual)
+    expected, actual = _unfused(plain, x, residual), fused(x, residual)
     torch.testing.assert_close(actual, expected)
-    inputs = [x, residual, *(p for p in plain.parameters() if p.requires_grad)]
-    own = [x, residual, *(p for p in fused.parameters() if p.requires_grad)]
-    torch.testing.assert_close(gradients(actual, own), gradients(expected, inputs))
+    plain_inputs = [x, residual, *(p for p in plain.parameters() if p.requires_grad)]
+    fused_inputs = [x, residual, *(p for p in fused.parameters() if p.requires_grad)]
+    torch.testing.assert_close(gradients(actual, fused_inputs), gradients(expected, plain_inputs))
     torch.testing.assert_close(dict(fused.named_buffers()), dict(plain.named_buffers()))
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            torch.testing.assert_close(fused(x, residual), _epilogue(plain, x, residual))
+            torch.testing.assert_close(fused(x, residual), _unfused(plain, x, residual))
     with collect_batch_averages(plain) as ours, collect_batch_averages(fused) as theirs:
-        _epilogue(plain.train(), x, residual), fused.train()(x, residual)
+        _unfused(plain.train(), x, residual), fused.train()(x, residual)
     for name, average in ours.items():
         torch.testing.assert_close(average.tables, theirs[name].tables)
 
 
 @pytest.mark.parametrize("layer", [SwitchNorm1d(4), SwitchNorm3d(4)], ids=["1d", "3d"])
-def test_other_dimensions(layer: SwitchNorm2d) -> None:
+def test_1d_and_3d_layers_equal_unfused(layer: SwitchNorm2d) -> None:
     shape = (3, 4, 5) if isinstance(layer, SwitchNorm1d) else (3, 4, 2, 3, 2)
     x, residual = torch.randn(shape), torch.randn(shape)
     expected = F.relu(layer(x) + residual)
@@ -242,8 +243,8 @@ def test_other_dimensions(layer: SwitchNorm2d) -> None:
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "formula"])
-def test_under_autocast(backend: str) -> None:
-    """The output stays bf16, also where the shortcut is fp32."""
+def test_autocast_output_is_bf16(backend: str) -> None:
+    """Also with an fp32 shortcut."""
     layer = SwitchNorm2d(8)
     layer.relu = True
     if backend != "formula":
@@ -259,20 +260,20 @@ def test_under_autocast(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("method", [SwitchNorm2d, Half])
-@pytest.mark.parametrize("added", [False, True])
-def test_keeps_no_mask(method: type[MomentNorm2d], added: bool, backend: str) -> None:
-    """Of x's size backward keeps x; behind a residual also y, which the next layer keeps anyway."""
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_no_mask_is_kept(method: type[MomentNorm2d], with_residual: bool, backend: str) -> None:
+    """Backward keeps x, and after a residual also y, which the next layer keeps anyway."""
     layer = method(4)
     layer.relu, layer.backend = True, backend
     x, residual = (torch.randn(2, 4, 32, 32, requires_grad=True) for _ in range(2))
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        y = layer(x, residual if added else None)
+        y = layer(x, residual if with_residual else None)
     large = {t.data_ptr() for t in saved if t.numel() >= x.numel()}
-    assert large == ({x.data_ptr(), y.data_ptr()} if added else {x.data_ptr()})
+    assert large == ({x.data_ptr(), y.data_ptr()} if with_residual else {x.data_ptr()})
 
 
-def test_an_output_changed_in_place_is_noticed() -> None:
+def test_an_output_changed_in_place_is_an_error() -> None:
     layer = SwitchNorm2d(4)
     layer.relu = True
     x = torch.randn(2, 4, 3, 3, requires_grad=True)
@@ -282,13 +283,13 @@ def test_an_output_changed_in_place_is_noticed() -> None:
         y.sum().backward()
 
 
-def test_a_residual_of_another_shape_is_refused() -> None:
+def test_a_residual_of_another_shape_is_an_error() -> None:
     layer = SwitchNorm2d(4)
     with pytest.raises(ValueError, match=r"residual of shape \[2, 4, 1, 1\]: expected .*\[2, 4, 3"):
         layer(torch.randn(2, 4, 3, 3), torch.randn(2, 4, 1, 1))
 
 
-def test_compiles_into_one_graph() -> None:
+def test_residual_and_relu_compile_into_one_graph() -> None:
     layer = SwitchNorm2d(4)
     layer.relu = True
     x, residual = torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)
@@ -296,7 +297,7 @@ def test_compiles_into_one_graph() -> None:
     torch.testing.assert_close(compiled(x, residual), layer(x, residual))
 
 
-def test_the_plain_op_takes_both() -> None:
+def test_normalize_takes_a_residual_and_relu() -> None:
     x, residual = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
 
     def instance(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -320,7 +321,7 @@ class Block(nn.Module):
         return y
 
 
-def test_folding_and_converting_keep_what_was_fused() -> None:
+def test_folding_and_converting_keep_fused_relus() -> None:
     block = Block()
     x = torch.randn(4, 4, 5, 5)
     for _ in range(3):
@@ -338,7 +339,7 @@ def test_folding_and_converting_keep_what_was_fused() -> None:
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (0, 4, 1, 1), (2, 4, 0, 3)])
 @pytest.mark.parametrize("backend", [*BACKENDS, "formula", None])
 @pytest.mark.parametrize("method", [BatchNorm2d, SwitchNorm2d, GroupNorm2d, Half])
-def test_an_empty_batch_is_empty(
+def test_an_empty_batch_gives_an_empty_output(
     method: type[MomentNorm2d], backend: str | None, shape: tuple[int, ...]
 ) -> None:
     layer = method(4)

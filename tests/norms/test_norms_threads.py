@@ -1,4 +1,4 @@
-"""How many threads the compiled passes and tables take changes no bit."""
+"""The number of threads of the C++ kernels does not change any bit of a result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not CppTables.available(), reason="no C++ compil
 
 
 class LayerInGroups2d(MixtureNorm2d):
-    """Members whose tables are of different length, and both cut by rows."""
+    """Tables of different lengths, all split by rows among the threads."""
 
     omega = ("in", "ln", "bn", "gn")
     num_groups = 32
@@ -45,8 +45,8 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def made(method: type[MomentNorm2d], layout: torch.memory_format, count: int) -> list[Tensor]:
-    """Output, gradients and running statistics, of tables long enough for several threads."""
+def run_layer(method: type[MomentNorm2d], layout: torch.memory_format, count: int) -> list[Tensor]:
+    """Output, gradients and running statistics; the tables are long enough for several threads."""
     torch.manual_seed(0)
     torch.set_num_threads(count)
     layer = method(2048)
@@ -63,10 +63,10 @@ def made(method: type[MomentNorm2d], layout: torch.memory_format, count: int) ->
 @pytest.mark.parametrize(
     "method", [BatchNorm2d, LayerNorm2d, GroupNorm2d, SwitchNorm2d, LayerInGroups2d]
 )
-def test_threads_change_no_bit(
+def test_the_number_of_threads_changes_no_bit(
     threads: None, method: type[MomentNorm2d], layout: torch.memory_format
 ) -> None:
-    alone = made(method, layout, 1)
+    single = run_layer(method, layout, 1)
     for count in (2, 3, 5):
-        for one, other in zip(alone, made(method, layout, count), strict=True):
-            assert torch.equal(one, other)
+        for expected, actual in zip(single, run_layer(method, layout, count), strict=True):
+            assert torch.equal(expected, actual)

@@ -1,4 +1,4 @@
-"""What PyTorch records or transforms goes through the formula, or is refused in words."""
+"""PyTorch's transforms and tracers use the formula or raise a clear error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAYERS = [BatchNorm2d, GroupNorm2d, BatchRenorm2d, SwitchNorm2d]
 
 
 def pair(layer_class: type[MomentNorm2d], training: bool) -> tuple[MomentNorm2d, MomentNorm2d]:
-    """A layer and its formula."""
+    """A layer and its copy with the formula backend."""
     layers = layer_class(6, dtype=torch.float64), layer_class(6, dtype=torch.float64)
     for layer in layers:
         randomize(layer)
@@ -33,7 +33,7 @@ def inputs(seed: int = 0) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("layer_class", LAYERS)
-def test_forward_mode_keeps_the_tangent(
+def test_forward_mode_computes_the_tangent(
     layer_class: type[MomentNorm2d], training: bool, grad: bool
 ) -> None:
     layer, formula = pair(layer_class, training)
@@ -50,7 +50,7 @@ def test_forward_mode_keeps_the_tangent(
 
 
 @pytest.mark.parametrize("layer_class", LAYERS)
-def test_func_transforms_in_evaluation(layer_class: type[MomentNorm2d]) -> None:
+def test_func_transforms_work_in_evaluation(layer_class: type[MomentNorm2d]) -> None:
     layer, _ = pair(layer_class, False)
     x, tangent = inputs()
     leaf = x.clone().requires_grad_()
@@ -65,9 +65,7 @@ def test_func_transforms_in_evaluation(layer_class: type[MomentNorm2d]) -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("layer_class", LAYERS)
-def test_traces_compute_what_the_layer_does(
-    layer_class: type[MomentNorm2d], training: bool
-) -> None:
+def test_traced_layers_equal_the_formula(layer_class: type[MomentNorm2d], training: bool) -> None:
     layer, formula = pair(layer_class, training)
     x, other = inputs()
     layer.momentum = formula.momentum = 0.0
@@ -78,7 +76,7 @@ def test_traces_compute_what_the_layer_does(
         torch.testing.assert_close(traced(other), formula(other))
 
 
-def test_transforms_refuse_to_change_running_statistics() -> None:
+def test_transforms_cannot_change_running_statistics() -> None:
     layer, _ = pair(BatchNorm2d, True)
     x, _ = inputs()
     before = layer.running_mean.clone()
@@ -91,7 +89,7 @@ def test_transforms_refuse_to_change_running_statistics() -> None:
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "formula"])
 @pytest.mark.parametrize("missing", ["weight", "bias"])
-def test_weight_and_bias_each_alone(missing: str, backend: str) -> None:
+def test_weight_or_bias_may_be_missing(missing: str, backend: str) -> None:
     layer, full = SwitchNorm2d(6, dtype=torch.float64), SwitchNorm2d(6, dtype=torch.float64)
     randomize(layer)
     full.load_state_dict(layer.state_dict())
@@ -109,9 +107,9 @@ def test_weight_and_bias_each_alone(missing: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("layer_class", [GroupNorm2d, SwitchNorm2d])
-def test_other_groups_count_at_once(layer_class: type[MomentNorm2d]) -> None:
-    named = {"omega": ("gn",)} if layer_class is SwitchNorm2d else {}
-    changed, expected = layer_class(6, num_groups=3, **named), layer_class(6, num_groups=2, **named)
+def test_a_change_of_num_groups_takes_effect_at_once(layer_class: type[MomentNorm2d]) -> None:
+    args = {"omega": ("gn",)} if layer_class is SwitchNorm2d else {}
+    changed, expected = layer_class(6, num_groups=3, **args), layer_class(6, num_groups=2, **args)
     x = inputs()[0].float()
     changed(x)
     changed.num_groups = 2
@@ -121,7 +119,7 @@ def test_other_groups_count_at_once(layer_class: type[MomentNorm2d]) -> None:
 @pytest.mark.parametrize("shape", [(0, 6, 3, 5), (4, 6, 0, 5)])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("layer_class", LAYERS)
-def test_an_empty_batch_has_gradients_of_zero(
+def test_an_empty_batch_has_zero_gradients(
     layer_class: type[MomentNorm2d], training: bool, shape: tuple[int, ...]
 ) -> None:
     layer = layer_class(6).train(training)

@@ -1,4 +1,4 @@
-"""The Triton kernels, under Triton's interpreter where there is no GPU."""
+"""The Triton kernels, in Triton's interpreter if there is no GPU."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def run_cases(environment: dict[str, str]) -> None:
 
 @needs_triton
 @pytest.mark.slow
-def test_kernels_under_the_interpreter() -> None:
+def test_kernels_pass_in_the_interpreter() -> None:
     run_cases({"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""})
 
 
 @needs_triton
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_kernels_on_the_device() -> None:
+def test_kernels_pass_on_the_device() -> None:
     run_cases({"TRITON_INTERPRET": "0"})

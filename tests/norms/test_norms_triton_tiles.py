@@ -1,4 +1,4 @@
-"""The choice of Triton's tiles: timed once, remembered, never where it may not be."""
+"""Triton's tiles are timed once, cached on disk, and not timed where timing is not allowed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FASTEST = TILES[2]
 
 
 class Clock:
-    """Counts what was timed; :data:`FASTEST` is the fastest."""
+    """Fake timer that records its calls; :data:`FASTEST` is the fastest tile."""
 
     def __init__(self) -> None:
         self.timed: list[Tile] = []
@@ -32,7 +32,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Clock]:
-    """As on a device, with a cache directory of its own."""
+    """The tuner behaves as on a GPU and uses a temporary cache directory."""
     clock = Clock()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(triton_tiles, "time_call", clock)
@@ -46,17 +46,17 @@ def run(tile: Tile) -> Tile:
     return tile
 
 
-def remembered(folder: Path) -> Path:
+def cache_file(folder: Path) -> Path:
     (file,) = (folder / "sn_imagenet").glob("tiles-*.json")
     return file
 
 
-def test_times_a_class_of_shapes_once(clock: Clock, tmp_path: Path) -> None:
+def test_a_class_of_shapes_is_timed_once(clock: Clock, tmp_path: Path) -> None:
     tuner, x = Tuner(), torch.empty(30, 64, 56, 56)
     assert tuner.tile("affine", x, run) == FASTEST
     assert clock.timed == list(TILES)
-    for again in (x, x[:17]):  # the last batch of an epoch
-        assert tuner.tile("affine", again, run) == FASTEST
+    for similar in (x, x[:17]):  # the last batch of an epoch
+        assert tuner.tile("affine", similar, run) == FASTEST
     assert len(clock.timed) == len(TILES)
     others = (
         ("moments", x),
@@ -67,33 +67,33 @@ def test_times_a_class_of_shapes_once(clock: Clock, tmp_path: Path) -> None:
     for count, (name, other) in enumerate(others, start=2):
         tuner.tile(name, other.contiguous() if other.shape[0] == 2 else other, run)
         assert len(clock.timed) == count * len(TILES)
-    assert len(json.loads(remembered(tmp_path).read_text())) == 5
+    assert len(json.loads(cache_file(tmp_path).read_text())) == 5
 
 
-def test_another_process_reads_what_was_chosen(clock: Clock, tmp_path: Path) -> None:
+def test_another_process_reads_the_cached_tiles(clock: Clock, tmp_path: Path) -> None:
     x = torch.empty(2, 3, 4, 4)
     Tuner().tile("affine", x, run)
     assert Tuner().tile("affine", x, run) == FASTEST
     assert len(clock.timed) == len(TILES)
-    # Two that started together each add theirs.
-    one, other = Tuner(), Tuner()
-    one.tile("affine", x, run), other.tile("affine", x, run)
-    one.tile("moments", x, run), other.tile("gradient_sums", x, run)
-    assert len(json.loads(remembered(tmp_path).read_text())) == 3
+    # Two concurrent processes keep each other's entries.
+    first, second = Tuner(), Tuner()
+    first.tile("affine", x, run), second.tile("affine", x, run)
+    first.tile("moments", x, run), second.tile("gradient_sums", x, run)
+    assert len(json.loads(cache_file(tmp_path).read_text())) == 3
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]", '{"affine": 99}'])
 def test_a_damaged_file_is_replaced(clock: Clock, tmp_path: Path, damage: str) -> None:
     x = torch.empty(2, 3, 4, 4)
     Tuner().tile("affine", x, run)
-    remembered(tmp_path).write_text(damage)
+    cache_file(tmp_path).write_text(damage)
     assert Tuner().tile("affine", x, run) == FASTEST
     assert len(clock.timed) == 2 * len(TILES)
     assert Tuner().tile("affine", x, run) == FASTEST
     assert len(clock.timed) == 2 * len(TILES)
 
 
-def test_nothing_is_timed_while_a_graph_is_captured(
+def test_no_tile_is_timed_during_a_graph_capture(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuner, x = Tuner(), torch.empty(2, 3, 4, 4)
@@ -105,7 +105,7 @@ def test_nothing_is_timed_while_a_graph_is_captured(
     assert tuner.tile("affine", x, run) == FASTEST
 
 
-def test_deterministic_algorithms_take_the_first() -> None:
+def test_deterministic_algorithms_use_the_first_tile() -> None:
     on_gpu = type("OnGpu", (), {"is_cuda": True})()
     assert triton_tiles.can_time(on_gpu)
     torch.use_deterministic_algorithms(True)
@@ -113,13 +113,13 @@ def test_deterministic_algorithms_take_the_first() -> None:
         assert not triton_tiles.can_time(on_gpu)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert Tuner().tile("affine", torch.empty(2, 3, 4, 4), run) == TILES[0]  # the CPU's too
+    assert Tuner().tile("affine", torch.empty(2, 3, 4, 4), run) == TILES[0]  # also on the CPU
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize("rows", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 65, 7, 7), (1, 64, 4000, 3000)], ids=str)
-def test_every_pixel_is_in_one_tile(shape: tuple[int, ...], rows: bool, tile: Tile) -> None:
+def test_tiles_cover_every_pixel_once(shape: tuple[int, ...], rows: bool, tile: Tile) -> None:
     tiles = Launch(torch.Size(shape), rows, tile)
     n, channels, height, width = shape
     programs, pieces = tiles.elementwise_programs, tiles.reduction_programs

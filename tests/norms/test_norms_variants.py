@@ -31,7 +31,7 @@ def activation(*shape: int, seed: int = 0) -> Tensor:
 
 
 def renorm(x: Tensor, layer: BatchRenorm2d, r_max: float, d_max: float) -> Tensor:
-    """Ioffe 2017, Algorithm 1, as it is written."""
+    """Ioffe 2017, Algorithm 1."""
     mean = x.mean((0, 2, 3), keepdim=True)
     std = (layer.eps + ((x - mean) ** 2).mean((0, 2, 3), keepdim=True)).sqrt()
     stored_mean = layer.running_mean.view(1, -1, 1, 1)
@@ -43,27 +43,27 @@ def renorm(x: Tensor, layer: BatchRenorm2d, r_max: float, d_max: float) -> Tenso
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_batch_renorm_is_algorithm_1(backend: str) -> None:
+def test_batch_renorm_equals_algorithm_1(backend: str) -> None:
     layer = BatchRenorm2d(6, warmup_steps=1, r_steps=5, d_steps=3).double()
     layer.backend = backend
     randomize(layer)
-    opened = []
+    limits = []
     for step in range(8):
         x = activation(4, 6, 3, 2, seed=step).requires_grad_()
         r_max = 1 + 0.5 * min(max((step - 1) / 4, 0), 1)
         d_max = 0.5 * min(max((step - 1) / 2, 0), 1)
-        opened.append(tuple(float(limit) for limit in layer.limits()))
-        assert opened[-1] == pytest.approx((r_max, d_max))
+        limits.append(tuple(float(limit) for limit in layer.limits()))
+        assert limits[-1] == pytest.approx((r_max, d_max))
         expected = renorm(x, layer, r_max, d_max)
         inputs = [x, layer.weight, layer.bias]
         expected_gradients = gradients(expected, inputs)
         y = layer(x)
         torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(gradients(y, inputs), expected_gradients, rtol=1e-9, atol=1e-10)
-    assert opened[0] == (1.0, 0.0) and opened[-1] == (1.5, 0.5)
+    assert limits[0] == (1.0, 0.0) and limits[-1] == (1.5, 0.5)
 
 
-def test_batch_renorm_before_its_limits_open_and_in_evaluation_is_batch_norm() -> None:
+def test_batch_renorm_equals_batch_norm_during_warmup_and_in_evaluation() -> None:
     ours, theirs = BatchRenorm2d(6).double(), nn.BatchNorm2d(6).double()
     for step in range(3):
         x = activation(4, 6, 3, 2, seed=step)
@@ -73,7 +73,7 @@ def test_batch_renorm_before_its_limits_open_and_in_evaluation_is_batch_norm() -
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
-def test_batch_renorm_corrects_every_replica_towards_the_same_statistics() -> None:
+def test_batch_renorm_corrects_all_replicas_by_the_same_running_statistics() -> None:
     layer = BatchRenorm2d(6, warmup_steps=0, r_steps=0, d_steps=0).double()
     layer(activation(4, 6, 3, 2))
     x = activation(8, 6, 3, 2, seed=1)
@@ -85,16 +85,16 @@ def test_batch_renorm_corrects_every_replica_towards_the_same_statistics() -> No
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "arguments",
     [{"track_running_stats": False}, {"r_max": 0.9}, {"d_max": -1}, {"r_steps": 10}],
     ids=str,
 )
-def test_batch_renorm_refuses(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="|".join(wrong)):
-        BatchRenorm2d(6, **wrong)
+def test_wrong_arguments_of_batch_renorm_are_errors(arguments: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="|".join(arguments)):
+        BatchRenorm2d(6, **arguments)
 
 
-def test_frozen_batch_norm_stays_as_loaded() -> None:
+def test_frozen_batch_norm_does_not_change() -> None:
     trained = nn.BatchNorm2d(6).double()
     randomize(trained)
     trained(activation(4, 6, 3, 2))
@@ -141,8 +141,8 @@ def test_sync_batch_norm_spans_the_ranks(tmp_path: Path) -> None:
     y = layer(x)
     (y * activation(8, 6, 3, 2, seed=1)).sum().backward()
     for rank in range(2):
-        own, grad, state = torch.load(tmp_path / f"{rank}.pt")
-        torch.testing.assert_close(own, y[rank::2])
+        output, grad, state = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(output, y[rank::2])
         torch.testing.assert_close(grad, x.grad[rank::2])
         torch.testing.assert_close(state["running_var"], layer.running_var)
 
@@ -156,7 +156,7 @@ def test_sync_batch_norm_spans_the_ranks(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_other_dimensions(layer_class: type[SwitchNorm2d], shape: tuple[int, ...]) -> None:
+def test_1d_and_3d_equal_fig_7(layer_class: type[SwitchNorm2d], shape: tuple[int, ...]) -> None:
     layer = layer_class(6).double()
     randomize(layer)
     x = activation(*shape).requires_grad_()
@@ -168,7 +168,7 @@ def test_other_dimensions(layer_class: type[SwitchNorm2d], shape: tuple[int, ...
     torch.testing.assert_close(gradients(y, inputs), gradients(expected, inputs))
 
 
-def test_channels_last_3d_is_kept() -> None:
+def test_the_3d_layer_keeps_channels_last_3d() -> None:
     x = activation(2, 6, 2, 3, 5).contiguous(memory_format=torch.channels_last_3d)
     layer = SwitchNorm3d(6).double()
     y = layer(x)
@@ -183,12 +183,12 @@ def test_channels_last_3d_is_kept() -> None:
         (SwitchNorm3d(6), r"SwitchNorm3d got .* expected \[N, 6, D, H, W\]"),
     ],
 )
-def test_wrong_dimensions(layer: SwitchNorm2d, expected: str) -> None:
+def test_wrong_dimensions_are_errors(layer: SwitchNorm2d, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         layer(torch.randn(2, 6, 3, 3))
 
 
-def test_stored_statistics_of_a_renormalized_layer_are_its_running_ones() -> None:
+def test_batch_renorm_collects_batch_averages() -> None:
     network = nn.Sequential(BatchRenorm2d(6), BatchNorm2d(6)).double()
     with collect_batch_averages(network) as averages:
         network(activation(4, 6, 3, 2))

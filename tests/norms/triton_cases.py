@@ -1,5 +1,5 @@
-"""The Triton kernels against the float64 formula; run by test_norms_triton.py in a process of its
-own, where TRITON_INTERPRET=1 was set before Triton was imported, or as they are on a CUDA device.
+"""The Triton kernels against the float64 formula. test_norms_triton.py runs these in a process of
+their own, with TRITON_INTERPRET=1 set before Triton is imported, or compiled on a CUDA device.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def check(
     omega: Sequence[str] = ("in", "ln", "bn"),
     replicas: int = 1,
     relu: bool = False,
-    added: bool = False,
+    with_residual: bool = False,
 ) -> None:
     channels = x.shape[1]
     layer = SwitchNorm2d(channels, eps, omega=omega, num_groups=4, dtype=torch.float64)
@@ -71,11 +71,11 @@ def check(
     groups = layer.num_groups
     expected = fig7(x64, *exact, eps=eps, omega=omega, num_groups=groups, replicas=replicas)
     direction = torch.randn(x.shape, dtype=torch.float64).to(x)
-    residual = torch.randn(x.shape).to(x.dtype).requires_grad_() if added else None
-    residual64 = residual.detach().double().requires_grad_() if added else None
+    residual = torch.randn(x.shape).to(x.dtype).requires_grad_() if with_residual else None
+    residual64 = residual.detach().double().requires_grad_() if with_residual else None
     expected = expected if residual64 is None else expected + residual64
     if relu:
-        # Where rounding may decide about the sign, no gradient arrives.
+        # No gradient where rounding may decide the sign.
         direction = direction.masked_fill(expected.abs() < 10 * tolerance, 0)
         expected = torch.relu(expected)
     inputs = [x64, *exact, *([] if residual64 is None else [residual64])]
@@ -105,108 +105,108 @@ def _device() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_odd_shapes(shape: tuple[int, ...], layout: str) -> None:
+def test_odd_shapes_equal_the_formula(shape: tuple[int, ...], layout: str) -> None:
     check(LAYOUTS[layout](torch.randn(shape)), TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_dtypes(dtype: torch.dtype, layout: str) -> None:
+def test_dtypes_equal_the_formula(dtype: torch.dtype, layout: str) -> None:
     check(LAYOUTS[layout](torch.randn(2, 10, 6, 7).to(dtype)), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 3, 7, 7), (2, 65, 7, 5), (1, 2, 67, 61)])
-def test_relu(shape: tuple[int, ...], added: bool, layout: str) -> None:
-    check(LAYOUTS[layout](torch.randn(shape)), 1e-4, relu=True, added=added)
+def test_relu_equals_the_formula(shape: tuple[int, ...], with_residual: bool, layout: str) -> None:
+    check(LAYOUTS[layout](torch.randn(shape)), 1e-4, relu=True, with_residual=with_residual)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_relu_of_other_dtypes(dtype: torch.dtype) -> None:
+def test_relu_of_other_dtypes_equals_the_formula(dtype: torch.dtype) -> None:
     x = torch.randn(2, 10, 6, 7).to(dtype)
     check(x, TOLERANCE[dtype], relu=True)
-    check(x.detach(), TOLERANCE[dtype], relu=True, added=True)
-    check(x.detach(), TOLERANCE[dtype], added=True)
+    check(x.detach(), TOLERANCE[dtype], relu=True, with_residual=True)
+    check(x.detach(), TOLERANCE[dtype], with_residual=True)
 
 
-def test_relu_at_its_edges() -> None:
-    """At 0 no gradient, NaN comes through and lets the gradient through: as PyTorch's own."""
+def test_special_values_equal_torchs() -> None:
+    """No gradient at 0; NaN and its gradient pass."""
     values = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1, -1, 1e-30])
     x = values[:, None, None].expand(8, 3, 3).repeat(2, 1, 1, 1).requires_grad_()
     zeros, ones = torch.zeros(2, 8), torch.ones(2, 8)
     kernels, identity, grad = BACKENDS["triton"], Affine(zeros, ones, zeros), torch.ones_like(x)
     expected = torch.relu(x)
-    (wanted,) = torch.autograd.grad(expected, x, grad)
+    (expected_grad,) = torch.autograd.grad(expected, x, grad)
     for residual in (None, torch.zeros_like(x)):
         y = kernels.affine(x.detach(), identity, True, residual)
         torch.testing.assert_close(y, expected.detach(), rtol=0, atol=0, equal_nan=True)
         relu_mask = identity if residual is None else y
-        sums, through = kernels.gradient_sums(grad, x.detach(), zeros, relu_mask)
-        torch.testing.assert_close(sums[0], wanted.sum((2, 3)), rtol=0, atol=0)
-        assert residual is None or through.equal(wanted)
+        sums, masked = kernels.gradient_sums(grad, x.detach(), zeros, relu_mask)
+        torch.testing.assert_close(sums[0], expected_grad.sum((2, 3)), rtol=0, atol=0)
+        assert residual is None or masked.equal(expected_grad)
 
 
 @pytest.mark.parametrize("tile", TILES[1:], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_every_tile(layout: str, tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_equal_the_formula(layout: str, tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_backend.TUNER, "tile", lambda *_: tile)
     check(LAYOUTS[layout](torch.randn(1, 5, 67, 61)), 1e-4, relu=True)
-    check(LAYOUTS[layout](torch.randn(2, 130, 5, 3)), 1e-4, relu=True, added=True)
+    check(LAYOUTS[layout](torch.randn(2, 130, 5, 3)), 1e-4, relu=True, with_residual=True)
 
 
-class Operators(TorchDispatchMode):
-    """The operators that launch a kernel of PyTorch's own: not allocations and views."""
+class OperatorLog(TorchDispatchMode):
+    """Records the operators that launch a kernel of PyTorch, without allocations and views."""
 
-    FREE = ("empty", "view", "unbind", "slice", "select", "detach", "squeeze", "narrow", "expand")
+    IGNORE = ("empty", "view", "unbind", "slice", "select", "detach", "squeeze", "narrow", "expand")
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[str] = []
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not any(word in func.__name__ for word in self.FREE):
-            self.seen.append(func.__name__)
+        if not any(word in func.__name__ for word in self.IGNORE):
+            self.names.append(func.__name__)
         return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of our kernels, as they are launched."""
+    """The names of our kernels in the order of their launches."""
     names: list[str] = []
     call = triton_launch.call
 
-    def counted(kernel: Any, *arguments: Any) -> None:
+    def call_and_record(kernel: Any, *arguments: Any) -> None:
         names.append(kernel.fn.__name__)
-        with _disable_current_modes():  # the interpreter's own operators
+        with _disable_current_modes():  # ignores the interpreter's operators
             call(kernel, *arguments)
 
-    monkeypatch.setattr(triton_launch, "call", counted)
+    monkeypatch.setattr(triton_launch, "call", call_and_record)
     return names
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_eight_launches_per_layer(fused: bool, launches: list[str]) -> None:
-    """4 forward, 4 backward, a ReLU and a residual or not; running statistics aside."""
+def test_a_layer_takes_eight_launches(fused: bool, launches: list[str]) -> None:
+    """4 forward, 4 backward, with or without ReLU and residual; running statistics not counted."""
     layer = SwitchNorm2d(4)
     layer.backend, layer.relu, layer.holds_first_replica = "triton", fused, False
     x, residual = torch.randn(2, 4, 7, 7), torch.randn(2, 4, 7, 7)
     leaves = [t.requires_grad_() for t in ([x, residual] if fused else [x])]
     grad, inputs = torch.ones_like(x), [*leaves, *layer.parameters()]
-    torch.autograd.grad(layer(*leaves), inputs, grad)  # a device times the tiles
+    torch.autograd.grad(layer(*leaves), inputs, grad)  # on a GPU this times the tiles
     launches.clear()
-    with Operators() as operators:
+    with OperatorLog() as operators:
         y = layer(*leaves)
         assert len(launches) == 4
         torch.autograd.grad(y, inputs, grad)
     assert len(launches) == 8 and len(set(launches)) == 8
-    assert operators.seen == []
+    assert operators.names == []
 
 
 @pytest.mark.parametrize(("method", "least"), [("bn", 25), ("sn", 70)])
-def test_autograd_on_pool_takes_more_launches(method: str, least: int, launches: list[str]) -> None:
-    """4 over the pixels, and for the 4 that pool 33 (BN) or 81 (SN) of PyTorch 2.15's operators;
-    its next version may take some more or fewer.
+def test_autograd_takes_more_launches(method: str, least: int, launches: list[str]) -> None:
+    """4 over the pixels, and 33 (BN) or 81 (SN) operators of PyTorch 2.15 instead of the 4 that
+    combine statistics. Other versions of PyTorch may take a few more or fewer.
     """
     layer = METHODS[method](4)
     layer.backend = "triton"
@@ -216,14 +216,14 @@ def test_autograd_on_pool_takes_more_launches(method: str, least: int, launches:
     inputs, grad = [x, *layer.parameters()], torch.ones_like(x)
     torch.autograd.grad(layer(x), inputs, grad)
     launches.clear()
-    with Operators() as operators:
+    with OperatorLog() as operators:
         torch.autograd.grad(layer(x), inputs, grad)
     assert len(launches) == 4
-    assert len(operators.seen) >= least
+    assert len(operators.names) >= least
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_large_mean(layout: str) -> None:
+def test_moments_of_a_large_mean_keep_precision(layout: str) -> None:
     x = LAYOUTS[layout](torch.randn(1, 4, 40, 40) + 1000)
     mean, var = BACKENDS["triton"].moments(x)
     expected = torch.var_mean(x.double(), (2, 3), correction=0)
@@ -233,19 +233,19 @@ def test_large_mean(layout: str) -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("samples", [1, 2, 32])
-def test_every_layer_of_resnet_50_fills_the_chip(samples: int, layout: str) -> None:
+def test_every_layer_of_resnet_50_fills_the_gpu(samples: int, layout: str) -> None:
     for channels, side in [(64, 112), (64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7)]:
         x = torch.empty(samples, channels, side, side, device="meta")
         tiles = launch(LAYOUTS[layout](x))
-        programs, most = tiles.reduction_programs, tiles.elementwise_programs
-        # Half of MAX_SPLITS and more: whole tiles do not divide evenly.
-        assert programs >= min(264, most, tiles.programs * MAX_SPLITS // 2)
+        programs, max_programs = tiles.reduction_programs, tiles.elementwise_programs
+        # At least half of MAX_SPLITS, because whole tiles do not divide evenly.
+        assert programs >= min(264, max_programs, tiles.programs * MAX_SPLITS // 2)
         assert (tiles.splits - 1) * tiles.per_split < tiles.area
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two blocks of channels, two runs of samples per column, at sizes fit for an interpreter."""
+    """Two blocks of channels and two chunks of samples per column, small for the interpreter."""
     monkeypatch.setattr(triton_tables, "_ROW_BLOCK", 16)
     monkeypatch.setattr(triton_tables, "_COLUMN_ROWS", 4)
 
@@ -263,19 +263,19 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=str,
 )
-def test_pooling(omega: tuple[str, ...], replicas: int) -> None:
+def test_combining_equals_the_formula(omega: tuple[str, ...], replicas: int) -> None:
     x = (torch.randn(10, 20, 1, 2) + torch.randn(10, 20, 1, 1)).double()
     check(x, TOLERANCE[torch.float64], omega=omega, replicas=replicas)
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_pooling_of_large_means() -> None:
+def test_combining_large_means_keeps_precision() -> None:
     check(torch.randn(6, 20, 2, 2).double() + 1e6, 1e-8)
     check(torch.randn(6, 20, 2, 2) + 1000, 1e-3)
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="two processes on one GPU: gloo has no CUDA kernels")
-def test_a_replica_over_two_ranks(tmp_path: Path) -> None:
+def test_a_replica_on_two_ranks_equals_one_process(tmp_path: Path) -> None:
     check_two_ranks(2, "triton", tmp_path)
 
 
@@ -284,7 +284,7 @@ def test_a_replica_over_two_ranks(tmp_path: Path) -> None:
     "layer_class",
     [BatchNorm2d, InstanceNorm2d, LayerNorm2d, GroupNorm2d, SwitchNorm2d, BatchRenorm2d],
 )
-def test_layers_equal_their_native_selves(layer_class: type[MomentNorm2d], affine: bool) -> None:
+def test_layers_equal_the_native_backend(layer_class: type[MomentNorm2d], affine: bool) -> None:
     native, ours = (layer_class(6, affine=affine).double() for _ in range(2))
     native.backend, ours.backend = "native", "triton"
     for layer in (native, ours):
