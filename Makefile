@@ -52,7 +52,7 @@ study-sensitivity: setup
 	$(BIN)/python scripts/make_tables.py --runs results/sensitivity/runs --out results/sensitivity --only variants
 
 # The figures, verdicts, tables and report of the runs of results/STUDY. The figures take longest and
-# are figures in parallel. BRIEF=--brief prints the results alone.
+# are drawn in parallel. BRIEF=--brief prints the results alone.
 RUNS_AND_OUT = --runs results/$(STUDY)/runs --out results/$(STUDY) $(BRIEF)
 SHOW = $(if $(BRIEF),@)$(BIN)/python
 report:

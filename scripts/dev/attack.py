@@ -235,7 +235,7 @@ class Attack:
         return self._machine("locale", environment=locale, run_dir=self.folder / "läufe" / "run")
 
     def terminal_dumb(self) -> Outcome:
-        """A dumb terminal of its own."""
+        """A dumb terminal, on a pseudo-terminal."""
         spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
         dumb = replace(
             SN, name="dumb", prefix=(sys.executable, "-c", spawn), environment=(("TERM", "dumb"),)

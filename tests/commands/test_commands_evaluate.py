@@ -233,8 +233,8 @@ def test_a_glob_gives_one_table_despite_an_unfinished_run(
     table = (tmp_path / "all.md").read_text()
     assert table in done.out
     assert table.count("| batch average, 40 samples ") == len(SWEPT) - 1
-    for cell in SWEPT:
-        run_dir = runs / MODEL_DIR / cell / "seed0"
+    for name in SWEPT:
+        run_dir = runs / MODEL_DIR / name / "seed0"
         if run_dir == unfinished:
             continue
         evaluations = first_evaluations(_added(read_result(run_dir)))

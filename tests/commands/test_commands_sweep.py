@@ -31,8 +31,8 @@ def _lines(done: Completed, pattern: str) -> list[str]:
 
 def _check(runs: Path, done: Completed, processes: int) -> None:
     check_ok(done)
-    for cell in SWEPT:
-        result = read_result(runs / MODEL_DIR / cell / "seed0")
+    for name in SWEPT:
+        result = read_result(runs / MODEL_DIR / name / "seed0")
         assert result["status"] == "finished"
         assert result["training"]["world_size"] == processes
         assert {e["seen"] for e in first_evaluations(result).values()} == {400}
@@ -57,9 +57,9 @@ def test_calibration_in_training_changes_no_weights(
     alone, and the calibrated validation equals the batch average's.
     """
     run, other = tmp_path / "run", sweep_of_one[0] / MODEL_DIR / norm / "8x8/seed0"
-    cell = (f"norm={norm}", "batch=8x8", *SMALL, "trainer.epochs=1", "trainer.log_every=1")
+    arguments = (f"norm={norm}", "batch=8x8", *SMALL, "trainer.epochs=1", "trainer.log_every=1")
     every = ("calibration.every=1", f"run_dir={run}")
-    done = check_ok(train_forked(*cell, *every, folder=tmp_path / "logs"))
+    done = check_ok(train_forked(*arguments, *every, folder=tmp_path / "logs"))
     ours, theirs = (torch.load(path / "final.pt")["model"] for path in (run, other))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     row = read_metrics(run)[-1]
@@ -88,10 +88,10 @@ def test_two_processes_sweep_from_another_folder(sweep_of_two: Sweep) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", SWEPT)
-def test_placements_agree(sweep_of_one: Sweep, sweep_of_two: Sweep, cell: str) -> None:
-    one = sweep_of_one[0] / MODEL_DIR / cell / "seed0"
-    two = sweep_of_two[0] / "runs" / MODEL_DIR / cell / "seed0"
+@pytest.mark.parametrize("name", SWEPT)
+def test_placements_agree(sweep_of_one: Sweep, sweep_of_two: Sweep, name: str) -> None:
+    one = sweep_of_one[0] / MODEL_DIR / name / "seed0"
+    two = sweep_of_two[0] / "runs" / MODEL_DIR / name / "seed0"
     # Rounding decides on which side of a ReLU's kink a value lies, so later steps drift apart. (The
     # tests of placements compare many steps, in float64.)
     rows = [[row for row in read_metrics(path) if row["kind"] == "train"] for path in (one, two)]
@@ -102,8 +102,8 @@ def test_placements_agree(sweep_of_one: Sweep, sweep_of_two: Sweep, cell: str) -
         assert (ours["lr"], ours["step"]) == (theirs["lr"], theirs["step"])
     results = [read_result(path) for path in (one, two)]
     assert results[0]["training"]["samples"] == results[1]["training"]["samples"]
-    for name, evaluation in first_evaluations(results[0]).items():
-        other = first_evaluations(results[1])[name]
+    for statistics, evaluation in first_evaluations(results[0]).items():
+        other = first_evaluations(results[1])[statistics]
         assert evaluation["seen"] == other["seen"]
         assert evaluation["calibration"] == other["calibration"]
 
@@ -111,8 +111,8 @@ def test_placements_agree(sweep_of_one: Sweep, sweep_of_two: Sweep, cell: str) -
 @pytest.mark.slow
 def test_sweep_fills_table_2(sweep_of_one: Sweep, tmp_path: Path) -> None:
     done = check_ok(run("scripts/make_tables.py", "--runs", sweep_of_one[0], "--out", tmp_path))
-    for cell in SWEPT:
-        result = read_result(sweep_of_one[0] / MODEL_DIR / cell / "seed0")
+    for name in SWEPT:
+        result = read_result(sweep_of_one[0] / MODEL_DIR / name / "seed0")
         top1 = first_evaluations(result)[result["cell"]["test_statistics"]]["top1"]
         assert str(round_half_up(top1, 1)) in done.out
     assert {path.name for path in tmp_path.iterdir()} >= {"table2.md", "table2.tex", "table2.csv"}

@@ -70,11 +70,11 @@ def is_slow(command: str) -> bool:
     if words[:2] == ["make", "demo"] or words[0] in ("pytest", "tensorboard"):
         return True
     if "train.py" in words and "--cfg" not in words:
-        return _runs_cells(words)
+        return _trains_here(words)
     return bool({"--nproc_per_node", "scripts/benchmark.py", "evaluate.py"} & set(words))
 
 
-def _runs_cells(arguments: list[str]) -> bool:
+def _trains_here(arguments: list[str]) -> bool:
     """Whether a sweep runs on this machine, with data that need no download."""
     slurm = "hydra/launcher=submitit_slurm" in arguments
     return not (slurm or _downloads(arguments) or "sweep.dry_run=true" in arguments)
@@ -144,11 +144,11 @@ def _short(arguments: list[str]) -> list[str]:
 
 def _sweep(arguments: list[str]) -> list[str]:
     """One run of the sweep, or only its plan if it would download or submit."""
-    cell = [word.replace("glob(*)", "8x2").partition(",")[0] for word in arguments]
-    given = {word.partition("=")[0] for word in cell}
+    words = [word.replace("glob(*)", "8x2").partition(",")[0] for word in arguments]
+    given = {word.partition("=")[0] for word in words}
     one = [word for word in ("norm=sn", "seed=0") if word.partition("=")[0] not in given]
-    plan = () if _runs_cells(arguments) else ("sweep.dry_run=true",)
-    return [*cell, *one, *_short(cell), *plan]
+    plan = () if _trains_here(arguments) else ("sweep.dry_run=true",)
+    return [*words, *one, *_short(words), *plan]
 
 
 def _benchmark(arguments: list[str]) -> list[str]:
