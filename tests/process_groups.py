@@ -58,7 +58,7 @@ def run_programs(
 ) -> list[RankResult]:
     """Run ``main(*arguments)`` in ``size`` processes with the environment variables of torchrun."""
     folder.mkdir(exist_ok=True)
-    # Open the store here, as torchrun's agent does: a port that is only chosen may be taken.
+    # Open the store here, as torchrun's agent does: a port that is merely chosen may be taken.
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     start = size, store.port, main, str(folder), arguments
     processes = [FORKSERVER.Process(target=_program, args=(rank, *start)) for rank in range(size)]

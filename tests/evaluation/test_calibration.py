@@ -137,7 +137,7 @@ def assert_close(actual: Tables, expected: Any) -> None:
 @pytest.mark.parametrize("estimator", ["mean_of_variances", "population"])
 @pytest.mark.parametrize("batch_size", [1, 8, 12, 1000])
 def test_statistics_equal_numpys(train: AugmentedDataset, estimator: str, batch_size: int) -> None:
-    """For every batch size of the forward passes; dropout is off, batch statistics are in use."""
+    """For every batch size of the passes. Dropout is off; both layers use batch statistics."""
     net = network()
     actual, info = calibrated(net, train, batch_size, estimator=estimator)
     assert_close(actual, expected_statistics(net, train, estimator))

@@ -1,4 +1,4 @@
-"""timm's networks with a normalizer: layout, keys, parameters, initial values, errors."""
+"""timm's networks with other norm layers: layout, keys, parameters, initial values, errors."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_initial_values_depend_only_on_the_seed(build: Build) -> None:
         assert not first.state_dict()[name].equal(other.state_dict()[name]), name
 
 
-def test_the_normalizer_does_not_change_the_other_weights(build: Build) -> None:
+def test_the_method_does_not_change_the_other_weights(build: Build) -> None:
     """All methods start from the same convolutions and classifier."""
     bn = build("model=resnet14_mini", "norm=bn").state_dict()
     sn = build("model=resnet14_mini", "norm=sn").state_dict()
@@ -178,7 +178,7 @@ def test_other_networks_keep_their_activation(build: Build, model: str, training
         torch.testing.assert_close(ours.state_dict()[name], buffer)
 
 
-def test_two_normalizers_of_one_name_do_not_mix(build: Build) -> None:
+def test_two_layer_classes_of_one_name_do_not_mix(build: Build) -> None:
     """A user's layer may have the name of a layer that an earlier network was built with."""
     build("model.name=regnetx_002", "norm=sn")
     target = f"norm.target={__name__}.SwitchNorm2d"

@@ -172,7 +172,7 @@ def test_programs_take_any_batch_size_and_a_new_export_deletes_old_ones(
 
 
 class _FusedSwitchNorms(nn.Module):
-    """SN as in a fused block: with a ReLU, and with a ReLU after the shortcut's sum."""
+    """SN as in a fused block: before a ReLU, and before a shortcut's sum and its ReLU."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -48,7 +48,7 @@ def authors_layer(
 
 
 def authors_checkpoint(shapes: Mapping[str, Tensor], bn: bool) -> dict[str, Any]:
-    """Random weights for a ResNet with the state_dict ``shapes``, in the authors' layout."""
+    """Random weights for the state_dict ``shapes`` of a ResNet, as saved from DataParallel."""
     generator = torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
     for name, value in shapes.items():

@@ -29,7 +29,7 @@ OMEGAS = (
 
 
 def member_moments(x: Tensor, member: str, num_groups: int = 32) -> tuple[Tensor, Tensor]:
-    """Fig. 7, lines 6-8, and group norm: mean and biased variance, broadcastable to x."""
+    """Fig. 7, lines 6-8, and group norm: mean and biased variance, [N or 1, C or 1, 1, 1]."""
     if member == "gn":
         n, c, h, w = x.shape
         grouped = x.reshape(n, num_groups, c // num_groups, h, w)

@@ -78,7 +78,7 @@ def test_the_running_variance_uses_the_corrected_instances() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_gradcheck(training: bool) -> None:
+def test_the_correction_passes_gradcheck(training: bool) -> None:
     layer = build_layer(3, training=training, backend=BACKENDS[-1])
     layer.momentum = 0.0
     x = activation(3, 3, 2, 2)

@@ -160,8 +160,8 @@ def test_compiled_training_equals_eager(layer: type[MomentNorm2d], mode: str) ->
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layer", METHODS)
-def test_autocast(layer: type[MomentNorm2d], half: torch.dtype, compiled: bool) -> None:
-    """Gradients are near those of fp32. fp16 uses the gradient scaler."""
+def test_amp_is_near_fp32(layer: type[MomentNorm2d], half: torch.dtype, compiled: bool) -> None:
+    """In its gradients and running statistics. fp16 uses the gradient scaler."""
     single = network(layer)
     mixed = copy.deepcopy(single)
     called = torch.compile(mixed, fullgraph=True) if compiled else mixed
@@ -199,7 +199,7 @@ def test_sync_batch_norms_kernels_equal_batch_norm() -> None:
 
 
 def test_the_layer_benchmark_runs_every_contender() -> None:
-    """In every kind. Our layers keep x and no other tensor of its size."""
+    """For every kind of activation. Our layers keep x and no other tensor of its size."""
     for dtype, references in (("fp32", 2), ("bf16", 1)):
         for layout in ("contiguous", "channels_last"):
             case = measure_layer(

@@ -28,7 +28,7 @@ class HalfBatchNorm2d(MomentNorm2d):
 
     def combine(self, moments: Moments) -> Statistics:
         pairs = zip(moments.instance(), self.batch_statistics(moments), strict=True)
-        mean, var = (own + self.share * (batch - own) for own, batch in pairs)
+        mean, var = (sample + self.share * (batch - sample) for sample, batch in pairs)
         return mean, var
 
 
