@@ -17,7 +17,7 @@ def main() -> None:
     if args.brief:
         warnings = f" ({len(page.warnings)} warnings)" if page.warnings else ""
         print(f"Report with figures, the paper's claims and every run: {page.path}{warnings}")
-        print(f"All other tables, figures, verdicts and their notes: {args.out}")
+        print(f"Verdicts in full (claims.md), tables with their notes, figures: {args.out}")
     else:
         print(page.path)
 
