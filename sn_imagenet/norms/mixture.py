@@ -1,8 +1,8 @@
-"""Mixtures of instance, layer, batch and group normalization: these four methods, and SN.
+"""IN, LN, BN and GN, and weighted mixtures of them, such as SN.
 
 A mixture normalizes with mean = sum_k w_k mean_k and var = sum_k w'_k var_k over the members k of
 Omega (Eq. (3)). Omega, the channel groups of gn and the logits of the weights define it completely.
-They determine both ``combine`` for autograd and the closed form, if the kernels have one.
+They define ``combine``, which autograd differentiates, and the kernels' closed form, if any.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sn_imagenet.norms.op import apply, as_dense, needs_formula
 
 
 class MixtureNorm2d(MomentNorm2d):
-    """The base of the built-in methods; a subclass sets Omega.
+    """Base of BN, IN, LN, GN and SN; each subclass sets Omega.
 
-    If a subclass overrides :meth:`combine` or :meth:`batch_statistics`, autograd differentiates it.
+    An overridden :meth:`combine` or :meth:`batch_statistics` is differentiated by autograd.
 
     Attributes:
-        omega: Omega, a non-empty subset of in, ln, bn, gn, in that order.
+        omega: Omega, a non-empty subset of (in, ln, bn, gn), in this order.
         num_groups: number of channel groups of gn; divides C.
         logits: logits of the weights for means and for variances (lambda and lambda' in the paper),
             each [len(omega)]; None for a single member.
@@ -74,7 +74,7 @@ class MixtureNorm2d(MomentNorm2d):
 
     @property
     def _is_plain_mixture(self) -> bool:
-        """Whether Omega defines the method, that is, no subclass overrides it."""
+        """Whether neither ``combine`` nor ``batch_statistics`` is overridden."""
         cls = type(self)
         return (
             cls.combine is MixtureNorm2d.combine

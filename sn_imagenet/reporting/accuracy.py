@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from sn_imagenet.reporting.cells import (
     MISSING,
     Summary,
-    config_differences,
     method_label,
+    run_differences,
     statistics_label,
 )
 from sn_imagenet.reporting.departures import departure_notes
@@ -120,7 +120,7 @@ def difference_marks(first: Summary, second: Summary) -> str:
     return (
         "†" * (set(first.seeds) != set(second.seeds))
         + "‡" * (omits_diverged(first) or omits_diverged(second))
-        + "§" * bool(config_differences(first.runs, second.runs))
+        + "§" * bool(run_differences(first.runs, second.runs))
     )
 
 
@@ -137,7 +137,7 @@ def _mark_notes(study: Study, differences: Sequence[tuple[str, str]]) -> list[st
             if "‡" in marks:
                 named.setdefault("‡", []).append(name)
             if "§" in marks:
-                named.setdefault("§", []).append(f"{name} ({config_differences(a.runs, b.runs)})")
+                named.setdefault("§", []).append(f"{name} ({run_differences(a.runs, b.runs)})")
     if any(omits_diverged(cell) for cell in study.cells.values()):
         named.setdefault("‡", [])
     words = {

@@ -158,7 +158,7 @@ def _conflict(runs: Sequence[Run]) -> str:
     return f"seed {repeated[0]} occurs more than once" if repeated else ""
 
 
-def config_differences(first: Sequence[Run], second: Sequence[Run]) -> str:
+def run_differences(first: Sequence[Run], second: Sequence[Run]) -> str:
     """Config keys other than method and setting in which the runs of two cells differ, so that a
     difference between the cells has more than one cause. Empty without any."""
     configured = [[run for run in runs if run.config] for runs in (first, second)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.cells import Summary, config_differences, method_label
+from sn_imagenet.reporting.cells import Summary, method_label, run_differences
 from sn_imagenet.reporting.curves import KIND_SYMBOLS, read_epochs
 from sn_imagenet.reporting.paper import PAPER_SETTINGS
 from sn_imagenet.reporting.statistics import contrast
@@ -132,7 +132,7 @@ def weights_follow_samples(study: Study) -> Judgment:
     }
     x = {s: math.log2(s.samples_per_gpu) for s in cells}
     first = next(iter(cells.values()), Summary((), ()))
-    why = "; ".join(d for c in cells.values() if (d := config_differences(first.runs, c.runs)))
+    why = "; ".join(d for c in cells.values() if (d := run_differences(first.runs, c.runs)))
     if len(set(x.values())) < 2:
         why = f"two numbers of samples per GPU with {LEAST_SEEDS} seeds of SN are needed"
     if why:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.cells import config_differences
+from sn_imagenet.reporting.cells import run_differences
 from sn_imagenet.reporting.statistics import contrast
 from sn_imagenet.reporting.study import ContrastTerm, Study, why_not_comparable
 from sn_imagenet.reporting.verdict import LEAST_SEEDS, Claim, Comparison, Judgment, Verdict
@@ -118,7 +118,7 @@ def in_every_pair(
     terms = (first, second)
     cells = [study.cell(term.norm, term.setting) for term in terms]
     problems = [problem for term in terms if (problem := why_not_comparable(study, term))]
-    if not problems and (difference := config_differences(cells[0].runs, cells[1].runs)):
+    if not problems and (difference := run_differences(cells[0].runs, cells[1].runs)):
         problems.append(f"the two cells differ in {difference}")
     groups = [[v for run in cell.runs if (v := quantity.of(run)) is not None] for cell in cells]
     problems += [

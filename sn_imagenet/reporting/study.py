@@ -11,8 +11,8 @@ from statistics import fmean
 from sn_imagenet.reporting.cells import (
     Summary,
     by_cell,
-    config_differences,
     method_label,
+    run_differences,
     summarize,
 )
 from sn_imagenet.reporting.curves import why_no_epochs
@@ -163,7 +163,7 @@ def compare(
     cells = [study.cell(term.norm, term.setting) for term in terms]
     problems = [problem for term in terms if (problem := why_not_comparable(study, term))]
     if all(cell.runs for cell in cells) and (
-        difference := config_differences(cells[0].runs, cells[1].runs)
+        difference := run_differences(cells[0].runs, cells[1].runs)
     ):
         problems.append(f"the two cells differ in {difference}")
     if threshold_of_imagenet and not study.matches_paper and not problems:

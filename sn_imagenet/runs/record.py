@@ -29,7 +29,7 @@ FAILED = "failed"
 RUNNING = "running"
 INTERRUPTED = "interrupted"
 UNREADABLE = "unreadable"
-NOT_EVALUATED = "not evaluated"  # trained to the end, but the evaluation for its cell is missing
+NOT_EVALUATED = "not evaluated"  # trained or imported, but the cell's evaluation is missing
 STATES = (FINISHED, NOT_EVALUATED, RUNNING, INTERRUPTED, DIVERGED, FAILED, UNREADABLE)
 # Raised when a file lacks an entry or an entry has the wrong type.
 _MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
@@ -73,7 +73,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a results table. Its runs differ only in the seed.
+    """A cell of a results table. Its runs should differ only in the seed.
 
     ``norm``: the method name that :func:`~sn_imagenet.runs.methods.method_of` returns.
     """
@@ -104,8 +104,8 @@ class LayerWeights:
 class Run:
     """One run directory.
 
-    ``state`` is one of :data:`STATES`. ``detail`` explains every state except finished: the epoch
-    reached, or the error. ``evaluations`` lists all evaluations of the run, oldest first: their
+    ``state`` is one of :data:`STATES`. ``detail``: the error, the cause of divergence, or the
+    epochs done; may be empty. ``evaluations`` lists all evaluations of the run, oldest first: their
     statistics (``batch_average``, ``moving_average`` or ``sample``), top1 and top5 (percent),
     counts, and how they were made. ``statistics`` names the statistics that Table 2 reports for
     the run's cell.
@@ -135,7 +135,7 @@ class Run:
         return counted_evaluations(self.evaluations, self.config, self.data_fingerprint)
 
     def top1(self, statistics: str | None = None) -> float | None:
-        """Top-1 in percent under ``statistics`` (default: those of Table 2), or None if missing."""
+        """Top-1 (%) for ``statistics`` (default: Table 2's); None unless trained and evaluated."""
         evaluation = self.counted_evaluations.get(statistics or self.statistics)
         trained = self.state in (FINISHED, NOT_EVALUATED)
         return float(evaluation["top1"]) if trained and evaluation else None
@@ -403,7 +403,7 @@ def progress_of(run: Run) -> Progress:
 
 
 def _eta(run: Run, train: dict[str, Any] | None, epoch: dict[str, Any] | None) -> float | None:
-    """Seconds of training left; None before the end of the first epoch, which counts its steps."""
+    """Seconds of training left; None in the first epoch (steps per epoch are not known yet)."""
     try:
         if train is None or epoch is None or not train["images_per_s"]:
             return None

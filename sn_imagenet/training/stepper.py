@@ -36,11 +36,11 @@ _SYNC_BUFFERS = (
 
 
 class Stepper:
-    """Forward pass, backward pass and optimizer step of a setting in any placement of its replicas.
+    """Runs the training steps of a setting, however its replicas are placed on processes.
 
-    Up to rounding, every placement gives the losses, gradients and weights of G processes with n
-    samples each under DistributedDataParallel: gradients are averaged over replicas, which all have
-    the same number of samples. Steps are launched without waiting for the device. After a
+    Up to rounding, every placement gives the losses, gradients and weights of one process per GPU
+    of the setting under DistributedDataParallel: gradients are averaged over replicas, which all
+    have the same number of samples. Steps are launched without waiting for the device. After a
     non-finite loss no step changes the weights, even if the host has not read that loss yet.
 
     Args:
@@ -71,7 +71,7 @@ class Stepper:
         self._ddp: nn.Module = network
         if dist.is_initialized():
             sync_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
-            # Rank 0's buffers, those of replica 0, are broadcast when they are used, not each step.
+            # DDP must not sync buffers; broadcast_statistics copies rank 0's when they are needed.
             self._ddp = DistributedDataParallel(
                 network,
                 device_ids=[device.index] if device.type == "cuda" else None,
@@ -93,10 +93,11 @@ class Stepper:
     def forward_backward(
         self, images: Tensor, labels: Tensor, step: int, flags: Sequence[float] = ()
     ) -> LaunchedStep:
-        """Compute the gradients of the rank's batch [samples_per_rank, ...] at ``step``.
+        """Forward and backward of this rank's batch [samples_per_rank, ...] at ``step``.
 
-        ``flags`` are summed over ranks together with the loss, so that all ranks see a flag of any
-        rank at the same step without a separate collective. Each rank passes equally many flags.
+        DDP averages the gradients over ranks. ``flags`` are summed over ranks together with the
+        loss, so that all ranks see a flag of any rank at the same step without a separate
+        collective. Each rank passes equally many flags.
         """
         if not self.network.training:  # train() iterates over all modules
             self.network.train()
@@ -107,7 +108,7 @@ class Stepper:
             self._compiled.begin_step()
         self._snapshots.take(step)
         images, labels = to_device((images, labels), self.device)
-        # Sum of losses, number of correct samples, flags; summed over passes, then over ranks.
+        # Loss and correct count, summed over passes; then the flags. All are summed over ranks.
         totals = torch.tensor([0.0, 0.0, *flags], dtype=torch.float64)
         if self.device.type == "cuda":
             totals = totals.pin_memory().to(self.device, non_blocking=True)
@@ -132,9 +133,9 @@ class Stepper:
     def warm_up(self, image_size: int, samples: int) -> None:
         """Run a step on zeros that changes neither weights nor running statistics. Collective.
 
-        It compiles the blocks, and runs the first step of DistributedDataParallel, which has other
-        gradient buckets from the second step on. With more than two ranks the order of summation
-        depends on them, so without this step a resumed run would differ from an uninterrupted one.
+        It compiles the blocks and makes DistributedDataParallel rebuild its gradient buckets, as
+        after any first step. With more than two ranks the buckets set the order of summation, so
+        without this step a resumed run would differ from an uninterrupted one.
         """
         if self._compiled is None and not dist.is_initialized():
             return
@@ -152,7 +153,7 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if self.scaler.is_enabled():
-            # The scaler derives found_inf from the gradients, so one of them is made non-finite.
+            # GradScaler only checks gradients, so pass _found_inf on as a NaN in one of them.
             gradient = next(p.grad for p in self.network.parameters() if p.grad is not None)
             gradient.add_(torch.where(self._found_inf > 0, torch.nan, 0.0))
         else:

@@ -137,7 +137,7 @@ class Trainer:
 
     def fit(self) -> dict[str, Any] | None:
         """Train from the current step to the end, or until the run diverges: a loss is not finite,
-        or a weight is not finite at the end of an epoch or of the training.
+        or a weight is not finite after an epoch or the last step.
 
         Returns:
             None, or where and how the run diverged.
@@ -187,7 +187,7 @@ class Trainer:
         self.lr = learning_rate(self.config, self.epoch)
         batches = self.loader.epoch(self.epoch, self.step_in_epoch)
         for images, labels in self.recorder.timed(batches):
-            # Summed over ranks: a signal was received, a checkpoint failed.
+            # Two flags of this rank: signal received, checkpoint failed.
             flags = [self.signals.received, self.saver is not None and self.saver.failed]
             self.in_flight.add(self.stepper.forward_backward(images, labels, self.step, flags))
             self.stepper.optimizer_step(self.lr)
@@ -289,8 +289,8 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
-        """Start writing a checkpoint. If a loss or a weight is not finite, keep the last checkpoint
-        instead, because the run can only diverge from here.
+        """Start writing a checkpoint. If an in-flight loss or a weight is not finite, keep the last
+        one instead, because the run can only diverge from here.
         """
         self.saved_at = time.monotonic()
         if self.log is None or self.saver is None:
@@ -316,7 +316,7 @@ class Trainer:
         self.saver.save(state)
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`_save`, except for the recorder, which is created later."""
+        """Restore what :meth:`_save` stored; ``metrics`` and ``meters`` are restored elsewhere."""
         self.epoch, self.step = state["epoch"], state["step"]
         self.step_in_epoch = state["step_in_epoch"]
         self.last_finite_loss = state["last_finite_loss"]
