@@ -2,7 +2,8 @@
 
 A mixture normalizes with mean = sum_k w_k mean_k and var = sum_k w'_k var_k over the members k of
 Omega (Eq. (3)). Omega, the channel groups of gn and the logits of the weights define it completely.
-They define ``combine``, which autograd differentiates, and the kernels' closed form, if any.
+Some kernels have a closed form of ``combine`` and its gradient. For others autograd differentiates
+``combine``.
 """
 
 from __future__ import annotations

@@ -142,18 +142,18 @@ class Run:
 
 
 class FoundRuns(NamedTuple):
-    """The runs below a folder, and one warning for each that could not be read."""
+    """The runs in or below a folder, and one warning for each that could not be read."""
 
     runs: list[Run]
     warnings: list[str]
 
 
 def find_runs(root: Path) -> FoundRuns:
-    """Find every run below ``root``: each directory with a ``config.yaml`` or a ``result.json``.
+    """Find each run in or below ``root``: a directory with ``config.yaml`` or ``result.json``.
 
     Hidden directories are skipped, because Hydra keeps its own ``config.yaml`` in ``.hydra``. A
-    directory that cannot be read adds a warning, so that it does not hide the other runs. If its
-    config or path names its cell, it is also listed as a run in state ``unreadable``.
+    run that cannot be read adds a warning instead of ending the search. If its config or path names
+    its cell, it is also listed, in state ``unreadable``.
 
     Raises:
         UserError: ``root`` is not a folder or holds no runs.
@@ -275,7 +275,7 @@ def parse_layer_weights(entry: Mapping[str, Any]) -> LayerWeights:
     """Parse an entry of ``importance_weights`` in ``result.json``.
 
     Raises:
-        ValueError, TypeError, KeyError: the entry is malformed.
+        One of ``_MALFORMED``: the entry is malformed.
     """
     mean = {str(k): float(number(v)) for k, v in entry["mean"].items()}
     variance = {str(k): float(number(v)) for k, v in entry["variance"].items()}
@@ -354,7 +354,8 @@ class Progress:
     """How far a run has come: ``epoch`` of ``epochs`` are complete.
 
     ``top1`` is in percent. ``eta_s`` is the training time left in seconds at the last measured
-    ``images_per_s``. None stands for a value that is not known (yet).
+    ``images_per_s``. None stands for a value that is not known (yet); ``epoch``
+    may then also be 0.
     """
 
     state: str

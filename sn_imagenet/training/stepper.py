@@ -62,7 +62,7 @@ class Stepper:
         self._group = placement.replica_group()
         self._dropout = dropout
         self._global_batch_size = config.batch.total
-        # Cached, because finding them among all modules at each step is slow.
+        # Cached, because finding the layers among all modules at each step is slow.
         self._norms = nn.ModuleList(norm_layers(network).values())
         self._broadcasts_each_step = any(layer.trains_on_stored_statistics for layer in self._norms)
         self._autocast = autocast_for(config.trainer.precision, device)
@@ -131,11 +131,11 @@ class Stepper:
         return LaunchedStep(step, totals, self._global_batch_size)
 
     def warm_up(self, image_size: int, samples: int) -> None:
-        """Run a step on zeros that changes neither weights nor running statistics. Collective.
+        """Run forward and backward on zeros; weights and running statistics are kept. Collective.
 
-        It compiles the blocks and makes DistributedDataParallel rebuild its gradient buckets, as
+        This compiles the blocks and makes DistributedDataParallel rebuild its gradient buckets, as
         after any first step. With more than two ranks the buckets set the order of summation, so
-        without this step a resumed run would differ from an uninterrupted one.
+        without a warm-up a resumed run would differ from an uninterrupted one.
         """
         if self._compiled is None and not dist.is_initialized():
             return
@@ -210,7 +210,7 @@ class Stepper:
 
 
 def _parameter_groups(network: nn.Module, protocol: ProtocolConfig) -> list[dict[str, Any]]:
-    """Parameter groups; SN's lambda has its own group if the protocol sets its weight decay."""
+    """Parameter groups; SN's lambda has its own if the protocol sets a weight decay for it."""
     decay, lambda_decay = protocol.weight_decay, protocol.lambda_weight_decay
     if lambda_decay is None:
         return [{"params": list(network.parameters()), "weight_decay": decay}]

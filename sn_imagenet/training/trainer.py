@@ -176,7 +176,7 @@ class Trainer:
         return None
 
     def _log_weights_figure(self, weights: list[dict[str, Any]]) -> None:
-        """Log a figure of the importance weights, about :data:`FIGURES_PER_RUN` times per run."""
+        """Log a figure of the importance weights, at most :data:`FIGURES_PER_RUN` per run."""
         every = -(-self.config.trainer.epochs // FIGURES_PER_RUN)
         if self.log is not None and weights and self.draw_weights and self.epoch % every == 0:
             figure = self.draw_weights(weights, self.config.batch)
@@ -263,7 +263,7 @@ class Trainer:
         }
 
     def _interrupt_if_signaled(self) -> None:
-        """Stop all ranks if one received a signal after the last step's flags. Collective."""
+        """Stop all ranks if any of them has received a signal. Collective."""
         signaled = all_reduce_sum(torch.tensor([float(self.signals.received)]))
         if signaled.item():
             self._interrupt()
@@ -290,7 +290,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Start writing a checkpoint. If an in-flight loss or a weight is not finite, keep the last
-        one instead, because the run can only diverge from here.
+        checkpoint instead, because the run can only diverge from here.
         """
         self.saved_at = time.monotonic()
         if self.log is None or self.saver is None:
