@@ -354,8 +354,8 @@ class Progress:
     """How far a run has come: ``epoch`` of ``epochs`` are complete.
 
     ``top1`` is in percent. ``eta_s`` is the training time left in seconds at the last measured
-    ``images_per_s``. None stands for a value that is not known (yet); ``epoch``
-    may then also be 0.
+    ``images_per_s``. None is a value that is not known (yet); an
+    unknown ``epoch`` may also be 0.
     """
 
     state: str
