@@ -10,37 +10,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sn_imagenet.output import disable_interrupt_traceback
+from sn_imagenet.command_line import hydra_program, read_experiment
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from sn_imagenet.config import ExperimentConfig
+    from sn_imagenet.distributed import Session
 
 
-def main() -> None:
-    disable_interrupt_traceback()
-    import hydra
+@hydra_program("configs", "config", read_experiment)
+def main(config: ExperimentConfig, session: Session) -> None:
+    from sn_imagenet.distributed import rank
+    from sn_imagenet.reporting.figures.files import weights_figure
+    from sn_imagenet.reporting.report import report_run
+    from sn_imagenet.training import train
 
-    from sn_imagenet.command_line import command_line
-    from sn_imagenet.config import from_hydra
-
-    with command_line() as line:
-
-        @hydra.main(version_base="1.3", config_path="configs", config_name="config")
-        def run(composed: DictConfig) -> None:
-            line.check_config(composed)
-            from sn_imagenet.distributed import raise_on_all_ranks, rank
-            from sn_imagenet.reporting.figures.files import weights_figure
-            from sn_imagenet.reporting.report import report_run
-            from sn_imagenet.training import train
-
-            with line.session.run():
-                with raise_on_all_ranks():
-                    config = from_hydra(composed)
-                result = train(config, weights_figure)
-                if rank() == 0 and config.evaluate:
-                    report_run(result, config.run_dir)
-
-        run()
+    run = train(config, weights_figure)
+    if rank() == 0 and config.evaluate:
+        report_run(run)
 
 
 if __name__ == "__main__":

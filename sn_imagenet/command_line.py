@@ -1,34 +1,112 @@
-"""Checks of the command line: one-line errors with exit code 2, before torch is imported."""
+"""The frame of train.py and evaluate.py: Hydra, one-line errors and the program's session.
+
+Hydra and torch take long to import, so functions import them. Until then Ctrl-C prints nothing, and
+an error in the command line is reported before torch is imported.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
-from hydra.types import RunMode
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-
-from sn_imagenet.config import from_hydra
-from sn_imagenet.data.sources import check_files
-from sn_imagenet.errors import UserError, closest_name
-from sn_imagenet.runs import RunDirectory
+from sn_imagenet.errors import ConfigError, UserError, closest_name
+from sn_imagenet.output import disable_interrupt_traceback
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from sn_imagenet.config import ExperimentConfig
     from sn_imagenet.distributed import Session
 
 RAISE_ERRORS = "HYDRA_FULL_ERROR"  # makes Hydra raise errors instead of printing and exiting with 1
+Options = TypeVar("Options")
 
 
-class CommandLine:
+def hydra_program(
+    config_path: str, config_name: str, read: Callable[[DictConfig], Options]
+) -> Callable[[Callable[[Options, Session], None]], Callable[[], None]]:
+    """Turn a script's function of options and session into its program; see :class:`.Session`.
+
+    Args:
+        config_path: the folder of the configs, relative to the script.
+        read: the options in the composed config; called before torch is imported, under multirun
+            within the run, which reports its errors.
+
+    Raises:
+        SystemExit: 2 if the command line is wrong, otherwise as :func:`.distributed.session`.
+    """
+
+    def decorate(function: Callable[[Options, Session], None]) -> Callable[[], None]:
+        def main() -> None:
+            disable_interrupt_traceback()
+            import hydra
+            from hydra.core.hydra_config import HydraConfig
+            from hydra.types import RunMode
+
+            with _command_line() as line:
+
+                @hydra.main(version_base="1.3", config_path=config_path, config_name=config_name)
+                @wraps(function)  # Hydra looks for the configs beside its file
+                def run(composed: DictConfig) -> None:
+                    options = None
+                    if HydraConfig.get().mode == RunMode.RUN:
+                        with line.exit_on_error():
+                            options = read(composed)
+                    with line.session.run():
+                        if options is None:
+                            from sn_imagenet.distributed import raise_on_all_ranks
+
+                            with raise_on_all_ranks():
+                                options = read(composed)
+                        function(options, line.session)
+
+                run()
+
+        return main
+
+    return decorate
+
+
+def read_experiment(composed: DictConfig) -> ExperimentConfig:
+    """Validate the config of ``train.py``, and check that its data exist.
+
+    Data are checked only for a single process: of several, some may have them and others not.
+
+    Raises:
+        UserError: a value is invalid, or the data are missing.
+    """
+    from sn_imagenet.config import from_hydra
+    from sn_imagenet.data.sources import check_files
+    from sn_imagenet.runs import RunDirectory
+
+    config = from_hydra(composed)
+    has_result = RunDirectory(Path(config.run_dir)).result.exists()  # needs no data
+    if not has_result and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        check_files(config.data)
+    return config
+
+
+def read_evaluation(composed: DictConfig) -> dict[str, Any]:
+    """The options of ``evaluate.py``.
+
+    Raises:
+        ConfigError: none names the runs.
+    """
+    from omegaconf import OmegaConf
+
+    options: Any = OmegaConf.to_container(composed)
+    if not options["run"]:
+        raise ConfigError("run= is missing: give a run directory or a quoted glob")
+    return dict(options)
+
+
+class _CommandLine:
     """A Hydra program and its session. The session is created late because it imports torch."""
 
     def __init__(self, stack: ExitStack) -> None:
@@ -48,6 +126,9 @@ class CommandLine:
         Raises:
             SystemExit: 2, after printing one line.
         """
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
         try:
             yield
         except (HydraException, OmegaConfBaseException, UserError) as error:
@@ -57,32 +138,12 @@ class CommandLine:
                 _ = self.session  # waits for the other processes on exit
             raise SystemExit(2) from error
 
-    def check_config(self, composed: DictConfig) -> None:
-        """Validate the config of a single run, and check that its data exist.
-
-        A sweep reports errors run by run. Data are checked only for a single process, because some
-        of several processes may have the data and others not.
-
-        Raises:
-            SystemExit: 2, after printing one line.
-        """
-        if HydraConfig.get().mode == RunMode.RUN:
-            with self.exit_on_error():
-                config = from_hydra(composed)
-                has_result = RunDirectory(Path(config.run_dir)).result.exists()  # needs no data
-                if not has_result and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-                    check_files(config.data)
-
 
 @contextmanager
-def command_line() -> Iterator[CommandLine]:
-    """Wrap ``hydra.main``: errors in composing the config are reported in one line.
-
-    Raises:
-        SystemExit: 2 if the command line is wrong; otherwise as :func:`.distributed.session`.
-    """
+def _command_line() -> Iterator[_CommandLine]:
+    """Wrap ``hydra.main``: errors in composing the config are reported in one line."""
     with ExitStack() as stack:
-        line = CommandLine(stack)
+        line = _CommandLine(stack)
         if RAISE_ERRORS in os.environ:  # set by a user who wants the traceback
             yield line
             return
@@ -96,6 +157,10 @@ def command_line() -> Iterator[CommandLine]:
 
 def describe_error(error: Exception) -> str:
     """One line for an error in composing the config, with the most similar valid name."""
+    from hydra.errors import MissingConfigException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return _unknown_choice(group, choice, error.options)
@@ -114,10 +179,9 @@ def _unknown_choice(group: str, choice: str, options: Iterable[str]) -> str:
     known = sorted(options)
     match = closest_name(choice, known)
     guess = f"did you mean {group}={match}? " if match else ""
-    hint = (
-        "; for another setting use batch.gpus= batch.samples_per_gpu=" if group == "batch" else ""
-    )
-    return f"{group}={choice}: unknown choice; {guess}expected one of " + (", ".join(known) + hint)
+    others = ", or any GxN (GPUs x samples per GPU), such as 4x6" if group == "batch" else ""
+    expected = ", ".join(known) + others
+    return f"{group}={choice}: unknown choice; {guess}expected one of {expected}"
 
 
 def _unknown_key(override: str, failing: str, parent: DictConfig) -> str:

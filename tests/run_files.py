@@ -10,10 +10,17 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sn_imagenet.runs import Run
 from sn_imagenet.runs.methods import BUILT_IN
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEST_STATISTICS = {"bn": "moving_average", "sn": "batch_average"}
+
+
+def result_of(run: Run) -> dict[str, Any]:
+    """The content of a run's ``result.json``."""
+    content: dict[str, Any] = json.loads((run.path / "result.json").read_text())
+    return content
 
 
 def config(

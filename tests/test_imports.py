@@ -25,15 +25,16 @@ RANKS = {
     "errors": 0,
     "output": 0,
     "config": 1,
-    "command_line": 8,
+    "command_line": 9,
     "norms": 2,
     "runs": 2,
     "data": 3,
     "models": 3,
     "distributed": 4,
-    "evaluation": 5,
-    "training": 6,
-    "benchmark": 7,
+    "tasks": 5,
+    "evaluation": 6,
+    "training": 7,
+    "benchmark": 8,
 }
 # These packages have no rank. Each lists what it may import of the project besides itself.
 ALLOWED = {
@@ -44,7 +45,7 @@ ALLOWED = {
 # Packages that must not import HEAVY, not even indirectly.
 LIGHT = ("runs", "reporting", "sweeps")
 # Modules of light packages that import torch; they are imported by their full path only.
-NOT_LIGHT = {f"{PACKAGE}.runs.checkpoint", f"{PACKAGE}.runs.saver"}
+NOT_LIGHT = {f"{PACKAGE}.runs.{name}" for name in ("checkpoint", "saver", "start")}
 HEAVY = {"torch", "torchvision", "timm"}
 
 

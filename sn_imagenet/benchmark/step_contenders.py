@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import timm
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from sn_imagenet.benchmark.contenders import REFERENCE
 from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.distributed import Placement, autocast_for, set_norm_replicas
 from sn_imagenet.models import build_model
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
+from sn_imagenet.tasks import Clock, build_task
 from sn_imagenet.training import Stepper
 from sn_imagenet.training.compiled import raise_recompile_limits
 
@@ -134,20 +136,24 @@ def trainer_step(config: ExperimentConfig, data: StepData, plain: bool = False) 
         config.batch.samples_per_gpu,
         replicas_per_pass=config.trainer.replicas_per_pass,
     )
-    stepper = Stepper(network, config, placement, data.device)
-    first = next(placement.microbatches(data.images, data.labels))
+    batch, task = ImageBatch(data.images, data.labels), build_task(config)
+    stepper = Stepper(task, network, config, placement, data.device, Clock(1, 1))
+    (name, optimization), *_ = stepper.optimizations.items()
+    # The rate of the other contenders, so that weights stay finite over many steps on one batch.
+    stepper.optimizations[name] = replace(optimization, learning_rate=lambda _: _LEARNING_RATE)
+    first = next(placement.microbatches(batch))
     set_norm_replicas(network, first, None)
     if plain:
-        return _plain_step(network, stepper.optimizer, data)
+        return _plain_step(network, optimization.optimizer, data)
 
     def forward() -> Tensor:
         with data.autocast():
-            y: Tensor = network(first.images)
+            y: Tensor = network(first.batch.images)
         return y
 
     def step() -> None:
-        stepper.forward_backward(data.images, data.labels, 0)
-        stepper.optimizer_step(_LEARNING_RATE)
+        stepper.forward_backward(batch, 0)
+        stepper.optimizer_step(0)
 
     return StepContender(network, forward, step)
 

@@ -19,11 +19,13 @@ import torch
 from sn_imagenet.benchmark.compose import compose_config
 from sn_imagenet.benchmark.report import BenchmarkReport, Command, align_columns
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data.loaders import TrainLoader, train_loader
+from sn_imagenet.data.loaders import TrainLoader
 from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation import Prepared, prepare
 from sn_imagenet.runs import RunDirectory
+from sn_imagenet.tasks import Clock
+from sn_imagenet.tasks.task import require_task_placement
 from sn_imagenet.training import Stepper, train
 
 
@@ -104,22 +106,11 @@ def measure_training(
             f"--steps {steps}: expected at least two reports, {2 * warm_up} steps; or add "
             f"trainer.log_every={max(steps // 2, 1)}"
         )
-    placement = Placement(
-        config.batch.gpus,
-        config.batch.samples_per_gpu,
-        replicas_per_pass=config.trainer.replicas_per_pass,
-    )
     prepared = prepare(config)
-    loader = train_loader(
-        prepared.data.train,
-        global_batch=config.batch.total,
-        rank=0,
-        world_size=1,
-        seed=config.seed,
-        workers=config.data.workers,
-        device=prepared.device,
-    )
-    available = len(loader) * config.trainer.epochs
+    task = prepared.task
+    placement = require_task_placement(task, config, world_size=1)
+    loader = task.batches(task.phases[0], prepared.data, prepared.device)
+    available = len(loader) * (config.trainer.epochs or 1)
     if steps > available:
         raise UserError(
             f"--steps {steps}: the run has only {available} steps; use fewer, or more "
@@ -156,12 +147,13 @@ def _synchronize(device: torch.device) -> None:
 
 def _step(prepared: Prepared, placement: Placement, loader: TrainLoader) -> Callable[[], object]:
     config = prepared.config
-    stepper = Stepper(prepared.network, config, placement, prepared.device)
-    images, labels = next(loader.epoch(0))
+    clock = Clock(len(loader), len(loader))
+    stepper = Stepper(prepared.task, prepared.network, config, placement, prepared.device, clock)
+    batch = next(loader.epoch(0))
 
     def step() -> None:
-        stepper.forward_backward(images, labels, 0)
-        stepper.optimizer_step(config.initial_lr)
+        stepper.forward_backward(batch, 0)
+        stepper.optimizer_step(0)
 
     return step
 

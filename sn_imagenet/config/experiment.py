@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,8 +20,13 @@ from sn_imagenet.config.sections import (
     ProtocolConfig,
     SettingConfig,
 )
-from sn_imagenet.errors import ConfigError
+from sn_imagenet.errors import ConfigError, closest_name
 
+# The task of a config that names none.
+CLASSIFICATION = {
+    "name": "classification",
+    "target": "sn_imagenet.tasks.classification.Classification",
+}
 TRACKERS = ("tensorboard", "trackio", "none")
 
 # Keys that affect where, how fast and how safely a run executes, but not its results.
@@ -41,7 +47,15 @@ def _at_most_cores(count: int) -> int:
     return max(1, min(count, cores))
 
 
+def _join(separator: str, name: str, other: Any) -> str:
+    """``name``, or ``name`` and the name of ``other``."""
+    if other is None:
+        return name
+    return f"{name}{separator}{other if isinstance(other, str) else other['name']}"
+
+
 OmegaConf.register_new_resolver("at_most_cores", _at_most_cores, replace=True)
+OmegaConf.register_new_resolver("join", _join, replace=True)
 
 
 @dataclass
@@ -68,12 +82,24 @@ class ExperimentConfig:
     tracker: str
     init: str | None = None
     imported: str | None = None
+    task: dict[str, Any] = field(default_factory=lambda: dict(CLASSIFICATION))
 
     def __post_init__(self) -> None:
         require_seed("seed", self.seed)
         require_one_of("tracker", self.tracker, TRACKERS)
-        if self.batch.samples_per_gpu == 1:
+        if self.uses_single_sample:
             self.norm.apply_single_sample()
+
+    @property
+    def uses_single_sample(self) -> bool:
+        """Whether ``norm.single_sample`` applies: a replica has one sample, and a sample is one row
+        of an activation."""
+        return self.batch.samples_per_gpu == 1 and bool(self.task.get("single_sample", True))
+
+    @property
+    def norm_label(self) -> str:
+        """The method in tables and paths: ``sn``; ``frozen_bn+sn`` with another for the heads."""
+        return _join("+", self.norm.name, self.norm.head)
 
     @property
     def initial_lr(self) -> float:
@@ -84,7 +110,14 @@ class ExperimentConfig:
         """Plain dicts, lists and scalars, as written to ``config.yaml`` and ``result.json``."""
         container = OmegaConf.to_container(OmegaConf.create(asdict(self)))
         assert isinstance(container, dict)
-        return {str(key): value for key, value in container.items()}
+        values = {str(key): value for key, value in container.items()}
+        # Runs of classification, and configs without these options, look as they always did.
+        if values["task"] == CLASSIFICATION:
+            del values["task"]
+        for section, key in (("norm", "head"), ("trainer", "validate_every")):
+            if values[section][key] is None:
+                del values[section][key]
+        return values
 
 
 def from_hydra(composed: DictConfig) -> ExperimentConfig:
@@ -95,6 +128,10 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
     """
     if OmegaConf.select(composed, "sweep.dry_run"):
         raise ConfigError("sweep.dry_run=true: works only with -m hydra/launcher=local")
+    head = OmegaConf.select(composed, "norm.head")
+    if isinstance(head, str):
+        composed = composed.copy()
+        OmegaConf.update(composed, "norm.head", _norm_by_name(head), force_add=True)
     # How a sweep executes its runs is not part of their configs.
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "sweep"])
     try:
@@ -108,6 +145,26 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
         raise ConfigError(f"{key}: {reason}") from error
     assert isinstance(config, ExperimentConfig)
     return config
+
+
+def _norm_by_name(name: str) -> DictConfig:
+    """The config of a method, looked up as ``norm=`` is.
+
+    Raises:
+        ConfigError: there is no such config.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    for source in loader.get_sources():
+        if source.available() and source.is_config(f"norm/{name}"):
+            config = source.load_config(f"norm/{name}").config
+            assert isinstance(config, DictConfig)
+            return config
+    known = sorted(loader.get_group_options("norm"))
+    match = closest_name(name, known)
+    guess = f"did you mean norm.head={match}? " if match else ""
+    raise ConfigError(
+        f"norm.head={name}: unknown choice; {guess}expected one of {', '.join(known)}"
+    )
 
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:

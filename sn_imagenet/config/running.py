@@ -28,10 +28,11 @@ class TrainerConfig:
     (None: chosen by device). ``deterministic``: slower deterministic kernels on CUDA, so that a
     resumed run equals an uninterrupted one bit for bit; CPU kernels always are. ``compile``: False,
     or the torch.compile mode for the network's blocks in training, which changes only rounding,
-    time and memory.
+    time and memory. ``validate_every``: optimizer steps between two validations; None: each epoch
+    ends with one. ``epochs`` is None if ``max_steps`` alone limits the training.
     """
 
-    epochs: int
+    epochs: int | None
     max_steps: int | None
     replicas_per_pass: int | None
     precision: str
@@ -40,10 +41,20 @@ class TrainerConfig:
     eval_batch_size: int | None
     deterministic: bool
     compile: Any
+    validate_every: int | None = None
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 1, f"trainer.epochs={self.epochs}: expected at least 1")
-        for key in ("max_steps", "replicas_per_pass", "eval_batch_size"):
+        require(
+            not (self.epochs is None and self.max_steps is None),
+            "trainer.epochs=null: needs trainer.max_steps=, a number of optimizer steps",
+        )
+        for key in (
+            "epochs",
+            "max_steps",
+            "validate_every",
+            "replicas_per_pass",
+            "eval_batch_size",
+        ):
             require_none_or_at_least(f"trainer.{key}", getattr(self, key), 1)
         require(self.log_every >= 1, f"trainer.log_every={self.log_every}: expected at least 1")
         require_one_of("trainer.precision", self.precision, PRECISIONS)

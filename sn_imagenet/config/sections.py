@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sn_imagenet.config.checks import (
@@ -37,8 +37,11 @@ class NormConfig:
     args: dict[str, Any]
     test_statistics: str
     single_sample: dict[str, Any] = field(default_factory=dict)
+    head: Any = None
 
     def __post_init__(self) -> None:
+        if self.head is not None:
+            self.head = asdict(NormConfig(**self.head))
         require_one_of("norm.test_statistics", self.test_statistics, STATISTICS)
         unknown = set(self.single_sample) - {"without", "test_statistics"}
         require(

@@ -123,12 +123,13 @@ def _empty_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class DataSets:
-    """``train`` is augmented; ``val`` (Resize, CenterCrop, Normalize) ignores the key's epoch.
+    """``train`` is augmented; ``val`` (Resize, CenterCrop, Normalize) ignores the key's epoch, and
+    may be None.
     ``fingerprint`` is JSON-serializable: {"train": {"samples": count, "sha256": hex}, "val":
     {...}}. If files are marked as bad, ``left_out`` lists their names."""
 
     train: AugmentedDataset
-    val: AugmentedDataset
+    val: AugmentedDataset | None
     classes: tuple[str, ...]
     fingerprint: dict[str, Any]
 

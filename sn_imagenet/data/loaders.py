@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.pixels import DeviceTransform, StoredBatch, on_device
 from sn_imagenet.data.seeding import Key, epoch_order
 from sn_imagenet.data.workers import block_signals, ignore_outside_signals
 
-Batch = tuple[Tensor, Tensor]
 CPU = torch.device("cpu")
 
 
@@ -189,7 +188,7 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self.data_loader)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[ImageBatch]:
         # Start the workers now, not at the first batch.
         with block_signals():
             stored_batches = iter(self.data_loader)
@@ -215,7 +214,7 @@ class TrainLoader(BatchLoader):
         super().__init__(dataset, sampler, workers, device, persistent=True)
         self.train_sampler = sampler
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ImageBatch]:
         """The batches of ``epoch`` (0, 1, ...) from ``start_step`` on.
 
         Raises (while iterating):

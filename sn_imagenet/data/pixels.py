@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.config import DataConfig
+from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.norms.kernels.compiler import load_library
 
 SOURCE = Path(__file__).with_name("pixels.cpp")
@@ -98,7 +99,7 @@ def _compiled_normalize() -> Callable[..., None] | None:
 
 def on_device(
     batches: Iterable[StoredBatch], transform: DeviceTransform, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[ImageBatch]:
     """(images float32 [n, 3, S, S], labels int64 [n]) of each batch, on ``device``.
 
     On CUDA, the copy and the transform run on a separate stream, in parallel with the work that the
@@ -106,7 +107,7 @@ def on_device(
     """
     if device.type != "cuda":
         for batch in batches:
-            yield transform(batch), batch.labels
+            yield ImageBatch(transform(batch), batch.labels)
         return
     stream = torch.cuda.Stream(device)
     for batch in batches:
@@ -117,4 +118,4 @@ def on_device(
         current.wait_stream(stream)
         for tensor in (images, device_batch.labels):
             tensor.record_stream(current)  # do not reuse its memory before that stream is done
-        yield images, device_batch.labels
+        yield ImageBatch(images, device_batch.labels)

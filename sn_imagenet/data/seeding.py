@@ -34,12 +34,18 @@ def derive_seed(purpose: str, *numbers: int) -> int:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator within the block, and restore its state afterwards.
+def seeded(seed: int, cuda: torch.device | None = None) -> Iterator[None]:
+    """Seed torch's CPU generator within the block, and restore its state afterwards; also that of
+    the device ``cuda``, if given.
 
     Saving the state takes microseconds. ``torch.random.fork_rng`` takes a hundred, and
     ``torch.manual_seed`` would also seed the CUDA devices.
     """
+    if cuda is not None:
+        with torch.random.fork_rng(devices=[cuda]):
+            torch.manual_seed(seed)
+            yield
+        return
     generator = torch.default_generator
     state = generator.get_state()
     generator.manual_seed(seed)

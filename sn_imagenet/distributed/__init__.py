@@ -1,6 +1,7 @@
 """Process groups, collectives, and the placement of replicas on ranks."""
 
 from sn_imagenet.distributed.placement import (
+    Batch,
     Microbatch,
     Placement,
     fitting_world_sizes,
@@ -15,16 +16,17 @@ from sn_imagenet.distributed.runtime import (
     broadcast_object,
     choose_device,
     init_distributed,
+    on_rank0,
     print_rank0,
     raise_on_all_ranks,
     rank,
     report_lost_peers,
     session,
-    to_device,
     world_size,
 )
 
 __all__ = [
+    "Batch",
     "LostPeerError",
     "Microbatch",
     "Placement",
@@ -35,6 +37,7 @@ __all__ = [
     "choose_device",
     "fitting_world_sizes",
     "init_distributed",
+    "on_rank0",
     "print_rank0",
     "raise_on_all_ranks",
     "rank",
@@ -44,6 +47,5 @@ __all__ = [
     "set_determinism",
     "set_norm_replicas",
     "set_precision",
-    "to_device",
     "world_size",
 ]

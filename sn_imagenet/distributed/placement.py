@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,19 +20,35 @@ from sn_imagenet.errors import ConfigError
 from sn_imagenet.norms import norm_layers, set_replicas
 
 
+class Batch(Protocol):
+    """A rank's part of a global batch; ``len()`` is its number of samples."""
+
+    def __len__(self) -> int: ...
+
+    def select(self, indices: Tensor) -> Self:
+        """The samples at ``indices`` (int64 [m]), in that order."""
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on ``device``."""
+
+
+B = TypeVar("B", bound=Batch)
+
+
 @dataclass(frozen=True)
-class Microbatch:
+class Microbatch(Generic[B]):
     """The part of a rank's batch that goes through the network in one forward pass.
 
-    ``images`` [m, C, H, W] and ``labels`` [m]: sample j belongs to replica j mod ``replicas`` of
-    this pass. ``positions`` [m]: index of each sample in the global batch. ``last``: whether the
-    gradients are complete after this pass.
+    ``batch``: m samples; sample j belongs to replica j mod ``replicas`` of this pass.
+    ``positions`` [m]: index of each sample in the global batch. ``replica``: index of the first
+    replica of this pass in the setting. ``last``: whether the gradients are complete after this
+    pass.
     """
 
-    images: Tensor
-    labels: Tensor
+    batch: B
     positions: Tensor
     replicas: int
+    replica: int
     holds_first_replica: bool
     last: bool
 
@@ -94,27 +111,21 @@ class Placement:
     def _pass_size(self) -> int:
         return self.replicas_per_pass or self.replicas_per_rank
 
-    def microbatches(self, images: Tensor, labels: Tensor) -> Iterator[Microbatch]:
+    def microbatches(self, batch: B) -> Iterator[Microbatch[B]]:
         """Split a rank's batch [samples_per_rank, ...] into forward passes.
 
         The pass with the first replica comes last because it updates the running statistics: this
         way all passes of a step see the same running statistics.
         """
         held, per_pass = self.replicas_per_rank, self._pass_size
-        positions = torch.arange(self.samples_per_rank) * self.world_size + self.rank
+        by_replica = torch.arange(self.samples_per_rank).view(-1, held)
         for first in reversed(range(0, held, per_pass)):
-
-            def select(values: Tensor, first: int = first) -> Tensor:
-                if per_pass == held:
-                    return values
-                by_replica = values.unflatten(0, (-1, held))
-                return by_replica[:, first : first + per_pass].flatten(0, 1)
-
+            indices = by_replica[:, first : first + per_pass].flatten()
             yield Microbatch(
-                images=select(images),
-                labels=select(labels),
-                positions=select(positions),
+                batch=batch if per_pass == held else batch.select(indices),
+                positions=indices * self.world_size + self.rank,
                 replicas=per_pass,
+                replica=(first * self.world_size + self.rank) % self.gpus,
                 holds_first_replica=self.rank == 0 and first == 0,
                 last=first == 0,
             )
@@ -175,7 +186,7 @@ def require_one_microbatch(placement: Placement, network: nn.Module) -> None:
 
 
 def set_norm_replicas(
-    network: nn.Module, microbatch: Microbatch, group: dist.ProcessGroup | None
+    network: nn.Module, microbatch: Microbatch[Any], group: dist.ProcessGroup | None
 ) -> None:
     """Set how the samples of ``microbatch`` share statistics in the normalization layers."""
     set_replicas(

@@ -11,10 +11,10 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -270,6 +270,24 @@ def raise_on_all_ranks() -> Iterator[None]:
         raise error
 
 
+Value = TypeVar("Value")
+
+
+@contextmanager
+def on_rank0(context: AbstractContextManager[Value]) -> Iterator[Value | None]:
+    """Enter ``context`` on rank 0; the other ranks enter nothing and get None. Collective.
+
+    Raises:
+        UserError: on all ranks, if it could not be entered.
+    """
+    with ExitStack() as stack:
+        value = None
+        with raise_on_all_ranks():
+            if rank() == 0:
+                value = stack.enter_context(context)
+        yield value
+
+
 def broadcast_object(value: Any) -> Any:
     """Rank 0's ``value`` on every rank; it must be picklable."""
     if not dist.is_initialized():
@@ -284,12 +302,3 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
-
-
-def to_device(batch: tuple[Tensor, Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Move the images (as channels_last) and labels of a batch to ``device``."""
-    images, labels = batch
-    return (
-        images.to(device, non_blocking=True, memory_format=torch.channels_last),
-        labels.to(device, non_blocking=True),
-    )

@@ -1,8 +1,6 @@
 """Calibration, evaluation and the result of a run."""
 
-from sn_imagenet.evaluation.accuracy import accuracy, correct_counts
 from sn_imagenet.evaluation.calibration import calibrate
-from sn_imagenet.evaluation.departures import departures
 from sn_imagenet.evaluation.evaluate import (
     Evaluation,
     evaluate,
@@ -12,18 +10,21 @@ from sn_imagenet.evaluation.evaluate import (
 )
 from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
 from sn_imagenet.evaluation.request import EvaluationRequest
-from sn_imagenet.evaluation.result import add_evaluations, make_result, record_origin
+from sn_imagenet.evaluation.result import (
+    add_evaluations,
+    all_departures,
+    make_result,
+    record_origin,
+)
 from sn_imagenet.evaluation.run import evaluate_run, find_run_directories
 
 __all__ = [
     "Evaluation",
     "EvaluationRequest",
     "Prepared",
-    "accuracy",
     "add_evaluations",
+    "all_departures",
     "calibrate",
-    "correct_counts",
-    "departures",
     "evaluate",
     "evaluate_run",
     "find_run_directories",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -51,6 +51,7 @@ def samples_that_share_statistics(network: nn.Module, batch: SettingConfig) -> i
 @torch.no_grad()
 def calibrate(
     network: nn.Module,
+    forward: Callable[[nn.Module, Any], None],
     train: AugmentedDataset,
     config: CalibrationConfig,
     *,
@@ -68,6 +69,7 @@ def calibrate(
     pass runs on one rank, and the sums are added over the ranks.
 
     Args:
+        forward: passes a batch through the network.
         samples_per_replica: the size of a minibatch, see :func:`samples_that_share_statistics`.
         batch_size: the most samples in one forward pass (but at least one minibatch).
         samples: the sample counts, or ``all``; None for ``config.samples`` alone.
@@ -105,10 +107,10 @@ def calibrate(
                     device=device,
                     skip=first,
                 )
-                for images, _ in progress_bar(loader, "calibration"):
-                    set_replicas(network, len(images) // samples_per_replica)
+                for batch in progress_bar(loader, "calibration"):
+                    set_replicas(network, len(batch) // samples_per_replica)
                     with autocast():
-                        network(images)
+                        forward(network, batch)
                 first = loader.minibatches
                 calibration = Calibration(
                     estimator=config.estimator,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,16 +11,13 @@ import torch
 from torch import nn
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data.loaders import eval_loader
-from sn_imagenet.distributed import autocast_for, print_rank0, rank, world_size
-from sn_imagenet.evaluation.accuracy import accuracy
+from sn_imagenet.distributed import autocast_for
 from sn_imagenet.evaluation.calibration import (
     Calibration,
     Samples,
     calibrate,
     samples_that_share_statistics,
 )
-from sn_imagenet.evaluation.detail import Detail
 from sn_imagenet.evaluation.prepare import Prepared, stores_statistics
 from sn_imagenet.evaluation.progress import progress_bar
 from sn_imagenet.models import layer_positions
@@ -30,6 +27,7 @@ from sn_imagenet.norms import (
     set_replicas,
     stored_statistics,
 )
+from sn_imagenet.tasks import Evaluator
 
 
 def eval_batch_size(config: ExperimentConfig, device: torch.device) -> int:
@@ -44,46 +42,41 @@ def eval_batch_size(config: ExperimentConfig, device: torch.device) -> int:
     return max(1, min(256, 2**21 // config.data.image_size**2))
 
 
-def validate(prepared: Prepared, detail: Detail | None = None) -> dict[str, Any]:
+def validate(prepared: Prepared, evaluator: Evaluator | None = None) -> dict[str, Any]:
     """Evaluate the network with its current statistics.
 
-    Returns what :func:`accuracy` returns and the kind of ``statistics``. ``detail`` collects
-    results by class and sample.
+    Returns the numbers of the task's evaluator and the kind of ``statistics``. ``evaluator`` is the
+    one to use; by default a new one.
     """
     config, network, device = prepared.config, prepared.network, prepared.device
     network.eval()
     set_replicas(network)
-    loader = eval_loader(
-        prepared.data.val,
-        batch_size=eval_batch_size(config, device),
-        rank=rank(),
-        world_size=world_size(),
-        workers=config.data.workers,
-        device=device,
-    )
-    batches = progress_bar(loader, "evaluation")
+    size = eval_batch_size(config, device)
+    evaluator = evaluator or prepared.task.evaluator(prepared.data, device, size, {})
+    batches = prepared.task.evaluation_batches(prepared.data, size, device)
     autocast = autocast_for(config.trainer.precision, device)
-    if detail is None:
-        counts = accuracy(network, batches, device, autocast)
-    else:
-        counts = accuracy(network, batches, device, autocast, detail.observe)
-        detail.gather()
-    if counts["nonfinite"]:
-        print_rank0(
-            f"warning: the network's output is not finite for {counts['nonfinite']} of "
-            f"{counts['seen']} samples; they count as wrong"
-        )
-    return {"statistics": "moving_average" if stores_statistics(network) else "sample", **counts}
+
+    def forward(*inputs: Any) -> Any:
+        with autocast():
+            return network(*inputs)
+
+    with torch.no_grad():
+        for batch in progress_bar(batches, "evaluation"):
+            evaluator.update(forward, batch)
+        evaluator.gather()
+    kind = "moving_average" if stores_statistics(network) else "sample"
+    return {"statistics": kind, **evaluator.finish()}
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """An evaluation. ``record``: its entry in ``result.json``. ``statistics``: the batch average
-    that was used, None for the network's own statistics. ``detail``: None if not requested."""
+    that was used, None for the network's own statistics. ``evaluator``: holds what the requested
+    files need."""
 
     record: dict[str, Any]
     statistics: StoredStatistics | None = None
-    detail: Detail | None = None
+    evaluator: Evaluator | None = None
 
 
 def evaluate(
@@ -91,7 +84,7 @@ def evaluate(
     *,
     samples: Sequence[Samples] | None = None,
     draws: int = 1,
-    new_detail: Callable[[], Detail] | None = None,
+    artifacts: Mapping[str, str] | None = None,
 ) -> list[Evaluation]:
     """Evaluate a network with each kind of statistics that it can use.
 
@@ -104,24 +97,26 @@ def evaluate(
         samples: the sample counts of the batch averages, one evaluation for each, from one pass
             over the training samples; None for the config's.
         draws: how often to draw the samples, with the config's seed and the seeds after it.
-        new_detail: creates the collector of one evaluation.
+        artifacts: files to write besides the numbers, by kind.
     """
     config, network = prepared.config, prepared.network
 
     def measure(calibration: Calibration | None, used: StoredStatistics | None) -> Evaluation:
-        detail = new_detail() if new_detail else None
+        size = eval_batch_size(config, prepared.device)
+        evaluator = prepared.task.evaluator(prepared.data, prepared.device, size, artifacts or {})
         record = {
-            **validate(prepared, detail),
+            **validate(prepared, evaluator),
             "calibration": calibration.to_dict() if calibration else None,
             "precision": config.trainer.precision,
-            "data": {"name": config.data.name, "val": prepared.data.fingerprint["val"]},
+            "data": {"name": config.data.name, "val": prepared.data.fingerprint.get("val")},
         }
         if calibration:
             record["statistics"] = "batch_average"
-        return Evaluation(record, used, detail)
+        return Evaluation(record, used, evaluator)
 
     evaluations = [measure(None, None)]
-    for draw in range(draws if stores_statistics(network) else 0):
+    calibrates = prepared.task.calibrates and stores_statistics(network)
+    for draw in range(draws if calibrates else 0):
         seed = config.calibration.seed + draw
         for statistics, calibration in compute_batch_averages(prepared, samples, seed):
             with stored_statistics(network, statistics):
@@ -137,6 +132,7 @@ def compute_batch_averages(
     calibration = config.calibration
     return calibrate(
         network,
+        prepared.task.forward,
         prepared.data.train,
         calibration if seed is None else replace(calibration, seed=seed),
         samples_per_replica=samples_that_share_statistics(network, config.batch),

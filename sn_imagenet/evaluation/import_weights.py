@@ -21,6 +21,7 @@ from sn_imagenet.models.published import detect_norm, find_published
 from sn_imagenet.models.saved import rebuild
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
 from sn_imagenet.runs.methods import IMPORTED
+from sn_imagenet.runs.start import claimed
 
 
 def import_official(file: Path, config: ExperimentConfig) -> Path:
@@ -103,8 +104,7 @@ def _write_run(config: ExperimentConfig, weights: Mapping[str, Tensor], source: 
         network = rebuild(config.model, config.norm, weights)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    directory.claim(config)
-    try:
+    with claimed(directory, config):
         state = {
             "model": network.state_dict(),
             "config": config.to_dict(),
@@ -113,6 +113,4 @@ def _write_run(config: ExperimentConfig, weights: Mapping[str, Tensor], source: 
             "data_fingerprint": {},
         }
         checkpoint.save(directory.final, state)
-    finally:
-        directory.release()
     return directory.path

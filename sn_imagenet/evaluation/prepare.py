@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,15 @@ import torch
 from torch import nn
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data.datasets import DataSets, build
-from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.datasets import DataSets
 from sn_imagenet.data.loaders import calibration_minibatches
-from sn_imagenet.distributed import choose_device, print_rank0, set_precision
+from sn_imagenet.distributed import choose_device, set_precision
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.evaluation.calibration import samples_that_share_statistics
 from sn_imagenet.evaluation.provenance import provenance
-from sn_imagenet.models import build_model
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.norms.kernels import select_backend
+from sn_imagenet.tasks import Task, build_task
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,7 @@ class Prepared:
     """
 
     config: ExperimentConfig
+    task: Task
     device: torch.device
     data: DataSets
     network: nn.Module
@@ -46,38 +45,19 @@ def prepare(config: ExperimentConfig) -> Prepared:
     """
     device = choose_device(config.trainer.device)
     set_precision(config.trainer.precision, device)
-    data = build(config.data, config.augment, config.seed)
-    _warn_of_enlarged_images(config, data)
-    network = build_model(
-        config.model, config.norm, config.protocol, len(data.classes), config.seed
-    )
+    task = build_task(config)
+    data = task.datasets()
+    network = task.network(data)
     _check_test_statistics(network, config)
-    if stores_statistics(network):
+    if task.calibrates and stores_statistics(network):
         minibatch = samples_that_share_statistics(network, config.batch)
         calibration_minibatches(len(data.train), minibatch, config.calibration.samples)
-    _check_images_fit(network, config)
+    task.check(network, data)
     # The fastest layout for convolutions on CUDA and on CPUs (docs/benchmarks.md).
     network = network.to(device).to(memory_format=torch.channels_last)
     probe = torch.empty(1, 1, 1, 1, device=device)
     origin = {**provenance(device), "norm_backend": select_backend(probe).name}
-    return Prepared(config, device, data, network, origin)
-
-
-def _warn_of_enlarged_images(config: ExperimentConfig, data: DataSets) -> None:
-    """Warn if a user's own images are much smaller than the network's input."""
-    source = data.train.source
-    if config.data.source != "imagefolder":
-        return
-    sides = []
-    for index in sorted({0, (len(source) - 1) // 2, len(source) - 1}):
-        with suppress(DataError):  # training reports it when it reads the image
-            sides.append(min(source.open(index).size))
-    if sides and 2 * max(sides) <= config.data.image_size:
-        print_rank0(
-            f"warning: images of data.train have a shorter side of {max(sides)} pixels. Enlarging "
-            f"them to data.image_size={config.data.image_size} takes time and adds no detail; set "
-            "data.image_size= data.resize_size= or use data=imagefolder_small (32 pixels)"
-        )
+    return Prepared(config, task, device, data, network, origin)
 
 
 def require_same_data(path: Path, then: dict[str, Any], data: DataSets) -> None:
@@ -117,22 +97,3 @@ def _check_test_statistics(network: nn.Module, config: ExperimentConfig) -> None
             f"norm.test_statistics={config.norm.test_statistics}: norm={config.norm.name} has "
             f"{' and '.join(possible)} only"
         )
-
-
-@torch.no_grad()
-def _check_images_fit(network: nn.Module, config: ExperimentConfig) -> None:
-    """Require that the network accepts images of the data's size.
-
-    Raises:
-        ConfigError: it does not, because it is for another size or its normalization layers do not
-            get feature maps.
-    """
-    side = config.data.image_size
-    try:
-        network.eval()(torch.zeros(1, 3, side, side))
-    except (ValueError, RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"model.name={config.model.name}: images of {side} x {side} pixels do not pass through "
-            f"it with norm={config.norm.name} ({str(error).splitlines()[0]}); expected a "
-            "convolutional network for images of data.image_size"
-        ) from error

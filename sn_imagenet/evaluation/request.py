@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,15 @@ from sn_imagenet.runs.files import FINAL
 class EvaluationRequest:
     """Options of an evaluation. ``values``: nested dict that overrides the run's config, except
     None. ``samples``: sample counts of the batch averages. ``draws``: how often to draw the
-    samples. ``checkpoint``: a file in the run directory, or a path. ``per_class``,
-    ``save_logits``: names of files to write in the run directory.
+    samples. ``checkpoint``: a file in the run directory, or a path. ``artifacts``: names of
+    files to write in the run directory, by kind.
     """
 
     values: dict[str, Any]
     samples: tuple[Samples, ...] | None = None
     draws: int = 1
     checkpoint: str = FINAL
-    per_class: str | None = None
-    save_logits: str | None = None
+    artifacts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, composed: dict[str, Any]) -> EvaluationRequest:
@@ -58,6 +58,7 @@ class EvaluationRequest:
             samples=None if samples is None else counts,
             draws=draws,
             checkpoint=composed["checkpoint"] or FINAL,
-            per_class=composed["per_class"],
-            save_logits=composed["save_logits"],
+            artifacts={
+                kind: composed[kind] for kind in ("per_class", "save_logits") if composed[kind]
+            },
         )

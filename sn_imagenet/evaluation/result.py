@@ -8,14 +8,18 @@ from dataclasses import replace
 from typing import Any
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.evaluation.departures import departures, excluded_file_departures
 from sn_imagenet.evaluation.evaluate import Evaluation
 from sn_imagenet.runs import RESULT_VERSION, RunDirectory, checkpoint, deviations_from_config
+from sn_imagenet.runs.scores import Score
+from sn_imagenet.tasks import Task
 
 
 def make_result(
     config: ExperimentConfig,
     *,
+    score: Score,
+    norm_args: dict[str, Any],
+    departures: list[dict[str, str]],
     fingerprint: dict[str, Any],
     provenance: dict[str, Any],
     status: str,
@@ -29,6 +33,9 @@ def make_result(
 
     Args:
         config: of the training.
+        score: of the task.
+        norm_args: arguments of the method, as the network uses them.
+        departures: from the paper's protocol.
         fingerprint: of the training's data.
         provenance: of the training.
         status: finished, diverged or failed.
@@ -43,18 +50,20 @@ def make_result(
         "cell": {
             "data": config.data.name,
             "model": config.model.name,
-            "norm": config.norm.name,
+            "norm": config.norm_label,
             "batch": config.batch.name,
             "gpus": config.batch.gpus,
             "samples_per_gpu": config.batch.samples_per_gpu,
             "seed": config.seed,
-            "norm_args": config.norm.args,
+            "norm_args": norm_args,
             "test_statistics": config.norm.test_statistics,
+            **({"row": config.task["row"]} if config.task.get("row") else {}),
         },
+        "score": score.to_dict(),
         "evaluations": list(evaluations),
         "importance_weights": importance_weights,
         "training": training or {},
-        "departures": [*departures(config, fingerprint), *excluded_file_departures(fingerprint)],
+        "departures": departures,
         "provenance": {
             **provenance,
             "data_fingerprint": fingerprint,
@@ -106,3 +115,17 @@ def add_evaluations(
 def now() -> str:
     """The current date and time in ISO 8601 with the UTC offset."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def all_departures(task: Task, data_fingerprint: dict[str, Any]) -> list[dict[str, str]]:
+    """The task's departures, and that files of the data are marked as bad, if any."""
+    departures = task.departures(data_fingerprint)
+    counts = {
+        part: len(fingerprint["left_out"])
+        for part, fingerprint in data_fingerprint.items()
+        if "left_out" in fingerprint
+    }
+    ours = ", ".join(f"{count} of {part}" for part, count in counts.items())
+    if counts:
+        departures.append({"item": "files left out", "paper": "none", "ours": ours})
+    return departures

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -15,21 +14,25 @@ from sn_imagenet.config import from_dict
 from sn_imagenet.distributed import (
     broadcast_object,
     init_distributed,
+    on_rank0,
     print_rank0,
     raise_on_all_ranks,
     rank,
 )
 from sn_imagenet.errors import UserError
-from sn_imagenet.evaluation.detail import Detail, classes_csv, logits_npz
 from sn_imagenet.evaluation.evaluate import (
     Evaluation,
-    eval_batch_size,
     evaluate,
     importance_weight_records,
 )
 from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
 from sn_imagenet.evaluation.request import EvaluationRequest
-from sn_imagenet.evaluation.result import add_evaluations, make_result, record_origin
+from sn_imagenet.evaluation.result import (
+    add_evaluations,
+    all_departures,
+    make_result,
+    record_origin,
+)
 from sn_imagenet.runs import (
     RunDirectory,
     RunError,
@@ -38,6 +41,9 @@ from sn_imagenet.runs import (
     write_atomically,
 )
 from sn_imagenet.runs.files import FINAL, RESULT
+from sn_imagenet.runs.scores import Score
+from sn_imagenet.runs.start import claimed
+from sn_imagenet.tasks import build_task
 
 
 def find_run_directories(pattern: str) -> list[Path]:
@@ -93,43 +99,41 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
         )
         _require_matching_data(path, run_config, final, prepared)
     config = from_dict(run_config)
-    with raise_on_all_ranks():
-        if rank() == 0:
-            directory.claim(config)
-    try:
+    result: dict[str, Any] = {}
+    with on_rank0(claimed(directory, config)):
         evaluations = record_origin(
             evaluate(
                 prepared,
                 samples=request.samples,
                 draws=request.draws,
-                new_detail=_detail_factory(prepared, request),
+                artifacts=request.artifacts,
             ),
             weights=weights,
             by="evaluate.py",
             provenance=prepared.provenance,
         )
-        result: dict[str, Any] = {}
         with raise_on_all_ranks():
             if rank() == 0:
                 # Read again, now that no other process can write it.
                 result = directory.read_result() or {}
+                # Imported weights have no fingerprint: the present data become the run's.
+                fingerprint = final["data_fingerprint"] or prepared.data.fingerprint
                 if result.get("status") != "finished":
                     result = make_result(
                         config,
+                        score=prepared.task.score,
+                        norm_args=prepared.task.norm_args(),
+                        departures=all_departures(build_task(config), fingerprint),
                         status="finished",
                         training=final["training"],
                         provenance=final["provenance"],
-                        # Imported weights have no fingerprint: the present data become the run's.
-                        fingerprint=final["data_fingerprint"] or prepared.data.fingerprint,
+                        fingerprint=fingerprint,
                         importance_weights=importance,
                     )
                 result = add_evaluations(result, directory, evaluations)
                 directory.write_result(result)
-                _write_details(directory, request, prepared.data.classes, evaluations)
-        _print_spread(path, evaluations)
-    finally:
-        if rank() == 0:
-            directory.release()
+                _write_artifacts(directory, request, prepared, evaluations)
+        _print_spread(path, prepared.task.score, evaluations)
     return broadcast_object(result)
 
 
@@ -219,32 +223,16 @@ def _require_matching_data(
         )
 
 
-def _detail_factory(prepared: Prepared, request: EvaluationRequest) -> Callable[[], Detail] | None:
-    if request.per_class is None and request.save_logits is None:
-        return None
-    return partial(
-        Detail,
-        len(prepared.data.classes),
-        len(prepared.data.val),
-        eval_batch_size(prepared.config, prepared.device),
-        prepared.device,
-        keep_logits=request.save_logits is not None,
-    )
-
-
-def _write_details(
+def _write_artifacts(
     directory: RunDirectory,
     request: EvaluationRequest,
-    classes: Sequence[str],
+    prepared: Prepared,
     evaluations: Sequence[Evaluation],
 ) -> None:
-    details = {_label(e.record): e.detail for e in evaluations if e.detail is not None}
-    for name, content in (
-        (request.per_class, lambda: classes_csv(classes, details).encode()),
-        (request.save_logits, lambda: logits_npz(details)),
-    ):
-        if name is not None:
-            print_rank0(f"{write_atomically(directory.path / name, content())}")
+    evaluators = {_label(evaluation.record): evaluation.evaluator for evaluation in evaluations}
+    contents = prepared.task.write_artifacts(prepared.data, evaluators, request.artifacts)
+    for name, content in contents.items():
+        print_rank0(f"{write_atomically(directory.path / name, content)}")
 
 
 def _label(record: dict[str, Any]) -> str:
@@ -254,18 +242,19 @@ def _label(record: dict[str, Any]) -> str:
     return f"{record['statistics']}{suffix}"
 
 
-def _print_spread(path: Path, evaluations: Sequence[Evaluation]) -> None:
-    """Print the spread of top-1 over the draws of each batch average."""
+def _print_spread(path: Path, score: Score, evaluations: Sequence[Evaluation]) -> None:
+    """Print the spread of the score over the draws of each batch average."""
     draws: dict[Any, list[float]] = {}
     for evaluation in evaluations:
         if evaluation.record["calibration"]:
             samples = evaluation.record["calibration"]["samples_requested"]
-            draws.setdefault(samples, []).append(evaluation.record["top1"])
-    for samples, top1 in draws.items():
-        if len(top1) > 1:
+            draws.setdefault(samples, []).append(evaluation.record[score.key])
+    for samples, values in draws.items():
+        if len(values) > 1:
             print_rank0(
-                f"{path}: batch average of {samples} samples, {len(top1)} draws: top-1 "
-                f"{fmean(top1):.2f} +- {stdev(top1):.2f}, {min(top1):.2f} to {max(top1):.2f}"
+                f"{path}: batch average of {samples} samples, {len(values)} draws: {score.label} "
+                f"{fmean(values):.2f} +- {stdev(values):.2f}, {min(values):.2f} to "
+                f"{max(values):.2f}"
             )
 
 

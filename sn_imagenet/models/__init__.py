@@ -1,14 +1,12 @@
 """timm networks with a chosen normalization layer."""
 
 from sn_imagenet.models.build import build_model, norm_layer
-from sn_imagenet.models.dropout import PlacedDropout
 from sn_imagenet.models.fuse import fuse_relus
 from sn_imagenet.models.positions import LayerPosition, layer_positions
 from sn_imagenet.models.saved import load, start_from
 
 __all__ = [
     "LayerPosition",
-    "PlacedDropout",
     "build_model",
     "fuse_relus",
     "layer_positions",

@@ -2,7 +2,7 @@
 and the epochs of ``metrics.jsonl``.
 
 ``tables``: :func:`~sn_imagenet.reporting.tables.write_tables`,
-:func:`~sn_imagenet.reporting.tables.top1_table`. ``figures.files``:
+:func:`~sn_imagenet.reporting.tables.run_tables`. ``figures.files``:
 :func:`~sn_imagenet.reporting.figures.files.write_figures`,
 :func:`~sn_imagenet.reporting.figures.files.plot_run`. ``claims_report``:
 :func:`~sn_imagenet.reporting.claims_report.write_claims`. ``page``:

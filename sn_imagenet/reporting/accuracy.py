@@ -1,4 +1,4 @@
-"""The grid of accuracies: methods by setting, intervals, the paper's numbers, differences."""
+"""The grid of scores: methods by setting, intervals, the paper's numbers, differences."""
 
 from __future__ import annotations
 
@@ -9,30 +9,28 @@ from sn_imagenet.reporting.cells import (
     Summary,
     method_label,
     run_differences,
+    score_heading,
     statistics_label,
 )
 from sn_imagenet.reporting.departures import departure_notes
 from sn_imagenet.reporting.render import FOOTNOTES, Grid, Row, round_half_up
 from sn_imagenet.reporting.statistics import Interval, difference_interval
-from sn_imagenet.reporting.study import RunCollection, Study
+from sn_imagenet.reporting.study import Study
 from sn_imagenet.runs import DIVERGED, Run, Setting
 
 EPOCHS = {
     "final": "the evaluation after the last epoch",
-    "best": "the best epoch, chosen on the validation set itself, which biases it upwards",
+    "best": "the best epoch, chosen on the validation set itself, which favors it",
     "median5": "the median of the last five epochs",
 }
 INTERVAL = "95 % interval"
 
 
 def accuracy_grid(
-    study: Study,
-    collection: RunCollection,
-    methods: Sequence[str],
-    differences: Sequence[tuple[str, str]],
+    study: Study, methods: Sequence[str], differences: Sequence[tuple[str, str]]
 ) -> Grid:
     """A row per method above the paper's row, then a row per difference (first - second)."""
-    paper = collection.paper
+    paper, digits = study.paper, study.digits
     marks: dict[str, str] = {}
 
     def published(method: str, setting: Setting) -> str:
@@ -54,13 +52,13 @@ def accuracy_grid(
         rows.append(
             Row(
                 method_label(method),
-                tuple(cell.text() for cell in ours),
+                tuple(cell.text(digits) for cell in ours),
                 rule=bool(rows),
                 bold=frozenset(i for i, s in enumerate(study.settings) if method in best[s]),
-                runs=tuple(tuple(collection.folders(cell.runs)) for cell in ours),
+                runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in ours),
             )
         )
-        rows += _interval_row([cell.interval for cell in ours])
+        rows += _interval_row([cell.interval for cell in ours], digits)
         if any(paper.cell(method, s) for s in study.settings):
             rows.append(
                 Row(paper_label, tuple(published(method, s) for s in study.settings), indent=True)
@@ -68,42 +66,50 @@ def accuracy_grid(
             if study.matches_paper:
                 theirs = [paper.top1(method, s) for s in study.settings]
                 cells = tuple(
-                    signed_text(minus(cell.mean, top1)) + ("‡" if omits_diverged(cell) else "")
+                    signed_text(minus(cell.mean, top1), 1) + ("‡" if omits_diverged(cell) else "")
                     for cell, top1 in zip(ours, theirs, strict=True)
                 )
                 rows.append(Row("ours − paper", cells, indent=True))
     for first, second in differences:
         pairs = [(study.cell(first, s), study.cell(second, s)) for s in study.settings]
         theirs_gap = [minus(paper.top1(first, s), paper.top1(second, s)) for s in study.settings]
-        gaps = tuple(signed_text(minus(a.mean, b.mean)) + difference_marks(a, b) for a, b in pairs)
+        gaps = tuple(
+            signed_text(minus(a.mean, b.mean), digits) + difference_marks(a, b) for a, b in pairs
+        )
         rows.append(Row(f"{method_label(first)}-{method_label(second)}", gaps, rule=True))
-        rows += _interval_row([difference_interval(a.values, b.values) for a, b in pairs])
+        rows += _interval_row([difference_interval(a.values, b.values) for a, b in pairs], digits)
         if any(gap is not None for gap in theirs_gap):
-            rows.append(Row(paper_label, tuple(map(signed_text, theirs_gap)), indent=True))
+            theirs_text = tuple(signed_text(gap, 1) for gap in theirs_gap)
+            rows.append(Row(paper_label, theirs_text, indent=True))
+    heading = score_heading(study.score)
+    where = "the validation set of " if study.is_classification else ""
+    lower = "" if study.score.higher_is_better else "; lower is better"
     return Grid(
-        caption=f"Top-1 (%) on the validation set of {study.title}, by (GPUs, samples per GPU).",
+        caption=f"{heading[:1].upper()}{heading[1:]} on {where}{study.name}, by (GPUs, samples per "
+        f"GPU){lower}.",
         columns=tuple(str(s) for s in study.settings),
         rows=tuple(rows),
         notes=(
             *(f"{mark} {note}." for note, mark in marks.items()),
             *_mark_notes(study, differences),
-            *_reading_notes(study, collection),
+            *_reading_notes(study),
             *departure_notes(study.runs),
         ),
     )
 
 
 def best_methods(study: Study, methods: Sequence[str]) -> dict[Setting, set[str]]:
-    """Setting -> the methods with the highest mean as printed; none where fewer than two methods
+    """Setting -> the methods with the best mean as printed; none where fewer than two methods
     have a mean. A mean that leaves out diverged seeds does not count."""
     best: dict[Setting, set[str]] = {}
     for setting in study.settings:
         means = {
-            m: round_half_up(cell.mean, 1)
+            m: round_half_up(cell.mean, study.digits)
             for m in methods
             if (cell := study.cell(m, setting)).mean is not None and not omits_diverged(cell)
         }
-        top = max(means.values(), default=None)
+        choose = max if study.score.higher_is_better else min
+        top = choose(means.values(), default=None)
         best[setting] = {m for m, mean in means.items() if mean == top and len(means) > 1}
     return best
 
@@ -151,28 +157,29 @@ def _mark_notes(study: Study, differences: Sequence[tuple[str, str]]) -> list[st
     ]
 
 
-def _interval_row(intervals: Sequence[Interval | None]) -> list[Row]:
+def _interval_row(intervals: Sequence[Interval | None], digits: int) -> list[Row]:
     if not any(intervals):
         return []
-    return [Row(INTERVAL, tuple(map(interval_text, intervals)), indent=True)]
+    return [Row(INTERVAL, tuple(interval_text(i, digits) for i in intervals), indent=True)]
 
 
-def interval_text(interval: Interval | None, digits: int = 1) -> str:
+def interval_text(interval: Interval | None, digits: int) -> str:
     """``[76.2, 77.6]``; empty without an interval."""
     return "[{}, {}]".format(*(round_half_up(end, digits) for end in interval)) if interval else ""
 
 
-def _reading_notes(study: Study, collection: RunCollection) -> list[str]:
+def _reading_notes(study: Study) -> list[str]:
     """Notes that explain how to read the grid."""
     notes = [
         f"Mean ± sample standard deviation (number of seeds); no brackets: one seed. {MISSING}: no "
         "run. Bold: the best mean of a column. Intervals over seeds: Student's for a cell, Welch's "
         "for a difference. Rounded half up; differences are of the unrounded means.",
-        f"Accuracy of a run: {EPOCHS[collection.epoch]}.",
+        f"{'Accuracy' if study.is_classification else 'Score'} of a run: "
+        f"{EPOCHS[study.collection.epoch]}.",
     ]
-    if not study.matches_paper:
+    if study.is_classification and not study.matches_paper:
         notes.append(
-            f"The paper's numbers are for {collection.paper.label}. They are shown for orientation "
+            f"The paper's numbers are for {study.paper.label}. They are shown for orientation "
             "only; no difference from them is computed."
         )
     return notes + _statistics_used(study) + _omega_notes(study)
@@ -228,6 +235,6 @@ def minus(first: float | None, second: float | None) -> float | None:
     return None if first is None or second is None else first - second
 
 
-def signed_text(difference: float | None) -> str:
+def signed_text(difference: float | None, digits: int) -> str:
     """``+0.4``; a dash without a difference."""
-    return MISSING if difference is None else f"{round_half_up(difference, 1):+}"
+    return MISSING if difference is None else f"{round_half_up(difference, digits):+}"

@@ -1,4 +1,4 @@
-"""Top-1 under moving and batch average of the statistics, by the samples of the batch average."""
+"""The score under moving and batch average of the statistics, by samples of the batch average."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from sn_imagenet.reporting.cells import (
     Summary,
     by_cell,
     method_label,
+    score_heading,
     statistics_label,
     summarize,
 )
 from sn_imagenet.reporting.render import Grid, Row
-from sn_imagenet.reporting.study import RunCollection, Study
-from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Cell, Run
+from sn_imagenet.reporting.study import Study
+from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Run
 from sn_imagenet.runs.reading import mapping
 
 STORED_STATISTICS = ("moving_average", "batch_average")
 
 
-def averages_grid(study: Study, collection: RunCollection) -> Grid | None:
+def averages_grid(study: Study) -> Grid | None:
     """Methods that store statistics, under each average; None without such a run. The batch average
     has a row for each number of samples requested. See claim 9 of the paper, and EvalNorm's remark
     that the statistics cause a part of BN's loss at small batches."""
@@ -44,12 +45,10 @@ def averages_grid(study: Study, collection: RunCollection) -> Grid | None:
             [(statistics_label("moving_average"), "moving_average", None), *batch]
         ):
             seeds = by_cell(calibrated_with(run, samples) for run in study.runs)
-            row = [
-                _summarize(seeds.get(Cell(study.data, study.model, method, s), []), name)
-                for s in study.settings
-            ]
-            cells = tuple(cell.text(digits=2) for cell in row)
-            folders = tuple(tuple(collection.folders(cell.runs)) for cell in row)
+            at = {cell.setting: same for cell, same in seeds.items() if cell.norm == method}
+            row = [_summarize(at.get(s, []), name) for s in study.settings]
+            cells = tuple(cell.text(study.digits + 1) for cell in row)
+            folders = tuple(tuple(study.collection.folders(cell.runs)) for cell in row)
             label = f"{method_label(method)}, {average}"
             rows.append(Row(label, cells, rule=bool(rows) and i == 0, runs=folders))
     if not rows:
@@ -62,11 +61,11 @@ def averages_grid(study: Study, collection: RunCollection) -> Grid | None:
         notes += [
             f"Paper ({entry.source}), {method_label(entry.method)} at {entry.setting}, "
             f"{entry.note}: {entry.top1:.2f}."
-            for entry in collection.paper.statistics
+            for entry in study.paper.statistics
             if entry.setting in study.settings
         ]
     return Grid(
-        caption=f"Moving average and batch average: top-1 (%) on {study.title}.",
+        caption=f"Moving average and batch average: {score_heading(study.score)} on {study.name}.",
         columns=tuple(str(s) for s in study.settings),
         rows=tuple(rows),
         notes=tuple(notes),
@@ -87,7 +86,7 @@ def _summarize(runs: Sequence[Run], statistics: str) -> Summary:
     first: dict[tuple[int, str, float | None], Run] = {}
     for run in runs:
         if run.state != FINISHED or statistics in run.counted_evaluations:
-            first.setdefault((run.seed, run.state, run.top1(statistics)), run)
+            first.setdefault((run.seed, run.state, run.score_value(statistics)), run)
     return summarize(list(first.values()), statistics)
 
 

@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from sn_imagenet.config import NON_EXPERIMENT_KEYS
-from sn_imagenet.reporting.curves import top1_of_epochs
+from sn_imagenet.reporting.curves import score_of_epochs
 from sn_imagenet.reporting.render import round_half_up
 from sn_imagenet.reporting.statistics import mean_interval
 from sn_imagenet.runs import (
@@ -24,6 +24,7 @@ from sn_imagenet.runs import (
     flatten_config,
 )
 from sn_imagenet.runs.methods import IMPORTED
+from sn_imagenet.runs.scores import Score
 
 MISSING = "—"
 
@@ -41,7 +42,7 @@ _STATISTICS = {
 
 @dataclass(frozen=True)
 class Summary:
-    """The runs of one cell. ``values``: top-1 in percent of the seeds that have a number;
+    """The runs of one cell. ``values``: the score of the seeds that have a number;
     ``conflict``: why the runs are not seeds of one experiment, empty if they are.
     """
 
@@ -114,9 +115,9 @@ def _state_text(state: str, runs: Sequence[Run]) -> str:
 
 
 def summarize(runs: Sequence[Run], statistics: str | None = None, epoch: str = "final") -> Summary:
-    """Summarize the seeds of one cell by top-1 under ``statistics``, by default those that each run
-    uses for Table 2. Runs that were not evaluated under ``statistics`` are left out.
-    ``epoch``: see :func:`~sn_imagenet.reporting.curves.top1_of_epochs`.
+    """Summarize the seeds of one cell by the score under ``statistics``, by default those that each
+    run uses for Table 2. Runs that were not evaluated under ``statistics`` are left out.
+    ``epoch``: see :func:`~sn_imagenet.reporting.curves.score_of_epochs`.
 
     Seeds of different experiments are not averaged; ``conflict`` then says what differs.
     """
@@ -125,7 +126,9 @@ def summarize(runs: Sequence[Run], statistics: str | None = None, epoch: str = "
             run for run in runs if run.state != FINISHED or statistics in run.counted_evaluations
         ]
     conflict = _conflict(runs)
-    values = [run.top1(statistics) if statistics else top1_of_epochs(run, epoch) for run in runs]
+    values = [
+        run.score_value(statistics) if statistics else score_of_epochs(run, epoch) for run in runs
+    ]
     numbered = [(v, run) for v, run in zip(values, runs, strict=True) if v is not None]
     if conflict:
         numbered = []
@@ -185,9 +188,24 @@ def experiment(run: Run) -> dict[str, str]:
 
 
 def method_label(norm: str) -> str:
-    """``BN`` for ``bn``, ``BN (imported)`` for imported weights; other names are unchanged."""
+    """``BN`` for ``bn``, ``BN (imported)`` for imported weights, ``frozen_bn+SN`` for a pair; other
+    names are unchanged."""
+    if "+" in norm:
+        return "+".join(map(method_label, norm.split("+")))
     name = norm.removesuffix(IMPORTED)
     return norm.replace(name, name.upper(), 1) if name in _ABBREVIATIONS else norm
+
+
+def score_heading(score: Score) -> str:
+    """The score with its unit: ``top-1 (%)``."""
+    return f"{score.label} ({score.unit})" if score.unit else score.label
+
+
+def score_text(score: Score, value: float | None) -> str:
+    """A value of the score: two decimals in percent, else five significant digits."""
+    if value is None:
+        return MISSING
+    return str(round_half_up(value, 2)) if score.unit == "%" else f"{value:.5g}"
 
 
 def statistics_label(statistics: str) -> str:

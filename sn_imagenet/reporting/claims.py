@@ -7,9 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import Summary, method_label, run_differences
-from sn_imagenet.reporting.curves import KIND_SYMBOLS, read_epochs
+from sn_imagenet.reporting.curves import KIND_SYMBOLS, try_epochs
 from sn_imagenet.reporting.paper import PAPER_SETTINGS
 from sn_imagenet.reporting.statistics import contrast
 from sn_imagenet.reporting.study import (
@@ -21,14 +20,7 @@ from sn_imagenet.reporting.study import (
     paired,
     why_not_comparable,
 )
-from sn_imagenet.reporting.verdict import (
-    LEAST_SEEDS,
-    Claim,
-    Comparison,
-    Judgment,
-    Verdict,
-    judge,
-)
+from sn_imagenet.reporting.verdict import LEAST_SEEDS, Claim, Comparison, Judgment, Verdict, judge
 from sn_imagenet.runs import DIVERGED, FINISHED, LayerWeights, Run, Setting
 
 LARGE, SMALL, SINGLE = Setting(8, 32), Setting(8, 2), Setting(8, 1)
@@ -88,7 +80,9 @@ def bn_fails_at_one_sample(study: Study) -> Judgment:
         if cell.conflict or len(ended[norm]) < LEAST_SEEDS
     ]
     failed = {
-        norm: sum(r.state == DIVERGED or (r.top1() or 0.0) < (best or 0.0) / 2 for r in ended[norm])
+        norm: sum(
+            r.state == DIVERGED or (r.score_value() or 0.0) < (best or 0.0) / 2 for r in ended[norm]
+        )
         for norm in cells
     }
     counted = ", ".join(
@@ -295,16 +289,14 @@ def _bn(kind: str, stage: str = "", conv: str = "") -> Callable[[Run], list[floa
 
 
 def _end_gap(run: Run) -> float | None:
-    batch, moving = run.top1("batch_average"), run.top1("moving_average")
+    batch, moving = run.score_value("batch_average"), run.score_value("moving_average")
     return None if batch is None or moving is None else batch - moving
 
 
 def _unsteadiness_gap(run: Run) -> float | None:
     """Mean change of top-1 between successive calibrated epochs: moving minus batch average."""
-    try:
-        curve = [e.validation for e in read_epochs(run)]
-    except UserError:
-        return None  # the figures report the error; here the seed is left out
+    epochs, _ = try_epochs(run)  # the figures report an error; here the seed is left out
+    curve = [epoch.validation for epoch in epochs]
     both = [v for v in curve if {"moving_average", "batch_average"} <= v.keys()]
     if len(both) < 3:
         return None

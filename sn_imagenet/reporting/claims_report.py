@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.claims import CLAIMS
 from sn_imagenet.reporting.expected import Expected, read_expected
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_escape, plain
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_of
 from sn_imagenet.reporting.verdict import RULES, Claim, Comparison, Judgment, Verdict
-from sn_imagenet.runs import find_runs, write_text
+from sn_imagenet.runs import write_text
 
 CLAIMS_VERSION = 1
 _COLUMNS = 110  # of a line on the terminal
@@ -44,10 +43,11 @@ class ClaimFiles:
 
 
 def judge_claims(collection: RunCollection) -> list[JudgedClaim]:
-    """The twelve claims on each study among the runs, the paper's own first."""
+    """The twelve claims on each study of classification among the runs, the paper's own first."""
     return [
         JudgedClaim(claim, study, claim.judge(study))
         for study in studies_of(collection)
+        if study.is_classification
         for claim in CLAIMS
     ]
 
@@ -69,10 +69,7 @@ def write_claims(
     """
     paper = read_paper(paper_file)
     expected = read_expected(expected_file) if expected_file else None
-    runs, warnings = find_runs(runs_dir)
-    if not runs:
-        raise UserError(f"{runs_dir}: holds no readable runs: {'; '.join(warnings)}")
-    collection = RunCollection(runs, runs_dir, paper)
+    collection, warnings = RunCollection.read(runs_dir, paper)
     judged = judge_claims(collection)
     stated = judge_expected(collection, expected) if expected else []
     content = {
@@ -85,16 +82,19 @@ def write_claims(
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     groups = [stated, *(judged[i : i + len(CLAIMS)] for i in range(0, len(judged), len(CLAIMS)))]
     groups = [group for group in groups if group]
-    no_paper_data = (
-        ""
-        if any(one.study.matches_paper for one in judged)
-        else f"No run here is of {paper.label}: nothing above tests the paper's claims on it.\n"
+    without = [s.title for s in studies_of(collection) if not s.is_classification]
+    notes = (
+        f"No claims on {'; '.join(without)}: the paper's claims are about classification.\n"
+        if without
+        else ""
     )
+    if not any(one.study.matches_paper for one in judged):
+        notes += f"No run here is of {paper.label}: nothing above tests the paper's claims on it.\n"
     return ClaimFiles(
         path=write_text(out / "claims.json", text, "--out"),
-        details=write_text(out / "claims.md", _markdown(groups, no_paper_data), "--out"),
-        text="\n".join([*map(_lines, groups), no_paper_data]).rstrip("\n") + "\n",
-        statements=_lines(groups[0]),
+        details=write_text(out / "claims.md", _markdown(groups, notes), "--out"),
+        text="\n".join([*map(_lines, groups), notes]).rstrip("\n") + "\n",
+        statements=_lines(groups[0]) if groups else notes,
         warnings=warnings,
     )
 
@@ -211,11 +211,11 @@ def _line(one: JudgedClaim) -> str:
     return f"{verdict}{statement:<{space}}  {plain(measured)}".rstrip()
 
 
-def _markdown(groups: Sequence[Sequence[JudgedClaim]], no_paper_data: str) -> str:
+def _markdown(groups: Sequence[Sequence[JudgedClaim]], notes: str) -> str:
     parts = ["# Verdicts"]
     for group in groups:
         parts += [f"## {markdown_escape(_title(group))}", "\n".join(map(_markdown_item, group))]
-    parts += [no_paper_data.rstrip()] if no_paper_data else []
+    parts += [notes.rstrip()] if notes else []
     parts += ["## Rules", "\n".join(f"- {markdown_escape(rule)}" for rule in RULES)]
     return "\n\n".join(parts) + "\n"
 

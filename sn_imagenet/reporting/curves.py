@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.runs import Run, stage_of
+from sn_imagenet.runs import UNREADABLE, Run, stage_of
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
+from sn_imagenet.runs.scores import TOP1, Score, read_score
 
 EPOCH_CHOICES = ("final", "best", "median5")
 KIND_SYMBOLS = {"mean": "μ", "variance": "σ"}  # kinds of importance weights
@@ -18,11 +18,13 @@ KIND_SYMBOLS = {"mean": "μ", "variance": "σ"}  # kinds of importance weights
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of a run, ``number`` counted from 1; accuracies in percent.
+    """One epoch of a run, ``number`` counted from 1; in a run that is validated at an interval in
+    steps, one validation, ``number`` being its step.
 
-    ``train``: top-1 on the augmented training samples of the epoch, None where no row records it.
-    ``validation``: statistics -> top-1. ``weights``: layer -> kind (mean, variance) -> member of
-    Omega -> importance weight, empty for methods other than SN.
+    ``train``: the score on the training samples since the epoch before (top-1: augmented, in
+    percent), None where no row records it. ``validation``: statistics -> score. ``weights``: layer
+    -> kind (mean, variance) -> member of Omega -> importance weight, empty for methods other than
+    SN.
     """
 
     number: int
@@ -47,19 +49,21 @@ def read_epochs(run: Run) -> list[Epoch]:
         return []
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    correct: defaultdict[int, float] = defaultdict(float)
-    steps: defaultdict[int, int] = defaultdict(int)
+    key = (recorded_score(run) or run.score).key
+    by_step = validates_by_step(run)
+    total, steps = 0.0, 0  # of the training rows since the epoch before
     epochs: dict[int, Epoch] = {}
     for i, line in enumerate(lines, start=1):
         try:
             row = parse_json(line, finite=False)
-            epoch = int(row["epoch"])
-            if row["kind"] == "train":
-                steps[epoch] += int(row["steps"])
-                correct[epoch] += int(row["steps"]) * number(row["top1"])
-            elif row["kind"] == "epoch":
-                train = correct[epoch] / steps[epoch] if steps[epoch] else None
-                epochs[epoch] = Epoch(epoch, train, _validation(row), _weights(row))
+            if row["kind"] == "train" and (key in row or key == TOP1.key):
+                steps += int(row["steps"])
+                total += int(row["steps"]) * number(row[key])
+            elif row["kind"] == "epoch" or (by_step and row["kind"] == "validation"):
+                at = int(row["step" if by_step else "epoch"])
+                train = total / steps if steps else None
+                epochs[at] = Epoch(at, train, _validation(row, key), _weights(row))
+                total, steps = 0.0, 0
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
                 f"{file}, line {i}: not a row of a run's metrics ({error!r}); no curve of "
@@ -68,12 +72,34 @@ def read_epochs(run: Run) -> list[Epoch]:
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 
-def _validation(row: dict[str, Any]) -> dict[str, float]:
-    """Statistics -> top-1: the statistics of every epoch, and the batch average if calibrated."""
-    counted = {str(row["val"]["statistics"]): row["val"]}
+def recorded_score(run: Run) -> Score | None:
+    """The score that a run has recorded; None before its first validation."""
+    if run.rows is None:
+        return None if run.state == UNREADABLE else run.score
+    rows = [row for row in (run.rows.epoch, run.rows.validation) if row]
+    return read_score(rows[0].get("score")) if rows else None
+
+
+def validates_by_step(run: Run) -> bool:
+    """Whether the run is validated at an interval in steps instead of at the end of each epoch."""
+    return mapping(run.config.get("trainer")).get("validate_every") is not None
+
+
+def try_epochs(run: Run) -> tuple[list[Epoch], str]:
+    """:func:`read_epochs`, or no epochs and why they cannot be read."""
+    try:
+        return read_epochs(run), ""
+    except UserError as error:
+        return [], str(error)
+
+
+def _validation(row: dict[str, Any], key: str) -> dict[str, float]:
+    """Statistics -> score: the statistics of every epoch, and the batch average if calibrated.
+    Empty without validation data."""
+    counted = {str(row["val"]["statistics"]): row["val"]} if row.get("val") else {}
     if row.get("calibrated"):
         counted["batch_average"] = row["calibrated"]
-    return {name: _finite(values["top1"]) for name, values in counted.items()}
+    return {name: _finite(values[key]) for name, values in counted.items()}
 
 
 def _weights(row: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
@@ -91,32 +117,30 @@ def _finite(value: Any) -> float:
     return float(value)
 
 
-def top1_of_epochs(run: Run, choice: str) -> float | None:
-    """A run's top-1 under its own statistics: ``choice`` is ``final`` (its evaluation), ``best`` of
+def score_of_epochs(run: Run, choice: str) -> float | None:
+    """A run's score under its own statistics: ``choice`` is ``final`` (its evaluation), ``best`` of
     its epochs, or ``median5``, the median of the last five.
 
-    None without a final accuracy, or for the reason that :func:`why_no_epochs` gives.
+    None without a final score, or for the reason that :func:`why_no_epochs` gives.
     """
-    final = run.top1()
+    final = run.score_value()
     if choice == "final" or final is None or why_no_epochs(run):
         return final if choice == "final" else None
     curve = [e.validation.get(run.statistics) for e in read_epochs(run)]
     values = [value for value in curve if value is not None]
-    return max(values) if choice == "best" else median(values[-5:])
+    best = max if run.score.higher_is_better else min
+    return best(values) if choice == "best" else median(values[-5:])
 
 
 def why_no_epochs(run: Run) -> str:
-    """Why no epoch's top-1 can represent ``run``: unreadable metrics, or no epoch validated under
+    """Why no epoch's score can represent ``run``: unreadable metrics, or no epoch validated under
     its statistics. Empty if one can."""
-    try:
-        epochs = read_epochs(run)
-    except UserError as error:
-        return str(error)
-    if any(run.statistics in epoch.validation for epoch in epochs):
-        return ""
+    epochs, why = try_epochs(run)
+    if why or any(run.statistics in epoch.validation for epoch in epochs):
+        return why
     return (
         f"{run.path}: none of its {len(epochs)} epochs was validated under {run.statistics}, which "
-        "represents the run in tables; it has a final accuracy only"
+        "represents the run in tables; it has a final score only"
     )
 
 

@@ -88,7 +88,7 @@ def _term(text: str, coefficient: float) -> ContrastTerm:
 
 def _quantity(text: str) -> Quantity:
     if text == _TOP1:
-        return Quantity(lambda run: run.top1(), "points of top-1", 2)
+        return Quantity(lambda run: run.score_value(), "points of top-1", 2)
     parts = text.split()
     if len(parts) != 3 or parts[0] not in ("mean", "variance") or parts[1] != "weight":
         raise ValueError(

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sn_imagenet.reporting.cells import MISSING, method_label, statistics_label
+from sn_imagenet.reporting.cells import (
+    MISSING,
+    method_label,
+    score_heading,
+    score_text,
+    statistics_label,
+)
 from sn_imagenet.reporting.departures import gather_departures
 from sn_imagenet.reporting.render import code_span, markdown_escape, markdown_table, round_half_up
 from sn_imagenet.reporting.statistics import proportion_interval
 from sn_imagenet.runs import Run
+from sn_imagenet.runs.scores import TOP1
 
 UNKNOWN_LICENSE = "unknown"
 
@@ -57,6 +64,10 @@ def _front_matter(license: str) -> str:
 
 
 def _accuracy(run: Run, used: str) -> list[str]:
+    if run.score != TOP1:
+        scores = {s: e[run.score.key] for s, e in run.counted_evaluations.items()}
+        cells = [[statistics_label(s), score_text(run.score, v)] for s, v in scores.items()]
+        return [markdown_table(["statistics", score_heading(run.score)], cells, "lr")]
     rows = []
     for statistics, numbers in run.counted_evaluations.items():
         low, high = proportion_interval(numbers["top1_correct"], numbers["seen"])

@@ -15,11 +15,15 @@ import jinja2
 import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.averages import averages_grid
-from sn_imagenet.reporting.cells import evaluation_label, method_label, statistics_label
+from sn_imagenet.reporting.cells import (
+    evaluation_label,
+    method_label,
+    score_heading,
+    score_text,
+    statistics_label,
+)
 from sn_imagenet.reporting.claims_report import (
     JudgedClaim,
     claim_entry,
@@ -28,25 +32,26 @@ from sn_imagenet.reporting.claims_report import (
     judge_expected,
     tested_text,
 )
-from sn_imagenet.reporting.curves import read_epochs
+from sn_imagenet.reporting.curves import recorded_score, try_epochs, validates_by_step
 from sn_imagenet.reporting.departures import gather_departures
 from sn_imagenet.reporting.expected import read_expected
-from sn_imagenet.reporting.figures.bands import draw_band, validation_under
 from sn_imagenet.reporting.figures.files import draw_study
-from sn_imagenet.reporting.figures.style import COLUMN, STYLE, light_grid
+from sn_imagenet.reporting.figures.series import draw_curves, over_epochs, validation_under
+from sn_imagenet.reporting.figures.style import COLUMN, STYLE
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Grid
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of
 from sn_imagenet.reporting.table2 import methods_grid, table2_grid
 from sn_imagenet.reporting.variants import variants_grid
 from sn_imagenet.reporting.verdict import RULES
-from sn_imagenet.runs import FINISHED, Run, find_runs, flatten_config, write_text
+from sn_imagenet.runs import FINISHED, Run, flatten_config, write_text
+from sn_imagenet.runs.scores import TOP1
 
 # Config keys left out of the command that repeats a run.
-_NOT_REPEATED = ("run_dir", "runs_dir")
+_NOT_REPEATED = ("run_dir", "runs_dir", "norm.head.")
 # Captions of the figures by the stem of their file names, without the method.
 _CAPTIONS = {
-    "fig1": "top-1 by setting; a dot for each seed, 95 % intervals of the mean",
+    "fig1": "{score} by setting; a dot for each seed, 95 % intervals of the mean",
     "fig2": "learning curves; bands: one standard deviation over seeds",
     "fig8": "moving and batch average during training; bands as in Fig. 2",
     "weights": "importance weights during training, mean over the layers of a stage",
@@ -75,10 +80,9 @@ def write_page(
     """
     paper = read_paper(paper_file)
     expected = read_expected(expected_file) if expected_file else None
-    runs, warnings = find_runs(runs_dir)
-    if not runs:
-        raise UserError(f"{runs_dir}: holds no readable runs: {'; '.join(warnings)}")
-    collection = RunCollection(runs, runs_dir, paper)
+    collection, warnings = RunCollection.read(runs_dir, paper)
+    runs, studies = collection.runs, studies_of(collection)
+    labels = {study.score.label for study in studies}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sn_imagenet.reporting", "templates"),
         autoescape=True,
@@ -91,10 +95,11 @@ def write_page(
         expected=_claims(judge_expected(collection, expected) if expected else [], runs_dir),
         claims=_claims(judge_claims(collection), runs_dir),
         rules=RULES,
-        captions=_CAPTIONS,
-        matches_paper=any(paper.matches(r.cell.data, r.cell.model) for r in runs),
+        without_claims=[s.title for s in studies if not s.is_classification],
+        matches_paper=any(study.matches_paper for study in studies),
         paper=paper,
-        studies=[_study(study, collection, warnings) for study in studies_of(collection)],
+        studies=[_study(study, warnings) for study in studies],
+        score=labels.pop() if len(labels) == 1 else "score",
         runs=[_run(run, collection, warnings) for run in runs],
         numbers=numbers,
         warnings=list(dict.fromkeys(warnings)),
@@ -124,19 +129,27 @@ def _claims(claims: Sequence[JudgedClaim], root: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _study(study: Study, collection: RunCollection, warnings: list[str]) -> dict[str, Any]:
-    grids: list[tuple[str, Grid]] = [("Table 2", table2_grid(study, collection))]
+def _study(study: Study, warnings: list[str]) -> dict[str, Any]:
+    grids: list[tuple[str, Grid]] = [
+        ("Table 2" if study.is_classification else "Table", table2_grid(study))
+    ]
     tried = {run.cell.norm for run in study.runs} & {"in", "ln", "brn"}
-    others = methods_grid(study, collection) if tried else None
-    both = averages_grid(study, collection)
+    others = methods_grid(study) if tried else None
+    both = averages_grid(study)
     grids += [("Other methods (Sec. 4.1)", others)] if others else []
     grids += [("Moving and batch average", both)] if both else []
-    changes = variants_grid(study, collection)
+    changes = variants_grid(study)
     grids += [("Changes of the protocol", changes)] if changes else []
     with rc_context(STYLE):
         figures = [
-            (named.name, svg(named.figure) if named.figure else "", named.why_not)
-            for named in draw_study(study.runs, warnings)
+            (
+                f"{name}: {_CAPTIONS[name.split('_')[0]].format(score=study.score.label)}",
+                svg(drawn[0]),
+                "",
+            )
+            if drawn
+            else (name, "", why_not)
+            for name, drawn, why_not in draw_study(study, warnings)
         ]
     return {
         "title": study.title,
@@ -166,7 +179,8 @@ def _run(run: Run, collection: RunCollection, warnings: list[str]) -> dict[str, 
         "seed": run.seed,
         "state": run.state,
         "detail": run.detail,
-        "top1": run.top1(),
+        "score": score_text(run.score, run.score_value()),
+        "table": "Table 2" if run.score == TOP1 else "the table",
         "evaluations": [
             (evaluation_label(run, e), e, e is run.counted_evaluations.get(run.statistics))
             for e in run.evaluations
@@ -199,16 +213,13 @@ def repeat_command(run: Run) -> str:
     depend on a version's presets. Empty without a config."""
     if not run.config:
         return ""
-    groups = ("norm", "batch", "data", "model", "protocol")
-    chosen = [
-        f"{group}={run.config[group]['name']}"
-        for group in groups
-        if isinstance(run.config.get(group), dict) and "name" in run.config[group]
-    ]
+    flat = flatten_config(run.config)
+    groups = ("norm", "batch", "data", "model", "protocol", "task", "norm.head")
+    chosen = [f"{group}={flat[f'{group}.name']}" for group in groups if f"{group}.name" in flat]
     values = [
         f"++{key}={_hydra(value)}"
-        for key, value in flatten_config(run.config).items()
-        if key not in _NOT_REPEATED and not key.endswith(".name")
+        for key, value in flat.items()
+        if not key.startswith(_NOT_REPEATED) and not key.endswith(".name")
     ]
     return " ".join(["python train.py", *map(shlex.quote, [*chosen, *values])])
 
@@ -224,24 +235,23 @@ def _hydra(value: Any) -> str:
 
 
 def _curve(run: Run, warnings: list[str]) -> str:
-    try:
-        epochs = read_epochs(run)
-    except UserError as error:
-        warnings.append(str(error))
-        return ""
+    epochs, why = try_epochs(run)
+    warnings += [why] if why else []
     if not epochs:
         return ""
     with rc_context(STYLE):
         figure = Figure(figsize=(COLUMN, 2.1))
         axes = figure.subplots()
-        light_grid(axes)
+        series = []
         for name in dict.fromkeys(name for epoch in epochs for name in epoch.validation):
-            draw_band(
-                axes, [epochs], validation_under(name), f"validation, {statistics_label(name)}"
-            )
-        draw_band(axes, [epochs], lambda e: e.train, "training", ls="--", lw=0.9)
-        axes.set(xlabel="epoch", ylabel="top-1 (%)")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.legend(loc="lower right", fontsize=6.5)
+            label = f"validation, {statistics_label(name)}"
+            series += over_epochs([epochs], validation_under(name), label)
+        series += over_epochs([epochs], lambda e: e.train, "training", ls="--", lw=0.9)
+        draw_curves(axes, series)
+        x = "step" if validates_by_step(run) else "epoch"
+        axes.set(xlabel=x, ylabel=score_heading(recorded_score(run) or run.score))
+        if series:
+            rises = run.score.higher_is_better
+            axes.legend(loc="lower right" if rises else "upper right", fontsize=6.5)
         figure.tight_layout()
         return svg(figure)

@@ -61,6 +61,9 @@ class Paper:
         return (data, model) == (self.data, self.model)
 
 
+NO_PAPER = Paper("", "", "", (), (), ())  # nothing is published on these runs
+
+
 def read_paper(file: Path) -> Paper:
     """Read ``results/paper.yaml``.
 

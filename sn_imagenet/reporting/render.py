@@ -147,7 +147,7 @@ def code_span(text: str) -> str:
 
 def round_half_up(value: float, digits: int) -> Decimal:
     """``value`` rounded half up as a decimal: 75.25 to 75.3. Digits after the ninth are noise."""
-    exact = Decimal(f"{value:.9f}")
+    exact = Decimal(f"{value:.{max(9, digits)}f}")
     return exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP) + 0  # + 0: no negative zero
 
 
@@ -206,10 +206,14 @@ def plain(text: str) -> str:
 
 
 def csv_text(rows: Sequence[dict[str, object]]) -> str:
-    """``rows`` (at least one) with a header line; None is an empty field. Text that a spreadsheet
+    """``rows`` with a header line; None or a missing key is an empty field. Text that a spreadsheet
     would run as a formula is prefixed with an apostrophe."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(
+        buffer,
+        fieldnames=list(dict.fromkeys(key for row in rows for key in row)),
+        lineterminator="\n",
+    )
     writer.writeheader()
     for row in rows:
         writer.writerow({key: _no_formula(value) for key, value in row.items()})

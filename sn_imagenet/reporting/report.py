@@ -1,4 +1,4 @@
-"""Report of a single run: its top-1 table and, for SN, figures of its importance weights."""
+"""Report of a single run: a table of its evaluations and, for SN, figures of its weights."""
 
 from __future__ import annotations
 
@@ -7,21 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from sn_imagenet.reporting.figures.files import plot_run
-from sn_imagenet.reporting.tables import top1_table
-from sn_imagenet.runs import RunDirectory, write_text
+from sn_imagenet.reporting.tables import run_tables
+from sn_imagenet.runs import Run, RunDirectory, write_text
+from sn_imagenet.runs.files import SCORE_TABLE, TOP1_TABLE
+from sn_imagenet.runs.scores import TOP1, read_score
 
 
-def report_run(result: dict[str, Any], run_dir: str | Path) -> None:
-    """Write ``top1.md`` and the figures of one run. Print the table and the paths.
+def report_run(run: Run) -> None:
+    """Write ``top1.md`` (``score.md`` for another score) and the figures of one run. Print the
+    table and the paths.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: the result cannot be read, or a file cannot be written.
     """
-    report_runs({Path(run_dir): result})
+    result = RunDirectory(run.path).read_result()
+    assert result is not None
+    report_runs({run.path: result})
 
 
 def report_runs(results: Mapping[Path, dict[str, Any]], table: Path | None = None) -> None:
-    """Write ``top1.md`` and the figures into each run's directory. Print one table of all runs.
+    """Write the table (see :func:`report_run`) and the figures into each run's directory. Print the
+    table of all runs.
 
     Args:
         results: run directory -> contents of its ``result.json``.
@@ -32,9 +38,11 @@ def report_runs(results: Mapping[Path, dict[str, Any]], table: Path | None = Non
     """
     written: list[Path] = []
     for run_dir, result in results.items():
-        written.append(write_text(RunDirectory(run_dir).top1_table, top1_table([result])))
+        table_of_run = run_tables([result])
+        name = TOP1_TABLE if read_score(result.get("score")) == TOP1 else SCORE_TABLE
+        written.append(write_text(run_dir / name, table_of_run))
         written += plot_run(result, run_dir)
-    combined = top1_table(list(results.values()))
+    combined = run_tables(list(results.values()))
     if table is not None:
         written.append(write_text(table, combined, "table="))
     print(combined)

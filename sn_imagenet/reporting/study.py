@@ -1,13 +1,16 @@
-"""The runs of one data set with one network, and comparisons between their cells."""
+"""The runs of one task on one data set with one network, and comparisons between their cells."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
+from typing import Any, NamedTuple
 
+from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import (
     Summary,
     by_cell,
@@ -15,8 +18,14 @@ from sn_imagenet.reporting.cells import (
     run_differences,
     summarize,
 )
-from sn_imagenet.reporting.curves import why_no_epochs
-from sn_imagenet.reporting.paper import PAPER_SETTINGS, Paper, in_paper_order
+from sn_imagenet.reporting.curves import (
+    Epoch,
+    recorded_score,
+    try_epochs,
+    validates_by_step,
+    why_no_epochs,
+)
+from sn_imagenet.reporting.paper import NO_PAPER, PAPER_SETTINGS, Paper, in_paper_order
 from sn_imagenet.reporting.statistics import (
     Interval,
     contrast,
@@ -25,7 +34,8 @@ from sn_imagenet.reporting.statistics import (
     smallest_permutation_p,
 )
 from sn_imagenet.reporting.verdict import LEAST_SEEDS, Comparison
-from sn_imagenet.runs import DIVERGED, FINISHED, Cell, Run, Setting
+from sn_imagenet.runs import DIVERGED, FINISHED, Run, Setting, find_runs
+from sn_imagenet.runs.scores import TOP1, Score
 
 TABLE_2_METHODS = ("bn", "gn", "sn")
 OTHER_DATA = "the paper's threshold is for ImageNet; the effect is measured on other data"
@@ -34,14 +44,27 @@ OTHER_DATA = "the paper's threshold is for ImageNet; the effect is measured on o
 @dataclass(frozen=True)
 class RunCollection:
     """The runs below ``root``, the paper's numbers, the settings to show (None: the paper's nine
-    and all others among the runs), and the epoch whose accuracy counts (``final``, ``best``,
+    and all others among the runs), and the epoch whose score counts (``final``, ``best``,
     ``median5``)."""
 
     runs: Sequence[Run]
     root: Path
-    paper: Paper
+    paper: Paper = NO_PAPER
     settings: Sequence[Setting] | None = None
     epoch: str = "final"
+
+    @classmethod
+    def read(cls, root: Path, *options: Any) -> tuple[RunCollection, list[str]]:
+        """The runs below ``root``, and one line for each that cannot be read. ``options``: the
+        other fields.
+
+        Raises:
+            UserError: no runs, or none that can be read.
+        """
+        runs, warnings = find_runs(root)
+        if not runs:
+            raise UserError(f"{root}: holds no readable runs: {'; '.join(warnings)}")
+        return cls(runs, root, *options), warnings
 
     def folders(self, runs: Sequence[Run]) -> list[str]:
         """The runs' folders relative to ``root``."""
@@ -50,22 +73,56 @@ class RunCollection:
 
 @dataclass(frozen=True)
 class Study:
-    """One data set with one network. ``cells`` has an entry for each of ``methods`` at each of
-    ``settings``, also without runs. ``matches_paper``: data set and network are the paper's, so
-    that its numbers and thresholds apply."""
+    """The runs of one task and score on one data set with one network, as tables, figures and
+    verdicts show them.
+
+    ``row``: what else the task tells apart; ``task``: its name, empty for classification;
+    ``cells``: an entry for each of ``methods`` at each of ``settings``, also without runs."""
 
     data: str
     model: str
+    row: str
+    task: str
+    score: Score
     settings: list[Setting]
     methods: list[str]
     cells: dict[tuple[str, Setting], Summary]
     runs: list[Run]
-    matches_paper: bool
+    collection: RunCollection
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether the paper's claims and the numbers of its Table 2 are about this task."""
+        return not self.task and self.score == TOP1
+
+    @property
+    def paper(self) -> Paper:
+        """The published numbers, none for other tasks."""
+        return self.collection.paper if self.is_classification else NO_PAPER
+
+    @property
+    def matches_paper(self) -> bool:
+        """Whether data and network are the paper's, so that its numbers and thresholds apply."""
+        return not self.row and self.paper.matches(self.data, self.model)
+
+    @property
+    def name(self) -> str:
+        """``digits, resnet50_mini``, and the row if any."""
+        return ", ".join(filter(None, (self.data, self.model, self.row)))
 
     @property
     def title(self) -> str:
-        """``digits, resnet50_mini``."""
-        return f"{self.data}, {self.model}"
+        """:attr:`name`; for other tasks than classification with the task and its score."""
+        label = "" if self.score == TOP1 else self.score.label
+        return ", ".join(filter(None, (self.name, self.task, label)))
+
+    @cached_property
+    def digits(self) -> int:
+        """Decimals of a mean in tables: one in percent, else four significant digits in all."""
+        values = [abs(value) for run in self.runs if (value := run.score_value())]
+        if self.score.unit == "%" or not values:
+            return 1
+        return max(0, 3 - math.floor(math.log10(median(values))))
 
     def cell(self, method: str, setting: Setting) -> Summary:
         """The runs of a cell; empty where there are none."""
@@ -77,44 +134,121 @@ class Study:
             {s for (m, s), cell in self.cells.items() if m == method and cell.runs}
         )
 
+    @cached_property
+    def drawn(self) -> dict[tuple[str, Setting], Summary]:
+        """The cells that figures show: those with runs that are seeds of one experiment."""
+        return {key: cell for key, cell in self.cells.items() if cell.runs and not cell.conflict}
+
+    @property
+    def drawn_methods(self) -> list[str]:
+        return [m for m in self.methods if any((m, s) in self.drawn for s in self.settings)]
+
+    @property
+    def drawn_settings(self) -> list[Setting]:
+        return [s for s in self.settings if any((m, s) in self.drawn for m in self.methods)]
+
+    @cached_property
+    def curves(self) -> dict[tuple[str, Setting], list[list[Epoch]]]:
+        """The epochs of each seed that has any, finished or not, in each of the cells drawn."""
+        return {key: [epochs for epochs, _ in read if epochs] for key, read in self._read.items()}
+
+    @property
+    def damaged(self) -> list[str]:
+        """One line for each run whose epochs cannot be read."""
+        return [why for read in self._read.values() for _, why in read if why]
+
+    @cached_property
+    def _read(self) -> dict[tuple[str, Setting], list[tuple[list[Epoch], str]]]:
+        return {key: list(map(try_epochs, cell.runs)) for key, cell in self.drawn.items()}
+
+    @property
+    def x_label(self) -> str:
+        """What the numbers of its epochs count: ``epoch``, or ``step`` (see :class:`Epoch`)."""
+        return "step" if any(map(validates_by_step, self.runs)) else "epoch"
+
+    def validation(self, method: str, setting: Setting) -> Callable[[Epoch], float | None]:
+        """A function that gives an epoch's score: under the statistics that tables use for the cell
+        if every seed was validated under them, else under the statistics of every epoch."""
+        used = {run.statistics for run in self.cell(method, setting).runs}
+        name = used.pop() if len(used) == 1 else ""
+        curves = self.curves.get((method, setting), [])
+        validated = all(any(name in epoch.validation for epoch in curve) for curve in curves)
+
+        def of_epoch(epoch: Epoch) -> float | None:
+            if validated:
+                return epoch.validation.get(name)
+            return next(iter(epoch.validation.values()), None)
+
+        return of_epoch
+
 
 def studies_of(collection: RunCollection) -> list[Study]:
-    """One study for each (data, model) among the runs, the paper's own first."""
-    pairs = {(run.cell.data, run.cell.model) for run in collection.runs}
-    matches = collection.paper.matches
-    order = sorted(pairs, key=lambda pair: (not matches(*pair), pair))
-    return [study_of(collection, data, model) for data, model in order]
+    """One study for each data set, network, row, task and score among the runs, the paper's own
+    first."""
+    keys = [(_experiment(run), recorded_score(run)) for run in collection.runs]
+    known = dict(reversed([(key, score) for key, score in keys if score]))
+    groups: dict[tuple[_Experiment, Score], list[Run]] = {}
+    for (key, score), run in zip(keys, collection.runs, strict=True):
+        # A run that has not been validated yet has not recorded its score.
+        default = known.get(key, Score("score", "score") if key.task else TOP1)
+        groups.setdefault((key, score or default), []).append(run)
+    studies = [_study(collection, *key, runs) for key, runs in groups.items()]
+    return sorted(studies, key=lambda s: (not s.matches_paper, s.data, s.model, s.title))
 
 
 def study_of(collection: RunCollection, data: str, model: str) -> Study:
-    """The study of one data set and network; without cells' runs where there are none."""
-    runs = [run for run in collection.runs if (run.cell.data, run.cell.model) == (data, model)]
-    with_runs = {run.cell.setting for run in runs}
-    settings = list(collection.settings or in_paper_order(with_runs | set(PAPER_SETTINGS)))
-    runs = [run for run in runs if run.cell.setting in settings]
-    others = sorted({run.cell.norm for run in runs} - set(TABLE_2_METHODS))
-    methods = [*TABLE_2_METHODS, *others]
-    seeds = by_cell(runs)
+    """The study of classification on one data set and network, perhaps without runs."""
+    key = _Experiment(data, model, "", "")
+    runs = [run for run in collection.runs if _experiment(run) == key]
+    return _study(collection, key, TOP1, runs)
+
+
+class _Experiment(NamedTuple):
+    data: str
+    model: str
+    row: str
+    task: str
+
+
+def _experiment(run: Run) -> _Experiment:
+    task, cell = run.config.get("task"), run.cell
+    name = str(task.get("name") or "") if isinstance(task, dict) else ""
+    return _Experiment(cell.data, cell.model, cell.row, "" if name == "classification" else name)
+
+
+def _study(collection: RunCollection, key: _Experiment, score: Score, runs: Sequence[Run]) -> Study:
+    is_classification = not key.task and score == TOP1
+    settings, norms = ({run.cell.setting for run in runs}, {run.cell.norm for run in runs})
+    if is_classification:
+        settings, norms = settings | set(PAPER_SETTINGS), norms | set(TABLE_2_METHODS)
+    columns = list(collection.settings or in_paper_order(settings))
+    runs = [run for run in runs if run.cell.setting in columns]
+    methods = sorted(norms, key=lambda norm: (*(norm != m for m in TABLE_2_METHODS), norm))
+    seeds = {(cell.norm, cell.setting): same for cell, same in by_cell(runs).items()}
     cells = {
-        (m, s): summarize(seeds.get(Cell(data, model, m, s), []), epoch=collection.epoch)
+        (m, s): summarize(seeds.get((m, s), []), epoch=collection.epoch)
         for m in methods
-        for s in settings
+        for s in columns
     }
-    matches_paper = collection.paper.matches(data, model)
-    return Study(data, model, settings, methods, cells, runs, matches_paper)
+    return Study(*key, score, columns, methods, cells, runs, collection)
 
 
-def study_warnings(study: Study, collection: RunCollection) -> list[str]:
-    """One line for each cell that is not averaged, and for each run without the chosen epoch."""
-    mixed = [
-        f"{study.title}, {method_label(method)} {setting}: not averaged, the runs are not seeds "
-        f"of one experiment: {cell.conflict}: {', '.join(collection.folders(cell.runs))}"
+def conflict_warnings(study: Study, verb: str) -> list[str]:
+    """One line for each cell that is not ``verb`` (averaged, drawn)."""
+    return [
+        f"{study.title}, {method_label(method)} {setting}: not {verb}, the runs are not seeds "
+        f"of one experiment: {cell.conflict}: {', '.join(study.collection.folders(cell.runs))}"
         for (method, setting), cell in study.cells.items()
         if cell.conflict
     ]
+
+
+def study_warnings(study: Study) -> list[str]:
+    """One line for each cell that is not averaged, and for each run without the chosen epoch."""
+    mixed = conflict_warnings(study, "averaged")
     finished = [run for run in study.runs if run.state == FINISHED]
     without = [why for run in finished if (why := why_no_epochs(run))]
-    return mixed + (without if collection.epoch != "final" else [])
+    return mixed + (without if study.collection.epoch != "final" else [])
 
 
 @dataclass(frozen=True)

@@ -8,22 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.cells import MISSING, evaluation_label, method_label
+from sn_imagenet.reporting.cells import (
+    MISSING,
+    evaluation_label,
+    method_label,
+    score_heading,
+    score_text,
+)
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
 from sn_imagenet.reporting.paper import read_paper
-from sn_imagenet.reporting.render import Document, markdown_table, round_half_up
+from sn_imagenet.reporting.render import Document, markdown_table
 from sn_imagenet.reporting.study import RunCollection
 from sn_imagenet.reporting.table1 import TakeCensus, read_table1, table1
 from sn_imagenet.reporting.table2 import averages, methods, networks, table2, variants
-from sn_imagenet.runs import (
-    FINISHED,
-    NOT_EVALUATED,
-    Run,
-    Setting,
-    find_runs,
-    run_from_result,
-    write_text,
-)
+from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Run, Setting, run_from_result, write_text
+from sn_imagenet.runs.scores import TOP1, Score
 
 # A new table of runs is one function and one line here. Table 1 describes the modules instead.
 RUN_TABLES: dict[str, Callable[[RunCollection], Document]] = {
@@ -34,6 +33,7 @@ RUN_TABLES: dict[str, Callable[[RunCollection], Document]] = {
     "networks": networks,
 }
 TABLE_NAMES = ("table1", *RUN_TABLES)
+_TOP1_COLUMNS = ("top-1", "top-5", "correct/seen")
 
 
 @dataclass(frozen=True)
@@ -82,17 +82,15 @@ def write_tables(
         raise UserError(f"epoch '{epoch}': expected one of {', '.join(EPOCH_CHOICES)}")
     columns = list(dict.fromkeys(Setting.parse(name) for name in settings)) if settings else None
     paper = read_paper(paper_file)
-    runs: list[Run] = []
+    collection = RunCollection((), runs_dir)
     warnings: list[str] = []
     if RUN_TABLES.keys() & set(names):
-        runs, warnings = find_runs(runs_dir)
-        if not runs:
-            raise UserError(f"{runs_dir}: holds no readable runs: {'; '.join(warnings)}")
+        collection, warnings = RunCollection.read(runs_dir, paper, columns, epoch)
     paths: list[Path] = []
     documents: dict[str, Document] = {}
     for name in names:
         if name in RUN_TABLES:
-            document = RUN_TABLES[name](RunCollection(runs, runs_dir, paper, columns, epoch))
+            document = RUN_TABLES[name](collection)
         elif census is not None:
             document = table1(census(), read_table1(paper_file))
         else:
@@ -110,9 +108,9 @@ def write_tables(
     return TableFiles(paths, markdown, summary, brief, warnings)
 
 
-def top1_table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each evaluation of each run, the one that Table 2 uses first; accuracies
-    in percent. Identical evaluations share one row.
+def run_tables(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a row for each evaluation of each run, the one that Table 2 uses first; one table
+    for each score among the runs. Identical evaluations share one row.
 
     Args:
         results: contents of ``result.json``, version 2.
@@ -120,25 +118,51 @@ def top1_table(results: Sequence[dict[str, Any]]) -> str:
     Raises:
         UserError: a result is malformed.
     """
-    header = ["data", "model", "norm", "setting", "seed", "statistics", "top-1", "top-5"]
-    rows: list[list[str]] = []
+    tables: dict[Score, list[dict[str, str]]] = {}
     for result in results:
         run = run_from_result(result, Path("."))
-        cell = run.cell
-        labels = [cell.data, cell.model, method_label(cell.norm), str(cell.setting), str(run.seed)]
-        if not run.evaluations or run.state not in (FINISHED, NOT_EVALUATED):
-            rows.append([*labels, MISSING, run.state, MISSING, MISSING])
-            continue
-        counted = run.counted_evaluations.get(run.statistics)
-        of_run = [
-            (
-                *labels,
-                evaluation_label(run, numbers),
-                str(round_half_up(numbers["top1"], 2)),
-                MISSING if numbers.get("top5") is None else str(round_half_up(numbers["top5"], 2)),
-                f"{numbers.get('top1_correct')}/{numbers.get('seen')}",
-            )
-            for numbers in sorted(run.evaluations, key=lambda numbers: numbers is not counted)
-        ]
-        rows += [list(row) for row in dict.fromkeys(of_run)]
-    return markdown_table([*header, "correct/seen"], rows, "llllrlrrr") + "\n"
+        tables.setdefault(run.score, []).extend(_run_rows(run))
+    return "\n".join(map(_run_table, tables.values()))
+
+
+def _run_table(rows: Sequence[dict[str, str]]) -> str:
+    head = list(dict.fromkeys(heading for row in rows for heading in row))
+    cells = [[row.get(heading, MISSING) for heading in head] for row in rows]
+    return markdown_table(head, cells, "llllrl" + "r" * (len(head) - 6)) + "\n"
+
+
+def _run_rows(run: Run) -> list[dict[str, str]]:
+    """A row for each evaluation of a run: heading -> text."""
+    cell = run.cell
+    labels = {
+        "data": cell.data,
+        "model": ", ".join(filter(None, (cell.model, cell.row))),
+        "norm": method_label(cell.norm),
+        "setting": str(cell.setting),
+        "seed": str(run.seed),
+    }
+    if not run.evaluations or run.state not in (FINISHED, NOT_EVALUATED):
+        head = _TOP1_COLUMNS if run.score == TOP1 else (score_heading(run.score),)
+        numbers = {**dict.fromkeys(head, MISSING), head[0]: run.state}
+        return [{**labels, "statistics": MISSING, **numbers}]
+    counted = run.counted_evaluations.get(run.statistics)
+    rows = [
+        {**labels, "statistics": evaluation_label(run, evaluation), **_numbers(run, evaluation)}
+        for evaluation in sorted(run.evaluations, key=lambda e: e is not counted)
+    ]
+    return [row for i, row in enumerate(rows) if row not in rows[:i]]
+
+
+def _numbers(run: Run, evaluation: dict[str, Any]) -> dict[str, str]:
+    """Top-1, top-5 and counts; or another score, then all other numbers of an evaluation."""
+    score = score_text(run.score, evaluation[run.score.key])
+    if run.score == TOP1:
+        counts = f"{evaluation.get('top1_correct')}/{evaluation.get('seen')}"
+        texts = (score, score_text(TOP1, evaluation.get("top5")), counts)
+        return dict(zip(_TOP1_COLUMNS, texts, strict=True))
+    others = {
+        name: f"{value:.5g}" if isinstance(value, float) else str(value)
+        for name, value in evaluation.items()
+        if type(value) in (int, float) and name != run.score.key
+    }
+    return {score_heading(run.score): score, **others}

@@ -12,8 +12,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sn_imagenet.reporting.accuracy import minus
-from sn_imagenet.reporting.cells import CELL_KEYS, MISSING, Summary, experiment, summarize
+from sn_imagenet.reporting.accuracy import minus, signed_text
+from sn_imagenet.reporting.cells import (
+    CELL_KEYS,
+    MISSING,
+    Summary,
+    experiment,
+    score_heading,
+    summarize,
+)
 from sn_imagenet.reporting.paper import in_paper_order
 from sn_imagenet.reporting.render import Grid, Row, round_half_up, rounded
 from sn_imagenet.reporting.statistics import Estimate, contrast
@@ -102,16 +109,17 @@ def networks_of(study: Study) -> list[Variant]:
     return variants
 
 
-def variants_grid(study: Study, collection: RunCollection) -> Grid | None:
+def variants_grid(study: Study) -> Grid | None:
     """SN - BN under each change, and how far the change moves it; None if all runs of the study
     have the same protocol."""
-    del collection
     variants = variants_of(study)
     if len({v.label for v in variants}) < 3:  # any study has BN by batch average
         return None
     return _grid(
+        study,
         variants,
-        f"What moves SN-BN on {study.title}: top-1 (%), one change of the protocol a row.",
+        f"What moves SN-BN on {study.name}: {score_heading(study.score)}, one change of the "
+        "protocol a row.",
         (
             "As most runs: the protocol that the other rows change as named.",
             _INTERVALS,
@@ -121,26 +129,22 @@ def variants_grid(study: Study, collection: RunCollection) -> Grid | None:
     )
 
 
-def networks_grid(study: Study, collection: RunCollection) -> Grid | None:
+def networks_grid(study: Study) -> Grid | None:
     """SN - BN of each network, and its difference from the first network's; None with a single
     network."""
-    del collection
     if len({run.cell.model for run in study.runs}) < 2:
         return None
-    return _grid(
-        networks_of(study), f"SN-BN by network on {study.title}: top-1 (%).", (_INTERVALS,)
-    )
+    caption = f"SN-BN by network on {study.name}: {score_heading(study.score)}."
+    return _grid(study, networks_of(study), caption, (_INTERVALS,))
 
 
-def variants_rows(study: Study, collection: RunCollection) -> list[dict[str, object]]:
-    """The rows of the CSV, in percent."""
-    del collection
+def variants_rows(study: Study) -> list[dict[str, object]]:
+    """The rows of the CSV, top-1 in percent."""
     return [_row(study.data, study.model, v, {"change": v.label}) for v in variants_of(study)]
 
 
-def networks_rows(study: Study, collection: RunCollection) -> list[dict[str, object]]:
-    """The rows of the CSV, in percent."""
-    del collection
+def networks_rows(study: Study) -> list[dict[str, object]]:
+    """The rows of the CSV, top-1 in percent."""
     return [_row(study.data, v.label, v, {}) for v in networks_of(study)]
 
 
@@ -165,15 +169,17 @@ _INTERVALS = (
 )
 
 
-def _grid(variants: Sequence[Variant], caption: str, notes: tuple[str, ...]) -> Grid:
-    rows = []
+def _grid(study: Study, variants: Sequence[Variant], caption: str, notes: tuple[str, ...]) -> Grid:
+    rows, digits = [], study.digits
     for i, variant in enumerate(variants):
         cells = (
             str(variant.setting),
-            variant.bn.text(),
-            variant.sn.text(),
-            _difference_text(minus(variant.sn.mean, variant.bn.mean), variant.difference),
-            _difference_text(variant.move.effect, variant.move) if variant.move else MISSING,
+            variant.bn.text(digits),
+            variant.sn.text(digits),
+            _difference_text(minus(variant.sn.mean, variant.bn.mean), variant.difference, digits),
+            _difference_text(variant.move.effect, variant.move, digits)
+            if variant.move
+            else MISSING,
         )
         rule = i > 0 and variant.setting != variants[i - 1].setting
         rows.append(Row(variant.label, cells, rule=rule))
@@ -233,12 +239,10 @@ def _contrast(cells: Sequence[Summary], coefficients: Sequence[float]) -> Estima
     return contrast([cell.values for cell in cells], coefficients)
 
 
-def _difference_text(effect: float | None, estimate: Estimate | None) -> str:
-    if effect is None:
-        return MISSING
-    words = f"{round_half_up(effect, 1):+}"
-    if estimate:
-        low, high = (round_half_up(end, 1) for end in estimate.interval())
+def _difference_text(effect: float | None, estimate: Estimate | None, digits: int) -> str:
+    words = signed_text(effect, digits)
+    if estimate and effect is not None:
+        low, high = (round_half_up(end, digits) for end in estimate.interval())
         words += f" [{low:+}, {high:+}]"
     return words
 

@@ -1,6 +1,7 @@
 """Reading and writing of run directories: files, lock, config, metrics, result, progress.
 
-Only the modules ``checkpoint`` and ``saver`` import torch; import them by their full paths.
+Only the modules ``checkpoint``, ``saver`` and ``start`` import torch; import them by their full
+paths.
 """
 
 from sn_imagenet.runs.directory import (

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.runs.directory import RunDirectory
 from sn_imagenet.runs.files import RunError, file_error, overwrite, write_atomically
 
@@ -115,24 +114,6 @@ def load_last(
             + "\nRemove them to start it from the beginning."
         )
     return None, []
-
-
-def require_same_experiment(directory: RunDirectory, config: ExperimentConfig) -> None:
-    """Compare the checkpoints of a directory that has lost its config with this experiment.
-
-    Raises:
-        RunError: they belong to another experiment; the message lists the differences.
-    """
-    if directory.config.exists():
-        return
-
-    def check(path: Path, state: dict[str, Any]) -> None:
-        if not isinstance(state.get("config"), dict):
-            raise RunError(f"{path} does not record its experiment")
-
-    state, _ = load_last(directory, check)
-    if state is not None:
-        directory.require_same_experiment(state["config"], config)
 
 
 def save_batch_average(

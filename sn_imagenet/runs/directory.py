@@ -1,4 +1,4 @@
-"""The directory of a run. It belongs to one experiment and is locked by one process at a time."""
+"""The directory of a run. It belongs to one experiment."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig, NormConfig
 from sn_imagenet.runs import files
 from sn_imagenet.runs.evaluations import from_version_1
-from sn_imagenet.runs.files import RunError, file_error, write_json, write_text
-from sn_imagenet.runs.lock import acquire, raise_if_lock_lost, release
+from sn_imagenet.runs.files import RunError, write_json
+from sn_imagenet.runs.lock import raise_if_lock_lost
 from sn_imagenet.runs.reading import read_json, read_yaml
 
 RESULT_VERSION = 2
@@ -130,32 +128,6 @@ class RunDirectory:
                 "directory."
             )
 
-    def claim(self, config: ExperimentConfig) -> None:
-        """Create the directory for this experiment and lock it for this process.
-
-        Raises:
-            RunInUseError: another process holds the lock.
-            RunError: it holds a run of another experiment, or cannot be written.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise file_error("write", self.path, error) from error
-        acquire(self.lock)
-        try:
-            # Check again under the lock: another experiment may have used the directory meanwhile.
-            self.check(config)
-            if not self.config.exists():
-                yaml = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
-                write_text(self.config, yaml)
-        except RunError:
-            self.release()
-            raise
-
-    def release(self) -> None:
-        """Release the lock, so that another process can use the directory."""
-        release(self.lock)
-
     def raise_if_lock_lost(self) -> None:
         """Check the lock; call this before each write to the directory.
 
@@ -219,6 +191,16 @@ class RunDirectory:
         """
         self.raise_if_lock_lost()
         write_json(self.result, result)
+
+    def remove_result(self) -> None:
+        """Remove the result of an earlier start, and the batch average of its weights.
+
+        Raises:
+            RunError: another process has taken over the directory.
+        """
+        self.raise_if_lock_lost()
+        self.result.unlink(missing_ok=True)
+        self.batch_average.unlink(missing_ok=True)
 
     def _invalid_result(self, problem: str) -> RunError:
         return RunError(

@@ -11,6 +11,7 @@ from typing import Any
 
 from sn_imagenet.runs.files import FINAL
 from sn_imagenet.runs.reading import mapping, number
+from sn_imagenet.runs.scores import TOP1, Score
 
 
 def counted_evaluations(
@@ -61,7 +62,7 @@ def deviations_from_config(
     return [*words, "other images"] if None not in images and images[0] != images[1] else words
 
 
-def check_evaluations(evaluations: Any) -> tuple[dict[str, Any], ...]:
+def check_evaluations(evaluations: Any, score: Score = TOP1) -> tuple[dict[str, Any], ...]:
     """Validate the list of evaluations of a version-2 ``result.json``; None is an empty list.
 
     Raises:
@@ -72,7 +73,7 @@ def check_evaluations(evaluations: Any) -> tuple[dict[str, Any], ...]:
     for evaluation in evaluations or ():
         if not isinstance(mapping(evaluation)["statistics"], str):
             raise TypeError(f"statistics {evaluation['statistics']!r} where a name is expected")
-        number(evaluation["top1"])
+        number(evaluation[score.key])
         if evaluation.get("top5") is not None:
             number(evaluation["top5"])
         for key in ("checkpoint", "data"):

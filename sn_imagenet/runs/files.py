@@ -10,6 +10,7 @@
     batch_average.pt  its recalibrated normalization statistics
     result.json       the result: state, evaluations, provenance
     top1.md, *.png    tables and figures of the evaluations and, for SN, the importance weights
+    score.md          the same as top1.md where the score is not top-1
     tensorboard/      a live view; no table or figure reads it
     tracked_as.txt    the run's name in an external tracker
     log.txt           its output, if a sweep started it
@@ -37,6 +38,7 @@ FINAL = "final.pt"
 BATCH_AVERAGE = "batch_average.pt"
 RESULT = "result.json"
 TOP1_TABLE = "top1.md"
+SCORE_TABLE = "score.md"
 TENSORBOARD = "tensorboard"
 TRACKED_AS = "tracked_as.txt"
 LOG = "log.txt"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from sn_imagenet.runs.files import LOCK, RunError, file_error, write_atomically
 from sn_imagenet.runs.lock import raise_if_lock_lost
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
+from sn_imagenet.runs.scores import read_score
 
 _FIRST_READ = 1 << 16  # bytes
 _LARGEST_READ = 1 << 24  # bytes; far more than the rows of one ImageNet epoch
@@ -100,10 +101,12 @@ def decompress_rows(compressed: bytes) -> bytes:
 
 
 class LastRows(NamedTuple):
-    """The last row of each kind; None if there is no such row."""
+    """The last row of each kind in a ``metrics.jsonl``, None if there is none: ``train``, the end
+    of an ``epoch``, and a ``validation`` within one."""
 
     train: dict[str, Any] | None = None
     epoch: dict[str, Any] | None = None
+    validation: dict[str, Any] | None = None
 
 
 def last_rows(path: Path) -> LastRows:
@@ -143,7 +146,7 @@ def _last_row_per_kind(lines: list[bytes]) -> LastRows:
             last[row["kind"]] = row
         if last.keys() >= {"train", "epoch"}:
             break
-    return LastRows(last.get("train"), last.get("epoch"))
+    return LastRows(last.get("train"), last.get("epoch"), last.get("validation"))
 
 
 def _check(row: dict[str, Any]) -> None:
@@ -151,8 +154,9 @@ def _check(row: dict[str, Any]) -> None:
     for name in {"epoch", "epochs", "step", "images_per_s"} & row.keys():
         if not math.isfinite(number(row[name])):
             raise TypeError(f"{name} {row[name]}")
+    key = read_score(row.get("score")).key
     for name in ("val", "calibrated"):
-        number(mapping(row.get(name)).get("top1", 0.0))
+        number(mapping(row.get(name)).get(key, 0.0))
 
 
 def _describe_damage(path: Path, rows: bytes) -> str:

@@ -22,6 +22,7 @@ from sn_imagenet.runs.lock import is_held
 from sn_imagenet.runs.methods import method_of
 from sn_imagenet.runs.metrics import LastRows, last_rows
 from sn_imagenet.runs.reading import mapping, number
+from sn_imagenet.runs.scores import TOP1, Score, read_score
 
 FINISHED = "finished"
 DIVERGED = "diverged"
@@ -75,13 +76,15 @@ class Setting:
 class Cell:
     """A cell of a results table. Its runs should differ only in the seed.
 
-    ``norm``: the method name that :func:`~sn_imagenet.runs.methods.method_of` returns.
+    ``norm``: the method name that :func:`~sn_imagenet.runs.methods.method_of` returns, with the
+    method of the heads if that is another: ``frozen_bn+sn``. ``row``: what else a task tells apart.
     """
 
     data: str
     model: str
     norm: str
     setting: Setting
+    row: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,9 @@ class Run:
 
     ``state`` is one of :data:`STATES`. ``detail``: the error, the cause of divergence, or the
     epochs done; may be empty. ``evaluations`` lists all evaluations of the run, oldest first: their
-    statistics (``batch_average``, ``moving_average`` or ``sample``), top1 and top5 (percent),
-    counts, and how they were made. ``statistics`` names the statistics that Table 2 reports for
-    the run's cell.
+    statistics (``batch_average``, ``moving_average`` or ``sample``), numbers, and how they were
+    made. ``score`` is the number that counts. ``statistics`` names the statistics that Table 2
+    reports for the run's cell.
     """
 
     path: Path
@@ -125,6 +128,7 @@ class Run:
     departures: tuple[tuple[str, str, str], ...] = ()  # (item, paper, ours)
     git_revision: str = ""
     git_dirty: bool = False
+    score: Score = TOP1
     rows: LastRows | None = None  # the last metrics of a run without a result
 
     @cached_property
@@ -134,11 +138,11 @@ class Run:
         """
         return counted_evaluations(self.evaluations, self.config, self.data_fingerprint)
 
-    def top1(self, statistics: str | None = None) -> float | None:
-        """Top-1 (%) for ``statistics`` (default: Table 2's); None unless trained and evaluated."""
+    def score_value(self, statistics: str | None = None) -> float | None:
+        """The score for ``statistics`` (default: the tables'); None unless evaluated."""
         evaluation = self.counted_evaluations.get(statistics or self.statistics)
         trained = self.state in (FINISHED, NOT_EVALUATED)
-        return float(evaluation["top1"]) if trained and evaluation else None
+        return float(evaluation[self.score.key]) if trained and evaluation else None
 
 
 class FoundRuns(NamedTuple):
@@ -215,6 +219,7 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
         cell, state = result["cell"], result["status"]
         if state not in (FINISHED, DIVERGED, FAILED):
             raise ValueError(f"unknown status '{state}'")
+        score = read_score(result.get("score"))
         provenance = mapping(result.get("provenance"))
         config = _checked_config(result.get("config"))
         run = Run(
@@ -224,6 +229,7 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
                 model=str(cell["model"]),
                 norm=_method_name(str(cell["norm"]), config),
                 setting=Setting(int(cell["gpus"]), int(cell["samples_per_gpu"])),
+                row=str(cell.get("row") or ""),
             ),
             seed=int(cell["seed"]),
             state=state,
@@ -231,7 +237,8 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
             detail=_state_detail(result),
             config=config,
             norm_args=_checked_norm_args(cell.get("norm_args")),
-            evaluations=check_evaluations(result.get("evaluations")),
+            evaluations=check_evaluations(result.get("evaluations"), score),
+            score=score,
             data_fingerprint=mapping(provenance.get("data_fingerprint")),
             weights=tuple(parse_layer_weights(w) for w in result.get("importance_weights") or ()),
             departures=tuple(_departure(d) for d in result.get("departures") or ()),
@@ -258,6 +265,11 @@ def _checked_config(config: Any) -> dict[str, Any]:
     for section in ("trainer", "data", "calibration"):
         mapping(mapping(config).get(section))
     return mapping(config)
+
+
+def _norm_label(norm: dict[str, Any]) -> str:
+    head = mapping(norm.get("head"))
+    return f"{norm['name']}+{head['name']}" if head else str(norm["name"])
 
 
 def _method_name(name: str, config: dict[str, Any]) -> str:
@@ -314,8 +326,9 @@ def _run_without_result(directory: RunDirectory) -> Run:
             cell=Cell(
                 data=str(config["data"]["name"]),
                 model=str(config["model"]["name"]),
-                norm=_method_name(str(norm["name"]), config),
+                norm=_method_name(_norm_label(norm), config),
                 setting=Setting(int(batch["gpus"]), int(batch["samples_per_gpu"])),
+                row=str(mapping(config.get("task")).get("row") or ""),
             ),
             seed=int(config["seed"]),
             state=RUNNING if is_running else idle_state,
@@ -351,20 +364,31 @@ def _completed_epochs(epoch: dict[str, Any] | None, config: dict[str, Any]) -> s
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come: ``epoch`` of ``epochs`` are complete.
+    """How far a run has come: ``epoch`` of ``epochs`` are complete, or ``step`` of ``steps`` if the
+    length of the training is counted in steps.
 
-    ``top1`` is in percent. ``eta_s`` is the training time left in seconds at the last measured
-    ``images_per_s``. None is a value that is not known (yet); an
+    ``value`` is the latest value of ``score``. ``eta_s`` is the training time left in seconds at
+    the last measured ``images_per_s``. None is a value that is not known (yet); an
     unknown ``epoch`` may also be 0.
     """
 
     state: str
     epoch: int | None = None
     epochs: int | None = None
-    top1: float | None = None
+    value: float | None = None
     images_per_s: float | None = None
     eta_s: float | None = None
     detail: str = ""
+    score: Score = TOP1
+    step: int | None = None
+    steps: int | None = None
+
+    @property
+    def done(self) -> str:
+        """``3/10`` epochs, ``200/4000 steps``, or ``-``."""
+        if self.epochs:
+            return f"{self.epoch}/{self.epochs}"
+        return f"{self.step}/{self.steps} steps" if self.steps else "-"
 
 
 def read_progress(path: Path) -> Progress | None:
@@ -383,35 +407,45 @@ def progress_of(run: Run) -> Progress:
     """The progress of a run that :func:`read_run` has read."""
     problem = ""
     try:
-        train, epoch = last_rows(RunDirectory(run.path).metrics) if run.rows is None else run.rows
+        rows = last_rows(RunDirectory(run.path).metrics) if run.rows is None else run.rows
     except UserError as error:
-        train = epoch = None
+        rows = LastRows()
         problem = str(error)  # the result itself is still valid
-    epochs = mapping(run.config.get("trainer")).get("epochs")
-    top1 = run.top1()
-    if top1 is None and epoch is not None and run.state != DIVERGED:
+    trainer = mapping(run.config.get("trainer"))
+    score, value = run.score, run.score_value()
+    validations = [row for row in (rows.validation, rows.epoch) if row and row.get("val")]
+    if value is None and validations and run.state != DIVERGED:
+        newest = max(validations, key=lambda row: row.get("step", 0))
+        score = read_score(newest.get("score"))
         key = "calibrated" if run.statistics == "batch_average" else "val"
-        top1 = mapping(epoch.get(key) or epoch.get("val")).get("top1")
+        value = mapping(newest.get(key) or newest.get("val")).get(score.key)
     return Progress(
         state=run.state,
-        epoch=epoch.get("epoch") if epoch else 0,
-        epochs=epochs,
-        top1=top1,
-        images_per_s=train.get("images_per_s") if train else None,
-        eta_s=_eta(run, train, epoch) if run.state == RUNNING else None,
+        epoch=rows.epoch.get("epoch") if rows.epoch else 0,
+        epochs=trainer.get("epochs"),
+        value=value,
+        images_per_s=rows.train.get("images_per_s") if rows.train else None,
+        eta_s=_eta(run, rows.train, rows.epoch) if run.state == RUNNING else None,
         detail=run.detail if run.state in (DIVERGED, FAILED, UNREADABLE) else problem,
+        score=score,
+        step=rows.train.get("step") if rows.train else 0,
+        steps=trainer.get("max_steps"),
     )
 
 
 def _eta(run: Run, train: dict[str, Any] | None, epoch: dict[str, Any] | None) -> float | None:
     """Seconds of training left; None in the first epoch (steps per epoch are not known yet)."""
     try:
-        if train is None or epoch is None or not train["images_per_s"]:
-            return None
         trainer = run.config["trainer"]
-        total = epoch["step"] / epoch["epoch"] * trainer["epochs"]
-        total = min(total, trainer.get("max_steps") or total)
-        steps_left = total - max(train["step"], epoch["step"])
+        epochs, max_steps = trainer["epochs"], trainer.get("max_steps")
+        if train is None or not train["images_per_s"] or (epochs and epoch is None):
+            return None
+        total, done = max_steps, train["step"]
+        if epochs and epoch is not None:
+            total = epoch["step"] / epoch["epoch"] * epochs
+            total = min(total, max_steps or total)
+            done = max(done, epoch["step"])
+        steps_left = total - done
         setting = run.cell.setting
         seconds = steps_left * setting.gpus * setting.samples_per_gpu / train["images_per_s"]
         return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from sn_imagenet.runs import Progress
+from sn_imagenet.runs.scores import TOP1
 
-COLUMNS = ("run", "state", "epoch", "top-1", "images/s", "ETA", "")
 ACTIVE = "running"
 
 
@@ -24,16 +24,17 @@ class RunStatus:
     progress: Progress | None = None
     note: str = ""
 
-    def columns(self) -> tuple[str, ...]:
-        """The text of each of the :data:`COLUMNS`."""
+    def columns(self, heading: str = "") -> tuple[str, ...]:
+        """The texts of the table's columns. ``heading``: of the score, which is repeated before the
+        value if it is another label."""
         p = self.progress
         if p is None:
             return (self.name, self.state, "-", "-", "-", "-", self.note)
         return (
             self.name,
             self.state,
-            f"{p.epoch}/{p.epochs}" if p.epochs else "-",
-            "-" if p.top1 is None else f"{p.top1:.2f}",
+            p.done,
+            "-" if p.value is None else p.score.format(p.value).removeprefix(f"{heading} "),
             "-" if p.images_per_s is None else f"{p.images_per_s:.0f}",
             "-" if p.eta_s is None else duration(p.eta_s),
             self.note or p.detail,
@@ -50,9 +51,14 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: Sequence[RunStatus], width: int | None = None) -> list[str]:
-    """The lines of the table and its summary, cut to ``width`` characters."""
-    texts = [COLUMNS, *(row.columns() for row in rows)]
-    widths = [max(len(text[i]) for text in texts) for i in range(len(COLUMNS) - 1)]
+    """The lines of the table and its summary, cut to ``width`` characters. The score's column has
+    the label that all values share, or else ``score``."""
+    shown = [row.progress for row in rows if row.progress]
+    labels = {progress.score.label for progress in shown if progress.value is not None}
+    score = labels.pop() if len(labels) == 1 else "score" if labels else TOP1.label
+    head = ("run", "state", "epoch", score, "images/s", "ETA", "")
+    texts = [head, *(row.columns(score) for row in rows)]
+    widths = [max(len(text[i]) for text in texts) for i in range(len(head) - 1)]
     lines = []
     for text in texts:
         left = [f"{text[i]:<{widths[i]}}" for i in (0, 1)]
@@ -126,10 +132,12 @@ class Board:
             if self._printed.get(row.name, ("waiting", "", "")) == now:
                 continue
             self._printed[row.name] = now
-            _, state, epochs, top1, speed, eta, note = row.columns()
+            _, state, done, score, speed, eta, note = row.columns()
             words = [f"{row.name}: {state}", note]
-            if row.progress is not None and epochs != "-":
-                words += [f"epoch {epochs}", f"top-1 {top1}", f"{speed} images/s", f"ETA {eta}"]
+            if row.progress is not None and done != "-":
+                score = f"{row.progress.score.label} -" if score == "-" else score
+                epoch = done if "steps" in done else f"epoch {done}"
+                words += [epoch, score, f"{speed} images/s", f"ETA {eta}"]
             self._write(["  ".join(word for word in words if word)])
 
     def _write(self, lines: Sequence[str]) -> None:

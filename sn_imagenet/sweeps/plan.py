@@ -100,8 +100,9 @@ def process_hours(
     if not closest or size is None:
         return None
     steps_per_epoch = int(size) // config.batch.total
-    steps = steps_per_epoch * config.trainer.epochs
-    steps = min(steps, config.trainer.max_steps or steps) - steps_per_epoch * epochs_done
+    epochs, max_steps = config.trainer.epochs, config.trainer.max_steps
+    limits = [epochs and steps_per_epoch * epochs, max_steps]
+    steps = min(limit for limit in limits if limit) - steps_per_epoch * epochs_done
     return max(0, steps) * config.batch.total / fmean(s.images_per_s for s in closest) / 3600
 
 

@@ -13,10 +13,10 @@ from sn_imagenet.distributed import print_rank0, rank
 class Console:
     """Progress of a training of ``total`` steps, of which ``done`` are already done."""
 
-    def __init__(self, total: int, done: int, epochs: int) -> None:
+    def __init__(self, total: int, done: int, epochs: int | None) -> None:
         self._total = total
         self._start_step = self._done = done
-        self._epochs = epochs
+        self._epochs = f"/{epochs}" if epochs is not None else ""
         self._start_time = time.perf_counter()
         show_bar = sys.stderr.isatty() and rank() == 0
         layout = "{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}, ETA {remaining}{postfix}]"
@@ -30,19 +30,18 @@ class Console:
         """Count one finished step of ``epoch`` (from 1)."""
         self._done += 1
         if self._bar is not None:
-            self._bar.set_description(f"epoch {epoch}/{self._epochs}", refresh=False)
+            self._bar.set_description(f"epoch {epoch}{self._epochs}", refresh=False)
             self._bar.update()
 
-    def report(self, epoch: int, loss: float, top1: float, lr: float, images_per_s: float) -> None:
+    def report(self, epoch: int, values: str) -> None:
         """Print averages over the last steps. ``epoch`` counts from 1."""
-        values = f"loss {loss:.4f}  top-1 {top1:5.2f}  lr {lr:.6g}  {images_per_s:.0f} images/s"
         if self._bar is not None:
             self._bar.set_postfix_str(values)
             return
         per_step = (time.perf_counter() - self._start_time) / max(self._done - self._start_step, 1)
         left = tqdm.format_interval(per_step * (self._total - self._done))
         print_rank0(
-            f"epoch {epoch}/{self._epochs}  step {self._done}/{self._total}  {values}  ETA {left}"
+            f"epoch {epoch}{self._epochs}  step {self._done}/{self._total}  {values}  ETA {left}"
         )
 
     def print(self, text: str) -> None:

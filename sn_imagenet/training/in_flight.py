@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ step when the call that launches it returns."""
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """The mean loss and the number of top-1 correct samples of one global batch.
+    """The mean loss of one global batch, and the sums that the task counts over its samples.
 
     ``step`` is the number of optimizer steps before it. ``flags`` are the flags of
     :meth:`Stepper.forward_backward`, summed over ranks.
@@ -30,7 +30,7 @@ class StepOutcome:
 
     step: int
     loss: float
-    top1_correct: int
+    sums: dict[str, float]
     samples: int
     flags: tuple[float, ...] = ()
 
@@ -52,12 +52,13 @@ class LaunchedStep:
     """A step whose sums over the global batch are being copied to the host.
 
     Args:
-        totals: float64 on the device: sum of losses, number of correct samples, flags.
+        totals: float64 on the device: sum of losses, the task's sums, flags.
+        names: of the task's sums.
         samples: number of samples in the global batch.
     """
 
-    def __init__(self, step: int, totals: Tensor, samples: int) -> None:
-        self._step, self._samples = step, samples
+    def __init__(self, step: int, totals: Tensor, names: Sequence[str], samples: int) -> None:
+        self._step, self._names, self._samples = step, names, samples
         self._totals = totals
         self._copied: torch.cuda.Event | None = None
         if totals.is_cuda:
@@ -73,9 +74,13 @@ class LaunchedStep:
         if self._outcome is None:
             if self._copied is not None:
                 self._copied.synchronize()
-            loss_sum, correct, *flags = self._totals.tolist()
+            loss_sum, *others = self._totals.tolist()
+            count = len(self._names)
+            sums = dict(zip(self._names, others[:count], strict=True))
             loss = loss_sum / self._samples
-            self._outcome = StepOutcome(self._step, loss, int(correct), self._samples, tuple(flags))
+            self._outcome = StepOutcome(
+                self._step, loss, sums, self._samples, tuple(others[count:])
+            )
         return self._outcome
 
 

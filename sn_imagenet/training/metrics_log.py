@@ -73,10 +73,10 @@ class MetricsLog:
         with self._disk_errors_as_run_errors():
             self._tracker.figure(tag, figure, step)
 
-    def finish(self, config: ExperimentConfig, top1: float) -> None:
-        """Log the final top-1 to the tracker; errors as :meth:`write`."""
+    def finish(self, config: ExperimentConfig, score: float) -> None:
+        """Log the final score to the tracker; errors as :meth:`write`."""
         with self._disk_errors_as_run_errors():
-            self._tracker.finish(config, top1)
+            self._tracker.finish(config, score)
 
     def sync(self) -> None:
         """Flush the rows to the disk; errors as :meth:`MetricsFile.sync`."""

@@ -9,6 +9,8 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from sn_imagenet.distributed import rank
+from sn_imagenet.runs.scores import TOP1
+from sn_imagenet.tasks import Task
 from sn_imagenet.training.console import Console
 from sn_imagenet.training.in_flight import StepOutcome
 from sn_imagenet.training.metrics_log import MetricsLog
@@ -16,22 +18,24 @@ from sn_imagenet.training.trackers import MOMENTS
 
 T = TypeVar("T")
 
-METERS = (
-    "steps", "samples", "correct", "loss", "waited", "seconds", "total_seconds", "total_samples",
-)  # fmt: skip
+METERS = ("steps", "samples", "loss", "waited", "seconds", "total_seconds", "total_samples")
 
 
 class Recorder:
     """Reports averages over the steps since the last report; images/s counts training steps only.
 
     Args:
+        task: names the sums over samples and makes metrics of them.
         log: receives the rows; None on the ranks that do not write.
         console: receives the progress and the reports.
         every: steps between two reports.
-        epochs: number of epochs of the whole training.
+        epochs: number of epochs of the whole training; None if it is counted in steps.
     """
 
-    def __init__(self, log: MetricsLog | None, console: Console, every: int, epochs: int) -> None:
+    def __init__(
+        self, task: Task, log: MetricsLog | None, console: Console, every: int, epochs: int | None
+    ) -> None:
+        self._task = task
         self._log = log
         self._console = console
         self._every = every
@@ -41,7 +45,8 @@ class Recorder:
         self._reset()
 
     def _reset(self) -> None:
-        self._steps = self._samples = self._correct = 0
+        self._steps = self._samples = 0
+        self._sums = dict.fromkeys(self._task.sums, 0.0)
         self._loss = self._data_wait = 0.0
         self._report_start = time.perf_counter()
 
@@ -50,7 +55,7 @@ class Recorder:
         return {
             "steps": self._steps,
             "samples": self._samples,
-            "correct": self._correct,
+            **self._sums,
             "loss": self._loss,
             "waited": self._data_wait,
             "seconds": time.perf_counter() - self._report_start,
@@ -61,8 +66,8 @@ class Recorder:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`; time between the two calls is not counted."""
         self._steps, self._samples = state["steps"], state["samples"]
-        self._correct, self._loss = state["correct"], state["loss"]
-        self._data_wait = state["waited"]
+        self._sums = {name: state[name] for name in self._task.sums}
+        self._loss, self._data_wait = state["loss"], state["waited"]
         self._report_start = time.perf_counter() - state["seconds"]
         self.total_seconds, self.total_samples = state["total_seconds"], state["total_samples"]
 
@@ -84,7 +89,8 @@ class Recorder:
         """Record optimizer step number ``step`` (from 1) of ``epoch`` (from 1)."""
         self._steps += 1
         self._samples += outcome.samples
-        self._correct += outcome.top1_correct
+        for name, value in outcome.sums.items():
+            self._sums[name] += value
         self._loss += outcome.loss
         self._console.advance(epoch)
         if step % self._every == 0:
@@ -98,71 +104,80 @@ class Recorder:
         seconds = now - self._report_start
         self.total_seconds += seconds
         self.total_samples += self._samples
-        row = {
-            "loss": self._loss / self._steps,
-            "top1": 100 * self._correct / self._samples,
-            "lr": lr,
-            "images_per_s": self._samples / seconds,
-            "data_wait_pct": 100 * self._data_wait / seconds,
-        }
+        metrics = self._task.metrics(self._sums, self._samples)
+        loss, speed = self._loss / self._steps, self._samples / seconds
+        wait = 100 * self._data_wait / seconds
+        row = {"loss": loss, **metrics, "lr": lr, "images_per_s": speed, "data_wait_pct": wait}
         self._write(
             {"kind": "train", "epoch": epoch, "step": step, "steps": self._steps, **row},
             {
-                "train/loss": row["loss"],
-                "train/top1": row["top1"],
+                "train/loss": loss,
+                **{f"train/{name}": value for name, value in metrics.items()},
                 "opt/lr": lr,
-                "perf/images_per_s": row["images_per_s"],
-                "perf/data_wait_pct": row["data_wait_pct"],
+                "perf/images_per_s": speed,
+                "perf/data_wait_pct": wait,
             },
             step,
         )
-        self._console.report(epoch, row["loss"], row["top1"], lr, row["images_per_s"])
+        score = self._task.score
+        words = [
+            score.format(value) if name == score.key else f"{name} {value:.4f}"
+            for name, value in metrics.items()
+        ]
+        values = [f"loss {loss:.4f}", *words, f"lr {lr:.6g}", f"{speed:.0f} images/s"]
+        self._console.report(epoch, "  ".join(values))
         self._reset()
         self._report_start = now  # the time for reporting counts in the next report
 
-    def add_epoch(
+    def add_validation(
         self,
-        epoch: int,
+        epoch: int | None,
         step: int,
-        validation: dict[str, Any],
+        validation: dict[str, Any] | None,
         calibrated: dict[str, Any] | None,
         weights: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Record a finished epoch; ``calibrated`` is the validation with the batch average, if any.
-        ``weights``: the importance weights of each SN layer, with its ``name`` and ``stage``. The
-        tracker gets their means over the layers of each stage.
+        """Record a finished epoch or, if ``epoch`` is None, a validation within one.
+
+        ``validation``: None without validation data. ``calibrated``: the validation with the batch
+        average, if there was one. ``weights``: the importance weights of each SN layer, with its
+        ``name`` and ``stage``; the tracker gets their means over the layers of each stage.
         """
-        scalars = {"val/top1": validation["top1"], **stage_mean_weights(weights)}
-        if calibrated:
-            scalars["val/top1_batch_average"] = calibrated["top1"]
-        row: dict[str, Any] = {
-            "kind": "epoch",
-            "epoch": epoch,
-            "epochs": self._epochs,
-            "step": step,
-            "val": validation,
-        }
+        score = self._task.score
+        scalars = stage_mean_weights(weights)
+        row: dict[str, Any] = {"kind": "validation", "step": step}
+        if epoch is not None:
+            of_all = {} if self._epochs is None else {"epochs": self._epochs}
+            row = {"kind": "epoch", "epoch": epoch, **of_all, "step": step}
+        if validation:
+            row["val"] = validation
+            scalars = {f"val/{score.key}": validation[score.key], **scalars}
         if calibrated:
             row["calibrated"] = calibrated
+            scalars[f"val/{score.key}_batch_average"] = calibrated[score.key]
+        if score != TOP1:
+            row["score"] = score.to_dict()
         if weights:
             row["importance_weights"] = {
                 layer["name"]: {moment: layer[moment] for moment in MOMENTS} for layer in weights
             }
         self._write(row, scalars, step)
-        top1 = [_format_top1(counts) for counts in (validation, calibrated) if counts]
-        self._console.print(f"epoch {epoch}/{self._epochs}  validation top-1 {'; '.join(top1)}")
-        self._reset()
+        where = f"step {step}" if epoch is None else f"epoch {epoch}"
+        if epoch is not None and self._epochs is not None:
+            where += f"/{self._epochs}"
+        words = [
+            f"{self._task.describe(numbers)}, {numbers['statistics'].replace('_', ' ')} statistics"
+            for numbers in (validation, calibrated)
+            if numbers
+        ]
+        if words:
+            self._console.print(f"{where}  validation {score.label} {'; '.join(words)}")
+        if epoch is not None:
+            self._reset()
 
     def _write(self, row: dict[str, Any], scalars: dict[str, float], step: int) -> None:
         if self._log is not None and rank() == 0:
             self._log.write(row, scalars, step)
-
-
-def _format_top1(counts: dict[str, Any]) -> str:
-    return (
-        f"{counts['top1']:.2f} ({counts['top1_correct']} of {counts['seen']}), "
-        f"{counts['statistics'].replace('_', ' ')} statistics"
-    )
 
 
 def stage_mean_weights(layers: Sequence[Mapping[str, Any]]) -> dict[str, float]:

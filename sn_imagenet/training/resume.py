@@ -49,7 +49,7 @@ def load_newest_checkpoint(
             for key, kind in _ENTRIES.items():
                 if not isinstance(state[key], kind):
                     raise TypeError(f"{key} is of type {type(state[key]).__name__}")
-            for key in METERS:
+            for key in (*METERS, *stepper.task.sums):
                 float(state["meters"][key])
             unpack_rows(state["metrics"])
             stepper.load_state_dict(state)

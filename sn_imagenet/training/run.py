@@ -11,9 +11,9 @@ from typing import Any
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.distributed import (
     LostPeerError,
-    Placement,
     broadcast_object,
     init_distributed,
+    on_rank0,
     print_rank0,
     raise_on_all_ranks,
     rank,
@@ -25,6 +25,7 @@ from sn_imagenet.evaluation import (
     Evaluation,
     Prepared,
     add_evaluations,
+    all_departures,
     evaluate,
     importance_weight_records,
     make_result,
@@ -33,13 +34,17 @@ from sn_imagenet.evaluation import (
 )
 from sn_imagenet.models import start_from
 from sn_imagenet.runs import (
-    NOT_EVALUATED,
+    DIVERGED,
+    FINISHED,
+    Run,
     RunDirectory,
     RunError,
     RunInUseError,
     checkpoint,
     run_from_result,
 )
+from sn_imagenet.runs.start import FRESH, claimed, open_run
+from sn_imagenet.tasks.task import require_task_placement
 from sn_imagenet.training.compiled import require_compilable
 from sn_imagenet.training.stop import (
     EXIT_CODE,
@@ -52,14 +57,14 @@ from sn_imagenet.training.trackers import require_tracker_installed
 from sn_imagenet.training.trainer import DrawWeights, Trainer
 
 
-def train(config: ExperimentConfig, draw_weights: DrawWeights | None = None) -> dict[str, Any]:
+def train(config: ExperimentConfig, draw_weights: DrawWeights | None = None) -> Run:
     """Train and evaluate one run from the start or its last checkpoint, and write its result.
 
     Args:
         draw_weights: draws the importance weights for the tracker; None for no such figure.
 
     Returns:
-        The content of ``result.json``; of a finished run, the existing file.
+        The run, as its ``result.json`` describes it. A finished run is returned as it is.
 
     Raises:
         UserError: an error that the user can fix; no work is lost.
@@ -79,27 +84,19 @@ def train(config: ExperimentConfig, draw_weights: DrawWeights | None = None) -> 
 
 def _train(
     config: ExperimentConfig, signals: SignalHandler, draw_weights: DrawWeights | None
-) -> dict[str, Any]:
+) -> Run:
     init_distributed()
     directory = RunDirectory(Path(config.run_dir))
     with raise_on_all_ranks():
         require_tracker_installed(config.tracker)
-        directory.check(config)
-        checkpoint.require_same_experiment(directory, config)
-        done = _earlier_result(directory, config)
-    if done is not None:
-        return done
+        start = open_run(directory, config)
+    if start.run is not None:
+        return _report_done(start.run)
 
     with raise_on_all_ranks():
-        placement = Placement(
-            config.batch.gpus,
-            config.batch.samples_per_gpu,
-            world_size(),
-            rank(),
-            config.trainer.replicas_per_pass,
-        )
         prepared = prepare(config)
-        if config.init and not (directory.last.exists() or directory.previous.exists()):
+        placement = require_task_placement(prepared.task, config, world_size())
+        if config.init and start.kind == FRESH:
             classes = prepared.data.classes
             changed = start_from(Path(config.init), prepared.network, config.norm, classes)
             print_rank0(f"starting from {config.init}" + "".join(f"; {part}" for part in changed))
@@ -107,69 +104,44 @@ def _train(
         if config.trainer.compile:
             require_compilable(config.trainer.compile, placement, prepared.network)
         set_determinism(config.trainer.deterministic, prepared.device)
-    with raise_on_all_ranks():
-        if rank() == 0:
-            directory.claim(config)
     make_run_result = partial(
         make_result,
         config,
+        score=prepared.task.score,
+        norm_args=prepared.task.norm_args(),
+        departures=all_departures(prepared.task, prepared.data.fingerprint),
         fingerprint=prepared.data.fingerprint,
         provenance=prepared.provenance,
     )
-    try:
-        with raise_peer_interrupts():
-            earlier: list[dict[str, Any]] = []
-            with raise_on_all_ranks():
-                if rank() == 0:
-                    # Check again: another process may have finished the run in the meantime.
-                    done = _earlier_result(directory, config)
-                    if done is None:
-                        earlier = _remove_old_result(directory)
-            done, earlier = broadcast_object((done, earlier))
-            if done is not None:
-                return done
-            with closing(Trainer(prepared, placement, directory, signals, draw_weights)) as trainer:
-                diverged = trainer.fit()
-            return _finish(prepared, directory, trainer, diverged, earlier, make_run_result)
-    except (LostPeerError, RunInUseError):
-        raise  # the run has not failed: it resumes from its checkpoint, or runs elsewhere
-    except Exception as error:
-        # Any rank may write it, because torchrun ends the others. The first error is the cause.
-        with suppress(RunError):
-            if directory.read_result() is None:
-                directory.write_result(make_run_result(status="failed", error=f"{error}"))
-        raise
-    finally:
-        if rank() == 0:
-            directory.release()
+    with on_rank0(claimed(directory, config)) as claim:
+        try:
+            with raise_peer_interrupts():
+                start = broadcast_object(claim)
+                if start.run is not None:
+                    return _report_done(start.run)  # another process has finished it meanwhile
+                with raise_on_all_ranks():
+                    if rank() == 0 and not start.evaluations:
+                        directory.remove_result()
+                trainer = Trainer(prepared, placement, directory, signals, draw_weights)
+                with closing(trainer):
+                    trainer.start()
+                    diverged = trainer.fit()
+                earlier = list(start.evaluations)
+                return _finish(prepared, directory, trainer, diverged, earlier, make_run_result)
+        except (LostPeerError, RunInUseError):
+            raise  # the run has not failed: it resumes from its checkpoint, or runs elsewhere
+        except Exception as error:
+            # Any rank may write it, because torchrun ends the others. The first error is the cause.
+            with suppress(RunError):
+                if directory.read_result() is None:
+                    directory.write_result(make_run_result(status="failed", error=f"{error}"))
+            raise
 
 
-def _earlier_result(directory: RunDirectory, config: ExperimentConfig) -> dict[str, Any] | None:
-    """The result of an earlier start if the run is complete, otherwise None.
-
-    Raises:
-        RunError: the result exists but cannot be read.
-    """
-    done = directory.read_result()
-    if done is None or done["status"] == "failed":
-        return None
-    if config.evaluate and run_from_result(done, directory.path).state == NOT_EVALUATED:
-        return None
-    print_rank0(f"{directory.path}: already {done['status']}, nothing to do")
-    return done
-
-
-def _remove_old_result(directory: RunDirectory) -> list[dict[str, Any]]:
-    """Remove the result of an earlier start. But if it has evaluations and its training can resume,
-    return these and keep the file until the result is written again.
-    """
-    result = directory.read_result()
-    if result is not None and result["evaluations"] and directory.last.exists():
-        return list(result["evaluations"])
-    directory.raise_if_lock_lost()
-    directory.result.unlink(missing_ok=True)
-    directory.batch_average.unlink(missing_ok=True)  # of weights that are trained again
-    return []
+def _report_done(run: Run) -> Run:
+    status = DIVERGED if run.state == DIVERGED else FINISHED
+    print_rank0(f"{run.path}: already {status}, nothing to do")
+    return run
 
 
 def _finish(
@@ -179,7 +151,7 @@ def _finish(
     diverged: dict[str, Any] | None,
     earlier: list[dict[str, Any]],
     make_run_result: Callable[..., dict[str, Any]],
-) -> dict[str, Any]:
+) -> Run:
     """Save the trained network, evaluate it, and write the result. Collective.
 
     Args:
@@ -192,6 +164,7 @@ def _finish(
         training=training,
         importance_weights=importance_weight_records(prepared.network),
     )
+    evaluated: list[Evaluation] = []
     if diverged is not None:
         print_rank0(
             f"{directory.path}: diverged at step {diverged['step']} (epoch {diverged['epoch']}): "
@@ -211,16 +184,18 @@ def _finish(
                 }
                 directory.raise_if_lock_lost()
                 checkpoint.save(directory.final, state)
-        evaluated: list[Evaluation] = []
         if prepared.config.evaluate:
             weights = {"file": directory.final.name, "epoch": trainer.epoch, "step": trainer.step}
             evaluated = record_origin(evaluate(prepared), weights=weights, by="training")
         result = make_trained(status="finished", evaluations=earlier)
+    run = None
+    with raise_on_all_ranks():
         if rank() == 0:
             result = add_evaluations(result, directory, evaluated)
-    if rank() == 0:
-        directory.write_result(result)
-        top1 = run_from_result(result, directory.path).top1()
-        if top1 is not None and trainer.log is not None:
-            trainer.log.finish(prepared.config, top1)
-    return result
+            directory.write_result(result)
+            run = run_from_result(result, directory.path)
+            score = run.score_value()
+            if score is not None and trainer.log is not None:
+                trainer.log.finish(prepared.config, score)
+    finished: Run = broadcast_object(run)
+    return finished

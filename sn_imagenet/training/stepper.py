@@ -1,29 +1,29 @@
-"""The optimizer of the protocol, and its step on this rank's share of the global batch."""
+"""One optimizer step of a setting, over a rank's share of a global batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sn_imagenet.config import ExperimentConfig, ProtocolConfig
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.data.seeding import derive_seed, seeded
 from sn_imagenet.distributed import (
+    Batch,
+    Microbatch,
     Placement,
     all_reduce_sum,
     autocast_for,
     set_norm_replicas,
-    to_device,
 )
-from sn_imagenet.evaluation import correct_counts
-from sn_imagenet.models import PlacedDropout
-from sn_imagenet.norms import SwitchNorm2d, norm_layers
+from sn_imagenet.norms import norm_layers
+from sn_imagenet.tasks import Clock, Optimization, Task
 from sn_imagenet.training.compiled import CompiledBlocks
 from sn_imagenet.training.in_flight import IN_FLIGHT, BufferSnapshots, LaunchedStep
 
@@ -44,23 +44,26 @@ class Stepper:
     non-finite loss no step changes the weights, even if the host has not read that loss yet.
 
     Args:
+        task: gives losses and optimizers.
         network: on ``device``, identical on every rank.
-        dropout: dropout of the classifier, if the protocol has one.
+        clock: length of the training, for the schedules.
     """
 
     def __init__(
         self,
+        task: Task,
         network: nn.Module,
         config: ExperimentConfig,
         placement: Placement,
         device: torch.device,
-        dropout: PlacedDropout | None = None,
+        clock: Clock,
     ) -> None:
+        self.task = task
         self.network = network
         self.device = device
         self._placement = placement
         self._group = placement.replica_group()
-        self._dropout = dropout
+        self._seed = config.seed
         self._global_batch_size = config.batch.total
         # Cached, because finding the layers among all modules at each step is slow.
         self._norms = nn.ModuleList(norm_layers(network).values())
@@ -76,61 +79,59 @@ class Stepper:
                 network,
                 device_ids=[device.index] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
+                find_unused_parameters=len(task.phases) > 1,  # a phase may train a part alone
                 **sync_buffers,
             )
-        self.optimizer = torch.optim.SGD(
-            _parameter_groups(network, config.protocol),
-            lr=config.initial_lr,
-            momentum=config.protocol.momentum,
-            fused=True,
-        )
-        self._prepare_optimizer()
-        # 1 after the first non-finite loss, otherwise 0; fused SGD skips its step at exactly 1.
+        self.optimizations = task.optimizations(network, clock)
+        self._prepare_optimizers()
+        # 1 after the first non-finite loss, otherwise 0. Fused optimizers skip their step if 1.
         self._found_inf = torch.zeros((), device=device)
         self._snapshots = BufferSnapshots(network, IN_FLIGHT[device.type] + 1)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
 
     def forward_backward(
-        self, images: Tensor, labels: Tensor, step: int, flags: Sequence[float] = ()
+        self, batch: Batch, step: int, flags: Sequence[float] = (), phase: str = ""
     ) -> LaunchedStep:
-        """Forward and backward of this rank's batch [samples_per_rank, ...] at ``step``.
+        """Forward and backward of this rank's ``batch`` at ``step``.
 
         DDP averages the gradients over ranks. ``flags`` are summed over ranks together with the
         loss, so that all ranks see a flag of any rank at the same step without a separate
-        collective. Each rank passes equally many flags.
+        collective. Each rank passes equally many flags. ``phase`` is the phase of
+        the epoch, by default the task's first.
         """
         if not self.network.training:  # train() iterates over all modules
             self.network.train()
         if self._broadcasts_each_step:
             self.broadcast_statistics()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._zero_grad()
         if self._compiled is not None:
             self._compiled.begin_step()
         self._snapshots.take(step)
-        images, labels = to_device((images, labels), self.device)
-        # Loss and correct count, summed over passes; then the flags. All are summed over ranks.
-        totals = torch.tensor([0.0, 0.0, *flags], dtype=torch.float64)
+        batch, samples = batch.to(self.device), len(batch)
+        names = self.task.sums
+        # Loss and the task's sums over passes; then the flags. All are summed over ranks.
+        totals = torch.tensor([0.0, *(0.0 for _ in names), *flags], dtype=torch.float64)
         if self.device.type == "cuda":
             totals = totals.pin_memory().to(self.device, non_blocking=True)
-        for microbatch in self._placement.microbatches(images, labels):
+        for microbatch in self._placement.microbatches(batch):
             set_norm_replicas(self._norms, microbatch, self._group)
-            if self._dropout is not None:
-                self._dropout.set_position(step, microbatch.positions, self._global_batch_size)
-            with self._gradient_sync(microbatch.last):
+            size = len(microbatch.batch)
+            with self._gradient_sync(microbatch.last), self._seeded(step, microbatch):
                 with self._autocast(), self._compiled.active() if self._compiled else nullcontext():
-                    logits = self._ddp(microbatch.images)
-                    loss = F.cross_entropy(logits, microbatch.labels)
-                share = len(microbatch.labels) / len(labels)
-                self.scaler.scale(loss * share).backward()
-            totals[0] += loss.detach() * len(microbatch.labels)
-            totals[1] += correct_counts(logits.detach(), microbatch.labels)[0]
+                    losses = self.task.losses(
+                        self._ddp, microbatch, step, phase or self.task.phases[0]
+                    )
+                self.scaler.scale(losses.loss * (size / samples)).backward()
+            totals[0] += losses.loss.detach() * size
+            for index, name in enumerate(names, start=1):
+                totals[index] += losses.sums[name]
         all_reduce_sum(totals)
         self._found_inf = torch.maximum(
             self._found_inf, (~totals[0].isfinite()).to(self._found_inf.dtype)
         )
-        return LaunchedStep(step, totals, self._global_batch_size)
+        return LaunchedStep(step, totals, names, self._global_batch_size)
 
-    def warm_up(self, image_size: int, samples: int) -> None:
+    def warm_up(self) -> None:
         """Run forward and backward on zeros; weights and running statistics are kept. Collective.
 
         This compiles the blocks and makes DistributedDataParallel rebuild its gradient buckets, as
@@ -141,25 +142,40 @@ class Stepper:
             return
         buffers = list(self.network.buffers())
         saved = [buffer.clone() for buffer in buffers]
-        images = torch.zeros(samples, 3, image_size, image_size)
-        self.forward_backward(images, torch.zeros(samples, dtype=torch.int64), 0)
-        self.optimizer.zero_grad(set_to_none=True)
+        batch = self.task.warm_up_batch(self._placement.samples_per_rank)
+        self.forward_backward(batch, 0)
+        self._zero_grad()
         self._found_inf = torch.zeros_like(self._found_inf)
         for buffer, value in zip(buffers, saved, strict=True):
             buffer.copy_(value)
 
-    def optimizer_step(self, learning_rate: float) -> None:
-        """Update the weights with the accumulated gradients, unless a loss was not finite."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        if self.scaler.is_enabled():
-            # GradScaler only checks gradients, so pass _found_inf on as a NaN in one of them.
-            gradient = next(p.grad for p in self.network.parameters() if p.grad is not None)
-            gradient.add_(torch.where(self._found_inf > 0, torch.nan, 0.0))
-        else:
-            self.optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
-        self.scaler.step(self.optimizer)
+    def optimizer_step(self, step: int, phase: str = "") -> float:
+        """Update the weights with the accumulated gradients, unless a loss was not finite.
+
+        Returns:
+            The learning rate of the phase's first optimizer at ``step``.
+        """
+        rates = []
+        for optimization in self._optimizations_of(phase):
+            optimizer, rate = optimization.optimizer, optimization.learning_rate(step)
+            rates.append(rate)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_scale", 1.0)
+            if self.scaler.is_enabled():
+                # GradScaler only checks gradients: pass _found_inf on as a NaN in one of them.
+                parameters = (p for group in optimizer.param_groups for p in group["params"])
+                gradient = next(p.grad for p in parameters if p.grad is not None)
+                gradient.add_(torch.where(self._found_inf > 0, torch.nan, 0.0))
+            else:
+                optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
+            if optimization.max_norm is not None:
+                self.scaler.unscale_(optimizer)
+                parameters = (p for group in optimizer.param_groups for p in group["params"])
+                torch.nn.utils.clip_grad_norm_(parameters, optimization.max_norm)
+            self.scaler.step(optimizer)
         self.scaler.update()
+        self.task.after_step(self.network, step)
+        return rates[0]
 
     def rollback(self, step: int) -> None:
         """Restore the running statistics from before ``step``, whose loss was not finite."""
@@ -180,46 +196,48 @@ class Stepper:
         """Weights, running statistics, optimizer and scaler as plain tensors and dicts."""
         return {
             "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **{name: o.optimizer.state_dict() for name, o in self.optimizations.items()},
             "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._prepare_optimizer()
+        for name, optimization in self.optimizations.items():
+            optimization.optimizer.load_state_dict(state[name])
+        self._prepare_optimizers()
         self.scaler.load_state_dict(state["scaler"])
 
-    def _prepare_optimizer(self) -> None:
-        """Use the fused optimizer even if an older checkpoint says otherwise. Initialize missing
+    def _prepare_optimizers(self) -> None:
+        """Use fused optimizers even if an older checkpoint says otherwise. Initialize missing
         momentum buffers to 0, because a skipped first step of fused SGD leaves them uninitialized.
         """
-        for group in self.optimizer.param_groups:
-            group["fused"] = True
-            if group["momentum"]:
-                for parameter in group["params"]:
-                    buffer = torch.zeros_like(parameter, requires_grad=False)
-                    self.optimizer.state[parameter].setdefault("momentum_buffer", buffer)
+        for optimization in self.optimizations.values():
+            optimizer = optimization.optimizer
+            for group in optimizer.param_groups:
+                group["fused"] = True
+                if group.get("momentum"):
+                    for parameter in group["params"]:
+                        buffer = torch.zeros_like(parameter, requires_grad=False)
+                        optimizer.state[parameter].setdefault("momentum_buffer", buffer)
+
+    def _optimizations_of(self, phase: str) -> list[Optimization]:
+        names = self.task.optimizers_of(phase or self.task.phases[0])
+        return [self.optimizations[name] for name in names or self.optimizations]
+
+    def _zero_grad(self) -> None:
+        for optimization in self.optimizations.values():
+            optimization.optimizer.zero_grad(set_to_none=True)
+
+    def _seeded(self, step: int, microbatch: Microbatch[Any]) -> AbstractContextManager[None]:
+        """Seed the global generator by (seed, step, replica), for tasks that draw from it."""
+        if not self.task.uses_global_rng:
+            return nullcontext()
+        seed = derive_seed("pass", self._seed, step, microbatch.replica)
+        return seeded(seed, self.device if self.device.type == "cuda" else None)
 
     def _gradient_sync(self, last: bool) -> Any:
         """A context that makes DDP average gradients over ranks only in the last pass."""
         if isinstance(self._ddp, DistributedDataParallel) and not last:
             return self._ddp.no_sync()
         return nullcontext()
-
-
-def _parameter_groups(network: nn.Module, protocol: ProtocolConfig) -> list[dict[str, Any]]:
-    """Parameter groups; SN's lambda has its own if the protocol sets a weight decay for it."""
-    decay, lambda_decay = protocol.weight_decay, protocol.lambda_weight_decay
-    if lambda_decay is None:
-        return [{"params": list(network.parameters()), "weight_decay": decay}]
-    layers = [n for n in norm_layers(network).values() if isinstance(n, SwitchNorm2d)]
-    lambdas = [p for layer in layers for p in (layer.mean_weight, layer.var_weight)]
-    lambda_ids = set(map(id, lambdas))
-    others = [p for p in network.parameters() if id(p) not in lambda_ids]
-    groups = [
-        {"params": others, "weight_decay": decay},
-        {"params": lambdas, "weight_decay": lambda_decay},
-    ]
-    return [group for group in groups if group["params"]]

@@ -17,24 +17,28 @@ from torch.utils.tensorboard import SummaryWriter
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.runs import RunDirectory, write_text
+from sn_imagenet.runs.scores import Score
 
 MOMENTS = ("mean", "variance")
-FINAL_TOP1 = "final/top1"
-# Charts with several curves under TensorBoard's "custom scalars".
-_LAYOUT: dict[str, dict[str, list[Any]]] = {
-    "training": {
-        "top-1, training and validation": ["Multiline", ["train/top1", "val/top1.*"]],
-        "loss": ["Multiline", ["train/loss"]],
-        "learning rate": ["Multiline", ["opt/lr"]],
-        "images/s": ["Multiline", ["perf/images_per_s"]],
-        "waiting for data, %": ["Multiline", ["perf/data_wait_pct"]],
-    },
-    "importance weights": {
-        f"{moment}, res{stage}": ["Multiline", [f"importance_{moment}/res{stage}/.*"]]
-        for moment in MOMENTS
-        for stage in range(1, 6)
-    },
-}
+
+
+def _layout(score: Score) -> dict[str, dict[str, list[Any]]]:
+    """Charts with several curves under TensorBoard's "custom scalars"."""
+    curves = [f"train/{score.key}", f"val/{score.key}.*"]
+    return {
+        "training": {
+            f"{score.label}, training and validation": ["Multiline", curves],
+            "loss": ["Multiline", ["train/loss"]],
+            "learning rate": ["Multiline", ["opt/lr"]],
+            "images/s": ["Multiline", ["perf/images_per_s"]],
+            "waiting for data, %": ["Multiline", ["perf/data_wait_pct"]],
+        },
+        "importance weights": {
+            f"{moment}, res{stage}": ["Multiline", [f"importance_{moment}/res{stage}/.*"]]
+            for moment in MOMENTS
+            for stage in range(1, 6)
+        },
+    }
 
 
 class Tracker(Protocol):
@@ -49,8 +53,8 @@ class Tracker(Protocol):
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Log a figure of the present state."""
 
-    def finish(self, config: ExperimentConfig, top1: float) -> None:
-        """Log the final top-1 (percent), the one that counts in the table."""
+    def finish(self, config: ExperimentConfig, value: float) -> None:
+        """Log the final score, the one that counts in the table."""
 
     def close(self) -> None:
         """Write everything still buffered."""
@@ -63,12 +67,12 @@ class TensorBoard:
         step: step from which the run resumes; later steps of an earlier start are dropped.
     """
 
-    def __init__(self, directory: RunDirectory, step: int) -> None:
-        self._step = step
+    def __init__(self, directory: RunDirectory, step: int, score: Score) -> None:
+        self._step, self._score = step, score
         self._writer = SummaryWriter(str(directory.tensorboard), purge_step=step + 1)
 
     def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
-        self._writer.add_custom_scalars(_LAYOUT)
+        self._writer.add_custom_scalars(_layout(self._score))
         yaml = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
         indented = "".join(f"    {line}\n" for line in yaml.splitlines())  # verbatim in Markdown
         self._writer.add_text("config", indented, self._step)
@@ -83,8 +87,10 @@ class TensorBoard:
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         self._writer.add_figure(tag, figure, step)
 
-    def finish(self, config: ExperimentConfig, top1: float) -> None:
-        self._writer.add_hparams(hyperparameters(config), {FINAL_TOP1: top1}, run_name=".")
+    def finish(self, config: ExperimentConfig, value: float) -> None:
+        self._writer.add_hparams(
+            hyperparameters(config), {f"final/{self._score.key}": value}, run_name="."
+        )
 
     def close(self) -> None:
         self._writer.close()
@@ -97,9 +103,10 @@ class Trackio:
     since the checkpoint appear twice, because trackio cannot delete logged steps.
     """
 
-    def __init__(self, directory: RunDirectory, config: ExperimentConfig) -> None:
+    def __init__(self, directory: RunDirectory, config: ExperimentConfig, score: Score) -> None:
         import trackio
 
+        self._score = score
         self._image = trackio.Image
         name = run_name(directory, config)
         self._run = trackio.init(
@@ -123,8 +130,8 @@ class Trackio:
         canvas.draw()
         self._run.log({tag: self._image(np.asarray(canvas.buffer_rgba()))}, step=step)
 
-    def finish(self, config: ExperimentConfig, top1: float) -> None:
-        self._run.log({FINAL_TOP1: top1})
+    def finish(self, config: ExperimentConfig, value: float) -> None:
+        self._run.log({f"final/{self._score.key}": value})
 
     def close(self) -> None:
         self._run.finish()
@@ -150,14 +157,14 @@ class NullTracker:
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         pass
 
-    def finish(self, config: ExperimentConfig, top1: float) -> None:
+    def finish(self, config: ExperimentConfig, value: float) -> None:
         pass
 
     def close(self) -> None:
         pass
 
 
-def hyperparameters(config: ExperimentConfig) -> dict[str, str | int | float]:
+def hyperparameters(config: ExperimentConfig) -> dict[str, str | int | float | None]:
     """The values that distinguish runs in TensorBoard's HPARAMS."""
     return {
         "data": config.data.name,
@@ -171,11 +178,13 @@ def hyperparameters(config: ExperimentConfig) -> dict[str, str | int | float]:
     }
 
 
-def make_tracker(directory: RunDirectory, config: ExperimentConfig, step: int) -> Tracker:
+def make_tracker(
+    directory: RunDirectory, config: ExperimentConfig, step: int, score: Score
+) -> Tracker:
     """The tracker that ``config`` names, for a run that starts or resumes at ``step``."""
     if config.tracker == "tensorboard":
-        return TensorBoard(directory, step)
-    return Trackio(directory, config) if config.tracker == "trackio" else NullTracker()
+        return TensorBoard(directory, step, score)
+    return Trackio(directory, config, score) if config.tracker == "trackio" else NullTracker()
 
 
 def require_tracker_installed(name: str) -> None:

@@ -11,7 +11,6 @@ import torch
 from matplotlib.figure import Figure
 
 from sn_imagenet.config import SettingConfig
-from sn_imagenet.data.loaders import train_loader
 from sn_imagenet.distributed import (
     Placement,
     all_reduce_sum,
@@ -22,22 +21,21 @@ from sn_imagenet.distributed import (
 )
 from sn_imagenet.evaluation import (
     Prepared,
-    departures,
     importance_weight_records,
     validate,
     validate_calibrated,
 )
-from sn_imagenet.evaluation.departures import excluded_file_departures
 from sn_imagenet.evaluation.prepare import stores_statistics
-from sn_imagenet.models import PlacedDropout
+from sn_imagenet.evaluation.result import all_departures
 from sn_imagenet.runs import RunDirectory, experiment_values
 from sn_imagenet.runs.saver import CheckpointSaver
+from sn_imagenet.tasks import Clock
+from sn_imagenet.tasks.task import phase_position
 from sn_imagenet.training.console import Console
 from sn_imagenet.training.in_flight import LossNotFiniteError, StepOutcome, StepsInFlight
 from sn_imagenet.training.metrics_log import MetricsLog, unpack_rows
 from sn_imagenet.training.recorder import Recorder
 from sn_imagenet.training.resume import load_newest_checkpoint
-from sn_imagenet.training.schedule import learning_rate
 from sn_imagenet.training.stepper import Stepper
 from sn_imagenet.training.stop import EXIT_CODE, Interrupted, SignalHandler
 from sn_imagenet.training.trackers import make_tracker
@@ -49,10 +47,11 @@ FIGURES_PER_RUN = 10
 
 
 class Trainer:
-    """Trains a run from its start or its last checkpoint. The constructor is collective.
+    """Trains a run. The constructor builds; :meth:`start` loads and warms up. Both are collective.
 
-    ``epoch`` counts trained and validated epochs. ``step`` counts optimizer steps, finished or in
-    flight, and ``step_in_epoch`` those of the current epoch.
+    ``epoch`` counts finished epochs. ``step`` counts optimizer steps, finished or in flight, and
+    ``step_in_epoch`` those of the current epoch. An epoch is one pass over each of the task's
+    phases.
     """
 
     def __init__(
@@ -64,29 +63,23 @@ class Trainer:
         draw_weights: DrawWeights | None = None,
     ) -> None:
         self.draw_weights = draw_weights
-        config = prepared.config
+        config, task = prepared.config, prepared.task
         self.config, self.prepared, self.directory = config, prepared, directory
-        self.network = prepared.network
-        self.signals = signals
-        dropout = None
-        if config.protocol.dropout:
-            classifier = self.network.get_classifier()  # type: ignore[operator]
-            dropout = PlacedDropout(classifier, config.protocol.dropout, config.seed)
-        self.stepper = Stepper(self.network, config, placement, prepared.device, dropout)
-        self.loader = train_loader(
-            prepared.data.train,
-            global_batch=config.batch.total,
-            rank=rank(),
-            world_size=world_size(),
-            seed=config.seed,
-            workers=config.data.workers,
-            device=prepared.device,
-        )
-        self.steps_per_epoch = len(self.loader)
-        self.total_steps = self.steps_per_epoch * config.trainer.epochs
-        if config.trainer.max_steps is not None:
-            self.total_steps = min(self.total_steps, config.trainer.max_steps)
+        self.task, self.network = task, prepared.network
+        self.signals, self.placement = signals, placement
+        self.loaders = {
+            phase: task.batches(phase, prepared.data, prepared.device) for phase in task.phases
+        }
+        self.steps_per_epoch = sum(map(len, self.loaders.values()))
+        epochs, max_steps = config.trainer.epochs, config.trainer.max_steps
+        limits = [None if epochs is None else self.steps_per_epoch * epochs, max_steps]
+        self.total_steps = min(limit for limit in limits if limit is not None)
+        clock = Clock(self.steps_per_epoch, self.total_steps)
+        self.stepper = Stepper(task, self.network, config, placement, prepared.device, clock)
         self.epoch = self.step = self.step_in_epoch = 0
+        self.validated_step = 0  # of validations within an epoch
+        self.lr = 0.0  # of the last recorded step
+        self._rates: dict[int, float] = {}  # learning rates of the steps in flight
         self.last_finite_loss: float | None = None
         # One entry per start of the run; a resumed run prepends those of its checkpoint.
         self.world_sizes = [world_size()]
@@ -94,11 +87,22 @@ class Trainer:
         self.norm_backends = [prepared.provenance["norm_backend"]]
         self.compiled: list[dict[str, Any] | None] = [None]
         self.warnings: list[str] = []  # about damaged files, from this and earlier starts
+        self.log: MetricsLog | None = None
+        self.saver: CheckpointSaver | None = None
+        self.in_flight = StepsInFlight(prepared.device, self._record)
+        self.console: Console | None = None
 
+    def start(self) -> None:
+        """Load the newest checkpoint, if any, and open the files that training writes. Collective.
+
+        Raises:
+            RunError: no existing checkpoint is usable, or a file cannot be written.
+        """
+        config, directory, prepared = self.config, self.directory, self.prepared
         state = load_newest_checkpoint(directory, prepared, self.stepper, self._warn)
         if state is not None or config.trainer.compile:
             start = time.monotonic()
-            self.stepper.warm_up(config.data.image_size, placement.samples_per_rank)
+            self.stepper.warm_up()
             if config.trainer.compile:
                 seconds = round(time.monotonic() - start, 3)
                 self.compiled = [{"mode": config.trainer.compile, "seconds": seconds}]
@@ -106,33 +110,29 @@ class Trainer:
         if state is not None:
             self._load_state_dict(state)
             print_rank0(f"{directory.path}: Resuming from epoch {self.epoch}, step {self.step}")
-        log = None
         with raise_on_all_ranks():
             if rank() == 0:
                 rows = unpack_rows(state["metrics"]) if state else b""
-                log = MetricsLog(
-                    directory, partial(make_tracker, directory, config, self.step), rows
-                )
-                fingerprint = prepared.data.fingerprint
-                log.describe(
-                    config,
-                    [*departures(config, fingerprint), *excluded_file_departures(fingerprint)],
-                )
-                if log.damage:
-                    self._warn(f"{directory.metrics} {log.damage}; rebuilt from the checkpoint")
-        self.log = log
-        print_rank0(f"{directory.path}: {placement.describe()}, on {prepared.device.type}")
-        if config.batch.samples_per_gpu == 1 and config.norm.single_sample:
+                tracker = partial(make_tracker, directory, config, self.step, self.task.score)
+                self.log = MetricsLog(directory, tracker, rows)
+                self.log.describe(config, all_departures(self.task, prepared.data.fingerprint))
+                if self.log.damage:
+                    self._warn(
+                        f"{directory.metrics} {self.log.damage}; rebuilt from the checkpoint"
+                    )
+        print_rank0(f"{directory.path}: {self.placement.describe()}, on {prepared.device.type}")
+        if config.uses_single_sample and config.norm.single_sample:
             print_rank0(f"one sample per GPU: norm={config.norm.name} uses {config.norm.args}")
-        self.console = Console(self.total_steps, self.step, config.trainer.epochs)
-        self.recorder = Recorder(log, self.console, config.trainer.log_every, config.trainer.epochs)
+        epochs = config.trainer.epochs
+        self.console = Console(self.total_steps, self.step, epochs)
+        self.recorder = Recorder(
+            self.task, self.log, self.console, config.trainer.log_every, epochs
+        )
         if state is not None:
             self.recorder.load_state_dict(state["meters"])
-        self.in_flight = StepsInFlight(prepared.device, self._record)
-        self.saver = None
-        if log is not None:
+        if self.log is not None:
             on_error = config.checkpoint.on_error
-            self.saver = CheckpointSaver(directory, log.sync, on_error, self.console.print)
+            self.saver = CheckpointSaver(directory, self.log.sync, on_error, self.console.print)
         self.saved_at = time.monotonic()
 
     def fit(self) -> dict[str, Any] | None:
@@ -147,10 +147,10 @@ class Trainer:
             RunError: a checkpoint cannot be written, and ``checkpoint.on_error`` is ``stop``.
         """
         # A run that resumes after the last step of an epoch still has to validate it.
-        while self.step < self.total_steps or self.step_in_epoch == self.steps_per_epoch:
+        while self.step < self.total_steps or self._epoch_is_complete() or self._must_validate():
             with self.signals.deferred():
                 try:
-                    self._train_epoch()
+                    self._train_until_validation()
                 except LossNotFiniteError as error:
                     return self._end_diverged(error.outcome)
                 self.recorder.flush(self.epoch + 1, self.step, self.lr)
@@ -162,57 +162,84 @@ class Trainer:
                     )
                 self._save()
                 self._interrupt_if_signaled()
-            if self.step_in_epoch == self.steps_per_epoch:
-                validation = validate(self.prepared)
-                calibrated = validate_calibrated(self.prepared) if self._must_calibrate() else None
-                with self.signals.deferred():
-                    self.epoch += 1
-                    self.step_in_epoch = 0
-                    weights = importance_weight_records(self.network) or []
-                    self.recorder.add_epoch(self.epoch, self.step, validation, calibrated, weights)
-                    self._log_weights_figure(weights)
-                    self._save()
+            if self._epoch_is_complete() or self._must_validate():
+                self._validate()
         self._wait_for_checkpoints()
         return None
 
+    def _validate(self) -> None:
+        """Validate at the end of an epoch or at an interval in steps, and record it."""
+        epoch_is_complete, every = self._epoch_is_complete(), self.config.trainer.validate_every
+        validation = calibrated = None
+        if self.prepared.data.val is not None and (every is None or self._must_validate()):
+            validation = validate(self.prepared)
+            if self._must_calibrate():
+                calibrated = validate_calibrated(self.prepared)
+        with self.signals.deferred():
+            self.validated_step = self.step
+            if epoch_is_complete:
+                self.epoch += 1
+                self.step_in_epoch = 0
+            weights = importance_weight_records(self.network) or []
+            epoch = self.epoch if epoch_is_complete else None
+            self.recorder.add_validation(epoch, self.step, validation, calibrated, weights)
+            if epoch_is_complete:
+                self._log_weights_figure(weights)
+            self._save()
+
+    def _epoch_is_complete(self) -> bool:
+        return self.step_in_epoch == self.steps_per_epoch
+
+    def _must_validate(self) -> bool:
+        """Whether a validation at an interval in steps is due and not done yet."""
+        every = self.config.trainer.validate_every
+        return every is not None and self.step % every == 0 and self.step > self.validated_step
+
     def _log_weights_figure(self, weights: list[dict[str, Any]]) -> None:
         """Log a figure of the importance weights, at most :data:`FIGURES_PER_RUN` per run."""
-        every = -(-self.config.trainer.epochs // FIGURES_PER_RUN)
+        epochs = self.config.trainer.epochs or self.total_steps // self.steps_per_epoch
+        every = max(1, -(-epochs // FIGURES_PER_RUN))
         if self.log is not None and weights and self.draw_weights and self.epoch % every == 0:
             figure = self.draw_weights(weights, self.config.batch)
             self.log.figure("importance weights", figure, self.step)
 
-    def _train_epoch(self) -> None:
-        """Train the remaining steps of the epoch, or up to ``total_steps``."""
-        self.lr = learning_rate(self.config, self.epoch)
-        batches = self.loader.epoch(self.epoch, self.step_in_epoch)
-        for images, labels in self.recorder.timed(batches):
-            # Two flags of this rank: signal received, checkpoint failed.
-            flags = [self.signals.received, self.saver is not None and self.saver.failed]
-            self.in_flight.add(self.stepper.forward_backward(images, labels, self.step, flags))
-            self.stepper.optimizer_step(self.lr)
-            self.step += 1
-            self.step_in_epoch += 1
-            interrupted, checkpoint_failed = self.in_flight.pop_due()
-            if checkpoint_failed:
-                self._wait_for_checkpoints()
-            if self.step == self.total_steps:
-                break
-            if interrupted:
-                self.in_flight.pop_all()
-                if self.stepper.weights_are_finite():
-                    self._save()
-                    self._interrupt()
-            self._save_if_due()
+    def _train_until_validation(self) -> None:
+        """Train to the end of the epoch, the next validation or ``total_steps``."""
+        if self._epoch_is_complete() or self._must_validate():
+            return  # a run that resumes before this validation
+        lengths = {phase: len(loader) for phase, loader in self.loaders.items()}
+        for phase, start in list(phase_position(lengths, self.step_in_epoch)):
+            batches = self.loaders[phase].epoch(self.epoch, start)
+            for batch in self.recorder.timed(batches):
+                # Two flags of this rank: signal received, checkpoint failed.
+                flags = [self.signals.received, self.saver is not None and self.saver.failed]
+                self.in_flight.add(self.stepper.forward_backward(batch, self.step, flags, phase))
+                self._rates[self.step] = self.stepper.optimizer_step(self.step, phase)
+                self.step += 1
+                self.step_in_epoch += 1
+                interrupted, checkpoint_failed = self.in_flight.pop_due()
+                if checkpoint_failed:
+                    self._wait_for_checkpoints()
+                if self.step == self.total_steps or self._must_validate():
+                    self.in_flight.pop_all()
+                    return
+                if interrupted:
+                    self.in_flight.pop_all()
+                    if self.stepper.weights_are_finite():
+                        self._save()
+                        self._interrupt()
+                self._save_if_due()
         self.in_flight.pop_all()
 
     def _record(self, outcome: StepOutcome) -> None:
         self.last_finite_loss = outcome.loss
+        self.lr = self._rates.pop(outcome.step)
         self.recorder.add_step(outcome, self.epoch + 1, outcome.step + 1, self.lr)
 
     def _end_diverged(self, outcome: StepOutcome) -> dict[str, Any]:
         """End training in the state before the step of ``outcome``, whose loss is not finite."""
         self.in_flight.clear()
+        self._rates.clear()
         self.stepper.rollback(outcome.step)
         self.step_in_epoch -= self.step - outcome.step
         self.step = outcome.step
@@ -225,7 +252,8 @@ class Trainer:
         """Finish the pending checkpoint, then close the files and the console."""
         if self.saver is not None:
             self.saver.close()
-        self.console.close()
+        if self.console is not None:
+            self.console.close()
         if self.log is not None:
             self.log.close()
 
@@ -251,7 +279,8 @@ class Trainer:
         """Whether the finished epoch is also validated with the batch average."""
         every = self.config.calibration.every
         has_statistics = stores_statistics(self.prepared.network)
-        return every is not None and has_statistics and (self.epoch + 1) % every == 0
+        due = every is not None and (self.epoch + 1) % every == 0
+        return due and has_statistics and self.task.calibrates
 
     def _describe_divergence(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
         return {
@@ -271,6 +300,7 @@ class Trainer:
     def _interrupt(self) -> None:
         """Stop all ranks once the checkpoint is on disk. Collective."""
         self._wait_for_checkpoints()
+        assert self.console is not None
         self.console.print(
             f"{self.directory.path}: Interrupted: checkpoint saved at step {self.step}. "
             f"Run the same command to resume (exit code {EXIT_CODE})."
@@ -303,6 +333,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "step_in_epoch": self.step_in_epoch,
+            "validated_step": self.validated_step,
             "last_finite_loss": self.last_finite_loss,
             "world_sizes": self.world_sizes,
             "git_revisions": self.git_revisions,
@@ -319,6 +350,7 @@ class Trainer:
         """Restore what :meth:`_save` stored; ``metrics`` and ``meters`` are restored elsewhere."""
         self.epoch, self.step = state["epoch"], state["step"]
         self.step_in_epoch = state["step_in_epoch"]
+        self.validated_step = state.get("validated_step", 0)  # older checkpoints have none
         self.last_finite_loss = state["last_finite_loss"]
         self.world_sizes = [*state["world_sizes"], *self.world_sizes]
         self.git_revisions = [*state["git_revisions"], *self.git_revisions]

@@ -49,7 +49,7 @@ def test_train_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         (["--steps", "60"], "--steps 60: expected at least two reports, 100 steps; or add"),
         (["batch=8x2", "trainer.epochs=1", "--steps", "100"], "the run has only 87 steps"),
-        (["batch=3x3"], "batch"),
+        (["batch=3y3"], "batch"),
         (["batch=8x2", "data=nothing"], "nothing"),
     ],
 )

@@ -66,7 +66,7 @@ def test_the_invalid_value_is_named(overrides: list[str], parts: list[str], tmp_
     [
         (["norm=sm"], ["norm=sm", "did you mean norm=sn?", "sync_bn"]),
         (["-m", "norm=bn,sm"], ["norm=sm", "did you mean norm=sn?"]),
-        (["batch=8x3"], ["batch=8x3", "8x2", "1x16", "batch.gpus= batch.samples_per_gpu="]),
+        (["batch=8y3"], ["batch=8y3", "8x2", "1x16", "any GxN (GPUs x samples per GPU)"]),
         (["bacth=8x2"], ["bacth=8x2", "did you mean batch=8x2?"]),
         (["trainer.epoch=3"], ["trainer.epoch=3", "did you mean trainer.epochs=3?"]),
         (["trianer.epochs=3"], ["trianer.epochs=3", "did you mean trainer.epochs=3?"]),

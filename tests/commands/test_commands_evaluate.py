@@ -35,6 +35,7 @@ from sn_imagenet.evaluation import EvaluationRequest, prepare
 from sn_imagenet.models import load
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import RunDirectory, checkpoint, read_run
+from sn_imagenet.runs.start import claimed
 
 pytestmark = pytest.mark.slow  # needs a whole training run
 
@@ -114,7 +115,7 @@ def test_another_calibration_is_added_but_not_reported(trained: Path, tmp_path: 
     assert first_evaluations(after) == first_evaluations(before)
     assert len(after["evaluations"]) == 4
     run = read_run(trained)
-    assert run.top1() == first_evaluations(before)["batch_average"]["top1"]
+    assert run.score_value() == first_evaluations(before)["batch_average"]["top1"]
     assert "| batch average, all samples, population, seed 3 |" in done.out
     after = _added(after)
     assert first_evaluations(after)["batch_average"]["calibration"] == {
@@ -197,8 +198,6 @@ def test_other_images_of_the_same_classes(
     config = composed("data=imagefolder_small", "model=resnet14_mini", "norm=bn", "batch=1x8",
                       "data.workers=0", f"run_dir={tmp_path / 'run'}", *parts)  # fmt: skip
     prepared, directory = prepare(config), RunDirectory(tmp_path / "run")
-    directory.claim(config)
-    directory.release()
     training = {"steps": 2, "steps_per_epoch": 2, "epochs": 1}
     state = {
         "model": prepared.network.state_dict(),
@@ -208,7 +207,8 @@ def test_other_images_of_the_same_classes(
         "data_fingerprint": prepared.data.fingerprint,
         "classes": list(prepared.data.classes),
     }
-    checkpoint.save(directory.final, state)
+    with claimed(directory, config):
+        checkpoint.save(directory.final, state)
     run, dark = f"run={directory.path}", f"data.val={tmp_path / 'dark'}"
     check_error(evaluate_forked(run, dark, folder=tmp_path / "a"), "data.name=", "the val images")
     check_ok(evaluate_forked(run, folder=tmp_path / "b"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -24,9 +23,10 @@ from run_files import first_evaluations
 
 from sn_imagenet.config import from_dict
 from sn_imagenet.data.loaders import eval_loader
-from sn_imagenet.evaluation import accuracy, prepare
+from sn_imagenet.evaluation import prepare
 from sn_imagenet.models import load
 from sn_imagenet.reporting.render import round_half_up
+from sn_imagenet.tasks.classification.accuracy import AccuracyEvaluator
 
 pytestmark = pytest.mark.slow  # needs a whole training run
 
@@ -64,7 +64,11 @@ def test_the_export_reproduces_the_accuracy_of_the_result(
     config = from_dict(yaml.safe_load((base_run[0] / "config.yaml").read_text()))
     images = prepare(config).data.val
     batches = eval_loader(images, batch_size=100, rank=0, world_size=1, workers=0)
-    result = accuracy(load(exported), batches, torch.device("cpu"), nullcontext)
+    evaluator = AccuracyEvaluator(torch.device("cpu"))
+    with torch.no_grad():
+        for batch in batches:
+            evaluator.update(load(exported), batch)
+    result = evaluator.finish()
     quoted = first_evaluations(read_result(base_run[0]))["batch_average"]
     assert (result["top1_correct"], result["seen"]) == (quoted["top1_correct"], quoted["seen"])
     assert result["loss"] == pytest.approx(quoted["loss"], rel=1e-5)

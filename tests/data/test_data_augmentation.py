@@ -22,7 +22,7 @@ from sn_imagenet.data.datasets import DataSets, build
 from sn_imagenet.data.seeding import derive_seed, seeded
 from sn_imagenet.data.transforms import lighting, training_crop, validation_crop
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.evaluation import departures
+from sn_imagenet.tasks.classification.departures import departures
 
 
 def test_draws_depend_on_epoch_sample_and_seed_only(

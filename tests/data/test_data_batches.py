@@ -267,8 +267,8 @@ def test_calibration_loader_yields_augmented_minibatches(digits: DataSets, worke
     batches = list(calibration)
     assert [len(labels) for _, labels in batches] == [40, 40, 16]
     alone = list(loader(minibatches_per_batch=1))
-    assert torch.equal(batches[1][0][2::5], alone[5 + 2][0])
-    assert torch.equal(batches[2][1][1::2], alone[10 + 1][1])
+    assert torch.equal(batches[1].images[2::5], alone[5 + 2].images)
+    assert torch.equal(batches[2].labels[1::2], alone[10 + 1].labels)
     assert loader(samples="all").samples_used == 1397 // 8 * 8
     assert loader(samples=50000).samples_used == 1397 // 8 * 8
 

@@ -8,14 +8,15 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from plain_norms import plain_layer
+from steppers import make_stepper
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sn_imagenet.config import ExperimentConfig, from_dict
+from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.distributed import Placement
-from sn_imagenet.models import PlacedDropout, build_model
+from sn_imagenet.models import build_model
 from sn_imagenet.models.mini import build_mini
-from sn_imagenet.training import Stepper
 
 CLASSES = 10
 RATES = (0.1, 0.1, 0.01)  # of one step each; momentum persists over the drop
@@ -95,21 +96,16 @@ def placed(rank: int, world_size: int, config: ExperimentConfig) -> Outcome:
         config.trainer.replicas_per_pass,
     )
     network = initial_network(config)
-    dropout = None
-    if config.protocol.dropout:
-        classifier = network.get_classifier()  # type: ignore[operator]
-        dropout = PlacedDropout(classifier, config.protocol.dropout, config.seed)
-    stepper = Stepper(network, config, placement, torch.device("cpu"), dropout)
+    stepper = make_stepper(network, config, placement, rate=lambda step: RATES[step])
     steps = []
-    for step, rate in enumerate(RATES):
+    for step in range(len(RATES)):
         images, labels = batch(step, config.batch.total)
-        launched = stepper.forward_backward(
-            images[rank::world_size], labels[rank::world_size], step
-        )
+        part = ImageBatch(images[rank::world_size], labels[rank::world_size])
+        launched = stepper.forward_backward(part, step)
         outcome = launched.read()
         assert outcome.samples == config.batch.total
-        steps.append(_step(network, outcome.loss, outcome.top1_correct))
-        stepper.optimizer_step(rate)
+        steps.append(_step(network, outcome.loss, outcome.sums["correct"]))
+        stepper.optimizer_step(step)
     stepper.broadcast_statistics()
     return {"steps": steps, "state": network.state_dict()}
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.distributed import Placement, fitting_world_sizes, set_norm_replicas
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.norms import norm_layers
@@ -39,13 +40,13 @@ def test_each_sample_is_in_exactly_one_pass_with_its_replica(ranks: list[Placeme
     for placement in ranks:
         images, labels = rank_batch(placement)
         assert len(labels) == placement.samples_per_rank
-        parts = list(placement.microbatches(images, labels))
+        parts = list(placement.microbatches(ImageBatch(images, labels)))
         assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
         held: list[int] = []
         for part in parts:
             # Images, labels and positions stay together.
-            assert part.labels.equal(part.positions)
-            assert part.images.flatten().long().equal(part.positions)
+            assert part.batch.labels.equal(part.positions)
+            assert part.batch.images.flatten().long().equal(part.positions)
             replica_of = part.positions % gpus
             # The layers expect that sample j of a pass belongs to its replica j mod replicas.
             by_replica = replica_of.view(-1, part.replicas)
@@ -56,6 +57,7 @@ def test_each_sample_is_in_exactly_one_pass_with_its_replica(ranks: list[Placeme
             # Samples of a replica keep their order, as in one process per replica.
             columns = part.positions.view(-1, part.replicas)
             assert bool((columns[1:] > columns[:-1]).all())
+            assert part.replica == pass_replicas[0]
             assert part.holds_first_replica == (placement.rank == 0 and 0 in pass_replicas)
             if part.holds_first_replica:
                 first_replicas += 1
@@ -70,7 +72,7 @@ def test_each_sample_is_in_exactly_one_pass_with_its_replica(ranks: list[Placeme
 def test_every_rank_has_equally_many_samples_of_each_replica(ranks: list[Placement]) -> None:
     """So that gradients and statistics can be averaged with equal weights."""
     for placement in ranks:
-        for part in placement.microbatches(*rank_batch(placement)):
+        for part in placement.microbatches(ImageBatch(*rank_batch(placement))):
             counts = torch.bincount(part.positions % placement.gpus)
             nonzero = counts[counts > 0]
             assert nonzero.tolist() == [
@@ -111,7 +113,7 @@ def test_the_layers_get_the_replicas_of_a_pass() -> None:
     network = torch.nn.Sequential(BatchNorm2d(1), torch.nn.ReLU(), BatchNorm2d(1))
     placement = Placement(4, 2, replicas_per_pass=2)
     layer_states = []
-    for part in placement.microbatches(*rank_batch(placement)):
+    for part in placement.microbatches(ImageBatch(*rank_batch(placement))):
         set_norm_replicas(network, part, None)
         layer_states += [
             (layer.replicas, layer.holds_first_replica, layer.process_group)

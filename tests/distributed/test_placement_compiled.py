@@ -15,16 +15,17 @@ import pytest
 import torch
 from placed_training import Outcome, batch, placed
 from process_groups import run_on_ranks
+from steppers import make_stepper
 from test_placement_equivalence import Compose, assert_equal, config_of
 from torch import nn
 
 from sn_imagenet.config import ExperimentConfig, from_dict
 from sn_imagenet.config.running import COMPILE_MODES
+from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.distributed import Placement
 from sn_imagenet.models import build_model
 from sn_imagenet.models.mini import build_mini
 from sn_imagenet.norms import BatchNorm2d, SwitchNorm2d
-from sn_imagenet.training import Stepper
 from sn_imagenet.training.compiled import blocks
 
 SETTING = (4, 2)
@@ -75,11 +76,11 @@ def steps_of(
     network = copy.deepcopy(network).to(device)
     setting = config.batch.gpus, config.batch.samples_per_gpu
     placement = Placement(*setting, replicas_per_pass=config.trainer.replicas_per_pass)
-    stepper = Stepper(network, config, placement, device)
+    stepper = make_stepper(network, config, placement, device, rate=lambda step: 0.01)
     for step in range(4):
         images, labels = batch(step, config.batch.total)
-        assert stepper.forward_backward(images.float(), labels, step).read().is_finite
-        stepper.optimizer_step(0.01)
+        assert stepper.forward_backward(ImageBatch(images.float(), labels), step).read().is_finite
+        stepper.optimizer_step(step)
     return network.state_dict()
 
 

@@ -18,7 +18,7 @@ SHELL = ("bash", "sh", "shell", "console")
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _ASSIGNMENT = re.compile(r"[A-Z_]+=\S*$")
-_OVERRIDE = re.compile(r"[a-z][\w./]*=[\w./{}-]*$")
+_OVERRIDE = re.compile(r"[a-z][\w./]*=(?!GxN)[\w./{}-]*$")
 
 
 def blocks(*languages: str, pages: tuple[Path, ...] = PAGES) -> list[str]:

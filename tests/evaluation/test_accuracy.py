@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,16 @@ from process_groups import run_programs
 from torch import Tensor, nn
 
 from sn_imagenet.config import DataConfig, ExperimentConfig
+from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset
 from sn_imagenet.data.loaders import eval_loader
 from sn_imagenet.data.sources import Sample
 from sn_imagenet.data.transforms import validation_crop
 from sn_imagenet.distributed import init_distributed, rank, session, world_size
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.evaluation import accuracy, correct_counts, evaluate, prepare
-from sn_imagenet.evaluation.detail import Detail
+from sn_imagenet.evaluation import evaluate, prepare
+from sn_imagenet.tasks.classification.accuracy import AccuracyEvaluator, correct_counts
+from sn_imagenet.tasks.classification.detail import Detail
 
 CLASSES = 7
 Compose = Callable[..., ExperimentConfig]
@@ -56,15 +57,18 @@ def network(classes: int = CLASSES) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(48, classes)).eval()
 
 
-def compute_accuracy(
-    count: int, batch_size: int, observe: Callable[[Tensor, Tensor], None] = lambda *_: None
-) -> dict[str, Any]:
+@torch.no_grad()
+def compute_accuracy(count: int, batch_size: int, detail: Detail | None = None) -> dict[str, Any]:
     data = DataConfig("numbers", "digits", 4, 4, (0, 0, 0), (1, 1, 1), 0, decode="exact")
     dataset = AugmentedDataset(RandomImages(count), data, validation_crop(data), seed=0)
     loader = eval_loader(
         dataset, batch_size=batch_size, rank=rank(), world_size=world_size(), workers=0
     )
-    return accuracy(network(), loader, torch.device("cpu"), nullcontext, observe)
+    evaluator = AccuracyEvaluator(torch.device("cpu"), detail)
+    for batch in loader:
+        evaluator.update(network(), batch)
+    evaluator.gather()
+    return evaluator.finish()
 
 
 def expected_accuracy(count: int) -> dict[str, Any]:
@@ -122,8 +126,7 @@ def detail_as_program(folder: str) -> None:
     with session():
         init_distributed()
         detail = Detail(CLASSES, 13, 3, torch.device("cpu"), keep_logits=True)
-        compute_accuracy(13, 3, detail.observe)
-        detail.gather()
+        compute_accuracy(13, 3, detail)
         torch.save((detail.by_class, detail.labels, detail.logits), f"{folder}/{rank()}.pt")
 
 
@@ -161,7 +164,9 @@ def test_nonfinite_logits_are_wrong_and_counted(value: float, column: int) -> No
 
 def test_a_nonfinite_loss_is_null() -> None:
     images, labels = torch.full((2, 3, 4, 4), torch.nan), torch.zeros(2, dtype=torch.long)
-    record = accuracy(network(), [(images, labels)], torch.device("cpu"), nullcontext)
+    evaluator = AccuracyEvaluator(torch.device("cpu"))
+    evaluator.update(network(), ImageBatch(images, labels))
+    record = evaluator.finish()
     assert record["loss"] is None and record["ece"] is None
     assert (record["seen"], record["nonfinite"], record["top1_correct"]) == (2, 2, 0)
 

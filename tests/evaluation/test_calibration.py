@@ -14,12 +14,12 @@ from process_groups import run_programs
 from torch import Tensor, nn
 
 from sn_imagenet.config import CalibrationConfig, ExperimentConfig, from_dict
+from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset, build
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.seeding import Key, epoch_order
 from sn_imagenet.distributed import init_distributed, rank, session
 from sn_imagenet.evaluation import calibrate
-from sn_imagenet.models import PlacedDropout
 from sn_imagenet.norms import (
     BatchNorm2d,
     SwitchNorm2d,
@@ -27,6 +27,7 @@ from sn_imagenet.norms import (
     norm_layers,
     set_replicas,
 )
+from sn_imagenet.tasks.classification.dropout import PlacedDropout
 
 SAMPLES = 4  # per replica
 REQUESTED = 50  # 12 minibatches; the last two samples fill none
@@ -76,11 +77,16 @@ def dataset(config: ExperimentConfig) -> AugmentedDataset:
     return build(config.data, config.augment, config.seed).train
 
 
+def forward(net: nn.Module, batch: ImageBatch) -> None:
+    net(batch.images)
+
+
 def calibrated(
     net: nn.Module, train: AugmentedDataset, batch_size: int = 64, **options: Any
 ) -> tuple[Tables, dict[str, Any]]:
     ((statistics, info),) = calibrate(
         net,
+        forward,
         train,
         CalibrationConfig(
             **{"samples": REQUESTED, "estimator": "mean_of_variances", "seed": 3, **options}
@@ -233,6 +239,7 @@ def test_one_pass_for_several_sample_counts(train: AugmentedDataset, batch_size:
     requested = [REQUESTED, 3 * SAMPLES, SAMPLES]
     results = calibrate(
         net,
+        forward,
         train,
         CalibrationConfig(samples="all", estimator="mean_of_variances", seed=3),
         samples_per_replica=SAMPLES,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.evaluation import departures as departures_of
+from sn_imagenet.tasks.classification.departures import departures as departures_of
 
 Compose = Callable[..., ExperimentConfig]
 HE_ET_AL = "shorter side from [256, 480], 224 crop, flip, PCA lighting std 0.1"

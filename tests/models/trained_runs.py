@@ -11,6 +11,7 @@ from torch import nn
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.models import build_model
 from sn_imagenet.runs import RunDirectory, checkpoint
+from sn_imagenet.runs.start import claimed
 
 CLASSES = tuple(f"class {number}" for number in range(5))
 
@@ -30,8 +31,7 @@ def write_trained(config: ExperimentConfig) -> Trained:
         if value.is_floating_point():
             value.add_(0.2 * torch.rand(value.shape, generator=generator) - 0.1)
     directory = RunDirectory(Path(config.run_dir))
-    directory.claim(config)
-    directory.release()
     state = {"model": network.state_dict(), "classes": list(CLASSES)}
-    checkpoint.save(directory.final, state)
+    with claimed(directory, config):
+        checkpoint.save(directory.final, state)
     return Trained(directory.path, network.eval())

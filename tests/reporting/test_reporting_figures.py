@@ -15,15 +15,15 @@ from matplotlib.container import BarContainer
 from run_files import config, finished_run, result, weights, write_run, write_sweep
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.figures.data import gather
-from sn_imagenet.reporting.figures.figure1 import draw_figure1
-from sn_imagenet.reporting.figures.figure2 import draw_figure2
-from sn_imagenet.reporting.figures.figure3 import draw_figure3
-from sn_imagenet.reporting.figures.figure4 import draw_figure4
-from sn_imagenet.reporting.figures.figure8 import draw_figure8
+from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
+from sn_imagenet.reporting.figures.figure2 import draw_figure2, figure2
+from sn_imagenet.reporting.figures.figure3 import draw_figure3, figure3
+from sn_imagenet.reporting.figures.figure4 import draw_figure4, figure4
+from sn_imagenet.reporting.figures.figure8 import draw_figure8, figure8
 from sn_imagenet.reporting.figures.files import plot_run, write_figures
 from sn_imagenet.reporting.figures.style import COLORS, STYLE
 from sn_imagenet.reporting.figures.weights import gather_weights
+from sn_imagenet.reporting.study import RunCollection, Study, studies_of
 from sn_imagenet.runs import Run, Setting, find_runs
 
 PNG, PDF = b"\x89PNG", b"%PDF"
@@ -31,6 +31,11 @@ PNG, PDF = b"\x89PNG", b"%PDF"
 
 def runs_of(root: Path) -> list[Run]:
     return find_runs(root).runs
+
+
+def study_of(root: Path) -> Study:
+    (study,) = studies_of(RunCollection(runs_of(root), root))
+    return study
 
 
 def bars(axes: Axes) -> dict[str, list[Any]]:
@@ -52,25 +57,25 @@ def test_figure3_stacks_the_weights_of_53_layers(tmp_path: Path) -> None:
         finished_run(tmp_path, 90.0, norm="sn", batch=batch)
     settings = gather_weights(runs_of(tmp_path))
     assert [w.setting for w in settings] == [Setting(8, 32), Setting(8, 2)]
-    figure = draw_figure3(settings)
+    figure = draw_figure3(figure3(settings))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["(8,32): μ", "(8,32): σ", "(8,2): μ", "(8,2): σ"]
     expected = weights(["in", "ln", "bn"], seed=0)
     for axes, kind in zip(figure.axes, ("mean", "variance") * 2, strict=True):
         series = bars(axes)
-        assert list(series) == ["in", "ln", "bn"]
-        heights = {m: [bar.get_height() for bar in column] for m, column in series.items()}
+        assert list(series) == ["IN", "LN", "BN"]
+        heights = {m.lower(): [bar.get_height() for bar in column] for m, column in series.items()}
         for member, column in heights.items():
             np.testing.assert_allclose(column, [layer[kind][member] for layer in expected])
         total = np.sum(list(heights.values()), axis=0)
         np.testing.assert_allclose(total, np.ones(53))
-        tops = [bar.get_y() + bar.get_height() for bar in series["bn"]]
+        tops = [bar.get_y() + bar.get_height() for bar in series["BN"]]
         np.testing.assert_allclose(tops, np.ones(53))
 
 
 def test_figure3_marks_stages_and_positions_as_the_paper_does(tmp_path: Path) -> None:
     finished_run(tmp_path, 90.0, norm="sn")
-    axes = draw_figure3(gather_weights(runs_of(tmp_path))).axes[0]
+    axes = draw_figure3(figure3(gather_weights(runs_of(tmp_path)))).axes[0]
     assert [text.get_text() for text in axes.texts] == ["res1", "res2", "res3", "res4", "res5"]
     layers = weights(["in", "ln", "bn"])
     places = [layer["place"] for layer in layers]
@@ -78,7 +83,7 @@ def test_figure3_marks_stages_and_positions_as_the_paper_does(tmp_path: Path) ->
     assert list(squares.get_xdata()) == [i for i, p in enumerate(places) if p == "shortcut"]
     separators = [line.get_xdata()[0] for line in axes.lines if line.get_marker() != "s"]
     assert separators == [0.5, 10.5, 23.5, 42.5]
-    for place, bar in zip(places, bars(axes)["bn"], strict=True):
+    for place, bar in zip(places, bars(axes)["BN"], strict=True):
         is_flat = to_hex(bar.get_facecolor()) == COLORS["bn"]
         assert is_flat == (place != "3x3")
         assert (bar.get_hatch() is not None) == (place == "7x7")
@@ -94,13 +99,13 @@ def test_figure3_is_the_mean_over_seeds(tmp_path: Path) -> None:
         for member in ("in", "ln", "bn"):
             mean = np.mean([entries[i]["variance"][member] for entries in drawn])
             assert layer.variance[member] == pytest.approx(mean)
-    assert draw_figure3([settings]).axes[0].get_title() == "(8,2): μ, mean of 3 seeds"
+    assert draw_figure3(figure3([settings])).axes[0].get_title() == "(8,2): μ, mean of 3 seeds"
 
 
 def test_figure4_is_the_mean_over_layers(tmp_path: Path) -> None:
     for batch in ("8x1", "8x2", "8x32"):
         finished_run(tmp_path, 90.0, norm="sn", batch=batch)
-    figure = draw_figure4(gather_weights(runs_of(tmp_path)))
+    figure = draw_figure4(figure4(gather_weights(runs_of(tmp_path))))
     mean_panel, variance_panel = figure.axes
     labels = [tick.get_text() for tick in variance_panel.get_xticklabels()]
     assert labels == ["(8,32)", "(8,2)", "(8,1)"]
@@ -144,37 +149,42 @@ def test_same_runs_same_files(tmp_path: Path) -> None:
 def test_a_json_file_has_the_numbers_of_each_figure(tmp_path: Path) -> None:
     write_sweep(tmp_path / "runs", ("8x2",), seeds=2)
     write_figures(tmp_path / "runs", tmp_path / "out")
-    mean, variance = json.loads((tmp_path / "out" / "fig4.json").read_text())
+    written = json.loads((tmp_path / "out" / "fig4.json").read_text())
+    assert (written["version"], written["ticks"]) == (2, ["(8,2)"])
     layers = [weights(["in", "ln", "bn"], seed) for seed in range(2)]
-    for panel, kind in ((mean, "mean"), (variance, "variance")):
-        heights = {bar[0]: bar[3] for bar in panel["bars"]}
-        expected = [
-            np.mean([layer[kind][member] for network in layers for layer in network])
-            for member in ("in", "ln", "bn")
-        ]
-        np.testing.assert_allclose([heights[x] for x in sorted(heights)], expected, rtol=1e-5)
-    assert variance["ticks"][0] == "(8,2)"
-    assert variance["y"] == "importance weight, σ"
+    for panel, kind in (("μ", "mean"), ("σ", "variance")):
+        series = [one for one in written["series"] if one["panel"] == panel]
+        assert [one["label"] for one in series] == ["IN", "LN", "BN"]
+        for one, member in zip(series, ("in", "ln", "bn"), strict=True):
+            seeds = [np.mean([layer[kind][member] for layer in network]) for network in layers]
+            np.testing.assert_allclose(one["values"], [seeds], rtol=1e-5)
+            np.testing.assert_allclose(one["y"], [np.mean(seeds)], rtol=1e-5)
+            spread = np.std(seeds, ddof=1)
+            np.testing.assert_allclose(one["high"], [np.mean(seeds) + spread], rtol=1e-5)
+    curves = json.loads((tmp_path / "out" / "fig2.json").read_text())["series"]
+    (training,) = [one for one in curves if one["label"] == "BN, training"]
+    assert (training["seeds"], training["x"]) == (2, list(range(1, 11)))
+    assert len(training["y"]) == len(training["low"]) == len(training["high"]) == 10
 
 
 def test_an_unfinished_sweep_is_drawn_up_to_its_last_common_epoch(tmp_path: Path) -> None:
     write_sweep(tmp_path, ("8x32", "8x2"), partial=True)
-    data, warnings = gather(runs_of(tmp_path))
-    assert warnings == []
-    axes = draw_figure1(data).axes[0]
+    data = study_of(tmp_path)
+    assert data.damaged == []
+    axes = draw_figure1(figure1(data)).axes[0]
     drawn = {bar.get_label(): bar.lines[0] for bar in axes.containers}
-    cells = {n: [data.cell(n, s).mean for s in data.settings] for n in data.norms}
+    cells = {n: [data.cell(n, s).mean for s in data.settings] for n in data.methods}
     for norm, means in cells.items():
         shown = [mean for mean in means if mean is not None]
         np.testing.assert_allclose(list(map(float, drawn[norm.upper()].get_ydata())), shown)
-    curves = draw_figure2(data).axes[0].lines
+    curves = draw_figure2(figure2(data)).axes[0].lines
     lengths = {len(line.get_xdata()) for line in curves}
     assert lengths == {4}  # where one seed stopped
     expected = np.mean(
         [curve[3].validation["batch_average"] for curve in data.curves["sn", Setting(8, 32)]]
     )
     assert curves[0].get_ydata()[3] == pytest.approx(expected)
-    assert [axes.get_title() for axes in draw_figure8(data).axes] == ["(8,32)", "(8,2)"]
+    assert [axes.get_title() for axes in draw_figure8(figure8(data)).axes] == ["(8,32)", "(8,2)"]
 
 
 @pytest.mark.parametrize("settings", [("8x2",), ("8x32", "8x2"), ("8x32", "8x8", "8x2")])
@@ -183,7 +193,7 @@ def test_figure8s_legend_is_inside_the_figure_and_above_the_panels(
 ) -> None:
     write_sweep(tmp_path, settings)
     with rc_context(STYLE):
-        figure = draw_figure8(gather(runs_of(tmp_path))[0])
+        figure = draw_figure8(figure8(study_of(tmp_path)))
         figure.canvas.draw()
         legend = figure.legends[0].get_window_extent()
     assert len(figure.legends[0].get_texts()) == 4
@@ -206,7 +216,8 @@ def test_a_damaged_curve_gives_a_warning_and_hides_no_other(tmp_path: Path, row:
     write_sweep(tmp_path, ("8x2",), seeds=1)
     file = tmp_path / "digits/resnet50_mini/gn/8x2/seed0/metrics.jsonl"
     file.write_text(f"{row}\n")
-    data, (warning,) = gather(runs_of(tmp_path))
+    data = study_of(tmp_path)
+    (warning,) = data.damaged
     assert "gn/8x2/seed0/metrics.jsonl, line 1: not a row of a run's metrics" in warning
     assert len(data.curves["bn", Setting(8, 2)][0]) == 10
 

@@ -69,7 +69,7 @@ def test_a_click_leads_from_a_cell_to_its_run(page: Path, tmp_path: Path) -> Non
     clicked.write_text(page.read_text().replace("</body>", script))
     done = browse(clicked, "--dump-dom", "--window-size=500,900")
     state = json.loads(re.findall(r"<title>(.*?)</title>", done.stdout)[0])
-    tops = [run.top1() for run in find_runs(page.parents[1] / "runs").runs]
+    tops = [run.score_value() for run in find_runs(page.parents[1] / "runs").runs]
     assert state == {
         **{"before": False, "after": True, "command": "python train.py"},
         **{"first": f"{max(top for top in tops if top is not None):.2f}"},

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from run_files import result_of
 from run_processes import finish, start, steps
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation import EvaluationRequest, evaluate_run, find_run_directories
-from sn_imagenet.runs import RunDirectory, RunError, checkpoint
+from sn_imagenet.runs import NOT_EVALUATED, RunDirectory, RunError, checkpoint
 from sn_imagenet.runs.saver import CheckpointSaver
 from sn_imagenet.training import train
 from sn_imagenet.training.stop import Interrupted, SignalHandler
@@ -156,7 +157,7 @@ def test_damaged_metrics_are_rebuilt_with_a_warning_in_the_result(run_of, tmp_pa
         warnings = [line for line in capsys.readouterr().out.splitlines() if "warning:" in line]
         assert len(warnings) == 1 and f"warning: {run / 'metrics.jsonl'} " in warnings[0]
         assert (run / "metrics.jsonl").read_bytes().startswith(whole)
-        training = train(run_of(run.name, "trainer.log_every=1"))["training"]
+        training = result_of(train(run_of(run.name, "trainer.log_every=1")))["training"]
         assert [f"warning: {line}" for line in training["warnings"]] == warnings
         assert "warning:" not in capsys.readouterr().out
         assert steps(run) == [1, 2, 3, 4, 5, 6]
@@ -171,7 +172,7 @@ def test_another_experiment_is_refused_even_without_config_yaml(run_of, tmp_path
         with pytest.raises(RunError, match=r"(?s)another config.*lr: 0.1 .*seed: 0 .there. -> 3"):
             train(run_of("run", "seed=3", "protocol.base_lr=0.2"))
         assert not (tmp_path / "run" / "config.yaml").exists()
-        assert train(run_of("run"))["training"]["steps"] == 6
+        assert result_of(train(run_of("run")))["training"]["steps"] == 6
         (tmp_path / "run" / "config.yaml").unlink(missing_ok=True)
 
 
@@ -190,7 +191,7 @@ def test_other_data_is_refused(composed, tmp_path):
         train(composed(*run, f"data.train={tmp_path / 'other'}", "evaluate=false"))
     (tmp_path / "train").rename(tmp_path / "moved")
     moved = train(composed(*run, f"data.train={tmp_path / 'moved'}", "evaluate=false"))
-    assert moved["training"]["steps"] == 6
+    assert result_of(moved)["training"]["steps"] == 6
     edit_checkpoint(tmp_path / "run" / "final.pt", UNUSABLE["nothing"])
     with pytest.raises(RunError, match=r"final\.pt is not .*: no entry 'training'"):
         evaluate_run(
@@ -267,12 +268,12 @@ def test_a_run_on_a_full_disk_stops_or_continues_as_configured(run_of, tmp_path,
             with pytest.raises(UserError, match=r"cannot write .*newest\.pt"):
                 train(config)
         else:
-            assert train(config)["status"] == "finished"
+            assert train(config).state == NOT_EVALUATED
             assert "skipping this one" in capsys.readouterr().out
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     # Now there is space again.
-    assert train(config)["status"] == "finished"
+    assert train(config).state == NOT_EVALUATED
     train(run_of("uninterrupted"))
     assert_same_weights(tmp_path / "run", tmp_path / "uninterrupted")
 

@@ -8,21 +8,28 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from disks import read_only, size_limit
+from run_files import result
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs import (
+    DIVERGED,
+    FINISHED,
+    NOT_EVALUATED,
     RunDirectory,
     RunError,
     RunInUseError,
     config_differences,
     write_json,
 )
+from sn_imagenet.runs.start import DONE, FRESH, RESUME, Start, claimed, open_run
 
 Compose = Callable[..., ExperimentConfig]
 
@@ -48,14 +55,19 @@ def hold(directory: RunDirectory, pid: int, host: str | None = None) -> None:
 
 def test_a_claim_writes_the_config_and_the_lock(tmp_path: Path, config: ExperimentConfig) -> None:
     directory = RunDirectory(tmp_path / "deep" / "run")
-    directory.claim(config)
-    assert directory.read_config() == config.to_dict()
-    assert yaml.safe_load(directory.config.read_text()) == config.to_dict()
-    holder = json.loads(directory.lock.read_text())
-    assert (holder["host"], holder["pid"]) == (socket.gethostname(), os.getpid())
-    directory.release()
+    with claimed(directory, config) as start:
+        assert start == Start(FRESH)
+        assert directory.read_config() == config.to_dict()
+        assert yaml.safe_load(directory.config.read_text()) == config.to_dict()
+        holder = json.loads(directory.lock.read_text())
+        assert (holder["host"], holder["pid"]) == (socket.gethostname(), os.getpid())
     assert sorted(p.name for p in directory.path.iterdir()) == ["config.yaml"]
-    directory.release()  # releasing a free directory is not an error
+
+
+def test_an_error_releases_the_lock(directory: RunDirectory, config: ExperimentConfig) -> None:
+    with pytest.raises(KeyboardInterrupt), claimed(directory, config):
+        raise KeyboardInterrupt
+    assert not directory.lock.exists()
 
 
 def test_a_live_process_keeps_its_directory(
@@ -63,8 +75,8 @@ def test_a_live_process_keeps_its_directory(
 ) -> None:
     hold(directory, live_process)
     before = directory.lock.read_text()
-    with pytest.raises(RunInUseError) as caught:
-        directory.claim(config)
+    with pytest.raises(RunInUseError) as caught, claimed(directory, config):
+        pass
     assert caught.value.exit_code == os.EX_UNAVAILABLE
     message = str(caught.value)
     for part in (str(directory.path), f"process {live_process}", "2026-01-01T10:00:00"):
@@ -77,18 +89,17 @@ def test_a_process_of_another_host_keeps_its_directory(
     directory: RunDirectory, config: ExperimentConfig, dead_process: int
 ) -> None:
     hold(directory, dead_process, host="elsewhere")
-    with pytest.raises(
-        RunError, match=rf"process {dead_process} on elsewhere.*remove .*lock\.json"
-    ):
-        directory.claim(config)
+    message = rf"process {dead_process} on elsewhere.*remove .*lock\.json"
+    with pytest.raises(RunError, match=message), claimed(directory, config):
+        pass
 
 
 def test_a_dead_process_loses_its_directory(
     directory: RunDirectory, config: ExperimentConfig, dead_process: int
 ) -> None:
     hold(directory, dead_process)
-    directory.claim(config)
-    assert json.loads(directory.lock.read_text())["pid"] == os.getpid()
+    with claimed(directory, config):
+        assert json.loads(directory.lock.read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize(
@@ -107,16 +118,16 @@ def test_a_broken_lock_is_taken_over(
     directory: RunDirectory, config: ExperimentConfig, content: bytes
 ) -> None:
     directory.lock.write_bytes(content)
-    directory.claim(config)
-    assert json.loads(directory.lock.read_text())["pid"] == os.getpid()
+    with claimed(directory, config):
+        assert json.loads(directory.lock.read_text())["pid"] == os.getpid()
 
 
 def test_another_experiment_is_refused_with_the_difference(
     directory: RunDirectory, config: ExperimentConfig, composed: Compose
 ) -> None:
     directory.check(config)  # free
-    directory.claim(config)
-    directory.check(config)
+    with claimed(directory, config):
+        directory.check(config)
     other = composed("data=digits", "model=resnet14_mini", "batch=8x4", "protocol.momentum=0.8")
     with pytest.raises(RunError) as caught:
         directory.check(other)
@@ -154,7 +165,8 @@ def test_a_name_that_is_not_utf8_is_refused(directory: RunDirectory, composed: C
 def test_options_of_place_and_speed_are_no_difference(
     directory: RunDirectory, config: ExperimentConfig, composed: Compose, override: str
 ) -> None:
-    directory.claim(config)
+    with claimed(directory, config):
+        pass
     changed = composed("data=digits", "model=resnet14_mini", "batch=8x2", override)
     assert changed.to_dict() != config.to_dict()
     directory.check(changed)
@@ -197,8 +209,8 @@ def test_one_method_name_has_one_class(tmp_path: Path, composed: Compose) -> Non
         return RunDirectory(Path(config.run_dir)), config
 
     first, config = at("8x2")
-    first.claim(config)
-    first.release()
+    with claimed(first, config):
+        pass
     other, same = at("8x4")
     other.check(same)
     target = "norm.target=sn_imagenet.norms.SyncBatchNorm2d"
@@ -229,21 +241,25 @@ def test_results_are_json_or_an_error(directory: RunDirectory) -> None:
 
 def test_an_unwritable_path_is_one_clear_error(tmp_path: Path, config: ExperimentConfig) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(RunError, match=r"cannot write .*file.*: Not a directory.*run_dir="):
-        RunDirectory(tmp_path / "file" / "run").claim(config)
-    with pytest.raises(RunError, match=r"cannot write .*: File exists"):
-        RunDirectory(tmp_path / "file").claim(config)
+    for path, reason in (("file/run", "Not a directory.*run_dir="), ("file", "File exists")):
+        claim = claimed(RunDirectory(tmp_path / path), config)
+        with pytest.raises(RunError, match=rf"cannot write .*file.*: {reason}"), claim:
+            pass
 
 
 def test_a_read_only_folder(open_directory: RunDirectory, config: ExperimentConfig) -> None:
     with read_only(open_directory.path):
-        with pytest.raises(RunError, match=r"cannot write .*lock\.json: Permission denied"):
-            open_directory.claim(config)
-        with pytest.raises(RunError, match=r"cannot write .*new: Permission denied"):
-            RunDirectory(open_directory.path / "new").claim(config)
+        for path, name in (
+            (open_directory.path, "lock.json"),
+            (open_directory.path / "new", "new"),
+        ):
+            claim = claimed(RunDirectory(path), config)
+            with pytest.raises(RunError, match=f"cannot write .*{name}: Permission denied"), claim:
+                pass
         with pytest.raises(RunError, match=r"cannot write .*result\.json: Permission denied"):
             open_directory.write_result({})
-    open_directory.claim(config)
+    with claimed(open_directory, config):
+        pass
 
 
 def test_a_full_disk_leaves_the_old_file(directory: RunDirectory) -> None:
@@ -260,11 +276,59 @@ def test_a_full_disk_leaves_the_old_file(directory: RunDirectory) -> None:
 def test_a_full_disk_during_the_claim(directory: RunDirectory, config: ExperimentConfig) -> None:
     """No half-written lock or config blocks the next start."""
     for size in (0, 300):
-        with size_limit(size), pytest.raises(RunError, match=r"cannot write .*free some space"):
-            directory.claim(config)
-        assert not directory.config.exists()
-    directory.claim(config)
-    assert directory.read_config() == config.to_dict()
+        message, claim = "cannot write .*free some space", claimed(directory, config)
+        with size_limit(size), pytest.raises(RunError, match=message), claim:
+            pass
+        assert not directory.config.exists() and not directory.lock.exists()
+    with claimed(directory, config):
+        assert directory.read_config() == config.to_dict()
+
+
+def _as_result(config: ExperimentConfig, **entries: Any) -> dict[str, Any]:
+    return {**result(config.to_dict(), 80.0), **entries}
+
+
+def test_a_start_finds_what_the_directory_holds(
+    directory: RunDirectory, config: ExperimentConfig, tmp_path: Path
+) -> None:
+    """A failed result counts as none. Evaluations that do not complete the run are kept if it can
+    resume.
+    """
+    finished = _as_result(config)
+    other = [{**entry, "precision": "bf16"} for entry in finished["evaluations"]]
+    unevaluated = {**finished, "evaluations": other}
+    failed = {**finished, "status": "failed", "error": "no space"}
+    with claimed(directory, config):
+        pass
+    for checkpoint, kind in ((None, FRESH), (directory.previous, RESUME)):
+        if checkpoint is not None:
+            checkpoint.touch()  # is only looked for, not read
+        for content in (None, failed):
+            if content is not None:
+                directory.write_result(content)
+            assert open_run(directory, config) == Start(kind)
+        directory.write_result(unevaluated)
+        kept = tuple(other) if kind == RESUME else ()
+        assert open_run(directory, config) == Start(kind, evaluations=kept)
+        only_trained = open_run(directory, replace(config, evaluate=False))
+        assert only_trained.run is not None and only_trained.run.state == NOT_EVALUATED
+        for content, state in (
+            (finished, FINISHED),
+            ({**finished, "status": "diverged"}, DIVERGED),
+        ):
+            directory.write_result(content)
+            start = open_run(directory, config)
+            assert start.run is not None and (start.kind, start.run.state) == (DONE, state)
+        directory.result.unlink()
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_done(
+    directory: RunDirectory, config: ExperimentConfig
+) -> None:
+    assert open_run(directory, config) == Start(FRESH)
+    directory.write_result(_as_result(config))
+    with claimed(directory, config) as start:
+        assert start.kind == DONE
 
 
 def test_values_that_json_lacks_are_refused(tmp_path: Path) -> None:

@@ -62,12 +62,20 @@ def test_the_first_evaluation_without_deviations_counts(tmp_path: Path) -> None:
     outcome = result(SETTINGS, evaluations=[quick, moving, first, again])
     directory = write_run(tmp_path, SETTINGS, outcome)
     run = read_run(directory)
-    assert (run.state, run.top1(), run.top1("moving_average")) == (FINISHED, 91.0, 89.0)
+    assert (run.state, run.score_value(), run.score_value("moving_average")) == (
+        FINISHED,
+        91.0,
+        89.0,
+    )
     assert len(run.evaluations) == 4
 
     (directory / "result.json").write_text(json.dumps({**outcome, "evaluations": [quick, moving]}))
     run = read_run(directory)
-    assert (run.state, run.top1(), run.top1("moving_average")) == (NOT_EVALUATED, None, 89.0)
+    assert (run.state, run.score_value(), run.score_value("moving_average")) == (
+        NOT_EVALUATED,
+        None,
+        89.0,
+    )
 
 
 @pytest.mark.parametrize("evaluator", [None, {"git_revision": "f" * 40}])
@@ -85,4 +93,4 @@ def test_a_result_of_version_1_is_converted_to_version_2(
     old["provenance"] = {**now["provenance"], "evaluated_by": evaluator}
     directory = write_run(tmp_path, SETTINGS, old)
     assert RunDirectory(directory).read_result() == now
-    assert read_run(directory).top1() == 92.5
+    assert read_run(directory).score_value() == 92.5

@@ -150,7 +150,7 @@ def read_everything(root: Path, victim: Path) -> str:
     progress = read_progress(victim)
     assert progress is not None
     others = [run for run in runs if run.path != victim]
-    assert [run.state for run in others] == [FINISHED] and others[0].top1() == 90.0
+    assert [run.state for run in others] == [FINISHED] and others[0].score_value() == 90.0
     assert len(runs) == 2 or warnings
     document = table2(RunCollection(runs, root, PAPER, None))
     (document.markdown + document.latex + document.csv).encode()

@@ -117,10 +117,10 @@ def test_a_read_only_folder(open_directory: RunDirectory) -> None:
 
 def test_the_last_rows_are_found_far_from_the_end_and_past_a_cut_off_line(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
-    assert last_rows(metrics) == (None, None)
+    assert last_rows(metrics) == (None, None, None)
     epoch = json.dumps({"kind": "epoch", "epoch": 1, "val": {"top1": 5.0}, "pad": "x" * 5000})
     rows = [json.dumps({"kind": "train", "step": step, "pad": "y" * 80}) for step in range(9000)]
     metrics.write_text("\n".join([epoch, *rows, '{"kind": "train", "st']))
-    train, last_epoch = last_rows(metrics)
+    train, last_epoch, _ = last_rows(metrics)
     assert train is not None and last_epoch is not None
     assert train["step"] == 8999 and last_epoch["epoch"] == 1

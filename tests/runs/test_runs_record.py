@@ -54,8 +54,8 @@ def test_finished_run_is_read_in_any_folder(tmp_path: Path) -> None:
     (run,) = find_runs(tmp_path).runs
     assert run.cell == Cell("digits", "resnet50_mini", "sn", Setting(8, 2))
     assert (run.seed, run.state, run.statistics) == (4, FINISHED, "batch_average")
-    assert run.top1() == 92.5
-    assert run.top1("moving_average") == 91.25
+    assert run.score_value() == 92.5
+    assert run.score_value("moving_average") == 91.25
     assert len(run.weights) == 53
     assert run.departures == (("epochs", "100", "10"),)
 
@@ -125,7 +125,7 @@ def test_a_run_that_ends_without_a_result_number(
 ) -> None:
     settings = config()
     run = read_run(write_run(tmp_path, settings, result(settings, status=status)))
-    assert (run.state, run.detail, run.top1()) == (state, detail, None)
+    assert (run.state, run.detail, run.score_value()) == (state, detail, None)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_the_built_in_names_are_those_of_the_classes() -> None:
 def test_finished_without_its_evaluation(tmp_path: Path) -> None:
     settings = config()
     run = read_run(write_run(tmp_path, settings, result(settings, evaluations=[])))
-    assert (run.state, run.top1()) == (NOT_EVALUATED, None)
+    assert (run.state, run.score_value()) == (NOT_EVALUATED, None)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_run_without_a_known_cell_is_a_warning(tmp_path: Path) -> None:
 def test_result_without_config_file(tmp_path: Path) -> None:
     directory = finished_run(tmp_path, 90.0)
     (directory / "config.yaml").unlink()
-    assert read_run(directory).top1() == 90.0
+    assert read_run(directory).score_value() == 90.0
 
 
 def test_hidden_folders_are_skipped(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_running_run_shows_top1_under_the_statistics_of_its_cell(
     rows = epoch_rows(settings, 4, calibrated=True)
     progress = read_progress(write_run(tmp_path, settings, metrics=rows))
     assert progress is not None
-    assert progress.top1 == json.loads(rows.splitlines()[-1])[own]["top1"]
+    assert progress.value == json.loads(rows.splitlines()[-1])[own]["top1"]
 
 
 def test_a_locked_directory_is_running_before_it_has_a_config(tmp_path: Path) -> None:

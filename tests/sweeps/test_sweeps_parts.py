@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.runs import FAILED, Progress, RunInUseError
+from sn_imagenet.runs.scores import Score
 from sn_imagenet.sweeps.board import Board, RunStatus, duration, table
 from sn_imagenet.sweeps.plan import TrainingSpeed, measured_speeds, plan, process_hours
 from sn_imagenet.sweeps.planned import PlannedRun, is_run_override, plan_runs
@@ -145,6 +146,29 @@ def test_without_a_terminal_each_change_is_printed_as_a_line():
     assert out.getvalue().splitlines() == [
         "a: running  GPU 0  epoch 1/8  top-1 50.00  321 images/s  ETA 1:00",
         "a: running  GPU 0  epoch 2/8  top-1 50.00  321 images/s  ETA 1:00",
+    ]
+
+
+def test_the_heading_is_the_label_of_all_scores():
+    error = Score("error", "median error", higher_is_better=False)
+    top1 = RunStatus("a", "running", Progress("running", 1, 8, 50.0))
+    waiting = RunStatus("b", "waiting")
+    others = [
+        RunStatus(name, "running", Progress("running", value=0.031234567, score=error, **length))
+        for name, length in (("c", {"epoch": 1, "epochs": 8}), ("d", {"step": 200, "steps": 4000}))
+    ]
+    assert table([waiting])[0].split() == ["run", "state", "epoch", "top-1", "images/s", "ETA"]
+    assert table([top1, waiting])[1].split() == ["a", "running", "1/8", "50.00", "-", "-"]
+    head, c, d, _ = table(others)
+    assert "median error" in head and "0.031235" in c and "median" not in c
+    assert "200/4000 steps" in d
+    head, _, a, c, _, _ = table([waiting, top1, *others])
+    assert "score" in head and "top-1 50.00" in a and "median error 0.031235" in c
+    out = io.StringIO()
+    Board(out).show(others)
+    assert out.getvalue().splitlines() == [
+        "c: running  epoch 1/8  median error 0.031235  - images/s  ETA -",
+        "d: running  200/4000 steps  median error 0.031235  - images/s  ETA -",
     ]
 
 

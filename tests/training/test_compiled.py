@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_files import result_of
 from torch import Tensor, nn
 
 from sn_imagenet.config import ExperimentConfig
@@ -53,8 +54,8 @@ def test_only_training_is_compiled(composed: Compose, tmp_path: Path) -> None:
 
     def run(name: str, *overrides: str) -> tuple[dict[str, Any], dict[str, Any]]:
         with torch.compiler.set_stance("default", force_backend=backend):
-            result = train(composed(*RUN, *SHORT, f"run_dir={tmp_path / name}", *overrides))
-        return result, checkpoint.load(tmp_path / name / "last.pt")
+            trained = train(composed(*RUN, *SHORT, f"run_dir={tmp_path / name}", *overrides))
+        return result_of(trained), checkpoint.load(tmp_path / name / "last.pt")
 
     result, state = run("compiled", "trainer.compile=default")
     assert len(graphs) == 4, "validation, calibration and evaluation must not compile"

@@ -7,13 +7,15 @@ import math
 
 import pytest
 import torch
+from run_files import result_of
+from steppers import make_stepper
 from torch import Tensor
 
+from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.distributed import Placement
-from sn_imagenet.models import PlacedDropout, build_model
+from sn_imagenet.models import build_model
 from sn_imagenet.runs import checkpoint
-from sn_imagenet.training import Stepper, in_flight, train
-from sn_imagenet.training import stepper as stepper_module
+from sn_imagenet.training import in_flight, train
 
 DEPTH = 2
 # Methods that copy a number from the device to the host; dispatch modes miss some of them.
@@ -29,7 +31,7 @@ def run_at(composed, tmp_path, monkeypatch):
     def run(depth, *overrides):
         monkeypatch.setitem(in_flight.IN_FLIGHT, "cpu", depth)
         config = composed(*TINY, f"run_dir={tmp_path / str(depth)}", *overrides)
-        result = train(config)
+        result = result_of(train(config))
         rows = (tmp_path / str(depth) / "metrics.jsonl").read_text().splitlines()
         return result, checkpoint.load(tmp_path / str(depth) / "last.pt"), rows
 
@@ -74,15 +76,15 @@ def test_late_reading_does_not_change_a_run(run_at):
 @pytest.fixture
 def broken_batch(monkeypatch):
     """The fourth batch is not finite; the others are."""
-    real = stepper_module.to_device
+    real = ImageBatch.to
     calls = []
 
-    def to_device(batch, device):
+    def to(batch, device):
         calls.append(None)
         images, labels = real(batch, device)
-        return (images * math.nan if len(calls) == 4 else images), labels
+        return ImageBatch(images * math.nan if len(calls) == 4 else images, labels)
 
-    monkeypatch.setattr(stepper_module, "to_device", to_device)
+    monkeypatch.setattr(ImageBatch, "to", to)
     return calls
 
 
@@ -97,22 +99,21 @@ def test_a_diverged_run_ends_with_the_weights_before_that_step(run_at, broken_ba
     assert_same(now, late)
 
 
-def make_stepper(config, device="cpu"):
+def tiny_stepper(config, device="cpu"):
     placement = Placement(config.batch.gpus, config.batch.samples_per_gpu)
     network = build_model(config.model, config.norm, config.protocol, 10, config.seed)
     network.to(device, memory_format=torch.channels_last)
-    dropout = PlacedDropout(network.get_classifier(), 0.2, config.seed)
-    return Stepper(network, config, placement, torch.device(device), dropout)
+    return make_stepper(network, config, placement, device, dropout=0.2)
 
 
 def batch(config):
     images = torch.randn(config.batch.total, 3, 8, 8)
-    return images, torch.randint(10, (config.batch.total,))
+    return ImageBatch(images, torch.randint(10, (config.batch.total,)))
 
 
 def test_a_step_reads_nothing_from_the_device(composed, monkeypatch):
-    stepper = make_stepper(composed(*TINY))
-    images, labels = batch(composed(*TINY))
+    stepper = tiny_stepper(composed(*TINY))
+    samples = batch(composed(*TINY))
     reads = []
 
     def count_calls(name, real):
@@ -126,8 +127,8 @@ def test_a_step_reads_nothing_from_the_device(composed, monkeypatch):
         monkeypatch.setattr(Tensor, name, count_calls(name, getattr(Tensor, name)))
     launched = []
     for step in range(3):
-        launched.append(stepper.forward_backward(images, labels, step, [False, False]))
-        stepper.optimizer_step(0.1)
+        launched.append(stepper.forward_backward(samples, step, [False, False]))
+        stepper.optimizer_step(0)
     assert reads == []
     outcomes = [step.read() for step in launched]
     assert reads == ["tolist"] * 3
@@ -138,17 +139,17 @@ def test_a_step_reads_nothing_from_the_device(composed, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_does_not_wait_for_a_cuda_device(composed):
     config = composed(*TINY)
-    stepper = make_stepper(config, "cuda")
-    images, labels = (part.cuda() for part in batch(config))
+    stepper = tiny_stepper(config, "cuda")
+    samples = batch(config).to(torch.device("cuda"))
     for _ in range(3):  # cuDNN selects algorithms, Triton compiles
-        stepper.forward_backward(images, labels, 0, [False, False]).read()
-        stepper.optimizer_step(0.1)
+        stepper.forward_backward(samples, 0, [False, False]).read()
+        stepper.optimizer_step(0)
     torch.cuda.set_sync_debug_mode("error")
     try:
         launched = []
         for step in range(3):
-            launched.append(stepper.forward_backward(images, labels, step, [False, False]))
-            stepper.optimizer_step(0.1)
+            launched.append(stepper.forward_backward(samples, step, [False, False]))
+            stepper.optimizer_step(0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(step.read().is_finite for step in launched)
@@ -157,36 +158,40 @@ def test_a_step_does_not_wait_for_a_cuda_device(composed):
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_after_a_non_finite_loss_no_step_changes_a_weight(composed, precision):
     """Also at the first step, where momentum buffers must not stay uninitialized."""
-    stepper = make_stepper(composed(*TINY))
+    stepper = tiny_stepper(composed(*TINY))
     if precision == "fp16":
         stepper.scaler = torch.amp.GradScaler("cpu")
     images, labels = batch(composed(*TINY))
     before = {name: p.detach().clone() for name, p in stepper.network.named_parameters()}
     for step, scale in enumerate((math.inf, 1.0, 1.0)):
-        outcome = stepper.forward_backward(images * scale, labels, step).read()
+        outcome = stepper.forward_backward(ImageBatch(images * scale, labels), step).read()
         assert outcome.is_finite == (scale == 1.0)
-        stepper.optimizer_step(0.1)
+        stepper.optimizer_step(0)
     assert_same(before, {name: p.detach() for name, p in stepper.network.named_parameters()})
-    for state in stepper.optimizer.state.values():
+    for state in stepper.optimizations["optimizer"].optimizer.state.values():
         assert not state["momentum_buffer"].any()
 
 
 def test_a_checkpoint_of_a_plain_optimizer_resumes_with_the_fused_one(composed):
-    stepper = make_stepper(composed(*TINY))
+    stepper = tiny_stepper(composed(*TINY))
     state = stepper.state_dict()
     state["optimizer"]["state"] = {}  # as before the first step
     for group in state["optimizer"]["param_groups"]:
         group["fused"] = None
     stepper.load_state_dict(state)
-    assert all(group["fused"] for group in stepper.optimizer.param_groups)
-    buffers = [state["momentum_buffer"] for state in stepper.optimizer.state.values()]
+    optimizer = stepper.optimizations["optimizer"].optimizer
+    assert all(group["fused"] for group in optimizer.param_groups)
+    buffers = [state["momentum_buffer"] for state in optimizer.state.values()]
     assert len(buffers) == len(list(stepper.network.parameters()))
     assert not any(buffer.any() for buffer in buffers)
 
 
 def test_saving_reads_ahead_but_records_once():
     """Only rank 0 saves; it handles what it reads then at the same step as the other ranks."""
-    steps = [in_flight.LaunchedStep(s, torch.tensor([2.0, 1, s == 0, 0]), 2) for s in range(3)]
+    sums = ("correct",)
+    steps = [
+        in_flight.LaunchedStep(s, torch.tensor([2.0, 1, s == 0, 0]), sums, 2) for s in range(3)
+    ]
     recorded = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(in_flight.IN_FLIGHT, "cpu", DEPTH)
@@ -197,7 +202,7 @@ def test_saving_reads_ahead_but_records_once():
     assert queue.read_all() and recorded == [0, 1]
     queue.add(steps[2])
     assert queue.pop_due() == (True, False) and recorded == [0, 1]
-    queue.add(in_flight.LaunchedStep(3, torch.tensor([math.nan, 0, 0, 0]), 2))
+    queue.add(in_flight.LaunchedStep(3, torch.tensor([math.nan, 0, 0, 0]), sums, 2))
     assert not queue.read_all() and recorded == [0, 1, 2]
     assert queue.pop_due() == (False, False) and recorded == [0, 1, 2]
     with pytest.raises(in_flight.LossNotFiniteError, match="the loss is nan"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from run_files import result_of
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.evaluation import EvaluationRequest, evaluate_run
@@ -38,7 +39,7 @@ def test_an_evaluation_with_other_options_does_not_complete_a_run(
     assert not (run / "batch_average.pt").exists()
 
     config.evaluate = True
-    after = train(config)
+    after = result_of(train(config))
     assert after["evaluations"][:5] == earlier
     assert [e["by"] for e in after["evaluations"][5:]] == ["training"] * 2
     assert read_run(run).state == FINISHED

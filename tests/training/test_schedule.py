@@ -1,27 +1,45 @@
-"""The epochs at which the learning rate drops, and its values."""
+"""The steps at which the learning rate drops, and its values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
+from torch import nn
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.training.schedule import learning_rate, milestone_epoch
+from sn_imagenet.tasks import Clock
+from sn_imagenet.tasks.classification import Classification
 
 Compose = Callable[..., ExperimentConfig]
 
 
+def rates_by_epoch(config: ExperimentConfig, steps_per_epoch: int) -> list[float]:
+    epochs = config.trainer.epochs
+    assert epochs is not None
+    clock = Clock(steps_per_epoch, steps_per_epoch * epochs)
+    (optimization,) = Classification(config).optimizations(nn.Linear(1, 1), clock).values()
+    rates = [optimization.learning_rate(step) for step in range(clock.total_steps)]
+    by_epoch = [set(rates[e * steps_per_epoch :][:steps_per_epoch]) for e in range(epochs)]
+    assert all(len(distinct) == 1 for distinct in by_epoch), "constant within an epoch"
+    return [distinct.pop() for distinct in by_epoch]
+
+
+def drops(rates: list[float]) -> list[int]:
+    return [epoch for epoch in range(1, len(rates)) if rates[epoch] != rates[epoch - 1]]
+
+
 def test_the_rate_drops_at_30_60_and_90_of_100_epochs(composed: Compose) -> None:
-    config = composed()
-    drops = [e for e in range(1, 100) if learning_rate(config, e) != learning_rate(config, e - 1)]
-    assert drops == [30, 60, 90]
-    rates = [learning_rate(config, e) for e in (29, 30, 60, 90, 99)]
-    assert rates == pytest.approx([0.1, 0.01, 0.001, 0.0001, 0.0001])
+    rates = rates_by_epoch(composed(), steps_per_epoch=7)
+    assert drops(rates) == [30, 60, 90]
+    selected = [rates[epoch] for epoch in (29, 30, 60, 90, 99)]
+    assert selected == pytest.approx([0.1, 0.01, 0.001, 0.0001, 0.0001])
 
 
 @pytest.mark.parametrize(
-    ("epochs", "drops"), [(1, [1, 1, 1]), (3, [1, 2, 3]), (8, [2, 5, 7]), (10, [3, 6, 9])]
+    ("epochs", "expected"), [(1, []), (3, [1, 2]), (8, [2, 5, 7]), (10, [3, 6, 9])]
 )
-def test_milestones_are_fractions_of_the_training(epochs: int, drops: list[int]) -> None:
-    assert [milestone_epoch(m, epochs) for m in (0.3, 0.6, 0.9)] == drops
+def test_milestones_are_fractions_of_the_training(
+    composed: Compose, epochs: int, expected: list[int]
+) -> None:
+    assert drops(rates_by_epoch(composed(f"trainer.epochs={epochs}"), 3)) == expected

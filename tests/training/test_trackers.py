@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig, from_hydra
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.runs import RunDirectory
+from sn_imagenet.runs.scores import TOP1
 from sn_imagenet.training import trackers
 from sn_imagenet.training.recorder import stage_mean_weights
 from sn_imagenet.training.trackers import Tracker, make_tracker, require_tracker_installed
@@ -38,10 +39,10 @@ def log_steps(tracker: Tracker, config: ExperimentConfig, steps: range) -> None:
 
 def test_tensorboard_has_config_departures_metrics_and_final_top1(tmp_path: Path) -> None:
     directory, config = RunDirectory(tmp_path), config_of("tensorboard")
-    first = make_tracker(directory, config, 0)
+    first = make_tracker(directory, config, 0, TOP1)
     log_steps(first, config, range(1, 4))
     first.close()
-    second = make_tracker(directory, config, 2)  # the third step is repeated
+    second = make_tracker(directory, config, 2, TOP1)  # the third step is repeated
     log_steps(second, config, range(3, 5))
     second.finish(config, 41.5)
     second.close()
@@ -65,7 +66,7 @@ def test_a_resumed_run_stays_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     trackio = pytest.importorskip("trackio")
     directory, config = RunDirectory(tmp_path / "run"), config_of("trackio")
     for step, steps in ((0, range(1, 4)), (2, range(3, 5))):
-        tracker = make_tracker(directory, config, step)
+        tracker = make_tracker(directory, config, step, TOP1)
         log_steps(tracker, config, steps)
         if step:
             tracker.finish(config, 41.5)
@@ -91,7 +92,7 @@ def test_a_missing_tracker_package_is_a_config_error(monkeypatch: pytest.MonkeyP
 
 def test_tracker_none_writes_nothing(tmp_path: Path) -> None:
     config = config_of("none")
-    tracker = make_tracker(RunDirectory(tmp_path), config, 0)
+    tracker = make_tracker(RunDirectory(tmp_path), config, 0, TOP1)
     log_steps(tracker, config, range(1, 3))
     tracker.finish(config, 1.0)
     tracker.close()

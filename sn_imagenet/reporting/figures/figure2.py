@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from sn_imagenet.reporting.cells import method_label
-from sn_imagenet.reporting.curves import Epoch
-from sn_imagenet.reporting.figures.bands import draw_band
-from sn_imagenet.reporting.figures.data import FigureData
-from sn_imagenet.reporting.figures.style import (
-    DASHES,
-    PAGE,
-    light_grid,
-    method_style,
-    unstyled,
-)
+from sn_imagenet.reporting.cells import method_label, score_heading
+from sn_imagenet.reporting.figures.series import FigureData, Series, draw_curves, over_epochs
+from sn_imagenet.reporting.figures.style import DASHES, PAGE, method_style, unstyled
+from sn_imagenet.reporting.study import Study
 from sn_imagenet.runs import Setting
 
 PAPERS_SETTINGS = (Setting(8, 32), Setting(8, 2))
 _ORDERED = ("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7")
 
 
-def draw_figure2(data: FigureData) -> Figure | None:
+def figure2(study: Study) -> FigureData | None:
     """(a) SN's validation curves at all settings; (b), (c) all methods at two settings, training
     dashed and validation solid. Bands: one standard deviation over seeds."""
-    settings = [s for s in data.settings if any(data.curves.get((n, s)) for n in data.norms)]
+    methods = study.drawn_methods
+    settings = [
+        s for s in study.drawn_settings if any(study.curves.get((m, s), []) for m in methods)
+    ]
     if not settings:
         return None
     # The paper's (8,32) and (8,2), or else the most and the fewest samples per GPU.
@@ -34,41 +28,46 @@ def draw_figure2(data: FigureData) -> Figure | None:
     pair = [
         p if p in settings else by_samples[i] for p, i in zip(PAPERS_SETTINGS, (-1, 0), strict=True)
     ]
+    norm = "sn" if "sn" in methods else methods[-1]
+    panels = {f"(a) {method_label(norm)}, validation": _by_setting(study, norm, settings)}
+    for letter, setting in zip("bc", dict.fromkeys(pair), strict=False):
+        panels[f"({letter}) {setting}, dashed: training"] = _by_method(study, setting)
+    heading, lower = score_heading(study.score), not study.score.higher_is_better
+    return FigureData(study.x_label, heading, panels, lower_is_better=lower)
+
+
+def _by_setting(study: Study, norm: str, settings: list[Setting]) -> list[Series]:
+    series = []
+    for i, setting in enumerate(settings):
+        style = {"color": _ORDERED[i % 7], "ls": DASHES[i // 7 % 4]}
+        curves, value = study.curves.get((norm, setting), []), study.validation(norm, setting)
+        series += over_epochs(curves, value, str(setting), **style)
+    return series
+
+
+def _by_method(study: Study, setting: Setting) -> list[Series]:
+    series = []
+    for norm in study.drawn_methods:
+        curves, label = study.curves.get((norm, setting), []), method_label(norm)
+        color = method_style(norm, unstyled(study.drawn_methods))["color"]
+        series += over_epochs(curves, study.validation(norm, setting), label, color=color)
+        style = {"color": color, "ls": DASHES[1], "lw": 0.9, "label": "_"}  # not in the legend
+        series += over_epochs(curves, lambda epoch: epoch.train, f"{label}, training", **style)
+    return series
+
+
+def draw_figure2(data: FigureData) -> Figure:
+    """Draw the panels side by side."""
     figure = Figure(figsize=(PAGE, 2.6))
-    first, *rest = figure.subplots(1, 1 + len(dict.fromkeys(pair)))
-    _draw_settings(first, data, settings)
-    for letter, axes, setting in zip("bc", rest, dict.fromkeys(pair), strict=False):
-        _draw_methods(axes, data, setting)
-        axes.set_title(f"({letter}) {setting}, dashed: training")
-    for axes in (first, *rest):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        light_grid(axes)
+    panels = figure.subplots(1, len(data.panels))
+    corner = "upper right" if data.lower_is_better else "lower right"
+    for axes, (title, series) in zip(panels, data.panels.items(), strict=True):
+        is_first = axes is panels[0]
+        draw_curves(axes, series, count=not is_first)
+        axes.set_title(title)
+        axes.set_xlabel(data.x)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="lower right", fontsize=6.5, ncols=2 if axes is first else 1)
-    first.set_ylabel("top-1 (%)")
+            axes.legend(loc=corner, fontsize=6.5, ncols=2 if is_first else 1)
+    panels[0].set_ylabel(data.y)
     figure.tight_layout(w_pad=0.8)
     return figure
-
-
-def _draw_settings(axes: Axes, data: FigureData, settings: list[Setting]) -> None:
-    norm = "sn" if "sn" in data.norms else data.norms[-1]
-    for i, setting in enumerate(settings):
-        curves = data.curves.get((norm, setting), [])
-        style = {"color": _ORDERED[i % 7], "ls": DASHES[i // 7 % 4]}
-        draw_band(axes, curves, data.validation(norm, setting), str(setting), count=False, **style)
-    axes.set_title(f"(a) {method_label(norm)}, validation")
-
-
-def _draw_methods(axes: Axes, data: FigureData, setting: Setting) -> None:
-    others = unstyled(data.norms)
-
-    def train(epoch: Epoch) -> float | None:
-        return epoch.train
-
-    for norm in data.norms:
-        curves = data.curves.get((norm, setting), [])
-        color = method_style(norm, others)["color"]
-        label = method_label(norm)
-        draw_band(axes, curves, data.validation(norm, setting), label, color=color)
-        draw_band(axes, curves, train, "_", color=color, ls=DASHES[1], lw=0.9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -13,33 +14,55 @@ from matplotlib.patches import Patch
 
 from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.curves import KIND_SYMBOLS
+from sn_imagenet.reporting.figures.series import FigureData, Series
 from sn_imagenet.reporting.figures.style import COLORS, PAGE
 from sn_imagenet.reporting.figures.weights import STACKING_ORDER, SettingWeights
 from sn_imagenet.runs import LayerWeights
 
 
-def draw_figure3(settings: Sequence[SettingWeights]) -> Figure:
-    """Fig. 3: one row per setting, panels for μ and σ; a bar per SN layer, stacked to 1.
+def figure3(settings: Sequence[SettingWeights]) -> FigureData:
+    """The weight of each member of Omega in every SN layer: panels for μ and σ at each setting."""
+    panels: dict[str, list[Series]] = {}
+    for weights, (kind, symbol) in product(settings, KIND_SYMBOLS.items()):
+        seeds = f", mean of {weights.seeds} seeds" if weights.seeds > 1 else ""
+        layers = weights.layers
+        panels[f"{weights.setting}: {symbol}{seeds}"] = [
+            Series(
+                method_label(member),
+                [layer.name for layer in layers],
+                [getattr(layer, kind).get(member, 0.0) for layer in layers],
+                seeds=weights.seeds,
+                style={"color": COLORS[member], "layers": layers},
+            )
+            for member in STACKING_ORDER
+            if any(member in getattr(layer, kind) for layer in layers)
+        ]
+    return FigureData("layer", "importance weight", panels)
+
+
+def draw_figure3(data: FigureData) -> Figure:
+    """Draw one row per setting; a bar per SN layer, stacked to 1.
 
     As in the paper, layers after 3x3 convolutions are shaded and outlined, layers in shortcuts
     have a ■, and layers after 1x1 convolutions are plain.
     """
-    height = 1.25 * len(settings) + 0.75
+    rows = len(data.panels) // 2
+    height = 1.25 * rows + 0.75
     figure = Figure(figsize=(PAGE, height))
-    panels = figure.subplots(len(settings), 2, squeeze=False)
-    for row, weights in zip(panels, settings, strict=True):
-        for axes, (kind, symbol) in zip(row, KIND_SYMBOLS.items(), strict=True):
-            _draw_stack(axes, weights.layers, kind)
-            seeds = f", mean of {weights.seeds} seeds" if weights.seeds > 1 else ""
-            axes.set_title(f"{weights.setting}: {symbol}{seeds}", pad=7)
-    members = [m for m in STACKING_ORDER if any(m in w.layers[0].mean for w in settings)]
+    panels = figure.subplots(rows, 2, squeeze=False)
+    for axes, (title, series) in zip(panels.flat, data.panels.items(), strict=True):
+        _draw_stack(axes, series)
+        axes.set_title(title, pad=7)
+    drawn = {one.style["color"]: one for series in data.panels.values() for one in series}
     handles: list[Patch | Line2D] = [
-        Patch(facecolor=COLORS[m], label=method_label(m)) for m in members
+        Patch(facecolor=color, label=drawn[color].label)
+        for color in COLORS.values()
+        if color in drawn
     ]
     handles.append(Patch(facecolor="0.45", edgecolor="black", label="after 3×3 conv (shaded)"))
     handles.append(Patch(facecolor="0.8", label="after 1×1 conv (flat)"))
     handles.append(Line2D([], [], marker="s", ls="", color="black", ms=4, label="in a shortcut"))
-    if any(layer.conv == "7x7" for layer in settings[0].layers):
+    if any(layer.conv == "7x7" for one in drawn.values() for layer in one.style["layers"]):
         handles.append(
             Patch(facecolor="0.8", edgecolor="black", hatch="////", label="after 7×7 conv")
         )
@@ -48,16 +71,15 @@ def draw_figure3(settings: Sequence[SettingWeights]) -> Figure:
     return figure
 
 
-def _draw_stack(axes: Axes, layers: Sequence[LayerWeights], kind: str) -> None:
+def _draw_stack(axes: Axes, series: Sequence[Series]) -> None:
+    layers: Sequence[LayerWeights] = series[0].style["layers"]
     positions = range(len(layers))
     bottom = [0.0] * len(layers)
-    for member in STACKING_ORDER:
-        heights = [getattr(layer, kind).get(member, 0.0) for layer in layers]
-        if not any(member in getattr(layer, kind) for layer in layers):
-            continue
-        bars = axes.bar(positions, heights, 0.84, bottom, color=COLORS[member], label=member)
-        _mark_positions(bars, layers, COLORS[member])
-        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    for one in series:
+        color = one.style["color"]
+        bars = axes.bar(positions, one.y, 0.84, bottom, color=color, label=one.label)
+        _mark_positions(bars, layers, color)
+        bottom = [low + height for low, height in zip(bottom, one.y, strict=True)]
     shortcuts = [i for i, layer in enumerate(layers) if layer.conv == "shortcut"]
     axes.plot(shortcuts, [1.05] * len(shortcuts), "s", color="black", ms=2.2, clip_on=False)
     stages = [layer.stage for layer in layers]

@@ -12,32 +12,34 @@ from matplotlib.figure import Figure
 
 from sn_imagenet.config import SettingConfig
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.figures.data import FigureData, gather
-from sn_imagenet.reporting.figures.figure1 import draw_figure1
-from sn_imagenet.reporting.figures.figure2 import draw_figure2
-from sn_imagenet.reporting.figures.figure3 import draw_figure3
-from sn_imagenet.reporting.figures.figure4 import draw_figure4
-from sn_imagenet.reporting.figures.figure8 import draw_figure8
-from sn_imagenet.reporting.figures.numbers import figure_json
+from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
+from sn_imagenet.reporting.figures.figure2 import draw_figure2, figure2
+from sn_imagenet.reporting.figures.figure3 import draw_figure3, figure3
+from sn_imagenet.reporting.figures.figure4 import draw_figure4, figure4
+from sn_imagenet.reporting.figures.figure8 import draw_figure8, figure8
+from sn_imagenet.reporting.figures.series import FigureData
 from sn_imagenet.reporting.figures.style import STYLE, save
 from sn_imagenet.reporting.figures.weights import SettingWeights, average_seeds, gather_weights
-from sn_imagenet.reporting.figures.weights_over_training import draw_weights_over_training
-from sn_imagenet.runs import (
-    FINISHED,
-    Run,
-    Setting,
-    find_runs,
-    run_from_result,
-    write_text,
+from sn_imagenet.reporting.figures.weights_over_training import (
+    draw_weights_over_training,
+    weights_over_training,
 )
+from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
+from sn_imagenet.runs import FINISHED, Run, Setting, find_runs, run_from_result, write_text
 from sn_imagenet.runs.record import parse_layer_weights
 
-# Drawn once per study: the function, and why it may return None.
-FIGURES: dict[str, tuple[Callable[[FigureData], Figure | None], str]] = {
-    "fig1": (draw_figure1, "no finished run"),
-    "fig2": (draw_figure2, "no run has finished an epoch"),
-    "fig8": (draw_figure8, "no run was calibrated during training (calibration.every=)"),
-    "weights": (draw_weights_over_training, "no SN run has finished an epoch"),
+# Drawn once per study: the functions that gather its data and draw it, and why there may be none.
+Gather = Callable[[Study], FigureData | None]
+Draw = Callable[[FigureData], Figure]
+FIGURES: dict[str, tuple[Gather, Draw, str]] = {
+    "fig1": (figure1, draw_figure1, "no finished run"),
+    "fig2": (figure2, draw_figure2, "no run has finished an epoch"),
+    "fig8": (figure8, draw_figure8, "no run was calibrated during training (calibration.every=)"),
+    "weights": (
+        weights_over_training,
+        draw_weights_over_training,
+        "no SN run has finished an epoch",
+    ),
 }
 NO_WEIGHTS = "no finished SN run with importance weights"
 
@@ -50,10 +52,10 @@ class FigureFiles(NamedTuple):
 
 
 class NamedFigure(NamedTuple):
-    """A figure and the stem of its file name; ``why_not`` if there is no figure."""
+    """A figure with its data, and the stem of its file name; ``why_not`` if there is none."""
 
     name: str
-    figure: Figure | None
+    drawn: tuple[Figure, FigureData] | None
     why_not: str = ""
 
 
@@ -72,8 +74,8 @@ def plot_run(result: dict[str, Any], out_dir: Path) -> list[Path]:
         return []
     with rc_context(STYLE):
         weights = gather_weights([run])
-        return save(draw_figure3(weights), out_dir / "fig3") + save(
-            draw_figure4(weights), out_dir / "fig4"
+        return save(draw_figure3(figure3(weights)), out_dir / "fig3") + save(
+            draw_figure4(figure4(weights)), out_dir / "fig4"
         )
 
 
@@ -81,58 +83,60 @@ def weights_figure(layers: Sequence[Mapping[str, Any]], batch: SettingConfig) ->
     """Fig. 3 of one run; ``layers`` as in ``result.json``."""
     setting = Setting(batch.gpus, batch.samples_per_gpu)
     with rc_context(STYLE):
-        return draw_figure3([SettingWeights(setting, 1, tuple(map(parse_layer_weights, layers)))])
+        weights = SettingWeights(setting, 1, tuple(map(parse_layer_weights, layers)))
+        return draw_figure3(figure3([weights]))
 
 
 def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
-    """Write all figures for each (data, model) below ``runs_dir``: ``fig1.png`` etc. for one
-    pair, else ``fig1_<data>_<model>.png``. Figs. 3 and 4 have ``_<norm>`` appended for switchable
-    methods other than ``sn``. A ``.json`` beside each figure has the numbers that it shows.
+    """Write all figures for each study below ``runs_dir``: ``fig1.png`` etc. for one study, else
+    ``fig1_<data>_<model>.png``, with the row, task and score if any. Figs. 3 and 4 have ``_<norm>``
+    appended for switchable methods other than ``sn``. A ``.json`` beside each figure has the
+    numbers that it shows.
 
     Raises:
         UserError: no runs at all, or a file cannot be written.
     """
     runs, warnings = find_runs(runs_dir)
-    studies: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        studies.setdefault((run.cell.data, run.cell.model), []).append(run)
+    studies = studies_of(RunCollection(runs, runs_dir))
     paths: list[Path] = []
-    for pair, study_runs in sorted(studies.items()):
-        suffix = "" if len(studies) == 1 else re.sub(r"[^\w.-]", "-", f"_{pair[0]}_{pair[1]}")
+    for study in studies:
+        suffix = "" if len(studies) == 1 else f"_{study.title.replace(', ', '_')}"
+        suffix = re.sub(r"[^\w.-]", "-", suffix)
         with rc_context(STYLE):
-            for name, figure, why_not in draw_study(study_runs, warnings):
-                if figure is None:
-                    warnings.append(f"{', '.join(pair)}: no {name}: {why_not}")
+            for name, drawn, why_not in draw_study(study, warnings):
+                if drawn is None:
+                    warnings.append(f"{study.title}: no {name}: {why_not}")
                     continue
                 head, _, norm = name.partition("_")
                 stem = out / f"{head}{suffix}{'_' * bool(norm)}{norm}"
-                paths += save(figure, stem, "--out")
+                paths += save(drawn[0], stem, "--out")
                 numbers = stem.with_name(f"{stem.name}.json")
-                paths.append(write_text(numbers, figure_json(figure), "--out"))
+                paths.append(write_text(numbers, drawn[1].to_json(), "--out"))
     return FigureFiles(paths, warnings)
 
 
-def draw_study(runs: Sequence[Run], warnings: list[str]) -> Iterator[NamedFigure]:
+def draw_study(study: Study, warnings: list[str]) -> Iterator[NamedFigure]:
     """The figures of one study. A line is added to ``warnings`` for each run or cell left out."""
-    data, left_out = gather(runs)
-    warnings += left_out
-    for name, (draw, why_not) in FIGURES.items():
-        yield NamedFigure(name, draw(data), why_not)
-    switchable = sorted({r.cell.norm for r in runs if r.state == FINISHED and r.weights})
+    warnings += conflict_warnings(study, "drawn") + study.damaged
+    for name, (gather, draw, why_not) in FIGURES.items():
+        data = gather(study)
+        yield NamedFigure(name, (draw(data), data) if data else None, why_not)
+    switchable = sorted({r.cell.norm for r in study.runs if r.state == FINISHED and r.weights})
     if not switchable:
         yield NamedFigure("fig3 and fig4", None, NO_WEIGHTS)
     for norm in switchable:
-        weights = gather_weights(_consistent_runs(data, norm, warnings))
+        weights = gather_weights(_consistent_runs(study, norm, warnings))
         if weights:
             end = "" if norm == "sn" else "_" + re.sub(r"[^\w.-]", "-", norm)
-            yield NamedFigure(f"fig3{end}", draw_figure3(weights))
-            yield NamedFigure(f"fig4{end}", draw_figure4(weights))
+            third, fourth = figure3(weights), figure4(weights)
+            yield NamedFigure(f"fig3{end}", (draw_figure3(third), third))
+            yield NamedFigure(f"fig4{end}", (draw_figure4(fourth), fourth))
 
 
-def _consistent_runs(data: FigureData, norm: str, warnings: list[str]) -> list[Run]:
+def _consistent_runs(study: Study, norm: str, warnings: list[str]) -> list[Run]:
     """The runs of a method from cells with the same layers and members of Omega in every seed."""
     runs: list[Run] = []
-    for (method, _setting), cell in data.cells.items():
+    for (method, _setting), cell in study.drawn.items():
         drawable = [run for run in cell.runs if run.state == FINISHED and run.weights]
         if method != norm or not drawable:
             continue

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.curves import KIND_SYMBOLS, Epoch, stage_weights
-from sn_imagenet.reporting.figures.bands import draw_band
-from sn_imagenet.reporting.figures.data import FigureData, first_middle_last
-from sn_imagenet.reporting.figures.style import COLORS, PAGE, light_grid
+from sn_imagenet.reporting.figures.series import (
+    FigureData,
+    Series,
+    draw_curves,
+    first_middle_last,
+    over_epochs,
+)
+from sn_imagenet.reporting.figures.style import COLORS, PAGE
 from sn_imagenet.reporting.figures.weights import STACKING_ORDER
+from sn_imagenet.reporting.study import Study
 from sn_imagenet.runs import stage_of
 
 
-def draw_weights_over_training(data: FigureData) -> Figure | None:
-    """Mean weight of each member of Omega over the layers of a stage, by epoch: a row per setting
-    and kind (μ, σ), a column per stage; bands over seeds."""
+def weights_over_training(study: Study) -> FigureData | None:
+    """Mean weight of each member of Omega over the layers of a stage, by epoch: a panel for each
+    setting, kind (μ, σ) and stage; bands over seeds."""
     settings = [
         s
-        for s in data.settings
-        if any(epoch.weights for curve in data.curves.get(("sn", s), []) for epoch in curve)
+        for s in study.drawn_settings
+        if any(epoch.weights for curve in study.curves.get(("sn", s), []) for epoch in curve)
     ]
     if not settings:
         return None
@@ -31,31 +37,41 @@ def draw_weights_over_training(data: FigureData) -> Figure | None:
         {
             stage_of(layer)
             for s in settings
-            for curve in data.curves["sn", s]
+            for curve in study.curves.get(("sn", s), [])
             for epoch in curve
             for layer in epoch.weights
         }
     )
-    rows = [(s, kind, symbol) for s in settings for kind, symbol in KIND_SYMBOLS.items()]
+    panels: dict[str, list[Series]] = {}
+    for setting, (kind, symbol), stage in product(settings, KIND_SYMBOLS.items(), stages):
+        panels[f"{setting}, {symbol}, {stage}"] = [
+            one
+            for member in STACKING_ORDER
+            for one in over_epochs(
+                study.curves.get(("sn", setting), []),
+                _weight(kind, member, stage),
+                method_label(member),
+                color=COLORS[member],
+            )
+        ]
+    return FigureData(study.x_label, "importance weight", panels)
+
+
+def draw_weights_over_training(data: FigureData) -> Figure:
+    """Draw a row for each setting and kind, a column for each stage."""
+    rows, stages = (
+        list(dict.fromkeys(title.rsplit(", ", 1)[part] for title in data.panels)) for part in (0, 1)
+    )
     figure = Figure(figsize=(PAGE, 1.1 * len(rows) + 0.7))
     panels = figure.subplots(len(rows), len(stages), squeeze=False, sharex="row", sharey=True)
-    for row, (setting, kind, symbol) in zip(panels, rows, strict=True):
-        for axes, stage in zip(row, stages, strict=True):
-            light_grid(axes)
-            for member in STACKING_ORDER:
-                draw_band(
-                    axes,
-                    data.curves["sn", setting],
-                    _weight(kind, member, stage),
-                    method_label(member),
-                    color=COLORS[member],
-                )
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        row[0].set_ylabel(f"{setting}, {symbol}")
+    for axes, series in zip(panels.flat, data.panels.values(), strict=True):
+        draw_curves(axes, series)
+    for axes, row in zip(panels[:, 0], rows, strict=True):
+        axes.set_ylabel(row)
     for axes, stage in zip(panels[0], stages, strict=True):
         axes.set_title(stage)
     for axes in panels[-1]:
-        axes.set_xlabel("epoch")
+        axes.set_xlabel(data.x)
     panels[0][0].set_ylim(0, None)
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=len(handles))

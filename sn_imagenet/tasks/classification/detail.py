@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.distributed import all_reduce_sum, rank, world_size
-from sn_imagenet.evaluation.accuracy import correct
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the label of each row of logits [m, K] ranks first, second, ... fifth: bool [m, 5],
+    or [m, K] for fewer classes. Rows with a non-finite logit are all False, since topk ranks NaN
+    first.
+    """
+    finite = logits.isfinite().all(dim=1)
+    first = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    return (first == labels[:, None]) & finite[:, None]
 
 
 class Detail:

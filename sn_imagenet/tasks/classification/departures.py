@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -117,7 +117,7 @@ TEST_STATISTICS = {"bn": "moving_average", "brn": "moving_average", "sn": "batch
 SN_SINGLE_SAMPLE_ARGS = {"omega": ["in", "ln"]}
 
 
-def departures(config: ExperimentConfig, fingerprint: dict[str, Any]) -> list[dict[str, str]]:
+def departures(config: ExperimentConfig, fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
     """The protocol items in which a run differs from the paper: [{"item", "paper", "ours"}, ...].
 
     Milestones are compared as fractions of the training, since ``epochs`` is a separate item.
@@ -172,14 +172,3 @@ def _norm_departures(config: ExperimentConfig) -> list[dict[str, str]]:
 
 def _departure(item: str, paper: Any, ours: Any) -> dict[str, str]:
     return {"item": item, "paper": str(paper), "ours": str(ours)}
-
-
-def excluded_file_departures(data_fingerprint: dict[str, Any]) -> list[dict[str, str]]:
-    """The departure that files of the data are marked as bad; [] if none is."""
-    counts = {
-        part: len(fingerprint["left_out"])
-        for part, fingerprint in data_fingerprint.items()
-        if "left_out" in fingerprint
-    }
-    ours = ", ".join(f"{count} of {part}" for part, count in counts.items())
-    return [{"item": "files left out", "paper": "none", "ours": ours}] if counts else []

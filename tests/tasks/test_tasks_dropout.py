@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.distributed import Placement
-from sn_imagenet.models import PlacedDropout
+from sn_imagenet.tasks.classification.dropout import PlacedDropout
 
 FEATURES = 64
 
@@ -21,9 +22,9 @@ def masked_ones(
     total = placement.gpus * placement.samples_per_gpu
     positions = torch.arange(total)[placement.rank :: placement.world_size]
     result = torch.full((total, FEATURES), torch.nan)
-    for part in placement.microbatches(torch.ones(len(positions), FEATURES), positions):
+    for part in placement.microbatches(ImageBatch(torch.ones(len(positions), FEATURES), positions)):
         dropout.set_position(step, part.positions, total)
-        result[part.positions] = layer(part.images)
+        result[part.positions] = layer(part.batch.images)
     return result
 
 

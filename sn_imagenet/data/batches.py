@@ -1,0 +1,35 @@
+"""A batch of images with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """``images`` float32 [n, 3, S, S] and ``labels`` int64 [n]; iterates over the two."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.images, self.labels))
+
+    def select(self, indices: Tensor) -> ImageBatch:
+        """The samples at ``indices`` (int64 [m]), in that order."""
+        return ImageBatch(self.images[indices], self.labels[indices])
+
+    def to(self, device: torch.device) -> ImageBatch:
+        """The batch on ``device``, with channels_last images; copies from pinned memory are
+        asynchronous."""
+        return ImageBatch(
+            self.images.to(device, non_blocking=True, memory_format=torch.channels_last),
+            self.labels.to(device, non_blocking=True),
+        )

@@ -1,0 +1,298 @@
+"""The interface of a task. The training loop owns time, the step owns replicas, and the task owns
+meaning: data, network, losses, optimizers, and the number that counts."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sn_imagenet.config import ExperimentConfig, NormConfig
+from sn_imagenet.data.batches import ImageBatch
+from sn_imagenet.data.datasets import DataSets, build
+from sn_imagenet.data.loaders import TrainLoader, eval_loader, train_loader
+from sn_imagenet.distributed import Batch, Microbatch, Placement, rank, world_size
+from sn_imagenet.errors import ConfigError
+from sn_imagenet.runs.scores import Score
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The length of a training, in optimizer steps."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+
+@dataclass(frozen=True)
+class Losses:
+    """``loss``: 0-d, the mean over the microbatch. ``sums``: by name, 0-d sums over its samples."""
+
+    loss: Tensor
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """An optimizer with its schedule.
+
+    ``learning_rate``: the rate at optimizer step 0, 1, ... of the run; a parameter group may scale
+    it with its own ``lr_scale``. ``max_norm``: clip the gradients to this norm. The optimizer must
+    have a fused implementation, which skips a non-finite step on the device.
+    """
+
+    optimizer: torch.optim.Optimizer
+    learning_rate: Callable[[int], float]
+    max_norm: float | None = None
+
+
+class Evaluator(Protocol):
+    """Accumulates one evaluation over the batches of all ranks."""
+
+    def update(self, forward: Callable[..., Any], batch: Any) -> None:
+        """Add this rank's next batch. ``forward`` calls the network, in evaluation mode and in the
+        run's precision."""
+
+    def gather(self) -> None:
+        """Combine what the ranks have accumulated. Collective; called once, after all updates."""
+
+    def finish(self) -> dict[str, Any]:
+        """The results by name, ready for JSON, the same on every rank. The task's score is one of
+        them."""
+
+
+class Task(ABC):
+    """What a run is about. A subclass states its score and how to build, train and evaluate.
+
+    Args:
+        config: of the run; ``config.task`` holds the task's own options.
+
+    Options of a subclass are keyword arguments of its constructor after ``config``.
+    """
+
+    score: ClassVar[Score]
+    """The number that stands for a run."""
+
+    sums: ClassVar[tuple[str, ...]] = ()
+    """Names of the sums that :meth:`losses` returns, in a fixed order."""
+
+    phases: ClassVar[tuple[str, ...]] = ("train",)
+    """Phases of an epoch, in order. Each has its batches and its optimizers."""
+
+    replicas_per_pass: ClassVar[int | None] = None
+    """1 if the rows of an activation are not the samples of the batch (RoIs, time steps)."""
+
+    max_processes: ClassVar[int | None] = None
+    """1 if a run of the task cannot be distributed."""
+
+    has_heads: ClassVar[bool] = False
+    """Whether the network has heads, for which ``norm.head`` names another method."""
+
+    calibrates: ClassVar[bool] = True
+    """Whether the batch average of BN's statistics applies."""
+
+    uses_global_rng: ClassVar[bool] = False
+    """Whether a forward pass draws from PyTorch's global generator. Each pass is then seeded by
+    (seed, step, replica)."""
+
+    requires: ClassVar[Mapping[str, str]] = {}
+    """Modules that the task needs, with the extra of this package that installs each."""
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        self.config = config
+
+    def datasets(self) -> DataSets:
+        """Training and validation data (``val`` may be None) and the fingerprint of every file that
+        decides a number; by default the images of ``data=``.
+
+        Raises:
+            UserError: the data are missing or unusable.
+        """
+        return build(self.config.data, self.config.augment, self.config.seed)
+
+    @abstractmethod
+    def network(self, data: DataSets) -> nn.Module:
+        """The network on the CPU, a function of the seed. It is what checkpoints hold.
+
+        Raises:
+            ConfigError: the model or the normalization layer cannot be used.
+        """
+
+    def norm_args(self) -> dict[str, Any]:
+        """The arguments of the method as the network uses them, recorded in the run. A task whose
+        network needs others (fewer groups, no batch statistics) returns those."""
+        return self.config.norm.args
+
+    def head_norm(self) -> NormConfig | None:
+        """The method of the heads: ``norm.head``, by default that of the backbone; None, that is no
+        normalization, if the backbone is frozen batch norm."""
+        norm = self.config.norm
+        if norm.head is not None:
+            return NormConfig(**norm.head)
+        return None if norm.name == "frozen_bn" else norm
+
+    def check(self, network: nn.Module, data: DataSets) -> None:  # noqa: B027
+        """Check that network and data fit together, before any work.
+
+        Raises:
+            UserError: they do not.
+        """
+
+    def batches(self, phase: str, data: DataSets, device: torch.device) -> TrainLoader:
+        """This rank's batches of a phase: global batches of the training data by default."""
+        return train_loader(
+            data.train,
+            global_batch=self.config.batch.total,
+            rank=rank(),
+            world_size=world_size(),
+            seed=self.config.seed,
+            workers=self.config.data.workers,
+            device=device,
+        )
+
+    @abstractmethod
+    def optimizations(self, network: nn.Module, clock: Clock) -> dict[str, Optimization]:
+        """The optimizers by name; a phase uses those that :meth:`optimizers_of` names."""
+
+    def optimizers_of(self, phase: str) -> Sequence[str] | None:
+        """Names of the optimizers that step in a phase; None for all."""
+        return None if len(self.phases) == 1 else (phase,)
+
+    @abstractmethod
+    def losses(
+        self, network: Callable[..., Any], microbatch: Microbatch[Any], step: int, phase: str
+    ) -> Losses:
+        """The loss of one forward pass at optimizer step ``step`` (from 0), within autocast.
+        ``network`` is the network, perhaps under DistributedDataParallel."""
+
+    def metrics(self, sums: Mapping[str, float], samples: int) -> dict[str, float]:
+        """Training metrics by name, from sums over ``samples`` samples; by default their means."""
+        return {name: value / samples for name, value in sums.items()}
+
+    def warm_up_batch(self, samples: int) -> Batch:
+        """A batch of zeros of ``samples`` samples, as a rank gets it in training; by default
+        images."""
+        side = self.config.data.image_size
+        labels = torch.zeros(samples, dtype=torch.int64)
+        return ImageBatch(torch.zeros(samples, 3, side, side), labels)
+
+    def after_step(self, network: nn.Module, step: int) -> None:  # noqa: B027
+        """Change weights after optimizer step ``step``, such as clamping them."""
+
+    def forward(self, network: nn.Module, batch: Any) -> None:
+        """A forward pass that only collects BN's statistics, for calibration."""
+        network(batch.images)
+
+    def evaluation_batches(self, data: DataSets, batch_size: int, device: torch.device) -> Any:
+        """This rank's batches of an evaluation; by default each validation sample once."""
+        assert data.val is not None, "a task without validation data overrides this"
+        return eval_loader(
+            data.val,
+            batch_size=batch_size,
+            rank=rank(),
+            world_size=world_size(),
+            workers=self.config.data.workers,
+            device=device,
+        )
+
+    @abstractmethod
+    def evaluator(
+        self, data: DataSets, device: torch.device, batch_size: int, artifacts: Mapping[str, str]
+    ) -> Evaluator:
+        """Start an evaluation. ``artifacts``: the files requested besides the numbers, by kind."""
+
+    def write_artifacts(
+        self, data: DataSets, evaluators: Mapping[str, Any], artifacts: Mapping[str, str]
+    ) -> dict[str, bytes]:
+        """The contents of the requested files by file name, from the evaluators by name."""
+        return {}
+
+    def describe(self, numbers: Mapping[str, Any]) -> str:
+        """The score of an evaluation for the console, after the score's label."""
+        return self.score.format(numbers[self.score.key]).removeprefix(f"{self.score.label} ")
+
+    def departures(self, fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
+        """Departures from the paper's protocol: [{"item", "paper", "ours"}, ...]."""
+        return []
+
+
+def build_task(config: ExperimentConfig) -> Task:
+    """The task that ``config.task`` names.
+
+    Raises:
+        ConfigError: ``task.target`` is not a task, an option is unknown or missing, or a package
+            that the task needs is not installed.
+    """
+    options = dict(config.task)
+    name, target = options.pop("name"), options.pop("target")
+    try:
+        task_class = pkgutil.resolve_name(target)
+    except Exception as error:
+        raise ConfigError(
+            f"task.target={target}: cannot be imported ({error}); expected the dotted path of a "
+            "class, with its folder on PYTHONPATH if it is your own"
+        ) from error
+    if not (isinstance(task_class, type) and issubclass(task_class, Task)):
+        raise ConfigError(f"task.target={target}: expected a subclass of sn_imagenet.tasks.Task")
+    for module, extra in task_class.requires.items():
+        if find_spec(module) is None:
+            raise ConfigError(
+                f"task={name}: {module} is not installed; pip install 'sn-imagenet[{extra}]'"
+            )
+    for key in ("single_sample", "row"):
+        options.pop(key, None)  # read with the config
+    known = list(inspect.signature(task_class).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise ConfigError(
+                f"task.{option}: task={name} has no such option; expected one of "
+                f"{', '.join(known) or 'none'}"
+            )
+    try:
+        return task_class(config, **options)
+    except TypeError as error:
+        raise ConfigError(f"task={name}: {error}") from error
+
+
+def require_task_placement(task: Task, config: ExperimentConfig, world_size: int) -> Placement:
+    """Where this rank's replicas live, within the limits of the task.
+
+    Raises:
+        ConfigError: the number of processes, ``trainer.replicas_per_pass`` or ``norm.head`` does
+            not suit the task or the setting.
+    """
+    name, per_pass = config.task["name"], config.trainer.replicas_per_pass
+    limit = task.max_processes
+    if limit is not None and world_size > limit:
+        raise ConfigError(f"task={name} runs on {limit} process, this is one of {world_size}")
+    fixed = task.replicas_per_pass
+    if fixed is not None:
+        if per_pass not in (None, fixed):
+            raise ConfigError(
+                f"trainer.replicas_per_pass={per_pass}: task={name} needs {fixed}, since samples "
+                "of one forward pass share more than the batch dimension; use null"
+            )
+        if world_size > config.batch.gpus:
+            raise ConfigError(
+                f"task={name}: {world_size} processes for {config.batch.gpus} replicas; a replica "
+                "cannot be split, use at most as many processes as replicas"
+            )
+        per_pass = fixed
+    if config.norm.head is not None and not task.has_heads:
+        raise ConfigError(f"norm.head={config.norm.head['name']}: task={name} has no heads")
+    return Placement(config.batch.gpus, config.batch.samples_per_gpu, world_size, rank(), per_pass)
+
+
+def phase_position(lengths: Mapping[str, int], step_in_epoch: int) -> Iterator[tuple[str, int]]:
+    """(phase, first step within it) of each phase that ``step_in_epoch`` steps leave unfinished."""
+    for phase, length in lengths.items():
+        if step_in_epoch < length:
+            yield phase, step_in_epoch
+        step_in_epoch = max(0, step_in_epoch - length)

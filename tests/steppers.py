@@ -1,0 +1,37 @@
+"""A stepper of classification for tests that bring their own network and learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.distributed import Placement
+from sn_imagenet.tasks import Clock
+from sn_imagenet.tasks.classification import Classification
+from sn_imagenet.tasks.classification.dropout import PlacedDropout
+from sn_imagenet.training import Stepper
+
+
+def make_stepper(
+    network: nn.Module,
+    config: ExperimentConfig,
+    placement: Placement,
+    device: torch.device | str = "cpu",
+    rate: Callable[[int], float] = lambda step: 0.1,
+    dropout: float | None = None,
+) -> Stepper:
+    """``rate``: learning rate by step. ``dropout``: of the classifier; None for the config's."""
+    task = Classification(config)
+    probability = config.protocol.dropout if dropout is None else dropout
+    if probability:
+        task._dropout = PlacedDropout(network.get_classifier(), probability, config.seed)  # type: ignore[operator]
+    stepper = Stepper(task, network, config, placement, torch.device(device), Clock(1, 1))
+    stepper.optimizations = {
+        name: replace(optimization, learning_rate=rate)
+        for name, optimization in stepper.optimizations.items()
+    }
+    return stepper

@@ -1,0 +1,91 @@
+"""What building a task refuses, phases of an epoch, and which parts of a config are a task's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from sn_imagenet.config import ExperimentConfig, from_dict
+from sn_imagenet.data.seeding import seeded
+from sn_imagenet.errors import ConfigError
+from sn_imagenet.runs.scores import TOP1, Score, read_score
+from sn_imagenet.tasks import build_task
+from sn_imagenet.tasks.classification import Classification
+from sn_imagenet.tasks.task import phase_position
+
+Compose = Callable[..., ExperimentConfig]
+
+
+class Needy(Classification):
+    requires = {"no_such_module": "detection"}  # noqa: RUF012
+
+
+def test_a_missing_package_is_told_with_the_line_that_installs_it(composed: Compose) -> None:
+    config = composed("data=digits", f"task.target={__name__}.Needy")
+    with pytest.raises(ConfigError, match=r"pip install 'sn-imagenet\[detection\]'"):
+        build_task(config)
+
+
+def test_classification_is_the_default_and_leaves_no_trace(composed: Compose) -> None:
+    config = composed("data=digits")
+    values = config.to_dict()
+    assert "task" not in values and "head" not in values["norm"]
+    assert isinstance(build_task(from_dict(values)), Classification)
+    assert from_dict(values).to_dict() == values
+
+
+def test_a_head_is_looked_up_as_the_backbone_is_and_names_the_run(composed: Compose) -> None:
+    config = composed("data=digits", "norm=frozen_bn", "norm.head=sn", "batch=8x1")
+    assert config.norm.head["target"] == "sn_imagenet.norms.SwitchNorm2d"
+    assert config.norm_label == "frozen_bn+sn"
+    assert config.run_dir == "runs/digits/resnet50/frozen_bn+sn/8x1/seed0"
+    assert from_dict(config.to_dict()).norm.head == config.norm.head
+    head = build_task(config).head_norm()
+    assert head is not None and head.name == "sn"
+    assert build_task(composed("data=digits", "norm=frozen_bn")).head_norm() is None
+    backbone = build_task(composed("data=digits", "norm=gn")).head_norm()
+    assert backbone is not None and backbone.name == "gn"
+
+
+def test_a_row_is_part_of_the_path(composed: Compose) -> None:
+    config = composed("data=digits", "norm=gn", "batch=8x2", "+task.row=scratch")
+    assert config.run_dir == "runs/digits/resnet50-scratch/gn/8x2/seed0"
+
+
+def test_single_sample_changes_apply_unless_the_task_says_otherwise(composed: Compose) -> None:
+    single = ("data=digits", "norm=sn", "batch=8x1")
+    assert composed(*single).norm.args["omega"] == ["in", "ln"]
+    other = composed(*single, "+task.single_sample=false")
+    assert other.norm.args["omega"] == ["in", "ln", "bn"]
+    assert other.to_dict()["task"]["single_sample"] is False
+
+
+def test_phases_follow_one_another() -> None:
+    lengths = {"a": 3, "b": 2}
+    assert list(phase_position(lengths, 0)) == [("a", 0), ("b", 0)]
+    assert list(phase_position(lengths, 2)) == [("a", 2), ("b", 0)]
+    assert list(phase_position(lengths, 3)) == [("b", 0)]
+    assert list(phase_position(lengths, 4)) == [("b", 1)]
+    assert list(phase_position(lengths, 5)) == []
+
+
+def test_a_score_is_read_as_it_was_written() -> None:
+    score = Score("mae", "MAE", "px", higher_is_better=False)
+    assert read_score(score.to_dict()) == score
+    assert read_score(None) == TOP1
+    assert score.format(3.14159265) == "MAE 3.1416" and TOP1.format(95.126) == "top-1 95.13"
+    with pytest.raises(TypeError):
+        read_score(["mae"])
+
+
+def test_the_global_generator_is_seeded_within_a_block_only() -> None:
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    draws = []
+    for _ in range(2):
+        with seeded(3):
+            draws.append(torch.rand(4))
+    assert torch.equal(*draws)
+    assert torch.equal(torch.random.get_rng_state(), before)
