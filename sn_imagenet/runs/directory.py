@@ -69,10 +69,6 @@ class RunDirectory:
         return self.path / files.TRACKED_AS
 
     @property
-    def top1_table(self) -> Path:
-        return self.path / files.TOP1_TABLE
-
-    @property
     def log(self) -> Path:
         return self.path / files.LOG
 

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from sn_imagenet.distributed import rank
-from sn_imagenet.runs.scores import TOP1
+from sn_imagenet.runs.scores import score_entry
 from sn_imagenet.tasks import Task
 from sn_imagenet.training.console import Console
 from sn_imagenet.training.in_flight import StepOutcome
@@ -155,8 +155,7 @@ class Recorder:
         if calibrated:
             row["calibrated"] = calibrated
             scalars[f"val/{score.key}_batch_average"] = calibrated[score.key]
-        if score != TOP1:
-            row["score"] = score.to_dict()
+        row |= score_entry(score)
         if weights:
             row["importance_weights"] = {
                 layer["name"]: {moment: layer[moment] for moment in MOMENTS} for layer in weights

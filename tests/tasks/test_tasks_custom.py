@@ -179,20 +179,26 @@ def test_two_processes_train_and_gather_as_one(
         assert evaluated[SCORES[name]] == pytest.approx(expected[SCORES[name]], rel=0.25)
 
 
-def test_a_task_is_swept_evaluated_again_and_tabulated(configs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "heading", "done"),
+    [("regression", "MAE", "20/20 steps"), ("two_phase", "median error", "2/2")],
+)
+def test_a_task_is_swept_evaluated_again_and_tabulated(
+    configs: Path, tmp_path: Path, name: str, heading: str, done: str
+) -> None:
     runs = tmp_path / "runs"
-    output = run(configs, "train.py", "-m", "hydra/launcher=local", *REGRESSION, "norm=bn,gn",
+    output = run(configs, "train.py", "-m", "hydra/launcher=local", *TASKS[name], "norm=bn,gn",
                  "seed=0,1", f"runs_dir={runs}")  # fmt: skip
     assert "4 runs: 4 finished" in output
     run_dir = runs / "digits/resnet14_mini/bn/4x8/seed0"
     run(configs, "evaluate.py", f"run={run_dir}", "calibration.samples=64")
     evaluations = result(run_dir)["evaluations"]
     assert [e["by"] for e in evaluations] == ["training"] * 2 + ["evaluate.py"] * 2
-    assert evaluations[2]["mae"] == evaluations[0]["mae"]
+    assert evaluations[2][SCORES[name]] == evaluations[0][SCORES[name]]
     table = run(configs, "scripts/make_tables.py", "--runs", runs, "--out", tmp_path / "tables")
-    assert "MAE" in table and "4x8" not in table and "(4,8)" in table
+    assert heading in table and "(4,8)" in table
     status = run(configs, "scripts/sweep_status.py", "--runs", runs)
-    assert "20/20 steps" in status and "MAE" in status
+    assert done in status and heading in status
 
 
 @pytest.mark.parametrize(
