@@ -66,7 +66,7 @@ tables:
 	$(SHOW) scripts/check_claims.py $(RUNS_AND_OUT) $(EXPECTED)
 	$(SHOW) scripts/make_tables.py $(RUNS_AND_OUT) --only $(TABLES) $(TABLE_OPTIONS)
 
-# The golden set: runs, tables and verdicts of this working tree against those of BEFORE.
+# Compare the golden set (runs, tables, verdicts) of this working tree with the revision BEFORE.
 BEFORE ?= HEAD
 golden: setup
 	$(BIN)/python scripts/dev/same_results.py $(BEFORE) .

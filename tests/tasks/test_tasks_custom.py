@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,14 @@ def kill_at(step: int, run_dir: Path, configs: Path, *words: object, processes: 
     metrics = run_dir / "metrics.jsonl"
     while process.poll() is None:
         if metrics.exists() and f'"step": {step},' in metrics.read_text():
-            os.killpg(process.pid, signal.SIGKILL)
-            for child in subprocess.run(
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            found = subprocess.run(
                 ["pgrep", "-f", str(run_dir)], capture_output=True, text=True, check=False
-            ).stdout.split():  # torchrun starts its processes in sessions of their own
-                os.kill(int(child), signal.SIGKILL)
+            )
+            for child in found.stdout.split():  # torchrun starts its processes in own sessions
+                with suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGKILL)
             break
         time.sleep(0.005)
     process.communicate()
