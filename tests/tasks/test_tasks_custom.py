@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from sn_imagenet.sweeps.pool import process_tree
+
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 TIMES = ("images_per_s", "data_wait_pct")
@@ -84,14 +86,9 @@ def kill_at(step: int, run_dir: Path, configs: Path, *words: object, processes: 
     metrics = run_dir / "metrics.jsonl"
     while process.poll() is None:
         if metrics.exists() and f'"step": {step},' in metrics.read_text():
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            found = subprocess.run(
-                ["pgrep", "-f", str(run_dir)], capture_output=True, text=True, check=False
-            )
-            for child in found.stdout.split():  # torchrun starts its processes in own sessions
+            for one in process_tree(process.pid):  # torchrun's processes have sessions of their own
                 with suppress(ProcessLookupError):
-                    os.kill(int(child), signal.SIGKILL)
+                    os.kill(one, signal.SIGKILL)
             break
         time.sleep(0.005)
     process.communicate()
