@@ -87,7 +87,8 @@ def read_experiment(composed: DictConfig) -> ExperimentConfig:
 
     config = from_hydra(composed)
     has_result = RunDirectory(Path(config.run_dir)).result.exists()  # needs no data
-    if not has_result and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    own_data = config.task["name"] != "classification"  # a task may read none of data=
+    if not has_result and not own_data and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         check_files(config.data)
     return config
 

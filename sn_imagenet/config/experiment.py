@@ -36,7 +36,7 @@ NON_EXPERIMENT_KEYS = frozenset({
     "data.root", "data.train", "data.val", "data.workers",
     "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
     "trainer.eval_batch_size", "trainer.deterministic", "trainer.compile", "checkpoint.minutes",
-    "checkpoint.on_error", "calibration.every",
+    "checkpoint.on_error", "calibration.every", "trainer.validate_every",
 })
 # fmt: on
 
@@ -89,6 +89,10 @@ class ExperimentConfig:
         require_one_of("tracker", self.tracker, TRACKERS)
         if self.uses_single_sample:
             self.norm.apply_single_sample()
+            if self.norm.head is not None:
+                head = NormConfig(**self.norm.head)
+                head.apply_single_sample()
+                self.norm.head = asdict(head)
 
     @property
     def uses_single_sample(self) -> bool:
@@ -128,6 +132,10 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
     """
     if OmegaConf.select(composed, "sweep.dry_run"):
         raise ConfigError("sweep.dry_run=true: works only with -m hydra/launcher=local")
+    task = OmegaConf.select(composed, "task")
+    missing = [key for key in CLASSIFICATION if task is not None and task.get(key) is None]
+    if missing:
+        raise ConfigError(f"task.{missing[0]} is missing: a task's config has a name and a target")
     head = OmegaConf.select(composed, "norm.head")
     if isinstance(head, str):
         composed = composed.copy()

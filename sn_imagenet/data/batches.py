@@ -24,6 +24,8 @@ class ImageBatch:
 
     def select(self, indices: Tensor) -> ImageBatch:
         """The samples at ``indices`` (int64 [m]), in that order."""
+        if self.images.is_cuda:  # indexing with a CPU tensor would wait for the device
+            indices = indices.pin_memory().to(self.images.device, non_blocking=True)
         return ImageBatch(self.images[indices], self.labels[indices])
 
     def to(self, device: torch.device) -> ImageBatch:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +13,8 @@ import torch
 from torch import nn
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.distributed import autocast_for
+from sn_imagenet.data.seeding import derive_seed, seeded
+from sn_imagenet.distributed import autocast_for, print_rank0, rank, world_size
 from sn_imagenet.evaluation.calibration import (
     Calibration,
     Samples,
@@ -52,7 +55,8 @@ def validate(prepared: Prepared, evaluator: Evaluator | None = None) -> dict[str
     network.eval()
     set_replicas(network)
     size = eval_batch_size(config, device)
-    evaluator = evaluator or prepared.task.evaluator(prepared.data, device, size, {})
+    if evaluator is None:
+        evaluator = prepared.task.evaluator(prepared.data, device, size, {})
     batches = prepared.task.evaluation_batches(prepared.data, size, device)
     autocast = autocast_for(config.trainer.precision, device)
 
@@ -61,11 +65,25 @@ def validate(prepared: Prepared, evaluator: Evaluator | None = None) -> dict[str
             return network(*inputs)
 
     with torch.no_grad():
-        for batch in progress_bar(batches, "evaluation"):
-            evaluator.update(forward, batch)
+        for number, batch in enumerate(progress_bar(batches, "evaluation")):
+            with _seeded(prepared, number * world_size() + rank()):
+                evaluator.update(forward, batch)
         evaluator.gather()
     kind = "moving_average" if stores_statistics(network) else "sample"
-    return {"statistics": kind, **evaluator.finish()}
+    numbers = evaluator.finish()
+    nonfinite = [k for k, v in numbers.items() if isinstance(v, float) and not math.isfinite(v)]
+    if nonfinite:
+        print_rank0(f"warning: {', '.join(nonfinite)} of this evaluation is not finite")
+    return {"statistics": kind, **numbers, **dict.fromkeys(nonfinite)}
+
+
+def _seeded(prepared: Prepared, batch: int) -> AbstractContextManager[None]:
+    """Seed the global generator by (seed, batch), for tasks that draw from it."""
+    if not prepared.task.uses_global_rng:
+        return nullcontext()
+    device = prepared.device
+    seed = derive_seed("evaluation", prepared.config.seed, batch)
+    return seeded(seed, device if device.type == "cuda" else None)
 
 
 @dataclass(frozen=True)

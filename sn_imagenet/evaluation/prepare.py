@@ -48,7 +48,7 @@ def prepare(config: ExperimentConfig) -> Prepared:
     task = build_task(config)
     data = task.datasets()
     network = task.network(data)
-    _check_test_statistics(network, config)
+    _check_test_statistics(network, config, task.calibrates)
     if task.calibrates and stores_statistics(network):
         minibatch = samples_that_share_statistics(network, config.batch)
         calibration_minibatches(len(data.train), minibatch, config.calibration.samples)
@@ -67,10 +67,11 @@ def require_same_data(path: Path, then: dict[str, Any], data: DataSets) -> None:
         UserError: it differs; names the parts that differ and their numbers of samples.
     """
     now = data.fingerprint
-    changed = [part for part in now if now[part] != then.get(part)]
+    changed = [part for part in then | now if now.get(part) != then.get(part)]
     if changed:
         counts = ", ".join(
-            f"{part}: {then.get(part, {}).get('samples')} samples then, {now[part]['samples']} now"
+            f"{part}: {then.get(part, {}).get('samples')} samples then, "
+            f"{now.get(part, {}).get('samples')} now"
             for part in changed
         )
         raise UserError(
@@ -85,13 +86,14 @@ def stores_statistics(network: nn.Module) -> bool:
     return any(layer.track_running_stats for layer in norm_layers(network).values())
 
 
-def _check_test_statistics(network: nn.Module, config: ExperimentConfig) -> None:
+def _check_test_statistics(network: nn.Module, config: ExperimentConfig, calibrates: bool) -> None:
     """Require that the network has the statistics ``norm.test_statistics``.
 
     Raises:
         ConfigError: it does not.
     """
-    possible = ["moving_average", "batch_average"] if stores_statistics(network) else ["sample"]
+    stored = ["moving_average", "batch_average"][: 1 + calibrates]
+    possible = stored if stores_statistics(network) else ["sample"]
     if config.norm.test_statistics not in possible:
         raise ConfigError(
             f"norm.test_statistics={config.norm.test_statistics}: norm={config.norm.name} has "

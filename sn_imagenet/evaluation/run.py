@@ -92,6 +92,8 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
             )
         run_config = directory.read_config()
         prepared = prepare(from_dict(_merge(run_config, request.values)))
+        if unknown := request.artifacts.keys() - set(prepared.task.artifacts):
+            raise UserError(f"{min(unknown)}=: the task of {path} writes no such file")
         final = _load_checkpoint(prepared.network, directory.final)
         importance = importance_weight_records(prepared.network)
         weights = _load_requested_checkpoint(
@@ -214,7 +216,7 @@ def _require_matching_data(
         return
     # The batch average is computed from the run's training images.
     now = prepared.data.fingerprint
-    require_same_data(path, {**then, "val": now["val"]}, prepared.data)
+    require_same_data(path, {**then, "val": now.get("val")}, prepared.data)
     classes, trained = prepared.data.classes, final.get("classes")  # older runs have no classes
     if trained is not None and list(classes) != list(trained):
         raise UserError(

@@ -73,7 +73,8 @@ def check_evaluations(evaluations: Any, score: Score = TOP1) -> tuple[dict[str, 
     for evaluation in evaluations or ():
         if not isinstance(mapping(evaluation)["statistics"], str):
             raise TypeError(f"statistics {evaluation['statistics']!r} where a name is expected")
-        number(evaluation[score.key])
+        if evaluation[score.key] is not None:
+            number(evaluation[score.key])
         if evaluation.get("top5") is not None:
             number(evaluation["top5"])
         for key in ("checkpoint", "data"):

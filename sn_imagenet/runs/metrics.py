@@ -125,7 +125,7 @@ def last_rows(path: Path) -> LastRows:
                 lines = file.read(min(length, size)).split(b"\n")
                 # The first line may be cut off by the seek, the last by a concurrent writer.
                 last = _last_row_per_kind(lines[:-1] if length >= size else lines[1:-1])
-                if (last.train and last.epoch) or length >= min(size, _LARGEST_READ):
+                if _is_complete(last._asdict()) or length >= min(size, _LARGEST_READ):
                     return last
                 length *= 8
     except OSError:
@@ -144,9 +144,16 @@ def _last_row_per_kind(lines: list[bytes]) -> LastRows:
         if row["kind"] not in last:
             _check(row)
             last[row["kind"]] = row
-        if last.keys() >= {"train", "epoch"}:
+        if _is_complete(last):
             break
     return LastRows(last.get("train"), last.get("epoch"), last.get("validation"))
+
+
+def _is_complete(last: dict[str, Any]) -> bool:
+    """Whether no earlier row is needed: the epoch has a validation, or a later one is known."""
+    epoch = last.get("epoch") or {}
+    validated = bool(epoch.get("val")) or (bool(epoch) and bool(last.get("validation")))
+    return bool(last.get("train")) and validated
 
 
 def _check(row: dict[str, Any]) -> None:
@@ -156,7 +163,7 @@ def _check(row: dict[str, Any]) -> None:
             raise TypeError(f"{name} {row[name]}")
     key = read_score(row.get("score")).key
     for name in ("val", "calibrated"):
-        number(mapping(row.get(name)).get(key, 0.0))
+        number(mapping(row.get(name)).get(key) or 0.0)
 
 
 def _describe_damage(path: Path, rows: bytes) -> str:

@@ -142,7 +142,8 @@ class Run:
         """The score for ``statistics`` (default: the tables'); None unless evaluated."""
         evaluation = self.counted_evaluations.get(statistics or self.statistics)
         trained = self.state in (FINISHED, NOT_EVALUATED)
-        return float(evaluation[self.score.key]) if trained and evaluation else None
+        value = evaluation[self.score.key] if trained and evaluation else None
+        return None if value is None else float(value)
 
 
 class FoundRuns(NamedTuple):
@@ -359,7 +360,8 @@ def _completed_epochs(epoch: dict[str, Any] | None, config: dict[str, Any]) -> s
     """Completed and total epochs, such as ``3/10``."""
     if epoch is not None and {"epoch", "epochs"} <= epoch.keys():
         return f"{epoch['epoch']}/{epoch['epochs']}"
-    return f"0/{config['trainer']['epochs']}"
+    epochs = config["trainer"]["epochs"]
+    return f"0/{epochs}" if epochs is not None else "0 epochs"
 
 
 @dataclass(frozen=True)

@@ -165,14 +165,16 @@ def _result_speed(result: dict[str, Any]) -> TrainingSpeed:
 
 
 def _comparison_key(config: dict[str, Any]) -> tuple[str, ...]:
-    data, batch = config["data"], config["batch"]
+    data, batch, norm = config["data"], config["batch"], config["norm"]
     return (
+        str((config.get("task") or {}).get("name", "classification")),
+        str((norm.get("head") or {}).get("name")),
         str(data["name"]),
         str(config["model"]),
         str(data["image_size"]),
         str(config["trainer"]["precision"]),
         str(config["trainer"].get("compile", False)),  # older configs lack it
-        str(config["norm"]["name"]),
+        str(norm["name"]),
         f"{batch['gpus']}x{batch['samples_per_gpu']}",
     )
 

@@ -99,8 +99,11 @@ class Task(ABC):
     """Whether the batch average of BN's statistics applies."""
 
     uses_global_rng: ClassVar[bool] = False
-    """Whether a forward pass draws from PyTorch's global generator. Each pass is then seeded by
-    (seed, step, replica)."""
+    """Whether a forward pass draws from PyTorch's global generator. Each pass then holds one
+    replica and is seeded by (seed, step, replica), in an evaluation by (seed, batch)."""
+
+    artifacts: ClassVar[tuple[str, ...]] = ()
+    """Kinds of files that :meth:`write_artifacts` writes on request."""
 
     requires: ClassVar[Mapping[str, str]] = {}
     """Modules that the task needs, with the extra of this package that installs each."""
@@ -216,11 +219,20 @@ class Task(ABC):
 
     def describe(self, numbers: Mapping[str, Any]) -> str:
         """The score of an evaluation for the console, after the score's label."""
-        return self.score.format(numbers[self.score.key]).removeprefix(f"{self.score.label} ")
+        value = numbers[self.score.key]
+        if value is None:
+            return "not finite"
+        return self.score.format(value).removeprefix(f"{self.score.label} ")
 
     def departures(self, fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
         """Departures from the paper's protocol: [{"item", "paper", "ours"}, ...]."""
         return []
+
+
+_RESERVED_SUMS = {
+    "steps", "samples", "loss", "waited", "seconds", "total_seconds", "total_samples", "lr",
+    "kind", "epoch", "step", "images_per_s", "data_wait_pct",
+}  # fmt: skip
 
 
 def build_task(config: ExperimentConfig) -> Task:
@@ -241,6 +253,14 @@ def build_task(config: ExperimentConfig) -> Task:
         ) from error
     if not (isinstance(task_class, type) and issubclass(task_class, Task)):
         raise ConfigError(f"task.target={target}: expected a subclass of sn_imagenet.tasks.Task")
+    if reserved := _RESERVED_SUMS & set(task_class.sums):
+        raise ConfigError(
+            f"task.target={target}: a sum cannot be named {min(reserved)}, which training records "
+            "itself"
+        )
+    limit = task_class.max_processes
+    if limit is not None and world_size() > limit:
+        raise ConfigError(f"task={name} runs on {limit} process, and this is one of {world_size()}")
     for module, extra in task_class.requires.items():
         if find_spec(module) is None:
             raise ConfigError(
@@ -269,10 +289,8 @@ def require_task_placement(task: Task, config: ExperimentConfig, world_size: int
             not suit the task or the setting.
     """
     name, per_pass = config.task["name"], config.trainer.replicas_per_pass
-    limit = task.max_processes
-    if limit is not None and world_size > limit:
-        raise ConfigError(f"task={name} runs on {limit} process, this is one of {world_size}")
-    fixed = task.replicas_per_pass
+    # Draws by replica need a pass for each.
+    fixed = 1 if task.uses_global_rng else task.replicas_per_pass
     if fixed is not None:
         if per_pass not in (None, fixed):
             raise ConfigError(

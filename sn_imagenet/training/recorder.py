@@ -151,10 +151,10 @@ class Recorder:
             row = {"kind": "epoch", "epoch": epoch, **of_all, "step": step}
         if validation:
             row["val"] = validation
-            scalars = {f"val/{score.key}": validation[score.key], **scalars}
+            scalars |= _finite({f"val/{score.key}": validation[score.key]})
         if calibrated:
             row["calibrated"] = calibrated
-            scalars[f"val/{score.key}_batch_average"] = calibrated[score.key]
+            scalars |= _finite({f"val/{score.key}_batch_average": calibrated[score.key]})
         row |= score_entry(score)
         if weights:
             row["importance_weights"] = {
@@ -177,6 +177,10 @@ class Recorder:
     def _write(self, row: dict[str, Any], scalars: dict[str, float], step: int) -> None:
         if self._log is not None and rank() == 0:
             self._log.write(row, scalars, step)
+
+
+def _finite(scalars: dict[str, float | None]) -> dict[str, float]:
+    return {tag: value for tag, value in scalars.items() if value is not None}
 
 
 def stage_mean_weights(layers: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from sn_imagenet.distributed import (
     set_determinism,
     world_size,
 )
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import (
     Evaluation,
     Prepared,
@@ -96,6 +97,8 @@ def _train(
     with raise_on_all_ranks():
         prepared = prepare(config)
         placement = require_task_placement(prepared.task, config, world_size())
+        if config.init and not hasattr(prepared.network, "get_classifier"):
+            raise ConfigError(f"init={config.init}: task={config.task['name']} has no classifier")
         if config.init and start.kind == FRESH:
             classes = prepared.data.classes
             changed = start_from(Path(config.init), prepared.network, config.norm, classes)

@@ -22,6 +22,7 @@ from sn_imagenet.distributed import (
     autocast_for,
     set_norm_replicas,
 )
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.tasks import Clock, Optimization, Task
 from sn_imagenet.training.compiled import CompiledBlocks
@@ -33,6 +34,13 @@ _SYNC_BUFFERS = (
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     else "broadcast_buffers"
 )
+
+# Entries of a checkpoint beside the optimizers.
+RESERVED_NAMES = {
+    "model", "scaler", "config", "data_fingerprint", "epoch", "step", "step_in_epoch",
+    "validated_step", "last_finite_loss", "lr", "world_sizes", "git_revisions", "norm_backends",
+    "compiled", "metrics", "warnings", "meters",
+}  # fmt: skip
 
 
 class Stepper:
@@ -83,6 +91,11 @@ class Stepper:
                 **sync_buffers,
             )
         self.optimizations = task.optimizations(network, clock)
+        if reserved := RESERVED_NAMES & self.optimizations.keys():
+            raise ConfigError(
+                f"task={config.task['name']}: an optimizer cannot be named {min(reserved)}, which "
+                "is another entry of a checkpoint"
+            )
         self._prepare_optimizers()
         # 1 after the first non-finite loss, otherwise 0. Fused optimizers skip their step if 1.
         self._found_inf = torch.zeros((), device=device)
@@ -176,6 +189,10 @@ class Stepper:
         self.scaler.update()
         self.task.after_step(self.network, step)
         return rates[0]
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the task's first optimizer at ``step``."""
+        return next(iter(self.optimizations.values())).learning_rate(step)
 
     def rollback(self, step: int) -> None:
         """Restore the running statistics from before ``step``, whose loss was not finite."""

@@ -279,7 +279,7 @@ class Trainer:
         """Whether the finished epoch is also validated with the batch average."""
         every = self.config.calibration.every
         has_statistics = stores_statistics(self.prepared.network)
-        due = every is not None and (self.epoch + 1) % every == 0
+        due = every is not None and (self.epoch + 1) % every == 0 and self._epoch_is_complete()
         return due and has_statistics and self.task.calibrates
 
     def _describe_divergence(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
@@ -335,6 +335,7 @@ class Trainer:
             "step_in_epoch": self.step_in_epoch,
             "validated_step": self.validated_step,
             "last_finite_loss": self.last_finite_loss,
+            "lr": self.lr,
             "world_sizes": self.world_sizes,
             "git_revisions": self.git_revisions,
             "norm_backends": self.norm_backends,
@@ -352,6 +353,8 @@ class Trainer:
         self.step_in_epoch = state["step_in_epoch"]
         self.validated_step = state.get("validated_step", 0)  # older checkpoints have none
         self.last_finite_loss = state["last_finite_loss"]
+        # Older checkpoints do not record it, and have one optimizer.
+        self.lr = state.get("lr", self.stepper.learning_rate(max(0, self.step - 1)))
         self.world_sizes = [*state["world_sizes"], *self.world_sizes]
         self.git_revisions = [*state["git_revisions"], *self.git_revisions]
         # Older checkpoints do not record these.

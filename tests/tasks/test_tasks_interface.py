@@ -10,10 +10,11 @@ import torch
 from sn_imagenet.config import ExperimentConfig, from_dict
 from sn_imagenet.data.seeding import seeded
 from sn_imagenet.errors import ConfigError
+from sn_imagenet.evaluation import prepare
 from sn_imagenet.runs.scores import TOP1, Score, read_score
 from sn_imagenet.tasks import build_task
 from sn_imagenet.tasks.classification import Classification
-from sn_imagenet.tasks.task import phase_position
+from sn_imagenet.tasks.task import phase_position, require_task_placement
 
 Compose = Callable[..., ExperimentConfig]
 
@@ -26,6 +27,44 @@ def test_a_missing_package_is_told_with_the_line_that_installs_it(composed: Comp
     config = composed("data=digits", f"task.target={__name__}.Needy")
     with pytest.raises(ConfigError, match=r"pip install 'sn-imagenet\[detection\]'"):
         build_task(config)
+
+
+class Overwriting(Classification):
+    sums = ("loss",)
+
+
+class Uncalibrated(Classification):
+    calibrates = False
+
+
+class ByReplica(Classification):
+    uses_global_rng = True
+
+
+def test_a_sum_cannot_replace_what_training_records(composed: Compose) -> None:
+    config = composed("data=digits", f"task.target={__name__}.Overwriting")
+    with pytest.raises(ConfigError, match="a sum cannot be named loss"):
+        build_task(config)
+
+
+def test_a_task_without_calibration_needs_statistics_that_it_has(composed: Compose) -> None:
+    options = ("data=digits", "model=resnet14_mini", f"task.target={__name__}.Uncalibrated")
+    with pytest.raises(ConfigError, match=r"norm=sn has moving_average only"):
+        prepare(composed(*options, "norm=sn", "batch=8x2"))
+    prepare(composed(*options, "norm=sn", "batch=8x2", "norm.test_statistics=moving_average"))
+
+
+def test_draws_by_replica_need_a_pass_for_each(composed: Compose) -> None:
+    config = composed("data=digits", f"task.target={__name__}.ByReplica", "batch=4x2")
+    assert require_task_placement(build_task(config), config, 1).microbatches_per_step == 4
+    with pytest.raises(ConfigError, match="8 processes for 4 replicas"):
+        require_task_placement(build_task(config), config, 8)
+
+
+@pytest.mark.parametrize("key", ["name", "target"])
+def test_a_task_has_a_name_and_a_target(composed: Compose, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"task\.{key} is missing"):
+        composed("data=digits", f"~task.{key}")
 
 
 def test_classification_is_the_default_and_leaves_no_trace(composed: Compose) -> None:
@@ -43,7 +82,7 @@ def test_a_head_is_looked_up_as_the_backbone_is_and_names_the_run(composed: Comp
     assert config.run_dir == "runs/digits/resnet50/frozen_bn+sn/8x1/seed0"
     assert from_dict(config.to_dict()).norm.head == config.norm.head
     head = build_task(config).head_norm()
-    assert head is not None and head.name == "sn"
+    assert head is not None and head.name == "sn" and head.args["omega"] == ["in", "ln"]
     assert build_task(composed("data=digits", "norm=frozen_bn")).head_norm() is None
     backbone = build_task(composed("data=digits", "norm=gn")).head_norm()
     assert backbone is not None and backbone.name == "gn"

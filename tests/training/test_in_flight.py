@@ -73,6 +73,33 @@ def test_late_reading_does_not_change_a_run(run_at):
     assert without_times(rows) == without_times(late_rows)
 
 
+@pytest.mark.slow
+def test_a_run_interrupted_at_the_last_step_of_an_epoch_resumes_with_its_rate(
+    composed, tmp_path, monkeypatch
+):
+    """The report of that epoch is written by the resumed run, which trains no step before it."""
+    options = (*TINY, "data.subset=0.1", "trainer.max_steps=12")  # nine steps an epoch
+    rows = []
+    for name, interrupt in (("whole", None), ("interrupted", 9)):
+        config = composed(*options, f"run_dir={tmp_path / name}")
+        if interrupt is not None:
+            real, calls = in_flight.StepsInFlight.pop_due, []
+
+            def pop_due(queue, real=real, calls=calls, at=interrupt):
+                calls.append(None)
+                interrupted, failed = real(queue)
+                return interrupted or len(calls) == at, failed
+
+            with monkeypatch.context() as patch:
+                patch.setattr(in_flight.StepsInFlight, "pop_due", pop_due)
+                with pytest.raises(SystemExit):
+                    train(config)
+        train(config)
+        rows.append((tmp_path / name / "metrics.jsonl").read_text().splitlines())
+    assert without_times(rows[0]) == without_times(rows[1])
+    assert json.loads(rows[1][0])["step"] == 9 and json.loads(rows[1][0])["lr"] > 0
+
+
 @pytest.fixture
 def broken_batch(monkeypatch):
     """The fourth batch is not finite; the others are."""
