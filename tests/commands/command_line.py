@@ -156,7 +156,13 @@ def without_timings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: row[key] for key in row if key not in TIMINGS} for row in rows]
 
 
-def photographs(name: str) -> Path | None:
-    """The folder of real photographs beside the project, or None."""
+def photographs(name: str, links: Path) -> Path | None:
+    """Real photographs beside the project, if available: a folder ``links`` that leads to their
+    folders alone, so that no index there is read."""
     folder = ROOT.parent / "shared" / "data" / name
-    return folder if folder.is_dir() else None
+    if not folder.is_dir():
+        return None
+    links.mkdir()
+    for part in filter(Path.is_dir, folder.iterdir()):
+        (links / part.name).symlink_to(part)
+    return links

@@ -93,7 +93,7 @@ def test_the_custom_method_of_the_docs(tmp_path: Path) -> None:
     ],
 )
 def test_real_photographs(name: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
-    photos = photographs(name)
+    photos = photographs(name, tmp_path / "photos")
     if photos is None:
         pytest.skip(f"the photographs of {name} are not available beside the project")
     val = photos / "val" if (photos / "val").is_dir() else photos / "train"
@@ -104,7 +104,7 @@ def test_real_photographs(name: str, arguments: tuple[str, ...], tmp_path: Path)
     arguments = (*arguments, *short, *small, f"data.val={val}", f"runs_dir={runs}")
     check_ok(train_forked(*chosen, *arguments, folder=tmp_path / "logs"))
     result = read_result(runs / name / "resnet14_mini/sn/8x2/seed0")
-    images = sum(len(files) for _, _, files in os.walk(val))
+    images = sum(len(files) for _, _, files in os.walk(val, followlinks=True))
     assert {e["seen"] for e in first_evaluations(result).values()} == {images}
     calibration = first_evaluations(result)["batch_average"]["calibration"]
     assert calibration["samples_used"] == 64

@@ -4,7 +4,6 @@ workers or on the batch size."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from sn_imagenet.data.loaders import train_loader
 from sn_imagenet.distributed import init_distributed, rank, session
 from sn_imagenet.evaluation import evaluate, prepare
 from sn_imagenet.norms import set_replicas
-from sn_imagenet.tasks.classification.detail import Detail
 
 pytestmark = [
     pytest.mark.slow,  # several evaluations, with workers and processes
@@ -59,11 +57,10 @@ def run_evaluation(values: dict[str, Any], weights: str, batch_size: int, worker
     config.trainer.eval_batch_size, config.data.workers = batch_size, workers
     prepared = prepare(config)
     prepared.network.load_state_dict(torch.load(weights))
-    detail = partial(Detail, 10, 400, batch_size, prepared.device, keep_logits=True)
     results = {}
-    for evaluation in evaluate(prepared, new_detail=detail):
-        assert evaluation.detail is not None
-        results[evaluation.record["statistics"]] = evaluation.record, evaluation.detail.logits
+    for evaluation in evaluate(prepared, artifacts={"save_logits": "logits.npz"}):
+        logits = evaluation.evaluator.detail.logits  # type: ignore[union-attr]
+        results[evaluation.record["statistics"]] = evaluation.record, logits
     return results
 
 
