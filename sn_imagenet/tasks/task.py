@@ -149,13 +149,14 @@ class Task(ABC):
         """
 
     def batches(self, phase: str, data: DataSets, device: torch.device) -> TrainLoader:
-        """This rank's batches of a phase: global batches of the training data by default."""
+        """This rank's batches of a phase: by default global batches of the training data, in
+        another order in each phase."""
         return train_loader(
             data.train,
             global_batch=self.config.batch.total,
             rank=rank(),
             world_size=world_size(),
-            seed=self.config.seed,
+            seed=self.config.seed + (self.phases.index(phase) << 32),
             workers=self.config.data.workers,
             device=device,
         )

@@ -38,7 +38,7 @@ _SYNC_BUFFERS = (
 # Entries of a checkpoint beside the optimizers.
 RESERVED_NAMES = {
     "model", "scaler", "config", "data_fingerprint", "epoch", "step", "step_in_epoch",
-    "validated_step", "last_finite_loss", "lr", "world_sizes", "git_revisions", "norm_backends",
+    "validated_step", "last_finite_loss", "world_sizes", "git_revisions", "norm_backends",
     "compiled", "metrics", "warnings", "meters",
 }  # fmt: skip
 
@@ -162,16 +162,10 @@ class Stepper:
         for buffer, value in zip(buffers, saved, strict=True):
             buffer.copy_(value)
 
-    def optimizer_step(self, step: int, phase: str = "") -> float:
-        """Update the weights with the accumulated gradients, unless a loss was not finite.
-
-        Returns:
-            The learning rate of the phase's first optimizer at ``step``.
-        """
-        rates = []
+    def optimizer_step(self, step: int, phase: str = "") -> None:
+        """Update the weights with the accumulated gradients, unless a loss was not finite."""
         for optimization in self._optimizations_of(phase):
             optimizer, rate = optimization.optimizer, optimization.learning_rate(step)
-            rates.append(rate)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             if self.scaler.is_enabled():
@@ -188,11 +182,10 @@ class Stepper:
             self.scaler.step(optimizer)
         self.scaler.update()
         self.task.after_step(self.network, step)
-        return rates[0]
 
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of the task's first optimizer at ``step``."""
-        return next(iter(self.optimizations.values())).learning_rate(step)
+    def learning_rate(self, step: int, phase: str = "") -> float:
+        """The learning rate of the phase's first optimizer at ``step``."""
+        return self._optimizations_of(phase)[0].learning_rate(step)
 
     def rollback(self, step: int) -> None:
         """Restore the running statistics from before ``step``, whose loss was not finite."""

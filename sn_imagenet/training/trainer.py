@@ -70,7 +70,8 @@ class Trainer:
         self.loaders = {
             phase: task.batches(phase, prepared.data, prepared.device) for phase in task.phases
         }
-        self.steps_per_epoch = sum(map(len, self.loaders.values()))
+        self.phase_lengths = {phase: len(loader) for phase, loader in self.loaders.items()}
+        self.steps_per_epoch = sum(self.phase_lengths.values())
         epochs, max_steps = config.trainer.epochs, config.trainer.max_steps
         limits = [None if epochs is None else self.steps_per_epoch * epochs, max_steps]
         self.total_steps = min(limit for limit in limits if limit is not None)
@@ -78,8 +79,6 @@ class Trainer:
         self.stepper = Stepper(task, self.network, config, placement, prepared.device, clock)
         self.epoch = self.step = self.step_in_epoch = 0
         self.validated_step = 0  # of validations within an epoch
-        self.lr = 0.0  # of the last recorded step
-        self._rates: dict[int, float] = {}  # learning rates of the steps in flight
         self.last_finite_loss: float | None = None
         # One entry per start of the run; a resumed run prepends those of its checkpoint.
         self.world_sizes = [world_size()]
@@ -153,7 +152,7 @@ class Trainer:
                     self._train_until_validation()
                 except LossNotFiniteError as error:
                     return self._end_diverged(error.outcome)
-                self.recorder.flush(self.epoch + 1, self.step, self.lr)
+                self.recorder.flush(self.epoch + 1, self.step, self._learning_rate(self.step - 1))
                 self.stepper.broadcast_statistics()
                 if not self.stepper.weights_are_finite():
                     self._wait_for_checkpoints()
@@ -207,14 +206,13 @@ class Trainer:
         """Train to the end of the epoch, the next validation or ``total_steps``."""
         if self._epoch_is_complete() or self._must_validate():
             return  # a run that resumes before this validation
-        lengths = {phase: len(loader) for phase, loader in self.loaders.items()}
-        for phase, start in list(phase_position(lengths, self.step_in_epoch)):
+        for phase, start in list(phase_position(self.phase_lengths, self.step_in_epoch)):
             batches = self.loaders[phase].epoch(self.epoch, start)
             for batch in self.recorder.timed(batches):
                 # Two flags of this rank: signal received, checkpoint failed.
                 flags = [self.signals.received, self.saver is not None and self.saver.failed]
                 self.in_flight.add(self.stepper.forward_backward(batch, self.step, flags, phase))
-                self._rates[self.step] = self.stepper.optimizer_step(self.step, phase)
+                self.stepper.optimizer_step(self.step, phase)
                 self.step += 1
                 self.step_in_epoch += 1
                 interrupted, checkpoint_failed = self.in_flight.pop_due()
@@ -231,19 +229,25 @@ class Trainer:
                 self._save_if_due()
         self.in_flight.pop_all()
 
+    def _learning_rate(self, step: int) -> float:
+        """The learning rate of optimizer step ``step`` (from 0); before the first, that of it."""
+        step = max(0, step)
+        phase, _ = next(phase_position(self.phase_lengths, step % self.steps_per_epoch))
+        return self.stepper.learning_rate(step, phase)
+
     def _record(self, outcome: StepOutcome) -> None:
         self.last_finite_loss = outcome.loss
-        self.lr = self._rates.pop(outcome.step)
-        self.recorder.add_step(outcome, self.epoch + 1, outcome.step + 1, self.lr)
+        self.recorder.add_step(
+            outcome, self.epoch + 1, outcome.step + 1, self._learning_rate(outcome.step)
+        )
 
     def _end_diverged(self, outcome: StepOutcome) -> dict[str, Any]:
         """End training in the state before the step of ``outcome``, whose loss is not finite."""
         self.in_flight.clear()
-        self._rates.clear()
         self.stepper.rollback(outcome.step)
         self.step_in_epoch -= self.step - outcome.step
         self.step = outcome.step
-        self.recorder.flush(self.epoch + 1, self.step, self.lr)
+        self.recorder.flush(self.epoch + 1, self.step, self._learning_rate(self.step - 1))
         self._save()
         self._wait_for_checkpoints()
         return self._describe_divergence(self.step + 1, f"the loss is {outcome.loss}", outcome.loss)
@@ -335,7 +339,6 @@ class Trainer:
             "step_in_epoch": self.step_in_epoch,
             "validated_step": self.validated_step,
             "last_finite_loss": self.last_finite_loss,
-            "lr": self.lr,
             "world_sizes": self.world_sizes,
             "git_revisions": self.git_revisions,
             "norm_backends": self.norm_backends,
@@ -353,8 +356,6 @@ class Trainer:
         self.step_in_epoch = state["step_in_epoch"]
         self.validated_step = state.get("validated_step", 0)  # older checkpoints have none
         self.last_finite_loss = state["last_finite_loss"]
-        # Older checkpoints do not record it, and have one optimizer.
-        self.lr = state.get("lr", self.stepper.learning_rate(max(0, self.step - 1)))
         self.world_sizes = [*state["world_sizes"], *self.world_sizes]
         self.git_revisions = [*state["git_revisions"], *self.git_revisions]
         # Older checkpoints do not record these.

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sn_imagenet.data.loaders import eval_loader, train_loader
+from sn_imagenet.data.loaders import eval_loader
 from sn_imagenet.distributed import rank, world_size
 from sn_imagenet.models import build_model
 from sn_imagenet.runs.scores import Score
@@ -46,17 +46,6 @@ class TwoPhase(Task):
     def network(self, data):
         config = self.config
         return Calibrated(build_model(config.model, config.norm, config.protocol, 1, config.seed))
-
-    def batches(self, phase, data, device):
-        return train_loader(
-            data.train,
-            global_batch=self.config.batch.total,
-            rank=rank(),
-            world_size=world_size(),
-            seed=self.config.seed + self.phases.index(phase),
-            workers=self.config.data.workers,
-            device=device,
-        )
 
     def optimizations(self, network, clock):
         body = torch.optim.SGD(network.body.parameters(), lr=0.01, momentum=0.9, fused=True)
