@@ -33,7 +33,8 @@ TRAIN_SAMPLES = {"imagenet": IMAGENET_SAMPLES["train"], "cifar10": 50_000, "digi
 class TrainingSpeed:
     """The images/s that one process of a run trained, and the number of samples per epoch."""
 
-    key: tuple[str, ...]  # data, model, image size, precision, torch.compile mode; norm, setting
+    # task, norm.head, data, model, image size, precision, torch.compile mode; norm, setting
+    key: tuple[str, ...]
     images_per_s: float
     samples_per_epoch: float
 

@@ -220,13 +220,14 @@ def test_a_run_refused_by_a_lock_is_running_elsewhere_and_not_failed(tmp_path):
 def test_hours_are_estimated_from_measurements_only(composed, tmp_path):
     config = composed("data=digits", "norm=bn", "batch=8x8", "trainer.epochs=10")
     assert process_hours(config, [], 0) is None
-    same = ("digits", str(config.to_dict()["model"]), "16", "fp32", "False")
+    model = str(config.to_dict()["model"])
+    same = ("classification", "None", "digits", model, "16", "fp32", "False")
     exact = TrainingSpeed((*same, "bn", "8x8"), 100.0, 1344)
     other = TrainingSpeed((*same, "gn", "8x8"), 50.0, 1344)
     steps = 1397 // 64
     assert process_hours(config, [exact, other], 0) == pytest.approx(steps * 10 * 64 / 100 / 3600)
     assert process_hours(config, [other], 5) == pytest.approx(steps * 5 * 64 / 50 / 3600)
-    elsewhere = TrainingSpeed(("cifar10", *same[1:], "bn", "8x8"), 100.0, 50_000)
+    elsewhere = TrainingSpeed((*same[:2], "cifar10", *same[3:], "bn", "8x8"), 100.0, 50_000)
     assert process_hours(config, [elsewhere], 0) is None
     (tmp_path / "result.json").write_text("{")
     assert measured_speeds([tmp_path], "cpu") == []
