@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from sn_imagenet.config import SettingConfig
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
 from sn_imagenet.reporting.figures.figure2 import draw_figure2, figure2
@@ -19,14 +18,13 @@ from sn_imagenet.reporting.figures.figure4 import draw_figure4, figure4
 from sn_imagenet.reporting.figures.figure8 import draw_figure8, figure8
 from sn_imagenet.reporting.figures.series import FigureData
 from sn_imagenet.reporting.figures.style import STYLE, save
-from sn_imagenet.reporting.figures.weights import SettingWeights, average_seeds, gather_weights
+from sn_imagenet.reporting.figures.weights import average_seeds, gather_weights
 from sn_imagenet.reporting.figures.weights_over_training import (
     draw_weights_over_training,
     weights_over_training,
 )
 from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
-from sn_imagenet.runs import FINISHED, Run, Setting, find_runs, run_from_result, write_text
-from sn_imagenet.runs.record import parse_layer_weights
+from sn_imagenet.runs import FINISHED, Run, find_runs, run_from_result, write_text
 
 # Drawn once per study: the functions that gather its data and draw it, and why there may be none.
 Gather = Callable[[Study], FigureData | None]
@@ -77,14 +75,6 @@ def plot_run(result: dict[str, Any], out_dir: Path) -> list[Path]:
         return save(draw_figure3(figure3(weights)), out_dir / "fig3") + save(
             draw_figure4(figure4(weights)), out_dir / "fig4"
         )
-
-
-def weights_figure(layers: Sequence[Mapping[str, Any]], batch: SettingConfig) -> Figure:
-    """Fig. 3 of one run; ``layers`` as in ``result.json``."""
-    setting = Setting(batch.gpus, batch.samples_per_gpu)
-    with rc_context(STYLE):
-        weights = SettingWeights(setting, 1, tuple(map(parse_layer_weights, layers)))
-        return draw_figure3(figure3([weights]))
 
 
 def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
