@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sn_imagenet.benchmark import calibration, closed_form, layers, loader, step, train
+from sn_imagenet.benchmark import calibration, layers, loader, step, train
 from sn_imagenet.benchmark.plot import plot
 from sn_imagenet.benchmark.report import Command, write_json
 from sn_imagenet.errors import UserError
@@ -16,7 +16,6 @@ from sn_imagenet.errors import UserError
 COMMANDS: dict[str, Command] = {
     "norms": layers.COMMAND,
     "step": step.COMMAND,
-    "closed-form": closed_form.COMMAND,
     "train": train.COMMAND,
     "loader": loader.COMMAND,
     "calibration": calibration.COMMAND,
