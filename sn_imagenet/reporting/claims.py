@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import fmean
 
-from sn_imagenet.reporting.cells import Summary, method_label, run_differences
-from sn_imagenet.reporting.curves import KIND_SYMBOLS, try_epochs
+from sn_imagenet.reporting.cells import Summary, method_label, minus, run_differences
+from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight, try_epochs
 from sn_imagenet.reporting.paper import PAPER_SETTINGS
 from sn_imagenet.reporting.statistics import contrast
 from sn_imagenet.reporting.study import (
@@ -21,7 +21,7 @@ from sn_imagenet.reporting.study import (
     why_not_comparable,
 )
 from sn_imagenet.reporting.verdict import LEAST_SEEDS, Claim, Comparison, Judgment, Verdict, judge
-from sn_imagenet.runs import DIVERGED, FINISHED, LayerWeights, Run, Setting
+from sn_imagenet.runs import DIVERGED, FINISHED, Run, Setting
 
 LARGE, SMALL, SINGLE = Setting(8, 32), Setting(8, 2), Setting(8, 1)
 _WEIGHT = "importance weight"
@@ -139,7 +139,8 @@ def weights_follow_samples(study: Study) -> Judgment:
         KIND_SYMBOLS.items(), (("bn", 0.0, math.inf), ("ln", -math.inf, 0.0))
     ):
         groups = [
-            [_mean(run.weights, kind, member) for run in _finished(c)] for c in cells.values()
+            [mean_weight(run.weights, kind, member) or 0.0 for run in _finished(c)]
+            for c in cells.values()
         ]
         effect = sum(c * fmean(group) for c, group in zip(slopes, groups, strict=True))
         comparisons.append(
@@ -163,12 +164,11 @@ def weights_differ(study: Study) -> Judgment:
     """BN's weight differs between depths, layer positions and μ/σ, and σ's is below μ's in res5."""
     comparisons: list[Comparison] = []
 
-    def gap(
-        first: Callable[[Run], Sequence[float]], second: Callable[[Run], Sequence[float]]
-    ) -> Callable[[Run], float | None]:
+    def gap(first: tuple[str, ...], second: tuple[str, ...]) -> Callable[[Run], float | None]:
+        """Of BN's weight, each averaged over layers: (kind, stage, convolution)."""
+
         def of_run(run: Run) -> float | None:
-            a, b = first(run), second(run)
-            return fmean(a) - fmean(b) if a and b else None
+            return minus(*(mean_weight(run.weights, k, "bn", *w) for k, *w in (first, second)))
 
         return of_run
 
@@ -176,15 +176,15 @@ def weights_differ(study: Study) -> Judgment:
         if not _has_comparable_sn(study, setting):
             continue
         runs = _finished(study.cell("sn", setting))
-        last = gap(_bn("variance", stage="res5"), _bn("mean", stage="res5"))
+        last = gap(("variance", "res5"), ("mean", "res5"))
         comparisons += [
             paired(f"{what} {setting}", setting, runs, value, differs=True, unit=_WEIGHT)
             for what, value in {
-                "BN's weight of μ, res5 - res2": gap(_bn("mean", "res5"), _bn("mean", "res2")),
+                "BN's weight of μ, res5 - res2": gap(("mean", "res5"), ("mean", "res2")),
                 "BN's weight of μ, after 3x3 - after 1x1": gap(
-                    _bn("mean", conv="3x3"), _bn("mean", conv="1x1")
+                    ("mean", "", "3x3"), ("mean", "", "1x1")
                 ),
-                "BN's weight, σ - μ": gap(_bn("variance"), _bn("mean")),
+                "BN's weight, σ - μ": gap(("variance",), ("mean",)),
             }.items()
         ]
         comparisons.append(
@@ -273,24 +273,8 @@ def _has_comparable_sn(study: Study, setting: Setting) -> bool:
     return all(run.weights and "bn" in run.weights[0].mean for run in runs)
 
 
-def _mean(layers: Sequence[LayerWeights], kind: str, member: str) -> float:
-    return fmean(getattr(layer, kind)[member] for layer in layers)
-
-
-def _bn(kind: str, stage: str = "", conv: str = "") -> Callable[[Run], list[float]]:
-    def of_run(run: Run) -> list[float]:
-        return [
-            getattr(layer, kind)["bn"]
-            for layer in run.weights
-            if stage in ("", layer.stage) and conv in ("", layer.conv)
-        ]
-
-    return of_run
-
-
 def _end_gap(run: Run) -> float | None:
-    batch, moving = run.score_value("batch_average"), run.score_value("moving_average")
-    return None if batch is None or moving is None else batch - moving
+    return minus(run.score_value("batch_average"), run.score_value("moving_average"))
 
 
 def _unsteadiness_gap(run: Run) -> float | None:

@@ -18,6 +18,7 @@ import yaml
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import run_differences
+from sn_imagenet.reporting.curves import mean_weight
 from sn_imagenet.reporting.statistics import contrast
 from sn_imagenet.reporting.study import ContrastTerm, Study, why_not_comparable
 from sn_imagenet.reporting.verdict import LEAST_SEEDS, Claim, Comparison, Judgment, Verdict
@@ -96,11 +97,8 @@ def _quantity(text: str) -> Quantity:
             "MEMBER' with a member of SN such as bn"
         )
 
-    def weight(run: Run) -> float | None:
-        values = [getattr(layer, parts[0]).get(parts[2]) for layer in run.weights]
-        return fmean(values) if values and None not in values else None
-
-    return Quantity(weight, "importance weight", 4)
+    kind, _, member = parts
+    return Quantity(lambda run: mean_weight(run.weights, kind, member), "importance weight", 4)
 
 
 def in_every_pair(
