@@ -12,7 +12,6 @@ from sn_imagenet.reporting.cells import (
     by_cell,
     method_label,
     score_heading,
-    statistics_label,
     summarize,
 )
 from sn_imagenet.reporting.render import Grid, Row
@@ -36,21 +35,27 @@ def averages_grid(study: Study) -> Grid | None:
         ]
         if not any(set(run.counted_evaluations) & set(STORED_STATISTICS) for run in of_method):
             continue
-        requested = sorted(
-            {c["samples_requested"] for run in of_method for c in _calibrations(run)},
-            key=_sort_key,
-        )
-        batch = [(f"batch average{_suffix(n, requested)}", "batch_average", n) for n in requested]
-        for i, (average, name, samples) in enumerate(
-            [(statistics_label("moving_average"), "moving_average", None), *batch]
-        ):
+        requested = {
+            str(c["samples_requested"]): c for run in of_method for c in _calibrations(run)
+        }
+        averages: list[tuple[str, str, Any]] = [("moving average", "moving_average", None)]
+        for text in sorted(requested, key=lambda n: (not n.isdigit(), len(n), n)):
+            count = f"{int(text):,}" if text.isdigit() else text
+            # With a single number of samples a note below the table gives it.
+            label = f"batch average, {count} samples" if len(requested) > 1 else "batch average"
+            averages.append((label, "batch_average", requested[text]["samples_requested"]))
+        for i, (label, statistics, samples) in enumerate(averages):
             seeds = by_cell(calibrated_with(run, samples) for run in study.runs)
             at = {cell.setting: same for cell, same in seeds.items() if cell.norm == method}
-            row = [_summarize(at.get(s, []), name) for s in study.settings]
-            cells = tuple(cell.text(study.digits + 1) for cell in row)
-            folders = tuple(tuple(study.collection.folders(cell.runs)) for cell in row)
-            label = f"{method_label(method)}, {average}"
-            rows.append(Row(label, cells, rule=bool(rows) and i == 0, runs=folders))
+            row = [_summarize(at.get(s, []), statistics) for s in study.settings]
+            rows.append(
+                Row(
+                    f"{method_label(method)}, {label}",
+                    tuple(cell.text(study.digits + 1) for cell in row),
+                    rule=bool(rows) and i == 0,
+                    runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in row),
+                )
+            )
     if not rows:
         return None
     notes = [
@@ -66,7 +71,7 @@ def averages_grid(study: Study) -> Grid | None:
         ]
     return Grid(
         caption=f"Moving average and batch average: {score_heading(study.score)} on {study.name}.",
-        columns=tuple(str(s) for s in study.settings),
+        columns=tuple(map(str, study.settings)),
         rows=tuple(rows),
         notes=tuple(notes),
     )
@@ -93,18 +98,6 @@ def _summarize(runs: Sequence[Run], statistics: str) -> Summary:
 def _calibrations(run: Run) -> list[dict[str, Any]]:
     calibrations = [mapping(evaluation.get("calibration")) for evaluation in run.evaluations]
     return [calibration for calibration in calibrations if calibration.get("samples_requested")]
-
-
-def _sort_key(samples: int | str) -> tuple[bool, int, str]:
-    text = str(samples)
-    return not text.isdigit(), int(text) if text.isdigit() else 0, text
-
-
-def _suffix(samples: int | str, requested: Sequence[int | str]) -> str:
-    if len(requested) == 1:
-        return ""  # a note below the table gives the number
-    text = str(samples)
-    return f", {int(text):,} samples" if text.isdigit() else f", {text} samples"
 
 
 def _calibration_notes(study: Study) -> list[str]:

@@ -76,15 +76,38 @@ class Grid:
 
 @dataclass(frozen=True)
 class Document:
-    """One table in its three formats, its first grid to print (``summary``; ``brief``: without its
-    notes), and one line for each problem."""
+    """One table of the paper: its grids in Markdown with all that belongs to them, one text for
+    each study; the grids themselves; the rows of the CSV; and one line for each problem."""
 
-    markdown: str
-    summary: str
-    brief: str
-    latex: str
-    csv: str
-    warnings: list[str]
+    title: str
+    sections: Sequence[str]
+    grids: Sequence[Sequence[Grid]]
+    rows: Sequence[dict[str, object]]
+    warnings: Sequence[str] = ()
+
+    @property
+    def markdown(self) -> str:
+        return "\n\n".join([f"# {self.title}", *self.sections]) + "\n"
+
+    def text(self, notes: bool) -> str:
+        """The first grid of each study, to print."""
+        shown = [grids[0] for grids in self.grids if grids]
+        parts = [
+            f"{self.title}. {markdown_escape(grid.caption)}\n\n{grid_markdown(grid, notes)}"
+            for grid in shown
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    @property
+    def latex(self) -> str:
+        needs = "Needs \\usepackage{booktabs,graphicx}."
+        head = f"% {self.title} of arXiv 1806.10779, reproduced. {needs}"
+        tables = [grid_latex(grid) for grids in self.grids for grid in grids]
+        return "\n\n".join([head, *tables]) + "\n"
+
+    @property
+    def csv(self) -> str:
+        return csv_text(self.rows) if self.rows else ""
 
 
 def markdown_table(
@@ -154,6 +177,12 @@ def round_half_up(value: float, digits: int) -> Decimal:
 def rounded(value: float | None) -> float | None:
     """A number as written in CSV files."""
     return None if value is None else round(value, 6)
+
+
+def interval_columns(interval: tuple[float, float] | None, name: str = "") -> dict[str, object]:
+    """The two columns of an interval in CSV files."""
+    low, high = interval or (None, None)
+    return {f"{name}ci95_low": rounded(low), f"{name}ci95_high": rounded(high)}
 
 
 def latex_escape(text: str) -> str:

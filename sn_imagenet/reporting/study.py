@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import (
+    Difference,
     Summary,
     by_cell,
     method_label,
@@ -29,6 +31,7 @@ from sn_imagenet.runs import FINISHED, Run, Setting, find_runs
 from sn_imagenet.runs.scores import TOP1, Score
 
 TABLE_2_METHODS = ("bn", "gn", "sn")
+TABLE_2_DIFFERENCES = (("gn", "bn"), ("sn", "bn"), ("sn", "gn"))
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,18 @@ class Study:
     def cell(self, method: str, setting: Setting) -> Summary:
         """The runs of a cell; empty where there are none."""
         return self.cells.get((method, setting), Summary((), ()))
+
+    @property
+    def compared_methods(self) -> Sequence[tuple[str, str]]:
+        """The pairs of methods whose differences the table shows: those of Table 2; in other tasks
+        every pair."""
+        if self.is_classification:
+            return TABLE_2_DIFFERENCES
+        return [(second, first) for first, second in combinations(self.methods, 2)]
+
+    def difference(self, first: str, second: str, setting: Setting) -> Difference:
+        """``first`` minus ``second`` at one setting."""
+        return Difference(self.cell(first, setting), self.cell(second, setting))
 
     def settings_of(self, method: str) -> list[Setting]:
         """The settings at which ``method`` has runs, in the paper's order."""

@@ -104,7 +104,7 @@ def write_tables(
         ]
     shown = [d for name, d in documents.items() if only or name in RUN_TABLES]
     markdown = "\n".join(document.markdown for document in documents.values())
-    summary, brief = ("\n".join(getattr(d, part) for d in shown) for part in ("summary", "brief"))
+    summary, brief = ("\n".join(d.text(notes) for d in shown) for notes in (True, False))
     return TableFiles(paths, markdown, summary, brief, warnings)
 
 
