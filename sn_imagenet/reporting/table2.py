@@ -1,5 +1,5 @@
-"""The accuracy tables: Table 2, other methods (Sec. 4.1), averages (Sec. 2.1), and SN - BN under
-changes of the protocol and by network."""
+"""The accuracy tables: Table 2, other methods (Sec. 4.1), and SN - BN under changes of the protocol
+and by network."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from sn_imagenet.reporting.accuracy import accuracy_grid
-from sn_imagenet.reporting.averages import averages_grid
+from sn_imagenet.reporting.accuracy import accuracy_grid, averages_grid
 from sn_imagenet.reporting.cells import method_label, minus
 from sn_imagenet.reporting.departures import gather_departures
 from sn_imagenet.reporting.paper import NO_PAPER
@@ -81,27 +80,6 @@ def methods(collection: RunCollection) -> Document:
 
     studies = [study for study in studies_of(collection) if study.is_classification]
     return _document("Other methods (Sec. 4.1)", studies, [methods_grid], rows)
-
-
-def averages(collection: RunCollection) -> Document:
-    """Moving and batch average (Sec. 2.1), by calibration samples. CSV has the cells' text."""
-
-    def rows(study: Study) -> list[Columns]:
-        grid = averages_grid(study)
-        return [
-            {
-                "data": study.data,
-                "model": study.model,
-                "row": row.label,
-                "setting": setting.name,
-                study.score.key: cell,
-            }
-            for row in (grid.rows if grid else ())
-            for setting, cell in zip(study.settings, row.cells, strict=True)
-        ]
-
-    title = "Moving and batch average (Sec. 2.1)"
-    return _document(title, studies_of(collection), [averages_grid], rows)
 
 
 def variants(collection: RunCollection) -> Document:
