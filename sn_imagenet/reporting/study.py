@@ -157,6 +157,10 @@ class Study:
         """The epochs of each seed that has any, finished or not, in each of the cells drawn."""
         return {key: [epochs for epochs, _ in read if epochs] for key, read in self._read.items()}
 
+    def curves_of(self, method: str, setting: Setting) -> list[list[Epoch]]:
+        """The :attr:`curves` of a cell, none if it is not drawn."""
+        return self.curves.get((method, setting), [])
+
     @property
     def damaged(self) -> list[str]:
         """One line for each run whose epochs cannot be read."""
@@ -176,7 +180,7 @@ class Study:
         if every seed was validated under them, else under the statistics of every epoch."""
         used = {run.statistics for run in self.cell(method, setting).runs}
         name = used.pop() if len(used) == 1 else ""
-        curves = self.curves.get((method, setting), [])
+        curves = self.curves_of(method, setting)
         validated = all(any(name in epoch.validation for epoch in curve) for curve in curves)
 
         def of_epoch(epoch: Epoch) -> float | None:

@@ -16,12 +16,10 @@ from matplotlib.container import BarContainer
 from run_files import config, finished_run, result, weights, write_run, write_sweep
 
 from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
-from sn_imagenet.reporting.figures.figure2 import draw_figure2, figure2
-from sn_imagenet.reporting.figures.figure3 import draw_figure3, figure3
-from sn_imagenet.reporting.figures.figure4 import draw_figure4, figure4
-from sn_imagenet.reporting.figures.figure8 import draw_figure8, figure8
 from sn_imagenet.reporting.figures.files import plot_run, seeds_with_weights, write_figures
+from sn_imagenet.reporting.figures.learning import draw_figure2, draw_figure8, figure2, figure8
 from sn_imagenet.reporting.figures.style import COLORS, STYLE
+from sn_imagenet.reporting.figures.weights import draw_figure3, draw_figure4, figure3, figure4
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of
 from sn_imagenet.runs import Run, Setting, find_runs
 

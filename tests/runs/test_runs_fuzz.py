@@ -14,8 +14,8 @@ import pytest
 from run_files import REPOSITORY, config, result, write_run
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.figures.figure4 import figure4
 from sn_imagenet.reporting.figures.files import seeds_with_weights
+from sn_imagenet.reporting.figures.weights import figure4
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.study import RunCollection, studies_of
 from sn_imagenet.reporting.table2 import table2

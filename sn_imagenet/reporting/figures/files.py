@@ -12,16 +12,17 @@ from matplotlib.figure import Figure
 
 from sn_imagenet.reporting.cells import Summary, method_label
 from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
-from sn_imagenet.reporting.figures.figure2 import draw_figure2, figure2
-from sn_imagenet.reporting.figures.figure3 import draw_figure3, figure3
-from sn_imagenet.reporting.figures.figure4 import draw_figure4, figure4
-from sn_imagenet.reporting.figures.figure8 import draw_figure8, figure8
-from sn_imagenet.reporting.figures.series import FigureData
-from sn_imagenet.reporting.figures.style import STYLE, save
-from sn_imagenet.reporting.figures.weights_over_training import (
+from sn_imagenet.reporting.figures.learning import (
+    draw_figure2,
+    draw_figure8,
     draw_weights_over_training,
+    figure2,
+    figure8,
     weights_over_training,
 )
+from sn_imagenet.reporting.figures.series import FigureData
+from sn_imagenet.reporting.figures.style import STYLE, save
+from sn_imagenet.reporting.figures.weights import draw_figure3, draw_figure4, figure3, figure4
 from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
 from sn_imagenet.runs import FINISHED, Run, Setting, find_runs, run_from_result, write_text
 
