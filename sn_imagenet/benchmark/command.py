@@ -15,7 +15,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from sn_imagenet.benchmark.timing import CLOCKS
 from sn_imagenet.config import ExperimentConfig, from_hydra
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.evaluation.provenance import provenance
@@ -57,7 +56,6 @@ class Command:
         measure: takes the arguments and the device. Raises UserError for a user's mistake.
         repeats: default of ``--repeats``.
         overrides: help on overrides of the config, if it takes any.
-        clock: help on ``--clock cpu``, if it has that.
         plots: whether its reports have panels, for ``--plot``.
     """
 
@@ -66,20 +64,18 @@ class Command:
     measure: Callable[[Namespace, torch.device], BenchmarkReport]
     repeats: int = 9
     overrides: str = ""
-    clock: str = ""
     plots: bool = False
 
 
 def commands() -> dict[str, Command]:
     """The subcommands by name. To add one, write a module and list it here."""
-    from sn_imagenet.benchmark import calibration, layers, loader, step, train  # they import this
+    from sn_imagenet.benchmark import layers, loader, step, train  # they import this module
 
     return {
         "norms": layers.COMMAND,
         "step": step.COMMAND,
         "train": train.COMMAND,
         "loader": loader.COMMAND,
-        "calibration": calibration.COMMAND,
     }
 
 
@@ -121,9 +117,6 @@ def _parse(description: str, configs: Path, arguments: list[str] | None) -> Name
         command.add_arguments(kind)
         if command.overrides:
             kind.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=command.overrides)
-        if command.clock:
-            help = f"cpu: CPU time of this process, for a shared machine; {command.clock}"
-            kind.add_argument("--clock", choices=CLOCKS, default="wall", help=help)
         help = f"rounds, whose medians are reported; default {command.repeats}"
         kind.add_argument("--repeats", type=int, default=command.repeats, help=help)
         kind.add_argument("--threads", type=int, help="CPU threads")
