@@ -35,10 +35,6 @@ PILLOW = "Pillow's decoding alone"
 LIMIT = "simplejpeg's decoding alone"
 NORMALIZED = ", normalized"
 
-Clock = Callable[[], float]
-CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""cpu: this process's time on all of its threads, which other processes hardly affect."""
-
 Batches = Callable[[int], Iterable[object]]
 """``batches(epoch)`` yields the batches of one pass over the images."""
 
@@ -140,7 +136,6 @@ def time_loader(
     batch: int,
     workers: Sequence[int],
     repeats: int,
-    clock: Clock,
 ) -> list[LoaderSpeed]:
     """Time one pass of every contender at every number of workers per round, in random order. A
     first, untimed round starts the workers and fills the file cache."""
@@ -154,7 +149,7 @@ def time_loader(
     for epoch in range(repeats + 1):
         for key in order.sample(list(entries), len(entries)):
             with _pinned_to_cores(max(key[1], 1)):
-                speed = _images_per_s(entries[key], epoch, batch, clock)
+                speed = _images_per_s(entries[key], epoch, batch)
             if epoch:
                 samples[key].append(speed)
     return [
@@ -163,10 +158,10 @@ def time_loader(
     ]
 
 
-def _images_per_s(batches: Batches, epoch: int, batch: int, clock: Clock) -> float:
-    start = clock()
+def _images_per_s(batches: Batches, epoch: int, batch: int) -> float:
+    start = time.perf_counter()
     count = sum(1 for _ in batches(epoch))
-    return count * batch / (clock() - start)
+    return count * batch / (time.perf_counter() - start)
 
 
 @contextmanager
@@ -255,8 +250,6 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "measured; default 0 to the number of cores",
     )
     parser.add_argument("--batch", type=int, default=20, help="images per batch; default 20")
-    help = "cpu: CPU time of this process, for a shared machine; requires --workers 0"
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help=help)
 
 
 def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
@@ -264,8 +257,6 @@ def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
     wrong = [count for count in args.workers if not 0 <= count <= cores]
     if wrong:
         raise UserError(f"--workers {wrong[0]}: expected 0 to {cores}, the number of cores")
-    if args.clock == "cpu" and args.workers != [0]:
-        raise UserError("--clock cpu does not count the workers' time: expected --workers 0")
     if not args.threads:
         torch.set_num_threads(1)  # as in each worker
 
@@ -275,7 +266,7 @@ def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
         return compose_config(args.configs, chosen)
 
     workers = sorted({0, *args.workers})
-    speeds = time_loader(config, args.images, args.batch, workers, args.repeats, CLOCKS[args.clock])
+    speeds = time_loader(config, args.images, args.batch, workers, args.repeats)
     speed_ratios = ratios(speeds)
     data = build(config("exact").data, config("exact").augment, seed=0)
     facts = {
@@ -284,7 +275,6 @@ def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
         "overrides": args.overrides,
         "batch": args.batch,
         "repeats": args.repeats,
-        "clock": args.clock,
         "speeds": [speed.__dict__ for speed in speeds],
         "ratios": speed_ratios,
         "scaling": scaling(speeds),
