@@ -9,45 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
+# fmt: off
 _LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "—": "---",
-    "–": "--",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "×": r"$\times$",
-    "γ": r"$\gamma$",
-    "β": r"$\beta$",
-    "ϵ": r"$\epsilon$",
-    "μ": r"$\mu$",
-    "σ": r"$\sigma$",
-    "Σ": r"$\Sigma$",
-    "Ω": r"$\Omega$",
-    "′": r"$'$",
-    "≠": r"$\neq$",
-    "ᵃ": r"\textsuperscript{a}",
-    "ᵇ": r"\textsuperscript{b}",
-    "ᶜ": r"\textsuperscript{c}",
-    "ᵈ": r"\textsuperscript{d}",
-    "[": "{[}",  # or a row that begins with it would be an argument of the line break before
-    "]": "{]}",
-    "†": r"$\dagger$",
-    "‡": r"$\ddagger$",
-    "§": r"\S{}",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "γ": r"$\gamma$", "β": r"$\beta$", "ϵ": r"$\epsilon$", "μ": r"$\mu$", "σ": r"$\sigma$",
+    "Σ": r"$\Sigma$", "Ω": r"$\Omega$", "′": r"$'$", "≠": r"$\neq$", "≥": r"$\geq$", "≤": r"$\leq$",
+    "—": "---", "–": "--", "±": r"$\pm$", "−": "$-$", "×": r"$\times$",
+    "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}",
+    **{mark: rf"\textsuperscript{{{letter}}}" for mark, letter in zip("ᵃᵇᶜᵈ", "abcd", strict=True)},
+    # A row that begins with a bracket would be an argument of the line break before it.
+    "[": "{[}", "]": "{]}",
 }
+# fmt: on
 FOOTNOTES = "ᵃᵇᶜᵈ"
 
 
