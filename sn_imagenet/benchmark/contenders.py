@@ -135,21 +135,3 @@ def residual_contenders(x: Tensor, replicas: int = 1) -> dict[str, Contender]:
         block = AddRelu(layer, x.detach(), fused=name == RESIDUAL[-1])
         contenders[name] = Contender(block.to(x.device))
     return contenders
-
-
-def compiled_contenders(x: Tensor, replicas: int = 1) -> dict[str, Contender]:
-    """BN, SN's formula and Fig. 7 under torch.compile, which takes minutes for all shapes."""
-    channels = x.shape[1]
-    plain = {
-        REFERENCE: nn.BatchNorm2d(channels),
-        "SN": SwitchNorm2d(channels),
-        "Fig. 7": Fig7(channels),
-    }
-    # Dynamo's cache is small and keyed by code, not by layer: every shape starts with an empty one.
-    torch.compiler.reset()
-    contenders: dict[str, Contender] = {}
-    for name, layer in plain.items():
-        set_replicas(layer, replicas)
-        layer.to(x.device).compile(dynamic=False, fullgraph=True)
-        contenders[f"compile({name})"] = Contender(layer)
-    return contenders

@@ -19,12 +19,7 @@ from sn_imagenet.benchmark.command import (
     align_columns,
     parse_setting,
 )
-from sn_imagenet.benchmark.contenders import (
-    RESIDUAL,
-    compiled_contenders,
-    layer_contenders,
-    residual_contenders,
-)
+from sn_imagenet.benchmark.contenders import RESIDUAL, layer_contenders, residual_contenders
 from sn_imagenet.benchmark.timing import StorageLog, capture_graph, time_interleaved
 from sn_imagenet.errors import UserError
 from sn_imagenet.norms.kernels import select_backend
@@ -121,7 +116,6 @@ def measure_layer(
     shape: tuple[int, int, int],
     device: torch.device,
     repeats: int,
-    compiled: bool = False,
     residual: bool = False,
     graph: bool = False,
     only: Sequence[str] = (),
@@ -143,18 +137,17 @@ def measure_layer(
         return values.contiguous(memory_format=memory_format)
 
     x, grad = activation().requires_grad_(), activation()
-    eager = layer_contenders(x, kind.replicas)
+    layers = layer_contenders(x, kind.replicas)
     if residual:
-        eager |= residual_contenders(x, kind.replicas)
-    if unknown := [name for name in only if name not in eager]:
-        raise UserError(f"--only {unknown[0]!r}: expected some of {', '.join(map(repr, eager))}")
+        layers |= residual_contenders(x, kind.replicas)
+    if unknown := [name for name in only if name not in layers]:
+        raise UserError(f"--only {unknown[0]!r}: expected some of {', '.join(map(repr, layers))}")
     if only:
-        eager = {n: c for n, c in eager.items() if n in only or n.startswith(REFERENCE)}
+        layers = {n: c for n, c in layers.items() if n in only or n.startswith(REFERENCE)}
     kept = {}
-    for name, contender in eager.items():
+    for name, contender in layers.items():
         with contender.context():
             kept[name] = _kept_activations(contender.layer, x)
-    layers = eager | (compiled_contenders(x, kind.replicas) if compiled else {})
     calls = {name: _step(contender.layer, x, grad) for name, contender in layers.items()}
     calls[COPY] = x.detach().clone
     context = {name: contender.context for name, contender in layers.items()}
@@ -244,7 +237,6 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="batch sizes; 16x2 is a batch of 16 replicas of 2 samples; default 32 2 16x2",
     )
     parser.add_argument("--every", type=int, default=1, help="take every k-th of the 12 shapes")
-    parser.add_argument("--compile", action="store_true", help="add torch.compile (minutes)")
     parser.add_argument(
         "--residual", action="store_true", help="add the end of a residual block: add and ReLU"
     )
@@ -265,10 +257,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 
 def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
-    if args.graph and (device.type != "cuda" or args.compile):
-        raise UserError(
-            f"--graph needs a CUDA device, not {device.type}, and excludes --compile; leave it out"
-        )
+    if args.graph and device.type != "cuda":
+        raise UserError(f"--graph needs a CUDA device, not {device.type}; leave it out")
     cases = []
     for replicas, samples in args.samples:
         for dtype in args.dtype:
@@ -276,7 +266,7 @@ def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
                 kind = ActivationKind(samples, layout, dtype, replicas)
                 for shape in SHAPES[:: args.every]:
                     print(f"{kind} {shape}", file=sys.stderr)
-                    options = args.compile, args.residual, args.graph, args.only
+                    options = args.residual, args.graph, args.only
                     cases.append(measure_layer(kind, shape, device, args.repeats, *options))
     means = geometric_means(cases)
     facts = {
