@@ -24,13 +24,11 @@ from sn_imagenet.distributed import (
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import (
     Evaluation,
-    Prepared,
     add_evaluations,
     all_departures,
     evaluate,
     importance_weight_records,
     make_result,
-    prepare,
     record_origin,
 )
 from sn_imagenet.models import start_from
@@ -45,6 +43,7 @@ from sn_imagenet.runs import (
     run_from_result,
 )
 from sn_imagenet.runs.start import FRESH, claimed, open_run
+from sn_imagenet.tasks import Prepared, prepare
 from sn_imagenet.tasks.task import require_task_placement
 from sn_imagenet.training.compiled import require_compilable
 from sn_imagenet.training.stop import (

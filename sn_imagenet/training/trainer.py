@@ -17,16 +17,15 @@ from sn_imagenet.distributed import (
     world_size,
 )
 from sn_imagenet.evaluation import (
-    Prepared,
     importance_weight_records,
     validate,
     validate_calibrated,
 )
-from sn_imagenet.evaluation.prepare import stores_statistics
 from sn_imagenet.evaluation.result import all_departures
+from sn_imagenet.norms.control import stores_statistics
 from sn_imagenet.runs import RunDirectory, experiment_values
 from sn_imagenet.runs.saver import CheckpointSaver
-from sn_imagenet.tasks import Clock
+from sn_imagenet.tasks import Clock, Prepared
 from sn_imagenet.tasks.task import phase_position
 from sn_imagenet.training.console import Console
 from sn_imagenet.training.in_flight import LossNotFiniteError, StepOutcome, StepsInFlight
