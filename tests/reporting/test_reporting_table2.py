@@ -335,12 +335,6 @@ def test_output_that_cannot_be_written(tmp_path: Path) -> None:
         make(tmp_path)
 
 
-def test_no_temporary_files_remain(tmp_path: Path) -> None:
-    finished_run(tmp_path / "runs", 90.0)
-    written = make(tmp_path)
-    assert sorted((tmp_path / "out").iterdir()) == sorted(written.paths)
-
-
 def test_top1_table() -> None:
     sn, gn, bn = config("sn", "8x2", seed=3), config("gn|x", "8x2"), config("bn", "8x1")
     results = [result(sn, 92.5, 91.25), result(gn, 90.0), result(bn, status="diverged")]
