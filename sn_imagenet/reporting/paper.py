@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ class Paper:
     """The paper's numbers (``cells``), other sources' numbers for the same cells (``elsewhere``),
     and SN's under different evaluation statistics (``statistics``, named in the notes).
 
-    All are for one data set and network, ``data`` and ``model``; ``label`` describes these."""
+    All are for one data set and network, ``data`` and ``model``; ``label`` describes these.
+    ``table1``: the entries of Table 1 as printed, by method and column."""
 
     data: str
     model: str
@@ -46,6 +48,7 @@ class Paper:
     cells: tuple[PublishedAccuracy, ...]
     elsewhere: tuple[PublishedAccuracy, ...]
     statistics: tuple[PublishedAccuracy, ...]
+    table1: Mapping[str, Mapping[str, str | None]]
 
     def cell(self, method: str, setting: Setting) -> PublishedAccuracy | None:
         """The paper's entry for a cell, None without an entry."""
@@ -66,7 +69,7 @@ class Paper:
         return (data, model) == (self.data, self.model)
 
 
-NO_PAPER = Paper("", "", "", (), (), ())  # nothing is published on these runs
+NO_PAPER = Paper("", "", "", (), (), (), {})  # nothing is published on these runs
 
 
 def read_paper(file: Path) -> Paper:
@@ -94,6 +97,7 @@ def read_paper(file: Path) -> Paper:
                 )
                 for note, top1 in statistics["top1"].items()
             ),
+            table1={row["method"]: row for row in content["table1"]["rows"]},
         )
     except OSError as error:
         raise UserError(f"{file}: cannot read the paper's numbers: {error.strerror}") from error

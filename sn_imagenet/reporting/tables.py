@@ -11,7 +11,7 @@ from sn_imagenet.reporting.curves import EPOCH_CHOICES
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Document
 from sn_imagenet.reporting.study import RunCollection
-from sn_imagenet.reporting.table1 import TakeCensus, read_table1, table1
+from sn_imagenet.reporting.table1 import TakeCensus, table1
 from sn_imagenet.reporting.table2 import methods, networks, table2, variants
 from sn_imagenet.runs import Setting, write_text
 
@@ -81,7 +81,7 @@ def write_tables(
         if name in RUN_TABLES:
             document = RUN_TABLES[name](collection)
         elif census is not None:
-            document = table1(census(), read_table1(paper_file))
+            document = table1(census(), paper.table1)
         else:
             raise UserError(f"table '{name}': needs a census of the modules")
         documents[name] = document
