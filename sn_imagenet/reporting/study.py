@@ -211,9 +211,8 @@ class _Experiment(NamedTuple):
 
 
 def _experiment(run: Run) -> _Experiment:
-    task, cell = run.config.get("task"), run.cell
-    name = str(task.get("name") or "") if isinstance(task, dict) else ""
-    return _Experiment(cell.data, cell.model, cell.row, "" if name == "classification" else name)
+    cell = run.cell
+    return _Experiment(cell.data, cell.model, cell.row, cell.task)
 
 
 def _study(collection: RunCollection, key: _Experiment, score: Score, runs: Sequence[Run]) -> Study:

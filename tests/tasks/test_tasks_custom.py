@@ -41,7 +41,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text += "learning_rate: 0.01\n" if name == "regression" else ""
         (folder / "task" / f"{name}.yaml").write_text(text)
     (folder / "norm").mkdir()
-    (folder / "norm" / "mine.yaml").write_text((ROOT / "configs/norm/gn.yaml").read_text())
+    (folder / "norm" / "mine.yaml").write_text("defaults: [gn, _self_]\nname: mine\n")
     return folder
 
 
@@ -191,7 +191,7 @@ def test_a_task_is_swept_evaluated_again_and_tabulated(
     output = run(configs, "train.py", "-m", "hydra/launcher=local", *TASKS[name], "norm=bn,gn",
                  "seed=0,1", f"runs_dir={runs}")  # fmt: skip
     assert "4 runs: 4 finished" in output
-    run_dir = runs / "digits/resnet14_mini/bn/4x8/seed0"
+    run_dir = runs / f"digits+{name}/resnet14_mini/bn/4x8/seed0"
     run(configs, "evaluate.py", f"run={run_dir}", "calibration.samples=64")
     evaluations = result(run_dir)["evaluations"]
     assert [e["by"] for e in evaluations] == ["training"] * 2 + ["evaluate.py"] * 2
@@ -210,7 +210,7 @@ def test_a_task_is_swept_evaluated_again_and_tabulated(
         (("task.target=no_task.None",), "task.target=no_task.None: cannot be imported"),
         (("trainer.max_steps=null",), "trainer.epochs=null: needs trainer.max_steps="),
         (("norm.head=gn",), "norm.head=gn: task=regression has no heads"),
-        (("norm.head=mine",), "norm.head=gn: task=regression has no heads"),
+        (("norm.head=mine",), "norm.head=mine: task=regression has no heads"),
         (("norm.head=gm",), "norm.head=gm: unknown choice; did you mean norm.head=gn?"),
     ],
 )
