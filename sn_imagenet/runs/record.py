@@ -23,7 +23,7 @@ from sn_imagenet.runs.lock import is_held
 from sn_imagenet.runs.methods import method_of
 from sn_imagenet.runs.metrics import LastRows, last_rows
 from sn_imagenet.runs.reading import mapping, number
-from sn_imagenet.runs.scores import TOP1, Score, read_score
+from sn_imagenet.runs.scores import TOP1, UNKNOWN, Score, read_score
 
 FINISHED = "finished"
 DIVERGED = "diverged"
@@ -349,6 +349,7 @@ def _run_without_result(directory: RunDirectory) -> Run:
             detail=_completed_epochs(rows.epoch, config),
             config=_checked_config(config),
             norm_args=_checked_norm_args(norm.get("args")),
+            score=UNKNOWN if _task_name(config) else TOP1,
             rows=rows,
         )
     except _MALFORMED as error:

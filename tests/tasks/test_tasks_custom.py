@@ -202,6 +202,24 @@ def test_a_task_is_swept_evaluated_again_and_tabulated(
     assert done in status and heading in status
 
 
+def test_training_starts_from_the_weights_of_a_run(
+    configs: Path, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    source, target = finished["two_phase"], tmp_path / "two_phase"
+    few = ("norm=sn", "trainer.epochs=1", "trainer.max_steps=1", f"init={source}")
+    output = run(configs, "train.py", *TWO_PHASE, *few, "evaluate=false", f"run_dir={target}")
+    assert f"starting from {source}\n" in output
+    first, last = rows(target)[0]["loss"], [row for row in rows(source) if "loss" in row][-1]
+    assert first < 2 * last["loss"] + 5 < rows(source)[0]["loss"]
+    words = ("train.py", *REGRESSION, f"run_dir={tmp_path / 'other'}", f"init={source}", "norm=sn")
+    output = run(configs, *words, code=2)
+    assert f"init={source}: its network, task=two_phase" in output
+    assert "bn1.bias missing there, [16] here" in output
+    words = ("train.py", *DATA, *few[:-1], f"init={finished['regression']}", "evaluate=false")
+    output = run(configs, *words, f"run_dir={tmp_path / 'classes'}")
+    assert "a new fc, because its classes differ" in output
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -228,7 +246,10 @@ def test_a_task_can_fix_what_one_pass_holds(configs: Path, tmp_path: Path) -> No
     output = run(configs, *command, "norm=bn", "trainer.replicas_per_pass=2", code=2)
     assert "trainer.replicas_per_pass=2: task=two_phase needs 1" in output
     output = run(configs, *command, "norm=sync_bn", code=2)
-    assert "replicas" in output and "Traceback" not in output
+    advice = "this task needs 1 in each, so use 4 processes, one per replica"
+    assert advice in output and "Traceback" not in output
+    single = ("batch=2x8", "trainer.max_steps=1", "trainer.epochs=1", "evaluate=false")
+    run(configs, *command, *single, "norm=sync_bn", processes=2)
 
 
 def test_the_documented_task_is_the_tested_one() -> None:
