@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -127,6 +129,23 @@ def test_a_regression_warms_up_and_validates_at_its_interval(finished: dict[str,
     assert all(row["absolute_error"] > 0 for row in errors)
 
 
+def test_the_batch_average_is_validated_at_an_interval_of_validations(
+    configs: Path, tmp_path: Path
+) -> None:
+    command = ("train.py", *REGRESSION, "norm=bn", "calibration.samples=64", "evaluate=false")
+    run_dir = tmp_path / "second"
+    run(configs, *command, "calibration.every=2", f"run_dir={run_dir}")
+    assert [(row["step"], "calibrated" in row) for row in rows(run_dir) if "val" in row] == [
+        (8, False),
+        (16, True),
+    ]
+    output = run(configs, *command, "calibration.every=3", f"run_dir={tmp_path / 'no'}", code=2)
+    assert "calibration.every=3: counts validations during training, and there is no" in output
+    no_validation = (*TWO_PHASE, "calibration.every=1", f"run_dir={tmp_path / 'none'}")
+    output = run(configs, "train.py", *no_validation, code=2)
+    assert "there is no validation number 1 in these 32 steps" in output
+
+
 def test_each_phase_uses_its_optimizer_and_no_validation_set(finished: dict[str, Path]) -> None:
     records = rows(finished["two_phase"])
     assert not [row for row in records if "val" in row]
@@ -178,6 +197,26 @@ def test_two_processes_train_and_gather_as_one(
         )
         assert evaluated["seen"] == expected["seen"]
         assert evaluated[SCORES[name]] == pytest.approx(expected[SCORES[name]], rel=0.25)
+
+
+def test_an_evaluation_writes_files_of_a_tasks_own(
+    configs: Path, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(finished["two_phase"], tmp_path / "run")
+    run(configs, "evaluate.py", f"run={run_dir}", "+artifacts.errors=errors.json")
+    errors = json.loads((run_dir / "errors.json").read_text())["moving_average"]
+    evaluation = result(run_dir)["evaluations"][0]
+    assert (len(errors), statistics.median(errors)) == (
+        evaluation["seen"],
+        evaluation["median_error"],
+    )
+    for option in ("+artifacts.boxes=boxes.json", "per_class=classes.csv"):
+        output = run(configs, "evaluate.py", f"run={run_dir}", option, code=2)
+        kind = option.removeprefix("+artifacts.").partition("=")[0]
+        assert f"artifacts.{kind}: the task of {run_dir} writes no such file" in output
+        assert "expected one of errors" in output and "Traceback" not in output
+    output = run(configs, "evaluate.py", f"run={run_dir}", "artifacts.errors=a.json", code=2)
+    assert "to add it, write +artifacts.errors=a.json" in output
 
 
 @pytest.mark.parametrize(
