@@ -164,8 +164,7 @@ def _norm_by_name(name: str) -> DictConfig:
         ConfigError: there is no such config, or it cannot be composed.
     """
     loader = GlobalHydra.instance().config_loader()
-    hydra = HydraConfig.instance().cfg
-    folders = OmegaConf.select(hydra, "hydra.searchpath") if hydra is not None else None
+    folders = HydraConfig.get().searchpath if HydraConfig.initialized() else []
     overrides = [f"hydra.searchpath={list(folders)}"] if folders else []
     try:
         composed = loader.load_configuration(None, [f"+norm={name}", *overrides], RunMode.RUN)

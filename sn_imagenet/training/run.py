@@ -44,7 +44,7 @@ from sn_imagenet.runs import (
     run_from_result,
 )
 from sn_imagenet.runs.start import FRESH, claimed, open_run
-from sn_imagenet.tasks.task import fixed_replicas_per_pass, require_task_placement
+from sn_imagenet.tasks.task import require_task_placement
 from sn_imagenet.training.compiled import require_compilable
 from sn_imagenet.training.stop import (
     EXIT_CODE,
@@ -102,7 +102,7 @@ def _train(
             if saved.norm.args != config.norm.args:
                 changed.append(f"norm.args={config.norm.args} instead of {saved.norm.args}")
             print_rank0(f"starting from {config.init}" + "".join(f"; {part}" for part in changed))
-        fixed = fixed_replicas_per_pass(prepared.task) is not None
+        fixed = placement.replicas_per_pass != config.trainer.replicas_per_pass  # by the task
         require_one_microbatch(placement, prepared.network, fixed)
         if config.trainer.compile:
             require_compilable(config.trainer.compile, placement, prepared.network)

@@ -76,10 +76,9 @@ class Trainer:
         epochs, max_steps = config.trainer.epochs, config.trainer.max_steps
         limits = [None if epochs is None else self.steps_per_epoch * epochs, max_steps]
         self.total_steps = min(limit for limit in limits if limit is not None)
-        every = config.calibration.every
-        interval = config.trainer.validate_every or self.steps_per_epoch
-        self.calibrate_every = every and every * interval
-        if every and (prepared.data.val is None or every * interval > self.total_steps):
+        every = config.calibration.every or 0
+        self.calibrate_every = every * (config.trainer.validate_every or self.steps_per_epoch)
+        if every and (prepared.data.val is None or self.calibrate_every > self.total_steps):
             raise ConfigError(
                 f"calibration.every={every}: counts validations during training, and there is no "
                 f"validation number {every} in these {self.total_steps} steps; use fewer, or null"
@@ -290,9 +289,8 @@ class Trainer:
 
     def _must_calibrate(self) -> bool:
         """Whether the validation of this step is repeated with the batch average."""
-        has_statistics = stores_statistics(self.prepared.network)
-        every = self.calibrate_every
-        return bool(every) and self.step % every == 0 and has_statistics and self.task.calibrates
+        due = self.calibrate_every > 0 and self.step % self.calibrate_every == 0
+        return due and stores_statistics(self.prepared.network) and self.task.calibrates
 
     def _describe_divergence(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
         return {
