@@ -85,7 +85,6 @@ class LocalLauncher(Launcher):
             print("\n".join(plan(runs, len(slots), settings.measured)), flush=True)
             return 0
         script, board = script_and_options(self.config), Board()
-        with make_starter(
-            script, settings.gpus_per_run, slots, PRELOADED_MODULES, board.print_line
-        ) as starter:
-            return Pool(runs, slots, starter, settings.retries, board).run()
+        processes = settings.gpus_per_run
+        starter = make_starter(script, processes, slots, PRELOADED_MODULES, board.print_line)
+        return Pool(runs, slots, starter, settings.retries, board).run()
