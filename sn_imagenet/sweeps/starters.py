@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import chdir
 from io import TextIOWrapper
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
@@ -93,7 +94,12 @@ class ForkingStarter(Starter):
         self._versions: dict[Path, int] | None = _code_versions()
         os.environ.update(environment)
         forkserver.set_forkserver_preload(["sn_imagenet.sweeps.detached", *modules])
-        forkserver.ensure_running()
+        self._ensure_server()
+
+    def _ensure_server(self) -> None:
+        """Start the fork server unless it runs, where its imports resolve as in the script."""
+        with chdir(Path(self._script[0]).parent):
+            forkserver.ensure_running()
 
     def start(
         self, overrides: Sequence[str], environment: Mapping[str, str], log: IO[bytes]
@@ -105,6 +111,7 @@ class ForkingStarter(Starter):
         if self._versions is not None:
             run = _ForkedRun([*self._script, *overrides], environment, log.name)
             try:
+                self._ensure_server()
                 run.start()
                 return run
             except (EOFError, ConnectionError):
