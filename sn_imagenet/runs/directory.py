@@ -12,7 +12,6 @@ from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig, NormConfig
 from sn_imagenet.runs import files
 from sn_imagenet.runs.evaluations import from_version_1
 from sn_imagenet.runs.files import RunError, write_json
-from sn_imagenet.runs.lock import raise_if_lock_lost
 from sn_imagenet.runs.reading import read_json, read_yaml
 
 RESULT_VERSION = 2
@@ -124,15 +123,6 @@ class RunDirectory:
                 "directory."
             )
 
-    def raise_if_lock_lost(self) -> None:
-        """Check the lock; call this before each write to the directory.
-
-        Raises:
-            LockLostError: this process had claimed the directory, and another has taken it over.
-            RunError: the lock cannot be read.
-        """
-        raise_if_lock_lost(self.lock)
-
     def read_config(self) -> dict[str, Any]:
         """The config that the run was started with.
 
@@ -183,18 +173,12 @@ class RunDirectory:
         """Write ``result.json``.
 
         Raises:
-            RunError: it cannot be written, or another process has taken over the directory.
+            RunError: it cannot be written.
         """
-        self.raise_if_lock_lost()
         write_json(self.result, result)
 
     def remove_result(self) -> None:
-        """Remove the result of an earlier start, and the batch average of its weights.
-
-        Raises:
-            RunError: another process has taken over the directory.
-        """
-        self.raise_if_lock_lost()
+        """Remove the result of an earlier start, and the batch average of its weights."""
         self.result.unlink(missing_ok=True)
         self.batch_average.unlink(missing_ok=True)
 

@@ -10,8 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sn_imagenet.runs.files import LOCK, RunError, file_error, write_atomically
-from sn_imagenet.runs.lock import raise_if_lock_lost
+from sn_imagenet.runs.files import RunError, file_error, write_atomically
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 from sn_imagenet.runs.scores import read_score
 
@@ -57,10 +56,8 @@ class MetricsFile:
         """Append ``row``.
 
         Raises:
-            LockLostError: another process has taken over the directory.
             RunError: the disk is full or fails.
         """
-        raise_if_lock_lost(self._path.with_name(LOCK))
         line = json.dumps(row).encode() + b"\n"
         try:
             self._file.write(line)
