@@ -10,7 +10,6 @@ from typing import Any
 
 from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig, NormConfig
 from sn_imagenet.runs import files
-from sn_imagenet.runs.evaluations import from_version_1
 from sn_imagenet.runs.files import RunError, write_json
 from sn_imagenet.runs.reading import read_json, read_yaml
 
@@ -146,7 +145,7 @@ class RunDirectory:
         return {str(key): value for key, value in loaded.items()}
 
     def read_result(self) -> dict[str, Any] | None:
-        """The run's result as version 2 (version 1 is converted), or None while it has none.
+        """The run's result, or None while it has none.
 
         Raises:
             RunError: the file is not readable JSON, or has another version.
@@ -158,14 +157,9 @@ class RunDirectory:
         except (OSError, RunError) as error:
             raise self._invalid_result(f"cannot be read: {error}") from error
         version = result.get("version") if isinstance(result, dict) else None
-        if version == 1:
-            try:
-                return from_version_1(result)
-            except TypeError as error:
-                raise self._invalid_result(f"is a malformed result: {error}") from error
         if version != RESULT_VERSION:
             raise self._invalid_result(
-                f"is a result of version {version}: expected version {RESULT_VERSION}, or 1"
+                f"is a result of version {version}: expected {RESULT_VERSION}"
             )
         return dict(result)
 

@@ -272,7 +272,7 @@ def test_a_dry_run_of_a_complete_sweep_has_nothing_to_do(tmp_path):
         "seed": 0,
         "test_statistics": "batch_average",
     }
-    result = {"version": 1, "status": "diverged", "cell": cell}
+    result = {"version": 2, "status": "diverged", "cell": cell}
     (run.run_dir / "result.json").write_text(json.dumps(result))
     lines = plan([run], slots=1)
     assert "already diverged" in lines[1] and lines[-1].startswith("nothing to do")
