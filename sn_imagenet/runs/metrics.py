@@ -41,9 +41,7 @@ class MetricsFile:
             self.damage = _describe_damage(path, rows)
             if self.damage:
                 write_atomically(path, rows)
-            # Follow no link: it could lead to a file outside the run.
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._file = os.fdopen(os.open(path, flags, 0o666), "ab")
+            self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
             self._file.truncate(len(rows))
         except OSError as error:
             raise file_error("write", path, error) from error
