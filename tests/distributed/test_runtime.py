@@ -19,10 +19,10 @@ from sn_imagenet.distributed import (
     choose_device,
     raise_on_all_ranks,
     report_lost_peers,
-    session,
 )
 from sn_imagenet.errors import EXIT_CODES, ConfigError, UserError
 from sn_imagenet.runs import RunInUseError
+from sn_imagenet.session import session
 
 
 def by_torchrun(case: str) -> subprocess.CompletedProcess[str]:
