@@ -1,5 +1,12 @@
 """Process groups, collectives, and the placement of replicas on ranks."""
 
+from sn_imagenet.distributed.collectives import (
+    all_reduce_sum,
+    broadcast_object,
+    on_rank0,
+    print_rank0,
+    raise_on_all_ranks,
+)
 from sn_imagenet.distributed.placement import (
     Batch,
     Microbatch,
@@ -8,20 +15,17 @@ from sn_imagenet.distributed.placement import (
     require_one_microbatch,
     set_norm_replicas,
 )
-from sn_imagenet.distributed.precision import autocast_for, set_determinism, set_precision
-from sn_imagenet.distributed.runtime import (
-    LostPeerError,
-    Session,
-    all_reduce_sum,
-    broadcast_object,
+from sn_imagenet.distributed.precision import (
+    autocast_for,
     choose_device,
+    set_determinism,
+    set_precision,
+)
+from sn_imagenet.distributed.process_group import (
+    LostPeerError,
     init_distributed,
-    on_rank0,
-    print_rank0,
-    raise_on_all_ranks,
     rank,
     report_lost_peers,
-    session,
     world_size,
 )
 
@@ -30,7 +34,6 @@ __all__ = [
     "LostPeerError",
     "Microbatch",
     "Placement",
-    "Session",
     "all_reduce_sum",
     "autocast_for",
     "broadcast_object",
@@ -43,7 +46,6 @@ __all__ = [
     "rank",
     "report_lost_peers",
     "require_one_microbatch",
-    "session",
     "set_determinism",
     "set_norm_replicas",
     "set_precision",

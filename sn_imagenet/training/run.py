@@ -39,7 +39,6 @@ from sn_imagenet.runs import (
     Run,
     RunDirectory,
     RunError,
-    RunInUseError,
     checkpoint,
     run_from_result,
 )
@@ -131,8 +130,8 @@ def _train(
                     diverged = trainer.fit()
                 earlier = list(start.evaluations)
                 return _finish(prepared, directory, trainer, diverged, earlier, make_run_result)
-        except (LostPeerError, RunInUseError):
-            raise  # the run has not failed: it resumes from its checkpoint, or runs elsewhere
+        except LostPeerError:
+            raise  # the run has not failed: it resumes from its checkpoint
         except Exception as error:
             # Any rank may write it, because torchrun ends the others. The first error is the cause.
             with suppress(RunError):
@@ -185,7 +184,6 @@ def _finish(
                     "data_fingerprint": prepared.data.fingerprint,
                     "classes": list(prepared.data.classes),
                 }
-                directory.raise_if_lock_lost()
                 checkpoint.save(directory.final, state)
         if prepared.config.evaluate:
             weights = {"file": directory.final.name, "epoch": trainer.epoch, "step": trainer.step}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from command_line import (
 from conftest import SWEPT
 from omegaconf import OmegaConf
 from PIL import Image
-from run_files import as_version_1, first_evaluations
+from run_files import first_evaluations
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
@@ -106,7 +105,6 @@ def test_two_processes_get_the_same_counts(trained: Path) -> None:
 
 def test_another_calibration_is_added_but_not_reported(trained: Path, tmp_path: Path) -> None:
     before = read_result(trained)
-    (trained / "result.json").write_text(json.dumps(as_version_1(before)))  # an old run's
     chosen = ("calibration.samples=all", "calibration.estimator=population", "calibration.seed=3")
     done = check_ok(evaluate_forked(f"run={trained}", *chosen, folder=tmp_path / "logs"))
     after = read_result(trained)

@@ -19,15 +19,6 @@ LONG = ("trainer.epochs=500", "evaluate=false", "checkpoint.minutes=null")
 
 
 @pytest.mark.slow
-def test_runs_killed_at_any_time_equal_the_uninterrupted_one_bit_for_bit():
-    script = ROOT / "scripts" / "dev" / "kill_test.py"
-    command = [sys.executable, str(script), "--kills", "4", "--only", "sn", "bn_dropout"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 kills" in done.stdout and "0 runs differ" in done.stdout
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
 def test_a_signal_saves_the_step_and_ends_the_run_with_75(tmp_path, number):
     run = tmp_path / "run"
