@@ -13,6 +13,7 @@ from sn_imagenet.distributed.placement import (
     Placement,
     fitting_world_sizes,
     require_one_microbatch,
+    samples_that_share_statistics,
     set_norm_replicas,
 )
 from sn_imagenet.distributed.precision import (
@@ -46,6 +47,7 @@ __all__ = [
     "rank",
     "report_lost_peers",
     "require_one_microbatch",
+    "samples_that_share_statistics",
     "set_determinism",
     "set_norm_replicas",
     "set_precision",

@@ -23,13 +23,11 @@ from sn_imagenet.distributed import (
 )
 from sn_imagenet.evaluation import (
     Evaluation,
-    Prepared,
     add_evaluations,
     all_departures,
     evaluate,
     importance_weight_records,
     make_result,
-    prepare,
     record_origin,
 )
 from sn_imagenet.models import read_weights
@@ -43,6 +41,7 @@ from sn_imagenet.runs import (
     run_from_result,
 )
 from sn_imagenet.runs.start import FRESH, claimed, open_run
+from sn_imagenet.tasks import Prepared, prepare
 from sn_imagenet.tasks.task import require_task_placement
 from sn_imagenet.training.compiled import require_compilable
 from sn_imagenet.training.stop import (
@@ -53,14 +52,11 @@ from sn_imagenet.training.stop import (
     raise_peer_interrupts,
 )
 from sn_imagenet.training.trackers import require_tracker_installed
-from sn_imagenet.training.trainer import DrawWeights, Trainer
+from sn_imagenet.training.trainer import Trainer
 
 
-def train(config: ExperimentConfig, draw_weights: DrawWeights | None = None) -> Run:
+def train(config: ExperimentConfig) -> Run:
     """Train and evaluate one run from the start or its last checkpoint, and write its result.
-
-    Args:
-        draw_weights: draws the importance weights for the tracker; None for no such figure.
 
     Returns:
         The run, as its ``result.json`` describes it. A finished run is returned as it is.
@@ -71,7 +67,7 @@ def train(config: ExperimentConfig, draw_weights: DrawWeights | None = None) -> 
     """
     with SignalHandler() as signals:
         try:
-            return _train(config, signals, draw_weights)
+            return _train(config, signals)
         except Interrupted as interrupt:
             if not interrupt.reported:
                 print_once(
@@ -81,9 +77,7 @@ def train(config: ExperimentConfig, draw_weights: DrawWeights | None = None) -> 
             raise
 
 
-def _train(
-    config: ExperimentConfig, signals: SignalHandler, draw_weights: DrawWeights | None
-) -> Run:
+def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
     init_distributed()
     directory = RunDirectory(Path(config.run_dir))
     with raise_on_all_ranks():
@@ -124,7 +118,7 @@ def _train(
                 with raise_on_all_ranks():
                     if rank() == 0 and not start.evaluations:
                         directory.remove_result()
-                trainer = Trainer(prepared, placement, directory, signals, draw_weights)
+                trainer = Trainer(prepared, placement, directory, signals)
                 with closing(trainer):
                     trainer.start()
                     diverged = trainer.fit()

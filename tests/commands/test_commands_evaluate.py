@@ -30,11 +30,12 @@ from run_files import first_evaluations
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.evaluation import EvaluationRequest, prepare
+from sn_imagenet.evaluation import EvaluationRequest
 from sn_imagenet.models import load
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import RunDirectory, checkpoint, read_run
 from sn_imagenet.runs.start import claimed
+from sn_imagenet.tasks import prepare
 
 pytestmark = pytest.mark.slow  # needs a whole training run
 

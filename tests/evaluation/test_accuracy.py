@@ -20,8 +20,9 @@ from sn_imagenet.data.sources import Sample
 from sn_imagenet.data.transforms import validation_crop
 from sn_imagenet.distributed import init_distributed, rank, world_size
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.evaluation import evaluate, prepare
+from sn_imagenet.evaluation import evaluate
 from sn_imagenet.session import session
+from sn_imagenet.tasks import prepare
 from sn_imagenet.tasks.classification.accuracy import AccuracyEvaluator, correct_counts
 from sn_imagenet.tasks.classification.detail import Detail
 

@@ -12,9 +12,8 @@ import torch
 from sn_imagenet.config import ExperimentConfig, from_dict
 from sn_imagenet.data.seeding import seeded
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.evaluation import prepare
 from sn_imagenet.runs.scores import TOP1, Score, read_score
-from sn_imagenet.tasks import build_task
+from sn_imagenet.tasks import build_task, prepare
 from sn_imagenet.tasks.classification import Classification
 from sn_imagenet.tasks.task import phase_position, require_task_placement
 
