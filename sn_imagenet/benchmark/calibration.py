@@ -102,7 +102,7 @@ def measure_calibration(
         prepared.device,
         clock=clock,
     )
-    return config, CalibrationCost(loader.samples_used, **seconds)
+    return config, CalibrationCost(loader.sampler.samples_used, **seconds)
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

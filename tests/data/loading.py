@@ -34,8 +34,8 @@ class Samples(Dataset):
 
     def __getitems__(self, keys):
         time.sleep(10_000 if "stuck" in sys.argv else 0.02)
-        images = torch.zeros(len(keys), 4, 4, 3, dtype=torch.uint8)
-        return StoredBatch(images, torch.zeros(len(keys), dtype=torch.int64), None, None)
+        images = torch.zeros(len(keys), 3, 4, 4, dtype=torch.uint8)
+        return StoredBatch(images, torch.zeros(len(keys), dtype=torch.int64), None)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from torchvision.datasets import CIFAR10
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import sources
 from sn_imagenet.data.datasets import DataSets, build
+from sn_imagenet.data.decode import decode
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import index_paths
 from sn_imagenet.data.loaders import eval_loader, train_loader
@@ -111,7 +112,7 @@ def test_sample_id_is_the_position_in_sorted_order(
     for index, file in enumerate(files):
         opened = data.train.source.open(index)
         with Image.open(file) as expected:
-            assert np.array_equal(np.asarray(opened.pixels()), np.asarray(expected))
+            assert np.array_equal(decode(opened.stored), np.asarray(expected))
             assert opened.size == (expected.height, expected.width)
         assert data.classes[opened.label] == file.parent.name
 
@@ -144,14 +145,15 @@ def test_fingerprint_changes_with_renamed_resized_moved_and_missing_files(
 
 SOURCE = """
 import numpy as np
+import torch
 from sn_imagenet.data.arrays import ArraySource
 
 PATH_OPTIONS = ("root",)
 
 
 def open_source(data):
-    images = np.full((4, 8, 8, 3), int(data.root), np.uint8)
-    source = ArraySource(images, np.arange(4), tuple("abcd"), stored=images)
+    images = torch.full((4, 3, 8, 8), int(data.root), dtype=torch.uint8)
+    source = ArraySource(images, np.arange(4), tuple("abcd"), stored=images.numpy())
     return source, source
 """
 
