@@ -61,8 +61,9 @@ def test_finds_capitalized_folder_names(tmp_path: Path) -> None:
     assert [len(source) for source in open_sources(root)] == expected
 
 
-def test_forked_and_spawned_workers_read_the_archive(tmp_path: Path) -> None:
-    train, _ = open_sources(imagenets.tars(tmp_path))
+@pytest.mark.parametrize("layout", ["tars", "parquet"])
+def test_forked_and_spawned_workers_read_the_archive(tmp_path: Path, layout: str) -> None:
+    train, _ = open_sources(imagenets.LAYOUTS[layout](tmp_path))
     expected = [train.read(i) for i in range(len(train))]  # opens it before the workers start
     assert pickle.loads(pickle.dumps(train)).read(3) == expected[3]
     with multiprocessing.get_context("fork").Pool(2) as pool:
