@@ -41,7 +41,7 @@ class TrainBatchSampler(Sampler[list[Key]]):
         rank: int,
         world_size: int,
         seed: int,
-        epoch: int,
+        epoch: int = 0,
         start_step: int = 0,
     ) -> None:
         if global_batch > num_samples:
@@ -220,36 +220,21 @@ class TrainLoader(BatchLoader):
 
 
 def train_loader(
-    dataset: AugmentedDataset,
-    *,
-    global_batch: int,
-    rank: int,
-    world_size: int,
-    seed: int,
-    workers: int,
-    device: torch.device = CPU,
+    dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
 ) -> TrainLoader:
-    """Training batches of :class:`TrainBatchSampler`, with n = global_batch / world_size.
+    """Training batches of ``TrainBatchSampler(len(dataset), **sampling)``.
 
     Raises:
         DataError: the global batch is larger than the training set.
     """
-    sampler = TrainBatchSampler(len(dataset), global_batch, rank, world_size, seed, epoch=0)
-    return TrainLoader(dataset, sampler, workers, device)
+    return TrainLoader(dataset, TrainBatchSampler(len(dataset), **sampling), workers, device)
 
 
 def eval_loader(
-    dataset: AugmentedDataset,
-    *,
-    batch_size: int,
-    rank: int,
-    world_size: int,
-    workers: int,
-    device: torch.device = CPU,
+    dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
 ) -> BatchLoader:
-    """Batches of :class:`EvalBatchSampler`: each sample once over all ranks."""
-    sampler = EvalBatchSampler(len(dataset), batch_size, rank, world_size)
-    return BatchLoader(dataset, sampler, workers, device)
+    """Batches of ``EvalBatchSampler(len(dataset), **sampling)``, each sample once over all."""
+    return BatchLoader(dataset, EvalBatchSampler(len(dataset), **sampling), workers, device)
 
 
 def calibration_loader(

@@ -42,11 +42,20 @@ def scan_class_folders(folder: Path, option: str) -> Index:
         )
     visited = {_inode(folder): str(folder)}
     rows: list[tuple[str, str, int]] = []
-    folders = ["."]
     for name in progress(classes, f"listing {folder}", " classes"):
-        for inner, images in _scan_folder(folder / name, "", visited):
-            folders.append(os.path.join(name, inner))
-            rows.extend((name, image, size) for image, size in images)
+        for here, _, files in os.walk(folder / name, onerror=_fail, followlinks=True):
+            if (other := visited.setdefault(_inode(here), here)) != here:
+                raise DataError(
+                    f"{here} and {other} are the same folder, so its images would count twice. "
+                    "Remove the link."
+                )
+            inner = here[len(str(folder / name)) :].lstrip("/")
+            rows.extend(
+                (name, os.path.join(inner, file), os.stat(os.path.join(here, file)).st_size)
+                for file in files
+                if _is_image(file)
+            )
+    folders = [os.path.relpath(path, folder) for path in visited.values()]
     if empty := sorted(set(classes) - {row[0] for row in rows}):
         raise DataError(
             f"{folder} ({option}) has no image files in class folder {shorten_list(empty)}. Remove "
@@ -111,32 +120,12 @@ def shorten_list(names: Iterable[str], most: int = 5) -> str:
     return text if len(listed) <= most else f"{text} and {len(listed) - most} more"
 
 
-def _scan_folder(
-    folder: Path, inner: str, visited: dict[tuple[int, int], str]
-) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    """For each folder below a class: (its relative path, [(relative path of image, size)])."""
-    here = folder / inner
-    identity = _inode(here)
-    if identity in visited:
-        raise DataError(
-            f"{here} and {visited[identity]} are the same folder, so its images would count twice. "
-            "Remove the link."
-        )
-    visited[identity] = str(here)
-    images, below = [], []
-    with os.scandir(here) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                below.append(os.path.join(inner, entry.name))
-            elif _is_image(entry.name):
-                images.append((os.path.join(inner, entry.name), entry.stat().st_size))
-    yield inner, images
-    for name in below:
-        yield from _scan_folder(folder, name, visited)
+def _fail(error: OSError) -> None:
+    raise error
 
 
-def _inode(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
+def _inode(folder: Path | str) -> tuple[int, int]:
+    status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 
