@@ -120,8 +120,9 @@ class ExperimentConfig:
         # Runs of classification, and configs without these options, look as they always did.
         if values["task"] == CLASSIFICATION:
             del values["task"]
-        for section, key in (("norm", "head"), ("trainer", "validate_every")):
-            if values[section][key] is None:
+        optional = (("norm", "head"), ("trainer", "validate_every"), ("augment", "operations"))
+        for section, key in optional:
+            if not values[section][key]:
                 del values[section][key]
         return values
 

@@ -17,7 +17,6 @@ from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset
 from sn_imagenet.data.loaders import eval_loader
 from sn_imagenet.data.sources import Sample
-from sn_imagenet.data.transforms import validation_crop
 from sn_imagenet.distributed import init_distributed, rank, world_size
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import evaluate
@@ -48,7 +47,7 @@ class RandomImages:
 
     def open(self, index: int) -> Sample:
         image, label = self[index]
-        return Sample((4, 4), label, lambda rows=None: image)
+        return Sample(image, (4, 4), label)
 
     def fingerprint(self) -> dict[str, Any]:
         return {}
@@ -62,7 +61,7 @@ def network(classes: int = CLASSES) -> nn.Module:
 @torch.no_grad()
 def compute_accuracy(count: int, batch_size: int, detail: Detail | None = None) -> dict[str, Any]:
     data = DataConfig("numbers", "digits", 4, 4, (0, 0, 0), (1, 1, 1), 0, decode="exact")
-    dataset = AugmentedDataset(RandomImages(count), data, validation_crop(data), seed=0)
+    dataset = AugmentedDataset(RandomImages(count), data, None, seed=0)
     loader = eval_loader(
         dataset, batch_size=batch_size, rank=rank(), world_size=world_size(), workers=0
     )
