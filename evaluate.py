@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sn_imagenet.command_line import hydra_program, read_evaluation
 
 if TYPE_CHECKING:
-    from sn_imagenet.distributed import Session
+    from sn_imagenet.session import Session
 
 
 @hydra_program("configs/evaluation", "evaluate", read_evaluation)

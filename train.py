@@ -14,7 +14,7 @@ from sn_imagenet.command_line import hydra_program, read_experiment
 
 if TYPE_CHECKING:
     from sn_imagenet.config import ExperimentConfig
-    from sn_imagenet.distributed import Session
+    from sn_imagenet.session import Session
 
 
 @hydra_program("configs", "config", read_experiment)

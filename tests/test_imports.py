@@ -31,6 +31,7 @@ RANKS = {
     "data": 3,
     "models": 3,
     "distributed": 4,
+    "session": 5,
     "tasks": 5,
     "evaluation": 6,
     "training": 7,

@@ -104,11 +104,11 @@ def calibrate(
                     set_replicas(network, len(batch) // samples_per_replica)
                     with autocast():
                         forward(network, batch)
-                first = loader.minibatches
+                first = loader.sampler.minibatches
                 calibration = Calibration(
                     estimator=config.estimator,
                     samples_requested=count,
-                    samples_used=loader.samples_used,
+                    samples_used=loader.sampler.samples_used,
                     samples_per_replica=samples_per_replica,
                     seed=config.seed,
                 )

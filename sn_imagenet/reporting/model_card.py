@@ -43,11 +43,14 @@ def model_card(
     protocol = str(run.config.get("protocol", {}).get("name", "unknown"))
     departures = [[d.item, d.paper, d.ours] for d in gather_departures([run])]
     title = f"{architecture} with {method_label(cell.norm)}, {cell.setting}, {cell.data}"
+    table = "Table 2 of Switchable Normalization (arXiv 1806.10779)"
+    # Hubs know names of their own for tasks.
+    pipeline = "" if cell.task else "pipeline_tag: image-classification\n"
     parts = [
-        f"---\nlibrary_name: timm\npipeline_tag: image-classification\nlicense: {license}\n"
-        "tags: [image-classification]\n---",
+        f"---\nlibrary_name: timm\n{pipeline}license: {license}\n"
+        f"tags: [{cell.task or 'image-classification'}]\n---",
         f"# {markdown_escape(title)}",
-        f"One run of Table 2 of Switchable Normalization (arXiv 1806.10779): {cell.setting} is "
+        f"One run of {f'task {code_span(cell.task)}' if cell.task else table}: {cell.setting} is "
         f"(GPUs, samples per GPU), each GPU with its own statistics; seed {run.seed}.",
         "## Accuracy",
         *_accuracy(run, statistics),

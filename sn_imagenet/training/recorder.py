@@ -12,8 +12,8 @@ from sn_imagenet.distributed import rank
 from sn_imagenet.runs.scores import score_entry
 from sn_imagenet.tasks import Task
 from sn_imagenet.training.console import Console
-from sn_imagenet.training.in_flight import StepOutcome
 from sn_imagenet.training.metrics_log import MetricsLog
+from sn_imagenet.training.stepper import StepOutcome
 from sn_imagenet.training.trackers import MOMENTS
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ METERS = ("steps", "samples", "loss", "waited", "seconds", "total_seconds", "tot
 
 
 class Recorder:
-    """Reports averages over the steps since the last report; images/s counts training steps only.
+    """Reports averages over the steps since the last report; samples/s counts training steps only.
 
     Args:
         task: names the sums over samples and makes metrics of them.
@@ -124,7 +124,7 @@ class Recorder:
             score.format(value) if name == score.key else f"{name} {value:.4f}"
             for name, value in metrics.items()
         ]
-        values = [f"loss {loss:.4f}", *words, f"lr {lr:.6g}", f"{speed:.0f} images/s"]
+        values = [f"loss {loss:.4f}", *words, f"lr {lr:.6g}", f"{speed:.0f} {score.speed_unit}"]
         self._console.report(epoch, "  ".join(values))
         self._reset()
         self._report_start = now  # the time for reporting counts in the next report
