@@ -6,7 +6,7 @@ and group normalization, batch renormalization, synchronized and frozen batch no
 ``norm_layer``. ``convert_norm`` replaces the batch norms of an existing network. A method is a
 small function of two [N, C] tables of means and variances. For a method of your own, subclass
 MomentNorm2d and write ``combine``; for a mixture of in, ln, bn and gn, subclass MixtureNorm2d. The
-package imports only torch and is independent of the rest of sn_imagenet.
+package imports only torch and sn_imagenet.native, which compiles its C++.
 
 Limits:
 

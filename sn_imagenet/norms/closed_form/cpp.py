@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sn_imagenet.native import load_library
 from sn_imagenet.norms.closed_form.combiner import ClosedForm, Layout, takes_parameters
 from sn_imagenet.norms.kernels import CPP, Backend, statistics_dtype, with_layout_of
-from sn_imagenet.norms.kernels.compiler import load_library
-from sn_imagenet.norms.kernels.cpp import SUFFIX, kernel, kernel_sizes, pointer
+from sn_imagenet.norms.kernels.cpp import OTHERWISE, SUFFIX, kernel, kernel_sizes, pointer
 from sn_imagenet.norms.moments import Statistics
 
 SOURCE = Path(__file__).with_name("combine.cpp")
@@ -36,7 +36,7 @@ _SIGNATURES: dict[str, list[Any]] = {
 @cache
 def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
     """The compiled function ``name`` for tables of ``dtype``."""
-    library = load_library(SOURCE)
+    library = load_library(SOURCE, otherwise=OTHERWISE)
     assert library is not None
     function = getattr(library, f"{name}_{SUFFIX[dtype]}")
     function.argtypes, function.restype = _SIGNATURES[name], None
@@ -51,7 +51,7 @@ _LAYER_SIGNATURES = {
 
 @cache
 def _layer_function(name: str) -> Callable[..., None]:
-    library = load_library(LAYER)
+    library = load_library(LAYER, otherwise=OTHERWISE)
     assert library is not None
     function = getattr(library, name)
     function.argtypes, function.restype = _LAYER_SIGNATURES[name], None
@@ -82,8 +82,7 @@ def node() -> Callable[..., tuple[Tensor, Tensor]] | None:
         f"-I{torch_folder / 'include/torch/csrc/api/include'}",
         *("-Wl,--no-as-needed", f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"),
         f"-DBUILT_FOR_TORCH_{torch.__version__.translate(_TO_IDENTIFIER)}",
-        fallback="spends more time in Python",
-        slow=True,
+        otherwise="normalization on the CPU spends more time in Python",
     )
     if library is None:
         return None
@@ -131,7 +130,7 @@ class CppTables(ClosedForm):
 
     @staticmethod
     def available() -> bool:
-        return load_library(SOURCE) is not None and load_library(LAYER) is not None
+        return all(load_library(source, otherwise=OTHERWISE) for source in (SOURCE, LAYER))
 
     def apply(
         self,

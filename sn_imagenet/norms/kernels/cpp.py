@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.kernels.compiler import load_library
+from sn_imagenet.native import load_library
 from sn_imagenet.norms.kernels.tables import Affine, ReluMask, statistics_dtype, with_layout_of
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
+OTHERWISE = "normalization uses PyTorch's own operators on the CPU"
 SUFFIX = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 # With fewer elements a second thread costs more than it saves; PyTorch's own grain size.
@@ -33,7 +34,7 @@ _SIGNATURES: dict[str, list[Any]] = {
 @cache
 def kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
     """The compiled function ``name`` for activations of ``dtype``."""
-    library = load_library(SOURCE)
+    library = load_library(SOURCE, otherwise=OTHERWISE)
     assert library is not None
     function = getattr(library, f"{name}_{SUFFIX[dtype]}")
     function.argtypes, function.restype = _SIGNATURES[name], None
@@ -46,7 +47,7 @@ def supports(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype in SUFFIX
         and type(x) in (Tensor, torch.nn.Parameter)
-        and load_library(SOURCE) is not None
+        and load_library(SOURCE, otherwise=OTHERWISE) is not None
     )
 
 
