@@ -39,7 +39,7 @@ from sn_imagenet.norms.layers import (
     LayerNorm2d,
 )
 from sn_imagenet.norms.mixture import MixtureNorm2d
-from sn_imagenet.norms.moment_norm import MomentNorm2d
+from sn_imagenet.norms.moment_norm import MomentNorm2d, Replicas
 from sn_imagenet.norms.moments import Moments, Statistics
 from sn_imagenet.norms.op import normalize
 from sn_imagenet.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
@@ -55,6 +55,7 @@ __all__ = [
     "MixtureNorm2d",
     "MomentNorm2d",
     "Moments",
+    "Replicas",
     "Statistics",
     "StoredStatistics",
     "SwitchNorm1d",

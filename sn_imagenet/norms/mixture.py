@@ -9,7 +9,7 @@ Some kernels have a closed form of ``combine`` and its gradient. For others auto
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -36,20 +36,9 @@ class MixtureNorm2d(MomentNorm2d):
     omega: tuple[str, ...]
     num_groups = 1
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self.stores_statistics = "bn" in self.omega
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self._layout_key: tuple[Any, ...] = ()
-        self._cached_layout: Layout
+    @property
+    def stores_statistics(self) -> bool:
+        return "bn" in self.omega
 
     @property
     def logits(self) -> tuple[Tensor, Tensor] | None:
@@ -99,20 +88,15 @@ class MixtureNorm2d(MomentNorm2d):
         running = self._stored() if self.track_running_stats else None
         if closed_form is None or not takes_parameters(x, (*parameters, *(running or ()))):
             return super()._normalize(x, residual)
-        layout = self._layout(x.shape)
+        layout = _layout(tuple(self.omega), self.num_groups, x.shape, self.groups[0], self.eps)
         stored = running if self._uses_stored_statistics else None
         update = self._running_update(x.shape) if self.training else None
         tables = closed_form(layout, parameters, stored, self.groups[1], update)
         y = apply(x, residual, kernels, tables, self.relu, parameters)
         return y, None if update is not None else tables
 
-    def _layout(self, shape: torch.Size) -> Layout:
-        replicas = self.groups[0]
-        key = (*shape, replicas, self.eps, self.omega, self.num_groups)
-        if self._layout_key != key:
-            self._cached_layout = Layout(self.omega, self.num_groups, shape, replicas, self.eps)
-            self._layout_key = key
-        return self._cached_layout
+
+_layout = lru_cache(maxsize=4096)(Layout)
 
 
 def _weighted_sum(logits: Tensor, tables: Sequence[Tensor]) -> Tensor:

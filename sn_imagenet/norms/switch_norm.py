@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,17 +33,11 @@ class SwitchNorm2d(MixtureNorm2d):
 
     def __init__(
         self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        *arguments: Any,
         omega: Sequence[str] = ("in", "ln", "bn"),
         num_groups: int = 32,
         instance_correction: int = 0,
+        **options: Any,
     ) -> None:
         chosen = list(omega)
         if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(OMEGA_CHOICES):
@@ -52,11 +47,11 @@ class SwitchNorm2d(MixtureNorm2d):
         if instance_correction not in (0, 1):
             raise ValueError(f"instance_correction={instance_correction}: expected 0 or 1")
         self.omega = tuple(member for member in OMEGA_CHOICES if member in chosen)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        super().__init__(*arguments, **options)
         size = len(self.omega)
-        self.mean_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
-        self.var_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
-        self.num_groups = math.gcd(num_groups, num_features)
+        self.mean_weight = nn.Parameter(torch.ones(size, **self._factory))
+        self.var_weight = nn.Parameter(torch.ones(size, **self._factory))
+        self.num_groups = math.gcd(num_groups, self.num_features)
         self.instance_correction = instance_correction
 
     @property

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d, SwitchNorm2d
+from sn_imagenet.norms import (
+    BatchNorm2d,
+    GroupNorm2d,
+    InstanceNorm2d,
+    LayerNorm2d,
+    SwitchNorm2d,
+    set_replicas,
+)
 from sn_imagenet.norms.closed_form.combiner import ClosedForm
 from sn_imagenet.norms.closed_form.cpp import CppTables, node
 from sn_imagenet.norms.moment_norm import MomentNorm2d
@@ -38,7 +45,8 @@ def run_layer(
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    layer.relu, layer.replicas = relu, 4
+    layer.relu = relu
+    set_replicas(layer, 4)
     layer.train(training)
     for name, parameter in layer.named_parameters():
         one_logit = frozen == "one logit" and name == "mean_weight"

@@ -21,6 +21,7 @@ from sn_imagenet.norms import (
     LayerNorm2d,
     MomentNorm2d,
     SwitchNorm2d,
+    set_replicas,
 )
 from sn_imagenet.norms.kernels.cpp import SUFFIX
 
@@ -85,7 +86,7 @@ def test_any_input_gives_the_formulas_output_and_gradients(
     # eps bounds 1 / std where all pixels of a set are equal.
     layer = SwitchNorm2d(channels, eps=1e-2, omega=omega, num_groups=4)
     randomize(layer)
-    layer.replicas = replicas
+    set_replicas(layer, replicas)
     if dtype in SUFFIX:
         layer.backend = backend
     exact = SwitchNorm2d(channels, eps=1e-2, omega=omega, num_groups=4).double()
