@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.norms.closed_form import Layout, Parameters, closed_form_for, takes_parameters
-from sn_imagenet.norms.kernels import select_backend
+from sn_imagenet.norms.kernels import CPP, as_dense, kernels_for, with_layout_of
+from sn_imagenet.norms.kernels.cpp import MEMBERS, MixtureStatistics
 from sn_imagenet.norms.moment_norm import BatchTables, MomentNorm2d
-from sn_imagenet.norms.moments import Moments, Statistics
-from sn_imagenet.norms.op import apply, as_dense, needs_formula
+from sn_imagenet.norms.moments import Moments, Statistics, check_divides
+from sn_imagenet.norms.op import normalize_with
 
 
 class MixtureNorm2d(MomentNorm2d):
@@ -78,22 +79,39 @@ class MixtureNorm2d(MomentNorm2d):
         return single and self._uses_stored_statistics and self._is_plain_mixture
 
     def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables | None]:
-        has_closed_form = self._is_plain_mixture and not self.instance_correction
-        if not has_closed_form or self.backend == "formula" or needs_formula():
-            return super()._normalize(x, residual)
-        x = as_dense(x)
-        kernels = select_backend(x, self.backend)
-        closed_form = closed_form_for(kernels)
+        kernels = kernels_for(x, self.backend)
+        closed_form = None if kernels is None else closed_form_for(kernels)
         parameters = Parameters(self.weight, self.bias, *(self.logits or (None, None)))
         running = self._stored() if self.track_running_stats else None
-        if closed_form is None or not takes_parameters(x, (*parameters, *(running or ()))):
+        if (
+            kernels is None
+            or closed_form is None
+            or self.instance_correction
+            or not self._is_plain_mixture
+            or not takes_parameters(x, (*parameters, *(running or ())))
+        ):
             return super()._normalize(x, residual)
-        layout = _layout(tuple(self.omega), self.num_groups, x.shape, self.groups[0], self.eps)
-        stored = running if self._uses_stored_statistics else None
+        x = as_dense(x)
+        replicas, group = self.groups
+        check_divides(x.shape[0], replicas)
+        stored = self._uses_stored_statistics
         update = self._running_update(x.shape) if self.training else None
-        tables = closed_form(layout, parameters, stored, self.groups[1], update)
-        y = apply(x, residual, kernels, tables, self.relu, parameters)
-        return y, None if update is not None else tables
+        if kernels is CPP and (group is None or stored or "bn" not in self.omega):
+            if residual is not None:
+                residual = with_layout_of(residual, x)
+            momentum, unbias = (None, 0.0) if update is None else (float(update[1]), update[2])
+            members = [MEMBERS.index(member) for member in self.omega]
+            y, tables = torch.ops.sn_imagenet.mixture.default(
+                *(x, residual, *parameters, *(running or (None, None))),
+                *(members, self.num_groups, replicas, self.eps, self.relu),
+                *(stored, momentum, unbias),
+            )
+            batch = MixtureStatistics(tables, replicas, self.num_features)
+            return y, None if update is not None else batch
+        layout = _layout(tuple(self.omega), self.num_groups, x.shape, replicas, self.eps)
+        combiner = closed_form(layout, parameters, running if stored else None, group, update)
+        y = normalize_with(combiner, x, residual, kernels, self.relu, parameters)
+        return y, None if update is not None else combiner
 
 
 _layout = lru_cache(maxsize=4096)(Layout)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sn_imagenet.norms.batch_average import BatchAverage
-from sn_imagenet.norms.moments import Moments, RunningUpdate, Statistics
+from sn_imagenet.norms.moments import Moments, RunningUpdate, Statistics, update_running
 from sn_imagenet.norms.op import normalize
 
 
@@ -42,9 +42,6 @@ class BatchTables(Protocol):
 
     def batch(self) -> Statistics:
         """BN's mean and biased variance of this batch, each [1, R, C]."""
-
-    def update_running(self, running: Statistics, momentum: float | Tensor, unbias: float) -> None:
-        """Update the running statistics from the first replica's."""
 
 
 class MomentNorm2d(nn.Module, ABC):
@@ -262,7 +259,7 @@ class MomentNorm2d(nn.Module, ABC):
         else:
             update = self._running_update(shape)
             if update is not None:
-                tables.update_running(*update)
+                update_running(update.running, tables.batch(), update.momentum, update.unbias)
 
     def _running_update(self, shape: torch.Size) -> RunningUpdate | None:
         """The update of the running statistics for a batch of ``shape``; counts the batch."""

@@ -77,10 +77,6 @@ class Moments:
                 self._batch = combine_ranks(self._batch, self.process_group)
         return self._batch
 
-    def update_running(self, running: Statistics, momentum: float | Tensor, unbias: float) -> None:
-        """See the function :func:`update_running`."""
-        update_running(running, self.batch(), momentum, unbias)
-
     def group(self, channel_groups: int) -> Statistics:
         """Over each of ``channel_groups`` equal groups of a sample's channels: [n, R, C]."""
         n, replicas, channels = self.mean.shape

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sn_imagenet.norms.closed_form import OMEGA_CHOICES
+from sn_imagenet.norms.kernels.cpp import MEMBERS
 from sn_imagenet.norms.mixture import MixtureNorm2d
 
 
@@ -40,13 +40,13 @@ class SwitchNorm2d(MixtureNorm2d):
         **options: Any,
     ) -> None:
         chosen = list(omega)
-        if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(OMEGA_CHOICES):
+        if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(MEMBERS):
             raise ValueError(
-                f"omega={chosen}: expected a non-empty set of {', '.join(OMEGA_CHOICES)}, each once"
+                f"omega={chosen}: expected a non-empty set of {', '.join(MEMBERS)}, each once"
             )
         if instance_correction not in (0, 1):
             raise ValueError(f"instance_correction={instance_correction}: expected 0 or 1")
-        self.omega = tuple(member for member in OMEGA_CHOICES if member in chosen)
+        self.omega = tuple(member for member in MEMBERS if member in chosen)
         super().__init__(*arguments, **options)
         size = len(self.omega)
         self.mean_weight = nn.Parameter(torch.ones(size, **self._factory))

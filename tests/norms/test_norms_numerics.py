@@ -23,7 +23,7 @@ from sn_imagenet.norms import (
     SwitchNorm2d,
     set_replicas,
 )
-from sn_imagenet.norms.kernels.cpp import SUFFIX
+from sn_imagenet.norms.kernels.cpp import DTYPES
 
 # For fp32, fp16 and bf16 the layer computes in fp32. The error is a few fp32 roundings (2^-24)
 # times 1 / std of a channel with small variance (up to 100 here), plus one rounding to the input's
@@ -87,7 +87,7 @@ def test_any_input_gives_the_formulas_output_and_gradients(
     layer = SwitchNorm2d(channels, eps=1e-2, omega=omega, num_groups=4)
     randomize(layer)
     set_replicas(layer, replicas)
-    if dtype in SUFFIX:
+    if dtype in DTYPES:
         layer.backend = backend
     exact = SwitchNorm2d(channels, eps=1e-2, omega=omega, num_groups=4).double()
     if dtype == torch.float64:

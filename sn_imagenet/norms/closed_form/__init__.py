@@ -18,7 +18,6 @@ tests/norms/triton_cases.py).
 from __future__ import annotations
 
 from sn_imagenet.norms.closed_form.combiner import (
-    OMEGA_CHOICES,
     ClosedForm,
     Layout,
     Parameters,
@@ -28,7 +27,7 @@ from sn_imagenet.norms.closed_form.cpp import CppTables
 from sn_imagenet.norms.closed_form.triton_tables import TritonTables
 from sn_imagenet.norms.kernels import Backend
 
-__all__ = ["OMEGA_CHOICES", "Layout", "Parameters", "closed_form_for", "takes_parameters"]
+__all__ = ["Layout", "Parameters", "closed_form_for", "takes_parameters"]
 
 _BY_KERNELS: dict[str, type[ClosedForm]] = {
     form.kernels.name: form for form in (CppTables, TritonTables)
@@ -37,5 +36,4 @@ _BY_KERNELS: dict[str, type[ClosedForm]] = {
 
 def closed_form_for(kernels: Backend) -> type[ClosedForm] | None:
     """The closed form for these kernels, or None to leave the tables to autograd."""
-    form = _BY_KERNELS.get(kernels.name)
-    return form if form is not None and form.available() else None
+    return _BY_KERNELS.get(kernels.name)

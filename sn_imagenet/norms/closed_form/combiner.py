@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sn_imagenet.norms.kernels import Affine, Backend, statistics_dtype
+from sn_imagenet.norms.kernels.cpp import MEMBERS
 from sn_imagenet.norms.moments import (
     RunningUpdate,
     Statistics,
@@ -20,8 +21,6 @@ from sn_imagenet.norms.moments import (
     update_running,
 )
 from sn_imagenet.norms.op import Combiner
-
-OMEGA_CHOICES = ("in", "ln", "bn", "gn")
 
 
 class Parameters(NamedTuple):
@@ -64,19 +63,19 @@ class Layout:
         # mean, var, center, scale, shift, 1 / std; the weights; each member's mean and variance.
         self.weights = 6 * self.table
         end = self.weights + 2 * self.count
-        self.member_at: dict[str, int] = {}
-        for member in omega:
+        self.member_at = dict.fromkeys(omega, 0)
+        for member in sorted(omega, key=lambda member: member == "bn"):
             self.member_at[member] = end
             end += 2 * entries[member]
         self.size = end
         """Size of all tables together, in numbers."""
 
-        codes = [OMEGA_CHOICES.index(member) for member in omega]
-        unused = [0] * (len(OMEGA_CHOICES) - self.count)
+        codes = [MEMBERS.index(member) for member in omega]
+        unused = [0] * (len(MEMBERS) - self.count)
         member_numbers = (*codes, *unused, *self.member_at.values(), *unused)
         numbers = (*self.sizes, self.area, self.count, self.weights, *member_numbers)
         self.numbers = torch.tensor(numbers, dtype=torch.int64, device="cpu")
-        """This layout for combine.cpp, as its struct Layout."""
+        """This layout for combine.h, as its struct Layout."""
 
 
 class Views(NamedTuple):
@@ -163,11 +162,6 @@ class ClosedForm(Combiner):
         b, c, parameters = self._combine_gradient(scratch, batch)
         chosen = [g if want else None for g, want in zip(parameters, wanted, strict=True)]
         return b, c, chosen
-
-    @staticmethod
-    def available() -> bool:
-        """Whether this machine has what the closed form needs in addition to the kernels."""
-        return True
 
     @abstractmethod
     def _combine_statistics(self) -> None:

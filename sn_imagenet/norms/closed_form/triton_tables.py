@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.closed_form.combiner import OMEGA_CHOICES, ClosedForm, takes_parameters
+from sn_imagenet.norms.closed_form.combiner import ClosedForm, takes_parameters
 from sn_imagenet.norms.kernels import TRITON, triton_launch
+from sn_imagenet.norms.kernels.cpp import MEMBERS
 from sn_imagenet.norms.moments import Statistics
 
 # Entries of a table row per program, and samples of a column at a time: 2048 elements as in the
@@ -38,8 +39,7 @@ class TritonTables(ClosedForm):
         layout = self.layout
         omega = list(layout.member_at)
         self._positions = {
-            f"{name.upper()}_K": omega.index(name) if name in omega else -1
-            for name in OMEGA_CHOICES
+            f"{name.upper()}_K": omega.index(name) if name in omega else -1 for name in MEMBERS
         }
         self._offsets = tuple(layout.member_at.get(name, 0) for name in ("ln", "gn", "bn"))
         self._blocks = -(-layout.channels // _ROW_BLOCK)
