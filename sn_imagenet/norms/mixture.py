@@ -8,7 +8,6 @@ Some kernels have a closed form of ``combine`` and its gradient. For others auto
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -46,22 +45,9 @@ class MixtureNorm2d(MomentNorm2d):
         return None
 
     def combine(self, moments: Moments) -> Statistics:
-        """Eq. (3): the members' statistics, weighted with the softmax of the logits (Eq. (4))."""
-        statistics = [self._member(name, moments) for name in self.omega]
-        if self.logits is None:
-            return statistics[0]
-        means, variances = zip(*statistics, strict=True)
-        mean_logits, var_logits = (logits.to(moments.mean.dtype) for logits in self.logits)
-        return _weighted_sum(mean_logits, means), _weighted_sum(var_logits, variances)
-
-    def _member(self, name: str, moments: Moments) -> Statistics:
-        if name == "in":
-            return moments.instance()
-        if name == "ln":
-            return moments.layer()
-        if name == "bn":
-            return self.batch_statistics(moments)
-        return moments.group(self.num_groups)
+        """Eq. (3), see :meth:`Moments.mixture`."""
+        batch = self.batch_statistics(moments) if "bn" in self.omega else None
+        return moments.mixture(self.omega, self.num_groups, batch, self.logits)
 
     @property
     def _is_plain_mixture(self) -> bool:
@@ -110,16 +96,8 @@ class MixtureNorm2d(MomentNorm2d):
             return y, None if update is not None else batch
         layout = _layout(tuple(self.omega), self.num_groups, x.shape, replicas, self.eps)
         combiner = closed_form(layout, parameters, running if stored else None, group, update)
-        y = normalize_with(combiner, x, residual, kernels, self.relu, parameters)
+        y = normalize_with(combiner, x, residual, kernels, self.relu)
         return y, None if update is not None else combiner
 
 
 _layout = lru_cache(maxsize=4096)(Layout)
-
-
-def _weighted_sum(logits: Tensor, tables: Sequence[Tensor]) -> Tensor:
-    weights = torch.softmax(logits, dim=0).unbind()
-    total = weights[0] * tables[0]
-    for weight, table in zip(weights[1:], tables[1:], strict=True):
-        total = total + weight * table
-    return total

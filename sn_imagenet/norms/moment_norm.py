@@ -145,21 +145,7 @@ class MomentNorm2d(nn.Module, ABC):
 
     def coefficients(self, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. (1) as center, scale and shift, each [N, C], from the result of :meth:`combine`."""
-        center, variance = self.combine(moments)
-        scale = torch.rsqrt(variance + self.eps)
-        shape = moments.mean.shape
-        rows = moments.mean.flatten(0, 1)  # [N, C]
-        if self.weight is not None:
-            scale = scale * self.weight
-        if self.bias is None:
-            shift = torch.zeros_like(rows)
-        else:
-            shift = self.bias.to(rows.dtype).expand_as(rows)
-        return (
-            center.expand(shape).reshape_as(rows),
-            scale.expand(shape).reshape_as(rows),
-            shift,
-        )
+        return moments.coefficients(self.combine(moments), self.eps, self.weight, self.bias)
 
     def batch_statistics(self, moments: Moments) -> Statistics:
         """BN's statistics: the batch's in training, the stored ones in evaluation."""

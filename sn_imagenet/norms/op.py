@@ -12,24 +12,21 @@ saves the output anyway, while nothing else saves the residual of a block with a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sn_imagenet.norms.kernels import (
     Affine,
     Backend,
+    Coefficients,
     as_dense,
+    formula,
     kernels_for,
-    statistics_dtype,
     with_layout_of,
 )
-
-Coefficients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""(mean, biased var) -> (center, scale, shift), all [N, C]; differentiable."""
 
 Gradients = tuple[Tensor, Tensor, Sequence[Tensor | None]]
 """b and c of the input gradient a * dy + b * (x - mean) + c, each [N, C]; parameter gradients."""
@@ -37,6 +34,11 @@ Gradients = tuple[Tensor, Tensor, Sequence[Tensor | None]]
 
 class Combiner(ABC):
     """The tables of one forward pass, from the moments to the affine map, and their derivative."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> Sequence[Tensor | None]:
+        """The tensors whose gradients :meth:`backward` returns, in this order."""
 
     @property
     @abstractmethod
@@ -82,13 +84,14 @@ def normalize(
         residual: of x's shape; added before the ReLU, in x's dtype.
 
     Returns:
-        y, of x's shape, dtype and memory format. Only ``formula`` has a second derivative.
+        y, of x's shape, dtype and memory format. With ``formula`` only it can be differentiated
+        twice; otherwise that raises a RuntimeError.
     """
     kernels = kernels_for(x, backend)
     if kernels is None:
-        return _formula(x, coefficients, relu, residual)
+        return formula(x, coefficients, relu, residual)
     combiner = AutogradCombiner(coefficients, parameters)
-    return normalize_with(combiner, as_dense(x), residual, kernels, relu, parameters)
+    return normalize_with(combiner, as_dense(x), residual, kernels, relu)
 
 
 def normalize_with(
@@ -97,28 +100,15 @@ def normalize_with(
     residual: Tensor | None,
     kernels: Backend,
     relu: bool,
-    parameters: Sequence[Tensor | None],
 ) -> Tensor:
-    """:func:`normalize` with the tables of ``combiner``.
-
-    ``x`` is from :func:`as_dense`. ``parameters`` are those whose gradients
-    :meth:`Combiner.backward` returns, in the same order.
-    """
+    """:func:`normalize` with the tables of ``combiner``; ``x`` is from :func:`as_dense`."""
     if residual is not None:
         residual = with_layout_of(residual, x)
     differentiable = torch.is_grad_enabled()
-    y: Tensor = _Normalize.apply(x, residual, kernels, combiner, relu, differentiable, *parameters)
+    y: Tensor = _Normalize.apply(
+        x, residual, kernels, combiner, relu, differentiable, *combiner.inputs
+    )
     return y
-
-
-def _formula(x: Tensor, coefficients: Coefficients, relu: bool, residual: Tensor | None) -> Tensor:
-    values = x.to(statistics_dtype(x.dtype))
-    var, mean = torch.var_mean(values, dim=(2, 3), correction=0)
-    center, scale, shift = (table[:, :, None, None] for table in coefficients(mean, var))
-    y = (values - center) * scale + shift
-    if residual is not None:
-        y = y + residual
-    return (torch.relu(y) if relu else y).to(x.dtype)
 
 
 class AutogradCombiner(Combiner):
@@ -129,6 +119,10 @@ class AutogradCombiner(Combiner):
     def __init__(self, coefficients: Coefficients, parameters: Sequence[Tensor]) -> None:
         self.coefficients = coefficients
         self.parameters = parameters
+
+    @property
+    def inputs(self) -> Sequence[Tensor]:
+        return self.parameters
 
     @property
     def mean(self) -> Tensor:
@@ -199,8 +193,21 @@ class _Normalize(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch._C._functorch.is_batchedtensor(grad):
+            raise RuntimeError(
+                "this normalization layer takes one gradient at a time, and is_grads_batched=True "
+                'gives several: set its backend = "formula"'
+            )
+        with torch.no_grad():
+            results = _Normalize.gradients(ctx, grad)
+        if torch.is_grad_enabled():
+            inputs = (grad, ctx.saved_tensors[0], *ctx.combiner.inputs)
+            return _NotDifferentiable.apply(len(results), *results, *inputs)
+        return results
+
+    @staticmethod
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, *_ = ctx.saved_tensors
         kernels, mean = ctx.kernels, ctx.combiner.mean
         want_x, want_residual, _, _, _, _, *wanted = ctx.needs_input_grad
@@ -212,3 +219,18 @@ class _Normalize(torch.autograd.Function):
             mask = relu_mask if y is None else None
             dx = kernels.input_gradient(grad, x, mean, ctx.affine.scale, b, c, mask)
         return dx, grad if want_residual else None, None, None, None, None, *parameters
+
+
+class _NotDifferentiable(torch.autograd.Function):
+    """Gradients with a graph that leads to the inputs and raises."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(t if t is None else t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
+        raise RuntimeError(
+            "the gradient of this normalization layer cannot be differentiated: set its "
+            'backend = "formula"'
+        )

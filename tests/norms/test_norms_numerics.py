@@ -241,13 +241,6 @@ def test_backward_keeps_only_the_input_and_tables(
     assert kept <= 32 * n * channels * 4, f"{kept / (n * channels * 4)} tables"
 
 
-def test_a_second_derivative_is_an_error() -> None:
-    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    (grad,) = torch.autograd.grad(SwitchNorm2d(3).double()(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
-
-
 def test_backward_can_run_twice_with_retain_graph() -> None:
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
     y = SwitchNorm2d(3)(x).square().sum()

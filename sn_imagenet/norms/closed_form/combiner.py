@@ -131,6 +131,10 @@ class ClosedForm(Combiner):
         return Views(*tables.unbind())
 
     @property
+    def inputs(self) -> Parameters:
+        return self.parameters
+
+    @property
     def mean(self) -> Tensor:
         return self.views.mean
 

@@ -16,15 +16,24 @@ from torch.autograd import forward_ad
 from sn_imagenet.norms.kernels import cpp, triton_backend
 from sn_imagenet.norms.kernels.cpp import CppBackend
 from sn_imagenet.norms.kernels.native import NativeBackend
-from sn_imagenet.norms.kernels.tables import Affine, ReluMask, statistics_dtype, with_layout_of
+from sn_imagenet.norms.kernels.tables import (
+    Affine,
+    Coefficients,
+    ReluMask,
+    formula,
+    statistics_dtype,
+    with_layout_of,
+)
 from sn_imagenet.norms.kernels.triton_backend import TritonBackend
 
 __all__ = [
     "BACKENDS",
     "Affine",
     "Backend",
+    "Coefficients",
     "ReluMask",
     "as_dense",
+    "formula",
     "kernels_for",
     "select_backend",
     "statistics_dtype",

@@ -14,13 +14,21 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.native import load_library
-from sn_imagenet.norms.kernels.tables import Affine, ReluMask, statistics_dtype, with_layout_of
+from sn_imagenet.norms.kernels.tables import (
+    Affine,
+    ReluMask,
+    formula,
+    statistics_dtype,
+    with_layout_of,
+)
+from sn_imagenet.norms.moments import Moments
 
 SOURCE = Path(__file__).with_name("operators.cpp")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 OTHERWISE = "normalization uses PyTorch's own operators on the CPU"
 MEMBERS = ("in", "ln", "bn", "gn")
 """The members of a mixture, in the order of their numbers in combine.h."""
+_LIBRARY = torch.library.Library("sn_imagenet", "IMPL")
 
 
 @cache
@@ -39,6 +47,7 @@ def library() -> Any:
         built.register_operators()
         for fake in (moments, affine, gradient_sums, input_gradient, mixture, mixture_backward):
             torch.library.register_fake(f"sn_imagenet::{fake.__name__}", fake)
+        _LIBRARY.impl("mixture_backward", _differentiable_backward, "Autograd")
     return built
 
 
@@ -184,3 +193,56 @@ def mixture_backward(
         x.new_empty(0) if y is None else torch.empty_like(x),
         *(_new_table(x, size if want else 0) for size, want in zip(sizes, wants, strict=True)),
     )
+
+
+# ---- the derivative of the derivative -----------------------------------------------------------
+
+
+def _differentiable_backward(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    tables: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean_logits: Tensor | None,
+    var_logits: Tensor | None,
+    members: Sequence[int],
+    channel_groups: int,
+    replicas: int,
+    eps: float,
+    relu: bool,
+    stored: bool,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """``mixture_backward`` under autograd, with create_graph=True: by autograd on the formula."""
+    rest = (members, channel_groups, replicas, eps, relu, stored, wanted)
+    tensors = (x, weight, bias, mean_logits, var_logits)
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+        with torch._C._AutoDispatchBelowAutograd():
+            results: tuple[Tensor, ...] = torch.ops.sn_imagenet.mixture_backward(
+                *(grad, x, y, tables, *tensors[1:], *rest)
+            )
+            return results
+    leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in tensors]
+    leaf, gamma, beta, *logits = leaves
+
+    def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        moments = Moments(mean, var, replicas)
+        own = MixtureStatistics(tables.detach(), replicas, x.shape[1])
+        batch = own.batch() if stored else moments.batch()
+        omega = [MEMBERS[member] for member in members]
+        statistics = moments.mixture(omega, channel_groups, batch, logits)
+        return moments.coefficients(statistics, eps, gamma, beta)
+
+    assert leaf is not None
+    masked = grad if y is None else torch.where(y <= 0, torch.zeros_like(grad), grad)
+    out = formula(leaf, coefficients, relu and y is None, None)
+    wants = (*wanted, wanted[-1])
+    chosen = [t for t, want in zip(leaves, wants, strict=True) if want and t is not None]
+    gradients = iter(torch.autograd.grad(out, chosen, masked, create_graph=True))
+    dx, *others = (
+        next(gradients) if want and t is not None else x.new_empty(0)
+        for t, want in zip(leaves, wants, strict=True)
+    )
+    return dx, x.new_empty(0) if y is None else masked, *others
