@@ -32,7 +32,7 @@ from sn_imagenet.norms.control import (
     set_replicas,
     stored_statistics,
 )
-from sn_imagenet.norms.conversion import convert_norm, fold_batch_norm
+from sn_imagenet.norms.conversion import convert_norm
 from sn_imagenet.norms.layers import (
     BatchNorm2d,
     GroupNorm2d,
@@ -65,7 +65,6 @@ __all__ = [
     "SyncBatchNorm2d",
     "collect_batch_averages",
     "convert_norm",
-    "fold_batch_norm",
     "importance_weights",
     "norm_layers",
     "normalize",

@@ -122,7 +122,7 @@ def test_batched_gradients_of_other_kernels_are_refused() -> None:
     layer, _ = layers(BatchRenorm2d)
     x = activation().requires_grad_()
     with pytest.raises(RuntimeError, match=r"one gradient at a time.*backend = \"formula\""):
-        torch.autograd.grad(layer(x), x, torch.ones(2, *x.shape), is_grads_batched=True)
+        torch.autograd.grad(layer(x), x, torch.stack([x, x]), is_grads_batched=True)
 
 
 def test_batch_norm_has_pytorchs_second_derivatives() -> None:
