@@ -13,11 +13,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.closed_form import Layout, Parameters, closed_form_for, takes_parameters
-from sn_imagenet.norms.kernels import CPP, as_dense, kernels_for, with_layout_of
-from sn_imagenet.norms.kernels.cpp import MEMBERS, MixtureStatistics
+from sn_imagenet.norms.closed_form import CLOSED_FORMS, Layout, Parameters
+from sn_imagenet.norms.kernels import CPP, as_dense, kernels_for, takes_tables, with_layout_of
+from sn_imagenet.norms.kernels.cpp import NUMBERS, MixtureStatistics
 from sn_imagenet.norms.moment_norm import BatchTables, MomentNorm2d
-from sn_imagenet.norms.moments import Moments, Statistics, check_divides
+from sn_imagenet.norms.moments import Moments, Statistics
 from sn_imagenet.norms.op import normalize_with
 
 
@@ -66,35 +66,33 @@ class MixtureNorm2d(MomentNorm2d):
 
     def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables | None]:
         kernels = kernels_for(x, self.backend)
-        closed_form = None if kernels is None else closed_form_for(kernels)
         parameters = Parameters(self.weight, self.bias, *(self.logits or (None, None)))
         running = self._stored() if self.track_running_stats else None
         if (
             kernels is None
-            or closed_form is None
+            or kernels.name not in CLOSED_FORMS
             or self.instance_correction
             or not self._is_plain_mixture
-            or not takes_parameters(x, (*parameters, *(running or ())))
+            or not takes_tables(x, *parameters, *(running or ()))
         ):
             return super()._normalize(x, residual)
         x = as_dense(x)
         replicas, group = self.groups
-        check_divides(x.shape[0], replicas)
         stored = self._uses_stored_statistics
         update = self._running_update(x.shape) if self.training else None
         if kernels is CPP and (group is None or stored or "bn" not in self.omega):
             if residual is not None:
                 residual = with_layout_of(residual, x)
             momentum, unbias = (None, 0.0) if update is None else (float(update[1]), update[2])
-            members = [MEMBERS.index(member) for member in self.omega]
             y, tables = torch.ops.sn_imagenet.mixture.default(
                 *(x, residual, *parameters, *(running or (None, None))),
-                *(members, self.num_groups, replicas, self.eps, self.relu),
-                *(stored, momentum, unbias),
+                *([NUMBERS[member] for member in self.omega], self.num_groups, replicas),
+                *(self.eps, self.relu, stored, momentum, unbias),
             )
             batch = MixtureStatistics(tables, replicas, self.num_features)
             return y, None if update is not None else batch
         layout = _layout(tuple(self.omega), self.num_groups, x.shape, replicas, self.eps)
+        closed_form = CLOSED_FORMS[kernels.name]
         combiner = closed_form(layout, parameters, running if stored else None, group, update)
         y = normalize_with(combiner, x, residual, kernels, self.relu)
         return y, None if update is not None else combiner

@@ -194,7 +194,8 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch._C._functorch.is_batchedtensor(grad):
+        functorch = torch._C._functorch
+        if functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad):
             raise RuntimeError(
                 "this normalization layer takes one gradient at a time, and is_grads_batched=True "
                 'gives several: set its backend = "formula"'

@@ -21,19 +21,13 @@ from sn_imagenet.norms.closed_form.combiner import (
     ClosedForm,
     Layout,
     Parameters,
-    takes_parameters,
 )
 from sn_imagenet.norms.closed_form.cpp import CppTables
 from sn_imagenet.norms.closed_form.triton_tables import TritonTables
-from sn_imagenet.norms.kernels import Backend
 
-__all__ = ["Layout", "Parameters", "closed_form_for", "takes_parameters"]
+__all__ = ["CLOSED_FORMS", "Layout", "Parameters"]
 
-_BY_KERNELS: dict[str, type[ClosedForm]] = {
+CLOSED_FORMS: dict[str, type[ClosedForm]] = {
     form.kernels.name: form for form in (CppTables, TritonTables)
 }
-
-
-def closed_form_for(kernels: Backend) -> type[ClosedForm] | None:
-    """The closed form for these kernels, or None to leave the tables to autograd."""
-    return _BY_KERNELS.get(kernels.name)
+"""By the name of the kernels; for others autograd differentiates the tables."""

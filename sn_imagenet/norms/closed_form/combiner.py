@@ -199,12 +199,3 @@ class ClosedForm(Combiner):
     def update_running(self, running: Statistics, momentum: float | Tensor, unbias: float) -> None:
         """See :func:`~sn_imagenet.norms.moments.update_running`."""
         update_running(running, self.batch(), momentum, unbias)
-
-
-def takes_parameters(x: Tensor, parameters: Sequence[Tensor | None]) -> bool:
-    """Whether closed forms can read these: of the tables' dtype and device, and contiguous."""
-    dtype = statistics_dtype(x.dtype)
-    return all(
-        p is None or (p.dtype == dtype and p.is_contiguous() and p.device == x.device)
-        for p in parameters
-    )

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.closed_form.combiner import ClosedForm, takes_parameters
-from sn_imagenet.norms.kernels import CPP
+from sn_imagenet.norms.closed_form.combiner import ClosedForm
+from sn_imagenet.norms.kernels import CPP, takes_tables
 from sn_imagenet.norms.kernels.cpp import library
 from sn_imagenet.norms.moments import Statistics
 
@@ -92,7 +92,7 @@ class CppTables(ClosedForm):
         return b, c, gradients
 
     def update_running(self, running: Statistics, momentum: float | Tensor, unbias: float) -> None:
-        if not takes_parameters(self.buffer, running):
+        if not takes_tables(self.buffer, *running):
             super().update_running(running, momentum, unbias)
             return
         mean, var = running

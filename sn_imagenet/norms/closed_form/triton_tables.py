@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.closed_form.combiner import ClosedForm, takes_parameters
-from sn_imagenet.norms.kernels import TRITON, triton_launch
+from sn_imagenet.norms.closed_form.combiner import ClosedForm
+from sn_imagenet.norms.kernels import TRITON, takes_tables, triton_launch
 from sn_imagenet.norms.kernels.cpp import MEMBERS
 from sn_imagenet.norms.moments import Statistics
 
@@ -152,7 +152,7 @@ class TritonTables(ClosedForm):
         from sn_imagenet.norms.closed_form import triton_forward as kernels
 
         # Kernels take numbers as fp32.
-        fp32 = self.buffer.dtype == torch.float32 and takes_parameters(self.buffer, running)
+        fp32 = self.buffer.dtype == torch.float32 and takes_tables(self.buffer, *running)
         if isinstance(momentum, Tensor) or not fp32:
             super().update_running(running, momentum, unbias)
             return

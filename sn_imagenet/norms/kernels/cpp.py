@@ -28,6 +28,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 OTHERWISE = "normalization uses PyTorch's own operators on the CPU"
 MEMBERS = ("in", "ln", "bn", "gn")
 """The members of a mixture, in the order of their numbers in combine.h."""
+NUMBERS = {member: number for number, member in enumerate(MEMBERS)}
 _LIBRARY = torch.library.Library("sn_imagenet", "IMPL")
 
 

@@ -136,9 +136,11 @@ Tensor input_gradient(const Tensor& grad, const Tensor& x, const Tensor& mean, c
 
 Layout layout_for(const Tensor& x, at::IntArrayRef members, Index channel_groups, Index replicas) {
   const Index count = static_cast<Index>(members.size());
-  TORCH_CHECK(0 < count && count <= kMembers && x.size(0) % replicas == 0 &&
-                  x.size(1) % channel_groups == 0,
-              "expected members, and numbers of replicas and groups that divide ", x.sizes());
+  TORCH_CHECK(0 < count && count <= kMembers, "expected 1 to 4 members, got ", count);
+  TORCH_CHECK_VALUE(x.size(0) % replicas == 0, "a batch of ", x.size(0), " samples cannot be "
+                    "divided evenly into ", replicas, " statistics groups; see set_replicas");
+  TORCH_CHECK_VALUE(x.size(1) % channel_groups == 0, "num_groups=", channel_groups,
+                    " does not divide ", x.size(1), " channels");
   return layout_of(x.size(0), replicas, x.size(1), channel_groups, x.size(2) * x.size(3),
                    members.data(), count);
 }
