@@ -16,7 +16,7 @@ import torch
 
 from sn_imagenet.native import compiler
 from sn_imagenet.norms import SwitchNorm2d
-from sn_imagenet.norms.kernels import select_backend
+from sn_imagenet.norms.kernels import cpp, select_backend
 
 TINY_TEXT = 'extern "C" int answer() { return 42; }'
 TINY = Path()  # a source that compiles fast; the fixture writes it
@@ -40,9 +40,11 @@ def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sys.modules[__name__], "TINY", tmp_path / "tiny.cpp")
     TINY.write_text(TINY_TEXT)
-    compiler.load_library.cache_clear()
+    for cached in (compiler.load_library, cpp.library):
+        cached.cache_clear()
     yield
-    compiler.load_library.cache_clear()
+    for cached in (compiler.load_library, cpp.library):
+        cached.cache_clear()
 
 
 @pytest.fixture
