@@ -13,9 +13,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.closed_form import CLOSED_FORMS, Layout, Parameters
-from sn_imagenet.norms.kernels import CPP, as_dense, kernels_for, takes_tables, with_layout_of
-from sn_imagenet.norms.kernels.cpp import NUMBERS, MixtureStatistics
+from sn_imagenet.norms.closed_form import Layout, Parameters, TritonTables, takes_tables
+from sn_imagenet.norms.kernels import CPP, TRITON, as_dense, kernels_for, with_layout_of
+from sn_imagenet.norms.kernels.cpp import MixtureStatistics, numbers_of
 from sn_imagenet.norms.moment_norm import BatchTables, MomentNorm2d
 from sn_imagenet.norms.moments import Moments, Statistics
 from sn_imagenet.norms.op import normalize_with
@@ -66,36 +66,34 @@ class MixtureNorm2d(MomentNorm2d):
 
     def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables | None]:
         kernels = kernels_for(x, self.backend)
-        parameters = Parameters(self.weight, self.bias, *(self.logits or (None, None)))
-        running = self._stored() if self.track_running_stats else None
-        if (
-            kernels is None
-            or kernels.name not in CLOSED_FORMS
-            or self.instance_correction
-            or not self._is_plain_mixture
-            or not takes_tables(x, *parameters, *(running or ()))
-        ):
+        if kernels is None or self.instance_correction or not self._is_plain_mixture:
             return super()._normalize(x, residual)
-        x = as_dense(x)
-        replicas, group = self.groups
+        parameters = Parameters(self.weight, self.bias, *(self.logits or (None, None)))
+        running = self._stored() if self.track_running_stats else (None, None)
         stored = self._uses_stored_statistics
-        update = self._running_update(x.shape) if self.training else None
+        replicas, group = self.groups
         if kernels is CPP and (group is None or stored or "bn" not in self.omega):
+            x = as_dense(x)
             if residual is not None:
                 residual = with_layout_of(residual, x)
+            update = self._running_update(x.shape) if self.training else None
             momentum, unbias = (None, 0.0) if update is None else (float(update[1]), update[2])
             y, tables = torch.ops.sn_imagenet.mixture.default(
-                *(x, residual, *parameters, *(running or (None, None))),
-                *([NUMBERS[member] for member in self.omega], self.num_groups, replicas),
+                *(x, residual, *parameters, *running),
+                *(numbers_of(tuple(self.omega)), self.num_groups, replicas),
                 *(self.eps, self.relu, stored, momentum, unbias),
             )
             batch = MixtureStatistics(tables, replicas, self.num_features)
             return y, None if update is not None else batch
-        layout = _layout(tuple(self.omega), self.num_groups, x.shape, replicas, self.eps)
-        closed_form = CLOSED_FORMS[kernels.name]
-        combiner = closed_form(layout, parameters, running if stored else None, group, update)
-        y = normalize_with(combiner, x, residual, kernels, self.relu)
-        return y, None if update is not None else combiner
+        if kernels is TRITON and takes_tables(x, *parameters, *running):
+            layout = _layout(tuple(self.omega), self.num_groups, x.shape, replicas, self.eps)
+            update = self._running_update(x.shape) if self.training else None
+            combiner = TritonTables(
+                layout, parameters, self._stored() if stored else None, group, update
+            )
+            y = normalize_with(combiner, as_dense(x), residual, kernels, self.relu)
+            return y, None if update is not None else combiner
+        return super()._normalize(x, residual)
 
 
 _layout = lru_cache(maxsize=4096)(Layout)

@@ -130,7 +130,7 @@ class Moments:
         shape = self.mean.shape
         rows = self.mean.flatten(0, 1)  # [N, C]
         if weight is not None:
-            scale = scale * weight
+            scale = scale * weight.to(scale.dtype)
         shift = torch.zeros_like(rows) if bias is None else bias.to(rows.dtype).expand_as(rows)
         return center.expand(shape).reshape_as(rows), scale.expand(shape).reshape_as(rows), shift
 

@@ -40,10 +40,10 @@ def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(sys.modules[__name__], "TINY", tmp_path / "tiny.cpp")
     TINY.write_text(TINY_TEXT)
-    for cached in (compiler.load_library, cpp.library):
+    for cached in (compiler.load_library, cpp.is_built):
         cached.cache_clear()
     yield
-    for cached in (compiler.load_library, cpp.library):
+    for cached in (compiler.load_library, cpp.is_built):
         cached.cache_clear()
 
 

@@ -37,7 +37,6 @@ __all__ = [
     "kernels_for",
     "select_backend",
     "statistics_dtype",
-    "takes_tables",
     "with_layout_of",
 ]
 
@@ -135,12 +134,3 @@ def as_dense(x: Tensor) -> Tensor:
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
     return x.contiguous()
-
-
-def takes_tables(x: Tensor, *tables: Tensor | None) -> bool:
-    """Whether closed forms for ``x`` can read these: of the right dtype and device, contiguous."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return all(
-        t is None or (t.dtype == dtype and t.is_contiguous() and t.device == x.device)
-        for t in tables
-    )

@@ -2,9 +2,8 @@
 //
 // A mixture normalizes with mean = sum_k w_k mean_k and var = sum_k w'_k var_k (Eq. (3)). Its
 // members are any of in, ln, bn, gn. Batch, instance, layer and group normalization are mixtures
-// of one member. Forward and backward have two steps each, between which ranks that share BN's
-// statistics exchange theirs. Every function takes the layout of the tables, their buffer and the
-// number of threads.
+// of one member. Every function takes the layout of the tables, their buffer and the number of
+// threads.
 
 #pragma once
 
@@ -458,35 +457,3 @@ void update_running(S* running_mean, S* running_var, const S* mean, const S* var
 }
 
 }  // namespace
-
-// ---- the functions that cpp.py calls, for either type of table ---------------------------------
-
-#define COMBINE_FUNCTIONS(suffix, S)                                                               \
-  extern "C" void mixture_statistics_##suffix(const Layout* layout, S* buffer, const S* mean,      \
-                                              const S* var, int threads) {                         \
-    mixture_statistics(*layout, buffer, mean, var, threads);                                       \
-  }                                                                                                \
-  extern "C" void mixture_coefficients_##suffix(const Layout* layout, S* buffer,                   \
-                                                const S* mean_logits, const S* var_logits,         \
-                                                const S* gamma, const S* beta, double eps,         \
-                                                int threads) {                                     \
-    mixture_coefficients(*layout, buffer, mean_logits, var_logits, gamma, beta, eps, threads);     \
-  }                                                                                                \
-  extern "C" void mixture_gradient_sums_##suffix(                                                  \
-      const Layout* layout, S* buffer, const S* sums, const S* gamma, S* gradients, S* batch,      \
-      S* dgamma, S* dbeta, S* dmean_logits, S* dvar_logits, int threads) {                         \
-    mixture_gradient_sums(*layout, buffer, sums, gamma, gradients, batch, dgamma, dbeta,           \
-                          dmean_logits, dvar_logits, threads);                                     \
-  }                                                                                                \
-  extern "C" void mixture_gradient_##suffix(const Layout* layout, S* buffer, const S* gradients,   \
-                                            const S* batch, S* b, S* c, int threads) {             \
-    mixture_gradient(*layout, buffer, gradients, batch, b, c, threads);                            \
-  }                                                                                                \
-  extern "C" void update_running_##suffix(S* running_mean, S* running_var, const S* mean,          \
-                                          const S* var, double momentum, double unbias,            \
-                                          Index channels) {                                        \
-    update_running(running_mean, running_var, mean, var, momentum, unbias, channels);              \
-  }
-
-COMBINE_FUNCTIONS(float32, float)
-COMBINE_FUNCTIONS(float64, double)

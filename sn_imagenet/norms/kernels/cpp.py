@@ -1,11 +1,12 @@
 """The kernels, and whole mixture layers, as compiled operators, for CPUs with a C++ compiler.
 
-``torch.ops.sn_imagenet`` has them once :func:`operators` has built operators.cpp.
+``torch.ops.sn_imagenet`` has them once :func:`is_built` has built operators.cpp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,38 +29,40 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 OTHERWISE = "normalization uses PyTorch's own operators on the CPU"
 MEMBERS = ("in", "ln", "bn", "gn")
 """The members of a mixture, in the order of their numbers in combine.h."""
-NUMBERS = {member: number for number, member in enumerate(MEMBERS)}
+_BUILD_LOCK = threading.Lock()
 _LIBRARY = torch.library.Library("sn_imagenet", "IMPL")
 
 
 @cache
-def library() -> Any:
-    """The compiled library, or None if it cannot be built; registers its operators."""
-    folder = Path(torch.__file__).parent
-    built = load_library(
-        SOURCE,
-        *("-std=c++20", f"-I{folder / 'include'}"),
-        f"-I{folder / 'include/torch/csrc/api/include'}",
-        *("-Wl,--no-as-needed", f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10"),
-        f"-DBUILT_FOR_TORCH_{torch.__version__.translate(str.maketrans('.+-', '___'))}",
-        otherwise=OTHERWISE,
-    )
-    if built is not None and not hasattr(torch.ops.sn_imagenet, "mixture"):
-        built.register_operators()
-        for fake in (moments, affine, gradient_sums, input_gradient, mixture, mixture_backward):
-            torch.library.register_fake(f"sn_imagenet::{fake.__name__}", fake)
-        _LIBRARY.impl("mixture_backward", _differentiable_backward, "Autograd")
-    return built
+def numbers_of(omega: tuple[str, ...]) -> tuple[int, ...]:
+    """The numbers of the members of ``omega``, for the operator ``mixture``."""
+    return tuple(MEMBERS.index(member) for member in omega)
+
+
+@cache
+def is_built() -> bool:
+    """Whether the operators exist; the first call builds and registers them."""
+    include = Path(torch.__file__).with_name("include")
+    version = torch.__version__.translate(str.maketrans(".+-", "___"))
+    with _BUILD_LOCK:  # threads that call this first together
+        library = load_library(
+            SOURCE,
+            *("-std=c++20", f"-I{include}", f"-I{include / 'torch/csrc/api/include'}"),
+            *("-Wl,--no-as-needed", f"-L{include.with_name('lib')}", "-ltorch_cpu", "-lc10"),
+            f"-DBUILT_FOR_TORCH_{version}",
+            otherwise=OTHERWISE,
+        )
+        if library is not None and not hasattr(torch.ops.sn_imagenet, "mixture"):
+            library.register_operators()
+            for name, fake in _FAKES.items():
+                torch.library.register_fake(f"sn_imagenet::{name}", fake)
+            _LIBRARY.impl("mixture_backward", _differentiable_backward, "Autograd")
+    return library is not None
 
 
 def supports(x: Tensor) -> bool:
     """Whether the compiled kernels take ``x``; builds them on the first call for a CPU tensor."""
-    return (
-        x.is_cpu
-        and x.dtype in DTYPES
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and library() is not None
-    )
+    return x.is_cpu and x.dtype in DTYPES and type(x) in (Tensor, torch.nn.Parameter) and is_built()
 
 
 class CppBackend:
@@ -74,11 +77,6 @@ class CppBackend:
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, var = torch.ops.sn_imagenet.moments(x)
         return mean, var
-
-    def moments_into(self, x: Tensor, mean: Tensor, var: Tensor) -> None:
-        """Write the moments to ``mean`` and ``var``."""
-        for table, values in zip((mean, var), self.moments(x), strict=True):
-            table.copy_(values)
 
     def affine(
         self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
@@ -141,92 +139,71 @@ def _new_table(x: Tensor, *shape: int) -> Tensor:
     return x.new_empty(shape, dtype=statistics_dtype(x.dtype))
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return _new_table(x, *x.shape[:2]), _new_table(x, *x.shape[:2])
 
 
-def affine(x: Tensor, *_: object) -> Tensor:
+def _affine(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
 
 
-def gradient_sums(
-    grad: Tensor, x: Tensor, mean: Tensor, a: object, b: object, c: object, y: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return _new_table(x, 2, *x.shape[:2]), x.new_empty(0) if y is None else torch.empty_like(x)
+def _gradient_sums(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor | None]:
+    return _new_table(x, 2, *x.shape[:2]), None if rest[-1] is None else torch.empty_like(x)
 
 
-def input_gradient(grad: Tensor, x: Tensor, *_: object) -> Tensor:
+def _input_gradient(grad: Tensor, x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
 
 
-def mixture(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean_logits: Tensor | None,
-    var_logits: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    members: Sequence[int],
-    channel_groups: int,
-    replicas: int,
-    *_: object,
-) -> tuple[Tensor, Tensor]:
+def _mixture(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    members, channel_groups, replicas = rest[7:10]
     n, channels = x.shape[:2]
     entries = (0, n, replicas * channels, n * channel_groups)
     size = 6 * n * channels + sum(2 + 2 * entries[member] for member in members)
     return torch.empty_like(x), _new_table(x, size)
 
 
-def mixture_backward(
-    grad: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    members, wanted = rest[5], rest[-1]
-    want_x, *want_tables = wanted
+def _mixture_backward(
+    grad: Tensor, x: Tensor, y: Tensor | None, *rest: Any
+) -> tuple[Tensor | None, ...]:
+    members, (want_x, *want_tables) = rest[5], rest[-1]
     sizes = (x.shape[1], x.shape[1], len(members), len(members))
-    wants = (want_tables[0], want_tables[1], want_tables[2], want_tables[2])
+    wants = (*want_tables, want_tables[-1])
     return (
-        torch.empty_like(x) if want_x else x.new_empty(0),
-        x.new_empty(0) if y is None else torch.empty_like(x),
-        *(_new_table(x, size if want else 0) for size, want in zip(sizes, wants, strict=True)),
+        torch.empty_like(x) if want_x else None,
+        None if y is None else torch.empty_like(x),
+        *(_new_table(x, size) if want else None for size, want in zip(sizes, wants, strict=True)),
     )
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "moments": _moments,
+    "affine": _affine,
+    "gradient_sums": _gradient_sums,
+    "input_gradient": _input_gradient,
+    "mixture": _mixture,
+    "mixture_backward": _mixture_backward,
+}
 
 
 # ---- the derivative of the derivative -----------------------------------------------------------
 
 
 def _differentiable_backward(
-    grad: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    tables: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean_logits: Tensor | None,
-    var_logits: Tensor | None,
-    members: Sequence[int],
-    channel_groups: int,
-    replicas: int,
-    eps: float,
-    relu: bool,
-    stored: bool,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, ...]:
+    grad: Tensor, x: Tensor, y: Tensor | None, tables: Tensor, *rest: Any
+) -> tuple[Tensor | None, ...]:
     """``mixture_backward`` under autograd, with create_graph=True: by autograd on the formula."""
-    rest = (members, channel_groups, replicas, eps, relu, stored, wanted)
-    tensors = (x, weight, bias, mean_logits, var_logits)
+    tensors = (x, *rest[:4])
+    members, channel_groups, replicas, eps, relu, stored, wanted = rest[4:]
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
         with torch._C._AutoDispatchBelowAutograd():
-            results: tuple[Tensor, ...] = torch.ops.sn_imagenet.mixture_backward(
-                *(grad, x, y, tables, *tensors[1:], *rest)
+            results: tuple[Tensor | None, ...] = torch.ops.sn_imagenet.mixture_backward(
+                grad, x, y, tables, *rest
             )
             return results
     leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in tensors]
-    leaf, gamma, beta, *logits = leaves
+    leaf, weight, bias, *logits = leaves
+    assert leaf is not None
 
     def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         moments = Moments(mean, var, replicas)
@@ -234,16 +211,13 @@ def _differentiable_backward(
         batch = own.batch() if stored else moments.batch()
         omega = [MEMBERS[member] for member in members]
         statistics = moments.mixture(omega, channel_groups, batch, logits)
-        return moments.coefficients(statistics, eps, gamma, beta)
+        return moments.coefficients(statistics, eps, weight, bias)
 
-    assert leaf is not None
-    masked = grad if y is None else torch.where(y <= 0, torch.zeros_like(grad), grad)
+    masked = grad if y is None else torch.where(y <= 0, 0.0, grad)
     out = formula(leaf, coefficients, relu and y is None, None)
-    wants = (*wanted, wanted[-1])
-    chosen = [t for t, want in zip(leaves, wants, strict=True) if want and t is not None]
-    gradients = iter(torch.autograd.grad(out, chosen, masked, create_graph=True))
-    dx, *others = (
-        next(gradients) if want and t is not None else x.new_empty(0)
-        for t, want in zip(leaves, wants, strict=True)
+    chosen = [t if want else None for t, want in zip(leaves, (*wanted, wanted[-1]), strict=True)]
+    gradients = iter(
+        torch.autograd.grad(out, [t for t in chosen if t is not None], masked, create_graph=True)
     )
-    return dx, x.new_empty(0) if y is None else masked, *others
+    dx, *others = (None if t is None else next(gradients) for t in chosen)
+    return dx, None if y is None else masked, *others

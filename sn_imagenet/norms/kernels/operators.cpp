@@ -3,10 +3,8 @@
 // cpp.py compiles this file at first use and adds the fake implementations. PyTorch's headers take
 // most of the time; all arithmetic is in headers that do not need them.
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -30,18 +28,26 @@ Sizes sizes_of(const Tensor& x) {
           x.numel() > kGrain ? at::get_num_threads() : 1};
 }
 
+// Calls body<T, S>() with the activation's type and that of its tables.
+template <typename Body> void by_type(const Tensor& x, Body body) {
+  switch (x.scalar_type()) {
+    case at::kFloat: return body.template operator()<float, float>();
+    case at::kDouble: return body.template operator()<double, double>();
+    case at::kBFloat16: return body.template operator()<BFloat16, float>();
+    default: TORCH_CHECK(false, "expected float32, float64 or bfloat16, got ", x.scalar_type());
+  }
+}
+
 at::ScalarType table_type(const Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// Calls body with a value of the activation's type and one of the tables'.
-template <typename Body> void by_type(const Tensor& x, Body body) {
-  switch (x.scalar_type()) {
-    case at::kFloat: return body(float(), float());
-    case at::kDouble: return body(double(), double());
-    case at::kBFloat16: return body(BFloat16(), float());
-    default: TORCH_CHECK(false, "expected float32, float64 or bfloat16, got ", x.scalar_type());
-  }
+Tensor new_table(const Tensor& x, at::IntArrayRef shape) {
+  return at::detail::empty_cpu(shape, table_type(x));
+}
+
+Tensor new_like(const Tensor& x) {
+  return at::detail::empty_strided_cpu(x.sizes(), x.strides(), x.scalar_type());
 }
 
 at::MemoryFormat layout_of(const Tensor& x) {
@@ -49,35 +55,38 @@ at::MemoryFormat layout_of(const Tensor& x) {
 }
 
 // The memory of an activation, which has x's shape, dtype and layout; null if it is absent.
-template <typename T> T* pixels(const MaybeTensor& tensor, const Tensor& x) {
-  if (!tensor || !tensor->defined()) return nullptr;
-  TORCH_CHECK(tensor->scalar_type() == x.scalar_type() && tensor->sizes() == x.sizes() &&
-                  tensor->is_contiguous(layout_of(x)),
+template <typename T> T* pixels(const Tensor& tensor, const Tensor& x) {
+  if (!tensor.defined()) return nullptr;
+  TORCH_CHECK(tensor.scalar_type() == x.scalar_type() && tensor.sizes() == x.sizes() &&
+                  tensor.is_contiguous(layout_of(x)),
               "expected ", x.sizes(), " of ", x.scalar_type(), ", contiguous or channels_last as x");
-  return static_cast<T*>(tensor->data_ptr());
+  return static_cast<T*>(tensor.data_ptr());
 }
 
 // The memory of a table of `size` entries, of the type for x; null if it is absent.
-template <typename S> S* table(const MaybeTensor& tensor, const Tensor& x, Index size) {
-  if (!tensor || !tensor->defined()) return nullptr;
-  TORCH_CHECK(tensor->scalar_type() == table_type(x) && tensor->numel() == size &&
-                  tensor->is_contiguous(),
-              "expected a contiguous table of ", size, " entries of ", table_type(x));
-  return static_cast<S*>(tensor->data_ptr());
+template <typename S> S* table(const Tensor& tensor, Index size) {
+  if (!tensor.defined()) return nullptr;
+  TORCH_CHECK(tensor.numel() == size && tensor.is_contiguous(), "expected a contiguous table of ",
+              size, " entries, got ", tensor.sizes());
+  return tensor.data_ptr<S>();  // checks the type
 }
 
-Tensor new_table(const Tensor& x, at::IntArrayRef shape) {
-  return at::empty(shape, x.options().dtype(table_type(x)).memory_format(std::nullopt));
+const Tensor& or_none(const MaybeTensor& tensor) {
+  static const Tensor none;
+  return tensor ? *tensor : none;
+}
+
+// A parameter or running statistics as a table for x: a copy if its dtype or layout is another.
+Tensor as_table(const MaybeTensor& tensor, const Tensor& x) {
+  return tensor ? tensor->to(table_type(x)).contiguous() : Tensor();
 }
 
 // ---- the kernels -------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> moments(const Tensor& x) {
   const Sizes s = sizes_of(x);
-  const Tensor mean = new_table(x, {s.samples, s.channels}), var = at::empty_like(mean);
-  by_type(x, [&](auto t, auto u) {
-    using T = decltype(t);
-    using S = decltype(u);
+  const Tensor mean = new_table(x, {s.samples, s.channels}), var = new_table(x, mean.sizes());
+  by_type(x, [&]<typename T, typename S>() {
     compute_moments(pixels<T>(x, x), mean.data_ptr<S>(), var.data_ptr<S>(), s);
   });
   return {mean, var};
@@ -87,12 +96,11 @@ Tensor affine(const Tensor& x, const Tensor& center, const Tensor& scale, const 
               const MaybeTensor& residual, bool relu) {
   const Sizes s = sizes_of(x);
   const Index size = s.samples * s.channels;
-  const Tensor y = at::empty_like(x);
-  by_type(x, [&](auto t, auto u) {
-    using T = decltype(t);
-    using S = decltype(u);
-    compute_affine(pixels<T>(x, x), table<S>(center, x, size), table<S>(scale, x, size),
-               table<S>(shift, x, size), pixels<T>(residual, x), pixels<T>(y, x), relu, s);
+  const Tensor y = new_like(x);
+  by_type(x, [&]<typename T, typename S>() {
+    compute_affine(pixels<T>(x, x), table<S>(center, size), table<S>(scale, size),
+                   table<S>(shift, size), pixels<T>(or_none(residual), x), pixels<T>(y, x), relu,
+                   s);
   });
   return y;
 }
@@ -104,14 +112,13 @@ std::tuple<Tensor, Tensor> gradient_sums(const Tensor& grad, const Tensor& x, co
   const Sizes s = sizes_of(x);
   const Index size = s.samples * s.channels;
   const Tensor sums = new_table(x, {2, s.samples, s.channels});
-  const Tensor masked = y ? at::empty_like(x) : at::empty({0}, x.options());
-  by_type(x, [&](auto t, auto u) {
-    using T = decltype(t);
-    using S = decltype(u);
-    S* to = sums.data_ptr<S>();
-    compute_gradient_sums(pixels<T>(grad, x), pixels<T>(x, x), table<S>(mean, x, size), to, to + size,
-                  table<S>(center, x, size), table<S>(scale, x, size), table<S>(shift, x, size),
-                  pixels<T>(y, x), y ? pixels<T>(masked, x) : nullptr, s);
+  const Tensor masked = y ? new_like(x) : Tensor();
+  by_type(x, [&]<typename T, typename S>() {
+    compute_gradient_sums(pixels<T>(grad, x), pixels<T>(x, x), table<S>(mean, size),
+                          sums.data_ptr<S>(), sums.data_ptr<S>() + size,
+                          table<S>(or_none(center), size), table<S>(or_none(scale), size),
+                          table<S>(or_none(shift), size), pixels<T>(or_none(y), x),
+                          pixels<T>(masked, x), s);
   });
   return {sums, masked};
 }
@@ -121,13 +128,12 @@ Tensor input_gradient(const Tensor& grad, const Tensor& x, const Tensor& mean, c
                       const MaybeTensor& shift) {
   const Sizes s = sizes_of(x);
   const Index size = s.samples * s.channels;
-  const Tensor dx = at::empty_like(x);
-  by_type(x, [&](auto t, auto u) {
-    using T = decltype(t);
-    using S = decltype(u);
-    compute_input_gradient(pixels<T>(grad, x), pixels<T>(x, x), table<S>(mean, x, size),
-                   table<S>(a, x, size), table<S>(b, x, size), table<S>(c, x, size),
-                   table<S>(center, x, size), table<S>(shift, x, size), pixels<T>(dx, x), s);
+  const Tensor dx = new_like(x);
+  by_type(x, [&]<typename T, typename S>() {
+    compute_input_gradient(pixels<T>(grad, x), pixels<T>(x, x), table<S>(mean, size),
+                           table<S>(a, size), table<S>(b, size), table<S>(c, size),
+                           table<S>(or_none(center), size), table<S>(or_none(shift), size),
+                           pixels<T>(dx, x), s);
   });
   return dx;
 }
@@ -157,29 +163,31 @@ std::tuple<Tensor, Tensor> mixture(const Tensor& x, const MaybeTensor& residual,
   const Sizes s = sizes_of(x);
   const Layout layout = layout_for(x, members, channel_groups, replicas);
   const Index c = s.channels, k = layout.count, size = buffer_size(layout);
-  const Tensor y = at::empty_like(x), buffer = new_table(x, {size});
-  by_type(x, [&](auto type, auto u) {
-    using T = decltype(type);
-    using S = decltype(u);
+  const Tensor y = new_like(x), buffer = new_table(x, {size});
+  const Tensor mean = as_table(running_mean, x), var = as_table(running_var, x);
+  const Tensor gamma = as_table(weight, x), beta = as_table(bias, x);
+  const Tensor mean_lambda = as_table(mean_logits, x), var_lambda = as_table(var_logits, x);
+  by_type(x, [&]<typename T, typename S>() {
     const Tables<S> t(layout, buffer.data_ptr<S>());
-    S *mean = table<S>(running_mean, x, c), *var = table<S>(running_var, x, c);
+    S *m = table<S>(mean, c), *v = table<S>(var, c);
     compute_moments(pixels<T>(x, x), t.mean, t.var, s);
-    mixture_statistics(layout, t.mean, stored ? mean : nullptr, stored ? var : nullptr, s.threads);
-    mixture_coefficients(layout, t.mean, table<S>(mean_logits, x, k), table<S>(var_logits, x, k),
-                         table<S>(weight, x, c), table<S>(bias, x, c), eps, s.threads);
-    compute_affine(pixels<T>(x, x), t.center, t.scale, t.shift, pixels<T>(residual, x),
-               pixels<T>(y, x), relu, s);
+    mixture_statistics(layout, t.mean, stored ? m : nullptr, stored ? v : nullptr, s.threads);
+    mixture_coefficients(layout, t.mean, table<S>(mean_lambda, k), table<S>(var_lambda, k),
+                         table<S>(gamma, c), table<S>(beta, c), eps, s.threads);
+    compute_affine(pixels<T>(x, x), t.center, t.scale, t.shift, pixels<T>(or_none(residual), x),
+                   pixels<T>(y, x), relu, s);
     if (!momentum) return;
     const S* batch = t.mean + size - 2 * replicas * c;
-    update_running(mean, var, batch, batch + replicas * c, *momentum, unbias, c);
-    for (const auto& changed : {running_mean, running_var})
-      changed->unsafeGetTensorImpl()->bump_version();
+    update_running(m, v, batch, batch + replicas * c, *momentum, unbias, c);
   });
+  if (momentum)
+    for (const auto& [to, from] : {std::pair(*running_mean, mean), std::pair(*running_var, var)})
+      to.is_same(from) ? to.unsafeGetTensorImpl()->bump_version() : void(to.copy_(from));
   return {y, buffer};
 }
 
 // Returns the gradients of x, of the residual if y is given (the output, from which the ReLU's sign
-// is then read), weight, bias, mean_logits and var_logits; empty where they are not wanted.
+// is then read), weight, bias, mean_logits and var_logits; undefined where they are not wanted.
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 Gradients mixture_backward(const Tensor& grad, const Tensor& x, const MaybeTensor& y,
                            const Tensor& buffer, const MaybeTensor& weight, const MaybeTensor& bias,
@@ -188,38 +196,34 @@ Gradients mixture_backward(const Tensor& grad, const Tensor& x, const MaybeTenso
                            double eps, bool relu, bool stored, std::array<bool, 4> wanted) {
   const Sizes s = sizes_of(x);
   const Layout layout = layout_for(x, members, channel_groups, replicas);
-  const Index c = s.channels, all = s.samples * c, size = buffer_size(layout);
-  const Tensor dy = grad.to(x.scalar_type()).contiguous(layout_of(x));
-  const auto result = [&](bool want, Index entries) { return new_table(x, {want ? entries : 0}); };
-  const auto like_x = [&](bool want) {
-    return want ? at::empty_like(x) : at::empty({0}, x.options());
+  const Index c = s.channels, k = layout.count, all = s.samples * c;
+  const auto new_if = [&x](bool want, Index size) {
+    return want ? new_table(x, {size}) : Tensor();
   };
-  const Tensor dx = like_x(wanted[0]), masked = like_x(y.has_value());
-  const Tensor dweight = result(wanted[1], c), dbias = result(wanted[2], c);
-  const Tensor dmean = result(wanted[3], layout.count), dvar = result(wanted[3], layout.count);
+  const Tensor dy = grad.to(x.scalar_type()).contiguous(layout_of(x)), gamma = as_table(weight, x);
+  const Tensor dx = wanted[0] ? new_like(x) : Tensor(), masked = y ? new_like(x) : Tensor();
+  const Tensor dweight = new_if(wanted[1], c), dbias = new_if(wanted[2], c);
+  const Tensor dmean = new_if(wanted[3], k), dvar = new_if(wanted[3], k);
   // Scratch: the sums, the gradients of the combined statistics, the input gradient's b and c (two
-  // tables each), and the averages of the former over BN's sets.
+  // tables each), and the averages of the second over BN's sets.
   const Tensor work = new_table(x, {6 * all + 2 * replicas * c});
-  by_type(x, [&](auto type, auto u) {
-    using T = decltype(type);
-    using S = decltype(u);
-    const Tables<S> t(layout, table<S>(buffer, x, size));
+  by_type(x, [&]<typename T, typename S>() {
+    const Tables<S> t(layout, table<S>(buffer, buffer_size(layout)));
     S *sums = work.data_ptr<S>(), *gradients = sums + 2 * all, *b = gradients + 2 * all;
     S *constant = b + all, *batch = constant + all;
-    const auto out = [](bool want, const Tensor& to) { return want ? to.data_ptr<S>() : nullptr; };
-    const T *from = pixels<T>(x, x), *g = pixels<T>(dy, x), *sign = pixels<T>(y, x);
-    T* to = sign ? pixels<T>(masked, x) : nullptr;
+    const T *from = pixels<T>(x, x), *g = pixels<T>(dy, x), *sign = pixels<T>(or_none(y), x);
+    T* to = pixels<T>(masked, x);
     const bool recompute = relu && !sign;
     const S *center = recompute ? t.center : nullptr, *shift = recompute ? t.shift : nullptr;
-    compute_gradient_sums(g, from, t.mean, sums, sums + all, center, recompute ? t.scale : nullptr, shift,
-                  sign, to, s);
-    mixture_gradient_sums(layout, t.mean, sums, table<S>(weight, x, c), gradients, batch,
-                          out(wanted[1], dweight), out(wanted[2], dbias), out(wanted[3], dmean),
-                          out(wanted[3], dvar), s.threads);
+    compute_gradient_sums(g, from, t.mean, sums, sums + all, center, recompute ? t.scale : nullptr,
+                          shift, sign, to, s);
+    mixture_gradient_sums(layout, t.mean, sums, table<S>(gamma, c), gradients, batch,
+                          table<S>(dweight, c), table<S>(dbias, c), table<S>(dmean, k),
+                          table<S>(dvar, k), s.threads);
     if (!wanted[0]) return;
     mixture_gradient(layout, t.mean, gradients, stored ? nullptr : batch, b, constant, s.threads);
     compute_input_gradient(sign ? to : g, from, t.mean, t.scale, b, constant, center, shift,
-                   pixels<T>(dx, x), s);
+                           pixels<T>(dx, x), s);
   });
   return {dx, masked, dweight, dbias, dmean, dvar};
 }
@@ -243,11 +247,9 @@ struct Mixture : torch::autograd::Function<Mixture> {
     const auto [y, buffer] =
         forward.call(x, residual, weight, bias, mean_logits, var_logits, running_mean, running_var,
                      members, channel_groups, replicas, eps, relu, stored, momentum, unbias);
-    const Tensor none;
     // After a residual the ReLU's sign is read from the output.
-    ctx->save_for_backward({x, relu && residual ? y : none, buffer, weight.value_or(none),
-                            bias.value_or(none), mean_logits.value_or(none),
-                            var_logits.value_or(none)});
+    ctx->save_for_backward({x, relu && residual ? y : Tensor(), buffer, or_none(weight),
+                            or_none(bias), or_none(mean_logits), or_none(var_logits)});
     ctx->mark_non_differentiable({buffer});
     ctx->set_materialize_grads(false);
     const Index present = 1 << kX | bool(residual) << kResidual | bool(weight) << kWeight |
