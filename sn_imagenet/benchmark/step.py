@@ -34,14 +34,8 @@ from sn_imagenet.distributed import set_precision
 from sn_imagenet.errors import UserError
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 
-MODES = {
-    "eager": None,
-    "graph": None,
-    "compile": "default",
-    "reduce-overhead": "reduce-overhead",
-}
-"""How a step runs: eagerly, whole in a CUDA graph, or under torch.compile in the named mode, which
-compiles timm's network as a whole and the trainer's by blocks."""
+MODES = ("eager", "graph")
+"""How a step runs: eagerly, or whole in a CUDA graph."""
 
 
 @dataclass
@@ -141,13 +135,11 @@ def _contenders(
     kind = data.kind
     suffix = "" if mode == "eager" else f", {mode}"
     makers: dict[str, Callable[[], StepContender]] = {
-        f"{name}{suffix}": partial(timm_step, layer, data, MODES[mode])
-        for name, layer in PYTORCH_LAYERS.items()
+        f"{name}{suffix}": partial(timm_step, layer, data) for name, layer in PYTORCH_LAYERS.items()
     }
     for method in methods:
         name = f"{method.upper()} {kind.setting}" if kind.replicas > 1 else method.upper()
         chosen = [f"norm={method}", *kind.overrides, *overrides]
-        chosen.append(f"trainer.compile={MODES[mode] or 'false'}")
         config = compose_config(configs, chosen)
         makers[f"{name}{suffix}"] = partial(trainer_step, config, data, plain=mode == "graph")
         if method == "sn" and kind.replicas > 1 and mode == "eager":
@@ -212,8 +204,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         nargs="+",
         default=["eager"],
         choices=MODES,
-        help="graph: the whole step as a CUDA graph; compile, reduce-overhead: modes of "
-        "torch.compile, minutes each",
+        help="graph: the whole step as a CUDA graph",
     )
     parser.add_argument("--dtype", nargs="+", choices=("fp32", "tf32", "bf16"), default=["fp32"])
 

@@ -21,7 +21,6 @@ from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
 from sn_imagenet.tasks import Clock, build_task
 from sn_imagenet.training import Stepper
-from sn_imagenet.training.compiled import raise_recompile_limits
 
 _LEARNING_RATE = 1e-3  # too small to diverge on noise images
 
@@ -99,22 +98,14 @@ class StepContender:
     step: Callable[[], None]
 
 
-def timm_step(
-    layer: Callable[..., nn.Module], data: StepData, mode: str | None = None
-) -> StepContender:
-    """Step of timm's network with one of the :data:`PYTORCH_LAYERS`, and torch's SGD.
-
-    ``mode``: mode of torch.compile; None runs the network eagerly.
-    """
+def timm_step(layer: Callable[..., nn.Module], data: StepData) -> StepContender:
+    """Step of timm's network with one of the :data:`PYTORCH_LAYERS`, and torch's SGD."""
     name, classes = data.kind.network, data.kind.classes
     if name in MINI_LAYERS:
         network = build_mini(name, classes, layer)
     else:
         network = timm.create_model(name, num_classes=classes, norm_layer=layer)
     network = data.to_device(network)
-    if mode is not None:
-        raise_recompile_limits()
-        network.compile(mode=mode, fullgraph=True, dynamic=False)
     optimizer = torch.optim.SGD(
         network.parameters(), lr=_LEARNING_RATE, momentum=0.9, weight_decay=1e-4
     )
@@ -167,7 +158,6 @@ def _plain_step(
         return y
 
     def step() -> None:
-        torch.compiler.cudagraph_mark_step_begin()
         optimizer.zero_grad(set_to_none=True)
         with data.autocast():
             loss = F.cross_entropy(network(data.images), data.labels)

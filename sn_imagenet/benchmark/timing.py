@@ -22,8 +22,7 @@ SHORTEST_SAMPLE = 2e-3
 """Minimum seconds of one timed sample; shorter calls are repeated within it."""
 
 WARM_UP = 3
-"""Untimed calls. The first compiles, tunes and allocates; torch.compile's CUDA graphs record in the
-second and replay from the third on."""
+"""Untimed calls. The first compiles, tunes and allocates."""
 
 
 def time_interleaved(

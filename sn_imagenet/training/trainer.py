@@ -80,7 +80,6 @@ class Trainer:
         self.world_sizes = [world_size()]
         self.git_revisions = [prepared.provenance["git_revision"]]
         self.norm_backends = [prepared.provenance["norm_backend"]]
-        self.compiled: list[dict[str, Any] | None] = [None]
         self.warnings: list[str] = []  # about damaged files, from this and earlier starts
         self.log: MetricsLog | None = None
         self.saver: CheckpointSaver | None = None
@@ -94,14 +93,8 @@ class Trainer:
         """
         config, directory, prepared = self.config, self.directory, self.prepared
         state = load_newest_checkpoint(directory, prepared, self.stepper, self._warn)
-        if state is not None or config.trainer.compile:
-            start = time.monotonic()
-            self.stepper.warm_up()
-            if config.trainer.compile:
-                seconds = round(time.monotonic() - start, 3)
-                self.compiled = [{"mode": config.trainer.compile, "seconds": seconds}]
-                print_rank0(f"{directory.path}: compiled in {seconds:.0f} s")
         if state is not None:
+            self.stepper.warm_up()
             self._load_state_dict(state)
             print_rank0(f"{directory.path}: Resuming from epoch {self.epoch}, step {self.step}")
         with raise_on_all_ranks():
@@ -251,7 +244,6 @@ class Trainer:
             "world_sizes": self.world_sizes,
             "git_revisions": self.git_revisions,
             "norm_backends": self.norm_backends,
-            "compiled": self.compiled,
             "warnings": self.warnings,
         }
 
@@ -316,7 +308,6 @@ class Trainer:
             "world_sizes": self.world_sizes,
             "git_revisions": self.git_revisions,
             "norm_backends": self.norm_backends,
-            "compiled": self.compiled,
             "metrics": self.log.state(),
             "warnings": self.warnings,
             "meters": self.recorder.state_dict(),
@@ -332,9 +323,8 @@ class Trainer:
         self.last_finite_loss = state["last_finite_loss"]
         self.world_sizes = [*state["world_sizes"], *self.world_sizes]
         self.git_revisions = [*state["git_revisions"], *self.git_revisions]
-        # Older checkpoints do not record these.
+        # Older checkpoints do not record them.
         self.norm_backends = [*state.get("norm_backends", [None]), *self.norm_backends]
-        self.compiled = [*state.get("compiled", [None]), *self.compiled]
         self.warnings = [*state["warnings"], *self.warnings]
         self.stepper.load_state_dict(state)
 
