@@ -29,10 +29,11 @@ def main(work: Path, signaled: str, limited: str, preempted: str) -> int:
         ("sn", preempted, "preemption"),
     ):
         problems = []
-        if _restarts(job) < 1:
+        restarts, causes = _restarts(job), list(_causes(job, controller, daemon))
+        if restarts < 1:
             problems.append("Slurm did not requeue it")
-        if dict(_causes(job, controller, daemon)) != {why: True}:
-            problems.append(f"Slurm's records say {dict(_causes(job, controller, daemon))}")
+        if causes != [why]:
+            problems.append(f"Slurm's records say {causes}")
         run = RUNS / f"slow_{norm}" / "8x8" / "seed0"
         ignored = [*IGNORED, "training.*"]
         results = (read_results(work / kind / run, ignored) for kind in ("uninterrupted", "runs"))
@@ -43,7 +44,7 @@ def main(work: Path, signaled: str, limited: str, preempted: str) -> int:
         if starts < 2:
             problems.append("it was never interrupted")
         summary = "; ".join(problems) or "identical to the uninterrupted run"
-        print(f"job {job}, requeued {_restarts(job)} times by {why}, {starts} starts: {summary}")
+        print(f"job {job}, requeued {restarts} times by {why}, {starts} starts: {summary}")
         failures += bool(problems)
     return failures
 
@@ -53,15 +54,14 @@ def _restarts(job: str) -> int:
     return int(re.findall(r"Restarts=(\d+)", shown.stdout)[0])
 
 
-def _causes(job: str, controller: str, daemon: str) -> Iterator[tuple[str, bool]]:
+def _causes(job: str, controller: str, daemon: str) -> Iterator[str]:
     """How Slurm ended a job, according to its logs."""
-    warned = f"warning signal 10 to JobId={job}\n" in controller
-    if warned:
-        yield "its time limit", True
+    if f"warning signal 10 to JobId={job}\n" in controller:
+        yield "its time limit"
     elif re.search(rf"sending signal 10 to (all steps job |StepId=){job}\b", daemon):
-        yield "scancel --signal=USR1", True
+        yield "scancel --signal=USR1"
     if f"preempted JobId={job} has been requeued" in controller:
-        yield "preemption", True
+        yield "preemption"
 
 
 if __name__ == "__main__":
