@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -14,10 +14,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data.seeding import derive_seed, seeded
+from sn_imagenet.data.seeding import seeded_pass
 from sn_imagenet.distributed import (
     Batch,
-    Microbatch,
     Placement,
     all_reduce_sum,
     autocast_for,
@@ -133,7 +132,9 @@ class Stepper:
         for microbatch in self._placement.microbatches(batch):
             set_norm_replicas(self._norms, microbatch, self._group)
             size = len(microbatch.batch)
-            with self._gradient_sync(microbatch.last), self._seeded(step, microbatch):
+            key = self._seed, step, microbatch.replica
+            seeding = seeded_pass(self.task.uses_global_rng, self.device, "pass", *key)
+            with self._gradient_sync(microbatch.last), seeding:
                 with self._autocast():
                     losses = self.task.losses(
                         self._ddp, microbatch, step, phase or self.task.phases[0]
@@ -215,13 +216,6 @@ class Stepper:
     def _zero_grad(self) -> None:
         for optimization in self.optimizations.values():
             optimization.optimizer.zero_grad(set_to_none=True)
-
-    def _seeded(self, step: int, microbatch: Microbatch[Any]) -> AbstractContextManager[None]:
-        """Seed the global generator by (seed, step, replica), for tasks that draw from it."""
-        if not self.task.uses_global_rng:
-            return nullcontext()
-        seed = derive_seed("pass", self._seed, step, microbatch.replica)
-        return seeded(seed, self.device if self.device.type == "cuda" else None)
 
     def _gradient_sync(self, last: bool) -> Any:
         """A context that makes DDP average gradients over ranks only in the last pass."""
