@@ -81,6 +81,9 @@ def run(description: str, configs: Path, arguments: list[str] | None = None) -> 
         # Over 15 minutes; a load above the number of threads means a shared machine.
         machine = {**provenance(device), "load_average": os.getloadavg()[2]}
         content = {"version": VERSION, "benchmark": args.benchmark, "machine": machine}
+        content["repeats"] = args.repeats
+        if "overrides" in args:
+            content["overrides"] = args.overrides
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({**content, **facts}, indent=1) + "\n")
     return 0

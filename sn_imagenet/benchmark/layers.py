@@ -304,7 +304,6 @@ def _measure(args: Namespace, device: torch.device) -> Report:
                     options = args.repeats, args.graph, args.only
                     cases.append(measure_layer(kind, shape, device, *options))
     facts = {
-        "repeats": args.repeats,
         "reference": REFERENCE,
         "graph": args.graph,
         "only": args.only,

@@ -242,9 +242,7 @@ def _measure(args: Namespace, device: torch.device) -> Report:
     facts = {
         "images": len(data.train),
         "fingerprint": data.fingerprint["train"],
-        "overrides": args.overrides,
         "batch": args.batch,
-        "repeats": args.repeats,
         "speeds": [speed.__dict__ for speed in speeds],
         "ratios": speed_ratios,
     }

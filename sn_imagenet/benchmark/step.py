@@ -332,9 +332,7 @@ def _measure(args: Namespace, device: torch.device) -> Report:
         options = args.norm, args.overrides
         cases.append(measure_steps(kind, args.configs, device, args.repeats, *options))
     facts = {
-        "repeats": args.repeats,
         "reference": REFERENCE,
-        "overrides": args.overrides,
         "cases": [case.as_dict() for case in cases],
     }
     return facts, steps_table(cases)

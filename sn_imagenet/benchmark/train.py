@@ -178,9 +178,7 @@ def _measure(args: Namespace, device: torch.device) -> Report:
         f"{config.data.workers} workers, {device.type}"
     )
     facts = {
-        "overrides": args.overrides,
         "steps": args.steps,
-        "repeats": args.repeats,
         "title": title,
         "config": config.to_dict(),
         **throughput.as_dict(),

@@ -17,7 +17,6 @@ from sn_imagenet.benchmark.command import REFERENCE, VERSION, run
 from sn_imagenet.benchmark.layers import (
     COPY,
     NATIVE,
-    SHAPES,
     ActivationKind,
     Fig7,
     LayerCase,
@@ -64,10 +63,6 @@ def test_kinds_differ_by_their_replicas() -> None:
     one = ActivationKind(32, "contiguous", "bf16")
     assert (str(many), many.total) == ("N=16x2 contiguous bf16", 32)
     assert str(many) != str(one) and one.total == 32
-
-
-def test_every_layer_shape_of_resnet_50_is_listed_once() -> None:
-    assert len(set(SHAPES)) == 12
 
 
 def test_every_contender_is_warmed_up_and_called_in_its_context() -> None:
