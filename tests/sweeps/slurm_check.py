@@ -29,20 +29,18 @@ def main(work: Path, signaled: str, limited: str, preempted: str) -> int:
         ("sn", preempted, "preemption"),
     ):
         problems = []
+        run = RUNS / f"slow_{norm}" / "8x8" / "seed0"
+        training = json.loads((work / "runs" / run / "result.json").read_text())["training"]
+        starts = len(training["world_sizes"])
         restarts, causes = _restarts(job), list(_causes(job, controller, daemon))
-        if restarts < 1:
-            problems.append("Slurm did not requeue it")
+        if restarts < 1 or starts < 2:
+            problems.append("Slurm did not requeue it, or it was not interrupted")
         if causes != [why]:
             problems.append(f"Slurm's records say {causes}")
-        run = RUNS / f"slow_{norm}" / "8x8" / "seed0"
         ignored = [*IGNORED, "training.*"]
         results = (read_results(work / kind / run, ignored) for kind in ("uninterrupted", "runs"))
         if not same(str(run), *results):
             problems.append("it differs from the uninterrupted run")
-        training = json.loads((work / "runs" / run / "result.json").read_text())["training"]
-        starts = len(training["world_sizes"])
-        if starts < 2:
-            problems.append("it was never interrupted")
         summary = "; ".join(problems) or "identical to the uninterrupted run"
         print(f"job {job}, requeued {restarts} times by {why}, {starts} starts: {summary}")
         failures += bool(problems)
