@@ -21,7 +21,6 @@ from sn_imagenet.data.imagenet_labels import IMAGENET_CLASSES
 from sn_imagenet.data.index import Index, exclusive_lock, save_index, stored_indices
 from sn_imagenet.data.indexed import IndexedSource
 from sn_imagenet.data.layouts import Split, find_imagenet_train, find_imagenet_val, split_at
-from sn_imagenet.data.scanning import UnreadableError
 from sn_imagenet.data.sources import open_source
 from sn_imagenet.errors import as_text
 
@@ -48,15 +47,18 @@ def prepare_data(path: Path, *, verify: bool, mark: bool, workers: int, log: Log
     Raises:
         DataError: there is no data set, or it is unusable.
     """
-    splits = find_splits(path)
+    try:
+        splits = find_splits(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
     usable = True
     indices = []
     for name, split in splits.items():
         log(as_text(f"{name} set: {split.origin}"))
         try:
             index, bad, written = _prepare_split(split, verify, mark, workers)
-        except UnreadableError as error:
-            for problem in error.problems:
+        except OSError as error:
+            for problem in getattr(error, "problems", [error]):
                 log(as_text(f"  bad: {problem.filename}: {problem.strerror}"))
             log("  cannot be marked: mend or remove these folders and links, and start again")
             usable = False
@@ -176,8 +178,8 @@ def override(key: str, value: str) -> str:
     """``key=value`` for a shell, quoted where Hydra or the shell would read something else."""
     if re.fullmatch(r"[\w/.:@%+-]+", value, re.ASCII):
         return f"{key}={value}"
-    escaped = re.sub(r"(\\+)('|$)", r"\1\1\2", value).replace("'", "\\'")
-    return shlex.quote(f"{key}='{escaped}'")
+    escaped = re.sub(r'(\\+)("|$)', r"\1\1\2", value).replace('"', '\\"')
+    return shlex.quote(f'{key}="{escaped}"')
 
 
 def _describe_counts(index: Index, split: str) -> Iterator[str]:
