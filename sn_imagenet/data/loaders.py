@@ -267,8 +267,8 @@ def _require_shared_memory(dataset: AugmentedDataset, sampler: Any, workers: int
     need, free = PREFETCHED * workers * batch, system.f_bavail * system.f_frsize
     if need > free:
         raise DataError(
-            f"data.workers={workers} needs about {need / 1e6:.0f} MB of shared memory, {PREFETCHED}"
-            f" batches of {batch / 1e6:.1f} MB for each, but /dev/shm has {free / 1e6:.0f} MB. "
+            f"data.workers={workers} needs about {need / 1e6:.1f} MB of shared memory, {PREFETCHED}"
+            f" batches of {batch / 1e6:.1f} MB for each, but /dev/shm has {free / 1e6:.1f} MB. "
             "Enlarge it (docker run --shm-size=1g, or --ipc=host), or use data.workers=0."
         )
 

@@ -21,7 +21,6 @@ from sn_imagenet.data.imagenet_labels import IMAGENET_CLASSES
 from sn_imagenet.data.index import Index, exclusive_lock, save_index, stored_indices
 from sn_imagenet.data.indexed import IndexedSource
 from sn_imagenet.data.layouts import Split, find_imagenet_train, find_imagenet_val, split_at
-from sn_imagenet.data.scanning import UnreadableError
 from sn_imagenet.data.sources import open_source
 from sn_imagenet.errors import as_text
 
@@ -48,35 +47,42 @@ def prepare_data(path: Path, *, verify: bool, mark: bool, workers: int, log: Log
     Raises:
         DataError: there is no data set, or it is unusable.
     """
-    splits = find_splits(path)
+
+    def say(line: str) -> None:
+        log(as_text(line))
+
+    try:
+        splits = find_splits(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
     usable = True
     indices = []
     for name, split in splits.items():
-        log(as_text(f"{name} set: {split.origin}"))
+        say(f"{name} set: {split.origin}")
         try:
             index, bad, written = _prepare_split(split, verify, mark, workers)
-        except UnreadableError as error:
-            for problem in error.problems:
-                log(as_text(f"  bad: {problem.filename}: {problem.strerror}"))
-            log("  cannot be marked: mend or remove these folders and links, and start again")
+        except OSError as error:
+            for problem in getattr(error, "problems", [error]):
+                say(f"  bad: {problem.filename}: {problem.strerror}")
+            say("  cannot be marked: mend or remove these folders and links, and start again")
             usable = False
             continue
         for note in index.notes:
-            log(as_text(f"  {note}"))
+            say(f"  {note}")
         for entry, reason in bad:
             marked = ", marked" if index.bad[entry] else ""
-            log(f"  bad{marked}: {index.location(entry)}: {as_text(reason)}")
+            say(f"  bad{marked}: {index.location(entry)}: {reason}")
             usable &= bool(marked)
         if verify:
-            log(f"  every file was decoded: {len(bad)} bad")
+            say(f"  every file was decoded: {len(bad)} bad")
         for line in _describe_counts(index, name):
-            log(f"  {line}")
-        log(as_text(f"  index: {written}"))
+            say(f"  {line}")
+        say(f"  index: {written}")
         indices.append(index)
     if not usable:
-        log("Training stops at a bad file. Replace these files, or add --mark to leave them out")
+        say("Training stops at a bad file. Replace these files, or add --mark to leave them out")
     if len(indices) == len(splits):
-        usable &= _log_arguments(path, indices, log)
+        usable &= _say_arguments(path, indices, say)
     return usable
 
 
@@ -145,30 +151,25 @@ def find_bad(index: Index, workers: int) -> tuple[list[tuple[int, str]], np.ndar
     return bad, checksums
 
 
-def _log_arguments(path: Path, indices: list[Index], log: Log) -> bool:
-    """Log the arguments of train.py that select the data; False if they are refused."""
+def _say_arguments(path: Path, indices: list[Index], say: Log) -> bool:
+    """Say the arguments of train.py that select the data; False if it would refuse them."""
     if len(indices) == 1:
-        origin = as_text(indices[0].origin)
-        log(f"use: data=imagefolder, with {origin} as data.train or data.val")
+        say(f"use: data=imagefolder, with {indices[0].origin} as data.train or data.val")
         return True
-    options = {"train": indices[0].origin, "val": indices[1].origin}
-    source = "imagefolder"
+    source, options = "imagefolder", {"train": indices[0].origin, "val": indices[1].origin}
     if all(len(index.classes) == IMAGENET_CLASSES for index in indices):
         source, options = "imagenet", {"root": path}
     paths = {key: os.path.abspath(value) for key, value in options.items()}
     pixel = (1.0, 1.0, 1.0)
     data = DataConfig(source, source, 1, 1, pixel, pixel, 0, "exact")
     try:
-        "".join(paths.values()).encode()
+        if any(as_text(value) != value for value in paths.values()):
+            raise DataError(f"their path is not UTF-8; rename {' and '.join(paths.values())}")
         open_source(replace(data, **paths))  # type: ignore[arg-type]
-    except UnicodeEncodeError:
-        log(as_text(f"train.py refuses a path that is not UTF-8: rename {paths}"))
-        return False
     except DataError as error:
-        log(f"train.py refuses these data: {error}")
+        say(f"train.py refuses these data: {error}")
         return False
-    line = [f"data={source}", *(override(f"data.{key}", value) for key, value in paths.items())]
-    log(as_text(f"use: {' '.join(line)}"))
+    say(" ".join(["use:", f"data={source}", *(override(f"data.{k}", v) for k, v in paths.items())]))
     return True
 
 
@@ -176,8 +177,8 @@ def override(key: str, value: str) -> str:
     """``key=value`` for a shell, quoted where Hydra or the shell would read something else."""
     if re.fullmatch(r"[\w/.:@%+-]+", value, re.ASCII):
         return f"{key}={value}"
-    escaped = re.sub(r"(\\+)('|$)", r"\1\1\2", value).replace("'", "\\'")
-    return shlex.quote(f"{key}='{escaped}'")
+    escaped = re.sub(r'(\\+)("|$)', r"\1\1\2", value).replace('"', '\\"')
+    return shlex.quote(f'{key}="{escaped}"')
 
 
 def _describe_counts(index: Index, split: str) -> Iterator[str]:
@@ -209,15 +210,16 @@ def _check_chunk(start: int) -> list[tuple[int, str]]:
     """(CRC-32, what is wrong) of each file."""
     found = []
     for entry in range(start, min(start + _CHUNK, len(_source))):
-        checksum = 0
+        checksum, reason = 0, ""
         try:
             data = _source.read(entry)
             checksum = zlib.crc32(data)
             decode(data)
-        except (UndecodableError, DataError) as error:
-            found.append((checksum, str(error)))
-        else:
-            found.append((checksum, ""))
+        except UndecodableError as error:
+            reason = str(error)
+        except DataError as error:
+            reason = str(error.__cause__ or error)
+        found.append((checksum, reason))
     return found
 
 

@@ -287,7 +287,7 @@ def test_too_little_shared_memory_is_told_before_a_worker_starts(
     monkeypatch.setattr(os, "statvfs", lambda path: free)
     sizes = {"global_batch": 1000, "rank": 0, "world_size": 1, "seed": 0}
     train_loader(digits.train, workers=1, **sizes)
-    message = r"data\.workers=2 .* 2 batches of 0\.8 MB .* has 2 MB.*--shm-size.*data\.workers=0"
+    message = r"data\.workers=2 .* 2 batches of 0\.8 MB .* has 2.0 MB.*--shm-size.*data\.workers=0"
     with pytest.raises(DataError, match=message):
         train_loader(digits.train, workers=2, **sizes)
     train_loader(digits.train, workers=0, **sizes)

@@ -8,11 +8,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import imagenets
 import numpy as np
 import pytest
+from disks import read_only
 from hydra import compose, initialize_config_dir
 from jpegs import jpeg
 from PIL import Image
@@ -134,7 +136,9 @@ def test_refuses_paths_without_a_data_set(tmp_path: Path) -> None:
         run_prepare_data(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("name", ["a b", "a=b", "it's #1, [x]", "\\", "$HOME", "caf\u00e9", "a,b"])
+@pytest.mark.parametrize(
+    "name", ["a b", "a=b", 'a"b', "it's #1, [x]", "\\", "$HOME", "caf\u00e9", "a,b"]
+)
 def test_the_printed_command_runs_for_any_path(tmp_path: Path, name: str) -> None:
     assert run_command(run_prepare_data(imagenets.folders(tmp_path / name))[1]) == [12, 6]
 
@@ -171,6 +175,23 @@ def test_broken_links_pipes_and_folders_are_listed(tmp_path: Path) -> None:
     assert all(f"  bad: {link}: a link that leads nowhere" in output for link in links)
     with pytest.raises(DataError, match=r"leads nowhere.*n00000001"):
         open_folders(root)
+
+
+@pytest.mark.parametrize("unreadable", [".", "train", "train/cat"])
+def test_unreadable_folders_are_listed(unreadable: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o1777)
+        files = {
+            f"{split}/{cls}/1.jpg": jpeg(0) for split in ("train", "val") for cls in ("cat", "eel")
+        }
+        imagenets.write(files, root)
+        with read_only(root / unreadable, 0):
+            try:
+                usable, output = run_prepare_data(root, verify=False)
+            except DataError as error:
+                usable, output = False, str(error)
+        assert not usable and "Permission denied" in output and "use:" not in output
 
 
 def test_what_is_passed_over_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
