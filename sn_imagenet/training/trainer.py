@@ -207,6 +207,9 @@ class Trainer:
         if self._epoch_is_complete() or self._must_validate():
             return  # a run that resumes before this validation
         for phase, start in list(phase_position(self.phase_lengths, self.step_in_epoch)):
+            if start == 0:  # a row of metrics is about one phase
+                self.in_flight.pop_all()
+                self.recorder.flush(self.epoch + 1, self.step, self._learning_rate(self.step - 1))
             batches = self.loaders[phase].epoch(self.epoch, start)
             for batch in self.recorder.timed(batches):
                 # Two flags of this rank: signal received, checkpoint failed.

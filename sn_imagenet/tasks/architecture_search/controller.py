@@ -1,0 +1,243 @@
+"""The controller of ENAS's micro search: an LSTM that samples the decisions of two cells.
+
+For each block it chooses two inputs and two operations; its numbers and their sources are in
+``configs/task/architecture_search.yaml`` and ``architecture_search_paper.yaml``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sn_imagenet.config import NormConfig
+from sn_imagenet.config.checks import require, require_one_of
+from sn_imagenet.errors import ConfigError
+from sn_imagenet.models import norm_layer
+from sn_imagenet.models.cell import KERNELS, OPERATIONS
+from sn_imagenet.norms import GroupNorm2d, LayerNorm2d, SwitchNorm1d, SwitchNorm2d
+from sn_imagenet.norms.methods import METHODS
+
+UNITS = 64
+PLACEMENTS = ("lstm", "gates")
+NormOf = Callable[[int, int], nn.Module]
+"""(number of features, groups) -> a layer for [M, features]."""
+
+
+@dataclass(frozen=True)
+class ControllerOptions:
+    """``task.controller``. ``steps`` per epoch, each with the mean gradient of ``samples``
+    architectures; Adam with ``learning_rate``, ``beta1`` and ``eps``. Logits of inputs are
+    ``tanh`` * tanh(x / ``temperature``), those of operations ``op_tanh`` * tanh(...). ``op_bias``:
+    initial bias of the operations with weights (before tanh); ``fixed_op_bias`` is added for them
+    and subtracted for the others in the normal cell. The reward is accuracy + ``entropy_weight`` *
+    entropy; its moving average has ``baseline_decay``.
+    """
+
+    steps: int
+    samples: int
+    learning_rate: float
+    beta1: float
+    eps: float
+    tanh: float
+    op_tanh: float
+    temperature: float
+    op_bias: float
+    fixed_op_bias: float
+    entropy_weight: float
+    baseline_decay: float
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "samples"):
+            value = getattr(self, key)
+            require(value >= 1, f"task.controller.{key}={value}: expected at least 1")
+        for key in ("learning_rate", "eps", "tanh", "op_tanh", "temperature"):
+            value = getattr(self, key)
+            require(value > 0, f"task.controller.{key}={value}: expected > 0")
+        for key in ("beta1", "baseline_decay"):
+            value = getattr(self, key)
+            require(0 <= value < 1, f"task.controller.{key}={value}: expected 0 <= b < 1")
+
+
+class Sampled(NamedTuple):
+    """M architectures: ``decisions`` int64 [M, 8 * blocks], in the order of
+    :mod:`sn_imagenet.models.cell`; ``log_prob`` [M], of all decisions; ``entropy`` [M], the sum
+    over the decisions of the entropy of their distributions."""
+
+    decisions: Tensor
+    log_prob: Tensor
+    entropy: Tensor
+
+
+class Controller(nn.Module):
+    """The policy. Calling it samples ``count`` architectures, or evaluates given ``decisions``.
+
+    Placement ``lstm`` is that of Ba et al. (2016), appendix: norm(W_x x) + norm(W_h h), and
+    norm(c) within the tanh of the output. ``gates`` is one layer on W_x x + W_h h. The groups of
+    the 4 * 64 pre-activations are the four gates; the cell state c is one group.
+    """
+
+    def __init__(
+        self, blocks: int, options: ControllerOptions, placement: str, norm: NormOf
+    ) -> None:
+        super().__init__()
+        require_one_of("task.placement", placement, PLACEMENTS)
+        self.blocks = blocks
+        self.options = options
+        both = placement == "lstm"
+        self.norm_input = norm(4 * UNITS, 4) if both else nn.Identity()
+        self.norm_hidden = norm(4 * UNITS, 4) if both else nn.Identity()
+        self.norm_gates = nn.Identity() if both else norm(4 * UNITS, 4)
+        self.norm_cell = norm(UNITS, 1) if both else nn.Identity()
+        self.input_weight = _uniform(UNITS, 4 * UNITS)
+        self.hidden_weight = _uniform(UNITS, 4 * UNITS)
+        self.start = _uniform(UNITS)
+        self.op_inputs = _uniform(len(OPERATIONS), UNITS)
+        self.op_weight = _uniform(UNITS, len(OPERATIONS))
+        self.op_bias = nn.Parameter(_bias(options.op_bias, 0.0))
+        self.key_weight = _uniform(UNITS, UNITS)
+        self.query_weight = _uniform(UNITS, UNITS)
+        self.score_weight = _uniform(UNITS)
+
+    def forward(self, count: int, decisions: Tensor | None = None) -> Sampled:
+        choices = _Choices(count if decisions is None else len(decisions), decisions, self.start)
+        h = c = self.start.new_zeros(choices.count, UNITS)
+        for is_normal in (True, False):  # the reduction cell continues with h and c
+            h, c = self._cell(choices, h, c, is_normal)
+        order = [4 * b + place for b in range(2 * self.blocks) for place in (0, 2, 1, 3)]
+        return choices.sampled(order)
+
+    def _cell(
+        self, choices: _Choices, h: Tensor, c: Tensor, is_normal: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Choose inputs and operations of each block: both inputs first, then both operations."""
+        options, start = self.options, self.start.expand(choices.count, UNITS)
+        fixed = _bias(options.fixed_op_bias, -options.fixed_op_bias).to(start) * is_normal
+        states, keys = [], []
+        for _ in range(2):
+            h, c = self._step(start, h, c)
+            states.append(torch.zeros_like(h))
+            keys.append(h @ self.key_weight)
+        for _ in range(self.blocks):
+            x = start
+            for _ in range(2):
+                h, c = self._step(x, h, c)
+                queries = torch.stack(keys, 1) + (h @ self.query_weight)[:, None]
+                scores = torch.tanh(queries) @ self.score_weight
+                chosen = choices.add(options.tanh * torch.tanh(scores / options.temperature))
+                x = torch.stack(states, 1)[torch.arange(len(h), device=h.device), chosen]
+            for _ in range(2):
+                h, c = self._step(x, h, c)
+                logits = (h @ self.op_weight + self.op_bias) / options.temperature
+                chosen = choices.add(options.op_tanh * torch.tanh(logits) + fixed)
+                x = self.op_inputs[chosen]
+            h, c = self._step(x, h, c)
+            states.append(h)
+            keys.append(h @ self.key_weight)
+        return h, c
+
+    def _step(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        from_input = self.norm_input(x @ self.input_weight)
+        gates = self.norm_gates(from_input + self.norm_hidden(h @ self.hidden_weight))
+        i, f, o, g = gates.chunk(4, dim=1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        return torch.sigmoid(o) * torch.tanh(self.norm_cell(c)), c
+
+
+class RandomPolicy(nn.Module):
+    """The baseline ``norm=random``: every decision uniform, nothing to learn."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        sizes = [size for b in range(blocks) for size in (b + 2, len(OPERATIONS)) * 2]
+        self.register_buffer("sizes", torch.tensor(2 * sizes), persistent=False)
+        self.sizes: Tensor
+
+    def forward(self, count: int) -> Sampled:
+        device = self.sizes.device
+        uniform = torch.rand(count, len(self.sizes), dtype=torch.float64, device=device)
+        entropy = self.sizes.log().sum().expand(count)
+        return Sampled((uniform * self.sizes).long(), -entropy, entropy)
+
+
+def controller_args(norm: NormConfig) -> dict[str, Any]:
+    """The arguments of a method in the controller: GN has a group for each gate, and SN combines LN
+    and GN (Sec. 4.4)."""
+    args = dict(norm.args)
+    if "omega" in args and not set(args["omega"]) <= {"ln", "gn"}:
+        args["omega"] = ["ln", "gn"]
+    return {**args, "num_groups": 4} if {"omega", "num_groups"} & args.keys() else args
+
+
+def make_policy(
+    norm: NormConfig, placement: str, blocks: int, options: ControllerOptions
+) -> nn.Module:
+    """The policy of a method: a :class:`Controller`, or a :class:`RandomPolicy`.
+
+    Raises:
+        ConfigError: the method needs maps or other samples, which an LSTM does not have.
+    """
+    if norm.target == f"{__package__}.{RandomPolicy.__name__}":
+        return RandomPolicy(blocks)
+    if norm.target == "torch.nn.Identity":
+        return Controller(blocks, options, placement, lambda features, groups: nn.Identity())
+    args = controller_args(norm)
+    layer_class = type(norm_layer(replace(norm, args=args))(UNITS))
+    own = layer_class not in METHODS.values() and not layer_class.stores_statistics
+    if not own and layer_class not in (LayerNorm2d, GroupNorm2d, SwitchNorm2d):
+        raise ConfigError(
+            f"norm={norm.name}: does not apply to an LSTM, which has neither maps nor a batch; "
+            "expected ln, gn, sn, none, random, or your own method with per-sample statistics"
+        )
+
+    def build(features: int, groups: int) -> nn.Module:
+        if groups == 1 and "num_groups" in args:  # GN is LN, and SN has nothing to choose from
+            return _on_vectors(features, LayerNorm2d(features))
+        if layer_class is SwitchNorm2d:
+            return SwitchNorm1d(features, **args)
+        return _on_vectors(features, layer_class(features, **args))
+
+    return Controller(blocks, options, placement, build)
+
+
+def _on_vectors(features: int, layer: nn.Module) -> nn.Sequential:
+    """The layer on [M, features], viewed as [M, features, 1, 1]."""
+    return nn.Sequential(nn.Unflatten(1, (features, 1, 1)), layer, nn.Flatten())
+
+
+class _Choices:
+    """The choices of one pass, drawn from the global generator, or given as ``decisions``."""
+
+    def __init__(self, count: int, decisions: Tensor | None, like: Tensor) -> None:
+        self.count = count
+        # Given in the order of an architecture, which alternates inputs and operations.
+        self._given = None if decisions is None else decisions.unflatten(1, (-1, 2, 2)).mT
+        self._chosen: list[Tensor] = []
+        self._log_prob = self._entropy = like.new_zeros(count)
+
+    def add(self, logits: Tensor) -> Tensor:
+        """Choose from ``logits`` [M, K]; int64 [M]."""
+        log_p = logits.log_softmax(1)
+        if self._given is None:
+            chosen = torch.multinomial(log_p.detach().exp(), 1)[:, 0]
+        else:
+            chosen = self._given.flatten(1)[:, len(self._chosen)]
+        self._chosen.append(chosen)
+        self._log_prob = self._log_prob + log_p.gather(1, chosen[:, None])[:, 0]
+        self._entropy = self._entropy - (log_p.exp() * log_p).sum(1)
+        return chosen
+
+    def sampled(self, order: list[int]) -> Sampled:
+        return Sampled(torch.stack(self._chosen, 1)[:, order], self._log_prob, self._entropy)
+
+
+def _uniform(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(shape).uniform_(-0.1, 0.1))
+
+
+def _bias(with_weights: float, without: float) -> Tensor:
+    """[operations]: one value for those with weights, one for the others."""
+    return torch.tensor([with_weights if i < len(KERNELS) else without for i in range(5)])

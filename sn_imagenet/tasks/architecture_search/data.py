@@ -1,0 +1,103 @@
+"""The three parts of the data: for the weights, for rewards, and for the test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+
+from sn_imagenet.data.batches import ImageBatch
+from sn_imagenet.data.datasets import AugmentedDataset, DataSets
+from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.loaders import BatchLoader, TrainLoader, eval_loader
+from sn_imagenet.data.subset import split_source
+
+
+@dataclass(frozen=True)
+class SearchData(DataSets):
+    """``train``: for the child's weights. ``val``: for rewards, not augmented. ``test``: the data
+    set's validation images."""
+
+    val: AugmentedDataset
+    test: AugmentedDataset
+
+
+def search_data(data: DataSets, reward_fraction: float) -> SearchData:
+    """Set aside ``reward_fraction`` of each class's training images for rewards, the same for
+    every seed.
+
+    Raises:
+        DataError: a part is empty.
+    """
+    test, train = data.val, data.train
+    assert test is not None, "image data have validation images"
+    weights, reward = split_source(train.source, reward_fraction)
+    if not len(weights):
+        raise DataError(
+            f"task.reward_fraction={reward_fraction} of {len(train)} training images leaves none "
+            "for the weights; use a smaller fraction or more data"
+        )
+    return SearchData(
+        train=AugmentedDataset(weights, train.data, train.sample_crop, train.seed),
+        val=AugmentedDataset(reward, train.data, test.sample_crop, train.seed),
+        test=test,
+        classes=data.classes,
+        fingerprint={
+            "train": weights.fingerprint(),
+            "val": reward.fingerprint(),
+            "test": data.fingerprint["val"],
+        },
+    )
+
+
+class RepeatedLoader:
+    """Passes over a data set one after another, dealt to epochs of ``steps`` batches each."""
+
+    def __init__(self, loader: TrainLoader, steps: int) -> None:
+        self.loader = loader
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ImageBatch]:
+        """The batches of ``epoch`` from ``start_step`` on."""
+        done, end = epoch * self.steps + start_step, (epoch + 1) * self.steps
+        while done < end:
+            number, first = divmod(done, len(self.loader))
+            for batch in self.loader.epoch(number, first):
+                yield batch
+                done += 1
+                if done == end:
+                    return
+
+
+class PartBatch(NamedTuple):
+    """A batch of an evaluation, from the part for rewards or for the test."""
+
+    is_test: bool
+    images: ImageBatch
+
+
+class EvaluationBatches:
+    """The part for rewards, then the test part, in batches of ``size`` samples, which share batch
+    statistics."""
+
+    def __init__(self, data: SearchData, size: int, workers: int, device: torch.device) -> None:
+        self._loaders = [
+            eval_loader(part, batch_size=size, rank=0, world_size=1, workers=workers, device=device)
+            for part in (data.val, data.test)
+        ]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._loaders))
+
+    def __iter__(self) -> Iterator[PartBatch]:
+        return chain.from_iterable(map(_label, (False, True), self._loaders))
+
+
+def _label(is_test: bool, loader: BatchLoader) -> Iterator[PartBatch]:
+    return (PartBatch(is_test, batch) for batch in loader)
