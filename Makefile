@@ -5,9 +5,10 @@ BIN := .venv/bin
 EXPECTED = $(addprefix --expected ,$(wildcard results/expected/$(STUDY).yaml))
 TABLES_digits := table2,methods
 TABLES_depth := networks,table2
+TABLES_search := search,table2
 TABLES = $(or $(TABLES_$(STUDY)),table2)
 
-.PHONY: setup test test-all demo report figures tables study-sensitivity golden lint
+.PHONY: setup test test-all demo report figures tables study-search study-sensitivity golden lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -50,6 +51,12 @@ study-sensitivity: setup
 	$(SENSITIVITY) protocol.lambda_weight_decay=0 norm=sn runs_dir=results/sensitivity/runs/lambda
 	$(SENSITIVITY) norm=sn +norm.args.instance_correction=1 runs_dir=results/sensitivity/runs/correction
 	$(BIN)/python scripts/make_tables.py --runs results/sensitivity/runs --out results/sensitivity --only variants
+
+# Architecture search, then its architectures trained from scratch.
+study-search: setup
+	$(BIN)/python train.py -m sweep=search runs_dir=results/search/runs $(SEARCH_OPTIONS)
+	$(BIN)/python train.py -m sweep=search_scratch runs_dir=results/search/runs $(SEARCH_OPTIONS)
+	@$(MAKE) --no-print-directory report STUDY=search
 
 # The figures, verdicts, tables and report of the runs of results/STUDY. The figures take longest and
 # are drawn in parallel. BRIEF=--brief prints the results alone.

@@ -27,6 +27,7 @@ from sn_imagenet.reporting.cells import (
 from sn_imagenet.reporting.claims_report import (
     JudgedClaim,
     claim_entry,
+    claims_on,
     effect_text,
     judge_claims,
     judge_expected,
@@ -40,6 +41,7 @@ from sn_imagenet.reporting.figures.series import draw_curves, over_epochs, valid
 from sn_imagenet.reporting.figures.style import COLUMN, STYLE
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Grid
+from sn_imagenet.reporting.search import search_grid
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of
 from sn_imagenet.reporting.table2 import methods_grid, table2_grid
 from sn_imagenet.reporting.variants import variants_grid
@@ -53,6 +55,7 @@ _NOT_REPEATED = ("run_dir", "runs_dir", "norm.head.")
 _CAPTIONS = {
     "fig1": "{score} by setting; a dot for each seed, 95 % intervals of the mean",
     "fig2": "learning curves; bands: one standard deviation over seeds",
+    "fig6b": "{score} of architectures that the controller samples; bands as in Fig. 2",
     "fig8": "moving and batch average during training; bands as in Fig. 2",
     "weights": "importance weights during training, mean over the layers of a stage",
     "fig3": "importance weights of every layer",
@@ -95,7 +98,7 @@ def write_page(
         expected=_claims(judge_expected(collection, expected) if expected else [], runs_dir),
         claims=_claims(judge_claims(collection), runs_dir),
         rules=RULES,
-        without_claims=[s.title for s in studies if not s.is_classification],
+        without_claims=[s.title for s in studies if not claims_on(s)],
         matches_paper=any(study.matches_paper for study in studies),
         paper=paper,
         studies=[_study(study, warnings) for study in studies],
@@ -138,6 +141,8 @@ def _study(study: Study, warnings: list[str]) -> dict[str, Any]:
     both = averages_grid(study)
     grids += [("Other methods (Sec. 4.1)", others)] if others else []
     grids += [("Moving and batch average", both)] if both else []
+    found = search_grid(study)
+    grids += [("What the searches found", found)] if found else []
     changes = variants_grid(study)
     grids += [("Changes of the protocol", changes)] if changes else []
     with rc_context(STYLE):

@@ -92,8 +92,9 @@ class Study:
 
     @property
     def is_classification(self) -> bool:
-        """Whether the paper's claims and the numbers of its Table 2 are about this task."""
-        return not self.task and self.score == TOP1
+        """Whether the paper's claims and the numbers of its Table 2 are about this task: not with
+        networks that an architecture search found."""
+        return not self.task and self.score == TOP1 and self.model != "cell"
 
     @property
     def paper(self) -> Paper:
@@ -217,7 +218,7 @@ def _experiment(run: Run) -> _Experiment:
 
 
 def _study(collection: RunCollection, key: _Experiment, score: Score, runs: Sequence[Run]) -> Study:
-    is_classification = not key.task and score == TOP1
+    is_classification = not key.task and score == TOP1 and key.model != "cell"
     settings, norms = ({run.cell.setting for run in runs}, {run.cell.norm for run in runs})
     if is_classification:
         settings, norms = settings | set(PAPER_SETTINGS), norms | set(TABLE_2_METHODS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,12 @@ from matplotlib.figure import Figure
 
 from sn_imagenet.config import SettingConfig
 from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.figures.cells import draw_cells
 from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
 from sn_imagenet.reporting.figures.figure2 import draw_figure2, figure2
 from sn_imagenet.reporting.figures.figure3 import draw_figure3, figure3
 from sn_imagenet.reporting.figures.figure4 import draw_figure4, figure4
+from sn_imagenet.reporting.figures.figure6b import draw_figure6b, figure6b
 from sn_imagenet.reporting.figures.figure8 import draw_figure8, figure8
 from sn_imagenet.reporting.figures.series import FigureData
 from sn_imagenet.reporting.figures.style import STYLE, save
@@ -24,6 +27,7 @@ from sn_imagenet.reporting.figures.weights_over_training import (
     draw_weights_over_training,
     weights_over_training,
 )
+from sn_imagenet.reporting.search import SEARCH
 from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
 from sn_imagenet.runs import FINISHED, Run, Setting, find_runs, run_from_result, write_text
 from sn_imagenet.runs.record import parse_layer_weights
@@ -40,6 +44,10 @@ FIGURES: dict[str, tuple[Gather, Draw, str]] = {
         draw_weights_over_training,
         "no SN run has finished an epoch",
     ),
+}
+# Figures of one task, in addition.
+TASK_FIGURES: dict[str, dict[str, tuple[Gather, Draw, str]]] = {
+    SEARCH: {"fig6b": (figure6b, draw_figure6b, "no run has finished an epoch")},
 }
 NO_WEIGHTS = "no finished SN run with importance weights"
 
@@ -61,7 +69,8 @@ class NamedFigure(NamedTuple):
 
 def plot_run(result: dict[str, Any], out_dir: Path) -> list[Path]:
     """Figs. 3 and 4 of one run: ``fig3.png``, ``fig3.pdf``, ``fig4.png``, ``fig4.pdf`` in
-    ``out_dir``. Nothing is written for a run without importance weights.
+    ``out_dir``, if it has importance weights. If it found an architecture, ``architecture.json``
+    for training it, and its picture ``cells.png`` and ``cells.pdf``.
 
     Args:
         result: contents of ``result.json``.
@@ -70,12 +79,23 @@ def plot_run(result: dict[str, Any], out_dir: Path) -> list[Path]:
         UserError: the result is malformed, or a file cannot be written.
     """
     run = run_from_result(result, out_dir)
-    if run.state != FINISHED or not run.weights:
+    if run.state != FINISHED:
         return []
+    paths = []
+    architecture = run.counted_evaluations[run.statistics].get("architecture")
+    if architecture:
+        content = json.dumps(architecture, indent=1) + "\n"
+        paths.append(write_text(out_dir / "architecture.json", content))
+        with rc_context(STYLE):
+            paths += save(draw_cells(architecture), out_dir / "cells")
+    if not run.weights:
+        return paths
     with rc_context(STYLE):
         weights = gather_weights([run])
-        return save(draw_figure3(figure3(weights)), out_dir / "fig3") + save(
-            draw_figure4(figure4(weights)), out_dir / "fig4"
+        return (
+            paths
+            + save(draw_figure3(figure3(weights)), out_dir / "fig3")
+            + save(draw_figure4(figure4(weights)), out_dir / "fig4")
         )
 
 
@@ -118,7 +138,7 @@ def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
 def draw_study(study: Study, warnings: list[str]) -> Iterator[NamedFigure]:
     """The figures of one study. A line is added to ``warnings`` for each run or cell left out."""
     warnings += conflict_warnings(study, "drawn") + study.damaged
-    for name, (gather, draw, why_not) in FIGURES.items():
+    for name, (gather, draw, why_not) in (FIGURES | TASK_FIGURES.get(study.task, {})).items():
         data = gather(study)
         yield NamedFigure(name, (draw(data), data) if data else None, why_not)
     switchable = sorted({r.cell.norm for r in study.runs if r.state == FINISHED and r.weights})
