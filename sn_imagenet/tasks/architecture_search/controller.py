@@ -240,4 +240,5 @@ def _uniform(*shape: int) -> nn.Parameter:
 
 def _bias(with_weights: float, without: float) -> Tensor:
     """[operations]: one value for those with weights, one for the others."""
-    return torch.tensor([with_weights if i < len(KERNELS) else without for i in range(5)])
+    size = range(len(OPERATIONS))
+    return torch.tensor([with_weights if i < len(KERNELS) else without for i in size])
