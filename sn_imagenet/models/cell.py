@@ -54,6 +54,8 @@ def to_decisions(architecture: Any) -> list[int]:
         if not cells[0] or len(cells[0]) != len(cells[1]):
             raise ValueError(f"its cells have {len(cells[0])} and {len(cells[1])} blocks")
         values = list(chain.from_iterable(chain.from_iterable(cells)))
+        if unknown := [name for name in values[1::2] if name not in OPERATIONS]:
+            raise ValueError(f"unknown operation {unknown[0]}")
         return [OPERATIONS.index(v) if i % 2 else v for i, v in enumerate(values)]
     except (LookupError, TypeError, ValueError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)

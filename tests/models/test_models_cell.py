@@ -28,7 +28,7 @@ from sn_imagenet.norms import BatchNorm2d, norm_layers
 
 Compose = Callable[..., ExperimentConfig]
 # Two blocks: all five operations, an input that no block uses, and one that two blocks use.
-DECISIONS = [1, 0, 1, 2, 2, 3, 1, 4] + [0, 1, 1, 0, 0, 2, 1, 3]
+DECISIONS = [1, 0, 1, 2, 2, 3, 1, 4, 0, 1, 1, 0, 0, 2, 1, 3]
 BATCH = partial(BatchNorm2d, track_running_stats=False)
 
 
@@ -62,7 +62,7 @@ def test_a_cell_is_the_sum_of_its_operations() -> None:
     kernel = torch.cat([weights[f"outputs.{i}.weight"] for i in (0, 3)], 1)
     expected = batch_norm(F.conv2d(unused.relu(), kernel))
     torch.testing.assert_close(cell(first, second, choices), expected)
-    assert [name for name in cell.operations] == ["0_1_sep3x3"]
+    assert list(cell.operations) == ["0_1_sep3x3"]
 
 
 @pytest.mark.parametrize("side", [16, 13])
@@ -115,7 +115,7 @@ def test_a_file_becomes_part_of_the_config(composed: Compose, tmp_path: Path) ->
     [
         (lambda a: a.pop("reduction"), "no entry 'reduction'"),
         (lambda a: a["normal"][1].__setitem__(0, 3), "block 1 has the inputs 3 and 1"),
-        (lambda a: a["normal"][0].__setitem__(1, "conv"), "conv"),
+        (lambda a: a["normal"][0].__setitem__(1, "conv"), "unknown operation conv"),
         (lambda a: a["normal"].pop(), "1 and 2 blocks"),
         (lambda a: a["normal"][0].pop(), "not enough values"),
     ],
@@ -143,8 +143,12 @@ def test_wrong_options_are_refused(
 ) -> None:
     file = tmp_path / "architecture.json"
     file.write_text(json.dumps(to_architecture(DECISIONS)))
-    with pytest.raises(ConfigError) as error:
-        config = composed("data=digits", "model=cell", "norm=bn",
-                          *(text.replace("FILE", str(file)) for text in options))  # fmt: skip
+
+    def build() -> None:
+        chosen = [text.replace("FILE", str(file)) for text in options]
+        config = composed("data=digits", "model=cell", "norm=bn", *chosen)
         build_model(config.model, config.norm, config.protocol, 10, config.seed)
+
+    with pytest.raises(ConfigError) as error:
+        build()
     assert message in str(error.value)
