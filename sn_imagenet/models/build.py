@@ -19,6 +19,7 @@ from sn_imagenet.models.fuse import fuse_relus
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
 from sn_imagenet.models.norm_act import registered_with_timm
+from sn_imagenet.models.transform_net import TRANSFORM_NET, TransformNet
 from sn_imagenet.norms import MomentNorm2d, norm_layers
 
 
@@ -104,6 +105,8 @@ def _create(model: ModelConfig, layer: Callable[..., nn.Module], num_classes: in
     try:
         if model.name in MINI_LAYERS:
             return build_mini(model.name, num_classes, layer, **model.args)
+        if model.name == TRANSFORM_NET:
+            return TransformNet(layer, **model.args)
         if not timm.is_model(model.name):
             raise ConfigError(
                 f"model.name={model.name}: expected {', '.join(MINI_LAYERS)} or a timm model "

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -72,6 +73,11 @@ class MetricsLog:
         """Log ``figure`` to the tracker; errors as :meth:`write`."""
         with self._disk_errors_as_run_errors():
             self._tracker.figure(tag, figure, step)
+
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        """Log a picture, uint8 [H, W, 3], to the tracker; errors as :meth:`write`."""
+        with self._disk_errors_as_run_errors():
+            self._tracker.picture(tag, pixels, step)
 
     def finish(self, config: ExperimentConfig, score: float) -> None:
         """Log the final score to the tracker; errors as :meth:`write`."""

@@ -53,6 +53,9 @@ class Tracker(Protocol):
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Log a figure of the present state."""
 
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        """Log a picture, uint8 [H, W, 3]."""
+
     def finish(self, config: ExperimentConfig, value: float) -> None:
         """Log the final score, the one that counts in the table."""
 
@@ -86,6 +89,9 @@ class TensorBoard:
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         self._writer.add_figure(tag, figure, step)
+
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
     def finish(self, config: ExperimentConfig, value: float) -> None:
         self._writer.add_hparams(
@@ -130,6 +136,9 @@ class Trackio:
         canvas.draw()
         self._run.log({tag: self._image(np.asarray(canvas.buffer_rgba()))}, step=step)
 
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        self._run.log({tag: self._image(pixels)}, step=step)
+
     def finish(self, config: ExperimentConfig, value: float) -> None:
         self._run.log({f"final/{self._score.key}": value})
 
@@ -155,6 +164,9 @@ class NullTracker:
         pass
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
+        pass
+
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
         pass
 
     def finish(self, config: ExperimentConfig, value: float) -> None:

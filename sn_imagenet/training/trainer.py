@@ -182,6 +182,10 @@ class Trainer:
             weights = importance_weight_records(self.network) or []
             epoch = self.epoch if epoch_is_complete else None
             self.recorder.add_validation(epoch, self.step, validation, calibrated, weights)
+            if validation and self.log is not None and self.config.tracker != "none":
+                network, data, device = self.network, self.prepared.data, self.prepared.device
+                for name, pixels in self.task.pictures(network, data, device).items():
+                    self.log.picture(name, pixels, self.step)
             if epoch_is_complete:
                 self._log_weights_figure(weights)
             self._save()
