@@ -5,8 +5,9 @@ c9s1-3. Images in and out have the same size and pixels from 0 to 255; the outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,9 @@ TRANSFORM_NET = "transform_net"
 CHOICES = {"padding": ("reflect", "reflect_start"), "upsampling": ("nearest", "transposed")}
 LEAST_SIDE = 8  # pixels of an image's shorter side; VGG16 halves it three times
 _START = 40  # pixels that "reflect_start" adds on each side, and unpadded blocks remove
-_HALO = 16  # rows beyond a strip, more than any convolution reads; even, for those of stride 2
-_STRIP = 1 << 19  # pixels of a strip
+_PLAIN = 1 << 20  # pixels of an image that is not large
+_HALO = 8  # rows beyond a strip, more than two convolutions read; even, for those of stride 2
+_STRIP = 1 << 17  # pixels of a strip
 
 
 class TransformNet(nn.Module):
@@ -77,16 +79,13 @@ class TransformNet(nn.Module):
 
     @torch.no_grad()
     def stylize(self, image: Tensor) -> Tensor:
-        """:meth:`forward` of one image [1, 3, H, W] in evaluation mode, up to rounding, with the
-        large activations computed in strips of rows and normalized in place: 4096 x 4096 pixels
-        take less than 4 GB."""
-        x = self._pad(image)
-        layers: Any
-        for layers in self.down:
-            x = _in_strips(layers, x)
-        x = self.blocks(x)
-        for layers in self.up:
-            x = _in_strips(layers, x)
+        """:meth:`forward` of one image [1, 3, H, W] in evaluation mode, up to rounding. Activations
+        of a large image are computed in strips of rows, several times where they are normalized."""
+        if image.shape[2] * image.shape[3] <= _PLAIN:
+            return self(image)
+        x = _in_strips([*self.down[0], *self.down[1]], self._pad(image))
+        x = self.blocks(_in_strips([*self.down[2]], x))
+        x = _in_strips([*self.up[1], *self.up[2]], _in_strips([*self.up[0]], x))
         return self._crop(x, image)
 
     def _pad(self, images: Tensor) -> Tensor:
@@ -116,35 +115,51 @@ class _Block(nn.Module):
         return y + (x[..., m:-m, m:-m] if m else x)
 
 
-def _in_strips(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """``layers(x)`` of one image [1, C, H, W]: a convolution, perhaps after upsampling, and perhaps
-    a normalization layer and a ReLU."""
-    convolve: Any
-    count = next((i for i, m in enumerate(layers) if isinstance(m, MomentNorm2d)), len(layers))
-    convolve, rest = layers[:count], layers[count:]
-    grows = any(isinstance(m, nn.Upsample | nn.ConvTranspose2d) for m in convolve)
-    up, down = 2 if grows else 1, 2 if not grows and convolve[-1].stride != (1, 1) else 1
-    height, width = (-(-side * up // down) for side in x.shape[2:])
-    y = x.new_empty(1, convolve[-1].out_channels, height, width)
-    rows = max(_HALO, _STRIP // width // 2 * 2)
+class _Affine(nn.Module):
+    """A normalization layer of one image with known ``moments``, in place."""
+
+    def __init__(self, layer: MomentNorm2d, moments: Moments) -> None:
+        super().__init__()
+        self.tables = [table[:, :, None, None] for table in layer.coefficients(moments)]
+        self.relu = layer.relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        center, scale, shift = self.tables
+        x.sub_(center).mul_(scale).add_(shift)
+        return x.relu_() if self.relu else x
+
+
+def _in_strips(layers: list[nn.Module], x: Tensor) -> Tensor:
+    """The output of ``layers`` for one image [1, C, H, W]."""
+    chain = nn.Sequential()
+    for layer in layers:
+        if isinstance(layer, MomentNorm2d):
+            sums, pixels = torch.zeros(2, 1, layer.num_features, dtype=torch.float64), 0
+            for _, _, strip in _strips(chain, x):
+                double = strip.double()
+                sums += torch.stack([double.sum((2, 3)), double.square().sum((2, 3))]).cpu()
+                pixels += strip.shape[2] * strip.shape[3]
+            mean = sums[0] / pixels
+            var = (sums[1] - pixels * mean**2) / (pixels - layer.instance_correction)
+            layer = _Affine(layer, Moments(mean.to(x), var.to(x)))
+        chain.append(layer)
+    y = x.new_empty(0)
+    for height, top, strip in _strips(chain, x):
+        if not top:
+            y = strip.new_empty(*strip.shape[:2], height, strip.shape[3])
+        y[:, :, top : top + strip.shape[2]] = strip
+    return y
+
+
+def _strips(layers: nn.Sequential, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """(all rows, first row, output) of ``layers`` in strips of rows, from top to bottom."""
+    up = 2 ** sum(isinstance(layer, nn.Upsample | nn.ConvTranspose2d) for layer in layers)
+    down = math.prod(layer.stride[0] for layer in layers if isinstance(layer, nn.Conv2d))
+    height = -(-x.shape[2] * up // down)
+    rows = max(_HALO, _STRIP * down // (x.shape[3] * up) // 2 * 2)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         first = max(0, top * down // up - _HALO)
-        strip = convolve(x[:, :, first : -(-bottom * down // up) + _HALO])
+        strip = layers(x[:, :, first : -(-bottom * down // up) + _HALO])
         start = top - first * up // down
-        y[:, :, top:bottom] = strip[:, :, start : start + bottom - top]
-    return _normalize_in_place(rest, y) if len(rest) else y
-
-
-def _normalize_in_place(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """``layers(x)``, a normalization layer and a ReLU, in the memory of ``x``."""
-    norm = layers[0]
-    assert isinstance(norm, MomentNorm2d)
-    if type(norm).forward is not MomentNorm2d.forward:
-        y: Tensor = layers(x)
-        return y
-    var, mean = torch.var_mean(x, (2, 3), correction=norm.instance_correction)
-    center, scale, shift = norm.coefficients(Moments(mean, var))
-    for table, operation in ((center, x.sub_), (scale, x.mul_), (shift, x.add_)):
-        operation(table[:, :, None, None])
-    return F.relu_(x)
+        yield height, top, strip[:, :, start : start + bottom - top]

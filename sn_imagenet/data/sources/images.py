@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sn_imagenet.config import DataConfig
-from sn_imagenet.data.decode import UndecodableError, decode, image_size
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.scanning import IMG_EXTENSIONS
 from sn_imagenet.data.seeding import derive_seed
@@ -22,7 +19,6 @@ from sn_imagenet.data.sources import Sample
 
 PATH_OPTIONS = ("train", "val")
 MOST_HELD_OUT = 100
-_ORIENTATION = 0x0112  # the tag's number in EXIF 2.3, 4.6.4
 
 
 def open_source(data: DataConfig) -> tuple[ImageFiles, ImageFiles]:
@@ -32,50 +28,37 @@ def open_source(data: DataConfig) -> tuple[ImageFiles, ImageFiles]:
     Raises:
         DataError: a folder is not given, does not exist or has too few images.
     """
-    if not data.train:
-        raise DataError(
-            f"data={data.name} needs data.train: give data.train=DIR, a folder of images"
-        )
-    train = list_images(Path(data.train).expanduser(), "data.train")
+    train = list_images(data.train, "data.train")
     if data.val:
-        return train, list_images(Path(data.val).expanduser(), "data.val")
+        return train, list_images(data.val, "data.val")
     count = min(MOST_HELD_OUT, max(1, len(train) // 10))
     if len(train) == count:
-        raise DataError(f"{train.folder} (data.train) has one image: give more, or data.val=DIR")
+        raise DataError(f"data.train={data.train} has one image: give more, or data.val=DIR")
     ranked = sorted(range(len(train)), key=lambda index: derive_seed("held out", index))
-    return train.select(sorted(ranked[count:])), train.select(sorted(ranked[:count]))
+    kept, held_out = sorted(ranked[count:]), sorted(ranked[:count])
+    return train.select(kept), train.select(held_out)
 
 
-def list_images(folder: Path, option: str) -> ImageFiles:
-    """The images in ``folder`` and below, sorted by path; hidden files and folders are skipped.
+def list_images(folder: str | Path | None, option: str) -> ImageFiles:
+    """The images in ``folder`` and below, sorted by path; hidden files are skipped.
 
     Raises:
-        DataError: there is no such folder, or no image in it.
+        DataError: ``folder`` is None or no folder, or has no image in it.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder} ({option}): there is no such folder")
-    names: list[str] = []
-    visited: set[str] = set()  # links may lead in a circle
-    for here, below, files in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(here)) in visited:
-            below.clear()
-            continue
-        visited.add(real)
-        below[:] = [name for name in below if not name.startswith(".")]
-        images = [n for n in files if n.lower().endswith(IMG_EXTENSIONS) and not n.startswith(".")]
-        names += [os.path.relpath(os.path.join(here, name), folder) for name in images]
+    root = Path(folder or "").expanduser()
+    if not folder or not root.is_dir():
+        raise DataError(f"{option}={folder}: there is no such folder; expected a folder of images")
+    files = (file for file in root.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
+    names = sorted(str(f.relative_to(root)) for f in files if not f.name.startswith("."))
     if not names:
-        known = ", ".join(IMG_EXTENSIONS)
-        raise DataError(f"{folder} ({option}) has no images in it or below; expected {known}")
-    return ImageFiles(folder, sorted(names))
+        expected = ", ".join(IMG_EXTENSIONS)
+        raise DataError(f"{option}={folder}: no images in it or below; expected {expected}")
+    return ImageFiles(root, names)
 
 
 class ImageFiles:
-    """The images ``names`` in ``folder``, all of one class.
-
-    Raises (when an image is opened or decoded):
-        DataError: the file cannot be read or decoded.
-    """
+    """The images ``names`` in ``folder``, all of one class; opening one raises as
+    :func:`read_image`."""
 
     classes = ("image",)
 
@@ -104,30 +87,14 @@ class ImageFiles:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The image of a file as a viewer shows it: RGB, uint8 [H, W, 3].
+    """The image of a file as viewers show it: RGB, uint8 [H, W, 3].
 
     Raises:
         DataError: it cannot be read or decoded.
     """
     try:
-        data = path.read_bytes()
-        image_size(data)  # refuses decompression bombs
-        return upright(decode(data), data)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except UndecodableError as error:
-        raise DataError(f"{path} cannot be read as an image ({error}): replace it") from error
-
-
-def upright(pixels: np.ndarray, data: bytes) -> np.ndarray:
-    """``pixels`` [H, W, 3] of the file ``data``, turned as its EXIF orientation says."""
-    orientation = 1
-    with suppress(Exception), Image.open(io.BytesIO(data)) as image:  # EXIF may be damaged
-        orientation = image.getexif().get(_ORIENTATION, 1)
-    if orientation in (5, 6, 7, 8):  # stored with rows and columns exchanged
-        pixels = pixels.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+        with Image.open(path) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception as error:  # Pillow raises errors of many types for broken files
+        reason = "unknown format" if "cannot identify" in str(error) else str(error)
+        raise DataError(f"{path} cannot be read as an image ({reason}): replace it") from error
