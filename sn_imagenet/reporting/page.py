@@ -116,13 +116,12 @@ def _claims(claims: Sequence[JudgedClaim], root: Path) -> list[dict[str, Any]]:
         entry = claim_entry(judged, root)
         deciding = judged.judgment.deciding
         effect = effect_text(deciding) if deciding and not judged.judgment.counted else ""
-        why = judged.judgment.why_not if entry["verdict"] == "not tested" else ""
         entries.append(
             {
                 **entry,
                 "effect_text": effect,
                 "tested": tested_text(judged.judgment),
-                "why": why,
+                "why": judged.judgment.why_not,
                 "effects": [effect_text(c) for c in judged.judgment.comparisons],
             }
         )

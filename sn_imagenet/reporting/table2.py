@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from sn_imagenet.reporting.accuracy import accuracy_grid, difference_marks, minus
+from sn_imagenet.reporting.accuracy import accuracy_grid, difference_marks
 from sn_imagenet.reporting.appendix import appendix_markdown
 from sn_imagenet.reporting.averages import averages_grid
-from sn_imagenet.reporting.cells import method_label
+from sn_imagenet.reporting.cells import method_label, minus
 from sn_imagenet.reporting.departures import gather_departures
 from sn_imagenet.reporting.paper import NO_PAPER
 from sn_imagenet.reporting.render import (
