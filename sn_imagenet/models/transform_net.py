@@ -83,10 +83,10 @@ class TransformNet(nn.Module):
         of a large image are computed in strips of rows, several times where they are normalized."""
         if image.shape[2] * image.shape[3] <= _PLAIN:
             return self(image)
-        x = _in_strips([*self.down[0], *self.down[1]], self._pad(image))
-        x = self.blocks(_in_strips([*self.down[2]], x))
-        x = _in_strips([*self.up[1], *self.up[2]], _in_strips([*self.up[0]], x))
-        return self._crop(x, image)
+        down, up = ([list(layers.children()) for layers in part] for part in (self.down, self.up))
+        x = _in_strips(down[0] + down[1], self._pad(image))
+        x = self.blocks(_in_strips(down[2], x))
+        return self._crop(_in_strips(up[1] + up[2], _in_strips(up[0], x)), image)
 
     def _pad(self, images: Tensor) -> Tensor:
         return F.pad(images, (self.start,) * 4, mode="reflect") if self.start else images

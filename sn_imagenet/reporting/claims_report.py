@@ -6,9 +6,11 @@ import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from sn_imagenet.reporting import stylization
 from sn_imagenet.reporting.claims import CLAIMS
 from sn_imagenet.reporting.comparison import WEIGHT, Comparison
 from sn_imagenet.reporting.expected import Expected, read_expected
@@ -19,6 +21,7 @@ from sn_imagenet.reporting.verdict import RULES, Claim, Judgment
 from sn_imagenet.runs import write_text
 
 CLAIMS_VERSION = 1
+TASK_CLAIMS: dict[str, Sequence[Claim]] = {"stylization": stylization.CLAIMS}
 _COLUMNS = 110  # of a line on the terminal
 
 
@@ -44,13 +47,17 @@ class ClaimFiles:
 
 
 def judge_claims(collection: RunCollection) -> list[JudgedClaim]:
-    """The twelve claims on each study of classification among the runs, the paper's own first."""
+    """The paper's claims on each study among the runs, its own first."""
     return [
         JudgedClaim(claim, study, claim.judge(study))
         for study in studies_of(collection)
-        if study.is_classification
-        for claim in CLAIMS
+        for claim in claims_of(study)
     ]
+
+
+def claims_of(study: Study) -> Sequence[Claim]:
+    """The paper's claims about the task of a study: twelve about classification."""
+    return CLAIMS if study.is_classification else TASK_CLAIMS.get(study.task, ())
 
 
 def judge_expected(collection: RunCollection, expected: Expected) -> list[JudgedClaim]:
@@ -81,14 +88,10 @@ def write_claims(
         "expected": [claim_entry(one, runs_dir) for one in stated],
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    groups = [stated, *(judged[i : i + len(CLAIMS)] for i in range(0, len(judged), len(CLAIMS)))]
-    groups = [group for group in groups if group]
-    without = [s.title for s in studies_of(collection) if not s.is_classification]
-    notes = (
-        f"No claims on {'; '.join(without)}: the paper's claims are about classification.\n"
-        if without
-        else ""
-    )
+    by_study = [list(group) for _, group in groupby(judged, key=lambda one: id(one.study))]
+    groups = [group for group in (stated, *by_study) if group]
+    without = [s.title for s in studies_of(collection) if not claims_of(s)]
+    notes = f"No claims on {'; '.join(without)}: the paper has none.\n" if without else ""
     if not any(one.study.matches_paper for one in judged):
         notes += f"No run here is of {paper.label}: nothing above tests the paper's claims on it.\n"
     return ClaimFiles(
@@ -181,7 +184,7 @@ def tested_text(judgment: Judgment) -> str:
 
 def _title(group: Sequence[JudgedClaim]) -> str:
     claim, study = group[0].claim, group[0].study
-    if claim in CLAIMS:
+    if claim in claims_of(study):
         return f"The paper's claims on {study.title}"
     return f"What {claim.source} expects of {study.title}"
 

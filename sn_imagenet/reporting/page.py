@@ -27,6 +27,7 @@ from sn_imagenet.reporting.cells import (
 from sn_imagenet.reporting.claims_report import (
     JudgedClaim,
     claim_entry,
+    claims_of,
     effect_text,
     judge_claims,
     judge_expected,
@@ -95,7 +96,7 @@ def write_page(
         expected=_claims(judge_expected(collection, expected) if expected else [], runs_dir),
         claims=_claims(judge_claims(collection), runs_dir),
         rules=RULES,
-        without_claims=[s.title for s in studies if not s.is_classification],
+        without_claims=[s.title for s in studies if not claims_of(s)],
         matches_paper=any(study.matches_paper for study in studies),
         paper=paper,
         studies=[_study(study, warnings) for study in studies],

@@ -15,7 +15,9 @@ from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
 from sn_imagenet.reporting.figures.figure2 import draw_figure2, figure2
 from sn_imagenet.reporting.figures.figure3 import draw_figure3, figure3
 from sn_imagenet.reporting.figures.figure4 import draw_figure4, figure4
+from sn_imagenet.reporting.figures.figure6a import draw_figure6a, figure6a
 from sn_imagenet.reporting.figures.figure8 import draw_figure8, figure8
+from sn_imagenet.reporting.figures.figure9 import draw_figure9, figure9
 from sn_imagenet.reporting.figures.series import FigureData
 from sn_imagenet.reporting.figures.style import STYLE, save
 from sn_imagenet.reporting.figures.weights_over_training import (
@@ -37,6 +39,13 @@ FIGURES: dict[str, tuple[Gather, Draw, str]] = {
         draw_weights_over_training,
         "no SN run has finished an epoch",
     ),
+}
+# Of a task, besides.
+TASK_FIGURES: dict[str, dict[str, tuple[Gather, Draw, str]]] = {
+    "stylization": {
+        "fig6a": (figure6a, draw_figure6a, "no run has recorded a loss"),
+        "fig9": (figure9, draw_figure9, "no run has stylized images (scripts/stylize.py)"),
+    },
 }
 NO_WEIGHTS = "no finished SN run with importance weights"
 
@@ -107,7 +116,8 @@ def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
 def draw_study(study: Study, warnings: list[str]) -> Iterator[NamedFigure]:
     """The figures of one study. A line is added to ``warnings`` for each run or cell left out."""
     warnings += conflict_warnings(study, "drawn") + study.damaged
-    for name, (gather, draw, why_not) in FIGURES.items():
+    figures = FIGURES | TASK_FIGURES.get(study.task, {})
+    for name, (gather, draw, why_not) in figures.items():
         data = gather(study)
         yield NamedFigure(name, (draw(data), data) if data else None, why_not)
     switchable = sorted({r.cell.norm for r in study.runs if r.state == FINISHED and r.weights})
