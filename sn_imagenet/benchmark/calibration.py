@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +10,13 @@ from typing import Any
 
 import torch
 
-from sn_imagenet.benchmark.compose import compose_config
-from sn_imagenet.benchmark.report import BenchmarkReport, Command, align_columns
-from sn_imagenet.benchmark.timing import CLOCKS, Clock, add_timing_arguments, time_interleaved
+from sn_imagenet.benchmark.command import (
+    BenchmarkReport,
+    Command,
+    align_columns,
+    compose_config,
+)
+from sn_imagenet.benchmark.timing import CLOCKS, Clock, time_interleaved
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.loaders import calibration_loader
 from sn_imagenet.distributed import autocast_for
@@ -105,19 +109,6 @@ def measure_calibration(
     return config, CalibrationCost(loader.samples_used, **seconds)
 
 
-def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="overrides of train.py that define the run: data=digits model=resnet50_mini batch=8x2 "
-        "norm=sn calibration.samples=320",
-    )
-    add_timing_arguments(
-        parser, 5, "CPU time of this process, for a shared machine; requires data.workers=0"
-    )
-
-
 def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
     overrides = [*args.overrides, f"trainer.device={device.type}"]
     workers = compose_config(args.configs, overrides).data.workers
@@ -145,7 +136,9 @@ def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
 
 COMMAND = Command(
     "time of the batch average's calibration against plain inference through the same loader",
-    _add_arguments,
+    lambda parser: None,
     _measure,
-    plots=False,
+    repeats=5,
+    overrides="of train.py that define the run: data=digits norm=sn calibration.samples=320",
+    clock="requires data.workers=0",
 )

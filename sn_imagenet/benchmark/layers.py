@@ -6,21 +6,26 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from statistics import geometric_mean
 
 import torch
 from torch import Tensor, nn
 
-from sn_imagenet.benchmark.contenders import (
+from sn_imagenet.benchmark.command import (
     REFERENCE,
+    BenchmarkReport,
+    Command,
+    align_columns,
+    parse_setting,
+)
+from sn_imagenet.benchmark.contenders import (
     RESIDUAL,
-    SYNC,
     compiled_contenders,
     layer_contenders,
     residual_contenders,
 )
-from sn_imagenet.benchmark.report import BenchmarkReport, Command, align_columns
-from sn_imagenet.benchmark.timing import StorageLog, capture_graph, geometric_mean, time_interleaved
+from sn_imagenet.benchmark.timing import StorageLog, capture_graph, time_interleaved
 from sn_imagenet.errors import UserError
 from sn_imagenet.norms.kernels import select_backend
 
@@ -72,7 +77,7 @@ class LayerCase:
     """Median seconds of forward + backward by contender, for one activation.
 
     ``copy`` is x.clone(). ``kept`` counts activations kept for backward beside the output: 1 is x
-    itself. ``backend`` is that of our layers; ``absent``: why a contender was not timed.
+    itself. ``backend`` is that of our layers.
     """
 
     kind: ActivationKind
@@ -80,7 +85,6 @@ class LayerCase:
     backend: str
     seconds: dict[str, float]
     kept: dict[str, float]
-    absent: dict[str, str] = field(default_factory=dict)
 
     @property
     def reference(self) -> float:
@@ -164,7 +168,6 @@ def measure_layer(
         select_backend(x).name,
         time_interleaved(calls, repeats, device, context),
         kept,
-        {} if SYNC in eager or only else {SYNC: f"PyTorch has no {device.type.upper()} kernel"},
     )
 
 
@@ -223,19 +226,12 @@ def layers_table(cases: Sequence[LayerCase]) -> str:
             ["copy's bandwidth", shares.get(REFERENCE, ""), *(shares[n] for n in names)],
             ["kept, activations", *(_format_kept(kept, n) for n in (REFERENCE, *names))],
         ]
-        absent = [f"not timed: {name}: {why}" for name, why in group[0].absent.items()]
-        tables.append("\n".join([align_columns(rows), *absent]))
+        tables.append(align_columns(rows))
     return "\n\n".join(tables)
 
 
 def _format_kept(kept: Mapping[str, float], name: str) -> str:
     return f"{kept[name]:.2f}" if name in kept else ""
-
-
-def parse_setting(text: str) -> tuple[int, int]:
-    """Parse (replicas, samples per replica) from 32 or 16x2, for argparse."""
-    replicas, _, samples = text.rpartition("x")
-    return int(replicas or 1), int(samples)
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -266,10 +262,9 @@ def _add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
-    parser.add_argument("--repeats", type=int, default=9, help="rounds; medians are reported")
 
 
-def _measure_all(args: Namespace, device: torch.device) -> BenchmarkReport:
+def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
     if args.graph and (device.type != "cuda" or args.compile):
         raise UserError(
             f"--graph needs a CUDA device, not {device.type}, and excludes --compile; leave it out"
@@ -300,5 +295,5 @@ def _measure_all(args: Namespace, device: torch.device) -> BenchmarkReport:
 
 
 COMMAND = Command(
-    "one layer, forward + backward, on ResNet-50's shapes", _add_arguments, _measure_all
+    "one layer, forward + backward, on ResNet-50's shapes", _add_arguments, _measure, plots=True
 )

@@ -17,9 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from sn_imagenet.benchmark.compose import compose_config
-from sn_imagenet.benchmark.report import BenchmarkReport, Command, align_columns
-from sn_imagenet.benchmark.timing import CLOCKS, Clock, add_timing_arguments
+from sn_imagenet.benchmark.command import (
+    BenchmarkReport,
+    Command,
+    align_columns,
+    compose_config,
+)
+from sn_imagenet.benchmark.timing import CLOCKS, Clock
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.datasets import build
 from sn_imagenet.data.loaders import TrainLoader, train_loader
@@ -237,12 +241,6 @@ def _panels(speeds: Sequence[LoaderSpeed]) -> dict[str, dict[str, float]]:
 
 def _add_arguments(parser: ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="overrides of the loader, as for train.py: augment=he2016",
-    )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="class folders")
     parser.add_argument(
         "--workers",
@@ -253,9 +251,6 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "measured; default 0 to the number of cores",
     )
     parser.add_argument("--batch", type=int, default=20, help="images per batch; default 20")
-    add_timing_arguments(
-        parser, 9, "CPU time of this process, for a shared machine; requires --workers 0"
-    )
 
 
 def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
@@ -295,4 +290,7 @@ COMMAND = Command(
     "images/s of the loader against torchvision's reference pipeline and decoding alone",
     _add_arguments,
     _measure,
+    overrides="of the loader, as for train.py: augment=he2016",
+    clock="requires --workers 0",
+    plots=True,
 )

@@ -6,8 +6,7 @@ import math
 import random
 import statistics
 import time
-from argparse import ArgumentParser
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -29,16 +28,6 @@ SHORTEST_SAMPLE = 2e-3
 WARM_UP = 3
 """Untimed calls. The first compiles, tunes and allocates; torch.compile's CUDA graphs record in the
 second and replay from the third on."""
-
-
-def add_timing_arguments(parser: ArgumentParser, repeats: int, cpu_clock: str) -> None:
-    """Add ``--clock`` and ``--repeats``, which defaults to ``repeats``.
-
-    Args:
-        cpu_clock: help text on what ``--clock cpu`` counts.
-    """
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help=f"cpu: {cpu_clock}")
-    parser.add_argument("--repeats", type=int, default=repeats, help="rounds; medians are reported")
 
 
 def time_interleaved(
@@ -103,21 +92,17 @@ def _calls_per_sample(function: Callable[[], object], device: torch.device, cloc
 
 
 def _time(function: Callable[[], object], calls: int, device: torch.device, clock: Clock) -> float:
-    _synchronize(device)
+    synchronize(device)
     start = clock()
     for _ in range(calls):
         function()
-    _synchronize(device)
+    synchronize(device)
     return (clock() - start) / calls
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    return statistics.geometric_mean(values)
 
 
 class StorageLog(TorchDispatchMode):

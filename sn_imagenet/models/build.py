@@ -20,6 +20,7 @@ from sn_imagenet.models.fuse import fuse_relus
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
 from sn_imagenet.models.norm_act import registered_with_timm
+from sn_imagenet.models.transform_net import TRANSFORM_NET, TransformNet
 from sn_imagenet.norms import MomentNorm2d, norm_layers
 
 
@@ -116,6 +117,8 @@ def _create(model: ModelConfig, layer: Callable[..., nn.Module], num_classes: in
             return build_mini(model.name, num_classes, layer, **model.args)
         if model.name == "cell":
             return build_cells(num_classes, layer, **model.args)
+        if model.name == TRANSFORM_NET:
+            return TransformNet(layer, **model.args)
         if not timm.is_model(model.name):
             raise ConfigError(
                 f"model.name={model.name}: expected {', '.join(MINI_LAYERS)}, cell or a timm model "

@@ -8,6 +8,7 @@ from sn_imagenet.reporting.cells import (
     MISSING,
     Summary,
     method_label,
+    minus,
     run_differences,
     score_heading,
     statistics_label,
@@ -228,11 +229,6 @@ def _with_exceptions(choices: dict[str, list[Setting]]) -> str:
 
 def _runs(study: Study, method: str, setting: Setting) -> Sequence[Run]:
     return study.cell(method, setting).runs
-
-
-def minus(first: float | None, second: float | None) -> float | None:
-    """``first - second``; None where one of them is missing."""
-    return None if first is None or second is None else first - second
 
 
 def signed_text(difference: float | None, digits: int) -> str:

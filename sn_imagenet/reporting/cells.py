@@ -198,6 +198,11 @@ def method_label(norm: str) -> str:
     return norm.replace(name, name.upper(), 1) if name in _ABBREVIATIONS else norm
 
 
+def minus(first: float | None, second: float | None) -> float | None:
+    """``first - second``; None where one of them is missing."""
+    return None if first is None or second is None else first - second
+
+
 def score_heading(score: Score) -> str:
     """The score with its unit: ``top-1 (%)``."""
     return f"{score.label} ({score.unit})" if score.unit else score.label

@@ -10,17 +10,21 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from sn_imagenet.reporting import search, stylization
 from sn_imagenet.reporting.claims import CLAIMS
+from sn_imagenet.reporting.comparison import WEIGHT, Comparison
 from sn_imagenet.reporting.expected import Expected, read_expected
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_escape, plain
-from sn_imagenet.reporting.search import SEARCH, SEARCH_CLAIMS
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_of
-from sn_imagenet.reporting.verdict import RULES, Claim, Comparison, Judgment, Verdict
+from sn_imagenet.reporting.verdict import RULES, Claim, Judgment
 from sn_imagenet.runs import write_text
 
 CLAIMS_VERSION = 1
-TASK_CLAIMS = {SEARCH: SEARCH_CLAIMS}
+TASK_CLAIMS: dict[str, Sequence[Claim]] = {
+    "architecture_search": search.CLAIMS,
+    "stylization": stylization.CLAIMS,
+}
 _COLUMNS = 110  # of a line on the terminal
 
 
@@ -46,16 +50,16 @@ class ClaimFiles:
 
 
 def judge_claims(collection: RunCollection) -> list[JudgedClaim]:
-    """The claims on each study among the runs that has any, the paper's own first."""
+    """The paper's claims on each study among the runs, its own first."""
     return [
         JudgedClaim(claim, study, claim.judge(study))
         for study in studies_of(collection)
-        for claim in claims_on(study)
+        for claim in claims_of(study)
     ]
 
 
-def claims_on(study: Study) -> tuple[Claim, ...]:
-    """The claims on a study's task: twelve on classification."""
+def claims_of(study: Study) -> Sequence[Claim]:
+    """The paper's claims about the task of a study: twelve about classification."""
     return CLAIMS if study.is_classification else TASK_CLAIMS.get(study.task, ())
 
 
@@ -87,14 +91,10 @@ def write_claims(
         "expected": [claim_entry(one, runs_dir) for one in stated],
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    of_studies = groupby(judged, lambda one: one.study.title)
-    groups = [group for group in (stated, *(list(group) for _, group in of_studies)) if group]
-    without = [s.title for s in studies_of(collection) if not claims_on(s)]
-    notes = (
-        f"No claims on {'; '.join(without)}: the paper's claims are about classification.\n"
-        if without
-        else ""
-    )
+    by_study = [list(group) for _, group in groupby(judged, key=lambda one: id(one.study))]
+    groups = [group for group in (stated, *by_study) if group]
+    without = [s.title for s in studies_of(collection) if not claims_of(s)]
+    notes = f"No claims on {'; '.join(without)}: the paper has none.\n" if without else ""
     if not any(one.study.matches_paper for one in judged):
         notes += f"No run here is of {paper.label}: nothing above tests the paper's claims on it.\n"
     return ClaimFiles(
@@ -112,14 +112,6 @@ def claim_entry(judged: JudgedClaim, root: Path) -> dict[str, Any]:
     lists all of them. Effects are in ``unit``."""
     claim, judgment = judged.claim, judged.judgment
     deciding = judgment.deciding
-    tested = [c for c in judgment.comparisons if c.tested]
-    runs = judgment.runs or tuple(
-        dict.fromkeys(run for c in tested or judgment.comparisons for run in c.runs)
-    )
-    seeds = judgment.seeds or {
-        label: count for c in tested or judgment.comparisons for label, count in c.seeds.items()
-    }
-    settings = judgment.settings or tuple(dict.fromkeys(s for c in tested for s in c.settings))
     return {
         "number": claim.number,
         "claim": claim.text,
@@ -128,29 +120,20 @@ def claim_entry(judged: JudgedClaim, root: Path) -> dict[str, Any]:
         "model": judged.study.model,
         "verdict": judgment.verdict.value,
         "decided_by": deciding.name if deciding else None,
-        "effect": deciding.effect if deciding else None,
+        "effect": None,  # here in order
         "counted": judgment.counted or None,
-        "unit": deciding.unit if deciding else None,
-        "interval": _pair(deciding.interval) if deciding else None,
-        "validation_interval": _pair(deciding.validation) if deciding else None,
-        "threshold": deciding.threshold if deciding else None,
-        "margin": deciding.margin if deciding else None,
+        **_numbers(deciding),
         "test": deciding.test if deciding else "count",
-        "seeds": seeds,
-        "settings": [s.name for s in settings],
-        "runs": [run.path.relative_to(root).as_posix() for run in runs],
+        "seeds": judgment.seeds,
+        "settings": [s.name for s in judgment.settings],
+        "runs": [run.path.relative_to(root).as_posix() for run in judgment.runs],
         "note": judgment.note or None,
         "comparisons": [
             {
                 "name": c.name,
                 "verdict": verdict.value,
                 "settings": [s.name for s in c.settings],
-                "effect": c.effect,
-                "unit": c.unit,
-                "interval": _pair(c.interval),
-                "validation_interval": _pair(c.validation),
-                "threshold": c.threshold,
-                "margin": c.margin,
+                **_numbers(c),
                 "test": c.test or None,
                 "seeds": c.seeds,
                 "not_tested_because": c.why_not or None,
@@ -160,8 +143,15 @@ def claim_entry(judged: JudgedClaim, root: Path) -> dict[str, Any]:
     }
 
 
-def _pair(interval: tuple[float, float] | None) -> list[float] | None:
-    return list(interval) if interval else None
+def _numbers(c: Comparison | None) -> dict[str, Any]:
+    return {
+        "effect": c.effect if c else None,
+        "unit": c.unit if c else None,
+        "interval": list(c.interval) if c and c.interval else None,
+        "validation_interval": list(c.validation) if c and c.validation else None,
+        "threshold": c.threshold if c else None,
+        "margin": c.margin if c else None,
+    }
 
 
 def effect_text(comparison: Comparison) -> str:
@@ -173,7 +163,7 @@ def effect_text(comparison: Comparison) -> str:
 
 
 def _effect_and_margin(comparison: Comparison) -> tuple[str, str]:
-    digits = 4 if "weight" in comparison.unit else 2
+    digits = 4 if comparison.unit == WEIGHT else 2
     effect = f"{comparison.effect:+.{digits}f}"
     if comparison.interval:
         first, last = comparison.interval
@@ -197,7 +187,7 @@ def tested_text(judgment: Judgment) -> str:
 
 def _title(group: Sequence[JudgedClaim]) -> str:
     claim, study = group[0].claim, group[0].study
-    if claim in claims_on(study):
+    if claim in claims_of(study):
         whose = "The paper's claims" if study.is_classification else "Claims"
         return f"{whose} on {study.title}"
     return f"What {claim.source} expects of {study.title}"
@@ -240,7 +230,7 @@ def _markdown_item(one: JudgedClaim) -> str:
             details.append(f"finite validation set alone: [{low:+.2f}, {high:+.2f}]")
         if deciding.tested:
             details.append(deciding.test)
-    if judgment.verdict is Verdict.NOT_TESTED and judgment.why_not:
+    if judgment.why_not:
         details.append(f"why: {judgment.why_not}")
     details = [detail for detail in dict.fromkeys([*details, judgment.note]) if detail]
     number = f"{claim.number}. "

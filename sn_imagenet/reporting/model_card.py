@@ -38,13 +38,14 @@ def model_card(
         files: file name -> description.
         license: the weights' license, as hubs abbreviate it.
     """
-    cell = run.cell
+    cell, classifies = run.cell, run.score == TOP1
     title = f"{architecture} with {method_label(cell.norm)}, {cell.setting}, {cell.data}"
     parts = [
         f"# {markdown_escape(title)}",
-        f"One run of Table 2 of Switchable Normalization (arXiv 1806.10779): {cell.setting} is "
-        f"(GPUs, samples per GPU), each GPU with its own statistics; seed {run.seed}.",
-        "## Accuracy",
+        f"One run of {'Table 2' if classifies else cell.row or 'a task'} of Switchable "
+        f"Normalization (arXiv 1806.10779): {cell.setting} is (GPUs, samples per GPU), each GPU "
+        f"with its own statistics; seed {run.seed}.",
+        "## Accuracy" if classifies else "## Score",
         *_accuracy(run, statistics),
         "## Training",
         *_training(run),
@@ -55,12 +56,15 @@ def model_card(
         "## License",
         _license(license),
     ]
-    return "\n\n".join([_front_matter(license), *parts]) + "\n"
+    return "\n\n".join([_front_matter(license, classifies), *parts]) + "\n"
 
 
-def _front_matter(license: str) -> str:
-    lines = ["library_name: timm", "pipeline_tag: image-classification"]
-    return "\n".join(["---", *lines, f"license: {license}", "tags: [image-classification]", "---"])
+def _front_matter(license: str, classifies: bool) -> str:
+    library, kind = (
+        ("timm", "image-classification") if classifies else ("pytorch", "image-to-image")
+    )
+    lines = [f"library_name: {library}", f"pipeline_tag: {kind}"]
+    return "\n".join(["---", *lines, f"license: {license}", f"tags: [{kind}]", "---"])
 
 
 def _accuracy(run: Run, used: str) -> list[str]:

@@ -27,7 +27,7 @@ from sn_imagenet.reporting.cells import (
 from sn_imagenet.reporting.claims_report import (
     JudgedClaim,
     claim_entry,
-    claims_on,
+    claims_of,
     effect_text,
     judge_claims,
     judge_expected,
@@ -98,7 +98,7 @@ def write_page(
         expected=_claims(judge_expected(collection, expected) if expected else [], runs_dir),
         claims=_claims(judge_claims(collection), runs_dir),
         rules=RULES,
-        without_claims=[s.title for s in studies if not claims_on(s)],
+        without_claims=[s.title for s in studies if not claims_of(s)],
         matches_paper=any(study.matches_paper for study in studies),
         paper=paper,
         studies=[_study(study, warnings) for study in studies],
@@ -119,13 +119,12 @@ def _claims(claims: Sequence[JudgedClaim], root: Path) -> list[dict[str, Any]]:
         entry = claim_entry(judged, root)
         deciding = judged.judgment.deciding
         effect = effect_text(deciding) if deciding and not judged.judgment.counted else ""
-        why = judged.judgment.why_not if entry["verdict"] == "not tested" else ""
         entries.append(
             {
                 **entry,
                 "effect_text": effect,
                 "tested": tested_text(judged.judgment),
-                "why": why,
+                "why": judged.judgment.why_not,
                 "effects": [effect_text(c) for c in judged.judgment.comparisons],
             }
         )

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from sn_imagenet.reporting.accuracy import accuracy_grid, difference_marks, minus
+from sn_imagenet.reporting.accuracy import accuracy_grid, difference_marks
 from sn_imagenet.reporting.appendix import appendix_markdown
 from sn_imagenet.reporting.averages import averages_grid
-from sn_imagenet.reporting.cells import method_label
+from sn_imagenet.reporting.cells import method_label, minus
 from sn_imagenet.reporting.departures import gather_departures
 from sn_imagenet.reporting.paper import NO_PAPER
 from sn_imagenet.reporting.render import (
@@ -23,7 +23,7 @@ from sn_imagenet.reporting.render import (
     markdown_escape,
     rounded,
 )
-from sn_imagenet.reporting.search import SEARCH, search_grid, search_rows
+from sn_imagenet.reporting.search import search_grid, search_rows
 from sn_imagenet.reporting.statistics import difference_interval
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_warnings
 from sn_imagenet.reporting.variants import (
@@ -144,7 +144,7 @@ def networks(collection: RunCollection) -> Document:
 
 def search(collection: RunCollection) -> Document:
     """What architecture search found with each method (Sec. 4.4)."""
-    studies = [study for study in studies_of(collection) if study.task == SEARCH]
+    studies = [study for study in studies_of(collection) if study.task == "architecture_search"]
     return _document(collection, "Architecture search", [search_grid], search_rows, studies)
 
 

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sn_imagenet.reporting.accuracy import minus, signed_text
+from sn_imagenet.reporting.accuracy import signed_text
 from sn_imagenet.reporting.cells import (
     CELL_KEYS,
     MISSING,
     Summary,
     experiment,
+    minus,
     score_heading,
     summarize,
 )

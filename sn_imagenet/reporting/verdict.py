@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sn_imagenet.reporting.statistics import Estimate, Interval, holm
+from sn_imagenet.reporting.comparison import LEAST_SEEDS, Comparison
+from sn_imagenet.reporting.statistics import holm
 from sn_imagenet.runs import Run, Setting
-
-LEAST_SEEDS = 3
 
 RULES = (
     'holds: the whole 95 % interval is where the claim requires it (for "within d": inside ±d). '
@@ -39,86 +37,22 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One effect, and where the claim requires it: within [low, high], or not at 0 (``differs``).
-
-    ``estimate`` is None without seeds or spread to judge by. ``why_not`` says why the comparison
-    does not enter the verdict; its effect may still be shown, e.g. if the threshold is for other
-    data. ``seeds``: label of a cell -> number of seeds. ``validation``: the interval for the finite
-    validation set."""
-
-    name: str
-    settings: tuple[Setting, ...]
-    low: float = -math.inf
-    high: float = math.inf
-    effect: float | None = None
-    estimate: Estimate | None = None
-    why_not: str = ""
-    differs: bool = False
-    test: str = ""
-    unit: str = "points of top-1"
-    seeds: dict[str, int] = field(default_factory=dict)
-    runs: tuple[Run, ...] = ()
-    validation: Interval | None = None
-
-    @property
-    def tested(self) -> bool:
-        """Whether the comparison enters the verdict."""
-        return not self.why_not
-
-    @property
-    def interval(self) -> Interval | None:
-        """The 95 % interval over seeds."""
-        return self.estimate.interval() if self.estimate else None
-
-    @property
-    def threshold(self) -> str:
-        """Where the claim requires the effect to be, in words."""
-        if self.differs:
-            return "≠ 0"
-        if math.isinf(self.high):
-            return f"≥ {self.low:g}"
-        if math.isinf(self.low):
-            return f"≤ {self.high:g}"
-        return f"within ±{self.high:g}"
-
-    @property
-    def margin(self) -> float | None:
-        """Distance from the threshold to the interval's nearer end; negative where the interval
-        crosses the threshold."""
-        if not self.interval:
-            return None
-        first, last = self.interval
-        if self.differs:
-            return max(first, -last)
-        return min(first - self.low, self.high - last)
-
-    def level(self) -> tuple[bool, float]:
-        """Whether the effect is where the claim requires it, and the smallest p that shows it."""
-        if self.estimate is None:
-            return False, 1.0  # without a standard error nothing can be shown
-        if self.differs:
-            _at_zero, p = self.estimate.level_of(0.0, 0.0)
-            return True, p
-        return self.estimate.level_of(self.low, self.high)
-
-
-@dataclass(frozen=True)
 class Judgment:
     """The verdict on a claim about one study; ``verdicts`` has one for each of ``comparisons``.
 
     ``counted``: the effect in words where the claim is judged by counting (claims 5 and 12, and
-    studies' statements). ``measured``: range and margin over pairs of seeds, in short."""
+    studies' statements). ``measured``: range and margin over pairs of seeds, in short. ``runs``,
+    ``seeds`` (by label of a cell) and ``settings``: what it is about."""
 
     verdict: Verdict
     comparisons: tuple[Comparison, ...]
     verdicts: tuple[Verdict, ...]
+    runs: tuple[Run, ...]
+    seeds: dict[str, int] = field(default_factory=dict)
+    settings: tuple[Setting, ...] = ()
     note: str = ""
     counted: str = ""
     measured: str = ""
-    runs: tuple[Run, ...] = ()
-    seeds: dict[str, int] = field(default_factory=dict)
-    settings: tuple[Setting, ...] = ()
 
     @property
     def deciding(self) -> Comparison | None:
@@ -129,8 +63,10 @@ class Judgment:
 
     @property
     def why_not(self) -> str:
-        """Why comparisons do not enter the verdict: four reasons and the number of others, those of
-        measured comparisons first."""
+        """Why a claim is not tested: four reasons and the number of others, those of measured
+        comparisons first. Empty for other verdicts."""
+        if self.verdict is not Verdict.NOT_TESTED:
+            return ""
         measured_first = sorted(self.comparisons, key=lambda c: c.effect is None)
         reasons = [r for c in measured_first if c.why_not for r in c.why_not.split("; ")]
         unique = list(dict.fromkeys(reasons))
@@ -138,20 +74,30 @@ class Judgment:
         return "; ".join(unique[:4] + ([f"and {more} more"] if more > 0 else []))
 
 
-def judge(
-    comparisons: Sequence[Comparison], *, all_parts: bool = False, note: str = ""
-) -> Judgment:
+def judge(comparisons: Sequence[Comparison], *, all_parts: bool = False) -> Judgment:
     """Judge a claim by its comparisons. ``all_parts``: the comparisons are parts of one statement,
     which cannot hold before each is tested. Otherwise untested settings are only named."""
     tested = [c for c in comparisons if c.tested]
-    rejections = holm([c.level()[1] for c in tested])
-    verdicts: dict[int, Verdict] = {}
-    for comparison, rejected in zip(tested, rejections, strict=True):
-        inside, _p = comparison.level()
-        verdict = Verdict.HOLDS if inside else Verdict.DOES_NOT
-        verdicts[id(comparison)] = verdict if rejected else Verdict.UNDECIDED
-    each = tuple(verdicts.get(id(c), Verdict.NOT_TESTED) for c in comparisons)
-    return Judgment(_combined(each, all_parts), tuple(comparisons), each, note)
+    rejections = iter(holm([c.level()[1] for c in tested]))
+    verdicts = [
+        Verdict.NOT_TESTED
+        if not comparison.tested
+        else Verdict.UNDECIDED
+        if not next(rejections)
+        else Verdict.HOLDS
+        if comparison.level()[0]
+        else Verdict.DOES_NOT
+        for comparison in comparisons
+    ]
+    shown = tested or comparisons
+    return Judgment(
+        _combined(verdicts, all_parts),
+        tuple(comparisons),
+        tuple(verdicts),
+        tuple(dict.fromkeys(run for c in shown for run in c.runs)),
+        {label: count for c in shown for label, count in c.seeds.items()},
+        tuple(dict.fromkeys(setting for c in tested for setting in c.settings)),
+    )
 
 
 def _combined(verdicts: Sequence[Verdict], all_parts: bool) -> Verdict:

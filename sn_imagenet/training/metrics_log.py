@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.runs import MetricsFile, RunDirectory, decompress_rows
@@ -68,10 +68,10 @@ class MetricsLog:
         with self._disk_errors_as_run_errors():
             self._tracker.describe(config, departures)
 
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """Log ``figure`` to the tracker; errors as :meth:`write`."""
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        """Log a picture, uint8 [H, W, 3], to the tracker; errors as :meth:`write`."""
         with self._disk_errors_as_run_errors():
-            self._tracker.figure(tag, figure, step)
+            self._tracker.picture(tag, pixels, step)
 
     def finish(self, config: ExperimentConfig, score: float) -> None:
         """Log the final score to the tracker; errors as :meth:`write`."""

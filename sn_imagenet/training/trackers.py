@@ -9,8 +9,6 @@ from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
@@ -50,8 +48,8 @@ class Tracker(Protocol):
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers by tag, after optimizer step ``step``."""
 
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """Log a figure of the present state."""
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        """Log a picture, uint8 [H, W, 3]."""
 
     def finish(self, config: ExperimentConfig, value: float) -> None:
         """Log the final score, the one that counts in the table."""
@@ -84,8 +82,8 @@ class TensorBoard:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
 
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
-        self._writer.add_figure(tag, figure, step)
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
     def finish(self, config: ExperimentConfig, value: float) -> None:
         self._writer.add_hparams(
@@ -125,10 +123,8 @@ class Trackio:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
 
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        self._run.log({tag: self._image(np.asarray(canvas.buffer_rgba()))}, step=step)
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        self._run.log({tag: self._image(pixels)}, step=step)
 
     def finish(self, config: ExperimentConfig, value: float) -> None:
         self._run.log({f"final/{self._score.key}": value})
@@ -154,7 +150,7 @@ class NullTracker:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         pass
 
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
         pass
 
     def finish(self, config: ExperimentConfig, value: float) -> None:

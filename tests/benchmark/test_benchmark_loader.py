@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sn_imagenet.benchmark.command import run
-from sn_imagenet.benchmark.compose import compose_config
+from sn_imagenet.benchmark.command import compose_config, run
 from sn_imagenet.benchmark.loader import LIMIT, PILLOW, TORCHVISION, loader_contenders
 from sn_imagenet.config import ExperimentConfig
 

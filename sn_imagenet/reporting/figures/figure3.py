@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -16,25 +17,28 @@ from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.curves import KIND_SYMBOLS
 from sn_imagenet.reporting.figures.series import FigureData, Series
 from sn_imagenet.reporting.figures.style import COLORS, PAGE
-from sn_imagenet.reporting.figures.weights import STACKING_ORDER, SettingWeights
-from sn_imagenet.runs import LayerWeights
+from sn_imagenet.runs import LayerWeights, Run, Setting
 
 
-def figure3(settings: Sequence[SettingWeights]) -> FigureData:
-    """The weight of each member of Omega in every SN layer: panels for μ and σ at each setting."""
+def figure3(seeds: Mapping[Setting, Sequence[Run]]) -> FigureData:
+    """The weight of each member of Omega in every SN layer, mean over the seeds of a setting, which
+    have the same layers: panels for μ and σ at each setting."""
     panels: dict[str, list[Series]] = {}
-    for weights, (kind, symbol) in product(settings, KIND_SYMBOLS.items()):
-        seeds = f", mean of {weights.seeds} seeds" if weights.seeds > 1 else ""
-        layers = weights.layers
-        panels[f"{weights.setting}: {symbol}{seeds}"] = [
+    for (setting, runs), (kind, symbol) in product(seeds.items(), KIND_SYMBOLS.items()):
+        layers = runs[0].weights
+        of_seeds = f", mean of {len(runs)} seeds" if len(runs) > 1 else ""
+        panels[f"{setting}: {symbol}{of_seeds}"] = [
             Series(
                 method_label(member),
                 [layer.name for layer in layers],
-                [getattr(layer, kind).get(member, 0.0) for layer in layers],
-                seeds=weights.seeds,
+                [
+                    fmean(getattr(run.weights[i], kind).get(member, 0.0) for run in runs)
+                    for i in range(len(layers))
+                ],
+                seeds=len(runs),
                 style={"color": COLORS[member], "layers": layers},
             )
-            for member in STACKING_ORDER
+            for member in COLORS
             if any(member in getattr(layer, kind) for layer in layers)
         ]
     return FigureData("layer", "importance weight", panels)

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
+from statistics import fmean
 
 from matplotlib.figure import Figure
 
 from sn_imagenet.reporting.cells import method_label
-from sn_imagenet.reporting.curves import KIND_SYMBOLS
+from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight
 from sn_imagenet.reporting.figures.figure1 import SETTINGS
 from sn_imagenet.reporting.figures.series import FigureData, Series, spread
 from sn_imagenet.reporting.figures.style import COLORS, COLUMN
-from sn_imagenet.reporting.figures.weights import STACKING_ORDER, SettingWeights
+from sn_imagenet.runs import Run, Setting
 
 
-def figure4(settings: Sequence[SettingWeights]) -> FigureData:
+def figure4(seeds: Mapping[Setting, Sequence[Run]]) -> FigureData:
     """The weight of each member of Omega by setting, panels for μ and σ: the mean over layers of
     each seed, their mean and standard deviation. A member that is not in Omega (BN at (8,1)) has no
     bar."""
-    panels: dict[str, list[Series]] = {}
-    for kind, symbol in KIND_SYMBOLS.items():
-        panels[symbol] = []
-        for member in STACKING_ORDER:
-            having = [w for w in settings if member in w.layer_means(kind)]
-            if not having:
-                continue
-            means = [w.layer_means(kind)[member] for w in having]
-            values = [[m[member] for m in w.layer_means_per_seed(kind)] for w in having]
-            names, style = [str(w.setting) for w in having], {"color": COLORS[member]}
-            ends = spread(means, values)
-            series = Series(method_label(member), names, means, *ends, values=values, style=style)
+    panels: dict[str, list[Series]] = {symbol: [] for symbol in KIND_SYMBOLS.values()}
+    for (kind, symbol), (member, color) in product(KIND_SYMBOLS.items(), COLORS.items()):
+        names, values = [], []
+        for setting, runs in seeds.items():
+            means = [mean_weight(run.weights, kind, member) for run in runs]
+            if of_seeds := [mean for mean in means if mean is not None]:
+                names.append(str(setting))
+                values.append(of_seeds)
+        if values:
+            y, style = list(map(fmean, values)), {"color": color}
+            ends = spread(y, values)
+            series = Series(method_label(member), names, y, *ends, values=values, style=style)
             panels[symbol].append(series)
-    return FigureData(SETTINGS, "importance weight", panels, [str(w.setting) for w in settings])
+    return FigureData(SETTINGS, "importance weight", panels, list(map(str, seeds)))
 
 
 def draw_figure4(data: FigureData) -> Figure:

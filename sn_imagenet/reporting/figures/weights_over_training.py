@@ -8,7 +8,7 @@ from itertools import product
 from matplotlib.figure import Figure
 
 from sn_imagenet.reporting.cells import method_label
-from sn_imagenet.reporting.curves import KIND_SYMBOLS, Epoch, stage_weights
+from sn_imagenet.reporting.curves import KIND_SYMBOLS, Epoch, mean_weight
 from sn_imagenet.reporting.figures.series import (
     FigureData,
     Series,
@@ -17,36 +17,31 @@ from sn_imagenet.reporting.figures.series import (
     over_epochs,
 )
 from sn_imagenet.reporting.figures.style import COLORS, PAGE
-from sn_imagenet.reporting.figures.weights import STACKING_ORDER
 from sn_imagenet.reporting.study import Study
-from sn_imagenet.runs import stage_of
 
 
 def weights_over_training(study: Study) -> FigureData | None:
     """Mean weight of each member of Omega over the layers of a stage, by epoch: a panel for each
     setting, kind (μ, σ) and stage; bands over seeds."""
-    settings = [
-        s
-        for s in study.drawn_settings
-        if any(epoch.weights for curve in study.curves.get(("sn", s), []) for epoch in curve)
-    ]
-    if not settings:
-        return None
-    settings = first_middle_last(settings)
-    stages = sorted(
-        {
-            stage_of(layer)
-            for s in settings
-            for curve in study.curves.get(("sn", s), [])
+    stages = {
+        setting: {
+            layer.stage
+            for curve in study.curves.get(("sn", setting), [])
             for epoch in curve
             for layer in epoch.weights
         }
-    )
+        for setting in study.drawn_settings
+    }
+    settings = [setting for setting, names in stages.items() if names]
+    if not settings:
+        return None
+    settings = first_middle_last(settings)
     panels: dict[str, list[Series]] = {}
-    for setting, (kind, symbol), stage in product(settings, KIND_SYMBOLS.items(), stages):
+    columns = sorted(set().union(*(stages[setting] for setting in settings)))
+    for setting, (kind, symbol), stage in product(settings, KIND_SYMBOLS.items(), columns):
         panels[f"{setting}, {symbol}, {stage}"] = [
             one
-            for member in STACKING_ORDER
+            for member in COLORS
             for one in over_epochs(
                 study.curves.get(("sn", setting), []),
                 _weight(kind, member, stage),
@@ -80,4 +75,4 @@ def draw_weights_over_training(data: FigureData) -> Figure:
 
 
 def _weight(kind: str, member: str, stage: str) -> Callable[[Epoch], float | None]:
-    return lambda epoch: stage_weights(epoch, stage).get(kind, {}).get(member)
+    return lambda epoch: mean_weight(epoch.weights, kind, member, stage)
