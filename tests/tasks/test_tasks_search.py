@@ -72,6 +72,21 @@ def test_rewards_are_dealt_from_repeated_passes(composed: Compose) -> None:
     assert all(map(torch.equal, resumed, batches[10:12])) and len(resumed) == 2
 
 
+def test_batches_of_an_evaluation_hold_all_classes(composed: Compose) -> None:
+    """They share statistics, and the images of a source are in the order of their classes."""
+    task = build_task(composed(*SMALL, "norm=ln"))
+    data = task.datasets()
+    assert isinstance(data, SearchData)
+    labels = np.sort(data.val.source.labels)  # as a folder's are
+    data.val.source.labels[:] = labels  # type: ignore[attr-defined]
+    batches = list(task.evaluation_batches(data, 999, torch.device("cpu")))
+    assert [batch.is_test for batch in batches] == [False] * 6 + [True] * 25
+    assert [len(batch.images) for batch in batches[:6]] == [16] * 5 + [5]
+    assert min(len(batch.images.labels.unique()) for batch in batches[:5]) > 4
+    seen = torch.cat([batch.images.labels for batch in batches if batch.is_test])
+    assert torch.equal(seen.sort().values, torch.from_numpy(np.sort(data.test.source.labels)))
+
+
 def test_the_best_architecture_is_chosen_on_the_images_for_rewards() -> None:
     """Three sampled architectures and the champion, right on 2, 3, 1 and 4 of four images."""
     decisions = torch.tensor([[0, 0, 1, 1], [1, 0, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1]]).repeat(1, 4)

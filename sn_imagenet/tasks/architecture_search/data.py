@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset, DataSets
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.loaders import BatchLoader, TrainLoader, eval_loader
+from sn_imagenet.data.loaders import BatchLoader, TrainLoader
+from sn_imagenet.data.seeding import Key, epoch_order
 from sn_imagenet.data.subset import split_source
 
 
@@ -83,14 +84,16 @@ class PartBatch(NamedTuple):
 
 
 class EvaluationBatches:
-    """The part for rewards, then the test part, in batches of ``size`` samples, which share batch
-    statistics."""
+    """The part for rewards, then the test part, each in an order that is the same for every run, in
+    batches of ``size`` samples. A batch shares statistics, so it must not hold one class alone, as
+    in the order of files."""
 
     def __init__(self, data: SearchData, size: int, workers: int, device: torch.device) -> None:
-        self._loaders = [
-            eval_loader(part, batch_size=size, rank=0, world_size=1, workers=workers, device=device)
-            for part in (data.val, data.test)
-        ]
+        self._loaders = []
+        for part in (data.val, data.test):
+            keys = [Key(0, index) for index in epoch_order(len(part), seed=0, epoch=0).tolist()]
+            batches: Any = [keys[first : first + size] for first in range(0, len(keys), size)]
+            self._loaders.append(BatchLoader(part, batches, workers, device, persistent=False))
 
     def __len__(self) -> int:
         return sum(map(len, self._loaders))
