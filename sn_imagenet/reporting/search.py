@@ -16,7 +16,7 @@ from sn_imagenet.reporting.comparison import (
 )
 from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight
 from sn_imagenet.reporting.render import Grid, Row, rounded
-from sn_imagenet.reporting.study import Study
+from sn_imagenet.reporting.study import FOUND, Study
 from sn_imagenet.reporting.verdict import Claim, Judgment, judge
 from sn_imagenet.runs import FINISHED, Run
 
@@ -30,7 +30,7 @@ def from_scratch(study: Study) -> Value:
     trained = {
         (run.cell.data, run.cell.row, run.seed): run.score_value()
         for run in study.collection.runs
-        if run.cell.model == "cell" and run.cell.row
+        if run.cell.model == FOUND and run.cell.row
     }
     return lambda run: trained.get((run.cell.data, run.cell.norm, run.seed))
 
@@ -139,13 +139,12 @@ def search_grid(study: Study) -> Grid | None:
     tasks."""
     if study.task != "architecture_search":
         return None
-    rows = [
-        Row(
-            f"{method_label(method)} {setting}",
-            tuple(_summary(study, cell, key).text() if cell.runs else MISSING for key in _COLUMNS),
-        )
-        for (method, setting), cell in study.cells.items()
-    ]
+    rows = []
+    for (method, setting), cell in study.cells.items():
+        numbers = [_summary(study, cell, key) for key in _COLUMNS]
+        # Without any number, the first column says why.
+        cells = (cell.text(), *(one.text() if one.values else MISSING for one in numbers[1:]))
+        rows.append(Row(f"{method_label(method)} {setting}", cells))
     return Grid(
         caption=f"Architecture search on {study.name}: accuracy (%).",
         columns=tuple(_COLUMNS.values()),

@@ -29,6 +29,7 @@ from sn_imagenet.runs import FINISHED, Run, Setting, find_runs
 from sn_imagenet.runs.scores import TOP1, Score
 
 TABLE_2_METHODS = ("bn", "gn", "sn")
+FOUND = "cell"  # the model of networks that an architecture search found
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,13 @@ class Study:
 
     @property
     def is_classification(self) -> bool:
-        """Whether the paper's claims and the numbers of its Table 2 are about this task: not with
-        networks that an architecture search found."""
-        return not self.task and self.score == TOP1 and self.model != "cell"
+        """Whether the paper's claims and the numbers of its Table 2 are about this task."""
+        return not self.task and self.score == TOP1 and not self.is_found
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the network is one that an architecture search found, trained from scratch."""
+        return self.model == FOUND and not self.task
 
     @property
     def paper(self) -> Paper:
@@ -208,7 +213,7 @@ def _experiment(run: Run) -> _Experiment:
 
 
 def _study(collection: RunCollection, key: _Experiment, score: Score, runs: Sequence[Run]) -> Study:
-    is_classification = not key.task and score == TOP1 and key.model != "cell"
+    is_classification = not key.task and score == TOP1 and key.model != FOUND
     settings, norms = ({run.cell.setting for run in runs}, {run.cell.norm for run in runs})
     if is_classification:
         settings, norms = settings | set(PAPER_SETTINGS), norms | set(TABLE_2_METHODS)

@@ -47,16 +47,17 @@ def _draw_cell(axes: Axes, blocks: list[list[Any]]) -> None:
     names = ["k-2", "k-1", *map(str, range(2, len(blocks) + 2)), "out"]
     drawn: Counter[tuple[int, int]] = Counter()
     for node, (first, first_op, second, second_op) in enumerate(blocks, start=2):
-        for source, operation in ((first, first_op), (second, second_op)):
+        # Labels at different parts of the two edges overlap less.
+        for source, operation, part in ((first, first_op, 0.4), (second, second_op, 0.6)):
             curve = _CURVES[drawn[source, node] % len(_CURVES)]
             drawn[source, node] += 1
-            _draw_edge(axes, places[source], places[node], operation, curve)
+            _draw_edge(axes, places[source], places[node], operation, curve, part)
     for node in outputs:
         _draw_edge(axes, places[node], places[-1], "", 0.1)
     for name, (x, y) in zip(names, places, strict=True):
         axes.text(x, y, name, ha="center", va="center", bbox=_BOX, fontsize=7.5, zorder=3)
     axes.set_xlim(-0.35, max(depths) + 0.35)
-    axes.set_ylim(min(heights) - 0.6, max(heights) + 0.6)
+    axes.set_ylim(min(heights) - 0.4, max(heights) + 0.4)
 
 
 def _heights(depths: list[int]) -> list[float]:
@@ -71,8 +72,14 @@ def _heights(depths: list[int]) -> list[float]:
 
 
 def _draw_edge(
-    axes: Axes, start: tuple[float, float], end: tuple[float, float], operation: str, curve: float
+    axes: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    operation: str,
+    curve: float,
+    part: float = 0.5,
 ) -> None:
+    """Draw an edge, with its label after ``part`` of it."""
     color = _COLORS.get(operation, "0.6")
     arrow = {
         "arrowstyle": "-|>",
@@ -84,9 +91,10 @@ def _draw_edge(
         "shrinkB": 9,
     }
     axes.annotate("", end, start, arrowprops=arrow, zorder=1)
-    # The middle of the curve, a quadratic whose control point is curve * length beside the chord.
+    # A quadratic curve, whose control point is beside the middle of the chord.
     (x0, y0), (x1, y1) = start, end
-    x, y = (x0 + x1) / 2 + curve * (y1 - y0) / 2, (y0 + y1) / 2 - curve * (x1 - x0) / 2
+    side = 2 * part * (1 - part) * curve
+    x, y = x0 + part * (x1 - x0) + side * (y1 - y0), y0 + part * (y1 - y0) - side * (x1 - x0)
     if operation:
         box = {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.85}
         axes.text(

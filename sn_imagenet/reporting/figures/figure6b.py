@@ -6,13 +6,20 @@ from matplotlib.figure import Figure
 
 from sn_imagenet.reporting.cells import method_label, score_heading
 from sn_imagenet.reporting.figures.series import FigureData, draw_curves, over_epochs
-from sn_imagenet.reporting.figures.style import COLUMN, method_style, unstyled
+from sn_imagenet.reporting.figures.style import COLUMN, DASHES, method_style, unstyled
 from sn_imagenet.reporting.study import Study
+
+_BASELINES = {
+    "none": {"color": "#000000", "ls": DASHES[1]},
+    "random": {"color": "0.5", "ls": DASHES[2]},
+}
 
 
 def figure6b(study: Study) -> FigureData | None:
     """A curve per method, with a band of one standard deviation over seeds; a panel per setting."""
     others = unstyled(study.drawn_methods)
+    styles = {norm: {"color": method_style(norm, others)["color"]} for norm in study.drawn_methods}
+    styles |= {norm: style for norm, style in _BASELINES.items() if norm in styles}
     panels = {
         str(setting): [
             one
@@ -21,14 +28,13 @@ def figure6b(study: Study) -> FigureData | None:
                 study.curves.get((norm, setting), []),
                 study.validation(norm, setting),
                 method_label(norm),
-                color=method_style(norm, others)["color"],
+                **styles[norm],
             )
         ]
         for setting in study.drawn_settings
     }
     panels = {title: series for title, series in panels.items() if series}
-    heading = f"{score_heading(study.score)}, sampled architectures"
-    return FigureData(study.x_label, heading, panels) if panels else None
+    return FigureData(study.x_label, score_heading(study.score), panels) if panels else None
 
 
 def draw_figure6b(data: FigureData) -> Figure:

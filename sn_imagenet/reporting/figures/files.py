@@ -127,7 +127,10 @@ def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
 
 
 def draw_study(study: Study, warnings: list[str]) -> Iterator[NamedFigure]:
-    """The figures of one study. A line is added to ``warnings`` for each run or cell left out."""
+    """The figures of one study, none of networks that a search found: its table has them. A line is
+    added to ``warnings`` for each run or cell left out."""
+    if study.is_found:
+        return
     warnings += conflict_warnings(study, "drawn") + study.damaged
     figures = FIGURES | TASK_FIGURES.get(study.task, {})
     for name, (gather, draw, why_not) in figures.items():
