@@ -5,7 +5,6 @@ BIN := .venv/bin
 EXPECTED = $(addprefix --expected ,$(wildcard results/expected/$(STUDY).yaml))
 TABLES_digits := table2,methods
 TABLES_depth := networks,table2
-TABLES_search := search
 TABLES = $(or $(TABLES_$(STUDY)),table2)
 
 .PHONY: setup test test-all demo report figures tables study-search study-sensitivity golden lint

@@ -7,7 +7,7 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -22,6 +22,8 @@ from sn_imagenet.models.mini import build_mini
 from sn_imagenet.models.norm_act import registered_with_timm
 from sn_imagenet.models.transform_net import TRANSFORM_NET, TransformNet
 from sn_imagenet.norms import MomentNorm2d, norm_layers
+
+N = TypeVar("N", bound=nn.Module)
 
 
 def norm_layer(norm: NormConfig) -> partial[MomentNorm2d]:
@@ -82,7 +84,7 @@ def build_model(
     return network
 
 
-def initialized(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def initialized(build: Callable[[], N], seed: int) -> N:
     """The network that ``build`` builds, its convolutions Kaiming normal (fan out, ReLU).
 
     It is built on the CPU and from the seed alone, so that the weights do not depend on placement

@@ -41,7 +41,6 @@ from sn_imagenet.reporting.figures.series import draw_curves, over_epochs, valid
 from sn_imagenet.reporting.figures.style import COLUMN, STYLE
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Grid
-from sn_imagenet.reporting.search import search_grid
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of
 from sn_imagenet.reporting.table2 import methods_grid, table2_grid
 from sn_imagenet.reporting.variants import variants_grid
@@ -140,8 +139,6 @@ def _study(study: Study, warnings: list[str]) -> dict[str, Any]:
     both = averages_grid(study)
     grids += [("Other methods (Sec. 4.1)", others)] if others else []
     grids += [("Moving and batch average", both)] if both else []
-    found = search_grid(study)
-    grids += [("What the searches found", found)] if found else []
     changes = variants_grid(study)
     grids += [("Changes of the protocol", changes)] if changes else []
     with rc_context(STYLE):

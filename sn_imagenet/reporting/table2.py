@@ -23,7 +23,6 @@ from sn_imagenet.reporting.render import (
     markdown_escape,
     rounded,
 )
-from sn_imagenet.reporting.search import search_grid, search_rows
 from sn_imagenet.reporting.statistics import difference_interval
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_warnings
 from sn_imagenet.reporting.variants import (
@@ -140,12 +139,6 @@ def networks(collection: RunCollection) -> Document:
     return _document(
         collection, "Networks", [networks_grid], networks_rows, list(studies.values()), warnings
     )
-
-
-def search(collection: RunCollection) -> Document:
-    """What architecture search found with each method (Sec. 4.4)."""
-    studies = [study for study in studies_of(collection) if study.task == "architecture_search"]
-    return _document(collection, "Architecture search", [search_grid], search_rows, studies)
 
 
 def _document(

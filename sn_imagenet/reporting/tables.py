@@ -20,7 +20,7 @@ from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Document, markdown_table
 from sn_imagenet.reporting.study import RunCollection
 from sn_imagenet.reporting.table1 import TakeCensus, read_table1, table1
-from sn_imagenet.reporting.table2 import averages, methods, networks, search, table2, variants
+from sn_imagenet.reporting.table2 import averages, methods, networks, table2, variants
 from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Run, Setting, run_from_result, write_text
 from sn_imagenet.runs.scores import TOP1, Score
 
@@ -31,7 +31,6 @@ RUN_TABLES: dict[str, Callable[[RunCollection], Document]] = {
     "averages": averages,
     "variants": variants,
     "networks": networks,
-    "search": search,
 }
 TABLE_NAMES = ("table1", *RUN_TABLES)
 _TOP1_COLUMNS = ("top-1", "top-5", "correct/seen")

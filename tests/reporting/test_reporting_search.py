@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from run_files import REPOSITORY, config, result, write_run
 from sn_imagenet.reporting.claims_report import write_claims
 from sn_imagenet.reporting.figures.cells import draw_cells
 from sn_imagenet.reporting.figures.files import plot_run, write_figures
-from sn_imagenet.reporting.page import write_page
-from sn_imagenet.reporting.tables import write_tables
 from sn_imagenet.runs.scores import Score
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
@@ -104,22 +101,6 @@ def test_the_claims_are_judged_and_those_of_classification_are_not(
     assert content["claims"][1]["effect"] == pytest.approx(0.22)
     assert "Claims on digits, cell, architecture_search" in files.text
     assert "No claims on digits, cell, random; digits, cell, sn" in files.text
-
-
-def test_the_table_shows_searches_and_training_from_scratch(runs: Path, tmp_path: Path) -> None:
-    written = write_tables(runs, tmp_path / "out", PAPER, ["search"])
-    row = next(line for line in written.markdown.splitlines() if line.startswith("| SN (1,32)"))
-    assert [cell.strip() for cell in row.split("|")[2:6]] == [
-        *("40.1 ± 0.1 (3)", "45.1 ± 0.1 (3)", "40.1 ± 0.1 (3)", "80.5 ± 0.5 (3)"),
-    ]
-    row = next(line for line in written.markdown.splitlines() if line.startswith("| LN (1,32)"))
-    assert row.split("|")[5].strip() == "—"  # nothing was trained from scratch
-    (entry,) = [
-        e for e in csv.DictReader((tmp_path / "out" / "search.csv").open()) if e["method"] == "gn"
-    ]
-    assert (entry["val_accuracy"], entry["from_scratch_n"]) == ("41.1", "0")
-    html = write_page(runs, tmp_path / "page", PAPER).path.read_text()
-    assert "What the searches found" in html and html.count('class="claim ') == 5
 
 
 def test_a_search_leaves_its_architecture_as_file_and_picture(tmp_path: Path) -> None:

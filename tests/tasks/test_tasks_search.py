@@ -22,12 +22,12 @@ from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation import prepare
-from sn_imagenet.models.cell import to_decisions
 from sn_imagenet.sweeps.pool import process_tree
 from sn_imagenet.tasks import build_task
 from sn_imagenet.tasks.architecture_search.controller import Sampled
 from sn_imagenet.tasks.architecture_search.data import PartBatch, SearchData
 from sn_imagenet.tasks.architecture_search.evaluator import SearchEvaluator
+from sn_imagenet.tasks.architecture_search.network import to_architectures
 
 Compose = Callable[..., ExperimentConfig]
 ROOT = Path(__file__).parents[2]
@@ -89,23 +89,23 @@ def test_batches_of_an_evaluation_hold_all_classes(composed: Compose) -> None:
 
 def test_the_best_architecture_is_chosen_on_the_images_for_rewards() -> None:
     """Three sampled architectures and the champion, right on 2, 3, 1 and 4 of four images."""
-    decisions = torch.tensor([[0, 0, 1, 1], [1, 0, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1]]).repeat(1, 4)
+    decisions = torch.zeros(4, 16, dtype=torch.int64)
+    for row, count in enumerate((2, 3, 1, 4)):
+        decisions[row, 1 : 2 * count : 2] = 4  # identity
 
     def forward(part: str, *inputs: Any) -> Any:
         if part == "policy":
             assert inputs == (3,)
             return Sampled(decisions[:3], torch.zeros(3), torch.zeros(3))
-        if part == "champion":
-            return decisions[3:]
-        images, chosen = inputs
-        right = images[:, 0] < sum(chosen[:4])
+        images, architecture = inputs
+        right = images[:, 0] < str(architecture).count("identity")
         return torch.stack([right, ~right], 1).float()
 
     def batch(is_test: bool, values: list[float]) -> PartBatch:
         images = torch.tensor(values)[:, None]
         return PartBatch(is_test, ImageBatch(images, torch.zeros(len(values), dtype=torch.int64)))
 
-    evaluator = SearchEvaluator(3, torch.device("cpu"))
+    evaluator = SearchEvaluator(3, decisions[3:])
     evaluator.update(forward, batch(False, [0, 1, 2, 3]))
     evaluator.update(forward, batch(False, [0, 1, 2, 3]))
     evaluator.update(forward, batch(True, [0, 3, 4, 5, 6]))
@@ -113,7 +113,8 @@ def test_the_best_architecture_is_chosen_on_the_images_for_rewards() -> None:
     assert numbers["val_accuracy"] == pytest.approx((50 + 75 + 25) / 3)
     assert (numbers["best_val_accuracy"], numbers["test_accuracy"]) == (100, 40)
     assert numbers["seen"] == 8
-    assert to_decisions(numbers["architecture"]) == decisions[3].tolist()
+    assert (numbers["architecture"],) == tuple(to_architectures(decisions[3:]))
+    assert numbers["architecture"]["normal"][0] == [0, "identity", 0, "identity"]
 
 
 @pytest.mark.parametrize(
@@ -122,13 +123,13 @@ def test_the_best_architecture_is_chosen_on_the_images_for_rewards() -> None:
         (("norm=bn",), "norm=bn: does not apply to an LSTM"),
         (("norm=in",), "norm=in: does not apply to an LSTM"),
         (("norm=ln", "data.image_size=7"), "data.image_size=7: expected at least 8"),
-        (("norm=ln", "batch=1x100"), "sets 85 images aside for rewards, and a batch has 100"),
+        (("norm=ln", "batch=1x100"), "gives 85 images for rewards, and a batch has 100"),
         (("norm=ln", "task.reward_fraction=1.5"), "task.reward_fraction=1.5: expected a fraction"),
-        (("norm=ln", "task.reward_fraction=0.999"), "leaves none for the weights"),
+        (("norm=ln", "task.reward_fraction=0.999"), "gives 0 images for weights"),
         (("norm=ln", "task.placement=both"), "task.placement=both: expected one of lstm, gates"),
         (("norm=ln", "task.lr_min=0.1"), "task.lr_min=0.1: expected 0 to 0.005"),
         (("norm=ln", "task.controller.eps=0"), "task.controller.eps=0: expected > 0"),
-        (("norm=ln", "task.controller.samples=0"), "samples=0: expected at least 1"),
+        (("norm=ln", "task.controller.samples=0"), "samples=0: expected > 0"),
         (("norm=ln", "trainer.epochs=null", "trainer.max_steps=5"), "trains by epochs"),
         (("norm=ln", "model.name=resnet14_mini"), "searches architectures of model=cell"),
         (("norm=ln", "task.candidates=0"), "task.candidates=0: expected at least 1"),
@@ -200,7 +201,7 @@ def test_a_search_alternates_its_phases_and_keeps_both_optimizers(finished: Path
     training = [row for row in rows(run_dir) if row["kind"] == "train"]
     keys = [{"train_accuracy", "reward", "entropy"} & row.keys() for row in training]
     assert keys == ([{"train_accuracy"}] * STEPS[0] + [{"reward", "entropy"}] * STEPS[1]) * 2
-    assert [row["lr"] for row in training[11:13]] == [0.005, 0.0035]
+    assert [row["lr"] for row in training[11:13]] == pytest.approx([0.005, 0.0035])
     state = torch.load(run_dir / "last.pt")
     momentum = state["weights"]["state"].values()
     assert any(one["momentum_buffer"].any() for one in momentum)
@@ -262,11 +263,9 @@ def test_what_a_search_finds_is_trained_from_scratch(finished: Path) -> None:
     assert result["evaluations"][0]["top1"] > 30
     again = run("evaluate.py", f"run={trained}", "calibration.samples=64")
     assert f"{result['evaluations'][0]['top1']:.2f}" in again
-    run("scripts/export.py", "--run", trained, "--out", finished / "export")
-    table = run("scripts/make_tables.py", "--runs", finished, "--out", finished / "out",
-                "--only", "search")  # fmt: skip
-    row = next(line for line in table.splitlines() if line.startswith("| SN (1,16)"))
-    assert f"{evaluation['val_accuracy']:.1f}" in row
+    run("scripts/export.py", trained, "--out", finished / "export")
+    figures = run("scripts/make_figures.py", "--runs", finished, "--out", finished / "out")
+    assert "fig6b_digits_cell_architecture_search" in figures
     run("evaluate.py", f"run={run_dir}")
     evaluations = json.loads((run_dir / "result.json").read_text())["evaluations"]
     assert evaluations[1]["architecture"] == evaluation["architecture"]
@@ -278,9 +277,8 @@ def test_search_without_normalization_or_controller(tmp_path: Path, norm: str) -
     run("train.py", *SMALL, f"norm={norm}", "trainer.epochs=1", f"runs_dir={tmp_path}")
     run_dir = search_dir(tmp_path, norm)
     state = torch.load(run_dir / "final.pt")["model"]
-    has_policy = any(name.startswith("policy.") for name in state)
-    assert has_policy == (norm == "none")
-    assert state["champion_record"][0] == 0  # the rewards of an epoch are computed all the same
+    assert state["record"][0] == 0  # the rewards of an epoch are computed all the same
+    assert not any("norm_" in name and name.startswith("policy") for name in state)
     assert json.loads((run_dir / "result.json").read_text())["status"] == "finished"
 
 

@@ -14,17 +14,14 @@ from torch import Tensor, nn
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.distributed import Microbatch
-from sn_imagenet.models.cell import CellNetwork
 from sn_imagenet.tasks import Clock, build_task
 from sn_imagenet.tasks.architecture_search import ArchitectureSearch
 from sn_imagenet.tasks.architecture_search import controller as module
 from sn_imagenet.tasks.architecture_search.controller import (
     Controller,
-    RandomPolicy,
     controller_args,
-    make_policy,
+    norm_of,
 )
-from sn_imagenet.tasks.architecture_search.network import SearchNetwork
 
 Compose = Callable[..., ExperimentConfig]
 TASK = ("task=architecture_search", "data=digits", "batch=1x16")
@@ -42,10 +39,10 @@ def controller(composed: Compose) -> Callable[..., Controller]:
         assert isinstance(task, ArchitectureSearch)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            policy = make_policy(config.norm, placement, blocks, task.controller).double()
+            uniform, norms = norm == "random", norm_of(config.norm)
+            policy = Controller(blocks, task.controller, placement, norms, uniform).double()
             for parameter in policy.parameters():
                 nn.init.normal_(parameter, std=0.5)
-        assert isinstance(policy, Controller)
         return policy
 
     return make
@@ -55,7 +52,7 @@ def controller(composed: Compose) -> Callable[..., Controller]:
 def space(monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """All architectures of one block with two operations: two cells of four decisions."""
     monkeypatch.setattr(module, "OPERATIONS", ("sep3x3", "identity"))
-    monkeypatch.setattr(module, "KERNELS", (3,))
+    monkeypatch.setattr(module, "KERNELS", {"sep3x3": 3})
     return torch.tensor(list(itertools.product((0, 1), repeat=8)))
 
 
@@ -189,7 +186,7 @@ def test_gradients_agree_with_finite_differences(
     controller: Callable[..., Controller], norm: str, placement: str
 ) -> None:
     policy = controller(norm, placement, blocks=2)
-    decisions = RandomPolicy(2)(4).decisions
+    decisions = controller("random", blocks=2)(4).decisions
     weights = torch.tensor([0.3, -0.7, 0.2, 0.5], dtype=torch.float64)
     (policy(0, decisions).log_prob @ weights).backward()
     parameters = list(policy.parameters())
@@ -210,28 +207,22 @@ def test_gradients_agree_with_finite_differences(
         assert (values[0] - values[1]).item() / 2e-6 == pytest.approx(float(slope), rel=1e-5)
 
 
-@pytest.mark.parametrize("norm", METHODS)
-def test_an_architecture_does_not_depend_on_the_others_of_its_batch(
-    controller: Callable[..., Controller], norm: str
+def test_random_search_is_uniform_and_learns_nothing(
+    controller: Callable[..., Controller],
 ) -> None:
-    policy = controller(norm, blocks=3)
-    with torch.no_grad():
-        sampled = policy(6)
-        alone = [policy(0, row[None]).log_prob for row in sampled.decisions]
-    torch.testing.assert_close(torch.cat(alone), sampled.log_prob)
-
-
-def test_the_random_policy_is_uniform() -> None:
-    policy, draws = RandomPolicy(5), 4000
+    policy, draws = controller("random", blocks=5), 2000
     with torch.random.fork_rng():
         torch.manual_seed(0)
         sampled = policy(draws)
     sizes = [size for b in range(5) for size in (b + 2, 5, b + 2, 5)] * 2
-    assert sampled.log_prob.unique().tolist() == pytest.approx([-sum(map(math.log, sizes))])
+    expected = [-sum(map(math.log, sizes))] * draws
+    assert sampled.log_prob.tolist() == pytest.approx(expected)
     for column, size in zip(sampled.decisions.T, sizes, strict=True):
         share = torch.bincount(column, minlength=size) / draws
         assert len(share) == size
         assert (share - 1 / size).abs().max() < 5 * (1 / size / draws) ** 0.5
+    sampled.log_prob.sum().backward()
+    assert not any(p.grad.any() for p in policy.parameters() if p.grad is not None)
 
 
 def test_methods_get_the_arguments_of_an_lstm(composed: Compose) -> None:
@@ -252,10 +243,10 @@ def test_methods_get_the_arguments_of_an_lstm(composed: Compose) -> None:
 
 
 class Known(nn.Module):
-    """A child that is right on the first ``sum(decisions)`` images."""
+    """A child that is right on as many images as its cells have separable convolutions."""
 
-    def forward(self, images: Tensor, decisions: list[int]) -> Tensor:
-        right = torch.arange(len(images)) < sum(decisions)
+    def forward(self, images: Tensor, architecture: Any) -> Tensor:
+        right = torch.arange(len(images)) < str(architecture).count("sep")
         return torch.stack([right, ~right], 1).float()
 
 
@@ -264,8 +255,9 @@ def test_the_loss_is_that_of_reinforce(composed: Compose) -> None:
     config = composed(*TASK, "norm=ln", *(f"task.controller.{k}={v}" for k, v in options.items()))
     task = build_task(config)
     assert isinstance(task, ArchitectureSearch)
-    policy = make_policy(config.norm, "lstm", 1, task.controller)
-    network = SearchNetwork(policy, CellNetwork(2, cells=1, filters=2, blocks=1)).double()
+    config.model.args.update(cells=1, filters=2, blocks=1)
+    network = task.network(type("Data", (), {"classes": range(2)})).double()  # type: ignore[arg-type]
+    policy = network.policy
     network.baseline.fill_(0.3)
     task.optimizations(network, Clock(10, 100))
     network.child = Known()  # type: ignore[assignment]
@@ -277,19 +269,19 @@ def test_the_loss_is_that_of_reinforce(composed: Compose) -> None:
     sampled = policy(4)
     baseline, expected, rewards = 0.3, 0.0, []
     for row, log_prob, entropy in zip(*(part.tolist() for part in sampled), strict=True):
-        rewards.append(min(16, sum(row)) / 16 + 0.01 * entropy)
+        rewards.append(sum(op < 2 for op in row[1::2]) / 16 + 0.01 * entropy)
         baseline = 0.9 * baseline + 0.1 * rewards[-1]
         expected -= log_prob * (rewards[-1] - baseline) / 4
     assert losses.loss.item() == pytest.approx(expected, rel=1e-7)
     assert network.baseline.item() == pytest.approx(baseline, rel=1e-7)
     assert losses.sums["reward"].item() == pytest.approx(sum(rewards), rel=1e-7)
     best = max(range(4), key=rewards.__getitem__)
-    assert network("champion").tolist() == [sampled.decisions[best].tolist()]
+    assert network.champion.tolist() == [sampled.decisions[best].tolist()]
     # Another epoch forgets the champion, even for a worse one.
     network.remember_best(torch.zeros(1, 8, dtype=torch.int64), torch.tensor([0.1]), 3)
-    assert network("champion").tolist() == [[0] * 8]
+    assert network.champion.tolist() == [[0] * 8]
     network.remember_best(torch.ones(1, 8, dtype=torch.int64), torch.tensor([0.05]), 3)
-    assert network("champion").tolist() == [[0] * 8]
+    assert network.champion.tolist() == [[0] * 8]
 
 
 def test_the_rate_of_the_weights_restarts_after_10_30_and_70_epochs(composed: Compose) -> None:

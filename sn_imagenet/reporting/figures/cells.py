@@ -18,7 +18,6 @@ _COLORS = {
     "identity": "0.45",
 }
 _BOX = {"boxstyle": "round,pad=0.35", "ec": "0.3", "fc": "0.95", "lw": 0.8}
-_CURVES = (0.15, -0.25, 0.3, -0.4)  # of edges between the same two nodes
 
 
 def draw_cells(architecture: dict[str, list[list[Any]]]) -> Figure:
@@ -35,40 +34,32 @@ def draw_cells(architecture: dict[str, list[list[Any]]]) -> Figure:
 
 
 def _draw_cell(axes: Axes, blocks: list[list[Any]]) -> None:
-    inputs = [[first, second] for first, _, second, _ in blocks]
     depths = [0, 0]
-    for sources in inputs:
-        depths.append(1 + max(depths[source] for source in sources))
-    used = {source for sources in inputs for source in sources}
+    for first, _, second, _ in blocks:
+        depths.append(1 + max(depths[first], depths[second]))
+    used = {source for first, _, second, _ in blocks for source in (first, second)}
     outputs = [node for node in range(len(depths)) if node not in used]
     depths.append(max(depths) + 1)
-    heights = _heights(depths)
-    places = list(zip(depths, heights, strict=True))
-    names = ["k-2", "k-1", *map(str, range(2, len(blocks) + 2)), "out"]
+    # Nodes of one depth are spread around a center that alternates, so that edges overlap less.
+    places: list[tuple[int, float]] = []
+    for node, depth in enumerate(depths):
+        offset = 0.35 * (-1) ** depth if depth not in (0, max(depths)) else 0.0
+        place = (depths.count(depth) - 1) / 2 - depths[:node].count(depth)
+        places.append((depth, place + offset))
     drawn: Counter[tuple[int, int]] = Counter()
     for node, (first, first_op, second, second_op) in enumerate(blocks, start=2):
-        # Labels at different parts of the two edges overlap less.
         for source, operation, part in ((first, first_op, 0.4), (second, second_op, 0.6)):
-            curve = _CURVES[drawn[source, node] % len(_CURVES)]
+            curve = (0.15, -0.25)[drawn[source, node]]
             drawn[source, node] += 1
             _draw_edge(axes, places[source], places[node], operation, curve, part)
     for node in outputs:
         _draw_edge(axes, places[node], places[-1], "", 0.1)
+    names = ["k-2", "k-1", *map(str, range(2, len(blocks) + 2)), "out"]
     for name, (x, y) in zip(names, places, strict=True):
         axes.text(x, y, name, ha="center", va="center", bbox=_BOX, fontsize=7.5, zorder=3)
+    heights = [y for _, y in places]
     axes.set_xlim(-0.35, max(depths) + 0.35)
     axes.set_ylim(min(heights) - 0.4, max(heights) + 0.4)
-
-
-def _heights(depths: list[int]) -> list[float]:
-    """Nodes of one depth, spread around a center that alternates, so that edges do not overlap."""
-    counts, seen = Counter(depths), Counter[int]()
-    heights = []
-    for depth in depths:
-        offset = 0.35 * (-1) ** depth if depth not in (0, max(depths)) else 0.0
-        heights.append((counts[depth] - 1) / 2 - seen[depth] + offset)
-        seen[depth] += 1
-    return heights
 
 
 def _draw_edge(

@@ -1,6 +1,5 @@
 """Architecture search with a normalized LSTM controller (Sec. 4.4, Fig. 6(b))."""
 
-from sn_imagenet.tasks.architecture_search.controller import RandomPolicy
 from sn_imagenet.tasks.architecture_search.task import ArchitectureSearch
 
-__all__ = ["ArchitectureSearch", "RandomPolicy"]
+__all__ = ["ArchitectureSearch"]

@@ -1,7 +1,7 @@
-"""The controller of ENAS's micro search: an LSTM that samples the decisions of two cells.
+"""The controller of ENAS's micro search: an LSTM that chooses the blocks of two cells.
 
-For each block it chooses two inputs and two operations; its numbers and their sources are in
-``configs/task/architecture_search.yaml`` and ``architecture_search_paper.yaml``.
+For each block it chooses two inputs and two operations: *decisions*, integers in the order
+``[input, operation, input, operation]``, the normal cell first, 8 per block in all.
 """
 
 from __future__ import annotations
@@ -22,20 +22,13 @@ from sn_imagenet.norms import GroupNorm2d, LayerNorm2d, SwitchNorm1d, SwitchNorm
 from sn_imagenet.norms.methods import METHODS
 
 UNITS = 64
-PLACEMENTS = ("lstm", "gates")
 NormOf = Callable[[int, int], nn.Module]
 """(number of features, groups) -> a layer for [M, features]."""
 
 
 @dataclass(frozen=True)
 class ControllerOptions:
-    """``task.controller``. ``steps`` per epoch, each with the mean gradient of ``samples``
-    architectures; Adam with ``learning_rate``, ``beta1`` and ``eps``. Logits of inputs are
-    ``tanh`` * tanh(x / ``temperature``), those of operations ``op_tanh`` * tanh(...). ``op_bias``:
-    initial bias of the operations with weights (before tanh); ``fixed_op_bias`` is added for them
-    and subtracted for the others in the normal cell. The reward is accuracy + ``entropy_weight`` *
-    entropy; its moving average has ``baseline_decay``.
-    """
+    """``task.controller``; ``configs/task/architecture_search.yaml`` explains the options."""
 
     steps: int
     samples: int
@@ -51,10 +44,7 @@ class ControllerOptions:
     baseline_decay: float
 
     def __post_init__(self) -> None:
-        for key in ("steps", "samples"):
-            value = getattr(self, key)
-            require(value >= 1, f"task.controller.{key}={value}: expected at least 1")
-        for key in ("learning_rate", "eps", "tanh", "op_tanh", "temperature"):
+        for key in ("steps", "samples", "learning_rate", "eps", "tanh", "op_tanh", "temperature"):
             value = getattr(self, key)
             require(value > 0, f"task.controller.{key}={value}: expected > 0")
         for key in ("beta1", "baseline_decay"):
@@ -63,9 +53,8 @@ class ControllerOptions:
 
 
 class Sampled(NamedTuple):
-    """M architectures: ``decisions`` int64 [M, 8 * blocks], in the order of
-    :mod:`sn_imagenet.models.cell`; ``log_prob`` [M], of all decisions; ``entropy`` [M], the sum
-    over the decisions of the entropy of their distributions."""
+    """M architectures: ``decisions`` int64 [M, 8 * blocks]; ``log_prob`` [M], of all decisions;
+    ``entropy`` [M], the sum of the entropies of their distributions."""
 
     decisions: Tensor
     log_prob: Tensor
@@ -75,18 +64,20 @@ class Sampled(NamedTuple):
 class Controller(nn.Module):
     """The policy. Calling it samples ``count`` architectures, or evaluates given ``decisions``.
 
-    Placement ``lstm`` is that of Ba et al. (2016), appendix: norm(W_x x) + norm(W_h h), and
-    norm(c) within the tanh of the output. ``gates`` is one layer on W_x x + W_h h. The groups of
-    the 4 * 64 pre-activations are the four gates; the cell state c is one group.
+    Placement ``lstm`` is that of Ba et al. (2016), appendix: norm(W_x x) + norm(W_h h), and norm(c)
+    within the tanh of the output. ``gates`` is one layer on W_x x + W_h h. The groups of these
+    4 * 64 pre-activations are the four gates; the cell state c is one group.
+
+    Args:
+        uniform: whether every choice is uniform, whatever the LSTM says: random search.
     """
 
     def __init__(
-        self, blocks: int, options: ControllerOptions, placement: str, norm: NormOf
+        self, blocks: int, options: ControllerOptions, placement: str, norm: NormOf, uniform: bool
     ) -> None:
         super().__init__()
-        require_one_of("task.placement", placement, PLACEMENTS)
-        self.blocks = blocks
-        self.options = options
+        require_one_of("task.placement", placement, ("lstm", "gates"))
+        self.blocks, self.options, self.uniform = blocks, options, uniform
         both = placement == "lstm"
         self.norm_input = norm(4 * UNITS, 4) if both else nn.Identity()
         self.norm_hidden = norm(4 * UNITS, 4) if both else nn.Identity()
@@ -103,18 +94,19 @@ class Controller(nn.Module):
         self.score_weight = _uniform(UNITS)
 
     def forward(self, count: int, decisions: Tensor | None = None) -> Sampled:
-        choices = _Choices(count if decisions is None else len(decisions), decisions, self.start)
-        h = c = self.start.new_zeros(choices.count, UNITS)
+        if decisions is not None:
+            # In the order of the choices: both inputs of a block, then both operations.
+            count, decisions = len(decisions), decisions.unflatten(1, (-1, 2, 2)).mT.flatten(1)
+        self._given, self._chosen = decisions, list[Tensor]()
+        self._log_prob = self._entropy = self.start.new_zeros(count)
+        h = c = self.start.new_zeros(count, UNITS)
         for is_normal in (True, False):  # the reduction cell continues with h and c
-            h, c = self._cell(choices, h, c, is_normal)
-        order = [4 * b + place for b in range(2 * self.blocks) for place in (0, 2, 1, 3)]
-        return choices.sampled(order)
+            h, c = self._choose_cell(h, c, is_normal)
+        chosen = torch.stack(self._chosen, 1).unflatten(1, (-1, 2, 2)).mT.flatten(1)
+        return Sampled(chosen, self._log_prob, self._entropy)
 
-    def _cell(
-        self, choices: _Choices, h: Tensor, c: Tensor, is_normal: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Choose inputs and operations of each block: both inputs first, then both operations."""
-        options, start = self.options, self.start.expand(choices.count, UNITS)
+    def _choose_cell(self, h: Tensor, c: Tensor, is_normal: bool) -> tuple[Tensor, Tensor]:
+        options, start, rows = self.options, self.start.expand_as(h), torch.arange(len(h))
         fixed = _bias(options.fixed_op_bias, -options.fixed_op_bias).to(start) * is_normal
         states, keys = [], []
         for _ in range(2):
@@ -127,12 +119,12 @@ class Controller(nn.Module):
                 h, c = self._step(x, h, c)
                 queries = torch.stack(keys, 1) + (h @ self.query_weight)[:, None]
                 scores = torch.tanh(queries) @ self.score_weight
-                chosen = choices.add(options.tanh * torch.tanh(scores / options.temperature))
-                x = torch.stack(states, 1)[torch.arange(len(h), device=h.device), chosen]
+                chosen = self._choose(options.tanh * torch.tanh(scores / options.temperature))
+                x = torch.stack(states, 1)[rows.to(h.device), chosen]
             for _ in range(2):
                 h, c = self._step(x, h, c)
                 logits = (h @ self.op_weight + self.op_bias) / options.temperature
-                chosen = choices.add(options.op_tanh * torch.tanh(logits) + fixed)
+                chosen = self._choose(options.op_tanh * torch.tanh(logits) + fixed)
                 x = self.op_inputs[chosen]
             h, c = self._step(x, h, c)
             states.append(h)
@@ -146,21 +138,17 @@ class Controller(nn.Module):
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(self.norm_cell(c)), c
 
-
-class RandomPolicy(nn.Module):
-    """The baseline ``norm=random``: every decision uniform, nothing to learn."""
-
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        sizes = [size for b in range(blocks) for size in (b + 2, len(OPERATIONS)) * 2]
-        self.register_buffer("sizes", torch.tensor(2 * sizes), persistent=False)
-        self.sizes: Tensor
-
-    def forward(self, count: int) -> Sampled:
-        device = self.sizes.device
-        uniform = torch.rand(count, len(self.sizes), dtype=torch.float64, device=device)
-        entropy = self.sizes.log().sum().expand(count)
-        return Sampled((uniform * self.sizes).long(), -entropy, entropy)
+    def _choose(self, logits: Tensor) -> Tensor:
+        """Choose from ``logits`` [M, K]; int64 [M]. Draws are from the global generator."""
+        log_p = (logits * (not self.uniform)).log_softmax(1)
+        if self._given is None:
+            chosen = torch.multinomial(log_p.detach().exp(), 1)[:, 0]
+        else:
+            chosen = self._given[:, len(self._chosen)]
+        self._chosen.append(chosen)
+        self._log_prob = self._log_prob + log_p.gather(1, chosen[:, None])[:, 0]
+        self._entropy = self._entropy - (log_p.exp() * log_p).sum(1)
+        return chosen
 
 
 def controller_args(norm: NormConfig) -> dict[str, Any]:
@@ -172,18 +160,14 @@ def controller_args(norm: NormConfig) -> dict[str, Any]:
     return {**args, "num_groups": 4} if {"omega", "num_groups"} & args.keys() else args
 
 
-def make_policy(
-    norm: NormConfig, placement: str, blocks: int, options: ControllerOptions
-) -> nn.Module:
-    """The policy of a method: a :class:`Controller`, or a :class:`RandomPolicy`.
+def norm_of(norm: NormConfig) -> NormOf:
+    """The layers of a method for the controller.
 
     Raises:
         ConfigError: the method needs maps or other samples, which an LSTM does not have.
     """
-    if norm.target == f"{__package__}.{RandomPolicy.__name__}":
-        return RandomPolicy(blocks)
     if norm.target == "torch.nn.Identity":
-        return Controller(blocks, options, placement, lambda features, groups: nn.Identity())
+        return lambda features, groups: nn.Identity()
     args = controller_args(norm)
     layer_class = type(norm_layer(replace(norm, args=args))(UNITS))
     own = layer_class not in METHODS.values() and not layer_class.stores_statistics
@@ -194,44 +178,14 @@ def make_policy(
         )
 
     def build(features: int, groups: int) -> nn.Module:
-        if groups == 1 and "num_groups" in args:  # GN is LN, and SN has nothing to choose from
-            return _on_vectors(features, LayerNorm2d(features))
-        if layer_class is SwitchNorm2d:
+        if layer_class is SwitchNorm2d and groups > 1:
             return SwitchNorm1d(features, **args)
-        return _on_vectors(features, layer_class(features, **args))
+        # With one group GN is LN, and SN has nothing to choose from.
+        is_ln = groups == 1 and "num_groups" in args
+        layer = LayerNorm2d(features) if is_ln else layer_class(features, **args)
+        return nn.Sequential(nn.Unflatten(1, (features, 1, 1)), layer, nn.Flatten())
 
-    return Controller(blocks, options, placement, build)
-
-
-def _on_vectors(features: int, layer: nn.Module) -> nn.Sequential:
-    """The layer on [M, features], viewed as [M, features, 1, 1]."""
-    return nn.Sequential(nn.Unflatten(1, (features, 1, 1)), layer, nn.Flatten())
-
-
-class _Choices:
-    """The choices of one pass, drawn from the global generator, or given as ``decisions``."""
-
-    def __init__(self, count: int, decisions: Tensor | None, like: Tensor) -> None:
-        self.count = count
-        # Given in the order of an architecture, which alternates inputs and operations.
-        self._given = None if decisions is None else decisions.unflatten(1, (-1, 2, 2)).mT
-        self._chosen: list[Tensor] = []
-        self._log_prob = self._entropy = like.new_zeros(count)
-
-    def add(self, logits: Tensor) -> Tensor:
-        """Choose from ``logits`` [M, K]; int64 [M]."""
-        log_p = logits.log_softmax(1)
-        if self._given is None:
-            chosen = torch.multinomial(log_p.detach().exp(), 1)[:, 0]
-        else:
-            chosen = self._given.flatten(1)[:, len(self._chosen)]
-        self._chosen.append(chosen)
-        self._log_prob = self._log_prob + log_p.gather(1, chosen[:, None])[:, 0]
-        self._entropy = self._entropy - (log_p.exp() * log_p).sum(1)
-        return chosen
-
-    def sampled(self, order: list[int]) -> Sampled:
-        return Sampled(torch.stack(self._chosen, 1)[:, order], self._log_prob, self._entropy)
+    return build
 
 
 def _uniform(*shape: int) -> nn.Parameter:
@@ -240,5 +194,4 @@ def _uniform(*shape: int) -> nn.Parameter:
 
 def _bias(with_weights: float, without: float) -> Tensor:
     """[operations]: one value for those with weights, one for the others."""
-    size = range(len(OPERATIONS))
-    return torch.tensor([with_weights if i < len(KERNELS) else without for i in size])
+    return torch.tensor([with_weights if op in KERNELS else without for op in OPERATIONS])

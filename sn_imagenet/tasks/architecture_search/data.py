@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count, islice
 from typing import Any, NamedTuple
 
 import torch
 
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset, DataSets
-from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.loaders import BatchLoader, TrainLoader
 from sn_imagenet.data.seeding import Key, epoch_order
 from sn_imagenet.data.subset import split_source
@@ -28,19 +27,10 @@ class SearchData(DataSets):
 
 def search_data(data: DataSets, reward_fraction: float) -> SearchData:
     """Set aside ``reward_fraction`` of each class's training images for rewards, the same for
-    every seed.
-
-    Raises:
-        DataError: a part is empty.
-    """
+    every seed."""
     test, train = data.val, data.train
     assert test is not None, "image data have validation images"
     weights, reward = split_source(train.source, reward_fraction)
-    if not len(weights):
-        raise DataError(
-            f"task.reward_fraction={reward_fraction} of {len(train)} training images leaves none "
-            "for the weights; use a smaller fraction or more data"
-        )
     return SearchData(
         train=AugmentedDataset(weights, train.data, train.sample_crop, train.seed),
         val=AugmentedDataset(reward, train.data, test.sample_crop, train.seed),
@@ -54,26 +44,22 @@ def search_data(data: DataSets, reward_fraction: float) -> SearchData:
     )
 
 
+@dataclass(frozen=True)
 class RepeatedLoader:
     """Passes over a data set one after another, dealt to epochs of ``steps`` batches each."""
 
-    def __init__(self, loader: TrainLoader, steps: int) -> None:
-        self.loader = loader
-        self.steps = steps
+    loader: TrainLoader
+    steps: int
 
     def __len__(self) -> int:
         return self.steps
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ImageBatch]:
         """The batches of ``epoch`` from ``start_step`` on."""
-        done, end = epoch * self.steps + start_step, (epoch + 1) * self.steps
-        while done < end:
-            number, first = divmod(done, len(self.loader))
-            for batch in self.loader.epoch(number, first):
-                yield batch
-                done += 1
-                if done == end:
-                    return
+        first, skipped = divmod(epoch * self.steps + start_step, len(self.loader))
+        starts = chain([skipped], count(0, 0))
+        passes = map(self.loader.epoch, count(first), starts)
+        return islice(chain.from_iterable(passes), self.steps - start_step)
 
 
 class PartBatch(NamedTuple):
@@ -99,8 +85,5 @@ class EvaluationBatches:
         return sum(map(len, self._loaders))
 
     def __iter__(self) -> Iterator[PartBatch]:
-        return chain.from_iterable(map(_label, (False, True), self._loaders))
-
-
-def _label(is_test: bool, loader: BatchLoader) -> Iterator[PartBatch]:
-    return (PartBatch(is_test, batch) for batch in loader)
+        for is_test, loader in zip((False, True), self._loaders, strict=True):
+            yield from (PartBatch(is_test, batch) for batch in loader)

@@ -7,33 +7,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sn_imagenet.models.cell import CellNetwork
+from sn_imagenet.models.cell import CELLS, OPERATIONS, Architecture, CellNetwork
+from sn_imagenet.tasks.architecture_search.controller import Controller
+
+
+def to_architectures(decisions: Tensor) -> list[Architecture]:
+    """The architectures of ``decisions`` [M, D]."""
+    architectures: list[Architecture] = []
+    for cells in decisions.unflatten(1, (2, -1, 4)).tolist():
+        blocks = [[[i, OPERATIONS[a], j, OPERATIONS[b]] for i, a, j, b in cell] for cell in cells]
+        architectures.append(dict(zip(CELLS, blocks, strict=True)))
+    return architectures
 
 
 class SearchNetwork(nn.Module):
     """A policy and the weights that all its architectures share.
 
-    Buffers: ``baseline`` [], the moving average of rewards; ``champion`` int64 [decisions], the
-    architecture with the highest reward of an epoch, and ``champion_record`` [2], that epoch (-1:
-    none yet) and the reward.
+    Buffers: ``baseline`` [], the moving average of rewards; ``champion`` int64 [1, D], the
+    decisions with the highest reward of an epoch, and ``record`` [2], that epoch and reward.
     """
 
-    def __init__(self, policy: nn.Module, child: CellNetwork) -> None:
+    baseline: Tensor
+    champion: Tensor
+    record: Tensor
+
+    def __init__(self, policy: Controller, child: CellNetwork) -> None:
         super().__init__()
         self.policy = policy
         self.child = child
         self.register_buffer("baseline", torch.zeros(()))
-        self.register_buffer("champion", torch.zeros(8 * child.blocks, dtype=torch.int64))
-        self.register_buffer("champion_record", torch.tensor([-1.0, 0.0]))
-        self.baseline: Tensor
-        self.champion: Tensor
-        self.champion_record: Tensor
+        self.register_buffer("champion", torch.zeros(1, 8 * child.blocks, dtype=torch.int64))
+        self.register_buffer("record", torch.tensor([-1.0, 0.0]))
 
     def forward(self, part: str, *inputs: Any) -> Any:
-        """``policy``, count: sampled architectures. ``child``, images, decisions: logits.
-        ``champion``: the champion's decisions [1, D], or [0, D] before the first."""
-        if part == "champion":
-            return self.champion.expand(int(self.champion_record[0] >= 0), -1)
+        """``policy``, count: sampled architectures. ``child``, images, architecture: logits."""
         return getattr(self, part)(*inputs)
 
     @torch.no_grad()
@@ -48,8 +55,8 @@ class SearchNetwork(nn.Module):
     @torch.no_grad()
     def remember_best(self, decisions: Tensor, rewards: Tensor, epoch: int) -> None:
         """Keep the best of an epoch's architectures: ``decisions`` [M, D], ``rewards`` [M]."""
-        reward, best = rewards.to(self.baseline).max(0)
-        is_better = (self.champion_record[0] != epoch) | (reward > self.champion_record[1])
+        reward, best = rewards.to(self.record).max(0)
+        is_better = (self.record[0] != epoch) | (reward > self.record[1])
         record = torch.stack([torch.full_like(reward, epoch), reward])
         self.champion.copy_(torch.where(is_better, decisions[best], self.champion))
-        self.champion_record.copy_(torch.where(is_better, record, self.champion_record))
+        self.record.copy_(torch.where(is_better, record, self.record))

@@ -15,15 +15,16 @@ from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.config.checks import require
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets
-from sn_imagenet.data.loaders import TrainLoader, train_loader
+from sn_imagenet.data.loaders import train_loader
 from sn_imagenet.distributed import Microbatch
 from sn_imagenet.models import initialized
 from sn_imagenet.models.cell import CellNetwork
 from sn_imagenet.runs.scores import Score
 from sn_imagenet.tasks.architecture_search.controller import (
+    Controller,
     ControllerOptions,
     controller_args,
-    make_policy,
+    norm_of,
 )
 from sn_imagenet.tasks.architecture_search.data import (
     EvaluationBatches,
@@ -32,10 +33,9 @@ from sn_imagenet.tasks.architecture_search.data import (
     search_data,
 )
 from sn_imagenet.tasks.architecture_search.evaluator import SearchEvaluator
-from sn_imagenet.tasks.architecture_search.network import SearchNetwork
+from sn_imagenet.tasks.architecture_search.network import SearchNetwork, to_architectures
 from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task
 
-LEAST_PIXELS = 8
 # What the paper (Sec. 4.4) states, or Fig. 6(b) shows: 150 epochs with restarts after 10, 30, 70.
 PAPER = {"data": "cifar10", "batch": "1x160", "epochs": 150, "cells": 6, "filters": 20}
 
@@ -69,31 +69,22 @@ class ArchitectureSearch(Task):
         controller: Mapping[str, Any],
     ) -> None:
         super().__init__(config)
-        self.placement = placement
-        self.reward_fraction = reward_fraction
-        self.candidates = candidates
-        self.lr_min = lr_min
-        self.restart_epochs = restart_epochs
-        self.controller = ControllerOptions(**controller)
-        require(
-            0 < reward_fraction < 1,
-            f"task.reward_fraction={reward_fraction}: expected a fraction between 0 and 1",
-        )
-        for key in ("candidates", "restart_epochs"):
-            value = getattr(self, key)
-            require(value >= 1, f"task.{key}={value}: expected at least 1")
-        highest = config.initial_lr
-        require(
-            0 <= lr_min <= highest,
-            f"task.lr_min={lr_min}: expected 0 to {highest:g}, the highest rate of the weights "
-            "(protocol.base_lr * total batch / protocol.lr_reference_batch)",
-        )
+        self.placement, self.controller = placement, ControllerOptions(**controller)
+        self.reward_fraction, self.candidates = reward_fraction, candidates
+        self.lr_min, self.restart_epochs, highest = lr_min, restart_epochs, config.initial_lr
+        for key, within, expected in (
+            ("reward_fraction", 0 < reward_fraction < 1, "a fraction between 0 and 1"),
+            ("candidates", candidates >= 1, "at least 1"),
+            ("restart_epochs", restart_epochs >= 1, "at least 1"),
+            ("lr_min", 0 <= lr_min <= highest, f"0 to {highest:g}, the highest rate of weights"),
+        ):
+            require(within, f"task.{key}={getattr(self, key)}: expected {expected}")
 
     def datasets(self) -> SearchData:
         return search_data(super().datasets(), self.reward_fraction)
 
     def network(self, data: DataSets) -> SearchNetwork:
-        """The shared weights and the controller; the former do not depend on the method."""
+        """The controller and the shared weights; the latter do not depend on the method."""
         config, args = self.config, dict(self.config.model.args)
         require(
             config.model.name == "cell" and args.pop("architecture", None) is None,
@@ -103,41 +94,40 @@ class ArchitectureSearch(Task):
 
         def build() -> SearchNetwork:
             child = CellNetwork(len(data.classes), **args, dropout=config.protocol.dropout)
-            policy = make_policy(config.norm, self.placement, child.blocks, self.controller)
+            uniform, norm = bool(config.norm.args.get("uniform")), norm_of(config.norm)
+            policy = Controller(child.blocks, self.controller, self.placement, norm, uniform)
             return SearchNetwork(policy, child)
 
-        network = initialized(build, config.seed)
-        assert isinstance(network, SearchNetwork)
-        return network
+        self._network = initialized(build, config.seed)
+        return self._network
 
     def norm_args(self) -> dict[str, Any]:
         return controller_args(self.config.norm)
 
     def check(self, network: nn.Module, data: DataSets) -> None:
-        config = self.config
+        side, batch = self.config.data.image_size, self.config.batch.total
         require(
-            config.trainer.epochs is not None,
+            self.config.trainer.epochs is not None,
             "trainer.epochs=null: task=architecture_search trains by epochs",
         )
-        side = config.data.image_size
         require(
-            side >= LEAST_PIXELS,
-            f"data.image_size={side}: expected at least {LEAST_PIXELS}, since the child halves its "
-            "maps twice",
+            side >= 8,
+            f"data.image_size={side}: expected at least 8, since the child halves its maps twice",
         )
-        reward, batch = len(data.val or ()), config.batch.total
-        require(
-            reward >= batch,
-            f"task.reward_fraction={self.reward_fraction} sets {reward} images aside for rewards, "
-            f"and a batch has {batch}; use a larger fraction, more data or a smaller batch",
-        )
+        for part, name in ((data.train, "weights"), (data.val, "rewards")):
+            size = len(part or ())
+            require(
+                size >= batch,
+                f"task.reward_fraction={self.reward_fraction} gives {size} images for {name}, and "
+                f"a batch has {batch}; use another fraction, more data or a smaller batch",
+            )
 
     def batches(self, phase: str, data: DataSets, device: torch.device) -> Any:
         if phase == "weights":
             return super().batches(phase, data, device)
         assert data.val is not None
         config = self.config
-        loader: TrainLoader = train_loader(
+        loader = train_loader(
             data.val,
             global_batch=config.batch.total,
             rank=0,
@@ -152,7 +142,7 @@ class ArchitectureSearch(Task):
         """SGD with Nesterov momentum and cosine restarts for the weights, Adam for the controller.
         What an architecture does not use stays as it is in that step."""
         assert isinstance(network, SearchNetwork)
-        self._network, self._clock = network, clock
+        self._steps_per_epoch = clock.steps_per_epoch
         protocol, controller = self.config.protocol, self.controller
         weights = torch.optim.SGD(
             network.child.parameters(),
@@ -163,20 +153,19 @@ class ArchitectureSearch(Task):
             fused=True,
         )
         adam = torch.optim.Adam(
-            [{"params": list(network.policy.parameters())}],  # none for random search
-            lr=controller.learning_rate,
+            network.policy.parameters(),
             betas=(controller.beta1, 0.999),
             eps=controller.eps,
             fused=True,
         )
         return {
-            "weights": Optimization(weights, lambda step: self._rate(step)),
+            "weights": Optimization(weights, self._rate),
             "controller": Optimization(adam, lambda step: controller.learning_rate),
         }
 
     def _rate(self, step: int) -> float:
         """Cosine from the highest rate to ``lr_min`` by epoch, over periods that double."""
-        epoch, period = step // self._clock.steps_per_epoch, self.restart_epochs
+        epoch, period = step // self._steps_per_epoch, self.restart_epochs
         while epoch >= period:
             epoch, period = epoch - period, 2 * period
         amplitude = (self.config.initial_lr - self.lr_min) / 2
@@ -190,43 +179,34 @@ class ArchitectureSearch(Task):
         phase: str,
     ) -> Losses:
         images, labels = microbatch.batch
+        sums: dict[str, Tensor] = {name: torch.zeros(()) for name in self.sums}
         if phase == "weights":
             with torch.no_grad():
-                (decisions,) = network("policy", 1).decisions.tolist()
-            logits = network("child", images, decisions)
-            correct = (logits.detach().argmax(1) == labels).sum()
-            sums = {"trained": torch.tensor(len(labels)), "correct": correct}
-            return Losses(F.cross_entropy(logits, labels), self._all_sums(sums))
+                (architecture,) = to_architectures(network("policy", 1).decisions)
+            logits = network("child", images, architecture)
+            sums["trained"] += len(labels)
+            sums["correct"] = (logits.detach().argmax(1) == labels).sum()
+            return Losses(F.cross_entropy(logits, labels), sums)
         sampled = network("policy", self.controller.samples)
         with torch.no_grad():
             accuracies = [
-                (network("child", images, decisions).argmax(1) == labels).float().mean()
-                for decisions in sampled.decisions.tolist()
+                (network("child", images, architecture).argmax(1) == labels).float().mean()
+                for architecture in to_architectures(sampled.decisions)
             ]
         entropy = sampled.entropy.detach()
         rewards = torch.stack(accuracies) + self.controller.entropy_weight * entropy
-        epoch = step // self._clock.steps_per_epoch
-        self._network.remember_best(sampled.decisions, rewards, epoch)
+        self._network.remember_best(sampled.decisions, rewards, step // self._steps_per_epoch)
         advantages = self._network.advantages(rewards, self.controller.baseline_decay)
-        loss = -(sampled.log_prob * advantages).mean()
-        if not loss.requires_grad:  # random search
-            loss.requires_grad_()
-        count = torch.tensor(len(rewards))
-        sums = {"children": count, "reward": rewards.sum(), "entropy": entropy.sum()}
-        return Losses(loss, self._all_sums(sums))
-
-    def _all_sums(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: sums.get(name, torch.zeros(())) for name in self.sums}
+        sums["children"] += len(rewards)
+        sums |= {"reward": rewards.sum(), "entropy": entropy.sum()}
+        return Losses(-(sampled.log_prob * advantages).mean(), sums)
 
     def metrics(self, sums: Mapping[str, float], samples: int) -> dict[str, float]:
-        """Of the phases that the steps belong to: the accuracy of the sampled architectures on
-        augmented images, and the mean reward and entropy."""
-        metrics = {}
+        """Of the steps' phase: the accuracy of sampled architectures on augmented images, or the
+        mean reward and entropy."""
         if sums["trained"]:
-            metrics["train_accuracy"] = 100 * sums["correct"] / sums["trained"]
-        if sums["children"]:
-            metrics |= {name: sums[name] / sums["children"] for name in ("reward", "entropy")}
-        return metrics
+            return {"train_accuracy": 100 * sums["correct"] / sums["trained"]}
+        return {name: sums[name] / sums["children"] for name in ("reward", "entropy")}
 
     def evaluation_batches(
         self, data: DataSets, batch_size: int, device: torch.device
@@ -240,26 +220,26 @@ class ArchitectureSearch(Task):
     def evaluator(
         self, data: DataSets, device: torch.device, batch_size: int, artifacts: Mapping[str, str]
     ) -> SearchEvaluator:
-        return SearchEvaluator(self.candidates, device)
+        network = self._network
+        has_champion = int(network.record[0] >= 0)  # not before the first rewards
+        return SearchEvaluator(self.candidates, network.champion[:has_champion])
 
     def departures(self, fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
-        config = self.config
-        args = config.model.args
-        ours = {
-            "data": config.data.name,
-            "batch": config.batch.name,
-            "epochs": config.trainer.epochs,
-            "cells": args.get("cells"),
-            "filters": args.get("filters"),
-        }
-        differing = [(key, PAPER[key], ours[key]) for key in PAPER if PAPER[key] != ours[key]]
-        differing += [
+        config, args = self.config, self.config.model.args
+        ours: dict[str, Any] = {"data": config.data.name, "batch": config.batch.name}
+        ours |= {"epochs": config.trainer.epochs, **args}
+        rows: list[tuple[str, Any, Any]] = [
+            (key, paper, ours.get(key)) for key, paper in PAPER.items()
+        ]
+        rows += [
             ("places of the normalization layers", "not stated", self.placement),
             ("groups of GN in the LSTM", "not stated", "one per gate"),
             ("auxiliary classifier of the child", "not stated; in ENAS's code", "none"),
-            ("images for the rewards of a step", "not stated; one batch each", "one batch"),
-            ("controller", "not stated", str(asdict(self.controller))),
+            ("images for the rewards of a step", "not stated; a batch each", "one batch"),
+            ("controller", "not stated", asdict(self.controller)),
         ]
         return [
-            {"item": item, "paper": str(paper), "ours": str(own)} for item, paper, own in differing
+            {"item": item, "paper": str(paper), "ours": str(own)}
+            for item, paper, own in rows
+            if paper != own
         ]
