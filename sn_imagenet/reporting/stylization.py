@@ -11,6 +11,8 @@ from sn_imagenet.reporting.verdict import Claim, Judgment, Verdict, judge
 from sn_imagenet.runs import FINISHED, Run
 from sn_imagenet.runs.reading import number, open_to_read, parse_json
 
+STYLIZATION = "stylization"  # the task's name
+
 
 def loss_curve(run: Run, key: str = "loss") -> list[Epoch]:
     """The training losses of a run by step, each a mean over the steps since the one before. Empty
@@ -63,7 +65,7 @@ def sn_selects_in(study: Study) -> Judgment:
     return Judgment(verdict, (), (), tuple(runs), settings=settings, counted=counted)
 
 
-CLAIMS = (
+STYLIZATION_CLAIMS = (
     Claim(1, "SN's loss falls faster than IN's and BN's (area).", "Fig. 6(a)", sn_is_fastest),
     Claim(2, "SN selects IN: its weight is above 1/3 in every seed.", "Sec. 4.3", sn_selects_in),
 )
