@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,14 +59,6 @@ def load_features(file: str | None) -> nn.Sequential:
             "with features.0.weight to features.21.bias, or null to download torchvision's"
         ) from error
     return layers
-
-
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 of the parameters."""
-    digest = hashlib.sha256()
-    for parameter in module.parameters():
-        digest.update(parameter.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def gram(features: Tensor) -> Tensor:

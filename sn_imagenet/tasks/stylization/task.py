@@ -17,7 +17,7 @@ from sn_imagenet.data.sources.images import read_image
 from sn_imagenet.distributed import Microbatch, all_reduce_sum
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models.build import build_network
-from sn_imagenet.models.transform_net import LEAST_SIDE
+from sn_imagenet.models.transform_net import LEAST_SIDE, TRANSFORM_NET, TransformNet
 from sn_imagenet.runs.scores import Score
 from sn_imagenet.tasks.stylization.perceptual import (
     LAYERS,
@@ -25,7 +25,6 @@ from sn_imagenet.tasks.stylization.perceptual import (
     PerceptualLoss,
     load_features,
     total_variation,
-    weights_hash,
 )
 from sn_imagenet.tasks.stylization.stylize import resized
 from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task
@@ -64,9 +63,9 @@ class Stylization(Task):
             if value not in known:
                 raise ConfigError(f"task.{key}={value}: expected one of {', '.join(known)}")
         self.style, self.features, self.content_layer = style, features, content_layer
-        self.style_size = config.data.image_size if style_size is None else style_size
         self.scale, own = scale, SCALES[scale]
         self.numbers: dict[str, Any] = {
+            "style_size": config.data.image_size if style_size is None else style_size,
             "content_weight": own.content_weight if content_weight is None else content_weight,
             "style_weight": own.style_weight if style_weight is None else style_weight,
             "tv_weight": tv_weight,
@@ -79,43 +78,31 @@ class Stylization(Task):
 
     def datasets(self) -> DataSets:
         """The images, and the style and features, which the fingerprint covers too."""
-        image_size, style_size = self.config.data.image_size, self.style_size
-        for key, side in (("data.image_size", image_size), ("task.style_size", style_size)):
-            if not (isinstance(side, int) and side >= LEAST_SIDE):
-                raise ConfigError(f"{key}={side}: expected at least {LEAST_SIDE} pixels")
-        style = resized(read_image(Path(self.style).expanduser()), style_size)
+        style = resized(read_image(Path(self.style).expanduser()), self.numbers["style_size"])
         if min(style.shape[:2]) < LEAST_SIDE:
             raise ConfigError(
-                f"task.style={self.style}: its shorter side is below {LEAST_SIDE} pixels at "
-                f"task.style_size={style_size}; use a larger size or another image"
+                f"task.style={self.style}: {style.shape[1]} x {style.shape[0]} pixels at its size "
+                f"(task.style_size, or data.image_size); expected at least {LEAST_SIDE}"
             )
-        data = super().datasets()
-        features = load_features(self.features)
-        data.fingerprint["style"] = {"sha256": hashlib.sha256(style.tobytes()).hexdigest()}
-        data.fingerprint["features"] = {"sha256": weights_hash(features)}
+        data, features = super().datasets(), load_features(self.features)
+        weights = b"".join(weight.numpy().tobytes() for weight in features.state_dict().values())
+        for name, content in (("style", style.tobytes()), ("features", weights)):
+            data.fingerprint[name] = {"sha256": hashlib.sha256(content).hexdigest()}
         pixels = torch.from_numpy(style).permute(2, 0, 1).float()
         self._loss = PerceptualLoss(features, SCALES[self.scale], pixels, self.content_layer)
         return data
 
     def network(self, data: DataSets) -> nn.Module:
         """With PyTorch's initialization of convolutions, as in pytorch/examples."""
+        model, side = self.config.model, self.config.data.image_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            return build_network(self.config.model, self.config.norm, num_classes=1)
-
-    @torch.no_grad()
-    def check(self, network: nn.Module, data: DataSets) -> None:
-        side = self.config.data.image_size
-        try:
-            result = str(list(network.eval()(torch.zeros(1, 3, side, side)).shape))
-        except (ValueError, RuntimeError) as error:
-            result = str(error).splitlines()[0]
-        if result != f"[1, 3, {side}, {side}]":
-            raise ConfigError(
-                f"model.name={self.config.model.name}: expected images of {side} x {side} pixels "
-                f"from such images, got {result}; use model=transform_net, or a larger "
-                "data.image_size"
-            )
+            network = build_network(model, self.config.norm, num_classes=1)
+        if not isinstance(network, TransformNet):
+            raise ConfigError(f"model.name={model.name}: task=stylization needs {TRANSFORM_NET}")
+        if side < network.least_side:
+            raise ConfigError(f"data.image_size={side}: expected at least {network.least_side}")
+        return network
 
     def optimizations(self, network: nn.Module, clock: Clock) -> dict[str, Optimization]:
         rate = self.numbers["learning_rate"]
@@ -125,10 +112,8 @@ class Stylization(Task):
     def weighted_losses(self, output: Tensor, content: Tensor) -> dict[str, Tensor]:
         """``total``, ``feature`` and ``style`` of each image, [N], the last two weighted."""
         feature, style = self._loss.to(output.device)(output, content)
-        feature, style = (
-            self.numbers["content_weight"] * feature,
-            self.numbers["style_weight"] * style,
-        )
+        feature = self.numbers["content_weight"] * feature
+        style = self.numbers["style_weight"] * style
         total = feature + style
         if self.numbers["tv_weight"]:
             total = total + self.numbers["tv_weight"] * total_variation(output.float())
