@@ -18,7 +18,11 @@ from sn_imagenet.norms import MomentNorm2d
 from sn_imagenet.norms.moments import Moments
 
 TRANSFORM_NET = "transform_net"
-CHOICES = {"padding": ("reflect", "reflect_start"), "upsampling": ("nearest", "transposed")}
+CHOICES = {
+    "padding": ("reflect", "reflect_start"),
+    "upsampling": ("nearest", "transposed"),
+    "output": ("tanh", "linear"),
+}
 LEAST_SIDE = 8  # pixels of an image's shorter side; VGG16 halves it three times
 _START = 40  # pixels that "reflect_start" adds on each side, and unpadded blocks remove
 _PLAIN = 1 << 20  # pixels of an image that is not large
@@ -36,9 +40,11 @@ class TransformNet(nn.Module):
             elsewhere, as in Johnson's paper and code.
         upsampling: ``nearest`` by 2 before a convolution, as in pytorch/examples; or ``transposed``
             convolutions, as in Johnson's paper and code, which leave a checkerboard.
+        output: ``tanh``, 150 times around the middle of the pixels, as in Johnson's code; or
+            ``linear``, as in pytorch/examples, which takes many steps to leave black.
 
     Raises:
-        ConfigError: an unknown ``padding`` or ``upsampling``.
+        ConfigError: an unknown choice.
     """
 
     def __init__(
@@ -46,12 +52,15 @@ class TransformNet(nn.Module):
         norm_layer: Callable[[int], nn.Module],
         padding: str = "reflect",
         upsampling: str = "nearest",
+        output: str = "tanh",
     ) -> None:
         super().__init__()
-        for key, value in (("padding", padding), ("upsampling", upsampling)):
+        chosen = {"padding": padding, "upsampling": upsampling, "output": output}
+        for key, value in chosen.items():
             if value not in CHOICES[key]:
                 known = ", ".join(CHOICES[key])
                 raise ConfigError(f"model.args.{key}={value}: expected one of {known}")
+        self.output = output
         self.start = _START if padding == "reflect_start" else 0
         self.least_side = max(LEAST_SIDE, self.start + 1)  # reflection adds less than a side
         mode: Literal["zeros", "reflect"] = "zeros" if self.start else "reflect"
@@ -78,7 +87,7 @@ class TransformNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images float [N, 3, H, W] -> [N, 3, H, W]; sides are at least ``least_side`` pixels."""
-        return self._crop(self.parts(self._pad(images)), images)
+        return self._finish(self.parts(self._pad(images)), images)
 
     @torch.no_grad()
     def stylize(self, image: Tensor) -> Tensor:
@@ -90,15 +99,15 @@ class TransformNet(nn.Module):
         for part in self.parts:
             assert isinstance(part, nn.Sequential)
             x = part(x) if part is self.parts[2] else _in_strips(part, x)
-        return self._crop(x, image)
+        return self._finish(x, image)
 
     def _pad(self, images: Tensor) -> Tensor:
         return F.pad(images, (self.start,) * 4, mode="reflect") if self.start else images
 
-    @staticmethod
-    def _crop(output: Tensor, images: Tensor) -> Tensor:
+    def _finish(self, x: Tensor, images: Tensor) -> Tensor:
         # Sides that are no multiple of 4 come out up to 3 pixels longer.
-        return output[..., : images.shape[2], : images.shape[3]]
+        x = x[..., : images.shape[2], : images.shape[3]]
+        return 127.5 + 150 * torch.tanh(x) if self.output == "tanh" else x
 
 
 class _Block(nn.Module):

@@ -15,15 +15,21 @@ STYLIZATION = "stylization"  # the task's name
 
 
 def loss_curve(run: Run, key: str = "loss") -> list[Epoch]:
-    """The training losses of a run by step, each a mean over the steps since the one before. Empty
-    for a run without metrics or with damaged ones, which :attr:`Study.damaged` reports."""
+    """The training losses of a run by step, each a mean over ``trainer.log_every`` steps, which the
+    end of an epoch divides into two rows. Empty for a run without metrics or with damaged ones,
+    which :attr:`Study.damaged` reports."""
+    points: dict[int, tuple[int, float, int]] = {}  # (last step, sum of losses, steps)
     try:
+        every = int(run.config["trainer"]["log_every"])
         with open_to_read(run.path / "metrics.jsonl") as file:
             rows = [parse_json(line, finite=False) for line in file.read().split(b"\n")[:-1]]
-        training = [row for row in rows if row["kind"] == "train"]
-        return [Epoch(int(row["step"]), number(row[key]), {}) for row in training]
+        for row in (row for row in rows if row["kind"] == "train"):
+            step, steps = int(row["step"]), int(row["steps"])
+            _, total, before = points.get(-(-step // every), (0, 0.0, 0))
+            points[-(-step // every)] = step, total + steps * number(row[key]), before + steps
     except (OSError, ValueError, KeyError, TypeError):
         return []
+    return [Epoch(step, total / steps, {}) for step, total, steps in points.values()]
 
 
 def mean_loss(run: Run) -> float | None:

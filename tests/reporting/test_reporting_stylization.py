@@ -23,7 +23,7 @@ LEVELS = {"bn": 3.0, "in": 2.0, "sn": 1.0}
 
 
 def losses(norm: str, seed: int) -> list[float]:
-    """Three rows: after 10, 20 and 25 steps."""
+    """Three rows: after 10, 15, the end of an epoch, and 20 steps."""
     return [LEVELS[norm] * (8 + 0.1 * seed), LEVELS[norm] * 4, LEVELS[norm] * 2]
 
 
@@ -32,6 +32,7 @@ def write_study(root: Path, weight_of_in: float = 0.4, methods: tuple[str, ...] 
         for seed in range(3):
             run_config = config(norm, "1x4", seed, "images", "transform_net")
             run_config["task"] = {"name": "stylization", "row": "wave"}
+            run_config["trainer"]["log_every"] = 10
             run_config["run_dir"] = f"runs/{norm}/seed{seed}"
             outcome = result(run_config)
             for evaluation in outcome["evaluations"]:
@@ -47,7 +48,7 @@ def write_study(root: Path, weight_of_in: float = 0.4, methods: tuple[str, ...] 
             rows = [
                 {"kind": "train", "step": step, "steps": steps, "loss": loss, "style": loss / 2}
                 for step, steps, loss in zip(
-                    (10, 20, 25), (10, 10, 5), losses(norm, seed), strict=True
+                    (10, 15, 20), (10, 5, 5), losses(norm, seed), strict=True
                 )
             ]
             metrics = "".join(
@@ -66,8 +67,9 @@ def test_the_area_is_the_mean_over_steps(tmp_path: Path) -> None:
     write_study(tmp_path)
     run = read_run(tmp_path / "bn" / "seed1")
     first, second, third = losses("bn", 1)
-    assert [point.number for point in loss_curve(run)] == [10, 20, 25]
-    assert mean_loss(run) == pytest.approx((10 * first + 10 * second + 5 * third) / 25)
+    curve = [(point.number, point.train) for point in loss_curve(run)]
+    assert curve == [(10, first), (20, pytest.approx((second + third) / 2))]
+    assert mean_loss(run) == pytest.approx((10 * first + 5 * second + 5 * third) / 20)
     (tmp_path / "bn" / "seed1" / "metrics.jsonl").write_text("damaged\n")
     assert loss_curve(run) == [] and mean_loss(run) is None
 
@@ -115,10 +117,9 @@ def test_figure_6a_has_the_losses_by_step(tmp_path: Path) -> None:
         panel for panel in ("total", "style", "feature") for _ in LEVELS
     ]
     (total,) = [s for s in content["series"] if (s["panel"], s["label"]) == ("total", "BN")]
-    assert total["x"] == [10, 20, 25] and total["seeds"] == 3
-    expected = [np.mean([losses("bn", seed)[row] for seed in range(3)]) for row in range(3)]
-    assert total["y"] == pytest.approx(expected)
-    assert total["low"][0] == pytest.approx(expected[0] - 0.3)  # one standard deviation
+    assert total["x"] == [10, 20] and total["seeds"] == 3
+    assert total["y"] == pytest.approx([3 * 8.1, 3 * (4 + 2) / 2])
+    assert total["low"][0] == pytest.approx(3 * 8.1 - 0.3)  # one standard deviation
 
 
 def test_figure_9_shows_what_all_methods_stylized(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sn_imagenet.models import fuse_relus, transform_net
 from sn_imagenet.models.transform_net import CHOICES, TransformNet
 from sn_imagenet.norms import BatchNorm2d, InstanceNorm2d, SwitchNorm2d, norm_layers
 
-ALL_CHOICES = list(itertools.product(*CHOICES.values()))
+ALL_CHOICES = list(itertools.product(CHOICES["padding"], CHOICES["upsampling"]))
 
 
 def make(norm: Callable[..., Any], padding: str, upsampling: str) -> TransformNet:
@@ -73,8 +73,11 @@ def formula(state: dict[str, Tensor], images: Tensor, padding: str, upsampling: 
 @pytest.mark.parametrize(("padding", "upsampling"), ALL_CHOICES)
 def test_the_network_computes_its_formula(padding: str, upsampling: str) -> None:
     network = make(InstanceNorm2d, padding, upsampling).double()
+    network.output = "linear" if padding == "reflect" else "tanh"
     images = photographs(2, 48, 64).double()
     expected = formula(dict(network.state_dict()), images, padding, upsampling)
+    if padding != "reflect":
+        expected = 127.5 + 150 * expected.tanh()
     torch.testing.assert_close(network(images), expected, rtol=1e-9, atol=1e-9)
 
 

@@ -57,6 +57,7 @@ def draw_figure9(data: FigureData) -> Figure:
     for axes, file in zip(grid.flat, (file for row in data.rows for file in row), strict=True):
         axes.imshow(imread(file))
         axes.set_axis_off()
+        axes.set_anchor("N")
     for axes, title in zip(grid[0], data.ticks, strict=True):
         axes.set_title(title)
     figure.tight_layout(pad=0.2)
