@@ -27,6 +27,7 @@ from sn_imagenet.models.saved import (
     is_classifier,
     read_saved,
 )
+from sn_imagenet.models.transform_net import TransformNet
 from sn_imagenet.norms import GroupNorm2d, LayerNorm2d
 from sn_imagenet.norms.methods import METHODS
 from sn_imagenet.runs import write_atomically, write_text
@@ -235,7 +236,7 @@ def _write_onnx(network: nn.Module, images: Tensor, path: Path) -> float:
 
 def _dynamic_shapes(network: nn.Module) -> tuple[dict[int, Any]]:
     shapes: dict[int, Any] = {0: torch.export.Dim("batch")}
-    if not is_classifier(network):  # convolutions alone
+    if isinstance(network, TransformNet):
         shapes |= {2: 4 * torch.export.Dim("height"), 3: 4 * torch.export.Dim("width")}
     return (shapes,)
 

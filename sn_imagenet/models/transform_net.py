@@ -18,7 +18,11 @@ from sn_imagenet.norms import MomentNorm2d
 from sn_imagenet.norms.moments import Moments
 
 TRANSFORM_NET = "transform_net"
-CHOICES = {"padding": ("reflect", "reflect_start"), "upsampling": ("nearest", "transposed")}
+CHOICES = {
+    "padding": ("reflect", "reflect_start"),
+    "upsampling": ("nearest", "transposed"),
+    "output": ("tanh", "linear"),
+}
 LEAST_SIDE = 8  # pixels of an image's shorter side; VGG16 halves it three times
 _START = 40  # pixels that "reflect_start" adds on each side, and unpadded blocks remove
 _PLAIN = 1 << 20  # pixels of an image that is not large
@@ -36,9 +40,11 @@ class TransformNet(nn.Module):
             elsewhere, as in Johnson's paper and code.
         upsampling: ``nearest`` by 2 before a convolution, as in pytorch/examples; or ``transposed``
             convolutions, as in Johnson's paper and code, which leave a checkerboard.
+        output: ``tanh``, 150 times around the middle of the pixels, as in Johnson's code; or
+            ``linear``, as in pytorch/examples, which takes many steps to leave black.
 
     Raises:
-        ConfigError: an unknown ``padding`` or ``upsampling``.
+        ConfigError: an unknown choice.
     """
 
     def __init__(
@@ -46,36 +52,42 @@ class TransformNet(nn.Module):
         norm_layer: Callable[[int], nn.Module],
         padding: str = "reflect",
         upsampling: str = "nearest",
+        output: str = "tanh",
     ) -> None:
         super().__init__()
-        for key, value in (("padding", padding), ("upsampling", upsampling)):
+        chosen = {"padding": padding, "upsampling": upsampling, "output": output}
+        for key, value in chosen.items():
             if value not in CHOICES[key]:
                 known = ", ".join(CHOICES[key])
                 raise ConfigError(f"model.args.{key}={value}: expected one of {known}")
+        self.output = output
         self.start = _START if padding == "reflect_start" else 0
         self.least_side = max(LEAST_SIDE, self.start + 1)  # reflection adds less than a side
         mode: Literal["zeros", "reflect"] = "zeros" if self.start else "reflect"
 
-        def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-            layer = nn.Conv2d(
-                inputs, outputs, kernel, stride, kernel // 2, bias=False, padding_mode=mode
-            )
-            return nn.Sequential(layer, norm_layer(outputs), nn.ReLU())
+        def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+            sizes = (inputs, outputs, kernel, stride, kernel // 2)
+            layer = nn.Conv2d(*sizes, bias=False, padding_mode=mode)
+            return [layer, norm_layer(outputs), nn.ReLU()]
 
-        def up(inputs: int, outputs: int) -> nn.Sequential:
+        def up(inputs: int, outputs: int) -> list[nn.Module]:
             if upsampling == "nearest":
-                return nn.Sequential(nn.Upsample(scale_factor=2), *conv(inputs, outputs, 3))
+                return [nn.Upsample(scale_factor=2), *conv(inputs, outputs, 3)]
             layer = nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, output_padding=1, bias=False)
-            return nn.Sequential(layer, norm_layer(outputs), nn.ReLU())
+            return [layer, norm_layer(outputs), nn.ReLU()]
 
-        self.down = nn.Sequential(conv(3, 32, 9), conv(32, 64, 3, 2), conv(64, 128, 3, 2))
-        self.blocks = nn.Sequential(*(_Block(norm_layer, not self.start) for _ in range(5)))
         last = nn.Conv2d(32, 3, 9, padding=4, padding_mode=mode)
-        self.up = nn.Sequential(up(128, 64), up(64, 32), nn.Sequential(last))
+        self.parts = nn.Sequential(
+            nn.Sequential(*conv(3, 32, 9), *conv(32, 64, 3, 2)),
+            nn.Sequential(*conv(64, 128, 3, 2)),
+            nn.Sequential(*(_Block(norm_layer, not self.start) for _ in range(5))),
+            nn.Sequential(*up(128, 64)),
+            nn.Sequential(*up(64, 32), last),
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Images float [N, 3, H, W] -> [N, 3, H, W]; sides are at least ``least_side`` pixels."""
-        return self._crop(self.up(self.blocks(self.down(self._pad(images)))), images)
+        return self._finish(self.parts(self._pad(images)), images)
 
     @torch.no_grad()
     def stylize(self, image: Tensor) -> Tensor:
@@ -83,18 +95,19 @@ class TransformNet(nn.Module):
         of a large image are computed in strips of rows, several times where they are normalized."""
         if image.shape[2] * image.shape[3] <= _PLAIN:
             return self(image)
-        down, up = ([list(layers.children()) for layers in part] for part in (self.down, self.up))
-        x = _in_strips(down[0] + down[1], self._pad(image))
-        x = self.blocks(_in_strips(down[2], x))
-        return self._crop(_in_strips(up[1] + up[2], _in_strips(up[0], x)), image)
+        x = self._pad(image)
+        for part in self.parts:
+            assert isinstance(part, nn.Sequential)
+            x = part(x) if part is self.parts[2] else _in_strips(part, x)
+        return self._finish(x, image)
 
     def _pad(self, images: Tensor) -> Tensor:
         return F.pad(images, (self.start,) * 4, mode="reflect") if self.start else images
 
-    @staticmethod
-    def _crop(output: Tensor, images: Tensor) -> Tensor:
+    def _finish(self, x: Tensor, images: Tensor) -> Tensor:
         # Sides that are no multiple of 4 come out up to 3 pixels longer.
-        return output[..., : images.shape[2], : images.shape[3]]
+        x = x[..., : images.shape[2], : images.shape[3]]
+        return 127.5 + 150 * torch.tanh(x) if self.output == "tanh" else x
 
 
 class _Block(nn.Module):
@@ -116,32 +129,32 @@ class _Block(nn.Module):
 
 
 class _Affine(nn.Module):
-    """A normalization layer of one image with known ``moments``, in place."""
+    """y = (x - center) * scale + shift of one image, in place, and a ReLU."""
 
-    def __init__(self, layer: MomentNorm2d, moments: Moments) -> None:
+    def __init__(self, layer: MomentNorm2d, mean: Tensor, var: Tensor) -> None:
         super().__init__()
-        self.tables = [table[:, :, None, None] for table in layer.coefficients(moments)]
+        tables = layer.coefficients(Moments(mean, var))
+        self.center, self.scale, self.shift = (table[:, :, None, None] for table in tables)
         self.relu = layer.relu
 
     def forward(self, x: Tensor) -> Tensor:
-        center, scale, shift = self.tables
-        x.sub_(center).mul_(scale).add_(shift)
+        x.sub_(self.center).mul_(self.scale).add_(self.shift)
         return x.relu_() if self.relu else x
 
 
-def _in_strips(layers: list[nn.Module], x: Tensor) -> Tensor:
+def _in_strips(layers: nn.Sequential, x: Tensor) -> Tensor:
     """The output of ``layers`` for one image [1, C, H, W]."""
     chain = nn.Sequential()
     for layer in layers:
         if isinstance(layer, MomentNorm2d):
             sums, pixels = torch.zeros(2, 1, layer.num_features, dtype=torch.float64), 0
             for _, _, strip in _strips(chain, x):
-                double = strip.double()
-                sums += torch.stack([double.sum((2, 3)), double.square().sum((2, 3))]).cpu()
-                pixels += strip.shape[2] * strip.shape[3]
+                rows = strip.double().flatten(2)
+                sums += torch.stack([rows.sum(2), rows.square().sum(2)]).cpu()
+                pixels += rows.shape[2]
             mean = sums[0] / pixels
             var = (sums[1] - pixels * mean**2) / (pixels - layer.instance_correction)
-            layer = _Affine(layer, Moments(mean.to(x), var.to(x)))
+            layer = _Affine(layer, mean.to(x), var.to(x))
         chain.append(layer)
     y = x.new_empty(0)
     for height, top, strip in _strips(chain, x):

@@ -10,21 +10,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from sn_imagenet.reporting import search, stylization
 from sn_imagenet.reporting.claims import CLAIMS
 from sn_imagenet.reporting.comparison import WEIGHT, Comparison
 from sn_imagenet.reporting.expected import Expected, read_expected
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_escape, plain
+from sn_imagenet.reporting.search import SEARCH, SEARCH_CLAIMS
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_of
+from sn_imagenet.reporting.stylization import STYLIZATION, STYLIZATION_CLAIMS
 from sn_imagenet.reporting.verdict import RULES, Claim, Judgment
 from sn_imagenet.runs import write_text
 
 CLAIMS_VERSION = 1
-TASK_CLAIMS: dict[str, Sequence[Claim]] = {
-    "architecture_search": search.CLAIMS,
-    "stylization": stylization.CLAIMS,
-}
+TASK_CLAIMS = {SEARCH: SEARCH_CLAIMS, STYLIZATION: STYLIZATION_CLAIMS}
 _COLUMNS = 110  # of a line on the terminal
 
 
@@ -50,22 +48,22 @@ class ClaimFiles:
 
 
 def judge_claims(collection: RunCollection) -> list[JudgedClaim]:
-    """The paper's claims on each study among the runs, its own first."""
+    """The claims on each study among the runs that has any, the paper's own first."""
     return [
         JudgedClaim(claim, study, claim.judge(study))
         for study in studies_of(collection)
-        for claim in claims_of(study)
+        for claim in claims_on(study)
     ]
 
 
-def claims_of(study: Study) -> Sequence[Claim]:
-    """The paper's claims about the task of a study: twelve about classification."""
+def claims_on(study: Study) -> Sequence[Claim]:
+    """The claims on a study's task: twelve on classification."""
     return CLAIMS if study.is_classification else TASK_CLAIMS.get(study.task, ())
 
 
 def judge_expected(collection: RunCollection, expected: Expected) -> list[JudgedClaim]:
     """A study's own statements on its runs."""
-    study = study_of(collection, expected.data, expected.model)
+    study = study_of(collection, expected.study)
     return [JudgedClaim(claim, study, claim.judge(study)) for claim in expected.statements]
 
 
@@ -91,10 +89,14 @@ def write_claims(
         "expected": [claim_entry(one, runs_dir) for one in stated],
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    by_study = [list(group) for _, group in groupby(judged, key=lambda one: id(one.study))]
-    groups = [group for group in (stated, *by_study) if group]
-    without = [s.title for s in studies_of(collection) if not claims_of(s)]
-    notes = f"No claims on {'; '.join(without)}: the paper has none.\n" if without else ""
+    of_studies = groupby(judged, lambda one: one.study.title)
+    groups = [group for group in (stated, *(list(group) for _, group in of_studies)) if group]
+    without = [s.title for s in studies_of(collection) if not claims_on(s)]
+    notes = (
+        f"No claims on {'; '.join(without)}: the paper's claims are about classification.\n"
+        if without
+        else ""
+    )
     if not any(one.study.matches_paper for one in judged):
         notes += f"No run here is of {paper.label}: nothing above tests the paper's claims on it.\n"
     return ClaimFiles(
@@ -187,7 +189,7 @@ def tested_text(judgment: Judgment) -> str:
 
 def _title(group: Sequence[JudgedClaim]) -> str:
     claim, study = group[0].claim, group[0].study
-    if claim in claims_of(study):
+    if claim in claims_on(study):
         whose = "The paper's claims" if study.is_classification else "Claims"
         return f"{whose} on {study.title}"
     return f"What {claim.source} expects of {study.title}"

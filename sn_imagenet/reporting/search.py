@@ -13,6 +13,7 @@ from sn_imagenet.reporting.study import FOUND, Study
 from sn_imagenet.reporting.verdict import Claim, Judgment, judge
 from sn_imagenet.runs import FINISHED, Run
 
+SEARCH = "architecture_search"
 _UNIT = "points of validation accuracy"
 _NOT_IN_PAPER = "not in the paper"
 
@@ -63,7 +64,7 @@ def lstm_prefers_ln(study: Study) -> Judgment:
     return judge(comparisons)
 
 
-CLAIMS = (
+SEARCH_CLAIMS = (
     Claim(
         1,
         "With SN in the controller, validation accuracy is higher than with LN and with GN.",

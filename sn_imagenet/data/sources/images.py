@@ -35,8 +35,9 @@ def open_source(data: DataConfig) -> tuple[ImageFiles, ImageFiles]:
     if len(train) == count:
         raise DataError(f"data.train={data.train} has one image: give more, or data.val=DIR")
     ranked = sorted(range(len(train)), key=lambda index: derive_seed("held out", index))
-    kept, held_out = sorted(ranked[count:]), sorted(ranked[:count])
-    return train.select(kept), train.select(held_out)
+    parts = sorted(ranked[count:]), sorted(ranked[:count])
+    kept, held_out = (ImageFiles(train.folder, [train.names[i] for i in part]) for part in parts)
+    return kept, held_out
 
 
 def list_images(folder: str | Path | None, option: str) -> ImageFiles:
@@ -69,9 +70,6 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def select(self, indices: Sequence[int]) -> ImageFiles:
-        return ImageFiles(self.folder, [self.names[index] for index in indices])
 
     def open(self, index: int) -> Sample:
         pixels = read_image(self.folder / self.names[index])

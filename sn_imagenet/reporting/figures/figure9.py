@@ -10,60 +10,55 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from sn_imagenet.reporting.cells import method_label
-from sn_imagenet.reporting.figures.series import VERSION, FigureData
+from sn_imagenet.reporting.figures.series import FigureData
 from sn_imagenet.reporting.figures.style import PAGE
 from sn_imagenet.reporting.study import Study
-from sn_imagenet.runs import Run
 
-_STYLIZED = "stylized"  # the folder in a run, by scripts/stylize.py
 _ORDER = ("in", "sn")  # as in the paper, then the others
 
 
 @dataclass(frozen=True)
 class Pictures(FigureData):
-    """``files``: in each row the files of its pictures, below the titles ``ticks``."""
+    """``rows``: the files of each row of pictures, below the titles ``ticks``."""
 
-    files: tuple[tuple[Path, ...], ...] = ()
+    rows: tuple[tuple[Path, ...], ...] = ()
 
     def to_json(self) -> str:
-        rows = [[file.name for file in row[:1]] for row in self.files]
-        content = {"version": VERSION, "columns": list(self.ticks), "rows": rows}
+        content = {"columns": list(self.ticks), "rows": [row[0].name for row in self.rows]}
         return json.dumps(content, ensure_ascii=False) + "\n"
 
 
 def figure9(study: Study) -> Pictures | None:
-    """A row for each content image that all methods have stylized, each by the first of its runs
-    with a folder of them; None without any."""
-    runs: dict[str, Run] = {}
-    for (norm, _), cell in study.drawn.items():
-        stylized = [run for run in cell.runs if (run.path / _STYLIZED).is_dir()]
-        if stylized:
-            runs[norm] = stylized[0]
-    methods = sorted(runs, key=lambda norm: (*(norm != first for first in _ORDER), norm))
-    if not methods:
-        return None
-    folders = [runs[norm].path / _STYLIZED for norm in methods]
-    files = []
-    for content in sorted((folders[0] / "content").rglob("*.png")):
-        name = content.relative_to(folders[0] / "content")
-        row = [content, folders[0] / "style.png", *(folder / name for folder in folders)]
-        if all(file.is_file() for file in row):
-            files.append(tuple(row))
-    titles = ["content", "style", *map(method_label, methods)]
-    return Pictures("", "", {}, titles, files=tuple(files)) if files else None
+    """A row for each image that all methods have stylized (``scripts/stylize.py``), each by its
+    first run with a folder ``stylized``; None without any."""
+    found = [
+        (norm, folder)
+        for (norm, _), cell in reversed(study.drawn.items())
+        for run in reversed(cell.runs)
+        if (folder := run.path / "stylized").is_dir()
+    ]
+    folders = dict(sorted(found, key=lambda pair: (*(pair[0] != n for n in _ORDER), pair[0])))
+    rows = []
+    for folder in list(folders.values())[:1]:
+        for content in sorted((folder / "content").rglob("*.png")):
+            name = content.relative_to(folder / "content")
+            row = (content, folder / "style.png", *(other / name for other in folders.values()))
+            rows += [row] if all(file.is_file() for file in row) else []
+    titles = ["content", "style", *map(method_label, folders)]
+    return Pictures("", "", {}, titles, rows=tuple(rows)) if rows else None
 
 
 def draw_figure9(data: FigureData) -> Figure:
     """Draw the pictures in rows."""
     assert isinstance(data, Pictures)
-    height = PAGE / len(data.ticks) * 0.72 * len(data.files) + 0.2
-    figure = Figure(figsize=(PAGE, height))
-    grid = figure.subplots(len(data.files), len(data.ticks), squeeze=False)
-    for axes_row, row in zip(grid, data.files, strict=True):
-        for axes, title, file in zip(axes_row, data.ticks, row, strict=True):
-            axes.imshow(imread(file))
-            axes.set_axis_off()
-            if row is data.files[0]:
-                axes.set_title(title)
+    side = PAGE / len(data.ticks)
+    figure = Figure(figsize=(PAGE, 0.72 * side * len(data.rows) + 0.2))
+    grid = figure.subplots(len(data.rows), len(data.ticks), squeeze=False)
+    for axes, file in zip(grid.flat, (file for row in data.rows for file in row), strict=True):
+        axes.imshow(imread(file))
+        axes.set_axis_off()
+        axes.set_anchor("N")
+    for axes, title in zip(grid[0], data.ticks, strict=True):
+        axes.set_title(title)
     figure.tight_layout(pad=0.2)
     return figure

@@ -27,7 +27,9 @@ from sn_imagenet.reporting.figures.weights_over_training import (
     draw_weights_over_training,
     weights_over_training,
 )
+from sn_imagenet.reporting.search import SEARCH
 from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
+from sn_imagenet.reporting.stylization import STYLIZATION
 from sn_imagenet.runs import FINISHED, Run, Setting, find_runs, run_from_result, write_text
 
 # Drawn once per study: the functions that gather its data and draw it, and why there may be none.
@@ -43,10 +45,10 @@ FIGURES: dict[str, tuple[Gather, Draw, str]] = {
         "no SN run has finished an epoch",
     ),
 }
-# Of a task, besides.
+# Figures of one task, in addition.
 TASK_FIGURES: dict[str, dict[str, tuple[Gather, Draw, str]]] = {
-    "architecture_search": {"fig6b": (figure6b, draw_figure8, "no run has finished an epoch")},
-    "stylization": {
+    SEARCH: {"fig6b": (figure6b, draw_figure8, "no run has finished an epoch")},
+    STYLIZATION: {
         "fig6a": (figure6a, draw_figure6a, "no run has recorded a loss"),
         "fig9": (figure9, draw_figure9, "no run has stylized images (scripts/stylize.py)"),
     },
@@ -127,13 +129,12 @@ def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
 
 
 def draw_study(study: Study, warnings: list[str]) -> Iterator[NamedFigure]:
-    """The figures of one study, none of networks that a search found: its table has them. A line is
-    added to ``warnings`` for each run or cell left out."""
+    """The figures of one study, none of networks that a search found. A line is added to
+    ``warnings`` for each run or cell left out."""
     if study.is_found:
         return
     warnings += conflict_warnings(study, "drawn") + study.damaged
-    figures = FIGURES | TASK_FIGURES.get(study.task, {})
-    for name, (gather, draw, why_not) in figures.items():
+    for name, (gather, draw, why_not) in (FIGURES | TASK_FIGURES.get(study.task, {})).items():
         data = gather(study)
         yield NamedFigure(name, (draw(data), data) if data else None, why_not)
     switchable = sorted({r.cell.norm for r in study.runs if r.state == FINISHED and r.weights})

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,72 +14,51 @@ from sn_imagenet.errors import ConfigError
 
 # Index of each layer in torchvision's vgg16().features.
 LAYERS = {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15, "relu4_3": 22}
+RGB = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class FeatureScale:
-    """The input that a feature network was trained with, (pixel - mean) / std for pixels from 0 to
-    255, and the weights of the two losses that its features call for."""
+class FeatureScale(NamedTuple):
+    """The input that features were trained with, (pixel - mean) / std for pixels from 0 to 255, and
+    the loss weights for features of that size."""
 
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: RGB
+    std: RGB
     content_weight: float
     style_weight: float
 
 
-# Features, their scale and the loss weights are one choice: features of pixels are some 60 times
-# larger than those of the unit scale, their Gram matrices the square of that.
 SCALES = {
-    # torchvision's IMAGENET1K_V1, and pytorch/examples, fast_neural_style.
+    # torchvision's IMAGENET1K_V1, as in pytorch/examples, fast_neural_style.
     "unit": FeatureScale((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 1e5, 1e10),
-    # The original weights, as torchvision's IMAGENET1K_FEATURES; jcjohnson/fast-neural-style.
+    # The original weights (torchvision's IMAGENET1K_FEATURES), as in jcjohnson/fast-neural-style.
     "pixels": FeatureScale((123.0, 117.0, 104.0), (1.0, 1.0, 1.0), 1.0, 5.0),
 }
 
 
 def load_features(file: str | None) -> nn.Sequential:
-    """VGG16 from its input to relu4_3, from a file or, if None, torchvision's IMAGENET1K_V1.
-
-    The file is a state dict of torchvision's vgg16() or of its ``features``, in any floating dtype;
-    entries after conv4_3 are ignored.
+    """VGG16 from its input to relu4_3, from a state dict of torchvision's vgg16() or its
+    ``features`` in any precision; None for torchvision's IMAGENET1K_V1.
 
     Raises:
         ConfigError: the weights cannot be read or downloaded, or are of another network.
     """
-    source = f"task.features={file}" if file else "task.features=null"
+    layers = make_layers(cfgs["D"][:13])
     try:
         if file is None:
             state: Any = VGG16_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
         else:
             state = torch.load(Path(file).expanduser(), map_location="cpu", weights_only=True)
-    except Exception as error:  # urllib, pickle and zip errors of many types
-        hint = "cannot be read" if file else "torchvision's weights cannot be downloaded"
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        names = {
+            name: name if name in state else f"features.{name}" for name in layers.state_dict()
+        }
+        layers.load_state_dict({name: state[key] for name, key in names.items()})
+    except Exception as error:  # of urllib, pickle, zip files and torch
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
         raise ConfigError(
-            f"{source}: {hint} ({reason}); give task.features=FILE, a state dict of VGG16"
-        ) from error
-    layers = make_layers(cfgs["D"][:13])  # to conv4_3 and its ReLU
-    try:
-        own = {name: state.get(f"features.{name}", state.get(name)) for name in layers.state_dict()}
-        missing = [name for name, tensor in own.items() if tensor is None]
-        if missing:
-            raise ValueError(f"no entry features.{missing[0]}")
-        layers.load_state_dict(own)
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"{source}: not the weights of VGG16 ({reason}); expected features.0.weight to "
-            "features.21.bias, as torchvision names them"
+            f"task.features={file}: cannot be read as weights of VGG16 ({reason}); expected a file "
+            "with features.0.weight to features.21.bias, or null to download torchvision's"
         ) from error
     return layers
-
-
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 of the parameters."""
-    digest = hashlib.sha256()
-    for parameter in module.parameters():
-        digest.update(parameter.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def gram(features: Tensor) -> Tensor:
@@ -92,11 +68,10 @@ def gram(features: Tensor) -> Tensor:
 
 
 class PerceptualLoss(nn.Module):
-    """The losses of single samples, in float32 whatever the precision around it.
+    """The losses of single images, in float32 whatever the precision around it.
 
     Args:
         features: of :func:`load_features`; frozen here.
-        scale: what the features expect.
         style: pixels of the style image, [3, h, w].
         content_layer: of :data:`LAYERS`.
     """
@@ -107,32 +82,26 @@ class PerceptualLoss(nn.Module):
         super().__init__()
         self.features = features.requires_grad_(False).eval()
         self.content_layer = content_layer
-        for name in ("mean", "std"):
-            table = torch.tensor(getattr(scale, name))[:, None, None]
-            self.register_buffer(name, table, persistent=False)
+        self.register_buffer("mean", torch.tensor(scale.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(scale.std)[:, None, None])
         with torch.no_grad():
-            for name, found in self._layers(style[None], "relu4_3").items():
-                self.register_buffer(f"gram_{name}", gram(found), persistent=False)
+            for name, found in self.layers(style[None], "relu4_3").items():
+                self.register_buffer(name, gram(found))
 
     def forward(self, output: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
-        """(feature loss, style loss), each [N], of images in pixels, [N, 3, H, W].
-
-        The feature loss is the mean squared difference at the content layer (Eq. (2)), the style
-        loss the sum over the layers of the mean squared difference of Gram matrices (Eq. (4)).
-        """
+        """The feature loss, the mean squared difference at the content layer (Eq. (2)), and the
+        style loss, the sum over layers of that of Gram matrices (Eq. (4)), each [N], of images in
+        pixels, [N, 3, H, W]."""
         with torch.no_grad():
-            target = self._layers(content, self.content_layer)[self.content_layer]
-        layers = self._layers(output, "relu4_3")
+            target = self.layers(content, self.content_layer)[self.content_layer]
+        layers = self.layers(output, "relu4_3")
         with torch.autocast(output.device.type, enabled=False):
-            difference = layers[self.content_layer].float() - target.float()
-            feature = difference.square().mean((1, 2, 3))
-            style = torch.zeros_like(feature)
-            for name, found in layers.items():
-                gap = gram(found) - self.get_buffer(f"gram_{name}")
-                style = style + gap.square().mean((1, 2))
-        return feature, style
+            gap = layers[self.content_layer].float() - target.float()
+            feature = gap.square().mean((1, 2, 3))
+            grams = [gram(found) - self.get_buffer(name) for name, found in layers.items()]
+            return feature, torch.stack([g.square().mean((1, 2)) for g in grams]).sum(0)
 
-    def _layers(self, images: Tensor, last: str) -> Mapping[str, Tensor]:
+    def layers(self, images: Tensor, last: str) -> dict[str, Tensor]:
         """The activations of :data:`LAYERS` up to ``last``."""
         x = (images - self.get_buffer("mean")) / self.get_buffer("std")
         found: dict[str, Tensor] = {}

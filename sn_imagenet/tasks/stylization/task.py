@@ -17,7 +17,7 @@ from sn_imagenet.data.sources.images import read_image
 from sn_imagenet.distributed import Microbatch, all_reduce_sum
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models.build import build_network
-from sn_imagenet.models.transform_net import LEAST_SIDE
+from sn_imagenet.models.transform_net import LEAST_SIDE, TRANSFORM_NET, TransformNet
 from sn_imagenet.runs.scores import Score
 from sn_imagenet.tasks.stylization.perceptual import (
     LAYERS,
@@ -25,7 +25,6 @@ from sn_imagenet.tasks.stylization.perceptual import (
     PerceptualLoss,
     load_features,
     total_variation,
-    weights_hash,
 )
 from sn_imagenet.tasks.stylization.stylize import resized
 from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task
@@ -35,21 +34,7 @@ _SHOWN = 4  # validation images in the tracker
 
 class Stylization(Task):
     """The weighted sum of feature and style loss, with Adam at a constant learning rate.
-
-    Options, with the sources that disagree (P: the SN paper; J: Johnson's paper, JC: his code; E:
-    pytorch/examples, fast_neural_style):
-
-    Args:
-        style: file of the style image.
-        style_size: its longer side in pixels; None: ``data.image_size`` (JC: 256, as the images).
-        features: file of VGG16's weights, see :func:`load_features`; None: torchvision's.
-        feature_scale: ``unit`` or ``pixels``, the input that the features expect, with the loss
-            weights 1e5 and 1e10 (E) or 1 and 5 (JC). None: ``pixels`` for a file, else ``unit``.
-        content_layer: relu2_2 (J, E) or relu3_3 (JC).
-        content_weight, style_weight: other loss weights than those of the scale.
-        tv_weight: of the total variation; 0 (P, E), 1e-6 (JC), 1e-6 to 1e-4 (J).
-        learning_rate: 1e-3 (J, JC, E).
-    """
+    ``configs/task/stylization.yaml`` describes the options and their sources."""
 
     score = Score("total_loss", "total loss", higher_is_better=False)
     sums = ("feature", "style")
@@ -57,19 +42,19 @@ class Stylization(Task):
     def __init__(
         self,
         config: ExperimentConfig,
-        style: str | None = None,
-        style_size: int | None = None,
-        features: str | None = None,
-        feature_scale: str | None = None,
-        content_layer: str = "relu2_2",
-        content_weight: float | None = None,
-        style_weight: float | None = None,
-        tv_weight: float = 0.0,
-        learning_rate: float = 1e-3,
+        style: str | None,
+        style_size: int | None,
+        features: str | None,
+        feature_scale: str | None,
+        content_layer: str,
+        content_weight: float | None,
+        style_weight: float | None,
+        tv_weight: float,
+        learning_rate: float,
     ) -> None:
         super().__init__(config)
         if not style:
-            raise ConfigError("task.style is missing: give task.style=FILE, the style image")
+            raise ConfigError("task.style=null: give task.style=FILE, the style image")
         scale = feature_scale or ("pixels" if features else "unit")
         for key, value, known in (
             ("feature_scale", scale, SCALES),
@@ -77,76 +62,62 @@ class Stylization(Task):
         ):
             if value not in known:
                 raise ConfigError(f"task.{key}={value}: expected one of {', '.join(known)}")
-        self.scale = SCALES[scale]
-        given = {"content_weight": content_weight, "style_weight": style_weight}
-        chosen: dict[str, Any] = {
-            **{k: getattr(self.scale, k) if v is None else v for k, v in given.items()},
+        self.style, self.features, self.content_layer = style, features, content_layer
+        self.scale, own = scale, SCALES[scale]
+        self.numbers: dict[str, Any] = {
+            "style_size": config.data.image_size if style_size is None else style_size,
+            "content_weight": own.content_weight if content_weight is None else content_weight,
+            "style_weight": own.style_weight if style_weight is None else style_weight,
             "tv_weight": tv_weight,
             "learning_rate": learning_rate,
         }
-        for key, number in chosen.items():
+        for key, number in self.numbers.items():
             if not (isinstance(number, int | float) and 0 <= number < float("inf")):
                 raise ConfigError(f"task.{key}={number}: expected a number of at least 0")
-        self.weights = chosen
-        self.style, self.features, self.content_layer = style, features, content_layer
-        self.style_size = config.data.image_size if style_size is None else style_size
         self._loss: PerceptualLoss
 
     def datasets(self) -> DataSets:
-        """The images, and the loss network, whose files the fingerprint covers."""
-        for key, side in (
-            ("data.image_size", self.config.data.image_size),
-            ("task.style_size", self.style_size),
-        ):
-            if not (isinstance(side, int) and side >= LEAST_SIDE):
-                raise ConfigError(f"{key}={side}: expected at least {LEAST_SIDE} pixels")
-        style = resized(read_image(Path(self.style).expanduser()), self.style_size)
+        """The images, and the style and features, which the fingerprint covers too."""
+        style = resized(read_image(Path(self.style).expanduser()), self.numbers["style_size"])
         if min(style.shape[:2]) < LEAST_SIDE:
             raise ConfigError(
-                f"task.style={self.style}: its shorter side is below {LEAST_SIDE} pixels at "
-                f"task.style_size={self.style_size}; use a larger size or another image"
+                f"task.style={self.style}: {style.shape[1]} x {style.shape[0]} pixels at its size "
+                f"(task.style_size, or data.image_size); expected at least {LEAST_SIDE}"
             )
-        data = super().datasets()
-        features = load_features(self.features)
-        data.fingerprint["style"] = {"sha256": hashlib.sha256(style.tobytes()).hexdigest()}
-        data.fingerprint["features"] = {"sha256": weights_hash(features)}
+        data, features = super().datasets(), load_features(self.features)
+        weights = b"".join(weight.numpy().tobytes() for weight in features.state_dict().values())
+        for name, content in (("style", style.tobytes()), ("features", weights)):
+            data.fingerprint[name] = {"sha256": hashlib.sha256(content).hexdigest()}
         pixels = torch.from_numpy(style).permute(2, 0, 1).float()
-        self._loss = PerceptualLoss(features, self.scale, pixels, self.content_layer)
+        self._loss = PerceptualLoss(features, SCALES[self.scale], pixels, self.content_layer)
         return data
 
     def network(self, data: DataSets) -> nn.Module:
-        """PyTorch's initialization of convolutions, as in E."""
+        """With PyTorch's initialization of convolutions, as in pytorch/examples."""
+        model, side = self.config.model, self.config.data.image_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            return build_network(self.config.model, self.config.norm, num_classes=1)
-
-    @torch.no_grad()
-    def check(self, network: nn.Module, data: DataSets) -> None:
-        side, name = self.config.data.image_size, self.config.model.name
-        try:
-            shape = list(network.eval()(torch.zeros(1, 3, side, side)).shape)
-        except (ValueError, RuntimeError) as error:
-            shape = [str(error).splitlines()[0]]
-        if shape != [1, 3, side, side]:
-            raise ConfigError(
-                f"model.name={name}: makes {shape} of images [1, 3, {side}, {side}]; expected "
-                "images of the same size, as of model=transform_net at data.image_size"
-            )
+            network = build_network(model, self.config.norm, num_classes=1)
+        if not isinstance(network, TransformNet):
+            raise ConfigError(f"model.name={model.name}: task=stylization needs {TRANSFORM_NET}")
+        if side < network.least_side:
+            raise ConfigError(f"data.image_size={side}: expected at least {network.least_side}")
+        return network
 
     def optimizations(self, network: nn.Module, clock: Clock) -> dict[str, Optimization]:
-        rate = self.weights["learning_rate"]
+        rate = self.numbers["learning_rate"]
         adam = torch.optim.Adam(network.parameters(), lr=rate, fused=True)
         return {"adam": Optimization(adam, lambda step: rate)}
 
     def weighted_losses(self, output: Tensor, content: Tensor) -> dict[str, Tensor]:
-        """``feature``, ``style`` and ``total``, each [N] with the weights applied."""
+        """``total``, ``feature`` and ``style`` of each image, [N], the last two weighted."""
         feature, style = self._loss.to(output.device)(output, content)
-        feature = self.weights["content_weight"] * feature
-        style = self.weights["style_weight"] * style
+        feature = self.numbers["content_weight"] * feature
+        style = self.numbers["style_weight"] * style
         total = feature + style
-        if self.weights["tv_weight"]:
-            total = total + self.weights["tv_weight"] * total_variation(output.float())
-        return {"feature": feature, "style": style, "total": total}
+        if self.numbers["tv_weight"]:
+            total = total + self.numbers["tv_weight"] * total_variation(output.float())
+        return {"total": total, "feature": feature, "style": style}
 
     def losses(
         self,
@@ -157,14 +128,13 @@ class Stylization(Task):
     ) -> Losses:
         images = microbatch.batch.images
         losses = self.weighted_losses(network(images), images)
-        return Losses(
-            losses["total"].mean(), {name: losses[name].detach().sum() for name in self.sums}
-        )
+        sums = {name: losses[name].detach().sum() for name in self.sums}
+        return Losses(losses["total"].mean(), sums)
 
     def evaluator(
         self, data: DataSets, device: torch.device, batch_size: int, artifacts: Mapping[str, str]
     ) -> LossEvaluator:
-        return LossEvaluator(self.weighted_losses, device)
+        return LossEvaluator(self, device)
 
     @torch.no_grad()
     def pictures(self, network: nn.Module, data: DataSets, device: torch.device) -> dict[str, Any]:
@@ -177,18 +147,19 @@ class Stylization(Task):
         return {"content and output": pixels.permute(1, 2, 0).cpu().numpy()}
 
     def departures(self, fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
-        """From Sec. 4.3 of the SN paper, which follows Johnson et al. where it says nothing."""
+        """From Sec. 4.3 of the SN paper and, where it says nothing, Johnson et al.; the scale of
+        the losses in Fig. 6(a) fits features of unit scale only."""
         config = self.config
         facts = (
             ("data", "coco", config.data.name),
             ("image size", 256, config.data.image_size),
             ("iterations", 40_000, config.trainer.max_steps),
             ("epochs", None, config.trainer.epochs),
-            ("setting", "1x4", f"{config.batch.gpus}x{config.batch.samples_per_gpu}"),
-            ("learning rate", 1e-3, self.weights["learning_rate"]),
+            ("setting", "1x4", config.batch.name),
+            ("learning rate", 1e-3, self.numbers["learning_rate"]),
             ("content layer", "relu2_2", self.content_layer),
-            ("weight of total variation", 0.0, self.weights["tv_weight"]),
-            ("features", "unit scale (Fig. 6a)", self._describe_scale()),
+            ("weight of total variation", 0.0, self.numbers["tv_weight"]),
+            ("scale of the features", "unit", self.scale),
             ("precision", "fp32", config.trainer.precision),
         )
         return [
@@ -197,26 +168,16 @@ class Stylization(Task):
             if paper != ours
         ]
 
-    def _describe_scale(self) -> str:
-        return "unit scale (Fig. 6a)" if self.scale is SCALES["unit"] else "pixel scale"
-
 
 class LossEvaluator:
-    """Mean losses over the validation images, summed in float64.
+    """``total_loss``, ``feature_loss``, ``style_loss``: means over images, summed in float64."""
 
-    Args:
-        losses: of (output, images), as :meth:`Stylization.weighted_losses`.
-    """
-
-    def __init__(
-        self, losses: Callable[[Tensor, Tensor], dict[str, Tensor]], device: torch.device
-    ) -> None:
-        self._losses = losses
-        # The sums of feature, style and total losses, and the number of images.
-        self._totals = torch.zeros(4, dtype=torch.float64, device=device)
+    def __init__(self, task: Stylization, device: torch.device) -> None:
+        self._task = task
+        self._totals = torch.zeros(4, dtype=torch.float64, device=device)  # the last counts images
 
     def update(self, forward: Callable[..., Tensor], batch: ImageBatch) -> None:
-        losses = self._losses(forward(batch.images), batch.images)
+        losses = self._task.weighted_losses(forward(batch.images), batch.images)
         self._totals[:3] += torch.stack([part.double().sum() for part in losses.values()])
         self._totals[3] += len(batch)
 
@@ -224,11 +185,6 @@ class LossEvaluator:
         all_reduce_sum(self._totals)
 
     def finish(self) -> dict[str, Any]:
-        """``total_loss``, ``feature_loss``, ``style_loss`` and ``seen``, the number of images."""
-        feature, style, total, seen = self._totals.tolist()
-        return {
-            "total_loss": total / seen,
-            "feature_loss": feature / seen,
-            "style_loss": style / seen,
-            "seen": int(seen),
-        }
+        *losses, seen = self._totals.tolist()
+        names = ("total_loss", "feature_loss", "style_loss")
+        return {**{n: x / seen for n, x in zip(names, losses, strict=True)}, "seen": int(seen)}
