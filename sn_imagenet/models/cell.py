@@ -170,6 +170,7 @@ class CellNetwork(nn.Module):
             self.cells.append(Cell(filters, chosen, norm_layer))
             before, current = current, filters
         self.dropout = nn.Dropout(dropout)
+        self.num_features = current
         self.fc = nn.Linear(current, num_classes)
 
     def forward(self, images: Tensor, architecture: Architecture | None = None) -> Tensor:
@@ -192,7 +193,7 @@ class CellNetwork(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.fc = nn.Linear(self.fc.in_features, num_classes)
+        self.fc = nn.Linear(self.num_features, num_classes)
 
 
 def build_cells(num_classes: int, norm_layer: NormLayer, **args: Any) -> CellNetwork:
