@@ -7,7 +7,7 @@ TABLES_digits := table2,methods
 TABLES_depth := networks,table2
 TABLES = $(or $(TABLES_$(STUDY)),table2)
 
-.PHONY: setup test test-all demo report figures tables study-sensitivity golden lint
+.PHONY: setup test test-all demo report figures tables study-search study-sensitivity study-stylization golden lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -50,6 +50,22 @@ study-sensitivity: setup
 	$(SENSITIVITY) protocol.lambda_weight_decay=0 norm=sn runs_dir=results/sensitivity/runs/lambda
 	$(SENSITIVITY) norm=sn +norm.args.instance_correction=1 runs_dir=results/sensitivity/runs/correction
 	$(BIN)/python scripts/make_tables.py --runs results/sensitivity/runs --out results/sensitivity --only variants
+
+# Architecture search, then its architectures trained from scratch. OPTIONS="data.train=DIR data.val=DIR".
+study-search: setup
+	$(BIN)/python train.py -m sweep=search runs_dir=results/search/runs $(OPTIONS)
+	$(BIN)/python train.py -m sweep=search_scratch runs_dir=results/search/runs $(OPTIONS)
+	@$(MAKE) --no-print-directory report STUDY=search
+
+# Needs data: OPTIONS="data.train=DIR task.style=FILE task.features=FILE". Fig. 9 shows the photographs
+# that scikit-learn bundles, by danielbuechele and vultilion (CC BY 2.0).
+study-stylization: setup
+	$(BIN)/python train.py -m sweep=stylization runs_dir=results/stylization/runs $(OPTIONS)
+	images=$$($(BIN)/python -c 'import sklearn.datasets as d; print(d.__path__[0] + "/images")'); \
+	for run in $$(find results/stylization/runs -type d -name seed0); do \
+	  $(BIN)/python scripts/stylize.py --run $$run --images $$images --size 512 || exit 1; \
+	done
+	@$(MAKE) --no-print-directory report STUDY=stylization
 
 # The figures, verdicts, tables and report of the runs of results/STUDY. The figures take longest and
 # are drawn in parallel. BRIEF=--brief prints the results alone.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from sn_imagenet.errors import ConfigError
 
@@ -30,3 +33,19 @@ def require_seed(key: str, seed: int) -> None:
     require(
         0 <= seed < 2**63, f"{key}={seed}: expected a whole number of at least 0 and below 2^63"
     )
+
+
+def read_architecture(file: str) -> Any:
+    """The content of ``model.args.architecture``, so that the config does not depend on the file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not JSON"
+        raise ConfigError(
+            f"model.args.architecture={file}: cannot be read ({reason}); expected the "
+            "architecture.json of a finished run of task=architecture_search"
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -41,6 +42,7 @@ NON_EXPERIMENT_KEYS = frozenset({
     "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes",
     "checkpoint.on_error", "calibration.every", "trainer.validate_every",
     "trainer.compile",  # of runs by earlier versions
+    "task.style", "task.features",  # files, which the fingerprint of the data covers
 })
 # fmt: on
 
@@ -59,6 +61,7 @@ def _join(separator: str, name: str, other: Any) -> str:
 
 OmegaConf.register_new_resolver("at_most_cores", _at_most_cores, replace=True)
 OmegaConf.register_new_resolver("join", _join, replace=True)
+OmegaConf.register_new_resolver("stem", lambda path: path and Path(path).stem, replace=True)
 
 
 @dataclass

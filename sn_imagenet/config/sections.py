@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sn_imagenet.config.checks import (
+    read_architecture,
     require,
     require_length,
     require_none_or_at_least,
@@ -149,7 +150,8 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """``name``: a mini ResNet (``resnet50_mini``) or any timm model with a ``norm_layer``.
+    """``name``: a mini ResNet (``resnet50_mini``), ``cell``, or any timm model with a
+    ``norm_layer``. ``args.architecture`` of ``cell``: a file, which is replaced by its content.
 
     ``fuse_relu``: whether the normalization layers of a ResNet also compute the ReLUs and residual
     additions that follow them, which changes only rounding, time and memory.
@@ -158,6 +160,11 @@ class ModelConfig:
     name: str
     args: dict[str, Any]
     fuse_relu: bool
+
+    def __post_init__(self) -> None:
+        file = self.args.get("architecture")
+        if isinstance(file, str):
+            self.args["architecture"] = read_architecture(file)
 
 
 @dataclass

@@ -67,6 +67,14 @@ def select_subset(data: DataConfig, train: Source, val: Source) -> tuple[Source,
     )
 
 
+def split_source(source: Source, fraction: float) -> tuple[SubsetSource, SubsetSource]:
+    """The source without ``fraction`` of each class's samples (at least one), and these samples."""
+    chosen = _select_samples(source, np.arange(len(source.classes)), fraction)
+    others = np.setdiff1d(np.arange(len(source)), chosen)
+    first, second = (SubsetSource(source, part, source.classes) for part in (others, chosen))
+    return first, second
+
+
 def _select_samples(source: Source, labels: np.ndarray, fraction: float) -> np.ndarray:
     indices = []
     for label in labels.tolist():

@@ -1,6 +1,6 @@
 """timm networks with a chosen normalization layer."""
 
-from sn_imagenet.models.build import build_model, norm_layer
+from sn_imagenet.models.build import build_model, initialized, norm_layer
 from sn_imagenet.models.fuse import fuse_relus
 from sn_imagenet.models.positions import LayerPosition, layer_positions
 from sn_imagenet.models.saved import SavedWeights, classifier_of, load, load_weights, read_weights
@@ -11,6 +11,7 @@ __all__ = [
     "build_model",
     "classifier_of",
     "fuse_relus",
+    "initialized",
     "layer_positions",
     "load",
     "load_weights",

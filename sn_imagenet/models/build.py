@@ -7,7 +7,7 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -15,11 +15,15 @@ from torch import nn
 
 from sn_imagenet.config import ModelConfig, NormConfig, ProtocolConfig
 from sn_imagenet.errors import ConfigError, closest_name
+from sn_imagenet.models.cell import build_cells
 from sn_imagenet.models.fuse import fuse_relus
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
 from sn_imagenet.models.norm_act import registered_with_timm
+from sn_imagenet.models.transform_net import TRANSFORM_NET, TransformNet
 from sn_imagenet.norms import MomentNorm2d, norm_layers
+
+N = TypeVar("N", bound=nn.Module)
 
 
 def norm_layer(norm: NormConfig) -> partial[MomentNorm2d]:
@@ -70,19 +74,28 @@ def build_model(
     Raises:
         ConfigError: the model is unknown, takes no ``norm_layer``, or does not fit the protocol.
     """
-    # On the CPU and from the seed alone, so that the weights do not depend on placement or device.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build_network(model, norm, num_classes)
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    network = initialized(lambda: build_network(model, norm, num_classes), seed)
     for module in norm_layers(network).values():
         if module.weight is not None and module.bias is not None:
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
     if protocol.zero_init_last_gamma:
         _zero_last_gammas(network, model.name)
+    return network
+
+
+def initialized(build: Callable[[], N], seed: int) -> N:
+    """The network that ``build`` builds, its convolutions Kaiming normal (fan out, ReLU).
+
+    It is built on the CPU and from the seed alone, so that the weights do not depend on placement
+    or device.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build()
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return network
 
 
@@ -104,9 +117,13 @@ def _create(model: ModelConfig, layer: Callable[..., nn.Module], num_classes: in
     try:
         if model.name in MINI_LAYERS:
             return build_mini(model.name, num_classes, layer, **model.args)
+        if model.name == "cell":
+            return build_cells(num_classes, layer, **model.args)
+        if model.name == TRANSFORM_NET:
+            return TransformNet(layer, **model.args)
         if not timm.is_model(model.name):
             raise ConfigError(
-                f"model.name={model.name}: expected {', '.join(MINI_LAYERS)} or a timm model "
+                f"model.name={model.name}: expected {', '.join(MINI_LAYERS)}, cell or a timm model "
                 f"(timm.list_models() knows {len(timm.list_models())})"
             )
         network: nn.Module = timm.create_model(

@@ -24,8 +24,10 @@ from sn_imagenet.models.saved import (
     SavedNetwork,
     classifier_of,
     config_entry,
+    is_classifier,
     read_saved,
 )
+from sn_imagenet.models.transform_net import TransformNet
 from sn_imagenet.norms import GroupNorm2d, LayerNorm2d
 from sn_imagenet.norms.methods import METHODS
 from sn_imagenet.runs import write_atomically, write_text
@@ -33,11 +35,11 @@ from sn_imagenet.runs import write_atomically, write_text
 PT2 = "model.pt2"
 ONNX = "model.onnx"
 OPSET = 20
-TOLERANCE = 1e-4  # largest error of an exported program's logits, relative to the largest logit
+TOLERANCE = 1e-4  # largest error of an exported program's outputs, relative to the largest
 _OPTION = "--out"
 _PROGRAM_DESCRIPTIONS = {
-    PT2: "a program of torch.export for any batch size, for torch.export.load",
-    ONNX: f"ONNX, opset {OPSET}, any batch size; input images, output logits",
+    PT2: "a program of torch.export for {sizes}, for torch.export.load",
+    ONNX: f"ONNX, opset {OPSET}, {{sizes}}; input images, output {{output}}",
 }
 _TIMM_CODE = """import timm
 {imports}
@@ -78,8 +80,8 @@ def export(
         statistics: as in :func:`~sn_imagenet.models.load`; written as running statistics.
 
     Raises:
-        UserError: the run cannot be exported, the ``export`` extra is missing, or the logits of a
-            program differ from the network's by more than 1e-4 of the largest logit.
+        UserError: the run cannot be exported, the ``export`` extra is missing, or the outputs of a
+            program differ from the network's by more than 1e-4 of the largest.
     """
     if onnx:
         _require_onnx()
@@ -109,16 +111,23 @@ def export(
             difference = write(network, images, program)
             _require_agreement(name, difference, logits)
             write_atomically(out / name, program.read_bytes(), _OPTION)
-        files[name] = f"{_PROGRAM_DESCRIPTIONS[name]}; its logits differ by up to {difference:.1g}"
+        output = _output(network)
+        sizes = "any batch size" + ("" if is_classifier(network) else " and multiples of 4 pixels")
+        description = _PROGRAM_DESCRIPTIONS[name].format(sizes=sizes, output=output)
+        files[name] = f"{description}; its {output} differ by up to {difference:.1g}"
     return Exported(saved.model.name, saved.statistics, loading, files)
 
 
 def _config(saved: SavedNetwork, data: DataConfig, arguments: dict[str, Any]) -> dict[str, Any]:
-    """config.json: timm's entries, and under ``sn_imagenet`` what :func:`load` needs."""
+    """config.json: under ``sn_imagenet`` what :func:`load` needs; for a classifier also timm's
+    entries."""
     network: Any = saved.network
+    entry = {"architecture": saved.model.name, "sn_imagenet": config_entry(saved)}
+    if not is_classifier(network):
+        return entry
     timm_cfg = getattr(network, "default_cfg", None) or {}
     config: dict[str, Any] = {
-        "architecture": saved.model.name,
+        **entry,
         "num_classes": network.num_classes,
         "num_features": network.num_features,
         "model_args": arguments,
@@ -134,7 +143,6 @@ def _config(saved: SavedNetwork, data: DataConfig, arguments: dict[str, Any]) ->
             "classifier": classifier_of(network),
             **({"first_conv": timm_cfg["first_conv"]} if "first_conv" in timm_cfg else {}),
         },
-        "sn_imagenet": config_entry(saved),
     }
     if saved.classes:
         config["label_names"] = list(saved.classes)
@@ -193,7 +201,7 @@ def _timm_agrees(
 
 def _write_pt2(network: nn.Module, images: Tensor, path: Path) -> float:
     with torch.no_grad():
-        program = torch.export.export(network, (images,), dynamic_shapes=_dynamic_batch_size())
+        program = torch.export.export(network, (images,), dynamic_shapes=_dynamic_shapes(network))
     torch.export.save(program, path)
     loaded = torch.export.load(path).module()
     return max(
@@ -210,10 +218,10 @@ def _write_onnx(network: nn.Module, images: Tensor, path: Path) -> float:
             (images,),
             path,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=[_output(network)],
             dynamo=True,
             opset_version=OPSET,
-            dynamic_shapes=_dynamic_batch_size(),
+            dynamic_shapes=_dynamic_shapes(network),
             external_data=False,
             verbose=False,
         )
@@ -226,8 +234,15 @@ def _write_onnx(network: nn.Module, images: Tensor, path: Path) -> float:
     )
 
 
-def _dynamic_batch_size() -> tuple[dict[int, Any]]:
-    return ({0: torch.export.Dim("batch")},)
+def _dynamic_shapes(network: nn.Module) -> tuple[dict[int, Any]]:
+    shapes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if isinstance(network, TransformNet):
+        shapes |= {2: 4 * torch.export.Dim("height"), 3: 4 * torch.export.Dim("width")}
+    return (shapes,)
+
+
+def _output(network: nn.Module) -> str:
+    return "logits" if is_classifier(network) else "images_out"
 
 
 def _test_batches(images: Tensor) -> tuple[Tensor, ...]:
@@ -238,8 +253,8 @@ def _require_agreement(name: str, difference: float, logits: Tensor) -> None:
     bound = TOLERANCE * max(1.0, logits.abs().max().item())
     if not difference <= bound:
         raise UserError(
-            f"{name} computes logits that differ by {difference:.2g} from the network's, more than "
-            f"{bound:.2g}. It was not written; export without it"
+            f"{name} computes outputs that differ by {difference:.2g} from the network's, more "
+            f"than {bound:.2g}. It was not written; export without it"
         )
 
 

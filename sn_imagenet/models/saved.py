@@ -51,7 +51,8 @@ class SavedNetwork(SavedWeights):
 
 
 def load(folder_or_run: str | Path, statistics: str | None = None) -> nn.Module:
-    """Load a trained network: images [N, 3, S, S], normalized as in training, to logits [N, K].
+    """Load a trained network: images [N, 3, S, S], normalized as in training, to logits [N, K]; a
+    network of stylization maps images [N, 3, H, W] to such images, in pixels from 0 to 255.
 
     Args:
         folder_or_run: the output folder of ``scripts/export.py``, or the directory of a finished
@@ -131,9 +132,10 @@ def rebuild(model: ModelConfig, norm: NormConfig, weights: Mapping[str, Tensor])
         UserError: the weights are of another network.
     """
     network = build_network(model, norm, num_classes=1)
-    name = classifier_of(network)
     try:
-        network.reset_classifier(len(weights[f"{name}.weight"]))  # type: ignore[operator]
+        if is_classifier(network):
+            classes = len(weights[f"{classifier_of(network)}.weight"])
+            network.reset_classifier(classes)  # type: ignore[operator]
         network.load_state_dict(dict(weights))
     except (KeyError, TypeError, RuntimeError, AttributeError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
@@ -142,6 +144,11 @@ def rebuild(model: ModelConfig, norm: NormConfig, weights: Mapping[str, Tensor])
             f"{' '.join(reason.split())[:300]}"
         ) from error
     return network.eval()
+
+
+def is_classifier(network: nn.Module) -> bool:
+    """Whether it is a timm network, with logits as output, rather than a network of images."""
+    return hasattr(network, "get_classifier")
 
 
 def classifier_of(network: nn.Module) -> str:

@@ -34,8 +34,10 @@ MARKS = {
     "§": "the two cells differ in more than the normalization method",
 }
 
-# Config keys in which the seeds of one experiment may differ. A setting's name is only its label.
+# Config keys in which the seeds of one experiment may differ. A setting's name is only its label,
+# and each seed may train the architecture that its own search found.
 _SAME_EXPERIMENT = {*NON_EXPERIMENT_KEYS, "seed", "batch.name"}
+_SAME_EXPERIMENT |= {f"model.args.architecture.{cell}" for cell in ("normal", "reduction")}
 # Config keys that define a cell and how its statistics are computed.
 CELL_KEYS = ("norm.", "batch.", "calibration.")
 _ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn"}

@@ -6,6 +6,7 @@ import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from sn_imagenet.reporting.claims import CLAIMS
 from sn_imagenet.reporting.expected import Expected, read_expected
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_escape, plain
+from sn_imagenet.reporting.search import SEARCH, SEARCH_CLAIMS
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_of
+from sn_imagenet.reporting.stylization import STYLIZATION, STYLIZATION_CLAIMS
 from sn_imagenet.reporting.verdict import RULES, WEIGHT, Claim, Comparison, Judgment
 from sn_imagenet.runs import write_text
 
 CLAIMS_VERSION = 1
+TASK_CLAIMS = {SEARCH: SEARCH_CLAIMS, STYLIZATION: STYLIZATION_CLAIMS}
 _COLUMNS = 110  # of a line on the terminal
 
 
@@ -43,18 +47,22 @@ class ClaimFiles:
 
 
 def judge_claims(collection: RunCollection) -> list[JudgedClaim]:
-    """The twelve claims on each study of classification among the runs, the paper's own first."""
+    """The claims on each study among the runs that has any, the paper's own first."""
     return [
         JudgedClaim(claim, study, claim.judge(study))
         for study in studies_of(collection)
-        if study.is_classification
-        for claim in CLAIMS
+        for claim in claims_on(study)
     ]
+
+
+def claims_on(study: Study) -> Sequence[Claim]:
+    """The claims on a study's task: twelve on classification."""
+    return CLAIMS if study.is_classification else TASK_CLAIMS.get(study.task, ())
 
 
 def judge_expected(collection: RunCollection, expected: Expected) -> list[JudgedClaim]:
     """A study's own statements on its runs."""
-    study = study_of(collection, expected.data, expected.model)
+    study = study_of(collection, expected.study)
     return [JudgedClaim(claim, study, claim.judge(study)) for claim in expected.statements]
 
 
@@ -80,9 +88,9 @@ def write_claims(
         "expected": [claim_entry(one, runs_dir) for one in stated],
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    groups = [stated, *(judged[i : i + len(CLAIMS)] for i in range(0, len(judged), len(CLAIMS)))]
-    groups = [group for group in groups if group]
-    without = [s.title for s in studies_of(collection) if not s.is_classification]
+    of_studies = groupby(judged, lambda one: one.study.title)
+    groups = [group for group in (stated, *(list(group) for _, group in of_studies)) if group]
+    without = [s.title for s in studies_of(collection) if not claims_on(s)]
     notes = (
         f"No claims on {'; '.join(without)}: the paper's claims are about classification.\n"
         if without
@@ -180,8 +188,9 @@ def tested_text(judgment: Judgment) -> str:
 
 def _title(group: Sequence[JudgedClaim]) -> str:
     claim, study = group[0].claim, group[0].study
-    if claim in CLAIMS:
-        return f"The paper's claims on {study.title}"
+    if claim in claims_on(study):
+        whose = "The paper's claims" if study.is_classification else "Claims"
+        return f"{whose} on {study.title}"
     return f"What {claim.source} expects of {study.title}"
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.curves import mean_weight
-from sn_imagenet.reporting.study import Study
+from sn_imagenet.reporting.study import Study, StudyKey
 from sn_imagenet.reporting.verdict import (
     POINTS,
     WEIGHT,
@@ -31,14 +31,13 @@ from sn_imagenet.reporting.verdict import (
 from sn_imagenet.runs import Setting
 
 _KEYS = {"text", "quantity", "first", "second", "at_least", "at_most"}
-_TOP1 = "top-1"
+_TOP1, _SCORE = "top-1", "score"
 
 
 class Expected(NamedTuple):
-    """A file's data set, network and statements, which are claims with the file as source."""
+    """A file's study and statements, which are claims with the file as source."""
 
-    data: str
-    model: str
+    study: StudyKey
     statements: tuple[Claim, ...]
 
 
@@ -51,14 +50,15 @@ def read_expected(file: Path) -> Expected:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         entries = list(enumerate(content["expected"], start=1))
-        pair = str(content["data"]), str(content["model"])
+        optional = (str(content.get(key, "")) for key in ("row", "task"))
+        key = StudyKey(str(content["data"]), str(content["model"]), *optional)
     except OSError as error:
         raise UserError(f"{file}: cannot read the statements: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(
             f"{file}: not a file of statements ({error!r}); expected data, model and expected"
         ) from error
-    return Expected(*pair, tuple(_statement(i, entry, file) for i, entry in entries))
+    return Expected(key, tuple(_statement(i, entry, file) for i, entry in entries))
 
 
 def _statement(number: int, entry: Any, file: Path) -> Claim:
@@ -71,7 +71,7 @@ def _statement(number: int, entry: Any, file: Path) -> Claim:
             first=_term(entry["first"]),
             second=_term(entry["second"]),
             value=_value(entry["quantity"]),
-            unit=POINTS if entry["quantity"] == _TOP1 else WEIGHT,
+            unit={_TOP1: POINTS, _SCORE: _SCORE}.get(entry["quantity"], WEIGHT),
             low=float(entry.get("at_least", -math.inf)),
             high=float(entry.get("at_most", math.inf)),
         )
@@ -86,14 +86,14 @@ def _term(text: str) -> Term:
 
 
 def _value(quantity: str) -> Value:
-    """Top-1 in percent, or an importance weight averaged over the layers."""
-    if quantity == _TOP1:
+    """Top-1 in percent, another task's score, or an importance weight averaged over the layers."""
+    if quantity in (_TOP1, _SCORE):
         return lambda run: run.score_value()
     parts = quantity.split()
     if len(parts) != 3 or parts[0] not in ("mean", "variance") or parts[1] != "weight":
         raise ValueError(
-            f"quantity: {quantity}: expected {_TOP1}, or 'mean weight MEMBER' or 'variance weight "
-            "MEMBER' with a member of SN such as bn"
+            f"quantity: {quantity}: expected {_TOP1}, {_SCORE}, 'mean weight MEMBER' or 'variance "
+            "weight MEMBER' with a member of SN such as bn"
         )
     return lambda run: mean_weight(run.weights, parts[0], parts[2])
 

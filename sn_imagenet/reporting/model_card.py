@@ -18,6 +18,12 @@ from sn_imagenet.runs import Run
 from sn_imagenet.runs.scores import TOP1
 
 UNKNOWN_LICENSE = "unknown"
+# What hubs call the tasks.
+_KINDS = {
+    "": "image-classification",
+    "stylization": "image-to-image",
+    "detection": "object-detection",
+}
 
 
 def model_card(
@@ -44,15 +50,15 @@ def model_card(
     departures = [[d.item, d.paper, d.ours] for d in gather_departures([run])]
     title = f"{architecture} with {method_label(cell.norm)}, {cell.setting}, {cell.data}"
     table = "Table 2 of Switchable Normalization (arXiv 1806.10779)"
-    # Hubs know names of their own for tasks.
-    pipeline = "" if cell.task else "pipeline_tag: image-classification\n"
+    kind = _KINDS.get(cell.task, cell.task)
+    pipeline = f"pipeline_tag: {kind}\n" if cell.task in _KINDS else ""
     parts = [
-        f"---\nlibrary_name: timm\n{pipeline}license: {license}\n"
-        f"tags: [{cell.task or 'image-classification'}]\n---",
+        f"---\nlibrary_name: {'pytorch' if cell.task else 'timm'}\n{pipeline}"
+        f"license: {license}\ntags: [{kind}]\n---",
         f"# {markdown_escape(title)}",
         f"One run of {f'task {code_span(cell.task)}' if cell.task else table}: {cell.setting} is "
         f"(GPUs, samples per GPU), each GPU with its own statistics; seed {run.seed}.",
-        "## Accuracy",
+        "## Score" if cell.task else "## Accuracy",
         *_accuracy(run, statistics),
         "## Training",
         f"By sn-imagenet at git revision {code_span(revision)}{dirty}; protocol "

@@ -25,6 +25,7 @@ from sn_imagenet.reporting.cells import (
 )
 from sn_imagenet.reporting.claims_report import (
     claim_entry,
+    claims_on,
     effect_text,
     judge_claims,
     judge_expected,
@@ -51,7 +52,10 @@ _NOT_REPEATED = ("run_dir", "runs_dir", "norm.head.")
 _CAPTIONS = {
     "fig1": "{score} by setting; a dot for each seed, 95 % intervals of the mean",
     "fig2": "learning curves; bands: one standard deviation over seeds",
+    "fig6a": "training losses; bands as in Fig. 2",
+    "fig6b": "{score} of architectures that the controller samples; bands as in Fig. 2",
     "fig8": "moving and batch average during training; bands as in Fig. 2",
+    "fig9": "content, style and outputs",
     "weights": "importance weights during training, mean over the layers of a stage",
     "fig3": "importance weights of every layer",
     "fig4": "importance weights, mean over layers; a dot for each seed, their spread as a line",
@@ -98,7 +102,7 @@ def write_page(
         expected=[(claim_entry(j, runs_dir), j.judgment) for j in stated],
         claims=[(claim_entry(j, runs_dir), j.judgment) for j in judge_claims(collection)],
         rules=RULES,
-        without_claims=[s.title for s in studies if not s.is_classification],
+        without_claims=[s.title for s in studies if not claims_on(s)],
         matches_paper=any(study.matches_paper for study in studies),
         paper=paper,
         studies=[_study(study, warnings) for study in studies],

@@ -32,6 +32,7 @@ from sn_imagenet.runs.scores import TOP1, UNKNOWN, Score
 
 TABLE_2_METHODS = ("bn", "gn", "sn")
 TABLE_2_DIFFERENCES = (("gn", "bn"), ("sn", "bn"), ("sn", "gn"))
+FOUND = "cell"  # the model of networks that an architecture search found
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,12 @@ class Study:
     @property
     def is_classification(self) -> bool:
         """Whether the paper's claims and the numbers of its Table 2 are about this task."""
-        return not self.task and self.score == TOP1
+        return not self.task and self.score == TOP1 and not self.is_found
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the network is one that an architecture search found, trained from scratch."""
+        return self.model == FOUND and not self.task
 
     @property
     def paper(self) -> Paper:
@@ -196,7 +202,7 @@ def studies_of(collection: RunCollection) -> list[Study]:
     first."""
     keys = [(_experiment(run), recorded_score(run)) for run in collection.runs]
     known = dict(reversed([(key, score) for key, score in keys if score]))
-    groups: dict[tuple[_Experiment, Score], list[Run]] = {}
+    groups: dict[tuple[StudyKey, Score], list[Run]] = {}
     for (key, score), run in zip(keys, collection.runs, strict=True):
         # A run that has not been validated yet has not recorded its score.
         default = known.get(key, UNKNOWN if key.task else TOP1)
@@ -205,27 +211,29 @@ def studies_of(collection: RunCollection) -> list[Study]:
     return sorted(studies, key=lambda s: (not s.matches_paper, s.data, s.model, s.title))
 
 
-def study_of(collection: RunCollection, data: str, model: str) -> Study:
-    """The study of classification on one data set and network, perhaps without runs."""
-    key = _Experiment(data, model, "", "")
+def study_of(collection: RunCollection, key: StudyKey) -> Study:
+    """The study of one task on one data set with one network, perhaps without runs."""
     runs = [run for run in collection.runs if _experiment(run) == key]
-    return _study(collection, key, TOP1, runs)
+    scores = [score for run in runs if (score := recorded_score(run))]
+    return _study(collection, key, scores[0] if scores else TOP1, runs)
 
 
-class _Experiment(NamedTuple):
+class StudyKey(NamedTuple):
+    """What the runs of a study share; ``row`` and ``task`` may be empty, as in :class:`Study`."""
+
     data: str
     model: str
     row: str
     task: str
 
 
-def _experiment(run: Run) -> _Experiment:
+def _experiment(run: Run) -> StudyKey:
     cell = run.cell
-    return _Experiment(cell.data, cell.model, cell.row, cell.task)
+    return StudyKey(cell.data, cell.model, cell.row, cell.task)
 
 
-def _study(collection: RunCollection, key: _Experiment, score: Score, runs: Sequence[Run]) -> Study:
-    is_classification = not key.task and score == TOP1
+def _study(collection: RunCollection, key: StudyKey, score: Score, runs: Sequence[Run]) -> Study:
+    is_classification = not key.task and score == TOP1 and key.model != FOUND
     settings, norms = ({run.cell.setting for run in runs}, {run.cell.norm for run in runs})
     if is_classification:
         settings, norms = settings | set(PAPER_SETTINGS), norms | set(TABLE_2_METHODS)

@@ -14,6 +14,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -229,6 +230,13 @@ class Task(ABC):
         self, data: DataSets, device: torch.device, batch_size: int, artifacts: Mapping[str, str]
     ) -> Evaluator:
         """Start an evaluation. ``artifacts``: the files requested besides the numbers, by kind."""
+
+    def pictures(
+        self, network: nn.Module, data: DataSets, device: torch.device
+    ) -> dict[str, np.ndarray]:
+        """Pictures for the tracker after a validation, by name: uint8 [H, W, 3]. ``network`` is in
+        evaluation mode. Called on one rank."""
+        return {}
 
     def write_artifacts(
         self, data: DataSets, evaluators: Mapping[str, Any], artifacts: Mapping[str, str]

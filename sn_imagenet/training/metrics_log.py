@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import torch
 
 from sn_imagenet.config import ExperimentConfig
@@ -66,6 +67,11 @@ class MetricsLog:
         """Log the config and departures to the tracker; errors as :meth:`write`."""
         with self._disk_errors_as_run_errors():
             self._tracker.describe(config, departures)
+
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        """Log a picture, uint8 [H, W, 3], to the tracker; errors as :meth:`write`."""
+        with self._disk_errors_as_run_errors():
+            self._tracker.picture(tag, pixels, step)
 
     def finish(self, config: ExperimentConfig, score: float) -> None:
         """Log the final score to the tracker; errors as :meth:`write`."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
@@ -47,6 +48,9 @@ class Tracker:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers by tag, after optimizer step ``step``."""
 
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        """Log a picture, uint8 [H, W, 3]."""
+
     def finish(self, config: ExperimentConfig, value: float) -> None:
         """Log the final score, the one that counts in the table."""
 
@@ -78,6 +82,9 @@ class TensorBoard(Tracker):
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
 
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        self._writer.add_image(tag, pixels, step, dataformats="HWC")
+
     def finish(self, config: ExperimentConfig, value: float) -> None:
         self._writer.add_hparams(
             hyperparameters(config), {f"final/{self._score.key}": value}, run_name="."
@@ -99,6 +106,7 @@ class Trackio(Tracker):
         import trackio
 
         self._score = score
+        self._image = trackio.Image
         name = run_name(directory, config)
         self._run = trackio.init(
             project=config.data.name,
@@ -112,6 +120,9 @@ class Trackio(Tracker):
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
+
+    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
+        self._run.log({tag: self._image(pixels)}, step=step)
 
     def finish(self, config: ExperimentConfig, value: float) -> None:
         self._run.log({f"final/{self._score.key}": value})

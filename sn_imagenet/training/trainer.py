@@ -172,6 +172,10 @@ class Trainer:
             weights = importance_weight_records(self.network) or []
             epoch = self.epoch if epoch_is_complete else None
             self.recorder.add_validation(epoch, self.step, validation, calibrated, weights)
+            if validation and self.log is not None and self.config.tracker != "none":
+                network, data, device = self.network, self.prepared.data, self.prepared.device
+                for name, pixels in self.task.pictures(network, data, device).items():
+                    self.log.picture(name, pixels, self.step)
             self._save()
 
     def _epoch_is_complete(self) -> bool:
@@ -189,6 +193,8 @@ class Trainer:
         if self._epoch_is_complete() or self._must_validate():
             return None  # a run that resumes before this validation
         for phase, start in list(phase_position(self.phase_lengths, self.step_in_epoch)):
+            if start == 0:  # a row of metrics is about one phase
+                self.recorder.flush(self.epoch + 1, self.step, self._learning_rate(self.step - 1))
             batches = self.loaders[phase].epoch(self.epoch, start)
             for batch in self.recorder.timed(batches):
                 # Two flags of this rank: signal received, checkpoint failed.

@@ -97,6 +97,7 @@ def test_the_option_exists(override: str) -> None:
 _BASES = (
     ("configs", "config", "hydra/launcher=submitit_slurm"),
     ("configs", "config", "data=imagefolder"),
+    ("configs", "config", "task=stylization"),
     ("configs/evaluation", "evaluate"),
 )
 

@@ -208,7 +208,7 @@ def test_a_program_that_computes_something_else_is_not_written(
         return write(nn.Linear(16, 16), images, path) + 1e3
 
     monkeypatch.setattr(exporting, "_write_pt2", write_wrong)
-    with pytest.raises(UserError, match=r"model\.pt2 computes logits that differ by 1e\+03"):
+    with pytest.raises(UserError, match=r"model\.pt2 computes outputs that differ by 1e\+03"):
         export(trained("norm=bn").path, tmp_path / "out", pt2=True)
     assert not (tmp_path / "out/model.pt2").exists()
 

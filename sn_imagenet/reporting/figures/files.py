@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sn_imagenet.reporting.cells import Summary, method_label
+from sn_imagenet.reporting.figures.cells import draw_cells
 from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
+from sn_imagenet.reporting.figures.figure6a import draw_figure6a, figure6a
+from sn_imagenet.reporting.figures.figure6b import figure6b
+from sn_imagenet.reporting.figures.figure9 import draw_figure9, figure9
 from sn_imagenet.reporting.figures.learning import (
     draw_figure2,
     draw_figure8,
@@ -23,7 +28,9 @@ from sn_imagenet.reporting.figures.learning import (
 from sn_imagenet.reporting.figures.series import FigureData
 from sn_imagenet.reporting.figures.style import STYLE, save
 from sn_imagenet.reporting.figures.weights import draw_figure3, draw_figure4, figure3, figure4
+from sn_imagenet.reporting.search import SEARCH
 from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
+from sn_imagenet.reporting.stylization import STYLIZATION
 from sn_imagenet.runs import FINISHED, Run, Setting, find_runs, write_text
 
 # Drawn once per study: the functions that gather its data and draw it, and why there may be none.
@@ -38,6 +45,14 @@ FIGURES: dict[str, tuple[Gather, Draw, str]] = {
         draw_weights_over_training,
         "no SN run has finished an epoch",
     ),
+}
+# Figures of one task, in addition.
+TASK_FIGURES: dict[str, dict[str, tuple[Gather, Draw, str]]] = {
+    SEARCH: {"fig6b": (figure6b, draw_figure8, "no run has finished an epoch")},
+    STYLIZATION: {
+        "fig6a": (figure6a, draw_figure6a, "no run has recorded a loss"),
+        "fig9": (figure9, draw_figure9, "no run has stylized images (scripts/stylize.py)"),
+    },
 }
 NO_WEIGHTS = "no finished SN run with importance weights"
 
@@ -59,18 +74,27 @@ class NamedFigure(NamedTuple):
 
 def plot_run(run: Run) -> list[Path]:
     """Figs. 3 and 4 of one run: ``fig3.png``, ``fig3.pdf``, ``fig4.png``, ``fig4.pdf`` in its
-    directory. Nothing is written for a run without importance weights.
+    directory, if it has importance weights. If it found an architecture, ``architecture.json``
+    for training it, and its picture ``cells.png`` and ``cells.pdf``.
 
     Raises:
         UserError: a file cannot be written.
     """
-    if run.state != FINISHED or not run.weights:
+    if run.state != FINISHED:
         return []
+    paths = []
+    architecture = run.counted_evaluations[run.statistics].get("architecture")
+    if architecture:
+        content = json.dumps(architecture, indent=1) + "\n"
+        paths.append(write_text(run.path / "architecture.json", content))
+        with rc_context(STYLE):
+            paths += save(draw_cells(architecture), run.path / "cells")
+    if not run.weights:
+        return paths
     with rc_context(STYLE):
         seeds = {run.cell.setting: [run]}
-        return save(draw_figure3(figure3(seeds)), run.path / "fig3") + save(
-            draw_figure4(figure4(seeds)), run.path / "fig4"
-        )
+        paths += save(draw_figure3(figure3(seeds)), run.path / "fig3")
+        return paths + save(draw_figure4(figure4(seeds)), run.path / "fig4")
 
 
 def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
@@ -102,9 +126,12 @@ def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
 
 
 def draw_study(study: Study, warnings: list[str]) -> Iterator[NamedFigure]:
-    """The figures of one study. A line is added to ``warnings`` for each run or cell left out."""
+    """The figures of one study, none of networks that a search found. A line is added to
+    ``warnings`` for each run or cell left out."""
+    if study.is_found:
+        return
     warnings += conflict_warnings(study, "drawn") + study.damaged
-    for name, (gather, draw, why_not) in FIGURES.items():
+    for name, (gather, draw, why_not) in (FIGURES | TASK_FIGURES.get(study.task, {})).items():
         data = gather(study)
         yield NamedFigure(name, (draw(data), data) if data else None, why_not)
     switchable = sorted({r.cell.norm for r in study.runs if r.state == FINISHED and r.weights})

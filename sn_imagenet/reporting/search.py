@@ -1,0 +1,93 @@
+"""The claims on architecture search (Sec. 4.4, Fig. 6(b)), and what a sceptic asks first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from statistics import fmean
+
+from sn_imagenet.reporting.cells import minus
+from sn_imagenet.reporting.comparison import WEIGHT, Term, Value, compare, paired
+from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight
+from sn_imagenet.reporting.study import FOUND, Study
+from sn_imagenet.reporting.verdict import Claim, Judgment, judge
+from sn_imagenet.runs import FINISHED, Run
+
+SEARCH = "architecture_search"
+_UNIT = "points of validation accuracy"
+_NOT_IN_PAPER = "not in the paper"
+
+
+def from_scratch(study: Study) -> Value:
+    """The top-1 of the architecture that a search found, trained from scratch: by the run of
+    ``model=cell`` with its data, its method as row and its seed."""
+    trained = {
+        (run.cell.data, run.cell.row, run.seed): run.score_value()
+        for run in study.collection.runs
+        if run.cell.model == FOUND and run.cell.row
+    }
+    return lambda run: trained.get((run.cell.data, run.cell.norm, run.seed))
+
+
+def _above(pairs: Sequence[tuple[str, str]], study: Study) -> Judgment:
+    """The validation accuracy of the first method minus that of the second, above 0."""
+    return judge(
+        [
+            compare(study, Term(first, setting), Term(second, setting), low=0.0, unit=_UNIT)
+            for setting in study.settings
+            for first, second in pairs
+        ],
+        all_parts=True,
+    )
+
+
+def found_above_random(study: Study) -> Judgment:
+    """Top-1 of SN's architectures minus those of random search, trained from scratch, above 0."""
+    top1 = from_scratch(study)
+    terms = [(Term("sn", setting), Term("random", setting)) for setting in study.settings]
+    return judge([compare(study, *pair, low=0.0, value=top1) for pair in terms])
+
+
+def lstm_prefers_ln(study: Study) -> Judgment:
+    """SN's weight of LN minus that of GN, averaged over layers and over μ and σ, above 0."""
+
+    def gap(run: Run) -> float | None:
+        ln, gn = ([mean_weight(run.weights, k, m) for k in KIND_SYMBOLS] for m in ("ln", "gn"))
+        gaps = [value for value in map(minus, ln, gn) if value is not None]
+        return fmean(gaps) if gaps else None
+
+    comparisons = []
+    for setting in study.settings:
+        runs = [run for run in study.cell("sn", setting).runs if run.state == FINISHED]
+        name = f"SN's weight, LN - GN {setting}"
+        comparisons.append(paired(name, setting, runs, gap, low=0.0, unit=WEIGHT))
+    return judge(comparisons)
+
+
+SEARCH_CLAIMS = (
+    Claim(
+        1,
+        "With SN in the controller, validation accuracy is higher than with LN and with GN.",
+        "Fig. 6(b)",
+        partial(_above, [("sn", "ln"), ("sn", "gn")]),
+    ),
+    Claim(2, "In the LSTM, SN's weight of LN is above that of GN.", "Fig. 1(c)", lstm_prefers_ln),
+    Claim(
+        3,
+        "A controller with LN, GN or SN is better than one without normalization.",
+        _NOT_IN_PAPER,
+        partial(_above, [(method, "none") for method in ("ln", "gn", "sn")]),
+    ),
+    Claim(
+        4,
+        "SN's controller is better than random search with as many children.",
+        _NOT_IN_PAPER,
+        partial(_above, [("sn", "random")]),
+    ),
+    Claim(
+        5,
+        "Trained from scratch, SN's architectures are better than those of random search.",
+        _NOT_IN_PAPER,
+        found_above_random,
+    ),
+)

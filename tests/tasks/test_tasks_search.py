@@ -1,0 +1,309 @@
+"""Architecture search as a task: its data, its evaluation, whole runs, kills in both phases."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.data.batches import ImageBatch
+from sn_imagenet.errors import UserError
+from sn_imagenet.evaluation import prepare
+from sn_imagenet.sweeps.pool import process_tree
+from sn_imagenet.tasks import build_task
+from sn_imagenet.tasks.architecture_search.controller import Sampled
+from sn_imagenet.tasks.architecture_search.data import PartBatch, SearchData
+from sn_imagenet.tasks.architecture_search.evaluator import SearchEvaluator
+from sn_imagenet.tasks.architecture_search.network import to_architectures
+
+Compose = Callable[..., ExperimentConfig]
+ROOT = Path(__file__).parents[2]
+# 283 images: 198 for weights (12 steps), 85 for rewards (5 batches, dealt to 3 steps an epoch).
+SMALL = ("task=architecture_search", "data=digits", "data.subset=0.2", "task.reward_fraction=0.28",
+         "batch=1x16", "model.args.cells=1", "model.args.filters=2", "model.args.blocks=2",
+         "task.controller.steps=3", "task.controller.samples=3", "task.candidates=2",
+         "trainer.epochs=2", "trainer.log_every=1", "tracker=none")  # fmt: skip
+STEPS = (12, 3)  # of the phases of an epoch
+
+
+def test_the_parts_are_disjoint_and_the_same_for_every_seed(composed: Compose) -> None:
+    options = ("task=architecture_search", "data=digits", "batch=1x16", "task.reward_fraction=0.2")
+    parts = []
+    for seed in (0, 1):
+        data = build_task(composed(*options, "norm=ln", f"seed={seed}")).datasets()
+        assert isinstance(data, SearchData)
+        parts.append((data.train.source.indices, data.val.source.indices, data.fingerprint))  # type: ignore[attr-defined]
+    weights, rewards, fingerprint = parts[0]
+    assert sorted([*weights, *rewards]) == list(range(1397))
+    for label in range(10):
+        counts = [(part.source.labels == label).sum() for part in (data.train, data.val)]
+        assert counts[1] == -(-sum(counts) // 5)
+    assert np.array_equal(weights, parts[1][0]) and fingerprint == parts[1][2]
+    assert {name: part["samples"] for name, part in fingerprint.items()} == {
+        "train": len(weights),
+        "val": len(rewards),
+        "test": 400,
+    }
+
+
+def test_rewards_are_dealt_from_repeated_passes(composed: Compose) -> None:
+    task = build_task(composed(*SMALL, "norm=ln"))
+    loader = task.batches("controller", task.datasets(), torch.device("cpu"))
+    assert len(loader) == 3
+    batches = [b.images.flatten(1) for epoch in range(5) for b in loader.epoch(epoch)]
+    assert len(batches) == 15
+    passes = [torch.cat(batches[first : first + 5]) for first in (0, 5, 10)]
+    assert [len(images.unique(dim=0)) for images in passes] == [80, 80, 80]  # each image once
+    assert not torch.equal(passes[0], passes[1])
+    resumed = [batch.images.flatten(1) for batch in loader.epoch(3, 1)]
+    assert all(map(torch.equal, resumed, batches[10:12])) and len(resumed) == 2
+
+
+def test_batches_of_an_evaluation_hold_all_classes(composed: Compose) -> None:
+    """They share statistics, and the images of a source are in the order of their classes."""
+    task = build_task(composed(*SMALL, "norm=ln"))
+    data = task.datasets()
+    assert isinstance(data, SearchData)
+    labels = np.sort(data.val.source.labels)  # as a folder's are
+    data.val.source.labels[:] = labels  # type: ignore[attr-defined]
+    batches = list(task.evaluation_batches(data, 999, torch.device("cpu")))
+    assert [batch.is_test for batch in batches] == [False] * 6 + [True] * 25
+    assert [len(batch.images) for batch in batches[:6]] == [16] * 5 + [5]
+    assert min(len(batch.images.labels.unique()) for batch in batches[:5]) > 4
+    seen = torch.cat([batch.images.labels for batch in batches if batch.is_test])
+    assert torch.equal(seen.sort().values, torch.from_numpy(np.sort(data.test.source.labels)))
+
+
+def test_the_best_architecture_is_chosen_on_the_images_for_rewards() -> None:
+    """Three sampled architectures and the champion, right on 2, 3, 1 and 4 of four images."""
+    decisions = torch.zeros(4, 16, dtype=torch.int64)
+    for row, count in enumerate((2, 3, 1, 4)):
+        decisions[row, 1 : 2 * count : 2] = 4  # identity
+
+    def forward(part: str, *inputs: Any) -> Any:
+        if part == "policy":
+            assert inputs == (3,)
+            return Sampled(decisions[:3], torch.zeros(3), torch.zeros(3))
+        images, architecture = inputs
+        right = images[:, 0] < str(architecture).count("identity")
+        return torch.stack([right, ~right], 1).float()
+
+    def batch(is_test: bool, values: list[float]) -> PartBatch:
+        images = torch.tensor(values)[:, None]
+        return PartBatch(is_test, ImageBatch(images, torch.zeros(len(values), dtype=torch.int64)))
+
+    evaluator = SearchEvaluator(3, decisions[3:])
+    evaluator.update(forward, batch(False, [0, 1, 2, 3]))
+    evaluator.update(forward, batch(False, [0, 1, 2, 3]))
+    evaluator.update(forward, batch(True, [0, 3, 4, 5, 6]))
+    numbers = evaluator.finish()
+    assert numbers["val_accuracy"] == pytest.approx((50 + 75 + 25) / 3)
+    assert (numbers["best_val_accuracy"], numbers["test_accuracy"]) == (100, 40)
+    assert numbers["seen"] == 8
+    assert (numbers["architecture"],) == tuple(to_architectures(decisions[3:]))
+    assert numbers["architecture"]["normal"][0] == [0, "identity", 0, "identity"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("norm=bn",), "norm=bn: does not apply to an LSTM"),
+        (("norm=in",), "norm=in: does not apply to an LSTM"),
+        (("norm=ln", "data.image_size=7"), "data.image_size=7: expected at least 8"),
+        (("norm=ln", "batch=1x100"), "gives 85 images for rewards, and a batch has 100"),
+        (("norm=ln", "task.reward_fraction=1.5"), "task.reward_fraction=1.5: expected a fraction"),
+        (("norm=ln", "task.reward_fraction=0.999"), "gives 0 images for weights"),
+        (("norm=ln", "task.placement=both"), "task.placement=both: expected one of lstm, gates"),
+        (("norm=ln", "task.lr_min=0.1"), "task.lr_min=0.1: expected 0 to 0.005"),
+        (("norm=ln", "task.controller.eps=0"), "task.controller.eps=0: expected > 0"),
+        (("norm=ln", "task.controller.samples=0"), "samples=0: expected > 0"),
+        (("norm=ln", "trainer.epochs=null", "trainer.max_steps=5"), "trains by epochs"),
+        (("norm=ln", "model.name=resnet14_mini"), "searches architectures of model=cell"),
+        (("norm=ln", "task.candidates=0"), "task.candidates=0: expected at least 1"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(
+    composed: Compose, options: tuple[str, ...], message: str
+) -> None:
+    config = composed(*SMALL, *options)
+    with pytest.raises(UserError) as error:
+        prepare(config)
+    assert message in str(error.value)
+
+
+def test_departures_name_the_choices_that_the_paper_leaves_open(composed: Compose) -> None:
+    def items(*options: str) -> list[str]:
+        task = build_task(composed("task=architecture_search", "norm=sn", *options))
+        return [entry["item"] for entry in task.departures({})]
+
+    choices = items("data=cifar10")
+    assert "places of the normalization layers" in choices and "epochs" not in choices
+    small = items("data=digits", "batch=1x16", "trainer.epochs=2", "model.args.cells=1")
+    assert set(small) - set(choices) == {"data", "batch", "epochs", "cells"}
+
+
+def start(*words: object, processes: int = 1) -> subprocess.Popen[str]:
+    line = [sys.executable]
+    if processes > 1:
+        line += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.Popen(
+        [*line, *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run(*words: object, processes: int = 1, code: int = 0) -> str:
+    process = start(*words, processes=processes)
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == code, output
+    return output
+
+
+def rows(run_dir: Path) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    times = ("images_per_s", "data_wait_pct")
+    return [{k: v for k, v in json.loads(line).items() if k not in times} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ``runs_dir`` of an uninterrupted search."""
+    runs = tmp_path_factory.mktemp("runs")
+    run("train.py", *SMALL, "norm=sn", f"runs_dir={runs}")
+    return runs
+
+
+def search_dir(runs: Path, norm: str = "sn") -> Path:
+    return runs / "digits" / "cell" / norm / "1x16" / "seed0"
+
+
+@pytest.mark.slow
+def test_a_search_alternates_its_phases_and_keeps_both_optimizers(finished: Path) -> None:
+    run_dir = search_dir(finished)
+    training = [row for row in rows(run_dir) if row["kind"] == "train"]
+    keys = [{"train_accuracy", "reward", "entropy"} & row.keys() for row in training]
+    assert keys == ([{"train_accuracy"}] * STEPS[0] + [{"reward", "entropy"}] * STEPS[1]) * 2
+    assert [row["lr"] for row in training[11:13]] == pytest.approx([0.005, 0.0035])
+    state = torch.load(run_dir / "last.pt")
+    momentum = state["weights"]["state"].values()
+    assert any(one["momentum_buffer"].any() for one in momentum)
+    assert {int(one["step"]) for one in state["controller"]["state"].values()} == {6}
+    assert state["model"]["baseline"] > 0
+    epochs = [row for row in rows(run_dir) if row["kind"] == "epoch"]
+    assert [set(row["importance_weights"]) for row in epochs] == [
+        {"policy.norm_input", "policy.norm_hidden"}
+    ] * 2
+    result = json.loads((run_dir / "result.json").read_text())
+    assert result["cell"]["norm_args"] == {"omega": ["ln", "gn"], "num_groups": 4}
+    (evaluation,) = result["evaluations"]
+    assert evaluation["statistics"] == "sample" and 0 <= evaluation["val_accuracy"] <= 100
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_in_each_phase_resumes_bit_for_bit(
+    finished: Path, tmp_path: Path
+) -> None:
+    command = ("train.py", *SMALL, "norm=sn", f"runs_dir={tmp_path}", "checkpoint.minutes=0")
+    run_dir = search_dir(tmp_path)
+    for step in (5, 14, 20, 29):  # weights, controller, weights, controller
+        process = start(*command)
+        while process.poll() is None:
+            metrics = run_dir / "metrics.jsonl"
+            if metrics.exists() and f'"step": {step},' in metrics.read_text():
+                for one in process_tree(process.pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(one, signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        process.communicate()
+    run(*command)
+    assert rows(run_dir) == rows(search_dir(finished))
+    ours, theirs = (torch.load(search_dir(r) / "final.pt")["model"] for r in (tmp_path, finished))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    first, second = (
+        json.loads((search_dir(r) / "result.json").read_text())["evaluations"][0]
+        for r in (tmp_path, finished)
+    )
+    assert first["architecture"] == second["architecture"]
+
+
+@pytest.mark.slow
+def test_what_a_search_finds_is_trained_from_scratch(finished: Path) -> None:
+    run_dir = search_dir(finished)
+    (evaluation,) = json.loads((run_dir / "result.json").read_text())["evaluations"]
+    file = run_dir / "architecture.json"
+    assert json.loads(file.read_text()) == evaluation["architecture"]
+    assert (run_dir / "cells.png").stat().st_size > 5000
+    scratch = ("data=digits", "data.subset=0.2", "model=cell", "model.args.cells=1",
+               "model.args.filters=8", f"model.args.architecture={file}", "norm=bn", "batch=1x16",
+               "protocol.base_lr=1", "+task.row=sn", "trainer.epochs=6", "tracker=none",
+               "calibration.samples=64")  # fmt: skip
+    run("train.py", *scratch, f"runs_dir={finished}")
+    trained = finished / "digits" / "cell-sn" / "bn" / "1x16" / "seed0"
+    result = json.loads((trained / "result.json").read_text())
+    assert result["config"]["model"]["args"]["architecture"] == evaluation["architecture"]
+    assert result["evaluations"][0]["top1"] > 30
+    again = run("evaluate.py", f"run={trained}", "calibration.samples=64")
+    assert f"{result['evaluations'][0]['top1']:.2f}" in again
+    run("scripts/export.py", trained, "--out", finished / "export")
+    figures = run("scripts/make_figures.py", "--runs", finished, "--out", finished / "out")
+    assert "fig6b_digits_cell_architecture_search" in figures
+    run("evaluate.py", f"run={run_dir}")
+    evaluations = json.loads((run_dir / "result.json").read_text())["evaluations"]
+    assert evaluations[1]["architecture"] == evaluation["architecture"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["random", "none"])
+def test_search_without_normalization_or_controller(tmp_path: Path, norm: str) -> None:
+    run("train.py", *SMALL, f"norm={norm}", "trainer.epochs=1", f"runs_dir={tmp_path}")
+    run_dir = search_dir(tmp_path, norm)
+    state = torch.load(run_dir / "final.pt")["model"]
+    assert state["record"][0] == 0  # the rewards of an epoch are computed all the same
+    assert not any("norm_" in name and name.startswith("policy") for name in state)
+    assert json.loads((run_dir / "result.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_bad_input_is_one_line(tmp_path: Path) -> None:
+    for options, processes, message in (
+        (("norm=bn",), 1, "error: norm=bn: does not apply to an LSTM"),
+        (("norm=ln",), 2, "task=architecture_search runs on 1 process, and this is one of 2"),
+        (("norm=ln", "data.train=x", "data.val=y", "data=imagefolder"), 1, "x (data.train)"),
+    ):
+        output = run("train.py", *SMALL, *options, f"runs_dir={tmp_path}", processes=processes,
+                     code=2 if processes == 1 else 1)  # fmt: skip
+        assert message in output
+        assert processes > 1 or ("Traceback" not in output and output.count("error:") == 1)
+
+
+def test_the_config_of_a_search_is_stable(composed: Compose) -> None:
+    """The defaults of the task are those of ENAS's code; the command line overrides them."""
+    config = composed("task=architecture_search", "norm=sn")
+    assert (config.data.name, config.augment.name, config.batch.name) == (
+        *("cifar10", "crop_flip", "1x160"),
+    )
+    assert config.norm.test_statistics == "sample" and config.initial_lr == 0.05
+    assert (config.protocol.weight_decay, config.protocol.dropout) == (2e-4, 0.1)
+    task = build_task(config)
+    controller = dataclasses.asdict(task.controller)  # type: ignore[attr-defined]
+    assert controller["tanh"] == pytest.approx(2.5 * controller["op_tanh"])
+    assert (controller["steps"], controller["samples"]) == (30, 10)
