@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -36,9 +39,10 @@ NON_EXPERIMENT_KEYS = frozenset({
     "run_dir", "runs_dir", "evaluate", "tracker",
     "data.root", "data.train", "data.val", "data.workers",
     "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
-    "trainer.eval_batch_size", "trainer.deterministic", "trainer.compile", "checkpoint.minutes",
+    "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes",
     "checkpoint.on_error", "calibration.every", "trainer.validate_every",
     "task.style", "task.features",  # files, which the fingerprint of the data covers
+    "trainer.compile",  # of runs by earlier versions
 })
 # fmt: on
 
@@ -50,10 +54,9 @@ def _at_most_cores(count: int) -> int:
 
 
 def _join(separator: str, name: str, other: Any) -> str:
-    """``name``, or ``name`` and the name of ``other``."""
-    if other is None:
-        return name
-    return f"{name}{separator}{other if isinstance(other, str) else other['name']}"
+    """``name``, or ``name`` and the name of ``other``. Classification, the default, has none."""
+    other = other if isinstance(other, str | None) else other["name"]
+    return name if other in (None, CLASSIFICATION["name"]) else f"{name}{separator}{other}"
 
 
 OmegaConf.register_new_resolver("at_most_cores", _at_most_cores, replace=True)
@@ -121,8 +124,9 @@ class ExperimentConfig:
         # Runs of classification, and configs without these options, look as they always did.
         if values["task"] == CLASSIFICATION:
             del values["task"]
-        for section, key in (("norm", "head"), ("trainer", "validate_every")):
-            if values[section][key] is None:
+        optional = (("norm", "head"), ("trainer", "validate_every"), ("augment", "operations"))
+        for section, key in optional:
+            if not values[section][key]:
                 del values[section][key]
         return values
 
@@ -159,29 +163,33 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
 
 
 def _norm_by_name(name: str) -> DictConfig:
-    """The config of a method, looked up as ``norm=`` is.
+    """The config of a method, looked up and composed as ``norm=`` is.
 
     Raises:
-        ConfigError: there is no such config.
+        ConfigError: there is no such config, or it cannot be composed.
     """
     loader = GlobalHydra.instance().config_loader()
-    for source in loader.get_sources():
-        if source.available() and source.is_config(f"norm/{name}"):
-            config = source.load_config(f"norm/{name}").config
-            assert isinstance(config, DictConfig)
-            return config
-    known = sorted(loader.get_group_options("norm"))
-    match = closest_name(name, known)
-    guess = f"did you mean norm.head={match}? " if match else ""
-    raise ConfigError(
-        f"norm.head={name}: unknown choice; {guess}expected one of {', '.join(known)}"
-    )
+    folders = HydraConfig.get().searchpath if HydraConfig.initialized() else []
+    overrides = [f"hydra.searchpath={list(folders)}"] if folders else []
+    try:
+        composed = loader.load_configuration(None, [f"+norm={name}", *overrides], RunMode.RUN)
+    except HydraException as error:
+        if getattr(error, "missing_cfg_file", None) != f"norm/{name}":
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise ConfigError(f"norm.head={name}: {reason}") from error
+        known = sorted(loader.get_group_options("norm"))
+        match = closest_name(name, known)
+        guess = f"did you mean norm.head={match}? " if match else ""
+        raise ConfigError(
+            f"norm.head={name}: unknown choice; {guess}expected one of {', '.join(known)}"
+        ) from error
+    return composed.norm
 
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     """The inverse of :meth:`ExperimentConfig.to_dict`; errors as :func:`from_hydra`."""
-    # Configs of earlier versions do not have these keys.
+    # Configs of earlier versions may lack the first key and have the second.
     config = OmegaConf.create({"tracker": "tensorboard", **values})
     if isinstance(config.get("trainer"), DictConfig):
-        config.trainer.setdefault("compile", False)
+        config.trainer.pop("compile", None)
     return from_hydra(config)

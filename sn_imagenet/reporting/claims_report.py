@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from sn_imagenet.reporting.claims import CLAIMS
-from sn_imagenet.reporting.comparison import WEIGHT, Comparison
 from sn_imagenet.reporting.expected import Expected, read_expected
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_escape, plain
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_of
 from sn_imagenet.reporting.stylization import STYLIZATION, STYLIZATION_CLAIMS
-from sn_imagenet.reporting.verdict import RULES, Claim, Judgment
+from sn_imagenet.reporting.verdict import RULES, WEIGHT, Claim, Comparison, Judgment
 from sn_imagenet.runs import write_text
 
 CLAIMS_VERSION = 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 from sn_imagenet.config import DataConfig
@@ -73,7 +74,11 @@ class ImageFiles:
 
     def open(self, index: int) -> Sample:
         pixels = read_image(self.folder / self.names[index])
-        return Sample(pixels.shape[:2], 0, lambda rows=None: pixels)
+        height, width, _ = pixels.shape
+        return Sample(torch.from_numpy(pixels).permute(2, 0, 1), (height, width), 0)
+
+    def location(self, index: int) -> str:
+        return str(self.folder / self.names[index])
 
     def fingerprint(self) -> dict[str, Any]:
         """Over (name, size in bytes) of each file."""
