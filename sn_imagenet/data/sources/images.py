@@ -73,8 +73,9 @@ class ImageFiles:
         return len(self.names)
 
     def open(self, index: int) -> Sample:
-        pixels = torch.from_numpy(read_image(self.folder / self.names[index])).permute(2, 0, 1)
-        return Sample(pixels, (pixels.shape[1], pixels.shape[2]), 0)
+        pixels = read_image(self.folder / self.names[index])
+        height, width, _ = pixels.shape
+        return Sample(torch.from_numpy(pixels).permute(2, 0, 1), (height, width), 0)
 
     def location(self, index: int) -> str:
         return str(self.folder / self.names[index])
