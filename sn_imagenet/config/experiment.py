@@ -34,6 +34,7 @@ TRACKERS = ("tensorboard", "trackio", "none")
 NON_EXPERIMENT_KEYS = frozenset({
     "run_dir", "runs_dir", "evaluate", "tracker",
     "data.root", "data.train", "data.val", "data.workers",
+    "data.train_annotations", "data.val_annotations",
     "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
     "trainer.eval_batch_size", "trainer.deterministic", "trainer.compile", "checkpoint.minutes",
     "checkpoint.on_error", "calibration.every", "trainer.validate_every",
@@ -56,6 +57,9 @@ def _join(separator: str, name: str, other: Any) -> str:
 
 OmegaConf.register_new_resolver("at_most_cores", _at_most_cores, replace=True)
 OmegaConf.register_new_resolver("join", _join, replace=True)
+OmegaConf.register_new_resolver(
+    "choose", lambda condition, yes, no: yes if condition else no, replace=True
+)
 
 
 @dataclass
@@ -93,6 +97,9 @@ class ExperimentConfig:
                 head = NormConfig(**self.norm.head)
                 head.apply_single_sample()
                 self.norm.head = asdict(head)
+        if self.norm.head is not None and self.norm.test_statistics == "sample":
+            # The heads alone store statistics.
+            self.norm.test_statistics = self.norm.head["test_statistics"]
 
     @property
     def uses_single_sample(self) -> bool:
@@ -118,7 +125,13 @@ class ExperimentConfig:
         # Runs of classification, and configs without these options, look as they always did.
         if values["task"] == CLASSIFICATION:
             del values["task"]
-        for section, key in (("norm", "head"), ("trainer", "validate_every")):
+        for section, key in (
+            ("norm", "head"),
+            ("trainer", "validate_every"),
+            ("data", "train_annotations"),
+            ("data", "val_annotations"),
+            ("protocol", "detection"),
+        ):
             if values[section][key] is None:
                 del values[section][key]
         return values
