@@ -190,7 +190,7 @@ def _split_args(model: ModelConfig) -> tuple[DetectorArgs, dict[str, Any]]:
             f"model.args.{min(unknown)}: {model.name} has no such argument; expected one of "
             f"{', '.join(sorted(ours | theirs))}"
         )
-    own = {
+    own: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in model.args.items()
         if key in ours

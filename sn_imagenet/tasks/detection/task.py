@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,11 +38,12 @@ class Detection(Task):
     """
 
     score = Score("ap", "AP", "%")
+    sums: ClassVar[tuple[str, ...]] = LOSSES
     replicas_per_pass = 1
     uses_global_rng = True
     has_heads = True
     artifacts = ("per_class", "detections")
-    requires = {"pycocotools": "detection"}  # noqa: RUF012
+    requires: ClassVar[Mapping[str, str]] = {"pycocotools": "detection"}
 
     def __init__(self, config: ExperimentConfig) -> None:
         super().__init__(config)
@@ -53,7 +54,8 @@ class Detection(Task):
             )
         self.protocol: DetectionProtocolConfig = config.protocol.detection
         self.masks = config.model.name.startswith("mask_rcnn")
-        self.sums = (*LOSSES, "loss_mask") if self.masks else LOSSES
+        if self.masks:
+            self.sums = (*LOSSES, "loss_mask")  # type: ignore[misc]  # not of the class
 
     def datasets(self) -> DataSets:
         config = self.config
@@ -92,7 +94,7 @@ class Detection(Task):
             part: dataset.fingerprint()
             for part, dataset in zip(("train", "val"), datasets, strict=True)
         }
-        return DataSets(*datasets, tuple(train.names.tolist()), fingerprint)
+        return DataSets(datasets[0], datasets[1], tuple(train.names.tolist()), fingerprint)
 
     def network(self, data: DataSets) -> nn.Module:
         config = self.config
