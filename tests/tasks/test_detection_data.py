@@ -272,7 +272,7 @@ def test_a_flip_mirrors_image_boxes_and_masks(drawn: Path) -> None:
             assert torch.equal(width - mine["boxes"][:, [2, 0]], theirs["boxes"][:, [0, 2]])
             assert torch.equal(mine["labels"], theirs["labels"])
     assert 0.4 < flips.mean() < 0.6
-    assert flips.mean(axis=0).min() > 0.2 and flips.mean(axis=1).max() < 0.8
+    assert flips.mean(axis=0).min() > 0.1 and flips.mean(axis=1).max() < 0.9
     for target in training(drawn, masks=True).__getitems__([(0, i) for i in range(12)]).targets:
         for box, mask in zip(target["boxes"].long(), target["masks"], strict=True):
             rows, columns = mask.nonzero(as_tuple=True)
