@@ -12,6 +12,9 @@ from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation.calibration import Samples
 from sn_imagenet.runs.files import FINAL
 
+# Kinds of files that a task may write, and the suffixes of their names.
+_ARTIFACTS = {"per_class": ".csv", "save_logits": ".npz", "detections": ".json"}
+
 
 @dataclass(frozen=True)
 class EvaluationRequest:
@@ -45,7 +48,7 @@ class EvaluationRequest:
             for count in counts:
                 CalibrationConfig(samples=count, estimator=ESTIMATORS[0], seed=0)
         calibration["samples"] = counts[0]
-        for key, suffix in (("per_class", ".csv"), ("save_logits", ".npz")):
+        for key, suffix in _ARTIFACTS.items():
             name = composed[key]
             if name is not None and (Path(name).name != name or Path(name).suffix != suffix):
                 raise ConfigError(
@@ -58,7 +61,5 @@ class EvaluationRequest:
             samples=None if samples is None else counts,
             draws=draws,
             checkpoint=composed["checkpoint"] or FINAL,
-            artifacts={
-                kind: composed[kind] for kind in ("per_class", "save_logits") if composed[kind]
-            },
+            artifacts={kind: composed[kind] for kind in _ARTIFACTS if composed[kind]},
         )

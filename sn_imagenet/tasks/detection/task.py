@@ -217,6 +217,14 @@ class Detection(Task):
                 files[str(file)] = detections_json(evaluator.detections)
         return files
 
+    def describe(self, numbers: Mapping[str, Any]) -> str:
+        parts = {"": numbers["ap"], "masks ": numbers.get("mask_ap", "")}
+        return ", ".join(
+            f"{part}{'-' if value is None else format(value, '.2f')}"
+            for part, value in parts.items()
+            if value != ""
+        )
+
     def departures(self, fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
         return departures(self.config, fingerprint)
 
