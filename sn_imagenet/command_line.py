@@ -190,6 +190,8 @@ def _unknown_key(override: str, failing: str, parent: DictConfig) -> str:
     names = failing.split(".")
     known = [str(name) for name in parent if name != "hydra"]
     match = closest_name(names[-1], known)
+    if not known:
+        return f"{override}: unknown config key; to add it, write +{override}"
     guess = f"expected one of {', '.join(known)}"
     if match:
         guess = f"did you mean {'.'.join([*names[:-1], match])}{override[len(failing) :]}?"

@@ -92,6 +92,14 @@ def test_other_settings_are_given_by_two_numbers(composed: Compose) -> None:
     assert config.initial_lr == pytest.approx(0.1 * 24 / 256)
 
 
+def test_a_setting_in_a_searched_folder_has_precedence(composed: Compose, tmp_path: Path) -> None:
+    (tmp_path / "batch").mkdir()
+    (tmp_path / "batch" / "4x6.yaml").write_text("gpus: 4\nsamples_per_gpu: 6\nname: mine\n")
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    assert composed(search, "batch=4x6").batch.name == "mine"
+    assert composed(search, "batch=4x7").batch.name == "4x7"
+
+
 def test_one_sample_per_gpu_removes_bn_from_sn(composed: Compose) -> None:
     norm = composed("batch=8x1", "norm=sn").norm
     assert norm.args == {"omega": ["in", "ln"]}

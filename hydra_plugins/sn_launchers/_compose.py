@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from sn_imagenet.config import CLASSIFICATION, ExperimentConfig
 from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs import RunDirectory
+from sn_imagenet.runs.scores import TOP1, Score
 from sn_imagenet.sweeps.planned import PlannedRun, plan_runs
 
 
@@ -26,8 +29,9 @@ def compose_runs(
     """Compose the runs of a sweep, and check all of them before the first one starts.
 
     Raises:
-        UserError: a config is invalid, the processes do not fit a setting, two runs share a run
-            directory, a run directory holds another experiment, or this is a torchrun process.
+        UserError: a config or a task is invalid, the processes do not fit a setting, two runs share
+            a run directory, a run directory holds another experiment, or this is a torchrun
+            process.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError(
@@ -40,7 +44,15 @@ def compose_runs(
         batch, per_pass = run.config.batch, run.config.trainer.replicas_per_pass
         Placement(batch.gpus, batch.samples_per_gpu, processes, 0, per_pass)
         RunDirectory(run.run_dir).check(run.config)
-    return runs
+    return [replace(run, score=_score(run.config)) for run in runs]
+
+
+def _score(config: ExperimentConfig) -> Score:
+    if config.task == CLASSIFICATION:
+        return TOP1  # the import of a task takes seconds
+    from sn_imagenet.tasks.task import task_class
+
+    return task_class(config).score
 
 
 def script_and_options(config: DictConfig) -> list[str]:

@@ -109,8 +109,9 @@ def measure_training(
     prepared = prepare(config)
     task = prepared.task
     placement = require_task_placement(task, config, world_size=1)
-    loader = task.batches(task.phases[0], prepared.data, prepared.device)
-    available = len(loader) * (config.trainer.epochs or 1)
+    loaders = [task.batches(phase, prepared.data, prepared.device) for phase in task.phases]
+    loader, steps_per_epoch = loaders[0], sum(map(len, loaders))
+    available = steps_per_epoch * (config.trainer.epochs or 1)
     if steps > available:
         raise UserError(
             f"--steps {steps}: the run has only {available} steps; use fewer, or more "
@@ -125,7 +126,7 @@ def measure_training(
         fetched = _image_rate(partial(next, batches), warm_up, timed, prepared)
         rounds.append((fetched, _image_rate(step, warm_up, timed, prepared), trained, waited))
     medians = [statistics.median(values) for values in zip(*rounds, strict=True)]
-    return config, Throughput(config.batch.total, config.data.workers, len(loader), *medians)
+    return config, Throughput(config.batch.total, config.data.workers, steps_per_epoch, *medians)
 
 
 def _image_rate(call: Callable[[], object], warm_up: int, calls: int, prepared: Prepared) -> float:

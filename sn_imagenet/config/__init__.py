@@ -6,6 +6,7 @@ what was expected and how to fix it. Only keys that a YAML file may omit have a 
 """
 
 from sn_imagenet.config.experiment import (
+    CLASSIFICATION,
     NON_EXPERIMENT_KEYS,
     ExperimentConfig,
     from_dict,
@@ -30,6 +31,7 @@ from sn_imagenet.config.sections import (
 )
 
 __all__ = [
+    "CLASSIFICATION",
     "ESTIMATORS",
     "IMAGENET_SAMPLES",
     "NON_EXPERIMENT_KEYS",

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -49,10 +52,9 @@ def _at_most_cores(count: int) -> int:
 
 
 def _join(separator: str, name: str, other: Any) -> str:
-    """``name``, or ``name`` and the name of ``other``."""
-    if other is None:
-        return name
-    return f"{name}{separator}{other if isinstance(other, str) else other['name']}"
+    """``name``, or ``name`` and the name of ``other``. Classification, the default, has none."""
+    other = other if isinstance(other, str | None) else other["name"]
+    return name if other in (None, CLASSIFICATION["name"]) else f"{name}{separator}{other}"
 
 
 OmegaConf.register_new_resolver("at_most_cores", _at_most_cores, replace=True)
@@ -169,23 +171,28 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
 
 
 def _norm_by_name(name: str) -> DictConfig:
-    """The config of a method, looked up as ``norm=`` is.
+    """The config of a method, looked up and composed as ``norm=`` is.
 
     Raises:
-        ConfigError: there is no such config.
+        ConfigError: there is no such config, or it cannot be composed.
     """
     loader = GlobalHydra.instance().config_loader()
-    for source in loader.get_sources():
-        if source.available() and source.is_config(f"norm/{name}"):
-            config = source.load_config(f"norm/{name}").config
-            assert isinstance(config, DictConfig)
-            return config
-    known = sorted(loader.get_group_options("norm"))
-    match = closest_name(name, known)
-    guess = f"did you mean norm.head={match}? " if match else ""
-    raise ConfigError(
-        f"norm.head={name}: unknown choice; {guess}expected one of {', '.join(known)}"
-    )
+    hydra = HydraConfig.instance().cfg
+    folders = OmegaConf.select(hydra, "hydra.searchpath") if hydra is not None else None
+    overrides = [f"hydra.searchpath={list(folders)}"] if folders else []
+    try:
+        composed = loader.load_configuration(None, [f"+norm={name}", *overrides], RunMode.RUN)
+    except HydraException as error:
+        if getattr(error, "missing_cfg_file", None) != f"norm/{name}":
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise ConfigError(f"norm.head={name}: {reason}") from error
+        known = sorted(loader.get_group_options("norm"))
+        match = closest_name(name, known)
+        guess = f"did you mean norm.head={match}? " if match else ""
+        raise ConfigError(
+            f"norm.head={name}: unknown choice; {guess}expected one of {', '.join(known)}"
+        ) from error
+    return composed.norm
 
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:

@@ -97,9 +97,9 @@ class CalibrationConfig:
     training samples (a number or ``all``), in minibatches of the run's samples per GPU.
 
     ``estimator``: ``mean_of_variances`` averages the variances of the minibatches, as in the paper;
-    ``population`` is E[mean^2 + var] - E[mean]^2, as in the authors' code. ``every``: number of
-    epochs between validations with the batch average during training (None: none), for methods
-    that store statistics; the weights do not depend on it.
+    ``population`` is E[mean^2 + var] - E[mean]^2, as in the authors' code. ``every``: every
+    such validation during training is repeated with the batch average (5: each fifth; None: none),
+    for methods that store statistics; the weights do not depend on it.
     """
 
     samples: Any
@@ -116,7 +116,7 @@ class CalibrationConfig:
         require_one_of("calibration.estimator", self.estimator, ESTIMATORS)
         require(
             self.every is None or self.every >= 1,
-            f"calibration.every={self.every}: expected null or a number of epochs",
+            f"calibration.every={self.every}: expected null or a number of validations",
         )
         # Training epoch e seeds its draws with e, calibration with -1 - seed: they must differ.
         require_seed("calibration.seed", self.seed)

@@ -93,7 +93,11 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
         run_config = directory.read_config()
         prepared = prepare(from_dict(_merge(run_config, request.values)))
         if unknown := request.artifacts.keys() - set(prepared.task.artifacts):
-            raise UserError(f"{min(unknown)}=: the task of {path} writes no such file")
+            known = ", ".join(prepared.task.artifacts) or "none"
+            raise UserError(
+                f"artifacts.{min(unknown)}: the task of {path} writes no such file; expected one "
+                f"of {known}"
+            )
         final = _load_checkpoint(prepared.network, directory.final)
         importance = importance_weight_records(prepared.network)
         weights = _load_requested_checkpoint(

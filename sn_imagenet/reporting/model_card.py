@@ -40,9 +40,10 @@ def model_card(
     """
     cell = run.cell
     title = f"{architecture} with {method_label(cell.norm)}, {cell.setting}, {cell.data}"
+    table = "Table 2 of Switchable Normalization (arXiv 1806.10779)"
     parts = [
         f"# {markdown_escape(title)}",
-        f"One run of Table 2 of Switchable Normalization (arXiv 1806.10779): {cell.setting} is "
+        f"One run of {f'task {code_span(cell.task)}' if cell.task else table}: {cell.setting} is "
         f"(GPUs, samples per GPU), each GPU with its own statistics; seed {run.seed}.",
         "## Accuracy",
         *_accuracy(run, statistics),
@@ -55,12 +56,14 @@ def model_card(
         "## License",
         _license(license),
     ]
-    return "\n\n".join([_front_matter(license), *parts]) + "\n"
+    return "\n\n".join([_front_matter(license, cell.task), *parts]) + "\n"
 
 
-def _front_matter(license: str) -> str:
-    lines = ["library_name: timm", "pipeline_tag: image-classification"]
-    return "\n".join(["---", *lines, f"license: {license}", "tags: [image-classification]", "---"])
+def _front_matter(license: str, task: str) -> str:
+    # Hubs know names of their own for tasks.
+    pipeline = ["pipeline_tag: image-classification"] if not task else []
+    tags = f"tags: [{task or 'image-classification'}]"
+    return "\n".join(["---", "library_name: timm", *pipeline, f"license: {license}", tags, "---"])
 
 
 def _accuracy(run: Run, used: str) -> list[str]:

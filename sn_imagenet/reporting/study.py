@@ -35,7 +35,7 @@ from sn_imagenet.reporting.statistics import (
 )
 from sn_imagenet.reporting.verdict import LEAST_SEEDS, Comparison
 from sn_imagenet.runs import DIVERGED, FINISHED, Run, Setting, find_runs
-from sn_imagenet.runs.scores import TOP1, Score
+from sn_imagenet.runs.scores import TOP1, UNKNOWN, Score
 
 TABLE_2_METHODS = ("bn", "gn", "sn")
 OTHER_DATA = "the paper's threshold is for ImageNet; the effect is measured on other data"
@@ -190,7 +190,7 @@ def studies_of(collection: RunCollection) -> list[Study]:
     groups: dict[tuple[_Experiment, Score], list[Run]] = {}
     for (key, score), run in zip(keys, collection.runs, strict=True):
         # A run that has not been validated yet has not recorded its score.
-        default = known.get(key, Score("score", "score") if key.task else TOP1)
+        default = known.get(key, UNKNOWN if key.task else TOP1)
         groups.setdefault((key, score or default), []).append(run)
     studies = [_study(collection, *key, runs) for key, runs in groups.items()]
     return sorted(studies, key=lambda s: (not s.matches_paper, s.data, s.model, s.title))
@@ -211,9 +211,8 @@ class _Experiment(NamedTuple):
 
 
 def _experiment(run: Run) -> _Experiment:
-    task, cell = run.config.get("task"), run.cell
-    name = str(task.get("name") or "") if isinstance(task, dict) else ""
-    return _Experiment(cell.data, cell.model, cell.row, "" if name == "classification" else name)
+    cell = run.cell
+    return _Experiment(cell.data, cell.model, cell.row, cell.task)
 
 
 def _study(collection: RunCollection, key: _Experiment, score: Score, runs: Sequence[Run]) -> Study:

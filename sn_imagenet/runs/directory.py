@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig, NormConfig
+from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig
 from sn_imagenet.runs import files
 from sn_imagenet.runs.evaluations import from_version_1
 from sn_imagenet.runs.files import RunError, write_json
@@ -81,7 +81,7 @@ class RunDirectory:
                 config has a value that cannot be encoded as UTF-8.
         """
         _require_utf8(config)
-        self._require_one_target(config.norm)
+        self._require_one_target(config)
         if self.config.exists():
             self.require_same_experiment(self.read_config(), config)
         else:
@@ -89,22 +89,25 @@ class RunDirectory:
             if result is not None and isinstance(result.get("config"), dict):
                 self.require_same_experiment(result["config"], config)
 
-    def _require_one_target(self, norm: NormConfig) -> None:
+    def _require_one_target(self, config: ExperimentConfig) -> None:
         """Require one class per method name, because tables group runs by that name."""
         method_folder = self.path.parent.parent
-        if method_folder.name != norm.name:
+        if method_folder.name != config.norm_label:
             return  # the user chose another layout with run_dir=
+        ours = _norm_targets(config.to_dict()["norm"])
         for path in sorted(method_folder.glob(f"*/seed*/{files.CONFIG}")):
             try:
-                target = RunDirectory(path.parent).read_config()["norm"]["target"]
+                theirs = _norm_targets(RunDirectory(path.parent).read_config()["norm"])
             except (RunError, LookupError, TypeError):
                 continue  # reported when that run itself is read
-            if target == norm.target:
-                return
-            raise RunError(
-                f"norm.target={norm.target}: {path.parent} is a run of norm.name={norm.name} with "
-                f"norm.target={target}; give this method its own norm.name="
-            )
+            for (part, name), target in ours.items():
+                other = theirs.get((part, name), target)
+                if other != target:
+                    raise RunError(
+                        f"{part}.target={target}: {path.parent} is a run of {part}.name={name} "
+                        f"with {part}.target={other}; give this method its own {part}.name="
+                    )
+            return
 
     def require_same_experiment(self, before: dict[str, Any], config: ExperimentConfig) -> None:
         """Check that two configs describe the same experiment.
@@ -202,6 +205,12 @@ class RunDirectory:
         return RunError(
             f"{self.result} {problem}; remove it and start the run again to evaluate it again"
         )
+
+
+def _norm_targets(norm: dict[str, Any]) -> dict[tuple[str, str], str]:
+    """(``norm`` or ``norm.head``, name of the method) -> its class."""
+    parts = {"norm": norm, "norm.head": norm.get("head")}
+    return {(part, values["name"]): values["target"] for part, values in parts.items() if values}
 
 
 def _require_utf8(config: ExperimentConfig) -> None:

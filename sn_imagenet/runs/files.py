@@ -42,6 +42,10 @@ SCORE_TABLE = "score.md"
 TENSORBOARD = "tensorboard"
 TRACKED_AS = "tracked_as.txt"
 LOG = "log.txt"
+RUN_FILES = frozenset(
+    {CONFIG, LOCK, METRICS, NEWEST, LAST, PREVIOUS, FINAL, BATCH_AVERAGE, RESULT, TOP1_TABLE}
+    | {SCORE_TABLE, TENSORBOARD, TRACKED_AS, LOG}
+)
 
 RUN_DIR_OPTIONS = "runs_dir= or run_dir="  # the options that set the run directory
 

@@ -12,16 +12,19 @@ from omegaconf import DictConfig, OmegaConf
 from sn_imagenet.config import ExperimentConfig, from_hydra
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.runs import DIVERGED, FINISHED, NOT_EVALUATED, Progress, read_progress
+from sn_imagenet.runs.scores import TOP1, Score
 
 COMPLETE = (FINISHED, DIVERGED)
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that a sweep has to complete, and the overrides that it passes to ``train.py``."""
+    """A run that a sweep has to complete, the overrides that it passes to ``train.py``, and the
+    score of its task."""
 
     config: ExperimentConfig
     overrides: tuple[str, ...]
+    score: Score = TOP1
 
     @property
     def run_dir(self) -> Path:

@@ -207,7 +207,10 @@ class Pool:
         return f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
 
     def _rows(self) -> list[RunStatus]:
-        return [RunStatus(r.planned.name, r.state, r.progress, r.note) for r in self._runs]
+        return [
+            RunStatus(r.planned.name, r.state, r.progress, r.note, r.planned.score)
+            for r in self._runs
+        ]
 
     @contextmanager
     def _handle_signals(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ METERS = ("steps", "samples", "loss", "waited", "seconds", "total_seconds", "tot
 
 
 class Recorder:
-    """Reports averages over the steps since the last report; images/s counts training steps only.
+    """Reports averages over the steps since the last report; samples/s counts training steps only.
 
     Args:
         task: names the sums over samples and makes metrics of them.
@@ -124,7 +124,7 @@ class Recorder:
             score.format(value) if name == score.key else f"{name} {value:.4f}"
             for name, value in metrics.items()
         ]
-        values = [f"loss {loss:.4f}", *words, f"lr {lr:.6g}", f"{speed:.0f} images/s"]
+        values = [f"loss {loss:.4f}", *words, f"lr {lr:.6g}", f"{speed:.0f} {score.speed_unit}"]
         self._console.report(epoch, "  ".join(values))
         self._reset()
         self._report_start = now  # the time for reporting counts in the next report

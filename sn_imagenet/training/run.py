@@ -21,7 +21,6 @@ from sn_imagenet.distributed import (
     set_determinism,
     world_size,
 )
-from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import (
     Evaluation,
     Prepared,
@@ -33,7 +32,7 @@ from sn_imagenet.evaluation import (
     prepare,
     record_origin,
 )
-from sn_imagenet.models import start_from
+from sn_imagenet.models import read_weights
 from sn_imagenet.runs import (
     DIVERGED,
     FINISHED,
@@ -45,7 +44,7 @@ from sn_imagenet.runs import (
     run_from_result,
 )
 from sn_imagenet.runs.start import FRESH, claimed, open_run
-from sn_imagenet.tasks.task import require_task_placement
+from sn_imagenet.tasks.task import fixed_replicas_per_pass, require_task_placement
 from sn_imagenet.training.compiled import require_compilable
 from sn_imagenet.training.stop import (
     EXIT_CODE,
@@ -97,13 +96,14 @@ def _train(
     with raise_on_all_ranks():
         prepared = prepare(config)
         placement = require_task_placement(prepared.task, config, world_size())
-        if config.init and not hasattr(prepared.network, "get_classifier"):
-            raise ConfigError(f"init={config.init}: task={config.task['name']} has no classifier")
         if config.init and start.kind == FRESH:
-            classes = prepared.data.classes
-            changed = start_from(Path(config.init), prepared.network, config.norm, classes)
+            saved = read_weights(Path(config.init))
+            changed = prepared.task.load_initial(prepared.network, prepared.data, saved)
+            if saved.norm.args != config.norm.args:
+                changed.append(f"norm.args={config.norm.args} instead of {saved.norm.args}")
             print_rank0(f"starting from {config.init}" + "".join(f"; {part}" for part in changed))
-        require_one_microbatch(placement, prepared.network)
+        fixed = fixed_replicas_per_pass(prepared.task) is not None
+        require_one_microbatch(placement, prepared.network, fixed)
         if config.trainer.compile:
             require_compilable(config.trainer.compile, placement, prepared.network)
         set_determinism(config.trainer.deterministic, prepared.device)

@@ -30,7 +30,7 @@ def _layout(score: Score) -> dict[str, dict[str, list[Any]]]:
             f"{score.label}, training and validation": ["Multiline", curves],
             "loss": ["Multiline", ["train/loss"]],
             "learning rate": ["Multiline", ["opt/lr"]],
-            "images/s": ["Multiline", ["perf/images_per_s"]],
+            score.speed_unit: ["Multiline", ["perf/images_per_s"]],
             "waiting for data, %": ["Multiline", ["perf/data_wait_pct"]],
         },
         "importance weights": {

@@ -19,6 +19,7 @@ from sn_imagenet.distributed import (
     rank,
     world_size,
 )
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import (
     Prepared,
     importance_weight_records,
@@ -75,6 +76,14 @@ class Trainer:
         epochs, max_steps = config.trainer.epochs, config.trainer.max_steps
         limits = [None if epochs is None else self.steps_per_epoch * epochs, max_steps]
         self.total_steps = min(limit for limit in limits if limit is not None)
+        every = config.calibration.every
+        interval = config.trainer.validate_every or self.steps_per_epoch
+        self.calibrate_every = every and every * interval
+        if every and (prepared.data.val is None or every * interval > self.total_steps):
+            raise ConfigError(
+                f"calibration.every={every}: counts validations during training, and there is no "
+                f"validation number {every} in these {self.total_steps} steps; use fewer, or null"
+            )
         clock = Clock(self.steps_per_epoch, self.total_steps)
         self.stepper = Stepper(task, self.network, config, placement, prepared.device, clock)
         self.epoch = self.step = self.step_in_epoch = 0
@@ -280,11 +289,10 @@ class Trainer:
         }
 
     def _must_calibrate(self) -> bool:
-        """Whether the finished epoch is also validated with the batch average."""
-        every = self.config.calibration.every
+        """Whether the validation of this step is repeated with the batch average."""
         has_statistics = stores_statistics(self.prepared.network)
-        due = every is not None and (self.epoch + 1) % every == 0 and self._epoch_is_complete()
-        return due and has_statistics and self.task.calibrates
+        every = self.calibrate_every
+        return bool(every) and self.step % every == 0 and has_statistics and self.task.calibrates
 
     def _describe_divergence(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
         return {

@@ -168,6 +168,9 @@ def test_all_options_of_an_evaluation(trained: Path, tmp_path: Path) -> None:
         ("calibration.samples=[64,none]", "calibration.samples=none: expected"),
         ("save_logits=../x.npz", "save_logits=../x.npz: expected a file name"),
         ("per_class=result.json", "per_class=result.json: expected a file name"),
+        ("artifacts.boxes=result.json", "artifacts.boxes=result.json: expected a file name"),
+        ("artifacts.boxes=a/b.json", "artifacts.boxes=a/b.json: expected a file name"),
+        ("artifacts.boxes=7", "artifacts.boxes=7: expected a file name"),
     ],
 )
 def test_invalid_options_are_refused(override: str, message: str) -> None:

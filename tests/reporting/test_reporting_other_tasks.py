@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from run_files import REPOSITORY, config, finished_run, result, write_run
 
 from sn_imagenet.reporting.claims_report import write_claims
@@ -185,6 +186,9 @@ def test_the_card_of_an_export_has_the_score(runs: Path) -> None:
     run = next(run for run in find_runs(runs).runs if run.cell.norm == "frozen_bn+sn")
     card = model_card(run, architecture="mlp", statistics="moving_average", loading=(), files={})
     assert re.search(r"\| moving average +\| +0.0312 \|", card)
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["tags"] == ["regression"] and "pipeline_tag" not in front
+    assert "One run of task `regression`" in card
 
 
 def test_the_table_of_a_run_has_all_its_numbers(tmp_path: Path) -> None:

@@ -223,6 +223,23 @@ def test_one_method_name_has_one_class(tmp_path: Path, composed: Compose) -> Non
     RunDirectory(tmp_path / "elsewhere").check(at("8x4", target)[1])
 
 
+@pytest.mark.parametrize("part", ["norm", "norm.head"])
+def test_a_pair_of_method_names_has_one_class_each(
+    tmp_path: Path, composed: Compose, part: str
+) -> None:
+    pair = composed("norm=bn", "norm.head=gn", "batch=8x2", f"runs_dir={tmp_path}")
+    with claimed(RunDirectory(Path(pair.run_dir)), pair):
+        pass
+    pair.run_dir = pair.run_dir.replace("8x2", "8x4")
+    RunDirectory(Path(pair.run_dir)).check(pair)
+    if part == "norm":
+        pair.norm.target = "my.Norm"
+    else:
+        pair.norm.head["target"] = "my.Norm"
+    with pytest.raises(RunError, match=rf"^{part}\.target=my\.Norm: .* its own {part}\.name=$"):
+        RunDirectory(Path(pair.run_dir)).check(pair)
+
+
 def test_results_are_json_or_an_error(directory: RunDirectory) -> None:
     assert directory.read_result() is None
     directory.write_result({"version": 2, "top1": 76.9})

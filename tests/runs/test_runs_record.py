@@ -192,6 +192,25 @@ def test_bad_config_takes_its_cell_from_the_path(tmp_path: Path, text: str) -> N
     assert "config.yaml" in warning
 
 
+def test_the_path_also_names_the_task(tmp_path: Path) -> None:
+    folder = "runs/digits+mine/resnet50_mini/sn/8x2/seed3"
+    write_run(tmp_path, config(seed=3), folder=folder)
+    (tmp_path / folder / "config.yaml").write_text("data: [")
+    (run,) = find_runs(tmp_path).runs
+    assert run.cell == Cell("digits", "resnet50_mini", "sn", Setting(8, 2), task="mine")
+
+
+def test_a_class_of_ones_own_is_named_beside_that_of_the_heads(tmp_path: Path) -> None:
+    settings = config("bn", "8x2")
+    settings["norm"] |= {"target": "my.BN", "head": {"name": "gn", "target": "my.GN", "args": {}}}
+    outcome = result(settings, 90.0)
+    outcome["cell"]["norm"] = "bn+gn"
+    write_run(tmp_path / "runs", settings, folder="a/unfinished")
+    write_run(tmp_path / "runs", settings, outcome, folder="b/finished")
+    names = {run.cell.norm for run in find_runs(tmp_path).runs}
+    assert names == {"bn (my.BN)+gn (my.GN)"}
+
+
 def test_a_run_without_a_known_cell_is_a_warning(tmp_path: Path) -> None:
     finished_run(tmp_path, 90.0)
     stray = tmp_path / "stray"

@@ -164,11 +164,14 @@ def test_the_heading_is_the_label_of_all_scores():
     assert "200/4000 steps" in d
     head, _, a, c, _, _ = table([waiting, top1, *others])
     assert "score" in head and "top-1 50.00" in a and "median error 0.031235" in c
+    planned = RunStatus("e", "waiting", task_score=error)
+    started = RunStatus("f", "running", Progress("running", 0, 8), task_score=error)
+    assert "median error  samples/s" in table([planned, started])[0]
     out = io.StringIO()
     Board(out).show(others)
     assert out.getvalue().splitlines() == [
-        "c: running  epoch 1/8  median error 0.031235  - images/s  ETA -",
-        "d: running  200/4000 steps  median error 0.031235  - images/s  ETA -",
+        "c: running  epoch 1/8  median error 0.031235  - samples/s  ETA -",
+        "d: running  200/4000 steps  median error 0.031235  - samples/s  ETA -",
     ]
 
 
@@ -229,6 +232,9 @@ def test_hours_are_estimated_from_measurements_only(composed, tmp_path):
     assert process_hours(config, [other], 5) == pytest.approx(steps * 5 * 64 / 50 / 3600)
     elsewhere = TrainingSpeed((*same[:2], "cifar10", *same[3:], "bn", "8x8"), 100.0, 50_000)
     assert process_hours(config, [elsewhere], 0) is None
+    config.task = {"name": "mine", "target": "mine.Task"}  # an epoch of two phases
+    two = [TrainingSpeed(("mine", *same[1:], "bn", "8x8"), 100.0, 2 * 1344)]
+    assert process_hours(config, two, 0) == pytest.approx(2 * 1344 * 10 / 100 / 3600)
     (tmp_path / "result.json").write_text("{")
     assert measured_speeds([tmp_path], "cpu") == []
 

@@ -413,7 +413,7 @@ def test_two_processes_train_as_one_and_resume(
 @pytest.mark.slow
 def test_a_run_is_evaluated_again_with_its_files(command: tuple[str, ...], finished: Path) -> None:
     run(ROOT / "configs", "evaluate.py", f"run={finished}", "per_class=categories.csv",
-        "detections=found.json")  # fmt: skip
+        "+artifacts.detections=found.json")  # fmt: skip
     evaluations = result(finished)["evaluations"]
     assert evaluations[2]["ap"] == evaluations[0]["ap"]
     table = (finished / "categories.csv").read_text().splitlines()
