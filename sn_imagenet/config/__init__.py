@@ -9,6 +9,7 @@ from sn_imagenet.config.experiment import (
     CLASSIFICATION,
     NON_EXPERIMENT_KEYS,
     ExperimentConfig,
+    InitialRunError,
     from_dict,
     from_hydra,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "DataConfig",
     "DetectionProtocolConfig",
     "ExperimentConfig",
+    "InitialRunError",
     "ModelConfig",
     "NormConfig",
     "ProtocolConfig",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -155,8 +156,12 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
     if isinstance(head, str):
         composed = composed.copy()
         OmegaConf.update(composed, "norm.head", _norm_by_name(head), force_add=True)
-    # How a sweep executes its runs is not part of their configs.
-    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "sweep"])
+    if OmegaConf.select(composed, "init_from") is not None:
+        composed = composed.copy()
+        composed.init = _initial_run(composed)
+    # How a sweep executes its runs, and how init was found, is not part of their configs.
+    keys = [str(key) for key in composed if key not in ("sweep", "init_from")]
+    own = OmegaConf.masked_copy(composed, keys)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), own)
         config = OmegaConf.to_object(merged)
@@ -168,6 +173,37 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
         raise ConfigError(f"{key}: {reason}") from error
     assert isinstance(config, ExperimentConfig)
     return config
+
+
+class InitialRunError(ConfigError):
+    """The run that ``init_from`` describes does not exist."""
+
+
+def _initial_run(composed: DictConfig) -> str:
+    """The trained run below ``init_from`` with the config's backbone, method and seed; for frozen
+    batch norm, one with batch norm.
+
+    Raises:
+        InitialRunError: there is none, or more than one.
+    """
+    folder, seed = Path(str(composed.init_from)), composed.seed
+    method = {"frozen_bn": "bn"}.get(composed.norm.name, composed.norm.name)
+    backbone = OmegaConf.select(composed, "model.args.backbone") or composed.model.name
+    found = []
+    for file in sorted(folder.glob(f"**/seed{seed}/config.yaml")):
+        values = OmegaConf.load(file)
+        matches = OmegaConf.select(values, "norm.name") == method and (
+            OmegaConf.select(values, "model.name") == backbone
+        )
+        if matches and (file.parent / "final.pt").exists():
+            found.append(str(file.parent))
+    if len(found) != 1:
+        runs = f"{len(found)} runs" if found else "no finished run"
+        raise InitialRunError(
+            f"init_from={folder}: {runs} of model={backbone} norm={method} seed={seed} there"
+            + (f" ({', '.join(found)}); use a folder with one of them" if found else "")
+        )
+    return found[0]
 
 
 def _norm_by_name(name: str) -> DictConfig:

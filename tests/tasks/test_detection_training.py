@@ -46,6 +46,12 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+def numbers(batch: str) -> tuple[str, str]:
+    """A setting without a config of its own."""
+    gpus, size = batch.split("x")
+    return f"batch.gpus={gpus}", f"batch.samples_per_gpu={size}"
+
+
 def batch_norm(channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels)
 
@@ -212,9 +218,8 @@ def test_ten_steps_are_those_of_torchvisions_loop(
     norm: str,
     batch: str,
 ) -> None:
-    gpus, size = batch.split("x")
     config = composed("task=detection", f"model={model}", OURS, f"norm={norm}", *drawn_options,
-                      f"batch.gpus={gpus}", f"batch.samples_per_gpu={size}", *PROTOCOL)  # fmt: skip
+                      *numbers(batch), *PROTOCOL)  # fmt: skip
     layer = {"bn": batch_norm, "gn": group_norm}[norm]
     compare_ten_steps(
         config,
@@ -258,7 +263,7 @@ def test_learning_rates_warm_up_and_drop(composed: Compose, drawn_options: tuple
         ("setting3", "8x2", (180_000, [120_000, 160_000], 0.02)),
         ("official_detection", "8x2", (180_000, [120_000, 160_000], 0.02)),
     ):
-        config = composed("task=detection", f"protocol={protocol}", f"batch={batch}")
+        config = composed("task=detection", f"protocol={protocol}", *numbers(batch))
         steps = config.trainer.max_steps
         drops = [round(part * steps) for part in config.protocol.lr_milestones]
         assert (steps, drops, config.initial_lr) == expected
@@ -307,7 +312,7 @@ def test_departures_from_the_paper(composed: Compose) -> None:
 
     assert items() == items("protocol=detectron") == {}
     assert items("model=mask_rcnn_fpn", "protocol=setting3") == {}
-    assert items("model=faster_rcnn_c4", "protocol=setting1", "batch=4x3") == {}
+    assert items("model=faster_rcnn_c4", "protocol=setting1", *numbers("4x3")) == {}
     assert items("batch=8x1", "data.subset=0.1") == {
         "share of the training set": ("1.0", "0.1"),
         "setting": ("8x2", "8x1"),
@@ -324,7 +329,9 @@ def test_departures_from_the_paper(composed: Compose) -> None:
 def test_the_heads_statistics_count_if_they_alone_store_some(composed: Compose) -> None:
     config = composed("task=detection", "norm=frozen_bn", "norm.head=sn", "init=x")
     assert config.norm.test_statistics == "batch_average"
-    assert config.run_dir.endswith("coco/faster_rcnn_fpn-pretrained/frozen_bn+sn/8x2/seed0")
+    assert config.run_dir.endswith(
+        "coco+detection/faster_rcnn_fpn-pretrained/frozen_bn+sn/8x2/seed0"
+    )
     assert composed("task=detection", "norm=bn", "norm.head=sn").norm.test_statistics == (
         "moving_average"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,13 +18,14 @@ from sn_imagenet.data.loaders import EvalBatchSampler
 from sn_imagenet.data.seeding import derive_seed, epoch_order, seeded
 from sn_imagenet.distributed import Batch, Microbatch, print_rank0, rank, world_size
 from sn_imagenet.errors import ConfigError
+from sn_imagenet.models import SavedWeights, load_weights
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs.scores import Score
 from sn_imagenet.tasks.detection.coco import describe, open_annotations
 from sn_imagenet.tasks.detection.departures import departures
 from sn_imagenet.tasks.detection.evaluator import CocoEvaluator, category_csv, detections_json
 from sn_imagenet.tasks.detection.images import DetectionBatch, DetectionDataset
-from sn_imagenet.tasks.detection.models import build_detector
+from sn_imagenet.tasks.detection.models import C4Head, build_detector
 from sn_imagenet.tasks.detection.sampling import CalibrationSampler, DetectionLoader, GroupSampler
 from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task
 
@@ -116,6 +118,30 @@ class Detection(Task):
         if config.init is not None:
             network.backbone.freeze(self.protocol.frozen_stages)
         return network
+
+    def load_initial(self, network: Any, data: DataSets, saved: SavedWeights) -> list[str]:
+        """The ResNet of a classifier, or a whole detector; with other classes, the predictors keep
+        their initial weights."""
+        if saved.task == self.config.task["name"]:
+            new: list[str] = []
+            if list(saved.classes) != list(data.classes):
+                keys = network.state_dict()
+                new = [k for k in keys if "predictor" in k and "conv5_mask" not in k]
+            load_weights(network, saved, new=new)
+            return ["new predictors, because its classes differ"] if new else []
+        head = network.roi_heads.box_head
+        parts: dict[str, Any] = {"": network.backbone.body}
+        if isinstance(head, C4Head):
+            parts["layer4."] = head
+        for prefix, part in parts.items():
+            others = ("fc.", *(other for other in parts if other and other != prefix))
+            weights = {
+                key: value
+                for key, value in saved.weights.items()
+                if key.startswith(prefix) and not key.startswith(others)
+            }
+            load_weights(part, replace(saved, weights=weights))
+        return []
 
     def check(self, network: nn.Module, data: DataSets) -> None:
         GroupSampler(**self._sampler_options(data), rank=0, world_size=1)  # enough images
