@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -180,17 +181,17 @@ class InitialRunError(ConfigError):
 
 
 def _initial_run(composed: DictConfig) -> str:
-    """The trained run below ``init_from`` with the config's backbone, method and seed; for frozen
-    batch norm, one with batch norm.
+    """The trained run below ``init_from`` (a folder, or a glob of folders) with the config's
+    backbone, method and seed; for frozen batch norm, one with batch norm.
 
     Raises:
         InitialRunError: there is none, or more than one.
     """
-    folder, seed = Path(str(composed.init_from)), composed.seed
+    folder, seed = str(composed.init_from), composed.seed
     method = {"frozen_bn": "bn"}.get(composed.norm.name, composed.norm.name)
     backbone = OmegaConf.select(composed, "model.args.backbone") or composed.model.name
     found = []
-    for file in sorted(folder.glob(f"**/seed{seed}/config.yaml")):
+    for file in map(Path, sorted(glob(f"{folder}/**/seed{seed}/config.yaml", recursive=True))):
         values = OmegaConf.load(file)
         matches = OmegaConf.select(values, "norm.name") == method and (
             OmegaConf.select(values, "model.name") == backbone
