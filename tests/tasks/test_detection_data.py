@@ -20,6 +20,7 @@ from sn_imagenet.tasks import build_task
 from sn_imagenet.tasks.detection import coco
 from sn_imagenet.tasks.detection.coco import describe, open_annotations, read_annotations
 from sn_imagenet.tasks.detection.images import DetectionDataset
+from sn_imagenet.tasks.detection.prepare import prepare_coco
 from sn_imagenet.tasks.detection.sampling import (
     CalibrationSampler,
     DetectionLoader,
@@ -364,3 +365,32 @@ def test_a_file_of_another_size_is_named(drawn: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2.png has 72 x 40 pixels, and 72 x 45 in its annot"):
         data.__getitems__([(0, 2)])
     assert issubclass(DataError, UserError) and issubclass(ConfigError, UserError)
+
+
+@pytest.mark.slow
+def test_a_folder_in_cocos_layout_is_verified(
+    real: Callable[[str], Path], drawn: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    assert prepare_coco(real("coco_small"), verify=True, workers=2, log=lines.append)
+    assert "  every image was decoded: 0 bad" in lines
+    assert "  COCO 2017 has 118,287 images: this set is incomplete" in lines
+    assert lines[-1].startswith("use: task=detection data.root=")
+    (tmp_path / "annotations").mkdir()
+    for part in ("train", "val"):
+        content = json.loads((drawn / f"{part}.json").read_text())
+        if part == "train":
+            content["images"][1]["height"] += 9
+            content["annotations"] = []
+        (tmp_path / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
+        (tmp_path / part).mkdir()
+        for file in (drawn / part).iterdir():
+            (tmp_path / part / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "train" / "3.png").write_bytes(b"no image")
+    lines.clear()
+    assert not prepare_coco(tmp_path, verify=True, workers=2, log=lines.append)
+    assert next(line for line in lines if "bad:" in line).endswith(
+        "1.png has 48 x 64 pixels, and 48 x 73 in its annotations"
+    )
+    assert "3.png cannot be read as an image" in [line for line in lines if "bad:" in line][1]
+    assert f"data.val={tmp_path / 'val'}" in lines[-1] and "data=coco_format" in lines[-1]

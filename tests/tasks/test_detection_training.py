@@ -29,6 +29,7 @@ from sn_imagenet.data.seeding import derive_seed
 from sn_imagenet.distributed import Placement
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.tasks import Clock, build_task
+from sn_imagenet.tasks.detection.detect import load_detector
 from sn_imagenet.tasks.detection.task import parameter_groups
 from sn_imagenet.training import Stepper
 
@@ -428,6 +429,26 @@ def test_a_run_is_evaluated_again_with_its_files(command: tuple[str, ...], finis
     for name in ("found_moving_average.json", "found_batch_average_4_seed0.json"):
         entries = json.loads((finished / name).read_text())
         assert all({"image_id", "category_id", "bbox", "score"} <= e.keys() for e in entries)
+
+
+@pytest.mark.slow
+def test_objects_are_found_in_a_folder(finished: Path, drawn: Path, tmp_path: Path) -> None:
+    words = ("--run", finished, "--images", drawn / "val", "--score", "0.01")
+    run(ROOT / "configs", "scripts/detect.py", *words, "--out", tmp_path / "out",
+        "--annotations", drawn / "val.json")  # fmt: skip
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert sorted(found) == ["0.png", "1.png", "2.png", "3.png"]
+    entries = [entry for entries in found.values() for entry in entries]
+    assert all(entry["category"] in ("square", "round") for entry in entries)
+    assert Image.open(tmp_path / "out" / "1.png").size == (96, 64)  # truth beside prediction
+    network, names = load_detector(finished)
+    assert names == ("square", "round") and not network.training
+    output = run(ROOT / "configs", "scripts/detect.py", "--run", finished, "--images", tmp_path,
+                 "--out", tmp_path / "none", code=0)  # fmt: skip
+    assert "detections.json" in output
+    output = run(ROOT / "configs", "scripts/detect.py", "--run", tmp_path, "--images", tmp_path,
+                 "--out", tmp_path / "none", code=2)  # fmt: skip
+    assert "no trained network there" in output and "Traceback" not in output
 
 
 def test_calibration_leaves_frozen_statistics_alone(

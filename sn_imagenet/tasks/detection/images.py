@@ -129,7 +129,7 @@ class DetectionDataset(Dataset[Any]):
         image = read_image(self.annotations, self.folder, position)
         if not self.training:
             return image, {}
-        target = _target(self.annotations, position, self.masks)
+        target = target_of(self.annotations, position, self.masks)
         image_id = int(self.annotations.image_ids[position])
         if self.flip and derive_seed("flip", self.seed, epoch, image_id) % 2:
             return _flip(image, target)
@@ -156,7 +156,7 @@ def read_image(annotations: Annotations, folder: Path, position: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _target(annotations: Annotations, position: int, masks: bool) -> dict[str, Tensor]:
+def target_of(annotations: Annotations, position: int, masks: bool) -> dict[str, Tensor]:
     part = annotations.objects(position)
     used = np.flatnonzero(annotations.usable[part]) + part.start
     boxes = torch.as_tensor(annotations.boxes[used], dtype=torch.float32)
