@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ class Paper:
     """The paper's numbers (``cells``), other sources' numbers for the same cells (``elsewhere``),
     and SN's under different evaluation statistics (``statistics``, named in the notes).
 
-    All are for one data set and network, ``data`` and ``model``; ``label`` describes these."""
+    All are for one data set and network, ``data`` and ``model``; ``label`` describes these.
+    ``detection``: Tables 3, 4 and 5 by name, as the file has them."""
 
     data: str
     model: str
@@ -46,6 +47,7 @@ class Paper:
     cells: tuple[PublishedAccuracy, ...]
     elsewhere: tuple[PublishedAccuracy, ...]
     statistics: tuple[PublishedAccuracy, ...]
+    detection: dict[str, Any] = field(default_factory=dict)
 
     def cell(self, method: str, setting: Setting) -> PublishedAccuracy | None:
         """The paper's entry for a cell, None without an entry."""
@@ -89,6 +91,7 @@ def read_paper(file: Path) -> Paper:
                 )
                 for note, top1 in statistics["top1"].items()
             ),
+            detection=dict(content.get("detection") or {}),
         )
     except OSError as error:
         raise UserError(f"{file}: cannot read the paper's numbers: {error.strerror}") from error

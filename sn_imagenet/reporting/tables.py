@@ -16,6 +16,7 @@ from sn_imagenet.reporting.cells import (
     score_text,
 )
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
+from sn_imagenet.reporting.detection import table3, table4, table5
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Document, markdown_table
 from sn_imagenet.reporting.study import RunCollection
@@ -31,6 +32,9 @@ RUN_TABLES: dict[str, Callable[[RunCollection], Document]] = {
     "averages": averages,
     "variants": variants,
     "networks": networks,
+    "table3": table3,
+    "table4": table4,
+    "table5": table5,
 }
 TABLE_NAMES = ("table1", *RUN_TABLES)
 _TOP1_COLUMNS = ("top-1", "top-5", "correct/seen")
