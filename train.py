@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 @hydra_program("configs", "config", read_experiment)
 def main(config: ExperimentConfig, session: Session) -> None:
     from sn_imagenet.distributed import rank
-    from sn_imagenet.reporting.figures.files import weights_figure
-    from sn_imagenet.reporting.report import report_run
     from sn_imagenet.training import train
 
-    run = train(config, weights_figure)
+    run = train(config)
     if rank() == 0 and config.evaluate:
+        from sn_imagenet.reporting.report import report_run  # imports matplotlib
+
         report_run(run)
 
 

@@ -12,7 +12,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from sn_imagenet.benchmark.compose import compose_config
+from sn_imagenet.benchmark.command import compose_config
 from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation.import_weights import import_official
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from sn_imagenet.benchmark.command import REFERENCE
 from sn_imagenet.benchmark.timing import Context
 from sn_imagenet.norms.control import set_replicas
 from sn_imagenet.norms.layers import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d
 from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
-REFERENCE = "nn.BatchNorm2d"
-SYNC = "nn.SyncBatchNorm's kernels"
 RESIDUAL = ("PyTorch BN, add, ReLU", "SN, add, ReLU", "SN add ReLU fused")
 
 
@@ -51,64 +48,6 @@ class Fig7(nn.Module):
         return ((x - mean) / torch.sqrt(var + 1e-5) * self.gamma + self.beta).to(x.dtype)
 
 
-class SyncKernels(nn.Module):
-    """nn.SyncBatchNorm's five kernels in one process: its time without the communication.
-
-    nn.SyncBatchNorm itself calls them only if there are several processes. They have no CPU
-    implementation; see :func:`has_sync_kernels`.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.running_mean: Tensor
-        self.running_var: Tensor
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        running = self.running_mean, self.running_var
-        y: Tensor = _SyncFunction.apply(x, self.weight, self.bias, *running, 1e-5, 0.1)
-        return y
-
-
-class _SyncFunction(torch.autograd.Function):
-    """The calls of torch.nn.modules._functions.SyncBatchNorm without its collectives."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        eps: float,
-        momentum: float,
-    ) -> Tensor:
-        mean, invstd = torch.batch_norm_stats(x, eps)
-        counts = torch.full((1,), x.numel() // x.size(1), dtype=mean.dtype, device=x.device)
-        mean, invstd = torch.batch_norm_gather_stats_with_counts(
-            x, mean[None], invstd[None], running_mean, running_var, momentum, eps, counts
-        )
-        ctx.save_for_backward(x, weight, mean, invstd, counts.to(torch.int32))
-        y: Tensor = torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, invstd, counts = ctx.saved_tensors
-        sum_dy, sum_dy_xmu, dweight, dbias = torch.batch_norm_backward_reduce(
-            grad, x, mean, invstd, weight, *ctx.needs_input_grad[:3]
-        )
-        dx = torch.batch_norm_backward_elemt(
-            grad, x, mean, invstd, weight, sum_dy, sum_dy_xmu, counts
-        )
-        return dx, dweight, dbias, None, None, None, None
-
-
 class AddRelu(nn.Module):
     """The end of a residual block, relu(layer(x) + residual), with a gradient for the residual.
 
@@ -131,15 +70,6 @@ class AddRelu(nn.Module):
         y = self.layer(x)
         y += self.residual
         return F.relu_(y)
-
-
-def has_sync_kernels(device: torch.device) -> bool:
-    """Whether the installed PyTorch's dispatcher has SyncBatchNorm's kernels for a device."""
-    return bool(
-        torch._C._dispatch_has_kernel_for_dispatch_key(
-            "aten::batch_norm_stats", device.type.upper()
-        )
-    )
 
 
 def batch_norm_backend(x: Tensor, layer: nn.BatchNorm2d) -> str:
@@ -188,8 +118,6 @@ def layer_contenders(x: Tensor, replicas: int = 1) -> dict[str, Contender]:
         "LN": LayerNorm2d(channels),
         "IN": InstanceNorm2d(channels),
     }
-    if has_sync_kernels(x.device):
-        plain[SYNC] = SyncKernels(channels)
     contenders = references(x, channels)
     for name, layer in plain.items():
         set_replicas(layer, replicas)
@@ -206,22 +134,4 @@ def residual_contenders(x: Tensor, replicas: int = 1) -> dict[str, Contender]:
         set_replicas(layer, replicas)
         block = AddRelu(layer, x.detach(), fused=name == RESIDUAL[-1])
         contenders[name] = Contender(block.to(x.device))
-    return contenders
-
-
-def compiled_contenders(x: Tensor, replicas: int = 1) -> dict[str, Contender]:
-    """BN, SN's formula and Fig. 7 under torch.compile, which takes minutes for all shapes."""
-    channels = x.shape[1]
-    plain = {
-        REFERENCE: nn.BatchNorm2d(channels),
-        "SN": SwitchNorm2d(channels),
-        "Fig. 7": Fig7(channels),
-    }
-    # Dynamo's cache is small and keyed by code, not by layer: every shape starts with an empty one.
-    torch.compiler.reset()
-    contenders: dict[str, Contender] = {}
-    for name, layer in plain.items():
-        set_replicas(layer, replicas)
-        layer.to(x.device).compile(dynamic=False, fullgraph=True)
-        contenders[f"compile({name})"] = Contender(layer)
     return contenders

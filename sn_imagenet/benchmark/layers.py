@@ -6,21 +6,21 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from statistics import geometric_mean
 
 import torch
 from torch import Tensor, nn
 
-from sn_imagenet.benchmark.contenders import (
+from sn_imagenet.benchmark.command import (
     REFERENCE,
-    RESIDUAL,
-    SYNC,
-    compiled_contenders,
-    layer_contenders,
-    residual_contenders,
+    BenchmarkReport,
+    Command,
+    align_columns,
+    parse_setting,
 )
-from sn_imagenet.benchmark.report import BenchmarkReport, Command, align_columns
-from sn_imagenet.benchmark.timing import StorageLog, capture_graph, geometric_mean, time_interleaved
+from sn_imagenet.benchmark.contenders import RESIDUAL, layer_contenders, residual_contenders
+from sn_imagenet.benchmark.timing import StorageLog, capture_graph, time_interleaved
 from sn_imagenet.errors import UserError
 from sn_imagenet.norms.kernels import select_backend
 
@@ -72,7 +72,7 @@ class LayerCase:
     """Median seconds of forward + backward by contender, for one activation.
 
     ``copy`` is x.clone(). ``kept`` counts activations kept for backward beside the output: 1 is x
-    itself. ``backend`` is that of our layers; ``absent``: why a contender was not timed.
+    itself. ``backend`` is that of our layers.
     """
 
     kind: ActivationKind
@@ -80,7 +80,6 @@ class LayerCase:
     backend: str
     seconds: dict[str, float]
     kept: dict[str, float]
-    absent: dict[str, str] = field(default_factory=dict)
 
     @property
     def reference(self) -> float:
@@ -117,7 +116,6 @@ def measure_layer(
     shape: tuple[int, int, int],
     device: torch.device,
     repeats: int,
-    compiled: bool = False,
     residual: bool = False,
     graph: bool = False,
     only: Sequence[str] = (),
@@ -139,18 +137,17 @@ def measure_layer(
         return values.contiguous(memory_format=memory_format)
 
     x, grad = activation().requires_grad_(), activation()
-    eager = layer_contenders(x, kind.replicas)
+    layers = layer_contenders(x, kind.replicas)
     if residual:
-        eager |= residual_contenders(x, kind.replicas)
-    if unknown := [name for name in only if name not in eager]:
-        raise UserError(f"--only {unknown[0]!r}: expected some of {', '.join(map(repr, eager))}")
+        layers |= residual_contenders(x, kind.replicas)
+    if unknown := [name for name in only if name not in layers]:
+        raise UserError(f"--only {unknown[0]!r}: expected some of {', '.join(map(repr, layers))}")
     if only:
-        eager = {n: c for n, c in eager.items() if n in only or n.startswith(REFERENCE)}
+        layers = {n: c for n, c in layers.items() if n in only or n.startswith(REFERENCE)}
     kept = {}
-    for name, contender in eager.items():
+    for name, contender in layers.items():
         with contender.context():
             kept[name] = _kept_activations(contender.layer, x)
-    layers = eager | (compiled_contenders(x, kind.replicas) if compiled else {})
     calls = {name: _step(contender.layer, x, grad) for name, contender in layers.items()}
     calls[COPY] = x.detach().clone
     context = {name: contender.context for name, contender in layers.items()}
@@ -164,7 +161,6 @@ def measure_layer(
         select_backend(x).name,
         time_interleaved(calls, repeats, device, context),
         kept,
-        {} if SYNC in eager or only else {SYNC: f"PyTorch has no {device.type.upper()} kernel"},
     )
 
 
@@ -223,19 +219,12 @@ def layers_table(cases: Sequence[LayerCase]) -> str:
             ["copy's bandwidth", shares.get(REFERENCE, ""), *(shares[n] for n in names)],
             ["kept, activations", *(_format_kept(kept, n) for n in (REFERENCE, *names))],
         ]
-        absent = [f"not timed: {name}: {why}" for name, why in group[0].absent.items()]
-        tables.append("\n".join([align_columns(rows), *absent]))
+        tables.append(align_columns(rows))
     return "\n\n".join(tables)
 
 
 def _format_kept(kept: Mapping[str, float], name: str) -> str:
     return f"{kept[name]:.2f}" if name in kept else ""
-
-
-def parse_setting(text: str) -> tuple[int, int]:
-    """Parse (replicas, samples per replica) from 32 or 16x2, for argparse."""
-    replicas, _, samples = text.rpartition("x")
-    return int(replicas or 1), int(samples)
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -248,7 +237,6 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="batch sizes; 16x2 is a batch of 16 replicas of 2 samples; default 32 2 16x2",
     )
     parser.add_argument("--every", type=int, default=1, help="take every k-th of the 12 shapes")
-    parser.add_argument("--compile", action="store_true", help="add torch.compile (minutes)")
     parser.add_argument(
         "--residual", action="store_true", help="add the end of a residual block: add and ReLU"
     )
@@ -266,14 +254,11 @@ def _add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
-    parser.add_argument("--repeats", type=int, default=9, help="rounds; medians are reported")
 
 
-def _measure_all(args: Namespace, device: torch.device) -> BenchmarkReport:
-    if args.graph and (device.type != "cuda" or args.compile):
-        raise UserError(
-            f"--graph needs a CUDA device, not {device.type}, and excludes --compile; leave it out"
-        )
+def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
+    if args.graph and device.type != "cuda":
+        raise UserError(f"--graph needs a CUDA device, not {device.type}; leave it out")
     cases = []
     for replicas, samples in args.samples:
         for dtype in args.dtype:
@@ -281,7 +266,7 @@ def _measure_all(args: Namespace, device: torch.device) -> BenchmarkReport:
                 kind = ActivationKind(samples, layout, dtype, replicas)
                 for shape in SHAPES[:: args.every]:
                     print(f"{kind} {shape}", file=sys.stderr)
-                    options = args.compile, args.residual, args.graph, args.only
+                    options = args.residual, args.graph, args.only
                     cases.append(measure_layer(kind, shape, device, args.repeats, *options))
     means = geometric_means(cases)
     facts = {
@@ -300,5 +285,5 @@ def _measure_all(args: Namespace, device: torch.device) -> BenchmarkReport:
 
 
 COMMAND = Command(
-    "one layer, forward + backward, on ResNet-50's shapes", _add_arguments, _measure_all
+    "one layer, forward + backward, on ResNet-50's shapes", _add_arguments, _measure, plots=True
 )

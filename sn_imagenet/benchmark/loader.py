@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import statistics
+import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from sn_imagenet.benchmark.compose import compose_config
-from sn_imagenet.benchmark.report import BenchmarkReport, Command, align_columns
-from sn_imagenet.benchmark.timing import CLOCKS, Clock, add_timing_arguments
+from sn_imagenet.benchmark.command import (
+    BenchmarkReport,
+    Command,
+    align_columns,
+    compose_config,
+)
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.datasets import build
 from sn_imagenet.data.loaders import TrainLoader, train_loader
@@ -132,7 +136,6 @@ def time_loader(
     batch: int,
     workers: Sequence[int],
     repeats: int,
-    clock: Clock,
 ) -> list[LoaderSpeed]:
     """Time one pass of every contender at every number of workers per round, in random order. A
     first, untimed round starts the workers and fills the file cache."""
@@ -146,7 +149,7 @@ def time_loader(
     for epoch in range(repeats + 1):
         for key in order.sample(list(entries), len(entries)):
             with _pinned_to_cores(max(key[1], 1)):
-                speed = _images_per_s(entries[key], epoch, batch, clock)
+                speed = _images_per_s(entries[key], epoch, batch)
             if epoch:
                 samples[key].append(speed)
     return [
@@ -155,10 +158,10 @@ def time_loader(
     ]
 
 
-def _images_per_s(batches: Batches, epoch: int, batch: int, clock: Clock) -> float:
-    start = clock()
+def _images_per_s(batches: Batches, epoch: int, batch: int) -> float:
+    start = time.perf_counter()
     count = sum(1 for _ in batches(epoch))
-    return count * batch / (clock() - start)
+    return count * batch / (time.perf_counter() - start)
 
 
 @contextmanager
@@ -237,12 +240,6 @@ def _panels(speeds: Sequence[LoaderSpeed]) -> dict[str, dict[str, float]]:
 
 def _add_arguments(parser: ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="overrides of the loader, as for train.py: augment=he2016",
-    )
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="class folders")
     parser.add_argument(
         "--workers",
@@ -253,9 +250,6 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "measured; default 0 to the number of cores",
     )
     parser.add_argument("--batch", type=int, default=20, help="images per batch; default 20")
-    add_timing_arguments(
-        parser, 9, "CPU time of this process, for a shared machine; requires --workers 0"
-    )
 
 
 def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
@@ -263,8 +257,6 @@ def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
     wrong = [count for count in args.workers if not 0 <= count <= cores]
     if wrong:
         raise UserError(f"--workers {wrong[0]}: expected 0 to {cores}, the number of cores")
-    if args.clock == "cpu" and args.workers != [0]:
-        raise UserError("--clock cpu does not count the workers' time: expected --workers 0")
     if not args.threads:
         torch.set_num_threads(1)  # as in each worker
 
@@ -274,7 +266,7 @@ def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
         return compose_config(args.configs, chosen)
 
     workers = sorted({0, *args.workers})
-    speeds = time_loader(config, args.images, args.batch, workers, args.repeats, CLOCKS[args.clock])
+    speeds = time_loader(config, args.images, args.batch, workers, args.repeats)
     speed_ratios = ratios(speeds)
     data = build(config("exact").data, config("exact").augment, seed=0)
     facts = {
@@ -283,7 +275,6 @@ def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
         "overrides": args.overrides,
         "batch": args.batch,
         "repeats": args.repeats,
-        "clock": args.clock,
         "speeds": [speed.__dict__ for speed in speeds],
         "ratios": speed_ratios,
         "scaling": scaling(speeds),
@@ -295,4 +286,6 @@ COMMAND = Command(
     "images/s of the loader against torchvision's reference pipeline and decoding alone",
     _add_arguments,
     _measure,
+    overrides="of the loader, as for train.py: augment=he2016",
+    plots=True,
 )

@@ -13,10 +13,14 @@ from typing import Any
 import timm
 import torch
 
-from sn_imagenet.benchmark.compose import compose_config
-from sn_imagenet.benchmark.contenders import REFERENCE
-from sn_imagenet.benchmark.layers import parse_setting
-from sn_imagenet.benchmark.report import BenchmarkReport, Command, align_columns
+from sn_imagenet.benchmark.command import (
+    REFERENCE,
+    BenchmarkReport,
+    Command,
+    align_columns,
+    compose_config,
+    parse_setting,
+)
 from sn_imagenet.benchmark.step_contenders import (
     PYTORCH_LAYERS,
     StepContender,
@@ -192,12 +196,6 @@ def _megabytes(size: int | None) -> str:
 
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="overrides of our networks' configuration, as for train.py: model.fuse_relu=false",
-    )
-    parser.add_argument(
         "--batch",
         type=parse_setting,
         nargs="+",
@@ -218,10 +216,9 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "torch.compile, minutes each",
     )
     parser.add_argument("--dtype", nargs="+", choices=("fp32", "tf32", "bf16"), default=["fp32"])
-    parser.add_argument("--repeats", type=int, default=9, help="rounds; medians are reported")
 
 
-def _measure_all(args: Namespace, device: torch.device) -> BenchmarkReport:
+def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
     kinds = [
         StepKind(replicas, samples, args.image_size, dtype, args.network, args.classes)
         for dtype in args.dtype
@@ -250,5 +247,7 @@ def _measure_all(args: Namespace, device: torch.device) -> BenchmarkReport:
 COMMAND = Command(
     "the training step of a setting against timm's network with nn.BatchNorm2d",
     _add_arguments,
-    _measure_all,
+    _measure,
+    overrides="of our networks' configuration, as for train.py: model.fuse_relu=false",
+    plots=True,
 )

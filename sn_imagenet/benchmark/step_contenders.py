@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sn_imagenet.benchmark.contenders import REFERENCE
+from sn_imagenet.benchmark.command import REFERENCE
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.distributed import Placement, autocast_for, set_norm_replicas

@@ -6,8 +6,7 @@ import math
 import random
 import statistics
 import time
-from argparse import ArgumentParser
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -18,10 +17,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Context = Callable[[], AbstractContextManager[Any]]
-Clock = Callable[[], float]
-
-CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""cpu: this process's time on all of its threads, which other processes hardly affect."""
 
 SHORTEST_SAMPLE = 2e-3
 """Minimum seconds of one timed sample; shorter calls are repeated within it."""
@@ -31,22 +26,11 @@ WARM_UP = 3
 second and replay from the third on."""
 
 
-def add_timing_arguments(parser: ArgumentParser, repeats: int, cpu_clock: str) -> None:
-    """Add ``--clock`` and ``--repeats``, which defaults to ``repeats``.
-
-    Args:
-        cpu_clock: help text on what ``--clock cpu`` counts.
-    """
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help=f"cpu: {cpu_clock}")
-    parser.add_argument("--repeats", type=int, default=repeats, help="rounds; medians are reported")
-
-
 def time_interleaved(
     contenders: Mapping[str, Callable[[], object]],
     repeats: int,
     device: torch.device,
     contexts: Mapping[str, Context] | None = None,
-    clock: Clock = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds per call of each contender.
 
@@ -57,19 +41,18 @@ def time_interleaved(
         contenders: functions by name; each is called :data:`WARM_UP` times before the first round.
         repeats: rounds.
         contexts: by name, the context to call a contender in; entering it is not timed.
-        clock: returns seconds.
     """
     entered = {name: (contexts or {}).get(name, nullcontext) for name in contenders}
     calls: dict[str, int] = {}
     for name, function in contenders.items():
         with entered[name]():
-            calls[name] = _calls_per_sample(function, device, clock)
+            calls[name] = _calls_per_sample(function, device)
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     order = random.Random(0)
     for _ in range(repeats):
         for name in order.sample(list(contenders), len(contenders)):
             with entered[name]():
-                samples[name].append(_time(contenders[name], calls[name], device, clock))
+                samples[name].append(_time(contenders[name], calls[name], device))
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
@@ -95,29 +78,25 @@ def _replay(graph: torch.cuda.CUDAGraph, recorded: object) -> None:
     graph.replay()
 
 
-def _calls_per_sample(function: Callable[[], object], device: torch.device, clock: Clock) -> int:
+def _calls_per_sample(function: Callable[[], object], device: torch.device) -> int:
     for _ in range(WARM_UP):
         function()
-    once = _time(function, 1, device, clock)
+    once = _time(function, 1, device)
     return max(1, math.ceil(SHORTEST_SAMPLE / once))
 
 
-def _time(function: Callable[[], object], calls: int, device: torch.device, clock: Clock) -> float:
-    _synchronize(device)
-    start = clock()
+def _time(function: Callable[[], object], calls: int, device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
     for _ in range(calls):
         function()
-    _synchronize(device)
-    return (clock() - start) / calls
+    synchronize(device)
+    return (time.perf_counter() - start) / calls
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    return statistics.geometric_mean(values)
 
 
 class StorageLog(TorchDispatchMode):

@@ -16,8 +16,13 @@ from typing import Any
 
 import torch
 
-from sn_imagenet.benchmark.compose import compose_config
-from sn_imagenet.benchmark.report import BenchmarkReport, Command, align_columns
+from sn_imagenet.benchmark.command import (
+    BenchmarkReport,
+    Command,
+    align_columns,
+    compose_config,
+)
+from sn_imagenet.benchmark.timing import synchronize
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.loaders import TrainLoader
 from sn_imagenet.distributed import Placement
@@ -133,17 +138,12 @@ def _image_rate(call: Callable[[], object], warm_up: int, calls: int, prepared: 
     """Images/s of ``call``, which processes one batch."""
     for _ in range(warm_up):
         call()
-    _synchronize(prepared.device)
+    synchronize(prepared.device)
     start = time.perf_counter()
     for _ in range(calls):
         call()
-    _synchronize(prepared.device)
+    synchronize(prepared.device)
     return calls * prepared.config.batch.total / (time.perf_counter() - start)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _step(prepared: Prepared, placement: Placement, loader: TrainLoader) -> Callable[[], object]:
@@ -179,14 +179,7 @@ def _train(
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="overrides of train.py that define the run: data=digits model=resnet50_mini batch=8x2",
-    )
     parser.add_argument("--steps", type=int, default=200, help="steps per round; default 200")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds; medians are reported")
 
 
 def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
@@ -211,5 +204,6 @@ COMMAND = Command(
     "images/s of a training run against its loader alone and its step alone",
     _add_arguments,
     _measure,
-    plots=False,
+    repeats=3,
+    overrides="of train.py that define the run: data=digits model=resnet50_mini batch=8x2",
 )

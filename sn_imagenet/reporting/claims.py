@@ -4,71 +4,76 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import fmean
 
-from sn_imagenet.reporting.cells import Summary, method_label, run_differences
-from sn_imagenet.reporting.curves import KIND_SYMBOLS, try_epochs
+from sn_imagenet.reporting.cells import Summary, method_label, minus, run_differences
+from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight, try_epochs
 from sn_imagenet.reporting.paper import PAPER_SETTINGS
 from sn_imagenet.reporting.statistics import contrast
-from sn_imagenet.reporting.study import (
+from sn_imagenet.reporting.study import Study
+from sn_imagenet.reporting.verdict import (
+    LEAST_SEEDS,
     OTHER_DATA,
-    ContrastTerm,
-    Study,
+    WEIGHT,
+    Claim,
+    Comparison,
+    Judgment,
+    Term,
+    Value,
+    Verdict,
     compare,
     difference,
+    judge,
     paired,
     why_not_comparable,
 )
-from sn_imagenet.reporting.verdict import LEAST_SEEDS, Claim, Comparison, Judgment, Verdict, judge
-from sn_imagenet.runs import DIVERGED, FINISHED, LayerWeights, Run, Setting
+from sn_imagenet.runs import DIVERGED, FINISHED, Run, Setting
 
 LARGE, SMALL, SINGLE = Setting(8, 32), Setting(8, 2), Setting(8, 1)
-_WEIGHT = "importance weight"
+CLAIMS: list[Claim] = []
+Judge = Callable[[Study], Judgment]
 
 
+def claim(text: str, source: str) -> Callable[[Judge], Judge]:
+    """Append a claim to :data:`CLAIMS`, which number them in this order."""
+
+    def append(judge: Judge) -> Judge:
+        CLAIMS.append(Claim(len(CLAIMS) + 1, text, source, judge))
+        return judge
+
+    return append
+
+
+@claim("SN is at least as good as BN in all nine settings.", "Table 2")
 def sn_not_below_bn(study: Study) -> Judgment:
-    """SN - BN at least 0 in each of the nine settings."""
     return judge([difference(study, "sn", "bn", s, low=0.0) for s in PAPER_SETTINGS])
 
 
+@claim("SN is better than GN in seven of nine settings, not in (8,2) and (8,1).", "Table 2")
 def sn_above_gn(study: Study) -> Judgment:
-    """SN - GN above 0 in seven settings, and not above 0 at (8,2) and (8,1)."""
     regions = {s: {"high": 0.0} if s in (SMALL, SINGLE) else {"low": 0.0} for s in PAPER_SETTINGS}
     return judge([difference(study, "sn", "gn", s, **regions[s]) for s in PAPER_SETTINGS])
 
 
+@claim("BN at (8,2) loses 10 points or more against (8,32).", "Table 2")
 def bn_loses_ten(study: Study) -> Judgment:
-    """BN at (8,32) minus BN at (8,2), at least 10 points on ImageNet."""
-    terms = [ContrastTerm("bn", LARGE), ContrastTerm("bn", SMALL, -1.0)]
-    name = f"BN {LARGE} - BN {SMALL}"
-    return judge([compare(study, name, terms, low=10.0, threshold_of_imagenet=True)])
+    terms = Term("bn", LARGE), Term("bn", SMALL)
+    return judge([compare(study, *terms, low=10.0, threshold_of_imagenet=True)])
 
 
+@claim("GN stays within 0.5 over all settings.", "Table 2")
 def gn_stays(study: Study) -> Judgment:
-    """GN at each pair of settings, within 0.5 on ImageNet."""
-    pairs = itertools.combinations(PAPER_SETTINGS, 2)
-    return judge(
-        [
-            compare(
-                study,
-                f"GN {a} - GN {b}",
-                [ContrastTerm("gn", a), ContrastTerm("gn", b, -1.0)],
-                low=-0.5,
-                high=0.5,
-                threshold_of_imagenet=True,
-            )
-            for a, b in pairs
-        ]
-    )
+    pairs = itertools.combinations([Term("gn", setting) for setting in PAPER_SETTINGS], 2)
+    return judge([compare(study, *pair, -0.5, 0.5, threshold_of_imagenet=True) for pair in pairs])
 
 
+@claim("At (8,1) BN fails, GN and SN do not.", "Table 2")
 def bn_fails_at_one_sample(study: Study) -> Judgment:
-    """Failed seeds at (8,1): diverged, or below half of the best method's mean there. Judged by
-    counting: the claim holds if all seeds of BN failed and none of GN and SN. It does not hold if
-    no seed of BN failed, or all seeds of GN or of SN."""
+    """Failed seeds: diverged, or below half of the best method's mean. Judged by counting: the
+    claim holds if all seeds of BN failed and none of GN and SN. It does not hold if no seed of BN
+    failed, or all seeds of GN or of SN."""
     cells = {norm: study.cell(norm, SINGLE) for norm in ("bn", "gn", "sn")}
-    runs = tuple(run for cell in cells.values() for run in cell.runs)
     best = max((cell.mean for cell in cells.values() if cell.mean is not None), default=None)
     ended = {
         norm: [r for r in cell.runs if r.state in (FINISHED, DIVERGED)]
@@ -80,10 +85,8 @@ def bn_fails_at_one_sample(study: Study) -> Judgment:
         if cell.conflict or len(ended[norm]) < LEAST_SEEDS
     ]
     failed = {
-        norm: sum(
-            r.state == DIVERGED or (r.score_value() or 0.0) < (best or 0.0) / 2 for r in ended[norm]
-        )
-        for norm in cells
+        norm: sum(r.state == DIVERGED or (r.score_value() or 0.0) < (best or 0.0) / 2 for r in runs)
+        for norm, runs in ended.items()
     }
     counted = ", ".join(
         f"{method_label(norm)} {count} of {len(ended[norm])}" for norm, count in failed.items()
@@ -102,28 +105,25 @@ def bn_fails_at_one_sample(study: Study) -> Judgment:
         verdict,
         tuple(gaps),
         (Verdict.NOT_TESTED,) * len(gaps),
+        runs=tuple(run for cell in cells.values() for run in cell.runs),
+        seeds={str(Term(norm, SINGLE)): len(runs) for norm, runs in ended.items()},
+        settings=(SINGLE,),
         note="; ".join(["failed: diverged, or below half of the best mean at (8,1)", *problems]),
         counted=f"seeds that failed: {counted}",
-        runs=runs,
-        seeds={f"{method_label(norm)} {SINGLE}": len(ended[norm]) for norm in cells},
-        settings=(SINGLE,),
     )
 
 
+@claim("It is the statistics, not the gradients: BN at (1,16) is within 0.2 of (8,32).", "Sec. 4.1")
 def statistics_not_gradients(study: Study) -> Judgment:
-    """BN at (1,16) minus BN at (8,32), within 0.2 on ImageNet."""
-    alone = Setting(1, 16)
-    terms = [ContrastTerm("bn", alone), ContrastTerm("bn", LARGE, -1.0)]
-    name = f"BN {alone} - BN {LARGE}"
-    return judge([compare(study, name, terms, -0.2, 0.2, threshold_of_imagenet=True)])
+    terms = Term("bn", Setting(1, 16)), Term("bn", LARGE)
+    return judge([compare(study, *terms, -0.2, 0.2, threshold_of_imagenet=True)])
 
 
+@claim("BN's importance weight falls and LN's rises as samples per GPU fall.", "Fig. 4")
 def weights_follow_samples(study: Study) -> Judgment:
     """Slope of the weights of BN (up) and LN (down), averaged over layers, per doubling of the
     samples per GPU, over the settings where Omega contains BN."""
-    cells = {
-        s: study.cell("sn", s) for s in study.settings_of("sn") if _has_comparable_sn(study, s)
-    }
+    cells = _sn_with_bn(study)
     x = {s: math.log2(s.samples_per_gpu) for s in cells}
     first = next(iter(cells.values()), Summary((), ()))
     why = "; ".join(d for c in cells.values() if (d := run_differences(first.runs, c.runs)))
@@ -139,19 +139,19 @@ def weights_follow_samples(study: Study) -> Judgment:
         KIND_SYMBOLS.items(), (("bn", 0.0, math.inf), ("ln", -math.inf, 0.0))
     ):
         groups = [
-            [_mean(run.weights, kind, member) for run in _finished(c)] for c in cells.values()
+            [mean_weight(run.weights, kind, member) or 0.0 for run in _finished(cell)]
+            for cell in cells.values()
         ]
-        effect = sum(c * fmean(group) for c, group in zip(slopes, groups, strict=True))
         comparisons.append(
             Comparison(
                 f"{method_label(member)}'s weight of {symbol} per doubling of samples per GPU",
                 tuple(cells),
                 low,
                 high,
-                effect=effect,
+                effect=sum(c * fmean(group) for c, group in zip(slopes, groups, strict=True)),
                 estimate=contrast(groups, slopes),
                 test="t interval of the slope over the settings' means (Welch, Satterthwaite)",
-                unit=_WEIGHT,
+                unit=WEIGHT,
                 seeds={f"SN {s}": len(g) for s, g in zip(cells, groups, strict=True)},
                 runs=tuple(run for cell in cells.values() for run in cell.runs),
             )
@@ -159,78 +159,70 @@ def weights_follow_samples(study: Study) -> Judgment:
     return judge(comparisons, all_parts=True)
 
 
+@claim(
+    "Importance weights differ by depth, position and μ/σ; in the last stage σ's weight of BN "
+    "is below μ's.",
+    "Fig. 3",
+)
 def weights_differ(study: Study) -> Judgment:
-    """BN's weight differs between depths, layer positions and μ/σ, and σ's is below μ's in res5."""
-    comparisons: list[Comparison] = []
-
-    def gap(
-        first: Callable[[Run], Sequence[float]], second: Callable[[Run], Sequence[float]]
-    ) -> Callable[[Run], float | None]:
-        def of_run(run: Run) -> float | None:
-            a, b = first(run), second(run)
-            return fmean(a) - fmean(b) if a and b else None
-
-        return of_run
-
-    for setting in study.settings_of("sn"):
-        if not _has_comparable_sn(study, setting):
-            continue
-        runs = _finished(study.cell("sn", setting))
-        last = gap(_bn("variance", stage="res5"), _bn("mean", stage="res5"))
-        comparisons += [
-            paired(f"{what} {setting}", setting, runs, value, differs=True, unit=_WEIGHT)
-            for what, value in {
-                "BN's weight of μ, res5 - res2": gap(_bn("mean", "res5"), _bn("mean", "res2")),
-                "BN's weight of μ, after 3x3 - after 1x1": gap(
-                    _bn("mean", conv="3x3"), _bn("mean", conv="1x1")
-                ),
-                "BN's weight, σ - μ": gap(_bn("variance"), _bn("mean")),
-            }.items()
-        ]
-        comparisons.append(
-            paired(
-                f"BN's weight in res5, σ - μ {setting}", setting, runs, last, high=0.0, unit=_WEIGHT
-            )
+    def gap(first: tuple[str, ...], second: tuple[str, ...]) -> Value:
+        """Of BN's weight, each averaged over layers: (kind, stage, convolution)."""
+        return lambda run: minus(
+            *(mean_weight(run.weights, kind, "bn", *where) for kind, *where in (first, second))
         )
-    if not comparisons:
-        why = f"no setting with {LEAST_SEEDS} finished seeds of an SN with BN"
-        comparisons = [Comparison("BN's weight in res5, σ - μ", (), why_not=why)]
-    return judge(comparisons)
 
-
-def averages_agree(study: Study) -> Judgment:
-    """SN's top-1 by batch average minus that by moving average: within 0.1 at the end on ImageNet;
-    during training the batch average changes less from epoch to epoch."""
+    differing = {
+        "BN's weight of μ, res5 - res2": gap(("mean", "res5"), ("mean", "res2")),
+        "BN's weight of μ, after 3x3 - after 1x1": gap(("mean", "", "3x3"), ("mean", "", "1x1")),
+        "BN's weight, σ - μ": gap(("variance",), ("mean",)),
+    }
+    last, of_last = "BN's weight in res5, σ - μ", gap(("variance", "res5"), ("mean", "res5"))
     comparisons: list[Comparison] = []
-    for setting in study.settings_of("sn"):
-        if not _has_comparable_sn(study, setting):
-            continue
-        runs = _finished(study.cell("sn", setting))
-        why_not = "" if study.matches_paper else OTHER_DATA
-        end = f"SN, batch - moving average at the end {setting}"
-        change = f"SN, change per epoch, moving - batch average {setting}"
+    for setting, cell in _sn_with_bn(study).items():
+        runs = _finished(cell)
+        for name, value in differing.items():
+            comparisons.append(paired(name, setting, runs, value, differs=True, unit=WEIGHT))
+        comparisons.append(paired(last, setting, runs, of_last, high=0.0, unit=WEIGHT))
+    return judge(comparisons or [_no_sn_with_bn(last)])
+
+
+@claim(
+    "Batch and moving average end within 0.1; during training the batch average is steadier.",
+    "Sec. 2.1, Fig. 8",
+)
+def averages_agree(study: Study) -> Judgment:
+    """SN's top-1 by batch average minus that by moving average at the end; and how much each
+    changes from epoch to epoch."""
+
+    def at_the_end(run: Run) -> float | None:
+        return minus(run.score_value("batch_average"), run.score_value("moving_average"))
+
+    comparisons: list[Comparison] = []
+    end = "SN, batch - moving average at the end"
+    change = "SN, change per epoch, moving - batch average"
+    for setting, cell in _sn_with_bn(study).items():
+        runs, why_not = _finished(cell), "" if study.matches_paper else OTHER_DATA
         comparisons += [
-            paired(end, setting, runs, _end_gap, -0.1, 0.1, why_not=why_not),
+            paired(end, setting, runs, at_the_end, -0.1, 0.1, why_not=why_not),
             paired(change, setting, runs, _unsteadiness_gap, low=0.0),
         ]
-    if not comparisons:
-        why = f"no setting with {LEAST_SEEDS} finished seeds of an SN with BN"
-        comparisons = [Comparison("SN, batch - moving average", (), why_not=why)]
-    return judge(comparisons, all_parts=True)
+    none = _no_sn_with_bn("SN, batch - moving average")
+    return judge(comparisons or [none], all_parts=True)
 
 
+@claim("IN < LN < SN at (8,32).", "Sec. 4.1")
 def in_below_ln_below_sn(study: Study) -> Judgment:
-    """LN - IN and SN - LN above 0 at (8,32)."""
     pairs = (("ln", "in"), ("sn", "ln"))
     return judge([difference(study, *p, LARGE, low=0.0) for p in pairs], all_parts=True)
 
 
+@claim("BN < BRN < SN at (8,4).", "Sec. 4.1")
 def bn_below_brn_below_sn(study: Study) -> Judgment:
-    """BRN - BN and SN - BRN above 0 at (8,4)."""
     pairs = (("brn", "bn"), ("sn", "brn"))
     return judge([difference(study, *p, Setting(8, 4), low=0.0) for p in pairs], all_parts=True)
 
 
+@claim("SN adds 6 parameters per layer (318 in ResNet-50).", "Table 1")
 def six_parameters_a_layer(study: Study) -> Judgment:
     """Number of importance weights in the runs of SN with Omega = {IN, LN, BN}."""
     runs = [
@@ -253,11 +245,11 @@ def six_parameters_a_layer(study: Study) -> Judgment:
         verdict,
         (),
         (),
+        runs=tuple(runs),
+        settings=tuple(dict.fromkeys(run.cell.setting for run in runs)),
         note="the paper: 318 in ResNet-50. The order of computation is measured for Table 1 "
         "(scripts/make_tables.py --only table1), not in these runs",
         counted=f"importance weights: {counted}" if counted else "",
-        runs=tuple(runs),
-        settings=tuple(dict.fromkeys(run.cell.setting for run in runs)),
     )
 
 
@@ -265,32 +257,23 @@ def _finished(cell: Summary) -> list[Run]:
     return [run for run in cell.runs if run.state == FINISHED]
 
 
-def _has_comparable_sn(study: Study, setting: Setting) -> bool:
-    """Whether SN's cell has enough finished seeds, with BN in Omega."""
-    if why_not_comparable(study, ContrastTerm("sn", setting)):
-        return False
-    runs = _finished(study.cell("sn", setting))
-    return all(run.weights and "bn" in run.weights[0].mean for run in runs)
+def _sn_with_bn(study: Study) -> dict[Setting, Summary]:
+    """SN's cells with enough finished seeds, and BN in Omega."""
+    cells = {
+        setting: study.cell("sn", setting)
+        for setting in study.settings_of("sn")
+        if not why_not_comparable(study, Term("sn", setting))
+    }
+    return {
+        setting: cell
+        for setting, cell in cells.items()
+        if all(run.weights and "bn" in run.weights[0].mean for run in _finished(cell))
+    }
 
 
-def _mean(layers: Sequence[LayerWeights], kind: str, member: str) -> float:
-    return fmean(getattr(layer, kind)[member] for layer in layers)
-
-
-def _bn(kind: str, stage: str = "", conv: str = "") -> Callable[[Run], list[float]]:
-    def of_run(run: Run) -> list[float]:
-        return [
-            getattr(layer, kind)["bn"]
-            for layer in run.weights
-            if stage in ("", layer.stage) and conv in ("", layer.conv)
-        ]
-
-    return of_run
-
-
-def _end_gap(run: Run) -> float | None:
-    batch, moving = run.score_value("batch_average"), run.score_value("moving_average")
-    return None if batch is None or moving is None else batch - moving
+def _no_sn_with_bn(name: str) -> Comparison:
+    why = f"no setting with {LEAST_SEEDS} finished seeds of an SN with BN"
+    return Comparison(name, (), why_not=why)
 
 
 def _unsteadiness_gap(run: Run) -> float | None:
@@ -305,47 +288,3 @@ def _unsteadiness_gap(run: Run) -> float | None:
         for name in ("moving_average", "batch_average")
     )
     return moving - batch
-
-
-CLAIMS = (
-    Claim(1, "SN is at least as good as BN in all nine settings.", "Table 2", sn_not_below_bn),
-    Claim(
-        2,
-        "SN is better than GN in seven of nine settings, not in (8,2) and (8,1).",
-        "Table 2",
-        sn_above_gn,
-    ),
-    Claim(3, "BN at (8,2) loses 10 points or more against (8,32).", "Table 2", bn_loses_ten),
-    Claim(4, "GN stays within 0.5 over all settings.", "Table 2", gn_stays),
-    Claim(5, "At (8,1) BN fails, GN and SN do not.", "Table 2", bn_fails_at_one_sample),
-    Claim(
-        6,
-        "It is the statistics, not the gradients: BN at (1,16) is within 0.2 of (8,32).",
-        "Sec. 4.1",
-        statistics_not_gradients,
-    ),
-    Claim(
-        7,
-        "BN's importance weight falls and LN's rises as samples per GPU fall.",
-        "Fig. 4",
-        weights_follow_samples,
-    ),
-    Claim(
-        8,
-        "Importance weights differ by depth, position and μ/σ; in the last stage σ's weight of BN "
-        "is below μ's.",
-        "Fig. 3",
-        weights_differ,
-    ),
-    Claim(
-        9,
-        "Batch and moving average end within 0.1; during training the batch average is steadier.",
-        "Sec. 2.1, Fig. 8",
-        averages_agree,
-    ),
-    Claim(10, "IN < LN < SN at (8,32).", "Sec. 4.1", in_below_ln_below_sn),
-    Claim(11, "BN < BRN < SN at (8,4).", "Sec. 4.1", bn_below_brn_below_sn),
-    Claim(
-        12, "SN adds 6 parameters per layer (318 in ResNet-50).", "Table 1", six_parameters_a_layer
-    ),
-)

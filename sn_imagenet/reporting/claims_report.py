@@ -14,7 +14,7 @@ from sn_imagenet.reporting.expected import Expected, read_expected
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_escape, plain
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_of
-from sn_imagenet.reporting.verdict import RULES, Claim, Comparison, Judgment, Verdict
+from sn_imagenet.reporting.verdict import RULES, WEIGHT, Claim, Comparison, Judgment
 from sn_imagenet.runs import write_text
 
 CLAIMS_VERSION = 1
@@ -105,14 +105,6 @@ def claim_entry(judged: JudgedClaim, root: Path) -> dict[str, Any]:
     lists all of them. Effects are in ``unit``."""
     claim, judgment = judged.claim, judged.judgment
     deciding = judgment.deciding
-    tested = [c for c in judgment.comparisons if c.tested]
-    runs = judgment.runs or tuple(
-        dict.fromkeys(run for c in tested or judgment.comparisons for run in c.runs)
-    )
-    seeds = judgment.seeds or {
-        label: count for c in tested or judgment.comparisons for label, count in c.seeds.items()
-    }
-    settings = judgment.settings or tuple(dict.fromkeys(s for c in tested for s in c.settings))
     return {
         "number": claim.number,
         "claim": claim.text,
@@ -121,29 +113,20 @@ def claim_entry(judged: JudgedClaim, root: Path) -> dict[str, Any]:
         "model": judged.study.model,
         "verdict": judgment.verdict.value,
         "decided_by": deciding.name if deciding else None,
-        "effect": deciding.effect if deciding else None,
+        "effect": None,  # here in order
         "counted": judgment.counted or None,
-        "unit": deciding.unit if deciding else None,
-        "interval": _pair(deciding.interval) if deciding else None,
-        "validation_interval": _pair(deciding.validation) if deciding else None,
-        "threshold": deciding.threshold if deciding else None,
-        "margin": deciding.margin if deciding else None,
+        **_numbers(deciding),
         "test": deciding.test if deciding else "count",
-        "seeds": seeds,
-        "settings": [s.name for s in settings],
-        "runs": [run.path.relative_to(root).as_posix() for run in runs],
+        "seeds": judgment.seeds,
+        "settings": [s.name for s in judgment.settings],
+        "runs": [run.path.relative_to(root).as_posix() for run in judgment.runs],
         "note": judgment.note or None,
         "comparisons": [
             {
                 "name": c.name,
                 "verdict": verdict.value,
                 "settings": [s.name for s in c.settings],
-                "effect": c.effect,
-                "unit": c.unit,
-                "interval": _pair(c.interval),
-                "validation_interval": _pair(c.validation),
-                "threshold": c.threshold,
-                "margin": c.margin,
+                **_numbers(c),
                 "test": c.test or None,
                 "seeds": c.seeds,
                 "not_tested_because": c.why_not or None,
@@ -153,8 +136,15 @@ def claim_entry(judged: JudgedClaim, root: Path) -> dict[str, Any]:
     }
 
 
-def _pair(interval: tuple[float, float] | None) -> list[float] | None:
-    return list(interval) if interval else None
+def _numbers(c: Comparison | None) -> dict[str, Any]:
+    return {
+        "effect": c.effect if c else None,
+        "unit": c.unit if c else None,
+        "interval": list(c.interval) if c and c.interval else None,
+        "validation_interval": list(c.validation) if c and c.validation else None,
+        "threshold": c.threshold if c else None,
+        "margin": c.margin if c else None,
+    }
 
 
 def effect_text(comparison: Comparison) -> str:
@@ -166,7 +156,7 @@ def effect_text(comparison: Comparison) -> str:
 
 
 def _effect_and_margin(comparison: Comparison) -> tuple[str, str]:
-    digits = 4 if "weight" in comparison.unit else 2
+    digits = 4 if comparison.unit == WEIGHT else 2
     effect = f"{comparison.effect:+.{digits}f}"
     if comparison.interval:
         first, last = comparison.interval
@@ -232,7 +222,7 @@ def _markdown_item(one: JudgedClaim) -> str:
             details.append(f"finite validation set alone: [{low:+.2f}, {high:+.2f}]")
         if deciding.tested:
             details.append(deciding.test)
-    if judgment.verdict is Verdict.NOT_TESTED and judgment.why_not:
+    if judgment.why_not:
         details.append(f"why: {judgment.why_not}")
     details = [detail for detail in dict.fromkeys([*details, judgment.note]) if detail]
     number = f"{claim.number}. "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.runs import UNREADABLE, Run, stage_of
+from sn_imagenet.runs import UNREADABLE, LayerWeights, Run, stage_of
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 from sn_imagenet.runs.scores import TOP1, Score, read_score
 
@@ -22,15 +23,14 @@ class Epoch:
     steps, one validation, ``number`` being its step.
 
     ``train``: the score on the training samples since the epoch before (top-1: augmented, in
-    percent), None where no row records it. ``validation``: statistics -> score. ``weights``: layer
-    -> kind (mean, variance) -> member of Omega -> importance weight, empty for methods other than
-    SN.
+    percent), None where no row records it. ``validation``: statistics -> score. ``weights``: the
+    importance weights of each layer, empty for methods other than SN.
     """
 
     number: int
     train: float | None
     validation: dict[str, float]
-    weights: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    weights: tuple[LayerWeights, ...] = ()
 
 
 def read_epochs(run: Run) -> list[Epoch]:
@@ -102,13 +102,16 @@ def _validation(row: dict[str, Any], key: str) -> dict[str, float]:
     return {name: _finite(values[key]) for name, values in counted.items()}
 
 
-def _weights(row: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    return {
-        str(layer): {
-            kind: {str(m): _finite(w) for m, w in kinds[kind].items()} for kind in KIND_SYMBOLS
-        }
+def _weights(row: dict[str, Any]) -> tuple[LayerWeights, ...]:
+    return tuple(
+        LayerWeights(
+            str(layer),
+            stage_of(layer),
+            "",
+            *({str(m): _finite(w) for m, w in kinds[kind].items()} for kind in KIND_SYMBOLS),
+        )
         for layer, kinds in mapping(row.get("importance_weights")).items()
-    }
+    )
 
 
 def _finite(value: Any) -> float:
@@ -144,15 +147,15 @@ def why_no_epochs(run: Run) -> str:
     )
 
 
-def stage_weights(epoch: Epoch, stage: str = "") -> dict[str, dict[str, float]]:
-    """Kind -> member -> importance weight, averaged over the layers of ``stage`` (``res1`` to
-    ``res5``; all by default) whose Omega has that member; empty without such layers."""
-    means: dict[str, dict[str, float]] = {}
-    layers = [kinds for name, kinds in epoch.weights.items() if stage in ("", stage_of(name))]
-    for kind in KIND_SYMBOLS:
-        members = {member for kinds in layers for member in kinds[kind]}
-        means[kind] = {
-            m: fmean(kinds[kind][m] for kinds in layers if m in kinds[kind])
-            for m in sorted(members)
-        }
-    return means if layers else {}
+def mean_weight(
+    layers: Sequence[LayerWeights], kind: str, member: str, stage: str = "", conv: str = ""
+) -> float | None:
+    """The importance weight of ``member`` for ``kind`` (mean, variance), averaged over the layers
+    of a stage and after a kind of convolution (by default all) whose Omega has it; None without."""
+    weights = [
+        weight
+        for layer in layers
+        if stage in ("", layer.stage) and conv in ("", layer.conv)
+        if (weight := getattr(layer, kind).get(member)) is not None
+    ]
+    return fmean(weights) if weights else None

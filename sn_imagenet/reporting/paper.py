@@ -58,6 +58,11 @@ class Paper:
         entry = self.cell(method, setting)
         return entry.top1 if entry else None
 
+    def difference(self, first: str, second: str, setting: Setting) -> float | None:
+        """``first`` minus ``second``; None where one of them has no number."""
+        a, b = self.top1(first, setting), self.top1(second, setting)
+        return None if a is None or b is None else a - b
+
     def matches(self, data: str, model: str) -> bool:
         """Whether data set and network are the paper's, so that differences are meaningful."""
         return (data, model) == (self.data, self.model)

@@ -6,16 +6,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any, NamedTuple
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import (
+    Difference,
     Summary,
     by_cell,
     method_label,
-    run_differences,
     summarize,
 )
 from sn_imagenet.reporting.curves import (
@@ -26,19 +27,11 @@ from sn_imagenet.reporting.curves import (
     why_no_epochs,
 )
 from sn_imagenet.reporting.paper import NO_PAPER, PAPER_SETTINGS, Paper, in_paper_order
-from sn_imagenet.reporting.statistics import (
-    Interval,
-    contrast,
-    permutation_p,
-    proportion_difference,
-    smallest_permutation_p,
-)
-from sn_imagenet.reporting.verdict import LEAST_SEEDS, Comparison
-from sn_imagenet.runs import DIVERGED, FINISHED, Run, Setting, find_runs
+from sn_imagenet.runs import FINISHED, Run, Setting, find_runs
 from sn_imagenet.runs.scores import TOP1, UNKNOWN, Score
 
 TABLE_2_METHODS = ("bn", "gn", "sn")
-OTHER_DATA = "the paper's threshold is for ImageNet; the effect is measured on other data"
+TABLE_2_DIFFERENCES = (("gn", "bn"), ("sn", "bn"), ("sn", "gn"))
 
 
 @dataclass(frozen=True)
@@ -128,6 +121,18 @@ class Study:
         """The runs of a cell; empty where there are none."""
         return self.cells.get((method, setting), Summary((), ()))
 
+    @property
+    def compared_methods(self) -> Sequence[tuple[str, str]]:
+        """The pairs of methods whose differences the table shows: those of Table 2; in other tasks
+        every pair."""
+        if self.is_classification:
+            return TABLE_2_DIFFERENCES
+        return [(second, first) for first, second in combinations(self.methods, 2)]
+
+    def difference(self, first: str, second: str, setting: Setting) -> Difference:
+        """``first`` minus ``second`` at one setting."""
+        return Difference(self.cell(first, setting), self.cell(second, setting))
+
     def settings_of(self, method: str) -> list[Setting]:
         """The settings at which ``method`` has runs, in the paper's order."""
         return in_paper_order(
@@ -152,6 +157,10 @@ class Study:
         """The epochs of each seed that has any, finished or not, in each of the cells drawn."""
         return {key: [epochs for epochs, _ in read if epochs] for key, read in self._read.items()}
 
+    def curves_of(self, method: str, setting: Setting) -> list[list[Epoch]]:
+        """The :attr:`curves` of a cell, none if it is not drawn."""
+        return self.curves.get((method, setting), [])
+
     @property
     def damaged(self) -> list[str]:
         """One line for each run whose epochs cannot be read."""
@@ -171,7 +180,7 @@ class Study:
         if every seed was validated under them, else under the statistics of every epoch."""
         used = {run.statistics for run in self.cell(method, setting).runs}
         name = used.pop() if len(used) == 1 else ""
-        curves = self.curves.get((method, setting), [])
+        curves = self.curves_of(method, setting)
         validated = all(any(name in epoch.validation for epoch in curve) for curve in curves)
 
         def of_epoch(epoch: Epoch) -> float | None:
@@ -248,149 +257,3 @@ def study_warnings(study: Study) -> list[str]:
     finished = [run for run in study.runs if run.state == FINISHED]
     without = [why for run in finished if (why := why_no_epochs(run))]
     return mixed + (without if study.collection.epoch != "final" else [])
-
-
-@dataclass(frozen=True)
-class ContrastTerm:
-    """A cell in a linear contrast, and its coefficient."""
-
-    norm: str
-    setting: Setting
-    coefficient: float = 1.0
-
-    @property
-    def label(self) -> str:
-        """``SN (8,2)``."""
-        return f"{method_label(self.norm)} {self.setting}"
-
-
-def why_not_comparable(study: Study, term: ContrastTerm) -> str:
-    """Why the mean of a cell may not be compared; empty if it may."""
-    cell = study.cell(term.norm, term.setting)
-    diverged = cell.states[DIVERGED]
-    if not cell.runs:
-        return f"{term.label} was not run"
-    if cell.conflict:
-        return f"{term.label}: the runs are not seeds of one experiment ({cell.conflict})"
-    if diverged:
-        return f"{term.label}: {diverged} of {len(cell.runs)} seeds diverged"
-    if len(cell.values) < LEAST_SEEDS:
-        return f"{term.label}: {len(cell.values)} finished, {LEAST_SEEDS} seeds are needed"
-    return ""
-
-
-def compare(
-    study: Study,
-    name: str,
-    terms: Sequence[ContrastTerm],
-    low: float = -math.inf,
-    high: float = math.inf,
-    *,
-    threshold_of_imagenet: bool = False,
-) -> Comparison:
-    """Compare top-1 (percent) of two cells, first minus second, by Welch's interval over seeds.
-
-    The effect is given wherever both means exist. It enters a verdict only where both cells are
-    comparable and differ in nothing else (:data:`~sn_imagenet.reporting.verdict.RULES`).
-    """
-    cells = [study.cell(term.norm, term.setting) for term in terms]
-    problems = [problem for term in terms if (problem := why_not_comparable(study, term))]
-    if all(cell.runs for cell in cells) and (
-        difference := run_differences(cells[0].runs, cells[1].runs)
-    ):
-        problems.append(f"the two cells differ in {difference}")
-    if threshold_of_imagenet and not study.matches_paper and not problems:
-        problems.append(OTHER_DATA)
-    means = [cell.mean for cell in cells]
-    groups = [cell.values for cell in cells]
-    first, second = means
-    return Comparison(
-        name,
-        tuple(dict.fromkeys(term.setting for term in terms)),
-        low,
-        high,
-        effect=None if first is None or second is None else first - second,
-        estimate=contrast(groups, [term.coefficient for term in terms]) if all(groups) else None,
-        why_not="; ".join(problems),
-        test=_welch_text(groups),
-        seeds={term.label: len(cell.values) for term, cell in zip(terms, cells, strict=True)},
-        runs=tuple(run for cell in cells for run in cell.runs),
-        validation=validation_interval(cells),
-    )
-
-
-def difference(
-    study: Study,
-    first: str,
-    second: str,
-    setting: Setting,
-    low: float = -math.inf,
-    high: float = math.inf,
-) -> Comparison:
-    """Method ``first`` minus method ``second`` at one setting."""
-    name = f"{method_label(first)}-{method_label(second)} {setting}"
-    terms = [ContrastTerm(first, setting), ContrastTerm(second, setting, -1.0)]
-    return compare(study, name, terms, low, high)
-
-
-def _welch_text(groups: Sequence[Sequence[float]]) -> str:
-    text = "Welch's t interval over seeds"
-    if min(map(len, groups)) < LEAST_SEEDS:
-        return text
-    p = permutation_p(*groups)
-    if p is None:
-        return text
-    least = smallest_permutation_p(*map(len, groups))
-    sizes = " against ".join(str(len(group)) for group in groups)
-    return f"{text}; exact permutation p = {p:.2g} ({sizes} cannot go below {least:.2g})"
-
-
-def validation_interval(cells: Sequence[Summary]) -> Interval | None:
-    """The interval that the finite validation set gives the difference of two cells; None without
-    counts."""
-    counts = [_mean_counts(cell) for cell in cells]
-    if counts[0] is None or counts[1] is None:
-        return None
-    return proportion_difference(counts[0], counts[1])
-
-
-def _mean_counts(cell: Summary) -> tuple[float, int] | None:
-    counted = [r.counted_evaluations[r.statistics] for r in cell.runs if r.state == FINISHED]
-    seen = {evaluation.get("seen") for evaluation in counted}
-    size = seen.pop() if len(seen) == 1 else None
-    if not isinstance(size, int) or size < 1 or cell.mean is None:
-        return None
-    return cell.mean * size / 100, size
-
-
-def paired(
-    name: str,
-    setting: Setting,
-    runs: Sequence[Run],
-    value: Callable[[Run], float | None],
-    low: float = -math.inf,
-    high: float = math.inf,
-    *,
-    differs: bool = False,
-    why_not: str = "",
-    unit: str = "points of top-1",
-) -> Comparison:
-    """Compare two quantities of the same network. ``value`` is their difference in one run, and
-    the interval is that of its mean over runs. Pairing is valid because both share the weights."""
-    values = [v for run in runs if (v := value(run)) is not None]
-    if not why_not and len(values) < LEAST_SEEDS:
-        why_not = f"{len(values)} seeds, {LEAST_SEEDS} are needed"
-    return Comparison(
-        name,
-        (setting,),
-        low,
-        high,
-        effect=fmean(values) if values else None,
-        estimate=contrast([values], [1.0]) if values else None,
-        why_not=why_not,
-        differs=differs,
-        test="t interval over seeds of the difference within each run",
-        unit=unit,
-        seeds={str(setting): len(values)},
-        runs=tuple(runs),
-    )

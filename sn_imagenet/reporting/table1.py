@@ -13,7 +13,7 @@ import yaml
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import MISSING, method_label
-from sn_imagenet.reporting.render import Document, Grid, Row, csv_text, grid_latex, grid_markdown
+from sn_imagenet.reporting.render import Document, Grid, Row, grid_markdown
 
 CensusRow = Mapping[str, Any]
 """A :class:`sn_imagenet.benchmark.census.Census` as a dictionary."""
@@ -64,15 +64,8 @@ def table1(
     measured exponents and the elements that operators read and write.
     """
     grid = _grid(census, published)
-    return Document(
-        markdown="\n\n".join(["# Table 1", grid.caption, grid_markdown(grid)]) + "\n",
-        summary=f"Table 1. {grid.caption}\n\n{grid_markdown(grid)}\n",
-        brief=f"Table 1. {grid.caption}\n\n{grid_markdown(grid, notes=False)}\n",
-        latex="% Table 1 of arXiv 1806.10779, census. Needs \\usepackage{booktabs,graphicx}.\n\n"
-        f"{grid_latex(grid)}\n",
-        csv=csv_text([_csv_row(row, published.get(row["method"])) for row in census]),
-        warnings=[],
-    )
+    rows = [_csv_row(row, published.get(row["method"])) for row in census]
+    return Document("Table 1", [f"{grid.caption}\n\n{grid_markdown(grid)}"], [[grid]], rows)
 
 
 def complexity(exponents: Mapping[str, float] | None) -> str | None:

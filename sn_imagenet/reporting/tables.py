@@ -21,7 +21,7 @@ from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Document, markdown_table
 from sn_imagenet.reporting.study import RunCollection
 from sn_imagenet.reporting.table1 import TakeCensus, read_table1, table1
-from sn_imagenet.reporting.table2 import averages, methods, networks, table2, variants
+from sn_imagenet.reporting.table2 import methods, networks, table2, variants
 from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Run, Setting, run_from_result, write_text
 from sn_imagenet.runs.scores import TOP1, Score
 
@@ -29,7 +29,6 @@ from sn_imagenet.runs.scores import TOP1, Score
 RUN_TABLES: dict[str, Callable[[RunCollection], Document]] = {
     "table2": table2,
     "methods": methods,
-    "averages": averages,
     "variants": variants,
     "networks": networks,
     "table3": table3,
@@ -108,7 +107,7 @@ def write_tables(
         ]
     shown = [d for name, d in documents.items() if only or name in RUN_TABLES]
     markdown = "\n".join(document.markdown for document in documents.values())
-    summary, brief = ("\n".join(getattr(d, part) for d in shown) for part in ("summary", "brief"))
+    summary, brief = ("\n".join(d.text(notes) for d in shown) for notes in (True, False))
     return TableFiles(paths, markdown, summary, brief, warnings)
 
 

@@ -1,4 +1,5 @@
-"""One of four verdicts from comparisons. The rules were fixed before any run."""
+"""Comparisons of two cells, or of two numbers of the same network, and the verdict on a claim that
+follows from them. The rules were fixed before any run."""
 
 from __future__ import annotations
 
@@ -6,11 +7,27 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from statistics import fmean
+from typing import NamedTuple
 
-from sn_imagenet.reporting.statistics import Estimate, Interval, holm
-from sn_imagenet.runs import Run, Setting
+from sn_imagenet.reporting.cells import Summary, method_label, run_differences
+from sn_imagenet.reporting.statistics import (
+    Estimate,
+    Interval,
+    contrast,
+    holm,
+    permutation_p,
+    proportion_difference,
+    smallest_permutation_p,
+)
+from sn_imagenet.reporting.study import Study
+from sn_imagenet.runs import DIVERGED, FINISHED, Run, Setting
 
 LEAST_SEEDS = 3
+OTHER_DATA = "the paper's threshold is for ImageNet; the effect is measured on other data"
+POINTS = "points of top-1"
+WEIGHT = "importance weight"
+Value = Callable[[Run], float | None]
 
 RULES = (
     'holds: the whole 95 % interval is where the claim requires it (for "within d": inside ±d). '
@@ -56,7 +73,7 @@ class Comparison:
     why_not: str = ""
     differs: bool = False
     test: str = ""
-    unit: str = "points of top-1"
+    unit: str = POINTS
     seeds: dict[str, int] = field(default_factory=dict)
     runs: tuple[Run, ...] = ()
     validation: Interval | None = None
@@ -103,22 +120,175 @@ class Comparison:
         return self.estimate.level_of(self.low, self.high)
 
 
+class Term(NamedTuple):
+    """A cell in a comparison."""
+
+    norm: str
+    setting: Setting
+
+    def __str__(self) -> str:
+        return f"{method_label(self.norm)} {self.setting}"
+
+
+def why_not_comparable(study: Study, term: Term) -> str:
+    """Why the mean of a cell may not be compared; empty if it may."""
+    cell = study.cell(*term)
+    diverged = cell.states[DIVERGED]
+    if not cell.runs:
+        return f"{term} was not run"
+    if cell.conflict:
+        return f"{term}: the runs are not seeds of one experiment ({cell.conflict})"
+    if diverged:
+        return f"{term}: {diverged} of {len(cell.runs)} seeds diverged"
+    if len(cell.values) < LEAST_SEEDS:
+        return f"{term}: {len(cell.values)} finished, {LEAST_SEEDS} seeds are needed"
+    return ""
+
+
+def compare(
+    study: Study,
+    first: Term,
+    second: Term,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    name: str = "",
+    threshold_of_imagenet: bool = False,
+    value: Value | None = None,
+    unit: str = POINTS,
+) -> Comparison:
+    """Compare two cells, first minus second, by Welch's interval over seeds: their scores, or the
+    numbers ``value`` of their runs, in ``unit``.
+
+    The effect is given wherever both means exist. It enters a verdict only where both cells are
+    comparable and differ in nothing else (:data:`~sn_imagenet.reporting.verdict.RULES`).
+    """
+    terms, cells = (first, second), (study.cell(*first), study.cell(*second))
+    groups: list[Sequence[float]] = [cell.values for cell in cells]
+    if value is not None:
+        groups = [[v for run in cell.runs if (v := value(run)) is not None] for cell in cells]
+    problems = [problem for term in terms if (problem := why_not_comparable(study, term))]
+    if all(cell.runs for cell in cells) and (
+        different := run_differences(cells[0].runs, cells[1].runs)
+    ):
+        problems.append(f"the two cells differ in {different}")
+    if not problems:
+        problems = [
+            f"{term}: {len(group)} values, {LEAST_SEEDS} seeds are needed"
+            for term, group in zip(terms, groups, strict=True)
+            if len(group) < LEAST_SEEDS
+        ]
+    if threshold_of_imagenet and not study.matches_paper and not problems:
+        problems.append(OTHER_DATA)
+    return Comparison(
+        name or f"{first} - {second}",
+        tuple(dict.fromkeys(term.setting for term in terms)),
+        low,
+        high,
+        effect=fmean(groups[0]) - fmean(groups[1]) if all(groups) else None,
+        estimate=contrast(groups, [1.0, -1.0]) if all(groups) else None,
+        why_not="; ".join(problems),
+        test=_welch_text(groups) if value is None else "Welch's t interval over seeds",
+        unit=unit,
+        seeds={str(term): len(group) for term, group in zip(terms, groups, strict=True)},
+        runs=tuple(run for cell in cells for run in cell.runs),
+        validation=_validation_interval(cells) if value is None else None,
+    )
+
+
+def difference(
+    study: Study,
+    first: str,
+    second: str,
+    setting: Setting,
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> Comparison:
+    """Method ``first`` minus method ``second`` at one setting."""
+    name = f"{method_label(first)}-{method_label(second)} {setting}"
+    return compare(study, Term(first, setting), Term(second, setting), low, high, name=name)
+
+
+def _welch_text(groups: Sequence[Sequence[float]]) -> str:
+    text = "Welch's t interval over seeds"
+    if min(map(len, groups)) < LEAST_SEEDS:
+        return text
+    p = permutation_p(*groups)
+    if p is None:
+        return text
+    least = smallest_permutation_p(*map(len, groups))
+    sizes = " against ".join(str(len(group)) for group in groups)
+    return f"{text}; exact permutation p = {p:.2g} ({sizes} cannot go below {least:.2g})"
+
+
+def _validation_interval(cells: Sequence[Summary]) -> Interval | None:
+    """The interval that the finite validation set gives the difference of two cells; None without
+    counts."""
+    counts = [_mean_counts(cell) for cell in cells]
+    if counts[0] is None or counts[1] is None:
+        return None
+    return proportion_difference(counts[0], counts[1])
+
+
+def _mean_counts(cell: Summary) -> tuple[float, int] | None:
+    counted = [r.counted_evaluations[r.statistics] for r in cell.runs if r.state == FINISHED]
+    seen = {evaluation.get("seen") for evaluation in counted}
+    size = seen.pop() if len(seen) == 1 else None
+    if not isinstance(size, int) or size < 1 or cell.mean is None:
+        return None
+    return cell.mean * size / 100, size
+
+
+def paired(
+    name: str,
+    setting: Setting,
+    runs: Sequence[Run],
+    value: Value,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    differs: bool = False,
+    why_not: str = "",
+    unit: str = POINTS,
+) -> Comparison:
+    """Compare two quantities of the same network. ``value`` is their difference in one run, and
+    the interval is that of its mean over runs. Pairing is valid because both share the weights."""
+    values = [v for run in runs if (v := value(run)) is not None]
+    if not why_not and len(values) < LEAST_SEEDS:
+        why_not = f"{len(values)} seeds, {LEAST_SEEDS} are needed"
+    return Comparison(
+        f"{name} {setting}",
+        (setting,),
+        low,
+        high,
+        effect=fmean(values) if values else None,
+        estimate=contrast([values], [1.0]) if values else None,
+        why_not=why_not,
+        differs=differs,
+        test="t interval over seeds of the difference within each run",
+        unit=unit,
+        seeds={str(setting): len(values)},
+        runs=tuple(runs),
+    )
+
+
 @dataclass(frozen=True)
 class Judgment:
     """The verdict on a claim about one study; ``verdicts`` has one for each of ``comparisons``.
 
     ``counted``: the effect in words where the claim is judged by counting (claims 5 and 12, and
-    studies' statements). ``measured``: range and margin over pairs of seeds, in short."""
+    studies' statements). ``measured``: range and margin over pairs of seeds, in short. ``runs``,
+    ``seeds`` (by label of a cell) and ``settings``: what it is about."""
 
     verdict: Verdict
     comparisons: tuple[Comparison, ...]
     verdicts: tuple[Verdict, ...]
+    runs: tuple[Run, ...]
+    seeds: dict[str, int] = field(default_factory=dict)
+    settings: tuple[Setting, ...] = ()
     note: str = ""
     counted: str = ""
     measured: str = ""
-    runs: tuple[Run, ...] = ()
-    seeds: dict[str, int] = field(default_factory=dict)
-    settings: tuple[Setting, ...] = ()
 
     @property
     def deciding(self) -> Comparison | None:
@@ -129,8 +299,10 @@ class Judgment:
 
     @property
     def why_not(self) -> str:
-        """Why comparisons do not enter the verdict: four reasons and the number of others, those of
-        measured comparisons first."""
+        """Why a claim is not tested: four reasons and the number of others, those of measured
+        comparisons first. Empty for other verdicts."""
+        if self.verdict is not Verdict.NOT_TESTED:
+            return ""
         measured_first = sorted(self.comparisons, key=lambda c: c.effect is None)
         reasons = [r for c in measured_first if c.why_not for r in c.why_not.split("; ")]
         unique = list(dict.fromkeys(reasons))
@@ -138,20 +310,30 @@ class Judgment:
         return "; ".join(unique[:4] + ([f"and {more} more"] if more > 0 else []))
 
 
-def judge(
-    comparisons: Sequence[Comparison], *, all_parts: bool = False, note: str = ""
-) -> Judgment:
+def judge(comparisons: Sequence[Comparison], *, all_parts: bool = False) -> Judgment:
     """Judge a claim by its comparisons. ``all_parts``: the comparisons are parts of one statement,
     which cannot hold before each is tested. Otherwise untested settings are only named."""
     tested = [c for c in comparisons if c.tested]
-    rejections = holm([c.level()[1] for c in tested])
-    verdicts: dict[int, Verdict] = {}
-    for comparison, rejected in zip(tested, rejections, strict=True):
-        inside, _p = comparison.level()
-        verdict = Verdict.HOLDS if inside else Verdict.DOES_NOT
-        verdicts[id(comparison)] = verdict if rejected else Verdict.UNDECIDED
-    each = tuple(verdicts.get(id(c), Verdict.NOT_TESTED) for c in comparisons)
-    return Judgment(_combined(each, all_parts), tuple(comparisons), each, note)
+    rejections = iter(holm([c.level()[1] for c in tested]))
+    verdicts = [
+        Verdict.NOT_TESTED
+        if not comparison.tested
+        else Verdict.UNDECIDED
+        if not next(rejections)
+        else Verdict.HOLDS
+        if comparison.level()[0]
+        else Verdict.DOES_NOT
+        for comparison in comparisons
+    ]
+    shown = tested or comparisons
+    return Judgment(
+        _combined(verdicts, all_parts),
+        tuple(comparisons),
+        tuple(verdicts),
+        tuple(dict.fromkeys(run for c in shown for run in c.runs)),
+        {label: count for c in shown for label, count in c.seeds.items()},
+        tuple(dict.fromkeys(setting for c in tested for setting in c.settings)),
+    )
 
 
 def _combined(verdicts: Sequence[Verdict], all_parts: bool) -> Verdict:

@@ -7,7 +7,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.runs import MetricsFile, RunDirectory, decompress_rows
@@ -67,11 +66,6 @@ class MetricsLog:
         """Log the config and departures to the tracker; errors as :meth:`write`."""
         with self._disk_errors_as_run_errors():
             self._tracker.describe(config, departures)
-
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """Log ``figure`` to the tracker; errors as :meth:`write`."""
-        with self._disk_errors_as_run_errors():
-            self._tracker.figure(tag, figure, step)
 
     def finish(self, config: ExperimentConfig, score: float) -> None:
         """Log the final score to the tracker; errors as :meth:`write`."""

@@ -54,14 +54,11 @@ from sn_imagenet.training.stop import (
     raise_peer_interrupts,
 )
 from sn_imagenet.training.trackers import require_tracker_installed
-from sn_imagenet.training.trainer import DrawWeights, Trainer
+from sn_imagenet.training.trainer import Trainer
 
 
-def train(config: ExperimentConfig, draw_weights: DrawWeights | None = None) -> Run:
+def train(config: ExperimentConfig) -> Run:
     """Train and evaluate one run from the start or its last checkpoint, and write its result.
-
-    Args:
-        draw_weights: draws the importance weights for the tracker; None for no such figure.
 
     Returns:
         The run, as its ``result.json`` describes it. A finished run is returned as it is.
@@ -72,7 +69,7 @@ def train(config: ExperimentConfig, draw_weights: DrawWeights | None = None) -> 
     """
     with SignalHandler() as signals:
         try:
-            return _train(config, signals, draw_weights)
+            return _train(config, signals)
         except Interrupted as interrupt:
             if not interrupt.reported:
                 print_once(
@@ -82,9 +79,7 @@ def train(config: ExperimentConfig, draw_weights: DrawWeights | None = None) -> 
             raise
 
 
-def _train(
-    config: ExperimentConfig, signals: SignalHandler, draw_weights: DrawWeights | None
-) -> Run:
+def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
     init_distributed()
     directory = RunDirectory(Path(config.run_dir))
     with raise_on_all_ranks():
@@ -125,7 +120,7 @@ def _train(
                 with raise_on_all_ranks():
                     if rank() == 0 and not start.evaluations:
                         directory.remove_result()
-                trainer = Trainer(prepared, placement, directory, signals, draw_weights)
+                trainer = Trainer(prepared, placement, directory, signals)
                 with closing(trainer):
                     trainer.start()
                     diverged = trainer.fit()

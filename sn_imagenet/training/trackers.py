@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
@@ -50,9 +47,6 @@ class Tracker(Protocol):
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers by tag, after optimizer step ``step``."""
 
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
-        """Log a figure of the present state."""
-
     def finish(self, config: ExperimentConfig, value: float) -> None:
         """Log the final score, the one that counts in the table."""
 
@@ -84,9 +78,6 @@ class TensorBoard:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
 
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
-        self._writer.add_figure(tag, figure, step)
-
     def finish(self, config: ExperimentConfig, value: float) -> None:
         self._writer.add_hparams(
             hyperparameters(config), {f"final/{self._score.key}": value}, run_name="."
@@ -107,7 +98,6 @@ class Trackio:
         import trackio
 
         self._score = score
-        self._image = trackio.Image
         name = run_name(directory, config)
         self._run = trackio.init(
             project=config.data.name,
@@ -124,11 +114,6 @@ class Trackio:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
-
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        self._run.log({tag: self._image(np.asarray(canvas.buffer_rgba()))}, step=step)
 
     def finish(self, config: ExperimentConfig, value: float) -> None:
         self._run.log({f"final/{self._score.key}": value})
@@ -152,9 +137,6 @@ class NullTracker:
         pass
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        pass
-
-    def figure(self, tag: str, figure: Figure, step: int) -> None:
         pass
 
     def finish(self, config: ExperimentConfig, value: float) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
-from sn_imagenet.config import SettingConfig
 from sn_imagenet.distributed import (
     Placement,
     all_reduce_sum,
@@ -41,11 +38,6 @@ from sn_imagenet.training.stepper import Stepper
 from sn_imagenet.training.stop import EXIT_CODE, Interrupted, SignalHandler
 from sn_imagenet.training.trackers import make_tracker
 
-DrawWeights = Callable[[list[dict[str, Any]], SettingConfig], Figure]
-"""Draws the importance weights of a run's SN layers; the setting is for the title."""
-
-FIGURES_PER_RUN = 10
-
 
 class Trainer:
     """Trains a run. The constructor builds; :meth:`start` loads and warms up. Both are collective.
@@ -61,9 +53,7 @@ class Trainer:
         placement: Placement,
         directory: RunDirectory,
         signals: SignalHandler,
-        draw_weights: DrawWeights | None = None,
     ) -> None:
-        self.draw_weights = draw_weights
         config, task = prepared.config, prepared.task
         self.config, self.prepared, self.directory = config, prepared, directory
         self.task, self.network = task, prepared.network
@@ -191,8 +181,6 @@ class Trainer:
             weights = importance_weight_records(self.network) or []
             epoch = self.epoch if epoch_is_complete else None
             self.recorder.add_validation(epoch, self.step, validation, calibrated, weights)
-            if epoch_is_complete:
-                self._log_weights_figure(weights)
             self._save()
 
     def _epoch_is_complete(self) -> bool:
@@ -202,14 +190,6 @@ class Trainer:
         """Whether a validation at an interval in steps is due and not done yet."""
         every = self.config.trainer.validate_every
         return every is not None and self.step % every == 0 and self.step > self.validated_step
-
-    def _log_weights_figure(self, weights: list[dict[str, Any]]) -> None:
-        """Log a figure of the importance weights, at most :data:`FIGURES_PER_RUN` per run."""
-        epochs = self.config.trainer.epochs or self.total_steps // self.steps_per_epoch
-        every = max(1, -(-epochs // FIGURES_PER_RUN))
-        if self.log is not None and weights and self.draw_weights and self.epoch % every == 0:
-            figure = self.draw_weights(weights, self.config.batch)
-            self.log.figure("importance weights", figure, self.step)
 
     def _train_until_validation(self) -> None:
         """Train to the end of the epoch, the next validation or ``total_steps``."""

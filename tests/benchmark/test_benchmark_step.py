@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from sn_imagenet.benchmark.command import run
-from sn_imagenet.benchmark.contenders import REFERENCE
-from sn_imagenet.benchmark.report import VERSION
+from sn_imagenet.benchmark.command import REFERENCE, VERSION, run
 from sn_imagenet.benchmark.step_contenders import (
     PYTORCH_LAYERS,
     StepContender,

@@ -28,8 +28,6 @@ BENCHMARKS = {
     "step": "--batch 2 --image-size 32 --repeats 1",
     "train": "trainer.log_every=5 --steps 10 --repeats 1 --threads 1",
     "loader": "--batch 2 --workers 0 --repeats 1",
-    "calibration": "calibration.samples=16 --repeats 1 --threads 1",
-    "closed-form": "--layers 2 --every 12 --mini 2x1 --resnet50 --norm sn --repeats 1",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,11 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from run_files import config, finished_run, result, weights, write_run, write_sweep
 
-from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
-from sn_imagenet.reporting.figures.figure2 import draw_figure2, figure2
-from sn_imagenet.reporting.figures.figure3 import draw_figure3, figure3
-from sn_imagenet.reporting.figures.figure4 import draw_figure4, figure4
-from sn_imagenet.reporting.figures.figure8 import draw_figure8, figure8
-from sn_imagenet.reporting.figures.files import plot_run, write_figures
+from sn_imagenet.reporting.figures.files import plot_run, seeds_with_weights, write_figures
+from sn_imagenet.reporting.figures.learning import draw_figure2, draw_figure8, figure2, figure8
 from sn_imagenet.reporting.figures.style import COLORS, STYLE
-from sn_imagenet.reporting.figures.weights import gather_weights
+from sn_imagenet.reporting.figures.weights import draw_figure3, draw_figure4, figure3, figure4
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of
 from sn_imagenet.runs import Run, Setting, find_runs
 
@@ -36,6 +33,13 @@ def runs_of(root: Path) -> list[Run]:
 def study_of(root: Path) -> Study:
     (study,) = studies_of(RunCollection(runs_of(root), root))
     return study
+
+
+def seeds_of(root: Path) -> dict[Setting, Sequence[Run]]:
+    warnings: list[str] = []
+    seeds = seeds_with_weights(study_of(root), "sn", warnings)
+    assert warnings == []
+    return seeds
 
 
 def bars(axes: Axes) -> dict[str, list[Any]]:
@@ -55,9 +59,7 @@ def is_image(file: Path) -> bool:
 def test_figure3_stacks_the_weights_of_53_layers(tmp_path: Path) -> None:
     for batch in ("8x2", "8x32"):
         finished_run(tmp_path, 90.0, norm="sn", batch=batch)
-    settings = gather_weights(runs_of(tmp_path))
-    assert [w.setting for w in settings] == [Setting(8, 32), Setting(8, 2)]
-    figure = draw_figure3(figure3(settings))
+    figure = draw_figure3(figure3(seeds_of(tmp_path)))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles == ["(8,32): μ", "(8,32): σ", "(8,2): μ", "(8,2): σ"]
     expected = weights(["in", "ln", "bn"], seed=0)
@@ -75,7 +77,7 @@ def test_figure3_stacks_the_weights_of_53_layers(tmp_path: Path) -> None:
 
 def test_figure3_marks_stages_and_positions_as_the_paper_does(tmp_path: Path) -> None:
     finished_run(tmp_path, 90.0, norm="sn")
-    axes = draw_figure3(figure3(gather_weights(runs_of(tmp_path)))).axes[0]
+    axes = draw_figure3(figure3(seeds_of(tmp_path))).axes[0]
     assert [text.get_text() for text in axes.texts] == ["res1", "res2", "res3", "res4", "res5"]
     layers = weights(["in", "ln", "bn"])
     places = [layer["place"] for layer in layers]
@@ -92,20 +94,18 @@ def test_figure3_marks_stages_and_positions_as_the_paper_does(tmp_path: Path) ->
 def test_figure3_is_the_mean_over_seeds(tmp_path: Path) -> None:
     for seed in range(3):
         finished_run(tmp_path, 90.0, norm="sn", seed=seed)
-    (settings,) = gather_weights(runs_of(tmp_path))
-    drawn = [weights(["in", "ln", "bn"], seed=seed) for seed in range(3)]
-    assert settings.seeds == 3
-    for i, layer in enumerate(settings.layers):
-        for member in ("in", "ln", "bn"):
-            mean = np.mean([entries[i]["variance"][member] for entries in drawn])
-            assert layer.variance[member] == pytest.approx(mean)
-    assert draw_figure3(figure3([settings])).axes[0].get_title() == "(8,2): μ, mean of 3 seeds"
+    written = [weights(["in", "ln", "bn"], seed=seed) for seed in range(3)]
+    data = figure3(seeds_of(tmp_path))
+    assert list(data.panels) == [f"(8,2): {symbol}, mean of 3 seeds" for symbol in "μσ"]
+    for one, member in zip(list(data.panels.values())[1], ("in", "ln", "bn"), strict=True):
+        means = np.mean([[w["variance"][member] for w in layers] for layers in written], axis=0)
+        np.testing.assert_allclose(one.y, means)
 
 
 def test_figure4_is_the_mean_over_layers(tmp_path: Path) -> None:
     for batch in ("8x1", "8x2", "8x32"):
         finished_run(tmp_path, 90.0, norm="sn", batch=batch)
-    figure = draw_figure4(figure4(gather_weights(runs_of(tmp_path))))
+    figure = draw_figure4(figure4(seeds_of(tmp_path)))
     mean_panel, variance_panel = figure.axes
     labels = [tick.get_text() for tick in variance_panel.get_xticklabels()]
     assert labels == ["(8,32)", "(8,2)", "(8,1)"]
@@ -251,12 +251,10 @@ def test_mixed_configs_are_left_out_with_a_warning(tmp_path: Path) -> None:
     other = config("sn", "8x2", seed=1)
     other["trainer"]["epochs"] = 20
     write_run(runs, other, result(other))
-    with pytest.raises(UserError, match=r"SN \(8,2\): not drawn.*trainer\.epochs = 10 / 20"):
-        gather_weights(runs_of(runs))
     paths, warnings = write_figures(runs, tmp_path / "out")
     assert {"fig1.png", "fig3.png", "fig4.pdf"} <= {path.name for path in paths}
     (warning,) = [line for line in warnings if "not drawn" in line]
-    assert "SN (8,2): not drawn" in warning
+    assert "SN (8,2): not drawn" in warning and "trainer.epochs = 10 / 20" in warning
 
 
 def test_layers_of_seeds_must_agree(tmp_path: Path) -> None:
@@ -264,5 +262,6 @@ def test_layers_of_seeds_must_agree(tmp_path: Path) -> None:
     other = config("sn", seed=1)
     small = weights(["in", "ln", "bn"], blocks=(1, 1, 1, 1))
     write_run(tmp_path, other, result(other, importance_weights=small))
-    with pytest.raises(UserError, match="layers or members of Omega differ"):
-        gather_weights(runs_of(tmp_path))
+    warnings: list[str] = []
+    assert seeds_with_weights(study_of(tmp_path), "sn", warnings) == {}
+    assert "SN (8,2): importance weights not drawn, the layers or members of" in warnings[0]

@@ -100,7 +100,7 @@ def test_the_document() -> None:
     assert lines[4][3] == "p, ϵ, r, d, warmup_steps ≠"
     (note,) = [line for line in document.markdown.splitlines() if line.startswith("- BRN")]
     assert "p, ϵ, r, d in the paper: the steps are the end points of Ioffe's" in note
-    assert document.summary.startswith("Table 1. ")
+    assert document.text(notes=True).startswith("Table 1. ")
 
     for entry in csv.DictReader(io.StringIO(document.csv)):
         assert entry["differs"] == ("hyperparameters" if entry["method"] == "brn" else "")

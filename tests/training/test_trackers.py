@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig, from_hydra
@@ -32,9 +31,6 @@ def log_steps(tracker: Tracker, config: ExperimentConfig, steps: range) -> None:
     tracker.describe(config, [DEPARTURE])
     for step in steps:
         tracker.scalars({"train/loss": 1 / step, "val/top1": 10.0 * step}, step)
-    figure = Figure()
-    figure.subplots().bar([0], [1])
-    tracker.figure("importance weights", figure, steps[-1])
 
 
 def test_tensorboard_has_config_departures_metrics_and_final_top1(tmp_path: Path) -> None:
@@ -50,7 +46,6 @@ def test_tensorboard_has_config_departures_metrics_and_final_top1(tmp_path: Path
     board.Reload()
     assert [event.step for event in board.Scalars("train/loss")] == [1, 2, 3, 4]
     assert [event.value for event in board.Scalars("final/top1")] == [41.5]
-    assert [event.step for event in board.Images("importance weights")] == [4]
     texts = {
         tag: board.Tensors(f"{tag}/text_summary")[-1].tensor_proto.string_val[0].decode()
         for tag in ("config", "departures")

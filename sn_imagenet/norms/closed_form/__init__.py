@@ -1,7 +1,7 @@
 """The closed form of a mixture's [N, C] tables and their gradients, for kernels that have one.
 
 Autograd on ``MixtureNorm2d.combine`` computes the same up to rounding, usually in more time.
-``scripts/benchmark.py closed-form --threads 1 --repeats 5`` compares both with the same C++ kernels
+A benchmark compared both with the same C++ kernels on one thread
 (results/benchmarks/closed_form_cpu.json; in brackets two threads, closed_form_cpu_2_threads.json;
 medians of 5 alternating rounds). For a step of resnet50_mini on 16 px, autograd takes, with SN,
 2.65 (2.25) times as long at (8,1), 2.19 (2.76) at (8,2) and 1.87 (1.99) at (8,8), and with BN 2.06,

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from sn_imagenet.config import SettingConfig
-from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.cells import Summary, method_label
 from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
-from sn_imagenet.reporting.figures.figure2 import draw_figure2, figure2
-from sn_imagenet.reporting.figures.figure3 import draw_figure3, figure3
-from sn_imagenet.reporting.figures.figure4 import draw_figure4, figure4
-from sn_imagenet.reporting.figures.figure8 import draw_figure8, figure8
-from sn_imagenet.reporting.figures.series import FigureData
-from sn_imagenet.reporting.figures.style import STYLE, save
-from sn_imagenet.reporting.figures.weights import SettingWeights, average_seeds, gather_weights
-from sn_imagenet.reporting.figures.weights_over_training import (
+from sn_imagenet.reporting.figures.learning import (
+    draw_figure2,
+    draw_figure8,
     draw_weights_over_training,
+    figure2,
+    figure8,
     weights_over_training,
 )
+from sn_imagenet.reporting.figures.series import FigureData
+from sn_imagenet.reporting.figures.style import STYLE, save
+from sn_imagenet.reporting.figures.weights import draw_figure3, draw_figure4, figure3, figure4
 from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
 from sn_imagenet.runs import FINISHED, Run, Setting, find_runs, run_from_result, write_text
-from sn_imagenet.runs.record import parse_layer_weights
 
 # Drawn once per study: the functions that gather its data and draw it, and why there may be none.
 Gather = Callable[[Study], FigureData | None]
@@ -73,18 +71,10 @@ def plot_run(result: dict[str, Any], out_dir: Path) -> list[Path]:
     if run.state != FINISHED or not run.weights:
         return []
     with rc_context(STYLE):
-        weights = gather_weights([run])
-        return save(draw_figure3(figure3(weights)), out_dir / "fig3") + save(
-            draw_figure4(figure4(weights)), out_dir / "fig4"
+        seeds = {run.cell.setting: [run]}
+        return save(draw_figure3(figure3(seeds)), out_dir / "fig3") + save(
+            draw_figure4(figure4(seeds)), out_dir / "fig4"
         )
-
-
-def weights_figure(layers: Sequence[Mapping[str, Any]], batch: SettingConfig) -> Figure:
-    """Fig. 3 of one run; ``layers`` as in ``result.json``."""
-    setting = Setting(batch.gpus, batch.samples_per_gpu)
-    with rc_context(STYLE):
-        weights = SettingWeights(setting, 1, tuple(map(parse_layer_weights, layers)))
-        return draw_figure3(figure3([weights]))
 
 
 def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
@@ -125,25 +115,29 @@ def draw_study(study: Study, warnings: list[str]) -> Iterator[NamedFigure]:
     if not switchable:
         yield NamedFigure("fig3 and fig4", None, NO_WEIGHTS)
     for norm in switchable:
-        weights = gather_weights(_consistent_runs(study, norm, warnings))
-        if weights:
+        seeds = seeds_with_weights(study, norm, warnings)
+        if seeds:
             end = "" if norm == "sn" else "_" + re.sub(r"[^\w.-]", "-", norm)
-            third, fourth = figure3(weights), figure4(weights)
+            third, fourth = figure3(seeds), figure4(seeds)
             yield NamedFigure(f"fig3{end}", (draw_figure3(third), third))
             yield NamedFigure(f"fig4{end}", (draw_figure4(fourth), fourth))
 
 
-def _consistent_runs(study: Study, norm: str, warnings: list[str]) -> list[Run]:
-    """The runs of a method from cells with the same layers and members of Omega in every seed."""
-    runs: list[Run] = []
-    for (method, _setting), cell in study.drawn.items():
-        drawable = [run for run in cell.runs if run.state == FINISHED and run.weights]
-        if method != norm or not drawable:
-            continue
-        try:
-            average_seeds(drawable)
-        except UserError as error:
-            warnings.append(str(error))
-        else:
-            runs += drawable
-    return runs
+def seeds_with_weights(
+    study: Study, norm: str, warnings: list[str]
+) -> dict[Setting, Sequence[Run]]:
+    """Setting -> the finished runs of a switchable method. A line is added to ``warnings`` for each
+    setting that is left out, because its seeds have other layers or members of Omega."""
+    seeds: dict[Setting, Sequence[Run]] = {}
+    for setting in study.drawn_settings:
+        cell = study.drawn.get((norm, setting), Summary((), ()))
+        runs = [run for run in cell.runs if run.state == FINISHED and run.weights]
+        if len({tuple((w.name, *sorted(w.mean)) for w in run.weights) for run in runs}) > 1:
+            warnings.append(
+                f"{study.title}, {method_label(norm)} {setting}: importance weights not drawn, the "
+                "layers or members of Omega differ between the seeds: "
+                f"{', '.join(study.collection.folders(runs))}"
+            )
+        elif runs:
+            seeds[setting] = runs
+    return seeds

@@ -16,7 +16,7 @@ DPI = 200
 COLUMN, PAGE = 3.5, 7.1  # inches: widths of one column and of a two-column page
 # Okabe and Ito's colors, distinguishable with any color vision. As in the paper's Fig. 4, green is
 # BN and red is LN.
-COLORS = {"in": "#0072b2", "ln": "#d55e00", "bn": "#009e73", "gn": "#cc79a7"}
+COLORS = {"in": "#0072b2", "ln": "#d55e00", "bn": "#009e73", "gn": "#cc79a7"}  # as stacked
 METHOD_COLORS = {"bn": "#009e73", "gn": "#cc79a7", "sn": "#d55e00", "in": "#0072b2"}
 _OTHER_COLORS = ("#56b4e9", "#e69f00", "#000000", "#f0e442")
 _MARKERS = {"bn": "s", "gn": "^", "sn": "o", "in": "D", "ln": "v", "brn": "P"}
