@@ -76,7 +76,7 @@ def pair_label(norm: str) -> str:
 def _table(title: str, collection: RunCollection) -> Document:
     published = collection.paper.detection[title.lower().replace(" ", "")]
     groups = _groups(collection, published)
-    grids = [_grid(title, group, published) for group in groups]
+    grids = [_grid(group, published) for group in groups]
     sections = [
         _section(grid, group, collection, published)
         for grid, group in zip(grids, groups, strict=True)
@@ -132,7 +132,7 @@ def _text(values: Sequence[float], cell: Summary) -> str:
     return text
 
 
-def _grid(title: str, group: _Group, published: Mapping[str, Any]) -> Grid:
+def _grid(group: _Group, published: Mapping[str, Any]) -> Grid:
     keys = published["keys"]
     rows: list[Row] = []
     previous = ""
@@ -147,7 +147,7 @@ def _grid(title: str, group: _Group, published: Mapping[str, Any]) -> Grid:
     if group.setting != Setting.parse(published["setting"]):
         notes.append(f"The paper's setting is {Setting.parse(published['setting'])}.")
     return Grid(
-        f"{title}. Average precision, {group.title}.",
+        f"Average precision, {group.title}.",
         tuple(_HEADINGS[key] for key in keys),
         tuple(rows),
         tuple(notes + [" ".join(note.split()) for note in published.get("notes", ())]),
