@@ -6,10 +6,12 @@ import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from sn_imagenet.reporting.claims import CLAIMS
+from sn_imagenet.reporting.detection_claims import detection_claims
 from sn_imagenet.reporting.expected import Expected, read_expected
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_escape, plain
@@ -43,13 +45,17 @@ class ClaimFiles:
 
 
 def judge_claims(collection: RunCollection) -> list[JudgedClaim]:
-    """The twelve claims on each study of classification among the runs, the paper's own first."""
+    """The paper's claims on each study among the runs, the paper's own first."""
     return [
         JudgedClaim(claim, study, claim.judge(study))
         for study in studies_of(collection)
-        if study.is_classification
-        for claim in CLAIMS
+        for claim in claims_of(study)
     ]
+
+
+def claims_of(study: Study) -> list[Claim]:
+    """The paper's claims about the task of ``study``."""
+    return CLAIMS if study.is_classification else detection_claims(study)
 
 
 def judge_expected(collection: RunCollection, expected: Expected) -> list[JudgedClaim]:
@@ -80,11 +86,12 @@ def write_claims(
         "expected": [claim_entry(one, runs_dir) for one in stated],
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    groups = [stated, *(judged[i : i + len(CLAIMS)] for i in range(0, len(judged), len(CLAIMS)))]
-    groups = [group for group in groups if group]
-    without = [s.title for s in studies_of(collection) if not s.is_classification]
+    studies = groupby(judged, key=lambda one: one.study.title)
+    groups = [group for group in (stated, *(list(own) for _, own in studies)) if group]
+    without = [s.title for s in studies_of(collection) if not claims_of(s)]
     notes = (
-        f"No claims on {'; '.join(without)}: the paper's claims are about classification.\n"
+        f"No claims on {'; '.join(without)}: the paper's claims are about classification and "
+        "detection.\n"
         if without
         else ""
     )
@@ -180,7 +187,7 @@ def tested_text(judgment: Judgment) -> str:
 
 def _title(group: Sequence[JudgedClaim]) -> str:
     claim, study = group[0].claim, group[0].study
-    if claim in CLAIMS:
+    if claim in claims_of(study):
         return f"The paper's claims on {study.title}"
     return f"What {claim.source} expects of {study.title}"
 

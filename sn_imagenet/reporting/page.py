@@ -25,6 +25,7 @@ from sn_imagenet.reporting.cells import (
 )
 from sn_imagenet.reporting.claims_report import (
     claim_entry,
+    claims_of,
     effect_text,
     judge_claims,
     judge_expected,
@@ -98,7 +99,7 @@ def write_page(
         expected=[(claim_entry(j, runs_dir), j.judgment) for j in stated],
         claims=[(claim_entry(j, runs_dir), j.judgment) for j in judge_claims(collection)],
         rules=RULES,
-        without_claims=[s.title for s in studies if not s.is_classification],
+        without_claims=[s.title for s in studies if not claims_of(s)],
         matches_paper=any(study.matches_paper for study in studies),
         paper=paper,
         studies=[_study(study, warnings) for study in studies],
