@@ -5,9 +5,11 @@ BIN := .venv/bin
 EXPECTED = $(addprefix --expected ,$(wildcard results/expected/$(STUDY).yaml))
 TABLES_digits := table2,methods
 TABLES_depth := networks,table2
+TABLES_nuclei := table5
+TABLES_blood_cells := table4
 TABLES = $(or $(TABLES_$(STUDY)),table2)
 
-.PHONY: setup test test-all demo report figures tables study-sensitivity golden lint
+.PHONY: setup test test-all demo report figures tables study-sensitivity study-nuclei golden lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -50,6 +52,14 @@ study-sensitivity: setup
 	$(SENSITIVITY) protocol.lambda_weight_decay=0 norm=sn runs_dir=results/sensitivity/runs/lambda
 	$(SENSITIVITY) norm=sn +norm.args.instance_correction=1 runs_dir=results/sensitivity/runs/correction
 	$(BIN)/python scripts/make_tables.py --runs results/sensitivity/runs --out results/sensitivity --only variants
+
+# Detectors from scratch, then from classifiers that the study trains itself.
+NUCLEI := results/nuclei/runs
+study-nuclei: setup
+	$(BIN)/python train.py -m sweep=nuclei_classifiers runs_dir=$(NUCLEI)
+	$(BIN)/python train.py -m sweep=nuclei runs_dir=$(NUCLEI)
+	$(BIN)/python train.py -m sweep=nuclei runs_dir=$(NUCLEI) init_from=$(NUCLEI)/imagenette_small pair=frozen_bn,frozen_bn_gn,frozen_bn_sn,gn_gn,sn_sn
+	@$(MAKE) --no-print-directory report STUDY=nuclei
 
 # The figures, verdicts, tables and report of the runs of results/STUDY. The figures take longest and
 # are drawn in parallel. BRIEF=--brief prints the results alone.
