@@ -413,9 +413,12 @@ def test_two_processes_train_as_one_and_resume(
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     expected = weights(tmp_path / "whole")
     assert all(torch.equal(v, expected[k]) for k, v in weights(tmp_path / "killed").items())
-    for mine, other in zip(rows(tmp_path / "whole")[:3], rows(finished)[:3], strict=True):
-        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-3), mine["step"]
-    assert rows(tmp_path / "whole")[0]["loss"] == pytest.approx(rows(finished)[0]["loss"], rel=1e-6)
+    together, alone = (
+        [row["loss"] for row in rows(folder) if row["kind"] == "train"]
+        for folder in (tmp_path / "whole", finished)
+    )
+    assert together[0] == pytest.approx(alone[0], rel=1e-6)
+    assert together[:3] == pytest.approx(alone[:3], rel=1e-3)  # rounding differences grow
 
 
 @pytest.mark.slow
