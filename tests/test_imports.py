@@ -31,6 +31,7 @@ RANKS = {
     "data": 3,
     "models": 3,
     "distributed": 4,
+    "session": 5,
     "tasks": 5,
     "evaluation": 6,
     "training": 7,
@@ -45,7 +46,7 @@ ALLOWED = {
 # Packages that must not import HEAVY, not even indirectly.
 LIGHT = ("runs", "reporting", "sweeps")
 # Modules of light packages that import torch; they are imported by their full path only.
-NOT_LIGHT = {f"{PACKAGE}.runs.{name}" for name in ("checkpoint", "saver", "start")}
+NOT_LIGHT = {f"{PACKAGE}.runs.{name}" for name in ("checkpoint", "provenance", "saver", "start")}
 HEAVY = {"torch", "torchvision", "timm"}
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
@@ -64,6 +64,22 @@ def script_and_options(config: DictConfig) -> list[str]:
     return [*options, "--config-name", config.hydra.job.config_name]
 
 
-def completed_job(overrides: Sequence[str]) -> JobReturn:
-    """The return value that Hydra's sweeper expects for a completed run."""
-    return JobReturn(overrides=list(overrides), cfg=OmegaConf.create(), status=JobStatus.COMPLETED)
+def completed_jobs(
+    execute: Callable[[Sequence[Sequence[str]]], int], job_overrides: Sequence[Sequence[str]]
+) -> Sequence[JobReturn]:
+    """Execute a sweep; the return values that Hydra's sweeper expects.
+
+    Raises:
+        SystemExit: with the sweep's exit code if it is not 0; with 2 after an error, which is
+            printed. With hydra.sweeper.max_batch_size, later batches wait for the next start.
+    """
+    setup_globals()
+    try:
+        code = execute(job_overrides)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = 2
+    if code:
+        raise SystemExit(code)
+    done, none = JobStatus.COMPLETED, OmegaConf.create()
+    return [JobReturn(overrides=list(own), cfg=none, status=done) for own in job_overrides]

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 
 from sn_imagenet.config import ExperimentConfig, from_hydra
 from sn_imagenet.errors import ConfigError, UserError
-from sn_imagenet.evaluation.provenance import provenance
+from sn_imagenet.runs.provenance import provenance
 
 VERSION = 5
 """Version of the JSON. Since version 3 a step's case has a title, and a setting instead of a batch;

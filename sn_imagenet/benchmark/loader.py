@@ -26,6 +26,7 @@ from sn_imagenet.benchmark.command import (
 )
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.datasets import build
+from sn_imagenet.data.decode import decode
 from sn_imagenet.data.loaders import TrainLoader, train_loader
 from sn_imagenet.data.sources import Source
 from sn_imagenet.errors import UserError
@@ -105,7 +106,9 @@ class _DecodedImages(Dataset[Any]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> object:
-        return self.source.open(index).pixels()
+        stored = self.source.open(index).stored
+        assert isinstance(stored, bytes)
+        return decode(stored)
 
 
 def _train_loader(config: ExperimentConfig, batch: int, workers: int) -> TrainLoader:
@@ -121,10 +124,10 @@ def _train_loader(config: ExperimentConfig, batch: int, workers: int) -> TrainLo
 
 
 def _stored_batches(loader: TrainLoader) -> Batches:
-    """The loader's batches before the transforms on the device: flip, color, normalization."""
+    """The loader's batches before the transforms on the device: color shift, normalization."""
 
     def batches(epoch: int) -> Iterable[object]:
-        loader.train_sampler.set_epoch(epoch)
+        loader.sampler.set_epoch(epoch)
         return loader.data_loader
 
     return batches

@@ -27,9 +27,8 @@ from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.loaders import TrainLoader
 from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
-from sn_imagenet.evaluation import Prepared, prepare
 from sn_imagenet.runs import RunDirectory
-from sn_imagenet.tasks import Clock
+from sn_imagenet.tasks import Clock, Prepared, prepare
 from sn_imagenet.tasks.task import require_task_placement
 from sn_imagenet.training import Stepper, train
 

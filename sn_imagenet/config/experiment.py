@@ -129,14 +129,16 @@ class ExperimentConfig:
         # Runs of classification, and configs without these options, look as they always did.
         if values["task"] == CLASSIFICATION:
             del values["task"]
-        for section, key in (
+        optional = (
             ("norm", "head"),
             ("trainer", "validate_every"),
+            ("augment", "operations"),
             ("data", "train_annotations"),
             ("data", "val_annotations"),
             ("protocol", "detection"),
-        ):
-            if values[section][key] is None:
+        )
+        for section, key in optional:
+            if not values[section][key]:
                 del values[section][key]
         return values
 
@@ -214,8 +216,7 @@ def _norm_by_name(name: str) -> DictConfig:
         ConfigError: there is no such config, or it cannot be composed.
     """
     loader = GlobalHydra.instance().config_loader()
-    hydra = HydraConfig.instance().cfg
-    folders = OmegaConf.select(hydra, "hydra.searchpath") if hydra is not None else None
+    folders = HydraConfig.get().searchpath if HydraConfig.initialized() else []
     overrides = [f"hydra.searchpath={list(folders)}"] if folders else []
     try:
         composed = loader.load_configuration(None, [f"+norm={name}", *overrides], RunMode.RUN)

@@ -79,8 +79,9 @@ class SettingConfig:
 class AugmentConfig:
     """Training augmentation; every random draw is a function of (seed, epoch, sample id).
 
-    ``crop``: a crop of ``sn_imagenet/data/crops.py``, with its ``args``. ``flip``: horizontal flip
-    with probability 0.5. ``lighting_std``: standard deviation of PCA lighting noise, 0 for none.
+    ``crop``: a crop of ``sn_imagenet/data/augment.py``, with its ``args``. ``flip``: horizontal
+    flip with probability 0.5. ``lighting_std``: standard deviation of PCA lighting noise, 0 for
+    none. ``operations``: further operations of that file by name, with their arguments, in order.
     """
 
     name: str
@@ -88,6 +89,7 @@ class AugmentConfig:
     args: dict[str, Any]
     flip: bool
     lighting_std: float
+    operations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.lighting_std >= 0, f"augment.lighting_std={self.lighting_std}: expected >= 0")

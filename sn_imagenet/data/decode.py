@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import simplejpeg
@@ -37,18 +37,12 @@ def decode(data: bytes, rows: int | None = None) -> np.ndarray:
     Raises:
         UndecodableError: not an image, truncated, or more than ``MAX_PIXELS``.
     """
-    if data.startswith(_JPEG):
-        try:
-            height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-            _check_pixel_count(height, width)
-            if colors in _SIMPLEJPEG_COLORS:
-                if rows is not None and (top := decode_first_rows(data, rows)) is not None:
-                    return top
-                return simplejpeg.decode_jpeg(data, "RGB")
-        except UndecodableError:
-            raise
-        except ValueError:
-            pass  # a mere warning of libjpeg raises too; Pillow decides whether it is an image
+    header = _jpeg_header(data)
+    if header is not None and header[2] in _SIMPLEJPEG_COLORS:
+        if rows is not None and (top := decode_first_rows(data, rows)) is not None:
+            return top
+        with suppress(ValueError):  # a mere warning of libjpeg; Pillow decides whether it is one
+            return simplejpeg.decode_jpeg(data, "RGB")
     return _decode_with_pillow(data)
 
 
@@ -58,16 +52,23 @@ def image_size(data: bytes) -> tuple[int, int]:
     Raises:
         UndecodableError: not an image, or more than ``MAX_PIXELS``.
     """
-    if data.startswith(_JPEG):
-        try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError:
-            pass  # as in decode
-        else:
-            _check_pixel_count(height, width)
-            return height, width
+    header = _jpeg_header(data)
+    if header is not None:
+        return header[0], header[1]
     with _open_with_pillow(data) as image:
         return image.height, image.width
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
+    """(height, width, colors), or None if it is no JPEG or libjpeg gives a warning."""
+    if not data.startswith(_JPEG):
+        return None
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    _check_pixel_count(height, width)
+    return height, width, colors
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:

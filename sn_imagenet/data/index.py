@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,23 @@ from typing import Any
 import numpy as np
 
 from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.imagenet_labels import check_known_labels
 
 VERSION = 1
 PREPARE = "python scripts/prepare_data.py"
 
 
 @dataclass(frozen=True)
-class Listing:
-    """The samples found in ``origin``, a folder or an archive, in any order.
+class Index:
+    """The samples at ``origin``, a folder or an archive, sorted by class and name, so that a
+    position in it (an entry) is the same sample for folders and archives.
 
-    ``classes``: sorted. ``labels``: int64 [N], indices into ``classes``. ``names``: bytes [N], file
-    names, relative to the class folder if there are class folders. ``sizes``: int64 [N], in bytes.
-    ``offsets``: int64 [N], where the bytes begin in the archive; None if each sample is a file.
-    ``flat``: whether the files are directly in ``origin``. ``scanned``: the folders and files
-    from which the list was built, relative to ``origin``. A change of any of them is detected.
-    ``parquet``: whether these are parquet files, whose offsets parquet.py packs.
+    ``labels``: int64 [N], indices into ``classes``. ``names``: bytes [N], file names, relative to
+    the class folder if there are class folders. ``sizes``: int64 [N], in bytes. ``bad``: bool [N],
+    marked as not decodable. ``stamps``: time and size of each folder and file from which the list
+    was made, by its path relative to ``origin``. ``offsets``: int64 [N], where the bytes begin in
+    the archive; None if each sample is a file. ``flat``: whether the files are directly in
+    ``origin``. ``parquet``: whether these are parquet files, whose offsets parquet.py packs.
     """
 
     origin: Path
@@ -39,77 +42,77 @@ class Listing:
     labels: np.ndarray
     names: np.ndarray
     sizes: np.ndarray
+    bad: np.ndarray
+    stamps: dict[str, list[int]]
     offsets: np.ndarray | None = None
     flat: bool = False
-    scanned: tuple[str, ...] = (".",)
     parquet: bool = False
-
-    def sorted(self) -> Listing:
-        """Sorted by class and name (folder, then file), so that a position in the list is the same
-        sample for folders and archives.
-
-        Raises:
-            DataError: two samples of a class have the same name.
-        """
-        folders = np.array([os.path.dirname(name) for name in self.names.tolist()])
-        order = np.lexsort((self.names, folders, self.labels))
-        labels, names = self.labels[order], self.names[order]
-        duplicate = (labels[1:] == labels[:-1]) & (names[1:] == names[:-1])
-        if duplicate.any():
-            name = os.fsdecode(names[1:][duplicate][0])
-            raise DataError(
-                f"{self.origin} holds {name} twice in class "
-                f"{self.classes[labels[1:][duplicate][0]]}: remove one of the two."
-            )
-        offsets = None if self.offsets is None else self.offsets[order]
-        return replace(self, labels=labels, names=names, sizes=self.sizes[order], offsets=offsets)
-
-
-@dataclass(frozen=True)
-class Index:
-    """A sorted :class:`Listing`; ``bad`` (bool [N]): marked as not decodable; ``stamps``: time and
-    size of each scanned path when the list was made. A position in it is called an entry."""
-
-    listing: Listing
-    bad: np.ndarray
-    stamps: dict[str, list[int]] = field(default_factory=dict)
 
     @cached_property
     def sha256(self) -> str:
         """Over (class, file name, size) of the samples that are not marked as bad."""
-        listing = self.listing
         chosen = np.flatnonzero(~self.bad)
         digest = hashlib.sha256()
-        classes = [os.fsencode(name) for name in listing.classes]
-        for start in range(0, len(chosen), 100_000):
-            part = chosen[start : start + 100_000]
-            rows = zip(
-                listing.labels[part].tolist(),
-                listing.names[part].tolist(),
-                listing.sizes[part].tolist(),
-                strict=True,
-            )
+        classes = [os.fsencode(name) for name in self.classes]
+        for part in np.array_split(chosen, len(chosen) // 100_000 + 1):
+            columns = (column[part].tolist() for column in (self.labels, self.names, self.sizes))
+            rows = zip(*columns, strict=True)
             digest.update(b"".join(b"%s\0%s\0%d\n" % (classes[c], n, s) for c, n, s in rows))
         return digest.hexdigest()
 
     def location(self, entry: int) -> str:
         """The file of an entry, for messages."""
-        listing = self.listing
-        name = os.fsdecode(listing.names[entry])
-        if listing.offsets is not None:
-            return f"{name} in {listing.origin}"
-        return str(self.path(entry)) if name else str(listing.origin)
+        if self.offsets is not None:
+            return f"{os.fsdecode(self.names[entry])} in {self.origin}"
+        return str(self.path(entry))
 
     def path(self, entry: int) -> Path:
         """The path of an entry that is a separate file."""
-        listing = self.listing
-        folder = listing.origin
-        if not listing.flat:
-            folder = folder / listing.classes[listing.labels[entry]]
-        return folder / os.fsdecode(listing.names[entry])
+        folder = self.origin if self.flat else self.origin / self.classes[self.labels[entry]]
+        return folder / os.fsdecode(self.names[entry])
 
 
-def open_index(origin: Path, scan: Callable[[], Listing]) -> Index:
+def build_index(
+    origin: Path,
+    rows: list[Any],
+    scanned: Iterable[str],
+    *,
+    flat: bool = False,
+    parquet: bool = False,
+) -> Index:
+    """A new index without marks, from rows (class, name, size; offset if in an archive) in any
+    order. ``scanned``: the paths to stamp, relative to ``origin``.
+
+    Raises:
+        DataError: there are no rows, two samples of a class have the same name, or validation
+            images of ImageNet have each other's labels.
+    """
+    if not rows:
+        raise DataError(f"{origin} contains no images.")
+    check_known_labels(origin, rows)
+    rows.sort(key=lambda row: (row[0], os.fsencode(os.path.dirname(row[1])), os.fsencode(row[1])))
+    for one, other in itertools.pairwise(rows):
+        if one[:2] == other[:2]:
+            raise DataError(
+                f"{origin} holds {one[1]} twice in class {one[0]}: remove one of the two."
+            )
+    wnids, names, sizes, *offsets = zip(*rows, strict=True)
+    classes, labels = np.unique(np.array(wnids), return_inverse=True)
+    return Index(
+        origin,
+        tuple(classes.tolist()),
+        labels.astype(np.int64),
+        np.array([os.fsencode(name) for name in names]),
+        np.array(sizes, dtype=np.int64),
+        np.zeros(len(rows), dtype=bool),
+        {name: _stamp(origin, name) for name in scanned},
+        np.array(offsets[0], dtype=np.int64) if offsets else None,
+        flat,
+        parquet,
+    )
+
+
+def open_index(origin: Path, scan: Callable[[], Index]) -> Index:
     """Load the stored index of ``origin``, or build it with ``scan`` if there is none. If several
     processes of a machine start at once, only one builds it.
 
@@ -121,16 +124,9 @@ def open_index(origin: Path, scan: Callable[[], Listing]) -> Index:
         with _exclusive_lock(origin):
             index = load_index(origin)
             if index is None:
-                index = make_index(scan)
+                index = scan()
                 save_index(index)
     return index
-
-
-def make_index(scan: Callable[[], Listing]) -> Index:
-    """A new index without marks."""
-    listing = scan().sorted()
-    stamps = {name: _stamp(listing.origin, name) for name in listing.scanned}
-    return Index(listing, np.zeros(len(listing.labels), dtype=bool), stamps)
 
 
 def index_paths(origin: Path) -> list[Path]:
@@ -144,25 +140,16 @@ def index_paths(origin: Path) -> list[Path]:
 def save_index(index: Index) -> Path:
     """Write the index atomically beside the data or, if that is not permitted, to the user's cache.
     Returns its path."""
-    listing = index.listing
-    metadata = {
-        "version": VERSION,
-        "classes": listing.classes,
-        "flat": listing.flat,
-        "parquet": listing.parquet,
-        "stamps": index.stamps,
-        "sha256": index.sha256,
-    }
-    arrays = {"labels": listing.labels, "names": listing.names, "sizes": listing.sizes}
-    arrays["bad"] = index.bad
-    if listing.offsets is not None:
-        arrays["offsets"] = listing.offsets
-    beside, cached = index_paths(listing.origin)
+    keys = ("classes", "flat", "parquet", "stamps", "sha256")
+    about = {"version": VERSION, **{key: getattr(index, key) for key in keys}}
+    keys = ("labels", "names", "sizes", "bad", "offsets")
+    arrays = {key: getattr(index, key) for key in keys if getattr(index, key) is not None}
+    beside, cached = index_paths(index.origin)
     path = beside if os.access(beside.parent, os.W_OK) else cached
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            np.savez(file, about=np.array(json.dumps(metadata)), **arrays)  # type: ignore[arg-type]
+            np.savez(file, about=np.array(json.dumps(about)), **arrays)
         os.chmod(file.name, 0o644)  # others train on the data too
         os.replace(file.name, path)
     except OSError as error:
@@ -184,26 +171,17 @@ def load_index(origin: Path) -> Index | None:
     rebuild = f"Rebuild it: {PREPARE} {origin}"
     try:
         with np.load(path, allow_pickle=False) as file:
-            metadata: dict[str, Any] = json.loads(str(file["about"]))
-            listing = Listing(
-                origin,
-                tuple(metadata["classes"]),
-                file["labels"],
-                file["names"],
-                file["sizes"],
-                file.get("offsets"),
-                metadata["flat"],
-                tuple(metadata["stamps"]),
-                metadata.get("parquet", False),
-            )
-            index = Index(listing, file["bad"], metadata["stamps"])
-            if "sha256" in metadata:  # computing it again takes 7 s for ImageNet
-                vars(index)["sha256"] = metadata["sha256"]
+            arrays = dict(file)
+        about = json.loads(str(arrays.pop("about")))
+        version, sha256 = about.pop("version"), about.pop("sha256", None)
+        index = Index(origin, **{**about, "classes": tuple(about["classes"])}, **arrays)
+        if sha256:  # computing it again takes 7 s for ImageNet
+            vars(index)["sha256"] = sha256
     except Exception as error:  # numpy, zipfile and json raise errors of many types
         raise DataError(
             f"{path} is not a complete index of {origin} ({error}). {rebuild}"
         ) from error
-    if metadata["version"] != VERSION:
+    if version != VERSION:
         raise DataError(f"{path} was written by another version of this project. {rebuild}")
     for name, stamp in index.stamps.items():
         try:

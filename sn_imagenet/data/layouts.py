@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.imagenet_labels import DEVKIT, SOLUTION, check_known_labels, find_val_labels
-from sn_imagenet.data.index import Index, Listing, open_index
+from sn_imagenet.data.imagenet_labels import DEVKIT, SOLUTION, WnidLookup, find_val_labels
+from sn_imagenet.data.index import Index, open_index
 from sn_imagenet.data.parquet import find_shards, scan_shards
 from sn_imagenet.data.scanning import (
-    WnidLookup,
     scan_class_folders,
     scan_flat_folder,
     scan_tar_of_images,
@@ -30,7 +29,7 @@ class Split(NamedTuple):
     """``scan()`` lists the samples at ``origin``, a folder or an archive."""
 
     origin: Path
-    scan: Callable[[], Listing]
+    scan: Callable[[], Index]
 
     def open(self) -> Index:
         """Load the index of the split, or build it if there is none."""
@@ -59,13 +58,24 @@ def find_imagenet_val(root: Path) -> Split | None:
     ILSVRC2012_img_val.tar and Hugging Face's parquet files."""
     for folder in (root / "val", root / "Val", root / KAGGLE / "val"):
         if folder.is_dir():
-            if _is_flat(folder):
-                return _labeled_split(root, folder, scan_flat_folder)
-            return Split(folder, partial(_scan_checked_folders, folder))
+            with os.scandir(folder) as entries:
+                flat = any(entry.name.startswith("ILSVRC2012_val_") for entry in entries)
+            if flat:
+                return Split(folder, partial(_scan_with_labels, root, folder, scan_flat_folder))
+            return class_folder_split(folder, "data.root")
     archive = root / VAL_TAR
     if archive.is_file():
-        return _labeled_split(root, archive, scan_tar_of_images)
+        return Split(archive, partial(_scan_with_labels, root, archive, scan_tar_of_images))
     return _parquet_split(root, "validation")
+
+
+def class_differences(one: Index, other: Index) -> str:
+    """The classes that only one of the two has, as a clause; empty if there are none."""
+    return "; ".join(
+        f"only in {index.origin}: {shorten_list(names)}"
+        for index, another in ((one, other), (other, one))
+        if (names := sorted(set(index.classes) - set(another.classes)))
+    )
 
 
 def require_same_classes(train: Index, val: Index) -> None:
@@ -73,50 +83,23 @@ def require_same_classes(train: Index, val: Index) -> None:
     Raises:
         DataError: the two splits have different classes.
     """
-    one, other = train.listing, val.listing
-    only = [
-        f"only in {listing.origin}: {shorten_list(names)}"
-        for listing, names in (
-            (one, sorted(set(one.classes) - set(other.classes))),
-            (other, sorted(set(other.classes) - set(one.classes))),
-        )
-        if names
-    ]
-    if only:
-        raise DataError(f"The classes of train and val differ; {'; '.join(only)}.")
+    if differences := class_differences(train, val):
+        raise DataError(f"The classes of train and val differ; {differences}.")
 
 
-def _is_flat(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return any(entry.name.startswith("ILSVRC2012_val_") for entry in entries)
-
-
-def _labeled_split(
-    root: Path, val: Path, scan: Callable[[Path, WnidLookup, Path], Listing]
-) -> Split:
+def _scan_with_labels(
+    root: Path, val: Path, scan: Callable[[Path, WnidLookup, Path], Index]
+) -> Index:
     """Images whose labels are in another file in ``root``."""
-
-    def scan_with_labels() -> Listing:
-        labels = find_val_labels([root, root / KAGGLE, root / KAGGLE.parent.parent])
-        if labels is None:
-            raise DataError(
-                f"{val} has no labels for its images. They are in ImageNet's devkit: put "
-                f"{DEVKIT}.tar.gz (or Kaggle's {SOLUTION}) into {root}."
-            )
-        return _with_checked_labels(scan(val, *labels))
-
-    return Split(val, scan_with_labels)
+    labels = find_val_labels([root, root / KAGGLE, root / KAGGLE.parent.parent])
+    if labels is None:
+        raise DataError(
+            f"{val} has no labels for its images. They are in ImageNet's devkit: put "
+            f"{DEVKIT}.tar.gz (or Kaggle's {SOLUTION}) into {root}."
+        )
+    return scan(val, *labels)
 
 
 def _parquet_split(root: Path, split: str) -> Split | None:
     shards = find_shards(root, split)
-    return shards and Split(shards[0], lambda: _with_checked_labels(scan_shards(*shards)))
-
-
-def _scan_checked_folders(folder: Path) -> Listing:
-    return _with_checked_labels(scan_class_folders(folder, "data.root"))
-
-
-def _with_checked_labels(listing: Listing) -> Listing:
-    check_known_labels(listing)
-    return listing
+    return shards and Split(shards[0], lambda: scan_shards(*shards))

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.pixels import DeviceTransform, StoredBatch, on_device
+from sn_imagenet.data.pixels import DeviceTransform, StoredBatch
 from sn_imagenet.data.seeding import Key, epoch_order
 from sn_imagenet.data.workers import block_signals, ignore_outside_signals
 
@@ -41,7 +41,7 @@ class TrainBatchSampler(Sampler[list[Key]]):
         rank: int,
         world_size: int,
         seed: int,
-        epoch: int,
+        epoch: int = 0,
         start_step: int = 0,
     ) -> None:
         if global_batch > num_samples:
@@ -119,6 +119,7 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
     minibatches are left out. A batch holds up to ``minibatches_per_batch`` minibatches (k'),
     interleaved: sample j belongs to minibatch j mod k', the order in which the normalization layers
     expect their groups. Batches are not split among ranks, as in :class:`EvalBatchSampler`.
+    ``minibatches`` and ``samples_used`` are totals over all ranks, with the skipped ones.
     Augmentation draws are those of epoch -1 - seed, which no training epoch uses.
 
     Raises:
@@ -137,6 +138,7 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
         skip: int = 0,
     ) -> None:
         self.minibatches = calibration_minibatches(num_samples, minibatch, samples)
+        self.samples_used = self.minibatches * minibatch
         self.num_samples = num_samples
         self.minibatch = minibatch
         self.seed = seed
@@ -161,16 +163,20 @@ class BatchLoader:
 
     Args:
         persistent: whether the workers stay alive between iterations.
+
+    Raises (while iterating):
+        DataError: a file cannot be decoded; the message names it.
     """
 
     def __init__(
         self,
         dataset: AugmentedDataset,
-        sampler: Sampler[list[Key]],
+        sampler: Any,
         workers: int,
         device: torch.device,
-        persistent: bool,
+        persistent: bool = True,
     ) -> None:
+        self.sampler = sampler
         self.device = device
         self.transform = DeviceTransform(dataset.data, device)
         self.data_loader: DataLoader[StoredBatch] = DataLoader(
@@ -192,7 +198,10 @@ class BatchLoader:
         # Start the workers now, not at the first batch.
         with block_signals():
             stored_batches = iter(self.data_loader)
-        return on_device(stored_batches, self.transform, self.device)
+        return (
+            ImageBatch(self.transform(batch), batch.labels.to(self.device, non_blocking=True))
+            for batch in stored_batches
+        )
 
 
 class TrainLoader(BatchLoader):
@@ -204,105 +213,41 @@ class TrainLoader(BatchLoader):
     early, but only one can be active at a time.
     """
 
-    def __init__(
-        self,
-        dataset: AugmentedDataset,
-        sampler: TrainBatchSampler,
-        workers: int,
-        device: torch.device,
-    ) -> None:
-        super().__init__(dataset, sampler, workers, device, persistent=True)
-        self.train_sampler = sampler
-
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ImageBatch]:
-        """The batches of ``epoch`` (0, 1, ...) from ``start_step`` on.
-
-        Raises (while iterating):
-            DataError: a file cannot be decoded; the message names it.
-        """
-        self.train_sampler.set_epoch(epoch, start_step)
+        """The batches of ``epoch`` (0, 1, ...) from ``start_step`` on."""
+        self.sampler.set_epoch(epoch, start_step)
         return iter(self)
 
 
-class CalibrationLoader(BatchLoader):
-    """The calibration batches of a rank. ``minibatches`` and ``samples_used`` are totals over all
-    ranks; ``minibatch`` is the number of samples in each."""
-
-    def __init__(
-        self,
-        dataset: AugmentedDataset,
-        sampler: CalibrationBatchSampler,
-        workers: int,
-        device: torch.device,
-    ) -> None:
-        super().__init__(dataset, sampler, workers, device, persistent=False)
-        self.minibatch = sampler.minibatch
-        self.minibatches = sampler.minibatches
-        self.samples_used = sampler.minibatches * sampler.minibatch
-
-
 def train_loader(
-    dataset: AugmentedDataset,
-    *,
-    global_batch: int,
-    rank: int,
-    world_size: int,
-    seed: int,
-    workers: int,
-    device: torch.device = CPU,
+    dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
 ) -> TrainLoader:
-    """Training batches of :class:`TrainBatchSampler`, with n = global_batch / world_size.
+    """Training batches of ``TrainBatchSampler(len(dataset), **sampling)``.
 
     Raises:
         DataError: the global batch is larger than the training set.
     """
-    sampler = TrainBatchSampler(len(dataset), global_batch, rank, world_size, seed, epoch=0)
-    return TrainLoader(dataset, sampler, workers, device)
+    return TrainLoader(dataset, TrainBatchSampler(len(dataset), **sampling), workers, device)
 
 
 def eval_loader(
-    dataset: AugmentedDataset,
-    *,
-    batch_size: int,
-    rank: int,
-    world_size: int,
-    workers: int,
-    device: torch.device = CPU,
+    dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
 ) -> BatchLoader:
-    """Batches of :class:`EvalBatchSampler`: each sample once over all ranks. Create once per run.
-
-    Raises (while iterating):
-        DataError: a file cannot be decoded.
-    """
-    sampler = EvalBatchSampler(len(dataset), batch_size, rank, world_size)
-    return BatchLoader(dataset, sampler, workers, device, persistent=True)
+    """Batches of ``EvalBatchSampler(len(dataset), **sampling)``, each sample once over all."""
+    return BatchLoader(dataset, EvalBatchSampler(len(dataset), **sampling), workers, device)
 
 
 def calibration_loader(
-    dataset: AugmentedDataset,
-    *,
-    minibatch: int,
-    samples: int | Literal["all"],
-    seed: int,
-    rank: int,
-    world_size: int,
-    minibatches_per_batch: int,
-    workers: int,
-    device: torch.device = CPU,
-    skip: int = 0,
-) -> CalibrationLoader:
-    """Minibatches of :class:`CalibrationBatchSampler`, with training augmentation.
-
-    A ``samples`` larger than the training set means all of it. ``samples_used`` is the actual
-    number, including the first ``skip`` minibatches, which are not read.
+    dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
+) -> BatchLoader:
+    """Minibatches of ``CalibrationBatchSampler(len(dataset), **sampling)``, with training
+    augmentation. A ``samples`` larger than the training set means all of it.
 
     Raises:
-        DataError: too few samples for one minibatch; while iterating: a file cannot be decoded.
+        DataError: too few samples for one minibatch.
     """
-    sampler = CalibrationBatchSampler(
-        len(dataset), minibatch, samples, seed, rank, world_size, minibatches_per_batch, skip
-    )
-    return CalibrationLoader(dataset, sampler, workers, device)
+    sampler = CalibrationBatchSampler(len(dataset), **sampling)
+    return BatchLoader(dataset, sampler, workers, device, persistent=False)
 
 
 def _identity(batch: Any) -> Any:

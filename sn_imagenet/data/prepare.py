@@ -15,7 +15,7 @@ from sn_imagenet.config import IMAGENET_SAMPLES
 from sn_imagenet.data.decode import UndecodableError, decode
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.imagenet_labels import IMAGENET_CLASSES
-from sn_imagenet.data.index import Index, load_index, make_index, save_index
+from sn_imagenet.data.index import Index, load_index, save_index
 from sn_imagenet.data.indexed import IndexedSource
 from sn_imagenet.data.layouts import (
     Split,
@@ -64,7 +64,7 @@ def prepare_data(path: Path, *, verify: bool, mark: bool, workers: int, log: Log
             log(f"  every file was decoded: {len(bad)} bad{', marked' if bad and mark else ''}")
         for line in _describe_counts(index, name):
             log(f"  {line}")
-        classes.add(len(index.listing.classes))
+        classes.add(len(index.classes))
     if not usable:
         log("Training stops at a bad file. Replace these files, or add --mark to leave them out")
     log(f"use: {data_line(path, splits, classes == {IMAGENET_CLASSES})}")
@@ -136,7 +136,7 @@ def _load_or_update_index(split: Split) -> tuple[Index, str]:
             return index, "index is up to date"
     except DataError:
         pass
-    index = make_index(split.scan)
+    index = split.scan()
     save_index(index)
     return index, status
 
@@ -144,17 +144,14 @@ def _load_or_update_index(split: Split) -> tuple[Index, str]:
 def _file_sizes_match(index: Index) -> bool:
     """Whether all separate files have their indexed sizes. The start of a run cannot afford this
     check. It compares only the folders' times, which do not change when a file is rewritten."""
-    listing = index.listing
-    if listing.offsets is not None:
-        return True
-    sizes = (os.stat(index.path(entry)).st_size for entry in range(len(listing.sizes)))
-    return all(size == expected for size, expected in zip(sizes, listing.sizes, strict=True))
+    return index.offsets is not None or all(
+        index.path(entry).stat().st_size == size for entry, size in enumerate(index.sizes)
+    )
 
 
 def _describe_counts(index: Index, split: str) -> Iterator[str]:
-    listing = index.listing
-    labels = listing.labels[~index.bad]
-    counts = np.bincount(labels, minlength=len(listing.classes))
+    labels = index.labels[~index.bad]
+    counts = np.bincount(labels, minlength=len(index.classes))
     yield (
         f"{len(labels):,} images in {len(counts):,} classes, {counts.min():,} to "
         f"{counts.max():,} in each"
@@ -162,7 +159,7 @@ def _describe_counts(index: Index, split: str) -> Iterator[str]:
     if index.bad.any():
         yield f"{index.bad.sum():,} marked as bad and left out everywhere"
     expected = IMAGENET_SAMPLES[_SPLIT_KEYS[split]] if split in _SPLIT_KEYS else None
-    if expected and len(counts) == IMAGENET_CLASSES and len(listing.labels) != expected:
+    if expected and len(counts) == IMAGENET_CLASSES and len(index.labels) != expected:
         yield f"ImageNet-1k has {expected:,}: this set is incomplete"
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from tqdm import tqdm
 
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.index import Listing
+from sn_imagenet.data.imagenet_labels import WnidLookup
+from sn_imagenet.data.index import Index, build_index
 
 # As in torchvision, whose import takes seconds.
 # fmt: off
@@ -22,11 +22,9 @@ IMG_EXTENSIONS = (
 )
 # fmt: on
 T = TypeVar("T")
-WnidLookup = Callable[[str], str]
-"""Maps the file name of a validation image to its WNID."""
 
 
-def scan_class_folders(folder: Path, option: str) -> Listing:
+def scan_class_folders(folder: Path, option: str) -> Index:
     """One folder per class, with images at any depth. Follows links.
 
     Raises:
@@ -43,33 +41,38 @@ def scan_class_folders(folder: Path, option: str) -> Listing:
             "with that class's images."
         )
     visited = {_inode(folder): str(folder)}
-    rows: list[tuple[int, str, int]] = []
-    folders = ["."]
-    empty = []
-    for label, name in enumerate(_progress(classes, f"listing {folder}", " classes")):
-        before = len(rows)
-        for inner, images in _scan_folder(folder / name, "", visited):
-            folders.append(os.path.join(name, inner))
-            rows.extend((label, image, size) for image, size in images)
-        if len(rows) == before:
-            empty.append(name)
-    if empty:
+    rows: list[tuple[str, str, int]] = []
+    for name in progress(classes, f"listing {folder}", " classes"):
+        for here, _, files in os.walk(folder / name, onerror=_fail, followlinks=True):
+            if (other := visited.setdefault(_inode(here), here)) != here:
+                raise DataError(
+                    f"{here} and {other} are the same folder, so its images would count twice. "
+                    "Remove the link."
+                )
+            inner = here[len(str(folder / name)) :].lstrip("/")
+            rows.extend(
+                (name, os.path.join(inner, file), os.stat(os.path.join(here, file)).st_size)
+                for file in files
+                if _is_image(file)
+            )
+    folders = [os.path.relpath(path, folder) for path in visited.values()]
+    if empty := sorted(set(classes) - {row[0] for row in rows}):
         raise DataError(
             f"{folder} ({option}) has no image files in class folder {shorten_list(empty)}. Remove "
             f"the empty folder or add images ({', '.join(IMG_EXTENSIONS)})."
         )
-    return _to_listing(folder, classes, rows, scanned=folders)
+    return build_index(folder, rows, folders)
 
 
-def scan_flat_folder(folder: Path, wnid_of: WnidLookup, labels_file: Path) -> Listing:
+def scan_flat_folder(folder: Path, wnid_of: WnidLookup, labels_file: Path) -> Index:
     """Images in one folder, with classes by ``wnid_of``, which was read from ``labels_file``."""
     with os.scandir(folder) as entries:
         images = [(e.name, e.stat().st_size) for e in entries if _is_image(e.name)]
     rows = [(wnid_of(name), name, size) for name, size in images]
-    return _to_listing(folder, None, rows, flat=True, scanned=[".", _relpath(folder, labels_file)])
+    return build_index(folder, rows, [".", os.path.relpath(labels_file, folder)], flat=True)
 
 
-def scan_tar_of_tars(archive: Path) -> Listing:
+def scan_tar_of_tars(archive: Path) -> Index:
     """ILSVRC2012_img_train.tar, which holds one tar per class, named by the class.
 
     Raises:
@@ -77,7 +80,7 @@ def scan_tar_of_tars(archive: Path) -> Listing:
     """
     rows: list[tuple[str, str, int, int]] = []
     with _open_tar(archive) as outer:
-        for member in _progress(outer, f"listing {archive.name}", " classes"):
+        for member in progress(outer, f"listing {archive.name}", " classes"):
             name, extension = os.path.splitext(os.path.basename(member.name))
             inner = outer.extractfile(member)
             if extension != ".tar" or inner is None:
@@ -91,10 +94,10 @@ def scan_tar_of_tars(archive: Path) -> Listing:
                     for i in images
                     if i.isfile() and _is_image(i.name)
                 )
-    return _to_listing(archive, None, rows)
+    return _tar_index(archive, rows)
 
 
-def scan_tar_of_images(archive: Path, wnid_of: WnidLookup, labels_file: Path) -> Listing:
+def scan_tar_of_images(archive: Path, wnid_of: WnidLookup, labels_file: Path) -> Index:
     """The images of ILSVRC2012_img_val.tar, with classes by ``wnid_of``, which was read from
     ``labels_file``.
 
@@ -103,11 +106,11 @@ def scan_tar_of_images(archive: Path, wnid_of: WnidLookup, labels_file: Path) ->
     """
     rows = []
     with _open_tar(archive) as images:
-        for image in _progress(images, f"listing {archive.name}", " images"):
+        for image in progress(images, f"listing {archive.name}", " images"):
             if image.isfile() and _is_image(image.name):
                 name = os.path.basename(image.name)
                 rows.append((wnid_of(name), name, image.size, image.offset_data))
-    return _to_listing(archive, None, rows, scanned=[".", _relpath(archive, labels_file)])
+    return _tar_index(archive, rows, os.path.relpath(labels_file, archive))
 
 
 def shorten_list(names: Iterable[str], most: int = 5) -> str:
@@ -117,32 +120,12 @@ def shorten_list(names: Iterable[str], most: int = 5) -> str:
     return text if len(listed) <= most else f"{text} and {len(listed) - most} more"
 
 
-def _scan_folder(
-    folder: Path, inner: str, visited: dict[tuple[int, int], str]
-) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    """For each folder below a class: (its relative path, [(relative path of image, size)])."""
-    here = folder / inner
-    identity = _inode(here)
-    if identity in visited:
-        raise DataError(
-            f"{here} and {visited[identity]} are the same folder, so its images would count twice. "
-            "Remove the link."
-        )
-    visited[identity] = str(here)
-    images, below = [], []
-    with os.scandir(here) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                below.append(os.path.join(inner, entry.name))
-            elif _is_image(entry.name):
-                images.append((os.path.join(inner, entry.name), entry.stat().st_size))
-    yield inner, images
-    for name in below:
-        yield from _scan_folder(folder, name, visited)
+def _fail(error: OSError) -> None:
+    raise error
 
 
-def _inode(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
+def _inode(folder: Path | str) -> tuple[int, int]:
+    status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 
@@ -150,11 +133,7 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMG_EXTENSIONS)
 
 
-def _relpath(origin: Path, path: Path) -> str:
-    return os.path.relpath(path, origin)
-
-
-def _progress(items: Iterable[T], what: str, unit: str) -> Iterable[T]:
+def progress(items: Iterable[T], what: str, unit: str) -> Iterable[T]:
     # Shown only on a terminal, and only after 2 s.
     bar: Iterable[T] = tqdm(items, what, unit=unit, delay=2, disable=None)
     return bar
@@ -175,33 +154,7 @@ def _damaged_archive(archive: Path, reason: str) -> DataError:
     return DataError(f"{archive} is not a complete tar archive ({reason}). Download it again.")
 
 
-def _to_listing(
-    origin: Path,
-    classes: list[str] | None,
-    rows: list[tuple[Any, ...]],
-    *,
-    flat: bool = False,
-    scanned: Iterable[str] = (".",),
-) -> Listing:
-    """From rows (label, or class if ``classes`` is None; name; size; offset if in an archive)."""
-    if not rows:
-        raise DataError(f"{origin} contains no images.")
-    columns = list(zip(*rows, strict=True))
-    if classes is None:
-        classes = sorted(set(columns[0]))
-        label = {name: i for i, name in enumerate(classes)}
-        columns[0] = tuple(label[name] for name in columns[0])
-    offsets = np.array(columns[3], dtype=np.int64) if len(columns) > 3 else None
-    sizes = np.array(columns[2], dtype=np.int64)
-    if offsets is not None and (offsets + sizes).max() > origin.stat().st_size:
-        raise _damaged_archive(origin, "it ends early")
-    return Listing(
-        origin,
-        tuple(classes),
-        labels=np.array(columns[0], dtype=np.int64),
-        names=np.array([os.fsencode(name) for name in columns[1]]),
-        sizes=sizes,
-        offsets=offsets,
-        flat=flat,
-        scanned=tuple(scanned),
-    )
+def _tar_index(archive: Path, rows: list[tuple[str, str, int, int]], *scanned: str) -> Index:
+    if max((size + offset for *_, size, offset in rows), default=0) > archive.stat().st_size:
+        raise _damaged_archive(archive, "it ends early")
+    return build_index(archive, rows, [".", *scanned])

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sn_imagenet.config import SettingConfig
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.norms import norm_layers, set_replicas
 
@@ -168,6 +169,14 @@ def fitting_world_sizes(gpus: int, samples_per_gpu: int) -> list[int]:
     whole = {w for w in range(1, gpus + 1) if gpus % w == 0}
     spanning = {gpus * k for k in range(1, samples_per_gpu + 1) if samples_per_gpu % k == 0}
     return sorted(whole | spanning)
+
+
+def samples_that_share_statistics(network: nn.Module, batch: SettingConfig) -> int:
+    """The number of samples that shared statistics in training: those of a replica or, if a layer
+    spans all replicas, the global batch. A calibration minibatch has as many.
+    """
+    spans_replicas = any(layer.needs_all_replicas for layer in norm_layers(network).values())
+    return batch.total if spans_replicas else batch.samples_per_gpu
 
 
 def require_one_microbatch(placement: Placement, network: nn.Module, fixed: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sn_imagenet.config import CalibrationConfig, SettingConfig
+from sn_imagenet.config import CalibrationConfig
 from sn_imagenet.data.datasets import AugmentedDataset
 from sn_imagenet.data.loaders import calibration_loader, calibration_minibatches
 from sn_imagenet.distributed import all_reduce_sum, rank, world_size
@@ -40,14 +40,6 @@ class Calibration:
         return asdict(self)
 
 
-def samples_that_share_statistics(network: nn.Module, batch: SettingConfig) -> int:
-    """The number of samples that shared statistics in training: those of a replica or, if a layer
-    spans all replicas, the global batch. A calibration minibatch has as many.
-    """
-    spans_replicas = any(layer.needs_all_replicas for layer in norm_layers(network).values())
-    return batch.total if spans_replicas else batch.samples_per_gpu
-
-
 @torch.no_grad()
 def calibrate(
     network: nn.Module,
@@ -71,7 +63,8 @@ def calibrate(
 
     Args:
         forward: passes a batch through the network.
-        samples_per_replica: the size of a minibatch, see :func:`samples_that_share_statistics`.
+        samples_per_replica: the size of a minibatch, see
+            :func:`~sn_imagenet.distributed.samples_that_share_statistics`.
         batch_size: the most samples in one forward pass (but at least one minibatch).
         samples: the sample counts, or ``all``; None for ``config.samples`` alone.
         make_loader: makes the loader of the minibatches.
@@ -113,11 +106,11 @@ def calibrate(
                     set_replicas(network, len(batch) // samples_per_replica)
                     with autocast():
                         forward(network, batch)
-                first = loader.minibatches
+                first = loader.sampler.minibatches
                 calibration = Calibration(
                     estimator=config.estimator,
                     samples_requested=count,
-                    samples_used=loader.samples_used,
+                    samples_used=loader.sampler.samples_used,
                     samples_per_replica=samples_per_replica,
                     seed=config.seed,
                 )

@@ -14,14 +14,18 @@ from torch import nn
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.seeding import derive_seed, seeded
-from sn_imagenet.distributed import autocast_for, print_rank0, rank, world_size
+from sn_imagenet.distributed import (
+    autocast_for,
+    print_rank0,
+    rank,
+    samples_that_share_statistics,
+    world_size,
+)
 from sn_imagenet.evaluation.calibration import (
     Calibration,
     Samples,
     calibrate,
-    samples_that_share_statistics,
 )
-from sn_imagenet.evaluation.prepare import Prepared, stores_statistics
 from sn_imagenet.evaluation.progress import progress_bar
 from sn_imagenet.models import layer_positions
 from sn_imagenet.norms import (
@@ -30,7 +34,8 @@ from sn_imagenet.norms import (
     set_replicas,
     stored_statistics,
 )
-from sn_imagenet.tasks import Evaluator
+from sn_imagenet.norms.control import stores_statistics
+from sn_imagenet.tasks import Evaluator, Prepared
 
 
 def eval_batch_size(config: ExperimentConfig, device: torch.device) -> int:

@@ -25,7 +25,6 @@ from sn_imagenet.evaluation.evaluate import (
     evaluate,
     importance_weight_records,
 )
-from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
 from sn_imagenet.evaluation.request import EvaluationRequest
 from sn_imagenet.evaluation.result import (
     add_evaluations,
@@ -43,7 +42,7 @@ from sn_imagenet.runs import (
 from sn_imagenet.runs.files import FINAL, RESULT
 from sn_imagenet.runs.scores import Score
 from sn_imagenet.runs.start import claimed
-from sn_imagenet.tasks import build_task
+from sn_imagenet.tasks import Prepared, build_task, prepare, require_same_data
 
 
 def find_run_directories(pattern: str) -> list[Path]:

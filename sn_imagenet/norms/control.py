@@ -22,6 +22,11 @@ def norm_layers(network: nn.Module) -> dict[str, MomentNorm2d]:
     return {n: m for n, m in network.named_modules() if isinstance(m, MomentNorm2d)}
 
 
+def stores_statistics(network: nn.Module) -> bool:
+    """Whether evaluation uses stored statistics of the training data."""
+    return any(layer.track_running_stats for layer in norm_layers(network).values())
+
+
 def set_replicas(
     network: nn.Module,
     replicas: int = 1,

@@ -44,8 +44,11 @@ def model_card(
     departures = [[d.item, d.paper, d.ours] for d in gather_departures([run])]
     title = f"{architecture} with {method_label(cell.norm)}, {cell.setting}, {cell.data}"
     table = "Table 2 of Switchable Normalization (arXiv 1806.10779)"
+    # Hubs know names of their own for tasks.
+    pipeline = "" if cell.task else "pipeline_tag: image-classification\n"
     parts = [
-        _front_matter(license, cell.task),
+        f"---\nlibrary_name: timm\n{pipeline}license: {license}\n"
+        f"tags: [{cell.task or 'image-classification'}]\n---",
         f"# {markdown_escape(title)}",
         f"One run of {f'task {code_span(cell.task)}' if cell.task else table}: {cell.setting} is "
         f"(GPUs, samples per GPU), each GPU with its own statistics; seed {run.seed}.",
@@ -69,13 +72,6 @@ def model_card(
         "sn-imagenet, is licensed under Apache-2.0.",
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _front_matter(license: str, task: str) -> str:
-    # Hubs know names of their own for tasks.
-    pipeline = ["pipeline_tag: image-classification"] if not task else []
-    tags = f"tags: [{task or 'image-classification'}]"
-    return "\n".join(["---", "library_name: timm", *pipeline, f"license: {license}", tags, "---"])
 
 
 def _accuracy(run: Run, used: str) -> list[str]:

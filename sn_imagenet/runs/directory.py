@@ -10,9 +10,7 @@ from typing import Any
 
 from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig
 from sn_imagenet.runs import files
-from sn_imagenet.runs.evaluations import from_version_1
 from sn_imagenet.runs.files import RunError, write_json
-from sn_imagenet.runs.lock import raise_if_lock_lost
 from sn_imagenet.runs.reading import read_json, read_yaml
 
 RESULT_VERSION = 2
@@ -127,15 +125,6 @@ class RunDirectory:
                 "directory."
             )
 
-    def raise_if_lock_lost(self) -> None:
-        """Check the lock; call this before each write to the directory.
-
-        Raises:
-            LockLostError: this process had claimed the directory, and another has taken it over.
-            RunError: the lock cannot be read.
-        """
-        raise_if_lock_lost(self.lock)
-
     def read_config(self) -> dict[str, Any]:
         """The config that the run was started with.
 
@@ -159,7 +148,7 @@ class RunDirectory:
         return {str(key): value for key, value in loaded.items()}
 
     def read_result(self) -> dict[str, Any] | None:
-        """The run's result as version 2 (version 1 is converted), or None while it has none.
+        """The run's result, or None while it has none.
 
         Raises:
             RunError: the file is not readable JSON, or has another version.
@@ -171,14 +160,9 @@ class RunDirectory:
         except (OSError, RunError) as error:
             raise self._invalid_result(f"cannot be read: {error}") from error
         version = result.get("version") if isinstance(result, dict) else None
-        if version == 1:
-            try:
-                return from_version_1(result)
-            except TypeError as error:
-                raise self._invalid_result(f"is a malformed result: {error}") from error
         if version != RESULT_VERSION:
             raise self._invalid_result(
-                f"is a result of version {version}: expected version {RESULT_VERSION}, or 1"
+                f"is a result of version {version}: expected {RESULT_VERSION}"
             )
         return dict(result)
 
@@ -186,18 +170,12 @@ class RunDirectory:
         """Write ``result.json``.
 
         Raises:
-            RunError: it cannot be written, or another process has taken over the directory.
+            RunError: it cannot be written.
         """
-        self.raise_if_lock_lost()
         write_json(self.result, result)
 
     def remove_result(self) -> None:
-        """Remove the result of an earlier start, and the batch average of its weights.
-
-        Raises:
-            RunError: another process has taken over the directory.
-        """
-        self.raise_if_lock_lost()
+        """Remove the result of an earlier start, and the batch average of its weights."""
         self.result.unlink(missing_ok=True)
         self.batch_average.unlink(missing_ok=True)
 

@@ -30,9 +30,10 @@ class RunStatus:
 
     @property
     def score(self) -> Score:
-        if self.progress is not None and (self.progress.value is not None or not self.task_score):
-            return self.progress.score
-        return self.task_score or TOP1
+        p = self.progress
+        if p is None or (p.value is None and self.task_score):
+            return self.task_score or TOP1
+        return p.score
 
     def columns(self, heading: str = "") -> tuple[str, ...]:
         """The texts of the table's columns. ``heading``: of the score, which is repeated before the

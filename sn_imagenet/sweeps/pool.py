@@ -121,7 +121,7 @@ class Pool:
                     run.read_state()
             elif run.state == ELSEWHERE and time.monotonic() >= run.next_read:
                 self._check_elsewhere(run)
-        while self._free_slots and self._queue and self._starter.ready():
+        while self._free_slots and self._queue:
             self._start(self._queue.pop(0), self._free_slots.pop(0))
         self._board.show(self._rows())
 

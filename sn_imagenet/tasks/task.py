@@ -274,12 +274,13 @@ def task_class(config: ExperimentConfig) -> type[Task]:
     try:
         found = pkgutil.resolve_name(target)
     except Exception as error:
-        missing = str(error.name) if isinstance(error, ModuleNotFoundError) else ""
-        if extra := _extra_of(missing):
-            raise _not_installed(name, missing, extra) from error
+        advice = (
+            "expected the dotted path of a class, with its folder on PYTHONPATH if it is your own"
+        )
+        if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(str(error.name))):
+            advice = f"pip install 'sn-imagenet[{extra}]'"
         raise ConfigError(
-            f"task.target={target}: cannot be imported ({error}); expected the dotted path of a "
-            "class, with its folder on PYTHONPATH if it is your own"
+            f"task.target={target}: cannot be imported ({error}); {advice}"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ConfigError(f"task.target={target}: expected a subclass of sn_imagenet.tasks.Task")
@@ -290,7 +291,9 @@ def task_class(config: ExperimentConfig) -> type[Task]:
         )
     for module, extra in found.requires.items():
         if find_spec(module) is None:
-            raise _not_installed(name, module, extra)
+            raise ConfigError(
+                f"task={name}: {module} is not installed; pip install 'sn-imagenet[{extra}]'"
+            )
     return found
 
 
@@ -302,8 +305,7 @@ def build_task(config: ExperimentConfig) -> Task:
             on this number of processes.
     """
     task, name = task_class(config), config.task["name"]
-    limit = task.max_processes
-    if limit is not None and world_size() > limit:
+    if (limit := task.max_processes) is not None and world_size() > limit:
         raise ConfigError(f"task={name} runs on {limit} process, and this is one of {world_size()}")
     read_before = ("name", "target", "single_sample", "row")
     options = {key: value for key, value in config.task.items() if key not in read_before}
@@ -320,12 +322,6 @@ def build_task(config: ExperimentConfig) -> Task:
         raise ConfigError(f"task={name}: {error}") from error
 
 
-def _not_installed(task: str, module: str, extra: str) -> ConfigError:
-    return ConfigError(
-        f"task={task}: {module} is not installed; pip install 'sn-imagenet[{extra}]'"
-    )
-
-
 def _extra_of(module: str) -> str | None:
     """The extra of this package with the distribution that is named as ``module``."""
     with suppress(metadata.PackageNotFoundError):
@@ -336,11 +332,6 @@ def _extra_of(module: str) -> str | None:
     return None
 
 
-def fixed_replicas_per_pass(task: Task) -> int | None:
-    """The number of replicas that each forward pass of the task holds; None for any."""
-    return 1 if task.uses_global_rng else task.replicas_per_pass  # draws by replica need 1
-
-
 def require_task_placement(task: Task, config: ExperimentConfig, world_size: int) -> Placement:
     """Where this rank's replicas live, within the limits of the task.
 
@@ -349,7 +340,8 @@ def require_task_placement(task: Task, config: ExperimentConfig, world_size: int
             not suit the task or the setting.
     """
     name, per_pass = config.task["name"], config.trainer.replicas_per_pass
-    fixed = fixed_replicas_per_pass(task)
+    # Draws by replica need a pass for each.
+    fixed = 1 if task.uses_global_rng else task.replicas_per_pass
     if fixed is not None:
         if per_pass not in (None, fixed):
             raise ConfigError(

@@ -12,8 +12,8 @@ from sn_imagenet.distributed import rank
 from sn_imagenet.runs.scores import score_entry
 from sn_imagenet.tasks import Task
 from sn_imagenet.training.console import Console
-from sn_imagenet.training.in_flight import StepOutcome
 from sn_imagenet.training.metrics_log import MetricsLog
+from sn_imagenet.training.stepper import StepOutcome
 from sn_imagenet.training.trackers import MOMENTS
 
 T = TypeVar("T")

@@ -23,13 +23,11 @@ from sn_imagenet.distributed import (
 )
 from sn_imagenet.evaluation import (
     Evaluation,
-    Prepared,
     add_evaluations,
     all_departures,
     evaluate,
     importance_weight_records,
     make_result,
-    prepare,
     record_origin,
 )
 from sn_imagenet.models import read_weights
@@ -39,12 +37,12 @@ from sn_imagenet.runs import (
     Run,
     RunDirectory,
     RunError,
-    RunInUseError,
     checkpoint,
     run_from_result,
 )
 from sn_imagenet.runs.start import FRESH, claimed, open_run
-from sn_imagenet.tasks.task import fixed_replicas_per_pass, require_task_placement
+from sn_imagenet.tasks import Prepared, prepare
+from sn_imagenet.tasks.task import require_task_placement
 from sn_imagenet.training.compiled import require_compilable
 from sn_imagenet.training.stop import (
     EXIT_CODE,
@@ -97,7 +95,7 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
             if saved.norm.args != config.norm.args:
                 changed.append(f"norm.args={config.norm.args} instead of {saved.norm.args}")
             print_rank0(f"starting from {config.init}" + "".join(f"; {part}" for part in changed))
-        fixed = fixed_replicas_per_pass(prepared.task) is not None
+        fixed = placement.replicas_per_pass != config.trainer.replicas_per_pass  # by the task
         require_one_microbatch(placement, prepared.network, fixed)
         if config.trainer.compile:
             require_compilable(config.trainer.compile, placement, prepared.network)
@@ -126,8 +124,8 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
                     diverged = trainer.fit()
                 earlier = list(start.evaluations)
                 return _finish(prepared, directory, trainer, diverged, earlier, make_run_result)
-        except (LostPeerError, RunInUseError):
-            raise  # the run has not failed: it resumes from its checkpoint, or runs elsewhere
+        except LostPeerError:
+            raise  # the run has not failed: it resumes from its checkpoint
         except Exception as error:
             # Any rank may write it, because torchrun ends the others. The first error is the cause.
             with suppress(RunError):
@@ -180,7 +178,6 @@ def _finish(
                     "data_fingerprint": prepared.data.fingerprint,
                     "classes": list(prepared.data.classes),
                 }
-                directory.raise_if_lock_lost()
                 checkpoint.save(directory.final, state)
         if prepared.config.evaluate:
             weights = {"file": directory.final.name, "epoch": trainer.epoch, "step": trainer.step}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -26,7 +27,6 @@ from sn_imagenet.errors import ConfigError
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.tasks import Clock, Optimization, Task
 from sn_imagenet.training.compiled import CompiledBlocks
-from sn_imagenet.training.in_flight import IN_FLIGHT, BufferSnapshots, LaunchedStep
 
 # torch 2.15 renamed the argument; 2.11 has only the old name.
 _SYNC_BUFFERS = (
@@ -43,13 +43,27 @@ RESERVED_NAMES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class StepOutcome:
+    """The mean loss of one global batch, and the sums that the task counts over its samples.
+
+    ``step`` is the number of optimizer steps before it. ``flags`` are the flags of
+    :meth:`Stepper.forward_backward`, summed over ranks.
+    """
+
+    step: int
+    loss: float
+    sums: dict[str, float]
+    samples: int
+    flags: tuple[float, ...] = ()
+
+
 class Stepper:
     """Runs the training steps of a setting, however its replicas are placed on processes.
 
     Up to rounding, every placement gives the losses, gradients and weights of one process per GPU
     of the setting under DistributedDataParallel: gradients are averaged over replicas, which all
-    have the same number of samples. Steps are launched without waiting for the device. After a
-    non-finite loss no step changes the weights, even if the host has not read that loss yet.
+    have the same number of samples.
 
     Args:
         task: gives losses and optimizers.
@@ -96,16 +110,12 @@ class Stepper:
                 f"task={config.task['name']}: an optimizer cannot be named {min(reserved)}, which "
                 "is another entry of a checkpoint"
             )
-        self._prepare_optimizers()
-        # 1 after the first non-finite loss, otherwise 0. Fused optimizers skip their step if 1.
-        self._found_inf = torch.zeros((), device=device)
-        self._snapshots = BufferSnapshots(network, IN_FLIGHT[device.type] + 1)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
 
     def forward_backward(
         self, batch: Batch, step: int, flags: Sequence[float] = (), phase: str = ""
-    ) -> LaunchedStep:
-        """Forward and backward of this rank's ``batch`` at ``step``.
+    ) -> StepOutcome:
+        """Forward and backward of this rank's ``batch`` at ``step``; waits for the device.
 
         DDP averages the gradients over ranks. ``flags`` are summed over ranks together with the
         loss, so that all ranks see a flag of any rank at the same step without a separate
@@ -119,7 +129,6 @@ class Stepper:
         self._zero_grad()
         if self._compiled is not None:
             self._compiled.begin_step()
-        self._snapshots.take(step)
         batch, samples = batch.to(self.device), len(batch)
         names = self.task.sums
         # Loss and the task's sums over passes; then the flags. All are summed over ranks.
@@ -138,11 +147,10 @@ class Stepper:
             totals[0] += losses.loss.detach() * size
             for index, name in enumerate(names, start=1):
                 totals[index] += losses.sums[name]
-        all_reduce_sum(totals)
-        self._found_inf = torch.maximum(
-            self._found_inf, (~totals[0].isfinite()).to(self._found_inf.dtype)
-        )
-        return LaunchedStep(step, totals, names, self._global_batch_size)
+        loss_sum, *others = all_reduce_sum(totals).tolist()
+        sums = dict(zip(names, others, strict=False))
+        count = self._global_batch_size
+        return StepOutcome(step, loss_sum / count, sums, count, tuple(others[len(names) :]))
 
     def warm_up(self) -> None:
         """Run forward and backward on zeros; weights and running statistics are kept. Collective.
@@ -158,23 +166,15 @@ class Stepper:
         batch = self.task.warm_up_batch(self._placement.samples_per_rank)
         self.forward_backward(batch, 0)
         self._zero_grad()
-        self._found_inf = torch.zeros_like(self._found_inf)
         for buffer, value in zip(buffers, saved, strict=True):
             buffer.copy_(value)
 
     def optimizer_step(self, step: int, phase: str = "") -> None:
-        """Update the weights with the accumulated gradients, unless a loss was not finite."""
+        """Update the weights with the accumulated gradients."""
         for optimization in self._optimizations_of(phase):
             optimizer, rate = optimization.optimizer, optimization.learning_rate(step)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
-            if self.scaler.is_enabled():
-                # GradScaler only checks gradients: pass _found_inf on as a NaN in one of them.
-                parameters = (p for group in optimizer.param_groups for p in group["params"])
-                gradient = next(p.grad for p in parameters if p.grad is not None)
-                gradient.add_(torch.where(self._found_inf > 0, torch.nan, 0.0))
-            else:
-                optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
             if optimization.max_norm is not None:
                 self.scaler.unscale_(optimizer)
                 parameters = (p for group in optimizer.param_groups for p in group["params"])
@@ -186,10 +186,6 @@ class Stepper:
     def learning_rate(self, step: int, phase: str = "") -> float:
         """The learning rate of the phase's first optimizer at ``step``."""
         return self._optimizations_of(phase)[0].learning_rate(step)
-
-    def rollback(self, step: int) -> None:
-        """Restore the running statistics from before ``step``, whose loss was not finite."""
-        self._snapshots.restore(step)
 
     def weights_are_finite(self) -> bool:
         """Whether every parameter is finite; the result is the same on every rank."""
@@ -215,21 +211,7 @@ class Stepper:
         self.network.load_state_dict(state["model"])
         for name, optimization in self.optimizations.items():
             optimization.optimizer.load_state_dict(state[name])
-        self._prepare_optimizers()
         self.scaler.load_state_dict(state["scaler"])
-
-    def _prepare_optimizers(self) -> None:
-        """Use fused optimizers even if an older checkpoint says otherwise. Initialize missing
-        momentum buffers to 0, because a skipped first step of fused SGD leaves them uninitialized.
-        """
-        for optimization in self.optimizations.values():
-            optimizer = optimization.optimizer
-            for group in optimizer.param_groups:
-                group["fused"] = True
-                if group.get("momentum"):
-                    for parameter in group["params"]:
-                        buffer = torch.zeros_like(parameter, requires_grad=False)
-                        optimizer.state[parameter].setdefault("momentum_buffer", buffer)
 
     def _optimizations_of(self, phase: str) -> list[Optimization]:
         names = self.task.optimizers_of(phase or self.task.phases[0])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
@@ -38,8 +38,8 @@ def _layout(score: Score) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-class Tracker(Protocol):
-    """Interface of a metric logger. Disk errors are raised as OSError."""
+class Tracker:
+    """A metric logger; this one logs nothing. Disk errors are raised as OSError."""
 
     def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
         """Log the config and the departures from the paper's protocol."""
@@ -54,7 +54,7 @@ class Tracker(Protocol):
         """Write everything still buffered."""
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files in the run directory.
 
     Args:
@@ -87,8 +87,9 @@ class TensorBoard:
         self._writer.close()
 
 
-class Trackio:
-    """Trackio's local store (``TRACKIO_DIR``), with wandb's interface but without an account.
+class Trackio(Tracker):
+    """Trackio's local store (``TRACKIO_DIR``), with wandb's interface but without an account. It
+    gets the config at the start, from which the departures follow.
 
     A resumed run continues the same trackio run, whose name is kept in the run directory. The steps
     since the checkpoint appear twice, because trackio cannot delete logged steps.
@@ -109,9 +110,6 @@ class Trackio:
             auto_log_cpu=False,
         )
 
-    def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
-        pass  # trackio.init got the config, from which the departures follow
-
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
 
@@ -128,22 +126,6 @@ def run_name(directory: RunDirectory, config: ExperimentConfig) -> str:
         prefix = f"{config.model.name}/{config.norm.name}/{config.batch.name}/seed{config.seed}"
         write_text(directory.tracked_as, f"{prefix}-{secrets.token_hex(4)}\n")
     return directory.tracked_as.read_text().strip()
-
-
-class NullTracker:
-    """No tracking."""
-
-    def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
-        pass
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        pass
-
-    def finish(self, config: ExperimentConfig, value: float) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 def hyperparameters(config: ExperimentConfig) -> dict[str, str | int | float | None]:
@@ -166,7 +148,7 @@ def make_tracker(
     """The tracker that ``config`` names, for a run that starts or resumes at ``step``."""
     if config.tracker == "tensorboard":
         return TensorBoard(directory, step, score)
-    return Trackio(directory, config, score) if config.tracker == "trackio" else NullTracker()
+    return Trackio(directory, config, score) if config.tracker == "trackio" else Tracker()
 
 
 def require_tracker_installed(name: str) -> None:

@@ -263,14 +263,14 @@ def test_calibration_loader_yields_augmented_minibatches(digits: DataSets, worke
         return calibration_loader(digits.train, **(vars(arguments) | changes))
 
     calibration = loader()
-    assert (calibration.minibatches, calibration.samples_used, calibration.minibatch) == (12, 96, 8)
+    assert (calibration.sampler.minibatches, calibration.sampler.samples_used) == (12, 96)
     batches = list(calibration)
     assert [len(labels) for _, labels in batches] == [40, 40, 16]
     alone = list(loader(minibatches_per_batch=1))
     assert torch.equal(batches[1].images[2::5], alone[5 + 2].images)
     assert torch.equal(batches[2].labels[1::2], alone[10 + 1].labels)
-    assert loader(samples="all").samples_used == 1397 // 8 * 8
-    assert loader(samples=50000).samples_used == 1397 // 8 * 8
+    assert loader(samples="all").sampler.samples_used == 1397 // 8 * 8
+    assert loader(samples=50000).sampler.samples_used == 1397 // 8 * 8
 
 
 def test_epoch_without_a_step_names_batch_and_samples(digits: DataSets) -> None:

@@ -18,7 +18,7 @@ from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset, build
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.seeding import Key, epoch_order
-from sn_imagenet.distributed import init_distributed, rank, session
+from sn_imagenet.distributed import init_distributed, rank
 from sn_imagenet.evaluation import calibrate
 from sn_imagenet.norms import (
     BatchNorm2d,
@@ -27,6 +27,7 @@ from sn_imagenet.norms import (
     norm_layers,
     set_replicas,
 )
+from sn_imagenet.session import session
 from sn_imagenet.tasks.classification.dropout import PlacedDropout
 
 SAMPLES = 4  # per replica

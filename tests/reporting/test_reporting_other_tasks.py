@@ -17,10 +17,10 @@ from sn_imagenet.reporting.curves import read_epochs, score_of_epochs
 from sn_imagenet.reporting.figures.files import write_figures
 from sn_imagenet.reporting.model_card import model_card
 from sn_imagenet.reporting.page import repeat_command, write_page
-from sn_imagenet.reporting.report import report_runs
+from sn_imagenet.reporting.report import report_runs, run_tables
 from sn_imagenet.reporting.study import RunCollection, studies_of
-from sn_imagenet.reporting.tables import RUN_TABLES, run_tables, write_tables
-from sn_imagenet.runs import find_runs
+from sn_imagenet.reporting.tables import RUN_TABLES, write_tables
+from sn_imagenet.runs import find_runs, run_from_result
 from sn_imagenet.runs.scores import Score
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
@@ -195,7 +195,9 @@ def test_the_table_of_a_run_has_all_its_numbers(tmp_path: Path) -> None:
     other = of_task("frozen_bn+sn", 0, "scratch")
     outcome = outcome_of(other, "frozen_bn+sn", 0.0312)
     classification = result(config())
-    report_runs({tmp_path / "a": outcome, tmp_path / "b": classification})
+    results = {"a": outcome, "b": classification}
+    pair = [run_from_result(one, tmp_path / name) for name, one in results.items()]
+    report_runs(pair)
     assert (tmp_path / "b" / "top1.md").exists()
     head, _, row = (tmp_path / "a" / "score.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, row)]
@@ -204,7 +206,7 @@ def test_the_table_of_a_run_has_all_its_numbers(tmp_path: Path) -> None:
         **{"setting": "(8,2)", "seed": "0", "statistics": "moving average"},
         **{"median error": "0.0312", "worst": "1.5", "points": "400"},
     }
-    both = run_tables([outcome, classification])
+    both = run_tables(pair)
     assert both.splitlines()[0] == head and "top-1" in both
     failed = {**outcome, "status": "failed", "evaluations": []}
-    assert "median error" in run_tables([failed])
+    assert "median error" in run_tables([run_from_result(failed, tmp_path)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -49,6 +50,7 @@ def dead_process() -> int:
 
 
 def hold(directory: RunDirectory, pid: int, host: str | None = None) -> None:
+    """Write a lock file as that process would, without its kernel lock."""
     holder = {"host": host or socket.gethostname(), "pid": pid, "started": "2026-01-01T10:00:00"}
     directory.lock.write_text(json.dumps(holder))
 
@@ -75,8 +77,10 @@ def test_a_live_process_keeps_its_directory(
 ) -> None:
     hold(directory, live_process)
     before = directory.lock.read_text()
-    with pytest.raises(RunInUseError) as caught, claimed(directory, config):
-        pass
+    with directory.lock.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RunInUseError) as caught, claimed(directory, config):
+            pass
     assert caught.value.exit_code == os.EX_UNAVAILABLE
     message = str(caught.value)
     for part in (str(directory.path), f"process {live_process}", "2026-01-01T10:00:00"):

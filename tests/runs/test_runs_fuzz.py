@@ -177,7 +177,7 @@ CHAIN = "a0: lol\n" + "".join(f"a{i + 1}: ${{a{i}}}${{a{i}}}\n" for i in range(4
         ("config.yaml", DEEP),
         ("config.yaml", "norm: " + "{a: " * 500),
         ("result.json", DEEP),
-        ("result.json", '{"version": 1, "status": "failed", "error": "\\ud800"}'),
+        ("result.json", '{"version": 2, "status": "failed", "error": "\\ud800"}'),
         ("result.json", '{"version": 1e999}'),
         ("metrics.jsonl", METRICS + '{"kind": "epoch", "epoch": 3, "epochs": 10, "val": "8"}\n'),
         ("metrics.jsonl", METRICS + '{"kind": "train", "step": 1e999, "images_per_s": 2}\n'),

@@ -20,7 +20,7 @@ from sn_imagenet.sweeps.planned import PlannedRun, is_run_override, plan_runs
 from sn_imagenet.sweeps.pool import Pool
 from sn_imagenet.sweeps.settings import SweepSettings, sweep_settings
 from sn_imagenet.sweeps.slots import Slot, machine_slots
-from sn_imagenet.sweeps.starters import SubprocessStarter
+from sn_imagenet.sweeps.starters import Starter
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
@@ -189,7 +189,7 @@ def test_a_failing_run_is_retried_after_the_others_and_then_reported(tmp_path):
     runs = [planned(tmp_path, name) for name in ("a", "b")]
     out = io.StringIO()
     code = Pool(
-        runs, [Slot("slot", {})], SubprocessStarter([sys.executable, "-c", program]), 1, Board(out)
+        runs, [Slot("slot", {})], Starter([sys.executable, "-c", program]), 1, Board(out)
     ).run()
     assert code == 1
     starts = [line for line in out.getvalue().splitlines() if "running" in line]
@@ -213,7 +213,7 @@ def test_a_run_refused_by_a_lock_is_running_elsewhere_and_not_failed(tmp_path):
     run = PlannedRun(planned(tmp_path, "a").config, (str(tmp_path / "started"),))
     out = io.StringIO()
     code = Pool(
-        [run], [Slot("slot", {})], SubprocessStarter([sys.executable, "-c", program]), 0, Board(out)
+        [run], [Slot("slot", {})], Starter([sys.executable, "-c", program]), 0, Board(out)
     ).run()
     assert code == 1
     states = [line.split("  ")[0] for line in out.getvalue().splitlines() if line.startswith("a:")]
@@ -278,7 +278,7 @@ def test_a_dry_run_of_a_complete_sweep_has_nothing_to_do(tmp_path):
         "seed": 0,
         "test_statistics": "batch_average",
     }
-    result = {"version": 1, "status": "diverged", "cell": cell}
+    result = {"version": 2, "status": "diverged", "cell": cell}
     (run.run_dir / "result.json").write_text(json.dumps(result))
     lines = plan([run], slots=1)
     assert "already diverged" in lines[1] and lines[-1].startswith("nothing to do")

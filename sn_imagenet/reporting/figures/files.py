@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ from sn_imagenet.reporting.figures.series import FigureData
 from sn_imagenet.reporting.figures.style import STYLE, save
 from sn_imagenet.reporting.figures.weights import draw_figure3, draw_figure4, figure3, figure4
 from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
-from sn_imagenet.runs import FINISHED, Run, Setting, find_runs, run_from_result, write_text
+from sn_imagenet.runs import FINISHED, Run, Setting, find_runs, write_text
 
 # Drawn once per study: the functions that gather its data and draw it, and why there may be none.
 Gather = Callable[[Study], FigureData | None]
@@ -57,23 +57,19 @@ class NamedFigure(NamedTuple):
     why_not: str = ""
 
 
-def plot_run(result: dict[str, Any], out_dir: Path) -> list[Path]:
-    """Figs. 3 and 4 of one run: ``fig3.png``, ``fig3.pdf``, ``fig4.png``, ``fig4.pdf`` in
-    ``out_dir``. Nothing is written for a run without importance weights.
-
-    Args:
-        result: contents of ``result.json``.
+def plot_run(run: Run) -> list[Path]:
+    """Figs. 3 and 4 of one run: ``fig3.png``, ``fig3.pdf``, ``fig4.png``, ``fig4.pdf`` in its
+    directory. Nothing is written for a run without importance weights.
 
     Raises:
-        UserError: the result is malformed, or a file cannot be written.
+        UserError: a file cannot be written.
     """
-    run = run_from_result(result, out_dir)
     if run.state != FINISHED or not run.weights:
         return []
     with rc_context(STYLE):
         seeds = {run.cell.setting: [run]}
-        return save(draw_figure3(figure3(seeds)), out_dir / "fig3") + save(
-            draw_figure4(figure4(seeds)), out_dir / "fig4"
+        return save(draw_figure3(figure3(seeds)), run.path / "fig3") + save(
+            draw_figure4(figure4(seeds)), run.path / "fig4"
         )
 
 

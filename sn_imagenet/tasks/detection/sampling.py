@@ -96,6 +96,7 @@ class CalibrationSampler(Sampler[list[Key]]):
     ) -> None:
         wanted = calibration_minibatches(len(ratios), minibatch, samples)
         self.minibatches = min(wanted, group_count(ratios, minibatch))
+        self.samples_used = self.minibatches * minibatch
         self.ratios, self.minibatch, self.seed = ratios, minibatch, seed
         self.chosen = range(skip + rank, self.minibatches, world_size)
 
@@ -110,8 +111,8 @@ class CalibrationSampler(Sampler[list[Key]]):
 
 
 class DetectionLoader:
-    """The batches of ``sampler``, on the CPU in training (the step moves them) and on ``device``
-    otherwise. ``len()`` is their number. Results do not depend on ``workers``."""
+    """The batches of ``sampler`` on ``device``; ``len()`` is their number. Results do not depend on
+    ``workers``."""
 
     def __init__(
         self,
@@ -145,17 +146,6 @@ class DetectionLoader:
         """The training batches of ``epoch`` (0, 1, ...) from ``start_step`` on."""
         self.sampler.epoch, self.sampler.start_step = epoch, start_step
         return iter(self)
-
-    @property
-    def minibatches(self) -> int:
-        """Number of calibration minibatches over all ranks."""
-        count: int = self.sampler.minibatches
-        return count
-
-    @property
-    def samples_used(self) -> int:
-        count: int = self.sampler.minibatches * self.sampler.minibatch
-        return count
 
 
 def _identity(batch: Any) -> Any:

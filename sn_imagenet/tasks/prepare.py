@@ -12,13 +12,12 @@ from torch import nn
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.datasets import DataSets
 from sn_imagenet.data.loaders import calibration_minibatches
-from sn_imagenet.distributed import choose_device, set_precision
+from sn_imagenet.distributed import choose_device, samples_that_share_statistics, set_precision
 from sn_imagenet.errors import ConfigError, UserError
-from sn_imagenet.evaluation.calibration import samples_that_share_statistics
-from sn_imagenet.evaluation.provenance import provenance
-from sn_imagenet.norms import norm_layers
+from sn_imagenet.norms.control import stores_statistics
 from sn_imagenet.norms.kernels import select_backend
-from sn_imagenet.tasks import Task, build_task
+from sn_imagenet.runs.provenance import provenance
+from sn_imagenet.tasks.task import Task, build_task
 
 
 @dataclass(frozen=True)
@@ -79,11 +78,6 @@ def require_same_data(path: Path, then: dict[str, Any], data: DataSets) -> None:
             f"({counts}, or other files); point data.root (data.train, data.val) to the same data, "
             "or start a new run with another run_dir="
         )
-
-
-def stores_statistics(network: nn.Module) -> bool:
-    """Whether evaluation uses stored statistics of the training data."""
-    return any(layer.track_running_stats for layer in norm_layers(network).values())
 
 
 def _check_test_statistics(network: nn.Module, config: ExperimentConfig, calibrates: bool) -> None:

@@ -6,7 +6,7 @@ import json
 
 import torch
 
-from sn_imagenet.evaluation.provenance import provenance
+from sn_imagenet.runs.provenance import provenance
 
 
 def test_provenance_records_code_versions_and_hardware() -> None:

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from sn_imagenet.config import ExperimentConfig, from_hydra
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.evaluation import prepare
+from sn_imagenet.tasks import prepare
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
