@@ -156,3 +156,23 @@ def test_a_sweep_lists_all_runs_that_are_missing(composed: Compose, tmp_path: Pa
         for norm in ("gn", "sn")
     ]
     assert [run.config.norm_label for run in planned] == ["frozen_bn", "frozen_bn+sn"]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "model", "batch", "steps"),
+    [
+        ("table3", "faster_rcnn_c4", "4x3", 120_000),
+        ("table4", "faster_rcnn_fpn", "8x2", 90_000),
+        ("table5", "mask_rcnn_fpn", "8x2", 180_000),
+    ],
+)
+def test_the_sweep_of_a_table_is_the_papers_setting(
+    composed: Compose, sweep: str, model: str, batch: str, steps: int
+) -> None:
+    config = composed(f"sweep={sweep}", "norm=sn", "init_from=null", "init=some/run")
+    assert (config.model.name, config.batch.name) == (model, batch)
+    assert config.trainer.max_steps == steps and config.trainer.epochs is None
+    fingerprint = {"train": {"images": 118_287}, "val": {"images": 5_000}}
+    assert build_task(config).departures(fingerprint) == []
+    with pytest.raises(ConfigError, match=r"init_from=runs/imagenet/resnet50/\*/8x32: no finished"):
+        composed(f"sweep={sweep}", "norm=sn")
