@@ -25,6 +25,7 @@ RANKS = {
     "errors": 0,
     "output": 0,
     "config": 1,
+    "native": 1,
     "command_line": 9,
     "norms": 2,
     "runs": 2,
@@ -39,7 +40,7 @@ RANKS = {
 }
 # These packages have no rank. Each lists what it may import of the project besides itself.
 ALLOWED = {
-    "norms": set(),  # can be copied into any other project
+    "norms": {"native"},  # both can be copied into any other project
     "reporting": {"errors", "config", "runs"},  # reads result files only
     "sweeps": {"errors", "config", "runs", "reporting"},  # starts train.py as a process
 }

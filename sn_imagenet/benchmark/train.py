@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,13 +15,8 @@ from typing import Any
 
 import torch
 
-from sn_imagenet.benchmark.command import (
-    BenchmarkReport,
-    Command,
-    align_columns,
-    compose_config,
-)
-from sn_imagenet.benchmark.timing import synchronize
+from sn_imagenet.benchmark.command import Command, Report, align_columns, compose_config
+from sn_imagenet.benchmark.timing import seconds_per_call
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.loaders import TrainLoader
 from sn_imagenet.distributed import Placement
@@ -137,12 +131,7 @@ def _image_rate(call: Callable[[], object], warm_up: int, calls: int, prepared: 
     """Images/s of ``call``, which processes one batch."""
     for _ in range(warm_up):
         call()
-    synchronize(prepared.device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    synchronize(prepared.device)
-    return calls * prepared.config.batch.total / (time.perf_counter() - start)
+    return prepared.config.batch.total / seconds_per_call(call, calls, prepared.device)
 
 
 def _step(prepared: Prepared, placement: Placement, loader: TrainLoader) -> Callable[[], object]:
@@ -181,7 +170,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=200, help="steps per round; default 200")
 
 
-def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
+def _measure(args: Namespace, device: torch.device) -> Report:
     overrides = [*args.overrides, f"trainer.device={device.type}"]
     config, throughput = measure_training(args.configs, overrides, args.steps, args.repeats)
     title = (
@@ -189,14 +178,12 @@ def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
         f"{config.data.workers} workers, {device.type}"
     )
     facts = {
-        "overrides": args.overrides,
         "steps": args.steps,
-        "repeats": args.repeats,
         "title": title,
         "config": config.to_dict(),
         **throughput.as_dict(),
     }
-    return BenchmarkReport(facts, throughput.table(title))
+    return facts, throughput.table(title)
 
 
 COMMAND = Command(

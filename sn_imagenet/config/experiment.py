@@ -41,8 +41,9 @@ NON_EXPERIMENT_KEYS = frozenset({
     "data.root", "data.train", "data.val", "data.workers",
     "data.train_annotations", "data.val_annotations",
     "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
-    "trainer.eval_batch_size", "trainer.deterministic", "trainer.compile", "checkpoint.minutes",
+    "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes",
     "checkpoint.on_error", "calibration.every", "trainer.validate_every",
+    "trainer.compile",  # of runs by earlier versions
 })
 # fmt: on
 
@@ -235,8 +236,8 @@ def _norm_by_name(name: str) -> DictConfig:
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     """The inverse of :meth:`ExperimentConfig.to_dict`; errors as :func:`from_hydra`."""
-    # Configs of earlier versions do not have these keys.
+    # Configs of earlier versions may lack the first key and have the second.
     config = OmegaConf.create({"tracker": "tensorboard", **values})
     if isinstance(config.get("trainer"), DictConfig):
-        config.trainer.setdefault("compile", False)
+        config.trainer.pop("compile", None)
     return from_hydra(config)

@@ -11,6 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 Box = tuple[int, int, int, int]
+# Pixels. A larger resized image is not made, only the square of it: 1 x 5000 pixels would become
+# 256 x 1,280,000.
+MAX_RESIZED = 2**24
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,37 @@ def crop_image(image: Tensor, crop: CropParams, side: int, decode: str = "exact"
         top, left, height, width = crop.box
         image = image[:, top : top + height, left : left + width]
         image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # resized in 3/4 of the time
-    if image.shape[1:] != crop.size:
+    corner = crop.corner
+    if crop.size[0] * crop.size[1] > MAX_RESIZED and image.dtype == torch.uint8:
+        image, corner = _resize_square(image, crop, side), (0, 0)
+    elif image.shape[1:] != crop.size:
         if decode == "exact" and image.dtype == torch.uint8:
-            image = _resize_with_pillow(image, crop)
+            image = _resize_with_pillow(image, crop, crop.size)
         else:
             image = F.interpolate(image[None], crop.size, mode=crop.interpolation, antialias=True)[
                 0
             ]
-    (top, left), (down, right) = crop.corner, crop.translate
+    (top, left), (down, right) = corner, crop.translate
     square = image[:, top : top + side, left : left + side]
     return F.pad(square, (-right, right, -down, down)) if crop.translate != (0, 0) else square
 
 
-def _resize_with_pillow(image: Tensor, crop: CropParams) -> Tensor:
+def _resize_with_pillow(
+    image: Tensor,
+    crop: CropParams,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+) -> Tensor:
+    """``image``, or only its ``box`` (left, top, right, bottom), resized to (height, width)."""
     resample = Image.Resampling[crop.interpolation.upper()]
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    resized = np.array(picture.resize((crop.size[1], crop.size[0]), resample))
+    resized = np.array(picture.resize(size[::-1], resample, box))
     return torch.from_numpy(resized).permute(2, 0, 1)
+
+
+def _resize_square(image: Tensor, crop: CropParams, side: int) -> Tensor:
+    """The square of an image that would be too large once resized, without the rest of it."""
+    (top, left), (height, width) = crop.corner, crop.size
+    down, right = image.shape[1] / height, image.shape[2] / width
+    box = (left * right, top * down, (left + side) * right, (top + side) * down)
+    return _resize_with_pillow(image, crop, (side, side), box)

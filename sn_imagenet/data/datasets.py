@@ -21,6 +21,7 @@ from sn_imagenet.data.pixels import DeviceTransform, StoredBatch
 from sn_imagenet.data.seeding import derive_seed, seeded
 from sn_imagenet.data.sources import Sample, Source, open_source
 from sn_imagenet.data.subset import select_subset
+from sn_imagenet.errors import as_text
 
 Drawn = tuple[Sample, CropParams, list[Apply]]
 _CPU = torch.device("cpu")
@@ -135,6 +136,6 @@ def build(data: DataConfig, augment: AugmentConfig, seed: int) -> DataSets:
     return DataSets(
         train=AugmentedDataset(train, data, augment, seed),
         val=AugmentedDataset(val, data, None, seed),
-        classes=train.classes,
+        classes=tuple(map(as_text, train.classes)),  # they are written to files
         fingerprint={"train": train.fingerprint(), "val": val.fingerprint()},
     )

@@ -35,7 +35,8 @@ def decode(data: bytes, rows: int | None = None) -> np.ndarray:
     CMYK files that are named .JPEG, and JPEGs for which libjpeg gives a warning.
 
     Raises:
-        UndecodableError: not an image, truncated, or more than ``MAX_PIXELS``.
+        UndecodableError: not an image, truncated, more than ``MAX_PIXELS``, or a channel of
+            integers of more than 8 bits or floats.
     """
     header = _jpeg_header(data)
     if header is not None and header[2] in _SIMPLEJPEG_COLORS:
@@ -73,6 +74,11 @@ def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
     with _open_with_pillow(data) as image:
+        if image.mode.startswith(("I", "F")):
+            raise UndecodableError(
+                f"its mode {image.mode} has more than 8 bits, which RGB would cut off at 255: "
+                "convert it to 8 bits"
+            )
         return np.array(image.convert("RGB"))  # reads the whole file, so truncation fails here
 
 

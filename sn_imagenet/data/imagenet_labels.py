@@ -45,7 +45,7 @@ def find_val_labels(folders: list[Path]) -> tuple[WnidLookup, Path] | None:
             (f"{DEVKIT}/data/{_SYNSETS}", _read_devkit_folder),
         ):
             path = folder / name
-            if path.exists():
+            if path.is_file():
                 try:
                     return _named(read(path), path), path
                 except OSError:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import stat
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,9 @@ from sn_imagenet.data.decode import image_size
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import PREPARE, Index
 from sn_imagenet.data.parquet import ParquetReader
+from sn_imagenet.data.scanning import UNREADABLE
 from sn_imagenet.data.sources import Sample
+from sn_imagenet.errors import as_text
 
 
 class IndexedSource:
@@ -29,6 +35,8 @@ class IndexedSource:
         self.entries = np.flatnonzero(~index.bad)
         self.labels = index.labels[self.entries]
         self._archive: int | ParquetReader | None = None
+        for sample in np.flatnonzero(index.sizes[self.entries] == UNREADABLE)[:1]:
+            self.read(int(sample))  # raises: now, and not in the middle of an epoch
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -50,15 +58,23 @@ class IndexedSource:
         size = int(index.sizes[entry])
         try:
             if index.offsets is None:
-                data = index.path(entry).read_bytes()
+                data = _read_regular(index.path(entry))
             else:
                 data = self._read_archive(int(index.offsets[entry]), size)
         except OSError as error:
-            raise DataError(f"{index.location(entry)} cannot be read: {error}") from error
-        if len(data) != size:
             raise DataError(
-                f"{index.location(entry)} has {len(data)} bytes, but had {size} when its "
-                f"index was built. Rebuild it: {PREPARE} {index.origin}"
+                f"{index.location(entry)} cannot be read: {error}. Replace it, or leave it out: "
+                f"{PREPARE} {index.origin} --mark"
+            ) from error
+        changed = ""
+        if len(data) != size:
+            changed = f"has {len(data)} bytes, but had {max(size, 0)}"
+        elif index.checksums is not None and zlib.crc32(data) != index.checksums[entry]:
+            changed = "has other contents than"
+        if changed:
+            raise DataError(
+                f"{index.location(entry)} {changed} when its index was built. Rebuild it: "
+                f"{PREPARE} {index.origin}"
             )
         return data
 
@@ -76,9 +92,14 @@ class IndexedSource:
         return os.pread(self._archive, size, offset)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Over (class, file name, size) of each sample. ``left_out`` lists files marked as bad."""
-        fingerprint = {"samples": len(self), "sha256": self.index.sha256}
-        left_out = [os.fsdecode(name) for name in self.index.names[self.index.bad].tolist()]
+        """Over (class, file name, size) of each sample, and ``contents`` over their bytes if
+        scripts/prepare_data.py has read them. ``left_out`` lists files marked as bad."""
+        index = self.index
+        fingerprint: dict[str, Any] = {"samples": len(self), "sha256": index.sha256}
+        if index.checksums is not None:
+            contents = index.checksums[self.entries].astype("<u4").tobytes()
+            fingerprint["contents"] = hashlib.sha256(contents).hexdigest()
+        left_out = [as_text(os.fsdecode(name)) for name in index.names[index.bad].tolist()]
         return {**fingerprint, "left_out": left_out} if left_out else fingerprint
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,3 +108,11 @@ class IndexedSource:
     def __del__(self) -> None:
         if isinstance(self._archive, int):
             os.close(self._archive)
+
+
+def _read_regular(path: Path) -> bytes:
+    """As ``path.read_bytes()``, but a pipe or device is an error instead of a wait."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()

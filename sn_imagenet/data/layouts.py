@@ -41,6 +41,27 @@ def class_folder_split(folder: Path, option: str) -> Split:
     return Split(folder, lambda: scan_class_folders(folder, option))
 
 
+def split_at(path: Path, option: str) -> Split:
+    """The split whose origin is ``path``: an archive or folder of ImageNet in any of its layouts,
+    or else a folder of class folders. ``option`` is the config key that gave it.
+
+    Raises:
+        DataError: there is neither.
+    """
+    if path.is_dir() and not _is_flat(path):
+        return class_folder_split(path, option)
+    for root in list(path.parents)[:4]:  # Kaggle's val/ is four folders below
+        for split in (find_imagenet_train(root), find_imagenet_val(root)):
+            if split is not None and split.origin == path:
+                return split
+    if path.exists() and not path.is_dir():
+        raise DataError(
+            f"{path} ({option}) is not an archive of ImageNet: expected a folder of class folders, "
+            f"{TRAIN_TAR} or {VAL_TAR}."
+        )
+    return class_folder_split(path, option)
+
+
 def find_imagenet_train(root: Path) -> Split | None:
     """The first that ``root`` holds of train/, Train/, Kaggle's folder, ILSVRC2012_img_train.tar
     and Hugging Face's parquet files."""
@@ -58,15 +79,18 @@ def find_imagenet_val(root: Path) -> Split | None:
     ILSVRC2012_img_val.tar and Hugging Face's parquet files."""
     for folder in (root / "val", root / "Val", root / KAGGLE / "val"):
         if folder.is_dir():
-            with os.scandir(folder) as entries:
-                flat = any(entry.name.startswith("ILSVRC2012_val_") for entry in entries)
-            if flat:
+            if _is_flat(folder):
                 return Split(folder, partial(_scan_with_labels, root, folder, scan_flat_folder))
             return class_folder_split(folder, "data.root")
     archive = root / VAL_TAR
     if archive.is_file():
         return Split(archive, partial(_scan_with_labels, root, archive, scan_tar_of_images))
     return _parquet_split(root, "validation")
+
+
+def _is_flat(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.name.startswith("ILSVRC2012_val_") for entry in entries)
 
 
 def class_differences(one: Index, other: Index) -> str:
@@ -91,7 +115,8 @@ def _scan_with_labels(
     root: Path, val: Path, scan: Callable[[Path, WnidLookup, Path], Index]
 ) -> Index:
     """Images whose labels are in another file in ``root``."""
-    labels = find_val_labels([root, root / KAGGLE, root / KAGGLE.parent.parent])
+    folders = [root, root / KAGGLE, root / KAGGLE.parent.parent, *list(val.parents)[:4]]
+    labels = find_val_labels(folders)
     if labels is None:
         raise DataError(
             f"{val} has no labels for its images. They are in ImageNet's devkit: put "

@@ -6,6 +6,7 @@ depend on ``workers``. DataLoader limits each worker to one thread.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from sn_imagenet.data.seeding import Key, epoch_order
 from sn_imagenet.data.workers import block_signals, ignore_outside_signals
 
 CPU = torch.device("cpu")
+PREFETCHED = 2  # batches that each worker prepares; DataLoader's default
 
 
 class TrainBatchSampler(Sampler[list[Key]]):
@@ -176,6 +178,7 @@ class BatchLoader:
         device: torch.device,
         persistent: bool = True,
     ) -> None:
+        _require_shared_memory(dataset, sampler, workers)
         self.sampler = sampler
         self.device = device
         self.transform = DeviceTransform(dataset.data, device)
@@ -184,6 +187,7 @@ class BatchLoader:
             batch_sampler=sampler,
             collate_fn=_identity,
             num_workers=workers,
+            prefetch_factor=PREFETCHED if workers else None,
             pin_memory=device.type == "cuda",
             persistent_workers=persistent and workers > 0,
             worker_init_fn=ignore_outside_signals,
@@ -248,6 +252,25 @@ def calibration_loader(
     """
     sampler = CalibrationBatchSampler(len(dataset), **sampling)
     return BatchLoader(dataset, sampler, workers, device, persistent=False)
+
+
+def _require_shared_memory(dataset: AugmentedDataset, sampler: Any, workers: int) -> None:
+    """
+    Raises:
+        DataError: the batches that the workers prepare do not fit into shared memory.
+    """
+    try:
+        system = os.statvfs("/dev/shm")
+    except OSError:
+        return
+    batch = len(next(iter(sampler), ())) * 3 * dataset.data.image_size**2
+    need, free = PREFETCHED * workers * batch, system.f_bavail * system.f_frsize
+    if need > free:
+        raise DataError(
+            f"data.workers={workers} needs about {need / 1e6:.1f} MB of shared memory, {PREFETCHED}"
+            f" batches of {batch / 1e6:.1f} MB for each, but /dev/shm has {free / 1e6:.1f} MB. "
+            "Enlarge it (docker run --shm-size=1g, or --ipc=host), or use data.workers=0."
+        )
 
 
 def _identity(batch: Any) -> Any:

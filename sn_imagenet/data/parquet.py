@@ -26,7 +26,7 @@ def find_shards(root: Path, split: str) -> tuple[Path, list[Path]] | None:
         DataError: some of the files are missing.
     """
     for folder in (root, root / "data"):
-        files = sorted(folder.glob(f"{split}-*-of-*.parquet"))
+        files = sorted(filter(Path.is_file, folder.glob(f"{split}-*-of-*.parquet")))
         matches = [match for file in files if (match := _SHARD.fullmatch(file.name))]
         if matches:
             total = int(matches[0][3])

@@ -1,6 +1,6 @@
 // Normalization of a batch of uint8 images on the CPU, in one pass over the pixels.
 //
-// Compiled on first use by norms/kernels/compiler.py, with -ffp-contract=off. Every operation rounds
+// Compiled on first use by sn_imagenet/native, with -ffp-contract=off. Every operation rounds
 // its result, so the numbers are those of a sequence of PyTorch operators.
 
 #include <cstdint>

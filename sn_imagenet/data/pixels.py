@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.config import DataConfig
-from sn_imagenet.norms.kernels.compiler import load_library
+from sn_imagenet.native import load_library
 
 SOURCE = Path(__file__).with_name("pixels.cpp")
 
@@ -70,7 +70,9 @@ class DeviceTransform:
 @cache
 def _compiled_normalize() -> Callable[..., None] | None:
     """The function of pixels.cpp. If it cannot be built, logs a warning and returns None."""
-    library = load_library(SOURCE, "-ffp-contract=off", fallback="of images takes five operators")
+    library = load_library(
+        SOURCE, "-ffp-contract=off", otherwise="images are normalized by five operators"
+    )
     if library is None:
         return None
     function: Callable[..., None] = library.normalize

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +24,66 @@ IMG_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
 )
 # fmt: on
+# Folders of file managers and archives.
+_HIDDEN = ("@eaDir", "__MACOSX", "lost+found")
+UNREADABLE = -1  # size of an image that is no regular file or a link that leads nowhere
 T = TypeVar("T")
+
+
+class UnreadableError(OSError):
+    """Folders or links that cannot be followed: ``problems``, an OSError each."""
+
+    def __init__(self, problems: list[OSError]) -> None:
+        super().__init__(*problems[0].args)
+        self.filename, self.problems = problems[0].filename, problems
+
+
+class _Found:
+    """What a scan has found: rows of images, and what it passed over."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Any, ...]] = []
+        self.hidden: list[str] = []
+        self.others: Counter[str] = Counter()
+        self.problems: list[OSError] = []
+
+    def is_visible(self, name: str) -> bool:
+        """Whether to look at a file or folder; notes it if not."""
+        if name.startswith(".") or name in _HIDDEN:
+            self.hidden.append(name)
+            return False
+        return True
+
+    def is_image(self, name: str) -> bool:
+        """Whether a visible file is an image by its extension; notes it if not."""
+        if name.lower().endswith(IMG_EXTENSIONS):
+            return True
+        self.others[os.path.splitext(name)[1] or name] += 1
+        return False
+
+    def sizes(self, folder: str, names: list[str]) -> Iterator[tuple[str, int]]:
+        """(name, size in bytes) of the images among the files ``names`` in ``folder``."""
+        for name in filter(self.is_visible, names):
+            path = os.path.join(folder, name)
+            if not os.path.exists(path) and not name.lower().endswith(IMG_EXTENSIONS):
+                self.problems.append(_dangling(path))
+            elif self.is_image(name):
+                try:
+                    status = os.stat(path)
+                except OSError:
+                    yield name, UNREADABLE
+                else:
+                    yield name, status.st_size if stat.S_ISREG(status.st_mode) else UNREADABLE
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was passed over, one line each."""
+        others = [f"{count} {extension}" for extension, count in sorted(self.others.items())]
+        lines = {
+            "hidden and left out": sorted(set(self.hidden)),
+            "no images by their extension, passed over": others,
+        }
+        return tuple(f"{line}: {shorten_list(names)}" for line, names in lines.items() if names)
 
 
 def scan_class_folders(folder: Path, option: str) -> Index:
@@ -33,43 +95,50 @@ def scan_class_folders(folder: Path, option: str) -> Index:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} ({option}): there is no such folder.")
-    with os.scandir(folder) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir())
-    if not classes:
+    found = _Found()
+    entries = [name for name in sorted(os.listdir(folder)) if found.is_visible(name)]
+    classes = [name for name in entries if (folder / name).is_dir()]
+    links = [folder / name for name in entries if not (folder / name).exists()]
+    found.problems = [_dangling(str(link)) for link in links]
+    if not classes and not links:
         raise DataError(
             f"{folder} ({option}) has no class folders in it. Expected one folder per class "
             "with that class's images."
         )
     visited = {_inode(folder): str(folder)}
-    rows: list[tuple[str, str, int]] = []
     for name in progress(classes, f"listing {folder}", " classes"):
-        for here, _, files in os.walk(folder / name, onerror=_fail, followlinks=True):
+        walk = os.walk(folder / name, onerror=found.problems.append, followlinks=True)
+        for here, below, files in walk:
+            below[:] = filter(found.is_visible, below)
             if (other := visited.setdefault(_inode(here), here)) != here:
                 raise DataError(
                     f"{here} and {other} are the same folder, so its images would count twice. "
                     "Remove the link."
                 )
             inner = here[len(str(folder / name)) :].lstrip("/")
-            rows.extend(
-                (name, os.path.join(inner, file), os.stat(os.path.join(here, file)).st_size)
-                for file in files
-                if _is_image(file)
+            found.rows.extend(
+                (name, os.path.join(inner, file), size) for file, size in found.sizes(here, files)
             )
+    if found.problems:
+        raise UnreadableError(found.problems)
     folders = [os.path.relpath(path, folder) for path in visited.values()]
-    if empty := sorted(set(classes) - {row[0] for row in rows}):
+    if empty := sorted(set(classes) - {row[0] for row in found.rows}):
         raise DataError(
             f"{folder} ({option}) has no image files in class folder {shorten_list(empty)}. Remove "
             f"the empty folder or add images ({', '.join(IMG_EXTENSIONS)})."
         )
-    return build_index(folder, rows, folders)
+    return build_index(folder, found.rows, folders, notes=found.notes)
 
 
 def scan_flat_folder(folder: Path, wnid_of: WnidLookup, labels_file: Path) -> Index:
     """Images in one folder, with classes by ``wnid_of``, which was read from ``labels_file``."""
-    with os.scandir(folder) as entries:
-        images = [(e.name, e.stat().st_size) for e in entries if _is_image(e.name)]
-    rows = [(wnid_of(name), name, size) for name, size in images]
-    return build_index(folder, rows, [".", os.path.relpath(labels_file, folder)], flat=True)
+    found = _Found()
+    sizes = found.sizes(str(folder), os.listdir(folder))
+    rows = [(wnid_of(name), name, size) for name, size in sizes]
+    if found.problems:
+        raise UnreadableError(found.problems)
+    scanned = [".", os.path.relpath(labels_file, folder)]
+    return build_index(folder, rows, scanned, flat=True, notes=found.notes)
 
 
 def scan_tar_of_tars(archive: Path) -> Index:
@@ -78,6 +147,7 @@ def scan_tar_of_tars(archive: Path) -> Index:
     Raises:
         DataError: the archive is damaged or has other contents.
     """
+    found = _Found()
     rows: list[tuple[str, str, int, int]] = []
     with _open_tar(archive) as outer:
         for member in progress(outer, f"listing {archive.name}", " classes"):
@@ -92,9 +162,9 @@ def scan_tar_of_tars(archive: Path) -> Index:
                 rows.extend(
                     (name, os.path.basename(i.name), i.size, member.offset_data + i.offset_data)
                     for i in images
-                    if i.isfile() and _is_image(i.name)
+                    if i.isfile() and found.is_image(os.path.basename(i.name))
                 )
-    return _tar_index(archive, rows)
+    return _tar_index(archive, rows, found)
 
 
 def scan_tar_of_images(archive: Path, wnid_of: WnidLookup, labels_file: Path) -> Index:
@@ -104,13 +174,13 @@ def scan_tar_of_images(archive: Path, wnid_of: WnidLookup, labels_file: Path) ->
     Raises:
         DataError: the archive is damaged or has other contents.
     """
-    rows = []
+    found, rows = _Found(), []
     with _open_tar(archive) as images:
         for image in progress(images, f"listing {archive.name}", " images"):
-            if image.isfile() and _is_image(image.name):
+            if image.isfile() and found.is_image(image.name):
                 name = os.path.basename(image.name)
                 rows.append((wnid_of(name), name, image.size, image.offset_data))
-    return _tar_index(archive, rows, os.path.relpath(labels_file, archive))
+    return _tar_index(archive, rows, found, os.path.relpath(labels_file, archive))
 
 
 def shorten_list(names: Iterable[str], most: int = 5) -> str:
@@ -120,17 +190,13 @@ def shorten_list(names: Iterable[str], most: int = 5) -> str:
     return text if len(listed) <= most else f"{text} and {len(listed) - most} more"
 
 
-def _fail(error: OSError) -> None:
-    raise error
+def _dangling(path: str) -> OSError:
+    return FileNotFoundError(errno.ENOENT, "a link that leads nowhere", path)
 
 
 def _inode(folder: Path | str) -> tuple[int, int]:
     status = os.stat(folder)
     return status.st_dev, status.st_ino
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMG_EXTENSIONS)
 
 
 def progress(items: Iterable[T], what: str, unit: str) -> Iterable[T]:
@@ -154,7 +220,7 @@ def _damaged_archive(archive: Path, reason: str) -> DataError:
     return DataError(f"{archive} is not a complete tar archive ({reason}). Download it again.")
 
 
-def _tar_index(archive: Path, rows: list[tuple[str, str, int, int]], *scanned: str) -> Index:
+def _tar_index(archive: Path, rows: list[Any], found: _Found, *scanned: str) -> Index:
     if max((size + offset for *_, size, offset in rows), default=0) > archive.stat().st_size:
         raise _damaged_archive(archive, "it ends early")
-    return build_index(archive, rows, [".", *scanned])
+    return build_index(archive, rows, [".", *scanned], notes=found.notes)

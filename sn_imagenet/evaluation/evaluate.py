@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data.seeding import derive_seed, seeded
+from sn_imagenet.data.seeding import seeded_pass
 from sn_imagenet.distributed import (
     autocast_for,
     print_rank0,
@@ -71,7 +70,8 @@ def validate(prepared: Prepared, evaluator: Evaluator | None = None) -> dict[str
 
     with torch.no_grad():
         for number, batch in enumerate(progress_bar(batches, "evaluation")):
-            with _seeded(prepared, number * world_size() + rank()):
+            key = config.seed, number * world_size() + rank()
+            with seeded_pass(prepared.task.uses_global_rng, device, "evaluation", *key):
                 evaluator.update(forward, batch)
         evaluator.gather()
     kind = "moving_average" if stores_statistics(network) else "sample"
@@ -80,15 +80,6 @@ def validate(prepared: Prepared, evaluator: Evaluator | None = None) -> dict[str
     if nonfinite:
         print_rank0(f"warning: {', '.join(nonfinite)} of this evaluation is not finite")
     return {"statistics": kind, **numbers, **dict.fromkeys(nonfinite)}
-
-
-def _seeded(prepared: Prepared, batch: int) -> AbstractContextManager[None]:
-    """Seed the global generator by (seed, batch), for tasks that draw from it."""
-    if not prepared.task.uses_global_rng:
-        return nullcontext()
-    device = prepared.device
-    seed = derive_seed("evaluation", prepared.config.seed, batch)
-    return seeded(seed, device if device.type == "cuda" else None)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import MISSING, method_label
 from sn_imagenet.reporting.render import Document, Grid, Row, grid_markdown
 
@@ -38,21 +34,6 @@ _REASONS = {
     "μ′": "μ′ and σ′ are the moving averages of BN's statistics, for evaluation without "
     "calibration, which Sec. 2.1 of the paper mentions too",
 }
-
-
-def read_table1(file: Path) -> dict[str, dict[str, str | None]]:
-    """The paper's Table 1 by method, from ``results/paper.yaml``.
-
-    Raises:
-        UserError: the file is missing or holds no such table; names the file.
-    """
-    try:
-        rows = yaml.safe_load(file.read_text(encoding="utf-8"))["table1"]["rows"]
-        return {row["method"]: {column: row[column] for column in COLUMNS} for row in rows}
-    except OSError as error:
-        raise UserError(f"{file}: cannot read the paper's numbers: {error.strerror}") from error
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: holds no Table 1 of the paper: {error!r}") from error
 
 
 def table1(

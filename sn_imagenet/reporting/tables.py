@@ -12,7 +12,7 @@ from sn_imagenet.reporting.detection import table3, table4, table5
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Document
 from sn_imagenet.reporting.study import RunCollection
-from sn_imagenet.reporting.table1 import TakeCensus, read_table1, table1
+from sn_imagenet.reporting.table1 import TakeCensus, table1
 from sn_imagenet.reporting.table2 import methods, networks, table2, variants
 from sn_imagenet.runs import Setting, write_text
 
@@ -85,7 +85,7 @@ def write_tables(
         if name in RUN_TABLES:
             document = RUN_TABLES[name](collection)
         elif census is not None:
-            document = table1(census(), read_table1(paper_file))
+            document = table1(census(), paper.table1)
         else:
             raise UserError(f"table '{name}': needs a census of the modules")
         documents[name] = document

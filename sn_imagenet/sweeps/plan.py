@@ -34,7 +34,7 @@ class TrainingSpeed:
     """The samples/s that one process of a run trained, and the number of samples that an epoch
     draws, in all its phases."""
 
-    # task, norm.head, data, model, image size, precision, torch.compile mode; norm, setting
+    # task, norm.head, data, model, image size, precision; norm, setting
     key: tuple[str, ...]
     images_per_s: float
     samples_per_epoch: float
@@ -178,7 +178,6 @@ def _comparison_key(config: dict[str, Any]) -> tuple[str, ...]:
         str(config["model"]),
         str(data["image_size"]),
         str(config["trainer"]["precision"]),
-        str(config["trainer"].get("compile", False)),  # older configs lack it
         str(norm["name"]),
         f"{batch['gpus']}x{batch['samples_per_gpu']}",
     )

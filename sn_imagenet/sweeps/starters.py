@@ -14,25 +14,12 @@ from io import TextIOWrapper
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, TypeAlias, Union
 
 from sn_imagenet.sweeps.slots import Slot
 
 PACKAGE = Path(__file__).parents[1]
-
-
-class Process(Protocol):
-    """A started run; subprocess.Popen has this interface."""
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-
-    def poll(self) -> int | None:
-        """The exit code, or minus the signal that killed it; None while it runs."""
-
-    def terminate(self) -> None:
-        """Send SIGTERM."""
+Process: TypeAlias = Union[subprocess.Popen[bytes], "_ForkedRun"]
 
 
 class Starter:

@@ -16,6 +16,7 @@ from sn_imagenet.distributed import choose_device, samples_that_share_statistics
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.norms.control import stores_statistics
 from sn_imagenet.norms.kernels import select_backend
+from sn_imagenet.runs.evaluations import same_images
 from sn_imagenet.runs.provenance import provenance
 from sn_imagenet.tasks.task import Task, build_task
 
@@ -66,7 +67,7 @@ def require_same_data(path: Path, then: dict[str, Any], data: DataSets) -> None:
         UserError: it differs; names the parts that differ and their numbers of samples.
     """
     now = data.fingerprint
-    changed = [part for part in then | now if now.get(part) != then.get(part)]
+    changed = [part for part in then | now if not same_images(then.get(part), now.get(part))]
     if changed:
         counts = ", ".join(
             f"{part}: {then.get(part, {}).get('samples')} samples then, "

@@ -43,7 +43,6 @@ from sn_imagenet.runs import (
 from sn_imagenet.runs.start import FRESH, claimed, open_run
 from sn_imagenet.tasks import Prepared, prepare
 from sn_imagenet.tasks.task import require_task_placement
-from sn_imagenet.training.compiled import require_compilable
 from sn_imagenet.training.stop import (
     EXIT_CODE,
     Interrupted,
@@ -97,8 +96,6 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
             print_rank0(f"starting from {config.init}" + "".join(f"; {part}" for part in changed))
         fixed = placement.replicas_per_pass != config.trainer.replicas_per_pass  # by the task
         require_one_microbatch(placement, prepared.network, fixed)
-        if config.trainer.compile:
-            require_compilable(config.trainer.compile, placement, prepared.network)
         set_determinism(config.trainer.deterministic, prepared.device)
     make_run_result = partial(
         make_result,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -14,10 +14,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data.seeding import derive_seed, seeded
+from sn_imagenet.data.seeding import seeded_pass
 from sn_imagenet.distributed import (
     Batch,
-    Microbatch,
     Placement,
     all_reduce_sum,
     autocast_for,
@@ -26,7 +25,6 @@ from sn_imagenet.distributed import (
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.tasks import Clock, Optimization, Task
-from sn_imagenet.training.compiled import CompiledBlocks
 
 # torch 2.15 renamed the argument; 2.11 has only the old name.
 _SYNC_BUFFERS = (
@@ -39,7 +37,7 @@ _SYNC_BUFFERS = (
 RESERVED_NAMES = {
     "model", "scaler", "config", "data_fingerprint", "epoch", "step", "step_in_epoch",
     "validated_step", "last_finite_loss", "world_sizes", "git_revisions", "norm_backends",
-    "compiled", "metrics", "warnings", "meters",
+    "metrics", "warnings", "meters",
 }  # fmt: skip
 
 
@@ -91,8 +89,6 @@ class Stepper:
         self._norms = nn.ModuleList(norm_layers(network).values())
         self._broadcasts_each_step = any(layer.trains_on_stored_statistics for layer in self._norms)
         self._autocast = autocast_for(config.trainer.precision, device)
-        mode = config.trainer.compile
-        self._compiled = CompiledBlocks(network, mode) if mode else None
         self._ddp: nn.Module = network
         if dist.is_initialized():
             sync_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
@@ -127,8 +123,6 @@ class Stepper:
         if self._broadcasts_each_step:
             self.broadcast_statistics()
         self._zero_grad()
-        if self._compiled is not None:
-            self._compiled.begin_step()
         batch, samples = batch.to(self.device), len(batch)
         names = self.task.sums
         # Loss and the task's sums over passes; then the flags. All are summed over ranks.
@@ -138,8 +132,10 @@ class Stepper:
         for microbatch in self._placement.microbatches(batch):
             set_norm_replicas(self._norms, microbatch, self._group)
             size = len(microbatch.batch)
-            with self._gradient_sync(microbatch.last), self._seeded(step, microbatch):
-                with self._autocast(), self._compiled.active() if self._compiled else nullcontext():
+            key = self._seed, step, microbatch.replica
+            seeding = seeded_pass(self.task.uses_global_rng, self.device, "pass", *key)
+            with self._gradient_sync(microbatch.last), seeding:
+                with self._autocast():
                     losses = self.task.losses(
                         self._ddp, microbatch, step, phase or self.task.phases[0]
                     )
@@ -155,11 +151,11 @@ class Stepper:
     def warm_up(self) -> None:
         """Run forward and backward on zeros; weights and running statistics are kept. Collective.
 
-        This compiles the blocks and makes DistributedDataParallel rebuild its gradient buckets, as
-        after any first step. With more than two ranks the buckets set the order of summation, so
-        without a warm-up a resumed run would differ from an uninterrupted one.
+        DistributedDataParallel rebuilds its gradient buckets here, as after any first step. With
+        more than two ranks the buckets set the order of summation, so without a warm-up a resumed
+        run would differ from an uninterrupted one.
         """
-        if self._compiled is None and not dist.is_initialized():
+        if not dist.is_initialized():
             return
         buffers = list(self.network.buffers())
         saved = [buffer.clone() for buffer in buffers]
@@ -220,13 +216,6 @@ class Stepper:
     def _zero_grad(self) -> None:
         for optimization in self.optimizations.values():
             optimization.optimizer.zero_grad(set_to_none=True)
-
-    def _seeded(self, step: int, microbatch: Microbatch[Any]) -> AbstractContextManager[None]:
-        """Seed the global generator by (seed, step, replica), for tasks that draw from it."""
-        if not self.task.uses_global_rng:
-            return nullcontext()
-        seed = derive_seed("pass", self._seed, step, microbatch.replica)
-        return seeded(seed, self.device if self.device.type == "cuda" else None)
 
     def _gradient_sync(self, last: bool) -> Any:
         """A context that makes DDP average gradients over ranks only in the last pass."""

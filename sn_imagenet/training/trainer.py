@@ -77,10 +77,11 @@ class Trainer:
         self.validated_step = 0  # of validations within an epoch
         self.last_finite_loss: float | None = None
         # One entry per start of the run; a resumed run prepends those of its checkpoint.
-        self.world_sizes = [world_size()]
-        self.git_revisions = [prepared.provenance["git_revision"]]
-        self.norm_backends = [prepared.provenance["norm_backend"]]
-        self.compiled: list[dict[str, Any] | None] = [None]
+        self.starts = {
+            "world_sizes": [world_size()],
+            "git_revisions": [prepared.provenance["git_revision"]],
+            "norm_backends": [prepared.provenance["norm_backend"]],
+        }
         self.warnings: list[str] = []  # about damaged files, from this and earlier starts
         self.log: MetricsLog | None = None
         self.saver: CheckpointSaver | None = None
@@ -94,14 +95,8 @@ class Trainer:
         """
         config, directory, prepared = self.config, self.directory, self.prepared
         state = load_newest_checkpoint(directory, prepared, self.stepper, self._warn)
-        if state is not None or config.trainer.compile:
-            start = time.monotonic()
-            self.stepper.warm_up()
-            if config.trainer.compile:
-                seconds = round(time.monotonic() - start, 3)
-                self.compiled = [{"mode": config.trainer.compile, "seconds": seconds}]
-                print_rank0(f"{directory.path}: compiled in {seconds:.0f} s")
         if state is not None:
+            self.stepper.warm_up()
             self._load_state_dict(state)
             print_rank0(f"{directory.path}: Resuming from epoch {self.epoch}, step {self.step}")
         with raise_on_all_ranks():
@@ -239,7 +234,8 @@ class Trainer:
 
     def summary(self) -> dict[str, Any]:
         """Steps, time, speed, processes and warnings of the training, ready for JSON."""
-        seconds, samples = self.recorder.total_seconds, self.recorder.total_samples
+        meters = self.recorder.meters
+        seconds, samples = meters["total_seconds"], meters["total_samples"]
         return {
             "epochs": self.config.trainer.epochs,
             "steps": self.step,
@@ -248,10 +244,7 @@ class Trainer:
             "wall_time_s": round(seconds, 3),
             "images_per_s": round(samples / seconds, 3) if seconds else None,
             "world_size": world_size(),
-            "world_sizes": self.world_sizes,
-            "git_revisions": self.git_revisions,
-            "norm_backends": self.norm_backends,
-            "compiled": self.compiled,
+            **self.starts,
             "warnings": self.warnings,
         }
 
@@ -313,10 +306,7 @@ class Trainer:
             "step_in_epoch": self.step_in_epoch,
             "validated_step": self.validated_step,
             "last_finite_loss": self.last_finite_loss,
-            "world_sizes": self.world_sizes,
-            "git_revisions": self.git_revisions,
-            "norm_backends": self.norm_backends,
-            "compiled": self.compiled,
+            **self.starts,
             "metrics": self.log.state(),
             "warnings": self.warnings,
             "meters": self.recorder.state_dict(),
@@ -330,11 +320,8 @@ class Trainer:
         self.step_in_epoch = state["step_in_epoch"]
         self.validated_step = state.get("validated_step", 0)  # older checkpoints have none
         self.last_finite_loss = state["last_finite_loss"]
-        self.world_sizes = [*state["world_sizes"], *self.world_sizes]
-        self.git_revisions = [*state["git_revisions"], *self.git_revisions]
-        # Older checkpoints do not record these.
-        self.norm_backends = [*state.get("norm_backends", [None]), *self.norm_backends]
-        self.compiled = [*state.get("compiled", [None]), *self.compiled]
+        for name, own in self.starts.items():
+            own[:0] = state.get(name, [None])  # older checkpoints lack norm_backends
         self.warnings = [*state["warnings"], *self.warnings]
         self.stepper.load_state_dict(state)
 

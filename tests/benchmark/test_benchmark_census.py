@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import re
 
 import pytest
 import torch
@@ -78,13 +80,8 @@ def test_hyperparameters_are_the_arguments_that_have_an_effect(name: str) -> Non
 
 
 def evaluate(formula: str, sizes: dict[str, int]) -> int:
-    total = 0
-    for term in formula.split(" + "):
-        product = int("".join(c for c in term if c.isdigit()) or 1)
-        for letter in term.lstrip("0123456789"):
-            product *= sizes[letter]
-        total += product
-    return total
+    factors = (re.findall(r"\d+|\w", term) for term in formula.split(" + "))
+    return sum(math.prod(sizes.get(f) or int(f) for f in term) for term in factors)
 
 
 def test_the_work_is_linear_in_every_size() -> None:

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from disks import memory_limit
 from PIL import Image
 from small_configs import augment_config, data_config
 from torch import nn
 from torchvision.transforms import v2
 
 from sn_imagenet.config import AugmentConfig, DataConfig
+from sn_imagenet.data import crop as cropping
 from sn_imagenet.data import pixels
 from sn_imagenet.data.augment import EIGENVALUES, EIGENVECTORS, Augmentation
 from sn_imagenet.data.crop import CropParams, crop_image
@@ -175,6 +177,24 @@ def test_bicubic_validation_matches_torchvision() -> None:
     assert (exact.int() - fast.int()).abs().max() <= 2
     stored = torch.rand(3, 300, 280)
     assert torch.equal(crop_image(stored, crop, 224), expected(stored))
+
+
+@pytest.mark.parametrize(
+    "augment", [None, augment_config("shorter_side", between=[256, 480])], ids=["val", "he2016"]
+)
+def test_long_images_are_cut_before_they_are_resized(augment: AugmentConfig | None) -> None:
+    """1 x 5000 pixels would become 256 x 1,280,000, which took gigabytes."""
+    long = np.random.default_rng(0).integers(0, 256, (1, 5000, 3), dtype=np.uint8)
+    with memory_limit(1_000_000_000):
+        assert load(DATA, augment, [long, long.transpose(1, 0, 2)]).shape == (2, 3, 224, 224)
+
+
+def test_a_cut_before_the_resize_changes_rounding_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (100, 333, 3), dtype=np.uint8)
+    expected = load(DATA, None, [photo])
+    monkeypatch.setattr(cropping, "MAX_RESIZED", 1)
+    cut = load(DATA, None, [photo])
+    assert (cut - expected).abs().max() <= 1.01 / 255 / min(DATA.std)
 
 
 def test_float_images_match_torchvision() -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from sn_imagenet.data.loaders import train_loader
 
 class Stuck(Dataset):
-    data = SimpleNamespace(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    data = SimpleNamespace(image_size=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     def __len__(self):
         return 40
     def __getitems__(self, keys):

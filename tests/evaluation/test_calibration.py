@@ -22,6 +22,7 @@ from sn_imagenet.distributed import init_distributed, rank
 from sn_imagenet.evaluation import calibrate
 from sn_imagenet.norms import (
     BatchNorm2d,
+    Replicas,
     SwitchNorm2d,
     SyncBatchNorm2d,
     norm_layers,
@@ -198,8 +199,7 @@ def test_calibration_does_not_change_the_network(train: AugmentedDataset) -> Non
     assert not any(module.training for module in net.modules())
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
     for layer in norm_layers(net).values():
-        assert layer.replicas == 1
-        assert layer.batch_average is None
+        assert layer.replicas == Replicas()
 
 
 def calibrate_as_program(values: dict[str, Any], folder: str) -> None:

@@ -16,6 +16,7 @@ from sn_imagenet.runs import (
     deviations_from_config,
     read_run,
 )
+from sn_imagenet.runs.evaluations import same_images
 
 SETTINGS = config("sn", "8x2")
 FINGERPRINT = {"train": {"samples": 1397, "digest": "a"}, "val": {"samples": 400, "digest": "b"}}
@@ -75,3 +76,13 @@ def test_the_first_evaluation_without_deviations_counts(tmp_path: Path) -> None:
         None,
         89.0,
     )
+
+
+def test_contents_count_only_if_both_were_read() -> None:
+    """A training before scripts/prepare_data.py has read the files, and an evaluation after it."""
+    images = {"samples": 2, "sha256": "a"}
+    read, other = ({**images, "contents": contents} for contents in "bc")
+    assert same_images(images, read) and same_images(read, images) and same_images(read, read)
+    assert not same_images(read, other)
+    assert not same_images(images, {**read, "samples": 3})
+    assert not same_images(images, None)

@@ -1,8 +1,6 @@
-"""Build a C++ source of this package once per machine, and load it.
+"""Build a C++ source once per machine, and load it.
 
-All sources but one need only the headers of the standard library, so a build takes seconds and
-serves every shape, layout and dtype. OpenMP comes from the libgomp that PyTorch has already loaded,
-so both share one pool of threads.
+OpenMP comes from the libgomp that PyTorch has already loaded, so both share one pool of threads.
 
 A library runs with the rights of the user who loads it. It is therefore loaded only from a folder
 and a file that no other user could have written, and only if it is complete: its sha256 is appended
@@ -41,7 +39,7 @@ FLAGS = (
     "-fno-trapping-math",
 )
 DIGEST_BYTES = 32
-TIMEOUT_S = 120.0
+TIMEOUT_S = 900.0  # operators.cpp takes half a minute on an idle core
 
 
 class BuildError(Exception):
@@ -49,34 +47,34 @@ class BuildError(Exception):
 
 
 @cache
-def load_library(
-    source: Path,
-    *flags: str,
-    fallback: str = "uses PyTorch's own operators",
-    slow: bool = False,
-) -> ctypes.CDLL | None:
+def load_library(source: Path, *flags: str, otherwise: str) -> ctypes.CDLL | None:
     """Compile ``source`` and load it; if that fails, log a warning once and return None.
 
     Args:
         flags: compiler flags in addition to :data:`FLAGS`.
-        fallback: what normalization does without the library, for the warning.
-        slow: the build takes too long to repeat at each start, so it requires the cache.
+        otherwise: what happens without the library, for the warning.
     """
     command = _compiler()
     if not command:
-        LOG.warning("no C++ compiler found: normalization %s on the CPU", fallback)
+        LOG.warning("no C++ compiler found: %s", otherwise)
         return None
     try:
-        return _load([*command, *FLAGS, *flags], source, slow)
-    except (OSError, BuildError) as error:
+        folder = cache_directory()
+        return _load([*command, *FLAGS, *flags], source, folder)
+    except BuildError as error:
+        reason = str(error).splitlines()[0]
         LOG.warning(
-            "%s cannot build %s (%s): normalization %s",
-            shlex.join(command),
-            source.name,
-            str(error).splitlines()[0],
-            fallback,
+            "%s cannot build %s (%s): %s", shlex.join(command), source.name, reason, otherwise
         )
-        return None
+    except OSError as error:
+        LOG.warning(
+            "%s cannot be compiled without a folder for the result (%s; set XDG_CACHE_HOME to a "
+            "folder of your own): %s",
+            source.name,
+            error,
+            otherwise,
+        )
+    return None
 
 
 def _compiler() -> list[str]:
@@ -87,34 +85,14 @@ def _compiler() -> list[str]:
     return [path] if path else []
 
 
-def _load(command: list[str], source: Path, slow: bool) -> ctypes.CDLL:
-    name = f"{source.stem}-{_fingerprint(command, source)}.so"
-    try:
-        library = cache_directory() / name
-        if not _is_valid(library):
-            with _build_lock(library.parent):
-                if not _is_valid(library):
-                    if slow:
-                        LOG.info("Compiling %s (once, about half a minute)", source.name)
-                    _build(command, source, library)
-        return ctypes.CDLL(str(library))
-    except OSError as error:
-        _warn_without_cache(str(error))
-        if slow:
-            raise BuildError("it cannot be cached") from error
-    with tempfile.TemporaryDirectory(prefix="sn_imagenet-") as folder:
-        library = Path(folder) / name
-        _build(command, source, library)
-        return ctypes.CDLL(str(library))  # a loaded library survives the removal of its file
-
-
-@cache
-def _warn_without_cache(reason: str) -> None:
-    LOG.warning(
-        "compiled kernels cannot be cached (%s): they are built at each start; set XDG_CACHE_HOME "
-        "to a folder of your own",
-        reason,
-    )
+def _load(command: list[str], source: Path, folder: Path) -> ctypes.CDLL:
+    library = folder / f"{source.stem}-{_fingerprint(command, source)}.so"
+    if not _is_valid(library):
+        with _build_lock(folder):
+            if not _is_valid(library):
+                LOG.info("Compiling %s for this CPU (once, up to half a minute)", source.name)
+                _build(command, source, library)
+    return ctypes.CDLL(str(library))
 
 
 def _build(command: list[str], source: Path, library: Path) -> None:

@@ -1,13 +1,129 @@
 // The kernels over an activation (see Backend), for CPUs.
 //
-// Compiled on first use by compiler.py and called through ctypes: plain pointers and sizes, no
-// PyTorch headers, so that it builds in seconds. T is the activation's type, S that of the tables:
-// float for float and bfloat16, double for double. "rows" kernels take contiguous memory, where
-// each (n, c) is HW consecutive values; "columns" kernels take channels_last memory, [N, HW, C].
+// T is the activation's type, S that of the tables: float for float and bfloat16, double for double.
+// "rows" kernels take contiguous memory, where each (n, c) is HW consecutive values; "columns"
+// kernels take channels_last memory, [N, HW, C].
 
-#include "elements.h"
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
 
 namespace {
+
+using Index = int64_t;
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <typename S> inline S load(const S* x) { return *x; }
+inline float load(const BFloat16* x) {
+  uint32_t bits = uint32_t(x->bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+template <typename S> inline void store(S* y, S value) { *y = value; }
+inline void store(BFloat16* y, float value) {  // round to nearest even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  y->bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+
+// ---- elements ----------------------------------------------------------------------------------
+
+template <typename S> inline S affine_value(S x, S center, S scale, S shift) {
+  return (x - center) * scale + shift;
+}
+
+// Like PyTorch's: NaN propagates, and so does the gradient at NaN; at 0 the gradient is 0.
+template <typename S> inline S relu(S z) { return z <= 0 ? S(0) : z; }
+
+// The ReLU between the incoming gradient and the affine map: none; a ReLU whose sign is recomputed
+// from x; or a ReLU whose sign is read from its output y, where the masked gradient is also stored.
+enum ReluMask { kNoMask, kRecomputed, kOutput };
+
+template <ReluMask M, typename T, typename S>
+inline S masked_gradient(const T* grad, S x, S center, S scale, S shift, const T* y, T* masked) {
+  S g = load(grad);
+  if constexpr (M == kRecomputed) g = affine_value(x, center, scale, shift) <= 0 ? S(0) : g;
+  if constexpr (M == kOutput) {
+    g = load(y) <= 0 ? S(0) : g;
+    store(masked, g);
+  }
+  return g;
+}
+
+// ---- sums over one row -------------------------------------------------------------------------
+// Several independent accumulators hide the latency of addition and halve the growth of the
+// rounding error. The compiler may not reorder a plain loop. Long rows use more accumulators than
+// short rows, for which the final reduction would cost too much.
+
+constexpr Index kLongRow = 256;
+
+// Two sums in one read: term(i, first, second) adds to both.
+template <int Lanes, typename S, typename Term>
+inline void sums_by_lanes(Index size, S& first, S& second, Term term) {
+  S firsts[Lanes] = {}, seconds[Lanes] = {};
+  Index i = 0;
+  for (; i + Lanes <= size; i += Lanes) {
+#pragma omp simd
+    for (int l = 0; l < Lanes; ++l) term(i + l, firsts[l], seconds[l]);
+  }
+  for (int width = Lanes / 2; width > 0; width /= 2)
+    for (int l = 0; l < width; ++l) {
+      firsts[l] += firsts[l + width];
+      seconds[l] += seconds[l + width];
+    }
+  for (; i < size; ++i) term(i, firsts[0], seconds[0]);
+  first = firsts[0];
+  second = seconds[0];
+}
+
+template <typename S, typename Term>
+inline void two_sums(Index size, S& first, S& second, Term term) {
+  size < kLongRow ? sums_by_lanes<16>(size, first, second, term)
+                  : sums_by_lanes<32>(size, first, second, term);
+}
+
+template <typename S, typename Term> inline S sum(Index size, Term term) {
+  S total, unused;
+  auto one = [=](Index i, S& first, S&) { first += term(i); };
+  size < kLongRow ? sums_by_lanes<16>(size, total, unused, one)
+                  : sums_by_lanes<64>(size, total, unused, one);
+  return total;
+}
+
+// Rows too short to fill the lanes are summed side by side instead, one per lane.
+constexpr Index kShortRow = 16;
+constexpr int kSideBySide = 16;
+inline Index short_blocks(Index tables, Index area) {
+  return area < kShortRow ? tables / kSideBySide : 0;
+}
+
+// Rows of channels_last memory that are summed before they are added to the total: few enough to
+// stay in cache for a second read, enough that merging costs little.
+inline Index chunk_rows(Index channels) { return std::max<Index>(16, 8192 / channels); }
+
+// With fewer samples than threads, channels_last work is also split into blocks of channels.
+inline Index column_block(Index samples, Index channels, int threads) {
+  if (samples == 0 || samples >= threads) return channels;
+  Index blocks = (threads + samples - 1) / samples;
+  Index block = (channels + blocks - 1) / blocks;
+  return std::max<Index>(64, (block + 15) / 16 * 16);
+}
+
+// Calls body(first, integral_constant rows) for four rows at a time, then for single rows.
+template <typename Body> inline void by_four(Index count, Body body) {
+  Index i = 0;
+  for (; i + 4 <= count; i += 4) body(i, std::integral_constant<int, 4>());
+  for (; i < count; ++i) body(i, std::integral_constant<int, 1>());
+}
 
 // ---- moments -----------------------------------------------------------------------------------
 
@@ -115,7 +231,7 @@ void affine_rows(const T* x, const S* center, const S* scale, const S* shift, co
     T* __restrict to = y + t * area;
 #pragma omp simd
     for (Index i = 0; i < area; ++i) {
-      S z = affine(load(from + i), a, b, c);
+      S z = affine_value(load(from + i), a, b, c);
       if constexpr (Residual) z += load(more + i);
       store(to + i, Relu ? relu(z) : z);
     }
@@ -135,7 +251,7 @@ void affine_columns(const T* x, const S* center, const S* scale, const S* shift,
     T* __restrict to = y + pixel * channels;
 #pragma omp simd
     for (Index c = 0; c < channels; ++c) {
-      S z = affine(load(from + c), a[c], b[c], s[c]);
+      S z = affine_value(load(from + c), a[c], b[c], s[c]);
       if constexpr (Residual) z += load(more + c);
       store(to + c, Relu ? relu(z) : z);
     }
@@ -290,46 +406,55 @@ void input_gradient_columns(const T* grad, const T* x, const S* mean, const S* a
   }
 }
 
-}  // namespace
-
-// ---- the functions that cpp.py calls -----------------------------------------------------------
+// ---- each kernel, for either layout ------------------------------------------------------------
 // A null residual adds nothing. In backward, the ReLU's sign is read from y if y is given, else
 // recomputed if center is given; without either there is no ReLU.
 
-#define CALL(kernel, flags, ...)                                                                   \
-  (columns ? kernel##_columns<flags>(__VA_ARGS__, n, c, area, threads)                             \
-           : kernel##_rows<flags>(__VA_ARGS__, n * c, area, threads))
+struct Sizes {
+  Index samples, channels, area;
+  bool columns;
+  int threads;
+};
+
+#define CALL(kernel, flags, ...)                                                             \
+  (s.columns ? kernel##_columns<flags>(__VA_ARGS__, s.samples, s.channels, s.area, s.threads) \
+             : kernel##_rows<flags>(__VA_ARGS__, s.samples* s.channels, s.area, s.threads))
 #define BOTH(first, second) first, second
 #define AFFINE(relu, add) CALL(affine, BOTH(relu, add), x, center, scale, shift, residual, y)
 #define SUMS(mask) \
   CALL(gradient_sums, mask, grad, x, mean, sums, products, center, scale, shift, y, masked)
-#define INPUT(mask) CALL(input_gradient, mask, grad, x, mean, a, b, k, center, shift, dx)
+#define INPUT(mask) CALL(input_gradient, mask, grad, x, mean, a, b, c, center, shift, dx)
 
-#define KERNELS(suffix, T, S)                                                                      \
-  extern "C" void moments_##suffix(const T* x, S* mean, S* var, Index n, Index c, Index area,      \
-                                   int columns, int threads) {                                     \
-    columns ? moments_columns(x, mean, var, n, c, area, threads)                                   \
-            : moments_rows(x, mean, var, n * c, area, threads);                                    \
-  }                                                                                                \
-  extern "C" void affine_##suffix(const T* x, const S* center, const S* scale, const S* shift,     \
-                                  const T* residual, T* y, int relu, Index n, Index c, Index area, \
-                                  int columns, int threads) {                                      \
-    if (relu) residual ? AFFINE(true, true) : AFFINE(true, false);                                 \
-    else residual ? AFFINE(false, true) : AFFINE(false, false);                                    \
-  }                                                                                                \
-  extern "C" void gradient_sums_##suffix(const T* grad, const T* x, const S* mean, S* sums,        \
-                                         S* products, const S* center, const S* scale,             \
-                                         const S* shift, const T* y, T* masked, Index n, Index c,  \
-                                         Index area, int columns, int threads) {                   \
-    y ? SUMS(kOutput) : center ? SUMS(kRecomputed) : SUMS(kNoMask);                                \
-  }                                                                                                \
-  extern "C" void input_gradient_##suffix(const T* grad, const T* x, const S* mean, const S* a,    \
-                                          const S* b, const S* k, const S* center, const S* shift, \
-                                          T* dx, Index n, Index c, Index area, int columns,        \
-                                          int threads) {                                           \
-    center ? INPUT(kRecomputed) : INPUT(kNoMask);                                                  \
-  }
+template <typename T, typename S>
+void compute_moments(const T* x, S* mean, S* var, const Sizes& s) {
+  s.columns ? moments_columns(x, mean, var, s.samples, s.channels, s.area, s.threads)
+            : moments_rows(x, mean, var, s.samples * s.channels, s.area, s.threads);
+}
 
-KERNELS(float32, float, float)
-KERNELS(float64, double, double)
-KERNELS(bfloat16, BFloat16, float)
+template <typename T, typename S>
+void compute_affine(const T* x, const S* center, const S* scale, const S* shift,
+                    const T* residual, T* y, bool relu, const Sizes& s) {
+  if (relu) residual ? AFFINE(true, true) : AFFINE(true, false);
+  else residual ? AFFINE(false, true) : AFFINE(false, false);
+}
+
+template <typename T, typename S>
+void compute_gradient_sums(const T* grad, const T* x, const S* mean, S* sums, S* products,
+                           const S* center, const S* scale, const S* shift, const T* y, T* masked,
+                           const Sizes& s) {
+  y ? SUMS(kOutput) : center ? SUMS(kRecomputed) : SUMS(kNoMask);
+}
+
+template <typename T, typename S>
+void compute_input_gradient(const T* grad, const T* x, const S* mean, const S* a, const S* b,
+                            const S* c, const S* center, const S* shift, T* dx, const Sizes& s) {
+  center ? INPUT(kRecomputed) : INPUT(kNoMask);
+}
+
+#undef INPUT
+#undef SUMS
+#undef AFFINE
+#undef BOTH
+#undef CALL
+
+}  // namespace

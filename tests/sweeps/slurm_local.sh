@@ -5,8 +5,8 @@
 # finish bit for bit as an uninterrupted run. In one more sweep a job is cancelled: the sweep waits for
 # its other job and ends with 1.
 #
-#   sudo scripts/dev/slurm_local.sh    three to seven minutes; needs root, installs slurm-wlm and munge
-#   scripts/dev/slurm_local.sh check   only reports whether it can run here
+#   sudo tests/sweeps/slurm_local.sh    three to seven minutes; needs root, installs slurm-wlm and munge
+#   tests/sweeps/slurm_local.sh check   only reports whether it can run here
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "$0")/../.." && pwd)
@@ -35,7 +35,7 @@ for norm in BN GN SN; do
   sed "s/^name: .*/name: slow_${norm,,}/; s/^target: .*/target: slow_norms.$norm/" \
     "$ROOT/configs/norm/${norm,,}.yaml" > "$WORK/configs/norm/slow_${norm,,}.yaml"
 done
-export PYTHONPATH=$ROOT/tests${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$ROOT/tests:$ROOT/scripts/dev${PYTHONPATH:+:$PYTHONPATH}
 PIDS=()
 end() {
   status=$?
@@ -178,4 +178,4 @@ if [ $code != 1 ] || ! grep -q "job $LOST: ended without a result" "$WORK/sweep_
   echo "the sweep with a cancelled job ended with $code"
   exit 1
 fi
-"$PYTHON" "$ROOT/scripts/dev/slurm_check.py" "$WORK" "$BN" "$GN" "$SN"
+"$PYTHON" "$ROOT/tests/sweeps/slurm_check.py" "$WORK" "$BN" "$GN" "$SN"
