@@ -49,13 +49,20 @@ class Command:
 
 def commands() -> dict[str, Command]:
     """The subcommands by name. To add one, write a module and list it here."""
-    from sn_imagenet.benchmark import layers, loader, step, train  # they import this module
+    from sn_imagenet.benchmark import (  # they import this module
+        detection,
+        layers,
+        loader,
+        step,
+        train,
+    )
 
     return {
         "norms": layers.COMMAND,
         "step": step.COMMAND,
         "train": train.COMMAND,
         "loader": loader.COMMAND,
+        "detection": detection.COMMAND,
     }
 
 

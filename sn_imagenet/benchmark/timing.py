@@ -93,15 +93,16 @@ def _replay(graph: torch.cuda.CUDAGraph, recorded: object) -> None:
 
 def seconds_per_call(function: Callable[[], object], calls: int, device: torch.device) -> float:
     """The mean over ``calls`` calls, from an idle device until it is idle again."""
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     for _ in range(calls):
         function()
-    _synchronize(device)
+    synchronize(device)
     return (time.perf_counter() - start) / calls
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

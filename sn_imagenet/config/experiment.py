@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ TRACKERS = ("tensorboard", "trackio", "none")
 NON_EXPERIMENT_KEYS = frozenset({
     "run_dir", "runs_dir", "evaluate", "tracker",
     "data.root", "data.train", "data.val", "data.workers",
+    "data.train_annotations", "data.val_annotations",
     "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
     "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes",
     "checkpoint.on_error", "calibration.every", "trainer.validate_every",
@@ -62,6 +64,9 @@ def _join(separator: str, name: str, other: Any) -> str:
 OmegaConf.register_new_resolver("at_most_cores", _at_most_cores, replace=True)
 OmegaConf.register_new_resolver("join", _join, replace=True)
 OmegaConf.register_new_resolver("stem", lambda path: path and Path(path).stem, replace=True)
+OmegaConf.register_new_resolver(
+    "choose", lambda condition, yes, no: yes if condition else no, replace=True
+)
 
 
 @dataclass
@@ -99,6 +104,9 @@ class ExperimentConfig:
                 head = NormConfig(**self.norm.head)
                 head.apply_single_sample()
                 self.norm.head = asdict(head)
+        if self.norm.head is not None and self.norm.test_statistics == "sample":
+            # The heads alone store statistics.
+            self.norm.test_statistics = self.norm.head["test_statistics"]
 
     @property
     def uses_single_sample(self) -> bool:
@@ -124,7 +132,14 @@ class ExperimentConfig:
         # Runs of classification, and configs without these options, look as they always did.
         if values["task"] == CLASSIFICATION:
             del values["task"]
-        optional = (("norm", "head"), ("trainer", "validate_every"), ("augment", "operations"))
+        optional = (
+            ("norm", "head"),
+            ("trainer", "validate_every"),
+            ("augment", "operations"),
+            ("data", "train_annotations"),
+            ("data", "val_annotations"),
+            ("protocol", "detection"),
+        )
         for section, key in optional:
             if not values[section][key]:
                 del values[section][key]
@@ -147,8 +162,12 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
     if isinstance(head, str):
         composed = composed.copy()
         OmegaConf.update(composed, "norm.head", _norm_by_name(head), force_add=True)
-    # How a sweep executes its runs is not part of their configs.
-    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "sweep"])
+    if OmegaConf.select(composed, "init_from") is not None:
+        composed = composed.copy()
+        composed.init = _initial_run(composed)
+    # How a sweep executes its runs, and how init was found, is not part of their configs.
+    keys = [str(key) for key in composed if key not in ("sweep", "init_from")]
+    own = OmegaConf.masked_copy(composed, keys)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), own)
         config = OmegaConf.to_object(merged)
@@ -160,6 +179,37 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
         raise ConfigError(f"{key}: {reason}") from error
     assert isinstance(config, ExperimentConfig)
     return config
+
+
+class InitialRunError(ConfigError):
+    """The run that ``init_from`` describes does not exist."""
+
+
+def _initial_run(composed: DictConfig) -> str:
+    """The trained run below ``init_from`` (a folder, or a glob of folders) with the config's
+    backbone, method and seed; for frozen batch norm, one with batch norm.
+
+    Raises:
+        InitialRunError: there is none, or more than one.
+    """
+    folder, seed = str(composed.init_from), composed.seed
+    method = {"frozen_bn": "bn"}.get(composed.norm.name, composed.norm.name)
+    backbone = OmegaConf.select(composed, "model.args.backbone") or composed.model.name
+    found = []
+    for file in map(Path, sorted(glob(f"{folder}/**/seed{seed}/config.yaml", recursive=True))):
+        values = OmegaConf.load(file)
+        matches = OmegaConf.select(values, "norm.name") == method and (
+            OmegaConf.select(values, "model.name") == backbone
+        )
+        if matches and (file.parent / "final.pt").exists():
+            found.append(str(file.parent))
+    if len(found) != 1:
+        runs = f"{len(found)} runs" if found else "no finished run"
+        raise InitialRunError(
+            f"init_from={folder}: {runs} of model={backbone} norm={method} seed={seed} there"
+            + (f" ({', '.join(found)}); use a folder with one of them" if found else "")
+        )
+    return found[0]
 
 
 def _norm_by_name(name: str) -> DictConfig:

@@ -53,6 +53,7 @@ def calibrate(
     device: torch.device,
     autocast: Any,
     samples: Sequence[Samples] | None = None,
+    make_loader: Callable[..., Any] = calibration_loader,
 ) -> list[tuple[StoredStatistics, Calibration]]:
     """Compute the batch average of each layer's BN statistics, for several sample counts at once.
 
@@ -66,6 +67,7 @@ def calibrate(
             :func:`~sn_imagenet.distributed.samples_that_share_statistics`.
         batch_size: the most samples in one forward pass (but at least one minibatch).
         samples: the sample counts, or ``all``; None for ``config.samples`` alone.
+        make_loader: makes the loader of the minibatches.
 
     Returns:
         For each sample count in increasing order: layer name -> (mean [C], var [C]) in float64, and
@@ -88,7 +90,7 @@ def calibrate(
             layer.training = True  # train() would also enable dropout inside the layer
         try:
             for count in sorted(minibatches, key=lambda count: minibatches[count]):
-                loader = calibration_loader(
+                loader = make_loader(
                     train,
                     minibatch=samples_per_replica,
                     samples=count,
@@ -112,7 +114,10 @@ def calibrate(
                     samples_per_replica=samples_per_replica,
                     seed=config.seed,
                 )
-                statistics = {n: _all_reduce(a, config.estimator) for n, a in averages.items()}
+                statistics = {
+                    name: _all_reduce(average, config.estimator, network.get_submodule(name))
+                    for name, average in averages.items()
+                }
                 results.append((statistics, calibration))
         finally:
             network.eval()
@@ -120,9 +125,12 @@ def calibrate(
     return results
 
 
-def _all_reduce(average: BatchAverage, estimator: str) -> tuple[Tensor, Tensor]:
-    """Statistics of all ranks' minibatches so far; does not change ``average``. Collective."""
+def _all_reduce(average: BatchAverage, estimator: str, layer: Any) -> tuple[Tensor, Tensor]:
+    """Statistics of all ranks' minibatches so far; does not change ``average``. A frozen layer has
+    none and keeps its own. Collective."""
     total = copy(average)
     total.tables = all_reduce_sum(average.tables.clone())
     total.count = all_reduce_sum(average.count.clone())
+    if not total.count:
+        return layer.running_mean.double(), layer.running_var.double()
     return total.statistics(estimator)

@@ -155,6 +155,7 @@ def compute_batch_averages(
         device=prepared.device,
         autocast=autocast_for(config.trainer.precision, prepared.device),
         samples=samples,
+        make_loader=prepared.task.calibration_loader,
     )
 
 

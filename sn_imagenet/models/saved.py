@@ -79,7 +79,7 @@ def read_saved(path: Path, statistics: str | None = None) -> SavedNetwork:
     kind = saved.statistics
     if not kind:
         kind = statistics or saved.norm.test_statistics
-        _use_statistics(network, RunDirectory(path), kind)
+        use_statistics(network, RunDirectory(path), kind)
     elif statistics not in (None, kind):
         raise UserError(f"statistics={statistics}: {path} was exported with {kind}")
     return SavedNetwork(**{**vars(saved), "statistics": kind, "network": network})
@@ -157,7 +157,7 @@ def classifier_of(network: nn.Module) -> str:
     return next(name for name, module in network.named_modules() if module is classifier)
 
 
-def _use_statistics(network: nn.Module, directory: RunDirectory, kind: str) -> None:
+def use_statistics(network: nn.Module, directory: RunDirectory, kind: str) -> None:
     """Make ``kind`` the running statistics of a run's network, which has moving averages."""
     stores = any(layer.track_running_stats for layer in norm_layers(network).values())
     possible = ("moving_average", "batch_average") if stores else ("sample",)

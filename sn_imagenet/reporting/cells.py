@@ -226,12 +226,21 @@ def run_differences(first: Sequence[Run], second: Sequence[Run]) -> str:
 
 
 def experiment(run: Run) -> dict[str, str]:
-    """The part of the config that the seeds of a cell share: key -> value as JSON."""
+    """The part of the config that the seeds of a cell share: key -> value as JSON. Runs that start
+    from other seeds or methods of the same classifier have the same ``init``."""
+    values = {**run.config, "init": _without_cell(run)} if run.config.get("init") else run.config
     return {
         key: json.dumps(value, sort_keys=True)
-        for key, value in flatten_config(run.config).items()
+        for key, value in flatten_config(values).items()
         if key not in _SAME_EXPERIMENT and value is not None  # as in a config older than the key
     }
+
+
+def _without_cell(run: Run) -> str:
+    """``init`` of a run without the seed and the method in its path."""
+    backbone = run.cell.norm.split("+")[0].removeprefix("frozen_")
+    names = {f"seed{run.seed}": "seed*", backbone: "*"}
+    return "/".join(names.get(part, part) for part in str(run.config["init"]).split("/"))
 
 
 def method_label(norm: str) -> str:

@@ -40,7 +40,8 @@ class Paper:
     and SN's under different evaluation statistics (``statistics``, named in the notes).
 
     All are for one data set and network, ``data`` and ``model``; ``label`` describes these.
-    ``table1``: the entries of Table 1 as printed, by method and column."""
+    ``table1``: the entries of Table 1 as printed, by method and column. ``detection``: Tables 3, 4
+    and 5 by name, as the file has them."""
 
     data: str
     model: str
@@ -49,6 +50,7 @@ class Paper:
     elsewhere: tuple[PublishedAccuracy, ...]
     statistics: tuple[PublishedAccuracy, ...]
     table1: Mapping[str, Mapping[str, str | None]]
+    detection: Mapping[str, Any]
 
     def cell(self, method: str, setting: Setting) -> PublishedAccuracy | None:
         """The paper's entry for a cell, None without an entry."""
@@ -69,7 +71,7 @@ class Paper:
         return (data, model) == (self.data, self.model)
 
 
-NO_PAPER = Paper("", "", "", (), (), (), {})  # nothing is published on these runs
+NO_PAPER = Paper("", "", "", (), (), (), {}, {})  # nothing is published on these runs
 
 
 def read_paper(file: Path) -> Paper:
@@ -98,6 +100,7 @@ def read_paper(file: Path) -> Paper:
                 for note, top1 in statistics["top1"].items()
             ),
             table1={row["method"]: row for row in content["table1"]["rows"]},
+            detection=dict(content["detection"]),
         )
     except OSError as error:
         raise UserError(f"{file}: cannot read the paper's numbers: {error.strerror}") from error

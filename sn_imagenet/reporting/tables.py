@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
+from sn_imagenet.reporting.detection import table3, table4, table5
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Document
 from sn_imagenet.reporting.study import RunCollection
@@ -21,6 +22,9 @@ RUN_TABLES: dict[str, Callable[[RunCollection], Document]] = {
     "methods": methods,
     "variants": variants,
     "networks": networks,
+    "table3": table3,
+    "table4": table4,
+    "table5": table5,
 }
 TABLE_NAMES = ("table1", *RUN_TABLES)
 

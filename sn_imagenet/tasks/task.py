@@ -21,7 +21,12 @@ from torch import Tensor, nn
 from sn_imagenet.config import ExperimentConfig, NormConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets, build
-from sn_imagenet.data.loaders import TrainLoader, eval_loader, train_loader
+from sn_imagenet.data.loaders import (
+    TrainLoader,
+    calibration_loader,
+    eval_loader,
+    train_loader,
+)
 from sn_imagenet.distributed import Batch, Microbatch, Placement, rank, world_size
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import SavedWeights, load_weights
@@ -212,6 +217,11 @@ class Task(ABC):
     def forward(self, network: nn.Module, batch: Any) -> None:
         """A forward pass that only collects BN's statistics, for calibration."""
         network(batch.images)
+
+    def calibration_loader(self, train: Any, **options: Any) -> Any:
+        """The minibatches of a calibration; ``options`` are those of
+        :func:`~sn_imagenet.data.loaders.calibration_loader`, by default this function."""
+        return calibration_loader(train, **options)
 
     def evaluation_batches(self, data: DataSets, batch_size: int, device: torch.device) -> Any:
         """This rank's batches of an evaluation; by default each validation sample once."""

@@ -155,7 +155,9 @@ def test_the_paper_makes_no_claims_on_another_task(runs: Path, tmp_path: Path) -
     files = write_claims(runs, tmp_path / "both", PAPER)
     content = json.loads(files.path.read_text())
     assert len(content["claims"]) == 12
-    nothing = "No claims on digits, resnet50_mini, regression, median error: the paper's claims are"
+    nothing = (
+        "No claims are stated about the task of digits, resnet50_mini, regression, median error."
+    )
     assert nothing in files.text and nothing in files.details.read_text()
     write_task(tmp_path / "alone")
     files = write_claims(tmp_path / "alone", tmp_path / "none", PAPER)
@@ -166,7 +168,10 @@ def test_the_paper_makes_no_claims_on_another_task(runs: Path, tmp_path: Path) -
 def test_the_page_has_tables_figures_and_runs_without_claims(runs: Path, tmp_path: Path) -> None:
     page = write_page(runs, tmp_path / "out", PAPER)
     html = page.path.read_text()
-    assert "No claims on digits, resnet50_mini, regression, median error:" in html
+    assert (
+        "No claims are stated about the task of digits, resnet50_mini, regression, median error."
+        in html
+    )
     assert html.count('class="claim ') == 12
     assert "Median error on digits, resnet50_mini" in html
     assert "fig1: median error by setting" in html and "fig1: top-1 by setting" in html

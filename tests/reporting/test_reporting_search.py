@@ -101,7 +101,10 @@ def test_the_claims_are_judged_and_those_of_classification_are_not(
     assert content["claims"][0]["unit"] == "points of validation accuracy"
     assert content["claims"][1]["effect"] == pytest.approx(0.22)
     assert "Claims on digits, cell, architecture_search" in files.text
-    assert "No claims on digits, cell, random; digits, cell, sn" in files.text
+    assert (
+        "No claims are stated about the task of digits, cell, random; digits, cell, sn"
+        in files.text
+    )
 
 
 def test_a_search_leaves_its_architecture_as_file_and_picture(tmp_path: Path) -> None:
