@@ -20,9 +20,8 @@ from test_tasks_custom import kill_at, result, rows, run
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError, UserError
-from sn_imagenet.evaluation import prepare
 from sn_imagenet.models import load
-from sn_imagenet.tasks import build_task
+from sn_imagenet.tasks import build_task, prepare
 from sn_imagenet.tasks.stylization import stylize_folder
 
 ROOT = Path(__file__).parents[2]
