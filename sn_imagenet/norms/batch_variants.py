@@ -113,11 +113,11 @@ class FrozenBatchNorm2d(MomentNorm2d):
         return type(self).combine is FrozenBatchNorm2d.combine
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *rest: object
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
     ) -> None:
         # nn.BatchNorm2d counts its batches; this layer does not.
         state_dict.pop(f"{prefix}num_batches_tracked", None)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
 
 class SyncBatchNorm2d(BatchNorm2d):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
-from sn_imagenet.norms.layers import BatchNorm2d
+from sn_imagenet.norms.layers import BatchNorm2d, InstanceNorm2d
 from sn_imagenet.norms.methods import METHODS
 from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
@@ -84,9 +84,10 @@ def _replacement(
         old.eps,
         old.momentum,
         old.affine,
-        old.track_running_stats,
-        None if reference is None else reference.device,
-        None if reference is None else reference.dtype,
+        old.track_running_stats and layer_class is not InstanceNorm2d,
+        device=None if reference is None else reference.device,
+        dtype=None if reference is None else reference.dtype,
+        bias=old.weight is None or old.bias is not None,
         **arguments,
     )
     initial = new.state_dict()

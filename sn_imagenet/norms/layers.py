@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sn_imagenet.norms.mixture import MixtureNorm2d
+from sn_imagenet.norms.moment_norm import BatchTables, MomentNorm2d
+from sn_imagenet.norms.moments import Moments
 
 
 class BatchNorm2d(MixtureNorm2d):
@@ -15,9 +20,47 @@ class BatchNorm2d(MixtureNorm2d):
 
 
 class InstanceNorm2d(MixtureNorm2d):
-    """Instance normalization (Ulyanov et al. 2016): over (H, W) of each sample's channel."""
+    """Instance normalization (Ulyanov et al. 2016): over (H, W) of each sample's channel.
+
+    As in nn.InstanceNorm2d, ``track_running_stats`` is False unless it is given: then the averages
+    of the samples' statistics are stored, and evaluation uses them. [C, H, W] is one sample.
+    """
 
     omega = ("in",)
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = False,
+        **options: Any,
+    ) -> None:
+        self._tracks = track_running_stats
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
+
+    @property
+    def stores_statistics(self) -> bool:
+        return self._tracks
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if x.dim() != 3:
+            return super().forward(x, residual)
+        return super().forward(x[None], None if residual is None else residual[None])[0]
+
+    def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables | None]:
+        if not (self._tracks and self.training):
+            return super()._normalize(x, residual)
+        y, moments = MomentNorm2d._normalize(self, x, residual)
+        assert isinstance(moments, Moments)
+        return y, moments.averaged_instances()
+
+    def _running_update(self, shape: torch.Size) -> tuple[float | Tensor, float] | None:
+        return super()._running_update(torch.Size((self.groups[0], *shape[1:])))  # one sample each
+
+    def _next_momentum(self) -> float:
+        return self.momentum or 0.0  # as nn.InstanceNorm2d, which does not count its batches
 
 
 class LayerNorm2d(MixtureNorm2d):

@@ -61,7 +61,7 @@ class MixtureNorm2d(MomentNorm2d):
 
     @property
     def _stored_statistics_suffice(self) -> bool:
-        single = self.omega == ("bn",) and self.logits is None
+        single = len(self.omega) == 1 and self.logits is None
         return single and self._uses_stored_statistics and self._is_plain_mixture
 
     def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables | None]:
@@ -77,7 +77,7 @@ class MixtureNorm2d(MomentNorm2d):
             if residual is not None:
                 residual = with_layout_of(residual, x)
             update = self._running_update(x.shape) if self.training else None
-            momentum, unbias = (None, 0.0) if update is None else (float(update[1]), update[2])
+            momentum, unbias = (None, 0.0) if update is None else (float(update[0]), update[1])
             y, tables = torch.ops.sn_imagenet.mixture.default(
                 *(x, residual, *parameters, *running),
                 *(numbers_of(tuple(self.omega)), self.num_groups, replicas),
@@ -88,8 +88,9 @@ class MixtureNorm2d(MomentNorm2d):
         if kernels is TRITON and takes_tables(x, *parameters, *running):
             layout = _layout(tuple(self.omega), self.num_groups, x.shape, replicas, self.eps)
             update = self._running_update(x.shape) if self.training else None
+            tables_of = self._stored() if self.track_running_stats else None
             combiner = TritonTables(
-                layout, parameters, self._stored() if stored else None, group, update
+                layout, parameters, tables_of if stored else None, group, tables_of, update
             )
             y = normalize_with(combiner, as_dense(x), residual, kernels, self.relu)
             return y, None if update is not None else combiner

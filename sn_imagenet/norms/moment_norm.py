@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sn_imagenet.norms.batch_average import BatchAverage
-from sn_imagenet.norms.moments import Moments, RunningUpdate, Statistics, update_running
+from sn_imagenet.norms.kernels import statistics_dtype
+from sn_imagenet.norms.moments import Moments, Statistics, update_running
 from sn_imagenet.norms.op import normalize
 
 
@@ -59,6 +60,7 @@ class MomentNorm2d(nn.Module, ABC):
         affine: learn ``weight`` (initially 1) and ``bias`` (initially 0), each [C].
         track_running_stats: keep running statistics of the channels; without them, evaluation uses
             the batch's statistics too.
+        bias: False leaves ``bias`` out.
 
     A layer can include the operations that follow it, without further memory traffic:
     ``layer(x, residual)`` adds a tensor of the output's shape, and ``layer.relu = True`` (an
@@ -68,9 +70,11 @@ class MomentNorm2d(nn.Module, ABC):
         Input and output [N, C, H, W], any floating dtype, any memory format.
 
     Raises:
-        ValueError: the input is not 4D, has a wrong number of channels, or differs in shape from
-            the residual.
+        ValueError: the input is not 4D or not of a floating dtype, has a wrong number of channels,
+            or differs in shape from the residual.
     """
+
+    _version = 2  # of the state dict: nn.BatchNorm2d's, with num_batches_tracked
 
     trains_on_stored_statistics = False
     """Whether training uses them too; then every rank needs the first replica's at each step."""
@@ -105,6 +109,8 @@ class MomentNorm2d(nn.Module, ABC):
         track_running_stats: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if num_features < 1:
@@ -116,7 +122,7 @@ class MomentNorm2d(nn.Module, ABC):
         self.momentum = momentum
         self.affine = affine
         self.weight = nn.Parameter(torch.ones(num_features, **factory)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features, **factory)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features, **factory)) if affine and bias else None
 
         self.track_running_stats = track_running_stats and self.stores_statistics
         tracked = self.track_running_stats
@@ -166,6 +172,11 @@ class MomentNorm2d(nn.Module, ABC):
                 f"{type(self).__name__} got an input of shape {list(x.shape)}: expected "
                 f"[N, {self.num_features}, H, W]"
             )
+        if not x.is_floating_point():
+            raise ValueError(
+                f"{type(self).__name__} got an input of {x.dtype}: expected a floating dtype, "
+                "such as that of x.float()"
+            )
         if residual is not None and residual.shape != x.shape:
             raise ValueError(
                 f"{type(self).__name__} got a residual of shape {list(residual.shape)}: expected "
@@ -188,12 +199,15 @@ class MomentNorm2d(nn.Module, ABC):
 
     def _forward_without_moments(self, x: Tensor, residual: Tensor | None) -> Tensor:
         if x.numel() == 0:
-            # Like nn.BatchNorm2d: zero gradients, unchanged running statistics.
+            # Like nn.BatchNorm2d: zero gradients; the batch counts, but changes no statistics.
+            if self.training and self.stores_statistics:
+                self._running_update(x.shape)
             used = [*self.parameters(recurse=False), *([] if residual is None else [residual])]
             return sum((tensor.sum() for tensor in used), x.clone())
-        y = F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-        )
+        dtype = statistics_dtype(x.dtype)
+        tables = (*self._stored(), self.weight, self.bias)
+        mean, var, weight, bias = (t if t is None else t.to(dtype) for t in tables)
+        y = F.batch_norm(x, mean, var, weight, bias, eps=self.eps)
         if residual is not None:
             y += residual
         return F.relu_(y) if self.relu else y
@@ -245,10 +259,11 @@ class MomentNorm2d(nn.Module, ABC):
         else:
             update = self._running_update(shape)
             if update is not None:
-                update_running(update.running, tables.batch(), update.momentum, update.unbias)
+                update_running(self._stored(), tables.batch(), *update)
 
-    def _running_update(self, shape: torch.Size) -> RunningUpdate | None:
-        """The update of the running statistics for a batch of ``shape``; counts the batch."""
+    def _running_update(self, shape: torch.Size) -> tuple[float | Tensor, float] | None:
+        """The momentum of a batch of ``shape``, and the factor that makes its variance unbiased.
+        Counts the batch. None if the running statistics are not updated."""
         shared = self.replicas
         if shared.average or not (shared.holds_first and self.track_running_stats):
             return None
@@ -258,7 +273,15 @@ class MomentNorm2d(nn.Module, ABC):
         # Unbiased, as in nn.BatchNorm2d, unless the instances' variances already are. A single
         # value has no variance to correct.
         unbias = 1.0 if self.instance_correction else count / max(count - 1, 1)
-        return RunningUpdate(self._stored(), self._next_momentum(), unbias)
+        return self._next_momentum(), unbias
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        # As nn.BatchNorm2d: old state dicts have no count.
+        if self.num_batches_tracked is not None and local_metadata.get("version", 1) < 2:
+            state_dict.setdefault(f"{prefix}num_batches_tracked", self.num_batches_tracked)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def extra_repr(self) -> str:
         relu = ", relu=True" if self.relu else ""

@@ -8,7 +8,7 @@ variances + variance of means. This is Eq. (5) without the cancellation of E[x^2
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -77,6 +77,10 @@ class Moments:
             if self.process_group is not None:
                 self._batch = combine_ranks(self._batch, self.process_group)
         return self._batch
+
+    def averaged_instances(self) -> Moments:
+        """The averages over the samples of each group, as the moments of one sample per group."""
+        return Moments(self.mean.mean(dim=0), self.var.mean(dim=0), self.mean.shape[1])
 
     def group(self, channel_groups: int) -> Statistics:
         """Over each of ``channel_groups`` equal groups of a sample's channels: [n, R, C]."""
@@ -158,14 +162,6 @@ def combine_ranks(local: Statistics, group: dist.ProcessGroup) -> Statistics:
     """
     mean, var = _GatherOverRanks.apply(torch.cat(local), group).unbind(1)
     return _combine_samples(mean, var)
-
-
-class RunningUpdate(NamedTuple):
-    """The arguments of :func:`update_running` besides the batch's statistics."""
-
-    running: Statistics
-    momentum: float | Tensor
-    unbias: float
 
 
 @torch.no_grad()

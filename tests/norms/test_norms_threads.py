@@ -1,8 +1,10 @@
-"""The number of threads of the C++ kernels does not change any bit of a result."""
+"""Threads: those of the kernels change no bit, and those of the caller may share a layer."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -70,3 +72,22 @@ def test_the_number_of_threads_changes_no_bit(
     for count in (2, 3, 5):
         for expected, actual in zip(single, run_layer(method, layout, count), strict=True):
             assert torch.equal(expected, actual)
+
+
+def test_threads_may_share_a_layer_on_different_shapes(threads: None) -> None:
+    torch.set_num_threads(1)
+    layer = SwitchNorm2d(16, omega=("in", "ln", "bn", "gn"), num_groups=4).eval()
+    inputs = [torch.randn(n, 16, n, n) for n in (1, 2, 5, 9)]
+    expected = [layer(x) for x in inputs]
+
+    def run(worker: int) -> bool:
+        order = [(worker + step) % len(inputs) for step in range(400)]
+        return all(torch.equal(layer(inputs[i]), expected[i]) for i in order)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with torch.no_grad(), ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(run, range(4)))
+    finally:
+        sys.setswitchinterval(interval)

@@ -16,7 +16,6 @@ from torch import Tensor
 from sn_imagenet.norms.kernels import TRITON, Affine, Backend, statistics_dtype, triton_launch
 from sn_imagenet.norms.kernels.cpp import MEMBERS
 from sn_imagenet.norms.moments import (
-    RunningUpdate,
     Statistics,
     check_divides,
     combine_ranks,
@@ -109,7 +108,8 @@ class TritonTables(Combiner):
         stored: BN's stored statistics [C], if they are used instead of the batch's.
         group: the ranks that share BN's statistics, each with equally many samples. They exchange
             the 2 R C numbers of their combined tables, once in each direction.
-        update: the update of the running statistics that forward is to make.
+        running, update: the running statistics that forward is to update, and its momentum and
+            factor of the variance.
     """
 
     def __init__(
@@ -118,13 +118,14 @@ class TritonTables(Combiner):
         parameters: Parameters,
         stored: Statistics | None = None,
         group: dist.ProcessGroup | None = None,
-        update: RunningUpdate | None = None,
+        running: Statistics | None = None,
+        update: tuple[float | Tensor, float] | None = None,
     ) -> None:
         self.layout = layout
         self.parameters = parameters
         self.stored = stored
         self.group = group if "bn" in layout.member_at and stored is None else None
-        self.update = update
+        self.running, self.update = running, update
         self.buffer: Tensor
         omega = list(layout.member_at)
         self._positions = {
@@ -156,8 +157,8 @@ class TritonTables(Combiner):
             local = self.batch()
             for table, combined in zip(local, combine_ranks(local, self.group), strict=True):
                 table.copy_(combined)
-        if self.update is not None:
-            self.update_running(*self.update)
+        if self.running is not None and self.update is not None:
+            self.update_running(self.running, *self.update)
         self._combine_coefficients()
         return Affine(center, scale, shift)
 
