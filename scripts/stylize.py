@@ -1,7 +1,7 @@
 """Stylize images with a trained network: python scripts/stylize.py --run RUN --images DIR --out DIR
 
 RUN is a run of task=stylization or its export. Images are upright by their EXIF orientation, and
-written as PNG. One of 4096 x 4096 pixels takes less than 4 GB.
+written as PNG. One of 4096 x 4096 pixels takes about 3.5 GB.
 """
 
 from __future__ import annotations
