@@ -18,7 +18,7 @@ from sn_imagenet.reporting.figures.figure2 import draw_figure2, figure2
 from sn_imagenet.reporting.figures.figure3 import draw_figure3, figure3
 from sn_imagenet.reporting.figures.figure4 import draw_figure4, figure4
 from sn_imagenet.reporting.figures.figure6a import draw_figure6a, figure6a
-from sn_imagenet.reporting.figures.figure6b import figure6b
+from sn_imagenet.reporting.figures.figure6b import draw_figure6b, figure6b
 from sn_imagenet.reporting.figures.figure8 import draw_figure8, figure8
 from sn_imagenet.reporting.figures.figure9 import draw_figure9, figure9
 from sn_imagenet.reporting.figures.series import FigureData
@@ -47,7 +47,7 @@ FIGURES: dict[str, tuple[Gather, Draw, str]] = {
 }
 # Figures of one task, in addition.
 TASK_FIGURES: dict[str, dict[str, tuple[Gather, Draw, str]]] = {
-    SEARCH: {"fig6b": (figure6b, draw_figure8, "no run has finished an epoch")},
+    SEARCH: {"fig6b": (figure6b, draw_figure6b, "no run has finished an epoch")},
     STYLIZATION: {
         "fig6a": (figure6a, draw_figure6a, "no run has recorded a loss"),
         "fig9": (figure9, draw_figure9, "no run has stylized images (scripts/stylize.py)"),
