@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from sn_imagenet.benchmark.command import (
-    BenchmarkReport,
     Command,
+    Report,
     align_columns,
     compose_config,
 )
-from sn_imagenet.benchmark.timing import StorageLog, synchronize, time_interleaved
+from sn_imagenet.benchmark.timing import StorageLog, median_seconds, synchronize
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.distributed import Placement
 from sn_imagenet.norms import GroupNorm2d, norm_layers
@@ -93,7 +93,7 @@ class Contender:
         return in_forward, time.perf_counter() - start - in_forward
 
 
-def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
+def _measure(args: Namespace, device: torch.device) -> Report:
     chosen = ["task=detection", *args.overrides]
 
     def config(*more: str) -> ExperimentConfig:
@@ -103,12 +103,13 @@ def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
     plain = config("norm=gn", "model.fuse_relu=false")
     contenders[REFERENCE] = Contender(plain, device, pytorch_layers=True)
     kept = {name: contender.kept_bytes() for name, contender in contenders.items()}
-    seconds = time_interleaved(
+    seconds = median_seconds(
         {name: partial(Contender.step, one) for name, one in contenders.items()},
         args.repeats,
         device,
     )
     facts: dict[str, Any] = {
+        "reference": REFERENCE,
         "config": plain.to_dict(),
         "seconds": seconds,
         "ratios": {name: value / seconds[REFERENCE] for name, value in seconds.items()},
@@ -124,7 +125,7 @@ def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
         share = other / (forward + other)
         facts["evaluation"] = {"images": args.evaluate, "forward": forward, "other": other}
         table += f"\n\nevaluation: {share:.0%} of the time is not the network's"
-    return BenchmarkReport(facts, table, {plain.model.name: facts["ratios"]}, REFERENCE)
+    return facts, table
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -139,5 +140,4 @@ COMMAND = Command(
     _add_arguments,
     _measure,
     overrides="as for train.py: data, model and batch",
-    plots=True,
 )
