@@ -18,7 +18,7 @@ from sn_imagenet.benchmark.command import (
     align_columns,
     compose_config,
 )
-from sn_imagenet.benchmark.timing import StorageLog, median_seconds, synchronize
+from sn_imagenet.benchmark.timing import StorageLog, median_seconds
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.distributed import Placement
 from sn_imagenet.norms import GroupNorm2d, norm_layers
@@ -79,7 +79,8 @@ class Contender:
             nonlocal in_forward
             start = time.perf_counter()
             output = network(inputs)
-            synchronize(self.device)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
             in_forward += time.perf_counter() - start
             return output
 
@@ -109,6 +110,7 @@ def _measure(args: Namespace, device: torch.device) -> Report:
         device,
     )
     facts: dict[str, Any] = {
+        "reference": REFERENCE,
         "config": plain.to_dict(),
         "seconds": seconds,
         "ratios": {name: value / seconds[REFERENCE] for name, value in seconds.items()},
