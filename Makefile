@@ -5,9 +5,11 @@ BIN := .venv/bin
 EXPECTED = $(addprefix --expected ,$(wildcard results/expected/$(STUDY).yaml))
 TABLES_digits := table2,methods
 TABLES_depth := networks,table2
+TABLES_nuclei := table5
+TABLES_blood_cells := table4
 TABLES = $(or $(TABLES_$(STUDY)),table2)
 
-.PHONY: setup test test-all demo report figures tables study-search study-sensitivity study-stylization golden lint
+.PHONY: setup test test-all demo report figures tables study-nuclei study-search study-sensitivity study-stylization golden lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -66,6 +68,14 @@ study-stylization: setup
 	  $(BIN)/python scripts/stylize.py --run $$run --images $$images --size 512 || exit 1; \
 	done
 	@$(MAKE) --no-print-directory report STUDY=stylization
+
+# Detectors from scratch, then from classifiers that the study trains itself.
+NUCLEI := results/nuclei/runs
+study-nuclei: setup
+	$(BIN)/python train.py -m sweep=nuclei_classifiers runs_dir=$(NUCLEI)
+	$(BIN)/python train.py -m sweep=nuclei runs_dir=$(NUCLEI)
+	$(BIN)/python train.py -m sweep=nuclei runs_dir=$(NUCLEI) init_from=$(NUCLEI)/imagenette_small pair=frozen_bn,frozen_bn_gn,frozen_bn_sn,gn_gn,sn_sn
+	@$(MAKE) --no-print-directory report STUDY=nuclei
 
 # The figures, verdicts, tables and report of the runs of results/STUDY. The figures take longest and
 # are drawn in parallel. BRIEF=--brief prints the results alone.

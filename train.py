@@ -14,7 +14,7 @@ from sn_imagenet.command_line import hydra_program, read_experiment
 
 if TYPE_CHECKING:
     from sn_imagenet.config import ExperimentConfig
-    from sn_imagenet.distributed import Session
+    from sn_imagenet.session import Session
 
 
 @hydra_program("configs", "config", read_experiment)
@@ -24,9 +24,9 @@ def main(config: ExperimentConfig, session: Session) -> None:
 
     run = train(config)
     if rank() == 0 and config.evaluate:
-        from sn_imagenet.reporting.report import report_run  # imports matplotlib
+        from sn_imagenet.reporting.report import report_runs  # imports matplotlib
 
-        report_run(run)
+        report_runs([run])
 
 
 if __name__ == "__main__":

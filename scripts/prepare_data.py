@@ -4,7 +4,8 @@
     python scripts/prepare_data.py DIR --mark   # also leave the bad files out from now on
 
 DIR holds ImageNet in any of its layouts (class folders; the original tars with the devkit beside
-them; Kaggle's ILSVRC/; Hugging Face's parquet files) or class folders. The data are not unpacked,
+them; Kaggle's ILSVRC/; Hugging Face's parquet files), class folders, or a data set in COCO's layout
+(annotations/instances_NAME.json for each folder NAME of images). The data are not unpacked,
 moved or changed. The index is written beside the data or, if that is not permitted, to
 ~/.cache/sn-imagenet.
 """
@@ -34,13 +35,14 @@ def main() -> int:
         parser.error(f"--workers {options.workers}: expected at least 1")
     if options.mark and options.no_verify:
         parser.error("--mark needs verified files: remove --no-verify")
+    root, verify = options.dir.expanduser(), not options.no_verify
     try:
-        usable = prepare_data(
-            options.dir.expanduser(),
-            verify=not options.no_verify,
-            mark=options.mark,
-            workers=options.workers,
-        )
+        if list((root / "annotations").glob("instances_*.json")):
+            from sn_imagenet.tasks.detection.prepare import prepare_coco  # imports torch
+
+            usable = prepare_coco(root, verify=verify, workers=options.workers)
+        else:
+            usable = prepare_data(root, verify=verify, mark=options.mark, workers=options.workers)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

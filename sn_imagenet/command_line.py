@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from sn_imagenet.config import ExperimentConfig
-    from sn_imagenet.distributed import Session
+    from sn_imagenet.session import Session
 
 RAISE_ERRORS = "HYDRA_FULL_ERROR"  # makes Hydra raise errors instead of printing and exiting with 1
 Options = TypeVar("Options")
@@ -39,7 +39,7 @@ def hydra_program(
             within the run, which reports its errors.
 
     Raises:
-        SystemExit: 2 if the command line is wrong, otherwise as :func:`.distributed.session`.
+        SystemExit: 2 if the command line is wrong, otherwise as :func:`.session.session`.
     """
 
     def decorate(function: Callable[[Options, Session], None]) -> Callable[[], None]:
@@ -116,7 +116,7 @@ class _CommandLine:
     @cached_property
     def session(self) -> Session:
         """The session, which lasts until the program ends."""
-        from sn_imagenet.distributed import session
+        from sn_imagenet.session import session
 
         return self._stack.enter_context(session())
 
@@ -190,6 +190,8 @@ def _unknown_key(override: str, failing: str, parent: DictConfig) -> str:
     names = failing.split(".")
     known = [str(name) for name in parent if name != "hydra"]
     match = closest_name(names[-1], known)
+    if not known:
+        return f"{override}: unknown config key; to add it, write +{override}"
     guess = f"expected one of {', '.join(known)}"
     if match:
         guess = f"did you mean {'.'.join([*names[:-1], match])}{override[len(failing) :]}?"

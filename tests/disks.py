@@ -23,6 +23,18 @@ def size_limit(size: int) -> Iterator[None]:
 
 
 @contextmanager
+def memory_limit(more: int) -> Iterator[None]:
+    """Let this process allocate at most ``more`` bytes of address space."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextmanager
 def read_only(path: Path, mode: int = 0o555) -> Iterator[None]:
     """Make the folder ``path`` read-only, or with ``mode=0`` unreadable too. File modes do not bind
     root, so root becomes the user nobody meanwhile."""

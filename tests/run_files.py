@@ -229,16 +229,6 @@ def write_sweep(
                     write_run(root, run_config, result(run_config, status="diverged"), metrics=rows)
 
 
-def as_version_1(outcome: dict[str, Any]) -> dict[str, Any]:
-    """The result in version 1 of the format, which holds one evaluation per kind of statistics."""
-    version_2_keys = ("statistics", "precision", "checkpoint", "data", "by", "at", "provenance")
-    evaluations = {
-        e["statistics"]: {key: value for key, value in e.items() if key not in version_2_keys}
-        for e in outcome["evaluations"]
-    }
-    return {**outcome, "version": 1, "evaluations": evaluations}
-
-
 def first_evaluations(outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Statistics -> the first evaluation under them in a result, without its author and time."""
     first: dict[str, dict[str, Any]] = {}

@@ -20,16 +20,13 @@ def make_stepper(
     network: nn.Module,
     config: ExperimentConfig,
     placement: Placement,
-    device: torch.device | str = "cpu",
     rate: Callable[[int], float] = lambda step: 0.1,
-    dropout: float | None = None,
 ) -> Stepper:
-    """``rate``: learning rate by step. ``dropout``: of the classifier; None for the config's."""
+    """``rate``: learning rate by step."""
     task = Classification(config)
-    probability = config.protocol.dropout if dropout is None else dropout
-    if probability:
+    if probability := config.protocol.dropout:
         task._dropout = PlacedDropout(network.get_classifier(), probability, config.seed)  # type: ignore[operator]
-    stepper = Stepper(task, network, config, placement, torch.device(device), Clock(1, 1))
+    stepper = Stepper(task, network, config, placement, torch.device("cpu"), Clock(1, 1))
     stepper.optimizations = {
         name: replace(optimization, learning_rate=rate)
         for name, optimization in stepper.optimizations.items()

@@ -25,12 +25,14 @@ RANKS = {
     "errors": 0,
     "output": 0,
     "config": 1,
+    "native": 1,
     "command_line": 9,
     "norms": 2,
     "runs": 2,
     "data": 3,
     "models": 3,
     "distributed": 4,
+    "session": 5,
     "tasks": 5,
     "evaluation": 6,
     "training": 7,
@@ -38,14 +40,14 @@ RANKS = {
 }
 # These packages have no rank. Each lists what it may import of the project besides itself.
 ALLOWED = {
-    "norms": set(),  # can be copied into any other project
+    "norms": {"native"},  # both can be copied into any other project
     "reporting": {"errors", "config", "runs"},  # reads result files only
     "sweeps": {"errors", "config", "runs", "reporting"},  # starts train.py as a process
 }
 # Packages that must not import HEAVY, not even indirectly.
 LIGHT = ("runs", "reporting", "sweeps")
 # Modules of light packages that import torch; they are imported by their full path only.
-NOT_LIGHT = {f"{PACKAGE}.runs.{name}" for name in ("checkpoint", "saver", "start")}
+NOT_LIGHT = {f"{PACKAGE}.runs.{name}" for name in ("checkpoint", "provenance", "saver", "start")}
 HEAVY = {"torch", "torchvision", "timm"}
 
 

@@ -22,14 +22,13 @@ import sn_imagenet, sn_imagenet.norms, torch
 package = Path(sn_imagenet.__file__).parent
 assert package.is_relative_to(sys.prefix), package
 assert (package / "py.typed").is_file() and (package / "norms/py.typed").is_file()
-for name in ("kernels/kernels.cpp", "closed_form/combine.cpp"):
+for name in ("kernels/operators.cpp", "kernels/combine.h", "kernels/kernels.h"):
     assert (package / "norms" / name).is_file(), name
 layer = sn_imagenet.norms.SwitchNorm2d(4)
 layer(torch.randn(2, 4, 3, 3)).sum().backward()
-from sn_imagenet.norms.kernels.compiler import load_library
-from sn_imagenet.norms.kernels.cpp import SOURCE
-assert Path(SOURCE).is_relative_to(package)
-print("built" if load_library(SOURCE) else "no compiler")
+from sn_imagenet.norms.kernels import cpp
+assert cpp.SOURCE.is_relative_to(package)
+print("built" if cpp.supports(torch.zeros(1, 1, 1, 1)) else "no compiler")
 """
 
 

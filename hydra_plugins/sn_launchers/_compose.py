@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from sn_imagenet.config import CLASSIFICATION, ExperimentConfig
 from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs import RunDirectory
+from sn_imagenet.runs.scores import TOP1, Score
 from sn_imagenet.sweeps.planned import PlannedRun, plan_runs
 
 
@@ -26,8 +29,9 @@ def compose_runs(
     """Compose the runs of a sweep, and check all of them before the first one starts.
 
     Raises:
-        UserError: a config is invalid, the processes do not fit a setting, two runs share a run
-            directory, a run directory holds another experiment, or this is a torchrun process.
+        UserError: a config or a task is invalid, the processes do not fit a setting, two runs share
+            a run directory, a run directory holds another experiment, or this is a torchrun
+            process.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError(
@@ -40,7 +44,15 @@ def compose_runs(
         batch, per_pass = run.config.batch, run.config.trainer.replicas_per_pass
         Placement(batch.gpus, batch.samples_per_gpu, processes, 0, per_pass)
         RunDirectory(run.run_dir).check(run.config)
-    return runs
+    return [replace(run, score=_score(run.config)) for run in runs]
+
+
+def _score(config: ExperimentConfig) -> Score:
+    if config.task == CLASSIFICATION:
+        return TOP1  # the import of a task takes seconds
+    from sn_imagenet.tasks.task import task_class
+
+    return task_class(config).score
 
 
 def script_and_options(config: DictConfig) -> list[str]:
@@ -52,6 +64,22 @@ def script_and_options(config: DictConfig) -> list[str]:
     return [*options, "--config-name", config.hydra.job.config_name]
 
 
-def completed_job(overrides: Sequence[str]) -> JobReturn:
-    """The return value that Hydra's sweeper expects for a completed run."""
-    return JobReturn(overrides=list(overrides), cfg=OmegaConf.create(), status=JobStatus.COMPLETED)
+def completed_jobs(
+    execute: Callable[[Sequence[Sequence[str]]], int], job_overrides: Sequence[Sequence[str]]
+) -> Sequence[JobReturn]:
+    """Execute a sweep; the return values that Hydra's sweeper expects.
+
+    Raises:
+        SystemExit: with the sweep's exit code if it is not 0; with 2 after an error, which is
+            printed. With hydra.sweeper.max_batch_size, later batches wait for the next start.
+    """
+    setup_globals()
+    try:
+        code = execute(job_overrides)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = 2
+    if code:
+        raise SystemExit(code)
+    done, none = JobStatus.COMPLETED, OmegaConf.create()
+    return [JobReturn(overrides=list(own), cfg=none, status=done) for own in job_overrides]

@@ -3,12 +3,11 @@
 Hydra imports this file at every start, so the other imports wait until a sweep starts.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, setup_globals
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -55,19 +54,9 @@ class LocalLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from hydra_plugins.sn_launchers._compose import completed_job
-        from sn_imagenet.errors import UserError
+        from hydra_plugins.sn_launchers._compose import completed_jobs
 
-        setup_globals()
-        try:
-            code = self._launch(job_overrides)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            code = 2
-        if code:
-            # With hydra.sweeper.max_batch_size, later batches wait for the next start.
-            raise SystemExit(code)
-        return [completed_job(overrides) for overrides in job_overrides]
+        return completed_jobs(self._launch, job_overrides)
 
     def _launch(self, job_overrides: Sequence[Sequence[str]]) -> int:
         from hydra_plugins.sn_launchers._compose import compose_runs, script_and_options
@@ -85,7 +74,6 @@ class LocalLauncher(Launcher):
             print("\n".join(plan(runs, len(slots), settings.measured)), flush=True)
             return 0
         script, board = script_and_options(self.config), Board()
-        with make_starter(
-            script, settings.gpus_per_run, slots, PRELOADED_MODULES, board.print_line
-        ) as starter:
-            return Pool(runs, slots, starter, settings.retries, board).run()
+        processes = settings.gpus_per_run
+        starter = make_starter(script, processes, slots, PRELOADED_MODULES, board.print_line)
+        return Pool(runs, slots, starter, settings.retries, board).run()

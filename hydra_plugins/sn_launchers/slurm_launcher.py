@@ -21,7 +21,7 @@ from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, setup_globals
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import HydraContext, TaskFunction
@@ -79,23 +79,14 @@ class TorchrunSlurmLauncher(_Submitit or Launcher):  # type: ignore[misc]
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from hydra_plugins.sn_launchers._compose import completed_job
-        from sn_imagenet.errors import UserError
+        from hydra_plugins.sn_launchers._compose import completed_jobs
 
         # Set it before submitit is imported; the jobs inherit it.
         os.environ["SUBMITIT_PREEMPT_SIGNAL"] = SIGNAL
         # A job imports this launcher again, from any working directory.
         paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        setup_globals()
-        try:
-            code = self._launch(job_overrides)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            code = 2
-        if code:
-            raise SystemExit(code)
-        return [completed_job(overrides) for overrides in job_overrides]
+        return completed_jobs(self._launch, job_overrides)
 
     def _launch(self, job_overrides: Sequence[Sequence[str]]) -> int:
         from hydra_plugins.sn_launchers._compose import compose_runs, script_and_options

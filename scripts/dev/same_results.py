@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ GOLDEN = (
 IGNORED = (
     "images_per_s", "data_wait_pct",  # of a row
     "training.wall_time_s", "training.images_per_s", "training.git_revisions.*",
-    "training.compiled.*",
+    "training.compiled.*", "config.trainer.compile",  # of earlier revisions
     "provenance.git_revision", "provenance.git_dirty", "provenance.written_at", "evaluations.*.at",
     "config.runs_dir", "config.run_dir",
 )
@@ -95,19 +95,24 @@ def run(command: str, checkout: Path, runs: str) -> None:
     subprocess.run(line, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
 
 
-def results(checkout: Path, command: str, ignored: list[str]) -> dict[str, Any]:
-    """Run ``command`` in ``checkout``; ``{"file:line key": value}`` of the files that it writes."""
-    values = {}
+def results(checkout: Path, command: str, ignored: Sequence[str]) -> dict[str, Any]:
+    """Run ``command`` in ``checkout`` and read the files that it writes."""
     with tempfile.TemporaryDirectory() as runs:
         run(command, checkout, runs)
-        for file in sorted(Path(runs).rglob("*.json*")):
-            if file.name in ("metrics.jsonl", "result.json"):
-                text = file.read_text()
-                rows = text.splitlines() if file.suffix == ".jsonl" else [text]
-                for number, row in enumerate(rows):
-                    for key, value in flatten(json.loads(row)).items():
-                        if not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignored):
-                            values[f"{file.relative_to(runs)}:{number + 1} {key}"] = value
+        return read_results(Path(runs), ignored)
+
+
+def read_results(runs: Path, ignored: Sequence[str]) -> dict[str, Any]:
+    """``{"file:line key": value}`` of the files in or below ``runs``."""
+    values = {}
+    for file in sorted(runs.rglob("*.json*")):
+        if file.name in ("metrics.jsonl", "result.json"):
+            text = file.read_text()
+            rows = text.splitlines() if file.suffix == ".jsonl" else [text]
+            for number, row in enumerate(rows):
+                for key, value in flatten(json.loads(row)).items():
+                    if not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignored):
+                        values[f"{file.relative_to(runs)}:{number + 1} {key}"] = value
     return values
 
 

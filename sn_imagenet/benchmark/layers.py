@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import geometric_mean
 
 import torch
@@ -14,20 +15,17 @@ from torch import Tensor, nn
 
 from sn_imagenet.benchmark.command import (
     REFERENCE,
-    BenchmarkReport,
     Command,
+    Report,
     align_columns,
     parse_setting,
 )
-from sn_imagenet.benchmark.contenders import (
-    RESIDUAL,
-    compiled_contenders,
-    layer_contenders,
-    residual_contenders,
-)
-from sn_imagenet.benchmark.timing import StorageLog, capture_graph, time_interleaved
+from sn_imagenet.benchmark.timing import StorageLog, capture_graph, median_seconds
 from sn_imagenet.errors import UserError
+from sn_imagenet.norms.control import set_replicas
 from sn_imagenet.norms.kernels import select_backend
+from sn_imagenet.norms.layers import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d
+from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
 SHAPES = (
     (64, 112, 112),
@@ -48,6 +46,8 @@ SHAPES = (
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COPY = "copy"
+NATIVE = f"{REFERENCE} (without cuDNN)"
+CONTEXTS = {NATIVE: partial(torch.backends.cudnn.flags, enabled=False)}
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,9 @@ class LayerCase:
         return {name: seconds / self.reference for name, seconds in self.seconds.items()}
 
     def copy_share(self, name: str) -> float:
-        """Bandwidth of the bytes that must move, as a share of the copy's (1 read, 1 write).
-
-        A layer must read 6 and write 2 activations. With a residual and a ReLU it must read 9 and
-        write 3: the residual once in forward and, for the signs, twice in backward; its gradient.
-        """
-        units = 2 if name == COPY else 12 if name in RESIDUAL else 8
-        return units / 2 * self.seconds[COPY] / self.seconds[name]
+        """Bandwidth of the bytes that must move, as a share of the copy's. A layer must read 6 and
+        write 2 activations, the copy reads and writes one."""
+        return (1 if name == COPY else 4) * self.seconds[COPY] / self.seconds[name]
 
     def as_dict(self) -> dict[str, object]:
         shares = {name: self.copy_share(name) for name in self.seconds}
@@ -116,13 +112,57 @@ class LayerCase:
         }
 
 
+class Fig7(nn.Module):
+    """Fig. 7 of the paper as printed: nine passes over x in forward, and many kept copies."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, 1, 1))
+        self.beta = nn.Parameter(torch.zeros(channels, 1, 1))
+        self.mean_weight = nn.Parameter(torch.ones(3))
+        self.var_weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, v = self.mean_weight.softmax(0), self.var_weight.softmax(0)
+        mean: Tensor = torch.zeros((), device=x.device)
+        var: Tensor = torch.zeros((), device=x.device)
+        for k, dims in enumerate(((2, 3), (1, 2, 3), (0, 2, 3))):
+            member_var, member_mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+            mean, var = mean + w[k] * member_mean, var + v[k] * member_var
+        return ((x - mean) / torch.sqrt(var + 1e-5) * self.gamma + self.beta).to(x.dtype)
+
+
+def layer_contenders(x: Tensor, replicas: int = 1) -> dict[str, nn.Module]:
+    """Layers by name for an activation [N, C, H, W]; ours use the backend that they choose.
+
+    Our BN and SN have ``replicas`` sets of statistics; PyTorch's layers and the paper's have one.
+    On CUDA, :data:`NATIVE` is nn.BatchNorm2d to be called without cuDNN.
+    """
+    channels = x.shape[1]
+    native = SwitchNorm2d(channels)
+    native.backend = "native"
+    layers: dict[str, nn.Module] = {
+        REFERENCE: nn.BatchNorm2d(channels),
+        **({NATIVE: nn.BatchNorm2d(channels)} if x.is_cuda else {}),
+        "nn.GroupNorm(32)": nn.GroupNorm(32, channels).to(x.dtype),  # CUDA requires its input's
+        "Fig. 7": Fig7(channels),
+        "SN": SwitchNorm2d(channels),
+        "SN (native)": native,
+        "BN": BatchNorm2d(channels),
+        "GN": GroupNorm2d(channels),
+        "LN": LayerNorm2d(channels),
+        "IN": InstanceNorm2d(channels),
+    }
+    for layer in layers.values():
+        set_replicas(layer.to(x.device), replicas)
+    return layers
+
+
 def measure_layer(
     kind: ActivationKind,
     shape: tuple[int, int, int],
     device: torch.device,
     repeats: int,
-    compiled: bool = False,
-    residual: bool = False,
     graph: bool = False,
     only: Sequence[str] = (),
 ) -> LayerCase:
@@ -143,32 +183,23 @@ def measure_layer(
         return values.contiguous(memory_format=memory_format)
 
     x, grad = activation().requires_grad_(), activation()
-    eager = layer_contenders(x, kind.replicas)
-    if residual:
-        eager |= residual_contenders(x, kind.replicas)
-    if unknown := [name for name in only if name not in eager]:
-        raise UserError(f"--only {unknown[0]!r}: expected some of {', '.join(map(repr, eager))}")
+    layers = layer_contenders(x, kind.replicas)
+    if unknown := [name for name in only if name not in layers]:
+        raise UserError(f"--only {unknown[0]!r}: expected some of {', '.join(map(repr, layers))}")
     if only:
-        eager = {n: c for n, c in eager.items() if n in only or n.startswith(REFERENCE)}
-    kept = {}
-    for name, contender in eager.items():
-        with contender.context():
-            kept[name] = _kept_activations(contender.layer, x)
-    layers = eager | (compiled_contenders(x, kind.replicas) if compiled else {})
-    calls = {name: _step(contender.layer, x, grad) for name, contender in layers.items()}
-    calls[COPY] = x.detach().clone
-    context = {name: contender.context for name, contender in layers.items()}
+        layers = {n: c for n, c in layers.items() if n in only or n.startswith(REFERENCE)}
+    kept: dict[str, float] = {}
+    calls: dict[str, Callable[[], object]] = {COPY: x.detach().clone}
+    for name, layer in layers.items():
+        calls[name] = _step(layer, x, grad)
+        with CONTEXTS.get(name, nullcontext)():
+            kept[name] = _kept_activations(layer, x)
+            if graph:
+                calls[name] = capture_graph(calls[name], device)
     if graph:
-        for name, call in calls.items():
-            with context.get(name, nullcontext)():
-                calls[name] = capture_graph(call, device)
-    return LayerCase(
-        kind,
-        shape,
-        select_backend(x).name,
-        time_interleaved(calls, repeats, device, context),
-        kept,
-    )
+        calls[COPY] = capture_graph(calls[COPY], device)
+    seconds = median_seconds(calls, repeats, device, contexts=CONTEXTS)
+    return LayerCase(kind, shape, select_backend(x).name, seconds, kept)
 
 
 def _step(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], object]:
@@ -244,10 +275,6 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="batch sizes; 16x2 is a batch of 16 replicas of 2 samples; default 32 2 16x2",
     )
     parser.add_argument("--every", type=int, default=1, help="take every k-th of the 12 shapes")
-    parser.add_argument("--compile", action="store_true", help="add torch.compile (minutes)")
-    parser.add_argument(
-        "--residual", action="store_true", help="add the end of a residual block: add and ReLU"
-    )
     parser.add_argument(
         "--graph",
         action="store_true",
@@ -264,11 +291,9 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
 
 
-def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
-    if args.graph and (device.type != "cuda" or args.compile):
-        raise UserError(
-            f"--graph needs a CUDA device, not {device.type}, and excludes --compile; leave it out"
-        )
+def _measure(args: Namespace, device: torch.device) -> Report:
+    if args.graph and device.type != "cuda":
+        raise UserError(f"--graph needs a CUDA device, not {device.type}; leave it out")
     cases = []
     for replicas, samples in args.samples:
         for dtype in args.dtype:
@@ -276,24 +301,16 @@ def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
                 kind = ActivationKind(samples, layout, dtype, replicas)
                 for shape in SHAPES[:: args.every]:
                     print(f"{kind} {shape}", file=sys.stderr)
-                    options = args.compile, args.residual, args.graph, args.only
-                    cases.append(measure_layer(kind, shape, device, args.repeats, *options))
-    means = geometric_means(cases)
+                    options = args.repeats, args.graph, args.only
+                    cases.append(measure_layer(kind, shape, device, *options))
     facts = {
-        "repeats": args.repeats,
         "reference": REFERENCE,
         "graph": args.graph,
         "only": args.only,
-        "geometric_means": means,
+        "geometric_means": geometric_means(cases),
         "cases": [case.as_dict() for case in cases],
     }
-    panels = {
-        kind: {name: mean["geometric_mean"] for name, mean in table.items() if name != REFERENCE}
-        for kind, table in means.items()
-    }
-    return BenchmarkReport(facts, layers_table(cases), panels)
+    return facts, layers_table(cases)
 
 
-COMMAND = Command(
-    "one layer, forward + backward, on ResNet-50's shapes", _add_arguments, _measure, plots=True
-)
+COMMAND = Command("one layer, forward + backward, on ResNet-50's shapes", _add_arguments, _measure)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import random
 import statistics
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from sn_imagenet.benchmark.command import (
-    BenchmarkReport,
-    Command,
-    align_columns,
-    compose_config,
-)
-from sn_imagenet.benchmark.timing import CLOCKS, Clock
+from sn_imagenet.benchmark.command import Command, Report, align_columns, compose_config
+from sn_imagenet.benchmark.timing import time_interleaved
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.datasets import build
+from sn_imagenet.data.decode import decode
 from sn_imagenet.data.loaders import TrainLoader, train_loader
 from sn_imagenet.data.sources import Source
 from sn_imagenet.errors import UserError
@@ -105,7 +102,9 @@ class _DecodedImages(Dataset[Any]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> object:
-        return self.source.open(index).pixels()
+        stored = self.source.open(index).stored
+        assert isinstance(stored, bytes)
+        return decode(stored)
 
 
 def _train_loader(config: ExperimentConfig, batch: int, workers: int) -> TrainLoader:
@@ -121,10 +120,10 @@ def _train_loader(config: ExperimentConfig, batch: int, workers: int) -> TrainLo
 
 
 def _stored_batches(loader: TrainLoader) -> Batches:
-    """The loader's batches before the transforms on the device: flip, color, normalization."""
+    """The loader's batches before the transforms on the device: color shift, normalization."""
 
     def batches(epoch: int) -> Iterable[object]:
-        loader.train_sampler.set_epoch(epoch)
+        loader.sampler.set_epoch(epoch)
         return loader.data_loader
 
     return batches
@@ -136,33 +135,27 @@ def time_loader(
     batch: int,
     workers: Sequence[int],
     repeats: int,
-    clock: Clock,
+    images: int,
 ) -> list[LoaderSpeed]:
     """Time one pass of every contender at every number of workers per round, in random order. A
-    first, untimed round starts the workers and fills the file cache."""
-    entries = {
-        (name, count): batches
+    first, untimed pass starts the workers and fills the file cache. ``images``: of a pass."""
+
+    def passes(batches: Batches) -> Callable[[], int]:
+        epochs = itertools.count()
+        return lambda: sum(1 for _ in batches(next(epochs)))
+
+    calls = {
+        (name, count): passes(batches)
         for count in workers
         for name, batches in loader_contenders(config, folder, batch, count).items()
     }
-    samples: dict[tuple[str, int], list[float]] = {key: [] for key in entries}
-    order = random.Random(0)
-    for epoch in range(repeats + 1):
-        for key in order.sample(list(entries), len(entries)):
-            with _pinned_to_cores(max(key[1], 1)):
-                speed = _images_per_s(entries[key], epoch, batch, clock)
-            if epoch:
-                samples[key].append(speed)
+    pinned = {key: partial(_pinned_to_cores, max(key[1], 1)) for key in calls}
+    seconds = time_interleaved(calls, repeats, torch.device("cpu"), pinned, warm_up=1)
+    rates = {key: [images / each for each in taken] for key, taken in seconds.items()}
     return [
-        LoaderSpeed(name, count, statistics.median(speeds), min(speeds), max(speeds))
-        for (name, count), speeds in samples.items()
+        LoaderSpeed(*key, statistics.median(speeds), min(speeds), max(speeds))
+        for key, speeds in rates.items()
     ]
-
-
-def _images_per_s(batches: Batches, epoch: int, batch: int, clock: Clock) -> float:
-    start = clock()
-    count = sum(1 for _ in batches(epoch))
-    return count * batch / (clock() - start)
 
 
 @contextmanager
@@ -197,19 +190,6 @@ def ratios(speeds: Sequence[LoaderSpeed]) -> dict[str, float]:
     }
 
 
-def scaling(speeds: Sequence[LoaderSpeed]) -> dict[str, dict[str, float]]:
-    """Speed by contender and number of workers, relative to one worker."""
-    one = {speed.contender: speed.images_per_s for speed in speeds if speed.workers == 1}
-    return {
-        name: {
-            str(speed.workers): speed.images_per_s / alone
-            for speed in speeds
-            if speed.contender == name and speed.workers > 1
-        }
-        for name, alone in one.items()
-    }
-
-
 def _table(speeds: Sequence[LoaderSpeed], ratios: dict[str, float]) -> str:
     counts = sorted({speed.workers for speed in speeds})
     images_per_s = {(speed.contender, speed.workers): speed.images_per_s for speed in speeds}
@@ -226,19 +206,6 @@ def _worker_label(workers: int) -> str:
     return f"{workers} worker{'s' if workers > 1 else ''}" if workers else "in process"
 
 
-def _panels(speeds: Sequence[LoaderSpeed]) -> dict[str, dict[str, float]]:
-    """Time relative to torchvision's reference at the same number of workers."""
-    base = {speed.workers: speed.images_per_s for speed in speeds if speed.contender == TORCHVISION}
-    return {
-        _worker_label(count): {
-            speed.contender: reference / speed.images_per_s
-            for speed in speeds
-            if speed.workers == count and speed.contender != TORCHVISION
-        }
-        for count, reference in base.items()
-    }
-
-
 def _add_arguments(parser: ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="class folders")
@@ -253,13 +220,11 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=20, help="images per batch; default 20")
 
 
-def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
+def _measure(args: Namespace, device: torch.device) -> Report:
     cores = len(os.sched_getaffinity(0))
     wrong = [count for count in args.workers if not 0 <= count <= cores]
     if wrong:
         raise UserError(f"--workers {wrong[0]}: expected 0 to {cores}, the number of cores")
-    if args.clock == "cpu" and args.workers != [0]:
-        raise UserError("--clock cpu does not count the workers' time: expected --workers 0")
     if not args.threads:
         torch.set_num_threads(1)  # as in each worker
 
@@ -269,21 +234,19 @@ def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
         return compose_config(args.configs, chosen)
 
     workers = sorted({0, *args.workers})
-    speeds = time_loader(config, args.images, args.batch, workers, args.repeats, CLOCKS[args.clock])
+    exact = config("exact")
+    data = build(exact.data, exact.augment, seed=0)
+    passed = len(data.train) // args.batch * args.batch
+    speeds = time_loader(config, args.images, args.batch, workers, args.repeats, passed)
     speed_ratios = ratios(speeds)
-    data = build(config("exact").data, config("exact").augment, seed=0)
     facts = {
         "images": len(data.train),
         "fingerprint": data.fingerprint["train"],
-        "overrides": args.overrides,
         "batch": args.batch,
-        "repeats": args.repeats,
-        "clock": args.clock,
         "speeds": [speed.__dict__ for speed in speeds],
         "ratios": speed_ratios,
-        "scaling": scaling(speeds),
     }
-    return BenchmarkReport(facts, _table(speeds, speed_ratios), _panels(speeds), TORCHVISION)
+    return facts, _table(speeds, speed_ratios)
 
 
 COMMAND = Command(
@@ -291,6 +254,4 @@ COMMAND = Command(
     _add_arguments,
     _measure,
     overrides="of the loader, as for train.py: augment=he2016",
-    clock="requires --workers 0",
-    plots=True,
 )

@@ -2,46 +2,171 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from sn_imagenet.benchmark.command import (
     REFERENCE,
-    BenchmarkReport,
     Command,
+    Report,
     align_columns,
     compose_config,
     parse_setting,
 )
-from sn_imagenet.benchmark.step_contenders import (
-    PYTORCH_LAYERS,
-    StepContender,
-    StepData,
-    StepKind,
-    timm_step,
-    trainer_step,
-)
-from sn_imagenet.benchmark.timing import StorageLog, capture_graph, time_interleaved
-from sn_imagenet.distributed import set_precision
+from sn_imagenet.benchmark.timing import StorageLog, median_seconds
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.data.batches import ImageBatch
+from sn_imagenet.distributed import Placement, autocast_for, set_norm_replicas, set_precision
 from sn_imagenet.errors import UserError
+from sn_imagenet.models import build_model
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
+from sn_imagenet.models.mini import build_mini
+from sn_imagenet.tasks import Clock, build_task
+from sn_imagenet.training import Stepper
 
-MODES = {
-    "eager": None,
-    "graph": None,
-    "compile": "default",
-    "reduce-overhead": "reduce-overhead",
+_LEARNING_RATE = 1e-3  # too small to diverge on noise images
+
+
+def _group_norm(channels: int, **factory: Any) -> nn.Module:
+    return nn.GroupNorm(math.gcd(32, channels), channels, **factory)
+
+
+PYTORCH_LAYERS: dict[str, Callable[..., nn.Module]] = {
+    REFERENCE: nn.BatchNorm2d,
+    "nn.GroupNorm(32)": _group_norm,
 }
-"""How a step runs: eagerly, whole in a CUDA graph, or under torch.compile in the named mode, which
-compiles timm's network as a whole and the trainer's by blocks."""
+"""PyTorch's layers for timm's unmodified network, over the whole batch."""
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """The common properties of the contenders of a comparison. The batch has ``replicas`` times
+    ``samples`` images; contenders with one set of statistics normalize over all of them."""
+
+    replicas: int
+    samples: int
+    image_size: int
+    dtype: str = "fp32"
+    network: str = "resnet50"
+    classes: int = 1000
+
+    @property
+    def total(self) -> int:
+        """Images per step."""
+        return self.replicas * self.samples
+
+    @property
+    def setting(self) -> str:
+        """``16``, or ``(8,2)`` for several replicas."""
+        return f"({self.replicas},{self.samples})" if self.replicas > 1 else f"{self.samples}"
+
+    @property
+    def overrides(self) -> list[str]:
+        """Overrides with which train.py would train this."""
+        return [
+            f"model.name={self.network}",
+            f"batch.gpus={self.replicas}",
+            f"batch.samples_per_gpu={self.samples}",
+            f"trainer.precision={self.dtype}",
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.network}, {self.setting} at {self.image_size} px, {self.dtype}"
+
+
+class StepData:
+    """One batch of noise and random labels on the device, channels_last as in training."""
+
+    def __init__(self, kind: StepKind, device: torch.device) -> None:
+        self.kind, self.device = kind, device
+        self.autocast = autocast_for(kind.dtype, device)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(kind.total, 3, kind.image_size, kind.image_size, generator=generator)
+        labels = torch.randint(kind.classes, (kind.total,), generator=generator)
+        self.images = images.to(device, memory_format=torch.channels_last)
+        self.labels = labels.to(device)
+
+    def to_device(self, network: nn.Module) -> nn.Module:
+        """Move ``network`` to the device, channels_last, in training mode."""
+        return network.to(self.device).to(memory_format=torch.channels_last).train()
+
+
+@dataclass(frozen=True)
+class StepContender:
+    """``forward`` is the first forward pass of a step, ``step`` the whole step."""
+
+    network: nn.Module
+    forward: Callable[[], Tensor]
+    step: Callable[[], None]
+
+
+def timm_step(layer: Callable[..., nn.Module], data: StepData) -> StepContender:
+    """Step of timm's network with one of the :data:`PYTORCH_LAYERS`, and torch's SGD."""
+    name, classes = data.kind.network, data.kind.classes
+    if name in MINI_LAYERS:
+        network = build_mini(name, classes, layer)
+    else:
+        network = timm.create_model(name, num_classes=classes, norm_layer=layer)
+    network = data.to_device(network)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=_LEARNING_RATE, momentum=0.9, weight_decay=1e-4
+    )
+
+    def forward() -> Tensor:
+        with data.autocast():
+            y: Tensor = network(data.images)
+        return y
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with data.autocast():
+            loss = F.cross_entropy(network(data.images), data.labels)
+        loss.backward()
+        optimizer.step()
+
+    return StepContender(network, forward, step)
+
+
+def trainer_step(config: ExperimentConfig, data: StepData) -> StepContender:
+    """The trainer's step: :class:`Stepper` with :func:`build_model`'s network."""
+    classes = data.kind.classes
+    network = data.to_device(
+        build_model(config.model, config.norm, config.protocol, classes, config.seed)
+    )
+    placement = Placement(
+        config.batch.gpus,
+        config.batch.samples_per_gpu,
+        replicas_per_pass=config.trainer.replicas_per_pass,
+    )
+    batch, task = ImageBatch(data.images, data.labels), build_task(config)
+    stepper = Stepper(task, network, config, placement, data.device, Clock(1, 1))
+    (name, optimization), *_ = stepper.optimizations.items()
+    # The rate of the other contenders, so that weights stay finite over many steps on one batch.
+    stepper.optimizations[name] = replace(optimization, learning_rate=lambda _: _LEARNING_RATE)
+    first = next(placement.microbatches(batch))
+    set_norm_replicas(network, first, None)
+
+    def forward() -> Tensor:
+        with data.autocast():
+            y: Tensor = network(first.batch.images)
+        return y
+
+    def step() -> None:
+        stepper.forward_backward(batch, 0)
+        stepper.optimizer_step(0)
+
+    return StepContender(network, forward, step)
 
 
 @dataclass
@@ -49,7 +174,7 @@ class StepCase:
     """Median seconds of a step, by contender.
 
     Attributes:
-        kept: bytes that a forward pass keeps for backward, for eager contenders only.
+        kept: bytes that a forward pass keeps for backward.
         peak_memory: peak bytes of a step, with weights, gradients and momentum; CUDA only.
     """
 
@@ -63,32 +188,25 @@ class StepCase:
         return {name: self.kind.total / value for name, value in self.seconds.items()}
 
     def ratios(self) -> dict[str, float]:
-        """Time relative to nn.BatchNorm2d over the whole batch, run eagerly if that was timed."""
-        reference = self.seconds.get(REFERENCE) or next(
-            s for name, s in self.seconds.items() if name.startswith(REFERENCE)
-        )
-        return {name: value / reference for name, value in self.seconds.items()}
+        """Time relative to nn.BatchNorm2d over the whole batch."""
+        return {name: value / self.seconds[REFERENCE] for name, value in self.seconds.items()}
 
     def as_dict(self) -> dict[str, Any]:
         others = {"ratios": self.ratios(), "images_per_second": self.images_per_second}
         return {"title": str(self.kind), **asdict(self), **others}
 
 
-def check(kind: StepKind, modes: Sequence[str], device: torch.device) -> None:
+def check(kind: StepKind, device: torch.device) -> None:
     """Check a kind before anything slow starts, and set its precision.
 
     Raises:
-        UserError: the network is unknown, or the device lacks a mode or the precision.
+        UserError: the network is unknown, or the device lacks the precision.
     """
     if kind.network not in MINI_LAYERS and not timm.is_model(kind.network):
         raise UserError(
             f"--network {kind.network}: expected {', '.join(MINI_LAYERS)} or a timm model"
         )
     set_precision(kind.dtype, device)
-    if "graph" in modes and device.type != "cuda":
-        raise UserError(
-            f"--modes graph: CUDA graphs need a CUDA device, not {device.type}; leave it out"
-        )
 
 
 def measure_steps(
@@ -96,15 +214,13 @@ def measure_steps(
     configs: Path,
     device: torch.device,
     repeats: int,
-    modes: Sequence[str] = ("eager",),
     methods: Sequence[str] = ("bn", "gn", "sn"),
     overrides: Sequence[str] = (),
 ) -> StepCase:
-    """Time one kind of step on random images under each method and mode.
+    """Time one kind of step on random images under each method.
 
     PyTorch's layers run in timm's network, over the whole batch. Ours run in the trainer's step as
-    train.py would configure it; SN with several replicas also with one replica per pass. In a CUDA
-    graph, which cannot read a loss, our network takes the same plain step as timm's.
+    train.py would configure it; SN with several replicas also with one replica per pass.
 
     Args:
         configs: the folder from which train.py composes its configuration.
@@ -113,44 +229,36 @@ def measure_steps(
         overrides: further overrides, as for train.py.
 
     Raises:
-        UserError: a mode, a precision or a choice does not exist.
+        UserError: a precision or a choice does not exist.
     """
-    check(kind, modes, device)
+    check(kind, device)
     data = StepData(kind, device)
     case = StepCase(kind, {}, {}, {})
     steps: dict[str, Callable[[], object]] = {}
-    cuda = device.type == "cuda"
-    for mode in modes:
-        for name, make in _contenders(data, configs, mode, methods, overrides).items():
-            before = torch.cuda.memory_allocated(device) if cuda else 0
-            contender = make()
-            if mode == "eager":
-                case.kept[name] = _kept_bytes(contender)
-            graph = mode == "graph"
-            steps[name] = capture_graph(contender.step, device) if graph else contender.step
-            if cuda:
-                case.peak_memory[name] = _peak_memory(steps[name], device) - before
-    case.seconds = time_interleaved(steps, repeats, device)
+    for name, make in _contenders(data, configs, methods, overrides).items():
+        before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+        contender = make()
+        case.kept[name] = _kept_bytes(contender)
+        steps[name] = contender.step
+        if device.type == "cuda":
+            case.peak_memory[name] = _peak_memory(contender.step, device) - before
+    case.seconds = median_seconds(steps, repeats, device)
     return case
 
 
 def _contenders(
-    data: StepData, configs: Path, mode: str, methods: Sequence[str], overrides: Sequence[str]
+    data: StepData, configs: Path, methods: Sequence[str], overrides: Sequence[str]
 ) -> dict[str, Callable[[], StepContender]]:
     """Functions that make the contenders, one after the other to measure the memory of each."""
     kind = data.kind
-    suffix = "" if mode == "eager" else f", {mode}"
     makers: dict[str, Callable[[], StepContender]] = {
-        f"{name}{suffix}": partial(timm_step, layer, data, MODES[mode])
-        for name, layer in PYTORCH_LAYERS.items()
+        name: partial(timm_step, layer, data) for name, layer in PYTORCH_LAYERS.items()
     }
     for method in methods:
         name = f"{method.upper()} {kind.setting}" if kind.replicas > 1 else method.upper()
         chosen = [f"norm={method}", *kind.overrides, *overrides]
-        chosen.append(f"trainer.compile={MODES[mode] or 'false'}")
-        config = compose_config(configs, chosen)
-        makers[f"{name}{suffix}"] = partial(trainer_step, config, data, plain=mode == "graph")
-        if method == "sn" and kind.replicas > 1 and mode == "eager":
+        makers[name] = partial(trainer_step, compose_config(configs, chosen), data)
+        if method == "sn" and kind.replicas > 1:
             separate = compose_config(configs, [*chosen, "trainer.replicas_per_pass=1"])
             makers[f"{name} in {kind.replicas} passes"] = partial(trainer_step, separate, data)
     return makers
@@ -207,41 +315,27 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--network", default="resnet50", help="train.py's model.name")
-    parser.add_argument(
-        "--modes",
-        nargs="+",
-        default=["eager"],
-        choices=MODES,
-        help="graph: the whole step as a CUDA graph; compile, reduce-overhead: modes of "
-        "torch.compile, minutes each",
-    )
     parser.add_argument("--dtype", nargs="+", choices=("fp32", "tf32", "bf16"), default=["fp32"])
 
 
-def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
+def _measure(args: Namespace, device: torch.device) -> Report:
     kinds = [
         StepKind(replicas, samples, args.image_size, dtype, args.network, args.classes)
         for dtype in args.dtype
         for replicas, samples in args.batch
     ]
     for kind in kinds:
-        check(kind, args.modes, device)
+        check(kind, device)
     cases = []
     for kind in kinds:
         print(kind, file=sys.stderr)
-        options = args.modes, args.norm, args.overrides
+        options = args.norm, args.overrides
         cases.append(measure_steps(kind, args.configs, device, args.repeats, *options))
     facts = {
-        "repeats": args.repeats,
         "reference": REFERENCE,
-        "overrides": args.overrides,
         "cases": [case.as_dict() for case in cases],
     }
-    panels = {
-        str(case.kind): {n: ratio for n, ratio in case.ratios().items() if n != REFERENCE}
-        for case in cases
-    }
-    return BenchmarkReport(facts, steps_table(cases), panels)
+    return facts, steps_table(cases)
 
 
 COMMAND = Command(
@@ -249,5 +343,4 @@ COMMAND = Command(
     _add_arguments,
     _measure,
     overrides="of our networks' configuration, as for train.py: model.fuse_relu=false",
-    plots=True,
 )

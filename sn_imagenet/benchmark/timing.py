@@ -6,59 +6,66 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+Key = TypeVar("Key", str, tuple[str, int])
 Context = Callable[[], AbstractContextManager[Any]]
-Clock = Callable[[], float]
-
-CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
-"""cpu: this process's time on all of its threads, which other processes hardly affect."""
 
 SHORTEST_SAMPLE = 2e-3
 """Minimum seconds of one timed sample; shorter calls are repeated within it."""
 
 WARM_UP = 3
-"""Untimed calls. The first compiles, tunes and allocates; torch.compile's CUDA graphs record in the
-second and replay from the third on."""
+"""Untimed calls. The first compiles, tunes and allocates."""
 
 
 def time_interleaved(
-    contenders: Mapping[str, Callable[[], object]],
+    contenders: Mapping[Key, Callable[[], object]],
     repeats: int,
     device: torch.device,
-    contexts: Mapping[str, Context] | None = None,
-    clock: Clock = time.perf_counter,
-) -> dict[str, float]:
-    """Median seconds per call of each contender.
+    contexts: Mapping[Key, Context] | None = None,
+    warm_up: int = WARM_UP,
+) -> dict[Key, list[float]]:
+    """Seconds per call of each contender in each round.
 
     Every round calls every contender once, in a new random order. Other load on the machine, and
     memory left behind by a predecessor, thus affect all of them alike.
 
     Args:
-        contenders: functions by name; each is called :data:`WARM_UP` times before the first round.
+        contenders: functions by name; each is called ``warm_up`` times before the first round.
         repeats: rounds.
         contexts: by name, the context to call a contender in; entering it is not timed.
-        clock: returns seconds.
     """
     entered = {name: (contexts or {}).get(name, nullcontext) for name in contenders}
-    calls: dict[str, int] = {}
+    calls: dict[Key, int] = {}
     for name, function in contenders.items():
         with entered[name]():
-            calls[name] = _calls_per_sample(function, device, clock)
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
+            warm = [seconds_per_call(function, 1, device) for _ in range(warm_up)]
+        calls[name] = math.ceil(SHORTEST_SAMPLE / warm[-1])
+    samples: dict[Key, list[float]] = {name: [] for name in contenders}
     order = random.Random(0)
     for _ in range(repeats):
         for name in order.sample(list(contenders), len(contenders)):
             with entered[name]():
-                samples[name].append(_time(contenders[name], calls[name], device, clock))
+                samples[name].append(seconds_per_call(contenders[name], calls[name], device))
+    return samples
+
+
+def median_seconds(
+    contenders: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    **options: Any,
+) -> dict[str, float]:
+    """The median over the rounds of :func:`time_interleaved`."""
+    samples = time_interleaved(contenders, repeats, device, **options)
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
@@ -84,23 +91,18 @@ def _replay(graph: torch.cuda.CUDAGraph, recorded: object) -> None:
     graph.replay()
 
 
-def _calls_per_sample(function: Callable[[], object], device: torch.device, clock: Clock) -> int:
-    for _ in range(WARM_UP):
-        function()
-    once = _time(function, 1, device, clock)
-    return max(1, math.ceil(SHORTEST_SAMPLE / once))
-
-
-def _time(function: Callable[[], object], calls: int, device: torch.device, clock: Clock) -> float:
+def seconds_per_call(function: Callable[[], object], calls: int, device: torch.device) -> float:
+    """The mean over ``calls`` calls, from an idle device until it is idle again."""
     synchronize(device)
-    start = clock()
+    start = time.perf_counter()
     for _ in range(calls):
         function()
     synchronize(device)
-    return (clock() - start) / calls
+    return (time.perf_counter() - start) / calls
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -114,7 +116,7 @@ class StorageLog(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
+        for tensor in filter(torch.is_tensor, torch.utils._pytree.tree_leaves(result)):
             storage = tensor.untyped_storage()
             reference = StorageWeakRef(storage)
             self._storages[reference.cdata] = (reference, storage.nbytes())
@@ -128,11 +130,3 @@ class StorageLog(TorchDispatchMode):
             for cdata, (reference, size) in self._storages.items()
             if cdata not in ignored and not reference.expired()
         )
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)

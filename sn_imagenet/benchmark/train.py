@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,20 +15,14 @@ from typing import Any
 
 import torch
 
-from sn_imagenet.benchmark.command import (
-    BenchmarkReport,
-    Command,
-    align_columns,
-    compose_config,
-)
-from sn_imagenet.benchmark.timing import synchronize
+from sn_imagenet.benchmark.command import Command, Report, align_columns, compose_config
+from sn_imagenet.benchmark.timing import seconds_per_call
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.loaders import TrainLoader
 from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
-from sn_imagenet.evaluation import Prepared, prepare
 from sn_imagenet.runs import RunDirectory
-from sn_imagenet.tasks import Clock
+from sn_imagenet.tasks import Clock, Prepared, prepare
 from sn_imagenet.tasks.task import require_task_placement
 from sn_imagenet.training import Stepper, train
 
@@ -114,8 +107,9 @@ def measure_training(
     prepared = prepare(config)
     task = prepared.task
     placement = require_task_placement(task, config, world_size=1)
-    loader = task.batches(task.phases[0], prepared.data, prepared.device)
-    available = len(loader) * (config.trainer.epochs or 1)
+    loaders = [task.batches(phase, prepared.data, prepared.device) for phase in task.phases]
+    loader, steps_per_epoch = loaders[0], sum(map(len, loaders))
+    available = steps_per_epoch * (config.trainer.epochs or 1)
     if steps > available:
         raise UserError(
             f"--steps {steps}: the run has only {available} steps; use fewer, or more "
@@ -130,19 +124,14 @@ def measure_training(
         fetched = _image_rate(partial(next, batches), warm_up, timed, prepared)
         rounds.append((fetched, _image_rate(step, warm_up, timed, prepared), trained, waited))
     medians = [statistics.median(values) for values in zip(*rounds, strict=True)]
-    return config, Throughput(config.batch.total, config.data.workers, len(loader), *medians)
+    return config, Throughput(config.batch.total, config.data.workers, steps_per_epoch, *medians)
 
 
 def _image_rate(call: Callable[[], object], warm_up: int, calls: int, prepared: Prepared) -> float:
     """Images/s of ``call``, which processes one batch."""
     for _ in range(warm_up):
         call()
-    synchronize(prepared.device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    synchronize(prepared.device)
-    return calls * prepared.config.batch.total / (time.perf_counter() - start)
+    return prepared.config.batch.total / seconds_per_call(call, calls, prepared.device)
 
 
 def _step(prepared: Prepared, placement: Placement, loader: TrainLoader) -> Callable[[], object]:
@@ -181,7 +170,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=200, help="steps per round; default 200")
 
 
-def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
+def _measure(args: Namespace, device: torch.device) -> Report:
     overrides = [*args.overrides, f"trainer.device={device.type}"]
     config, throughput = measure_training(args.configs, overrides, args.steps, args.repeats)
     title = (
@@ -189,14 +178,12 @@ def _measure(args: Namespace, device: torch.device) -> BenchmarkReport:
         f"{config.data.workers} workers, {device.type}"
     )
     facts = {
-        "overrides": args.overrides,
         "steps": args.steps,
-        "repeats": args.repeats,
         "title": title,
         "config": config.to_dict(),
         **throughput.as_dict(),
     }
-    return BenchmarkReport(facts, throughput.table(title))
+    return facts, throughput.table(title)
 
 
 COMMAND = Command(

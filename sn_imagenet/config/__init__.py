@@ -6,8 +6,10 @@ what was expected and how to fix it. Only keys that a YAML file may omit have a 
 """
 
 from sn_imagenet.config.experiment import (
+    CLASSIFICATION,
     NON_EXPERIMENT_KEYS,
     ExperimentConfig,
+    InitialRunError,
     from_dict,
     from_hydra,
 )
@@ -22,6 +24,7 @@ from sn_imagenet.config.sections import (
     TABLE_2_SETTINGS,
     AugmentConfig,
     DataConfig,
+    DetectionProtocolConfig,
     ModelConfig,
     NormConfig,
     ProtocolConfig,
@@ -29,6 +32,7 @@ from sn_imagenet.config.sections import (
 )
 
 __all__ = [
+    "CLASSIFICATION",
     "ESTIMATORS",
     "IMAGENET_SAMPLES",
     "NON_EXPERIMENT_KEYS",
@@ -37,7 +41,9 @@ __all__ = [
     "CalibrationConfig",
     "CheckpointConfig",
     "DataConfig",
+    "DetectionProtocolConfig",
     "ExperimentConfig",
+    "InitialRunError",
     "ModelConfig",
     "NormConfig",
     "ProtocolConfig",

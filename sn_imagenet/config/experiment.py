@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,9 +39,11 @@ TRACKERS = ("tensorboard", "trackio", "none")
 NON_EXPERIMENT_KEYS = frozenset({
     "run_dir", "runs_dir", "evaluate", "tracker",
     "data.root", "data.train", "data.val", "data.workers",
+    "data.train_annotations", "data.val_annotations",
     "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
-    "trainer.eval_batch_size", "trainer.deterministic", "trainer.compile", "checkpoint.minutes",
+    "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes",
     "checkpoint.on_error", "calibration.every", "trainer.validate_every",
+    "trainer.compile",  # of runs by earlier versions
     "task.style", "task.features",  # files, which the fingerprint of the data covers
 })
 # fmt: on
@@ -50,15 +56,17 @@ def _at_most_cores(count: int) -> int:
 
 
 def _join(separator: str, name: str, other: Any) -> str:
-    """``name``, or ``name`` and the name of ``other``."""
-    if other is None:
-        return name
-    return f"{name}{separator}{other if isinstance(other, str) else other['name']}"
+    """``name``, or ``name`` and the name of ``other``. Classification, the default, has none."""
+    other = other if isinstance(other, str | None) else other["name"]
+    return name if other in (None, CLASSIFICATION["name"]) else f"{name}{separator}{other}"
 
 
 OmegaConf.register_new_resolver("at_most_cores", _at_most_cores, replace=True)
 OmegaConf.register_new_resolver("join", _join, replace=True)
 OmegaConf.register_new_resolver("stem", lambda path: path and Path(path).stem, replace=True)
+OmegaConf.register_new_resolver(
+    "choose", lambda condition, yes, no: yes if condition else no, replace=True
+)
 
 
 @dataclass
@@ -96,6 +104,9 @@ class ExperimentConfig:
                 head = NormConfig(**self.norm.head)
                 head.apply_single_sample()
                 self.norm.head = asdict(head)
+        if self.norm.head is not None and self.norm.test_statistics == "sample":
+            # The heads alone store statistics.
+            self.norm.test_statistics = self.norm.head["test_statistics"]
 
     @property
     def uses_single_sample(self) -> bool:
@@ -121,8 +132,16 @@ class ExperimentConfig:
         # Runs of classification, and configs without these options, look as they always did.
         if values["task"] == CLASSIFICATION:
             del values["task"]
-        for section, key in (("norm", "head"), ("trainer", "validate_every")):
-            if values[section][key] is None:
+        optional = (
+            ("norm", "head"),
+            ("trainer", "validate_every"),
+            ("augment", "operations"),
+            ("data", "train_annotations"),
+            ("data", "val_annotations"),
+            ("protocol", "detection"),
+        )
+        for section, key in optional:
+            if not values[section][key]:
                 del values[section][key]
         return values
 
@@ -143,8 +162,12 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
     if isinstance(head, str):
         composed = composed.copy()
         OmegaConf.update(composed, "norm.head", _norm_by_name(head), force_add=True)
-    # How a sweep executes its runs is not part of their configs.
-    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "sweep"])
+    if OmegaConf.select(composed, "init_from") is not None:
+        composed = composed.copy()
+        composed.init = _initial_run(composed)
+    # How a sweep executes its runs, and how init was found, is not part of their configs.
+    keys = [str(key) for key in composed if key not in ("sweep", "init_from")]
+    own = OmegaConf.masked_copy(composed, keys)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), own)
         config = OmegaConf.to_object(merged)
@@ -158,30 +181,65 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
     return config
 
 
-def _norm_by_name(name: str) -> DictConfig:
-    """The config of a method, looked up as ``norm=`` is.
+class InitialRunError(ConfigError):
+    """The run that ``init_from`` describes does not exist."""
+
+
+def _initial_run(composed: DictConfig) -> str:
+    """The trained run below ``init_from`` (a folder, or a glob of folders) with the config's
+    backbone, method and seed; for frozen batch norm, one with batch norm.
 
     Raises:
-        ConfigError: there is no such config.
+        InitialRunError: there is none, or more than one.
+    """
+    folder, seed = str(composed.init_from), composed.seed
+    method = {"frozen_bn": "bn"}.get(composed.norm.name, composed.norm.name)
+    backbone = OmegaConf.select(composed, "model.args.backbone") or composed.model.name
+    found = []
+    for file in map(Path, sorted(glob(f"{folder}/**/seed{seed}/config.yaml", recursive=True))):
+        values = OmegaConf.load(file)
+        matches = OmegaConf.select(values, "norm.name") == method and (
+            OmegaConf.select(values, "model.name") == backbone
+        )
+        if matches and (file.parent / "final.pt").exists():
+            found.append(str(file.parent))
+    if len(found) != 1:
+        runs = f"{len(found)} runs" if found else "no finished run"
+        raise InitialRunError(
+            f"init_from={folder}: {runs} of model={backbone} norm={method} seed={seed} there"
+            + (f" ({', '.join(found)}); use a folder with one of them" if found else "")
+        )
+    return found[0]
+
+
+def _norm_by_name(name: str) -> DictConfig:
+    """The config of a method, looked up and composed as ``norm=`` is.
+
+    Raises:
+        ConfigError: there is no such config, or it cannot be composed.
     """
     loader = GlobalHydra.instance().config_loader()
-    for source in loader.get_sources():
-        if source.available() and source.is_config(f"norm/{name}"):
-            config = source.load_config(f"norm/{name}").config
-            assert isinstance(config, DictConfig)
-            return config
-    known = sorted(loader.get_group_options("norm"))
-    match = closest_name(name, known)
-    guess = f"did you mean norm.head={match}? " if match else ""
-    raise ConfigError(
-        f"norm.head={name}: unknown choice; {guess}expected one of {', '.join(known)}"
-    )
+    folders = HydraConfig.get().searchpath if HydraConfig.initialized() else []
+    overrides = [f"hydra.searchpath={list(folders)}"] if folders else []
+    try:
+        composed = loader.load_configuration(None, [f"+norm={name}", *overrides], RunMode.RUN)
+    except HydraException as error:
+        if getattr(error, "missing_cfg_file", None) != f"norm/{name}":
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise ConfigError(f"norm.head={name}: {reason}") from error
+        known = sorted(loader.get_group_options("norm"))
+        match = closest_name(name, known)
+        guess = f"did you mean norm.head={match}? " if match else ""
+        raise ConfigError(
+            f"norm.head={name}: unknown choice; {guess}expected one of {', '.join(known)}"
+        ) from error
+    return composed.norm
 
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     """The inverse of :meth:`ExperimentConfig.to_dict`; errors as :func:`from_hydra`."""
-    # Configs of earlier versions do not have these keys.
+    # Configs of earlier versions may lack the first key and have the second.
     config = OmegaConf.create({"tracker": "tensorboard", **values})
     if isinstance(config.get("trainer"), DictConfig):
-        config.trainer.setdefault("compile", False)
+        config.trainer.pop("compile", None)
     return from_hydra(config)

@@ -12,7 +12,6 @@ from sn_imagenet.config.checks import (
     require_seed,
 )
 
-COMPILE_MODES = ("default", "reduce-overhead")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 ESTIMATORS = ("mean_of_variances", "population")
 
@@ -26,10 +25,9 @@ class TrainerConfig:
     their gradients are accumulated. ``log_every``: optimizer steps between two lines of
     ``metrics.jsonl``. ``eval_batch_size``: images per rank in one forward pass of an evaluation
     (None: chosen by device). ``deterministic``: slower deterministic kernels on CUDA, so that a
-    resumed run equals an uninterrupted one bit for bit; CPU kernels always are. ``compile``: False,
-    or the torch.compile mode for the network's blocks in training, which changes only rounding,
-    time and memory. ``validate_every``: optimizer steps between two validations; None: each epoch
-    ends with one. ``epochs`` is None if ``max_steps`` alone limits the training.
+    resumed run equals an uninterrupted one bit for bit; CPU kernels always are. ``validate_every``:
+    optimizer steps between two validations; None: each epoch ends with one. ``epochs`` is None if
+    ``max_steps`` alone limits the training.
     """
 
     epochs: int | None
@@ -40,7 +38,6 @@ class TrainerConfig:
     log_every: int
     eval_batch_size: int | None
     deterministic: bool
-    compile: Any
     validate_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -61,15 +58,6 @@ class TrainerConfig:
         require(
             self.device in ("auto", "cpu", "cuda"),
             f"trainer.device={self.device}: expected auto, cpu or cuda",
-        )
-        require(
-            self.compile is False or self.compile in COMPILE_MODES,
-            f"trainer.compile={self.compile}: expected one of false, {', '.join(COMPILE_MODES)}",
-        )
-        require(
-            not (self.compile and self.deterministic),
-            f"trainer.compile={self.compile}: torch.compile chooses kernels by timing them, and "
-            "trainer.deterministic=true needs the same kernels each time; use one of the two",
         )
 
 
@@ -97,9 +85,9 @@ class CalibrationConfig:
     training samples (a number or ``all``), in minibatches of the run's samples per GPU.
 
     ``estimator``: ``mean_of_variances`` averages the variances of the minibatches, as in the paper;
-    ``population`` is E[mean^2 + var] - E[mean]^2, as in the authors' code. ``every``: number of
-    epochs between validations with the batch average during training (None: none), for methods
-    that store statistics; the weights do not depend on it.
+    ``population`` is E[mean^2 + var] - E[mean]^2, as in the authors' code. ``every``: every
+    such validation during training is repeated with the batch average (5: each fifth; None: none),
+    for methods that store statistics; the weights do not depend on it.
     """
 
     samples: Any
@@ -116,7 +104,7 @@ class CalibrationConfig:
         require_one_of("calibration.estimator", self.estimator, ESTIMATORS)
         require(
             self.every is None or self.every >= 1,
-            f"calibration.every={self.every}: expected null or a number of epochs",
+            f"calibration.every={self.every}: expected null or a number of validations",
         )
         # Training epoch e seeds its draws with e, calibration with -1 - seed: they must differ.
         require_seed("calibration.seed", self.seed)

@@ -80,8 +80,9 @@ class SettingConfig:
 class AugmentConfig:
     """Training augmentation; every random draw is a function of (seed, epoch, sample id).
 
-    ``crop``: a crop of ``sn_imagenet/data/crops.py``, with its ``args``. ``flip``: horizontal flip
-    with probability 0.5. ``lighting_std``: standard deviation of PCA lighting noise, 0 for none.
+    ``crop``: a crop of ``sn_imagenet/data/augment.py``, with its ``args``. ``flip``: horizontal
+    flip with probability 0.5. ``lighting_std``: standard deviation of PCA lighting noise, 0 for
+    none. ``operations``: further operations of that file by name, with their arguments, in order.
     """
 
     name: str
@@ -89,6 +90,7 @@ class AugmentConfig:
     args: dict[str, Any]
     flip: bool
     lighting_std: float
+    operations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(self.lighting_std >= 0, f"augment.lighting_std={self.lighting_std}: expected >= 0")
@@ -98,6 +100,7 @@ class AugmentConfig:
 class DataConfig:
     """A data set. ``source`` is the module of ``sn_imagenet/data/sources`` that reads it; ``name``
     only labels the run directory. ``root``, ``train``, ``val``: folders, for sources that read any.
+    ``train_annotations``, ``val_annotations``: files in COCO's format, for ``coco_format``.
 
     ``image_size``: side of the network's square input in pixels. ``resize_size``: shorter side
     before the center crop of validation; equal to ``image_size`` means no crop. ``interpolation``:
@@ -124,6 +127,8 @@ class DataConfig:
     subset: float | None = None
     classes: int | None = None
     interpolation: str | None = None
+    train_annotations: str | None = None
+    val_annotations: str | None = None
 
     def __post_init__(self) -> None:
         if self.interpolation is not None:
@@ -166,6 +171,47 @@ class ModelConfig:
 
 
 @dataclass
+class DetectionProtocolConfig:
+    """What the protocols of detection add (paper Sec. 4.2).
+
+    ``steps``: length of the training. ``warmup_steps``: in which the learning rate grows linearly
+    from ``warmup_factor`` of its value. ``norm_weight_decay``: for gamma and beta.
+    ``bias_weight_decay``: for the biases of convolutions and linear layers. ``bias_lr_scale``,
+    ``beta_lr_scale``: factors of the learning rate of these biases, and of beta.
+    ``frozen_stages``: of a pretrained ResNet: 1 is the stem, 2 also layer1.
+    """
+
+    steps: int
+    warmup_steps: int
+    warmup_factor: float
+    norm_weight_decay: float
+    bias_weight_decay: float
+    bias_lr_scale: float
+    beta_lr_scale: float
+    frozen_stages: int
+
+    def __post_init__(self) -> None:
+        for key, least in (
+            ("steps", 1),
+            ("warmup_steps", 0),
+            ("norm_weight_decay", 0),
+            ("bias_weight_decay", 0),
+            ("bias_lr_scale", 0),
+            ("beta_lr_scale", 0),
+        ):
+            value = getattr(self, key)
+            require(value >= least, f"protocol.detection.{key}={value}: expected at least {least}")
+        require(
+            0 <= self.warmup_factor <= 1,
+            f"protocol.detection.warmup_factor={self.warmup_factor}: expected 0 <= f <= 1",
+        )
+        require(
+            0 <= self.frozen_stages <= 5,
+            f"protocol.detection.frozen_stages={self.frozen_stages}: expected 0 to 5",
+        )
+
+
+@dataclass
 class ProtocolConfig:
     """How the network is trained; ``protocol=paper`` is the paper's protocol (Sec. 4.1).
 
@@ -182,6 +228,7 @@ class ProtocolConfig:
     dropout: float
     zero_init_last_gamma: bool
     lambda_weight_decay: float | None = None
+    detection: DetectionProtocolConfig | None = None
 
     def __post_init__(self) -> None:
         require(self.base_lr > 0, f"protocol.base_lr={self.base_lr}: expected > 0")

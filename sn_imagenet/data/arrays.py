@@ -12,7 +12,7 @@ from sn_imagenet.data.sources import Sample
 
 
 class ArraySource:
-    """Images in one array: uint8 array [N, H, W, 3], or float32 tensor [N, 3, H, W] in [0, 1].
+    """Images in one tensor [N, 3, H, W], uint8 or float32 in [0, 1].
 
     Args:
         stored: the images before any preprocessing, for the fingerprint.
@@ -20,7 +20,7 @@ class ArraySource:
 
     def __init__(
         self,
-        images: np.ndarray | Tensor,
+        images: Tensor,
         labels: np.ndarray,
         classes: tuple[str, ...],
         stored: np.ndarray,
@@ -37,8 +37,10 @@ class ArraySource:
 
     def open(self, index: int) -> Sample:
         image = self.images[index]
-        height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.shape[1:]
-        return Sample((height, width), int(self.labels[index]), lambda rows=None: image)
+        return Sample(image, (image.shape[1], image.shape[2]), int(self.labels[index]))
+
+    def location(self, index: int) -> str:
+        return f"sample {index}"
 
     def fingerprint(self) -> dict[str, Any]:
         """Sample count and SHA-256 over the stored pixels and the labels."""

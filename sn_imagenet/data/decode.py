@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import simplejpeg
@@ -35,20 +35,15 @@ def decode(data: bytes, rows: int | None = None) -> np.ndarray:
     CMYK files that are named .JPEG, and JPEGs for which libjpeg gives a warning.
 
     Raises:
-        UndecodableError: not an image, truncated, or more than ``MAX_PIXELS``.
+        UndecodableError: not an image, truncated, more than ``MAX_PIXELS``, or a channel of
+            integers of more than 8 bits or floats.
     """
-    if data.startswith(_JPEG):
-        try:
-            height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-            _check_pixel_count(height, width)
-            if colors in _SIMPLEJPEG_COLORS:
-                if rows is not None and (top := decode_first_rows(data, rows)) is not None:
-                    return top
-                return simplejpeg.decode_jpeg(data, "RGB")
-        except UndecodableError:
-            raise
-        except ValueError:
-            pass  # a mere warning of libjpeg raises too; Pillow decides whether it is an image
+    header = _jpeg_header(data)
+    if header is not None and header[2] in _SIMPLEJPEG_COLORS:
+        if rows is not None and (top := decode_first_rows(data, rows)) is not None:
+            return top
+        with suppress(ValueError):  # a mere warning of libjpeg; Pillow decides whether it is one
+            return simplejpeg.decode_jpeg(data, "RGB")
     return _decode_with_pillow(data)
 
 
@@ -58,20 +53,32 @@ def image_size(data: bytes) -> tuple[int, int]:
     Raises:
         UndecodableError: not an image, or more than ``MAX_PIXELS``.
     """
-    if data.startswith(_JPEG):
-        try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError:
-            pass  # as in decode
-        else:
-            _check_pixel_count(height, width)
-            return height, width
+    header = _jpeg_header(data)
+    if header is not None:
+        return header[0], header[1]
     with _open_with_pillow(data) as image:
         return image.height, image.width
 
 
+def _jpeg_header(data: bytes) -> tuple[int, int, str] | None:
+    """(height, width, colors), or None if it is no JPEG or libjpeg gives a warning."""
+    if not data.startswith(_JPEG):
+        return None
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    _check_pixel_count(height, width)
+    return height, width, colors
+
+
 def _decode_with_pillow(data: bytes) -> np.ndarray:
     with _open_with_pillow(data) as image:
+        if image.mode.startswith(("I", "F")):
+            raise UndecodableError(
+                f"its mode {image.mode} has more than 8 bits, which RGB would cut off at 255: "
+                "convert it to 8 bits"
+            )
         return np.array(image.convert("RGB"))  # reads the whole file, so truncation fails here
 
 

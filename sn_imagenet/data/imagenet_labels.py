@@ -8,15 +8,18 @@ import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from scipy.io import loadmat
 
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.index import Listing
-from sn_imagenet.data.scanning import WnidLookup
+
+WnidLookup = Callable[[str], str]
+"""Maps the file name of a validation image to its WNID."""
 
 IMAGENET_CLASSES = 1000
 DEVKIT = "ILSVRC2012_devkit_t12"
+_SYNSETS, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
 SOLUTION = "LOC_val_solution.csv"
 _VAL_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 # From public val.txt files with WNIDs; classes 65, 970, 230, 809 of the sorted 1,000.
@@ -39,12 +42,12 @@ def find_val_labels(folders: list[Path]) -> tuple[WnidLookup, Path] | None:
         for name, read in (
             (SOLUTION, _read_kaggle_solution),
             (f"{DEVKIT}.tar.gz", _read_devkit_archive),
-            (f"{DEVKIT}/data/meta.mat", _read_devkit_folder),
+            (f"{DEVKIT}/data/{_SYNSETS}", _read_devkit_folder),
         ):
             path = folder / name
-            if path.exists():
+            if path.is_file():
                 try:
-                    return read(path), path
+                    return _named(read(path), path), path
                 except OSError:
                     raise
                 except Exception as error:  # scipy, tarfile and csv raise errors of many types
@@ -59,30 +62,25 @@ def _read_kaggle_solution(path: Path) -> WnidLookup:
     """Columns ``ImageId,PredictionString``; the latter begins with the WNID."""
     with open(path, newline="") as file:
         table = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
-    return _make_lookup(lambda name: table[name.removesuffix(".JPEG")], path)
+    return lambda name: table[name.removesuffix(".JPEG")]
 
 
 def _read_devkit_archive(path: Path) -> WnidLookup:
     with tarfile.open(path) as tar:
-
-        def read(name: str) -> bytes:
-            file = tar.extractfile(f"{DEVKIT}/data/{name}")
-            assert file is not None, "the member is a regular file"
-            return file.read()
-
-        return _labels_from_devkit(read, path)
+        members = (tar.extractfile(f"{DEVKIT}/data/{name}") for name in (_SYNSETS, _TRUTH))
+        return _read_devkit(*(member.read() for member in members if member))
 
 
 def _read_devkit_folder(path: Path) -> WnidLookup:
-    return _labels_from_devkit(lambda name: (path.parent / name).read_bytes(), path)
+    return _read_devkit(path.read_bytes(), path.with_name(_TRUTH).read_bytes())
 
 
-def _labels_from_devkit(read: Callable[[str], bytes], path: Path) -> WnidLookup:
+def _read_devkit(synsets_file: bytes, truth: bytes) -> WnidLookup:
     """Line k of the ground truth is the ``ILSVRC2012_ID`` of image k. These IDs follow the devkit's
     own order of classes, not the sorted WNIDs; meta.mat maps IDs to WNIDs."""
-    synsets = loadmat(io.BytesIO(read("meta.mat")), squeeze_me=True)["synsets"]
+    synsets = loadmat(io.BytesIO(synsets_file), squeeze_me=True)["synsets"]
     wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
-    ids = [int(line) for line in read("ILSVRC2012_validation_ground_truth.txt").split()]
+    ids = [int(line) for line in truth.split()]
 
     def wnid(name: str) -> str:
         match = _VAL_IMAGE.fullmatch(name)
@@ -90,10 +88,10 @@ def _labels_from_devkit(read: Callable[[str], bytes], path: Path) -> WnidLookup:
             raise KeyError(name)
         return wnids[ids[int(match[1]) - 1]]
 
-    return _make_lookup(wnid, path)
+    return wnid
 
 
-def _make_lookup(wnid: Callable[[str], str], path: Path) -> WnidLookup:
+def _named(wnid: WnidLookup, path: Path) -> WnidLookup:
     def wnid_of(name: str) -> str:
         try:
             return wnid(name)
@@ -103,19 +101,18 @@ def _make_lookup(wnid: Callable[[str], str], path: Path) -> WnidLookup:
     return wnid_of
 
 
-def check_known_labels(listing: Listing) -> None:
-    """Check the labels of a few known validation images. If labels and images are in different
-    orders, a network trains well and evaluates at chance.
+def check_known_labels(origin: Path, rows: list[Any]) -> None:
+    """Check the classes of a few known validation images among rows (class, file name, ...). If
+    labels and images are in different orders, a network trains well and evaluates at chance.
 
     Raises:
-        DataError: a known image has another label.
+        DataError: a known image has another class, and its own is among the classes.
     """
-    for name, wnid in KNOWN_LABELS.items():
-        if wnid in listing.classes:
-            for label in listing.labels[listing.names == name.encode()].tolist():
-                if listing.classes[label] != wnid:
-                    raise DataError(
-                        f"{listing.origin}: {name} has class {listing.classes[label]}, but "
-                        f"{wnid} in ImageNet. The validation labels are not in the order of the "
-                        "images."
-                    )
+    wrong = [row for row in rows if row[0] != KNOWN_LABELS.get(row[1], row[0])]
+    classes = {row[0] for row in rows} if wrong else set()
+    for found, name, *_ in wrong:
+        if KNOWN_LABELS[name] in classes:
+            raise DataError(
+                f"{origin}: {name} has class {found}, but {KNOWN_LABELS[name]} in ImageNet. The "
+                "validation labels are not in the order of the images."
+            )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,21 +19,27 @@ from typing import Any
 import numpy as np
 
 from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.imagenet_labels import check_known_labels
+from sn_imagenet.errors import as_text
 
+LOG = logging.getLogger(__name__)
 VERSION = 1
 PREPARE = "python scripts/prepare_data.py"
 
 
 @dataclass(frozen=True)
-class Listing:
-    """The samples found in ``origin``, a folder or an archive, in any order.
+class Index:
+    """The samples at ``origin``, a folder or an archive, sorted by class and name, so that a
+    position in it (an entry) is the same sample for folders and archives.
 
-    ``classes``: sorted. ``labels``: int64 [N], indices into ``classes``. ``names``: bytes [N], file
-    names, relative to the class folder if there are class folders. ``sizes``: int64 [N], in bytes.
-    ``offsets``: int64 [N], where the bytes begin in the archive; None if each sample is a file.
-    ``flat``: whether the files are directly in ``origin``. ``scanned``: the folders and files
-    from which the list was built, relative to ``origin``. A change of any of them is detected.
-    ``parquet``: whether these are parquet files, whose offsets parquet.py packs.
+    ``labels``: int64 [N], indices into ``classes``. ``names``: bytes [N], file names, relative to
+    the class folder if there are class folders. ``sizes``: int64 [N], in bytes. ``bad``: bool [N],
+    marked as not decodable. ``stamps``: time and size of each folder and file from which the list
+    was made, by its path relative to ``origin``. ``offsets``: int64 [N], where the bytes begin in
+    the archive; None if each sample is a file. ``flat``: whether the files are directly in
+    ``origin``. ``parquet``: whether these are parquet files, whose offsets parquet.py packs.
+    ``checksums``: uint32 [N], CRC-32 of each file's bytes, if scripts/prepare_data.py has read
+    them. ``notes``: what was passed over when the list was made, for messages.
     """
 
     origin: Path
@@ -39,98 +47,116 @@ class Listing:
     labels: np.ndarray
     names: np.ndarray
     sizes: np.ndarray
+    bad: np.ndarray
+    stamps: dict[str, list[int]]
     offsets: np.ndarray | None = None
     flat: bool = False
-    scanned: tuple[str, ...] = (".",)
     parquet: bool = False
+    checksums: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
-    def sorted(self) -> Listing:
-        """Sorted by class and name (folder, then file), so that a position in the list is the same
-        sample for folders and archives.
-
-        Raises:
-            DataError: two samples of a class have the same name.
-        """
-        folders = np.array([os.path.dirname(name) for name in self.names.tolist()])
-        order = np.lexsort((self.names, folders, self.labels))
-        labels, names = self.labels[order], self.names[order]
-        duplicate = (labels[1:] == labels[:-1]) & (names[1:] == names[:-1])
-        if duplicate.any():
-            name = os.fsdecode(names[1:][duplicate][0])
-            raise DataError(
-                f"{self.origin} holds {name} twice in class "
-                f"{self.classes[labels[1:][duplicate][0]]}: remove one of the two."
-            )
-        offsets = None if self.offsets is None else self.offsets[order]
-        return replace(self, labels=labels, names=names, sizes=self.sizes[order], offsets=offsets)
-
-
-@dataclass(frozen=True)
-class Index:
-    """A sorted :class:`Listing`; ``bad`` (bool [N]): marked as not decodable; ``stamps``: time and
-    size of each scanned path when the list was made. A position in it is called an entry."""
-
-    listing: Listing
-    bad: np.ndarray
-    stamps: dict[str, list[int]] = field(default_factory=dict)
+    def lists_same(self, other: Index) -> bool:
+        """Whether both list the same samples; their marks and stamps may differ."""
+        return self.classes == other.classes and all(
+            np.array_equal(getattr(self, key), getattr(other, key))
+            for key in ("labels", "names", "sizes", "offsets")
+        )
 
     @cached_property
     def sha256(self) -> str:
         """Over (class, file name, size) of the samples that are not marked as bad."""
-        listing = self.listing
         chosen = np.flatnonzero(~self.bad)
         digest = hashlib.sha256()
-        classes = [os.fsencode(name) for name in listing.classes]
-        for start in range(0, len(chosen), 100_000):
-            part = chosen[start : start + 100_000]
-            rows = zip(
-                listing.labels[part].tolist(),
-                listing.names[part].tolist(),
-                listing.sizes[part].tolist(),
-                strict=True,
-            )
+        classes = [os.fsencode(name) for name in self.classes]
+        for part in np.array_split(chosen, len(chosen) // 100_000 + 1):
+            columns = (column[part].tolist() for column in (self.labels, self.names, self.sizes))
+            rows = zip(*columns, strict=True)
             digest.update(b"".join(b"%s\0%s\0%d\n" % (classes[c], n, s) for c, n, s in rows))
         return digest.hexdigest()
 
     def location(self, entry: int) -> str:
         """The file of an entry, for messages."""
-        listing = self.listing
-        name = os.fsdecode(listing.names[entry])
-        if listing.offsets is not None:
-            return f"{name} in {listing.origin}"
-        return str(self.path(entry)) if name else str(listing.origin)
+        if self.offsets is not None:
+            return as_text(f"{os.fsdecode(self.names[entry])} in {self.origin}")
+        return as_text(self.path(entry))
 
     def path(self, entry: int) -> Path:
         """The path of an entry that is a separate file."""
-        listing = self.listing
-        folder = listing.origin
-        if not listing.flat:
-            folder = folder / listing.classes[listing.labels[entry]]
-        return folder / os.fsdecode(listing.names[entry])
+        folder = self.origin if self.flat else self.origin / self.classes[self.labels[entry]]
+        return folder / os.fsdecode(self.names[entry])
 
 
-def open_index(origin: Path, scan: Callable[[], Listing]) -> Index:
-    """Load the stored index of ``origin``, or build it with ``scan`` if there is none. If several
-    processes of a machine start at once, only one builds it.
+def build_index(
+    origin: Path,
+    rows: list[Any],
+    scanned: Iterable[str],
+    *,
+    flat: bool = False,
+    parquet: bool = False,
+    notes: tuple[str, ...] = (),
+) -> Index:
+    """A new index without marks, from rows (class, name, size; offset if in an archive) in any
+    order. ``scanned``: the paths to stamp, relative to ``origin``.
 
     Raises:
-        DataError: the data changed since the index was built, or ``scan`` failed.
+        DataError: there are no rows, two samples of a class have the same name, or validation
+            images of ImageNet have each other's labels.
+    """
+    if not rows:
+        raise DataError(f"{origin} contains no images.")
+    check_known_labels(origin, rows)
+    rows.sort(key=lambda row: (row[0], os.fsencode(os.path.dirname(row[1])), os.fsencode(row[1])))
+    for one, other in itertools.pairwise(rows):
+        if one[:2] == other[:2]:
+            raise DataError(
+                f"{origin} holds {one[1]} twice in class {one[0]}: remove one of the two."
+            )
+    wnids, names, sizes, *offsets = zip(*rows, strict=True)
+    classes, labels = np.unique(np.array(wnids), return_inverse=True)
+    return Index(
+        origin,
+        tuple(classes.tolist()),
+        labels.astype(np.int64),
+        np.array([os.fsencode(name) for name in names]),
+        np.array(sizes, dtype=np.int64),
+        np.zeros(len(rows), dtype=bool),
+        {name: _stamp(origin, name) for name in scanned},
+        np.array(offsets[0], dtype=np.int64) if offsets else None,
+        flat,
+        parquet,
+        notes=notes,
+    )
+
+
+def open_index(origin: Path, scan: Callable[[], Index]) -> Index:
+    """The stored index of ``origin`` that fits the data. If there is none, ``scan`` lists the
+    samples; the marks of a stored index of the same samples, such as that of a copied folder, are
+    kept. If several processes of a machine start at once, only one scans.
+
+    Raises:
+        DataError: the samples are not those of a stored index, or ``scan`` failed.
     """
     index = load_index(origin)
     if index is None:
-        with _exclusive_lock(origin):
+        with exclusive_lock(origin):
             index = load_index(origin)
             if index is None:
-                index = make_index(scan)
-                save_index(index)
+                index = scan()
+                for note in index.notes:
+                    LOG.warning("%s: %s", as_text(origin), as_text(note))
+                stored = stored_indices(origin)
+                for _, old in stored:
+                    if isinstance(old, Index) and index.lists_same(old):
+                        index = replace(index, bad=old.bad, checksums=old.checksums)
+                        break
+                else:
+                    if stored:
+                        raise DataError(f"{_problem(*stored[0])}. Rebuild it: {PREPARE} {origin}")
+                try:
+                    save_index(index)
+                except DataError as error:
+                    LOG.warning("%s: the next start lists %s again", error, as_text(origin))
     return index
-
-
-def make_index(scan: Callable[[], Listing]) -> Index:
-    """A new index without marks."""
-    listing = scan().sorted()
-    stamps = {name: _stamp(listing.origin, name) for name in listing.scanned}
-    return Index(listing, np.zeros(len(listing.labels), dtype=bool), stamps)
 
 
 def index_paths(origin: Path) -> list[Path]:
@@ -142,78 +168,84 @@ def index_paths(origin: Path) -> list[Path]:
 
 
 def save_index(index: Index) -> Path:
-    """Write the index atomically beside the data or, if that is not permitted, to the user's cache.
-    Returns its path."""
-    listing = index.listing
-    metadata = {
-        "version": VERSION,
-        "classes": listing.classes,
-        "flat": listing.flat,
-        "parquet": listing.parquet,
-        "stamps": index.stamps,
-        "sha256": index.sha256,
-    }
-    arrays = {"labels": listing.labels, "names": listing.names, "sizes": listing.sizes}
-    arrays["bad"] = index.bad
-    if listing.offsets is not None:
-        arrays["offsets"] = listing.offsets
-    beside, cached = index_paths(listing.origin)
-    path = beside if os.access(beside.parent, os.W_OK) else cached
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            np.savez(file, about=np.array(json.dumps(metadata)), **arrays)  # type: ignore[arg-type]
-        os.chmod(file.name, 0o644)  # others train on the data too
-        os.replace(file.name, path)
-    except OSError as error:
-        with suppress(OSError):
-            os.unlink(file.name)
-        raise DataError(f"the index cannot be written to {path}: {error}") from error
+    """Write the index atomically beside the data or, if that is not possible, to the user's cache.
+    Returns its path. To be called within :func:`exclusive_lock`.
+
+    Raises:
+        DataError: it can be written to neither, or another one would be read instead of it.
+    """
+    keys = ("classes", "flat", "parquet", "stamps", "sha256", "notes")
+    about = {"version": VERSION, **{key: getattr(index, key) for key in keys}}
+    keys = ("labels", "names", "sizes", "bad", "offsets", "checksums")
+    arrays = {key: getattr(index, key) for key in keys if getattr(index, key) is not None}
+    failures = []
+    for path in index_paths(index.origin):
+        # One name per user and machine: what a killed write has left is overwritten by the next.
+        partial = path.with_name(f".{path.name}.{os.getuid()}-{os.uname().nodename}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                np.savez(file, about=np.array(json.dumps(about)), **arrays)
+            partial.chmod(0o644)  # others train on the data too
+            os.replace(partial, path)
+            break
+        except OSError as error:
+            with suppress(OSError):
+                partial.unlink()
+            failures.append(f"{path} ({error})")
+    else:
+        raise DataError(f"the index can be written neither to {' nor to '.join(failures)}")
+    read = load_index(index.origin)
+    if read is None or not np.array_equal(read.bad, index.bad) or not read.lists_same(index):
+        raise DataError(f"the index was written to {path}, but another one is read in its place")
     return path
 
 
 def load_index(origin: Path) -> Index | None:
-    """The stored index of ``origin``, or None.
+    """The stored index of ``origin`` that fits it, the newest of them, or None."""
+    fitting = (index for path, index in stored_indices(origin) if not _problem(path, index))
+    return next((index for index in fitting if isinstance(index, Index)), None)
 
-    Raises:
-        DataError: the data changed since it was built, or the file is not an index.
-    """
-    path = next((path for path in index_paths(origin) if path.exists()), None)
-    if path is None:
-        return None
-    rebuild = f"Rebuild it: {PREPARE} {origin}"
+
+def stored_indices(origin: Path) -> list[tuple[Path, Index | str]]:
+    """Every file with an index of ``origin``, the newest first, and the index or what is wrong."""
+    paths = [path for path in index_paths(origin) if path.is_file()]
+    paths.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return [(path, _read_index(origin, path)) for path in paths]
+
+
+def _read_index(origin: Path, path: Path) -> Index | str:
     try:
         with np.load(path, allow_pickle=False) as file:
-            metadata: dict[str, Any] = json.loads(str(file["about"]))
-            listing = Listing(
-                origin,
-                tuple(metadata["classes"]),
-                file["labels"],
-                file["names"],
-                file["sizes"],
-                file.get("offsets"),
-                metadata["flat"],
-                tuple(metadata["stamps"]),
-                metadata.get("parquet", False),
-            )
-            index = Index(listing, file["bad"], metadata["stamps"])
-            if "sha256" in metadata:  # computing it again takes 7 s for ImageNet
-                vars(index)["sha256"] = metadata["sha256"]
+            arrays = dict(file)
+        about = json.loads(str(arrays.pop("about")))
+        version, sha256 = about.pop("version"), about.pop("sha256", None)
+        if version != VERSION:
+            return "was written by another version of this project"
+        about = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
+        index = Index(origin, **about, **arrays)
+    except OSError as error:
+        return f"cannot be read ({error})"
     except Exception as error:  # numpy, zipfile and json raise errors of many types
-        raise DataError(
-            f"{path} is not a complete index of {origin} ({error}). {rebuild}"
-        ) from error
-    if metadata["version"] != VERSION:
-        raise DataError(f"{path} was written by another version of this project. {rebuild}")
+        return f"is not a complete index of {origin} ({error})"
+    if sha256:  # computing it again takes 7 s for ImageNet
+        vars(index)["sha256"] = sha256
+    return index
+
+
+def _problem(path: Path, index: Index | str) -> str:
+    """Why the index in ``path`` does not fit the data; empty if it does."""
+    if isinstance(index, str):
+        return f"{path} {index}"
     for name, stamp in index.stamps.items():
         try:
-            unchanged = _stamp(origin, name) == stamp
+            unchanged = _stamp(index.origin, name) == stamp
         except OSError:
             unchanged = False
         if not unchanged:
-            changed = os.path.normpath(origin / name)
-            raise DataError(f"{changed} changed since the index {path} was built. {rebuild}")
-    return index
+            changed = os.path.normpath(index.origin / name)
+            return f"{changed} changed since the index {path} was built"
+    return ""
 
 
 def _stamp(origin: Path, name: str) -> list[int]:
@@ -224,7 +256,7 @@ def _stamp(origin: Path, name: str) -> list[int]:
 
 
 @contextmanager
-def _exclusive_lock(origin: Path) -> Iterator[None]:
+def exclusive_lock(origin: Path) -> Iterator[None]:
     name = hashlib.sha256(os.fsencode(os.path.abspath(origin))).hexdigest()[:16]
     lock = Path(tempfile.gettempdir()) / f"sn-imagenet-{os.getuid()}-{name}.lock"
     with open(lock, "w") as file:

@@ -2,73 +2,51 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sn_imagenet.data.decode import UndecodableError, decode, image_size
+from sn_imagenet.data.decode import image_size
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import PREPARE, Index
 from sn_imagenet.data.parquet import ParquetReader
+from sn_imagenet.data.scanning import UNREADABLE
 from sn_imagenet.data.sources import Sample
-
-
-def _read_file(path: Path, expected: int) -> bytes:
-    """Read a file of about ``expected`` bytes, in half the time of a file object's read()."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        data = os.read(file, expected)
-        while more := os.read(file, 65536):
-            data += more
-        return data
-    finally:
-        os.close(file)
+from sn_imagenet.errors import as_text
 
 
 class IndexedSource:
     """The samples of ``index`` that are not marked as bad, in its order.
 
-    Raises (when a sample is opened or decoded):
-        DataError: the file cannot be read, differs from the index, or cannot be decoded.
+    Raises (when a sample is opened):
+        DataError: the file cannot be read, or differs from the index.
+        UndecodableError: it is not an image.
     """
 
     def __init__(self, index: Index) -> None:
         self.index = index
-        self.classes = index.listing.classes
+        self.classes = index.classes
         self.entries = np.flatnonzero(~index.bad)
-        self.labels = index.listing.labels[self.entries]
-        self._archive: int | None = None
-        self._parquet: ParquetReader | None = None
+        self.labels = index.labels[self.entries]
+        self._archive: int | ParquetReader | None = None
+        for sample in np.flatnonzero(index.sizes[self.entries] == UNREADABLE)[:1]:
+            self.read(int(sample))  # raises: now, and not in the middle of an epoch
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def open(self, sample: int) -> Sample:
         data = self.read(sample)
-        with self._name_sample_in_errors(sample):
-            size = image_size(data)
+        return Sample(data, image_size(data), int(self.labels[sample]))
 
-        def pixels(rows: int | None = None) -> np.ndarray:
-            with self._name_sample_in_errors(sample):
-                return decode(data, rows)
-
-        return Sample(size, int(self.labels[sample]), pixels)
-
-    @contextmanager
-    def _name_sample_in_errors(self, sample: int) -> Iterator[None]:
-        try:
-            yield
-        except UndecodableError as error:
-            raise DataError(
-                f"{self.index.location(self.entries[sample])} cannot be read as an image ({error})"
-                f": sample {sample}, class {self.classes[self.labels[sample]]}. Nothing is "
-                "substituted for it. Replace it with an intact copy, or mark all such files, which "
-                f"leaves them out: {PREPARE} {self.index.listing.origin} --mark"
-            ) from error
+    def location(self, sample: int) -> str:
+        return self.index.location(self.entries[sample])
 
     def read(self, sample: int) -> bytes:
         """The stored bytes of a sample's file.
@@ -76,49 +54,65 @@ class IndexedSource:
         Raises:
             DataError: they cannot be read, or their number changed since the index was built.
         """
-        entry = self.entries[sample]
-        listing = self.index.listing
-        size = int(listing.sizes[entry])
+        entry, index = self.entries[sample], self.index
+        size = int(index.sizes[entry])
         try:
-            if listing.offsets is None:
-                data = _read_file(self.index.path(entry), size)
-            elif listing.parquet:
-                data = self._open_parquet().read(int(listing.offsets[entry]))
+            if index.offsets is None:
+                data = _read_regular(index.path(entry))
             else:
-                # pread uses no file position, so forked workers can share the open archive.
-                data = os.pread(self._open_archive(), size, int(listing.offsets[entry]))
+                data = self._read_archive(int(index.offsets[entry]), size)
         except OSError as error:
-            raise DataError(f"{self.index.location(entry)} cannot be read: {error}") from error
-        if len(data) != size:
             raise DataError(
-                f"{self.index.location(entry)} has {len(data)} bytes, but had {size} when its "
-                f"index was built. Rebuild it: {PREPARE} {listing.origin}"
+                f"{index.location(entry)} cannot be read: {error}. Replace it, or leave it out: "
+                f"{PREPARE} {index.origin} --mark"
+            ) from error
+        changed = ""
+        if len(data) != size:
+            changed = f"has {len(data)} bytes, but had {max(size, 0)}"
+        elif index.checksums is not None and zlib.crc32(data) != index.checksums[entry]:
+            changed = "has other contents than"
+        if changed:
+            raise DataError(
+                f"{index.location(entry)} {changed} when its index was built. Rebuild it: "
+                f"{PREPARE} {index.origin}"
             )
         return data
 
+    def _read_archive(self, offset: int, size: int) -> bytes:
+        if self._archive is None:
+            origin = self.index.origin
+            if self.index.parquet:
+                files = [Path(os.path.normpath(origin / name)) for name in self.index.stamps]
+                self._archive = ParquetReader(files)
+            else:
+                self._archive = os.open(origin, os.O_RDONLY)
+        if isinstance(self._archive, ParquetReader):
+            return self._archive.read(offset)
+        # pread uses no file position, so forked workers can share the open archive.
+        return os.pread(self._archive, size, offset)
+
     def fingerprint(self) -> dict[str, Any]:
-        """Over (class, file name, size) of each sample. ``left_out`` lists files marked as bad."""
-        bad = np.flatnonzero(self.index.bad)
-        fingerprint = {"samples": len(self), "sha256": self.index.sha256}
-        left_out = [os.fsdecode(name) for name in self.index.listing.names[bad].tolist()]
+        """Over (class, file name, size) of each sample, and ``contents`` over their bytes if
+        scripts/prepare_data.py has read them. ``left_out`` lists files marked as bad."""
+        index = self.index
+        fingerprint: dict[str, Any] = {"samples": len(self), "sha256": index.sha256}
+        if index.checksums is not None:
+            contents = index.checksums[self.entries].astype("<u4").tobytes()
+            fingerprint["contents"] = hashlib.sha256(contents).hexdigest()
+        left_out = [as_text(os.fsdecode(name)) for name in index.names[index.bad].tolist()]
         return {**fingerprint, "left_out": left_out} if left_out else fingerprint
 
-    def _open_archive(self) -> int:
-        if self._archive is None:
-            self._archive = os.open(self.index.listing.origin, os.O_RDONLY)
-        return self._archive
-
-    def _open_parquet(self) -> ParquetReader:
-        if self._parquet is None:
-            listing = self.index.listing
-            files = [Path(os.path.normpath(listing.origin / name)) for name in listing.scanned]
-            self._parquet = ParquetReader(files)
-        return self._parquet
-
     def __getstate__(self) -> dict[str, Any]:
-        # A spawned worker opens its own files.
-        return {**self.__dict__, "_archive": None, "_parquet": None}
+        return {**self.__dict__, "_archive": None}  # a spawned worker opens its own files
 
     def __del__(self) -> None:
-        if self._archive is not None:
+        if isinstance(self._archive, int):
             os.close(self._archive)
+
+
+def _read_regular(path: Path) -> bytes:
+    """As ``path.read_bytes()``, but a pipe or device is an error instead of a wait."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()

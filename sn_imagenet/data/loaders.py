@@ -6,6 +6,7 @@ depend on ``workers``. DataLoader limits each worker to one thread.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -15,11 +16,12 @@ from torch.utils.data import DataLoader, Sampler
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.pixels import DeviceTransform, StoredBatch, on_device
+from sn_imagenet.data.pixels import DeviceTransform, StoredBatch
 from sn_imagenet.data.seeding import Key, epoch_order
 from sn_imagenet.data.workers import block_signals, ignore_outside_signals
 
 CPU = torch.device("cpu")
+PREFETCHED = 2  # batches that each worker prepares; DataLoader's default
 
 
 class TrainBatchSampler(Sampler[list[Key]]):
@@ -41,7 +43,7 @@ class TrainBatchSampler(Sampler[list[Key]]):
         rank: int,
         world_size: int,
         seed: int,
-        epoch: int,
+        epoch: int = 0,
         start_step: int = 0,
     ) -> None:
         if global_batch > num_samples:
@@ -119,6 +121,7 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
     minibatches are left out. A batch holds up to ``minibatches_per_batch`` minibatches (k'),
     interleaved: sample j belongs to minibatch j mod k', the order in which the normalization layers
     expect their groups. Batches are not split among ranks, as in :class:`EvalBatchSampler`.
+    ``minibatches`` and ``samples_used`` are totals over all ranks, with the skipped ones.
     Augmentation draws are those of epoch -1 - seed, which no training epoch uses.
 
     Raises:
@@ -137,6 +140,7 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
         skip: int = 0,
     ) -> None:
         self.minibatches = calibration_minibatches(num_samples, minibatch, samples)
+        self.samples_used = self.minibatches * minibatch
         self.num_samples = num_samples
         self.minibatch = minibatch
         self.seed = seed
@@ -161,16 +165,21 @@ class BatchLoader:
 
     Args:
         persistent: whether the workers stay alive between iterations.
+
+    Raises (while iterating):
+        DataError: a file cannot be decoded; the message names it.
     """
 
     def __init__(
         self,
         dataset: AugmentedDataset,
-        sampler: Sampler[list[Key]],
+        sampler: Any,
         workers: int,
         device: torch.device,
-        persistent: bool,
+        persistent: bool = True,
     ) -> None:
+        _require_shared_memory(dataset, sampler, workers)
+        self.sampler = sampler
         self.device = device
         self.transform = DeviceTransform(dataset.data, device)
         self.data_loader: DataLoader[StoredBatch] = DataLoader(
@@ -178,6 +187,7 @@ class BatchLoader:
             batch_sampler=sampler,
             collate_fn=_identity,
             num_workers=workers,
+            prefetch_factor=PREFETCHED if workers else None,
             pin_memory=device.type == "cuda",
             persistent_workers=persistent and workers > 0,
             worker_init_fn=ignore_outside_signals,
@@ -192,7 +202,10 @@ class BatchLoader:
         # Start the workers now, not at the first batch.
         with block_signals():
             stored_batches = iter(self.data_loader)
-        return on_device(stored_batches, self.transform, self.device)
+        return (
+            ImageBatch(self.transform(batch), batch.labels.to(self.device, non_blocking=True))
+            for batch in stored_batches
+        )
 
 
 class TrainLoader(BatchLoader):
@@ -204,105 +217,60 @@ class TrainLoader(BatchLoader):
     early, but only one can be active at a time.
     """
 
-    def __init__(
-        self,
-        dataset: AugmentedDataset,
-        sampler: TrainBatchSampler,
-        workers: int,
-        device: torch.device,
-    ) -> None:
-        super().__init__(dataset, sampler, workers, device, persistent=True)
-        self.train_sampler = sampler
-
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ImageBatch]:
-        """The batches of ``epoch`` (0, 1, ...) from ``start_step`` on.
-
-        Raises (while iterating):
-            DataError: a file cannot be decoded; the message names it.
-        """
-        self.train_sampler.set_epoch(epoch, start_step)
+        """The batches of ``epoch`` (0, 1, ...) from ``start_step`` on."""
+        self.sampler.set_epoch(epoch, start_step)
         return iter(self)
 
 
-class CalibrationLoader(BatchLoader):
-    """The calibration batches of a rank. ``minibatches`` and ``samples_used`` are totals over all
-    ranks; ``minibatch`` is the number of samples in each."""
-
-    def __init__(
-        self,
-        dataset: AugmentedDataset,
-        sampler: CalibrationBatchSampler,
-        workers: int,
-        device: torch.device,
-    ) -> None:
-        super().__init__(dataset, sampler, workers, device, persistent=False)
-        self.minibatch = sampler.minibatch
-        self.minibatches = sampler.minibatches
-        self.samples_used = sampler.minibatches * sampler.minibatch
-
-
 def train_loader(
-    dataset: AugmentedDataset,
-    *,
-    global_batch: int,
-    rank: int,
-    world_size: int,
-    seed: int,
-    workers: int,
-    device: torch.device = CPU,
+    dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
 ) -> TrainLoader:
-    """Training batches of :class:`TrainBatchSampler`, with n = global_batch / world_size.
+    """Training batches of ``TrainBatchSampler(len(dataset), **sampling)``.
 
     Raises:
         DataError: the global batch is larger than the training set.
     """
-    sampler = TrainBatchSampler(len(dataset), global_batch, rank, world_size, seed, epoch=0)
-    return TrainLoader(dataset, sampler, workers, device)
+    return TrainLoader(dataset, TrainBatchSampler(len(dataset), **sampling), workers, device)
 
 
 def eval_loader(
-    dataset: AugmentedDataset,
-    *,
-    batch_size: int,
-    rank: int,
-    world_size: int,
-    workers: int,
-    device: torch.device = CPU,
+    dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
 ) -> BatchLoader:
-    """Batches of :class:`EvalBatchSampler`: each sample once over all ranks. Create once per run.
-
-    Raises (while iterating):
-        DataError: a file cannot be decoded.
-    """
-    sampler = EvalBatchSampler(len(dataset), batch_size, rank, world_size)
-    return BatchLoader(dataset, sampler, workers, device, persistent=True)
+    """Batches of ``EvalBatchSampler(len(dataset), **sampling)``, each sample once over all."""
+    return BatchLoader(dataset, EvalBatchSampler(len(dataset), **sampling), workers, device)
 
 
 def calibration_loader(
-    dataset: AugmentedDataset,
-    *,
-    minibatch: int,
-    samples: int | Literal["all"],
-    seed: int,
-    rank: int,
-    world_size: int,
-    minibatches_per_batch: int,
-    workers: int,
-    device: torch.device = CPU,
-    skip: int = 0,
-) -> CalibrationLoader:
-    """Minibatches of :class:`CalibrationBatchSampler`, with training augmentation.
-
-    A ``samples`` larger than the training set means all of it. ``samples_used`` is the actual
-    number, including the first ``skip`` minibatches, which are not read.
+    dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
+) -> BatchLoader:
+    """Minibatches of ``CalibrationBatchSampler(len(dataset), **sampling)``, with training
+    augmentation. A ``samples`` larger than the training set means all of it.
 
     Raises:
-        DataError: too few samples for one minibatch; while iterating: a file cannot be decoded.
+        DataError: too few samples for one minibatch.
     """
-    sampler = CalibrationBatchSampler(
-        len(dataset), minibatch, samples, seed, rank, world_size, minibatches_per_batch, skip
-    )
-    return CalibrationLoader(dataset, sampler, workers, device)
+    sampler = CalibrationBatchSampler(len(dataset), **sampling)
+    return BatchLoader(dataset, sampler, workers, device, persistent=False)
+
+
+def _require_shared_memory(dataset: AugmentedDataset, sampler: Any, workers: int) -> None:
+    """
+    Raises:
+        DataError: the batches that the workers prepare do not fit into shared memory.
+    """
+    try:
+        system = os.statvfs("/dev/shm")
+    except OSError:
+        return
+    batch = len(next(iter(sampler), ())) * 3 * dataset.data.image_size**2
+    need, free = PREFETCHED * workers * batch, system.f_bavail * system.f_frsize
+    if need > free:
+        raise DataError(
+            f"data.workers={workers} needs about {need / 1e6:.1f} MB of shared memory, {PREFETCHED}"
+            f" batches of {batch / 1e6:.1f} MB for each, but /dev/shm has {free / 1e6:.1f} MB. "
+            "Enlarge it (docker run --shm-size=1g, or --ipc=host), or use data.workers=0."
+        )
 
 
 def _identity(batch: Any) -> Any:

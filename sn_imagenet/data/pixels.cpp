@@ -1,24 +1,22 @@
 // Normalization of a batch of uint8 images on the CPU, in one pass over the pixels.
 //
-// Compiled on first use by norms/kernels/compiler.py, with -ffp-contract=off. Every operation rounds
+// Compiled on first use by sn_imagenet/native, with -ffp-contract=off. Every operation rounds
 // its result, so the numbers are those of a sequence of PyTorch operators.
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
-// stored: [images, height, width, 3]; flips: [images] or null; shifts: [images, 3] or null;
-// mean, std: [3]; out: shape of stored, float.
-extern "C" void normalize(const uint8_t* stored, const bool* flips, const float* shifts,
-                          const float* mean, const float* std, float* out, int64_t images,
-                          int64_t height, int64_t width, int threads) {
+// stored: [images, height, width, 3]; shifts: [images, 3] or null; mean, std: [3]; out: shape of
+// stored, float.
+extern "C" void normalize(const uint8_t* stored, const float* shifts, const float* mean,
+                          const float* std, float* out, int64_t images, int64_t height,
+                          int64_t width, int threads) {
   const int64_t row = 3 * width;
   const float scale = static_cast<float>(1.0 / 255);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t n = 0; n < images; ++n) {
     // Repeated to the length of a row, so that the inner loop runs over the whole row.
     std::vector<float> means(row), stds(row), shift(row);
-    std::vector<uint8_t> mirrored(row);
     for (int64_t i = 0; i < row; ++i) {
       means[i] = mean[i % 3];
       stds[i] = std[i % 3];
@@ -26,13 +24,7 @@ extern "C" void normalize(const uint8_t* stored, const bool* flips, const float*
     }
     for (int64_t y = 0; y < height; ++y) {
       const int64_t at = (n * height + y) * row;
-      const uint8_t* from = stored + at;
-      if (flips && flips[n]) {
-        for (int64_t x = 0; x < width; ++x)
-          std::copy_n(from + 3 * (width - 1 - x), 3, mirrored.data() + 3 * x);
-        from = mirrored.data();
-      }
-      const uint8_t* __restrict in = from;
+      const uint8_t* __restrict in = stored + at;
       const float *__restrict m = means.data(), *__restrict d = stds.data();
       const float* __restrict s = shift.data();
       float* __restrict to = out + at;

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
+import shlex
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +14,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from sn_imagenet.config import IMAGENET_SAMPLES
+from sn_imagenet.config import IMAGENET_SAMPLES, DataConfig
 from sn_imagenet.data.decode import UndecodableError, decode
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.imagenet_labels import IMAGENET_CLASSES
-from sn_imagenet.data.index import Index, load_index, make_index, save_index
+from sn_imagenet.data.index import Index, exclusive_lock, save_index, stored_indices
 from sn_imagenet.data.indexed import IndexedSource
-from sn_imagenet.data.layouts import (
-    Split,
-    class_folder_split,
-    find_imagenet_train,
-    find_imagenet_val,
-)
+from sn_imagenet.data.layouts import Split, find_imagenet_train, find_imagenet_val, split_at
+from sn_imagenet.data.sources import open_source
+from sn_imagenet.errors import as_text
 
 _SPLIT_KEYS = {"training": "train", "validation": "val"}
 _CHUNK = 64
@@ -32,43 +32,91 @@ Log = Callable[[str], None]
 
 def prepare_data(path: Path, *, verify: bool, mark: bool, workers: int, log: Log = print) -> bool:
     """Index each split of the data set at ``path`` and decode all its files. Log the results and
-    the ``data=`` arguments for train.py.
+    the ``data=`` arguments for train.py, if it opens the data with them.
 
     Args:
         path: a folder with ImageNet in any layout, a folder of class folders, or an archive.
-        verify: whether to decode the files. If not, a stored index keeps its marks.
+        verify: whether to decode the files. If not, or without ``mark``, the files that are marked
+            in a stored index and still bad stay marked.
         mark: whether to mark files that cannot be decoded, which leaves them out everywhere.
         workers: number of decoding processes.
 
     Returns:
-        False if there are bad files that are not marked.
+        False if there are bad files that are not marked, or training would refuse the data.
 
     Raises:
         DataError: there is no data set, or it is unusable.
     """
-    splits = find_splits(path)
+
+    def say(line: str) -> None:
+        log(as_text(line))
+
+    try:
+        splits = find_splits(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
     usable = True
-    classes = set()
+    indices = []
     for name, split in splits.items():
-        index, status = _load_or_update_index(split)
-        log(f"{name} set: {split.origin} ({status})")
+        say(f"{name} set: {split.origin}")
+        try:
+            index, bad, written = _prepare_split(split, verify, mark, workers)
+        except OSError as error:
+            for problem in getattr(error, "problems", [error]):
+                say(f"  bad: {problem.filename}: {problem.strerror}")
+            say("  cannot be marked: mend or remove these folders and links, and start again")
+            usable = False
+            continue
+        for note in index.notes:
+            say(f"  {note}")
+        for entry, reason in bad:
+            marked = ", marked" if index.bad[entry] else ""
+            say(f"  bad{marked}: {index.location(entry)}: {reason}")
+            usable &= bool(marked)
         if verify:
-            bad = find_bad(index, workers)
-            for entry, reason in bad:
-                log(f"  bad: {index.location(entry)}: {reason}")
-            flags = np.zeros_like(index.bad)
-            flags[[entry for entry, _ in bad]] = mark
-            index = replace(index, bad=flags)
-            save_index(index)
-            usable &= mark or not bad
-            log(f"  every file was decoded: {len(bad)} bad{', marked' if bad and mark else ''}")
+            say(f"  every file was decoded: {len(bad)} bad")
         for line in _describe_counts(index, name):
-            log(f"  {line}")
-        classes.add(len(index.listing.classes))
+            say(f"  {line}")
+        say(f"  index: {written}")
+        indices.append(index)
     if not usable:
-        log("Training stops at a bad file. Replace these files, or add --mark to leave them out")
-    log(f"use: {data_line(path, splits, classes == {IMAGENET_CLASSES})}")
+        say("Training stops at a bad file. Replace these files, or add --mark to leave them out")
+    if len(indices) == len(splits):
+        usable &= _say_arguments(path, indices, say)
     return usable
+
+
+def _prepare_split(
+    split: Split, verify: bool, mark: bool, workers: int
+) -> tuple[Index, list[tuple[int, str]], Path]:
+    """(index with marks, (entry, reason) of each bad file, where the index was written)."""
+    index = split.scan()
+    marked = _marked_names(split.origin)
+    keep = [name in marked for name in _names(index)]
+    index = replace(index, bad=np.array(keep), checksums=None)
+    bad: list[tuple[int, str]] = []
+    if verify:
+        bad, checksums = find_bad(index, workers)
+        flags = np.zeros_like(index.bad)
+        for entry, _ in bad:
+            flags[entry] = mark or index.bad[entry]
+        index = replace(index, bad=flags, checksums=checksums)
+    with exclusive_lock(split.origin):
+        return index, bad, save_index(index)
+
+
+def _names(index: Index) -> Iterator[tuple[str, bytes]]:
+    """(class, file name) of each entry."""
+    for label, name in zip(index.labels, index.names, strict=True):
+        yield index.classes[label], name
+
+
+def _marked_names(origin: Path) -> set[tuple[str, bytes]]:
+    """The files that a stored index marks, whether it still fits or not."""
+    for _, index in stored_indices(origin):
+        if isinstance(index, Index):
+            return {name for name, bad in zip(_names(index), index.bad, strict=True) if bad}
+    return set()
 
 
 def find_splits(path: Path) -> dict[str, Split]:
@@ -77,112 +125,102 @@ def find_splits(path: Path) -> dict[str, Split]:
     Raises:
         DataError: there is no data set.
     """
-
-    def imagenet(root: Path) -> dict[str, Split]:
-        candidates = {"training": find_imagenet_train(root), "validation": find_imagenet_val(root)}
-        return {name: split for name, split in candidates.items() if split is not None}
-
-    if path.is_dir() and (splits := imagenet(path)):
-        return splits
-    for root in list(path.parents)[:4]:  # Kaggle's val/ is four folders below
-        for name, split in imagenet(root).items():
-            if split.origin == path:
-                return {name: split}
-    if not path.exists():
-        raise DataError(f"{path}: there is no such folder or archive.")
-    if not path.is_dir():
-        raise DataError(
-            f"{path} is not an archive of ImageNet: expected ILSVRC2012_img_train.tar or "
-            "ILSVRC2012_img_val.tar."
-        )
-    return {"only": class_folder_split(path, "given")}
+    if path.is_dir():
+        found = {"training": find_imagenet_train(path), "validation": find_imagenet_val(path)}
+        if splits := {name: split for name, split in found.items() if split is not None}:
+            return splits
+    return {"only": split_at(path, "given")}
 
 
-def find_bad(index: Index, workers: int) -> list[tuple[int, str]]:
-    """(entry, reason) of every file that cannot be read or decoded, whether marked or not."""
-    source = IndexedSource(replace(index, bad=np.zeros_like(index.bad)))
-    starts = range(0, len(source), _CHUNK)
+def find_bad(index: Index, workers: int) -> tuple[list[tuple[int, str]], np.ndarray]:
+    """(entry, reason) of every file that cannot be read or decoded, whether marked or not, and the
+    CRC-32 of each file (uint32 [N])."""
+    count = len(index.labels)
+    bad, checksums = [], np.zeros(count, dtype=np.uint32)
     with (
-        multiprocessing.Pool(workers, _set_source, (source,)) as pool,
-        tqdm(total=len(source), desc="decoding", unit=" files", delay=2, disable=None) as bar,
+        multiprocessing.Pool(workers, _set_index, (index,)) as pool,
+        tqdm(total=count, desc="decoding", unit=" files", delay=2, disable=None) as bar,
     ):
-        bad = []
-        for done, bad_in_chunk in pool.imap(_find_bad_in_chunk, starts):
-            bar.update(done)
-            bad.extend(bad_in_chunk)
-    return bad
+        starts = range(0, count, _CHUNK)
+        for start, found in zip(starts, pool.imap(_check_chunk, starts), strict=True):
+            for entry, (checksum, reason) in enumerate(found, start):
+                checksums[entry] = checksum
+                if reason:
+                    bad.append((entry, reason))
+            bar.update(len(found))
+    return bad, checksums
 
 
-def data_line(path: Path, splits: dict[str, Split], is_imagenet: bool) -> str:
-    """The arguments of train.py that select the data."""
-    if is_imagenet and len(splits) == 2:
-        return f"data=imagenet data.root={path}"
-    if not all(split.origin.exists() for split in splits.values()):  # parquet files
-        return "data=imagenet, if both splits have ImageNet's 1,000 classes"
-    if len(splits) == 2:
-        train, val = (splits[name].origin for name in ("training", "validation"))
-        return f"data=imagefolder data.train={train} data.val={val}"
-    origin = next(iter(splits.values())).origin
-    return f"data=imagefolder, with {origin} as data.train or data.val, if it has class folders"
-
-
-def _load_or_update_index(split: Split) -> tuple[Index, str]:
-    status = "indexed again because it changed"
-    try:
-        index = load_index(split.origin)
-        if index is None:
-            status = "indexed"
-        elif _file_sizes_match(index):
-            return index, "index is up to date"
-    except DataError:
-        pass
-    index = make_index(split.scan)
-    save_index(index)
-    return index, status
-
-
-def _file_sizes_match(index: Index) -> bool:
-    """Whether all separate files have their indexed sizes. The start of a run cannot afford this
-    check. It compares only the folders' times, which do not change when a file is rewritten."""
-    listing = index.listing
-    if listing.offsets is not None:
+def _say_arguments(path: Path, indices: list[Index], say: Log) -> bool:
+    """Say the arguments of train.py that select the data; False if it would refuse them."""
+    if len(indices) == 1:
+        say(f"use: data=imagefolder, with {indices[0].origin} as data.train or data.val")
         return True
-    sizes = (os.stat(index.path(entry)).st_size for entry in range(len(listing.sizes)))
-    return all(size == expected for size, expected in zip(sizes, listing.sizes, strict=True))
+    source, options = "imagefolder", {"train": indices[0].origin, "val": indices[1].origin}
+    if all(len(index.classes) == IMAGENET_CLASSES for index in indices):
+        source, options = "imagenet", {"root": path}
+    paths = {key: os.path.abspath(value) for key, value in options.items()}
+    pixel = (1.0, 1.0, 1.0)
+    data = DataConfig(source, source, 1, 1, pixel, pixel, 0, "exact")
+    try:
+        if any(as_text(value) != value for value in paths.values()):
+            raise DataError(f"their path is not UTF-8; rename {' and '.join(paths.values())}")
+        open_source(replace(data, **paths))  # type: ignore[arg-type]
+    except DataError as error:
+        say(f"train.py refuses these data: {error}")
+        return False
+    say(" ".join(["use:", f"data={source}", *(override(f"data.{k}", v) for k, v in paths.items())]))
+    return True
+
+
+def override(key: str, value: str) -> str:
+    """``key=value`` for a shell, quoted where Hydra or the shell would read something else."""
+    if re.fullmatch(r"[\w/.:@%+-]+", value, re.ASCII):
+        return f"{key}={value}"
+    escaped = re.sub(r'(\\+)("|$)', r"\1\1\2", value).replace('"', '\\"')
+    return shlex.quote(f'{key}="{escaped}"')
 
 
 def _describe_counts(index: Index, split: str) -> Iterator[str]:
-    listing = index.listing
-    labels = listing.labels[~index.bad]
-    counts = np.bincount(labels, minlength=len(listing.classes))
+    labels = index.labels[~index.bad]
+    counts = np.bincount(labels, minlength=len(index.classes))
     yield (
         f"{len(labels):,} images in {len(counts):,} classes, {counts.min():,} to "
         f"{counts.max():,} in each"
     )
     if index.bad.any():
         yield f"{index.bad.sum():,} marked as bad and left out everywhere"
-    expected = IMAGENET_SAMPLES[_SPLIT_KEYS[split]] if split in _SPLIT_KEYS else None
-    if expected and len(counts) == IMAGENET_CLASSES and len(listing.labels) != expected:
+    expected = IMAGENET_SAMPLES.get(_SPLIT_KEYS.get(split, ""))
+    if expected and len(counts) == IMAGENET_CLASSES and len(index.labels) != expected:
         yield f"ImageNet-1k has {expected:,}: this set is incomplete"
 
 
 _source: IndexedSource
 
 
-def _set_source(source: IndexedSource) -> None:
+def _set_index(index: Index) -> None:
     global _source
-    _source = source
+    # Sizes that cannot be read are found entry by entry.
+    sizes = np.maximum(index.sizes, 0)
+    nothing = np.zeros_like(index.bad)
+    _source = IndexedSource(replace(index, bad=nothing, sizes=sizes, checksums=None))
 
 
-def _find_bad_in_chunk(start: int) -> tuple[int, list[tuple[int, str]]]:
-    stop = min(start + _CHUNK, len(_source))
-    bad = []
-    for sample in range(start, stop):
+def _check_chunk(start: int) -> list[tuple[int, str]]:
+    """(CRC-32, what is wrong) of each file."""
+    found = []
+    for entry in range(start, min(start + _CHUNK, len(_source))):
+        checksum, reason = 0, ""
         try:
-            decode(_source.read(sample))
-        except (UndecodableError, DataError) as error:
-            bad.append((sample, str(error)))
-    return stop - start, bad
+            data = _source.read(entry)
+            checksum = zlib.crc32(data)
+            decode(data)
+        except UndecodableError as error:
+            reason = str(error)
+        except DataError as error:
+            reason = str(error.__cause__ or error)
+        found.append((checksum, reason))
+    return found
 
 
 def default_workers() -> int:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from tqdm import tqdm
 
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.index import Listing
+from sn_imagenet.data.imagenet_labels import WnidLookup
+from sn_imagenet.data.index import Index, build_index
 
 # As in torchvision, whose import takes seconds.
 # fmt: off
@@ -21,12 +24,69 @@ IMG_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
 )
 # fmt: on
+# Folders of file managers and archives.
+_HIDDEN = ("@eaDir", "__MACOSX", "lost+found")
+UNREADABLE = -1  # size of an image that is no regular file or a link that leads nowhere
 T = TypeVar("T")
-WnidLookup = Callable[[str], str]
-"""Maps the file name of a validation image to its WNID."""
 
 
-def scan_class_folders(folder: Path, option: str) -> Listing:
+class UnreadableError(OSError):
+    """Folders or links that cannot be followed: ``problems``, an OSError each."""
+
+    def __init__(self, problems: list[OSError]) -> None:
+        super().__init__(*problems[0].args)
+        self.filename, self.problems = problems[0].filename, problems
+
+
+class _Found:
+    """What a scan has found: rows of images, and what it passed over."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Any, ...]] = []
+        self.hidden: list[str] = []
+        self.others: Counter[str] = Counter()
+        self.problems: list[OSError] = []
+
+    def is_visible(self, name: str) -> bool:
+        """Whether to look at a file or folder; notes it if not."""
+        if name.startswith(".") or name in _HIDDEN:
+            self.hidden.append(name)
+            return False
+        return True
+
+    def is_image(self, name: str) -> bool:
+        """Whether a visible file is an image by its extension; notes it if not."""
+        if name.lower().endswith(IMG_EXTENSIONS):
+            return True
+        self.others[os.path.splitext(name)[1] or name] += 1
+        return False
+
+    def sizes(self, folder: str, names: list[str]) -> Iterator[tuple[str, int]]:
+        """(name, size in bytes) of the images among the files ``names`` in ``folder``."""
+        for name in filter(self.is_visible, names):
+            path = os.path.join(folder, name)
+            if not os.path.exists(path) and not name.lower().endswith(IMG_EXTENSIONS):
+                self.problems.append(_dangling(path))
+            elif self.is_image(name):
+                try:
+                    status = os.stat(path)
+                except OSError:
+                    yield name, UNREADABLE
+                else:
+                    yield name, status.st_size if stat.S_ISREG(status.st_mode) else UNREADABLE
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was passed over, one line each."""
+        others = [f"{count} {extension}" for extension, count in sorted(self.others.items())]
+        lines = {
+            "hidden and left out": sorted(set(self.hidden)),
+            "no images by their extension, passed over": others,
+        }
+        return tuple(f"{line}: {shorten_list(names)}" for line, names in lines.items() if names)
+
+
+def scan_class_folders(folder: Path, option: str) -> Index:
     """One folder per class, with images at any depth. Follows links.
 
     Raises:
@@ -35,49 +95,62 @@ def scan_class_folders(folder: Path, option: str) -> Listing:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} ({option}): there is no such folder.")
-    with os.scandir(folder) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir())
-    if not classes:
+    found = _Found()
+    entries = [name for name in sorted(os.listdir(folder)) if found.is_visible(name)]
+    classes = [name for name in entries if (folder / name).is_dir()]
+    links = [folder / name for name in entries if not (folder / name).exists()]
+    found.problems = [_dangling(str(link)) for link in links]
+    if not classes and not links:
         raise DataError(
             f"{folder} ({option}) has no class folders in it. Expected one folder per class "
             "with that class's images."
         )
     visited = {_inode(folder): str(folder)}
-    rows: list[tuple[int, str, int]] = []
-    folders = ["."]
-    empty = []
-    for label, name in enumerate(_progress(classes, f"listing {folder}", " classes")):
-        before = len(rows)
-        for inner, images in _scan_folder(folder / name, "", visited):
-            folders.append(os.path.join(name, inner))
-            rows.extend((label, image, size) for image, size in images)
-        if len(rows) == before:
-            empty.append(name)
-    if empty:
+    for name in progress(classes, f"listing {folder}", " classes"):
+        walk = os.walk(folder / name, onerror=found.problems.append, followlinks=True)
+        for here, below, files in walk:
+            below[:] = filter(found.is_visible, below)
+            if (other := visited.setdefault(_inode(here), here)) != here:
+                raise DataError(
+                    f"{here} and {other} are the same folder, so its images would count twice. "
+                    "Remove the link."
+                )
+            inner = here[len(str(folder / name)) :].lstrip("/")
+            found.rows.extend(
+                (name, os.path.join(inner, file), size) for file, size in found.sizes(here, files)
+            )
+    if found.problems:
+        raise UnreadableError(found.problems)
+    folders = [os.path.relpath(path, folder) for path in visited.values()]
+    if empty := sorted(set(classes) - {row[0] for row in found.rows}):
         raise DataError(
             f"{folder} ({option}) has no image files in class folder {shorten_list(empty)}. Remove "
             f"the empty folder or add images ({', '.join(IMG_EXTENSIONS)})."
         )
-    return _to_listing(folder, classes, rows, scanned=folders)
+    return build_index(folder, found.rows, folders, notes=found.notes)
 
 
-def scan_flat_folder(folder: Path, wnid_of: WnidLookup, labels_file: Path) -> Listing:
+def scan_flat_folder(folder: Path, wnid_of: WnidLookup, labels_file: Path) -> Index:
     """Images in one folder, with classes by ``wnid_of``, which was read from ``labels_file``."""
-    with os.scandir(folder) as entries:
-        images = [(e.name, e.stat().st_size) for e in entries if _is_image(e.name)]
-    rows = [(wnid_of(name), name, size) for name, size in images]
-    return _to_listing(folder, None, rows, flat=True, scanned=[".", _relpath(folder, labels_file)])
+    found = _Found()
+    sizes = found.sizes(str(folder), os.listdir(folder))
+    rows = [(wnid_of(name), name, size) for name, size in sizes]
+    if found.problems:
+        raise UnreadableError(found.problems)
+    scanned = [".", os.path.relpath(labels_file, folder)]
+    return build_index(folder, rows, scanned, flat=True, notes=found.notes)
 
 
-def scan_tar_of_tars(archive: Path) -> Listing:
+def scan_tar_of_tars(archive: Path) -> Index:
     """ILSVRC2012_img_train.tar, which holds one tar per class, named by the class.
 
     Raises:
         DataError: the archive is damaged or has other contents.
     """
+    found = _Found()
     rows: list[tuple[str, str, int, int]] = []
     with _open_tar(archive) as outer:
-        for member in _progress(outer, f"listing {archive.name}", " classes"):
+        for member in progress(outer, f"listing {archive.name}", " classes"):
             name, extension = os.path.splitext(os.path.basename(member.name))
             inner = outer.extractfile(member)
             if extension != ".tar" or inner is None:
@@ -89,25 +162,25 @@ def scan_tar_of_tars(archive: Path) -> Listing:
                 rows.extend(
                     (name, os.path.basename(i.name), i.size, member.offset_data + i.offset_data)
                     for i in images
-                    if i.isfile() and _is_image(i.name)
+                    if i.isfile() and found.is_image(os.path.basename(i.name))
                 )
-    return _to_listing(archive, None, rows)
+    return _tar_index(archive, rows, found)
 
 
-def scan_tar_of_images(archive: Path, wnid_of: WnidLookup, labels_file: Path) -> Listing:
+def scan_tar_of_images(archive: Path, wnid_of: WnidLookup, labels_file: Path) -> Index:
     """The images of ILSVRC2012_img_val.tar, with classes by ``wnid_of``, which was read from
     ``labels_file``.
 
     Raises:
         DataError: the archive is damaged or has other contents.
     """
-    rows = []
+    found, rows = _Found(), []
     with _open_tar(archive) as images:
-        for image in _progress(images, f"listing {archive.name}", " images"):
-            if image.isfile() and _is_image(image.name):
+        for image in progress(images, f"listing {archive.name}", " images"):
+            if image.isfile() and found.is_image(image.name):
                 name = os.path.basename(image.name)
                 rows.append((wnid_of(name), name, image.size, image.offset_data))
-    return _to_listing(archive, None, rows, scanned=[".", _relpath(archive, labels_file)])
+    return _tar_index(archive, rows, found, os.path.relpath(labels_file, archive))
 
 
 def shorten_list(names: Iterable[str], most: int = 5) -> str:
@@ -117,44 +190,16 @@ def shorten_list(names: Iterable[str], most: int = 5) -> str:
     return text if len(listed) <= most else f"{text} and {len(listed) - most} more"
 
 
-def _scan_folder(
-    folder: Path, inner: str, visited: dict[tuple[int, int], str]
-) -> Iterator[tuple[str, list[tuple[str, int]]]]:
-    """For each folder below a class: (its relative path, [(relative path of image, size)])."""
-    here = folder / inner
-    identity = _inode(here)
-    if identity in visited:
-        raise DataError(
-            f"{here} and {visited[identity]} are the same folder, so its images would count twice. "
-            "Remove the link."
-        )
-    visited[identity] = str(here)
-    images, below = [], []
-    with os.scandir(here) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                below.append(os.path.join(inner, entry.name))
-            elif _is_image(entry.name):
-                images.append((os.path.join(inner, entry.name), entry.stat().st_size))
-    yield inner, images
-    for name in below:
-        yield from _scan_folder(folder, name, visited)
+def _dangling(path: str) -> OSError:
+    return FileNotFoundError(errno.ENOENT, "a link that leads nowhere", path)
 
 
-def _inode(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
+def _inode(folder: Path | str) -> tuple[int, int]:
+    status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMG_EXTENSIONS)
-
-
-def _relpath(origin: Path, path: Path) -> str:
-    return os.path.relpath(path, origin)
-
-
-def _progress(items: Iterable[T], what: str, unit: str) -> Iterable[T]:
+def progress(items: Iterable[T], what: str, unit: str) -> Iterable[T]:
     # Shown only on a terminal, and only after 2 s.
     bar: Iterable[T] = tqdm(items, what, unit=unit, delay=2, disable=None)
     return bar
@@ -175,33 +220,7 @@ def _damaged_archive(archive: Path, reason: str) -> DataError:
     return DataError(f"{archive} is not a complete tar archive ({reason}). Download it again.")
 
 
-def _to_listing(
-    origin: Path,
-    classes: list[str] | None,
-    rows: list[tuple[Any, ...]],
-    *,
-    flat: bool = False,
-    scanned: Iterable[str] = (".",),
-) -> Listing:
-    """From rows (label, or class if ``classes`` is None; name; size; offset if in an archive)."""
-    if not rows:
-        raise DataError(f"{origin} contains no images.")
-    columns = list(zip(*rows, strict=True))
-    if classes is None:
-        classes = sorted(set(columns[0]))
-        label = {name: i for i, name in enumerate(classes)}
-        columns[0] = tuple(label[name] for name in columns[0])
-    offsets = np.array(columns[3], dtype=np.int64) if len(columns) > 3 else None
-    sizes = np.array(columns[2], dtype=np.int64)
-    if offsets is not None and (offsets + sizes).max() > origin.stat().st_size:
-        raise _damaged_archive(origin, "it ends early")
-    return Listing(
-        origin,
-        tuple(classes),
-        labels=np.array(columns[0], dtype=np.int64),
-        names=np.array([os.fsencode(name) for name in columns[1]]),
-        sizes=sizes,
-        offsets=offsets,
-        flat=flat,
-        scanned=tuple(scanned),
-    )
+def _tar_index(archive: Path, rows: list[Any], found: _Found, *scanned: str) -> Index:
+    if max((size + offset for *_, size, offset in rows), default=0) > archive.stat().st_size:
+        raise _damaged_archive(archive, "it ends early")
+    return build_index(archive, rows, [".", *scanned], notes=found.notes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -31,6 +31,16 @@ def derive_seed(purpose: str, *numbers: int) -> int:
     packed = struct.pack(f"<{len(numbers)}q", *numbers)
     digest = hashlib.blake2b(packed, digest_size=8, person=purpose.encode()).digest()
     return int.from_bytes(digest, "little")
+
+
+def seeded_pass(
+    draws: bool, device: torch.device, purpose: str, *numbers: int
+) -> AbstractContextManager[None]:
+    """Seed the global generators by ``numbers`` within the block, if the task draws from them."""
+    if not draws:
+        return nullcontext()
+    seed = derive_seed(purpose, *numbers)
+    return seeded(seed, device if device.type == "cuda" else None)
 
 
 @contextmanager

@@ -33,6 +33,9 @@ class SubsetSource:
         sample = self.source.open(int(self.indices[index]))
         return sample._replace(label=int(self.labels[index]))
 
+    def location(self, index: int) -> str:
+        return self.source.location(int(self.indices[index]))
+
     def fingerprint(self) -> dict[str, Any]:
         """Over the fingerprint of the whole source and the indices of the subset."""
         parent = self.source.fingerprint()

@@ -1,27 +1,32 @@
 """Process groups, collectives, and the placement of replicas on ranks."""
 
+from sn_imagenet.distributed.collectives import (
+    all_reduce_sum,
+    broadcast_object,
+    on_rank0,
+    print_rank0,
+    raise_on_all_ranks,
+)
 from sn_imagenet.distributed.placement import (
     Batch,
     Microbatch,
     Placement,
     fitting_world_sizes,
     require_one_microbatch,
+    samples_that_share_statistics,
     set_norm_replicas,
 )
-from sn_imagenet.distributed.precision import autocast_for, set_determinism, set_precision
-from sn_imagenet.distributed.runtime import (
-    LostPeerError,
-    Session,
-    all_reduce_sum,
-    broadcast_object,
+from sn_imagenet.distributed.precision import (
+    autocast_for,
     choose_device,
+    set_determinism,
+    set_precision,
+)
+from sn_imagenet.distributed.process_group import (
+    LostPeerError,
     init_distributed,
-    on_rank0,
-    print_rank0,
-    raise_on_all_ranks,
     rank,
     report_lost_peers,
-    session,
     world_size,
 )
 
@@ -30,7 +35,6 @@ __all__ = [
     "LostPeerError",
     "Microbatch",
     "Placement",
-    "Session",
     "all_reduce_sum",
     "autocast_for",
     "broadcast_object",
@@ -43,7 +47,7 @@ __all__ = [
     "rank",
     "report_lost_peers",
     "require_one_microbatch",
-    "session",
+    "samples_that_share_statistics",
     "set_determinism",
     "set_norm_replicas",
     "set_precision",

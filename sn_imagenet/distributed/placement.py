@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sn_imagenet.config import SettingConfig
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.norms import norm_layers, set_replicas
 
@@ -170,18 +171,35 @@ def fitting_world_sizes(gpus: int, samples_per_gpu: int) -> list[int]:
     return sorted(whole | spanning)
 
 
-def require_one_microbatch(placement: Placement, network: nn.Module) -> None:
+def samples_that_share_statistics(network: nn.Module, batch: SettingConfig) -> int:
+    """The number of samples that shared statistics in training: those of a replica or, if a layer
+    spans all replicas, the global batch. A calibration minibatch has as many.
+    """
+    spans_replicas = any(layer.needs_all_replicas for layer in norm_layers(network).values())
+    return batch.total if spans_replicas else batch.samples_per_gpu
+
+
+def require_one_microbatch(placement: Placement, network: nn.Module, fixed: bool = False) -> None:
     """Require that a forward pass holds all replicas of layers that share statistics across them.
+
+    Args:
+        fixed: whether the task fixes the replicas of a pass.
 
     Raises:
         ConfigError: such a layer exists, and a pass holds only some of a rank's replicas.
     """
     shared = {type(m).__name__ for m in norm_layers(network).values() if m.needs_all_replicas}
     if shared and placement.microbatches_per_step > 1:
+        size, advice = placement.replicas_per_pass, "use trainer.replicas_per_pass=null"
+        if fixed:
+            advice = (
+                f"this task needs {size} in each, so use {placement.gpus} processes, one per "
+                "replica, or another norm="
+            )
         raise ConfigError(
-            f"trainer.replicas_per_pass={placement.replicas_per_pass}: {', '.join(sorted(shared))} "
+            f"trainer.replicas_per_pass={size}: {', '.join(sorted(shared))} "
             f"shares statistics across replicas: all {placement.replicas_per_rank} replicas of a "
-            "process must be in one forward pass; use trainer.replicas_per_pass=null"
+            f"process must be in one forward pass; {advice}"
         )
 
 

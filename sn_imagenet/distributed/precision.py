@@ -1,4 +1,4 @@
-"""Precision and determinism of a run: fp32 as in the paper, or TF32, bf16 or fp16 on CUDA.
+"""Device, precision and determinism of a run: fp32 as in the paper, or TF32, bf16 or fp16 on CUDA.
 
 Statistics are fp32 in every precision; the normalization layers ensure this themselves.
 """
@@ -15,6 +15,27 @@ import torch
 from sn_imagenet.errors import ConfigError
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this rank: ``auto`` is CUDA if available, with one device per local rank.
+
+    Raises:
+        ConfigError: CUDA is requested but absent, or there are more local ranks than devices.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("trainer.device=cuda: no CUDA device is available; use auto or cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    devices = torch.cuda.device_count()
+    if local >= devices:
+        raise ConfigError(
+            f"process {local} of this machine has no GPU of its own ({devices} available); "
+            f"start at most {devices} processes, or use trainer.device=cpu"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
 
 
 def set_precision(precision: str, device: torch.device) -> None:

@@ -8,7 +8,6 @@ from sn_imagenet.evaluation.evaluate import (
     validate,
     validate_calibrated,
 )
-from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
 from sn_imagenet.evaluation.request import EvaluationRequest
 from sn_imagenet.evaluation.result import (
     add_evaluations,
@@ -21,7 +20,6 @@ from sn_imagenet.evaluation.run import evaluate_run, find_run_directories
 __all__ = [
     "Evaluation",
     "EvaluationRequest",
-    "Prepared",
     "add_evaluations",
     "all_departures",
     "calibrate",
@@ -30,9 +28,7 @@ __all__ = [
     "find_run_directories",
     "importance_weight_records",
     "make_result",
-    "prepare",
     "record_origin",
-    "require_same_data",
     "validate",
     "validate_calibrated",
 ]

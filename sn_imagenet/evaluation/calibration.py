@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sn_imagenet.config import CalibrationConfig, SettingConfig
+from sn_imagenet.config import CalibrationConfig
 from sn_imagenet.data.datasets import AugmentedDataset
 from sn_imagenet.data.loaders import calibration_loader, calibration_minibatches
 from sn_imagenet.distributed import all_reduce_sum, rank, world_size
@@ -40,14 +40,6 @@ class Calibration:
         return asdict(self)
 
 
-def samples_that_share_statistics(network: nn.Module, batch: SettingConfig) -> int:
-    """The number of samples that shared statistics in training: those of a replica or, if a layer
-    spans all replicas, the global batch. A calibration minibatch has as many.
-    """
-    spans_replicas = any(layer.needs_all_replicas for layer in norm_layers(network).values())
-    return batch.total if spans_replicas else batch.samples_per_gpu
-
-
 @torch.no_grad()
 def calibrate(
     network: nn.Module,
@@ -61,6 +53,7 @@ def calibrate(
     device: torch.device,
     autocast: Any,
     samples: Sequence[Samples] | None = None,
+    make_loader: Callable[..., Any] = calibration_loader,
 ) -> list[tuple[StoredStatistics, Calibration]]:
     """Compute the batch average of each layer's BN statistics, for several sample counts at once.
 
@@ -70,9 +63,11 @@ def calibrate(
 
     Args:
         forward: passes a batch through the network.
-        samples_per_replica: the size of a minibatch, see :func:`samples_that_share_statistics`.
+        samples_per_replica: the size of a minibatch, see
+            :func:`~sn_imagenet.distributed.samples_that_share_statistics`.
         batch_size: the most samples in one forward pass (but at least one minibatch).
         samples: the sample counts, or ``all``; None for ``config.samples`` alone.
+        make_loader: makes the loader of the minibatches.
 
     Returns:
         For each sample count in increasing order: layer name -> (mean [C], var [C]) in float64, and
@@ -95,7 +90,7 @@ def calibrate(
             layer.training = True  # train() would also enable dropout inside the layer
         try:
             for count in sorted(minibatches, key=lambda count: minibatches[count]):
-                loader = calibration_loader(
+                loader = make_loader(
                     train,
                     minibatch=samples_per_replica,
                     samples=count,
@@ -111,15 +106,18 @@ def calibrate(
                     set_replicas(network, len(batch) // samples_per_replica)
                     with autocast():
                         forward(network, batch)
-                first = loader.minibatches
+                first = loader.sampler.minibatches
                 calibration = Calibration(
                     estimator=config.estimator,
                     samples_requested=count,
-                    samples_used=loader.samples_used,
+                    samples_used=loader.sampler.samples_used,
                     samples_per_replica=samples_per_replica,
                     seed=config.seed,
                 )
-                statistics = {n: _all_reduce(a, config.estimator) for n, a in averages.items()}
+                statistics = {
+                    name: _all_reduce(average, config.estimator, network.get_submodule(name))
+                    for name, average in averages.items()
+                }
                 results.append((statistics, calibration))
         finally:
             network.eval()
@@ -127,9 +125,12 @@ def calibrate(
     return results
 
 
-def _all_reduce(average: BatchAverage, estimator: str) -> tuple[Tensor, Tensor]:
-    """Statistics of all ranks' minibatches so far; does not change ``average``. Collective."""
+def _all_reduce(average: BatchAverage, estimator: str, layer: Any) -> tuple[Tensor, Tensor]:
+    """Statistics of all ranks' minibatches so far; does not change ``average``. A frozen layer has
+    none and keeps its own. Collective."""
     total = copy(average)
     total.tables = all_reduce_sum(average.tables.clone())
     total.count = all_reduce_sum(average.count.clone())
+    if not total.count:
+        return layer.running_mean.double(), layer.running_var.double()
     return total.statistics(estimator)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,15 +12,19 @@ import torch
 from torch import nn
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data.seeding import derive_seed, seeded
-from sn_imagenet.distributed import autocast_for, print_rank0, rank, world_size
+from sn_imagenet.data.seeding import seeded_pass
+from sn_imagenet.distributed import (
+    autocast_for,
+    print_rank0,
+    rank,
+    samples_that_share_statistics,
+    world_size,
+)
 from sn_imagenet.evaluation.calibration import (
     Calibration,
     Samples,
     calibrate,
-    samples_that_share_statistics,
 )
-from sn_imagenet.evaluation.prepare import Prepared, stores_statistics
 from sn_imagenet.evaluation.progress import progress_bar
 from sn_imagenet.models import layer_positions
 from sn_imagenet.norms import (
@@ -30,7 +33,8 @@ from sn_imagenet.norms import (
     set_replicas,
     stored_statistics,
 )
-from sn_imagenet.tasks import Evaluator
+from sn_imagenet.norms.control import stores_statistics
+from sn_imagenet.tasks import Evaluator, Prepared
 
 
 def eval_batch_size(config: ExperimentConfig, device: torch.device) -> int:
@@ -66,7 +70,8 @@ def validate(prepared: Prepared, evaluator: Evaluator | None = None) -> dict[str
 
     with torch.no_grad():
         for number, batch in enumerate(progress_bar(batches, "evaluation")):
-            with _seeded(prepared, number * world_size() + rank()):
+            key = config.seed, number * world_size() + rank()
+            with seeded_pass(prepared.task.uses_global_rng, device, "evaluation", *key):
                 evaluator.update(forward, batch)
         evaluator.gather()
     kind = "moving_average" if stores_statistics(network) else "sample"
@@ -75,15 +80,6 @@ def validate(prepared: Prepared, evaluator: Evaluator | None = None) -> dict[str
     if nonfinite:
         print_rank0(f"warning: {', '.join(nonfinite)} of this evaluation is not finite")
     return {"statistics": kind, **numbers, **dict.fromkeys(nonfinite)}
-
-
-def _seeded(prepared: Prepared, batch: int) -> AbstractContextManager[None]:
-    """Seed the global generator by (seed, batch), for tasks that draw from it."""
-    if not prepared.task.uses_global_rng:
-        return nullcontext()
-    device = prepared.device
-    seed = derive_seed("evaluation", prepared.config.seed, batch)
-    return seeded(seed, device if device.type == "cuda" else None)
 
 
 @dataclass(frozen=True)
@@ -159,6 +155,7 @@ def compute_batch_averages(
         device=prepared.device,
         autocast=autocast_for(config.trainer.precision, prepared.device),
         samples=samples,
+        make_loader=prepared.task.calibration_loader,
     )
 
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import UserError
-from sn_imagenet.evaluation.provenance import provenance
 from sn_imagenet.models.official import convert_official, detect_omega
 from sn_imagenet.models.published import detect_norm, find_published
 from sn_imagenet.models.saved import rebuild
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
 from sn_imagenet.runs.methods import IMPORTED
+from sn_imagenet.runs.provenance import provenance
 from sn_imagenet.runs.start import claimed
 
 

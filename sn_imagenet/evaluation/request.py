@@ -10,7 +10,10 @@ from typing import Any
 from sn_imagenet.config import ESTIMATORS, CalibrationConfig
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation.calibration import Samples
-from sn_imagenet.runs.files import FINAL
+from sn_imagenet.runs.files import FINAL, RUN_FILES
+
+# The artifacts with an option of their own, and the endings of their files.
+SUFFIXES = {"per_class": ".csv", "save_logits": ".npz"}
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,16 @@ class EvaluationRequest:
             for count in counts:
                 CalibrationConfig(samples=count, estimator=ESTIMATORS[0], seed=0)
         calibration["samples"] = counts[0]
-        for key, suffix in (("per_class", ".csv"), ("save_logits", ".npz")):
-            name = composed[key]
-            if name is not None and (Path(name).name != name or Path(name).suffix != suffix):
+        artifacts = dict(composed["artifacts"])
+        artifacts |= {kind: composed[kind] for kind in SUFFIXES if composed[kind] is not None}
+        for kind, name in artifacts.items():
+            file, suffix = Path(str(name)), SUFFIXES.get(kind, "")
+            is_name = file.name == name and bool(file.suffix) and name.endswith(suffix)
+            if not is_name or name in RUN_FILES:
+                key = kind if kind in SUFFIXES else f"artifacts.{kind}"
                 raise ConfigError(
-                    f"{key}={name}: expected a file name ending in {suffix}, without a folder; "
-                    "it is written in the run's directory"
+                    f"{key}={name}: expected a file name ending in {suffix or '.csv or the like'}, "
+                    "without a folder; it is written in the run's directory, beside its own files"
                 )
         overrides = {key: value for key, value in composed.items() if key in ("data", "trainer")}
         return cls(
@@ -58,7 +65,5 @@ class EvaluationRequest:
             samples=None if samples is None else counts,
             draws=draws,
             checkpoint=composed["checkpoint"] or FINAL,
-            artifacts={
-                kind: composed[kind] for kind in ("per_class", "save_logits") if composed[kind]
-            },
+            artifacts=artifacts,
         )

@@ -32,14 +32,10 @@ def make_result(
     """The content of ``result.json``.
 
     Args:
-        config: of the training.
-        score: of the task.
         norm_args: arguments of the method, as the network uses them.
-        departures: from the paper's protocol.
-        fingerprint: of the training's data.
-        provenance: of the training.
+        fingerprint, provenance: of the training.
         status: finished, diverged or failed.
-        training: duration and speed of the training.
+        training: its duration and speed.
         evaluations: their records in chronological order.
     """
     return {

@@ -25,7 +25,6 @@ from sn_imagenet.evaluation.evaluate import (
     evaluate,
     importance_weight_records,
 )
-from sn_imagenet.evaluation.prepare import Prepared, prepare, require_same_data
 from sn_imagenet.evaluation.request import EvaluationRequest
 from sn_imagenet.evaluation.result import (
     add_evaluations,
@@ -43,7 +42,7 @@ from sn_imagenet.runs import (
 from sn_imagenet.runs.files import FINAL, RESULT
 from sn_imagenet.runs.scores import Score
 from sn_imagenet.runs.start import claimed
-from sn_imagenet.tasks import build_task
+from sn_imagenet.tasks import Prepared, build_task, prepare, require_same_data
 
 
 def find_run_directories(pattern: str) -> list[Path]:
@@ -93,7 +92,11 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
         run_config = directory.read_config()
         prepared = prepare(from_dict(_merge(run_config, request.values)))
         if unknown := request.artifacts.keys() - set(prepared.task.artifacts):
-            raise UserError(f"{min(unknown)}=: the task of {path} writes no such file")
+            known = ", ".join(prepared.task.artifacts) or "none"
+            raise UserError(
+                f"artifacts.{min(unknown)}: the task of {path} writes no such file; expected one "
+                f"of {known}"
+            )
         final = _load_checkpoint(prepared.network, directory.final)
         importance = importance_weight_records(prepared.network)
         weights = _load_requested_checkpoint(

@@ -3,15 +3,18 @@
 from sn_imagenet.models.build import build_model, initialized, norm_layer
 from sn_imagenet.models.fuse import fuse_relus
 from sn_imagenet.models.positions import LayerPosition, layer_positions
-from sn_imagenet.models.saved import load, start_from
+from sn_imagenet.models.saved import SavedWeights, classifier_of, load, load_weights, read_weights
 
 __all__ = [
     "LayerPosition",
+    "SavedWeights",
     "build_model",
+    "classifier_of",
     "fuse_relus",
     "initialized",
     "layer_positions",
     "load",
+    "load_weights",
     "norm_layer",
-    "start_from",
+    "read_weights",
 ]

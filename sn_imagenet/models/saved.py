@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from sn_imagenet.config import DataConfig, ModelConfig, NormConfig, from_dict
+from sn_imagenet.config import CLASSIFICATION, DataConfig, ModelConfig, NormConfig, from_dict
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.models.build import build_network
 from sn_imagenet.norms import norm_layers
@@ -23,21 +23,31 @@ CONFIG = "config.json"
 VERSION = 1  # of the entry sn_imagenet in an export's config.json
 
 
-@dataclass(frozen=True)
-class SavedNetwork:
-    """A network in evaluation mode on the CPU, with the configs to build it again.
+@dataclass(frozen=True, kw_only=True)
+class SavedWeights:
+    """What a run or an export holds of its network: ``weights`` is its ``state_dict``.
 
     ``statistics``: the kind of BN statistics in evaluation, ``moving_average`` or
-    ``batch_average``, or ``sample`` for a method that stores none. ``classes``: class names in the
-    order of the logits, () if the file has none.
+    ``batch_average``, or ``sample`` for a method that stores none; empty for the weights of a run,
+    which has moving averages. ``classes``: class names in the order of the logits, () if the file
+    has none. ``data``: None for an export.
     """
 
-    network: nn.Module
+    path: Path
+    weights: dict[str, Tensor]
     model: ModelConfig
     norm: NormConfig
-    statistics: str
+    task: str = CLASSIFICATION["name"]
+    statistics: str = ""
     classes: tuple[str, ...] = ()
-    data: DataConfig | None = None  # None for an export
+    data: DataConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedNetwork(SavedWeights):
+    """With the network, in evaluation mode on the CPU."""
+
+    network: nn.Module
 
 
 def load(folder_or_run: str | Path, statistics: str | None = None) -> nn.Module:
@@ -61,48 +71,58 @@ def load(folder_or_run: str | Path, statistics: str | None = None) -> nn.Module:
 
 def read_saved(path: Path, statistics: str | None = None) -> SavedNetwork:
     """Like :func:`load`, but also returns the configs and classes."""
+    saved = read_weights(path)
+    try:
+        network = rebuild(saved.model, saved.norm, saved.weights)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    kind = saved.statistics
+    if not kind:
+        kind = statistics or saved.norm.test_statistics
+        use_statistics(network, RunDirectory(path), kind)
+    elif statistics not in (None, kind):
+        raise UserError(f"statistics={statistics}: {path} was exported with {kind}")
+    return SavedNetwork(**{**vars(saved), "statistics": kind, "network": network})
+
+
+def read_weights(path: Path) -> SavedWeights:
+    """The weights of a finished run of any task, or of an export; no network is built.
+
+    Raises:
+        UserError: there are none at that path, or they cannot be read.
+    """
     if RunDirectory(path).config.is_file():
-        return _load_run(RunDirectory(path), statistics)
+        return _read_run(RunDirectory(path))
     if (path / CONFIG).is_file():
-        return _load_export(path, statistics)
+        return _read_export(path)
     raise UserError(
         f"{path}: no trained network there; expected a run directory (it holds a config.yaml) or "
         f"the folder of an export ({CONFIG} and {WEIGHTS})"
     )
 
 
-def start_from(
-    path: Path, network: nn.Module, norm: NormConfig, classes: Sequence[str]
-) -> list[str]:
-    """Load the weights of an export, or of a run with its moving averages, into ``network``. If its
-    classes are not ``classes``, the last layer keeps its initial weights.
-
-    Returns:
-        The differences from the loaded network, one line each.
+def load_weights(network: nn.Module, saved: SavedWeights, new: Collection[str] = ()) -> None:
+    """Load the weights into ``network``. The entries ``new`` keep their initial values.
 
     Raises:
-        UserError: as :func:`load`; or the weights are of another network.
+        ConfigError: the other entries differ in names or shapes; the message lists them.
     """
-    directory = RunDirectory(path)
-    saved = _load_final(directory) if directory.config.is_file() else read_saved(path)
-    weights, initial = saved.network.state_dict(), network.state_dict()
-    head = classifier_of(network)
-    new_head = saved.network.num_classes != len(classes)
-    if saved.classes:
-        new_head = list(saved.classes) != list(classes)
-    if new_head:
-        weights.update({key: initial[key] for key in initial if key.rpartition(".")[0] == head})
+    initial = network.state_dict()
+    weights = {**saved.weights, **{key: initial[key] for key in new}}
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
+        there, here = ({k: list(v.shape) for k, v in s.items()} for s in (weights, initial))
+        wrong = [
+            f"{key} {there.get(key, 'missing')} there, {here.get(key, 'missing')} here"
+            for key in sorted(there.keys() | here.keys())
+            if there.get(key) != here.get(key)
+        ]
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ConfigError(
-            f"init={path}: its network, model.name={saved.model.name} with norm={saved.norm.name}, "
-            f"does not match this one: {' '.join(str(error).split())[:200]}"
+            f"init={saved.path}: its network, task={saved.task} model.name={saved.model.name} with "
+            f"norm={saved.norm.name}, does not match this one: {'; '.join(wrong[:5])}{more}"
         ) from error
-    differences = [f"a new {head}, because its classes differ"] if new_head else []
-    if saved.norm.args != norm.args:
-        differences.append(f"norm.args={norm.args} instead of {saved.norm.args}")
-    return differences
 
 
 def rebuild(model: ModelConfig, norm: NormConfig, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -137,20 +157,17 @@ def classifier_of(network: nn.Module) -> str:
     return next(name for name, module in network.named_modules() if module is classifier)
 
 
-def _load_run(directory: RunDirectory, statistics: str | None) -> SavedNetwork:
-    saved = _load_final(directory)
-    kind = statistics or saved.norm.test_statistics
-    stores = any(layer.track_running_stats for layer in norm_layers(saved.network).values())
+def use_statistics(network: nn.Module, directory: RunDirectory, kind: str) -> None:
+    """Make ``kind`` the running statistics of a run's network, which has moving averages."""
+    stores = any(layer.track_running_stats for layer in norm_layers(network).values())
     possible = ("moving_average", "batch_average") if stores else ("sample",)
     if kind not in possible:
         raise UserError(f"statistics={kind}: {directory.path} has {' and '.join(possible)} only")
     if kind == "batch_average":
-        _use_batch_average(saved.network, directory)
-    return replace(saved, statistics=kind)
+        _use_batch_average(network, directory)
 
 
-def _load_final(directory: RunDirectory) -> SavedNetwork:
-    """The network of ``final.pt``, with moving averages as running statistics."""
+def _read_run(directory: RunDirectory) -> SavedWeights:
     config = from_dict(directory.read_config())
     if not directory.final.exists():
         raise RunError(
@@ -159,12 +176,20 @@ def _load_final(directory: RunDirectory) -> SavedNetwork:
         )
     state = checkpoint.load(directory.final)
     try:
-        network = rebuild(config.model, config.norm, mapping(state["model"]))
+        weights = mapping(state["model"])
         classes = tuple(str(name) for name in state.get("classes", ()))
-    except (KeyError, TypeError, UserError) as error:
+    except (KeyError, TypeError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(f"{directory.final} is not a checkpoint of this run: {reason}") from error
-    return SavedNetwork(network, config.model, config.norm, "", classes, config.data)
+    return SavedWeights(
+        path=directory.path,
+        weights=weights,
+        model=config.model,
+        norm=config.norm,
+        task=config.task["name"],
+        classes=classes,
+        data=config.data,
+    )
 
 
 def _use_batch_average(network: nn.Module, directory: RunDirectory) -> None:
@@ -182,7 +207,7 @@ def _use_batch_average(network: nn.Module, directory: RunDirectory) -> None:
         ) from error
 
 
-def _load_export(folder: Path, statistics: str | None) -> SavedNetwork:
+def _read_export(folder: Path) -> SavedWeights:
     try:
         config = mapping(read_json(folder / CONFIG))
         entry = mapping(config["sn_imagenet"])
@@ -197,13 +222,9 @@ def _load_export(folder: Path, statistics: str | None) -> SavedNetwork:
         raise UserError(
             f"{folder} is not a readable export: {reason}; write it again with scripts/export.py"
         ) from error
-    if statistics not in (None, exported):
-        raise UserError(f"statistics={statistics}: {folder} was exported with {exported}")
-    try:
-        network = rebuild(model, norm, weights)
-    except UserError as error:
-        raise UserError(f"{folder / WEIGHTS}: {error}") from error
-    return SavedNetwork(network, model, norm, exported, classes)
+    return SavedWeights(
+        path=folder, weights=weights, model=model, norm=norm, statistics=exported, classes=classes
+    )
 
 
 def config_entry(saved: SavedNetwork) -> dict[str, Any]:

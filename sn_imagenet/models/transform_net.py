@@ -28,6 +28,7 @@ _START = 40  # pixels that "reflect_start" adds on each side, and unpadded block
 _PLAIN = 1 << 20  # pixels of an image that is not large
 _HALO = 8  # rows beyond a strip, more than two convolutions read; even, for those of stride 2
 _STRIP = 1 << 17  # pixels of a strip
+_KEPT = 1 << 28  # elements of an activation that is computed once and kept, 1 GB in float32
 
 
 class TransformNet(nn.Module):
@@ -98,7 +99,10 @@ class TransformNet(nn.Module):
         x = self._pad(image)
         for part in self.parts:
             assert isinstance(part, nn.Sequential)
-            x = part(x) if part is self.parts[2] else _in_strips(part, x)
+            blocks = [block for block in part if isinstance(block, _Block)]
+            for block in blocks:
+                x = block.add(_in_strips(block.layers, x), x)
+            x = x if blocks else _in_strips(part, x)
         return self._finish(x, image)
 
     def _pad(self, images: Tensor) -> Tensor:
@@ -123,7 +127,9 @@ class _Block(nn.Module):
         self.layers = nn.Sequential(conv(), norm_layer(128), nn.ReLU(), conv(), norm_layer(128))
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layers(x)
+        return self.add(self.layers(x), x)
+
+    def add(self, y: Tensor, x: Tensor) -> Tensor:
         m = self.margin
         return y + (x[..., m:-m, m:-m] if m else x)
 
@@ -146,33 +152,57 @@ def _in_strips(layers: nn.Sequential, x: Tensor) -> Tensor:
     """The output of ``layers`` for one image [1, C, H, W]."""
     chain = nn.Sequential()
     for layer in layers:
-        if isinstance(layer, MomentNorm2d):
-            sums, pixels = torch.zeros(2, 1, layer.num_features, dtype=torch.float64), 0
-            for _, _, strip in _strips(chain, x):
-                rows = strip.double().flatten(2)
-                sums += torch.stack([rows.sum(2), rows.square().sum(2)]).cpu()
-                pixels += rows.shape[2]
+        if not isinstance(layer, MomentNorm2d):
+            chain.append(layer)
+            continue
+        height, width = (_size(chain, side) for side in x.shape[2:])
+        pixels, channels, lost = height * width, layer.num_features, layer.instance_correction
+        if pixels * channels <= _KEPT:
+            x = _gather(chain, x)
+            var, mean = torch.var_mean(x, (2, 3), correction=lost)
+            x, chain = _Affine(layer, mean, var)(x), nn.Sequential()
+        else:
+            sums = torch.zeros(2, 1, channels, dtype=torch.float64)
+            for _, strip in _strips(chain, x):
+                rows = strip.double()
+                sums += torch.stack([rows.sum((2, 3)), rows.square().sum((2, 3))]).cpu()
             mean = sums[0] / pixels
-            var = (sums[1] - pixels * mean**2) / (pixels - layer.instance_correction)
-            layer = _Affine(layer, mean.to(x), var.to(x))
-        chain.append(layer)
+            var = (sums[1] - pixels * mean**2) / (pixels - lost)
+            chain.append(_Affine(layer, mean.to(x), var.to(x)))
+    return _gather(chain, x) if len(chain) else x
+
+
+def _gather(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """The strips of an output in one tensor."""
+    height, width = (_size(layers, side) for side in x.shape[2:])
     y = x.new_empty(0)
-    for height, top, strip in _strips(chain, x):
+    for top, strip in _strips(layers, x):
         if not top:
-            y = strip.new_empty(*strip.shape[:2], height, strip.shape[3])
+            y = x.new_empty(1, strip.shape[1], height, width)
         y[:, :, top : top + strip.shape[2]] = strip
     return y
 
 
-def _strips(layers: nn.Sequential, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-    """(all rows, first row, output) of ``layers`` in strips of rows, from top to bottom."""
+def _strips(layers: nn.Sequential, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first row, output) of ``layers`` in strips of rows, from top to bottom."""
     up = 2 ** sum(isinstance(layer, nn.Upsample | nn.ConvTranspose2d) for layer in layers)
     down = math.prod(layer.stride[0] for layer in layers if isinstance(layer, nn.Conv2d))
-    height = -(-x.shape[2] * up // down)
-    rows = max(_HALO, _STRIP * down // (x.shape[3] * up) // 2 * 2)
+    height, width = (_size(layers, side) for side in x.shape[2:])
+    rows = max(_HALO, _STRIP // width // 2 * 2)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         first = max(0, top * down // up - _HALO)
         strip = layers(x[:, :, first : -(-bottom * down // up) + _HALO])
         start = top - first * up // down
-        yield height, top, strip[:, :, start : start + bottom - top]
+        yield top, strip[:, :, start : start + bottom - top]
+
+
+def _size(layers: nn.Sequential, side: int) -> int:
+    """The side of an output."""
+    for layer in layers:
+        if isinstance(layer, nn.Upsample | nn.ConvTranspose2d):
+            side *= 2
+        elif isinstance(layer, nn.Conv2d):
+            padding = 2 * int(layer.padding[0]) - layer.kernel_size[0]
+            side = (side + padding) // layer.stride[0] + 1
+    return side

@@ -6,13 +6,14 @@ and group normalization, batch renormalization, synchronized and frozen batch no
 ``norm_layer``. ``convert_norm`` replaces the batch norms of an existing network. A method is a
 small function of two [N, C] tables of means and variances. For a method of your own, subclass
 MomentNorm2d and write ``combine``; for a mixture of in, ln, bn and gn, subclass MixtureNorm2d. The
-package imports only torch and is independent of the rest of sn_imagenet.
+package imports only torch and sn_imagenet.native, which compiles its C++.
 
 Limits:
 
 - Under torch.compile, torch.jit.trace, make_fx, torch.func (grad, jvp, vmap) and forward-mode
   differentiation the layers run as plain PyTorch operators, whatever ``backend`` says.
-- A second derivative needs ``backend = "formula"`` and raises otherwise.
+- Second derivatives and ``is_grads_batched`` work for mixtures of in, ln, bn and gn on a CPU with a
+  C++ compiler, and with ``backend = "formula"``. Otherwise they raise.
 - torch.func raises if a layer in training mode updates running statistics that are not among the
   transformed inputs: call eval(), or pass them to torch.func.functional_call.
 """
@@ -31,7 +32,7 @@ from sn_imagenet.norms.control import (
     set_replicas,
     stored_statistics,
 )
-from sn_imagenet.norms.conversion import convert_norm, fold_batch_norm
+from sn_imagenet.norms.conversion import convert_norm
 from sn_imagenet.norms.layers import (
     BatchNorm2d,
     GroupNorm2d,
@@ -39,7 +40,7 @@ from sn_imagenet.norms.layers import (
     LayerNorm2d,
 )
 from sn_imagenet.norms.mixture import MixtureNorm2d
-from sn_imagenet.norms.moment_norm import MomentNorm2d
+from sn_imagenet.norms.moment_norm import MomentNorm2d, Replicas
 from sn_imagenet.norms.moments import Moments, Statistics
 from sn_imagenet.norms.op import normalize
 from sn_imagenet.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
@@ -55,6 +56,7 @@ __all__ = [
     "MixtureNorm2d",
     "MomentNorm2d",
     "Moments",
+    "Replicas",
     "Statistics",
     "StoredStatistics",
     "SwitchNorm1d",
@@ -63,7 +65,6 @@ __all__ = [
     "SyncBatchNorm2d",
     "collect_batch_averages",
     "convert_norm",
-    "fold_batch_norm",
     "importance_weights",
     "norm_layers",
     "normalize",

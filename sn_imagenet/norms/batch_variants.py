@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -30,27 +32,18 @@ class BatchRenorm2d(MomentNorm2d):
         warmup_steps, r_steps, d_steps: numbers of training-mode batches.
     """
 
-    stores_statistics = True
     trains_on_stored_statistics = True
 
     def __init__(
         self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        *arguments: Any,
         r_max: float = 1.5,
         d_max: float = 0.5,
         warmup_steps: int = 5_000,
         r_steps: int = 40_000,
         d_steps: int = 25_000,
+        **options: Any,
     ) -> None:
-        if not track_running_stats:
-            raise ValueError("track_running_stats=False: batch renorm needs running statistics")
         if r_max < 1 or d_max < 0:
             raise ValueError(f"r_max={r_max}, d_max={d_max}: expected r_max >= 1 and d_max >= 0")
         if not 0 <= warmup_steps <= min(r_steps, d_steps):
@@ -58,7 +51,9 @@ class BatchRenorm2d(MomentNorm2d):
                 f"warmup_steps={warmup_steps}, r_steps={r_steps}, d_steps={d_steps}: expected "
                 "0 <= warmup_steps <= r_steps and d_steps"
             )
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        super().__init__(*arguments, **options)
+        if not self.track_running_stats:
+            raise ValueError("track_running_stats=False: batch renorm needs running statistics")
         self.r_max, self.d_max = r_max, d_max
         self.warmup_steps, self.r_steps, self.d_steps = warmup_steps, r_steps, d_steps
 
@@ -69,6 +64,10 @@ class BatchRenorm2d(MomentNorm2d):
         r_open = (step - self.warmup_steps) / max(self.r_steps - self.warmup_steps, 1)
         d_open = (step - self.warmup_steps) / max(self.d_steps - self.warmup_steps, 1)
         return 1 + (self.r_max - 1) * r_open.clamp(0, 1), self.d_max * d_open.clamp(0, 1)
+
+    @property
+    def stores_statistics(self) -> bool:
+        return True
 
     @property
     def _stored_statistics_suffice(self) -> bool:
@@ -99,19 +98,10 @@ class FrozenBatchNorm2d(MomentNorm2d):
     ``requires_grad_`` says so. ``running_mean`` and ``running_var`` come from a checkpoint.
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self.running_mean = torch.zeros(num_features, device=device, dtype=dtype)
-        self.running_var = torch.ones(num_features, device=device, dtype=dtype)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.running_mean = torch.zeros(self.num_features, **self._factory)
+        self.running_var = torch.ones(self.num_features, **self._factory)
         self.requires_grad_(False)
 
     def combine(self, moments: Moments) -> Statistics:
@@ -143,8 +133,8 @@ class SyncBatchNorm2d(BatchNorm2d):
 
     @property
     def groups(self) -> tuple[int, dist.ProcessGroup | None]:
-        if self.batch_average is not None:
-            return self.replicas, None
+        if self.replicas.average is not None:
+            return self.replicas.count, None
         if not self.training:
             return 1, None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from sn_imagenet.norms.batch_average import BatchAverage
-from sn_imagenet.norms.moment_norm import MomentNorm2d
+from sn_imagenet.norms.moment_norm import MomentNorm2d, Replicas
 from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
 StoredStatistics = Mapping[str, tuple[Tensor, Tensor]]
@@ -20,6 +21,11 @@ StoredStatistics = Mapping[str, tuple[Tensor, Tensor]]
 def norm_layers(network: nn.Module) -> dict[str, MomentNorm2d]:
     """The normalization layers of a network by name, in module order."""
     return {n: m for n, m in network.named_modules() if isinstance(m, MomentNorm2d)}
+
+
+def stores_statistics(network: nn.Module) -> bool:
+    """Whether evaluation uses stored statistics of the training data."""
+    return any(layer.track_running_stats for layer in norm_layers(network).values())
 
 
 def set_replicas(
@@ -37,11 +43,11 @@ def set_replicas(
         holds_first_replica: whether the batch's first group is the experiment's replica 0. Running
             statistics follow it, as they follow rank 0 under DistributedDataParallel.
     """
-    grouping = (replicas, process_group, holds_first_replica)
     for layer in norm_layers(network).values():
-        # Every step calls this, and setting attributes of a module is slow.
-        if (layer.replicas, layer.process_group, layer.holds_first_replica) != grouping:
-            layer.replicas, layer.process_group, layer.holds_first_replica = grouping
+        average = layer.replicas.average
+        shared = Replicas(replicas, process_group, holds_first_replica, average)
+        if layer.replicas != shared:  # every step calls this, and setting attributes is slow
+            layer.replicas = shared
 
 
 @contextmanager
@@ -54,12 +60,13 @@ def collect_batch_averages(network: nn.Module) -> Iterator[dict[str, BatchAverag
     averages: dict[str, BatchAverage] = {}
     for name, layer in layers.items():
         device = layer.weight.device if layer.weight is not None else torch.device("cpu")
-        averages[name] = layer.batch_average = BatchAverage(layer.num_features, device)
+        averages[name] = BatchAverage(layer.num_features, device)
+        layer.replicas = replace(layer.replicas, average=averages[name])
     try:
         yield averages
     finally:
         for layer in layers.values():
-            layer.batch_average = None
+            layer.replicas = replace(layer.replicas, average=None)
 
 
 @contextmanager

@@ -1,14 +1,10 @@
-"""Convert existing networks: replace batch norm by another method, or fold it into convolutions."""
+"""Convert existing networks: replace batch norm by another method."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import nn
 
 from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
 from sn_imagenet.norms.layers import BatchNorm2d
@@ -103,72 +99,3 @@ def _replacement(
     if isinstance(old, MomentNorm2d):
         new.relu = old.relu
     return new.train(old.training)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, MomentNorm2d) or super().is_leaf_module(m, module_qualified_name)
-
-
-def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """A copy for deployment in which batch norms are folded into the convolutions before them.
-
-    Only layers that normalize with stored statistics alone can be folded: nn.BatchNorm2d,
-    BatchNorm2d, BatchRenorm2d, SyncBatchNorm2d, FrozenBatchNorm2d. SN, IN, LN and GN depend on the
-    sample and stay. The convolution's output must have no other use.
-
-    Args:
-        network: in evaluation mode, traceable by torch.fx.
-
-    Returns:
-        A deep copy with nn.Identity, or the residual addition and the ReLU, in place of each
-        folded layer.
-
-    Raises:
-        ValueError: the network is in training mode.
-    """
-    if network.training:
-        raise ValueError("the network is in training mode: call network.eval() first")
-    folded = copy.deepcopy(network)
-    modules = dict(folded.named_modules())
-    nodes = [n for n in _Tracer().trace(folded).nodes if n.op == "call_module"]
-    calls = [str(node.target) for node in nodes]
-    for node in nodes:
-        source = node.args[0]
-        if not isinstance(source, fx.Node) or source.op != "call_module":
-            continue
-        name, source_name = str(node.target), str(source.target)
-        norm, conv = modules[name], modules[source_name]
-        alone = len(source.users) == 1 and calls.count(name) == calls.count(source_name) == 1
-        if alone and isinstance(conv, nn.Conv2d) and _stores_statistics(norm):
-            _set(folded, source_name, fuse_conv_bn_eval(conv, norm))
-            _set(folded, name, _Epilogue(norm.relu) if _has_epilogue(norm, node) else nn.Identity())
-    return folded
-
-
-class _Epilogue(nn.Module):
-    """The residual addition and the ReLU of a folded layer."""
-
-    def __init__(self, relu: bool) -> None:
-        super().__init__()
-        self.relu = relu
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        y = x if residual is None else x + residual
-        return F.relu(y) if self.relu else y
-
-
-def _has_epilogue(norm: nn.Module, call: fx.Node) -> bool:
-    return isinstance(norm, MomentNorm2d) and (norm.relu or len(call.args) + len(call.kwargs) > 1)
-
-
-def _stores_statistics(norm: nn.Module) -> bool:
-    if type(norm) in _TORCH_BATCH_NORMS:
-        return isinstance(norm.running_mean, torch.Tensor)
-    built_in = isinstance(norm, MomentNorm2d) and type(norm) in METHODS.values()
-    return built_in and bool(norm._stored_statistics_suffice)
-
-
-def _set(network: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, attribute = name.rpartition(".")
-    setattr(network.get_submodule(parent), attribute, module)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-
-import torch
+from typing import Any
 
 from sn_imagenet.norms.mixture import MixtureNorm2d
 
@@ -36,22 +35,11 @@ class GroupNorm2d(MixtureNorm2d):
 
     omega = ("gn",)
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        num_groups: int = 32,
-    ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+    def __init__(self, *arguments: Any, num_groups: int = 32, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         if num_groups < 1:
             raise ValueError(f"num_groups={num_groups}: expected at least 1")
-        self.num_groups = math.gcd(num_groups, num_features)
+        self.num_groups = math.gcd(num_groups, self.num_features)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_groups={self.num_groups}"

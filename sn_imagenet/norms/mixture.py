@@ -8,17 +8,17 @@ Some kernels have a closed form of ``combine`` and its gradient. For others auto
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.closed_form import Layout, Parameters, closed_form_for, takes_parameters
-from sn_imagenet.norms.kernels import select_backend
+from sn_imagenet.norms.closed_form import Layout, Parameters, TritonTables, takes_tables
+from sn_imagenet.norms.kernels import CPP, TRITON, as_dense, kernels_for, with_layout_of
+from sn_imagenet.norms.kernels.cpp import MixtureStatistics, numbers_of
 from sn_imagenet.norms.moment_norm import BatchTables, MomentNorm2d
 from sn_imagenet.norms.moments import Moments, Statistics
-from sn_imagenet.norms.op import apply, as_dense, needs_formula
+from sn_imagenet.norms.op import normalize_with
 
 
 class MixtureNorm2d(MomentNorm2d):
@@ -36,42 +36,18 @@ class MixtureNorm2d(MomentNorm2d):
     omega: tuple[str, ...]
     num_groups = 1
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        self.stores_statistics = "bn" in self.omega
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        self._layout_key: tuple[Any, ...] = ()
-        self._cached_layout: Layout
+    @property
+    def stores_statistics(self) -> bool:
+        return "bn" in self.omega
 
     @property
     def logits(self) -> tuple[Tensor, Tensor] | None:
         return None
 
     def combine(self, moments: Moments) -> Statistics:
-        """Eq. (3): the members' statistics, weighted with the softmax of the logits (Eq. (4))."""
-        statistics = [self._member(name, moments) for name in self.omega]
-        if self.logits is None:
-            return statistics[0]
-        means, variances = zip(*statistics, strict=True)
-        mean_logits, var_logits = (logits.to(moments.mean.dtype) for logits in self.logits)
-        return _weighted_sum(mean_logits, means), _weighted_sum(var_logits, variances)
-
-    def _member(self, name: str, moments: Moments) -> Statistics:
-        if name == "in":
-            return moments.instance()
-        if name == "ln":
-            return moments.layer()
-        if name == "bn":
-            return self.batch_statistics(moments)
-        return moments.group(self.num_groups)
+        """Eq. (3), see :meth:`Moments.mixture`."""
+        batch = self.batch_statistics(moments) if "bn" in self.omega else None
+        return moments.mixture(self.omega, self.num_groups, batch, self.logits)
 
     @property
     def _is_plain_mixture(self) -> bool:
@@ -89,35 +65,35 @@ class MixtureNorm2d(MomentNorm2d):
         return single and self._uses_stored_statistics and self._is_plain_mixture
 
     def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables | None]:
-        has_closed_form = self._is_plain_mixture and not self.instance_correction
-        if not has_closed_form or self.backend == "formula" or needs_formula():
+        kernels = kernels_for(x, self.backend)
+        if kernels is None or self.instance_correction or not self._is_plain_mixture:
             return super()._normalize(x, residual)
-        x = as_dense(x)
-        kernels = select_backend(x, self.backend)
-        closed_form = closed_form_for(kernels)
         parameters = Parameters(self.weight, self.bias, *(self.logits or (None, None)))
-        running = self._stored() if self.track_running_stats else None
-        if closed_form is None or not takes_parameters(x, (*parameters, *(running or ()))):
-            return super()._normalize(x, residual)
-        layout = self._layout(x.shape)
-        stored = running if self._uses_stored_statistics else None
-        update = self._running_update(x.shape) if self.training else None
-        tables = closed_form(layout, parameters, stored, self.groups[1], update)
-        y = apply(x, residual, kernels, tables, self.relu, parameters)
-        return y, None if update is not None else tables
+        running = self._stored() if self.track_running_stats else (None, None)
+        stored = self._uses_stored_statistics
+        replicas, group = self.groups
+        if kernels is CPP and (group is None or stored or "bn" not in self.omega):
+            x = as_dense(x)
+            if residual is not None:
+                residual = with_layout_of(residual, x)
+            update = self._running_update(x.shape) if self.training else None
+            momentum, unbias = (None, 0.0) if update is None else (float(update[1]), update[2])
+            y, tables = torch.ops.sn_imagenet.mixture.default(
+                *(x, residual, *parameters, *running),
+                *(numbers_of(tuple(self.omega)), self.num_groups, replicas),
+                *(self.eps, self.relu, stored, momentum, unbias),
+            )
+            batch = MixtureStatistics(tables, replicas, self.num_features)
+            return y, None if update is not None else batch
+        if kernels is TRITON and takes_tables(x, *parameters, *running):
+            layout = _layout(tuple(self.omega), self.num_groups, x.shape, replicas, self.eps)
+            update = self._running_update(x.shape) if self.training else None
+            combiner = TritonTables(
+                layout, parameters, self._stored() if stored else None, group, update
+            )
+            y = normalize_with(combiner, as_dense(x), residual, kernels, self.relu)
+            return y, None if update is not None else combiner
+        return super()._normalize(x, residual)
 
-    def _layout(self, shape: torch.Size) -> Layout:
-        replicas = self.groups[0]
-        key = (*shape, replicas, self.eps, self.omega, self.num_groups)
-        if self._layout_key != key:
-            self._cached_layout = Layout(self.omega, self.num_groups, shape, replicas, self.eps)
-            self._layout_key = key
-        return self._cached_layout
 
-
-def _weighted_sum(logits: Tensor, tables: Sequence[Tensor]) -> Tensor:
-    weights = torch.softmax(logits, dim=0).unbind()
-    total = weights[0] * tables[0]
-    for weight, table in zip(weights[1:], tables[1:], strict=True):
-        total = total + weight * table
-    return total
+_layout = lru_cache(maxsize=4096)(Layout)

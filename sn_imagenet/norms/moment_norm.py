@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -11,8 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sn_imagenet.norms.batch_average import BatchAverage
-from sn_imagenet.norms.moments import Moments, RunningUpdate, Statistics
+from sn_imagenet.norms.moments import Moments, RunningUpdate, Statistics, update_running
 from sn_imagenet.norms.op import normalize
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """How the samples of a batch share statistics, and what becomes of these.
+
+    Attributes:
+        count: R, the number of replicas (statistics groups) in the batch; sample j belongs to
+            replica j mod R.
+        process_group: the ranks that each replica spans, if several.
+        holds_first: whether the batch's first replica is the experiment's, which running
+            statistics follow.
+        average: collects the batch statistics of all replicas instead; see
+            :func:`~sn_imagenet.norms.collect_batch_averages`.
+    """
+
+    count: int = 1
+    process_group: dist.ProcessGroup | None = None
+    holds_first: bool = True
+    average: BatchAverage | None = None
 
 
 class BatchTables(Protocol):
@@ -20,9 +42,6 @@ class BatchTables(Protocol):
 
     def batch(self) -> Statistics:
         """BN's mean and biased variance of this batch, each [1, R, C]."""
-
-    def update_running(self, running: Statistics, momentum: float | Tensor, unbias: float) -> None:
-        """Update the running statistics from the first replica's."""
 
 
 class MomentNorm2d(nn.Module, ABC):
@@ -53,17 +72,29 @@ class MomentNorm2d(nn.Module, ABC):
             the residual.
     """
 
-    stores_statistics = False
-    """Whether evaluation uses stored statistics of the training data."""
-
     trains_on_stored_statistics = False
     """Whether training uses them too; then every rank needs the first replica's at each step."""
 
     instance_correction = 0
     """Subtracted from HW in the divisor of each (sample, channel)'s variance, before combining."""
 
+    relu = False
+    """Whether the output goes through a ReLU."""
+
+    backend: str | None = None
+    """A backend's name, or None to choose by device, dtype and layout; see select_backend."""
+
     needs_all_replicas = False
     """Whether replicas share statistics, so that a rank needs all of its replicas in one pass."""
+
+    def __init_subclass__(cls) -> None:
+        """Show the arguments above in the signature of a subclass that passes them on."""
+        super().__init_subclass__()
+        own = inspect.signature(cls.__init__).parameters.values()
+        if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
+            common = inspect.signature(MomentNorm2d).parameters.values()
+            extra = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+            cls.__signature__ = inspect.Signature([*common, *extra])  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -79,6 +110,7 @@ class MomentNorm2d(nn.Module, ABC):
         if num_features < 1:
             raise ValueError(f"num_features={num_features}: expected at least 1 channel")
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self._factory = factory
         self.num_features = num_features
         self.eps = eps
         self.momentum = momentum
@@ -100,16 +132,12 @@ class MomentNorm2d(nn.Module, ABC):
         self.running_var: Tensor | None
         self.num_batches_tracked: Tensor | None
 
-        # How the batch's samples share statistics; see set_replicas.
-        self.replicas = 1
-        self.process_group: dist.ProcessGroup | None = None
-        self.holds_first_replica = True
-        # Set while calibration collects batch statistics; see collect_batch_averages.
-        self.batch_average: BatchAverage | None = None
-        # Whether the output goes through a ReLU.
-        self.relu = False
-        # A name, or None to choose by device, dtype and layout; see select_backend.
-        self.backend: str | None = None
+        self.replicas = Replicas()
+
+    @property
+    def stores_statistics(self) -> bool:
+        """Whether evaluation uses stored statistics of the training data."""
+        return False
 
     @abstractmethod
     def combine(self, moments: Moments) -> Statistics:
@@ -117,21 +145,7 @@ class MomentNorm2d(nn.Module, ABC):
 
     def coefficients(self, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. (1) as center, scale and shift, each [N, C], from the result of :meth:`combine`."""
-        center, variance = self.combine(moments)
-        scale = torch.rsqrt(variance + self.eps)
-        shape = moments.mean.shape
-        rows = moments.mean.flatten(0, 1)  # [N, C]
-        if self.weight is not None:
-            scale = scale * self.weight
-        if self.bias is None:
-            shift = torch.zeros_like(rows)
-        else:
-            shift = self.bias.to(rows.dtype).expand_as(rows)
-        return (
-            center.expand(shape).reshape_as(rows),
-            scale.expand(shape).reshape_as(rows),
-            shift,
-        )
+        return moments.coefficients(self.combine(moments), self.eps, self.weight, self.bias)
 
     def batch_statistics(self, moments: Moments) -> Statistics:
         """BN's statistics: the batch's in training, the stored ones in evaluation."""
@@ -144,7 +158,7 @@ class MomentNorm2d(nn.Module, ABC):
     @property
     def groups(self) -> tuple[int, dist.ProcessGroup | None]:
         """Number of statistics groups in a batch, and the ranks that each group spans."""
-        return self.replicas, self.process_group
+        return self.replicas.count, self.replicas.process_group
 
     def _check_input(self, x: Tensor, residual: Tensor | None) -> None:
         if x.dim() != 4 or x.shape[1] != self.num_features:
@@ -224,19 +238,19 @@ class MomentNorm2d(nn.Module, ABC):
 
     def _store_statistics(self, tables: BatchTables, shape: torch.Size) -> None:
         """Add the statistics of a batch of ``shape`` to the batch average or the running ones."""
-        if self.batch_average is not None:
+        if self.replicas.average is not None:
             with torch.no_grad():
                 mean, var = tables.batch()
-                self.batch_average.add(mean[0], var[0])
+                self.replicas.average.add(mean[0], var[0])
         else:
             update = self._running_update(shape)
             if update is not None:
-                tables.update_running(*update)
+                update_running(update.running, tables.batch(), update.momentum, update.unbias)
 
     def _running_update(self, shape: torch.Size) -> RunningUpdate | None:
         """The update of the running statistics for a batch of ``shape``; counts the batch."""
-        is_collecting = self.batch_average is not None
-        if is_collecting or not (self.track_running_stats and self.holds_first_replica):
+        shared = self.replicas
+        if shared.average or not (shared.holds_first and self.track_running_stats):
             return None
         replicas, group = self.groups
         ranks = dist.get_world_size(group) if group is not None else 1

@@ -7,6 +7,7 @@ variances + variance of means. This is Eq. (5) without the cancellation of E[x^2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -77,10 +78,6 @@ class Moments:
                 self._batch = combine_ranks(self._batch, self.process_group)
         return self._batch
 
-    def update_running(self, running: Statistics, momentum: float | Tensor, unbias: float) -> None:
-        """See the function :func:`update_running`."""
-        update_running(running, self.batch(), momentum, unbias)
-
     def group(self, channel_groups: int) -> Statistics:
         """Over each of ``channel_groups`` equal groups of a sample's channels: [n, R, C]."""
         n, replicas, channels = self.mean.shape
@@ -91,6 +88,59 @@ class Moments:
             mean.expand(grouped).reshape(self.mean.shape),
             var.expand(grouped).reshape(self.mean.shape),
         )
+
+    def mixture(
+        self,
+        omega: Sequence[str],
+        channel_groups: int,
+        batch: Statistics | None,
+        logits: Sequence[Tensor | None] | None,
+    ) -> Statistics:
+        """Eq. (3): the members' statistics, weighted with the softmax of the logits (Eq. (4)).
+
+        Args:
+            omega: non-empty, of in, ln, bn and gn.
+            channel_groups: of gn.
+            batch: the statistics of bn.
+            logits: for means and for variances, each [len(omega)]; None for a single member.
+        """
+        statistics = [self._member(member, channel_groups, batch) for member in omega]
+        mean_logits, var_logits = logits or (None, None)
+        if mean_logits is None or var_logits is None:
+            return statistics[0]
+        means, variances = zip(*statistics, strict=True)
+        return _weighted_sum(mean_logits, means), _weighted_sum(var_logits, variances)
+
+    def _member(self, name: str, channel_groups: int, batch: Statistics | None) -> Statistics:
+        if name == "in":
+            return self.instance()
+        if name == "ln":
+            return self.layer()
+        if name == "gn":
+            return self.group(channel_groups)
+        assert batch is not None
+        return batch
+
+    def coefficients(
+        self, statistics: Statistics, eps: float, weight: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. (1) with ``statistics`` as center, scale and shift, each [N, C]."""
+        center, variance = statistics
+        scale = torch.rsqrt(variance + eps)
+        shape = self.mean.shape
+        rows = self.mean.flatten(0, 1)  # [N, C]
+        if weight is not None:
+            scale = scale * weight.to(scale.dtype)
+        shift = torch.zeros_like(rows) if bias is None else bias.to(rows.dtype).expand_as(rows)
+        return center.expand(shape).reshape_as(rows), scale.expand(shape).reshape_as(rows), shift
+
+
+def _weighted_sum(logits: Tensor, tables: Sequence[Tensor]) -> Tensor:
+    weights = torch.softmax(logits.to(tables[0].dtype), dim=0).unbind()
+    total = weights[0] * tables[0]
+    for weight, table in zip(weights[1:], tables[1:], strict=True):
+        total = total + weight * table
+    return total
 
 
 def _combine_samples(mean: Tensor, var: Tensor) -> Statistics:

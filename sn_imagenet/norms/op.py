@@ -12,35 +12,33 @@ saves the output anyway, while nothing else saves the residual of a block with a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 from sn_imagenet.norms.kernels import (
     Affine,
     Backend,
-    select_backend,
-    statistics_dtype,
+    Coefficients,
+    as_dense,
+    formula,
+    kernels_for,
     with_layout_of,
 )
-
-Coefficients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""(mean, biased var) -> (center, scale, shift), all [N, C]; differentiable."""
 
 Gradients = tuple[Tensor, Tensor, Sequence[Tensor | None]]
 """b and c of the input gradient a * dy + b * (x - mean) + c, each [N, C]; parameter gradients."""
 
 
 class Combiner(ABC):
-    """The tables of one forward pass, from the moments to the affine map, and their derivative. A
-    subclass may also override the operation on the activation, to run it as a whole.
-    """
+    """The tables of one forward pass, from the moments to the affine map, and their derivative."""
 
-    affine: Affine
+    @property
+    @abstractmethod
+    def inputs(self) -> Sequence[Tensor | None]:
+        """The tensors whose gradients :meth:`backward` returns, in this order."""
 
     @property
     @abstractmethod
@@ -49,7 +47,7 @@ class Combiner(ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, kernels: Backend, differentiable: bool) -> Affine:
-        """The affine map's tables for ``x``."""
+        """The affine map's tables; :meth:`backward` follows only if ``differentiable``."""
 
     @abstractmethod
     def parameters_to_save(self) -> tuple[Tensor, ...]:
@@ -60,58 +58,6 @@ class Combiner(ABC):
         """Gradients from the sums over (H, W) of dy and of dy * (x - mean), [2, N, C]; ``wanted``
         says which parameters need one.
         """
-
-    def apply(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        kernels: Backend,
-        relu: bool,
-        parameters: Sequence[Tensor | None],
-    ) -> Tensor:
-        """The differentiable operation on an ``x`` from :func:`as_dense`, and a residual like it.
-
-        ``parameters`` are those whose gradients :meth:`backward` returns, in the same order.
-        """
-        if torch.is_grad_enabled():
-            y: Tensor = _Normalize.apply(x, residual, kernels, self, relu, *parameters)
-            return y
-        return self.output(x, residual, kernels, relu, False)
-
-    def output(
-        self,
-        x: Tensor,
-        residual: Tensor | None,
-        kernels: Backend,
-        relu: bool,
-        differentiable: bool,
-    ) -> Tensor:
-        """y, plus the residual, then the ReLU."""
-        self.affine = self.forward(x, kernels, differentiable)
-        return kernels.affine(x, self.affine, relu, residual)
-
-    def gradients(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        y: Tensor | None,
-        kernels: Backend,
-        relu: bool,
-        want_x: bool,
-        wanted: Sequence[bool],
-    ) -> tuple[Tensor | None, Tensor, Sequence[Tensor | None]]:
-        """The gradients of x, of the residual and of the ``wanted`` parameters.
-
-        ``y`` is the output if the ReLU's sign is to be read from it.
-        """
-        relu_mask = self.affine if relu else None
-        sums, grad = kernels.gradient_sums(grad, x, self.mean, relu_mask if y is None else y)
-        b, c, parameters = self.backward(sums, wanted)
-        dx = None
-        if want_x:
-            remaining_mask = relu_mask if y is None else None
-            dx = kernels.input_gradient(grad, x, self.mean, self.affine.scale, b, c, remaining_mask)
-        return dx, grad, parameters
 
 
 def normalize(
@@ -132,63 +78,37 @@ def normalize(
         coefficients: computes the three [N, C] tables from x's mean and variance over (H, W).
         parameters: the tensors in ``coefficients`` that need a gradient.
         backend: a name, or None to choose by device and layout. ``formula`` is plain differentiable
-            PyTorch, and is always used if :func:`needs_formula`.
+            PyTorch, and is always used if it is being recorded or transformed (see
+            :func:`~sn_imagenet.norms.kernels.kernels_for`).
         relu: whether the output goes through a ReLU.
         residual: of x's shape; added before the ReLU, in x's dtype.
 
     Returns:
-        y, of x's shape, dtype and memory format. Only ``formula`` has a second derivative.
+        y, of x's shape, dtype and memory format. With ``formula`` only it can be differentiated
+        twice; otherwise that raises a RuntimeError.
     """
-    if backend == "formula" or needs_formula():
-        return _formula(x, coefficients, relu, residual)
-    x = as_dense(x)
-    kernels = select_backend(x, backend)
-    return apply(x, residual, kernels, AutogradCombiner(coefficients, parameters), relu, parameters)
+    kernels = kernels_for(x, backend)
+    if kernels is None:
+        return formula(x, coefficients, relu, residual)
+    combiner = AutogradCombiner(coefficients, parameters)
+    return normalize_with(combiner, as_dense(x), residual, kernels, relu)
 
 
-def apply(
+def normalize_with(
+    combiner: Combiner,
     x: Tensor,
     residual: Tensor | None,
     kernels: Backend,
-    combiner: Combiner,
     relu: bool,
-    parameters: Sequence[Tensor | None],
 ) -> Tensor:
-    """:meth:`Combiner.apply`, with a ``residual`` of any layout and dtype."""
+    """:func:`normalize` with the tables of ``combiner``; ``x`` is from :func:`as_dense`."""
     if residual is not None:
         residual = with_layout_of(residual, x)
-    return combiner.apply(x, residual, kernels, relu, parameters)
-
-
-def needs_formula() -> bool:
-    """Whether PyTorch operators are being recorded or transformed, which would miss the kernels: by
-    torch.compile (which fuses the formula by itself), jit.trace, make_fx, torch.func's transforms
-    or forward-mode differentiation.
-    """
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._functorch.maybe_current_level() is not None
-        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-        or forward_ad._current_level >= 0
+    differentiable = torch.is_grad_enabled()
+    y: Tensor = _Normalize.apply(
+        x, residual, kernels, combiner, relu, differentiable, *combiner.inputs
     )
-
-
-def as_dense(x: Tensor) -> Tensor:
-    """``x`` if it is contiguous or channels_last, otherwise a contiguous copy."""
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    return x.contiguous()
-
-
-def _formula(x: Tensor, coefficients: Coefficients, relu: bool, residual: Tensor | None) -> Tensor:
-    values = x.to(statistics_dtype(x.dtype))
-    var, mean = torch.var_mean(values, dim=(2, 3), correction=0)
-    center, scale, shift = (table[:, :, None, None] for table in coefficients(mean, var))
-    y = (values - center) * scale + shift
-    if residual is not None:
-        y = y + residual
-    return (torch.relu(y) if relu else y).to(x.dtype)
+    return y
 
 
 class AutogradCombiner(Combiner):
@@ -199,6 +119,10 @@ class AutogradCombiner(Combiner):
     def __init__(self, coefficients: Coefficients, parameters: Sequence[Tensor]) -> None:
         self.coefficients = coefficients
         self.parameters = parameters
+
+    @property
+    def inputs(self) -> Sequence[Tensor]:
+        return self.parameters
 
     @property
     def mean(self) -> Tensor:
@@ -257,21 +181,57 @@ class _Normalize(torch.autograd.Function):
         kernels: Backend,
         combiner: Combiner,
         relu: bool,
+        differentiable: bool,
         *parameters: Tensor | None,
     ) -> Tensor:
-        y = combiner.output(x, residual, kernels, relu, any(ctx.needs_input_grad))
+        needed = differentiable and any(ctx.needs_input_grad)
+        ctx.affine = combiner.forward(x, kernels, needed)
+        y = kernels.affine(x, ctx.affine, relu, residual)
         ctx.kernels, ctx.combiner, ctx.relu = kernels, combiner, relu
-        ctx.save_for_backward(
-            x, y if relu and residual is not None else None, *combiner.parameters_to_save()
-        )
+        saved_y = y if relu and residual is not None else None
+        ctx.save_for_backward(x, saved_y, *combiner.parameters_to_save())
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        functorch = torch._C._functorch
+        if functorch.is_batchedtensor(grad) or functorch.is_legacy_batchedtensor(grad):
+            raise RuntimeError(
+                "this normalization layer takes one gradient at a time, and is_grads_batched=True "
+                'gives several: set its backend = "formula"'
+            )
+        with torch.no_grad():
+            results = _Normalize.gradients(ctx, grad)
+        if torch.is_grad_enabled():
+            inputs = (grad, ctx.saved_tensors[0], *ctx.combiner.inputs)
+            return _NotDifferentiable.apply(len(results), *results, *inputs)
+        return results
+
+    @staticmethod
+    def gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, *_ = ctx.saved_tensors
-        want_x, want_residual, _, _, _, *wanted = ctx.needs_input_grad
-        dx, grad, parameters = ctx.combiner.gradients(
-            grad, x, y, ctx.kernels, ctx.relu, want_x, wanted
+        kernels, mean = ctx.kernels, ctx.combiner.mean
+        want_x, want_residual, _, _, _, _, *wanted = ctx.needs_input_grad
+        relu_mask = ctx.affine if ctx.relu else None
+        sums, grad = kernels.gradient_sums(grad, x, mean, relu_mask if y is None else y)
+        b, c, parameters = ctx.combiner.backward(sums, wanted)
+        dx = None
+        if want_x:
+            mask = relu_mask if y is None else None
+            dx = kernels.input_gradient(grad, x, mean, ctx.affine.scale, b, c, mask)
+        return dx, grad if want_residual else None, None, None, None, None, *parameters
+
+
+class _NotDifferentiable(torch.autograd.Function):
+    """Gradients with a graph that leads to the inputs and raises."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(t if t is None else t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
+        raise RuntimeError(
+            "the gradient of this normalization layer cannot be differentiated: set its "
+            'backend = "formula"'
         )
-        return dx, grad if want_residual else None, None, None, None, *parameters

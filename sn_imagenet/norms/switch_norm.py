@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sn_imagenet.norms.closed_form import OMEGA_CHOICES
+from sn_imagenet.norms.kernels.cpp import MEMBERS
 from sn_imagenet.norms.mixture import MixtureNorm2d
 
 
@@ -32,31 +33,25 @@ class SwitchNorm2d(MixtureNorm2d):
 
     def __init__(
         self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
+        *arguments: Any,
         omega: Sequence[str] = ("in", "ln", "bn"),
         num_groups: int = 32,
         instance_correction: int = 0,
+        **options: Any,
     ) -> None:
         chosen = list(omega)
-        if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(OMEGA_CHOICES):
+        if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(MEMBERS):
             raise ValueError(
-                f"omega={chosen}: expected a non-empty set of {', '.join(OMEGA_CHOICES)}, each once"
+                f"omega={chosen}: expected a non-empty set of {', '.join(MEMBERS)}, each once"
             )
         if instance_correction not in (0, 1):
             raise ValueError(f"instance_correction={instance_correction}: expected 0 or 1")
-        self.omega = tuple(member for member in OMEGA_CHOICES if member in chosen)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.omega = tuple(member for member in MEMBERS if member in chosen)
+        super().__init__(*arguments, **options)
         size = len(self.omega)
-        self.mean_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
-        self.var_weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
-        self.num_groups = math.gcd(num_groups, num_features)
+        self.mean_weight = nn.Parameter(torch.ones(size, **self._factory))
+        self.var_weight = nn.Parameter(torch.ones(size, **self._factory))
+        self.num_groups = math.gcd(num_groups, self.num_features)
         self.instance_correction = instance_correction
 
     @property

@@ -1,38 +1,44 @@
-"""The grid of scores: methods by setting, intervals, the paper's numbers, differences."""
+"""The grids of scores: methods by setting with intervals, the paper's numbers and differences; and
+the moving and batch average of the statistics."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from sn_imagenet.reporting.cells import (
+    MARKS,
     MISSING,
+    Difference,
     Summary,
+    by_cell,
+    interval_text,
     method_label,
     minus,
-    run_differences,
     score_heading,
+    signed_text,
     statistics_label,
+    summarize,
 )
 from sn_imagenet.reporting.departures import departure_notes
 from sn_imagenet.reporting.render import FOOTNOTES, Grid, Row, round_half_up
-from sn_imagenet.reporting.statistics import Interval, difference_interval
 from sn_imagenet.reporting.study import Study
-from sn_imagenet.runs import DIVERGED, Run, Setting
+from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Run, Setting
+from sn_imagenet.runs.reading import mapping
 
+STORED_STATISTICS = {"moving_average", "batch_average"}
 EPOCHS = {
     "final": "the evaluation after the last epoch",
     "best": "the best epoch, chosen on the validation set itself, which favors it",
     "median5": "the median of the last five epochs",
 }
-INTERVAL = "95 % interval"
 
 
-def accuracy_grid(
-    study: Study, methods: Sequence[str], differences: Sequence[tuple[str, str]]
-) -> Grid:
+def accuracy_grid(study: Study, methods: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Grid:
     """A row per method above the paper's row, then a row per difference (first - second)."""
-    paper, digits = study.paper, study.digits
-    marks: dict[str, str] = {}
+    paper, digits, settings = study.paper, study.digits, study.settings
+    footnotes: dict[str, str] = {}
 
     def published(method: str, setting: Setting) -> str:
         entry = paper.cell(method, setting)
@@ -42,57 +48,69 @@ def accuracy_grid(
         if not entry.note:
             return number
         note = f"paper, {method_label(method)} at {setting}: {entry.note} ({entry.source})"
-        marks.setdefault(note, FOOTNOTES[len(marks)])
-        return number + marks[note]
+        return number + footnotes.setdefault(note, FOOTNOTES[len(footnotes)])
+
+    def row_of_intervals(cells: Sequence[Summary | Difference]) -> list[Row]:
+        texts = tuple(interval_text(cell.interval, digits) for cell in cells)
+        return [Row("95 % interval", texts, indent=True)] if any(texts) else []
 
     paper_label = "paper" if study.matches_paper else f"paper ({paper.label})"
     best = best_methods(study, methods)
     rows: list[Row] = []
     for method in methods:
-        ours = [study.cell(method, s) for s in study.settings]
+        ours = [study.cell(method, s) for s in settings]
         rows.append(
             Row(
                 method_label(method),
                 tuple(cell.text(digits) for cell in ours),
                 rule=bool(rows),
-                bold=frozenset(i for i, s in enumerate(study.settings) if method in best[s]),
+                bold=frozenset(i for i, s in enumerate(settings) if method in best[s]),
                 runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in ours),
             )
         )
-        rows += _interval_row([cell.interval for cell in ours], digits)
-        if any(paper.cell(method, s) for s in study.settings):
-            rows.append(
-                Row(paper_label, tuple(published(method, s) for s in study.settings), indent=True)
-            )
+        rows += row_of_intervals(ours)
+        if any(paper.cell(method, s) for s in settings):
+            theirs = tuple(published(method, s) for s in settings)
+            rows.append(Row(paper_label, theirs, indent=True))
             if study.matches_paper:
-                theirs = [paper.top1(method, s) for s in study.settings]
-                cells = tuple(
-                    signed_text(minus(cell.mean, top1), 1) + ("‡" if omits_diverged(cell) else "")
-                    for cell, top1 in zip(ours, theirs, strict=True)
+                gaps = tuple(
+                    signed_text(minus(cell.mean, paper.top1(method, s)), 1)
+                    + "‡" * cell.omits_diverged
+                    for cell, s in zip(ours, settings, strict=True)
                 )
-                rows.append(Row("ours − paper", cells, indent=True))
-    for first, second in differences:
-        pairs = [(study.cell(first, s), study.cell(second, s)) for s in study.settings]
-        theirs_gap = [minus(paper.top1(first, s), paper.top1(second, s)) for s in study.settings]
-        gaps = tuple(
-            signed_text(minus(a.mean, b.mean), digits) + difference_marks(a, b) for a, b in pairs
-        )
-        rows.append(Row(f"{method_label(first)}-{method_label(second)}", gaps, rule=True))
-        rows += _interval_row([difference_interval(a.values, b.values) for a, b in pairs], digits)
-        if any(gap is not None for gap in theirs_gap):
-            theirs_text = tuple(signed_text(gap, 1) for gap in theirs_gap)
-            rows.append(Row(paper_label, theirs_text, indent=True))
+                rows.append(Row("ours − paper", gaps, indent=True))
+    marked: dict[str, list[str]] = {}
+    if any(cell.omits_diverged for cell in study.cells.values()):
+        marked["‡"] = []
+    for pair in pairs:
+        name = "-".join(map(method_label, pair))
+        differences = [study.difference(*pair, s) for s in settings]
+        texts = tuple(signed_text(d.mean, digits) + "".join(d.marks) for d in differences)
+        rows.append(Row(name, texts, rule=True))
+        rows += row_of_intervals(differences)
+        published_gaps = [paper.difference(*pair, s) for s in settings]
+        if any(gap is not None for gap in published_gaps):
+            texts = tuple(signed_text(gap, 1) for gap in published_gaps)
+            rows.append(Row(paper_label, texts, indent=True))
+        for difference, setting in zip(differences, settings, strict=True):
+            for mark, detail in difference.marks.items():
+                where = f"{name} {setting}" + (f" ({detail})" if detail else "")
+                marked.setdefault(mark, []).append(where)
     heading = score_heading(study.score)
     where = "the validation set of " if study.is_classification else ""
     lower = "" if study.score.higher_is_better else "; lower is better"
     return Grid(
         caption=f"{heading[:1].upper()}{heading[1:]} on {where}{study.name}, by (GPUs, samples per "
         f"GPU){lower}.",
-        columns=tuple(str(s) for s in study.settings),
+        columns=tuple(map(str, settings)),
         rows=tuple(rows),
         notes=(
-            *(f"{mark} {note}." for note, mark in marks.items()),
-            *_mark_notes(study, differences),
+            *(f"{mark} {note}." for note, mark in footnotes.items()),
+            *(
+                f"{mark} {text}{': ' * bool(marked[mark])}{', '.join(marked[mark])}."
+                for mark, text in MARKS.items()
+                if mark in marked
+            ),
             *_reading_notes(study),
             *departure_notes(study.runs),
         ),
@@ -107,66 +125,12 @@ def best_methods(study: Study, methods: Sequence[str]) -> dict[Setting, set[str]
         means = {
             m: round_half_up(cell.mean, study.digits)
             for m in methods
-            if (cell := study.cell(m, setting)).mean is not None and not omits_diverged(cell)
+            if (cell := study.cell(m, setting)).mean is not None and not cell.omits_diverged
         }
         choose = max if study.score.higher_is_better else min
         top = choose(means.values(), default=None)
         best[setting] = {m for m, mean in means.items() if mean == top and len(means) > 1}
     return best
-
-
-def omits_diverged(cell: Summary) -> bool:
-    """Whether the cell's mean leaves out seeds that diverged."""
-    return bool(cell.values) and cell.states[DIVERGED] > 0
-
-
-def difference_marks(first: Summary, second: Summary) -> str:
-    """† different seeds, ‡ diverged seeds left out, § more than the method differs."""
-    if first.mean is None or second.mean is None:
-        return ""
-    return (
-        "†" * (set(first.seeds) != set(second.seeds))
-        + "‡" * (omits_diverged(first) or omits_diverged(second))
-        + "§" * bool(run_differences(first.runs, second.runs))
-    )
-
-
-def _mark_notes(study: Study, differences: Sequence[tuple[str, str]]) -> list[str]:
-    named: dict[str, list[str]] = {}
-    for first, second in differences:
-        for setting in study.settings:
-            a, b = study.cell(first, setting), study.cell(second, setting)
-            name = f"{method_label(first)}-{method_label(second)} {setting}"
-            marks = difference_marks(a, b)
-            if "†" in marks:
-                seeds = (" ".join(map(str, cell.seeds)) for cell in (a, b))
-                named.setdefault("†", []).append(f"{name} (seeds {' against '.join(seeds)})")
-            if "‡" in marks:
-                named.setdefault("‡", []).append(name)
-            if "§" in marks:
-                named.setdefault("§", []).append(f"{name} ({run_differences(a.runs, b.runs)})")
-    if any(omits_diverged(cell) for cell in study.cells.values()):
-        named.setdefault("‡", [])
-    words = {
-        "†": "the two cells have different seeds",
-        "‡": "seeds that diverged are left out of the mean",
-        "§": "the two cells differ in more than the normalization method",
-    }
-    return [
-        f"{mark} {words[mark]}{': ' if where else ''}{', '.join(where)}."
-        for mark, where in sorted(named.items(), key=lambda item: "†‡§".index(item[0]))
-    ]
-
-
-def _interval_row(intervals: Sequence[Interval | None], digits: int) -> list[Row]:
-    if not any(intervals):
-        return []
-    return [Row(INTERVAL, tuple(interval_text(i, digits) for i in intervals), indent=True)]
-
-
-def interval_text(interval: Interval | None, digits: int) -> str:
-    """``[76.2, 77.6]``; empty without an interval."""
-    return "[{}, {}]".format(*(round_half_up(end, digits) for end in interval)) if interval else ""
 
 
 def _reading_notes(study: Study) -> list[str]:
@@ -183,36 +147,31 @@ def _reading_notes(study: Study) -> list[str]:
             f"The paper's numbers are for {study.paper.label}. They are shown for orientation "
             "only; no difference from them is computed."
         )
-    return notes + _statistics_used(study) + _omega_notes(study)
-
-
-def _statistics_used(study: Study) -> list[str]:
-    parts = []
+    statistics: list[str] = []
+    omegas: list[str] = []
     for method in study.methods:
         used: dict[str, list[Setting]] = {}
+        chosen: dict[str, list[Setting]] = {}
         for setting in study.settings:
-            for name in {r.statistics for r in study.cells[method, setting].runs if r.statistics}:
+            runs = study.cell(method, setting).runs
+            for name in {run.statistics for run in runs if run.statistics}:
                 used.setdefault(statistics_label(name), []).append(setting)
+            for omega in {tuple(run.norm_args.get("omega") or ()) for run in runs} - {()}:
+                members = f"{{{', '.join(map(method_label, omega))}}}"
+                chosen.setdefault(members, []).append(setting)
         if used:
-            parts.append(f"{method_label(method)} {_with_exceptions(used)}")
-    return [f"Evaluation statistics: {'; '.join(parts)}."] if parts else []
-
-
-def _omega_notes(study: Study) -> list[str]:
-    """Omega of each switchable method, which may differ between settings."""
-    notes = []
-    for method in study.methods:
-        sets: dict[str, list[Setting]] = {}
-        for setting in study.settings:
-            for omega in {
-                tuple(r.norm_args.get("omega") or ()) for r in _runs(study, method, setting)
-            }:
-                if omega:
-                    members = f"{{{', '.join(map(method_label, omega))}}}"
-                    sets.setdefault(members, []).append(setting)
-        if sets:
-            notes.append(f"{method_label(method)} chooses from {_with_exceptions(sets)}.")
-    single = [r for s in study.settings if s.samples_per_gpu == 1 for r in _runs(study, "sn", s)]
+            statistics.append(f"{method_label(method)} {_with_exceptions(used)}")
+        if chosen:  # Omega may differ between settings
+            omegas.append(f"{method_label(method)} chooses from {_with_exceptions(chosen)}.")
+    if statistics:
+        notes.append(f"Evaluation statistics: {'; '.join(statistics)}.")
+    notes += omegas
+    single = [
+        run
+        for setting in study.settings
+        if setting.samples_per_gpu == 1
+        for run in study.cell("sn", setting).runs
+    ]
     if single and all("bn" not in (run.norm_args.get("omega") or ()) for run in single):
         notes.append("At one sample per GPU SN is {IN, LN}, as in the paper: BN would equal IN.")
     return notes
@@ -227,10 +186,91 @@ def _with_exceptions(choices: dict[str, list[Setting]]) -> str:
     return f"{first} ({'; '.join(exceptions)})"
 
 
-def _runs(study: Study, method: str, setting: Setting) -> Sequence[Run]:
-    return study.cell(method, setting).runs
+def averages_grid(study: Study) -> Grid | None:
+    """Methods that store statistics, under each average; None without such a run. The batch average
+    has a row for each number of samples requested. See claim 9 of the paper, and EvalNorm's remark
+    that the statistics cause a part of BN's loss at small batches."""
+    rows: list[Row] = []
+    for method in study.methods:
+        of_method = [
+            run
+            for run in study.runs
+            if run.cell.norm == method and run.state in (FINISHED, NOT_EVALUATED)
+        ]
+        if not any(set(run.counted_evaluations) & STORED_STATISTICS for run in of_method):
+            continue
+        requested = {
+            str(c["samples_requested"]): c for run in of_method for c in _calibrations(run)
+        }
+        averages: list[tuple[str, str, Any]] = [("moving average", "moving_average", None)]
+        for text in sorted(requested, key=lambda n: (not n.isdigit(), len(n), n)):
+            count = f"{int(text):,}" if text.isdigit() else text
+            # With a single number of samples a note below the table gives it.
+            label = f"batch average, {count} samples" if len(requested) > 1 else "batch average"
+            averages.append((label, "batch_average", requested[text]["samples_requested"]))
+        for i, (label, statistics, samples) in enumerate(averages):
+            seeds = by_cell(calibrated_with(run, samples) for run in study.runs)
+            at = {cell.setting: same for cell, same in seeds.items() if cell.norm == method}
+            row = [_summarize(at.get(s, []), statistics) for s in study.settings]
+            rows.append(
+                Row(
+                    f"{method_label(method)}, {label}",
+                    tuple(cell.text(study.digits + 1) for cell in row),
+                    rule=bool(rows) and i == 0,
+                    runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in row),
+                )
+            )
+    if not rows:
+        return None
+    notes = [
+        *_calibration_notes(study),
+        f"{MISSING}: no run, or a run that stores no statistics (SN at one sample per GPU).",
+    ]
+    if study.matches_paper:
+        notes += [
+            f"Paper ({entry.source}), {method_label(entry.method)} at {entry.setting}, "
+            f"{entry.note}: {entry.top1:.2f}."
+            for entry in study.paper.statistics
+            if entry.setting in study.settings
+        ]
+    return Grid(
+        caption=f"Moving average and batch average: {score_heading(study.score)} on {study.name}.",
+        columns=tuple(map(str, study.settings)),
+        rows=tuple(rows),
+        notes=tuple(notes),
+    )
 
 
-def signed_text(difference: float | None, digits: int) -> str:
-    """``+0.4``; a dash without a difference."""
-    return MISSING if difference is None else f"{round_half_up(difference, digits):+}"
+def calibrated_with(run: Run, samples: Any) -> Run:
+    """``run`` as if its config requested a batch average over ``samples``, so that the evaluations
+    with that number of samples count."""
+    if not run.config:
+        return run
+    calibration = {**mapping(run.config.get("calibration")), "samples": samples}
+    return replace(run, config={**run.config, "calibration": calibration})
+
+
+def _summarize(runs: Sequence[Run], statistics: str) -> Summary:
+    """Each seed once, even if it was trained several times with different calibrations."""
+    first: dict[tuple[int, str, float | None], Run] = {}
+    for run in runs:
+        if run.state != FINISHED or statistics in run.counted_evaluations:
+            first.setdefault((run.seed, run.state, run.score_value(statistics)), run)
+    return summarize(list(first.values()), statistics)
+
+
+def _calibrations(run: Run) -> list[dict[str, Any]]:
+    calibrations = [mapping(evaluation.get("calibration")) for evaluation in run.evaluations]
+    return [calibration for calibration in calibrations if calibration.get("samples_requested")]
+
+
+def _calibration_notes(study: Study) -> list[str]:
+    used: dict[str, list[int]] = {}
+    for calibration in (c for run in study.runs for c in _calibrations(run)):
+        request = f"{calibration.get('estimator')}, {calibration['samples_requested']}"
+        used.setdefault(request, []).append(calibration.get("samples_used") or 0)
+    return [
+        f"Batch average: {request} training samples requested, "
+        f"{' to '.join(map(str, sorted({min(counts), max(counts)})))} used."
+        for request, counts in used.items()
+    ]

@@ -12,8 +12,9 @@ from typing import Any
 from sn_imagenet.config import NON_EXPERIMENT_KEYS
 from sn_imagenet.reporting.curves import score_of_epochs
 from sn_imagenet.reporting.render import round_half_up
-from sn_imagenet.reporting.statistics import mean_interval
+from sn_imagenet.reporting.statistics import Interval, difference_interval, mean_interval
 from sn_imagenet.runs import (
+    DIVERGED,
     FINISHED,
     INTERRUPTED,
     RUNNING,
@@ -27,6 +28,11 @@ from sn_imagenet.runs.methods import IMPORTED
 from sn_imagenet.runs.scores import Score
 
 MISSING = "—"
+MARKS = {
+    "†": "the two cells have different seeds",
+    "‡": "seeds that diverged are left out of the mean",
+    "§": "the two cells differ in more than the normalization method",
+}
 
 # Config keys in which the seeds of one experiment may differ. A setting's name is only its label,
 # and each seed may train the architecture that its own search found.
@@ -64,7 +70,7 @@ class Summary:
         return stdev(self.values) if len(self.values) >= 2 else None
 
     @property
-    def interval(self) -> tuple[float, float] | None:
+    def interval(self) -> Interval | None:
         """Student's 95 % interval of the mean over seeds, None below two or without spread."""
         return mean_interval(self.values)
 
@@ -77,6 +83,11 @@ class Summary:
     def states(self) -> Counter[str]:
         """Number of runs by state."""
         return Counter(run.state for run in self.runs)
+
+    @property
+    def omits_diverged(self) -> bool:
+        """Whether the mean leaves out seeds that diverged."""
+        return bool(self.values) and self.states[DIVERGED] > 0
 
     def text(self, digits: int = 1) -> str:
         """The cell as shown: ``91.2``, ``91.2 ± 0.3 (3)``, ``91.2 (1 of 2; 1 diverged)``,
@@ -114,6 +125,40 @@ def _state_text(state: str, runs: Sequence[Run]) -> str:
     if state not in (RUNNING, INTERRUPTED):
         return state
     return f"{state} {', '.join(run.detail for run in runs if run.state == state)}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One cell minus another."""
+
+    first: Summary
+    second: Summary
+
+    @property
+    def mean(self) -> float | None:
+        """Of the unrounded means; None where one of them is missing."""
+        return minus(self.first.mean, self.second.mean)
+
+    @property
+    def interval(self) -> Interval | None:
+        """Welch's 95 % interval over seeds."""
+        return difference_interval(self.first.values, self.second.values)
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """The marks that limit what the difference tells (:data:`MARKS`), each with the details."""
+        if self.mean is None:
+            return {}
+        first, second = self.first, self.second
+        marks = {}
+        if set(first.seeds) != set(second.seeds):
+            seeds = (" ".join(map(str, cell.seeds)) for cell in (first, second))
+            marks["†"] = f"seeds {' against '.join(seeds)}"
+        if first.omits_diverged or second.omits_diverged:
+            marks["‡"] = ""
+        if different := run_differences(first.runs, second.runs):
+            marks["§"] = different
+        return marks
 
 
 def summarize(runs: Sequence[Run], statistics: str | None = None, epoch: str = "final") -> Summary:
@@ -181,12 +226,21 @@ def run_differences(first: Sequence[Run], second: Sequence[Run]) -> str:
 
 
 def experiment(run: Run) -> dict[str, str]:
-    """The part of the config that the seeds of a cell share: key -> value as JSON."""
+    """The part of the config that the seeds of a cell share: key -> value as JSON. Runs that start
+    from other seeds or methods of the same classifier have the same ``init``."""
+    values = {**run.config, "init": _without_cell(run)} if run.config.get("init") else run.config
     return {
         key: json.dumps(value, sort_keys=True)
-        for key, value in flatten_config(run.config).items()
+        for key, value in flatten_config(values).items()
         if key not in _SAME_EXPERIMENT and value is not None  # as in a config older than the key
     }
+
+
+def _without_cell(run: Run) -> str:
+    """``init`` of a run without the seed and the method in its path."""
+    backbone = run.cell.norm.split("+")[0].removeprefix("frozen_")
+    names = {f"seed{run.seed}": "seed*", backbone: "*"}
+    return "/".join(names.get(part, part) for part in str(run.config["init"]).split("/"))
 
 
 def method_label(norm: str) -> str:
@@ -225,3 +279,16 @@ def evaluation_label(run: Run, evaluation: dict[str, Any]) -> str:
     ``batch average, 1000 samples, last.pt``."""
     other = deviations_from_config(evaluation, run.config, run.data_fingerprint)
     return ", ".join([statistics_label(evaluation["statistics"]), *other])
+
+
+def signed_text(difference: float | None, digits: int) -> str:
+    """``+0.4``; a dash without a difference."""
+    return MISSING if difference is None else f"{round_half_up(difference, digits):+}"
+
+
+def interval_text(interval: Interval | None, digits: int, sign: str = "") -> str:
+    """``[76.2, 77.6]``; empty without an interval. ``sign``: ``+`` for signed numbers."""
+    if interval is None:
+        return ""
+    low, high = (f"{round_half_up(end, digits):{sign}}" for end in interval)
+    return f"[{low}, {high}]"

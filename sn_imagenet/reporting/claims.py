@@ -8,23 +8,26 @@ from collections.abc import Callable
 from statistics import fmean
 
 from sn_imagenet.reporting.cells import Summary, method_label, minus, run_differences
-from sn_imagenet.reporting.comparison import (
-    LEAST_SEEDS,
-    OTHER_DATA,
-    WEIGHT,
-    Comparison,
-    Term,
-    Value,
-    compare,
-    difference,
-    paired,
-    why_not_comparable,
-)
 from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight, try_epochs
 from sn_imagenet.reporting.paper import PAPER_SETTINGS
 from sn_imagenet.reporting.statistics import contrast
 from sn_imagenet.reporting.study import Study
-from sn_imagenet.reporting.verdict import Claim, Judgment, Verdict, judge
+from sn_imagenet.reporting.verdict import (
+    LEAST_SEEDS,
+    OTHER_DATA,
+    WEIGHT,
+    Claim,
+    Comparison,
+    Judgment,
+    Term,
+    Value,
+    Verdict,
+    compare,
+    difference,
+    judge,
+    paired,
+    why_not_comparable,
+)
 from sn_imagenet.runs import DIVERGED, FINISHED, Run, Setting
 
 LARGE, SMALL, SINGLE = Setting(8, 32), Setting(8, 2), Setting(8, 1)

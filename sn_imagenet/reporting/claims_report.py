@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from sn_imagenet.reporting.claims import CLAIMS
-from sn_imagenet.reporting.comparison import WEIGHT, Comparison
+from sn_imagenet.reporting.detection_claims import detection_claims
 from sn_imagenet.reporting.expected import Expected, read_expected
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_escape, plain
 from sn_imagenet.reporting.search import SEARCH, SEARCH_CLAIMS
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_of
 from sn_imagenet.reporting.stylization import STYLIZATION, STYLIZATION_CLAIMS
-from sn_imagenet.reporting.verdict import RULES, Claim, Judgment
+from sn_imagenet.reporting.verdict import RULES, WEIGHT, Claim, Comparison, Judgment
 from sn_imagenet.runs import write_text
 
 CLAIMS_VERSION = 1
@@ -58,7 +58,9 @@ def judge_claims(collection: RunCollection) -> list[JudgedClaim]:
 
 def claims_on(study: Study) -> Sequence[Claim]:
     """The claims on a study's task: twelve on classification."""
-    return CLAIMS if study.is_classification else TASK_CLAIMS.get(study.task, ())
+    if study.is_classification:
+        return CLAIMS
+    return TASK_CLAIMS.get(study.task) or detection_claims(study)
 
 
 def judge_expected(collection: RunCollection, expected: Expected) -> list[JudgedClaim]:
@@ -92,11 +94,7 @@ def write_claims(
     of_studies = groupby(judged, lambda one: one.study.title)
     groups = [group for group in (stated, *(list(group) for _, group in of_studies)) if group]
     without = [s.title for s in studies_of(collection) if not claims_on(s)]
-    notes = (
-        f"No claims on {'; '.join(without)}: the paper's claims are about classification.\n"
-        if without
-        else ""
-    )
+    notes = f"No claims are stated about the task of {'; '.join(without)}.\n" if without else ""
     if not any(one.study.matches_paper for one in judged):
         notes += f"No run here is of {paper.label}: nothing above tests the paper's claims on it.\n"
     return ClaimFiles(

@@ -16,10 +16,18 @@ from typing import Any, NamedTuple
 import yaml
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.comparison import POINTS, WEIGHT, Term, Value, compare
 from sn_imagenet.reporting.curves import mean_weight
 from sn_imagenet.reporting.study import Study, StudyKey
-from sn_imagenet.reporting.verdict import Claim, Judgment, Verdict
+from sn_imagenet.reporting.verdict import (
+    POINTS,
+    WEIGHT,
+    Claim,
+    Judgment,
+    Term,
+    Value,
+    Verdict,
+    compare,
+)
 from sn_imagenet.runs import Setting
 
 _KEYS = {"text", "quantity", "first", "second", "at_least", "at_most"}

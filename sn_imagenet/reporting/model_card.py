@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sn_imagenet.reporting.cells import (
-    MISSING,
+    interval_text,
     method_label,
     score_heading,
     score_text,
     statistics_label,
 )
 from sn_imagenet.reporting.departures import gather_departures
-from sn_imagenet.reporting.render import code_span, markdown_escape, markdown_table, round_half_up
+from sn_imagenet.reporting.render import code_span, markdown_escape, markdown_table
 from sn_imagenet.reporting.statistics import proportion_interval
 from sn_imagenet.runs import Run
 from sn_imagenet.runs.scores import TOP1
 
 UNKNOWN_LICENSE = "unknown"
+# What hubs call the tasks.
+_KINDS = {
+    "": "image-classification",
+    "stylization": "image-to-image",
+    "detection": "object-detection",
+}
 
 
 def model_card(
@@ -38,56 +44,59 @@ def model_card(
         files: file name -> description.
         license: the weights' license, as hubs abbreviate it.
     """
-    cell, classifies = run.cell, run.score == TOP1
+    cell, revision = run.cell, run.git_revision[:12] or "unknown"
+    dirty = ", with uncommitted changes" if run.git_dirty else ""
+    protocol = str(run.config.get("protocol", {}).get("name", "unknown"))
+    departures = [[d.item, d.paper, d.ours] for d in gather_departures([run])]
     title = f"{architecture} with {method_label(cell.norm)}, {cell.setting}, {cell.data}"
+    table = "Table 2 of Switchable Normalization (arXiv 1806.10779)"
+    kind = _KINDS.get(cell.task, cell.task)
+    pipeline = f"pipeline_tag: {kind}\n" if cell.task in _KINDS else ""
     parts = [
+        f"---\nlibrary_name: {'pytorch' if cell.task else 'timm'}\n{pipeline}"
+        f"license: {license}\ntags: [{kind}]\n---",
         f"# {markdown_escape(title)}",
-        f"One run of {'Table 2' if classifies else cell.row or 'a task'} of Switchable "
-        f"Normalization (arXiv 1806.10779): {cell.setting} is (GPUs, samples per GPU), each GPU "
-        f"with its own statistics; seed {run.seed}.",
-        "## Accuracy" if classifies else "## Score",
+        f"One run of {f'task {code_span(cell.task)}' if cell.task else table}: {cell.setting} is "
+        f"(GPUs, samples per GPU), each GPU with its own statistics; seed {run.seed}.",
+        "## Score" if cell.task else "## Accuracy",
         *_accuracy(run, statistics),
         "## Training",
-        *_training(run),
+        f"By sn-imagenet at git revision {code_span(revision)}{dirty}; protocol "
+        f"{code_span(protocol)}.",
+        f"It departs from the paper's protocol in:\n\n"
+        f"{markdown_table(['item', 'paper', 'ours'], departures)}"
+        if departures
+        else "No departure from the paper's protocol was recorded.",
         "## Loading",
         *(f"{introduction}\n\n```python\n{code}```" for introduction, code in loading),
         "## Files",
-        markdown_table(["file", ""], [[name, content] for name, content in files.items()]),
+        markdown_table(["file", ""], list(map(list, files.items()))),
         "## License",
-        _license(license),
+        f"The weights: {license}. The code that loads them, sn-imagenet: apache-2.0."
+        if license != UNKNOWN_LICENSE
+        else "The license of these weights is not specified. The code that loads them, "
+        "sn-imagenet, is licensed under Apache-2.0.",
     ]
-    return "\n\n".join([_front_matter(license, classifies), *parts]) + "\n"
-
-
-def _front_matter(license: str, classifies: bool) -> str:
-    library, kind = (
-        ("timm", "image-classification") if classifies else ("pytorch", "image-to-image")
-    )
-    lines = [f"library_name: {library}", f"pipeline_tag: {kind}"]
-    return "\n".join(["---", *lines, f"license: {license}", f"tags: [{kind}]", "---"])
+    return "\n\n".join(parts) + "\n"
 
 
 def _accuracy(run: Run, used: str) -> list[str]:
-    if run.score != TOP1:
-        scores = {s: e[run.score.key] for s, e in run.counted_evaluations.items()}
-        cells = [[statistics_label(s), score_text(run.score, v)] for s, v in scores.items()]
-        return [markdown_table(["statistics", score_heading(run.score)], cells, "lr")]
     rows = []
     for statistics, numbers in run.counted_evaluations.items():
-        low, high = proportion_interval(numbers["top1_correct"], numbers["seen"])
-        top5 = numbers.get("top5")
-        rows.append(
-            [
-                statistics_label(statistics),
-                str(round_half_up(numbers["top1"], 2)),
-                f"[{round_half_up(low, 2)}, {round_half_up(high, 2)}]",
-                MISSING if top5 is None else str(round_half_up(top5, 2)),
+        row = [statistics_label(statistics), score_text(run.score, numbers[run.score.key])]
+        if run.score == TOP1:
+            interval = proportion_interval(numbers["top1_correct"], numbers["seen"])
+            row += [
+                interval_text(interval, 2),
+                score_text(TOP1, numbers.get("top5")),
                 f"{numbers['top1_correct']}/{numbers['seen']}",
                 "the weights here" if statistics == used else "",
             ]
-        )
+        rows.append(row)
     if not rows:
         return [f"Not evaluated: the run is {run.state}."]
+    if run.score != TOP1:
+        return [markdown_table(["statistics", score_heading(run.score)], rows, "lr")]
     header = ["statistics", "top-1 %", "95 % interval", "top-5 %", "correct/seen", ""]
     return [
         markdown_table(header, rows, "lrlrrl"),
@@ -95,29 +104,3 @@ def _accuracy(run: Run, used: str) -> list[str]:
         "differs by more than this interval. The statistics are those that BN uses in "
         f"evaluation; these weights hold: {statistics_label(used)}.",
     ]
-
-
-def _training(run: Run) -> list[str]:
-    protocol = str(run.config.get("protocol", {}).get("name", "unknown"))
-    revision = run.git_revision[:12] or "unknown"
-    dirty = ", with uncommitted changes" if run.git_dirty else ""
-    trained = f"By sn-imagenet at git revision {code_span(revision)}{dirty}"
-    parts = [f"{trained}; protocol {code_span(protocol)}."]
-    departures = gather_departures([run])
-    if not departures:
-        return [*parts, "No departure from the paper's protocol was recorded."]
-    rows = [[d.item, d.paper, d.ours] for d in departures]
-    return [
-        *parts,
-        "It departs from the paper's protocol in:",
-        markdown_table(["item", "paper", "ours"], rows),
-    ]
-
-
-def _license(license: str) -> str:
-    if license == UNKNOWN_LICENSE:
-        return (
-            "The license of these weights is not specified. The code that loads them, sn-imagenet, "
-            "is licensed under Apache-2.0."
-        )
-    return f"The weights: {license}. The code that loads them, sn-imagenet: apache-2.0."

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from sn_imagenet.reporting.averages import averages_grid
+from sn_imagenet.reporting.accuracy import averages_grid
 from sn_imagenet.reporting.cells import (
     evaluation_label,
     method_label,
@@ -25,7 +24,6 @@ from sn_imagenet.reporting.cells import (
     statistics_label,
 )
 from sn_imagenet.reporting.claims_report import (
-    JudgedClaim,
     claim_entry,
     claims_on,
     effect_text,
@@ -45,7 +43,7 @@ from sn_imagenet.reporting.study import RunCollection, Study, studies_of
 from sn_imagenet.reporting.table2 import methods_grid, table2_grid
 from sn_imagenet.reporting.variants import variants_grid
 from sn_imagenet.reporting.verdict import RULES
-from sn_imagenet.runs import FINISHED, Run, flatten_config, write_text
+from sn_imagenet.runs import Run, flatten_config, write_text
 from sn_imagenet.runs.scores import TOP1
 
 # Config keys left out of the command that repeats a run.
@@ -86,6 +84,7 @@ def write_page(
     expected = read_expected(expected_file) if expected_file else None
     collection, warnings = RunCollection.read(runs_dir, paper)
     runs, studies = collection.runs, studies_of(collection)
+    stated = judge_expected(collection, expected) if expected else []
     labels = {study.score.label for study in studies}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sn_imagenet.reporting", "templates"),
@@ -94,18 +93,22 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    numbers = {path: i for i, path in enumerate(collection.folders(runs))}
+    environment.globals |= {
+        function.__name__: function
+        for function in (effect_text, tested_text, method_label, score_text, repeat_command)
+    }
+    folders = collection.folders(runs)
     content = environment.get_template("report.html").render(
-        expected=_claims(judge_expected(collection, expected) if expected else [], runs_dir),
-        claims=_claims(judge_claims(collection), runs_dir),
+        expected=[(claim_entry(j, runs_dir), j.judgment) for j in stated],
+        claims=[(claim_entry(j, runs_dir), j.judgment) for j in judge_claims(collection)],
         rules=RULES,
         without_claims=[s.title for s in studies if not claims_on(s)],
         matches_paper=any(study.matches_paper for study in studies),
         paper=paper,
         studies=[_study(study, warnings) for study in studies],
         score=labels.pop() if len(labels) == 1 else "score",
-        runs=[_run(run, collection, warnings) for run in runs],
-        numbers=numbers,
+        runs=[_run(*pair, warnings) for pair in zip(runs, folders, strict=True)],
+        numbers={folder: i for i, folder in enumerate(folders)},
         warnings=list(dict.fromkeys(warnings)),
     )
     return ReportPage(
@@ -113,50 +116,25 @@ def write_page(
     )
 
 
-def _claims(claims: Sequence[JudgedClaim], root: Path) -> list[dict[str, Any]]:
-    """The entries of ``claims.json`` with their effects in words."""
-    entries = []
-    for judged in claims:
-        entry = claim_entry(judged, root)
-        deciding = judged.judgment.deciding
-        effect = effect_text(deciding) if deciding and not judged.judgment.counted else ""
-        entries.append(
-            {
-                **entry,
-                "effect_text": effect,
-                "tested": tested_text(judged.judgment),
-                "why": judged.judgment.why_not,
-                "effects": [effect_text(c) for c in judged.judgment.comparisons],
-            }
-        )
-    return entries
-
-
 def _study(study: Study, warnings: list[str]) -> dict[str, Any]:
-    grids: list[tuple[str, Grid]] = [
-        ("Table 2" if study.is_classification else "Table", table2_grid(study))
-    ]
     tried = {run.cell.norm for run in study.runs} & {"in", "ln", "brn"}
-    others = methods_grid(study) if tried else None
-    both = averages_grid(study)
-    grids += [("Other methods (Sec. 4.1)", others)] if others else []
-    grids += [("Moving and batch average", both)] if both else []
-    changes = variants_grid(study)
-    grids += [("Changes of the protocol", changes)] if changes else []
+    grids: dict[str, Grid | None] = {
+        "Table 2" if study.is_classification else "Table": table2_grid(study),
+        "Other methods (Sec. 4.1)": methods_grid(study) if tried else None,
+        "Moving and batch average": averages_grid(study),
+        "Changes of the protocol": variants_grid(study),
+    }
+    figures = []
     with rc_context(STYLE):
-        figures = [
-            (
-                f"{name}: {_CAPTIONS[name.split('_')[0]].format(score=study.score.label)}",
-                svg(drawn[0]),
-                "",
-            )
-            if drawn
-            else (name, "", why_not)
-            for name, drawn, why_not in draw_study(study, warnings)
-        ]
+        for name, drawn, why_not in draw_study(study, warnings):
+            if drawn:
+                caption = _CAPTIONS[name.split("_")[0]].format(score=study.score.label)
+                figures.append((f"{name}: {caption}", svg(drawn[0]), ""))
+            else:
+                figures.append((name, "", why_not))
     return {
         "title": study.title,
-        "grids": grids,
+        "grids": [(title, grid) for title, grid in grids.items() if grid],
         "figures": figures,
         "departures": gather_departures(study.runs),
     }
@@ -169,31 +147,19 @@ def svg(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _run(run: Run, collection: RunCollection, warnings: list[str]) -> dict[str, Any]:
-    (folder,) = collection.folders([run])
-    cell = run.cell
+def _run(run: Run, folder: str, warnings: list[str]) -> dict[str, Any]:
     return {
+        "run": run,
         "folder": folder,
-        "title": f"{method_label(cell.norm)} {cell.setting}, seed {run.seed}",
-        "data": cell.data,
-        "model": cell.model,
-        "norm": method_label(cell.norm),
-        "setting": str(cell.setting),
-        "seed": run.seed,
-        "state": run.state,
-        "detail": run.detail,
-        "score": score_text(run.score, run.score_value()),
-        "table": "Table 2" if run.score == TOP1 else "the table",
+        "title": f"{method_label(run.cell.norm)} {run.cell.setting}, seed {run.seed}",
         "evaluations": [
             (evaluation_label(run, e), e, e is run.counted_evaluations.get(run.statistics))
             for e in run.evaluations
         ],
-        "departures": run.departures,
+        "table": "Table 2" if run.score == TOP1 else "the table",
         "provenance": _provenance(run),
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
-        "command": repeat_command(run),
         "curve": _curve(run, warnings),
-        "is_number": run.state == FINISHED,
     }
 
 

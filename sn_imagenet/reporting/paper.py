@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ class Paper:
     """The paper's numbers (``cells``), other sources' numbers for the same cells (``elsewhere``),
     and SN's under different evaluation statistics (``statistics``, named in the notes).
 
-    All are for one data set and network, ``data`` and ``model``; ``label`` describes these."""
+    All are for one data set and network, ``data`` and ``model``; ``label`` describes these.
+    ``table1``: the entries of Table 1 as printed, by method and column. ``detection``: Tables 3, 4
+    and 5 by name, as the file has them."""
 
     data: str
     model: str
@@ -46,6 +49,8 @@ class Paper:
     cells: tuple[PublishedAccuracy, ...]
     elsewhere: tuple[PublishedAccuracy, ...]
     statistics: tuple[PublishedAccuracy, ...]
+    table1: Mapping[str, Mapping[str, str | None]]
+    detection: Mapping[str, Any]
 
     def cell(self, method: str, setting: Setting) -> PublishedAccuracy | None:
         """The paper's entry for a cell, None without an entry."""
@@ -56,12 +61,17 @@ class Paper:
         entry = self.cell(method, setting)
         return entry.top1 if entry else None
 
+    def difference(self, first: str, second: str, setting: Setting) -> float | None:
+        """``first`` minus ``second``; None where one of them has no number."""
+        a, b = self.top1(first, setting), self.top1(second, setting)
+        return None if a is None or b is None else a - b
+
     def matches(self, data: str, model: str) -> bool:
         """Whether data set and network are the paper's, so that differences are meaningful."""
         return (data, model) == (self.data, self.model)
 
 
-NO_PAPER = Paper("", "", "", (), (), ())  # nothing is published on these runs
+NO_PAPER = Paper("", "", "", (), (), (), {}, {})  # nothing is published on these runs
 
 
 def read_paper(file: Path) -> Paper:
@@ -89,6 +99,8 @@ def read_paper(file: Path) -> Paper:
                 )
                 for note, top1 in statistics["top1"].items()
             ),
+            table1={row["method"]: row for row in content["table1"]["rows"]},
+            detection=dict(content["detection"]),
         )
     except OSError as error:
         raise UserError(f"{file}: cannot read the paper's numbers: {error.strerror}") from error

@@ -9,45 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 
+# fmt: off
 _LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "—": "---",
-    "–": "--",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "×": r"$\times$",
-    "γ": r"$\gamma$",
-    "β": r"$\beta$",
-    "ϵ": r"$\epsilon$",
-    "μ": r"$\mu$",
-    "σ": r"$\sigma$",
-    "Σ": r"$\Sigma$",
-    "Ω": r"$\Omega$",
-    "′": r"$'$",
-    "≠": r"$\neq$",
-    "ᵃ": r"\textsuperscript{a}",
-    "ᵇ": r"\textsuperscript{b}",
-    "ᶜ": r"\textsuperscript{c}",
-    "ᵈ": r"\textsuperscript{d}",
-    "[": "{[}",  # or a row that begins with it would be an argument of the line break before
-    "]": "{]}",
-    "†": r"$\dagger$",
-    "‡": r"$\ddagger$",
-    "§": r"\S{}",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "γ": r"$\gamma$", "β": r"$\beta$", "ϵ": r"$\epsilon$", "μ": r"$\mu$", "σ": r"$\sigma$",
+    "Σ": r"$\Sigma$", "Ω": r"$\Omega$", "′": r"$'$", "≠": r"$\neq$", "≥": r"$\geq$", "≤": r"$\leq$",
+    "—": "---", "–": "--", "±": r"$\pm$", "−": "$-$", "×": r"$\times$",
+    "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}",
+    **{mark: rf"\textsuperscript{{{letter}}}" for mark, letter in zip("ᵃᵇᶜᵈ", "abcd", strict=True)},
+    # A row that begins with a bracket would be an argument of the line break before it.
+    "[": "{[}", "]": "{]}",
 }
+# fmt: on
 FOOTNOTES = "ᵃᵇᶜᵈ"
 
 
@@ -76,15 +51,38 @@ class Grid:
 
 @dataclass(frozen=True)
 class Document:
-    """One table in its three formats, its first grid to print (``summary``; ``brief``: without its
-    notes), and one line for each problem."""
+    """One table of the paper: its grids in Markdown with all that belongs to them, one text for
+    each study; the grids themselves; the rows of the CSV; and one line for each problem."""
 
-    markdown: str
-    summary: str
-    brief: str
-    latex: str
-    csv: str
-    warnings: list[str]
+    title: str
+    sections: Sequence[str]
+    grids: Sequence[Sequence[Grid]]
+    rows: Sequence[dict[str, object]]
+    warnings: Sequence[str] = ()
+
+    @property
+    def markdown(self) -> str:
+        return "\n\n".join([f"# {self.title}", *self.sections]) + "\n"
+
+    def text(self, notes: bool) -> str:
+        """The first grid of each study, to print."""
+        shown = [grids[0] for grids in self.grids if grids]
+        parts = [
+            f"{self.title}. {markdown_escape(grid.caption)}\n\n{grid_markdown(grid, notes)}"
+            for grid in shown
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    @property
+    def latex(self) -> str:
+        needs = "Needs \\usepackage{booktabs,graphicx}."
+        head = f"% {self.title} of arXiv 1806.10779, reproduced. {needs}"
+        tables = [grid_latex(grid) for grids in self.grids for grid in grids]
+        return "\n\n".join([head, *tables]) + "\n"
+
+    @property
+    def csv(self) -> str:
+        return csv_text(self.rows) if self.rows else ""
 
 
 def markdown_table(
@@ -154,6 +152,12 @@ def round_half_up(value: float, digits: int) -> Decimal:
 def rounded(value: float | None) -> float | None:
     """A number as written in CSV files."""
     return None if value is None else round(value, 6)
+
+
+def interval_columns(interval: tuple[float, float] | None, name: str = "") -> dict[str, object]:
+    """The two columns of an interval in CSV files."""
+    low, high = interval or (None, None)
+    return {f"{name}ci95_low": rounded(low), f"{name}ci95_high": rounded(high)}
 
 
 def latex_escape(text: str) -> str:

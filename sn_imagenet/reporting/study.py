@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import (
+    Difference,
     Summary,
     by_cell,
     method_label,
@@ -26,9 +28,10 @@ from sn_imagenet.reporting.curves import (
 )
 from sn_imagenet.reporting.paper import NO_PAPER, PAPER_SETTINGS, Paper, in_paper_order
 from sn_imagenet.runs import FINISHED, Run, Setting, find_runs
-from sn_imagenet.runs.scores import TOP1, Score
+from sn_imagenet.runs.scores import TOP1, UNKNOWN, Score
 
 TABLE_2_METHODS = ("bn", "gn", "sn")
+TABLE_2_DIFFERENCES = (("gn", "bn"), ("sn", "bn"), ("sn", "gn"))
 FOUND = "cell"  # the model of networks that an architecture search found
 
 
@@ -124,6 +127,18 @@ class Study:
         """The runs of a cell; empty where there are none."""
         return self.cells.get((method, setting), Summary((), ()))
 
+    @property
+    def compared_methods(self) -> Sequence[tuple[str, str]]:
+        """The pairs of methods whose differences the table shows: those of Table 2; in other tasks
+        every pair."""
+        if self.is_classification:
+            return TABLE_2_DIFFERENCES
+        return [(second, first) for first, second in combinations(self.methods, 2)]
+
+    def difference(self, first: str, second: str, setting: Setting) -> Difference:
+        """``first`` minus ``second`` at one setting."""
+        return Difference(self.cell(first, setting), self.cell(second, setting))
+
     def settings_of(self, method: str) -> list[Setting]:
         """The settings at which ``method`` has runs, in the paper's order."""
         return in_paper_order(
@@ -148,6 +163,10 @@ class Study:
         """The epochs of each seed that has any, finished or not, in each of the cells drawn."""
         return {key: [epochs for epochs, _ in read if epochs] for key, read in self._read.items()}
 
+    def curves_of(self, method: str, setting: Setting) -> list[list[Epoch]]:
+        """The :attr:`curves` of a cell, none if it is not drawn."""
+        return self.curves.get((method, setting), [])
+
     @property
     def damaged(self) -> list[str]:
         """One line for each run whose epochs cannot be read."""
@@ -167,7 +186,7 @@ class Study:
         if every seed was validated under them, else under the statistics of every epoch."""
         used = {run.statistics for run in self.cell(method, setting).runs}
         name = used.pop() if len(used) == 1 else ""
-        curves = self.curves.get((method, setting), [])
+        curves = self.curves_of(method, setting)
         validated = all(any(name in epoch.validation for epoch in curve) for curve in curves)
 
         def of_epoch(epoch: Epoch) -> float | None:
@@ -186,7 +205,7 @@ def studies_of(collection: RunCollection) -> list[Study]:
     groups: dict[tuple[StudyKey, Score], list[Run]] = {}
     for (key, score), run in zip(keys, collection.runs, strict=True):
         # A run that has not been validated yet has not recorded its score.
-        default = known.get(key, Score("score", "score") if key.task else TOP1)
+        default = known.get(key, UNKNOWN if key.task else TOP1)
         groups.setdefault((key, score or default), []).append(run)
     studies = [_study(collection, *key, runs) for key, runs in groups.items()]
     return sorted(studies, key=lambda s: (not s.matches_paper, s.data, s.model, s.title))
@@ -209,9 +228,8 @@ class StudyKey(NamedTuple):
 
 
 def _experiment(run: Run) -> StudyKey:
-    task, cell = run.config.get("task"), run.cell
-    name = str(task.get("name") or "") if isinstance(task, dict) else ""
-    return StudyKey(cell.data, cell.model, cell.row, "" if name == "classification" else name)
+    cell = run.cell
+    return StudyKey(cell.data, cell.model, cell.row, cell.task)
 
 
 def _study(collection: RunCollection, key: StudyKey, score: Score, runs: Sequence[Run]) -> Study:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from sn_imagenet.reporting.comparison import Term, compare
 from sn_imagenet.reporting.curves import KIND_SYMBOLS, Epoch, mean_weight
 from sn_imagenet.reporting.study import Study
-from sn_imagenet.reporting.verdict import Claim, Judgment, Verdict, judge
+from sn_imagenet.reporting.verdict import Claim, Judgment, Term, Verdict, compare, judge
 from sn_imagenet.runs import FINISHED, Run
 from sn_imagenet.runs.reading import number, open_to_read, parse_json
 

@@ -6,14 +6,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.cells import MISSING, method_label
-from sn_imagenet.reporting.render import Document, Grid, Row, csv_text, grid_latex, grid_markdown
+from sn_imagenet.reporting.render import Document, Grid, Row, grid_markdown
 
 CensusRow = Mapping[str, Any]
 """A :class:`sn_imagenet.benchmark.census.Census` as a dictionary."""
@@ -40,21 +36,6 @@ _REASONS = {
 }
 
 
-def read_table1(file: Path) -> dict[str, dict[str, str | None]]:
-    """The paper's Table 1 by method, from ``results/paper.yaml``.
-
-    Raises:
-        UserError: the file is missing or holds no such table; names the file.
-    """
-    try:
-        rows = yaml.safe_load(file.read_text(encoding="utf-8"))["table1"]["rows"]
-        return {row["method"]: {column: row[column] for column in COLUMNS} for row in rows}
-    except OSError as error:
-        raise UserError(f"{file}: cannot read the paper's numbers: {error.strerror}") from error
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: holds no Table 1 of the paper: {error!r}") from error
-
-
 def table1(
     census: Sequence[CensusRow], published: Mapping[str, Mapping[str, str | None]]
 ) -> Document:
@@ -64,15 +45,8 @@ def table1(
     measured exponents and the elements that operators read and write.
     """
     grid = _grid(census, published)
-    return Document(
-        markdown="\n\n".join(["# Table 1", grid.caption, grid_markdown(grid)]) + "\n",
-        summary=f"Table 1. {grid.caption}\n\n{grid_markdown(grid)}\n",
-        brief=f"Table 1. {grid.caption}\n\n{grid_markdown(grid, notes=False)}\n",
-        latex="% Table 1 of arXiv 1806.10779, census. Needs \\usepackage{booktabs,graphicx}.\n\n"
-        f"{grid_latex(grid)}\n",
-        csv=csv_text([_csv_row(row, published.get(row["method"])) for row in census]),
-        warnings=[],
-    )
+    rows = [_csv_row(row, published.get(row["method"])) for row in census]
+    return Document("Table 1", [f"{grid.caption}\n\n{grid_markdown(grid)}"], [[grid]], rows)
 
 
 def complexity(exponents: Mapping[str, float] | None) -> str | None:

@@ -5,35 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.cells import (
-    MISSING,
-    evaluation_label,
-    method_label,
-    score_heading,
-    score_text,
-)
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
+from sn_imagenet.reporting.detection import table3, table4, table5
 from sn_imagenet.reporting.paper import read_paper
-from sn_imagenet.reporting.render import Document, markdown_table
+from sn_imagenet.reporting.render import Document
 from sn_imagenet.reporting.study import RunCollection
-from sn_imagenet.reporting.table1 import TakeCensus, read_table1, table1
-from sn_imagenet.reporting.table2 import averages, methods, networks, table2, variants
-from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Run, Setting, run_from_result, write_text
-from sn_imagenet.runs.scores import TOP1, Score
+from sn_imagenet.reporting.table1 import TakeCensus, table1
+from sn_imagenet.reporting.table2 import methods, networks, table2, variants
+from sn_imagenet.runs import Setting, write_text
 
 # A new table of runs is one function and one line here. Table 1 describes the modules instead.
 RUN_TABLES: dict[str, Callable[[RunCollection], Document]] = {
     "table2": table2,
     "methods": methods,
-    "averages": averages,
     "variants": variants,
     "networks": networks,
+    "table3": table3,
+    "table4": table4,
+    "table5": table5,
 }
 TABLE_NAMES = ("table1", *RUN_TABLES)
-_TOP1_COLUMNS = ("top-1", "top-5", "correct/seen")
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ def write_tables(
         if name in RUN_TABLES:
             document = RUN_TABLES[name](collection)
         elif census is not None:
-            document = table1(census(), read_table1(paper_file))
+            document = table1(census(), paper.table1)
         else:
             raise UserError(f"table '{name}': needs a census of the modules")
         documents[name] = document
@@ -104,65 +97,5 @@ def write_tables(
         ]
     shown = [d for name, d in documents.items() if only or name in RUN_TABLES]
     markdown = "\n".join(document.markdown for document in documents.values())
-    summary, brief = ("\n".join(getattr(d, part) for d in shown) for part in ("summary", "brief"))
+    summary, brief = ("\n".join(d.text(notes) for d in shown) for notes in (True, False))
     return TableFiles(paths, markdown, summary, brief, warnings)
-
-
-def run_tables(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each evaluation of each run, the one that Table 2 uses first; one table
-    for each score among the runs. Identical evaluations share one row.
-
-    Args:
-        results: contents of ``result.json``, version 2.
-
-    Raises:
-        UserError: a result is malformed.
-    """
-    tables: dict[Score, list[dict[str, str]]] = {}
-    for result in results:
-        run = run_from_result(result, Path("."))
-        tables.setdefault(run.score, []).extend(_run_rows(run))
-    return "\n".join(map(_run_table, tables.values()))
-
-
-def _run_table(rows: Sequence[dict[str, str]]) -> str:
-    head = list(dict.fromkeys(heading for row in rows for heading in row))
-    cells = [[row.get(heading, MISSING) for heading in head] for row in rows]
-    return markdown_table(head, cells, "llllrl" + "r" * (len(head) - 6)) + "\n"
-
-
-def _run_rows(run: Run) -> list[dict[str, str]]:
-    """A row for each evaluation of a run: heading -> text."""
-    cell = run.cell
-    labels = {
-        "data": cell.data,
-        "model": ", ".join(filter(None, (cell.model, cell.row))),
-        "norm": method_label(cell.norm),
-        "setting": str(cell.setting),
-        "seed": str(run.seed),
-    }
-    if not run.evaluations or run.state not in (FINISHED, NOT_EVALUATED):
-        head = _TOP1_COLUMNS if run.score == TOP1 else (score_heading(run.score),)
-        numbers = {**dict.fromkeys(head, MISSING), head[0]: run.state}
-        return [{**labels, "statistics": MISSING, **numbers}]
-    counted = run.counted_evaluations.get(run.statistics)
-    rows = [
-        {**labels, "statistics": evaluation_label(run, evaluation), **_numbers(run, evaluation)}
-        for evaluation in sorted(run.evaluations, key=lambda e: e is not counted)
-    ]
-    return [row for i, row in enumerate(rows) if row not in rows[:i]]
-
-
-def _numbers(run: Run, evaluation: dict[str, Any]) -> dict[str, str]:
-    """Top-1, top-5 and counts; or another score, then all other numbers of an evaluation."""
-    score = score_text(run.score, evaluation[run.score.key])
-    if run.score == TOP1:
-        counts = f"{evaluation.get('top1_correct')}/{evaluation.get('seen')}"
-        texts = (score, score_text(TOP1, evaluation.get("top5")), counts)
-        return dict(zip(_TOP1_COLUMNS, texts, strict=True))
-    others = {
-        name: f"{value:.5g}" if isinstance(value, float) else str(value)
-        for name, value in evaluation.items()
-        if type(value) in (int, float) and name != run.score.key
-    }
-    return {score_heading(run.score): score, **others}

@@ -12,18 +12,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sn_imagenet.reporting.accuracy import signed_text
 from sn_imagenet.reporting.cells import (
     CELL_KEYS,
     MISSING,
     Summary,
     experiment,
+    interval_text,
     minus,
     score_heading,
+    signed_text,
     summarize,
 )
 from sn_imagenet.reporting.paper import in_paper_order
-from sn_imagenet.reporting.render import Grid, Row, round_half_up, rounded
+from sn_imagenet.reporting.render import Grid, Row, interval_columns, rounded
 from sn_imagenet.reporting.statistics import Estimate, contrast
 from sn_imagenet.reporting.study import RunCollection, Study
 from sn_imagenet.runs import Run, Setting
@@ -34,7 +35,6 @@ _NORM_ARGS = "norm.args."
 _SN_KEYS = (_NORM_ARGS, "protocol.lambda_weight_decay")
 # Depends on the setting (no BN at one sample), so it is not a change of the protocol.
 _OMEGA_KEY = "norm.args.omega"
-BATCH_AVERAGE = "batch_average"
 
 Changes = Mapping[str, str]  # config key -> value as JSON, where a run differs from most runs
 
@@ -52,18 +52,19 @@ class Variant:
     @property
     def difference(self) -> Estimate | None:
         """SN - BN over seeds (Welch)."""
-        return _contrast([self.sn, self.bn], [1.0, -1.0])
+        return contrast([self.sn.values, self.bn.values], [1.0, -1.0])
 
     @property
     def move(self) -> Estimate | None:
         """(SN - BN) of the variant minus that of the base (Welch over the four cells)."""
         if self.base is None:
             return None
+        terms = [(self.sn, 1.0), (self.bn, -1.0), (self.base[1], -1.0), (self.base[0], 1.0)]
         if self.sn is self.base[1]:  # the same runs cancel
-            return _contrast([self.base[0], self.bn], [1.0, -1.0])
-        if self.bn is self.base[0]:
-            return _contrast([self.sn, self.base[1]], [1.0, -1.0])
-        return _contrast([self.sn, self.bn, *self.base[::-1]], [1.0, -1.0, -1.0, 1.0])
+            terms = [terms[3], terms[1]]
+        elif self.bn is self.base[0]:
+            terms = [terms[0], terms[2]]
+        return contrast([cell.values for cell, _ in terms], [sign for _, sign in terms])
 
 
 def variants_of(study: Study) -> list[Variant]:
@@ -79,16 +80,16 @@ def variants_of(study: Study) -> list[Variant]:
             if run.cell.setting == setting:
                 groups.setdefault(tuple(sorted(changed.items())), []).append(run)
         plain = groups.pop((), [])
-        base = _summarize_method(plain, "bn"), _summarize_method(plain, "sn")
+        base = _bn_and_sn(plain)
         variants.append(Variant(setting, "as most runs", *base, None))
         for items, variant_runs in sorted(groups.items()):
-            bn, sn = (_summarize_method(variant_runs, norm) for norm in BN_AND_SN)
+            bn, sn = _bn_and_sn(variant_runs)
             sn_only = all(key.startswith(_SN_KEYS) for key, _ in items)
             label = ", ".join(f"{key}={value}" for key, value in items)
             variants.append(
                 Variant(setting, label, bn if bn.runs or not sn_only else base[0], sn, base)
             )
-        by_batch = summarize([r for r in plain if r.cell.norm == "bn"], BATCH_AVERAGE)
+        by_batch = summarize([r for r in plain if r.cell.norm == "bn"], "batch_average")
         if by_batch.values:
             variants.append(Variant(setting, "BN by batch average", by_batch, base[1], base))
     return variants
@@ -101,13 +102,20 @@ def networks_of(study: Study) -> list[Variant]:
     variants: list[Variant] = []
     for setting in in_paper_order({run.cell.setting for run in runs}):
         base: tuple[Summary, Summary] | None = None
-        at_setting = [run for run in runs if run.cell.setting == setting]
-        for model in sorted({run.cell.model for run in at_setting}, key=_by_number):
-            of_model = [run for run in at_setting if run.cell.model == model]
-            bn, sn = (_summarize_method(of_model, norm) for norm in BN_AND_SN)
-            variants.append(Variant(setting, model, bn, sn, base))
-            base = base or (bn, sn)
+        models: dict[str, list[Run]] = {}
+        for run in runs:
+            if run.cell.setting == setting:
+                models.setdefault(run.cell.model, []).append(run)
+        for model in sorted(models, key=lambda m: ([int(n) for n in re.findall(r"\d+", m)], m)):
+            cells = _bn_and_sn(models[model])
+            variants.append(Variant(setting, model, *cells, base))
+            base = base or cells
     return variants
+
+
+def _bn_and_sn(runs: Sequence[Run]) -> tuple[Summary, Summary]:
+    bn, sn = (summarize([run for run in runs if run.cell.norm == norm]) for norm in BN_AND_SN)
+    return bn, sn
 
 
 def variants_grid(study: Study) -> Grid | None:
@@ -139,14 +147,46 @@ def networks_grid(study: Study) -> Grid | None:
     return _grid(study, networks_of(study), caption, (_INTERVALS,))
 
 
-def variants_rows(study: Study) -> list[dict[str, object]]:
-    """The rows of the CSV, top-1 in percent."""
-    return [_row(study.data, study.model, v, {"change": v.label}) for v in variants_of(study)]
+_INTERVALS = (
+    "Mean ± sample standard deviation (number of seeds). Brackets: Welch's 95 % interval over "
+    "seeds, for SN-BN and for its difference from the first row of the same setting; none with "
+    "fewer than two seeds. Not corrected for the number of rows."
+)
 
 
-def networks_rows(study: Study) -> list[dict[str, object]]:
-    """The rows of the CSV, top-1 in percent."""
-    return [_row(study.data, v.label, v, {}) for v in networks_of(study)]
+def _grid(study: Study, variants: Sequence[Variant], caption: str, notes: tuple[str, ...]) -> Grid:
+    digits = study.digits
+
+    def text(effect: float | None, estimate: Estimate | None) -> str:
+        interval = estimate.interval() if estimate and effect is not None else None
+        return f"{signed_text(effect, digits)} {interval_text(interval, digits, '+')}".rstrip()
+
+    rows = []
+    for i, v in enumerate(variants):
+        cells = (
+            str(v.setting),
+            v.bn.text(digits),
+            v.sn.text(digits),
+            text(minus(v.sn.mean, v.bn.mean), v.difference),
+            text(v.move.effect, v.move) if v.move else MISSING,
+        )
+        rule = i > 0 and v.setting != variants[i - 1].setting
+        rows.append(Row(v.label, cells, rule=rule))
+    return Grid(caption, ("setting", "BN", "SN", "SN-BN", "moves it by"), tuple(rows), notes)
+
+
+def variant_columns(v: Variant) -> dict[str, object]:
+    """The columns of the CSV, top-1 in percent."""
+    columns: dict[str, object] = {
+        "bn": rounded(v.bn.mean),
+        "bn_seeds": len(v.bn.values),
+        "sn": rounded(v.sn.mean),
+        "sn_seeds": len(v.sn.values),
+    }
+    for name, estimate in (("difference", v.difference), ("move", v.move)):
+        columns[name] = rounded(estimate.effect) if estimate else None
+        columns |= interval_columns(estimate.interval() if estimate else None, f"{name}_")
+    return columns
 
 
 def variants_warnings(variants: Sequence[Variant], collection: RunCollection) -> list[str]:
@@ -163,53 +203,16 @@ def variants_warnings(variants: Sequence[Variant], collection: RunCollection) ->
     ]
 
 
-_INTERVALS = (
-    "Mean ± sample standard deviation (number of seeds). Brackets: Welch's 95 % interval over "
-    "seeds, for SN-BN and for its difference from the first row of the same setting; none with "
-    "fewer than two seeds. Not corrected for the number of rows."
-)
-
-
-def _grid(study: Study, variants: Sequence[Variant], caption: str, notes: tuple[str, ...]) -> Grid:
-    rows, digits = [], study.digits
-    for i, variant in enumerate(variants):
-        cells = (
-            str(variant.setting),
-            variant.bn.text(digits),
-            variant.sn.text(digits),
-            _difference_text(minus(variant.sn.mean, variant.bn.mean), variant.difference, digits),
-            _difference_text(variant.move.effect, variant.move, digits)
-            if variant.move
-            else MISSING,
-        )
-        rule = i > 0 and variant.setting != variants[i - 1].setting
-        rows.append(Row(variant.label, cells, rule=rule))
-    return Grid(
-        caption=caption,
-        columns=("setting", "BN", "SN", "SN-BN", "moves it by"),
-        rows=tuple(rows),
-        notes=notes,
-    )
-
-
-def _row(data: str, model: str, v: Variant, more: dict[str, object]) -> dict[str, object]:
-    return {
-        "data": data,
-        "model": model,
-        "setting": v.setting.name,
-        **more,
-        "bn": rounded(v.bn.mean),
-        "bn_seeds": len(v.bn.values),
-        "sn": rounded(v.sn.mean),
-        "sn_seeds": len(v.sn.values),
-        **_entry("difference", v.difference),
-        **_entry("move", v.move),
-    }
-
-
 def _changes(runs: Sequence[Run]) -> list[Changes]:
     """Per run, where its protocol differs from that of most runs."""
-    items = [_protocol(run) for run in runs]
+    items = [
+        {
+            key: value
+            for key, value in experiment(run).items()
+            if key != _OMEGA_KEY and (key.startswith(_NORM_ARGS) or not key.startswith(CELL_KEYS))
+        }
+        for run in runs
+    ]
     keys = sorted(set().union(*items))
     most = {
         key: Counter(item.get(key, "null") for item in items).most_common(1)[0][0] for key in keys
@@ -218,41 +221,3 @@ def _changes(runs: Sequence[Run]) -> list[Changes]:
         {key: item.get(key, "null") for key in keys if item.get(key, "null") != most[key]}
         for item in items
     ]
-
-
-def _protocol(run: Run) -> dict[str, str]:
-    return {
-        key: value
-        for key, value in experiment(run).items()
-        if key != _OMEGA_KEY and (key.startswith(_NORM_ARGS) or not key.startswith(CELL_KEYS))
-    }
-
-
-def _by_number(model: str) -> tuple[list[int], str]:
-    return [int(digits) for digits in re.findall(r"\d+", model)], model
-
-
-def _summarize_method(runs: Sequence[Run], norm: str) -> Summary:
-    return summarize([run for run in runs if run.cell.norm == norm])
-
-
-def _contrast(cells: Sequence[Summary], coefficients: Sequence[float]) -> Estimate | None:
-    return contrast([cell.values for cell in cells], coefficients)
-
-
-def _difference_text(effect: float | None, estimate: Estimate | None, digits: int) -> str:
-    words = signed_text(effect, digits)
-    if estimate and effect is not None:
-        low, high = (round_half_up(end, digits) for end in estimate.interval())
-        words += f" [{low:+}, {high:+}]"
-    return words
-
-
-def _entry(name: str, estimate: Estimate | None) -> dict[str, object]:
-    low, high = estimate.interval() if estimate else (None, None)
-    effect = estimate.effect if estimate else None
-    return {
-        name: rounded(effect),
-        f"{name}_ci95_low": rounded(low),
-        f"{name}_ci95_high": rounded(high),
-    }

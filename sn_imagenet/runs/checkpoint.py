@@ -69,15 +69,12 @@ def save_last(directory: RunDirectory, state: dict[str, Any]) -> None:
     """Write ``state`` as the run's newest checkpoint and keep the previous one.
 
     Raises:
-        LockLostError: another process has taken over the directory.
         RunError: the file cannot be written; the older checkpoints are unchanged.
     """
     # Write all of it to the disk before replacing an older one, which may be the only readable one.
     # The temporary name is fixed, so that killed runs leave at most one such file behind.
     content = _serialize(state)
-    directory.raise_if_lock_lost()
     overwrite(directory.newest, content)
-    directory.raise_if_lock_lost()  # nothing reads newest.pt, so it may stay if the lock is lost
     try:
         if directory.last.exists():
             os.replace(directory.last, directory.previous)
@@ -128,10 +125,8 @@ def save_batch_average(
         evaluation: the entry of ``result.json`` that was evaluated with them.
 
     Raises:
-        LockLostError: another process has taken over the directory.
         RunError: the file cannot be written; an existing file is unchanged.
     """
-    directory.raise_if_lock_lost()
     tables = {n: {"mean": m.cpu(), "var": v.cpu()} for n, (m, v) in statistics.items()}
     save(directory.batch_average, {"statistics": tables, "evaluation": evaluation})
 

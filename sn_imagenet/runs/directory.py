@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig, NormConfig
+from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig
 from sn_imagenet.runs import files
-from sn_imagenet.runs.evaluations import from_version_1
 from sn_imagenet.runs.files import RunError, write_json
-from sn_imagenet.runs.lock import raise_if_lock_lost
 from sn_imagenet.runs.reading import read_json, read_yaml
 
 RESULT_VERSION = 2
@@ -81,7 +79,7 @@ class RunDirectory:
                 config has a value that cannot be encoded as UTF-8.
         """
         _require_utf8(config)
-        self._require_one_target(config.norm)
+        self._require_one_target(config)
         if self.config.exists():
             self.require_same_experiment(self.read_config(), config)
         else:
@@ -89,22 +87,25 @@ class RunDirectory:
             if result is not None and isinstance(result.get("config"), dict):
                 self.require_same_experiment(result["config"], config)
 
-    def _require_one_target(self, norm: NormConfig) -> None:
+    def _require_one_target(self, config: ExperimentConfig) -> None:
         """Require one class per method name, because tables group runs by that name."""
         method_folder = self.path.parent.parent
-        if method_folder.name != norm.name:
+        if method_folder.name != config.norm_label:
             return  # the user chose another layout with run_dir=
+        ours = _norm_targets(config.to_dict()["norm"])
         for path in sorted(method_folder.glob(f"*/seed*/{files.CONFIG}")):
             try:
-                target = RunDirectory(path.parent).read_config()["norm"]["target"]
+                theirs = _norm_targets(RunDirectory(path.parent).read_config()["norm"])
             except (RunError, LookupError, TypeError):
                 continue  # reported when that run itself is read
-            if target == norm.target:
-                return
-            raise RunError(
-                f"norm.target={norm.target}: {path.parent} is a run of norm.name={norm.name} with "
-                f"norm.target={target}; give this method its own norm.name="
-            )
+            for (part, name), target in ours.items():
+                other = theirs.get((part, name), target)
+                if other != target:
+                    raise RunError(
+                        f"{part}.target={target}: {path.parent} is a run of {part}.name={name} "
+                        f"with {part}.target={other}; give this method its own {part}.name="
+                    )
+            return
 
     def require_same_experiment(self, before: dict[str, Any], config: ExperimentConfig) -> None:
         """Check that two configs describe the same experiment.
@@ -123,15 +124,6 @@ class RunDirectory:
                 + "\nStart this run with another run_dir= (or runs_dir=, seed=), or remove that "
                 "directory."
             )
-
-    def raise_if_lock_lost(self) -> None:
-        """Check the lock; call this before each write to the directory.
-
-        Raises:
-            LockLostError: this process had claimed the directory, and another has taken it over.
-            RunError: the lock cannot be read.
-        """
-        raise_if_lock_lost(self.lock)
 
     def read_config(self) -> dict[str, Any]:
         """The config that the run was started with.
@@ -156,7 +148,7 @@ class RunDirectory:
         return {str(key): value for key, value in loaded.items()}
 
     def read_result(self) -> dict[str, Any] | None:
-        """The run's result as version 2 (version 1 is converted), or None while it has none.
+        """The run's result, or None while it has none.
 
         Raises:
             RunError: the file is not readable JSON, or has another version.
@@ -168,14 +160,9 @@ class RunDirectory:
         except (OSError, RunError) as error:
             raise self._invalid_result(f"cannot be read: {error}") from error
         version = result.get("version") if isinstance(result, dict) else None
-        if version == 1:
-            try:
-                return from_version_1(result)
-            except TypeError as error:
-                raise self._invalid_result(f"is a malformed result: {error}") from error
         if version != RESULT_VERSION:
             raise self._invalid_result(
-                f"is a result of version {version}: expected version {RESULT_VERSION}, or 1"
+                f"is a result of version {version}: expected {RESULT_VERSION}"
             )
         return dict(result)
 
@@ -183,18 +170,12 @@ class RunDirectory:
         """Write ``result.json``.
 
         Raises:
-            RunError: it cannot be written, or another process has taken over the directory.
+            RunError: it cannot be written.
         """
-        self.raise_if_lock_lost()
         write_json(self.result, result)
 
     def remove_result(self) -> None:
-        """Remove the result of an earlier start, and the batch average of its weights.
-
-        Raises:
-            RunError: another process has taken over the directory.
-        """
-        self.raise_if_lock_lost()
+        """Remove the result of an earlier start, and the batch average of its weights."""
         self.result.unlink(missing_ok=True)
         self.batch_average.unlink(missing_ok=True)
 
@@ -202,6 +183,12 @@ class RunDirectory:
         return RunError(
             f"{self.result} {problem}; remove it and start the run again to evaluate it again"
         )
+
+
+def _norm_targets(norm: dict[str, Any]) -> dict[tuple[str, str], str]:
+    """(``norm`` or ``norm.head``, name of the method) -> its class."""
+    parts = {"norm": norm, "norm.head": norm.get("head")}
+    return {(part, values["name"]): values["target"] for part, values in parts.items() if values}
 
 
 def _require_utf8(config: ExperimentConfig) -> None:

@@ -1,7 +1,6 @@
 """The evaluations in a ``result.json``: how each was made, and which ones tables report.
 
-Version 2 lists all evaluations of a run, oldest first. Version 1 is converted when it is read.
-docs/results.md lists the entries.
+It lists all evaluations of a run, oldest first. docs/results.md lists the entries.
 """
 
 from __future__ import annotations
@@ -59,7 +58,19 @@ def deviations_from_config(
         if value is not None and configured is not None and value != configured
     ]
     images = data.get("val"), fingerprint.get("val")
-    return [*words, "other images"] if None not in images and images[0] != images[1] else words
+    return words if None in images or same_images(*images) else [*words, "other images"]
+
+
+def same_images(one: Any, other: Any) -> bool:
+    """Whether two fingerprints of a split can be of the same images. Their ``contents`` count only
+    if both have them: only scripts/prepare_data.py reads all files."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        both = "contents" in one and "contents" in other
+        one, other = (
+            {key: value for key, value in part.items() if both or key != "contents"}
+            for part in (one, other)
+        )
+    return bool(one == other)
 
 
 def check_evaluations(evaluations: Any, score: Score = TOP1) -> tuple[dict[str, Any], ...]:
@@ -85,37 +96,3 @@ def check_evaluations(evaluations: Any, score: Score = TOP1) -> tuple[dict[str, 
         if not isinstance(calibration.get("samples_used", 0), int):
             raise TypeError(f"samples used {calibration['samples_used']!r}")
     return tuple(evaluations or ())
-
-
-def from_version_1(result: dict[str, Any]) -> dict[str, Any]:
-    """Convert a result of version 1 to version 2.
-
-    Version 1 kept only the last evaluation under each kind of statistics, and the config of that
-    evaluation. So no evaluation deviates from the config.
-
-    Raises:
-        TypeError: an entry is malformed.
-    """
-    provenance = dict(mapping(result.get("provenance")))
-    evaluated_by = provenance.pop("evaluated_by", None)
-    config, training = mapping(result.get("config")), mapping(result.get("training"))
-    shared = {
-        "precision": mapping(config.get("trainer")).get("precision"),
-        "checkpoint": {
-            "file": FINAL,
-            "epoch": training.get("epochs"),
-            "step": training.get("steps"),
-        },
-        "data": {
-            "name": mapping(result.get("cell")).get("data"),
-            "val": mapping(provenance.get("data_fingerprint")).get("val"),
-        },
-        "by": "evaluate.py" if evaluated_by else "training",
-        "at": provenance.get("written_at"),
-        "provenance": evaluated_by,
-    }
-    evaluations = [
-        {"statistics": statistics, **mapping(evaluation), **shared}
-        for statistics, evaluation in mapping(result.get("evaluations")).items()
-    ]
-    return {**result, "version": 2, "evaluations": evaluations, "provenance": provenance}

@@ -24,7 +24,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sn_imagenet.errors import UserError
 
@@ -42,6 +42,10 @@ SCORE_TABLE = "score.md"
 TENSORBOARD = "tensorboard"
 TRACKED_AS = "tracked_as.txt"
 LOG = "log.txt"
+RUN_FILES = frozenset(
+    {CONFIG, LOCK, METRICS, NEWEST, LAST, PREVIOUS, FINAL, BATCH_AVERAGE, RESULT, TOP1_TABLE}
+    | {SCORE_TABLE, TENSORBOARD, TRACKED_AS, LOG}
+)
 
 RUN_DIR_OPTIONS = "runs_dir= or run_dir="  # the options that set the run directory
 
@@ -81,18 +85,6 @@ def overwrite(path: Path, content: bytes) -> None:
         _flush_folder(path.parent)
 
 
-def create(path: Path) -> IO[bytes]:
-    """Create a file and open it for writing.
-
-    Never opens an existing file or link: where others can write, a link could lead anywhere.
-
-    Raises:
-        OSError: the name exists, or the disk fails.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, 0o666), "wb")
-
-
 def write_text(path: Path, text: str, chosen_by: str = RUN_DIR_OPTIONS) -> Path:
     """Write ``text`` as UTF-8 with :func:`write_atomically`."""
     return write_atomically(path, text.encode("utf-8"), chosen_by)
@@ -123,7 +115,7 @@ def _convert_os_errors(path: Path, temporary: Path, chosen_by: str) -> Iterator[
 
 
 def _write_and_flush(path: Path, content: bytes) -> None:
-    with create(path) as file:
+    with open(path, "xb") as file:  # never an existing link, which could lead anywhere
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -10,8 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sn_imagenet.runs.files import LOCK, RunError, file_error, write_atomically
-from sn_imagenet.runs.lock import raise_if_lock_lost
+from sn_imagenet.runs.files import RunError, file_error, write_atomically
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 from sn_imagenet.runs.scores import read_score
 
@@ -42,9 +41,7 @@ class MetricsFile:
             self.damage = _describe_damage(path, rows)
             if self.damage:
                 write_atomically(path, rows)
-            # Follow no link: it could lead to a file outside the run.
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._file = os.fdopen(os.open(path, flags, 0o666), "ab")
+            self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
             self._file.truncate(len(rows))
         except OSError as error:
             raise file_error("write", path, error) from error
@@ -57,10 +54,8 @@ class MetricsFile:
         """Append ``row``.
 
         Raises:
-            LockLostError: another process has taken over the directory.
             RunError: the disk is full or fails.
         """
-        raise_if_lock_lost(self._path.with_name(LOCK))
         line = json.dumps(row).encode() + b"\n"
         try:
             self._file.write(line)

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sn_imagenet.config import CLASSIFICATION
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs.directory import RunDirectory
 from sn_imagenet.runs.evaluations import check_evaluations, counted_evaluations
@@ -22,7 +23,7 @@ from sn_imagenet.runs.lock import is_held
 from sn_imagenet.runs.methods import method_of
 from sn_imagenet.runs.metrics import LastRows, last_rows
 from sn_imagenet.runs.reading import mapping, number
-from sn_imagenet.runs.scores import TOP1, Score, read_score
+from sn_imagenet.runs.scores import TOP1, UNKNOWN, Score, read_score
 
 FINISHED = "finished"
 DIVERGED = "diverged"
@@ -78,6 +79,7 @@ class Cell:
 
     ``norm``: the method name that :func:`~sn_imagenet.runs.methods.method_of` returns, with the
     method of the heads if that is another: ``frozen_bn+sn``. ``row``: what else a task tells apart.
+    ``task``: its name, empty for classification.
     """
 
     data: str
@@ -85,6 +87,7 @@ class Cell:
     norm: str
     setting: Setting
     row: str = ""
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -231,6 +234,7 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
                 norm=_method_name(str(cell["norm"]), config),
                 setting=Setting(int(cell["gpus"]), int(cell["samples_per_gpu"])),
                 row=str(cell.get("row") or ""),
+                task=_task_name(config),
             ),
             seed=int(cell["seed"]),
             state=state,
@@ -268,13 +272,20 @@ def _checked_config(config: Any) -> dict[str, Any]:
     return mapping(config)
 
 
-def _norm_label(norm: dict[str, Any]) -> str:
-    head = mapping(norm.get("head"))
-    return f"{norm['name']}+{head['name']}" if head else str(norm["name"])
-
-
 def _method_name(name: str, config: dict[str, Any]) -> str:
-    return method_of(name, mapping(config.get("norm")).get("target"))
+    """The method of a run; ``name`` is that of the backbone, perhaps with the head's."""
+    norm = mapping(config.get("norm"))
+    head = mapping(norm.get("head"))
+    if not head:
+        return method_of(name, norm.get("target"))
+    name = name.removesuffix(f"+{head['name']}")
+    parts = [(name, norm.get("target")), (str(head["name"]), head.get("target"))]
+    return "+".join(method_of(*part) for part in parts)
+
+
+def _task_name(config: dict[str, Any]) -> str:
+    name = str(mapping(config.get("task")).get("name") or "")
+    return "" if name == CLASSIFICATION["name"] else name
 
 
 def _checked_norm_args(arguments: Any) -> dict[str, Any]:
@@ -327,9 +338,10 @@ def _run_without_result(directory: RunDirectory) -> Run:
             cell=Cell(
                 data=str(config["data"]["name"]),
                 model=str(config["model"]["name"]),
-                norm=_method_name(_norm_label(norm), config),
+                norm=_method_name(str(norm["name"]), config),
                 setting=Setting(int(batch["gpus"]), int(batch["samples_per_gpu"])),
                 row=str(mapping(config.get("task")).get("row") or ""),
+                task=_task_name(config),
             ),
             seed=int(config["seed"]),
             state=RUNNING if is_running else idle_state,
@@ -337,6 +349,7 @@ def _run_without_result(directory: RunDirectory) -> Run:
             detail=_completed_epochs(rows.epoch, config),
             config=_checked_config(config),
             norm_args=_checked_norm_args(norm.get("args")),
+            score=UNKNOWN if _task_name(config) else TOP1,
             rows=rows,
         )
     except _MALFORMED as error:
@@ -349,8 +362,9 @@ def _run_from_path(directory: Path, problem: str) -> Run:
     if len(parts) < 5 or not seed:
         raise UserError(problem)
     data, model, norm, setting = parts[:4]
+    data, _, task = data.partition("+")
     try:
-        cell = Cell(data, model, norm, Setting.parse(setting))
+        cell = Cell(data, model, norm, Setting.parse(setting), task=task)
     except UserError:
         raise UserError(problem) from None
     return Run(directory, cell, int(seed[1]), UNREADABLE, detail=problem)

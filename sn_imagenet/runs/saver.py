@@ -11,7 +11,6 @@ import torch
 from sn_imagenet.runs import checkpoint
 from sn_imagenet.runs.directory import RunDirectory
 from sn_imagenet.runs.files import RunError
-from sn_imagenet.runs.lock import RunInUseError
 
 
 class CheckpointSaver:
@@ -20,8 +19,7 @@ class CheckpointSaver:
     Args:
         before_write: called in the writing thread before each checkpoint, to flush what must be on
             the disk by then. May raise RunError.
-        on_error: ``stop`` raises an error at the next :meth:`check`; ``continue`` only prints it,
-            except when another process has taken over the directory, which always stops.
+        on_error: ``stop`` raises an error at the next :meth:`check`; ``continue`` only prints it.
         print_line: prints one line.
     """
 
@@ -51,14 +49,13 @@ class CheckpointSaver:
     @property
     def failed(self) -> bool:
         """Whether :meth:`check` would raise."""
-        stops = self._on_error == "stop" or isinstance(self._error, RunInUseError)
-        return self._error is not None and stops
+        return self._error is not None and self._on_error == "stop"
 
     def check(self) -> None:
         """Report a checkpoint that could not be written, without waiting for a write in progress.
 
         Raises:
-            RunError: writing failed, and ``on_error`` is ``stop`` or the lock is lost.
+            RunError: writing failed, and ``on_error`` is ``stop``.
         """
         error, stops = self._error, self.failed
         if stops:

@@ -23,11 +23,18 @@ class Score:
         """``top-1 95.25``; values without a unit in percent have five significant digits."""
         return f"{self.label} {value:.2f}" if self.unit == "%" else f"{self.label} {value:.5g}"
 
+    @property
+    def speed_unit(self) -> str:
+        """``images/s`` for top-1; ``samples/s`` for others, whose samples may be no images."""
+        return "images/s" if self == TOP1 else "samples/s"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 TOP1 = Score("top1", "top-1", "%")
+UNKNOWN = Score("score", "score")
+"""Of a task other than classification, before its first value."""
 
 
 def score_entry(score: Score) -> dict[str, Any]:

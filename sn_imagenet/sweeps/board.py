@@ -10,19 +10,30 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from sn_imagenet.runs import Progress
-from sn_imagenet.runs.scores import TOP1
+from sn_imagenet.runs.scores import TOP1, UNKNOWN, Score
 
 ACTIVE = "running"
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A table row: a run's name, its state, and a note on where it runs or what failed."""
+    """A table row: a run's name, its state, and a note on where it runs or what failed.
+
+    ``task_score``: of its task, for a run without a value; None if only its files are known.
+    """
 
     name: str
     state: str
     progress: Progress | None = None
     note: str = ""
+    task_score: Score | None = None
+
+    @property
+    def score(self) -> Score:
+        p = self.progress
+        if p is None or (p.value is None and self.task_score):
+            return self.task_score or TOP1
+        return p.score
 
     def columns(self, heading: str = "") -> tuple[str, ...]:
         """The texts of the table's columns. ``heading``: of the score, which is repeated before the
@@ -53,10 +64,11 @@ def duration(seconds: float) -> str:
 def table(rows: Sequence[RunStatus], width: int | None = None) -> list[str]:
     """The lines of the table and its summary, cut to ``width`` characters. The score's column has
     the label that all values share, or else ``score``."""
-    shown = [row.progress for row in rows if row.progress]
-    labels = {progress.score.label for progress in shown if progress.value is not None}
-    score = labels.pop() if len(labels) == 1 else "score" if labels else TOP1.label
-    head = ("run", "state", "epoch", score, "images/s", "ETA", "")
+    valued = [row.score for row in rows if row.progress and row.progress.value is not None]
+    scores = set(valued or [row.score for row in rows])
+    heading = scores.pop() if len(scores) == 1 else UNKNOWN
+    score = heading.label
+    head = ("run", "state", "epoch", score, heading.speed_unit, "ETA", "")
     texts = [head, *(row.columns(score) for row in rows)]
     widths = [max(len(text[i]) for text in texts) for i in range(len(head) - 1)]
     lines = []
@@ -135,9 +147,9 @@ class Board:
             _, state, done, score, speed, eta, note = row.columns()
             words = [f"{row.name}: {state}", note]
             if row.progress is not None and done != "-":
-                score = f"{row.progress.score.label} -" if score == "-" else score
+                score = f"{row.score.label} -" if score == "-" else score
                 epoch = done if "steps" in done else f"epoch {done}"
-                words += [epoch, score, f"{speed} images/s", f"ETA {eta}"]
+                words += [epoch, score, f"{speed} {row.score.speed_unit}", f"ETA {eta}"]
             self._write(["  ".join(word for word in words if word)])
 
     def _write(self, lines: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sn_imagenet.config import IMAGENET_SAMPLES, ExperimentConfig
+from sn_imagenet.config import CLASSIFICATION, IMAGENET_SAMPLES, ExperimentConfig
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs import RUNNING, RunDirectory, RunError
 from sn_imagenet.runs.files import RESULT
@@ -31,9 +31,10 @@ TRAIN_SAMPLES = {"imagenet": IMAGENET_SAMPLES["train"], "cifar10": 50_000, "digi
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """The images/s that one process of a run trained, and the number of samples per epoch."""
+    """The samples/s that one process of a run trained, and the number of samples that an epoch
+    draws, in all its phases."""
 
-    # task, norm.head, data, model, image size, precision, torch.compile mode; norm, setting
+    # task, norm.head, data, model, image size, precision; norm, setting
     key: tuple[str, ...]
     images_per_s: float
     samples_per_epoch: float
@@ -59,11 +60,11 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
     for run in runs:
         state, progress = run.state()
         if state in COMPLETE:
-            rows.append(RunStatus(run.name, "skip", progress, f"already {state}"))
+            rows.append(RunStatus(run.name, "skip", progress, f"already {state}", run.score))
             continue
         remaining += 1
         if state == RUNNING:
-            rows.append(RunStatus(run.name, ELSEWHERE, progress))
+            rows.append(RunStatus(run.name, ELSEWHERE, progress, "", run.score))
             continue
         estimate = process_hours(run.config, speeds, progress.epoch or 0 if progress else 0)
         if estimate is None:
@@ -72,7 +73,7 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
         else:
             hours += estimate
             note = duration(3600 * estimate)
-        rows.append(RunStatus(run.name, "resume" if state else "start", progress, note))
+        rows.append(RunStatus(run.name, "resume" if state else "start", progress, note, run.score))
     lines = table(rows)
     if not remaining:
         return [*lines, "nothing to do: every run has its result"]
@@ -81,7 +82,7 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
     if unknown < remaining:
         lines.append(
             f"GPU-hours of {run_count(remaining - unknown)}: {hours:.3g}, training only, at the "
-            f"images/s {source}; {hours / slots:.3g} hours on {slots} slots"
+            f"{runs[0].score.speed_unit} {source}; {hours / slots:.3g} hours on {slots} slots"
         )
     return lines
 
@@ -97,9 +98,12 @@ def process_hours(
     key = _comparison_key(config.to_dict())
     known = [s for s in speeds if s.key[:-2] == key[:-2]]
     closest = [s for s in known if s.key == key] or known
-    size = TRAIN_SAMPLES.get(config.data.source) or (known[0].samples_per_epoch if known else None)
-    if not closest or size is None:
+    if not closest:
         return None
+    size: float | None = None
+    if config.task == CLASSIFICATION:  # others may have several phases, or data of their own
+        size = TRAIN_SAMPLES.get(config.data.source)
+    size = size or closest[0].samples_per_epoch
     steps_per_epoch = int(size) // config.batch.total
     epochs, max_steps = config.trainer.epochs, config.trainer.max_steps
     limits = [epochs and steps_per_epoch * epochs, max_steps]
@@ -174,7 +178,6 @@ def _comparison_key(config: dict[str, Any]) -> tuple[str, ...]:
         str(config["model"]),
         str(data["image_size"]),
         str(config["trainer"]["precision"]),
-        str(config["trainer"].get("compile", False)),  # older configs lack it
         str(norm["name"]),
         f"{batch['gpus']}x{batch['samples_per_gpu']}",
     )

@@ -9,19 +9,22 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from sn_imagenet.config import ExperimentConfig, from_hydra
+from sn_imagenet.config import ExperimentConfig, InitialRunError, from_hydra
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.runs import DIVERGED, FINISHED, NOT_EVALUATED, Progress, read_progress
+from sn_imagenet.runs.scores import TOP1, Score
 
 COMPLETE = (FINISHED, DIVERGED)
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that a sweep has to complete, and the overrides that it passes to ``train.py``."""
+    """A run that a sweep has to complete, the overrides that it passes to ``train.py``, and the
+    score of its task."""
 
     config: ExperimentConfig
     overrides: tuple[str, ...]
+    score: Score = TOP1
 
     @property
     def run_dir(self) -> Path:
@@ -52,14 +55,19 @@ def plan_runs(composed: Sequence[tuple[Sequence[str], DictConfig]]) -> list[Plan
         composed: the overrides of each run and the config composed from them.
 
     Raises:
-        UserError: a config is invalid, or two runs would share a run directory.
+        UserError: a config is invalid, runs to start from are missing (all are listed), or two runs
+            would share a run directory.
     """
     planned: dict[Path, PlannedRun] = {}
+    missing: list[str] = []
     for overrides, config in composed:
         own = tuple(text for text in overrides if is_run_override(text))
         try:
             experiment = [str(key) for key in config if key not in ("hydra", "sweep")]
             run = PlannedRun(from_hydra(OmegaConf.masked_copy(config, experiment)), own)
+        except InitialRunError as error:
+            missing.append(str(error))
+            continue
         except UserError as error:
             raise ConfigError(f"run {' '.join(own)}: {error}") from error
         other = planned.setdefault(run.run_dir.absolute(), run)
@@ -70,6 +78,8 @@ def plan_runs(composed: Sequence[tuple[Sequence[str], DictConfig]]) -> list[Plan
                 "Include what differs in run_dir=, such as "
                 "'run_dir=${runs_dir}/lr${protocol.base_lr}/seed${seed}'."
             )
+    if missing:
+        raise ConfigError("\n  ".join(dict.fromkeys(missing)))
     return list(planned.values())
 
 

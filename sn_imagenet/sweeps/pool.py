@@ -121,7 +121,7 @@ class Pool:
                     run.read_state()
             elif run.state == ELSEWHERE and time.monotonic() >= run.next_read:
                 self._check_elsewhere(run)
-        while self._free_slots and self._queue and self._starter.ready():
+        while self._free_slots and self._queue:
             self._start(self._queue.pop(0), self._free_slots.pop(0))
         self._board.show(self._rows())
 
@@ -207,7 +207,10 @@ class Pool:
         return f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
 
     def _rows(self) -> list[RunStatus]:
-        return [RunStatus(r.planned.name, r.state, r.progress, r.note) for r in self._runs]
+        return [
+            RunStatus(r.planned.name, r.state, r.progress, r.note, r.planned.score)
+            for r in self._runs
+        ]
 
     @contextmanager
     def _handle_signals(self) -> Iterator[None]:

@@ -4,6 +4,7 @@
 :class:`~sn_imagenet.tasks.task.Task` that ``task.target`` names (docs/tasks.md).
 """
 
+from sn_imagenet.tasks.prepare import Prepared, prepare, require_same_data
 from sn_imagenet.tasks.task import (
     Clock,
     Evaluator,
@@ -13,4 +14,14 @@ from sn_imagenet.tasks.task import (
     build_task,
 )
 
-__all__ = ["Clock", "Evaluator", "Losses", "Optimization", "Task", "build_task"]
+__all__ = [
+    "Clock",
+    "Evaluator",
+    "Losses",
+    "Optimization",
+    "Prepared",
+    "Task",
+    "build_task",
+    "prepare",
+    "require_same_data",
+]

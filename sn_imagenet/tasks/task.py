@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any, ClassVar, Protocol
 
@@ -18,9 +21,15 @@ from torch import Tensor, nn
 from sn_imagenet.config import ExperimentConfig, NormConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets, build
-from sn_imagenet.data.loaders import TrainLoader, eval_loader, train_loader
+from sn_imagenet.data.loaders import (
+    TrainLoader,
+    calibration_loader,
+    eval_loader,
+    train_loader,
+)
 from sn_imagenet.distributed import Batch, Microbatch, Placement, rank, world_size
 from sn_imagenet.errors import ConfigError
+from sn_imagenet.models import SavedWeights, load_weights
 from sn_imagenet.runs.scores import Score
 
 
@@ -142,6 +151,20 @@ class Task(ABC):
             return NormConfig(**norm.head)
         return None if norm.name == "frozen_bn" else norm
 
+    def load_initial(self, network: nn.Module, data: DataSets, saved: SavedWeights) -> list[str]:
+        """Load the weights of ``init=`` into ``network``: by default those of another run of this
+        task, with the same names and shapes. To start from a classifier's backbone, override it and
+        give :func:`.load_weights` the part of the network, and of ``saved.weights``, that fit.
+
+        Returns:
+            What is not as in ``saved``, in a few words each.
+
+        Raises:
+            ConfigError: the weights do not fit.
+        """
+        load_weights(network, saved)
+        return []
+
     def check(self, network: nn.Module, data: DataSets) -> None:  # noqa: B027
         """Check that network and data fit together, before any work.
 
@@ -195,6 +218,11 @@ class Task(ABC):
         """A forward pass that only collects BN's statistics, for calibration."""
         network(batch.images)
 
+    def calibration_loader(self, train: Any, **options: Any) -> Any:
+        """The minibatches of a calibration; ``options`` are those of
+        :func:`~sn_imagenet.data.loaders.calibration_loader`, by default this function."""
+        return calibration_loader(train, **options)
+
     def evaluation_batches(self, data: DataSets, batch_size: int, device: torch.device) -> Any:
         """This rank's batches of an evaluation; by default each validation sample once."""
         assert data.val is not None, "a task without validation data overrides this"
@@ -244,40 +272,52 @@ _RESERVED_SUMS = {
 }  # fmt: skip
 
 
-def build_task(config: ExperimentConfig) -> Task:
-    """The task that ``config.task`` names.
+def task_class(config: ExperimentConfig) -> type[Task]:
+    """The class that ``config.task`` names.
 
     Raises:
-        ConfigError: ``task.target`` is not a task, an option is unknown or missing, or a package
-            that the task needs is not installed.
+        ConfigError: ``task.target`` is not a task, or a package that it needs is not installed.
     """
-    options = dict(config.task)
-    name, target = options.pop("name"), options.pop("target")
+    name, target = config.task["name"], config.task["target"]
     try:
-        task_class = pkgutil.resolve_name(target)
+        found = pkgutil.resolve_name(target)
     except Exception as error:
+        advice = (
+            "expected the dotted path of a class, with its folder on PYTHONPATH if it is your own"
+        )
+        if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(str(error.name))):
+            advice = f"pip install 'sn-imagenet[{extra}]'"
         raise ConfigError(
-            f"task.target={target}: cannot be imported ({error}); expected the dotted path of a "
-            "class, with its folder on PYTHONPATH if it is your own"
+            f"task.target={target}: cannot be imported ({error}); {advice}"
         ) from error
-    if not (isinstance(task_class, type) and issubclass(task_class, Task)):
+    if not (isinstance(found, type) and issubclass(found, Task)):
         raise ConfigError(f"task.target={target}: expected a subclass of sn_imagenet.tasks.Task")
-    if reserved := _RESERVED_SUMS & set(task_class.sums):
+    if reserved := _RESERVED_SUMS & set(found.sums):
         raise ConfigError(
             f"task.target={target}: a sum cannot be named {min(reserved)}, which training records "
             "itself"
         )
-    limit = task_class.max_processes
-    if limit is not None and world_size() > limit:
-        raise ConfigError(f"task={name} runs on {limit} process, and this is one of {world_size()}")
-    for module, extra in task_class.requires.items():
+    for module, extra in found.requires.items():
         if find_spec(module) is None:
             raise ConfigError(
                 f"task={name}: {module} is not installed; pip install 'sn-imagenet[{extra}]'"
             )
-    for key in ("single_sample", "row"):
-        options.pop(key, None)  # read with the config
-    known = list(inspect.signature(task_class).parameters)[1:]
+    return found
+
+
+def build_task(config: ExperimentConfig) -> Task:
+    """The task that ``config.task`` names.
+
+    Raises:
+        ConfigError: as :func:`task_class`; an option is unknown or missing, or the task cannot run
+            on this number of processes.
+    """
+    task, name = task_class(config), config.task["name"]
+    if (limit := task.max_processes) is not None and world_size() > limit:
+        raise ConfigError(f"task={name} runs on {limit} process, and this is one of {world_size()}")
+    read_before = ("name", "target", "single_sample", "row")
+    options = {key: value for key, value in config.task.items() if key not in read_before}
+    known = list(inspect.signature(task).parameters)[1:]
     for option in options:
         if option not in known:
             raise ConfigError(
@@ -285,9 +325,19 @@ def build_task(config: ExperimentConfig) -> Task:
                 f"{', '.join(known) or 'none'}"
             )
     try:
-        return task_class(config, **options)
+        return task(config, **options)
     except TypeError as error:
         raise ConfigError(f"task={name}: {error}") from error
+
+
+def _extra_of(module: str) -> str | None:
+    """The extra of this package with the distribution that is named as ``module``."""
+    with suppress(metadata.PackageNotFoundError):
+        for requirement in metadata.requires("sn-imagenet") or ():
+            found = re.match(r"([\w.-]+).* extra == .([\w-]+)", requirement)
+            if found and re.sub("[-.]", "_", found[1]).lower() == module.lower():
+                return found[2]
+    return None
 
 
 def require_task_placement(task: Task, config: ExperimentConfig, world_size: int) -> Placement:

@@ -1,7 +1,6 @@
 """Training of a run: the loop, the optimizer step, resuming, stopping and metrics."""
 
-from sn_imagenet.training.in_flight import StepOutcome
 from sn_imagenet.training.run import train
-from sn_imagenet.training.stepper import Stepper
+from sn_imagenet.training.stepper import StepOutcome, Stepper
 
 __all__ = ["StepOutcome", "Stepper", "train"]

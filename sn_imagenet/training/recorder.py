@@ -12,8 +12,8 @@ from sn_imagenet.distributed import rank
 from sn_imagenet.runs.scores import score_entry
 from sn_imagenet.tasks import Task
 from sn_imagenet.training.console import Console
-from sn_imagenet.training.in_flight import StepOutcome
 from sn_imagenet.training.metrics_log import MetricsLog
+from sn_imagenet.training.stepper import StepOutcome
 from sn_imagenet.training.trackers import MOMENTS
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ METERS = ("steps", "samples", "loss", "waited", "seconds", "total_seconds", "tot
 
 
 class Recorder:
-    """Reports averages over the steps since the last report; images/s counts training steps only.
+    """Reports averages over the steps since the last report; samples/s counts training steps only.
 
     Args:
         task: names the sums over samples and makes metrics of them.
@@ -40,40 +40,26 @@ class Recorder:
         self._console = console
         self._every = every
         self._epochs = epochs
-        self.total_seconds = 0.0
-        self.total_samples = 0
+        self.meters: dict[str, Any] = {"total_seconds": 0.0, "total_samples": 0}
         self._reset()
 
     def _reset(self) -> None:
-        self._steps = self._samples = 0
-        self._sums = dict.fromkeys(self._task.sums, 0.0)
-        self._loss = self._data_wait = 0.0
+        self.meters |= {"steps": 0, "samples": 0, "loss": 0.0, "waited": 0.0}
+        self.meters |= dict.fromkeys(self._task.sums, 0.0)
         self._report_start = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
         """The sums since the last report, and the totals before it."""
-        return {
-            "steps": self._steps,
-            "samples": self._samples,
-            **self._sums,
-            "loss": self._loss,
-            "waited": self._data_wait,
-            "seconds": time.perf_counter() - self._report_start,
-            "total_seconds": self.total_seconds,
-            "total_samples": self.total_samples,
-        }
+        return {**self.meters, "seconds": time.perf_counter() - self._report_start}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`; time between the two calls is not counted."""
-        self._steps, self._samples = state["steps"], state["samples"]
-        self._sums = {name: state[name] for name in self._task.sums}
-        self._loss, self._data_wait = state["loss"], state["waited"]
+        self.meters = {name: state[name] for name in (*METERS, *self._task.sums)}
         self._report_start = time.perf_counter() - state["seconds"]
-        self.total_seconds, self.total_samples = state["total_seconds"], state["total_samples"]
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
         """Iterate over ``batches`` and measure the time spent waiting for them."""
-        if not self._steps:  # otherwise the run was resumed between two reports
+        if not self.meters["steps"]:  # otherwise the run was resumed between two reports
             self._reset()
         iterator = iter(batches)
         while True:
@@ -82,34 +68,33 @@ class Recorder:
                 batch = next(iterator)
             except StopIteration:
                 return
-            self._data_wait += time.perf_counter() - start
+            self.meters["waited"] += time.perf_counter() - start
             yield batch
 
     def add_step(self, outcome: StepOutcome, epoch: int, step: int, lr: float) -> None:
         """Record optimizer step number ``step`` (from 1) of ``epoch`` (from 1)."""
-        self._steps += 1
-        self._samples += outcome.samples
-        for name, value in outcome.sums.items():
-            self._sums[name] += value
-        self._loss += outcome.loss
+        added = {"steps": 1, "samples": outcome.samples, "loss": outcome.loss, **outcome.sums}
+        for name, value in added.items():
+            self.meters[name] += value
         self._console.advance(epoch)
         if step % self._every == 0:
             self.flush(epoch, step, lr)
 
     def flush(self, epoch: int, step: int, lr: float) -> None:
         """Report the steps since the last report, if any."""
-        if not self._steps:
+        steps, samples = self.meters["steps"], self.meters["samples"]
+        if not steps:
             return
         now = time.perf_counter()
         seconds = now - self._report_start
-        self.total_seconds += seconds
-        self.total_samples += self._samples
-        metrics = self._task.metrics(self._sums, self._samples)
-        loss, speed = self._loss / self._steps, self._samples / seconds
-        wait = 100 * self._data_wait / seconds
+        self.meters["total_seconds"] += seconds
+        self.meters["total_samples"] += samples
+        metrics = self._task.metrics({n: self.meters[n] for n in self._task.sums}, samples)
+        loss, speed = self.meters["loss"] / steps, samples / seconds
+        wait = 100 * self.meters["waited"] / seconds
         row = {"loss": loss, **metrics, "lr": lr, "images_per_s": speed, "data_wait_pct": wait}
         self._write(
-            {"kind": "train", "epoch": epoch, "step": step, "steps": self._steps, **row},
+            {"kind": "train", "epoch": epoch, "step": step, "steps": steps, **row},
             {
                 "train/loss": loss,
                 **{f"train/{name}": value for name, value in metrics.items()},
@@ -124,7 +109,7 @@ class Recorder:
             score.format(value) if name == score.key else f"{name} {value:.4f}"
             for name, value in metrics.items()
         ]
-        values = [f"loss {loss:.4f}", *words, f"lr {lr:.6g}", f"{speed:.0f} images/s"]
+        values = [f"loss {loss:.4f}", *words, f"lr {lr:.6g}", f"{speed:.0f} {score.speed_unit}"]
         self._console.report(epoch, "  ".join(values))
         self._reset()
         self._report_start = now  # the time for reporting counts in the next report

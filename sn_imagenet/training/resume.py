@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from sn_imagenet.distributed import broadcast_object, raise_on_all_ranks, rank
-from sn_imagenet.evaluation import Prepared, require_same_data
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
+from sn_imagenet.tasks import Prepared, require_same_data
 from sn_imagenet.training.metrics_log import unpack_rows
 from sn_imagenet.training.recorder import METERS
 from sn_imagenet.training.stepper import Stepper

@@ -21,32 +21,28 @@ from sn_imagenet.distributed import (
     set_determinism,
     world_size,
 )
-from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import (
     Evaluation,
-    Prepared,
     add_evaluations,
     all_departures,
     evaluate,
     importance_weight_records,
     make_result,
-    prepare,
     record_origin,
 )
-from sn_imagenet.models import start_from
+from sn_imagenet.models import read_weights
 from sn_imagenet.runs import (
     DIVERGED,
     FINISHED,
     Run,
     RunDirectory,
     RunError,
-    RunInUseError,
     checkpoint,
     run_from_result,
 )
 from sn_imagenet.runs.start import FRESH, claimed, open_run
+from sn_imagenet.tasks import Prepared, prepare
 from sn_imagenet.tasks.task import require_task_placement
-from sn_imagenet.training.compiled import require_compilable
 from sn_imagenet.training.stop import (
     EXIT_CODE,
     Interrupted,
@@ -92,15 +88,14 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
     with raise_on_all_ranks():
         prepared = prepare(config)
         placement = require_task_placement(prepared.task, config, world_size())
-        if config.init and not hasattr(prepared.network, "get_classifier"):
-            raise ConfigError(f"init={config.init}: task={config.task['name']} has no classifier")
         if config.init and start.kind == FRESH:
-            classes = prepared.data.classes
-            changed = start_from(Path(config.init), prepared.network, config.norm, classes)
+            saved = read_weights(Path(config.init))
+            changed = prepared.task.load_initial(prepared.network, prepared.data, saved)
+            if saved.norm.args != config.norm.args:
+                changed.append(f"norm.args={config.norm.args} instead of {saved.norm.args}")
             print_rank0(f"starting from {config.init}" + "".join(f"; {part}" for part in changed))
-        require_one_microbatch(placement, prepared.network)
-        if config.trainer.compile:
-            require_compilable(config.trainer.compile, placement, prepared.network)
+        fixed = placement.replicas_per_pass != config.trainer.replicas_per_pass  # by the task
+        require_one_microbatch(placement, prepared.network, fixed)
         set_determinism(config.trainer.deterministic, prepared.device)
     make_run_result = partial(
         make_result,
@@ -126,8 +121,8 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
                     diverged = trainer.fit()
                 earlier = list(start.evaluations)
                 return _finish(prepared, directory, trainer, diverged, earlier, make_run_result)
-        except (LostPeerError, RunInUseError):
-            raise  # the run has not failed: it resumes from its checkpoint, or runs elsewhere
+        except LostPeerError:
+            raise  # the run has not failed: it resumes from its checkpoint
         except Exception as error:
             # Any rank may write it, because torchrun ends the others. The first error is the cause.
             with suppress(RunError):
@@ -180,7 +175,6 @@ def _finish(
                     "data_fingerprint": prepared.data.fingerprint,
                     "classes": list(prepared.data.classes),
                 }
-                directory.raise_if_lock_lost()
                 checkpoint.save(directory.final, state)
         if prepared.config.evaluate:
             weights = {"file": directory.final.name, "epoch": trainer.epoch, "step": trainer.step}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -13,10 +14,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data.seeding import derive_seed, seeded
+from sn_imagenet.data.seeding import seeded_pass
 from sn_imagenet.distributed import (
     Batch,
-    Microbatch,
     Placement,
     all_reduce_sum,
     autocast_for,
@@ -25,8 +25,6 @@ from sn_imagenet.distributed import (
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.tasks import Clock, Optimization, Task
-from sn_imagenet.training.compiled import CompiledBlocks
-from sn_imagenet.training.in_flight import IN_FLIGHT, BufferSnapshots, LaunchedStep
 
 # torch 2.15 renamed the argument; 2.11 has only the old name.
 _SYNC_BUFFERS = (
@@ -39,8 +37,23 @@ _SYNC_BUFFERS = (
 RESERVED_NAMES = {
     "model", "scaler", "config", "data_fingerprint", "epoch", "step", "step_in_epoch",
     "validated_step", "last_finite_loss", "world_sizes", "git_revisions", "norm_backends",
-    "compiled", "metrics", "warnings", "meters",
+    "metrics", "warnings", "meters",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """The mean loss of one global batch, and the sums that the task counts over its samples.
+
+    ``step`` is the number of optimizer steps before it. ``flags`` are the flags of
+    :meth:`Stepper.forward_backward`, summed over ranks.
+    """
+
+    step: int
+    loss: float
+    sums: dict[str, float]
+    samples: int
+    flags: tuple[float, ...] = ()
 
 
 class Stepper:
@@ -48,8 +61,7 @@ class Stepper:
 
     Up to rounding, every placement gives the losses, gradients and weights of one process per GPU
     of the setting under DistributedDataParallel: gradients are averaged over replicas, which all
-    have the same number of samples. Steps are launched without waiting for the device. After a
-    non-finite loss no step changes the weights, even if the host has not read that loss yet.
+    have the same number of samples.
 
     Args:
         task: gives losses and optimizers.
@@ -77,8 +89,6 @@ class Stepper:
         self._norms = nn.ModuleList(norm_layers(network).values())
         self._broadcasts_each_step = any(layer.trains_on_stored_statistics for layer in self._norms)
         self._autocast = autocast_for(config.trainer.precision, device)
-        mode = config.trainer.compile
-        self._compiled = CompiledBlocks(network, mode) if mode else None
         self._ddp: nn.Module = network
         if dist.is_initialized():
             sync_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
@@ -96,16 +106,12 @@ class Stepper:
                 f"task={config.task['name']}: an optimizer cannot be named {min(reserved)}, which "
                 "is another entry of a checkpoint"
             )
-        self._prepare_optimizers()
-        # 1 after the first non-finite loss, otherwise 0. Fused optimizers skip their step if 1.
-        self._found_inf = torch.zeros((), device=device)
-        self._snapshots = BufferSnapshots(network, IN_FLIGHT[device.type] + 1)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
 
     def forward_backward(
         self, batch: Batch, step: int, flags: Sequence[float] = (), phase: str = ""
-    ) -> LaunchedStep:
-        """Forward and backward of this rank's ``batch`` at ``step``.
+    ) -> StepOutcome:
+        """Forward and backward of this rank's ``batch`` at ``step``; waits for the device.
 
         DDP averages the gradients over ranks. ``flags`` are summed over ranks together with the
         loss, so that all ranks see a flag of any rank at the same step without a separate
@@ -117,9 +123,6 @@ class Stepper:
         if self._broadcasts_each_step:
             self.broadcast_statistics()
         self._zero_grad()
-        if self._compiled is not None:
-            self._compiled.begin_step()
-        self._snapshots.take(step)
         batch, samples = batch.to(self.device), len(batch)
         names = self.task.sums
         # Loss and the task's sums over passes; then the flags. All are summed over ranks.
@@ -129,8 +132,10 @@ class Stepper:
         for microbatch in self._placement.microbatches(batch):
             set_norm_replicas(self._norms, microbatch, self._group)
             size = len(microbatch.batch)
-            with self._gradient_sync(microbatch.last), self._seeded(step, microbatch):
-                with self._autocast(), self._compiled.active() if self._compiled else nullcontext():
+            key = self._seed, step, microbatch.replica
+            seeding = seeded_pass(self.task.uses_global_rng, self.device, "pass", *key)
+            with self._gradient_sync(microbatch.last), seeding:
+                with self._autocast():
                     losses = self.task.losses(
                         self._ddp, microbatch, step, phase or self.task.phases[0]
                     )
@@ -138,43 +143,34 @@ class Stepper:
             totals[0] += losses.loss.detach() * size
             for index, name in enumerate(names, start=1):
                 totals[index] += losses.sums[name]
-        all_reduce_sum(totals)
-        self._found_inf = torch.maximum(
-            self._found_inf, (~totals[0].isfinite()).to(self._found_inf.dtype)
-        )
-        return LaunchedStep(step, totals, names, self._global_batch_size)
+        loss_sum, *others = all_reduce_sum(totals).tolist()
+        sums = dict(zip(names, others, strict=False))
+        count = self._global_batch_size
+        return StepOutcome(step, loss_sum / count, sums, count, tuple(others[len(names) :]))
 
     def warm_up(self) -> None:
         """Run forward and backward on zeros; weights and running statistics are kept. Collective.
 
-        This compiles the blocks and makes DistributedDataParallel rebuild its gradient buckets, as
-        after any first step. With more than two ranks the buckets set the order of summation, so
-        without a warm-up a resumed run would differ from an uninterrupted one.
+        DistributedDataParallel rebuilds its gradient buckets here, as after any first step. With
+        more than two ranks the buckets set the order of summation, so without a warm-up a resumed
+        run would differ from an uninterrupted one.
         """
-        if self._compiled is None and not dist.is_initialized():
+        if not dist.is_initialized():
             return
         buffers = list(self.network.buffers())
         saved = [buffer.clone() for buffer in buffers]
         batch = self.task.warm_up_batch(self._placement.samples_per_rank)
         self.forward_backward(batch, 0)
         self._zero_grad()
-        self._found_inf = torch.zeros_like(self._found_inf)
         for buffer, value in zip(buffers, saved, strict=True):
             buffer.copy_(value)
 
     def optimizer_step(self, step: int, phase: str = "") -> None:
-        """Update the weights with the accumulated gradients, unless a loss was not finite."""
+        """Update the weights with the accumulated gradients."""
         for optimization in self._optimizations_of(phase):
             optimizer, rate = optimization.optimizer, optimization.learning_rate(step)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
-            if self.scaler.is_enabled():
-                # GradScaler only checks gradients: pass _found_inf on as a NaN in one of them.
-                parameters = (p for group in optimizer.param_groups for p in group["params"])
-                gradient = next(p.grad for p in parameters if p.grad is not None)
-                gradient.add_(torch.where(self._found_inf > 0, torch.nan, 0.0))
-            else:
-                optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
             if optimization.max_norm is not None:
                 self.scaler.unscale_(optimizer)
                 parameters = (p for group in optimizer.param_groups for p in group["params"])
@@ -186,10 +182,6 @@ class Stepper:
     def learning_rate(self, step: int, phase: str = "") -> float:
         """The learning rate of the phase's first optimizer at ``step``."""
         return self._optimizations_of(phase)[0].learning_rate(step)
-
-    def rollback(self, step: int) -> None:
-        """Restore the running statistics from before ``step``, whose loss was not finite."""
-        self._snapshots.restore(step)
 
     def weights_are_finite(self) -> bool:
         """Whether every parameter is finite; the result is the same on every rank."""
@@ -215,21 +207,7 @@ class Stepper:
         self.network.load_state_dict(state["model"])
         for name, optimization in self.optimizations.items():
             optimization.optimizer.load_state_dict(state[name])
-        self._prepare_optimizers()
         self.scaler.load_state_dict(state["scaler"])
-
-    def _prepare_optimizers(self) -> None:
-        """Use fused optimizers even if an older checkpoint says otherwise. Initialize missing
-        momentum buffers to 0, because a skipped first step of fused SGD leaves them uninitialized.
-        """
-        for optimization in self.optimizations.values():
-            optimizer = optimization.optimizer
-            for group in optimizer.param_groups:
-                group["fused"] = True
-                if group.get("momentum"):
-                    for parameter in group["params"]:
-                        buffer = torch.zeros_like(parameter, requires_grad=False)
-                        optimizer.state[parameter].setdefault("momentum_buffer", buffer)
 
     def _optimizations_of(self, phase: str) -> list[Optimization]:
         names = self.task.optimizers_of(phase or self.task.phases[0])
@@ -238,13 +216,6 @@ class Stepper:
     def _zero_grad(self) -> None:
         for optimization in self.optimizations.values():
             optimization.optimizer.zero_grad(set_to_none=True)
-
-    def _seeded(self, step: int, microbatch: Microbatch[Any]) -> AbstractContextManager[None]:
-        """Seed the global generator by (seed, step, replica), for tasks that draw from it."""
-        if not self.task.uses_global_rng:
-            return nullcontext()
-        seed = derive_seed("pass", self._seed, step, microbatch.replica)
-        return seeded(seed, self.device if self.device.type == "cuda" else None)
 
     def _gradient_sync(self, last: bool) -> Any:
         """A context that makes DDP average gradients over ranks only in the last pass."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -28,7 +28,7 @@ def _layout(score: Score) -> dict[str, dict[str, list[Any]]]:
             f"{score.label}, training and validation": ["Multiline", curves],
             "loss": ["Multiline", ["train/loss"]],
             "learning rate": ["Multiline", ["opt/lr"]],
-            "images/s": ["Multiline", ["perf/images_per_s"]],
+            score.speed_unit: ["Multiline", ["perf/images_per_s"]],
             "waiting for data, %": ["Multiline", ["perf/data_wait_pct"]],
         },
         "importance weights": {
@@ -39,8 +39,8 @@ def _layout(score: Score) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-class Tracker(Protocol):
-    """Interface of a metric logger. Disk errors are raised as OSError."""
+class Tracker:
+    """A metric logger; this one logs nothing. Disk errors are raised as OSError."""
 
     def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
         """Log the config and the departures from the paper's protocol."""
@@ -58,7 +58,7 @@ class Tracker(Protocol):
         """Write everything still buffered."""
 
 
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files in the run directory.
 
     Args:
@@ -94,8 +94,9 @@ class TensorBoard:
         self._writer.close()
 
 
-class Trackio:
-    """Trackio's local store (``TRACKIO_DIR``), with wandb's interface but without an account.
+class Trackio(Tracker):
+    """Trackio's local store (``TRACKIO_DIR``), with wandb's interface but without an account. It
+    gets the config at the start, from which the departures follow.
 
     A resumed run continues the same trackio run, whose name is kept in the run directory. The steps
     since the checkpoint appear twice, because trackio cannot delete logged steps.
@@ -116,9 +117,6 @@ class Trackio:
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
-
-    def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
-        pass  # trackio.init got the config, from which the departures follow
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
@@ -141,25 +139,6 @@ def run_name(directory: RunDirectory, config: ExperimentConfig) -> str:
     return directory.tracked_as.read_text().strip()
 
 
-class NullTracker:
-    """No tracking."""
-
-    def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
-        pass
-
-    def scalars(self, values: Mapping[str, float], step: int) -> None:
-        pass
-
-    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
-        pass
-
-    def finish(self, config: ExperimentConfig, value: float) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 def hyperparameters(config: ExperimentConfig) -> dict[str, str | int | float | None]:
     """The values that distinguish runs in TensorBoard's HPARAMS."""
     return {
@@ -180,7 +159,7 @@ def make_tracker(
     """The tracker that ``config`` names, for a run that starts or resumes at ``step``."""
     if config.tracker == "tensorboard":
         return TensorBoard(directory, step, score)
-    return Trackio(directory, config, score) if config.tracker == "trackio" else NullTracker()
+    return Trackio(directory, config, score) if config.tracker == "trackio" else Tracker()
 
 
 def require_tracker_installed(name: str) -> None:

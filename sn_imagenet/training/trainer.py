@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from functools import partial
 from typing import Any
@@ -16,24 +17,23 @@ from sn_imagenet.distributed import (
     rank,
     world_size,
 )
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import (
-    Prepared,
     importance_weight_records,
     validate,
     validate_calibrated,
 )
-from sn_imagenet.evaluation.prepare import stores_statistics
 from sn_imagenet.evaluation.result import all_departures
+from sn_imagenet.norms.control import stores_statistics
 from sn_imagenet.runs import RunDirectory, experiment_values
 from sn_imagenet.runs.saver import CheckpointSaver
-from sn_imagenet.tasks import Clock
+from sn_imagenet.tasks import Clock, Prepared
 from sn_imagenet.tasks.task import phase_position
 from sn_imagenet.training.console import Console
-from sn_imagenet.training.in_flight import LossNotFiniteError, StepOutcome, StepsInFlight
 from sn_imagenet.training.metrics_log import MetricsLog, unpack_rows
 from sn_imagenet.training.recorder import Recorder
 from sn_imagenet.training.resume import load_newest_checkpoint
-from sn_imagenet.training.stepper import Stepper
+from sn_imagenet.training.stepper import StepOutcome, Stepper
 from sn_imagenet.training.stop import EXIT_CODE, Interrupted, SignalHandler
 from sn_imagenet.training.trackers import make_tracker
 
@@ -41,9 +41,8 @@ from sn_imagenet.training.trackers import make_tracker
 class Trainer:
     """Trains a run. The constructor builds; :meth:`start` loads and warms up. Both are collective.
 
-    ``epoch`` counts finished epochs. ``step`` counts optimizer steps, finished or in flight, and
-    ``step_in_epoch`` those of the current epoch. An epoch is one pass over each of the task's
-    phases.
+    ``epoch`` counts finished epochs. ``step`` counts optimizer steps, and ``step_in_epoch`` those
+    of the current epoch. An epoch is one pass over each of the task's phases.
     """
 
     def __init__(
@@ -65,20 +64,27 @@ class Trainer:
         epochs, max_steps = config.trainer.epochs, config.trainer.max_steps
         limits = [None if epochs is None else self.steps_per_epoch * epochs, max_steps]
         self.total_steps = min(limit for limit in limits if limit is not None)
+        every = config.calibration.every or 0
+        self.calibrate_every = every * (config.trainer.validate_every or self.steps_per_epoch)
+        if every and (prepared.data.val is None or self.calibrate_every > self.total_steps):
+            raise ConfigError(
+                f"calibration.every={every}: counts validations during training, and there is no "
+                f"validation number {every} in these {self.total_steps} steps; use fewer, or null"
+            )
         clock = Clock(self.steps_per_epoch, self.total_steps)
         self.stepper = Stepper(task, self.network, config, placement, prepared.device, clock)
         self.epoch = self.step = self.step_in_epoch = 0
         self.validated_step = 0  # of validations within an epoch
         self.last_finite_loss: float | None = None
         # One entry per start of the run; a resumed run prepends those of its checkpoint.
-        self.world_sizes = [world_size()]
-        self.git_revisions = [prepared.provenance["git_revision"]]
-        self.norm_backends = [prepared.provenance["norm_backend"]]
-        self.compiled: list[dict[str, Any] | None] = [None]
+        self.starts = {
+            "world_sizes": [world_size()],
+            "git_revisions": [prepared.provenance["git_revision"]],
+            "norm_backends": [prepared.provenance["norm_backend"]],
+        }
         self.warnings: list[str] = []  # about damaged files, from this and earlier starts
         self.log: MetricsLog | None = None
         self.saver: CheckpointSaver | None = None
-        self.in_flight = StepsInFlight(prepared.device, self._record)
         self.console: Console | None = None
 
     def start(self) -> None:
@@ -89,14 +95,8 @@ class Trainer:
         """
         config, directory, prepared = self.config, self.directory, self.prepared
         state = load_newest_checkpoint(directory, prepared, self.stepper, self._warn)
-        if state is not None or config.trainer.compile:
-            start = time.monotonic()
-            self.stepper.warm_up()
-            if config.trainer.compile:
-                seconds = round(time.monotonic() - start, 3)
-                self.compiled = [{"mode": config.trainer.compile, "seconds": seconds}]
-                print_rank0(f"{directory.path}: compiled in {seconds:.0f} s")
         if state is not None:
+            self.stepper.warm_up()
             self._load_state_dict(state)
             print_rank0(f"{directory.path}: Resuming from epoch {self.epoch}, step {self.step}")
         with raise_on_all_ranks():
@@ -138,11 +138,11 @@ class Trainer:
         # A run that resumes after the last step of an epoch still has to validate it.
         while self.step < self.total_steps or self._epoch_is_complete() or self._must_validate():
             with self.signals.deferred():
-                try:
-                    self._train_until_validation()
-                except LossNotFiniteError as error:
-                    return self._end_diverged(error.outcome)
+                loss = self._train_until_validation()
                 self.recorder.flush(self.epoch + 1, self.step, self._learning_rate(self.step - 1))
+                if loss is not None:
+                    self._wait_for_checkpoints()
+                    return self._describe_divergence(self.step + 1, f"the loss is {loss}", loss)
                 self.stepper.broadcast_statistics()
                 if not self.stepper.weights_are_finite():
                     self._wait_for_checkpoints()
@@ -186,35 +186,36 @@ class Trainer:
         every = self.config.trainer.validate_every
         return every is not None and self.step % every == 0 and self.step > self.validated_step
 
-    def _train_until_validation(self) -> None:
-        """Train to the end of the epoch, the next validation or ``total_steps``."""
+    def _train_until_validation(self) -> float | None:
+        """Train to the end of the epoch, the next validation or ``total_steps``. Ends earlier at a
+        loss that is not finite, before its optimizer step, and returns that loss.
+        """
         if self._epoch_is_complete() or self._must_validate():
-            return  # a run that resumes before this validation
+            return None  # a run that resumes before this validation
         for phase, start in list(phase_position(self.phase_lengths, self.step_in_epoch)):
             if start == 0:  # a row of metrics is about one phase
-                self.in_flight.pop_all()
                 self.recorder.flush(self.epoch + 1, self.step, self._learning_rate(self.step - 1))
             batches = self.loaders[phase].epoch(self.epoch, start)
             for batch in self.recorder.timed(batches):
                 # Two flags of this rank: signal received, checkpoint failed.
                 flags = [self.signals.received, self.saver is not None and self.saver.failed]
-                self.in_flight.add(self.stepper.forward_backward(batch, self.step, flags, phase))
+                outcome = self.stepper.forward_backward(batch, self.step, flags, phase)
+                if not math.isfinite(outcome.loss):
+                    return outcome.loss
                 self.stepper.optimizer_step(self.step, phase)
                 self.step += 1
                 self.step_in_epoch += 1
-                interrupted, checkpoint_failed = self.in_flight.pop_due()
+                self._record(outcome)
+                interrupted, checkpoint_failed = outcome.flags
                 if checkpoint_failed:
                     self._wait_for_checkpoints()
                 if self.step == self.total_steps or self._must_validate():
-                    self.in_flight.pop_all()
-                    return
-                if interrupted:
-                    self.in_flight.pop_all()
-                    if self.stepper.weights_are_finite():
-                        self._save()
-                        self._interrupt()
+                    return None
+                if interrupted and self.stepper.weights_are_finite():
+                    self._save()
+                    self._interrupt()
                 self._save_if_due()
-        self.in_flight.pop_all()
+        return None
 
     def _learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step ``step`` (from 0); before the first, that of it."""
@@ -228,17 +229,6 @@ class Trainer:
             outcome, self.epoch + 1, outcome.step + 1, self._learning_rate(outcome.step)
         )
 
-    def _end_diverged(self, outcome: StepOutcome) -> dict[str, Any]:
-        """End training in the state before the step of ``outcome``, whose loss is not finite."""
-        self.in_flight.clear()
-        self.stepper.rollback(outcome.step)
-        self.step_in_epoch -= self.step - outcome.step
-        self.step = outcome.step
-        self.recorder.flush(self.epoch + 1, self.step, self._learning_rate(self.step - 1))
-        self._save()
-        self._wait_for_checkpoints()
-        return self._describe_divergence(self.step + 1, f"the loss is {outcome.loss}", outcome.loss)
-
     def close(self) -> None:
         """Finish the pending checkpoint, then close the files and the console."""
         if self.saver is not None:
@@ -250,7 +240,8 @@ class Trainer:
 
     def summary(self) -> dict[str, Any]:
         """Steps, time, speed, processes and warnings of the training, ready for JSON."""
-        seconds, samples = self.recorder.total_seconds, self.recorder.total_samples
+        meters = self.recorder.meters
+        seconds, samples = meters["total_seconds"], meters["total_samples"]
         return {
             "epochs": self.config.trainer.epochs,
             "steps": self.step,
@@ -259,19 +250,14 @@ class Trainer:
             "wall_time_s": round(seconds, 3),
             "images_per_s": round(samples / seconds, 3) if seconds else None,
             "world_size": world_size(),
-            "world_sizes": self.world_sizes,
-            "git_revisions": self.git_revisions,
-            "norm_backends": self.norm_backends,
-            "compiled": self.compiled,
+            **self.starts,
             "warnings": self.warnings,
         }
 
     def _must_calibrate(self) -> bool:
-        """Whether the finished epoch is also validated with the batch average."""
-        every = self.config.calibration.every
-        has_statistics = stores_statistics(self.prepared.network)
-        due = every is not None and (self.epoch + 1) % every == 0 and self._epoch_is_complete()
-        return due and has_statistics and self.task.calibrates
+        """Whether the validation of this step is repeated with the batch average."""
+        due = self.calibrate_every > 0 and self.step % self.calibrate_every == 0
+        return due and stores_statistics(self.prepared.network) and self.task.calibrates
 
     def _describe_divergence(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
         return {
@@ -310,13 +296,13 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
-        """Start writing a checkpoint. If an in-flight loss or a weight is not finite, keep the last
-        checkpoint instead, because the run can only diverge from here.
+        """Start writing a checkpoint. If a weight is not finite, keep the last checkpoint instead,
+        because the run can only diverge from here.
         """
         self.saved_at = time.monotonic()
         if self.log is None or self.saver is None:
             return
-        if not (self.in_flight.read_all() and self.stepper.weights_are_finite()):
+        if not self.stepper.weights_are_finite():
             return
         state = {
             "config": experiment_values(self.config.to_dict()),
@@ -326,10 +312,7 @@ class Trainer:
             "step_in_epoch": self.step_in_epoch,
             "validated_step": self.validated_step,
             "last_finite_loss": self.last_finite_loss,
-            "world_sizes": self.world_sizes,
-            "git_revisions": self.git_revisions,
-            "norm_backends": self.norm_backends,
-            "compiled": self.compiled,
+            **self.starts,
             "metrics": self.log.state(),
             "warnings": self.warnings,
             "meters": self.recorder.state_dict(),
@@ -343,11 +326,8 @@ class Trainer:
         self.step_in_epoch = state["step_in_epoch"]
         self.validated_step = state.get("validated_step", 0)  # older checkpoints have none
         self.last_finite_loss = state["last_finite_loss"]
-        self.world_sizes = [*state["world_sizes"], *self.world_sizes]
-        self.git_revisions = [*state["git_revisions"], *self.git_revisions]
-        # Older checkpoints do not record these.
-        self.norm_backends = [*state.get("norm_backends", [None]), *self.norm_backends]
-        self.compiled = [*state.get("compiled", [None]), *self.compiled]
+        for name, own in self.starts.items():
+            own[:0] = state.get(name, [None])  # older checkpoints lack norm_backends
         self.warnings = [*state["warnings"], *self.warnings]
         self.stepper.load_state_dict(state)
 

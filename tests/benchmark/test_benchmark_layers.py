@@ -12,23 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from norm_reference import gradients, randomize
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sn_imagenet.benchmark.command import REFERENCE, VERSION, run
-from sn_imagenet.benchmark.contenders import (
-    RESIDUAL,
-    Fig7,
-    layer_contenders,
-    references,
-    residual_contenders,
-)
 from sn_imagenet.benchmark.layers import (
     COPY,
-    SHAPES,
+    NATIVE,
     ActivationKind,
+    Fig7,
     LayerCase,
     geometric_means,
+    layer_contenders,
     layers_table,
 )
 from sn_imagenet.benchmark.timing import WARM_UP, time_interleaved
@@ -61,8 +54,7 @@ def test_ratios_and_means() -> None:
 
 
 def test_the_fastest_backend_is_the_reference() -> None:
-    seconds = {f"{REFERENCE} (cuDNN)": 2.0, f"{REFERENCE} (native)": 1.0, "SN": 0.5, "copy": 0.1}
-    seconds["compile(nn.BatchNorm2d)"] = 0.1
+    seconds = {REFERENCE: 2.0, NATIVE: 1.0, "SN": 0.5, "copy": 0.1}
     assert LayerCase(KIND, (8, 2, 2), "triton", seconds, {}).ratios()["SN"] == 0.5
 
 
@@ -71,10 +63,6 @@ def test_kinds_differ_by_their_replicas() -> None:
     one = ActivationKind(32, "contiguous", "bf16")
     assert (str(many), many.total) == ("N=16x2 contiguous bf16", 32)
     assert str(many) != str(one) and one.total == 32
-
-
-def test_every_layer_shape_of_resnet_50_is_listed_once() -> None:
-    assert len(set(SHAPES)) == 12
 
 
 def test_every_contender_is_warmed_up_and_called_in_its_context() -> None:
@@ -94,19 +82,20 @@ def test_every_contender_is_warmed_up_and_called_in_its_context() -> None:
     names = ("a", "b")
     calls_by_name = {name: lambda name=name: call(name) for name in names}
     seconds = time_interleaved(calls_by_name, 3, CPU, {"b": entered})
-    assert set(seconds) == set(names) and all(value > 0 for value in seconds.values())
-    assert calls[: 2 * (WARM_UP + 1)] == ["a"] * (WARM_UP + 1) + ["b"] * (WARM_UP + 1)
+    assert set(seconds) == set(names)
+    assert all(len(values) == 3 and min(values) > 0 for values in seconds.values())
+    assert calls[: 2 * WARM_UP] == ["a"] * WARM_UP + ["b"] * WARM_UP
 
 
 def test_every_contender_normalizes() -> None:
     """In bf16 as well, with a gradient for x and every parameter."""
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(6, 64, 3, 5).mul(3).add(2).to(dtype).requires_grad_()
-        for name, contender in layer_contenders(x, replicas=3).items():
-            y = contender.layer(x)
+        for name, layer in layer_contenders(x, replicas=3).items():
+            y = layer(x)
             assert y.dtype == x.dtype, name
             assert y.float().mean().abs() < 0.05 and 0.9 < y.float().std() < 1.1, name
-            grads = gradients(y, [x, *contender.layer.parameters()])
+            grads = gradients(y, [x, *layer.parameters()])
             assert all(grad.isfinite().all() for grad in grads), name
 
 
@@ -120,50 +109,6 @@ def test_fig_7_equals_switch_norm() -> None:
     torch.testing.assert_close(paper(x), ours(x))
 
 
-def test_the_ends_of_residual_blocks_are_equal() -> None:
-    x = torch.randn(4, 8, 3, 5, requires_grad=True)
-    contenders = residual_contenders(x)
-    blocks = [contenders[name].layer for name in RESIDUAL]
-    for block in blocks:
-        with torch.no_grad():
-            block.residual.copy_(blocks[0].residual)
-    y = [block(x) for block in blocks]
-    torch.testing.assert_close(y[1], y[2])
-    batch_norm = nn.BatchNorm2d(8)(x)
-    torch.testing.assert_close(y[0], (batch_norm + blocks[0].residual).relu())
-    assert not torch.allclose(y[0], y[1])
-    separate, fused = (gradients(y[k], [x, blocks[k].residual]) for k in (1, 2))
-    torch.testing.assert_close(separate, fused)
-
-
-def test_the_share_of_the_copy_counts_the_residual() -> None:
-    seconds = {REFERENCE: 1.0, RESIDUAL[-1]: 0.6, "copy": 0.1}
-    # 12 units of traffic in 0.6 s against 2 in 0.1 s.
-    assert LayerCase(KIND, (8, 2, 2), "cpp", seconds, {}).copy_share(RESIDUAL[-1]) == pytest.approx(
-        1
-    )
-
-
-@pytest.mark.skipif(
-    not torch.backends.cudnn.is_available(), reason="this PyTorch is built without cuDNN"
-)
-@pytest.mark.parametrize(
-    ("dtype", "backends"),
-    [
-        (torch.float32, ["cuDNN", "native"]),
-        (torch.float16, ["cuDNN", "native"]),
-        (torch.bfloat16, ["native"]),  # PyTorch excludes it from cuDNN
-    ],
-    ids=str,
-)
-def test_batch_norm_backends_are_distinguished(dtype: torch.dtype, backends: list[str]) -> None:
-    """PyTorch chooses for fake CUDA tensors, so no GPU is needed."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        x = torch.empty(2, 8, 4, 4, device="cuda", dtype=dtype)
-        assert list(references(x, 8)) == [f"{REFERENCE} ({name})" for name in backends]
-    assert list(references(torch.empty(2, 8, 4, 4), 8)) == [REFERENCE]
-
-
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *arguments, "--repeats", "1", "--threads", "1"]
     return subprocess.run(command, capture_output=True, text=True, timeout=1800)
@@ -171,10 +116,9 @@ def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_norms_writes_its_report(tmp_path: Path) -> None:
-    out, plot = tmp_path / "norms.json", tmp_path / "norms.png"
+    out = tmp_path / "norms.json"
     chosen = ["--samples", "1", "2x1", "--every", "11", "--layout", "channels_last"]
-    chosen += ["--dtype", "bf16", "--residual"]
-    result = run_script("norms", *chosen, "--json", str(out), "--plot", str(plot))
+    result = run_script("norms", *chosen, "--dtype", "bf16", "--json", str(out))
     assert result.returncode == 0, result.stderr
     report = json.loads(out.read_text())
     assert report["version"] == VERSION
@@ -186,8 +130,7 @@ def test_norms_writes_its_report(tmp_path: Path) -> None:
         "N=2x1 channels_last bf16",
     }
     assert report["cases"][0]["kept"]["SN"] == pytest.approx(1, abs=0.01)
-    assert set(RESIDUAL) <= report["cases"][0]["seconds"].keys()
-    assert plot.stat().st_size > 0 and "SN (native)" in result.stdout
+    assert "SN (native)" in result.stdout
 
 
 def test_only_selects_contenders(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sn_imagenet.benchmark.command import REFERENCE, VERSION, run
-from sn_imagenet.benchmark.step_contenders import (
+from sn_imagenet.benchmark.step import (
     PYTORCH_LAYERS,
     StepContender,
     StepData,
@@ -36,7 +36,7 @@ def test_a_step_moves_the_weights(composed: Compose) -> None:
     data = StepData(KIND, CPU)
     sn = composed("norm=sn", *KIND.overrides)
     contenders: list[StepContender] = [timm_step(layer, data) for layer in PYTORCH_LAYERS.values()]
-    contenders += [trainer_step(sn, data), trainer_step(sn, data, plain=True)]
+    contenders.append(trainer_step(sn, data))
     for index, contender in enumerate(contenders):
         assert contender.forward().shape == (8, 10)
         before = weights(contender.network)
@@ -55,29 +55,15 @@ def test_the_networks_are_those_of_training(composed: Compose, passes: int | Non
     layers = norm_layers(contender.network).values()
     # All layers but the four of the shortcuts end in a ReLU.
     assert sum(not layer.relu for layer in layers) == 4
-    assert {layer.replicas for layer in layers} == {passes or 4}
+    assert {layer.replicas.count for layer in layers} == {passes or 4}
     assert len(contender.forward()) == (2 if passes else 8)
 
 
-def test_the_plain_step_equals_the_trainers(composed: Compose) -> None:
-    """A CUDA graph thus times what training does."""
-    data = StepData(KIND, CPU)
-    config = composed("norm=sn", *KIND.overrides)
-    grads = []
-    for plain in (False, True):
-        contender = trainer_step(config, data, plain=plain)
-        for group in contender.network.parameters():
-            group.grad = None
-        contender.step()
-        grads.append([p.grad for p in contender.network.parameters()])
-    torch.testing.assert_close(grads[0], grads[1])
-
-
 def test_step_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, plot = tmp_path / "step.json", tmp_path / "step.png"
+    out = tmp_path / "step.json"
     chosen = ["--network", "resnet14_mini", "--classes", "10", "--batch", "2", "2x1"]
     chosen += ["--image-size", "16", "--repeats", "1", "--device", "cpu"]
-    assert run("", CONFIGS, ["step", *chosen, "--json", str(out), "--plot", str(plot)]) == 0
+    assert run("", CONFIGS, ["step", *chosen, "--json", str(out)]) == 0
     report = json.loads(out.read_text())
     assert (report["version"], report["benchmark"], report["reference"]) == (
         VERSION,
@@ -96,14 +82,12 @@ def test_step_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[st
     # A pass over half the images keeps half the memory.
     kept = several["kept"]["SN (2,1) in 2 passes"] / several["kept"]["SN (2,1)"]
     assert kept == pytest.approx(0.5, abs=0.05)
-    assert plot.stat().st_size > 0
     assert "resnet14_mini, (2,1) at 16 px" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--modes", "eager", "graph"], "CUDA graphs need a CUDA device"),
         (["--dtype", "fp32", "bf16"], "trainer.precision=bf16: needs CUDA"),
         (["--norm", "mine"], "mine"),
         (["model.color=red"], "color"),

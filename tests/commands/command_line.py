@@ -54,13 +54,10 @@ def run(
     *arguments: object,
     processes: int | None = None,
     cwd: Path = ROOT,
-    kilobytes: int | None = None,
     **variables: str,
 ) -> Completed:
-    """Run a command until it ends. ``kilobytes`` limits the size of a file, as on a full disk."""
+    """Run a command until it ends."""
     line = command(script, *arguments, processes=processes)
-    if kilobytes is not None:
-        line = ["bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "bash", *line]
     process = subprocess.run(
         line,
         cwd=cwd,

@@ -233,38 +233,3 @@ def test_truncated_photo_ends_the_run_until_it_is_repaired(photos: Path) -> None
     check_ok(train(*_arguments(photos)))
     assert read_result(photos / "run")["status"] == "finished"
     assert {e["seen"] for e in first_evaluations(read_result(photos / "run")).values()} == {9}
-
-
-@pytest.mark.slow
-def test_two_processes_name_a_text_file_once(photos: Path) -> None:
-    broken = photos / "train" / "dog" / "13.jpg"
-    broken.write_text("This is not a photograph.")
-    done = train(*_arguments(photos), processes=2)
-    assert done.code == 1  # torchrun's exit code, after a process's 2
-    assert "exitcode  : 2" in done.err
-    assert done.err.count(f"error: in epoch 1: {broken} cannot be read as an image") == 1
-    assert 'train.py", line' not in done.err
-    assert read_result(photos / "run")["status"] == "failed"
-    assert str(broken) in read_result(photos / "run")["error"]
-
-
-# Disks
-
-
-def test_runs_dir_below_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    runs = f"runs_dir={tmp_path / 'file' / 'runs'}"
-    done = train_forked(*DIGITS, runs, folder=tmp_path / "logs")
-    check_error(done, f"cannot write {tmp_path / 'file'}", "Not a directory", "runs_dir=")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kilobytes", "left"), [(1, set()), (600, {"config.yaml", "result.json"})])
-def test_full_disk(kilobytes: int, left: set[str], tmp_path: Path) -> None:
-    """A disk that is full from the start, and one that is full at the first checkpoint."""
-    run_dir = tmp_path / "run"
-    done = train(*DIGITS, "evaluate=false", f"run_dir={run_dir}", kilobytes=kilobytes)
-    check_error(done, f"cannot write {run_dir}/", "File too large", "free some space")
-    assert {path.name for path in run_dir.iterdir()} - {"metrics.jsonl", "tensorboard"} == left
-    if left:
-        assert read_result(run_dir)["status"] == "failed"

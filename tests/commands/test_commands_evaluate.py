@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -27,15 +26,16 @@ from command_line import (
 from conftest import SWEPT
 from omegaconf import OmegaConf
 from PIL import Image
-from run_files import as_version_1, first_evaluations
+from run_files import first_evaluations
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.evaluation import EvaluationRequest, prepare
+from sn_imagenet.evaluation import EvaluationRequest
 from sn_imagenet.models import load
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import RunDirectory, checkpoint, read_run
 from sn_imagenet.runs.start import claimed
+from sn_imagenet.tasks import prepare
 
 pytestmark = pytest.mark.slow  # needs a whole training run
 
@@ -106,7 +106,6 @@ def test_two_processes_get_the_same_counts(trained: Path) -> None:
 
 def test_another_calibration_is_added_but_not_reported(trained: Path, tmp_path: Path) -> None:
     before = read_result(trained)
-    (trained / "result.json").write_text(json.dumps(as_version_1(before)))  # an old run's
     chosen = ("calibration.samples=all", "calibration.estimator=population", "calibration.seed=3")
     done = check_ok(evaluate_forked(f"run={trained}", *chosen, folder=tmp_path / "logs"))
     after = read_result(trained)
@@ -168,6 +167,9 @@ def test_all_options_of_an_evaluation(trained: Path, tmp_path: Path) -> None:
         ("calibration.samples=[64,none]", "calibration.samples=none: expected"),
         ("save_logits=../x.npz", "save_logits=../x.npz: expected a file name"),
         ("per_class=result.json", "per_class=result.json: expected a file name"),
+        ("artifacts.boxes=result.json", "artifacts.boxes=result.json: expected a file name"),
+        ("artifacts.boxes=a/b.json", "artifacts.boxes=a/b.json: expected a file name"),
+        ("artifacts.boxes=7", "artifacts.boxes=7: expected a file name"),
     ],
 )
 def test_invalid_options_are_refused(override: str, message: str) -> None:

@@ -23,9 +23,9 @@ from run_files import first_evaluations
 
 from sn_imagenet.config import from_dict
 from sn_imagenet.data.loaders import eval_loader
-from sn_imagenet.evaluation import prepare
 from sn_imagenet.models import load
 from sn_imagenet.reporting.render import round_half_up
+from sn_imagenet.tasks import prepare
 from sn_imagenet.tasks.classification.accuracy import AccuracyEvaluator
 
 pytestmark = pytest.mark.slow  # needs a whole training run

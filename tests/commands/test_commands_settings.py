@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import check_error, check_ok, train_forked
+from command_line import check_ok, train_forked
 from hydra.errors import HydraException
 
 from sn_imagenet.config import ExperimentConfig
@@ -54,10 +54,6 @@ def _planned(*arguments: str, folder: Path) -> list[str]:
     return [name.split("/")[3] for name in names]
 
 
-def test_a_sweep_over_settings_with_and_without_a_file(tmp_path: Path) -> None:
-    assert _planned("batch=8x2,4x6,3x1", folder=tmp_path) == ["8x2", "4x6", "3x1"]
-
-
 def test_a_glob_expands_to_the_files_only(tmp_path: Path) -> None:
     assert _planned("batch=glob(*)", folder=tmp_path) == FILES
 
@@ -75,12 +71,3 @@ def test_a_sweep_file_and_a_setting_in_a_config_dir(tmp_path: Path) -> None:
         path.write_text(text)
     own = ("--config-dir", str(tmp_path / "own"))
     assert _planned(*own, "sweep=mine", folder=tmp_path) == ["4x6", "five"]
-
-
-@pytest.mark.parametrize("arguments", [["batch=8y2"], ["-m", "batch=4x6,8y2"]])
-def test_a_typo_says_that_two_numbers_are_expected(arguments: list[str], tmp_path: Path) -> None:
-    runs = f"runs_dir={tmp_path / 'runs'}"
-    done = train_forked(*arguments, *DIGITS, runs, "trainer.max_steps=1", folder=tmp_path / "logs")
-    expected = f"did you mean batch=8x2? expected one of {', '.join(FILES)}, or any GxN"
-    check_error(done, "batch=8y2: unknown choice", expected, "4x6")
-    assert done.output.count("\n") == 1

@@ -21,9 +21,9 @@ def data_config(source: str, **overrides: Any) -> DataConfig:
 
 
 def augment_config(
-    crop: str, flip: bool = False, lighting: float = 0.0, **args: Any
+    crop: str, flip: bool = False, lighting: float = 0.0, operations: Any = None, **args: Any
 ) -> AugmentConfig:
-    return AugmentConfig("test", crop, args, flip, lighting)
+    return AugmentConfig("test", crop, args, flip, lighting, operations or {})
 
 
 PLAIN = augment_config("none")

@@ -16,11 +16,12 @@ from small_configs import augment_config, data_config
 from torchvision.transforms import v2
 
 from sn_imagenet.config import DataConfig, ExperimentConfig
-from sn_imagenet.data.crop_image import CropParams
-from sn_imagenet.data.crops import CROPS, Crop, register_crop
+from sn_imagenet.data import augment as augmenting
+from sn_imagenet.data.augment import Apply, Augmentation, Crop, Operation, Square, lighting
+from sn_imagenet.data.crop import CropParams, crop_image
 from sn_imagenet.data.datasets import DataSets, build
+from sn_imagenet.data.decode import decode
 from sn_imagenet.data.seeding import derive_seed, seeded
-from sn_imagenet.data.transforms import lighting, training_crop, validation_crop
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.tasks.classification.departures import departures
 
@@ -43,14 +44,16 @@ def test_draws_depend_on_epoch_sample_and_seed_only(
 
 
 def test_samples_of_an_epoch_get_different_crops() -> None:
-    sample_crop = training_crop(
+    augmentation = Augmentation(
         data_config("digits", image_size=32, resize_size=32),
         augment_config("pad", flip=True, padding=4),
     )
+    ramp = torch.arange(32, dtype=torch.float32).expand(3, 32, 32)
     crops = set()
     for index in range(200):
         with seeded(derive_seed("augment", 0, 0, index)):
-            crops.add(sample_crop(32, 32))
+            crop, (flip,) = augmentation(32, 32)
+        crops.add((crop, bool(flip(Square(ramp)).image[0, 0, 0])))
     assert len(crops) > 60  # of 2 * 9 * 9
 
 
@@ -76,8 +79,9 @@ def test_seeds_are_64_bit_and_distinct(numbers: list[tuple[int, int, int]]) -> N
 
 @given(std=st.floats(0.01, 1), seed=st.integers(0, 1000))
 def test_lighting_matches_the_formula_of_alexnet(std: float, seed: int) -> None:
+    draw, _ = lighting(data_config("digits"), std)
     with seeded(seed):
-        drawn = lighting(std)
+        drawn = draw()(Square(torch.zeros(3, 1, 1))).shift
     with seeded(seed):
         alpha = std * torch.randn(3).numpy().astype(np.float64)
     eigenvectors = np.array(
@@ -90,7 +94,7 @@ def test_lighting_matches_the_formula_of_alexnet(std: float, seed: int) -> None:
 
 
 def test_validation_resizes_the_shorter_side_and_crops_the_center() -> None:
-    sample_crop = validation_crop(data_config("imagefolder", image_size=4, resize_size=6))
+    sample_crop = Augmentation(data_config("imagefolder", image_size=4, resize_size=6)).sample_crop
     assert sample_crop(6, 12) == CropParams(None, (6, 12), (1, 4))
     assert sample_crop(90, 40) == CropParams(None, (13, 6), (4, 1))
 
@@ -134,7 +138,7 @@ def test_crop_flip_shifts_and_mirrors_small_photographs(
     )
     data = build(config.data, config.augment, seed=0)
     assert (len(data.train), len(data.val), len(data.classes)) == (5000, 1000, 10)
-    photo = data.train.source.open(123).pixels()
+    photo = decode(data.train.source.open(123).stored)
     normalize = v2.Normalize(config.data.mean, config.data.std)
     black = -torch.tensor(config.data.mean) / torch.tensor(config.data.std)
     padded = black[:, None, None].expand(3, 40, 40).clone()
@@ -162,23 +166,59 @@ def test_adding_an_augmentation_takes_one_function_and_one_yaml(
 ) -> None:
     def corner(data: DataConfig, side: int) -> Crop:
         size = (data.image_size, data.image_size)
-        return Crop(lambda height, width: CropParams((0, 0, side, side), size), f"corner of {side}")
+        return lambda height, width: CropParams((0, 0, side, side), size), f"corner of {side}"
 
-    monkeypatch.setattr("sn_imagenet.data.crops.CROPS", dict(CROPS))
-    register_crop(corner)
+    def darker(data: DataConfig, by: float) -> Operation:
+        def draw() -> Apply:
+            return lambda square: square._replace(image=square.image * by)
+
+        return draw, f"darker by {by:g}"
+
+    monkeypatch.setitem(augmenting.CROPS, "corner", corner)
+    monkeypatch.setitem(augmenting.OPERATIONS, "darker", darker)
     (tmp_path / "augment").mkdir()
     (tmp_path / "augment" / "corner.yaml").write_text(
-        "{name: corner, crop: corner, args: {side: 5}, flip: false, lighting_std: 0.0}"
+        "{name: corner, crop: corner, args: {side: 5}, flip: false, lighting_std: 0.0, "
+        "operations: {darker: {by: 0.5}}}"
     )
     search_path = f"hydra.searchpath=[file://{tmp_path}]"
     config = composed("data=digits", "augment=corner", search_path)
     train = build(config.data, config.augment, seed=0).train
-    stored = train.source.open(7).pixels()[:, :5, :5]
+    stored = train.source.open(7).stored[:, :5, :5]
     expected = v2.functional.resize(stored, [16, 16], antialias=True)
-    expected = v2.functional.normalize(expected, config.data.mean, config.data.std)
+    expected = v2.functional.normalize(0.5 * expected, config.data.mean, config.data.std)
     assert torch.equal(train[0, 7][0], expected)
     ours = {d["item"]: d["ours"] for d in departures(config, {})}
-    assert ours["augmentation"] == "corner of 5, no flip"
+    assert ours["augmentation"] == "corner of 5, no flip, darker by 0.5"
+
+
+@pytest.mark.parametrize("augment", ["color_jitter", "random_erasing"])
+def test_operations_match_torchvisions_transforms(
+    composed: Callable[..., ExperimentConfig], cifar_photos: Path, augment: str
+) -> None:
+    """They run after crop and flip, with the random draws of (seed, epoch, sample)."""
+    folders = [f"data.{split}={cifar_photos / split}" for split in ("train", "val")]
+    config = composed("data=imagefolder_small", *folders, f"augment={augment}")
+    train = build(config.data, config.augment, seed=3).train
+    mean = [255 * value for value in config.data.mean]
+    transform = {
+        "color_jitter": v2.ColorJitter(0.4, 0.4, 0.4),
+        "random_erasing": v2.RandomErasing(0.25, (0.02, 0.33), (0.3, 3.3), mean),
+    }[augment]
+    finish = v2.Compose(
+        [v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.data.mean, config.data.std)]
+    )
+    changed = 0
+    for index in range(40):
+        stored, _, _ = train.source.open(index)
+        photo = torch.from_numpy(decode(stored)).permute(2, 0, 1)
+        with seeded(derive_seed("augment", 3, 5, index)):
+            square = crop_image(photo, train.augmentation.sample_crop(32, 32), 32)
+            square = square.flip(2) if torch.rand(1) < 0.5 else square
+            expected = transform(square)
+        assert torch.equal(train[5, index][0], finish(expected))
+        changed += not torch.equal(square, expected)
+    assert 3 <= changed <= 40
 
 
 @pytest.mark.parametrize(
@@ -198,6 +238,9 @@ def test_adding_an_augmentation_takes_one_function_and_one_yaml(
         ("random_resized", {"scale": ["a", "b"]}, r"augment\.args=.*could not convert"),
         ("random_resized", {"ratio": [1, 2, 3]}, r"ratio=\[1, 2, 3\]: expected 2 numbers"),
         ("random_resized", {"ratio": [2, 1]}, r"ratio=\[2, 1\]: expected 0 < narrow <= wide"),
+        ("none", {"operations": {"blur": {}}}, r"augment\.operations=blur: expected one of flip, "),
+        ("none", {"operations": {"color_jitter": {"hue": 2}}}, r"operations\.color_jitter=.*hue"),
+        ("none", {"operations": {"random_erasing": {"p": 0.5}}}, r"random_erasing=.*'scale'"),
     ],
 )
 def test_bad_arguments_are_reported_before_data_are_read(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -263,16 +264,30 @@ def test_calibration_loader_yields_augmented_minibatches(digits: DataSets, worke
         return calibration_loader(digits.train, **(vars(arguments) | changes))
 
     calibration = loader()
-    assert (calibration.minibatches, calibration.samples_used, calibration.minibatch) == (12, 96, 8)
+    assert (calibration.sampler.minibatches, calibration.sampler.samples_used) == (12, 96)
     batches = list(calibration)
     assert [len(labels) for _, labels in batches] == [40, 40, 16]
     alone = list(loader(minibatches_per_batch=1))
     assert torch.equal(batches[1].images[2::5], alone[5 + 2].images)
     assert torch.equal(batches[2].labels[1::2], alone[10 + 1].labels)
-    assert loader(samples="all").samples_used == 1397 // 8 * 8
-    assert loader(samples=50000).samples_used == 1397 // 8 * 8
+    assert loader(samples="all").sampler.samples_used == 1397 // 8 * 8
+    assert loader(samples=50000).sampler.samples_used == 1397 // 8 * 8
 
 
 def test_epoch_without_a_step_names_batch_and_samples(digits: DataSets) -> None:
     with pytest.raises(DataError, match=r"total batch of 2048 .* training set of 1397"):
         train_loader(digits.train, global_batch=2048, rank=0, world_size=1, seed=0, workers=0)
+
+
+def test_too_little_shared_memory_is_told_before_a_worker_starts(
+    digits: DataSets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker gives a container 64 MB."""
+    free = SimpleNamespace(f_bavail=1, f_frsize=2_000_000)
+    monkeypatch.setattr(os, "statvfs", lambda path: free)
+    sizes = {"global_batch": 1000, "rank": 0, "world_size": 1, "seed": 0}
+    train_loader(digits.train, workers=1, **sizes)
+    message = r"data\.workers=2 .* 2 batches of 0\.8 MB .* has 2.0 MB.*--shm-size.*data\.workers=0"
+    with pytest.raises(DataError, match=message):
+        train_loader(digits.train, workers=2, **sizes)
+    train_loader(digits.train, workers=0, **sizes)

@@ -6,19 +6,20 @@ import multiprocessing
 import os
 import pickle
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import imagenets
-import numpy as np
 import pytest
+from disks import size_limit
 from jpegs import jpeg
 
 from sn_imagenet.data import index as indexing
 from sn_imagenet.data import layouts
-from sn_imagenet.data.decode import decode
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.indexed import IndexedSource
+from sn_imagenet.data.prepare import prepare_data
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,12 @@ def open_sources(root: Path) -> tuple[IndexedSource, IndexedSource]:
     return IndexedSource(train.open()), IndexedSource(val.open())
 
 
+def mark(index: indexing.Index, *entries: int) -> Path:
+    bad = index.bad.copy()
+    bad[list(entries)] = True
+    return indexing.save_index(replace(index, bad=bad))
+
+
 @pytest.mark.parametrize("layout", imagenets.LAYOUTS)
 def test_every_layout_gives_the_same_samples(tmp_path: Path, layout: str) -> None:
     root = imagenets.LAYOUTS[layout](tmp_path / "data")
@@ -42,12 +49,12 @@ def test_every_layout_gives_the_same_samples(tmp_path: Path, layout: str) -> Non
         assert len(train) == len(names)
         for i, name in enumerate(names):
             sample = train.open(i)
-            assert np.array_equal(sample.pixels(), decode(imagenets.TRAIN[name]))
+            assert sample.stored == imagenets.TRAIN[name]
             assert train.classes[sample.label] == name.split("/")[0]
         pairs = sorted(zip(imagenets.VAL_CLASSES, imagenets.VAL, strict=True))
         for i, (wnid, name) in enumerate(pairs):
             sample = val.open(i)
-            assert np.array_equal(sample.pixels(), decode(imagenets.VAL[name]))
+            assert sample.stored == imagenets.VAL[name]
             assert (val.classes[sample.label], val.read(i)) == (wnid, imagenets.VAL[name])
             assert name in val.index.location(i)
         assert [source.fingerprint() for source in (train, val)] == [
@@ -63,8 +70,9 @@ def test_finds_capitalized_folder_names(tmp_path: Path) -> None:
     assert [len(source) for source in open_sources(root)] == expected
 
 
-def test_forked_and_spawned_workers_read_the_archive(tmp_path: Path) -> None:
-    train, _ = open_sources(imagenets.tars(tmp_path))
+@pytest.mark.parametrize("layout", ["tars", "parquet"])
+def test_forked_and_spawned_workers_read_the_archive(tmp_path: Path, layout: str) -> None:
+    train, _ = open_sources(imagenets.LAYOUTS[layout](tmp_path))
     expected = [train.read(i) for i in range(len(train))]  # opens it before the workers start
     assert pickle.loads(pickle.dumps(train)).read(3) == expected[3]
     with multiprocessing.get_context("fork").Pool(2) as pool:
@@ -93,12 +101,10 @@ def test_index_is_stored_beside_the_data_or_in_the_cache(
     beside = root / "ILSVRC2012_img_train.tar.index.npz"
     assert beside.exists() and not (tmp_path / "cache").exists()
     beside.unlink()
-    monkeypatch.setattr(os, "access", lambda *_: False)  # because root may write anywhere
+    block(beside)
     open_sources(root)
-    assert not beside.exists()
     assert [p.name.split("-")[0] for p in (tmp_path / "cache" / "sn-imagenet").iterdir()]
     moved = (tmp_path / "data").rename(tmp_path / "moved")
-    monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     assert open_sources(moved)[1].fingerprint()["samples"] == 6  # val's index moved along
 
@@ -109,10 +115,8 @@ def test_stored_index_is_reused(tmp_path: Path) -> None:
     split = layouts.find_imagenet_train(root)
     assert split is not None
     index = indexing.open_index(split.origin, lambda: pytest.fail("listed again"))
-    bad = index.bad.copy()
-    bad[[0, 5]] = True
     before = IndexedSource(index).fingerprint()
-    indexing.save_index(replace(index, bad=bad))
+    mark(index, 0, 5)
     source = IndexedSource(split.open())
     after = source.fingerprint()
     assert (before["samples"], after["samples"]) == (12, 10)
@@ -121,7 +125,7 @@ def test_stored_index_is_reused(tmp_path: Path) -> None:
     names = [str(source.index.path(i).name) for i in source.entries]
     assert len(source) == 10 and not set(names) & set(after["left_out"])
     stored = split.open()
-    assert vars(stored)["sha256"] == replace(stored, bad=bad).sha256 == after["sha256"]
+    assert vars(stored)["sha256"] == replace(stored, bad=stored.bad).sha256 == after["sha256"]
 
 
 def add_file(root: Path) -> None:
@@ -138,7 +142,7 @@ def rename_file(root: Path) -> None:
 
 
 def add_class(root: Path) -> None:
-    (root / "train" / "n99").mkdir()
+    imagenets.write({"n99/0.JPEG": jpeg(0)}, root / "train")
 
 
 @pytest.mark.parametrize("change", [add_file, remove_class, rename_file, add_class])
@@ -150,15 +154,98 @@ def test_changed_folders_are_refused(tmp_path: Path, change) -> None:  # type: i
         open_sources(root)
 
 
-@pytest.mark.parametrize(
-    "name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"]
-)
+@pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
 def test_changed_archives_are_refused(tmp_path: Path, name: str) -> None:
     root = imagenets.tars(tmp_path)
     open_sources(root)
-    os.utime(root / name, ns=(1, 1))
+    changed = imagenets.TRAIN if "train" in name else imagenets.VAL
+    first = next(iter(changed))
+    (root / name).unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(changed, first, jpeg(0, size=(30, 30)))
+        imagenets.tars(root)
     with pytest.raises(DataError, match=f"{name} changed since"):
         open_sources(root)
+
+
+@pytest.mark.parametrize("layout", ["folders", "tars", "flat_val"])
+def test_a_copy_is_no_change_and_keeps_the_marks(tmp_path: Path, layout: str) -> None:
+    root = imagenets.LAYOUTS[layout](tmp_path / "data")
+    train, _ = open_sources(root)
+    mark(train.index, 0, 5)
+    fingerprint = open_sources(root)[0].fingerprint()
+    shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copy)
+    for _ in range(2):  # listed again, then loaded
+        assert open_sources(tmp_path / "copy")[0].fingerprint() == fingerprint
+
+
+def block(path: Path) -> None:
+    """Let nobody write ``path``, not even root."""
+    (path / "in the way").mkdir(parents=True)
+
+
+def test_the_index_that_fits_is_read_and_of_two_the_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's index is beside the data, where one may not write."""
+    root = imagenets.folders(tmp_path / "data")
+    train, _ = open_sources(root)
+    beside, cached = indexing.index_paths(root / "train")
+    replace_file = os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if target == beside:
+            raise PermissionError(13, "Permission denied", str(target))
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert mark(train.index, 0, 5) == cached
+    assert len(open_sources(root)[0]) == 10
+    add_file(root)  # both are stale
+    with pytest.raises(DataError, match="changed since the index"):
+        open_sources(root)
+    lines: list[str] = []
+    assert prepare_data(root, verify=True, mark=False, workers=1, log=lines.append)
+    assert f"  index: {cached}" in lines and beside.exists()
+    assert len(open_sources(root)[0]) == 13
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_nowhere_to_write_the_index(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, full: bool
+) -> None:
+    root = imagenets.folders(tmp_path / "data")
+    if not full:
+        for path in indexing.index_paths(root / "train"):
+            block(path)
+    with size_limit(300) if full else nullcontext():
+        train, _ = open_sources(root)  # trains without keeping it, and says so
+        assert len(train) == 12 and "the next start lists" in caplog.text
+        with pytest.raises(DataError, match=r"can be written neither to .* nor to .*index\.npz"):
+            mark(train.index, 0)
+    assert not list(root.glob("**/*.tmp")) and not list(root.glob("**/.*.tmp"))
+
+
+def test_the_rest_of_a_killed_write_is_cleared(tmp_path: Path) -> None:
+    root = imagenets.folders(tmp_path / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            open_sources(root)
+    assert list(root.glob(".train.index.npz*"))
+    open_sources(root)
+    assert not list(root.glob(".train.index.npz*"))
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_pipes_and_devices_are_no_index(tmp_path: Path) -> None:
+    root = imagenets.folders(tmp_path / "data")
+    os.mkfifo(root / "train.index.npz")
+    (root / "val.index.npz").symlink_to("/dev/zero")
+    assert len(open_sources(root)[0]) == 12
 
 
 def test_file_with_another_size_is_refused_on_reading(tmp_path: Path) -> None:

@@ -1,24 +1,28 @@
-"""uint8 crops and batches on the device give the numbers of torchvision's transforms."""
+"""Crops and batches on the device give the numbers of torchvision's transforms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from disks import memory_limit
 from PIL import Image
 from small_configs import augment_config, data_config
 from torch import nn
 from torchvision.transforms import v2
 
+from sn_imagenet.config import AugmentConfig, DataConfig
+from sn_imagenet.data import crop as cropping
 from sn_imagenet.data import pixels
-from sn_imagenet.data.crop_image import CropParams, crop_exact, crop_fast, crop_float
-from sn_imagenet.data.crops import SampleCrop
-from sn_imagenet.data.pixels import DeviceTransform, StoredBatch, on_device
-from sn_imagenet.data.seeding import seeded
-from sn_imagenet.data.transforms import EIGENVALUES, EIGENVECTORS, training_crop, validation_crop
+from sn_imagenet.data.augment import EIGENVALUES, EIGENVECTORS, Augmentation
+from sn_imagenet.data.crop import CropParams, crop_image
+from sn_imagenet.data.datasets import AugmentedDataset
+from sn_imagenet.data.pixels import DeviceTransform, StoredBatch
+from sn_imagenet.data.seeding import derive_seed, seeded
+from sn_imagenet.data.sources import Sample
 
 CPU = torch.device("cpu")
 DATA = data_config("imagefolder")
@@ -56,26 +60,26 @@ PADDED = v2.Compose(
 VALIDATION = v2.Compose([v2.Resize(256), v2.CenterCrop(224), *TO_FLOAT, NORMALIZE])
 
 
-def batch_of(images: torch.Tensor, crops: list[CropParams]) -> StoredBatch:
-    return StoredBatch(
-        images,
-        torch.zeros(len(crops), dtype=torch.int64),
-        torch.tensor([crop.flip for crop in crops]),
-        torch.tensor([crop.shift or (0.0, 0.0, 0.0) for crop in crops]),
-    )
+def as_tensor(photo: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(photo).permute(2, 0, 1)
 
 
-def run_pipeline(
-    photos: list[np.ndarray],
-    crops: list[CropParams],
-    crop_function: Callable[[np.ndarray, CropParams, torch.Tensor], None],
-    side: int = 224,
-) -> torch.Tensor:
-    images = torch.full((len(crops), side, side, 3), 77, dtype=torch.uint8)
-    for photo, crop, out in zip(photos, crops, images, strict=True):
-        crop_function(photo, crop, out)
-    [(batch, _)] = on_device([batch_of(images, crops)], DeviceTransform(DATA, CPU), CPU)
-    return batch
+def load(data: DataConfig, augment: AugmentConfig | None, photos: list) -> torch.Tensor:
+    """All photos as one batch in epoch 0, uint8 or float [3, H, W] or uint8 [H, W, 3] each."""
+
+    def open_photo(index: int) -> Sample:
+        photo = photos[index]
+        stored = as_tensor(photo) if isinstance(photo, np.ndarray) else photo
+        return Sample(stored, tuple(stored.shape[1:]), 0)
+
+    dataset = AugmentedDataset(SimpleNamespace(open=open_photo), data, augment, seed=0)
+    batch = dataset.__getitems__([(0, i) for i in range(len(photos))])
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    return DeviceTransform(data, CPU)(batch)
+
+
+def seeded_for(index: int):  # type: ignore[no-untyped-def]
+    return seeded(derive_seed("augment", 0, 0, index))
 
 
 @pytest.fixture(scope="module")
@@ -87,46 +91,33 @@ def photographs(imagenet_photos: Path) -> list[np.ndarray]:
     return pixels
 
 
-def sample_crops(sample_crop: SampleCrop, photos: list[np.ndarray]) -> list[CropParams]:
-    crops = []
-    for seed, photo in enumerate(photos):
-        with seeded(seed):
-            crops.append(sample_crop(*photo.shape[:2]))
-    return crops
-
-
 def apply_to_all(transform: v2.Compose, photos: list[np.ndarray]) -> torch.Tensor:
     images = []
-    for seed, photo in enumerate(photos):
-        with seeded(seed):
+    for index, photo in enumerate(photos):
+        with seeded_for(index):
             images.append(transform(Image.fromarray(photo)))
     return torch.stack(images)
 
 
 def test_training_matches_torchvision(photographs: list[np.ndarray]) -> None:
-    crops = sample_crops(training_crop(DATA, OFFICIAL), photographs)
-    assert {crop.flip for crop in crops} == {False, True}
     expected = apply_to_all(TRAINING, photographs)
-    assert torch.equal(run_pipeline(photographs, crops, crop_exact), expected)
+    assert torch.equal(load(DATA, OFFICIAL, photographs), expected)
 
 
 def test_validation_matches_torchvision(photographs: list[np.ndarray]) -> None:
     odd = [photo[: 150 + i, : 400 - 3 * i] for i, photo in enumerate(photographs[:40])]
-    crops = sample_crops(validation_crop(DATA), odd)
-    assert torch.equal(run_pipeline(odd, crops, crop_exact), apply_to_all(VALIDATION, odd))
+    assert torch.equal(load(DATA, None, odd), apply_to_all(VALIDATION, odd))
 
 
 def test_padded_crops_match_torchvision(photographs: list[np.ndarray]) -> None:
     data = data_config("cifar10", image_size=32, resize_size=40)
-    crops = sample_crops(training_crop(data, augment_config("pad", True, padding=4)), photographs)
-    assert len({crop.translate for crop in crops}) > 50
-    batch = run_pipeline(photographs, crops, crop_exact, side=32)
+    batch = load(data, augment_config("pad", True, padding=4), photographs)
     assert torch.equal(batch, apply_to_all(PADDED, photographs))
 
 
 def test_shorter_side_and_crop_cover_their_ranges(photographs: list[np.ndarray]) -> None:
     """He et al. 2016: draws cover their ranges, and pixels match torchvision."""
-    sample_crop = training_crop(DATA, augment_config("shorter_side", between=[256, 480]))
+    sample_crop = Augmentation(DATA, augment_config("shorter_side", between=[256, 480])).sample_crop
     with seeded(0):
         crops = [sample_crop(300, 600) for _ in range(3000)]
     assert {crop.size[0] for crop in crops} == set(range(256, 481))
@@ -134,28 +125,26 @@ def test_shorter_side_and_crop_cover_their_ranges(photographs: list[np.ndarray])
     places = np.array([np.divide(crop.corner, np.subtract(crop.size, 224)) for crop in crops])
     assert places.min() == 0 and places.max() == 1
     np.testing.assert_allclose(places.mean(axis=0), 0.5, atol=0.03)
-    out = torch.empty(224, 224, 3, dtype=torch.uint8)
-    sampled = sample_crops(sample_crop, photographs[:20])
-    for photo, crop in zip(photographs[:20], sampled, strict=True):
-        crop_exact(photo, crop, out)
+    for seed, photo in enumerate(photographs[:20]):
+        with seeded(seed):
+            crop = sample_crop(*photo.shape[:2])
         resized = v2.functional.resize(Image.fromarray(photo), [min(crop.size)])
         expected = v2.functional.crop(resized, *crop.corner, 224, 224)
-        assert np.array_equal(out.numpy(), np.asarray(expected))
+        square = crop_image(as_tensor(photo), crop, 224)
+        assert np.array_equal(square.permute(1, 2, 0), np.asarray(expected))
 
 
 @pytest.mark.parametrize("side", [1, 5, 32])
-@pytest.mark.parametrize("flips", [False, True])
 @pytest.mark.parametrize("shifts", [False, True])
 def test_compiled_normalization_matches_the_operators(
-    monkeypatch: pytest.MonkeyPatch, side: int, flips: bool, shifts: bool
+    monkeypatch: pytest.MonkeyPatch, side: int, shifts: bool
 ) -> None:
     if pixels._compiled_normalize() is None:
         pytest.skip("no C++ compiler")
     torch.manual_seed(side)
     batch = StoredBatch(
-        torch.randint(0, 256, (7, side, side, 3), dtype=torch.uint8),
+        torch.randint(0, 256, (7, 3, side, side), dtype=torch.uint8),
         torch.zeros(7, dtype=torch.int64),
-        torch.rand(7) < 0.5 if flips else None,
         torch.randn(7, 3) if shifts else None,
     )
     compiled = DeviceTransform(DATA, CPU)(batch)
@@ -166,12 +155,11 @@ def test_compiled_normalization_matches_the_operators(
 
 def test_fast_differs_by_at_most_1_of_255(photographs: list[np.ndarray]) -> None:
     """The documentation says that about 3 % of the values differ, by 1."""
-    crops = sample_crops(training_crop(DATA, OFFICIAL), photographs)
-    exact, fast = torch.zeros(2, 224, 224, 3, dtype=torch.uint8)
-    shares = []
-    for photo, crop in zip(photographs, crops, strict=True):
-        crop_exact(photo, crop, exact)
-        crop_fast(photo, crop, fast)
+    augmentation, shares = Augmentation(DATA, OFFICIAL), []
+    for index, photo in enumerate(photographs):
+        with seeded_for(index):
+            crop = augmentation.sample_crop(*photo.shape[:2])
+        exact, fast = (crop_image(as_tensor(photo), crop, 224, how) for how in ("exact", "fast"))
         difference = (exact.int() - fast.int()).abs()
         assert difference.max() <= 1
         shares.append((difference > 0).float().mean().item())
@@ -183,67 +171,70 @@ def test_bicubic_validation_matches_torchvision() -> None:
     bicubic = v2.InterpolationMode.BICUBIC
     expected = v2.Compose([v2.Resize(256, interpolation=bicubic), v2.CenterCrop(224)])
     photo = np.random.default_rng(0).integers(0, 256, (300, 280, 3), dtype=np.uint8)
-    crop = validation_crop(data)(300, 280)
-    exact, fast = (torch.empty(224, 224, 3, dtype=torch.uint8) for _ in range(2))
-    crop_exact(photo, crop, exact)
-    assert np.array_equal(exact.numpy(), np.asarray(expected(Image.fromarray(photo))))
-    crop_fast(photo, crop, fast)
+    crop = Augmentation(data).sample_crop(300, 280)
+    exact, fast = (crop_image(as_tensor(photo), crop, 224, how) for how in ("exact", "fast"))
+    assert np.array_equal(exact.permute(1, 2, 0), np.asarray(expected(Image.fromarray(photo))))
     assert (exact.int() - fast.int()).abs().max() <= 2
     stored = torch.rand(3, 300, 280)
-    out = torch.empty(3, 224, 224)
-    crop_float(stored, crop, out)
-    assert torch.equal(out, expected(stored))
+    assert torch.equal(crop_image(stored, crop, 224), expected(stored))
+
+
+@pytest.mark.parametrize(
+    "augment", [None, augment_config("shorter_side", between=[256, 480])], ids=["val", "he2016"]
+)
+def test_long_images_are_cut_before_they_are_resized(augment: AugmentConfig | None) -> None:
+    """1 x 5000 pixels would become 256 x 1,280,000, which took gigabytes."""
+    long = np.random.default_rng(0).integers(0, 256, (1, 5000, 3), dtype=np.uint8)
+    with memory_limit(1_000_000_000):
+        assert load(DATA, augment, [long, long.transpose(1, 0, 2)]).shape == (2, 3, 224, 224)
+
+
+def test_a_cut_before_the_resize_changes_rounding_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (100, 333, 3), dtype=np.uint8)
+    expected = load(DATA, None, [photo])
+    monkeypatch.setattr(cropping, "MAX_RESIZED", 1)
+    cut = load(DATA, None, [photo])
+    assert (cut - expected).abs().max() <= 1.01 / 255 / min(DATA.std)
 
 
 def test_float_images_match_torchvision() -> None:
     data = data_config("digits", image_size=16, resize_size=16)
     padded = v2.Compose([v2.RandomCrop(16, padding=1), v2.Normalize(data.mean, data.std)])
-    sample_crop = training_crop(data, augment_config("pad", padding=1))
     stored = torch.rand(3, 16, 16)
     before = stored.clone()
-    for seed in range(20):
-        with seeded(seed):
-            crop = sample_crop(16, 16)
-        with seeded(seed):
-            expected = padded(stored)
-        out = torch.full((1, 3, 16, 16), 7.0)
-        crop_float(stored, crop, out[0])
-        batch = StoredBatch(out, torch.zeros(1, dtype=torch.int64), None, None)
-        assert torch.equal(DeviceTransform(data, CPU)(batch)[0], expected)
+    batch = load(data, augment_config("pad", padding=1), [stored] * 20)
+    for index, image in enumerate(batch):
+        with seeded_for(index):
+            assert torch.equal(image, padded(stored))
     assert torch.equal(stored, before)
     box = CropParams(box=(2, 3, 8, 10), size=(16, 16))
-    crop_float(stored, box, out[0])
     expected = v2.functional.resize(stored[:, 2:10, 3:13], [16, 16], antialias=True)
-    assert torch.equal(out[0], expected)
+    assert torch.equal(crop_image(stored, box, 16), expected)
 
 
 def test_normalization_matches_the_formula_in_float64() -> None:
-    crops = [
-        CropParams(None, (4, 4), flip=i % 2 == 0, shift=(0.1 * i, -0.2, 0.3)) for i in range(4)
-    ]
-    images = torch.randint(0, 256, (4, 4, 4, 3), dtype=torch.uint8)
-    batch = DeviceTransform(DATA, CPU)(batch_of(images, crops)).double().numpy()
-    for i, crop in enumerate(crops):
-        pixels = images[i].numpy().astype(np.float64)[:, :: -1 if crop.flip else 1] / 255
-        expected = (pixels + np.array(crop.shift or 0) - DATA.mean) / np.array(DATA.std)
-        np.testing.assert_allclose(batch[i], expected.transpose(2, 0, 1), atol=2e-6)
+    images = torch.randint(0, 256, (4, 3, 4, 4), dtype=torch.uint8)
+    shifts = torch.randn(4, 3)
+    batch = StoredBatch(images, torch.zeros(4, dtype=torch.int64), shifts)
+    mean, std = (torch.tensor(v).double()[:, None, None] for v in (DATA.mean, DATA.std))
+    expected = (images.double() / 255 + shifts.double()[:, :, None, None] - mean) / std
+    torch.testing.assert_close(
+        DeviceTransform(DATA, CPU)(batch).double(), expected, atol=2e-6, rtol=0
+    )
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_batches_on_cuda_match_the_cpu() -> None:
-    cuda = torch.device("cuda")
-    batches = []
+    transform = DeviceTransform(DATA, torch.device("cuda"))
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)
-        images = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8, generator=generator)
-        crops = [CropParams(None, (64, 64), flip=i % 2 == 0, shift=(0.1, 0.2, i)) for i in range(8)]
-        batches.append(batch_of(images, crops))
-    pinned = [StoredBatch(*(part.pin_memory() for part in batch)) for batch in batches]
-    for (on_cuda, labels), batch in zip(
-        on_device(pinned, DeviceTransform(DATA, cuda), cuda), batches, strict=True
-    ):
-        assert labels.device.type == "cuda"
+        images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=generator)
+        shifts = torch.randn(8, 3, generator=generator)
+        batch = StoredBatch(
+            images.contiguous(memory_format=torch.channels_last), torch.zeros(8), shifts
+        )
+        on_cuda = transform(StoredBatch(*(part.pin_memory() for part in batch)))
         assert on_cuda.is_contiguous(memory_format=torch.channels_last)
         expected = DeviceTransform(DATA, CPU)(batch)
         torch.testing.assert_close(on_cuda.cpu(), expected, rtol=0, atol=1e-6)

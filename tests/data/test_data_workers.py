@@ -1,48 +1,34 @@
-"""Loader workers ignore signals from other processes, and end with their parent."""
+"""Loader workers end with their parent. tests/resume tests that they ignore signals of others."""
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-LOADING = Path(__file__).with_name("loading.py")
+# Loads with two workers, in which a sample never ends; prints their pids.
+LOADING = """
+import time
+from multiprocessing import active_children
+from types import SimpleNamespace
+from torch.utils.data import Dataset
+from sn_imagenet.data.loaders import train_loader
 
+class Stuck(Dataset):
+    data = SimpleNamespace(image_size=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    def __len__(self):
+        return 40
+    def __getitems__(self, keys):
+        time.sleep(10_000)
 
-@contextmanager
-def start_loading(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run loading.py in its own process group."""
-    process = subprocess.Popen(
-        # DataLoader warns if there are more workers than cores.
-        [sys.executable, "-W", "ignore", str(LOADING), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def read_line(process: subprocess.Popen[str]) -> list[str]:
-    """The words of one line: a dot, or the name of a loader and the pids of its workers."""
-    assert process.stdout is not None
-    words = process.stdout.readline().split()
-    if words and words[0] in (".", "train", "eval", "calibration"):
-        return words
-    process.kill()  # otherwise read() would not return
-    raise AssertionError(f"{words} {process.stdout.read()}")
+loader = train_loader(Stuck(), global_batch=4, rank=0, world_size=1, seed=0, workers=2)
+batches = loader.epoch(0)
+print(*(worker.pid for worker in active_children()), flush=True)
+next(batches)
+"""
 
 
 def is_running(pid: int) -> bool:
@@ -53,40 +39,15 @@ def is_running(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
-def wait_until_ended(pids: list[int]) -> bool:
-    deadline = time.monotonic() + 120
-    while any(map(is_running, pids)):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-@pytest.mark.slow
-def test_workers_survive_signals_from_other_processes_and_end_with_their_parent() -> None:
-    """Signals the whole group and each worker while each loader runs twice."""
-    with start_loading() as process:
-        workers, started = list[int](), list[tuple[str, int]]()
-        while len(started) < 7:
-            for number in SIGNALS if started else ():
-                os.killpg(process.pid, number)
-                for worker in workers:
-                    with suppress(ProcessLookupError):  # the calibration loader's may have ended
-                        os.kill(worker, number)
-            name, *pids = read_line(process)
-            if name != ".":
-                workers = [int(pid) for pid in pids]
-                started.append((name, len(workers)))
-        # The calibration loader ends its workers; those of the others stay alive.
-        twice = [("eval", 4), ("calibration", 6), ("train", 4)] * 2
-        assert started == [("train", 2), *twice]
-        process.kill()
-        assert wait_until_ended(workers)
-
-
 @pytest.mark.slow
 def test_workers_end_with_their_parent_in_the_middle_of_a_sample() -> None:
-    with start_loading("stuck") as process:
-        _, *workers = read_line(process)
+    command = [sys.executable, "-W", "ignore", "-c", LOADING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
         process.kill()
-        assert wait_until_ended([int(pid) for pid in workers])
+    assert len(pids) == 2
+    deadline = time.monotonic() + 120
+    while any(map(is_running, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -101,8 +101,7 @@ def placed(rank: int, world_size: int, config: ExperimentConfig) -> Outcome:
     for step in range(len(RATES)):
         images, labels = batch(step, config.batch.total)
         part = ImageBatch(images[rank::world_size], labels[rank::world_size])
-        launched = stepper.forward_backward(part, step)
-        outcome = launched.read()
+        outcome = stepper.forward_backward(part, step)
         assert outcome.samples == config.batch.total
         steps.append(_step(network, outcome.loss, outcome.sums["correct"]))
         stepper.optimizer_step(step)

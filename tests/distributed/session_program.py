@@ -18,9 +18,9 @@ from sn_imagenet.distributed import (
     print_rank0,
     raise_on_all_ranks,
     rank,
-    session,
 )
 from sn_imagenet.errors import UserError
+from sn_imagenet.session import session
 
 
 def fail_alone(error: Exception) -> None:

@@ -116,7 +116,7 @@ def test_the_layers_get_the_replicas_of_a_pass() -> None:
     for part in placement.microbatches(ImageBatch(*rank_batch(placement))):
         set_norm_replicas(network, part, None)
         layer_states += [
-            (layer.replicas, layer.holds_first_replica, layer.process_group)
+            (layer.replicas.count, layer.replicas.holds_first, layer.replicas.process_group)
             for layer in norm_layers(network).values()
         ]
     # The first replica comes last: no pass sees running statistics updated by another pass.

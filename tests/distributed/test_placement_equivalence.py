@@ -150,20 +150,12 @@ def test_several_processes_train_like_the_gpus(
 def test_dropout_is_the_same_in_every_placement(composed: Compose, tmp_path: Path) -> None:
     """The reference is one process, because plain DDP draws each process's masks separately."""
 
-    def case(setting: Setting, per_pass: int | None) -> dict[str, Any]:
-        return config_of(composed, setting, "sn", per_pass, "protocol=official_code")
+    def case(setting: Setting, per_pass: int | None, *more: str) -> dict[str, Any]:
+        return config_of(composed, setting, "sn", per_pass, "protocol=official_code", *more)
 
     for setting in ((8, 2), (1, 8)):
         one = placed(0, 1, from_dict(case(setting, None)))
-        without = placed(
-            0,
-            1,
-            from_dict(
-                config_of(
-                    composed, setting, "sn", None, "protocol=official_code", "protocol.dropout=0"
-                )
-            ),
-        )
+        without = placed(0, 1, from_dict(case(setting, None, "protocol.dropout=0")))
         assert abs(one["steps"][0]["loss"] - without["steps"][0]["loss"]) > 1e-3
         splits = (None, 4) if setting[0] > 1 else (None,)
         cases = {f"{setting}, {replicas} per pass": case(setting, replicas) for replicas in splits}

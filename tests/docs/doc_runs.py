@@ -28,7 +28,6 @@ BENCHMARKS = {
     "step": "--batch 2 --image-size 32 --repeats 1",
     "train": "trainer.log_every=5 --steps 10 --repeats 1 --threads 1",
     "loader": "--batch 2 --workers 0 --repeats 1",
-    "calibration": "calibration.samples=16 --repeats 1 --threads 1",
 }
 
 

@@ -17,10 +17,11 @@ from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset
 from sn_imagenet.data.loaders import eval_loader
 from sn_imagenet.data.sources import Sample
-from sn_imagenet.data.transforms import validation_crop
-from sn_imagenet.distributed import init_distributed, rank, session, world_size
+from sn_imagenet.distributed import init_distributed, rank, world_size
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.evaluation import evaluate, prepare
+from sn_imagenet.evaluation import evaluate
+from sn_imagenet.session import session
+from sn_imagenet.tasks import prepare
 from sn_imagenet.tasks.classification.accuracy import AccuracyEvaluator, correct_counts
 from sn_imagenet.tasks.classification.detail import Detail
 
@@ -46,7 +47,7 @@ class RandomImages:
 
     def open(self, index: int) -> Sample:
         image, label = self[index]
-        return Sample((4, 4), label, lambda rows=None: image)
+        return Sample(image, (4, 4), label)
 
     def fingerprint(self) -> dict[str, Any]:
         return {}
@@ -60,7 +61,7 @@ def network(classes: int = CLASSES) -> nn.Module:
 @torch.no_grad()
 def compute_accuracy(count: int, batch_size: int, detail: Detail | None = None) -> dict[str, Any]:
     data = DataConfig("numbers", "digits", 4, 4, (0, 0, 0), (1, 1, 1), 0, decode="exact")
-    dataset = AugmentedDataset(RandomImages(count), data, validation_crop(data), seed=0)
+    dataset = AugmentedDataset(RandomImages(count), data, None, seed=0)
     loader = eval_loader(
         dataset, batch_size=batch_size, rank=rank(), world_size=world_size(), workers=0
     )

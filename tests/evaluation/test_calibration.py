@@ -18,15 +18,17 @@ from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset, build
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.seeding import Key, epoch_order
-from sn_imagenet.distributed import init_distributed, rank, session
+from sn_imagenet.distributed import init_distributed, rank
 from sn_imagenet.evaluation import calibrate
 from sn_imagenet.norms import (
     BatchNorm2d,
+    Replicas,
     SwitchNorm2d,
     SyncBatchNorm2d,
     norm_layers,
     set_replicas,
 )
+from sn_imagenet.session import session
 from sn_imagenet.tasks.classification.dropout import PlacedDropout
 
 SAMPLES = 4  # per replica
@@ -197,8 +199,7 @@ def test_calibration_does_not_change_the_network(train: AugmentedDataset) -> Non
     assert not any(module.training for module in net.modules())
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
     for layer in norm_layers(net).values():
-        assert layer.replicas == 1
-        assert layer.batch_average is None
+        assert layer.replicas == Replicas()
 
 
 def calibrate_as_program(values: dict[str, Any], folder: str) -> None:

@@ -14,9 +14,11 @@ from process_groups import run_programs
 
 from sn_imagenet.config import ExperimentConfig, from_dict
 from sn_imagenet.data.loaders import train_loader
-from sn_imagenet.distributed import init_distributed, rank, session
-from sn_imagenet.evaluation import evaluate, prepare
+from sn_imagenet.distributed import init_distributed, rank
+from sn_imagenet.evaluation import evaluate
 from sn_imagenet.norms import set_replicas
+from sn_imagenet.session import session
+from sn_imagenet.tasks import prepare
 
 pytestmark = [
     pytest.mark.slow,  # several evaluations, with workers and processes

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +21,11 @@ from trained_runs import CLASSES, Trained
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError, UserError
-from sn_imagenet.models import build_model, load, start_from
+from sn_imagenet.models import build_model, load, read_weights
 from sn_imagenet.models import export as exporting
 from sn_imagenet.models.export import crop_pct, export
 from sn_imagenet.norms import SwitchNorm2d
+from sn_imagenet.tasks.classification import Classification
 
 Train = Callable[..., Trained]
 TIMM_MODEL = "model.name=test_resnet"  # timm's smallest ResNet
@@ -243,9 +245,10 @@ def test_fine_tuning_keeps_the_head_if_the_classes_are_the_same(
     config = composed("data=digits", "model=resnet14_mini", "norm=bn")
 
     def build_and_start(*classes: str, norm: str = "bn") -> tuple[nn.Module, list[str]]:
-        protocol = composed("data=digits", f"norm={norm}")
-        network = build_model(config.model, protocol.norm, config.protocol, len(classes), seed=3)
-        return network, start_from(run.path, network, protocol.norm, classes)
+        method = composed("data=digits", f"norm={norm}").norm
+        network = build_model(config.model, method, config.protocol, len(classes), seed=3)
+        data: Any = SimpleNamespace(classes=classes)
+        return network, Classification(config).load_initial(network, data, read_weights(run.path))
 
     theirs = run.network.state_dict()
     same, no_changes = build_and_start(*CLASSES)
@@ -259,5 +262,7 @@ def test_fine_tuning_keeps_the_head_if_the_classes_are_the_same(
         fresh = build_model(config.model, config.norm, config.protocol, len(classes), seed=3)
         assert torch.equal(state["fc.weight"], fresh.state_dict()["fc.weight"])
         assert torch.equal(state["layer4.0.bn1.running_var"], theirs["layer4.0.bn1.running_var"])
-    with pytest.raises(ConfigError, match=r"norm=bn, does not match this one: .*mean_weight"):
+    with pytest.raises(
+        ConfigError, match=r"bn1\.mean_weight missing there, \[3\] here;.* and \d+ more"
+    ):
         build_and_start(*CLASSES, norm="sn")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.models import build_model, fuse_relus, layer_positions
-from sn_imagenet.norms import BatchNorm2d, SwitchNorm2d, fold_batch_norm, norm_layers, set_replicas
+from sn_imagenet.norms import BatchNorm2d, SwitchNorm2d, norm_layers, set_replicas
 
 Compose = Callable[..., ExperimentConfig]
 
@@ -89,15 +89,12 @@ def test_fusing_keeps_results_and_names(case: str, replicas: int) -> None:
     assert fuse_relus(fused) == []
 
 
-def test_a_fused_network_folds_and_compiles() -> None:
+def test_a_fused_network_compiles() -> None:
     network = small_resnet(norm=BatchNorm2d)
     fuse_relus(network)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     compiled = torch.compile(copy.deepcopy(network), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), network(x))
-    folded = fold_batch_norm(network.eval())
-    assert not norm_layers(folded)
-    torch.testing.assert_close(folded(x), network(x))
 
 
 @pytest.mark.parametrize("model", ["resnet50_mini", "resnet14_mini"])

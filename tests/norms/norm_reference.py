@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.kernels.compiler import load_library
-from sn_imagenet.norms.kernels.cpp import SOURCE
+from sn_imagenet.norms.kernels import cpp
 
-BACKENDS = ("native", "cpp") if load_library(SOURCE) else ("native",)
+BACKENDS = ("native", "cpp") if cpp.supports(torch.zeros(1, 1, 1, 1)) else ("native",)
 OMEGAS = (
     ("in",),
     ("ln",),

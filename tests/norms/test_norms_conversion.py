@@ -1,4 +1,4 @@
-"""convert_norm and fold_batch_norm on networks of timm and of plain modules."""
+"""convert_norm on networks of timm and of plain modules."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from norm_reference import randomize
 from torch import nn
 
 from sn_imagenet.norms import (
-    BatchNorm2d,
     GroupNorm2d,
     SwitchNorm1d,
     SwitchNorm2d,
     SwitchNorm3d,
     convert_norm,
-    fold_batch_norm,
     norm_layers,
 )
 
@@ -93,38 +91,6 @@ def test_convert_norm_rejects_layers_that_it_would_break() -> None:
     with pytest.raises(ValueError, match="bn1 is a BatchNormAct2d"):
         convert_norm(with_activation, "sn")
     assert not norm_layers(with_activation), "an error leaves the network unchanged"
-
-
-@pytest.mark.parametrize("ours", [False, True], ids=["nn", "ours"])
-def test_folding_keeps_the_output(ours: bool) -> None:
-    network = trained()
-    if ours:
-        convert_norm(network, "bn")
-    x = torch.randn(2, 3, 64, 64)
-    with pytest.raises(ValueError, match="training mode"):
-        fold_batch_norm(network)
-    expected = network.eval()(x)
-    folded = fold_batch_norm(network)
-    torch.testing.assert_close(folded(x), expected, rtol=1e-3, atol=1e-3)
-    assert not any(isinstance(m, nn.BatchNorm2d | BatchNorm2d) for m in folded.modules())
-    torch.testing.assert_close(network(x), expected, rtol=0, atol=0)
-
-
-def test_a_batch_norm_is_not_folded_into_a_shared_convolution() -> None:
-    class Shared(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm, self.other = nn.Conv2d(3, 3, 1), BatchNorm2d(3), SwitchNorm2d(3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.conv(x)
-            return self.other(self.norm(y)) + y
-
-    network = Shared().eval()
-    folded = fold_batch_norm(network)
-    assert type(folded.norm) is BatchNorm2d and type(folded.other) is SwitchNorm2d
-    x = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(folded(x), network(x))
 
 
 def test_frozen_bn_needs_running_statistics() -> None:

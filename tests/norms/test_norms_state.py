@@ -123,7 +123,7 @@ def test_the_batch_average_equals_numpys(layer_class: type[MomentNorm2d], replic
             network(torch.from_numpy(x))
     assert list(averages) == ["0", "2"]
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
-    assert all(layer.batch_average is None for layer in norm_layers(network).values())
+    assert all(layer.replicas.average is None for layer in norm_layers(network).values())
 
     minibatches = [x[r::replicas] for x in batches for r in range(replicas)]
     means = np.stack([x.mean((0, 2, 3)) for x in minibatches])

@@ -189,7 +189,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_layer_takes_eight_launches(fused: bool, launches: list[str]) -> None:
     """4 forward, 4 backward, with or without ReLU and residual; running statistics not counted."""
     layer = SwitchNorm2d(4)
-    layer.backend, layer.relu, layer.holds_first_replica = "triton", fused, False
+    layer.backend, layer.relu = "triton", fused
+    set_replicas(layer, holds_first_replica=False)
     x, residual = torch.randn(2, 4, 7, 7), torch.randn(2, 4, 7, 7)
     leaves = [t.requires_grad_() for t in ([x, residual] if fused else [x])]
     grad, inputs = torch.ones_like(x), [*leaves, *layer.parameters()]

@@ -12,10 +12,9 @@ from run_files import REPOSITORY, config, finished_run, result, write_run
 from scipy import stats
 
 from sn_imagenet.reporting.claims_report import judge_claims, write_claims
-from sn_imagenet.reporting.comparison import Comparison
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.study import RunCollection
-from sn_imagenet.reporting.verdict import judge
+from sn_imagenet.reporting.verdict import Comparison, judge
 from sn_imagenet.runs import find_runs
 
 PAPER = REPOSITORY / "results" / "paper.yaml"

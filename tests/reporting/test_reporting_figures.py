@@ -16,14 +16,12 @@ from matplotlib.container import BarContainer
 from run_files import config, finished_run, result, weights, write_run, write_sweep
 
 from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
-from sn_imagenet.reporting.figures.figure2 import draw_figure2, figure2
-from sn_imagenet.reporting.figures.figure3 import draw_figure3, figure3
-from sn_imagenet.reporting.figures.figure4 import draw_figure4, figure4
-from sn_imagenet.reporting.figures.figure8 import draw_figure8, figure8
 from sn_imagenet.reporting.figures.files import plot_run, seeds_with_weights, write_figures
+from sn_imagenet.reporting.figures.learning import draw_figure2, draw_figure8, figure2, figure8
 from sn_imagenet.reporting.figures.style import COLORS, STYLE
+from sn_imagenet.reporting.figures.weights import draw_figure3, draw_figure4, figure3, figure4
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of
-from sn_imagenet.runs import Run, Setting, find_runs
+from sn_imagenet.runs import Run, Setting, find_runs, run_from_result
 
 PNG, PDF = b"\x89PNG", b"%PDF"
 
@@ -129,7 +127,7 @@ def test_files_of_one_run_and_of_a_small_network(tmp_path: Path) -> None:
     settings = config("sn")
     small = weights(["in", "ln", "bn", "gn"], blocks=(1, 1, 1, 1), stem="3x3")
     outcome = result(settings, importance_weights=small)
-    paths = plot_run(outcome, tmp_path / "plots")
+    paths = plot_run(run_from_result(outcome, tmp_path / "plots"))
     names = ["fig3.png", "fig3.pdf", "fig4.png", "fig4.pdf"]
     assert paths == [tmp_path / "plots" / name for name in names]
     assert all(map(is_image, paths))
@@ -225,8 +223,8 @@ def test_a_damaged_curve_gives_a_warning_and_hides_no_other(tmp_path: Path, row:
 
 
 def test_nothing_to_plot(tmp_path: Path) -> None:
-    assert plot_run(result(config("gn")), tmp_path / "plots") == []
-    assert plot_run(result(config("sn"), status="diverged"), tmp_path / "plots") == []
+    for outcome in (result(config("gn")), result(config("sn"), status="diverged")):
+        assert plot_run(run_from_result(outcome, tmp_path / "plots")) == []
     assert not (tmp_path / "plots").exists()
 
 

@@ -29,6 +29,7 @@ def test_the_card_has_accuracy_uncertainty_and_departures(tmp_path: Path) -> Non
     card = model_card(evaluated(tmp_path), license="mit", **FACTS)
     head = yaml.safe_load(card.split("---")[1])
     assert (head["license"], head["library_name"]) == ("mit", "timm")
+    assert [head["pipeline_tag"]] == head["tags"] == ["image-classification"]
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in card.splitlines() if "|" in line]
     low, high = proportion_interval(365, 400)
     interval = f"[{low:.2f}, {high:.2f}]"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from run_files import REPOSITORY, config, finished_run, result, write_run
 
 from sn_imagenet.reporting.claims_report import write_claims
@@ -16,10 +17,10 @@ from sn_imagenet.reporting.curves import read_epochs, score_of_epochs
 from sn_imagenet.reporting.figures.files import write_figures
 from sn_imagenet.reporting.model_card import model_card
 from sn_imagenet.reporting.page import repeat_command, write_page
-from sn_imagenet.reporting.report import report_runs
+from sn_imagenet.reporting.report import report_runs, run_tables
 from sn_imagenet.reporting.study import RunCollection, studies_of
-from sn_imagenet.reporting.tables import RUN_TABLES, run_tables, write_tables
-from sn_imagenet.runs import find_runs
+from sn_imagenet.reporting.tables import RUN_TABLES, write_tables
+from sn_imagenet.runs import find_runs, run_from_result
 from sn_imagenet.runs.scores import Score
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
@@ -154,7 +155,9 @@ def test_the_paper_makes_no_claims_on_another_task(runs: Path, tmp_path: Path) -
     files = write_claims(runs, tmp_path / "both", PAPER)
     content = json.loads(files.path.read_text())
     assert len(content["claims"]) == 12
-    nothing = "No claims on digits, resnet50_mini, regression, median error: the paper's claims are"
+    nothing = (
+        "No claims are stated about the task of digits, resnet50_mini, regression, median error."
+    )
     assert nothing in files.text and nothing in files.details.read_text()
     write_task(tmp_path / "alone")
     files = write_claims(tmp_path / "alone", tmp_path / "none", PAPER)
@@ -165,7 +168,10 @@ def test_the_paper_makes_no_claims_on_another_task(runs: Path, tmp_path: Path) -
 def test_the_page_has_tables_figures_and_runs_without_claims(runs: Path, tmp_path: Path) -> None:
     page = write_page(runs, tmp_path / "out", PAPER)
     html = page.path.read_text()
-    assert "No claims on digits, resnet50_mini, regression, median error:" in html
+    assert (
+        "No claims are stated about the task of digits, resnet50_mini, regression, median error."
+        in html
+    )
     assert html.count('class="claim ') == 12
     assert "Median error on digits, resnet50_mini" in html
     assert "fig1: median error by setting" in html and "fig1: top-1 by setting" in html
@@ -185,13 +191,18 @@ def test_the_card_of_an_export_has_the_score(runs: Path) -> None:
     run = next(run for run in find_runs(runs).runs if run.cell.norm == "frozen_bn+sn")
     card = model_card(run, architecture="mlp", statistics="moving_average", loading=(), files={})
     assert re.search(r"\| moving average +\| +0.0312 \|", card)
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["tags"] == ["regression"] and "pipeline_tag" not in front
+    assert "One run of task `regression`" in card
 
 
 def test_the_table_of_a_run_has_all_its_numbers(tmp_path: Path) -> None:
     other = of_task("frozen_bn+sn", 0, "scratch")
     outcome = outcome_of(other, "frozen_bn+sn", 0.0312)
     classification = result(config())
-    report_runs({tmp_path / "a": outcome, tmp_path / "b": classification})
+    results = {"a": outcome, "b": classification}
+    pair = [run_from_result(one, tmp_path / name) for name, one in results.items()]
+    report_runs(pair)
     assert (tmp_path / "b" / "top1.md").exists()
     head, _, row = (tmp_path / "a" / "score.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, row)]
@@ -200,7 +211,7 @@ def test_the_table_of_a_run_has_all_its_numbers(tmp_path: Path) -> None:
         **{"setting": "(8,2)", "seed": "0", "statistics": "moving average"},
         **{"median error": "0.0312", "worst": "1.5", "points": "400"},
     }
-    both = run_tables([outcome, classification])
+    both = run_tables(pair)
     assert both.splitlines()[0] == head and "top-1" in both
     failed = {**outcome, "status": "failed", "evaluations": []}
-    assert "median error" in run_tables([failed])
+    assert "median error" in run_tables([run_from_result(failed, tmp_path)])

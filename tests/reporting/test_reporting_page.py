@@ -78,16 +78,6 @@ def test_a_click_leads_from_a_cell_to_its_run(page: Path, tmp_path: Path) -> Non
     assert "CONSOLE" not in done.stderr
 
 
-@needs_chromium
-@pytest.mark.parametrize("width", [500, 1280])
-def test_screenshots(page: Path, tmp_path: Path, width: int) -> None:
-    screenshot = tmp_path / f"{width}.png"
-    done = browse(page, f"--screenshot={screenshot}", f"--window-size={width},2000")
-    assert screenshot.read_bytes().startswith(b"\x89PNG")
-    assert screenshot.stat().st_size > 30_000
-    assert "CONSOLE" not in done.stderr
-
-
 def test_names_from_result_files_are_text(tmp_path: Path) -> None:
     markup = "<script>alert(1)</script>"
     settings = config(norm=markup)

@@ -97,16 +97,6 @@ def test_no_runs_is_a_one_line_error(tmp_path: Path, script: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_reporting_does_not_import_torch() -> None:
-    """Tables can be made while a training run uses most of the memory."""
-    program = (
-        "import sys, sn_imagenet.reporting.tables, sn_imagenet.reporting.page\n"
-        "print(sorted(sys.modules.keys() & {'torch', 'timm', 'torchvision'}))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
-
-
 def test_sweep_status_exits_with_1_if_a_run_failed(tmp_path: Path) -> None:
     finished_run(tmp_path, 90.0)
     assert run_script("sweep_status.py", "--runs", str(tmp_path)).returncode == 0

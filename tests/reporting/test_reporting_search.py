@@ -13,6 +13,7 @@ from run_files import REPOSITORY, config, result, write_run
 from sn_imagenet.reporting.claims_report import write_claims
 from sn_imagenet.reporting.figures.cells import draw_cells
 from sn_imagenet.reporting.figures.files import plot_run, write_figures
+from sn_imagenet.runs import run_from_result
 from sn_imagenet.runs.scores import Score
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
@@ -100,15 +101,19 @@ def test_the_claims_are_judged_and_those_of_classification_are_not(
     assert content["claims"][0]["unit"] == "points of validation accuracy"
     assert content["claims"][1]["effect"] == pytest.approx(0.22)
     assert "Claims on digits, cell, architecture_search" in files.text
-    assert "No claims on digits, cell, random; digits, cell, sn" in files.text
+    assert (
+        "No claims are stated about the task of digits, cell, random; digits, cell, sn"
+        in files.text
+    )
 
 
 def test_a_search_leaves_its_architecture_as_file_and_picture(tmp_path: Path) -> None:
     _, outcome = of_search("sn", 0)
-    names = [path.name for path in plot_run(outcome, tmp_path)]
+    names = [path.name for path in plot_run(run_from_result(outcome, tmp_path))]
     assert names[:3] == ["architecture.json", "cells.png", "cells.pdf"] and "fig3.png" in names
     assert json.loads((tmp_path / "architecture.json").read_text()) == ARCHITECTURE
-    assert plot_run({**outcome, "status": "failed", "evaluations": []}, tmp_path) == []
+    failed = {**outcome, "status": "failed", "evaluations": []}
+    assert plot_run(run_from_result(failed, tmp_path)) == []
 
 
 def test_the_picture_has_all_blocks_operations_and_outputs() -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from run_files import REPOSITORY
 
-from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.table1 import complexity, differences, read_table1, table1
+from sn_imagenet.reporting.paper import read_paper
+from sn_imagenet.reporting.table1 import complexity, differences, table1
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
 
@@ -36,7 +35,7 @@ def row(method: str = "bn", **entries: Any) -> dict[str, Any]:
 
 
 def test_the_papers_rows_are_read_as_printed() -> None:
-    paper = read_table1(PAPER)
+    paper = read_paper(PAPER).table1
     assert set(paper) == {"bn", "in", "ln", "gn", "brn", "bkn", "wn", "sn"}
     assert paper["sn"]["count"] == "2C + 2N + 2CN" and paper["sn"]["parameters"] == "2C + 6"
     assert paper["bkn"]["complexity"] == "NC^2HW" and paper["wn"]["count"] is None
@@ -55,7 +54,7 @@ def test_the_papers_rows_are_read_as_printed() -> None:
     ],
 )
 def test_differences_from_the_paper(entries: dict[str, Any], differing: list[str]) -> None:
-    paper = read_table1(PAPER)["bn"]
+    paper = read_paper(PAPER).table1["bn"]
     assert differences(row(**entries), paper) == differing
     assert differences(row(**entries), None) == []
 
@@ -68,7 +67,7 @@ def test_order_is_no_difference() -> None:
         statistics=("σ_k", "μ_k"),
         count_formula="2NC + 2N + 2C",
     )
-    assert differences(sn, read_table1(PAPER)["sn"]) == []
+    assert differences(sn, read_paper(PAPER).table1["sn"]) == []
 
 
 @pytest.mark.parametrize(
@@ -86,7 +85,7 @@ def test_complexity(exponents: dict[str, float] | None, expected: str | None) ->
 
 def test_the_document() -> None:
     rows = [row(), row("brn", hyperparameters=("p", "ϵ", "r", "d", "warmup_steps"))]
-    document = table1([*rows, row("sync_bn")], read_table1(PAPER))
+    document = table1([*rows, row("sync_bn")], read_paper(PAPER).table1)
     lines = [
         [cell.strip() for cell in line.split("|")[1:-1]]
         for line in document.markdown.splitlines()
@@ -100,19 +99,10 @@ def test_the_document() -> None:
     assert lines[4][3] == "p, ϵ, r, d, warmup_steps ≠"
     (note,) = [line for line in document.markdown.splitlines() if line.startswith("- BRN")]
     assert "p, ϵ, r, d in the paper: the steps are the end points of Ioffe's" in note
-    assert document.summary.startswith("Table 1. ")
+    assert document.text(notes=True).startswith("Table 1. ")
 
     for entry in csv.DictReader(io.StringIO(document.csv)):
         assert entry["differs"] == ("hyperparameters" if entry["method"] == "brn" else "")
         assert float(entry["exponent_N"]) == 1.01
     assert not re.search(r"[γβϵμσΣΩ′≠]", document.latex)
     assert document.latex.count(r"\\") >= len(lines) - 1
-
-
-@pytest.mark.parametrize("text", ["paper: []", "table1: []", "table1: {rows: [{method: bn}]}", ""])
-def test_a_file_without_table_1(tmp_path: Path, text: str) -> None:
-    (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"mine\.yaml: holds no Table 1 of the paper"):
-        read_table1(tmp_path / "mine.yaml")
-    with pytest.raises(UserError, match=r"absent\.yaml: cannot read"):
-        read_table1(tmp_path / "absent.yaml")

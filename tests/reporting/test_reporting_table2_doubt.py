@@ -136,11 +136,11 @@ def test_other_methods_and_averages_by_samples(tmp_path: Path) -> None:
         settings = config("bn")
         settings["calibration"]["samples"] = samples
         write_run(runs, settings, result(settings, 60.0, 65.0), folder=f"bn_{samples}")
-    written = make(tmp_path, "methods", "averages")
+    written = make(tmp_path, "methods", "table2")
     assert row(written.summary, "IN-SN") == "0.0" or row(written.summary, "IN-SN") == "+0.0"
-    assert row(written.summary, "BN, batch average, 1,000 samples") == "65.00"
-    assert row(written.summary, "BN, batch average, all samples") == "65.00"
-    assert row(written.summary, "BN, moving average") == "60.00"
+    assert row(written.markdown, "BN, batch average, 1,000 samples") == "65.00"
+    assert row(written.markdown, "BN, batch average, all samples") == "65.00"
+    assert row(written.markdown, "BN, moving average") == "60.00"
 
 
 def test_half_up() -> None:
@@ -168,7 +168,7 @@ def test_latex_compiles(tmp_path: Path) -> None:
             outcome = result(settings, 80.0 + seed)
             outcome["departures"].append({"item": "[odd]\\_", "paper": "{x}", "ours": "§±≥"})
             write_run(tmp_path / "runs", settings, outcome, folder=f"{len(norm)}/{norm[0]}{seed}")
-    names = ["table2", "methods", "averages"]
+    names = ["table2", "methods"]
     make(tmp_path, *names)
     inputs = "\n".join(rf"\input{{{name}.tex}}" for name in names)
     (tmp_path / "out" / "all.tex").write_text(

@@ -12,5 +12,5 @@ from run_processes import ROOT, Pauses
 @pytest.fixture
 def pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pauses:
     monkeypatch.setenv("PAUSES", str(tmp_path / "pauses"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "scripts" / "dev"), prepend=os.pathsep)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
     return Pauses(tmp_path / "pauses")

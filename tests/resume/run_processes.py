@@ -81,7 +81,7 @@ def wait_until(condition: Callable[[], bool], timeout: float = 1200) -> None:
 
 
 class Pauses:
-    """What scripts/dev/slow_norms.py obeys: a run with ``OVERRIDES`` can be met at any stage."""
+    """What tests/slow_norms.py obeys: a run with ``OVERRIDES`` can be met at any stage."""
 
     OVERRIDES = ("norm.target=slow_norms.SN",)
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -115,44 +112,3 @@ def test_a_read_only_folder_is_one_clear_error(disk, arguments):
     assert done.returncode == 2, done.stderr
     assert re.match(r"error: cannot \w+ .*: Read-only file system; .*runs_dir=", done.stderr)
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.slow
-def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch, pauses):
-    """By a day, forward and backward, three times a second; the run is interrupted and resumed."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs a C compiler to build a clock that is loaded before libc's")
-    library = tmp_path / "clock.so"
-    source = Path(__file__).with_name("jumping_clock.c")
-    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
-    short = ("trainer.epochs=4", "evaluate=false", "checkpoint.minutes=0.005", *pauses.OVERRIDES)
-    uninterrupted, run = tmp_path / "uninterrupted", tmp_path / "run"
-    _, code = finish(start(uninterrupted, *short))
-    assert code == 0
-
-    start_time = time.monotonic()
-    monkeypatch.setenv("LD_PRELOAD", str(library))
-    pauses.slow_down()
-    process = start(run, *short)
-    # A checkpoint within the epoch: its minutes are measured with a monotonic clock.
-    wait_until(lambda: (run / "last.pt").exists())
-    process.send_signal(signal.SIGSTOP)
-    assert 0 < len(steps(run)) < 21
-    output, code = finish(start(run, *short))
-    assert code == os.EX_UNAVAILABLE and "is in use by process" in output, output
-    pauses.release()
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGCONT)
-    first, code = finish(process)
-    assert code == os.EX_TEMPFAIL, first
-    second, code = finish(start(run, *short))
-    assert code == 0, second
-    elapsed = time.monotonic() - start_time
-
-    assert all(torch.equal(w, weights(uninterrupted)[name]) for name, w in weights(run).items())
-    assert steps(run) == list(range(1, 85))
-    training = json.loads((run / "result.json").read_text())["training"]
-    assert 0 < training["wall_time_s"] < elapsed
-    etas = [int(m) * 60 + int(s) for m, s in re.findall(r"ETA (-?\d+):(-?\d\d)", first + second)]
-    assert len(etas) >= 84 and all(0 <= eta < 84 * elapsed for eta in etas)

@@ -138,16 +138,6 @@ def test_no_readable_checkpoint_is_an_error_that_names_both(directory: RunDirect
         assert part in str(caught.value)
 
 
-def test_every_truncation_is_detected(tmp_path: Path) -> None:
-    path = tmp_path / "a.pt"
-    checkpoint.save(path, {"step": 1, "model": torch.arange(10.0)})
-    whole = path.read_bytes()
-    for length in range(0, len(whole), 7):
-        path.write_bytes(whole[:length])
-        with pytest.raises(RunError, match=r"a\.pt"):
-            checkpoint.load(path)
-
-
 def test_a_flipped_bit_is_detected_or_harmless(tmp_path: Path) -> None:
     """A zip file has padding bytes, but a changed tensor byte must always be detected."""
     path = tmp_path / "a.pt"

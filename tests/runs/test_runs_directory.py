@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -49,6 +50,7 @@ def dead_process() -> int:
 
 
 def hold(directory: RunDirectory, pid: int, host: str | None = None) -> None:
+    """Write a lock file as that process would, without its kernel lock."""
     holder = {"host": host or socket.gethostname(), "pid": pid, "started": "2026-01-01T10:00:00"}
     directory.lock.write_text(json.dumps(holder))
 
@@ -75,8 +77,10 @@ def test_a_live_process_keeps_its_directory(
 ) -> None:
     hold(directory, live_process)
     before = directory.lock.read_text()
-    with pytest.raises(RunInUseError) as caught, claimed(directory, config):
-        pass
+    with directory.lock.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RunInUseError) as caught, claimed(directory, config):
+            pass
     assert caught.value.exit_code == os.EX_UNAVAILABLE
     message = str(caught.value)
     for part in (str(directory.path), f"process {live_process}", "2026-01-01T10:00:00"):
@@ -221,6 +225,23 @@ def test_one_method_name_has_one_class(tmp_path: Path, composed: Compose) -> Non
     directory, config = at("8x4", target, "norm.name=sync")
     directory.check(config)
     RunDirectory(tmp_path / "elsewhere").check(at("8x4", target)[1])
+
+
+@pytest.mark.parametrize("part", ["norm", "norm.head"])
+def test_a_pair_of_method_names_has_one_class_each(
+    tmp_path: Path, composed: Compose, part: str
+) -> None:
+    pair = composed("norm=bn", "norm.head=gn", "batch=8x2", f"runs_dir={tmp_path}")
+    with claimed(RunDirectory(Path(pair.run_dir)), pair):
+        pass
+    pair.run_dir = pair.run_dir.replace("8x2", "8x4")
+    RunDirectory(Path(pair.run_dir)).check(pair)
+    if part == "norm":
+        pair.norm.target = "my.Norm"
+    else:
+        pair.norm.head["target"] = "my.Norm"
+    with pytest.raises(RunError, match=rf"^{part}\.target=my\.Norm: .* its own {part}\.name=$"):
+        RunDirectory(Path(pair.run_dir)).check(pair)
 
 
 def test_results_are_json_or_an_error(directory: RunDirectory) -> None:

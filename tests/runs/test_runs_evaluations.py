@@ -1,4 +1,4 @@
-"""Which evaluation of a run counts, and how results of version 1 are converted."""
+"""Which evaluation of a run counts."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_files import as_version_1, config, result, write_run
+from run_files import config, result, write_run
 
 from sn_imagenet.runs import (
     FINISHED,
     NOT_EVALUATED,
-    RunDirectory,
     counted_evaluations,
     deviations_from_config,
     read_run,
 )
+from sn_imagenet.runs.evaluations import same_images
 
 SETTINGS = config("sn", "8x2")
 FINGERPRINT = {"train": {"samples": 1397, "digest": "a"}, "val": {"samples": 400, "digest": "b"}}
@@ -35,7 +35,7 @@ def evaluation(**changed: Any) -> dict[str, Any]:
     [
         ({}, []),
         ({"samples_used": 4, "by": "evaluate.py", "provenance": {"git_dirty": True}}, []),
-        ({"data": {"name": "digits", "val": None}, "precision": None}, []),  # of version 1
+        ({"data": {"name": "digits", "val": None}, "precision": None}, []),
         ({"samples_requested": 1000}, ["1000 samples"]),
         ({"samples_requested": "all", "seed": 2}, ["all samples", "seed 2"]),
         ({"estimator": "population"}, ["population"]),
@@ -78,19 +78,11 @@ def test_the_first_evaluation_without_deviations_counts(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("evaluator", [None, {"git_revision": "f" * 40}])
-def test_a_result_of_version_1_is_converted_to_version_2(
-    tmp_path: Path, evaluator: dict[str, str] | None
-) -> None:
-    now = result(SETTINGS, 92.5, 91.25)
-    for entry in now["evaluations"]:
-        entry["by"] = "evaluate.py" if evaluator else "training"
-        entry["at"], entry["provenance"] = "2026-01-31T12:00:00+0000", evaluator
-        entry["data"] = {"name": "digits", "val": FINGERPRINT["val"]}
-        entry["checkpoint"] = {"file": "final.pt", "epoch": 10, "step": 870}
-    now["provenance"] |= {"written_at": "2026-01-31T12:00:00+0000", "data_fingerprint": FINGERPRINT}
-    old = as_version_1(now)
-    old["provenance"] = {**now["provenance"], "evaluated_by": evaluator}
-    directory = write_run(tmp_path, SETTINGS, old)
-    assert RunDirectory(directory).read_result() == now
-    assert read_run(directory).score_value() == 92.5
+def test_contents_count_only_if_both_were_read() -> None:
+    """A training before scripts/prepare_data.py has read the files, and an evaluation after it."""
+    images = {"samples": 2, "sha256": "a"}
+    read, other = ({**images, "contents": contents} for contents in "bc")
+    assert same_images(images, read) and same_images(read, images) and same_images(read, read)
+    assert not same_images(read, other)
+    assert not same_images(images, {**read, "samples": 3})
+    assert not same_images(images, None)

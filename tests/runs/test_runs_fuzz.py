@@ -14,8 +14,8 @@ import pytest
 from run_files import REPOSITORY, config, result, write_run
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.figures.figure4 import figure4
 from sn_imagenet.reporting.figures.files import seeds_with_weights
+from sn_imagenet.reporting.figures.weights import figure4
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.study import RunCollection, studies_of
 from sn_imagenet.reporting.table2 import table2
@@ -177,7 +177,7 @@ CHAIN = "a0: lol\n" + "".join(f"a{i + 1}: ${{a{i}}}${{a{i}}}\n" for i in range(4
         ("config.yaml", DEEP),
         ("config.yaml", "norm: " + "{a: " * 500),
         ("result.json", DEEP),
-        ("result.json", '{"version": 1, "status": "failed", "error": "\\ud800"}'),
+        ("result.json", '{"version": 2, "status": "failed", "error": "\\ud800"}'),
         ("result.json", '{"version": 1e999}'),
         ("metrics.jsonl", METRICS + '{"kind": "epoch", "epoch": 3, "epochs": 10, "val": "8"}\n'),
         ("metrics.jsonl", METRICS + '{"kind": "train", "step": 1e999, "images_per_s": 2}\n'),

@@ -28,7 +28,7 @@ from sn_imagenet.runs import (
     read_progress,
     read_run,
 )
-from sn_imagenet.runs.lock import this_process
+from sn_imagenet.runs.lock import acquire, release
 from sn_imagenet.runs.methods import BUILT_IN
 
 EPOCH_3 = '{"kind": "epoch", "epoch": 3, "step": 261, "epochs": 10, "val": {"top1": 88.0}}\n'
@@ -77,9 +77,11 @@ def test_departures_of_older_runs_have_the_current_wording(
     assert (item, paper) in [departure[:2] for departure in run.departures]
 
 
-def test_running_when_the_process_lives(tmp_path: Path, live_pid: int) -> None:
-    lock = {"host": socket.gethostname(), "pid": live_pid, "started": "now"}
-    run = read_run(write_run(tmp_path, config(), lock=lock, metrics=EPOCH_3))
+def test_running_when_the_process_lives(tmp_path: Path) -> None:
+    path = write_run(tmp_path, config(), metrics=EPOCH_3)
+    acquire(path / "lock.json")
+    run = read_run(path)
+    release(path / "lock.json")
     assert (run.state, run.detail) == (RUNNING, "3/10")
 
 
@@ -192,6 +194,25 @@ def test_bad_config_takes_its_cell_from_the_path(tmp_path: Path, text: str) -> N
     assert "config.yaml" in warning
 
 
+def test_the_path_also_names_the_task(tmp_path: Path) -> None:
+    folder = "runs/digits+mine/resnet50_mini/sn/8x2/seed3"
+    write_run(tmp_path, config(seed=3), folder=folder)
+    (tmp_path / folder / "config.yaml").write_text("data: [")
+    (run,) = find_runs(tmp_path).runs
+    assert run.cell == Cell("digits", "resnet50_mini", "sn", Setting(8, 2), task="mine")
+
+
+def test_a_class_of_ones_own_is_named_beside_that_of_the_heads(tmp_path: Path) -> None:
+    settings = config("bn", "8x2")
+    settings["norm"] |= {"target": "my.BN", "head": {"name": "gn", "target": "my.GN", "args": {}}}
+    outcome = result(settings, 90.0)
+    outcome["cell"]["norm"] = "bn+gn"
+    write_run(tmp_path / "runs", settings, folder="a/unfinished")
+    write_run(tmp_path / "runs", settings, outcome, folder="b/finished")
+    names = {run.cell.norm for run in find_runs(tmp_path).runs}
+    assert names == {"bn (my.BN)+gn (my.GN)"}
+
+
 def test_a_run_without_a_known_cell_is_a_warning(tmp_path: Path) -> None:
     finished_run(tmp_path, 90.0)
     stray = tmp_path / "stray"
@@ -262,8 +283,8 @@ def test_a_running_run_shows_top1_under_the_statistics_of_its_cell(
 def test_a_locked_directory_is_running_before_it_has_a_config(tmp_path: Path) -> None:
     lock = tmp_path / "lock.json"
     assert read_progress(tmp_path) is None
-    lock.write_text(json.dumps(this_process()))
+    acquire(lock)
     progress = read_progress(tmp_path)
     assert progress is not None and progress.state == RUNNING
-    lock.write_text(json.dumps({**this_process(), "process_start": "an-earlier-boot:1"}))
+    release(lock)
     assert read_progress(tmp_path) is None

@@ -95,7 +95,7 @@ def test_an_interrupted_sweep_stops_its_run_and_resumes_later(tmp_path, monkeypa
     (pauses / "BN").write_text("0.1")
     (pauses / "BN.held").write_text("/")
     monkeypatch.setitem(ENVIRONMENT, "PAUSES", str(pauses))
-    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(ROOT / "scripts" / "dev"))
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(ROOT / "tests"))
     long = ["norm=bn", "norm.target=slow_norms.BN", "trainer.max_steps=25", "trainer.log_every=1"]
     long.append("data.workers=1")
     process = sweep(tmp_path, *long, "evaluate=false")

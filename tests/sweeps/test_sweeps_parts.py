@@ -20,7 +20,7 @@ from sn_imagenet.sweeps.planned import PlannedRun, is_run_override, plan_runs
 from sn_imagenet.sweeps.pool import Pool
 from sn_imagenet.sweeps.settings import SweepSettings, sweep_settings
 from sn_imagenet.sweeps.slots import Slot, machine_slots
-from sn_imagenet.sweeps.starters import SubprocessStarter
+from sn_imagenet.sweeps.starters import Starter
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
@@ -166,11 +166,14 @@ def test_the_heading_is_the_label_of_all_scores():
     assert "200/4000 steps" in d
     head, _, a, c, _, _ = table([waiting, top1, *others])
     assert "score" in head and "top-1 50.00" in a and "median error 0.031235" in c
+    planned = RunStatus("e", "waiting", task_score=error)
+    started = RunStatus("f", "running", Progress("running", 0, 8), task_score=error)
+    assert "median error  samples/s" in table([planned, started])[0]
     out = io.StringIO()
     Board(out).show(others)
     assert out.getvalue().splitlines() == [
-        "c: running  epoch 1/8  median error 0.031235  - images/s  ETA -",
-        "d: running  200/4000 steps  median error 0.031235  - images/s  ETA -",
+        "c: running  epoch 1/8  median error 0.031235  - samples/s  ETA -",
+        "d: running  200/4000 steps  median error 0.031235  - samples/s  ETA -",
     ]
 
 
@@ -188,7 +191,7 @@ def test_a_failing_run_is_retried_after_the_others_and_then_reported(tmp_path):
     runs = [planned(tmp_path, name) for name in ("a", "b")]
     out = io.StringIO()
     code = Pool(
-        runs, [Slot("slot", {})], SubprocessStarter([sys.executable, "-c", program]), 1, Board(out)
+        runs, [Slot("slot", {})], Starter([sys.executable, "-c", program]), 1, Board(out)
     ).run()
     assert code == 1
     starts = [line for line in out.getvalue().splitlines() if "running" in line]
@@ -212,7 +215,7 @@ def test_a_run_refused_by_a_lock_is_running_elsewhere_and_not_failed(tmp_path):
     run = PlannedRun(planned(tmp_path, "a").config, (str(tmp_path / "started"),))
     out = io.StringIO()
     code = Pool(
-        [run], [Slot("slot", {})], SubprocessStarter([sys.executable, "-c", program]), 0, Board(out)
+        [run], [Slot("slot", {})], Starter([sys.executable, "-c", program]), 0, Board(out)
     ).run()
     assert code == 1
     states = [line.split("  ")[0] for line in out.getvalue().splitlines() if line.startswith("a:")]
@@ -231,6 +234,9 @@ def test_hours_are_estimated_from_measurements_only(composed, tmp_path):
     assert process_hours(config, [other], 5) == pytest.approx(steps * 5 * 64 / 50 / 3600)
     elsewhere = TrainingSpeed((*same[:2], "cifar10", *same[3:], "bn", "8x8"), 100.0, 50_000)
     assert process_hours(config, [elsewhere], 0) is None
+    config.task = {"name": "mine", "target": "mine.Task"}  # an epoch of two phases
+    two = [TrainingSpeed(("mine", *same[1:], "bn", "8x8"), 100.0, 2 * 1344)]
+    assert process_hours(config, two, 0) == pytest.approx(2 * 1344 * 10 / 100 / 3600)
     (tmp_path / "result.json").write_text("{")
     assert measured_speeds([tmp_path], "cpu") == []
 
@@ -274,7 +280,7 @@ def test_a_dry_run_of_a_complete_sweep_has_nothing_to_do(tmp_path):
         "seed": 0,
         "test_statistics": "batch_average",
     }
-    result = {"version": 1, "status": "diverged", "cell": cell}
+    result = {"version": 2, "status": "diverged", "cell": cell}
     (run.run_dir / "result.json").write_text(json.dumps(result))
     lines = plan([run], slots=1)
     assert "already diverged" in lines[1] and lines[-1].startswith("nothing to do")

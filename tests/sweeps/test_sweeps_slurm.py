@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "dev" / "slurm_local.sh"
+SCRIPT = Path(__file__).with_name("slurm_local.sh")
 SKIPPED = 77
 
 

@@ -169,7 +169,8 @@ def test_a_killed_run_resumes_bit_for_bit(files: Path, finished: Path, tmp_path:
 @pytest.mark.slow
 def test_placements_agree(files: Path, tmp_path: Path) -> None:
     """Two replicas of two: in one pass, in two, and on two processes with a kill in between."""
-    common = options(files, "norm=bn", "batch=2x2", "tracker=none")
+    # With a larger rate rounding differences grow tenfold a step, as does noise of 1e-7.
+    common = options(files, "norm=bn", "batch=2x2", "tracker=none", "task.learning_rate=1e-5")
     variants = {"one": ((), 1), "passes": (("trainer.replicas_per_pass=1",), 1), "two": ((), 2)}
     for name, (more, processes) in variants.items():
         line = ("train.py", *common, *more, f"run_dir={tmp_path / name}", "checkpoint.minutes=0")
@@ -180,11 +181,10 @@ def test_placements_agree(files: Path, tmp_path: Path) -> None:
     for name in ("passes", "two"):
         found = rows(tmp_path / name)
         assert [row["step"] for row in found] == [row["step"] for row in expected]
-        assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-5)
-        for ours, theirs in zip(found, expected, strict=True):  # rounding differences grow
-            assert ours.get("loss", 0) == pytest.approx(theirs.get("loss", 0), rel=0.05)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.get("loss", 0) == pytest.approx(theirs.get("loss", 0), rel=1e-3)
         ours, theirs = (result(tmp_path / n)["evaluations"][1] for n in (name, "one"))
-        assert ours["total_loss"] == pytest.approx(theirs["total_loss"], rel=0.05)
+        assert ours["total_loss"] == pytest.approx(theirs["total_loss"], rel=1e-3)
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -41,7 +43,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text += "learning_rate: 0.01\n" if name == "regression" else ""
         (folder / "task" / f"{name}.yaml").write_text(text)
     (folder / "norm").mkdir()
-    (folder / "norm" / "mine.yaml").write_text((ROOT / "configs/norm/gn.yaml").read_text())
+    (folder / "norm" / "mine.yaml").write_text("defaults: [gn, _self_]\nname: mine\n")
     return folder
 
 
@@ -127,6 +129,23 @@ def test_a_regression_warms_up_and_validates_at_its_interval(finished: dict[str,
     assert all(row["absolute_error"] > 0 for row in errors)
 
 
+def test_the_batch_average_is_validated_at_an_interval_of_validations(
+    configs: Path, tmp_path: Path
+) -> None:
+    command = ("train.py", *REGRESSION, "norm=bn", "calibration.samples=64", "evaluate=false")
+    run_dir = tmp_path / "second"
+    run(configs, *command, "calibration.every=2", f"run_dir={run_dir}")
+    assert [(row["step"], "calibrated" in row) for row in rows(run_dir) if "val" in row] == [
+        (8, False),
+        (16, True),
+    ]
+    output = run(configs, *command, "calibration.every=3", f"run_dir={tmp_path / 'no'}", code=2)
+    assert "calibration.every=3: counts validations during training, and there is no" in output
+    no_validation = (*TWO_PHASE, "calibration.every=1", f"run_dir={tmp_path / 'none'}")
+    output = run(configs, "train.py", *no_validation, code=2)
+    assert "there is no validation number 1 in these 32 steps" in output
+
+
 def test_each_phase_uses_its_optimizer_and_no_validation_set(finished: dict[str, Path]) -> None:
     records = rows(finished["two_phase"])
     assert not [row for row in records if "val" in row]
@@ -180,6 +199,26 @@ def test_two_processes_train_and_gather_as_one(
         assert evaluated[SCORES[name]] == pytest.approx(expected[SCORES[name]], rel=0.25)
 
 
+def test_an_evaluation_writes_files_of_a_tasks_own(
+    configs: Path, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(finished["two_phase"], tmp_path / "run")
+    run(configs, "evaluate.py", f"run={run_dir}", "+artifacts.errors=errors.json")
+    errors = json.loads((run_dir / "errors.json").read_text())["moving_average"]
+    evaluation = result(run_dir)["evaluations"][0]
+    assert (len(errors), statistics.median(errors)) == (
+        evaluation["seen"],
+        evaluation["median_error"],
+    )
+    for option in ("+artifacts.boxes=boxes.json", "per_class=classes.csv"):
+        output = run(configs, "evaluate.py", f"run={run_dir}", option, code=2)
+        kind = option.removeprefix("+artifacts.").partition("=")[0]
+        assert f"artifacts.{kind}: the task of {run_dir} writes no such file" in output
+        assert "expected one of errors" in output and "Traceback" not in output
+    output = run(configs, "evaluate.py", f"run={run_dir}", "artifacts.errors=a.json", code=2)
+    assert "to add it, write +artifacts.errors=a.json" in output
+
+
 @pytest.mark.parametrize(
     ("name", "heading", "done"),
     [("regression", "MAE", "20/20 steps"), ("two_phase", "median error", "2/2")],
@@ -191,7 +230,7 @@ def test_a_task_is_swept_evaluated_again_and_tabulated(
     output = run(configs, "train.py", "-m", "hydra/launcher=local", *TASKS[name], "norm=bn,gn",
                  "seed=0,1", f"runs_dir={runs}")  # fmt: skip
     assert "4 runs: 4 finished" in output
-    run_dir = runs / "digits/resnet14_mini/bn/4x8/seed0"
+    run_dir = runs / f"digits+{name}/resnet14_mini/bn/4x8/seed0"
     run(configs, "evaluate.py", f"run={run_dir}", "calibration.samples=64")
     evaluations = result(run_dir)["evaluations"]
     assert [e["by"] for e in evaluations] == ["training"] * 2 + ["evaluate.py"] * 2
@@ -202,6 +241,24 @@ def test_a_task_is_swept_evaluated_again_and_tabulated(
     assert done in status and heading in status
 
 
+def test_training_starts_from_the_weights_of_a_run(
+    configs: Path, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    source, target = finished["two_phase"], tmp_path / "two_phase"
+    few = ("norm=sn", "trainer.epochs=1", "trainer.max_steps=1", f"init={source}")
+    output = run(configs, "train.py", *TWO_PHASE, *few, "evaluate=false", f"run_dir={target}")
+    assert f"starting from {source}\n" in output
+    first, last = rows(target)[0]["loss"], [row for row in rows(source) if "loss" in row][-1]
+    assert first < 2 * last["loss"] + 5 < rows(source)[0]["loss"]
+    words = ("train.py", *REGRESSION, f"run_dir={tmp_path / 'other'}", f"init={source}", "norm=sn")
+    output = run(configs, *words, code=2)
+    assert f"init={source}: its network, task=two_phase" in output
+    assert "bn1.bias missing there, [16] here" in output
+    words = ("train.py", *DATA, *few[:-1], f"init={finished['regression']}", "evaluate=false")
+    output = run(configs, *words, f"run_dir={tmp_path / 'classes'}")
+    assert "a new fc, because its classes differ" in output
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -210,7 +267,7 @@ def test_a_task_is_swept_evaluated_again_and_tabulated(
         (("task.target=no_task.None",), "task.target=no_task.None: cannot be imported"),
         (("trainer.max_steps=null",), "trainer.epochs=null: needs trainer.max_steps="),
         (("norm.head=gn",), "norm.head=gn: task=regression has no heads"),
-        (("norm.head=mine",), "norm.head=gn: task=regression has no heads"),
+        (("norm.head=mine",), "norm.head=mine: task=regression has no heads"),
         (("norm.head=gm",), "norm.head=gm: unknown choice; did you mean norm.head=gn?"),
     ],
 )
@@ -228,7 +285,10 @@ def test_a_task_can_fix_what_one_pass_holds(configs: Path, tmp_path: Path) -> No
     output = run(configs, *command, "norm=bn", "trainer.replicas_per_pass=2", code=2)
     assert "trainer.replicas_per_pass=2: task=two_phase needs 1" in output
     output = run(configs, *command, "norm=sync_bn", code=2)
-    assert "replicas" in output and "Traceback" not in output
+    advice = "this task needs 1 in each, so use 4 processes, one per replica"
+    assert advice in output and "Traceback" not in output
+    single = ("batch=2x8", "trainer.max_steps=1", "trainer.epochs=1", "evaluate=false")
+    run(configs, *command, *single, "norm=sync_bn", processes=2)
 
 
 def test_the_documented_task_is_the_tested_one() -> None:

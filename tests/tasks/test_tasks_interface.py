@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +12,8 @@ import torch
 from sn_imagenet.config import ExperimentConfig, from_dict
 from sn_imagenet.data.seeding import seeded
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.evaluation import prepare
 from sn_imagenet.runs.scores import TOP1, Score, read_score
-from sn_imagenet.tasks import build_task
+from sn_imagenet.tasks import build_task, prepare
 from sn_imagenet.tasks.classification import Classification
 from sn_imagenet.tasks.task import phase_position, require_task_placement
 
@@ -26,6 +27,18 @@ class Needy(Classification):
 def test_a_missing_package_is_told_with_the_line_that_installs_it(composed: Compose) -> None:
     config = composed("data=digits", f"task.target={__name__}.Needy")
     with pytest.raises(ConfigError, match=r"pip install 'sn-imagenet\[detection\]'"):
+        build_task(config)
+
+
+def test_a_package_that_a_tasks_file_imports_is_told_too(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "needy_task.py").write_text("import trackio\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not installed
+    config = composed("data=digits", "task.name=mine", "task.target=needy_task.Needy")
+    expected = r"^task\.target=needy.*imported .*trackio.*; pip install 'sn-imagenet\[trackio\]'$"
+    with pytest.raises(ConfigError, match=expected):
         build_task(config)
 
 
@@ -88,9 +101,13 @@ def test_a_head_is_looked_up_as_the_backbone_is_and_names_the_run(composed: Comp
     assert backbone is not None and backbone.name == "gn"
 
 
-def test_a_row_is_part_of_the_path(composed: Compose) -> None:
-    config = composed("data=digits", "norm=gn", "batch=8x2", "+task.row=scratch")
-    assert config.run_dir == "runs/digits/resnet50-scratch/gn/8x2/seed0"
+def test_task_and_row_are_parts_of_the_path(composed: Compose) -> None:
+    options = ("data=digits", "norm=gn", "batch=8x2")
+    assert composed(*options).run_dir == "runs/digits/resnet50/gn/8x2/seed0"
+    row = composed(*options, "+task.row=scratch")
+    assert row.run_dir == "runs/digits/resnet50-scratch/gn/8x2/seed0"
+    other = composed(*options, "+task.row=scratch", "task.name=mine")
+    assert other.run_dir == "runs/digits+mine/resnet50-scratch/gn/8x2/seed0"
 
 
 def test_single_sample_changes_apply_unless_the_task_says_otherwise(composed: Compose) -> None:

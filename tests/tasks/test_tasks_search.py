@@ -192,7 +192,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def search_dir(runs: Path, norm: str = "sn") -> Path:
-    return runs / "digits" / "cell" / norm / "1x16" / "seed0"
+    return runs / "digits+architecture_search" / "cell" / norm / "1x16" / "seed0"
 
 
 @pytest.mark.slow

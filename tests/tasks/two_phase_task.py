@@ -1,6 +1,7 @@
 """A task with two phases an epoch, two optimizers, no validation set, and a median as its score."""
 
 import dataclasses
+import json
 import statistics
 
 import torch
@@ -35,6 +36,7 @@ class TwoPhase(Task):
 
     score = Score("median_error", "median error", higher_is_better=False)
     phases = ("body", "scale")
+    artifacts = ("errors",)
     replicas_per_pass = 1
     uses_global_rng = True
 
@@ -76,6 +78,10 @@ class TwoPhase(Task):
 
     def evaluator(self, data, device, batch_size, artifacts):
         return MedianError()
+
+    def write_artifacts(self, data, evaluators, artifacts):
+        errors = {name: evaluator.errors for name, evaluator in evaluators.items()}
+        return {artifacts["errors"]: json.dumps(errors).encode()} if artifacts else {}
 
 
 class MedianError:

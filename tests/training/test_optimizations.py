@@ -58,17 +58,3 @@ def test_gradients_are_clipped_to_the_norm(composed: Compose, max_norm: float | 
         rate = 0.1 * RATE if name.startswith("fc.") else RATE
         expected = before[name] - rate * factor * gradients[name]
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
-def test_no_optimizer_steps_after_a_non_finite_loss(
-    composed: Compose, optimizer: Callable[..., torch.optim.Optimizer]
-) -> None:
-    stepper = stepper_with(composed, optimizer, 1.0)
-    before = {name: p.detach().clone() for name, p in stepper.network.named_parameters()}
-    for step, scale in enumerate((math.nan, 1.0)):
-        images, labels = batch()
-        stepper.forward_backward(ImageBatch(images * scale, labels), step)
-        stepper.optimizer_step(step)
-    for name, parameter in stepper.network.named_parameters():
-        assert torch.equal(parameter.detach(), before[name]), name

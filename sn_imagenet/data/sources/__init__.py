@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,13 +23,12 @@ _INDEXED_SOURCES = ("imagefolder", "imagenet")  # have a stored index, and open 
 
 
 class Sample(NamedTuple):
-    """One sample, whose ``size`` (height, width) and label are known before it is decoded.
-    ``pixels()``: uint8 [H, W, 3], or float32 [3, H, W] in [0, 1]; ``pixels(rows)`` may omit the
-    pixels below the first ``rows`` rows."""
+    """One sample. ``stored``: the bytes of its file, not yet decoded, or its pixels, uint8 or
+    float32 in [0, 1], [3, H, W]. ``size``: (height, width)."""
 
+    stored: bytes | Tensor
     size: tuple[int, int]
     label: int
-    pixels: Callable[..., np.ndarray | Tensor]
 
 
 class Source(Protocol):
@@ -45,7 +43,15 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def open(self, index: int) -> Sample: ...
+    def open(self, index: int) -> Sample:
+        """
+        Raises:
+            DataError: the file cannot be read.
+            UndecodableError: it is not an image.
+        """
+
+    def location(self, index: int) -> str:
+        """Where the sample is stored, for messages."""
 
 
 def open_source(data: DataConfig) -> tuple[Source, Source]:

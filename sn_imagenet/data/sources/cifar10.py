@@ -6,6 +6,7 @@ import fcntl
 from pathlib import Path
 
 import numpy as np
+import torch
 from torchvision.datasets import CIFAR10
 
 from sn_imagenet.config import DataConfig
@@ -35,7 +36,8 @@ def open_source(data: DataConfig) -> tuple[ArraySource, ArraySource]:
 
     def to_source(dataset: CIFAR10) -> ArraySource:
         labels = np.array(dataset.targets, dtype=np.int64)
-        return ArraySource(dataset.data, labels, tuple(dataset.classes), stored=dataset.data)
+        images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2)
+        return ArraySource(images, labels, tuple(dataset.classes), stored=dataset.data)
 
     train, val = map(to_source, splits)
     return train, val

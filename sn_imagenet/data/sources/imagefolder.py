@@ -8,7 +8,7 @@ from sn_imagenet.config import DataConfig
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import Index
 from sn_imagenet.data.indexed import IndexedSource
-from sn_imagenet.data.layouts import class_folder_split, require_same_classes
+from sn_imagenet.data.layouts import require_same_classes, split_at
 
 PATH_OPTIONS = ("train", "val")
 
@@ -30,4 +30,4 @@ def _open_index(option: str, value: str | None) -> Index:
             f"data=imagefolder needs {option}: give data.train=DIR data.val=DIR, each with one "
             "folder of images per class."
         )
-    return class_folder_split(Path(value).expanduser(), option).open()
+    return split_at(Path(value).expanduser(), option).open()

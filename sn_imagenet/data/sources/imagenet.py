@@ -7,10 +7,13 @@ from pathlib import Path
 from sn_imagenet.config import DataConfig
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.imagenet_labels import IMAGENET_CLASSES
-from sn_imagenet.data.index import Index
 from sn_imagenet.data.indexed import IndexedSource
-from sn_imagenet.data.layouts import find_imagenet_train, find_imagenet_val, require_same_classes
-from sn_imagenet.data.scanning import shorten_list
+from sn_imagenet.data.layouts import (
+    class_differences,
+    find_imagenet_train,
+    find_imagenet_val,
+    require_same_classes,
+)
 
 PATH_OPTIONS = ("root",)
 
@@ -35,23 +38,14 @@ def open_source(data: DataConfig) -> tuple[IndexedSource, IndexedSource]:
         if split is None:
             raise DataError(f"ImageNet is required, but {root} has no {name} set. {alternative}")
         indices.append(split.open())
-    train, val = indices
-    _require_all_classes(train, other=val)
-    _require_all_classes(val, other=train)
-    require_same_classes(train, val)
-    return IndexedSource(train), IndexedSource(val)
-
-
-def _require_all_classes(index: Index, other: Index) -> None:
-    classes = index.listing.classes
-    if len(classes) != IMAGENET_CLASSES:
-        only = [
-            f"; only in {one.listing.origin}: {shorten_list(names)}"
-            for one, another in ((index, other), (other, index))
-            if (names := sorted(set(one.listing.classes) - set(another.listing.classes)))
-        ]
-        raise DataError(
-            f"{index.listing.origin} has {len(classes)} classes, but ImageNet-1k has "
-            f"{IMAGENET_CLASSES}{''.join(only)}. "
-            "For another set of classes use data=imagefolder data.train=DIR data.val=DIR."
-        )
+    for index in indices:
+        if len(index.classes) != IMAGENET_CLASSES:
+            differences = class_differences(*indices)
+            raise DataError(
+                f"{index.origin} has {len(index.classes)} classes, but ImageNet-1k has "
+                f"{IMAGENET_CLASSES}{'; ' if differences else ''}{differences}. "
+                "For another set of classes use data=imagefolder data.train=DIR data.val=DIR."
+            )
+    require_same_classes(*indices)
+    train, val = map(IndexedSource, indices)
+    return train, val

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 from sn_imagenet.config import DataConfig
@@ -41,7 +42,7 @@ def open_source(data: DataConfig) -> tuple[ImageFiles, ImageFiles]:
 
 
 def list_images(folder: str | Path | None, option: str) -> ImageFiles:
-    """The images in ``folder`` and below, sorted by path; hidden files are skipped.
+    """The images in ``folder`` and below, sorted by path; hidden files and folders are skipped.
 
     Raises:
         DataError: ``folder`` is None or no folder, or has no image in it.
@@ -49,8 +50,8 @@ def list_images(folder: str | Path | None, option: str) -> ImageFiles:
     root = Path(folder or "").expanduser()
     if not folder or not root.is_dir():
         raise DataError(f"{option}={folder}: there is no such folder; expected a folder of images")
-    files = (file for file in root.rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
-    names = sorted(str(f.relative_to(root)) for f in files if not f.name.startswith("."))
+    files = (f.relative_to(root) for f in root.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS)
+    names = sorted(str(f) for f in files if not any(part.startswith(".") for part in f.parts))
     if not names:
         expected = ", ".join(IMG_EXTENSIONS)
         raise DataError(f"{option}={folder}: no images in it or below; expected {expected}")
@@ -73,7 +74,11 @@ class ImageFiles:
 
     def open(self, index: int) -> Sample:
         pixels = read_image(self.folder / self.names[index])
-        return Sample(pixels.shape[:2], 0, lambda rows=None: pixels)
+        height, width, _ = pixels.shape
+        return Sample(torch.from_numpy(pixels).permute(2, 0, 1), (height, width), 0)
+
+    def location(self, index: int) -> str:
+        return str(self.folder / self.names[index])
 
     def fingerprint(self) -> dict[str, Any]:
         """Over (name, size in bytes) of each file."""

@@ -1,6 +1,7 @@
-"""The closed form of a mixture's [N, C] tables and their gradients, for kernels that have one.
+"""The closed form of a mixture's [N, C] tables and their gradients, on a GPU.
 
-Autograd on ``MixtureNorm2d.combine`` computes the same up to rounding, usually in more time.
+On CPUs it is in the compiled operators (``kernels/combine.h``). Autograd on
+``MixtureNorm2d.combine`` computes the same up to rounding, usually in more time.
 A benchmark compared both with the same C++ kernels on one thread
 (results/benchmarks/closed_form_cpu.json; in brackets two threads, closed_form_cpu_2_threads.json;
 medians of 5 alternating rounds). For a step of resnet50_mini on 16 px, autograd takes, with SN,
@@ -15,27 +16,11 @@ takes four launches per layer, and autograd 81 PyTorch operators with SN and 33 
 tests/norms/triton_cases.py).
 """
 
-from __future__ import annotations
-
-from sn_imagenet.norms.closed_form.combiner import (
-    OMEGA_CHOICES,
-    ClosedForm,
+from sn_imagenet.norms.closed_form.triton_tables import (
     Layout,
     Parameters,
-    takes_parameters,
+    TritonTables,
+    takes_tables,
 )
-from sn_imagenet.norms.closed_form.cpp import CppTables
-from sn_imagenet.norms.closed_form.triton_tables import TritonTables
-from sn_imagenet.norms.kernels import Backend
 
-__all__ = ["OMEGA_CHOICES", "Layout", "Parameters", "closed_form_for", "takes_parameters"]
-
-_BY_KERNELS: dict[str, type[ClosedForm]] = {
-    form.kernels.name: form for form in (CppTables, TritonTables)
-}
-
-
-def closed_form_for(kernels: Backend) -> type[ClosedForm] | None:
-    """The closed form for these kernels, or None to leave the tables to autograd."""
-    form = _BY_KERNELS.get(kernels.name)
-    return form if form is not None and form.available() else None
+__all__ = ["Layout", "Parameters", "TritonTables", "takes_tables"]

@@ -1,21 +1,92 @@
-"""A mixture's tables on a GPU, computed by the kernels of triton_forward and triton_backward."""
+"""A mixture's tables in closed form on a GPU: forward Eq. (3), backward Eqs. (7)-(14).
+
+The kernels are those of triton_forward and triton_backward.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from sn_imagenet.norms.closed_form.combiner import OMEGA_CHOICES, ClosedForm, takes_parameters
-from sn_imagenet.norms.kernels import TRITON, triton_launch
-from sn_imagenet.norms.moments import Statistics
+from sn_imagenet.norms.kernels import TRITON, Affine, Backend, statistics_dtype, triton_launch
+from sn_imagenet.norms.kernels.cpp import MEMBERS
+from sn_imagenet.norms.moments import (
+    RunningUpdate,
+    Statistics,
+    check_divides,
+    combine_ranks,
+    update_running,
+)
+from sn_imagenet.norms.op import Combiner
 
 # Entries of a table row per program, and samples of a column at a time: 2048 elements as in the
 # other kernels, of two tables at once in backward. Not timed, since the tables are small.
 _ROW_BLOCK = 256
 _COLUMN_ROWS = 8
+
+
+class Parameters(NamedTuple):
+    """A layer's weight and bias, each [C], and its logits, each [len(omega)]; None if absent."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean_logits: Tensor | None
+    var_logits: Tensor | None
+
+
+class Layout:
+    """Memory layout of the tables of a mixture of ``omega``, for one input shape.
+
+    Raises:
+        ValueError: ``replicas`` does not divide the samples, or ``channel_groups`` the channels.
+    """
+
+    def __init__(
+        self,
+        omega: Sequence[str],
+        channel_groups: int,
+        shape: torch.Size,
+        replicas: int,
+        eps: float,
+    ) -> None:
+        rows, channels = shape[:2]
+        check_divides(rows, replicas)
+        if channels % channel_groups:
+            raise ValueError(f"num_groups={channel_groups} does not divide {channels} channels")
+        self.eps = eps
+        self.replicas = replicas
+        self.rows, self.channels = rows, channels
+        self.area = shape[2] * shape[3]
+        self.sizes = (rows, replicas, channels, channel_groups)
+        self.count = len(omega)
+
+        self.table = rows * channels
+        entries = {"in": 0, "ln": rows, "bn": replicas * channels, "gn": rows * channel_groups}
+        # mean, var, center, scale, shift, 1 / std; the weights; each member's mean and variance.
+        self.weights = 6 * self.table
+        end = self.weights + 2 * self.count
+        self.member_at = dict.fromkeys(omega, 0)
+        for member in sorted(omega, key=lambda member: member == "bn"):
+            self.member_at[member] = end
+            end += 2 * entries[member]
+        self.size = end
+        """Size of all tables together, in numbers."""
+
+
+class Views(NamedTuple):
+    """The [N, C] tables of one forward pass."""
+
+    mean: Tensor
+    var: Tensor
+    center: Tensor
+    scale: Tensor
+    shift: Tensor
+    rstd: Tensor
 
 
 class _Sums(NamedTuple):
@@ -28,21 +99,89 @@ class _Sums(NamedTuple):
     want_logits: bool
 
 
-class TritonTables(ClosedForm):
-    """Two launches forward and two backward, in addition to those over the activation."""
+class TritonTables(Combiner):
+    """The tables of one forward pass, in one allocation that is kept for backward: two launches
+    forward and two backward, in addition to those over the activation.
 
-    kernels = TRITON
+    Args:
+        layout: the memory layout of the tables.
+        parameters: the layer's parameters.
+        stored: BN's stored statistics [C], if they are used instead of the batch's.
+        group: the ranks that share BN's statistics, each with equally many samples. They exchange
+            the 2 R C numbers of their combined tables, once in each direction.
+        update: the update of the running statistics that forward is to make.
+    """
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        layout = self.layout
+    def __init__(
+        self,
+        layout: Layout,
+        parameters: Parameters,
+        stored: Statistics | None = None,
+        group: dist.ProcessGroup | None = None,
+        update: RunningUpdate | None = None,
+    ) -> None:
+        self.layout = layout
+        self.parameters = parameters
+        self.stored = stored
+        self.group = group if "bn" in layout.member_at and stored is None else None
+        self.update = update
+        self.buffer: Tensor
         omega = list(layout.member_at)
         self._positions = {
-            f"{name.upper()}_K": omega.index(name) if name in omega else -1
-            for name in OMEGA_CHOICES
+            f"{name.upper()}_K": omega.index(name) if name in omega else -1 for name in MEMBERS
         }
         self._offsets = tuple(layout.member_at.get(name, 0) for name in ("ln", "gn", "bn"))
         self._blocks = -(-layout.channels // _ROW_BLOCK)
+
+    @cached_property
+    def views(self) -> Views:
+        layout = self.layout
+        tables = self.buffer.narrow(0, 0, layout.weights).view(6, layout.rows, layout.channels)
+        return Views(*tables.unbind())
+
+    @property
+    def inputs(self) -> Parameters:
+        return self.parameters
+
+    @property
+    def mean(self) -> Tensor:
+        return self.views.mean
+
+    def forward(self, x: Tensor, kernels: Backend, differentiable: bool) -> Affine:
+        self.buffer = x.new_empty(self.layout.size, dtype=statistics_dtype(x.dtype))
+        mean, var, center, scale, shift, _ = self.views
+        TRITON.moments_into(x, mean, var)
+        self._combine_statistics()
+        if self.group is not None:
+            local = self.batch()
+            for table, combined in zip(local, combine_ranks(local, self.group), strict=True):
+                table.copy_(combined)
+        if self.update is not None:
+            self.update_running(*self.update)
+        self._combine_coefficients()
+        return Affine(center, scale, shift)
+
+    def parameters_to_save(self) -> tuple[Tensor, ...]:
+        weight = self.parameters.weight
+        return () if weight is None else (weight,)
+
+    def backward(
+        self, sums: Tensor, wanted: Sequence[bool]
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        scratch, batch = self._combine_gradient_sums(sums, wanted)
+        if self.group is not None:
+            batch = batch / dist.get_world_size(self.group)
+            dist.all_reduce(batch, group=self.group)
+        b, c, parameters = self._combine_gradient(scratch, batch)
+        chosen = [g if want else None for g, want in zip(parameters, wanted, strict=True)]
+        return b, c, chosen
+
+    def batch(self) -> Statistics:
+        """BN's statistics of this batch, each [1, R, C]."""
+        shape = (2, 1, self.layout.replicas, self.layout.channels)
+        start = self.layout.member_at["bn"]
+        mean, var = self.buffer.narrow(0, start, 2 * shape[2] * shape[3]).view(shape).unbind()
+        return mean, var
 
     def _combine_statistics(self) -> None:
         from sn_imagenet.norms.closed_form import triton_forward as kernels
@@ -152,9 +291,9 @@ class TritonTables(ClosedForm):
         from sn_imagenet.norms.closed_form import triton_forward as kernels
 
         # Kernels take numbers as fp32.
-        fp32 = self.buffer.dtype == torch.float32 and takes_parameters(self.buffer, running)
+        fp32 = self.buffer.dtype == torch.float32 and takes_tables(self.buffer, *running)
         if isinstance(momentum, Tensor) or not fp32:
-            super().update_running(running, momentum, unbias)
+            update_running(running, self.batch(), momentum, unbias)
             return
         layout = self.layout
         triton_launch.call(
@@ -175,6 +314,15 @@ class TritonTables(ClosedForm):
         sums = (scratch.rows, scratch.groups, scratch.columns)
         weight = _or_unused(self.parameters.weight, self.buffer)
         return self.buffer, scratch.pixels, weight, *sums
+
+
+def takes_tables(x: Tensor, *tables: Tensor | None) -> bool:
+    """Whether the kernels for ``x`` can read these: of its tables' dtype and device, contiguous."""
+    dtype = statistics_dtype(x.dtype)
+    return all(
+        t is None or (t.dtype == dtype and t.is_contiguous() and t.device == x.device)
+        for t in tables
+    )
 
 
 def _or_unused(tensor: Tensor | None, unused: Tensor) -> Tensor:

@@ -9,19 +9,32 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sn_imagenet.norms.kernels import cpp, triton_backend
 from sn_imagenet.norms.kernels.cpp import CppBackend
 from sn_imagenet.norms.kernels.native import NativeBackend
-from sn_imagenet.norms.kernels.tables import Affine, ReluMask, statistics_dtype, with_layout_of
+from sn_imagenet.norms.kernels.tables import (
+    Affine,
+    Coefficients,
+    ReluMask,
+    formula,
+    statistics_dtype,
+    with_layout_of,
+)
 from sn_imagenet.norms.kernels.triton_backend import TritonBackend
 
 __all__ = [
     "BACKENDS",
     "Affine",
     "Backend",
+    "Coefficients",
     "ReluMask",
+    "as_dense",
+    "formula",
+    "kernels_for",
     "select_backend",
     "statistics_dtype",
     "with_layout_of",
@@ -97,3 +110,27 @@ def select_backend(x: Tensor, name: str | None = None) -> Backend:
             "a CUDA device (or TRITON_INTERPRET=1)"
         )
     return BACKENDS[name]
+
+
+def kernels_for(x: Tensor, name: str | None) -> Backend | None:
+    """:func:`select_backend`, or None for the formula.
+
+    The formula is used if it is selected, and while PyTorch operators are being recorded or
+    transformed, which would miss the kernels: by torch.compile (which fuses the formula by itself),
+    jit.trace, make_fx, torch.func's transforms or forward-mode differentiation.
+    """
+    transformed = (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.maybe_current_level() is not None
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or forward_ad._current_level >= 0
+    )
+    return None if transformed or name == "formula" else select_backend(x, name)
+
+
+def as_dense(x: Tensor) -> Tensor:
+    """``x`` if it is contiguous or channels_last, otherwise a contiguous copy."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous()

@@ -1,68 +1,68 @@
-"""The kernels as compiled C++ loops, for CPUs with a C++ compiler."""
+"""The kernels, and whole mixture layers, as compiled operators, for CPUs with a C++ compiler.
+
+``torch.ops.sn_imagenet`` has them once :func:`is_built` has built operators.cpp.
+"""
 
 from __future__ import annotations
 
-import ctypes
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.kernels.compiler import load_library
-from sn_imagenet.norms.kernels.tables import Affine, ReluMask, statistics_dtype, with_layout_of
+from sn_imagenet.native import load_library
+from sn_imagenet.norms.kernels.tables import (
+    Affine,
+    ReluMask,
+    formula,
+    statistics_dtype,
+    with_layout_of,
+)
+from sn_imagenet.norms.moments import Moments
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-SUFFIX = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
-
-# With fewer elements a second thread costs more than it saves; PyTorch's own grain size.
-GRAIN = 32768
-
-_POINTER, _INDEX, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-_SIZES = [_INDEX, _INDEX, _INDEX, _INT, _INT]
-_SIGNATURES: dict[str, list[Any]] = {
-    "moments": [_POINTER] * 3 + _SIZES,
-    "affine": [*[_POINTER] * 6, _INT, *_SIZES],
-    "gradient_sums": [_POINTER] * 10 + _SIZES,
-    "input_gradient": [_POINTER] * 9 + _SIZES,
-}
+SOURCE = Path(__file__).with_name("operators.cpp")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+OTHERWISE = "normalization uses PyTorch's own operators on the CPU"
+MEMBERS = ("in", "ln", "bn", "gn")
+"""The members of a mixture, in the order of their numbers in combine.h."""
+_BUILD_LOCK = threading.Lock()
+_LIBRARY = torch.library.Library("sn_imagenet", "IMPL")
 
 
 @cache
-def kernel(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """The compiled function ``name`` for activations of ``dtype``."""
-    library = load_library(SOURCE)
-    assert library is not None
-    function = getattr(library, f"{name}_{SUFFIX[dtype]}")
-    function.argtypes, function.restype = _SIGNATURES[name], None
-    return function
+def numbers_of(omega: tuple[str, ...]) -> tuple[int, ...]:
+    """The numbers of the members of ``omega``, for the operator ``mixture``."""
+    return tuple(MEMBERS.index(member) for member in omega)
+
+
+@cache
+def is_built() -> bool:
+    """Whether the operators exist; the first call builds and registers them."""
+    include = Path(torch.__file__).with_name("include")
+    version = torch.__version__.translate(str.maketrans(".+-", "___"))
+    with _BUILD_LOCK:  # threads that call this first together
+        library = load_library(
+            SOURCE,
+            *("-std=c++20", f"-I{include}", f"-I{include / 'torch/csrc/api/include'}"),
+            *("-Wl,--no-as-needed", f"-L{include.with_name('lib')}", "-ltorch_cpu", "-lc10"),
+            f"-DBUILT_FOR_TORCH_{version}",
+            otherwise=OTHERWISE,
+        )
+        if library is not None and not hasattr(torch.ops.sn_imagenet, "mixture"):
+            library.register_operators()
+            for name, fake in _FAKES.items():
+                torch.library.register_fake(f"sn_imagenet::{name}", fake)
+            _LIBRARY.impl("mixture_backward", _differentiable_backward, "Autograd")
+    return library is not None
 
 
 def supports(x: Tensor) -> bool:
     """Whether the compiled kernels take ``x``; builds them on the first call for a CPU tensor."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in SUFFIX
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and load_library(SOURCE) is not None
-    )
-
-
-def kernel_sizes(x: Tensor) -> tuple[int, int, int, int, int]:
-    """The sizes that every kernel takes: N, C, HW, whether channels are innermost, threads."""
-    n, channels, height, width = x.shape
-    area = height * width
-    # A 1x1 map has both layouts; as [N, C] it has long rows.
-    columns = area == 1 or not x.is_contiguous()
-    threads = torch.get_num_threads() if x.numel() > GRAIN else 1
-    return n, channels, area, columns, threads
-
-
-def pointer(tensor: Tensor | None) -> int | None:
-    """The tensor's address for the compiled functions; None is a null pointer."""
-    return None if tensor is None else tensor.data_ptr()
+    return x.is_cpu and x.dtype in DTYPES and type(x) in (Tensor, torch.nn.Parameter) and is_built()
 
 
 class CppBackend:
@@ -75,36 +75,24 @@ class CppBackend:
     name = "cpp"
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = x.new_empty(x.shape[:2], dtype=statistics_dtype(x.dtype))
-        var = torch.empty_like(mean)
-        self.moments_into(x, mean, var)
+        mean, var = torch.ops.sn_imagenet.moments(x)
         return mean, var
-
-    def moments_into(self, x: Tensor, mean: Tensor, var: Tensor) -> None:
-        """Write the moments to ``mean`` and ``var``, both contiguous."""
-        kernel("moments", x.dtype)(x.data_ptr(), mean.data_ptr(), var.data_ptr(), *kernel_sizes(x))
 
     def affine(
         self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
     ) -> Tensor:
-        y = torch.empty_like(x)
         center, scale, shift = (table.contiguous() for table in tables)
-        inputs = (pointer(t) for t in (x, center, scale, shift, residual, y))
-        kernel("affine", x.dtype)(*inputs, relu, *kernel_sizes(x))
+        y: Tensor = torch.ops.sn_imagenet.affine(x, center, scale, shift, residual, relu)
         return y
 
     def gradient_sums(
         self, grad: Tensor, x: Tensor, mean: Tensor, relu_mask: ReluMask = None
     ) -> tuple[Tensor, Tensor]:
         grad = with_layout_of(grad, x)
-        sums_and_products = mean.new_empty((2, *x.shape[:2]))
-        sums, products = sums_and_products.unbind()
-        center, scale, shift = _mask_tables(relu_mask)
         y = relu_mask if isinstance(relu_mask, Tensor) else None
-        masked = None if y is None else torch.empty_like(x)
-        tables = (grad, x, mean, sums, products, center, scale, shift, y, masked)
-        kernel("gradient_sums", x.dtype)(*map(pointer, tables), *kernel_sizes(x))
-        return sums_and_products, grad if masked is None else masked
+        tables = _mask_tables(relu_mask)
+        sums, masked = torch.ops.sn_imagenet.gradient_sums(grad, x, mean, *tables, y)
+        return sums, grad if y is None else masked
 
     def input_gradient(
         self,
@@ -116,11 +104,11 @@ class CppBackend:
         c: Tensor,
         relu_mask: Affine | None = None,
     ) -> Tensor:
-        grad, dx = with_layout_of(grad, x), torch.empty_like(x)
         mean, a, b, c = (table.contiguous() for table in (mean, a, b, c))
         center, _, shift = _mask_tables(relu_mask)
-        pointers = map(pointer, (grad, x, mean, a, b, c, center, shift, dx))
-        kernel("input_gradient", x.dtype)(*pointers, *kernel_sizes(x))
+        dx: Tensor = torch.ops.sn_imagenet.input_gradient(
+            with_layout_of(grad, x), x, mean, a, b, c, center, shift
+        )
         return dx
 
 
@@ -128,3 +116,108 @@ def _mask_tables(relu_mask: ReluMask) -> tuple[Tensor | None, ...]:
     if isinstance(relu_mask, Affine):
         return tuple(table.contiguous() for table in relu_mask)
     return None, None, None
+
+
+class MixtureStatistics(NamedTuple):
+    """BN's statistics in the tables of the operator ``mixture``, which end with them."""
+
+    tables: Tensor
+    replicas: int
+    channels: int
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of this batch, each [1, R, C]."""
+        shape = (2, 1, self.replicas, self.channels)
+        mean, var = self.tables[-2 * self.replicas * self.channels :].view(shape).unbind()
+        return mean, var
+
+
+# ---- fake implementations: shapes, dtypes and layouts of the results ----------------------------
+
+
+def _new_table(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=statistics_dtype(x.dtype))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _new_table(x, *x.shape[:2]), _new_table(x, *x.shape[:2])
+
+
+def _affine(x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _gradient_sums(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor | None]:
+    return _new_table(x, 2, *x.shape[:2]), None if rest[-1] is None else torch.empty_like(x)
+
+
+def _input_gradient(grad: Tensor, x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _mixture(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    members, channel_groups, replicas = rest[7:10]
+    n, channels = x.shape[:2]
+    entries = (0, n, replicas * channels, n * channel_groups)
+    size = 6 * n * channels + sum(2 + 2 * entries[member] for member in members)
+    return torch.empty_like(x), _new_table(x, size)
+
+
+def _mixture_backward(
+    grad: Tensor, x: Tensor, y: Tensor | None, *rest: Any
+) -> tuple[Tensor | None, ...]:
+    members, (want_x, *want_tables) = rest[5], rest[-1]
+    sizes = (x.shape[1], x.shape[1], len(members), len(members))
+    wants = (*want_tables, want_tables[-1])
+    return (
+        torch.empty_like(x) if want_x else None,
+        None if y is None else torch.empty_like(x),
+        *(_new_table(x, size) if want else None for size, want in zip(sizes, wants, strict=True)),
+    )
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "moments": _moments,
+    "affine": _affine,
+    "gradient_sums": _gradient_sums,
+    "input_gradient": _input_gradient,
+    "mixture": _mixture,
+    "mixture_backward": _mixture_backward,
+}
+
+
+# ---- the derivative of the derivative -----------------------------------------------------------
+
+
+def _differentiable_backward(
+    grad: Tensor, x: Tensor, y: Tensor | None, tables: Tensor, *rest: Any
+) -> tuple[Tensor | None, ...]:
+    """``mixture_backward`` under autograd, with create_graph=True: by autograd on the formula."""
+    tensors = (x, *rest[:4])
+    members, channel_groups, replicas, eps, relu, stored, wanted = rest[4:]
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+        with torch._C._AutoDispatchBelowAutograd():
+            results: tuple[Tensor | None, ...] = torch.ops.sn_imagenet.mixture_backward(
+                grad, x, y, tables, *rest
+            )
+            return results
+    leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in tensors]
+    leaf, weight, bias, *logits = leaves
+    assert leaf is not None
+
+    def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        moments = Moments(mean, var, replicas)
+        own = MixtureStatistics(tables.detach(), replicas, x.shape[1])
+        batch = own.batch() if stored else moments.batch()
+        omega = [MEMBERS[member] for member in members]
+        statistics = moments.mixture(omega, channel_groups, batch, logits)
+        return moments.coefficients(statistics, eps, weight, bias)
+
+    masked = grad if y is None else torch.where(y <= 0, 0.0, grad)
+    out = formula(leaf, coefficients, relu and y is None, None)
+    chosen = [t if want else None for t, want in zip(leaves, (*wanted, wanted[-1]), strict=True)]
+    gradients = iter(
+        torch.autograd.grad(out, [t for t in chosen if t is not None], masked, create_graph=True)
+    )
+    dx, *others = (None if t is None else next(gradients) for t in chosen)
+    return dx, None if y is None else masked, *others

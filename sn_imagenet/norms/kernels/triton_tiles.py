@@ -28,7 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.kernels.compiler import cache_directory
+from sn_imagenet.native import cache_directory
 
 # Four programs per multiprocessor of an H100 or H200 hide the memory latency.
 TARGET_PROGRAMS = 4 * 132

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -14,23 +14,24 @@ from matplotlib.figure import Figure
 from sn_imagenet.reporting.cells import Summary, method_label
 from sn_imagenet.reporting.figures.cells import draw_cells
 from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
-from sn_imagenet.reporting.figures.figure2 import draw_figure2, figure2
-from sn_imagenet.reporting.figures.figure3 import draw_figure3, figure3
-from sn_imagenet.reporting.figures.figure4 import draw_figure4, figure4
 from sn_imagenet.reporting.figures.figure6a import draw_figure6a, figure6a
 from sn_imagenet.reporting.figures.figure6b import draw_figure6b, figure6b
-from sn_imagenet.reporting.figures.figure8 import draw_figure8, figure8
 from sn_imagenet.reporting.figures.figure9 import draw_figure9, figure9
-from sn_imagenet.reporting.figures.series import FigureData
-from sn_imagenet.reporting.figures.style import STYLE, save
-from sn_imagenet.reporting.figures.weights_over_training import (
+from sn_imagenet.reporting.figures.learning import (
+    draw_figure2,
+    draw_figure8,
     draw_weights_over_training,
+    figure2,
+    figure8,
     weights_over_training,
 )
+from sn_imagenet.reporting.figures.series import FigureData
+from sn_imagenet.reporting.figures.style import STYLE, save
+from sn_imagenet.reporting.figures.weights import draw_figure3, draw_figure4, figure3, figure4
 from sn_imagenet.reporting.search import SEARCH
 from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
 from sn_imagenet.reporting.stylization import STYLIZATION
-from sn_imagenet.runs import FINISHED, Run, Setting, find_runs, run_from_result, write_text
+from sn_imagenet.runs import FINISHED, Run, Setting, find_runs, write_text
 
 # Drawn once per study: the functions that gather its data and draw it, and why there may be none.
 Gather = Callable[[Study], FigureData | None]
@@ -71,33 +72,29 @@ class NamedFigure(NamedTuple):
     why_not: str = ""
 
 
-def plot_run(result: dict[str, Any], out_dir: Path) -> list[Path]:
-    """Figs. 3 and 4 of one run: ``fig3.png``, ``fig3.pdf``, ``fig4.png``, ``fig4.pdf`` in
-    ``out_dir``, if it has importance weights. If it found an architecture, ``architecture.json``
+def plot_run(run: Run) -> list[Path]:
+    """Figs. 3 and 4 of one run: ``fig3.png``, ``fig3.pdf``, ``fig4.png``, ``fig4.pdf`` in its
+    directory, if it has importance weights. If it found an architecture, ``architecture.json``
     for training it, and its picture ``cells.png`` and ``cells.pdf``.
 
-    Args:
-        result: contents of ``result.json``.
-
     Raises:
-        UserError: the result is malformed, or a file cannot be written.
+        UserError: a file cannot be written.
     """
-    run = run_from_result(result, out_dir)
     if run.state != FINISHED:
         return []
     paths = []
     architecture = run.counted_evaluations[run.statistics].get("architecture")
     if architecture:
         content = json.dumps(architecture, indent=1) + "\n"
-        paths.append(write_text(out_dir / "architecture.json", content))
+        paths.append(write_text(run.path / "architecture.json", content))
         with rc_context(STYLE):
-            paths += save(draw_cells(architecture), out_dir / "cells")
+            paths += save(draw_cells(architecture), run.path / "cells")
     if not run.weights:
         return paths
     with rc_context(STYLE):
         seeds = {run.cell.setting: [run]}
-        paths += save(draw_figure3(figure3(seeds)), out_dir / "fig3")
-        return paths + save(draw_figure4(figure4(seeds)), out_dir / "fig4")
+        paths += save(draw_figure3(figure3(seeds)), run.path / "fig3")
+        return paths + save(draw_figure4(figure4(seeds)), run.path / "fig4")
 
 
 def write_figures(runs_dir: Path, out: Path) -> FigureFiles:

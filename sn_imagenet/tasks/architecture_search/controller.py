@@ -169,8 +169,9 @@ def norm_of(norm: NormConfig) -> NormOf:
     if norm.target == "torch.nn.Identity":
         return lambda features, groups: nn.Identity()
     args = controller_args(norm)
-    layer_class = type(norm_layer(replace(norm, args=args))(UNITS))
-    own = layer_class not in METHODS.values() and not layer_class.stores_statistics
+    trial = norm_layer(replace(norm, args=args))(UNITS)
+    layer_class = type(trial)
+    own = layer_class not in METHODS.values() and not trial.stores_statistics
     if not own and layer_class not in (LayerNorm2d, GroupNorm2d, SwitchNorm2d):
         raise ConfigError(
             f"norm={norm.name}: does not apply to an LSTM, which has neither maps nor a batch; "

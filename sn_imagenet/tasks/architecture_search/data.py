@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sn_imagenet.config import AugmentConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset, DataSets
 from sn_imagenet.data.loaders import BatchLoader, TrainLoader
@@ -25,15 +26,15 @@ class SearchData(DataSets):
     test: AugmentedDataset
 
 
-def search_data(data: DataSets, reward_fraction: float) -> SearchData:
+def search_data(data: DataSets, augment: AugmentConfig, reward_fraction: float) -> SearchData:
     """Set aside ``reward_fraction`` of each class's training images for rewards, the same for
     every seed."""
     test, train = data.val, data.train
     assert test is not None, "image data have validation images"
     weights, reward = split_source(train.source, reward_fraction)
     return SearchData(
-        train=AugmentedDataset(weights, train.data, train.sample_crop, train.seed),
-        val=AugmentedDataset(reward, train.data, test.sample_crop, train.seed),
+        train=AugmentedDataset(weights, train.data, augment, train.seed),
+        val=AugmentedDataset(reward, train.data, None, train.seed),
         test=test,
         classes=data.classes,
         fingerprint={

@@ -81,7 +81,7 @@ class ArchitectureSearch(Task):
             require(within, f"task.{key}={getattr(self, key)}: expected {expected}")
 
     def datasets(self) -> SearchData:
-        return search_data(super().datasets(), self.reward_fraction)
+        return search_data(super().datasets(), self.config.augment, self.reward_fraction)
 
     def network(self, data: DataSets) -> SearchNetwork:
         """The controller and the shared weights; the latter do not depend on the method."""

@@ -15,7 +15,7 @@ from sn_imagenet.config import (
     ExperimentConfig,
     ProtocolConfig,
 )
-from sn_imagenet.data.transforms import describe_augmentation
+from sn_imagenet.data.augment import Augmentation
 from sn_imagenet.norms import BatchRenorm2d
 from sn_imagenet.norms.methods import METHODS
 from sn_imagenet.runs.methods import IMPORTED
@@ -71,7 +71,7 @@ PAPER_FACTS = (
     Fact(
         "augmentation",
         "shorter side from [256, 480], 224 crop, flip, PCA lighting std 0.1",  # He et al. 2016
-        lambda c: describe_augmentation(c.data, c.augment),
+        lambda c: Augmentation(c.data, c.augment).description,
     ),
     Fact("pixels of resized images", "exact", lambda c: c.data.decode),
     Fact("precision", "fp32", lambda c: c.trainer.precision),

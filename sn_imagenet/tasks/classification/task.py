@@ -17,7 +17,7 @@ from sn_imagenet.data.datasets import DataSets
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.distributed import Microbatch, print_rank0
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.models import build_model
+from sn_imagenet.models import SavedWeights, build_model, classifier_of, load_weights
 from sn_imagenet.norms import SwitchNorm2d, norm_layers
 from sn_imagenet.runs.scores import TOP1
 from sn_imagenet.tasks.classification.accuracy import AccuracyEvaluator, correct_counts
@@ -52,6 +52,19 @@ class Classification(Task):
             classifier = network.get_classifier()  # type: ignore[operator]
             self._dropout = PlacedDropout(classifier, config.protocol.dropout, config.seed)
         return network
+
+    def load_initial(self, network: nn.Module, data: DataSets, saved: SavedWeights) -> list[str]:
+        """As of any task; but with other classes, the last layer keeps its initial weights."""
+        head, state = classifier_of(network), network.state_dict()
+        own = {key: value for key, value in state.items() if key.rpartition(".")[0] == head}
+        fits = all(
+            key in saved.weights and saved.weights[key].shape == own[key].shape for key in own
+        )
+        if fits and list(saved.classes or data.classes) == list(data.classes):
+            load_weights(network, saved)
+            return []
+        load_weights(network, saved, new=own)
+        return [f"a new {head}, because its classes differ"]
 
     def check(self, network: nn.Module, data: DataSets) -> None:
         if self.config.trainer.epochs is None:

@@ -1,0 +1,40 @@
+"""Find objects in your own images: python scripts/detect.py --run RUN --images DIR --out DIR
+
+RUN is a finished run of task=detection. Writes each image with its objects, and detections.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from sn_imagenet.errors import UserError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add, kinds = parser.add_argument, ["batch_average", "moving_average"]
+    add("--run", type=Path, required=True, metavar="RUN", help="the directory of a trained run")
+    add("--images", type=Path, required=True, metavar="DIR", help="images in DIR and below")
+    add("--out", type=Path, required=True, metavar="DIR", help="output folder")
+    add("--score", type=float, default=0.5, metavar="S", help="least score drawn; default: 0.5")
+    add("--statistics", choices=kinds, help="of BN; default: the run's norm.test_statistics")
+    add("--annotations", type=Path, metavar="FILE", help="COCO's format: draw the truth beside")
+    args = parser.parse_args()
+    try:
+        from sn_imagenet.tasks.detection.detect import detect_folder  # imports torch
+
+        options = (args.run, args.images, args.out, args.score, args.statistics, args.annotations)
+        for path in detect_folder(*options):
+            print(path, flush=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Figs. 3 and 4: the importance weights of every SN layer, and averaged over all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from statistics import fmean
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from sn_imagenet.reporting.cells import method_label
+from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight
+from sn_imagenet.reporting.figures.figure1 import SETTINGS
+from sn_imagenet.reporting.figures.series import FigureData, Series, spread
+from sn_imagenet.reporting.figures.style import COLORS, COLUMN, PAGE
+from sn_imagenet.runs import LayerWeights, Run, Setting
+
+
+def figure3(seeds: Mapping[Setting, Sequence[Run]]) -> FigureData:
+    """The weight of each member of Omega in every SN layer, mean over the seeds of a setting, which
+    have the same layers: panels for μ and σ at each setting."""
+    panels: dict[str, list[Series]] = {}
+    for (setting, runs), (kind, symbol) in product(seeds.items(), KIND_SYMBOLS.items()):
+        layers = runs[0].weights
+        of_seeds = f", mean of {len(runs)} seeds" if len(runs) > 1 else ""
+        panels[f"{setting}: {symbol}{of_seeds}"] = [
+            Series(
+                method_label(member),
+                [layer.name for layer in layers],
+                [
+                    fmean(getattr(run.weights[i], kind).get(member, 0.0) for run in runs)
+                    for i in range(len(layers))
+                ],
+                seeds=len(runs),
+                style={"color": COLORS[member], "layers": layers},
+            )
+            for member in COLORS
+            if any(member in getattr(layer, kind) for layer in layers)
+        ]
+    return FigureData("layer", "importance weight", panels)
+
+
+def draw_figure3(data: FigureData) -> Figure:
+    """Draw one row per setting; a bar per SN layer, stacked to 1.
+
+    As in the paper, layers after 3x3 convolutions are shaded and outlined, layers in shortcuts
+    have a ■, and layers after 1x1 convolutions are plain.
+    """
+    rows = len(data.panels) // 2
+    height = 1.25 * rows + 0.75
+    figure = Figure(figsize=(PAGE, height))
+    panels = figure.subplots(rows, 2, squeeze=False)
+    for axes, (title, series) in zip(panels.flat, data.panels.items(), strict=True):
+        _draw_stack(axes, series)
+        axes.set_title(title, pad=7)
+    drawn = {one.style["color"]: one for series in data.panels.values() for one in series}
+    handles: list[Patch | Line2D] = [
+        Patch(facecolor=color, label=drawn[color].label)
+        for color in COLORS.values()
+        if color in drawn
+    ]
+    handles.append(Patch(facecolor="0.45", edgecolor="black", label="after 3×3 conv (shaded)"))
+    handles.append(Patch(facecolor="0.8", label="after 1×1 conv (flat)"))
+    handles.append(Line2D([], [], marker="s", ls="", color="black", ms=4, label="in a shortcut"))
+    if any(layer.conv == "7x7" for one in drawn.values() for layer in one.style["layers"]):
+        handles.append(
+            Patch(facecolor="0.8", edgecolor="black", hatch="////", label="after 7×7 conv")
+        )
+    figure.legend(handles=handles, loc="upper center", ncols=(len(handles) + 1) // 2)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.42 / height), h_pad=1.2, w_pad=1.5)
+    return figure
+
+
+def _draw_stack(axes: Axes, series: Sequence[Series]) -> None:
+    layers: Sequence[LayerWeights] = series[0].style["layers"]
+    positions = range(len(layers))
+    bottom = [0.0] * len(layers)
+    for one in series:
+        color = one.style["color"]
+        bars = axes.bar(positions, one.y, 0.84, bottom, color=color, label=one.label)
+        _mark_positions(bars, layers, color)
+        bottom = [low + height for low, height in zip(bottom, one.y, strict=True)]
+    shortcuts = [i for i, layer in enumerate(layers) if layer.conv == "shortcut"]
+    axes.plot(shortcuts, [1.05] * len(shortcuts), "s", color="black", ms=2.2, clip_on=False)
+    stages = [layer.stage for layer in layers]
+    starts = [i for i in positions if i == 0 or stages[i] != stages[i - 1]]
+    for start, end in zip(starts, [*starts[1:], len(layers)], strict=True):
+        if start:
+            axes.axvline(start - 0.5, color="black", lw=0.8, ls=(0, (4, 3)))
+        axes.text(
+            (start + end - 1) / 2,
+            -0.06,
+            stages[start],
+            transform=axes.get_xaxis_transform(),
+            ha="center",
+            va="top",
+            fontsize=7.5,
+        )
+    axes.set(xlim=(-0.7, len(layers) - 0.3), ylim=(0, 1.1), xticks=[], yticks=[0, 0.5, 1])
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _mark_positions(bars: BarContainer, layers: Sequence[LayerWeights], color: str) -> None:
+    for bar, layer in zip(bars, layers, strict=True):
+        if layer.conv == "3x3":
+            red, green, blue = to_rgb(color)
+            bar.set(facecolor=(0.68 * red, 0.68 * green, 0.68 * blue), edgecolor="black", lw=0.4)
+        elif layer.conv == "7x7":
+            bar.set(hatch="////", edgecolor="black", lw=0.4)
+
+
+def figure4(seeds: Mapping[Setting, Sequence[Run]]) -> FigureData:
+    """The weight of each member of Omega by setting, panels for μ and σ: the mean over layers of
+    each seed, their mean and standard deviation. A member that is not in Omega (BN at (8,1)) has no
+    bar."""
+    panels: dict[str, list[Series]] = {symbol: [] for symbol in KIND_SYMBOLS.values()}
+    for (kind, symbol), (member, color) in product(KIND_SYMBOLS.items(), COLORS.items()):
+        names, values = [], []
+        for setting, runs in seeds.items():
+            means = [mean_weight(run.weights, kind, member) for run in runs]
+            if of_seeds := [mean for mean in means if mean is not None]:
+                names.append(str(setting))
+                values.append(of_seeds)
+        if values:
+            y, style = list(map(fmean, values)), {"color": color}
+            ends = spread(y, values)
+            series = Series(method_label(member), names, y, *ends, values=values, style=style)
+            panels[symbol].append(series)
+    return FigureData(SETTINGS, "importance weight", panels, list(map(str, seeds)))
+
+
+def draw_figure4(data: FigureData) -> Figure:
+    """Draw a group of bars per setting, each seed's mean as a dot and the standard deviation over
+    seeds as a line."""
+    settings = data.ticks
+    count = max(map(len, data.panels.values()))
+    width = 0.8 / count
+    figure = Figure(figsize=(max(COLUMN, 1.0 + 0.62 * len(settings)), 3.6))
+    panels = figure.subplots(2, 1, sharex=True, sharey=True)
+    for axes, (symbol, series) in zip(panels, data.panels.items(), strict=True):
+        for i, one in enumerate(series):
+            x = [settings.index(str(s)) + (i - (count - 1) / 2) * width for s in one.x]
+            highs = one.high or [None] * len(x)
+            half = [0.0 if h is None else h - y for y, h in zip(one.y, highs, strict=True)]
+            axes.bar(
+                x,
+                one.y,
+                0.92 * width,
+                yerr=half,
+                error_kw={"lw": 0.8, "capsize": 0},
+                label=one.label,
+                **one.style,
+            )
+            dots = [(at, v) for at, vs in zip(x, one.values, strict=True) for v in vs]
+            if one.high:
+                axes.plot(*zip(*dots, strict=True), "o", ms=1.8, mfc="white", mec="black", mew=0.4)
+        axes.set_ylabel(f"{data.y}, {symbol}")
+    tops = [v for series in data.panels.values() for one in series for vs in one.values for v in vs]
+    panels[0].set_ylim(0, 1.12 * max(tops))
+    panels[1].set_xticks(range(len(settings)), settings)
+    panels[1].set_xlim(-0.6, len(settings) - 0.4)
+    panels[1].set_xlabel(data.x)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="upper center", ncols=count)
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
+    return figure

@@ -1,0 +1,142 @@
+"""Tables 3, 4 and 5 and the claims about detection, from runs with known numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from run_files import REPOSITORY, config, result, write_run
+
+from sn_imagenet.reporting.claims_report import write_claims
+from sn_imagenet.reporting.detection import pair_label
+from sn_imagenet.reporting.page import write_page
+from sn_imagenet.reporting.tables import write_tables
+from sn_imagenet.runs import stage_of
+
+PAPER = REPOSITORY / "results" / "paper.yaml"
+SCORE = {"key": "ap", "label": "AP", "unit": "%", "higher_is_better": True}
+# AP by start and method, of seed 0; the two other seeds are 0.1 and 0.2 above.
+APS = {
+    ("pretrained", "frozen_bn"): 30.0,
+    ("pretrained", "bn"): 20.0,
+    ("pretrained", "gn"): 33.0,
+    ("pretrained", "sn"): 32.0,
+    ("pretrained", "frozen_bn+gn"): 31.0,
+    ("pretrained", "frozen_bn+sn"): 31.5,
+    ("scratch", "bn"): 18.0,
+    ("scratch", "gn"): 25.0,
+    ("scratch", "sn"): 27.0,
+}
+PARTS = ("backbone.body.layer1.0.bn1", "backbone.fpn.inner_blocks.0.1", "roi_heads.box_head.0.1",
+         "roi_heads.mask_head.3.1")  # fmt: skip
+
+
+def weights(norm: str, seed: int) -> list[dict[str, Any]] | None:
+    """LN has 0.3 in the backbone and the FPN, and 0.59 to 0.61 in the heads."""
+    if not norm.endswith("sn"):
+        return None
+    entries = []
+    for name in PARTS:
+        ln = 0.59 + seed / 100 if name.startswith("roi") else 0.3
+        kind = {"in": 0.2, "ln": ln, "bn": 0.8 - ln}
+        entries.append({"name": name, "stage": stage_of(name), "place": "3x3", "mean": kind,
+                        "variance": kind})  # fmt: skip
+    return entries
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for (start, method), ap in APS.items():
+        backbone, _, head = method.partition("+")
+        for seed in range(3):
+            values = config(backbone, "8x2", seed, data="cells", model="mask_rcnn_fpn_mini")
+            values["norm"] |= {"test_statistics": "sample"}
+            values["norm"] |= {"head": {"name": head, "args": {}}} if head else {}
+            values["task"] = {"name": "detection", "target": "x.Detection", "row": start}
+            if start == "pretrained":
+                folder = backbone.replace("frozen_", "")
+                values["init"] = f"classifiers/resnet14_mini/{folder}/8x8/seed{seed}"
+            values["run_dir"] = f"runs/cells/{start}/{method}/8x2/seed{seed}"
+            outcome = result(values)
+            number = ap + seed / 10
+            (evaluation,) = outcome["evaluations"]
+            for name in ("top1", "top5", "top1_correct", "top5_correct", "loss"):
+                del evaluation[name]
+            evaluation |= {"seen": 84, "ap": number}
+            evaluation |= {"ap50": 2 * number, "ap75": number - 1, "ap_s": number, "ap_m": None,
+                           "ap_l": None, "mask_ap": number - 2, "mask_ap50": number - 3,
+                           "mask_ap75": number - 4}  # fmt: skip
+            cell = {**outcome["cell"], "norm": method, "row": start, "test_statistics": "sample"}
+            outcome |= {"score": SCORE, "evaluations": [evaluation], "cell": cell}
+            outcome |= {"importance_weights": weights(method, seed)}
+            write_run(tmp_path / "runs", values, outcome)
+    return tmp_path / "runs"
+
+
+def test_the_paper_rows_are_complete() -> None:
+    tables = yaml.safe_load(PAPER.read_text())["detection"]
+    assert [len(t.get("pretrained", {})) for t in tables.values()] == [4, 5, 6]
+    assert len(tables["table3"]["scratch"]) == 3
+    for table in tables.values():
+        for start in ("pretrained", "scratch"):
+            assert all(len(row) == len(table["keys"]) for row in table.get(start, {}).values())
+    assert tables["table5"]["pretrained"]["sn"] == [41.0, 62.3, 45.1, 36.5, 58.9, 38.7]
+
+
+def test_table5_has_pairs_in_the_papers_order(runs: Path, tmp_path: Path) -> None:
+    files = write_tables(runs, tmp_path / "out", PAPER, ["table5", "table3"])
+    text = (tmp_path / "out" / "table5.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    labels = [line.split("|")[1].strip() for line in lines[2:]]
+    ours = [label for label in labels if not label.startswith("–") and "paper" not in label]
+    assert ours[:6] == ["BN frozen", "BN frozen + GN", "BN frozen + SN", "GN", "SN", "BN"]
+    assert ours[6:9] == ["BN, from scratch", "GN, from scratch", "SN, from scratch"]
+    assert "30.1 ± 0.1 (3)" in lines[2] and "28.1 ± 0.1 (3)" in lines[2]
+    assert "38.6" in lines[3] and "paper, COCO" in lines[3]
+    assert "Table 5 of the GN paper" in text and not files.warnings
+    with (tmp_path / "out" / "table5.csv").open() as file:
+        entries = list(csv.DictReader(file))
+    one = next(e for e in entries if (e["method"], e["number"]) == ("sn", "mask_ap"))
+    assert (float(one["mean"]), one["paper"], one["n_seeds"]) == (pytest.approx(30.1), "36.5", "3")
+    low, high = float(one["ci95_low"]), float(one["ci95_high"])
+    assert low < 30.1 < high and high - low == pytest.approx(2 * 4.303 * 0.1 / 3**0.5, rel=1e-3)
+    assert "cells" not in (tmp_path / "out" / "table3.md").read_text()  # no run of its model
+
+
+def test_claims_about_detection(runs: Path, tmp_path: Path) -> None:
+    write_claims(runs, tmp_path / "out", PAPER)
+    claims = json.loads((tmp_path / "out" / "claims.json").read_text())["claims"]
+    text = (tmp_path / "out" / "claims.md").read_text()
+    verdicts: dict[str, dict[int, str]] = {"pretrained": {}, "scratch": {}}
+    start = "pretrained" if text.index("pretrained") < text.index("scratch") else "scratch"
+    for entry in claims:
+        if verdicts[start] and entry["number"] < max(verdicts[start]):
+            start = "scratch" if start == "pretrained" else "pretrained"
+        verdicts[start][entry["number"]] = entry["verdict"]
+    assert verdicts["pretrained"] == {
+        1: "holds", 2: "holds", 3: "does not hold", 5: "holds"
+    }  # fmt: skip
+    assert verdicts["scratch"] == {3: "holds", 4: "holds", 5: "holds"}
+    effects = {c["name"]: c for e in claims for c in e["comparisons"]}
+    assert effects["BN frozen - BN (8,2)"]["effect"] == pytest.approx(10)
+    assert effects["BN frozen - BN (8,2)"]["validation_interval"] is None
+    assert effects["BN frozen + SN - BN frozen + GN (8,2)"]["effect"] == pytest.approx(0.5)
+    assert effects["BN frozen - BN (8,2)"]["not_tested_because"] is None
+    assert effects["LN's weight, heads - backbone (8,2)"]["effect"] == pytest.approx(0.3)
+
+
+def test_the_report_shows_detection(runs: Path, tmp_path: Path) -> None:
+    write_page(runs, tmp_path / "out", PAPER)
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "BN trained with few images per GPU is below frozen BN." in html
+
+
+def test_labels_and_stages() -> None:
+    assert pair_label("frozen_bn+sn") == "BN frozen + SN" and pair_label("gn") == "GN"
+    assert [stage_of(name) for name in PARTS] == ["res2", "fpn", "box", "mask"]
+    assert stage_of("roi_heads.box_head.layer4.0.bn1") == "res5"
+    assert stage_of("backbone.body.bn1") == "res1"

@@ -1,0 +1,21 @@
+"""Provenance of results."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from sn_imagenet.runs.provenance import provenance
+
+
+def test_provenance_records_code_versions_and_hardware() -> None:
+    record = provenance(torch.device("cpu"))
+    json.dumps(record, allow_nan=False)
+    assert torch.__version__.startswith(record["versions"]["torch"])
+    assert {"python", "torchvision", "timm", "numpy"} <= record["versions"].keys()
+    assert record["hardware"]["device"] == "cpu"
+    assert record["hardware"]["processor"]
+    revision = record["git_revision"]
+    assert revision is None or len(revision) == 40
+    assert (record["git_dirty"] is None) == (revision is None)

@@ -1,0 +1,396 @@
+"""Annotations in COCO's format: read, indexed, grouped, flipped, and refused if they are wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+
+from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.data.errors import DataError
+from sn_imagenet.errors import ConfigError, UserError
+from sn_imagenet.tasks import build_task
+from sn_imagenet.tasks.detection import coco
+from sn_imagenet.tasks.detection.coco import describe, open_annotations, read_annotations
+from sn_imagenet.tasks.detection.images import DetectionDataset
+from sn_imagenet.tasks.detection.prepare import prepare_coco
+from sn_imagenet.tasks.detection.sampling import (
+    CalibrationSampler,
+    DetectionLoader,
+    GroupSampler,
+    grouped_order,
+)
+
+Compose = Callable[..., ExperimentConfig]
+REAL = [
+    ("coco_small", "train2017"), ("coco_small", "val2017"), ("nuclei", "val"),
+    ("blood_cells", "train"),
+]  # fmt: skip
+
+
+def training(root: Path, part: str = "train", **options: Any) -> DetectionDataset:
+    annotations = open_annotations(root / f"{part}.json", root / part)
+    return DetectionDataset(annotations, root / part, annotations.trainable, seed=0,
+                            training=True, **options)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "part"), REAL)
+def test_arrays_hold_what_the_file_says(
+    real: Callable[[str], Path], capsys: pytest.CaptureFixture[str], name: str, part: str
+) -> None:
+    root = real(name)
+    path = root / "annotations" / f"instances_{part}.json"
+    annotations = open_annotations(path, root / part)
+    truth = COCO(str(path))
+    assert annotations.image_ids.tolist() == sorted(truth.imgs)
+    assert annotations.category_ids.tolist() == sorted(truth.cats)
+    assert annotations.has_masks == (name != "blood_cells")
+    seen = 0
+    for position, image_id in enumerate(annotations.image_ids.tolist()):
+        image = truth.imgs[image_id]
+        assert annotations.sizes[position].tolist() == [image["height"], image["width"]]
+        part_of = annotations.objects(position)
+        entries = truth.imgToAnns.get(image_id, [])
+        assert annotations.ids[part_of].tolist() == [entry["id"] for entry in entries]
+        for obj, entry in enumerate(entries, start=part_of.start):
+            seen += 1
+            assert annotations.boxes[obj].tolist() == entry["bbox"]
+            assert annotations.areas[obj] == entry["area"]
+            assert annotations.crowds[obj] == bool(entry["iscrowd"])
+            label = annotations.category_ids[annotations.labels[obj]]
+            assert label == entry["category_id"]
+            if annotations.has_masks:
+                mask = coco_mask(annotations.rle(position, obj))
+                assert np.array_equal(mask, truth.annToMask(entry))
+    assert seen == len(truth.anns)
+
+
+def coco_mask(runs: dict[str, Any]) -> np.ndarray:
+    from pycocotools import mask
+
+    decoded: np.ndarray = mask.decode(runs)
+    return decoded
+
+
+def test_what_is_not_used_is_counted(real: Callable[[str], Path]) -> None:
+    root = real("coco_small")
+    path, folder = root / "annotations" / "instances_train2017.json", root / "train2017"
+    annotations = open_annotations(path, folder)
+    assert describe(annotations) == (
+        "92 images, 829 objects, 80 categories, 1 images without objects, 9 crowds, 13 categories "
+        "without objects"
+    )
+    assert len(annotations.trainable) == 91
+    assert not annotations.usable[annotations.crowds].any()
+
+
+def test_boxes_without_area_and_thin_ones(drawn: Path, tmp_path: Path) -> None:
+    """As in torchvision's reference: not trained on; an image with thin boxes alone is left out."""
+    content = json.loads((drawn / "train.json").read_text())
+    first = content["images"][0]["id"]
+    mine = [entry for entry in content["annotations"] if entry["image_id"] == first]
+    mine[0]["bbox"][2] = 0  # no area
+    second = [e for e in content["annotations"] if e["image_id"] == first + 3]
+    for entry in second:
+        entry["bbox"][3] = 1  # one pixel high
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    annotations = read_annotations(tmp_path / "train.json", drawn / "train")
+    assert annotations.trainable.tolist() == [1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
+    assert annotations.usable[annotations.objects(3)].all()
+    assert "1 boxes without area" in describe(annotations)
+
+
+def test_an_index_is_used_until_its_file_changes(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "train.json"
+    path.write_bytes((drawn / "train.json").read_bytes())
+    built = open_annotations(path, drawn / "train")
+    assert (tmp_path / "train.json.index.npz").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(coco, "read_annotations", None)
+        opened = open_annotations(path, drawn / "train")
+    assert opened.sha256 == built.sha256
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][0] += 1
+    path.write_text(json.dumps(content))
+    assert open_annotations(path, drawn / "train").sha256 != built.sha256
+    (tmp_path / "train.json.index.npz").write_bytes(b"damaged")
+    assert open_annotations(path, drawn / "train").sha256 != built.sha256
+
+
+def test_an_index_of_a_read_only_folder_is_in_the_cache(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    path = tmp_path / "train.json"
+    path.write_bytes((drawn / "train.json").read_bytes())
+    open_annotations(path, drawn / "train")
+    assert not path.with_name("train.json.index.npz").exists()
+    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
+
+
+def test_the_fingerprint_covers_files_and_annotations(drawn: Path, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for file in (drawn / "train").iterdir():
+        (tmp_path / "train" / file.name).write_bytes(file.read_bytes())
+    same = read_annotations(drawn / "train.json", tmp_path / "train")
+    assert same.sha256 == training(drawn).annotations.sha256
+    with (tmp_path / "train" / "0.png").open("ab") as file:
+        file.write(b"\0")
+    changed = read_annotations(drawn / "train.json", tmp_path / "train")
+    assert changed.sha256 != same.sha256
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value", "message"),
+    [
+        ("", "images", None, "no list 'images'; expected a file in COCO's format"),
+        ("", "images", [], "it has 0 images and 2 categories"),
+        ("annotations", "id", 1.5, "annotation number 1: id=1.5: expected a whole number"),
+        ("annotations", "image_id", 10.0, "image_id=10.0: expected a whole number"),
+        ("annotations", "image_id", 99, "image_id=99: expected an id of the 12 images"),
+        ("annotations", "category_id", 1, "category_id=1: expected an id of the 2 categories"),
+        ("annotations", "bbox", [1, 2, 3], "expected four finite numbers"),
+        ("annotations", "bbox", [1, 2, 3, float("nan")], "expected four finite numbers"),
+        ("annotations", "bbox", [50, 2, 40, 9], "is outside of image 10, 64 x 48 pixels"),
+        ("annotations", "bbox", [-5, 2, 9, 9], "is outside of image 10"),
+        ("annotations", "segmentation", [[1, 2, 3, 4]], "a polygon of fewer than three points"),
+        (
+            "annotations",
+            "segmentation",
+            {"size": [64, 48], "counts": [0, 3072]},
+            "a mask of size [64, 48] for an image of [48, 64]",
+        ),
+        (
+            "annotations",
+            "segmentation",
+            {"size": [48, 64], "counts": [0, 3071]},
+            "run lengths that do not add up",
+        ),
+        ("annotations", "segmentation", {"size": [48, 64]}, "annotation 1: segmentation: 'counts'"),
+        ("images", "file_name", "x/none.png", "lacks 1 of the 12 images"),
+        ("images", "height", 0, "image 10: height=0: expected a whole number above 0"),
+        ("images", "id", 11, "two entries are image 11; ids must differ"),
+        ("categories", "name", 5, "category 7: name=5: expected a string"),
+    ],
+)
+def test_a_wrong_value_is_one_line(
+    drawn: Path, tmp_path: Path, where: str, key: str, value: Any, message: str
+) -> None:
+    content = json.loads((drawn / "train.json").read_text())
+    (content[where][0] if where else content)[key] = value
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError) as error:
+        read_annotations(path, drawn / "train")
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", '{"images": 3}'])
+def test_a_file_of_another_kind_is_one_line(drawn: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "train.json").write_text(text)
+    with pytest.raises(DataError, match=r"train.json"):
+        read_annotations(tmp_path / "train.json", drawn / "train")
+    with pytest.raises(DataError, match="no such file or folder"):
+        open_annotations(tmp_path / "none.json", drawn / "train")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("protocol=paper",), "protocol=paper: task=detection needs a protocol of its own"),
+        (("data=coco", "data.root=null"), "data.root=DIR (or COCO_ROOT) is missing"),
+        (("data.val_annotations=null",), "data.val_annotations= is missing"),
+        (("data=digits",), "data=digits: task=detection needs data=coco or data=coco_format"),
+        (("norm=frozen_bn",), "norm=frozen_bn: its statistics come from a trained classifier"),
+        (("model=faster_rcnn_c4_mini", "norm.head=gn"), "norm.head=gn: the head of faster_rcnn_c4"),
+        (("augment=official",), "augment=official: task=detection knows flip and none"),
+        (("data.classes=2",), "data.classes=2: not for task=detection"),
+        (("batch=8x4",), "12 training images with objects are too few for a step of 8 replicas"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_one_line(
+    composed: Compose, drawn_options: tuple[str, ...], overrides: tuple[str, ...], message: str
+) -> None:
+    data = () if overrides[0].startswith("data=") else drawn_options
+    words = ("task=detection", "model=mask_rcnn_fpn_mini", *data, *overrides)
+
+    def prepare() -> None:
+        task = build_task(composed(*words))
+        data = task.datasets()
+        task.check(task.network(data), data)
+
+    with pytest.raises(UserError) as error:
+        prepare()
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_mask_model_needs_masks(
+    composed: Compose, drawn: Path, drawn_options: tuple[str, ...], tmp_path: Path
+) -> None:
+    content = json.loads((drawn / "train.json").read_text())
+    del content["annotations"][3]["segmentation"]
+    (tmp_path / "t.json").write_text(json.dumps(content))
+    words = ("task=detection", *drawn_options, f"data.train_annotations={tmp_path / 't.json'}")
+    with pytest.raises(DataError, match="use model=faster_rcnn_fpn"):
+        build_task(composed(*words, "model=mask_rcnn_fpn_mini")).datasets()
+    data = build_task(composed(*words, "model=faster_rcnn_fpn_mini")).datasets()
+    assert data.classes == ("square", "round")  # by their ids
+
+
+def test_a_subset_is_the_same_for_every_seed(
+    composed: Compose, drawn_options: tuple[str, ...]
+) -> None:
+    words = ("task=detection", *drawn_options, "data.subset=0.5")
+    chosen = [build_task(composed(*words, f"seed={s}")).datasets().train.chosen for s in (0, 1)]
+    assert len(chosen[0]) == 6 and np.array_equal(*chosen)
+
+
+def test_a_flip_mirrors_image_boxes_and_masks(drawn: Path) -> None:
+    plain, flipped = training(drawn, masks=True), training(drawn, masks=True, flip=True)
+    flips = np.zeros((12, 40), dtype=bool)
+    for index in range(12):
+        width = int(plain.annotations.sizes[index][1])
+        for epoch in range(40):
+            one, other = (d.__getitems__([(epoch, index)]) for d in (plain, flipped))
+            mine, theirs = one.targets[0], other.targets[0]
+            flips[index, epoch] = not torch.equal(one.images[0], other.images[0])
+            if not flips[index, epoch]:
+                assert torch.equal(mine["boxes"], theirs["boxes"])
+                continue
+            assert torch.equal(one.images[0].flip(-1), other.images[0])
+            assert torch.equal(mine["masks"].flip(-1), theirs["masks"])
+            assert torch.equal(width - mine["boxes"][:, [2, 0]], theirs["boxes"][:, [0, 2]])
+            assert torch.equal(mine["labels"], theirs["labels"])
+    assert 0.4 < flips.mean() < 0.6
+    assert flips.mean(axis=0).min() > 0.1 and flips.mean(axis=1).max() < 0.9
+    for target in training(drawn, masks=True).__getitems__([(0, i) for i in range(12)]).targets:
+        for box, mask in zip(target["boxes"].long(), target["masks"], strict=True):
+            rows, columns = mask.nonzero(as_tuple=True)
+            found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert (torch.stack(found) - box).abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_groups_have_one_orientation_and_each_image_once(size: int) -> None:
+    ratios = np.where(np.arange(101) % 3, 1.5, 0.7)
+    orders = [grouped_order(ratios, size, seed=3, epoch=epoch) for epoch in range(3)]
+    wide, tall = int((ratios > 1).sum()), int((ratios < 1).sum())
+    for order in orders:
+        assert order.shape == (wide // size + tall // size, size)
+        assert len(np.unique(order)) == order.size
+        assert all(len(set(ratios[group])) == 1 for group in order)
+    assert not np.array_equal(orders[0], orders[1])
+    kinds = ratios[orders[0][:, 0]] > 1  # in random order
+    assert np.abs(np.diff(kinds.astype(int))).sum() > 5
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_any_number_of_ranks_trains_the_same_replicas(world_size: int) -> None:
+    ratios = np.where(np.arange(101) % 3, 1.5, 0.7)
+
+    def replicas(ranks: int, start: int) -> list[list[list[int]]]:
+        steps = []
+        samplers = [GroupSampler(ratios, 4, 2, rank, ranks, seed=5) for rank in range(ranks)]
+        for sampler in samplers:
+            sampler.epoch, sampler.start_step = 7, start
+        for parts in zip(*samplers, strict=True):
+            batch = [0] * 8
+            for rank, part in enumerate(parts):
+                assert {key.epoch for key in part} == {7}
+                batch[rank::ranks] = [key.sample for key in part]
+            steps.append([batch[replica::4] for replica in range(4)])
+        return steps
+
+    expected = replicas(1, 0)
+    assert len(expected) == len(GroupSampler(ratios, 4, 2, 0, 1, seed=5)) == 12
+    flat = grouped_order(ratios, 2, seed=5, epoch=7)[:48].reshape(12, 4, 2)
+    assert expected == flat.tolist()
+    assert replicas(world_size, 0) == expected
+    assert replicas(world_size, 9) == expected[9:]
+
+
+def test_calibration_minibatches_are_each_on_one_rank() -> None:
+    ratios = np.where(np.arange(50) % 3, 1.5, 0.7)
+    alone = list(CalibrationSampler(ratios, 2, 30, 1, 0, 1, 0))
+    assert len(alone) == 15 and {key.epoch for batch in alone for key in batch} == {-2}
+    parts = [list(CalibrationSampler(ratios, 2, 30, 1, rank, 2, 4)) for rank in range(2)]
+    assert [parts[i % 2][i // 2] for i in range(11)] == alone[4:]
+    assert CalibrationSampler(ratios, 4, "all", 0, 0, 1, 0).minibatches == 12  # 8 + 4
+
+
+@pytest.mark.slow
+def test_batches_do_not_depend_on_workers(drawn: Path) -> None:
+    batches = []
+    for workers in (0, 2):
+        data = training(drawn, masks=True, flip=True)
+        sampler = GroupSampler(data.aspect_ratios, 2, 2, 0, 1, seed=0)
+        loader = DetectionLoader(data, sampler, workers, torch.device("cpu"), persistent=True)
+        batches.append([*loader.epoch(0), *loader.epoch(1, 1)])
+    assert len(batches[0]) == len(batches[1]) == 3
+    for one, other in zip(*batches, strict=True):
+        assert one.indices == other.indices
+        assert all(map(torch.equal, one.images, other.images))
+        for mine, theirs in zip(one.targets, other.targets, strict=True):
+            assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_a_batch_selects_and_converts(drawn: Path) -> None:
+    batch = training(drawn, masks=True).__getitems__([(0, 1), (0, 2), (0, 5)])
+    part = batch.select(torch.tensor([2, 0]))
+    assert part.indices == (5, 1) and len(part) == 2
+    moved = part.to(torch.device("cpu"))
+    assert torch.equal(moved.images[0], batch.images[2].float() / 255)
+    assert torch.equal(moved.to(torch.device("cpu")).images[0], moved.images[0])
+    assert moved.targets[1]["masks"].dtype == torch.uint8
+
+
+def test_a_file_of_another_size_is_named(drawn: Path, tmp_path: Path) -> None:
+    content = json.loads((drawn / "train.json").read_text())
+    content["images"][2]["height"] += 5
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({**content, "annotations": content["annotations"][:1]}))
+    data = DetectionDataset(open_annotations(path, drawn / "train"), drawn / "train",
+                            np.arange(12), seed=0, training=False)  # fmt: skip
+    with pytest.raises(DataError, match=r"2.png has 72 x 40 pixels, and 72 x 45 in its annot"):
+        data.__getitems__([(0, 2)])
+    assert issubclass(DataError, UserError) and issubclass(ConfigError, UserError)
+
+
+@pytest.mark.slow
+def test_a_folder_in_cocos_layout_is_verified(
+    real: Callable[[str], Path], drawn: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    assert prepare_coco(real("coco_small"), verify=True, workers=2, log=lines.append)
+    assert "  every image was decoded: 0 bad" in lines
+    assert "  COCO 2017 has 118,287 images: this set is incomplete" in lines
+    assert lines[-1].startswith("use: task=detection data.root=")
+    (tmp_path / "annotations").mkdir()
+    for part in ("train", "val"):
+        content = json.loads((drawn / f"{part}.json").read_text())
+        if part == "train":
+            content["images"][1]["height"] += 9
+            content["annotations"] = []
+        (tmp_path / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
+        (tmp_path / part).mkdir()
+        for file in (drawn / part).iterdir():
+            (tmp_path / part / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "train" / "3.png").write_bytes(b"no image")
+    lines.clear()
+    assert not prepare_coco(tmp_path, verify=True, workers=2, log=lines.append)
+    assert next(line for line in lines if "bad:" in line).endswith(
+        "1.png has 48 x 64 pixels, and 48 x 73 in its annotations"
+    )
+    assert "3.png cannot be read as an image" in [line for line in lines if "bad:" in line][1]
+    assert f"data.val={tmp_path / 'val'}" in lines[-1] and "data=coco_format" in lines[-1]
