@@ -7,10 +7,18 @@ from functools import partial
 from statistics import fmean
 
 from sn_imagenet.reporting.cells import minus
-from sn_imagenet.reporting.comparison import WEIGHT, Term, Value, compare, paired
 from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight
 from sn_imagenet.reporting.study import FOUND, Study
-from sn_imagenet.reporting.verdict import Claim, Judgment, judge
+from sn_imagenet.reporting.verdict import (
+    WEIGHT,
+    Claim,
+    Judgment,
+    Term,
+    Value,
+    compare,
+    judge,
+    paired,
+)
 from sn_imagenet.runs import FINISHED, Run
 
 SEARCH = "architecture_search"

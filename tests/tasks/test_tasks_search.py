@@ -21,13 +21,13 @@ import torch
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.errors import UserError
-from sn_imagenet.evaluation import prepare
 from sn_imagenet.sweeps.pool import process_tree
 from sn_imagenet.tasks import build_task
 from sn_imagenet.tasks.architecture_search.controller import Sampled
 from sn_imagenet.tasks.architecture_search.data import PartBatch, SearchData
 from sn_imagenet.tasks.architecture_search.evaluator import SearchEvaluator
 from sn_imagenet.tasks.architecture_search.network import to_architectures
+from sn_imagenet.tasks.prepare import prepare
 
 Compose = Callable[..., ExperimentConfig]
 ROOT = Path(__file__).parents[2]
