@@ -27,6 +27,7 @@ from sn_imagenet.tasks.architecture_search.controller import Sampled
 from sn_imagenet.tasks.architecture_search.data import PartBatch, SearchData
 from sn_imagenet.tasks.architecture_search.evaluator import SearchEvaluator
 from sn_imagenet.tasks.architecture_search.network import to_architectures
+from sn_imagenet.tasks.prepare import prepare
 
 Compose = Callable[..., ExperimentConfig]
 ROOT = Path(__file__).parents[2]
@@ -191,7 +192,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def search_dir(runs: Path, norm: str = "sn") -> Path:
-    return runs / "digits" / "cell" / norm / "1x16" / "seed0"
+    return runs / "digits+architecture_search" / "cell" / norm / "1x16" / "seed0"
 
 
 @pytest.mark.slow
