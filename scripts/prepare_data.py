@@ -12,11 +12,10 @@ moved or changed. The index is written beside the data or, if that is not permit
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from sn_imagenet.command_line import run_script
 from sn_imagenet.data.prepare import default_workers, prepare_data
-from sn_imagenet.errors import UserError
 
 
 def main() -> int:
@@ -34,18 +33,14 @@ def main() -> int:
         parser.error(f"--workers {options.workers}: expected at least 1")
     if options.mark and options.no_verify:
         parser.error("--mark needs verified files: remove --no-verify")
-    try:
-        usable = prepare_data(
-            options.dir.expanduser(),
-            verify=not options.no_verify,
-            mark=options.mark,
-            workers=options.workers,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    usable = prepare_data(
+        options.dir.expanduser(),
+        verify=not options.no_verify,
+        mark=options.mark,
+        workers=options.workers,
+    )
     return 0 if usable else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

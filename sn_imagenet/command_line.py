@@ -1,4 +1,4 @@
-"""The frame of train.py and evaluate.py: Hydra, one-line errors and the program's session.
+"""The frame of all programs: one-line errors; for train.py and evaluate.py, Hydra and the session.
 
 Hydra and torch take long to import, so functions import them. Until then Ctrl-C prints nothing, and
 an error in the command line is reported before torch is imported.
@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from sn_imagenet.environment import check_environment, rank, world_size
 from sn_imagenet.errors import ConfigError, UserError, closest_name
-from sn_imagenet.output import disable_interrupt_traceback
+from sn_imagenet.output import disable_interrupt_traceback, fail_safe_output
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -45,6 +46,8 @@ def hydra_program(
     def decorate(function: Callable[[Options, Session], None]) -> Callable[[], None]:
         def main() -> None:
             disable_interrupt_traceback()
+            with exit_on_user_error():
+                check_environment()
             import hydra
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
@@ -73,6 +76,32 @@ def hydra_program(
     return decorate
 
 
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Exit on a UserError.
+
+    Raises:
+        SystemExit: 2, after printing one line.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from error
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run the ``main`` of a script that is not a Hydra program.
+
+    Raises:
+        SystemExit: with its exit code; 2 after an error that the user can fix.
+    """
+    disable_interrupt_traceback()
+    with fail_safe_output(), exit_on_user_error():
+        check_environment()
+        sys.exit(main())
+
+
 def read_experiment(composed: DictConfig) -> ExperimentConfig:
     """Validate the config of ``train.py``, and check that its data exist.
 
@@ -88,7 +117,7 @@ def read_experiment(composed: DictConfig) -> ExperimentConfig:
     config = from_hydra(composed)
     has_result = RunDirectory(Path(config.run_dir)).result.exists()  # needs no data
     own_data = config.task["name"] != "classification"  # a task may read none of data=
-    if not has_result and not own_data and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not has_result and not own_data and world_size() == 1:
         check_files(config.data)
     return config
 
@@ -133,10 +162,11 @@ class _CommandLine:
         try:
             yield
         except (HydraException, OmegaConfBaseException, UserError) as error:
-            if os.environ.get("RANK", "0") == "0":
-                print(f"error: {describe_error(error)}", file=sys.stderr, flush=True)
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                _ = self.session  # waits for the other processes on exit
+            message = f"error: {describe_error(error)}"
+            if rank() == 0:
+                print(message, file=sys.stderr, flush=True)
+            if world_size() > 1:  # the session waits for the other processes on exit
+                self.session.unreported = message if rank() > 0 else ""
             raise SystemExit(2) from error
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from sn_imagenet.distributed import rank, report_lost_peers, world_size
+from sn_imagenet.distributed import connect_store, rank, report_lost_peers, world_size
 from sn_imagenet.errors import EXIT_CODES, UserError
 from sn_imagenet.output import fail_safe_output
 from sn_imagenet.runs import RunInUseError
@@ -32,6 +32,7 @@ class Session:
     def __init__(self) -> None:
         self.exit_code = 0
         self.run_started = False
+        self.unreported = ""  # an error that rank 0 should report
         self._stderr = sys.stderr
         if rank() > 0:
             # Before the first run all ranks have the same errors, and the same warnings throughout.
@@ -90,7 +91,7 @@ def session() -> Iterator[Session]:
         finally:
             sys.stderr = current._stderr
             if same_reason and world_size() > 1:
-                _wait_for_other_ranks()
+                _wait_for_other_ranks(current.unreported)
             if dist.is_initialized():
                 dist.destroy_process_group()
         sys.exit(current.exit_code)
@@ -103,17 +104,24 @@ def _write_exit_code(code: object) -> None:
             Path(os.environ[EXIT_CODES], str(rank())).write_text(str(code))
 
 
-def _wait_for_other_ranks() -> None:
+def _wait_for_other_ranks(unreported: str) -> None:
     """Wait until all ranks are about to exit, and ignore SIGTERM from now on.
 
     When one rank has ended, torchrun sends SIGTERM to the others. This could cut off an error
     message and replace an exit code. The ranks wait through the store for at most 30 s, not in a
     collective, because there may be no process group yet.
+
+    Args:
+        unreported: printed if not all ranks arrive: rank 0, which should report it, may be missing.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     exiting = [f"sn_imagenet/exiting/{attempt}/{each}" for each in range(world_size())]
-    with suppress(RuntimeError):  # a rank never arrives, or the store is gone
-        store, _, _ = next(dist.rendezvous("env://"))
+    wait = timedelta(seconds=30)
+    try:
+        store = connect_store(wait)
         store.set(exiting[rank()], "")
-        store.wait(exiting, timedelta(seconds=30))
+        store.wait(exiting, wait)
+    except (RuntimeError, UserError):  # a rank never arrives, or the store is gone
+        if unreported:
+            print(unreported, file=sys.stderr, flush=True)

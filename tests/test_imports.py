@@ -24,6 +24,7 @@ ENTRY_POINTS = [
 RANKS = {
     "errors": 0,
     "output": 0,
+    "environment": 1,
     "config": 1,
     "command_line": 9,
     "norms": 2,
