@@ -7,7 +7,6 @@ an error in the command line is reported before torch is imported.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sn_imagenet.environment import check_environment, rank, world_size
-from sn_imagenet.errors import ConfigError, UserError, closest_name
+from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.output import disable_interrupt_traceback, fail_safe_output
+from sn_imagenet.overrides import describe_error, read_words
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -48,6 +48,7 @@ def hydra_program(
             disable_interrupt_traceback()
             with exit_on_user_error():
                 check_environment()
+                sys.argv[1:] = read_words(sys.argv[1:])
             import hydra
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
@@ -99,6 +100,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     disable_interrupt_traceback()
     with fail_safe_output(), exit_on_user_error():
         check_environment()
+        sys.argv[1:] = read_words(sys.argv[1:])
         sys.exit(main())
 
 
@@ -111,15 +113,29 @@ def read_experiment(composed: DictConfig) -> ExperimentConfig:
         UserError: a value is invalid, or the data are missing.
     """
     from sn_imagenet.config import from_hydra
+
+    config = from_hydra(composed)
+    if world_size() == 1:
+        check_data([config])
+    return config
+
+
+def check_data(configs: Iterable[ExperimentConfig]) -> None:
+    """Check that the data of runs exist, without torch; once if runs share them.
+
+    Raises:
+        UserError: they are missing.
+    """
     from sn_imagenet.data.sources import check_files
     from sn_imagenet.runs import RunDirectory
 
-    config = from_hydra(composed)
-    has_result = RunDirectory(Path(config.run_dir)).result.exists()  # needs no data
-    own_data = config.task["name"] != "classification"  # a task may read none of data=
-    if not has_result and not own_data and world_size() == 1:
-        check_files(config.data)
-    return config
+    checked = []
+    for config in configs:
+        has_result = RunDirectory(Path(config.run_dir)).result.exists()  # needs no data
+        own_data = config.task["name"] != "classification"  # a task may read none of data=
+        if not has_result and not own_data and config.data not in checked:
+            check_files(config.data)
+            checked.append(config.data)
 
 
 def read_evaluation(composed: DictConfig) -> dict[str, Any]:
@@ -184,45 +200,3 @@ def _command_line() -> Iterator[_CommandLine]:
                 yield line
         finally:
             del os.environ[RAISE_ERRORS]
-
-
-def describe_error(error: Exception) -> str:
-    """One line for an error in composing the config, with the most similar valid name."""
-    from hydra.errors import MissingConfigException
-    from omegaconf import DictConfig
-    from omegaconf.errors import OmegaConfBaseException
-
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        return _unknown_choice(group, choice, error.options)
-    cause = error.__cause__
-    override = re.search(r"To append to your config use \+(\S+)", str(error))
-    parent = getattr(cause, "parent_node", None)
-    if override and isinstance(parent, DictConfig):
-        return _unknown_key(override[1], str(getattr(cause, "full_key", "")), parent)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(cause, OmegaConfBaseException):
-        lines[1:] = str(cause).splitlines()[:1]
-    return ": ".join(lines[:2])
-
-
-def _unknown_choice(group: str, choice: str, options: Iterable[str]) -> str:
-    known = sorted(options)
-    match = closest_name(choice, known)
-    guess = f"did you mean {group}={match}? " if match else ""
-    others = ", or any GxN (GPUs x samples per GPU), such as 4x6" if group == "batch" else ""
-    expected = ", ".join(known) + others
-    return f"{group}={choice}: unknown choice; {guess}expected one of {expected}"
-
-
-def _unknown_key(override: str, failing: str, parent: DictConfig) -> str:
-    """``failing`` is the unknown first part of ``override``; ``parent`` is its config section."""
-    names = failing.split(".")
-    known = [str(name) for name in parent if name != "hydra"]
-    match = closest_name(names[-1], known)
-    if not known:
-        return f"{override}: unknown config key; to add it, write +{override}"
-    guess = f"expected one of {', '.join(known)}"
-    if match:
-        guess = f"did you mean {'.'.join([*names[:-1], match])}{override[len(failing) :]}?"
-    return f"{override}: unknown config key; {guess} (--cfg job shows all)"

@@ -26,5 +26,8 @@ class ConfigError(UserError):
 
 
 def closest_name(name: str, known: Iterable[str]) -> str | None:
-    """The name in ``known`` that is most similar to ``name``, or None if none is similar."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
+    """The name in ``known`` that is most similar to ``name``, or None if none is similar. The same
+    letters in another case are the most similar."""
+    by_lower = {each.lower(): each for each in known}
+    match = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
+    return by_lower[match[0]] if match else None

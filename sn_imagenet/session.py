@@ -32,6 +32,7 @@ class Session:
     def __init__(self) -> None:
         self.exit_code = 0
         self.run_started = False
+        self._printed: set[str] = set()
         self.unreported = ""  # an error that rank 0 should report
         self._stderr = sys.stderr
         if rank() > 0:
@@ -54,7 +55,9 @@ class Session:
         except UserError as error:
             self._record_exit_code(error.exit_code)
             # Rank 0 reports an error that all ranks raise; otherwise the rank that met it does.
-            if rank() == 0 or not error.raised_on_all_ranks:
+            alone = rank() == 0 or not error.raised_on_all_ranks
+            if alone and str(error) not in self._printed:  # once, not for each run of a sweep
+                self._printed.add(str(error))
                 print(f"error: {error}", file=sys.stderr, flush=True)
             if world_size() > 1 and not error.raised_on_all_ranks:
                 raise SystemExit(error.exit_code) from error

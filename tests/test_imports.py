@@ -25,6 +25,7 @@ RANKS = {
     "errors": 0,
     "output": 0,
     "environment": 1,
+    "overrides": 1,
     "config": 1,
     "command_line": 9,
     "norms": 2,

@@ -10,6 +10,7 @@ from hydra.errors import HydraException
 
 from sn_imagenet.config import ExperimentConfig, from_hydra
 from sn_imagenet.errors import ConfigError
+from sn_imagenet.overrides import describe_error
 
 
 def compose_config(configs: Path, overrides: Sequence[str]) -> ExperimentConfig:
@@ -22,4 +23,4 @@ def compose_config(configs: Path, overrides: Sequence[str]) -> ExperimentConfig:
         with initialize_config_dir(str(configs), version_base="1.3"):
             return from_hydra(compose("config", list(overrides)))
     except HydraException as error:
-        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
+        raise ConfigError(describe_error(error)) from error

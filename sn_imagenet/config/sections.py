@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sn_imagenet.config.checks import (
+    expand_home,
     require,
     require_length,
     require_none_or_at_least,
@@ -125,6 +126,7 @@ class DataConfig:
     interpolation: str | None = None
 
     def __post_init__(self) -> None:
+        self.root, self.train, self.val = map(expand_home, (self.root, self.train, self.val))
         if self.interpolation is not None:
             require_one_of("data.interpolation", self.interpolation, INTERPOLATIONS)
         require(self.image_size >= 1, f"data.image_size={self.image_size}: expected at least 1")

@@ -136,6 +136,8 @@ def _wait(ready: Callable[[], bool], other: int, timeout: timedelta) -> None:
 class LostPeerError(UserError):
     """Another process of the run has ended, either silently or after reporting its own error."""
 
+    exit_code = 1  # to start the run again may help
+
 
 # In gloo's error messages when a peer is gone; nccl raises a DistError.
 _PEER_GONE = re.compile(

@@ -58,7 +58,7 @@ def test_an_error_on_one_rank_ends_all(tmp_path: Path, case: str, code: int, mes
     waiting, failing = run_programs(2, main, tmp_path, case)
     assert failing.code == code
     assert message in failing.err
-    assert waiting.code == 2
+    assert waiting.code == 1
     assert "another process of this run has ended, and process 0 cannot continue" in waiting.err
     for ended in (waiting, failing):
         assert "the next run started" not in ended.out
@@ -104,7 +104,7 @@ def test_restarted_processes_do_not_connect_to_the_last_attempt(tmp_path: Path) 
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     for number, late in enumerate((False, True)):
         for ended in run_programs(2, attempt, tmp_path / str(number), store.port, late):
-            assert (ended.code, ended.out) == (0, "3\n"), ended.err
+            assert (ended.code, ended.out.splitlines()[-1:]) == (0, ["3"]), ended.err
 
 
 def test_waiting_for_a_process_that_never_joins_times_out(tmp_path: Path) -> None:
