@@ -50,6 +50,22 @@ RUN_FILES = frozenset(
 RUN_DIR_OPTIONS = "runs_dir= or run_dir="  # the options that set the run directory
 
 
+# What mends a damaged file. Any other is a checkpoint of the training.
+_ADVICE = {
+    CONFIG: "remove this file alone and run the training command again, which writes it again",
+    METRICS: "run the training command again, which repairs it",
+    FINAL: "run the training command again, which writes it again from the last checkpoint",
+    BATCH_AVERAGE: "remove it; python evaluate.py run={folder} computes it again",
+    RESULT: "remove it and run the training command again, which evaluates the run again",
+}
+_CHECKPOINT_ADVICE = "remove it to continue from an earlier one or from the start"
+
+
+def advice(path: Path) -> str:
+    """What the user can do about the damaged file ``path`` of a run."""
+    return _ADVICE.get(path.name, _CHECKPOINT_ADVICE).format(folder=path.parent)
+
+
 class RunError(UserError):
     """A run directory cannot be read, written or used."""
 
