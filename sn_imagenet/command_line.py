@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sn_imagenet.environment import check_environment, rank, world_size
-from sn_imagenet.errors import ConfigError, UserError
+from sn_imagenet.errors import ConfigError, UserError, machine_error
 from sn_imagenet.output import disable_interrupt_traceback, fail_safe_output
 from sn_imagenet.overrides import describe_error, read_words
 
@@ -53,7 +53,7 @@ def hydra_program(
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
 
-            with _command_line() as line:
+            with exit_on_user_error(), _command_line() as line:
 
                 @hydra.main(version_base="1.3", config_path=config_path, config_name=config_name)
                 @wraps(function)  # Hydra looks for the configs beside its file
@@ -79,16 +79,19 @@ def hydra_program(
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Exit on a UserError.
+    """Exit on a UserError or an error of the machine.
 
     Raises:
-        SystemExit: 2, after printing one line.
+        SystemExit: 2, or 1 for the machine, after printing one line.
     """
     try:
         yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from error
+    except (UserError, OSError, RuntimeError) as error:
+        line = str(error) if isinstance(error, UserError) else machine_error(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        raise SystemExit(2 if isinstance(error, UserError) else 1) from error
 
 
 def run_script(main: Callable[[], int | None]) -> NoReturn:

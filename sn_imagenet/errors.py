@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 # Environment variable with a folder in which each rank writes its exit code, to a file named by the
 # rank. Launchers need it because torchrun exits with 1 whatever its processes exit with.
 EXIT_CODES = "SN_IMAGENET_EXIT_CODES"
+
+
+def printable(text: str) -> str:
+    """``text`` with escapes for bytes of file names that are not UTF-8, to be written and read."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class UserError(ValueError):
@@ -19,6 +25,31 @@ class UserError(ValueError):
 
     raised_on_all_ranks = False
     exit_code = 2
+
+
+def machine_error(error: BaseException) -> str | None:
+    """One line for an error of the machine rather than of the program; None for any other."""
+    text, resume = " ".join(str(error).split()), "Run the same command to resume."
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        return f"{text}. {_MACHINE[error.errno]} {resume}"
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        return f"{text}: raise the limit of threads (ulimit -u). {resume}"
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
+        return (
+            f"{text.partition('. ')[0]}: a process that loads data was ended from outside, most "
+            "often because memory ran out; use fewer data.workers=, or in Docker --shm-size=8g or "
+            f"data.workers=0. {resume}"
+        )
+    return None
+
+
+_MACHINE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Allow this user to use it, or choose another."),
+    errno.EROFS: "Choose a place that can be written.",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space."),
+    errno.EMFILE: "Raise the limit of open files (ulimit -n 1024).",
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "The disk or the network file system fails."),
+}
 
 
 class ConfigError(UserError):

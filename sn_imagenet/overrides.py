@@ -140,13 +140,6 @@ def _unknown_key(override: str, failing: str, parent: DictConfig) -> str:
 
 def _elsewhere(name: str, parent: DictConfig) -> str | None:
     """The key of this name in another section, if there is exactly one."""
-    from omegaconf import DictConfig
-
     root = parent._get_root()
-    sections = {s: root._get_node(s) for s in _GROUPS if isinstance(root, DictConfig) and s in root}
-    keys = [
-        f"{s}.{name}"
-        for s, node in sections.items()
-        if isinstance(node, dict | DictConfig) and name in node
-    ]
+    keys = [f"{group}.{name}" for group in _GROUPS if name in (root.get(group) or ())]
     return keys[0] if len(keys) == 1 else None

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from sn_imagenet.distributed import connect_store, rank, report_lost_peers, world_size
-from sn_imagenet.errors import EXIT_CODES, UserError
+from sn_imagenet.errors import EXIT_CODES, UserError, machine_error
 from sn_imagenet.output import fail_safe_output
 from sn_imagenet.runs import RunInUseError
 
@@ -61,9 +61,12 @@ class Session:
                 print(f"error: {error}", file=sys.stderr, flush=True)
             if world_size() > 1 and not error.raised_on_all_ranks:
                 raise SystemExit(error.exit_code) from error
-        except Exception:
+        except Exception as error:
             self._record_exit_code(1)
-            traceback.print_exc()
+            if line := machine_error(error):
+                print(f"error: {line}", file=sys.stderr, flush=True)
+            else:
+                traceback.print_exc()
             if world_size() > 1:
                 raise SystemExit(1) from None
 

@@ -7,13 +7,14 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from sn_imagenet.runs.directory import RunDirectory
 from sn_imagenet.runs.files import RunError, advice, file_error, overwrite, write_atomically
+from sn_imagenet.runs.reading import open_to_read
 
 VERSION = 1
 
@@ -34,8 +35,10 @@ def load(path: Path) -> dict[str, Any]:
         RunError: the file is missing, truncated, not a checkpoint, or of another version.
     """
     try:
-        _verify_checksums(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_to_read(path) as file:
+            _verify_checksums(file)
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise RunError(f"there is no checkpoint {path}") from error
     except Exception as error:  # torch's unpickler and zip reader raise errors of any type
@@ -57,9 +60,9 @@ def _serialize(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _verify_checksums(path: Path) -> None:
+def _verify_checksums(file: IO[bytes]) -> None:
     """Compare the checksums in the zip archive, which torch writes but does not check."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         damaged = archive.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")

@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sn_imagenet.errors import UserError
+from sn_imagenet.errors import UserError, printable
 
 CONFIG = "config.yaml"
 LOCK = "lock.json"
@@ -103,12 +103,20 @@ def overwrite(path: Path, content: bytes) -> None:
 
 def write_text(path: Path, text: str, chosen_by: str = RUN_DIR_OPTIONS) -> Path:
     """Write ``text`` as UTF-8 with :func:`write_atomically`."""
-    return write_atomically(path, text.encode("utf-8"), chosen_by)
+    return write_atomically(path, printable(text).encode("utf-8"), chosen_by)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically. Raises ValueError for NaN and infinities, which JSON cannot hold."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_printable(content), indent=1, allow_nan=False) + "\n")
+
+
+def _printable(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {_printable(key): _printable(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_printable(value) for value in content]
+    return printable(content) if isinstance(content, str) else content
 
 
 def file_error(verb: str, path: Path, error: OSError, chosen_by: str = RUN_DIR_OPTIONS) -> RunError:

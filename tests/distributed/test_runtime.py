@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -170,3 +171,33 @@ def test_a_missing_device_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> 
         assert choose_device("auto").type == "cpu"
         with pytest.raises(ConfigError, match="no CUDA device is available; use auto or cpu"):
             choose_device("cuda")
+
+
+MACHINE_ERRORS = [
+    (OSError(errno.EMFILE, "Too many open files", "x.jpg"), "ulimit -n"),
+    (PermissionError(errno.EACCES, "Permission denied", "/data"), "Allow this user"),
+    (RuntimeError("can't start new thread"), "ulimit -u"),
+    (
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+        "DataLoader worker (pid 7) is killed by signal: Killed: .*--shm-size",
+    ),
+    (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "data.workers"),
+]
+
+
+@pytest.mark.parametrize(("error", "advice"), MACHINE_ERRORS, ids=str)
+def test_an_error_of_the_machine_is_one_line(
+    error: Exception, advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, session() as current, current.run():
+        raise error
+    text = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert text.count("\n") == 1 and text.startswith("error: ")
+    assert re.search(advice, text) and "Run the same command to resume." in text
+
+
+def test_another_error_has_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), session() as current, current.run():
+        raise RuntimeError("a bug")
+    assert "Traceback" in capsys.readouterr().err
