@@ -27,29 +27,35 @@ class UserError(ValueError):
     exit_code = 2
 
 
-def machine_error(error: BaseException) -> str | None:
-    """One line for an error of the machine rather than of the program; None for any other."""
-    text, resume = " ".join(str(error).split()), "Run the same command to resume."
-    if isinstance(error, OSError) and error.errno in _MACHINE:
-        return f"{text}. {_MACHINE[error.errno]} {resume}"
-    if isinstance(error, RuntimeError) and "can't start new thread" in text:
-        return f"{text}: raise the limit of threads (ulimit -u). {resume}"
-    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker"):
-        return (
-            f"{text.partition('. ')[0]}: a process that loads data was ended from outside, most "
-            "often because memory ran out; use fewer data.workers=, or in Docker --shm-size=8g or "
-            f"data.workers=0. {resume}"
-        )
-    return None
-
-
-_MACHINE = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "Allow this user to use it, or choose another."),
-    errno.EROFS: "Choose a place that can be written.",
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free some space."),
-    errno.EMFILE: "Raise the limit of open files (ulimit -n 1024).",
+_PERMIT, _SPACE = "Allow this user to use it, or choose another.", "Free some space."
+_FILES = "Raise the limit of open files (ulimit -n 1024)."
+_MEMORY = (
+    "A process that loads data was ended from outside or has no memory: use fewer data.workers=, "
+    "or in Docker --shm-size=8g or data.workers=0."
+)
+_OF_NUMBERS = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _PERMIT),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _SPACE),
+    errno.EROFS: "Choose another place.",
+    errno.EMFILE: _FILES,
     **dict.fromkeys((errno.EIO, errno.ESTALE), "The disk or the network file system fails."),
 }
+_OF_TEXTS = {
+    "Too many open files": _FILES,
+    "start new thread": "Raise the limit of threads (ulimit -u).",
+    **dict.fromkeys(("DataLoader worker (", "shared memory", "</torch_"), _MEMORY),
+}
+
+
+def machine_error(error: BaseException) -> str | None:
+    """One line for an error of the machine rather than of the program; None for any other."""
+    text, advice = " ".join(str(error).split()), None
+    if isinstance(error, OSError):
+        advice = _OF_NUMBERS.get(error.errno or 0)
+    elif isinstance(error, RuntimeError):
+        advice = next((_OF_TEXTS[part] for part in _OF_TEXTS if part in text), None)
+    text = text.partition(". ")[0].rstrip(".")
+    return advice and f"{text}. {advice} Run the same command to resume."
 
 
 class ConfigError(UserError):

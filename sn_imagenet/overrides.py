@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sn_imagenet.errors import ConfigError, closest_name
 
@@ -140,6 +140,6 @@ def _unknown_key(override: str, failing: str, parent: DictConfig) -> str:
 
 def _elsewhere(name: str, parent: DictConfig) -> str | None:
     """The key of this name in another section, if there is exactly one."""
-    root = parent._get_root()
+    root: Any = parent._get_root()
     keys = [f"{group}.{name}" for group in _GROUPS if name in (root.get(group) or ())]
     return keys[0] if len(keys) == 1 else None

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -83,6 +84,7 @@ def session() -> Iterator[Session]:
     Raises:
         SystemExit: at the end, if a run failed.
     """
+    threading.excepthook = _on_thread_error
     with fail_safe_output():
         current = Session()
         same_reason = False
@@ -103,6 +105,12 @@ def session() -> Iterator[Session]:
         sys.exit(current.exit_code)
 
 
+def _on_thread_error(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread raises its OSError again in the training, which reports it."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
+
+
 def _write_exit_code(code: object) -> None:
     """Write this rank's exit code for the launcher, see :data:`~sn_imagenet.errors.EXIT_CODES`."""
     if EXIT_CODES in os.environ:
@@ -116,9 +124,7 @@ def _wait_for_other_ranks(unreported: str) -> None:
     When one rank has ended, torchrun sends SIGTERM to the others. This could cut off an error
     message and replace an exit code. The ranks wait through the store for at most 30 s, not in a
     collective, because there may be no process group yet.
-
-    Args:
-        unreported: printed if not all ranks arrive: rank 0, which should report it, may be missing.
+    If not all arrive, ``unreported`` is printed: rank 0, which should report it, may be missing.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

@@ -72,9 +72,9 @@ def _rendezvous_prefix(store: dist.Store, timeout: timedelta) -> str:
 
 
 def connect_store(timeout: timedelta) -> dist.Store:
-    """The store at MASTER_ADDR:MASTER_PORT. Without torchrun's, rank 0 serves one there.
+    """The store at MASTER_ADDR:MASTER_PORT, which rank 0 serves if torchrun does not.
 
-    Not by dist.rendezvous, which waits for all processes: silently, and deaf to signals.
+    dist.rendezvous would wait for all processes in silence, and not handle signals.
 
     Raises:
         RuntimeError: there is no store within ``timeout``.
@@ -112,11 +112,7 @@ def connect_store(timeout: timedelta) -> dist.Store:
 
 
 def _wait(ready: Callable[[], bool], other: int, timeout: timedelta) -> None:
-    """Wait until process ``other`` is ``ready``; signals are handled, and a long wait is reported.
-
-    Raises:
-        RuntimeError: it is not ready within ``timeout``.
-    """
+    """Wait until process ``other`` is ``ready``, at most for ``timeout``, and handle signals."""
     start, told = time.monotonic(), False
     while not ready():
         waited = time.monotonic() - start

@@ -84,7 +84,7 @@ def _read_weights(file: Path) -> dict[str, Any]:
     """
     try:
         if file.suffix == ".safetensors":
-            loaded = dict(safetensors.torch.load_file(file))
+            loaded: Any = dict(safetensors.torch.load_file(file))
         else:
             with open_to_read(file) as opened:
                 loaded = torch.load(opened, map_location="cpu", weights_only=True)

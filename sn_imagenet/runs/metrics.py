@@ -158,12 +158,7 @@ def _check(row: dict[str, Any]) -> None:
 
 
 def repair(path: Path, rows: bytes) -> str:
-    """Write ``rows`` to a file that does not begin with them; returns how it differed, or "".
-
-    Raises:
-        OSError: the file cannot be read.
-        RunError: it cannot be written.
-    """
+    """Write ``rows`` to a file that does not begin with them; returns how it differed, or ""."""
     damage = _describe_damage(path, rows)
     if damage:
         write_atomically(path, rows)

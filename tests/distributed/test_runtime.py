@@ -179,8 +179,10 @@ MACHINE_ERRORS = [
     (RuntimeError("can't start new thread"), "ulimit -u"),
     (
         RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
-        "DataLoader worker (pid 7) is killed by signal: Killed: .*--shm-size",
+        r"DataLoader worker \(pid 7\) is killed by signal: Killed\. .*--shm-size",
     ),
+    (RuntimeError("Too many open files. Communication with the workers"), "ulimit -n"),
+    (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>"), "--shm-size"),
     (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "data.workers"),
 ]
 
