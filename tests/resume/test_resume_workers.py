@@ -42,16 +42,3 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it(tmp_path, pauses, 
     assert "DataLoader worker" not in output
     assert not (run / "lock.json").exists() and not (run / "result.json").exists()
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
-
-
-@pytest.mark.slow
-def test_a_run_saves_if_torchrun_signals_its_workers_too(tmp_path, pauses):
-    run = tmp_path / "run"
-    pauses.slow_down()
-    process = start(run, *WORKERS, *pauses.OVERRIDES, processes=2)
-    wait_until(lambda: len(steps(run)) > 1)
-    process.terminate()
-    output, _ = finish(process)
-    assert output.count("Interrupted: checkpoint saved at step") == 1, output
-    assert "DataLoader worker" not in output
-    assert (run / "last.pt").exists() and not (run / "result.json").exists()
