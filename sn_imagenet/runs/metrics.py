@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -175,6 +176,10 @@ def _describe_damage(path: Path, rows: bytes) -> str:
             content = file.read(len(rows))
     except FileNotFoundError:
         return f"was missing, with {total} rows"
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a pipe or device, see open_to_read
+            raise
+        return f"was not a regular file, with {total} rows"
     if content == rows:
         return ""
     if rows.startswith(content):

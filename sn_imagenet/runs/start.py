@@ -83,7 +83,7 @@ def _damage_of_weights(directory: RunDirectory, config: ExperimentConfig) -> str
 
 
 def repair_finished(directory: RunDirectory, config: ExperimentConfig) -> list[str]:
-    """Write again what a finished run has lost of its config and metrics; returns a line for each."""
+    """Write again what a finished run has lost of config and metrics; returns a line for each."""
     lines = []
     if not directory.config.exists():
         _write_config(directory, config)
