@@ -1,4 +1,4 @@
-# make setup | test | test-all | demo | study-NAME | golden | lint      (PYTHON=python3.12 chooses the interpreter)
+# make help | setup | test | test-all | demo | study-NAME | golden | lint      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 BIN := .venv/bin
 # The study's own claims, if it has any, and its tables.
@@ -9,12 +9,27 @@ TABLES_nuclei := table5
 TABLES_blood_cells := table4
 TABLES = $(or $(TABLES_$(STUDY)),table2)
 
-.PHONY: setup test test-all demo report figures tables study-nuclei study-search study-sensitivity study-stylization golden lint
+STUDIES := $(notdir $(basename $(wildcard configs/sweep/*.yaml)))
+# Before anything is installed.
+$(foreach goal,$(filter-out $(STUDIES:%=study-%),$(filter study-%,$(MAKECMDGOALS))),\
+  $(error $(goal): no such study; expected study- and one of $(STUDIES)))
+
+.PHONY: help setup test test-all demo report figures tables study-nuclei study-search study-sensitivity study-stylization golden lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 setup: .venv/.installed
 	@true
+
+help:
+	@echo 'make setup          install everything into .venv (several GB: PyTorch)'
+	@echo 'make demo           train 27 runs on bundled images, print verdicts and the table'
+	@echo 'make study-NAME     train a study of configs/sweep and report it in results/NAME:'
+	@echo '                    $(STUDIES)'
+	@echo 'make report STUDY=NAME    figures, tables and verdicts of the runs in results/NAME'
+	@echo 'make test           the quick tests; make test-all: every test; make lint: the linters'
+	@echo 'make golden         compare the results of this working tree with HEAD'
+	@echo 'make PYTHON=python3.12 setup    choose the interpreter'
 
 # Rebuilt only when the requirements change.
 .venv/.installed: pyproject.toml constraints.txt

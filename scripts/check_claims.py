@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sn_imagenet.command_line import run_script
 from sn_imagenet.reporting.claims_report import write_claims
 from sn_imagenet.reporting.command import add_expected, call_or_exit, runs_parser
 
@@ -20,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -6,10 +6,9 @@ RUN is a finished run of task=detection. Writes each image with its objects, and
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from sn_imagenet.errors import UserError
+from sn_imagenet.command_line import run_script
 
 
 def main() -> int:
@@ -24,17 +23,13 @@ def main() -> int:
     add("--statistics", choices=kinds, help="of BN; default: the run's norm.test_statistics")
     add("--annotations", type=Path, metavar="FILE", help="COCO's format: draw the truth beside")
     args = parser.parse_args()
-    try:
-        from sn_imagenet.tasks.detection.detect import detect_folder  # imports torch
+    from sn_imagenet.tasks.detection.detect import detect_folder  # imports torch
 
-        options = (args.run, args.images, args.out, args.score, args.statistics, args.annotations)
-        for path in detect_folder(*options):
-            print(path, flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = (args.run, args.images, args.out, args.score, args.statistics, args.annotations)
+    for path in detect_folder(*options):
+        print(path, flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

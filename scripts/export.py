@@ -7,11 +7,10 @@ RUN is a run directory. The data are not needed.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from sn_imagenet.errors import UserError
+from sn_imagenet.command_line import run_script
 from sn_imagenet.reporting.model_card import UNKNOWN_LICENSE, model_card
 from sn_imagenet.runs import read_run, write_text
 
@@ -33,21 +32,17 @@ def main() -> int:
         "--license", default=UNKNOWN_LICENSE, metavar="NAME", help="of the weights, for the card"
     )
     args = parser.parse_args()
-    try:
-        run = read_run(args.run)
-        from sn_imagenet.models.export import export  # imports torch, only for a readable run
+    run = read_run(args.run)
+    from sn_imagenet.models.export import export  # imports torch, only for a readable run
 
-        exported = export(args.run, args.out, args.statistics, pt2=args.pt2, onnx=args.onnx)
-        card = model_card(run, license=args.license, **asdict(exported))
-        written = [args.out / name for name in exported.files]
-        written.append(write_text(args.out / "README.md", card, "--out"))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    exported = export(args.run, args.out, args.statistics, pt2=args.pt2, onnx=args.onnx)
+    card = model_card(run, license=args.license, **asdict(exported))
+    written = [args.out / name for name in exported.files]
+    written.append(write_text(args.out / "README.md", card, "--out"))
     for path in written:
         print(path)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

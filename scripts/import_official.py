@@ -8,12 +8,11 @@ train.py, such as batch= for the setting in which the file was trained.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from sn_imagenet.benchmark.command import compose_config
-from sn_imagenet.errors import UserError
+from sn_imagenet.command_line import run_script
 from sn_imagenet.evaluation.import_weights import import_official
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -27,15 +26,11 @@ def main() -> int:
     parser.add_argument("--out", required=True, metavar="RUN", help="a new run directory")
     parser.add_argument("overrides", nargs="*", metavar="OPTION", help="option of train.py")
     args = parser.parse_intermixed_args()
-    try:
-        config = compose_config(CONFIGS, ["norm=sn", "protocol=official_code", *args.overrides])
-        path = import_official(args.file, replace(config, run_dir=args.out))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    config = compose_config(CONFIGS, ["norm=sn", "protocol=official_code", *args.overrides])
+    path = import_official(args.file, replace(config, run_dir=args.out))
     print(path)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

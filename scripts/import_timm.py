@@ -9,12 +9,11 @@ interpolation. OPTION is an option of train.py.
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from sn_imagenet.benchmark.command import compose_config
-from sn_imagenet.errors import UserError
+from sn_imagenet.command_line import run_script
 from sn_imagenet.evaluation.import_weights import import_published
 from sn_imagenet.models.published import find_published
 
@@ -33,17 +32,13 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     if not args.url and (args.file is None or args.out is None):
         parser.error("expected FILE and --out RUN, or --url")
-    try:
-        if args.url:
-            print(find_published(args.name).url)
-            return 0
-        config = compose_config(CONFIGS, ["norm=bn", *args.overrides])
-        print(import_published(args.file, args.name, replace(config, run_dir=args.out)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if args.url:
+        print(find_published(args.name).url)
+        return 0
+    config = compose_config(CONFIGS, ["norm=bn", *args.overrides])
+    print(import_published(args.file, args.name, replace(config, run_dir=args.out)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from sn_imagenet.command_line import run_script
 from sn_imagenet.reporting.command import call_or_exit, runs_parser
 from sn_imagenet.reporting.figures.files import write_figures
 
@@ -18,4 +17,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sn_imagenet.command_line import run_script
 from sn_imagenet.reporting.command import add_expected, call_or_exit, runs_parser
 from sn_imagenet.reporting.page import write_page
 
@@ -23,4 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

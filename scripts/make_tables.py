@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from sn_imagenet.command_line import run_script
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.command import call_or_exit, runs_parser
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
@@ -61,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,11 +13,10 @@ moved or changed. The index is written beside the data or, if that is not permit
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
+from sn_imagenet.command_line import run_script
 from sn_imagenet.data.prepare import default_workers, prepare_data
-from sn_imagenet.errors import UserError
 
 
 def main() -> int:
@@ -36,18 +35,14 @@ def main() -> int:
     if options.mark and options.no_verify:
         parser.error("--mark needs verified files: remove --no-verify")
     root, verify = options.dir.expanduser(), not options.no_verify
-    try:
-        if list((root / "annotations").glob("instances_*.json")):
-            from sn_imagenet.tasks.detection.prepare import prepare_coco  # imports torch
+    if list((root / "annotations").glob("instances_*.json")):
+        from sn_imagenet.tasks.detection.prepare import prepare_coco  # imports torch
 
-            usable = prepare_coco(root, verify=verify, workers=options.workers)
-        else:
-            usable = prepare_data(root, verify=verify, mark=options.mark, workers=options.workers)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        usable = prepare_coco(root, verify=verify, workers=options.workers)
+    else:
+        usable = prepare_data(root, verify=verify, mark=options.mark, workers=options.workers)
     return 0 if usable else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -7,10 +7,9 @@ written as PNG. One of 4096 x 4096 pixels takes about 3.5 GB.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from sn_imagenet.errors import UserError
+from sn_imagenet.command_line import run_script
 
 
 def main() -> int:
@@ -24,17 +23,13 @@ def main() -> int:
     add("--size", type=int, metavar="N", help="longer side in pixels; default: the image's own")
     add("--statistics", choices=kinds, help="of BN; default: the run's norm.test_statistics")
     args = parser.parse_args()
-    try:
-        from sn_imagenet.tasks.stylization import stylize_folder  # imports torch
+    from sn_imagenet.tasks.stylization import stylize_folder  # imports torch
 
-        options = (args.run, args.images, args.out, args.size, args.statistics)
-        for path in stylize_folder(*options):
-            print(path, flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    options = (args.run, args.images, args.out, args.size, args.statistics)
+    for path in stylize_folder(*options):
+        print(path, flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

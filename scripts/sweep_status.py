@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 
-from sn_imagenet.errors import UserError
+from sn_imagenet.command_line import run_script
 from sn_imagenet.runs import FAILED, UNREADABLE, find_runs, progress_of
 from sn_imagenet.sweeps.board import Board, RunStatus, table
 
@@ -30,21 +29,15 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="default: runs")
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="repeat at this interval")
     args = parser.parse_args()
-    try:
-        if args.watch is None:
-            rows = status_rows(args.runs)
-            print("\n".join(table(rows)))
-            return 1 if any(row.state in (FAILED, UNREADABLE) for row in rows) else 0
-        board = Board()
-        while True:
-            board.show(status_rows(args.runs))
-            time.sleep(args.watch)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 0
+    if args.watch is None:
+        rows = status_rows(args.runs)
+        print("\n".join(table(rows)))
+        return 1 if any(row.state in (FAILED, UNREADABLE) for row in rows) else 0
+    board = Board()
+    while True:
+        board.show(status_rows(args.runs))
+        time.sleep(args.watch)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -1,4 +1,4 @@
-"""The frame of train.py and evaluate.py: Hydra, one-line errors and the program's session.
+"""The frame of all programs: one-line errors; for train.py and evaluate.py, Hydra and the session.
 
 Hydra and torch take long to import, so functions import them. Until then Ctrl-C prints nothing, and
 an error in the command line is reported before torch is imported.
@@ -7,16 +7,17 @@ an error in the command line is reported before torch is imported.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from sn_imagenet.errors import ConfigError, UserError, closest_name
-from sn_imagenet.output import disable_interrupt_traceback
+from sn_imagenet.environment import check_environment, rank, world_size
+from sn_imagenet.errors import ConfigError, UserError, machine_error
+from sn_imagenet.output import disable_interrupt_traceback, fail_safe_output
+from sn_imagenet.overrides import describe_error, read_words
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -45,11 +46,14 @@ def hydra_program(
     def decorate(function: Callable[[Options, Session], None]) -> Callable[[], None]:
         def main() -> None:
             disable_interrupt_traceback()
+            with exit_on_user_error():
+                check_environment()
+                sys.argv[1:] = read_words(sys.argv[1:])
             import hydra
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
 
-            with _command_line() as line:
+            with exit_on_user_error(), _command_line() as line:
 
                 @hydra.main(version_base="1.3", config_path=config_path, config_name=config_name)
                 @wraps(function)  # Hydra looks for the configs beside its file
@@ -73,6 +77,36 @@ def hydra_program(
     return decorate
 
 
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Exit on a UserError or an error of the machine.
+
+    Raises:
+        SystemExit: 2, or 1 for the machine, after printing one line.
+    """
+    try:
+        yield
+    except (UserError, OSError, RuntimeError) as error:
+        line = str(error) if isinstance(error, UserError) else machine_error(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        raise SystemExit(2 if isinstance(error, UserError) else 1) from error
+
+
+def run_script(main: Callable[[], int | None]) -> NoReturn:
+    """Run the ``main`` of a script that is not a Hydra program.
+
+    Raises:
+        SystemExit: with its exit code; 2 after an error that the user can fix.
+    """
+    disable_interrupt_traceback()
+    with fail_safe_output(), exit_on_user_error():
+        check_environment()
+        sys.argv[1:] = read_words(sys.argv[1:])
+        sys.exit(main())
+
+
 def read_experiment(composed: DictConfig) -> ExperimentConfig:
     """Validate the config of ``train.py``, and check that its data exist.
 
@@ -82,15 +116,29 @@ def read_experiment(composed: DictConfig) -> ExperimentConfig:
         UserError: a value is invalid, or the data are missing.
     """
     from sn_imagenet.config import from_hydra
+
+    config = from_hydra(composed)
+    if world_size() == 1:
+        check_data([config])
+    return config
+
+
+def check_data(configs: Iterable[ExperimentConfig]) -> None:
+    """Check that the data of runs exist, without torch; once if runs share them.
+
+    Raises:
+        UserError: they are missing.
+    """
     from sn_imagenet.data.sources import check_files
     from sn_imagenet.runs import RunDirectory
 
-    config = from_hydra(composed)
-    has_result = RunDirectory(Path(config.run_dir)).result.exists()  # needs no data
-    own_data = config.task["name"] != "classification"  # a task may read none of data=
-    if not has_result and not own_data and int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        check_files(config.data)
-    return config
+    checked = []
+    for config in configs:
+        has_result = RunDirectory(Path(config.run_dir)).result.exists()  # needs no data
+        own_data = config.task["name"] != "classification"  # a task may read none of data=
+        if not has_result and not own_data and config.data not in checked:
+            check_files(config.data)
+            checked.append(config.data)
 
 
 def read_evaluation(composed: DictConfig) -> dict[str, Any]:
@@ -133,10 +181,11 @@ class _CommandLine:
         try:
             yield
         except (HydraException, OmegaConfBaseException, UserError) as error:
-            if os.environ.get("RANK", "0") == "0":
-                print(f"error: {describe_error(error)}", file=sys.stderr, flush=True)
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-                _ = self.session  # waits for the other processes on exit
+            message = f"error: {describe_error(error)}"
+            if rank() == 0:
+                print(message, file=sys.stderr, flush=True)
+            if world_size() > 1:  # the session waits for the other processes on exit
+                self.session.unreported = message if rank() > 0 else ""
             raise SystemExit(2) from error
 
 
@@ -154,45 +203,3 @@ def _command_line() -> Iterator[_CommandLine]:
                 yield line
         finally:
             del os.environ[RAISE_ERRORS]
-
-
-def describe_error(error: Exception) -> str:
-    """One line for an error in composing the config, with the most similar valid name."""
-    from hydra.errors import MissingConfigException
-    from omegaconf import DictConfig
-    from omegaconf.errors import OmegaConfBaseException
-
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        return _unknown_choice(group, choice, error.options)
-    cause = error.__cause__
-    override = re.search(r"To append to your config use \+(\S+)", str(error))
-    parent = getattr(cause, "parent_node", None)
-    if override and isinstance(parent, DictConfig):
-        return _unknown_key(override[1], str(getattr(cause, "full_key", "")), parent)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(cause, OmegaConfBaseException):
-        lines[1:] = str(cause).splitlines()[:1]
-    return ": ".join(lines[:2])
-
-
-def _unknown_choice(group: str, choice: str, options: Iterable[str]) -> str:
-    known = sorted(options)
-    match = closest_name(choice, known)
-    guess = f"did you mean {group}={match}? " if match else ""
-    others = ", or any GxN (GPUs x samples per GPU), such as 4x6" if group == "batch" else ""
-    expected = ", ".join(known) + others
-    return f"{group}={choice}: unknown choice; {guess}expected one of {expected}"
-
-
-def _unknown_key(override: str, failing: str, parent: DictConfig) -> str:
-    """``failing`` is the unknown first part of ``override``; ``parent`` is its config section."""
-    names = failing.split(".")
-    known = [str(name) for name in parent if name != "hydra"]
-    match = closest_name(names[-1], known)
-    if not known:
-        return f"{override}: unknown config key; to add it, write +{override}"
-    guess = f"expected one of {', '.join(known)}"
-    if match:
-        guess = f"did you mean {'.'.join([*names[:-1], match])}{override[len(failing) :]}?"
-    return f"{override}: unknown config key; {guess} (--cfg job shows all)"

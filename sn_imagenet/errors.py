@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,10 +36,44 @@ class UserError(ValueError):
         super().__init__(*map(as_text, message))
 
 
+_PERMIT, _SPACE = "Allow this user to use it, or choose another.", "Free some space."
+_FILES = "Raise the limit of open files (ulimit -n 1024)."
+_MEMORY = (
+    "A process that loads data was ended from outside or has no memory: use fewer data.workers=, "
+    "or in Docker --shm-size=8g or data.workers=0."
+)
+_OF_NUMBERS = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _PERMIT),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _SPACE),
+    errno.EROFS: "Choose another place.",
+    errno.EMFILE: _FILES,
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "The disk or the network file system fails."),
+}
+_OF_TEXTS = {
+    "Too many open files": _FILES,
+    "start new thread": "Raise the limit of threads (ulimit -u).",
+    **dict.fromkeys(("DataLoader worker (", "shared memory", "</torch_"), _MEMORY),
+}
+
+
+def machine_error(error: BaseException) -> str | None:
+    """One line for an error of the machine rather than of the program; None for any other."""
+    text, advice = " ".join(str(error).split()), None
+    if isinstance(error, OSError):
+        advice = _OF_NUMBERS.get(error.errno or 0)
+    elif isinstance(error, RuntimeError):
+        advice = next((_OF_TEXTS[part] for part in _OF_TEXTS if part in text), None)
+    text = text.partition(". ")[0].rstrip(".")
+    return advice and f"{text}. {advice} Run the same command to resume."
+
+
 class ConfigError(UserError):
     """A value in the configuration is invalid."""
 
 
 def closest_name(name: str, known: Iterable[str]) -> str | None:
-    """The name in ``known`` that is most similar to ``name``, or None if none is similar."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
+    """The name in ``known`` that is most similar to ``name``, or None if none is similar. The same
+    letters in another case are the most similar."""
+    by_lower = {each.lower(): each for each in known}
+    match = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
+    return by_lower[match[0]] if match else None

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Any, TextIO, cast
 
 
@@ -62,6 +63,9 @@ def fail_safe_output() -> Iterator[None]:
     sys.stdout, sys.stderr = (
         cast(TextIO, _FailSafeStream(stream or _null_stream())) for stream in streams
     )
+    for stream in streams:
+        if isinstance(stream, TextIOWrapper):  # for names that are not in its encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from sn_imagenet.distributed import rank, report_lost_peers, world_size
-from sn_imagenet.errors import EXIT_CODES, UserError
+from sn_imagenet.distributed import connect_store, rank, report_lost_peers, world_size
+from sn_imagenet.errors import EXIT_CODES, UserError, machine_error
 from sn_imagenet.output import fail_safe_output
 from sn_imagenet.runs import RunInUseError
 
@@ -32,6 +33,8 @@ class Session:
     def __init__(self) -> None:
         self.exit_code = 0
         self.run_started = False
+        self._printed: set[str] = set()
+        self.unreported = ""  # an error that rank 0 should report
         self._stderr = sys.stderr
         if rank() > 0:
             # Before the first run all ranks have the same errors, and the same warnings throughout.
@@ -53,13 +56,18 @@ class Session:
         except UserError as error:
             self._record_exit_code(error.exit_code)
             # Rank 0 reports an error that all ranks raise; otherwise the rank that met it does.
-            if rank() == 0 or not error.raised_on_all_ranks:
+            alone = rank() == 0 or not error.raised_on_all_ranks
+            if alone and str(error) not in self._printed:  # once, not for each run of a sweep
+                self._printed.add(str(error))
                 print(f"error: {error}", file=sys.stderr, flush=True)
             if world_size() > 1 and not error.raised_on_all_ranks:
                 raise SystemExit(error.exit_code) from error
-        except Exception:
+        except Exception as error:
             self._record_exit_code(1)
-            traceback.print_exc()
+            if line := machine_error(error):
+                print(f"error: {line}", file=sys.stderr, flush=True)
+            else:
+                traceback.print_exc()
             if world_size() > 1:
                 raise SystemExit(1) from None
 
@@ -76,6 +84,7 @@ def session() -> Iterator[Session]:
     Raises:
         SystemExit: at the end, if a run failed.
     """
+    threading.excepthook = _on_thread_error
     with fail_safe_output():
         current = Session()
         same_reason = False
@@ -90,10 +99,16 @@ def session() -> Iterator[Session]:
         finally:
             sys.stderr = current._stderr
             if same_reason and world_size() > 1:
-                _wait_for_other_ranks()
+                _wait_for_other_ranks(current.unreported)
             if dist.is_initialized():
                 dist.destroy_process_group()
         sys.exit(current.exit_code)
+
+
+def _on_thread_error(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread raises its OSError again in the training, which reports it."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
 
 
 def _write_exit_code(code: object) -> None:
@@ -103,17 +118,22 @@ def _write_exit_code(code: object) -> None:
             Path(os.environ[EXIT_CODES], str(rank())).write_text(str(code))
 
 
-def _wait_for_other_ranks() -> None:
+def _wait_for_other_ranks(unreported: str) -> None:
     """Wait until all ranks are about to exit, and ignore SIGTERM from now on.
 
     When one rank has ended, torchrun sends SIGTERM to the others. This could cut off an error
     message and replace an exit code. The ranks wait through the store for at most 30 s, not in a
     collective, because there may be no process group yet.
+    If not all arrive, ``unreported`` is printed: rank 0, which should report it, may be missing.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     exiting = [f"sn_imagenet/exiting/{attempt}/{each}" for each in range(world_size())]
-    with suppress(RuntimeError):  # a rank never arrives, or the store is gone
-        store, _, _ = next(dist.rendezvous("env://"))
+    wait = timedelta(seconds=30)
+    try:
+        store = connect_store(wait)
         store.set(exiting[rank()], "")
-        store.wait(exiting, timedelta(seconds=30))
+        store.wait(exiting, wait)
+    except (RuntimeError, UserError):  # a rank never arrives, or the store is gone
+        if unreported:
+            print(unreported, file=sys.stderr, flush=True)

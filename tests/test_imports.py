@@ -24,6 +24,8 @@ ENTRY_POINTS = [
 RANKS = {
     "errors": 0,
     "output": 0,
+    "environment": 1,
+    "overrides": 1,
     "config": 1,
     "native": 1,
     "command_line": 9,

@@ -12,6 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
+from sn_imagenet.command_line import check_data
 from sn_imagenet.config import CLASSIFICATION, ExperimentConfig
 from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
@@ -29,9 +30,9 @@ def compose_runs(
     """Compose the runs of a sweep, and check all of them before the first one starts.
 
     Raises:
-        UserError: a config or a task is invalid, the processes do not fit a setting, two runs share
-            a run directory, a run directory holds another experiment, or this is a torchrun
-            process.
+        UserError: a config or a task is invalid, data are missing, the processes do not fit a
+            setting, two runs share a run directory, a run directory holds another experiment, or
+            this is a torchrun process.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         raise UserError(
@@ -44,6 +45,7 @@ def compose_runs(
         batch, per_pass = run.config.batch, run.config.trainer.replicas_per_pass
         Placement(batch.gpus, batch.samples_per_gpu, processes, 0, per_pass)
         RunDirectory(run.run_dir).check(run.config)
+    check_data(run.config for run in runs)
     return [replace(run, score=_score(run.config)) for run in runs]
 
 

@@ -9,6 +9,7 @@ Hydra imports this file at every start, so the other imports wait until a sweep 
 
 import dataclasses
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -124,14 +125,25 @@ class TorchrunSlurmLauncher(_Submitit or Launcher):  # type: ignore[misc]
         import submitit
         from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
+        from sn_imagenet.errors import UserError
+
         params = dict(self.params)
         folder, times = params.pop("submitit_folder"), params.pop("max_num_timeout")
+        if shutil.which("srun") is None or shutil.which("sbatch") is None:
+            raise UserError(
+                "hydra/launcher=submitit_slurm: this machine has no Slurm (srun and sbatch); use a "
+                "login node of the cluster, or hydra/launcher=local"
+            )
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=times)
         common = {field.name for field in dataclasses.fields(BaseQueueConf)}
         executor.update_parameters(
             **{key if key in common else f"slurm_{key}": value for key, value in params.items()}
         )
-        return list(executor.map_array(self, waiting))
+        try:
+            return list(executor.map_array(self, waiting))
+        except submitit.core.utils.FailedJobError as error:
+            reason = [line for line in str(error).splitlines() if line.strip()][-1:]
+            raise UserError(f"Slurm takes no jobs: {' '.join(reason)}") from error
 
     def __call__(self, run: Any) -> int:
         """Execute one :class:`~sn_imagenet.sweeps.planned.PlannedRun` in its job, on each of its

@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 
 from sn_imagenet.config import ExperimentConfig, from_hydra
 from sn_imagenet.errors import ConfigError, UserError
+from sn_imagenet.overrides import describe_error
 from sn_imagenet.runs.provenance import provenance
 
 VERSION = 5
@@ -130,7 +131,7 @@ def compose_config(configs: Path, overrides: Sequence[str]) -> ExperimentConfig:
         with initialize_config_dir(str(configs), version_base="1.3"):
             return from_hydra(compose("config", list(overrides)))
     except HydraException as error:
-        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
+        raise ConfigError(describe_error(error)) from error
 
 
 def parse_setting(text: str) -> tuple[int, int]:

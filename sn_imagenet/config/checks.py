@@ -1,13 +1,19 @@
-"""Checks of config values; each raises a :class:`ConfigError`."""
+"""Checks of config values, which raise a :class:`ConfigError`, and the home folder in paths."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sn_imagenet.errors import ConfigError
+
+
+def expand_home(path: str | None) -> str | None:
+    """``path`` with the home folder for a ``~`` at its start."""
+    return path and os.path.expanduser(path)
 
 
 def require(condition: bool, message: str) -> None:

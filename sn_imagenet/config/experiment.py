@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sn_imagenet.config.checks import require_one_of, require_seed
+from sn_imagenet.config.checks import expand_home, require_one_of, require_seed
 from sn_imagenet.config.running import CalibrationConfig, CheckpointConfig, TrainerConfig
 from sn_imagenet.config.sections import (
     AugmentConfig,
@@ -96,6 +96,8 @@ class ExperimentConfig:
     task: dict[str, Any] = field(default_factory=lambda: dict(CLASSIFICATION))
 
     def __post_init__(self) -> None:
+        for key in ("runs_dir", "run_dir", "init"):
+            setattr(self, key, expand_home(getattr(self, key)))
         require_seed("seed", self.seed)
         require_one_of("tracker", self.tracker, TRACKERS)
         if self.uses_single_sample:

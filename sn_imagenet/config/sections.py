@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sn_imagenet.config.checks import (
+    expand_home,
     read_architecture,
     require,
     require_length,
@@ -131,6 +132,7 @@ class DataConfig:
     val_annotations: str | None = None
 
     def __post_init__(self) -> None:
+        self.root, self.train, self.val = map(expand_home, (self.root, self.train, self.val))
         if self.interpolation is not None:
             require_one_of("data.interpolation", self.interpolation, INTERPOLATIONS)
         require(self.image_size >= 1, f"data.image_size={self.image_size}: expected at least 1")

@@ -24,11 +24,11 @@ from sn_imagenet.distributed.precision import (
 )
 from sn_imagenet.distributed.process_group import (
     LostPeerError,
+    connect_store,
     init_distributed,
-    rank,
     report_lost_peers,
-    world_size,
 )
+from sn_imagenet.environment import rank, world_size
 
 __all__ = [
     "Batch",
@@ -39,6 +39,7 @@ __all__ = [
     "autocast_for",
     "broadcast_object",
     "choose_device",
+    "connect_store",
     "fitting_world_sizes",
     "init_distributed",
     "on_rank0",

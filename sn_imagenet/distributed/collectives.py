@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from sn_imagenet.distributed.process_group import rank
+from sn_imagenet.environment import rank
 from sn_imagenet.errors import UserError
 
 

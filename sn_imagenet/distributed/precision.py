@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from sn_imagenet.environment import local_rank
 from sn_imagenet.errors import ConfigError
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,7 +28,7 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError("trainer.device=cuda: no CUDA device is available; use auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = local_rank()
     devices = torch.cuda.device_count()
     if local >= devices:
         raise ConfigError(

@@ -6,24 +6,20 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
+from threading import Thread
 
 import torch
 import torch.distributed as dist
 
+from sn_imagenet.environment import rank, world_size
 from sn_imagenet.errors import UserError
 
-
-def rank() -> int:
-    """This process's rank as torchrun set it; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """The number of processes that torchrun started; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+NOTICE_S = 10.0  # how long to wait for another process before saying so
 
 
 def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
@@ -33,7 +29,7 @@ def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
     """
     if world_size() > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        store, _, _ = next(dist.rendezvous("env://"))
+        store = connect_store(timeout)
         dist.init_process_group(
             backend,
             store=dist.PrefixStore(_rendezvous_prefix(store, timeout), store),
@@ -54,28 +50,89 @@ def _rendezvous_prefix(store: dist.Store, timeout: timedelta) -> str:
     Raises:
         RuntimeError: a process did not join within ``timeout``.
     """
-    store.set_timeout(timeout)
     own_id = uuid.uuid4().hex
     if rank() > 0:
+        answer = f"sn_imagenet/answer/{own_id}"
         store.set(f"sn_imagenet/rank{rank()}", own_id)
-        prefix = store.get(f"sn_imagenet/answer/{own_id}").decode()
+        _wait(lambda: store.check([answer]), 0, timeout)
+        prefix = store.get(answer).decode()
         store.set(f"sn_imagenet/joined/{prefix}/{rank()}", own_id)
         return prefix
-    deadline = time.monotonic() + timeout.total_seconds()
+
+    def joined(other: int) -> bool:
+        if store.check([f"sn_imagenet/rank{other}"]):
+            # This may still be the id of an earlier attempt; the new id will follow.
+            other_id = store.get(f"sn_imagenet/rank{other}").decode()
+            store.set(f"sn_imagenet/answer/{other_id}", own_id)
+        return store.check([f"sn_imagenet/joined/{own_id}/{other}"])
+
     for other in range(1, world_size()):
-        while not store.check([f"sn_imagenet/joined/{own_id}/{other}"]):
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"process {other} of {world_size()} did not join in {timeout}")
-            if store.check([f"sn_imagenet/rank{other}"]):
-                # This may still be the id of an earlier attempt; the new id will follow.
-                other_id = store.get(f"sn_imagenet/rank{other}").decode()
-                store.set(f"sn_imagenet/answer/{other_id}", own_id)
-            time.sleep(0.01)
+        _wait(partial(joined, other), other, timeout)
     return own_id
+
+
+def connect_store(timeout: timedelta) -> dist.Store:
+    """The store at MASTER_ADDR:MASTER_PORT, which rank 0 serves if torchrun does not.
+
+    dist.rendezvous would wait for all processes in silence, and not handle signals.
+
+    Raises:
+        RuntimeError: there is no store within ``timeout``.
+        UserError: rank 0 cannot serve one.
+    """
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    serves = rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    connect = partial(
+        dist.TCPStore,
+        *(*address, world_size(), serves, timeout),
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    if serves:
+        try:
+            return connect()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"environment variables MASTER_ADDR={address[0]} MASTER_PORT={address[1]}: cannot "
+                f"listen there ({reason}); choose another port, or start the run by torchrun"
+            ) from error
+    # In a thread, because Python handles signals only between the calls of the main thread.
+    stores: Future[dist.Store] = Future()
+
+    def run() -> None:
+        try:
+            stores.set_result(connect())
+        except RuntimeError as error:
+            stores.set_exception(error)
+
+    Thread(target=run, name="rendezvous", daemon=True).start()
+    _wait(stores.done, 0, timeout + timedelta(seconds=10))
+    return stores.result()
+
+
+def _wait(ready: Callable[[], bool], other: int, timeout: timedelta) -> None:
+    """Wait until process ``other`` is ``ready``, at most for ``timeout``, and handle signals."""
+    start, told = time.monotonic(), False
+    while not ready():
+        waited = time.monotonic() - start
+        if waited > timeout.total_seconds():
+            raise RuntimeError(f"process {other} of {world_size()} did not join in {timeout}")
+        if waited > NOTICE_S and not told:
+            told = True
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            print(
+                f"process {rank()} waits for process {other} of {world_size()} to join at {where} "
+                f"(at most {timeout})",
+                flush=True,
+            )
+        time.sleep(0.01)
 
 
 class LostPeerError(UserError):
     """Another process of the run has ended, either silently or after reporting its own error."""
+
+    exit_code = 1  # to start the run again may help
 
 
 # In gloo's error messages when a peer is gone; nccl raises a DistError.

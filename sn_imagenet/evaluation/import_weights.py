@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from sn_imagenet.models.saved import rebuild
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
 from sn_imagenet.runs.methods import IMPORTED
 from sn_imagenet.runs.provenance import provenance
+from sn_imagenet.runs.reading import open_to_read
 from sn_imagenet.runs.start import claimed
 
 
@@ -77,17 +79,32 @@ def import_published(file: Path, name: str, config: ExperimentConfig) -> Path:
 
 
 def _read_weights(file: Path) -> dict[str, Any]:
-    """The content of a .pth or .safetensors file, loaded without executing code in it."""
+    """The weights in a .pth or .safetensors file, loaded without executing code in it. They may be
+    in an entry of a training checkpoint, and of a network in DistributedDataParallel or compiled.
+    """
     try:
         if file.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(file))
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+            loaded: Any = dict(safetensors.torch.load_file(file))
+        else:
+            with open_to_read(file) as opened:
+                loaded = torch.load(opened, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own exceptions
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not isinstance(error, OSError):
+            reason = "it is no file of weights, or cut off, or holds code, which is not run"
         raise UserError(f"{file} cannot be read: {reason}; expected PyTorch weights") from error
-    if not isinstance(loaded, dict):
+    for entry in ("state_dict_ema", "state_dict", "model_ema", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(entry), dict):
+            loaded = loaded[entry]
+            break
+    if not isinstance(loaded, dict) or not any(isinstance(w, Tensor) for w in loaded.values()):
         raise UserError(f"{file} holds a {type(loaded).__name__}: expected a dict of weights")
-    return loaded
+    wrapped = re.compile(r"^(module\.|_orig_mod\.)+")
+    weights = {wrapped.sub("", str(name)): value for name, value in loaded.items()}
+    for name, value in weights.items():
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            raise UserError(f"{file}: {name} has values that are not finite")
+    return weights
 
 
 def _name_and_hash(file: Path) -> str:

@@ -104,7 +104,9 @@ def add_evaluations(
         if evaluation.statistics is None or directory.batch_average.exists():
             continue
         if not deviations_from_config(evaluation.record, config, fingerprint):
-            checkpoint.save_batch_average(directory, evaluation.statistics, evaluation.record)
+            checkpoint.save_batch_average(
+                directory, evaluation.statistics, evaluation.record, result["config"]
+            )
     return {**result, "evaluations": [*result["evaluations"], *(e.record for e in evaluations)]}
 
 

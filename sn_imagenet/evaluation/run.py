@@ -39,7 +39,7 @@ from sn_imagenet.runs import (
     config_differences,
     write_atomically,
 )
-from sn_imagenet.runs.files import FINAL, RESULT
+from sn_imagenet.runs.files import FINAL, advice
 from sn_imagenet.runs.scores import Score
 from sn_imagenet.runs.start import claimed
 from sn_imagenet.tasks import Prepared, build_task, prepare, require_same_data
@@ -80,6 +80,9 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
     init_distributed()
     directory = RunDirectory(path)
     with raise_on_all_ranks():
+        run_config = directory.read_config()
+        config = from_dict(run_config)
+        directory.check(config)
         previous = directory.read_result()
         if previous is not None and previous["status"] == "diverged":
             print_rank0(f"{path}: diverged, nothing to evaluate")
@@ -89,7 +92,6 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
                 f"{path} has no {directory.final.name}: training has not finished; run the command "
                 "that started it again to resume it"
             )
-        run_config = directory.read_config()
         prepared = prepare(from_dict(_merge(run_config, request.values)))
         if unknown := request.artifacts.keys() - set(prepared.task.artifacts):
             known = ", ".join(prepared.task.artifacts) or "none"
@@ -98,12 +100,12 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
                 f"of {known}"
             )
         final = _load_checkpoint(prepared.network, directory.final)
+        directory.require_own(directory.final, final["config"], run_config)
         importance = importance_weight_records(prepared.network)
         weights = _load_requested_checkpoint(
             prepared.network, directory, run_config, request.checkpoint, final
         )
         _require_matching_data(path, run_config, final, prepared)
-    config = from_dict(run_config)
     result: dict[str, Any] = {}
     with on_rank0(claimed(directory, config)):
         evaluations = record_origin(
@@ -162,8 +164,7 @@ def _load_checkpoint(network: nn.Module, path: Path) -> dict[str, Any]:
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(
-            f"{path} is not a checkpoint of this run: {reason.splitlines()[0]}; restore it, or "
-            f"remove it and {RESULT} and start the run again"
+            f"{path} is not a checkpoint of this run: {reason.splitlines()[0]}; {advice(path)}"
         ) from error
     return state
 

@@ -16,6 +16,7 @@ from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.models.build import build_network
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
+from sn_imagenet.runs.files import advice
 from sn_imagenet.runs.reading import mapping, read_json
 
 WEIGHTS = "model.safetensors"
@@ -175,6 +176,7 @@ def _read_run(directory: RunDirectory) -> SavedWeights:
             "command that started it again to resume it"
         )
     state = checkpoint.load(directory.final)
+    directory.require_own(directory.final, state.get("config"), directory.read_config())
     try:
         weights = mapping(state["model"])
         classes = tuple(str(name) for name in state.get("classes", ()))
@@ -202,8 +204,8 @@ def _use_batch_average(network: nn.Module, directory: RunDirectory) -> None:
                 layer.get_buffer("running_var").copy_(var)
     except (LookupError, TypeError, RuntimeError) as error:
         raise RunError(
-            f"{directory.batch_average} does not match this run's network ({error!r}): remove it; "
-            f"python evaluate.py run={directory.path} writes it again"
+            f"{directory.batch_average} does not match this run's network ({error!r}): "
+            f"{advice(directory.batch_average)}"
         ) from error
 
 

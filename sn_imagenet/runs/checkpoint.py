@@ -7,13 +7,14 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from sn_imagenet.runs.directory import RunDirectory
-from sn_imagenet.runs.files import RunError, file_error, overwrite, write_atomically
+from sn_imagenet.runs.files import RunError, advice, file_error, overwrite, write_atomically
+from sn_imagenet.runs.reading import open_to_read
 
 VERSION = 1
 
@@ -34,15 +35,17 @@ def load(path: Path) -> dict[str, Any]:
         RunError: the file is missing, truncated, not a checkpoint, or of another version.
     """
     try:
-        _verify_checksums(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_to_read(path) as file:
+            _verify_checksums(file)
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise RunError(f"there is no checkpoint {path}") from error
     except Exception as error:  # torch's unpickler and zip reader raise errors of any type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(
             f"{path} is not a readable checkpoint ({reason}): it is damaged or not a checkpoint; "
-            "remove it to continue from an earlier one or from the start"
+            f"{advice(path)}"
         ) from error
     version = state.get("version") if isinstance(state, dict) else None
     if not isinstance(version, int) or version != VERSION:
@@ -57,9 +60,9 @@ def _serialize(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _verify_checksums(path: Path) -> None:
+def _verify_checksums(file: IO[bytes]) -> None:
     """Compare the checksums in the zip archive, which torch writes but does not check."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         damaged = archive.testzip()
     if damaged is not None:
         raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
@@ -117,18 +120,21 @@ def save_batch_average(
     directory: RunDirectory,
     statistics: Mapping[str, tuple[Tensor, Tensor]],
     evaluation: dict[str, Any],
+    config: dict[str, Any],
 ) -> None:
     """Save the batch average of the counted evaluation, for use of the network without its data.
 
     Args:
         statistics: layer name -> mean and biased variance, each [C] float64.
         evaluation: the entry of ``result.json`` that was evaluated with them.
+        config: the run's.
 
     Raises:
         RunError: the file cannot be written; an existing file is unchanged.
     """
     tables = {n: {"mean": m.cpu(), "var": v.cpu()} for n, (m, v) in statistics.items()}
-    save(directory.batch_average, {"statistics": tables, "evaluation": evaluation})
+    state = {"statistics": tables, "evaluation": evaluation, "config": config}
+    save(directory.batch_average, state)
 
 
 def load_batch_average(directory: RunDirectory) -> dict[str, tuple[Tensor, Tensor]]:
@@ -143,10 +149,12 @@ def load_batch_average(directory: RunDirectory) -> dict[str, tuple[Tensor, Tenso
             f"python evaluate.py run={directory.path} computes it"
         )
     try:
-        tables = load(directory.batch_average)["statistics"]
+        state = load(directory.batch_average)
+        tables = state["statistics"]
+        if "config" in state:  # older files have none
+            directory.require_own(directory.batch_average, state["config"], directory.read_config())
         return {name: (table["mean"], table["var"]) for name, table in tables.items()}
     except (LookupError, TypeError, AttributeError) as error:
         raise RunError(
-            f"{directory.batch_average} is damaged ({error!r}): remove it; "
-            f"python evaluate.py run={directory.path} computes it again"
+            f"{directory.batch_average} is damaged ({error!r}): {advice(directory.batch_average)}"
         ) from error

@@ -10,10 +10,12 @@ from typing import Any
 
 from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig
 from sn_imagenet.runs import files
-from sn_imagenet.runs.files import RunError, write_json
+from sn_imagenet.runs.files import RunError, advice, write_json
 from sn_imagenet.runs.reading import read_json, read_yaml
 
 RESULT_VERSION = 2
+# Some of the sections of every config; a file that was cut off lacks the last.
+_SECTIONS = {"norm", "batch", "data", "model", "seed", "evaluate"}
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,19 @@ class RunDirectory:
         """
         _require_utf8(config)
         self._require_one_target(config)
-        if self.config.exists():
+        has_config = self.config.exists()
+        if has_config:
             self.require_same_experiment(self.read_config(), config)
-        else:
+        try:
             result = self.read_result()
-            if result is not None and isinstance(result.get("config"), dict):
+        except RunError:
+            if has_config:
+                return  # reported when the result is needed
+            raise
+        if result is not None and isinstance(result.get("config"), dict):
+            if has_config:
+                self.require_own(self.result, result["config"], config.to_dict())
+            else:
                 self.require_same_experiment(result["config"], config)
 
     def _require_one_target(self, config: ExperimentConfig) -> None:
@@ -106,6 +116,18 @@ class RunDirectory:
                         f"with {part}.target={other}; give this method its own {part}.name="
                     )
             return
+
+    def require_own(self, file: Path, its: Any, own: dict[str, Any]) -> None:
+        """Require that ``file`` of this directory, with the config ``its``, is of this run.
+
+        Raises:
+            RunError: it was copied from a run with another config than ``own``.
+        """
+        differences = config_differences(its if isinstance(its, dict) else {}, own)
+        if differences:
+            raise RunError(
+                f"{file} is of another run ({'; '.join(differences[:3])}); {advice(file)}"
+            )
 
     def require_same_experiment(self, before: dict[str, Any], config: ExperimentConfig) -> None:
         """Check that two configs describe the same experiment.
@@ -140,11 +162,10 @@ class RunDirectory:
         except (OSError, RunError) as error:
             reason = " ".join(str(error).split())
             raise RunError(
-                f"{self.config} cannot be read: {reason}; restore it, or remove {self.path} and "
-                "start the run again"
+                f"{self.config} cannot be read: {reason}; {advice(self.config)}"
             ) from error
-        if not isinstance(loaded, dict):
-            raise RunError(f"{self.config} is not a config; remove {self.path} and start again")
+        if not isinstance(loaded, dict) or _SECTIONS - loaded.keys():
+            raise RunError(f"{self.config} is damaged or not a config; {advice(self.config)}")
         return {str(key): value for key, value in loaded.items()}
 
     def read_result(self) -> dict[str, Any] | None:
@@ -180,9 +201,7 @@ class RunDirectory:
         self.batch_average.unlink(missing_ok=True)
 
     def _invalid_result(self, problem: str) -> RunError:
-        return RunError(
-            f"{self.result} {problem}; remove it and start the run again to evaluate it again"
-        )
+        return RunError(f"{self.result} {problem}; {advice(self.result)}")
 
 
 def _norm_targets(norm: dict[str, Any]) -> dict[tuple[str, str], str]:

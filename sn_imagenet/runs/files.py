@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sn_imagenet.errors import UserError
+from sn_imagenet.errors import UserError, as_text
 
 CONFIG = "config.yaml"
 LOCK = "lock.json"
@@ -48,6 +48,22 @@ RUN_FILES = frozenset(
 )
 
 RUN_DIR_OPTIONS = "runs_dir= or run_dir="  # the options that set the run directory
+
+
+# What mends a damaged file. Any other is a checkpoint of the training.
+_ADVICE = {
+    CONFIG: "remove this file alone and run the training command again, which writes it again",
+    METRICS: "run the training command again, which repairs it",
+    FINAL: "run the training command again, which writes it again from the last checkpoint",
+    BATCH_AVERAGE: "remove it; python evaluate.py run={folder} computes it again",
+    RESULT: "remove it and run the training command again, which evaluates the run again",
+}
+_CHECKPOINT_ADVICE = "remove it to continue from an earlier one or from the start"
+
+
+def advice(path: Path) -> str:
+    """What the user can do about the damaged file ``path`` of a run."""
+    return _ADVICE.get(path.name, _CHECKPOINT_ADVICE).format(folder=path.parent)
 
 
 class RunError(UserError):
@@ -87,12 +103,20 @@ def overwrite(path: Path, content: bytes) -> None:
 
 def write_text(path: Path, text: str, chosen_by: str = RUN_DIR_OPTIONS) -> Path:
     """Write ``text`` as UTF-8 with :func:`write_atomically`."""
-    return write_atomically(path, text.encode("utf-8"), chosen_by)
+    return write_atomically(path, as_text(text).encode("utf-8"), chosen_by)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically. Raises ValueError for NaN and infinities, which JSON cannot hold."""
-    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_printable(content), indent=1, allow_nan=False) + "\n")
+
+
+def _printable(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {_printable(key): _printable(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_printable(value) for value in content]
+    return as_text(content) if isinstance(content, str) else content
 
 
 def file_error(verb: str, path: Path, error: OSError, chosen_by: str = RUN_DIR_OPTIONS) -> RunError:

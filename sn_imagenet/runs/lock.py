@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from sn_imagenet.runs.files import RunError, file_error
+from sn_imagenet.runs.reading import open_to_read
 
 HEARTBEAT_S = 15.0
 STALE_S = 300.0
@@ -83,6 +84,8 @@ def _open_locked(path: Path) -> IO[bytes]:
     """The lock file, locked; errors as :func:`acquire`, and OSError."""
     deadline = time.monotonic() + RETRY_S
     while True:
+        with suppress(FileNotFoundError):
+            open_to_read(path).close()  # a regular file
         file = open(path, "a+b", buffering=0)  # noqa: SIM115 - open as long as the lock is held
         if not _is_taken(file, fcntl.LOCK_EX):
             # A holder that has released the lock meanwhile has removed this file.
@@ -108,7 +111,7 @@ def release(path: Path) -> None:
 def is_held(path: Path) -> bool:
     """Whether a live process holds the lock ``path``."""
     try:
-        with open(path, "rb") as file:
+        with open_to_read(path) as file:
             return _is_taken(file, fcntl.LOCK_SH)
     except OSError:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -10,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sn_imagenet.runs.files import RunError, file_error, write_atomically
+from sn_imagenet.runs.files import RunError, advice, file_error, write_atomically
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 from sn_imagenet.runs.scores import read_score
 
@@ -38,9 +39,7 @@ class MetricsFile:
         self._compressor = zlib.compressobj()
         self._compressed = bytearray(self._compressor.compress(rows))
         try:
-            self.damage = _describe_damage(path, rows)
-            if self.damage:
-                write_atomically(path, rows)
+            self.damage = repair(path, rows)
             self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
             self._file.truncate(len(rows))
         except OSError as error:
@@ -127,9 +126,7 @@ def last_rows(path: Path) -> LastRows:
         return LastRows()
     except (RunError, KeyError, TypeError, AttributeError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        raise RunError(
-            f"{path}: malformed row: {reason}; run the training command again to repair it"
-        ) from error
+        raise RunError(f"{path}: malformed row: {reason}; {advice(path)}") from error
 
 
 def _last_row_per_kind(lines: list[bytes]) -> LastRows:
@@ -161,6 +158,14 @@ def _check(row: dict[str, Any]) -> None:
         number(mapping(row.get(name)).get(key) or 0.0)
 
 
+def repair(path: Path, rows: bytes) -> str:
+    """Write ``rows`` to a file that does not begin with them; returns how it differed, or ""."""
+    damage = _describe_damage(path, rows)
+    if damage:
+        write_atomically(path, rows)
+    return damage
+
+
 def _describe_damage(path: Path, rows: bytes) -> str:
     """How a file deviates from beginning with ``rows``; empty if it does begin with them."""
     if not rows:
@@ -171,6 +176,10 @@ def _describe_damage(path: Path, rows: bytes) -> str:
             content = file.read(len(rows))
     except FileNotFoundError:
         return f"was missing, with {total} rows"
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a pipe or device, see open_to_read
+            raise
+        return f"was not a regular file, with {total} rows"
     if content == rows:
         return ""
     if rows.startswith(content):

@@ -5,9 +5,11 @@ Values that are returned are safe to use: finite numbers, printable text, limite
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import stat
 from pathlib import Path
 from typing import IO, Any
 
@@ -76,12 +78,16 @@ def read_yaml(path: Path) -> Any:
 
 
 def open_to_read(path: Path) -> IO[bytes]:
-    """Open a file without blocking, even if it is a pipe without a writer.
+    """Open a file that is not a pipe or device, whose reading may never end.
 
     Raises:
-        OSError: the file is missing or cannot be read.
+        OSError: the file is missing, not a regular one, or cannot be read.
     """
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -120,7 +126,8 @@ def _check_events(text: str) -> None:
 
 def _read_text(path: Path, max_bytes: int) -> str:
     with open_to_read(path) as file:
-        content = file.read(max_bytes + 1)
+        # read(n) reserves n bytes, however few there are.
+        content = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
     if len(content) > max_bytes:
         raise RunError(f"larger than {max_bytes} bytes")
     try:

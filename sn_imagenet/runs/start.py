@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.runs.checkpoint import load_last
+from sn_imagenet.runs.checkpoint import load, load_last
 from sn_imagenet.runs.directory import RunDirectory
 from sn_imagenet.runs.files import RunError, file_error, write_text
 from sn_imagenet.runs.lock import acquire, release
-from sn_imagenet.runs.record import FAILED, NOT_EVALUATED, Run, run_from_result
+from sn_imagenet.runs.metrics import decompress_rows, repair
+from sn_imagenet.runs.record import FAILED, FINISHED, NOT_EVALUATED, Run, run_from_result
 
 FRESH = "fresh"
 RESUME = "resume"  # from a checkpoint
@@ -26,12 +27,14 @@ DONE = "done"
 class Start:
     """What a start of a run finds: ``kind`` is :data:`FRESH`, :data:`RESUME` or :data:`DONE`.
 
-    ``run``: the complete run, if it is done. ``evaluations``: those of ``evaluate.py`` since an
+    ``run``: the complete run, if it is done. ``damage``: why a finished run resumes, to write its
+    weights again; empty if it does not. ``evaluations``: those of ``evaluate.py`` since an
     earlier start, which a run that resumes keeps.
     """
 
     kind: str
     run: Run | None = None
+    damage: str = ""
     evaluations: tuple[dict[str, Any], ...] = ()
 
 
@@ -54,7 +57,49 @@ def open_run(directory: RunDirectory, config: ExperimentConfig) -> Start:
     run = run_from_result(result, directory.path)
     if run.state == NOT_EVALUATED and config.evaluate:
         return Start(kind, evaluations=run.evaluations if kind == RESUME else ())
+    if run.state in (FINISHED, NOT_EVALUATED):
+        damage = _damage_of_weights(directory, config)
+        if damage and kind == RESUME:
+            own = tuple(each for each in run.evaluations if each["by"] != "training")
+            return Start(RESUME, damage=damage, evaluations=own)
+        if damage and directory.final.exists():
+            raise RunError(
+                f"{directory.path} is finished, but {damage}. It has no other checkpoint: restore "
+                f"{directory.final}, or remove {directory.path} to train it again"
+            )
     return Start(DONE, run)
+
+
+def _damage_of_weights(directory: RunDirectory, config: ExperimentConfig) -> str:
+    """What is wrong with ``final.pt``; empty if nothing."""
+    try:
+        state = load(directory.final)
+        directory.require_own(directory.final, state.get("config"), config.to_dict())
+        if not isinstance(state.get("model"), dict):
+            raise RunError(f"{directory.final} is not a checkpoint of this run: no entry 'model'")
+    except RunError as error:
+        return str(error).partition("; ")[0]
+    return ""
+
+
+def repair_finished(directory: RunDirectory, config: ExperimentConfig) -> list[str]:
+    """Write again what a finished run has lost of config and metrics; returns a line for each."""
+    lines = []
+    if not directory.config.exists():
+        _write_config(directory, config)
+        lines.append(f"{directory.config} was missing; it is written again")
+    with suppress(RunError, LookupError, TypeError, ValueError, AttributeError, OSError):
+        state, _ = load_last(directory)
+        if state is not None:
+            directory.require_own(directory.last, state["config"], config.to_dict())
+            rows = decompress_rows(state["metrics"].numpy().tobytes())
+            if damage := repair(directory.metrics, rows):
+                lines.append(f"{directory.metrics} {damage}; rebuilt from the last checkpoint")
+    return lines
+
+
+def _write_config(directory: RunDirectory, config: ExperimentConfig) -> None:
+    write_text(directory.config, OmegaConf.to_yaml(OmegaConf.create(config.to_dict())))
 
 
 def _require_config(path: Path, state: dict[str, Any]) -> None:
@@ -80,7 +125,7 @@ def claimed(directory: RunDirectory, config: ExperimentConfig) -> Iterator[Start
     try:
         start = open_run(directory, config)
         if not directory.config.exists():
-            write_text(directory.config, OmegaConf.to_yaml(OmegaConf.create(config.to_dict())))
+            _write_config(directory, config)
         yield start
     finally:
         release(directory.lock)

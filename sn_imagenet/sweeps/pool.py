@@ -52,11 +52,11 @@ class _ScheduledRun:
         self.next_read = time.monotonic() + READ_INTERVAL_S
         return state
 
-    def directory_was_in_use(self) -> bool:
-        """Whether the last attempt ended because another process uses the run directory."""
+    def ended_with(self, error: type[UserError]) -> bool:
+        """Whether a process of the last attempt has the exit code of ``error``."""
         assert self.exit_codes is not None
         codes = [file.read_text() for file in Path(self.exit_codes.name).iterdir()]
-        return str(RunInUseError.exit_code) in codes
+        return str(error.exit_code) in codes
 
 
 class Pool:
@@ -64,7 +64,7 @@ class Pool:
 
     Finished and diverged runs are skipped. A run that another process trains is watched, and taken
     over if that process dies. A failed run is started again up to ``retries`` times, after all the
-    others, and resumes from its checkpoint.
+    others, and resumes from its checkpoint; not after an error that only the user can mend.
 
     Args:
         starter: starts the process of a run.
@@ -171,13 +171,14 @@ class Pool:
         state = run.read_state()
         if state in COMPLETE:
             self._mark_complete(run)
-        elif state == RUNNING or run.directory_was_in_use():
+        elif state == RUNNING or run.ended_with(RunInUseError):
             # Another process holds the lock, or held it when ours failed to acquire it.
             run.attempts -= 1
             run.state, run.note = ELSEWHERE, ""
         else:
             reason = self._failure_reason(run, code)
-            if run.attempts <= self._retries and not self._signals:
+            hopeless = code == UserError.exit_code or run.ended_with(UserError)
+            if run.attempts <= self._retries and not self._signals and not hopeless:
                 run.state, run.note = WAITING, f"attempt {run.attempts} failed: {reason}"
                 self._queue.append(run)
             else:

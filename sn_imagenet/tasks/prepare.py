@@ -92,5 +92,5 @@ def _check_test_statistics(network: nn.Module, config: ExperimentConfig, calibra
     if config.norm.test_statistics not in possible:
         raise ConfigError(
             f"norm.test_statistics={config.norm.test_statistics}: norm={config.norm.name} has "
-            f"{' and '.join(possible)} only"
+            f"{' and '.join(possible)} only (its class says so by stores_statistics)"
         )

@@ -58,6 +58,7 @@ def load_newest_checkpoint(
             raise RunError(
                 f"{path} is not a checkpoint of this training: {reason.splitlines()[0]}"
             ) from error
+        directory.require_own(path, state["config"], prepared.config.to_dict())
         if not stepper.weights_are_finite():
             raise RunError(f"{path} holds weights that are not finite")
 
@@ -68,7 +69,6 @@ def load_newest_checkpoint(
             for warning in warnings:
                 warn(f"{warning}; resuming from the previous checkpoint")
             if state is not None:
-                directory.require_same_experiment(state["config"], prepared.config)
                 require_same_data(directory.path, state["data_fingerprint"], prepared.data)
     newest: dict[str, Any] | None = broadcast_object(state)
     return newest

@@ -40,7 +40,7 @@ from sn_imagenet.runs import (
     checkpoint,
     run_from_result,
 )
-from sn_imagenet.runs.start import FRESH, claimed, open_run
+from sn_imagenet.runs.start import FRESH, claimed, open_run, repair_finished
 from sn_imagenet.tasks import Prepared, prepare
 from sn_imagenet.tasks.task import require_task_placement
 from sn_imagenet.training.stop import (
@@ -83,7 +83,10 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
         require_tracker_installed(config.tracker)
         start = open_run(directory, config)
     if start.run is not None:
-        return _report_done(start.run)
+        return _report_done(directory, config, start.run)
+
+    if start.damage:
+        print_rank0(f"warning: {start.damage}; it is written again from the last checkpoint")
 
     with raise_on_all_ranks():
         prepared = prepare(config)
@@ -111,7 +114,8 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
             with raise_peer_interrupts():
                 start = broadcast_object(claim)
                 if start.run is not None:
-                    return _report_done(start.run)  # another process has finished it meanwhile
+                    # another process has finished it meanwhile
+                    return _report_done(directory, config, start.run)
                 with raise_on_all_ranks():
                     if rank() == 0 and not start.evaluations:
                         directory.remove_result()
@@ -131,7 +135,10 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
             raise
 
 
-def _report_done(run: Run) -> Run:
+def _report_done(directory: RunDirectory, config: ExperimentConfig, run: Run) -> Run:
+    with raise_on_all_ranks():
+        for line in repair_finished(directory, config) if rank() == 0 else ():
+            print_rank0(f"warning: {line}")
     status = DIVERGED if run.state == DIVERGED else FINISHED
     print_rank0(f"{run.path}: already {status}, nothing to do")
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,8 @@ from command_line import (
 )
 from PIL import Image
 from run_files import first_evaluations
+
+from sn_imagenet.overrides import read_words
 
 DIGITS = (*SMALL, "batch=8x2", "trainer.max_steps=3")
 
@@ -71,7 +74,22 @@ def test_the_invalid_value_is_named(overrides: list[str], parts: list[str], tmp_
         (["trainer.epoch=3"], ["trainer.epoch=3", "did you mean trainer.epochs=3?"]),
         (["trianer.epochs=3"], ["trianer.epochs=3", "did you mean trainer.epochs=3?"]),
         (["trainer.epochs=0"], ["trainer.epochs=0", "at least 1"]),
-        (["norm=bn("], ["no viable alternative"]),
+        (["norm=bn("], ["norm=bn(", "quote"]),
+        (["norm=SN"], ["did you mean norm=sn?"]),
+        (["model=resnet18"], ["did you mean model.name=resnet18"]),
+        (["norm=bn,gn"], ["norm=bn,gn: several values; add -m"]),
+        (["norm=[bn,gn]"], ["norm=bn,gn: several values; add -m"]),
+        (["-m", "norm=[bn,gn]"], ["norm=bn,gn: several values; add -m"]),
+        (["seed=0,1"], ["add -m", "-m seed=0,1"]),
+        (["batch=8,2"], ["batch=8x2"]),
+        (["batch=(8,2)"], ["batch=8x2"]),
+        (["batch=8"], ["batch=8: expected GPUs x samples per GPU"]),
+        (["norm=sn\r"], ["carriage return", "Windows"]),
+        (["lr=0.2"], ["did you mean protocol.base_lr=0.2?"]),
+        (["batch_size=16"], ["did you mean batch=GxN"]),
+        (["trainer.workers=2"], ["did you mean data.workers=2?"]),
+        (["workers=2"], ["did you mean data.workers=2?"]),
+        (["-m", "seed=0,1", "norm.target=nowhere.Norm"], ["norm.target=nowhere.Norm"]),
     ],
     ids=lambda value: value[-1],
 )
@@ -83,6 +101,26 @@ def test_a_typo_gives_one_line_with_the_nearest_name(
     check_error(done, *parts)
     assert done.output.count("\n") == 1
     assert not (tmp_path / "runs" / "digits").exists()
+
+
+@pytest.mark.parametrize(
+    "path", ["/d/a=b", "/d/bücher", "/d#x", "/a[1],b", "/a(b)", "/it's", '/a"b', "/a&b", "/a\\{"]
+)
+def test_a_path_that_hydra_cannot_read_is_printed_as_it_can(path: str, tmp_path: Path) -> None:
+    """The words that are printed, given to a shell, are what the user meant."""
+    folder = ("data=imagefolder", "data.val=/absent")
+    done = train_forked(*folder, f"data.train={path}", folder=tmp_path / "logs")
+    check_error(done, f"data.train={path}: Hydra cannot read the value")
+    (word,) = shlex.split(done.err.rpartition("Hydra: ")[2])
+    done = train_forked(*folder, word, folder=tmp_path / "quoted")
+    check_error(done, f"{path} (data.train): there is no such folder")
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_words(["a.b=~/x", "--out=~", "run='~/x'", "a=x~y"]) == [
+        *(f"a.b={tmp_path}/x", f"--out={tmp_path}", "run='~/x'", "a=x~y")
+    ]
 
 
 @pytest.mark.parametrize(

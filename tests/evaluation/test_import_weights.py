@@ -17,7 +17,11 @@ from torch import Tensor, nn
 
 from sn_imagenet.config import ExperimentConfig, from_dict
 from sn_imagenet.errors import UserError
-from sn_imagenet.evaluation.import_weights import import_official, import_published
+from sn_imagenet.evaluation.import_weights import (
+    _read_weights,
+    import_official,
+    import_published,
+)
 from sn_imagenet.models import load
 from sn_imagenet.models.published import find_published
 from sn_imagenet.norms import norm_layers
@@ -157,3 +161,47 @@ def test_weights_that_do_not_fit_are_an_error(composed: Compose, tmp_path: Path)
     torch.save({"state_dict": checkpoint_of_resnet18(True)["state_dict"], "epoch": 1}, file)
     with pytest.raises(UserError, match=r"the authors' weights\.pth.*not those of model\.name"):
         import_official(file, composed("norm=sn", f"run_dir={tmp_path / 'other'}"))
+
+
+WRAPPINGS: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {
+    "state_dict": lambda w: {"epoch": 3, "arch": "resnet18", "state_dict": w},
+    "model": lambda w: {"model": w, "optimizer": {}},
+    "module": lambda w: {"state_dict": {f"module.{name}": value for name, value in w.items()}},
+    "compiled": lambda w: {f"_orig_mod.module.{name}": value for name, value in w.items()},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_a_training_checkpoint_of_others_is_read(wrapping: str, tmp_path: Path) -> None:
+    weights = {"bn1.running_mean": torch.ones(3), "bn1.num_batches_tracked": torch.tensor(2)}
+    torch.save(WRAPPINGS[wrapping](weights), tmp_path / "file.pth")
+    assert _read_weights(tmp_path / "file.pth").keys() == weights.keys()
+
+
+def test_what_holds_no_weights_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file.pth"
+    contents = {
+        "a page": b"<html>404</html>",
+        "cut": None,
+        "a folder": None,
+        "no weights": {"lr": 0.1},
+        "NaN": {"fc.weight": torch.full((2, 2), torch.nan)},
+    }
+    for kind, content in contents.items():
+        if kind == "cut":
+            torch.save({"fc.weight": torch.ones(999)}, file)
+            file.write_bytes(file.read_bytes()[:2000])
+        elif kind == "a folder":
+            file.unlink()
+            file.mkdir()
+        elif isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            file = tmp_path / f"{kind}.pth"
+            torch.save(content, file)
+        reason = {"NaN": "fc.weight has values that are not finite", "no weights": "holds a dict"}
+        with pytest.raises(UserError, match=reason.get(kind, "cannot be read")) as error:
+            _read_weights(file)
+        assert "WeightsUnpickler" not in str(error.value) and "PytorchStreamReader" not in str(
+            error.value
+        )

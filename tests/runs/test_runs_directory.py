@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,9 +28,13 @@ from sn_imagenet.runs import (
     RunDirectory,
     RunError,
     RunInUseError,
+    checkpoint,
     config_differences,
     write_json,
+    write_text,
 )
+from sn_imagenet.runs.lock import acquire, is_held
+from sn_imagenet.runs.reading import read_json
 from sn_imagenet.runs.start import DONE, FRESH, RESUME, Start, claimed, open_run
 
 Compose = Callable[..., ExperimentConfig]
@@ -321,9 +326,10 @@ def test_a_start_finds_what_the_directory_holds(
     failed = {**finished, "status": "failed", "error": "no space"}
     with claimed(directory, config):
         pass
-    for checkpoint, kind in ((None, FRESH), (directory.previous, RESUME)):
-        if checkpoint is not None:
-            checkpoint.touch()  # is only looked for, not read
+    checkpoint.save(directory.final, {"model": {}, "config": config.to_dict()})
+    for file, kind in ((None, FRESH), (directory.previous, RESUME)):
+        if file is not None:
+            file.touch()  # is only looked for, not read
         for content in (None, failed):
             if content is not None:
                 directory.write_result(content)
@@ -360,3 +366,34 @@ def test_values_that_json_lacks_are_refused(tmp_path: Path) -> None:
 
 def test_run_errors_are_user_errors() -> None:
     assert issubclass(RunError, UserError)
+
+
+@pytest.mark.parametrize("name", ["last.pt", "result.json", "config.yaml", "lock.json"])
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name, kind):
+    directory = RunDirectory(tmp_path)
+    os.mkfifo(tmp_path / name) if kind == "pipe" else (tmp_path / name).symlink_to("/dev/zero")
+    signal.alarm(20)  # a hang ends the test program
+    try:
+        assert not is_held(tmp_path / name)
+        readers = {
+            "last.pt": lambda: checkpoint.load(directory.last),
+            "result.json": directory.read_result,
+            "config.yaml": directory.read_config,
+            "lock.json": lambda: acquire(directory.lock),
+        }
+        with pytest.raises((RunError, OSError), match="not a regular file"):
+            readers[name]()
+    finally:
+        signal.alarm(0)
+
+
+def test_whatever_is_written_is_read_again(tmp_path):
+    """File names of other encodings have lone surrogates in Python."""
+    name = os.fsdecode(b"/data/caf\xe9.jpg")
+    content = {name: [name, {"inner": (name, 1)}], "plain": "é"}
+    write_json(tmp_path / "file.json", content)
+    read = read_json(tmp_path / "file.json")
+    assert read["plain"] == "é" and read["/data/caf\\udce9.jpg"][0] == "/data/caf\\udce9.jpg"
+    write_text(tmp_path / "file.md", f"| {name} | é |\n")
+    assert (tmp_path / "file.md").read_text("utf-8") == "| /data/caf\\udce9.jpg | é |\n"

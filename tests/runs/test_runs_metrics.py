@@ -82,7 +82,7 @@ def test_a_damaged_file_is_reported_and_repaired(directory: RunDirectory, damage
         message = "was missing, with 9 rows"
     if damage == "a pipe":
         os.mkfifo(directory.metrics)
-        message = "was truncated: 0 of 9 rows"
+        message = "was not a regular file, with 9 rows"
     log = MetricsFile(directory.metrics, decompress_rows(at_checkpoint))
     assert message in log.damage
     write(log, 10)

@@ -202,6 +202,21 @@ def test_a_failing_run_is_retried_after_the_others_and_then_reported(tmp_path):
     assert f"2 runs: 2 {FAILED}" in out.getvalue()
 
 
+@pytest.mark.parametrize("where", ["python", "torchrun"])
+def test_a_run_that_only_the_user_can_mend_is_not_tried_again(tmp_path, where):
+    """torchrun exits with 1, whatever exit code its rank has."""
+    program = "import sys; sys.exit(2)"
+    if where == "torchrun":
+        program = (
+            "import os, pathlib, sys\n"
+            "pathlib.Path(os.environ['SN_IMAGENET_EXIT_CODES'], '0').write_text('2')\n"
+            "sys.exit(1)"
+        )
+    starter = Starter([sys.executable, "-c", program])
+    assert Pool([planned(tmp_path, "a")], [Slot("s", {})], starter, 5, Board(io.StringIO())).run()
+    assert (tmp_path / "a" / "log.txt").read_text().count("# attempt") == 1
+
+
 def test_a_run_refused_by_a_lock_is_running_elsewhere_and_not_failed(tmp_path):
     """Like torchrun, the program exits with 1, whatever exit code its rank has."""
     program = (

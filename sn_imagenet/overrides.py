@@ -1,0 +1,145 @@
+"""The words of a command line: what is checked before Hydra reads them, and one line for the errors
+that Hydra finds in them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sn_imagenet.errors import ConfigError, closest_name
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# The groups of configs/, of which a run takes one choice each.
+_GROUPS = (
+    *("norm", "batch", "augment", "data", "model", "protocol", "trainer", "calibration"),
+    *("checkpoint", "task", "pair", "sweep"),
+)
+# What other programs call these options.
+_OTHER_NAMES = {
+    "lr": "protocol.base_lr",
+    "learning_rate": "protocol.base_lr",
+    "batch_size": "batch",
+    "num_workers": "data.workers",
+    "arch": "model.name",
+}
+
+
+def read_words(words: Sequence[str]) -> list[str]:
+    """The words of a command line, with ``~`` for the home folder expanded after ``=`` too.
+
+    Raises:
+        ConfigError: a word ends with a carriage return, or gives a group several choices in
+            brackets, of which Hydra would silently take the last, or a number, at which it crashes.
+    """
+    for word in words:
+        if word.endswith("\r"):
+            raise ConfigError(
+                f"{word!r} ends with a carriage return: the script that gives it has the line ends "
+                "of Windows; remove them: sed -i 's/\\r$//' SCRIPT"
+            )
+        group, _, value = word.partition("=")
+        if group in _GROUPS and value.startswith("["):
+            raise ConfigError(_several_values(f"{group}={value.strip('[]')}"))
+        if group in _GROUPS and re.fullmatch(r"[0-9,]+", value):
+            expected = _setting(value) if group == "batch" else "expected the name of a choice"
+            raise ConfigError(f"{word}: {expected}")
+    home = re.compile(r"(-*[\w./@+]+=)(~(?:/.*)?)")
+    found = [(word, home.fullmatch(word)) for word in words]
+    return [m[1] + str(Path(m[2]).expanduser()) if m else word for word, m in found]
+
+
+def describe_error(error: Exception) -> str:
+    """One line for an error in composing the config, with the most similar valid name."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return _unknown_choice(group, choice, error.options)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", str(error)):
+        return _several_values(several[1])
+    cause = error.__cause__
+    override = re.search(r"To append to your config use \+(\S+)", str(error))
+    parent = getattr(cause, "parent_node", None)
+    if override and isinstance(parent, DictConfig):
+        return _unknown_key(override[1], str(getattr(cause, "full_key", "")), parent)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(cause, OmegaConfBaseException):
+        lines[1:] = str(cause).splitlines()[:1]
+    return ": ".join(dict.fromkeys(lines[:2]))
+
+
+def _unreadable(override: str) -> str:
+    key, _, value = override.partition("=")
+    if key == "batch":
+        return f"{override}: {_setting(value)}"
+    return f"{override}: Hydra cannot read the value; quote it for the shell and for Hydra: " + (
+        _quoted(key, value)
+    )
+
+
+def _several_values(override: str) -> str:
+    """For an override with commas in a single run."""
+    key, _, value = override.partition("=")
+    if key == "batch" and re.fullmatch(r"[0-9]+,[0-9]+", value):
+        return f"{override}: {_setting(value)}"
+    text = f"{override}: several values; add -m to train one run for each: -m {override}"
+    return text if key in _GROUPS else f"{text}. For one value with commas: {_quoted(key, value)}"
+
+
+def _setting(value: str) -> str:
+    numbers = re.findall(r"[0-9]+", value)
+    example = "x".join(numbers) if len(numbers) == 2 else "8x2"
+    return f"expected GPUs x samples per GPU, as in batch={example}"
+
+
+def _quoted(key: str, value: str) -> str:
+    escaped = re.sub(r'(\\*)("|$)', r"\1\1\\\2", value).removesuffix("\\")
+    return shlex.quote(f'{key}="{escaped}"')
+
+
+def _unknown_choice(group: str, choice: str, options: Iterable[str]) -> str:
+    known = sorted(options)
+    match = closest_name(choice, known)
+    guess = f"did you mean {group}={match}? " if match else ""
+    if group == "model":
+        guess = f"did you mean model.name={choice}, a network of timm? "
+    others = {
+        "batch": ", or any GxN (GPUs x samples per GPU), such as 4x6",
+        "norm": ", or one of your own in the folder of --config-dir",
+    }.get(group, "")
+    expected = ", ".join(known) + others
+    return f"{group}={choice}: unknown choice; {guess}expected one of {expected}"
+
+
+def _unknown_key(override: str, failing: str, parent: DictConfig) -> str:
+    """``failing`` is the unknown first part of ``override``; ``parent`` is its config section."""
+    names = failing.split(".")
+    known = [str(name) for name in parent if name != "hydra"]
+    other = _OTHER_NAMES.get(names[-1]) or _elsewhere(names[-1], parent)
+    match = closest_name(names[-1], known)
+    if not known and not other:
+        return f"{override}: unknown config key; to add it, write +{override}"
+    guess = f"expected one of {', '.join(known)}"
+    if other == "batch":
+        guess = f"did you mean batch=GxN ({_setting('')})?"
+    elif other:
+        guess = f"did you mean {other}{override[len(failing) :]}?"
+    elif match:
+        guess = f"did you mean {'.'.join([*names[:-1], match])}{override[len(failing) :]}?"
+    return f"{override}: unknown config key; {guess} (--cfg job shows all)"
+
+
+def _elsewhere(name: str, parent: DictConfig) -> str | None:
+    """The key of this name in another section, if there is exactly one."""
+    root: Any = parent._get_root()
+    keys = [f"{group}.{name}" for group in _GROUPS if name in (root.get(group) or ())]
+    return keys[0] if len(keys) == 1 else None
