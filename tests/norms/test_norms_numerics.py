@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -278,3 +279,18 @@ def test_nan_and_infinity_reach_the_output(
     y = layer(LAYOUTS[layout](x))
     assert y[:, 2].isnan().any()
     assert y[:, [0, 1, 3, 4]].isfinite().all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [7, 56])
+def test_large_means_are_off_by_a_tenth_of_a_deviation(
+    layout: torch.memory_format, size: int
+) -> None:
+    """fp32 has steps of 0.001 at 1e4, so an exact mean is off by 0.05 deviations of 0.01."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4, 8, size, size, generator=generator, dtype=torch.float64)
+    x = (1e4 + 1e-2 * noise).float().to(memory_format=layout)
+    with torch.no_grad():
+        for layer in (InstanceNorm2d(8, eps=1e-12), SwitchNorm2d(8, eps=1e-12)):
+            expected = copy.deepcopy(layer).double()(x.double())
+            assert (layer(x).double() - expected).abs().max() < 0.13

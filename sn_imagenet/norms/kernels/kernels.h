@@ -159,7 +159,8 @@ void moments_rows(const T* x, S* mean, S* var, Index tables, Index area, int thr
   }
 }
 
-// One chunk of rows at a time, each centered on its own mean, merged by Chan et al.'s update.
+// One chunk of rows at a time, each centered on its own mean, merged by Chan et al.'s update. All
+// are relative to the first row: sums of means that are large beside the deviations lose digits.
 template <typename T, typename S>
 void moments_columns(const T* x, S* mean, S* var, Index samples, Index channels, Index area,
                      int threads) {
@@ -172,6 +173,7 @@ void moments_columns(const T* x, S* mean, S* var, Index samples, Index channels,
     const Index width = std::min(block, channels - first);
     const Index n = item / blocks;
     const Index table = n * channels + first;
+    const T* __restrict origin = x + n * area * channels + first;
     S *__restrict total_mean = mean + table, *__restrict total_square = var + table;
     std::fill_n(total_mean, width, S(0));
     std::fill_n(total_square, width, S(0));
@@ -186,7 +188,7 @@ void moments_columns(const T* x, S* mean, S* var, Index samples, Index channels,
 #pragma omp simd
         for (Index c = 0; c < width; ++c) {
           S total = 0;
-          for (int r = 0; r < run(); ++r) total += load(row + r * channels + c);
+          for (int r = 0; r < run(); ++r) total += load(row + r * channels + c) - load(origin + c);
           mu[c] += total;
         }
       });
@@ -199,7 +201,7 @@ void moments_columns(const T* x, S* mean, S* var, Index samples, Index channels,
         for (Index c = 0; c < width; ++c) {
           S total = 0;
           for (int r = 0; r < run(); ++r) {
-            S centered = load(row + r * channels + c) - mu[c];
+            S centered = (load(row + r * channels + c) - load(origin + c)) - mu[c];
             total += centered * centered;
           }
           square[c] += total;
@@ -214,7 +216,10 @@ void moments_columns(const T* x, S* mean, S* var, Index samples, Index channels,
         total_square[c] += square[c] + delta * delta * spread;
       }
     }
-    for (Index c = 0; c < width; ++c) total_square[c] /= S(area);
+    for (Index c = 0; c < width; ++c) {
+      total_mean[c] += load(origin + c);
+      total_square[c] /= S(area);
+    }
   }
 }
 
