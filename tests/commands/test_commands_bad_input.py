@@ -104,7 +104,7 @@ def test_a_typo_gives_one_line_with_the_nearest_name(
 
 
 @pytest.mark.parametrize(
-    "path", ["/d/a=b", "/d/bücher", "/d#x", "/a[1],b", "/a(b)", "/it's", '/a"b', "/a&b", "/a\\{"]
+    "path", ["/d/a=b", "/d/bücher", "/d#x", "/a[1],b", "/a(b)", "/it's", '/a"b', "/a&b", "/a{b}\\"]
 )
 def test_a_path_that_hydra_cannot_read_is_printed_as_it_can(path: str, tmp_path: Path) -> None:
     """The words that are printed, given to a shell, are what the user meant."""
