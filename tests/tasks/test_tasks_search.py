@@ -27,7 +27,6 @@ from sn_imagenet.tasks.architecture_search.controller import Sampled
 from sn_imagenet.tasks.architecture_search.data import PartBatch, SearchData
 from sn_imagenet.tasks.architecture_search.evaluator import SearchEvaluator
 from sn_imagenet.tasks.architecture_search.network import to_architectures
-from sn_imagenet.tasks.prepare import prepare
 
 Compose = Callable[..., ExperimentConfig]
 ROOT = Path(__file__).parents[2]
