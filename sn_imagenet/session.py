@@ -84,7 +84,7 @@ def session() -> Iterator[Session]:
     Raises:
         SystemExit: at the end, if a run failed.
     """
-    threading.excepthook = _on_thread_error
+    hook, threading.excepthook = threading.excepthook, _on_thread_error
     with fail_safe_output():
         current = Session()
         same_reason = False
@@ -97,7 +97,7 @@ def session() -> Iterator[Session]:
             _write_exit_code(error.code)
             raise
         finally:
-            sys.stderr = current._stderr
+            sys.stderr, threading.excepthook = current._stderr, hook
             if same_reason and world_size() > 1:
                 _wait_for_other_ranks(current.unreported)
             if dist.is_initialized():

@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sn_imagenet.config.checks import expand_home, require_one_of, require_seed
 from sn_imagenet.config.running import CalibrationConfig, CheckpointConfig, TrainerConfig
@@ -199,7 +200,10 @@ def _initial_run(composed: DictConfig) -> str:
     backbone = OmegaConf.select(composed, "model.args.backbone") or composed.model.name
     found = []
     for file in map(Path, sorted(glob(f"{folder}/**/seed{seed}/config.yaml", recursive=True))):
-        values = OmegaConf.load(file)
+        try:
+            values = OmegaConf.load(file)
+        except (OSError, ValueError, YAMLError):
+            continue  # a damaged config
         matches = OmegaConf.select(values, "norm.name") == method and (
             OmegaConf.select(values, "model.name") == backbone
         )

@@ -132,7 +132,8 @@ class DataConfig:
     val_annotations: str | None = None
 
     def __post_init__(self) -> None:
-        self.root, self.train, self.val = map(expand_home, (self.root, self.train, self.val))
+        for key in ("root", "train", "val", "train_annotations", "val_annotations"):
+            setattr(self, key, expand_home(getattr(self, key)))
         if self.interpolation is not None:
             require_one_of("data.interpolation", self.interpolation, INTERPOLATIONS)
         require(self.image_size >= 1, f"data.image_size={self.image_size}: expected at least 1")

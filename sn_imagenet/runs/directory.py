@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +105,7 @@ class RunDirectory:
         for path in sorted(method_folder.glob(f"*/seed*/{files.CONFIG}")):
             try:
                 theirs = _norm_targets(RunDirectory(path.parent).read_config()["norm"])
-            except (RunError, LookupError, TypeError):
+            except (RunError, LookupError, TypeError, AttributeError):
                 continue  # reported when that run itself is read
             for (part, name), target in ours.items():
                 other = theirs.get((part, name), target)
@@ -215,9 +214,8 @@ def _require_utf8(config: ExperimentConfig) -> None:
         try:
             str(value).encode()
         except UnicodeEncodeError as error:
-            name = os.fsencode(str(value)).decode(errors="backslashreplace")
             raise RunError(
-                f"{key}={name}: cannot be encoded where Python reads names as "
+                f"{key}={value}: cannot be encoded where Python reads names as "
                 f"{sys.getfilesystemencoding()}; choose another, or set PYTHONUTF8=1 if it is UTF-8"
             ) from error
 

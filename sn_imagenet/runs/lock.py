@@ -18,6 +18,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
 from sn_imagenet.runs.files import RunError, file_error
@@ -71,6 +72,7 @@ def acquire(path: Path) -> None:
             }
             file.truncate(0)
             file.write(json.dumps(holder).encode())
+            _require_alone(path, file, holder)
         except OSError:
             path.unlink()
             raise
@@ -80,6 +82,22 @@ def acquire(path: Path) -> None:
     threading.Thread(target=_keep_alive, args=(held,), name="lock heartbeat", daemon=True).start()
 
 
+def _require_alone(path: Path, file: IO[bytes], holder: dict[str, Any]) -> None:
+    """Without kernel locks, another process may have written its name at the same time.
+
+    Raises:
+        RunInUseError: it has.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        time.sleep(RETRY_S)
+        found = _read_holder(file)
+        if found is None or (found["host"], found["pid"]) != (holder["host"], holder["pid"]):
+            file.close()
+            raise _in_use(path, found) from None
+
+
 def _open_locked(path: Path) -> IO[bytes]:
     """The lock file, locked; errors as :func:`acquire`, and OSError."""
     deadline = time.monotonic() + RETRY_S
@@ -87,7 +105,7 @@ def _open_locked(path: Path) -> IO[bytes]:
         with suppress(FileNotFoundError):
             open_to_read(path).close()  # a regular file
         file = open(path, "a+b", buffering=0)  # noqa: SIM115 - open as long as the lock is held
-        if not _is_taken(file, fcntl.LOCK_EX):
+        if not _is_taken(path, file, fcntl.LOCK_EX):
             # A holder that has released the lock meanwhile has removed this file.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -103,8 +121,9 @@ def release(path: Path) -> None:
     held = _held_locks.pop(path, None)
     if held is not None:
         held.stop.set()
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # not that of a process that took over, as if this one were dead
+            if os.path.samestat(os.fstat(held.file.fileno()), path.stat()):
+                path.unlink()
         held.file.close()
 
 
@@ -112,12 +131,12 @@ def is_held(path: Path) -> bool:
     """Whether a live process holds the lock ``path``."""
     try:
         with open_to_read(path) as file:
-            return _is_taken(file, fcntl.LOCK_SH)
+            return _is_taken(path, file, fcntl.LOCK_SH)
     except OSError:
         return False
 
 
-def _is_taken(file: IO[bytes], kind: int) -> bool:
+def _is_taken(path: Path, file: IO[bytes], kind: int) -> bool:
     """Try to lock the open ``file``; whether another process holds it."""
     anywhere = False
     try:
@@ -127,8 +146,18 @@ def _is_taken(file: IO[bytes], kind: int) -> bool:
     except OSError:
         anywhere = True  # this file system has no locks: only the heartbeat tells
     holder = _read_holder(file)
-    beats = time.time() - os.fstat(file.fileno()).st_mtime < STALE_S
-    return beats and holder is not None and (anywhere or holder["host"] != socket.gethostname())
+    if holder is None or not (anywhere or holder["host"] != socket.gethostname()):
+        return False
+    return _now(path.parent) - os.fstat(file.fileno()).st_mtime < STALE_S
+
+
+def _now(folder: Path) -> float:
+    """The time on the clock of the file system, where ``folder`` can be written."""
+    try:
+        with TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def _read_holder(file: IO[bytes]) -> dict[str, Any] | None:

@@ -60,7 +60,7 @@ def open_run(directory: RunDirectory, config: ExperimentConfig) -> Start:
     if run.state in (FINISHED, NOT_EVALUATED):
         damage = _damage_of_weights(directory, config)
         if damage and kind == RESUME:
-            own = tuple(each for each in run.evaluations if each["by"] != "training")
+            own = tuple(each for each in run.evaluations if each.get("by") != "training")
             return Start(RESUME, damage=damage, evaluations=own)
         if damage and directory.final.exists():
             raise RunError(

@@ -9,8 +9,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import chdir
-from io import TextIOWrapper
+from contextlib import chdir, suppress
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -129,9 +128,8 @@ class _ForkedRun(ForkServerProcess):
             os.dup2(opened, standard)
         os.close(null)
         os.close(log)
-        for stream in (sys.stdout, sys.stderr):
-            assert isinstance(stream, TextIOWrapper)
-            stream.reconfigure(line_buffering=True)
+        # The server's own are None if the sweep was started with closed ones.
+        sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
         os.environ.update(self._environment)
         # Loader workers are started as in a separate program, not by the fork server.
         multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
@@ -145,8 +143,12 @@ class _ForkedRun(ForkServerProcess):
 
 def _code_versions() -> dict[Path, int]:
     """The modification time of each file of this package's code."""
-    code = (file for file in PACKAGE.rglob("*") if file.suffix in (".py", ".cpp", ".h"))
-    return {file: file.stat().st_mtime_ns for file in code}
+    versions = {}
+    for file in PACKAGE.rglob("*"):
+        if file.suffix in (".py", ".cpp", ".h"):
+            with suppress(OSError):  # an editor's lock file, or a file that it replaces now
+                versions[file] = file.stat().st_mtime_ns
+    return versions
 
 
 def make_starter(

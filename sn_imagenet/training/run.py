@@ -100,6 +100,7 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
         fixed = placement.replicas_per_pass != config.trainer.replicas_per_pass  # by the task
         require_one_microbatch(placement, prepared.network, fixed)
         set_determinism(config.trainer.deterministic, prepared.device)
+        trainer = Trainer(prepared, placement, directory, signals)
     make_run_result = partial(
         make_result,
         config,
@@ -117,9 +118,8 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
                     # another process has finished it meanwhile
                     return _report_done(directory, config, start.run)
                 with raise_on_all_ranks():
-                    if rank() == 0 and not start.evaluations:
+                    if rank() == 0 and not start.evaluations and not start.damage:
                         directory.remove_result()
-                trainer = Trainer(prepared, placement, directory, signals)
                 with closing(trainer):
                     trainer.start()
                     diverged = trainer.fit()

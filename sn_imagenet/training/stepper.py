@@ -106,6 +106,8 @@ class Stepper:
                 f"task={config.task['name']}: an optimizer cannot be named {min(reserved)}, which "
                 "is another entry of a checkpoint"
             )
+        for one in self.optimizations.values():
+            _create_momentum_buffers(one.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
 
     def forward_backward(
@@ -222,3 +224,12 @@ class Stepper:
         if isinstance(self._ddp, DistributedDataParallel) and not last:
             return self._ddp.no_sync()
         return nullcontext()
+
+
+def _create_momentum_buffers(optimizer: torch.optim.Optimizer) -> None:
+    """Zero momentum, which fused SGD would create for all parameters of a group at once or, at a
+    first step that the scaler skips, leave uninitialized. A step from zero is SGD's first step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            state = optimizer.state[parameter]
+            state.setdefault("momentum_buffer", torch.zeros_like(parameter, requires_grad=False))

@@ -32,9 +32,9 @@ def _layout(score: Score) -> dict[str, dict[str, list[Any]]]:
             "waiting for data, %": ["Multiline", ["perf/data_wait_pct"]],
         },
         "importance weights": {
-            f"{moment}, res{stage}": ["Multiline", [f"importance_{moment}/res{stage}/.*"]]
+            f"{moment}, {stage}": ["Multiline", [f"importance_{moment}/{stage}/.*"]]
             for moment in MOMENTS
-            for stage in range(1, 6)
+            for stage in (*(f"res{number}" for number in range(1, 6)), "fpn", "box", "mask")
         },
     }
 

@@ -147,7 +147,6 @@ def compare_ten_steps(
     gpus, size = config.batch.gpus, config.batch.samples_per_gpu
     stepper = Stepper(task, ours, config, Placement(gpus, size, replicas_per_pass=1),
                       torch.device("cpu"), Clock(100, 10))  # fmt: skip
-    stepper._found_inf = stepper._found_inf.float()  # whatever the default, SGD wants a float32
     weights = [p for n, p in theirs.named_parameters() if p.dim() > 1 or "predictor" in n
                or "rpn" in n or ("fpn" not in n and n.endswith("5.bias"))]  # fmt: skip
     chosen = set(map(id, weights))
@@ -167,7 +166,7 @@ def compare_ten_steps(
         for batch in loader.epoch(epoch):
             outcome = stepper.forward_backward(batch, steps)
             stepper.optimizer_step(steps)
-            seen["ours"].append(torch.tensor(outcome.read().loss))
+            seen["ours"].append(torch.tensor(outcome.loss))
             optimizer.zero_grad()
             total = torch.zeros(())
             for replica in reversed(range(gpus)):
@@ -457,9 +456,8 @@ def test_objects_are_found_in_a_folder(finished: Path, drawn: Path, tmp_path: Pa
 def test_calibration_leaves_frozen_statistics_alone(
     composed: Compose, drawn_options: tuple[str, ...]
 ) -> None:
-    from sn_imagenet.evaluation.prepare import prepare
-
     from sn_imagenet.evaluation.evaluate import compute_batch_averages
+    from sn_imagenet.tasks import prepare
 
     config = composed(*SMALL, *drawn_options, "norm=bn", "init=some/run", "batch.gpus=2")
     prepared = prepare(config)

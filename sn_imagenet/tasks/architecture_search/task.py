@@ -152,9 +152,6 @@ class ArchitectureSearch(Task):
             nesterov=True,
             fused=True,
         )
-        # Fused SGD does not create buffers for some parameters of a group, those now used first.
-        for parameter in network.child.parameters():
-            weights.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         adam = torch.optim.Adam(
             network.policy.parameters(),
             betas=(controller.beta1, 0.999),
