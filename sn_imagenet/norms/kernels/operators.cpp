@@ -205,11 +205,13 @@ Gradients mixture_backward(const Tensor& grad, const Tensor& x, const MaybeTenso
   const Tensor dweight = new_if(wanted[1], c), dbias = new_if(wanted[2], c);
   const Tensor dmean = new_if(wanted[3], k), dvar = new_if(wanted[3], k);
   // Scratch: the sums, the gradients of the combined statistics, the input gradient's b and c (two
-  // tables each), and the averages of the second over BN's sets.
-  const Tensor work = new_table(x, {6 * all + 2 * replicas * c});
+  // tables each), and the averages of the second over BN's sets. It is kept between calls: memory
+  // that is freed at each call goes back to the system, whose page faults take longer than the sums.
+  thread_local std::vector<double> work;
+  work.resize(std::max<size_t>(work.size(), 6 * all + 2 * replicas * c));
   by_type(x, [&]<typename T, typename S>() {
     const Tables<S> t(layout, table<S>(buffer, buffer_size(layout)));
-    S *sums = work.data_ptr<S>(), *gradients = sums + 2 * all, *b = gradients + 2 * all;
+    S *sums = reinterpret_cast<S*>(work.data()), *gradients = sums + 2 * all, *b = gradients + 2 * all;
     S *constant = b + all, *batch = constant + all;
     const T *from = pixels<T>(x, x), *g = pixels<T>(dy, x), *sign = pixels<T>(or_none(y), x);
     T* to = pixels<T>(masked, x);
