@@ -5,9 +5,9 @@
 
 DIR holds ImageNet in any of its layouts (class folders; the original tars with the devkit beside
 them; Kaggle's ILSVRC/; Hugging Face's parquet files), class folders, or a data set in COCO's layout
-(annotations/instances_NAME.json for each folder NAME of images). The data are not unpacked,
-moved or changed. The index is written beside the data or, if that is not permitted, to
-~/.cache/sn-imagenet.
+(annotations/instances_NAME.json for each folder NAME of images; --mark is refused). The data are
+not unpacked, moved or changed. The index is written beside the data or, if that is not permitted,
+to ~/.cache/sn-imagenet.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ def main() -> int:
         parser.error("--mark needs verified files: remove --no-verify")
     root, verify = options.dir.expanduser(), not options.no_verify
     if list((root / "annotations").glob("instances_*.json")):
+        if options.mark:
+            parser.error(
+                f"--mark: {root} has COCO's layout, of which no image is left out; replace the bad "
+                "files, or remove them from the annotations"
+            )
         from sn_imagenet.tasks.detection.prepare import prepare_coco  # imports torch
 
         usable = prepare_coco(root, verify=verify, workers=options.workers)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from sn_imagenet.environment import check_environment, rank, world_size
 from sn_imagenet.errors import ConfigError, UserError, machine_error
 from sn_imagenet.output import disable_interrupt_traceback, fail_safe_output
-from sn_imagenet.overrides import describe_error, read_words
+from sn_imagenet.overrides import describe_error, read_arguments
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -48,10 +48,12 @@ def hydra_program(
             disable_interrupt_traceback()
             with exit_on_user_error():
                 check_environment()
-                sys.argv[1:] = read_words(sys.argv[1:])
+                sys.argv[1:] = read_arguments(sys.argv[1:])
             import hydra
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
+
+            import sn_imagenet.config  # noqa: F401  # its resolvers, for --cfg job --resolve
 
             with exit_on_user_error(), _command_line() as line:
 
@@ -103,7 +105,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     disable_interrupt_traceback()
     with fail_safe_output(), exit_on_user_error():
         check_environment()
-        sys.argv[1:] = read_words(sys.argv[1:])
+        sys.argv[1:] = read_arguments(sys.argv[1:])
         sys.exit(main())
 
 

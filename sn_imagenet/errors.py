@@ -38,16 +38,17 @@ class UserError(ValueError):
 
 _PERMIT, _SPACE = "Allow this user to use it, or choose another.", "Free some space."
 _FILES = "Raise the limit of open files (ulimit -n 1024)."
+_DISK = "The disk or network file system reported an error."
 _MEMORY = (
-    "A process that loads data was ended from outside or has no memory: use fewer data.workers=, "
-    "or in Docker --shm-size=8g or data.workers=0."
+    "A data loader worker was killed or ran out of memory. Lower data.workers=. In Docker, use "
+    "--shm-size=8g or data.workers=0."
 )
 _OF_NUMBERS = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), _PERMIT),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _SPACE),
     errno.EROFS: "Choose another place.",
     errno.EMFILE: _FILES,
-    **dict.fromkeys((errno.EIO, errno.ESTALE), "The disk or the network file system fails."),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), _DISK),
 }
 _OF_TEXTS = {
     "Too many open files": _FILES,
@@ -64,16 +65,16 @@ def machine_error(error: BaseException) -> str | None:
     elif isinstance(error, RuntimeError):
         advice = next((_OF_TEXTS[part] for part in _OF_TEXTS if part in text), None)
     text = text.partition(". ")[0].rstrip(".")
-    return advice and f"{text}. {advice} Run the same command to resume."
+    return advice and f"{text}. {advice} Then run the same command again."
 
 
 class ConfigError(UserError):
     """A value in the configuration is invalid."""
 
 
-def closest_name(name: str, known: Iterable[str]) -> str | None:
-    """The name in ``known`` that is most similar to ``name``, or None if none is similar. The same
-    letters in another case are the most similar."""
+def closest_name(name: str, known: Iterable[str], similarity: float = 0.5) -> str | None:
+    """The name in ``known`` that is most similar to ``name``, or None if none has ``similarity``
+    (0 to 1). The same letters in another case are the most similar."""
     by_lower = {each.lower(): each for each in known}
-    match = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=similarity)
     return by_lower[match[0]] if match else None

@@ -1,5 +1,4 @@
-"""The words of a command line: what is checked before Hydra reads them, and one line for the errors
-that Hydra finds in them."""
+"""Check command-line arguments before Hydra parses them; describe Hydra's errors in one line."""
 
 from __future__ import annotations
 
@@ -29,28 +28,28 @@ _OTHER_NAMES = {
 }
 
 
-def read_words(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with ``~`` for the home folder expanded after ``=`` too.
+def read_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command line, with ``~`` for the home folder expanded after ``=`` too.
 
     Raises:
-        ConfigError: a word ends with a carriage return, or gives a group several choices in
-            brackets, of which Hydra would silently take the last, or a number, at which it crashes.
+        ConfigError: an argument ends with a carriage return, gives several choices in brackets
+            (Hydra would silently use the last), or gives a number as a choice (Hydra would crash).
     """
-    for word in words:
-        if word.endswith("\r"):
+    for argument in arguments:
+        if argument.endswith("\r"):
             raise ConfigError(
-                f"{word!r} ends with a carriage return: the script that gives it has the line ends "
-                "of Windows; remove them: sed -i 's/\\r$//' SCRIPT"
+                f"{argument!r} ends with a carriage return: the script that gives it has the line "
+                "ends of Windows; remove them: sed -i 's/\\r$//' SCRIPT"
             )
-        group, _, value = word.partition("=")
+        group, _, value = argument.partition("=")
         if group in _GROUPS and value.startswith("["):
             raise ConfigError(_several_values(f"{group}={value.strip('[]')}"))
         if group in _GROUPS and re.fullmatch(r"[0-9,]+", value):
             expected = _setting(value) if group == "batch" else "expected the name of a choice"
-            raise ConfigError(f"{word}: {expected}")
+            raise ConfigError(f"{argument}: {expected}")
     home = re.compile(r"(-*[\w./@+]+=)(~(?:/.*)?)")
-    found = [(word, home.fullmatch(word)) for word in words]
-    return [m[1] + str(Path(m[2]).expanduser()) if m else word for word, m in found]
+    found = [(argument, home.fullmatch(argument)) for argument in arguments]
+    return [m[1] + str(Path(m[2]).expanduser()) if m else argument for argument, m in found]
 
 
 def describe_error(error: Exception) -> str:
@@ -108,10 +107,12 @@ def _quoted(key: str, value: str) -> str:
 
 def _unknown_choice(group: str, choice: str, options: Iterable[str]) -> str:
     known = sorted(options)
-    match = closest_name(choice, known)
-    guess = f"did you mean {group}={match}? " if match else ""
+    # model= may also be given the name of a network of timm: resnet18 is no typo of resnet50.
+    match = closest_name(choice, known, 0.85 if group == "model" else 0.5)
+    guesses = [f"{group}={match}"] if match else []
     if group == "model":
-        guess = f"did you mean model.name={choice}, a network of timm? "
+        guesses.append(f"model.name={choice}, a network of timm")
+    guess = f"did you mean {', or '.join(guesses)}? " if guesses else ""
     others = {
         "batch": ", or any GxN (GPUs x samples per GPU), such as 4x6",
         "norm": ", or one of your own in the folder of --config-dir",

@@ -24,7 +24,7 @@ from command_line import (
 from PIL import Image
 from run_files import first_evaluations
 
-from sn_imagenet.overrides import read_words
+from sn_imagenet.overrides import read_arguments
 
 DIGITS = (*SMALL, "batch=8x2", "trainer.max_steps=3")
 
@@ -76,7 +76,8 @@ def test_the_invalid_value_is_named(overrides: list[str], parts: list[str], tmp_
         (["trainer.epochs=0"], ["trainer.epochs=0", "at least 1"]),
         (["norm=bn("], ["norm=bn(", "quote"]),
         (["norm=SN"], ["did you mean norm=sn?"]),
-        (["model=resnet18"], ["did you mean model.name=resnet18"]),
+        (["model=resnet18"], ["choice; did you mean model.name=resnet18"]),
+        (["model=resnet14_mni"], ["did you mean model=resnet14_mini, or model.name=resnet14_mni"]),
         (["norm=bn,gn"], ["norm=bn,gn: several values; add -m"]),
         (["norm=[bn,gn]"], ["norm=bn,gn: several values; add -m"]),
         (["-m", "norm=[bn,gn]"], ["norm=bn,gn: several values; add -m"]),
@@ -97,7 +98,7 @@ def test_a_typo_gives_one_line_with_the_nearest_name(
     overrides: list[str], parts: list[str], tmp_path: Path
 ) -> None:
     runs = f"runs_dir={tmp_path / 'runs'}"
-    done = train_forked(*overrides, *SMALL, runs, folder=tmp_path / "logs")
+    done = train_forked(*SMALL, *overrides, runs, folder=tmp_path / "logs")
     check_error(done, *parts)
     assert done.output.count("\n") == 1
     assert not (tmp_path / "runs" / "digits").exists()
@@ -118,7 +119,7 @@ def test_a_path_that_hydra_cannot_read_is_printed_as_it_can(path: str, tmp_path:
 
 def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert read_words(["a.b=~/x", "--out=~", "run='~/x'", "a=x~y"]) == [
+    assert read_arguments(["a.b=~/x", "--out=~", "run='~/x'", "a=x~y"]) == [
         *(f"a.b={tmp_path}/x", f"--out={tmp_path}", "run='~/x'", "a=x~y")
     ]
 
@@ -152,6 +153,14 @@ def test_a_typo_and_missing_data_are_reported_before_torch_is_imported() -> None
         line = [sys.executable, "-c", program, *overrides]
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
         assert done.stdout == "2 False\n"
+
+
+def test_the_resolved_config_is_printed() -> None:
+    """In a process of its own, in which nothing else has imported the resolvers."""
+    line = [sys.executable, "train.py", "norm=sn", "batch=8x2", "--cfg", "job", "--resolve"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "run_dir: runs/imagenet/resnet50/sn/8x2/seed0\n" in done.stdout
 
 
 @pytest.mark.parametrize("module", ["hydra", "torch"])

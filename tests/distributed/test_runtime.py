@@ -196,7 +196,7 @@ def test_an_error_of_the_machine_is_one_line(
     text = capsys.readouterr().err
     assert ended.value.code == 1
     assert text.count("\n") == 1 and text.startswith("error: ")
-    assert re.search(advice, text) and "Run the same command to resume." in text
+    assert re.search(advice, text) and "Then run the same command again." in text
 
 
 def test_another_error_has_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
+from test_tasks_custom import run
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.errors import DataError
@@ -29,6 +30,7 @@ from sn_imagenet.tasks.detection.sampling import (
 )
 
 Compose = Callable[..., ExperimentConfig]
+ROOT = Path(__file__).parents[2]
 REAL = [
     ("coco_small", "train2017"), ("coco_small", "val2017"), ("nuclei", "val"),
     ("blood_cells", "train"),
@@ -154,7 +156,7 @@ def test_the_fingerprint_covers_files_and_annotations(drawn: Path, tmp_path: Pat
     ("where", "key", "value", "message"),
     [
         ("", "images", None, "no list 'images'; expected a file in COCO's format"),
-        ("", "images", [], "it has 0 images and 2 categories"),
+        ("", "images", [], "it has 0 images and 2 categories; expected at least one image"),
         ("annotations", "id", 1.5, "annotation number 1: id=1.5: expected a whole number"),
         ("annotations", "image_id", 10.0, "image_id=10.0: expected a whole number"),
         ("annotations", "image_id", 99, "image_id=99: expected an id of the 12 images"),
@@ -214,9 +216,12 @@ def test_a_file_of_another_kind_is_one_line(drawn: Path, tmp_path: Path, text: s
         (("data=digits",), "data=digits: task=detection needs data=coco or data=coco_format"),
         (("norm=frozen_bn",), "norm=frozen_bn: its statistics come from a trained classifier"),
         (("model=faster_rcnn_c4_mini", "norm.head=gn"), "norm.head=gn: the head of faster_rcnn_c4"),
-        (("augment=official",), "augment=official: task=detection knows flip and none"),
+        (("augment=official",), "augment=official: task=detection supports augment=flip and"),
         (("data.classes=2",), "data.classes=2: not for task=detection"),
-        (("batch=8x4",), "12 training images with objects are too few for a step of 8 replicas"),
+        (
+            ("batch=8x4",),
+            "needs 8 groups of 4 images, each all wide or all tall; 12 training images",
+        ),
     ],
 )
 def test_a_config_that_does_not_fit_is_one_line(
@@ -394,3 +399,23 @@ def test_a_folder_in_cocos_layout_is_verified(
     )
     assert "3.png cannot be read as an image" in [line for line in lines if "bad:" in line][1]
     assert f"data.val={tmp_path / 'val'}" in lines[-1] and "data=coco_format" in lines[-1]
+
+
+def test_no_image_of_cocos_layout_is_marked(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train.json").touch()
+    output = run(ROOT / "configs", "scripts/prepare_data.py", tmp_path, "--mark", code=2)
+    assert f"--mark: {tmp_path} has COCO's layout" in output
+
+
+def test_annotations_are_read_without_a_place_for_an_index(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Folders cannot be made below a file, by root either."""
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(coco, "index_paths", lambda _: [file / "a" / "b.npz", file / "c" / "d.npz"])
+    annotations = open_annotations(drawn / "train.json", drawn / "train")
+    assert len(annotations) == 12
+    (message,) = caplog.messages
+    assert f"neither to {file / 'a' / 'b.npz'} (" in message and "next start reads" in message

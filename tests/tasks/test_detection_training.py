@@ -27,9 +27,10 @@ from torchvision.transforms.functional import pil_to_tensor
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.seeding import derive_seed
 from sn_imagenet.distributed import Placement
+from sn_imagenet.errors import UserError
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.tasks import Clock, build_task
-from sn_imagenet.tasks.detection.detect import load_detector
+from sn_imagenet.tasks.detection.detect import detect_folder, load_detector
 from sn_imagenet.tasks.detection.task import parameter_groups
 from sn_imagenet.training import Stepper
 
@@ -451,6 +452,10 @@ def test_objects_are_found_in_a_folder(finished: Path, drawn: Path, tmp_path: Pa
     output = run(ROOT / "configs", "scripts/detect.py", "--run", tmp_path, "--images", tmp_path,
                  "--out", tmp_path / "none", code=2)  # fmt: skip
     assert "no trained network there" in output and "Traceback" not in output
+    for suffix in (".jpg", ".png"):
+        Image.new("RGB", (32, 32)).save((tmp_path / "twice").with_suffix(suffix))
+    with pytest.raises(UserError, match="two images differ only in their suffix"):
+        list(detect_folder(finished, tmp_path, tmp_path / "none"))
 
 
 def test_calibration_leaves_frozen_statistics_alone(

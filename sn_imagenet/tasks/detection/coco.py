@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import tempfile
@@ -20,6 +21,7 @@ import numpy as np
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import index_paths
 
+LOG = logging.getLogger(__name__)
 VERSION = 1
 # Boxes of the official files end up to a pixel outside of their image; they are clipped.
 OVERSHOOT = 2.0
@@ -148,18 +150,26 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _save_index(annotations: Annotations, path: Path, stamp: str) -> None:
-    """Write the index beside the file or, if that is not permitted, to the user's cache."""
-    beside, cached = index_paths(path)
-    target = beside if os.access(beside.parent, os.W_OK) else cached
+    """Write the index beside the file or, if that is not possible, to the user's cache. If neither
+    is possible, say so."""
     arrays = {field.name: getattr(annotations, field.name) for field in fields(annotations)}
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-            np.savez(file, stamp=np.array(stamp), **arrays)
-        os.chmod(file.name, 0o644)  # others train on the data too
-        os.replace(file.name, target)
-    except OSError as error:
-        raise DataError(f"the index cannot be written to {target}: {error}") from error
+    failures = []
+    for target in index_paths(path):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+                partial = Path(folder, target.name)
+                np.savez(partial, stamp=np.array(stamp), **arrays)
+                partial.chmod(0o644)  # others train on the data too
+                partial.replace(target)
+            return
+        except OSError as error:
+            failures.append(f"{target} ({error})")
+    LOG.warning(
+        "the index can be written neither to %s: the next start reads %s again",
+        " nor to ".join(failures),
+        path,
+    )
 
 
 def read_annotations(path: Path, folder: Path) -> Annotations:
@@ -168,7 +178,10 @@ def read_annotations(path: Path, folder: Path) -> Annotations:
     categories = _by_id(path, content["categories"], "category", {"name": str})
     images = _by_id(path, content["images"], "image", _IMAGE)
     if not images or not categories:
-        raise DataError(f"{path}: it has {len(images)} images and {len(categories)} categories")
+        raise DataError(
+            f"{path}: it has {len(images)} images and {len(categories)} categories; expected at "
+            "least one image and one category"
+        )
     file_sizes = _file_sizes(path, folder, [image["file_name"] for image in images.values()])
     by_image: dict[int, list[dict[str, Any]]] = {number: [] for number in images}
     for entry in _by_id(path, content["annotations"], "annotation", _ANNOTATION).values():

@@ -84,8 +84,11 @@ def detect_folder(
     )
     if not files:
         raise UserError(f"--images {images}: no images there ({', '.join(SUFFIXES)})")
+    targets = {file: file.with_suffix(".png") for file in files}
+    if len(set(targets.values())) < len(targets):
+        raise UserError(f"--images {images}: two images differ only in their suffix; rename one")
     found = {}
-    for file in files:
+    for file, target in targets.items():
         try:
             pixels = torch.from_numpy(decode((images / file).read_bytes())).permute(2, 0, 1)
         except (OSError, UndecodableError) as error:
@@ -102,7 +105,7 @@ def detect_folder(
         picture = draw(pixels, shown, labels, masks)
         if truth is not None:
             picture = torch.cat([_true_objects(truth, str(file), pixels), picture], dim=2)
-        yield _write(out / file.with_suffix(".png"), picture)
+        yield _write(out / target, picture)
     yield write_atomically(out / "detections.json", json.dumps(found).encode(), "--out")
 
 

@@ -63,9 +63,9 @@ class GroupSampler(Sampler[list[Key]]):
         self.steps = group_count(ratios, self.size) // replicas
         if not self.steps:
             raise DataError(
-                f"{len(ratios)} training images with objects are too few for a step of {replicas} "
-                f"replicas with {self.size} images of one orientation each; use a smaller batch= "
-                "or more data"
+                f"one step needs {replicas} groups of {self.size} images, each all wide or all "
+                f"tall; {len(ratios)} training images with objects are not enough; use a smaller "
+                "batch= or more data"
             )
 
     def __len__(self) -> int:

@@ -64,7 +64,10 @@ class Detection(Task):
         if config.data.classes is not None:
             raise ConfigError(f"data.classes={config.data.classes}: not for task=detection")
         if config.augment.crop != "none" or config.augment.lighting_std:
-            raise ConfigError(f"augment={config.augment.name}: task=detection knows flip and none")
+            raise ConfigError(
+                f"augment={config.augment.name}: task=detection supports augment=flip and "
+                "augment=none"
+            )
         parts = {}
         for part, (folder, file) in _locations(config).items():
             annotations = open_annotations(file, folder)
@@ -73,8 +76,9 @@ class Detection(Task):
         (train, train_folder), (val, val_folder) = parts["train"], parts["val"]
         if train.names.tolist() != val.names.tolist():
             raise DataError(
-                f"the {len(train.names)} categories of the training annotations are not the "
-                f"{len(val.names)} of the validation; expected the same names and order of ids"
+                "training and validation annotations have different categories "
+                f"({len(train.names)} and {len(val.names)}); expected the same names in the same "
+                "order of ids"
             )
         if self.masks and not (train.has_masks and val.has_masks):
             raise DataError(
@@ -279,7 +283,10 @@ def _locations(config: ExperimentConfig) -> dict[str, tuple[Path, Path]]:
         key: getattr(data, key) for key in ("train", "train_annotations", "val", "val_annotations")
     }
     if missing := [f"data.{key}" for key, value in given.items() if value is None]:
-        raise ConfigError(f"{missing[0]}= is missing: data=coco_format needs a folder and a file")
+        raise ConfigError(
+            f"{missing[0]}= is missing: data=coco_format needs data.train, data.train_annotations, "
+            "data.val and data.val_annotations"
+        )
     return {
         part: (Path(given[part]), Path(given[f"{part}_annotations"])) for part in ("train", "val")
     }
