@@ -8,7 +8,7 @@ from sn_imagenet.reporting.command import add_expected, call_or_exit, runs_parse
 
 
 def main() -> None:
-    description = "Judge the paper's twelve claims on the runs."
+    description = "Judge the paper's claims on the runs."
     parser = runs_parser(description, "folder for claims.json and claims.md")
     add_expected(parser)
     args = parser.parse_args()

@@ -16,12 +16,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, kinds = parser.add_argument, ["batch_average", "moving_average"]
+    own = "default: the run's norm.test_statistics"
     add("--run", type=Path, required=True, metavar="RUN", help="the directory of a trained run")
     add("--images", type=Path, required=True, metavar="DIR", help="images in DIR and below")
     add("--out", type=Path, required=True, metavar="DIR", help="output folder")
-    add("--score", type=float, default=0.5, metavar="S", help="least score drawn; default: 0.5")
-    add("--statistics", choices=kinds, help="of BN; default: the run's norm.test_statistics")
-    add("--annotations", type=Path, metavar="FILE", help="COCO's format: draw the truth beside")
+    drawn = "draw objects with at least this score; default: 0.5"
+    add("--score", type=float, default=0.5, metavar="S", help=drawn)
+    add("--statistics", choices=kinds, help=f"which BN statistics to use; {own}")
+    beside = "annotations in COCO's format, drawn at the left"
+    add("--annotations", type=Path, metavar="FILE", help=beside)
     args = parser.parse_args()
     from sn_imagenet.tasks.detection.detect import detect_folder  # imports torch
 

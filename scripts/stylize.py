@@ -17,11 +17,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add, kinds = parser.add_argument, ["batch_average", "moving_average"]
+    own = "default: the run's norm.test_statistics"
     add("--run", type=Path, required=True, metavar="RUN", help="a trained network")
     add("--images", type=Path, required=True, metavar="DIR", help="images in DIR and below")
     add("--out", type=Path, metavar="DIR", help="default: RUN/stylized, with all that Fig. 9 needs")
     add("--size", type=int, metavar="N", help="longer side in pixels; default: the image's own")
-    add("--statistics", choices=kinds, help="of BN; default: the run's norm.test_statistics")
+    add("--statistics", choices=kinds, help=f"which BN statistics to use; {own}")
     args = parser.parse_args()
     from sn_imagenet.tasks.stylization import stylize_folder  # imports torch
 

@@ -1,4 +1,4 @@
-"""The environment variables by which torchrun tells each process its place among the others."""
+"""The environment variables in which torchrun passes each process its rank and the world size."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ def check_environment() -> None:
         if size < 1:
             _reject(size_name, "expected at least 1")
         if value >= size:
-            given = f"{size_name}={size}" if size_name in os.environ else f"no {size_name}"
-            _reject(name, f"expected a number below {size}, as there is {given}")
+            is_set = size_name in os.environ
+            given = f"={size}" if is_set else f", which is not set (default {size})"
+            _reject(name, f"must be below {size_name}{given}")
     if local_size > world_size():
         _reject("LOCAL_WORLD_SIZE", f"expected at most WORLD_SIZE={world_size()}")
     missing = [name for name in _NEEDED if not os.environ.get(name)]

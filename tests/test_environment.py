@@ -29,7 +29,7 @@ def environment(**variables: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"RANK": "1"}, "RANK=1: expected a number below 1, as there is no WORLD_SIZE"),
+        ({"RANK": "1"}, r"RANK=1: must be below WORLD_SIZE, which is not set \(default 1\)"),
         ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK=1: .*WORLD_SIZE=1.*unset RANK WORLD_SIZE"),
         ({"RANK": "abc"}, "RANK=abc: expected a whole number"),
         ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1: expected a whole number"),

@@ -99,7 +99,5 @@ def _parquet_file(file: Path) -> Any:
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise DataError(
-            f"Reading {file} needs pyarrow: pip install 'sn-imagenet[parquet]'"
-        ) from error
+        raise DataError(f"Reading {file} needs pyarrow: pip install -e '.[parquet]'") from error
     return ParquetFile(file, memory_map=True)

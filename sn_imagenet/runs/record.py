@@ -113,7 +113,7 @@ class Run:
     ``state`` is one of :data:`STATES`. ``detail``: the error, the cause of divergence, or the
     epochs done; may be empty. ``evaluations`` lists all evaluations of the run, oldest first: their
     statistics (``batch_average``, ``moving_average`` or ``sample``), numbers, and how they were
-    made. ``score`` is the number that counts. ``statistics`` names the statistics that Table 2
+    made. ``score`` is the task's. ``statistics`` names the statistics that Table 2
     reports for the run's cell.
     """
 

@@ -1,4 +1,4 @@
-"""Tasks: what is trained, on which loss, and which number counts.
+"""Tasks: what is trained, on which loss, and by which score it is judged.
 
 ``task.py`` is the interface, each subpackage one task. A task of your own is a subclass of
 :class:`~sn_imagenet.tasks.task.Task` that ``task.target`` names (docs/tasks.md).

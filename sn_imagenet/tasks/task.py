@@ -1,5 +1,5 @@
-"""The interface of a task. The training loop owns time, the step owns replicas, and the task owns
-meaning: data, network, losses, optimizers, and the number that counts."""
+"""The interface of a task. A task provides data, network, losses, optimizers and the score. The
+training loop handles epochs, the step handles replicas."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def task_class(config: ExperimentConfig) -> type[Task]:
             "expected the dotted path of a class, with its folder on PYTHONPATH if it is your own"
         )
         if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(str(error.name))):
-            advice = f"pip install 'sn-imagenet[{extra}]'"
+            advice = f"pip install -e '.[{extra}]'"
         raise ConfigError(
             f"task.target={target}: cannot be imported ({error}); {advice}"
         ) from error
@@ -300,7 +300,7 @@ def task_class(config: ExperimentConfig) -> type[Task]:
     for module, extra in found.requires.items():
         if find_spec(module) is None:
             raise ConfigError(
-                f"task={name}: {module} is not installed; pip install 'sn-imagenet[{extra}]'"
+                f"task={name}: {module} is not installed; pip install -e '.[{extra}]'"
             )
     return found
 
@@ -314,7 +314,7 @@ def build_task(config: ExperimentConfig) -> Task:
     """
     task, name = task_class(config), config.task["name"]
     if (limit := task.max_processes) is not None and world_size() > limit:
-        raise ConfigError(f"task={name} runs on {limit} process, and this is one of {world_size()}")
+        raise ConfigError(f"task={name} runs in one process only, but {world_size()} were started")
     read_before = ("name", "target", "single_sample", "row")
     options = {key: value for key, value in config.task.items() if key not in read_before}
     known = list(inspect.signature(task).parameters)[1:]
@@ -353,8 +353,8 @@ def require_task_placement(task: Task, config: ExperimentConfig, world_size: int
     if fixed is not None:
         if per_pass not in (None, fixed):
             raise ConfigError(
-                f"trainer.replicas_per_pass={per_pass}: task={name} needs {fixed}, since samples "
-                "of one forward pass share more than the batch dimension; use null"
+                f"trainer.replicas_per_pass={per_pass}: task={name} runs one replica per forward "
+                "pass; leave trainer.replicas_per_pass=null"
             )
         if world_size > config.batch.gpus:
             raise ConfigError(

@@ -170,6 +170,6 @@ def require_tracker_installed(name: str) -> None:
     """
     if name == "trackio" and find_spec("trackio") is None:
         raise ConfigError(
-            "tracker=trackio: trackio is not installed; pip install 'sn-imagenet[trackio]', or "
+            "tracker=trackio: trackio is not installed; pip install -e '.[trackio]', or "
             "use tracker=tensorboard"
         )

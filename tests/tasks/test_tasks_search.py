@@ -285,7 +285,7 @@ def test_search_without_normalization_or_controller(tmp_path: Path, norm: str) -
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
     for options, processes, message in (
         (("norm=bn",), 1, "error: norm=bn: does not apply to an LSTM"),
-        (("norm=ln",), 2, "task=architecture_search runs on 1 process, and this is one of 2"),
+        (("norm=ln",), 2, "task=architecture_search runs in one process only, but 2 were started"),
         (("norm=ln", "data.train=x", "data.val=y", "data=imagefolder"), 1, "x (data.train)"),
     ):
         output = run("train.py", *SMALL, *options, f"runs_dir={tmp_path}", processes=processes,

@@ -40,7 +40,8 @@ class SearchNetwork(nn.Module):
         self.register_buffer("record", torch.tensor([-1.0, 0.0]))
 
     def forward(self, part: str, *inputs: Any) -> Any:
-        """``policy``, count: sampled architectures. ``child``, images, architecture: logits."""
+        """``forward("policy", count)`` samples architectures; ``forward("child", images,
+        architecture)`` returns logits."""
         return getattr(self, part)(*inputs)
 
     @torch.no_grad()

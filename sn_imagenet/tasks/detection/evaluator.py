@@ -104,7 +104,8 @@ def average_precision(
         truth.dataset = annotations.to_coco()
         truth.createIndex()
         if detections:
-            # Copies, because it adds keys; of boxes without masks, whose area it would take.
+            # loadRes adds keys, so pass copies. For boxes leave out the masks; loadRes would use
+            # their areas.
             keys = {
                 "image_id",
                 "category_id",
