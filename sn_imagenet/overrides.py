@@ -101,7 +101,9 @@ def _setting(value: str) -> str:
 
 
 def _quoted(key: str, value: str) -> str:
-    escaped = re.sub(r'(\\*)("|$)', r"\1\1\\\2", value).removesuffix("\\")
+    # A backslash is doubled before a quote, of which the last closes the value.
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    escaped += "\\" * (len(value) - len(value.rstrip("\\")))
     return shlex.quote(f'{key}="{escaped}"')
 
 

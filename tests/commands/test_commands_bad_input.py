@@ -276,7 +276,7 @@ def test_truncated_photo_ends_the_run_until_it_is_repaired(photos: Path) -> None
     check_error(train(*_arguments(photos)), "prepare_data.py", str(photos / "train"))
     repair = [sys.executable, "scripts/prepare_data.py", str(photos / "train"), "--workers=1"]
     repaired = subprocess.run(repair, cwd=ROOT, stdout=-1, text=True, check=True)
-    assert "indexed again" in repaired.stdout
+    assert "0 bad" in repaired.stdout
     check_ok(train(*_arguments(photos)))
     assert read_result(photos / "run")["status"] == "finished"
     assert {e["seen"] for e in first_evaluations(read_result(photos / "run")).values()} == {9}
