@@ -153,7 +153,6 @@ def test_tensorboard_shows_the_run(base_run: Run) -> None:
     weights = {tag for tag in tags if tag.startswith("importance_")}
     assert tags - weights == measured | {"val/top1", "final/top1"}
     assert len(weights) == 5 * 2 * 3  # of each stage
-    assert len(board.Images("importance weights")) == 4  # one for each epoch
     rows = read_metrics(run_dir)
     training = [row for row in rows if row["kind"] == "train"]
     for tag in measured:
