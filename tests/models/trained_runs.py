@@ -31,7 +31,7 @@ def write_trained(config: ExperimentConfig) -> Trained:
         if value.is_floating_point():
             value.add_(0.2 * torch.rand(value.shape, generator=generator) - 0.1)
     directory = RunDirectory(Path(config.run_dir))
-    state = {"model": network.state_dict(), "classes": list(CLASSES)}
+    state = {"model": network.state_dict(), "classes": list(CLASSES), "config": config.to_dict()}
     with claimed(directory, config):
         checkpoint.save(directory.final, state)
     return Trained(directory.path, network.eval())

@@ -241,7 +241,7 @@ def test_hours_are_estimated_from_measurements_only(composed, tmp_path):
     config = composed("data=digits", "norm=bn", "batch=8x8", "trainer.epochs=10")
     assert process_hours(config, [], 0) is None
     model = str(config.to_dict()["model"])
-    same = ("classification", "None", "digits", model, "16", "fp32", "False")
+    same = ("classification", "None", "digits", model, "16", "fp32")
     exact = TrainingSpeed((*same, "bn", "8x8"), 100.0, 1344)
     other = TrainingSpeed((*same, "gn", "8x8"), 50.0, 1344)
     steps = 1397 // 64

@@ -58,6 +58,7 @@ def classifier(composed: Compose, root: Path, norm: str, seed: int = 0, batch: s
     folder.mkdir(parents=True)
     OmegaConf.save(OmegaConf.create(config.to_dict()), folder / "config.yaml")
     state = {"model": network.state_dict(), "classes": list("0123456789")}
+    state["config"] = config.to_dict()
     checkpoint.save(folder / "final.pt", state)
     return folder
 
@@ -117,7 +118,7 @@ def test_a_detector_starts_from_a_detector_of_other_classes(
     (tmp_path / "run").mkdir()
     OmegaConf.save(OmegaConf.create(config.to_dict()), tmp_path / "run" / "config.yaml")
     for classes, new in ((["square", "round"], False), (["square", "oval"], True)):
-        state = {"model": other.state_dict(), "classes": classes}
+        state = {"model": other.state_dict(), "classes": classes, "config": config.to_dict()}
         checkpoint.save(tmp_path / "run" / "final.pt", state)
         before = ours.roi_heads.box_predictor.cls_score.weight.clone()
         notes = task.load_initial(ours, data, read_weights(tmp_path / "run"))
