@@ -98,6 +98,8 @@ class FrozenBatchNorm2d(MomentNorm2d):
     ``requires_grad_`` says so. ``running_mean`` and ``running_var`` come from a checkpoint.
     """
 
+    _version = 1  # without num_batches_tracked, which nn.BatchNorm2d then adds when it loads
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.running_mean = torch.zeros(self.num_features, **self._factory)

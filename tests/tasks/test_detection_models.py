@@ -149,7 +149,9 @@ def test_heads_accept_any_number_of_rois(composed: Compose, norm: str, rois: int
         assert len(y) == rois and y.isfinite().all()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
         if not rois:
-            assert all(torch.equal(value, before[k]) for k, value in head.state_dict().items())
+            now = head.state_dict()  # an empty batch is counted, as by nn.BatchNorm2d
+            kept = [key for key in now if not key.endswith("num_batches_tracked")]
+            assert all(torch.equal(now[key], before[key]) for key in kept)
         with torch.no_grad():
             assert head.eval()(x).isfinite().all()
 
