@@ -26,7 +26,7 @@ class Needy(Classification):
 
 def test_a_missing_package_is_told_with_the_line_that_installs_it(composed: Compose) -> None:
     config = composed("data=digits", f"task.target={__name__}.Needy")
-    with pytest.raises(ConfigError, match=r"pip install 'sn-imagenet\[detection\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[detection\]'"):
         build_task(config)
 
 
@@ -37,7 +37,7 @@ def test_a_package_that_a_tasks_file_imports_is_told_too(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not installed
     config = composed("data=digits", "task.name=mine", "task.target=needy_task.Needy")
-    expected = r"^task\.target=needy.*imported .*trackio.*; pip install 'sn-imagenet\[trackio\]'$"
+    expected = r"^task\.target=needy.*imported .*trackio.*; pip install -e '\.\[trackio\]'$"
     with pytest.raises(ConfigError, match=expected):
         build_task(config)
 

@@ -80,7 +80,7 @@ def test_a_resumed_run_stays_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_missing_tracker_package_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"trackio is not installed; pip install 'sn-imagenet\["):
+    with pytest.raises(ConfigError, match=r"trackio is not installed; pip install -e '\.\["):
         require_tracker_installed("trackio")
     require_tracker_installed("tensorboard")
 
