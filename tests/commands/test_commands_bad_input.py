@@ -98,7 +98,8 @@ def test_a_typo_gives_one_line_with_the_nearest_name(
     overrides: list[str], parts: list[str], tmp_path: Path
 ) -> None:
     runs = f"runs_dir={tmp_path / 'runs'}"
-    done = train_forked(*SMALL, *overrides, runs, folder=tmp_path / "logs")
+    flags = [word for word in overrides if word == "-m"]  # before all others, as argparse wants
+    done = train_forked(*flags, *SMALL, *overrides[len(flags) :], runs, folder=tmp_path / "logs")
     check_error(done, *parts)
     assert done.output.count("\n") == 1
     assert not (tmp_path / "runs" / "digits").exists()
