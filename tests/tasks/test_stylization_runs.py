@@ -235,7 +235,7 @@ def test_a_run_is_evaluated_again_and_exported(files: Path, finished: Path, tmp_
     assert first == second
     run(files, "scripts/export.py", finished, "--out", tmp_path, "--pt2", "--onnx")
     network = load(tmp_path)
-    assert "tags: [stylization]" in (tmp_path / "README.md").read_text()
+    assert "tags: [image-to-image]" in (tmp_path / "README.md").read_text()
     images = torch.rand(3, 3, 32, 24) * 255
     with torch.no_grad():
         expected = network(images)
