@@ -283,7 +283,7 @@ def test_a_wrong_option_is_one_line(
 def test_a_task_can_fix_what_one_pass_holds(configs: Path, tmp_path: Path) -> None:
     command = ("train.py", *TWO_PHASE, f"run_dir={tmp_path / 'run'}")
     output = run(configs, *command, "norm=bn", "trainer.replicas_per_pass=2", code=2)
-    assert "trainer.replicas_per_pass=2: task=two_phase needs 1" in output
+    assert "trainer.replicas_per_pass=2: task=two_phase runs one replica" in output
     output = run(configs, *command, "norm=sync_bn", code=2)
     advice = "this task needs 1 in each, so use 4 processes, one per replica"
     assert advice in output and "Traceback" not in output
