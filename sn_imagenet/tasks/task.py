@@ -54,8 +54,7 @@ class Optimization:
     """An optimizer with its schedule.
 
     ``learning_rate``: the rate at optimizer step 0, 1, ... of the run; a parameter group may scale
-    it with its own ``lr_scale``. ``max_norm``: clip the gradients to this norm. The optimizer must
-    have a fused implementation, which skips a non-finite step on the device.
+    it with its own ``lr_scale``. ``max_norm``: clip the gradients to this norm.
     """
 
     optimizer: torch.optim.Optimizer
