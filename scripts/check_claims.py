@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sn_imagenet.command_line import run_script
 from sn_imagenet.reporting.claims_report import write_claims
-from sn_imagenet.reporting.command import add_expected, call_or_exit, runs_parser
+from sn_imagenet.reporting.command import add_expected, runs_parser, with_warnings
 
 
 def main() -> None:
@@ -12,8 +12,8 @@ def main() -> None:
     parser = runs_parser(description, "folder for claims.json and claims.md")
     add_expected(parser)
     args = parser.parse_args()
-    written = call_or_exit(
-        lambda: write_claims(args.runs, args.out, args.paper, args.expected), args.brief
+    written = with_warnings(
+        write_claims(args.runs, args.out, args.paper, args.expected), args.brief
     )
     print(written.statements if args.brief else written.text)
     for path in () if args.brief else (written.path, written.details):

@@ -7,7 +7,7 @@ from typing import Any
 
 from sn_imagenet.command_line import run_script
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.command import call_or_exit, runs_parser
+from sn_imagenet.reporting.command import runs_parser, with_warnings
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
 from sn_imagenet.reporting.tables import TABLE_NAMES, write_tables
 
@@ -50,8 +50,8 @@ def main() -> None:
         except ValueError as error:
             raise UserError(f"--size: {error}") from error
 
-    written = call_or_exit(
-        lambda: write_tables(
+    written = with_warnings(
+        write_tables(
             args.runs, args.out, args.paper, args.only, args.settings, take_census, args.epoch
         ),
         args.brief,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
-
-from sn_imagenet.errors import UserError
 
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
 
@@ -46,17 +44,8 @@ def add_expected(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def call_or_exit(function: Callable[[], T], brief: bool) -> T:
-    """Return the result of ``function``; print its warnings to stderr unless ``brief``.
-
-    Raises:
-        SystemExit: with code 2, after one line on stderr, if ``function`` raises a UserError.
-    """
-    try:
-        result = function()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+def with_warnings(result: T, brief: bool) -> T:
+    """Print the warnings of ``result`` to stderr unless ``brief``, and return it."""
     for warning in () if brief else result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return result
