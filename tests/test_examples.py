@@ -38,10 +38,16 @@ def test_a_method_of_ones_own_is_compared(tmp_path: Path) -> None:
     assert [line for line in table.splitlines() if line.startswith("| half")], table
 
 
+def make(goal: str) -> subprocess.CompletedProcess[str]:
+    # As a shell starts it: a make around the tests would pass its own flags on and print directories.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    return subprocess.run(["make", goal], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
 def test_make_explains_itself_and_refuses_an_unknown_study_before_it_installs() -> None:
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
+    done = make("help")
     assert done.returncode == 0 and "make study-NAME" in done.stdout
-    done = subprocess.run(["make", "study-nope"], cwd=ROOT, capture_output=True, text=True)
+    done = make("study-nope")
     assert done.returncode == 2 and done.stdout == ""
     assert "study-nope: no such study" in done.stderr and "cifar10_small" in done.stderr
 
