@@ -14,8 +14,12 @@ from matplotlib.figure import Figure
 from sn_imagenet.reporting.cells import Summary, method_label
 from sn_imagenet.reporting.figures.cells import draw_cells
 from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
-from sn_imagenet.reporting.figures.figure6a import draw_figure6a, figure6a
-from sn_imagenet.reporting.figures.figure6b import draw_figure6b, figure6b
+from sn_imagenet.reporting.figures.figure6 import (
+    draw_figure6a,
+    draw_figure6b,
+    figure6a,
+    figure6b,
+)
 from sn_imagenet.reporting.figures.figure9 import draw_figure9, figure9
 from sn_imagenet.reporting.figures.learning import (
     draw_figure2,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.config.checks import require, require_one_of
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets
 from sn_imagenet.data.sources.images import read_image
@@ -27,7 +28,7 @@ from sn_imagenet.tasks.stylization.perceptual import (
     total_variation,
 )
 from sn_imagenet.tasks.stylization.stylize import resized
-from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task
+from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task, differences
 
 _SHOWN = 4  # validation images in the tracker
 
@@ -56,12 +57,8 @@ class Stylization(Task):
         if not style:
             raise ConfigError("task.style=null: give task.style=FILE, the style image")
         scale = feature_scale or ("pixels" if features else "unit")
-        for key, value, known in (
-            ("feature_scale", scale, SCALES),
-            ("content_layer", content_layer, LAYERS),
-        ):
-            if value not in known:
-                raise ConfigError(f"task.{key}={value}: expected one of {', '.join(known)}")
+        require_one_of("task.feature_scale", scale, list(SCALES))
+        require_one_of("task.content_layer", content_layer, list(LAYERS))
         self.style, self.features, self.content_layer = style, features, content_layer
         self.scale, own = scale, SCALES[scale]
         self.numbers: dict[str, Any] = {
@@ -71,9 +68,9 @@ class Stylization(Task):
             "tv_weight": tv_weight,
             "learning_rate": learning_rate,
         }
-        for key, number in self.numbers.items():
-            if not (isinstance(number, int | float) and 0 <= number < float("inf")):
-                raise ConfigError(f"task.{key}={number}: expected a number of at least 0")
+        for key, value in self.numbers.items():
+            is_valid = isinstance(value, int | float) and 0 <= value < float("inf")
+            require(is_valid, f"task.{key}={value}: expected a number of at least 0")
         self._loss: PerceptualLoss
 
     def datasets(self) -> DataSets:
@@ -150,23 +147,20 @@ class Stylization(Task):
         """From Sec. 4.3 of the SN paper and, where it says nothing, Johnson et al.; the scale of
         the losses in Fig. 6(a) fits features of unit scale only."""
         config = self.config
-        facts = (
-            ("data", "coco", config.data.name),
-            ("image size", 256, config.data.image_size),
-            ("iterations", 40_000, config.trainer.max_steps),
-            ("epochs", None, config.trainer.epochs),
-            ("setting", "1x4", config.batch.name),
-            ("learning rate", 1e-3, self.numbers["learning_rate"]),
-            ("content layer", "relu2_2", self.content_layer),
-            ("weight of total variation", 0.0, self.numbers["tv_weight"]),
-            ("scale of the features", "unit", self.scale),
-            ("precision", "fp32", config.trainer.precision),
+        return differences(
+            [
+                ("data", "coco", config.data.name),
+                ("image size", 256, config.data.image_size),
+                ("iterations", 40_000, config.trainer.max_steps),
+                ("epochs", None, config.trainer.epochs),
+                ("setting", "1x4", config.batch.name),
+                ("learning rate", 1e-3, self.numbers["learning_rate"]),
+                ("content layer", "relu2_2", self.content_layer),
+                ("weight of total variation", 0.0, self.numbers["tv_weight"]),
+                ("scale of the features", "unit", self.scale),
+                ("precision", "fp32", config.trainer.precision),
+            ]
         )
-        return [
-            {"item": item, "paper": str(paper), "ours": str(ours)}
-            for item, paper, ours in facts
-            if paper != ours
-        ]
 
 
 class LossEvaluator:
