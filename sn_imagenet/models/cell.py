@@ -80,13 +80,11 @@ class Cell(nn.Module):
             rows = enumerate(blocks)
             choices = [(b, s, row[2 * s], row[2 * s + 1]) for b, row in rows for s in (0, 1)]
             outputs = outputs_of(blocks)
-        self.operations = nn.ModuleDict(
-            {
-                f"{block}_{side}_{source}_{op}": _separable(channels, KERNELS[op], norm_layer)
-                for block, side, source, op in choices
-                if op in KERNELS
-            }
-        )
+        self.operations = nn.ModuleDict()
+        for block, side, source, op in choices:
+            if op in KERNELS:
+                layer = _separable(channels, KERNELS[op], norm_layer)
+                self.operations[f"{block}_{side}_{source}_{op}"] = layer
         self.outputs = nn.ModuleDict({str(i): _conv1x1(channels, channels) for i in outputs})
         self.norm = norm_layer(channels)
 
@@ -95,9 +93,8 @@ class Cell(nn.Module):
         for block, row in enumerate(blocks):
             parts = []
             for side, (source, op) in enumerate((row[:2], row[2:])):
-                operate = (
-                    WITHOUT_WEIGHTS.get(op) or self.operations[f"{block}_{side}_{source}_{op}"]
-                )
+                key = f"{block}_{side}_{source}_{op}"
+                operate = WITHOUT_WEIGHTS.get(op) or self.operations[key]
                 parts.append(operate(states[source]))
             states.append(parts[0] + parts[1])
         # The sum of 1x1 convolutions is one over the concatenated states.

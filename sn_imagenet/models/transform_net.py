@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sn_imagenet.errors import ConfigError
+from sn_imagenet.config.checks import require_one_of
 from sn_imagenet.norms import MomentNorm2d
 from sn_imagenet.norms.moments import Moments
 
@@ -57,9 +57,7 @@ class TransformNet(nn.Module):
         super().__init__()
         chosen = {"padding": padding, "upsampling": upsampling, "output": output}
         for key, value in chosen.items():
-            if value not in CHOICES[key]:
-                known = ", ".join(CHOICES[key])
-                raise ConfigError(f"model.args.{key}={value}: expected one of {known}")
+            require_one_of(f"model.args.{key}", value, CHOICES[key])
         self.output = output
         self.start = _START if padding == "reflect_start" else 0
         self.least_side = max(LEAST_SIDE, self.start + 1)  # reflection adds less than a side

@@ -17,6 +17,7 @@ _COLORS = {
     "identity": "0.45",
 }
 _BOX = {"boxstyle": "round,pad=0.35", "ec": "0.3", "fc": "0.95", "lw": 0.8}
+_CENTER: Any = {"ha": "center", "va": "center"}
 _BEND = 0.7  # of an arc, in units of its span; its top is at half of it
 
 
@@ -46,20 +47,14 @@ def _draw_cell(axes: Axes, blocks: list[list[Any]]) -> None:
     arcs += [(node, len(names) - 1, "", 1) for node in range(len(names) - 1) if node not in used]
     for source, node, operation, side in arcs:
         color, span = _COLORS.get(operation, "0.6"), node - source
-        arrow = {
-            "arrowstyle": "-|>",
-            "connectionstyle": f"arc3,rad={-side * _BEND}",
-            "color": color,
-        }
-        arrow |= {"lw": 1.1, "ls": "-" if operation else (0, (3, 2)), "shrinkA": 8, "shrinkB": 8}
-        axes.annotate("", (node, 0), (source, 0), arrowprops=arrow)
+        line = {"color": color, "lw": 1.1, "ls": "-" if operation else (0, (3, 2))}
+        arc = {"connectionstyle": f"arc3,rad={-side * _BEND}", "shrinkA": 8, "shrinkB": 8}
+        axes.annotate("", (node, 0), (source, 0), arrowprops={"arrowstyle": "-|>", **arc, **line})
         place = (source + span / 2, side * span * _BEND / 2)
         box = {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.85}
         if operation:
-            axes.text(
-                *place, operation, color=color, ha="center", va="center", bbox=box, fontsize=7
-            )
+            axes.text(*place, operation, color=color, bbox=box, fontsize=7, **_CENTER)
     for x, name in enumerate(names):
-        axes.text(x, 0, name, ha="center", va="center", bbox=_BOX, fontsize=8)
-    heights = [side * (node - source) * _BEND / 2 for source, node, _, side in arcs]
-    axes.set(xlim=(-0.4, len(names) - 0.6), ylim=(min(heights) - 0.3, max(heights) + 0.3))
+        axes.text(x, 0, name, bbox=_BOX, fontsize=8, **_CENTER)
+    tops = [side * (node - source) * _BEND / 2 for source, node, _, side in arcs]
+    axes.set(xlim=(-0.4, len(names) - 0.6), ylim=(min(tops) - 0.3, max(tops) + 0.3))

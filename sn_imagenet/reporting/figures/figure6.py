@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from sn_imagenet.reporting.cells import method_label, score_heading
 from sn_imagenet.reporting.figures.learning import by_method, side_by_side
 from sn_imagenet.reporting.figures.series import FigureData, over_epochs
-from sn_imagenet.reporting.figures.style import COLUMN, PAGE, method_style, unstyled
+from sn_imagenet.reporting.figures.style import COLUMN, method_style, unstyled
 from sn_imagenet.reporting.study import Study
 from sn_imagenet.reporting.stylization import loss_curve
 
@@ -36,17 +36,6 @@ def figure6a(study: Study) -> FigureData | None:
     return FigureData("iteration", "training loss", panels, lower_is_better=True)
 
 
-def draw_figure6a(data: FigureData) -> Figure:
-    """Draw the panels side by side, with logarithmic losses."""
-    figure = Figure(figsize=(PAGE, 2.6))
-    panels = side_by_side(figure, data)
-    for axes in panels:
-        axes.set_yscale("log")
-    panels[0].legend()
-    figure.tight_layout(w_pad=0.8)
-    return figure
-
-
 def figure6b(study: Study) -> FigureData | None:
     """A curve per method, with a band of one standard deviation over seeds; a panel per setting."""
     settings = study.drawn_settings
@@ -55,10 +44,12 @@ def figure6b(study: Study) -> FigureData | None:
     return FigureData(study.x_label, heading, panels) if any(panels.values()) else None
 
 
-def draw_figure6b(data: FigureData) -> Figure:
-    """Draw the panels side by side."""
-    figure = Figure(figsize=(COLUMN * len(data.panels), 2.6))
-    for axes in side_by_side(figure, data):
-        axes.legend(loc="lower right")
-    figure.tight_layout()
+def draw_figure6(data: FigureData) -> Figure:
+    """Draw the panels side by side; losses are logarithmic."""
+    figure = Figure(figsize=(max(COLUMN, 2.36 * len(data.panels)), 2.6))
+    panels = side_by_side(figure, data)
+    for axes in panels:
+        axes.set_yscale("log" if data.lower_is_better else "linear")
+    panels[0].legend()
+    figure.tight_layout(w_pad=0.8)
     return figure

@@ -45,12 +45,11 @@ class ControllerOptions:
     baseline_decay: float
 
     def __post_init__(self) -> None:
-        for key in ("steps", "samples", "learning_rate", "eps", "tanh", "op_tanh", "temperature"):
-            value = getattr(self, key)
-            require(value > 0, f"task.controller.{key}={value}: expected > 0")
-        for key in ("beta1", "baseline_decay"):
-            value = getattr(self, key)
-            require(0 <= value < 1, f"task.controller.{key}={value}: expected 0 <= b < 1")
+        for key, value in vars(self).items():
+            if key in ("beta1", "baseline_decay"):
+                require(0 <= value < 1, f"task.controller.{key}={value}: expected 0 <= b < 1")
+            elif key not in ("op_bias", "fixed_op_bias", "entropy_weight"):
+                require(value > 0, f"task.controller.{key}={value}: expected > 0")
 
 
 class Sampled(NamedTuple):

@@ -1,17 +1,61 @@
-"""The accuracy of architectures that the controller samples, and the best of them."""
+"""The images that architectures are judged by, and their accuracy on them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count, islice, repeat
 from typing import Any
 
 import torch
 
 from sn_imagenet.data.batches import ImageBatch
+from sn_imagenet.data.datasets import AugmentedDataset
+from sn_imagenet.data.loaders import BatchLoader, TrainLoader
+from sn_imagenet.data.seeding import Key, epoch_order
 from sn_imagenet.models.cell import Architecture
 from sn_imagenet.tasks.architecture_search.controller import to_architectures
 
 REWARDS, TEST = 0, 1  # parts of the data
+
+
+@dataclass(frozen=True)
+class RepeatedLoader:
+    """Passes over a data set one after another, dealt to epochs of ``steps`` batches each."""
+
+    loader: TrainLoader
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ImageBatch]:
+        """The batches of ``epoch`` from ``start_step`` on."""
+        first, skipped = divmod(epoch * self.steps + start_step, len(self.loader))
+        passes = map(self.loader.epoch, count(first), chain([skipped], repeat(0)))
+        return islice(chain.from_iterable(passes), self.steps - start_step)
+
+
+class EvaluationBatches:
+    """(number of the part, batch of ``size`` samples) of each of ``parts`` in turn, in an order
+    that is the same for every run. A batch shares statistics, so it must not hold one class alone,
+    as in the order of files."""
+
+    def __init__(
+        self, parts: Sequence[AugmentedDataset], size: int, workers: int, device: torch.device
+    ) -> None:
+        self._loaders = []
+        for part in parts:
+            keys = [Key(0, index) for index in epoch_order(len(part), seed=0, epoch=0).tolist()]
+            batches: Any = [keys[first : first + size] for first in range(0, len(keys), size)]
+            self._loaders.append(BatchLoader(part, batches, workers, device, persistent=False))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._loaders))
+
+    def __iter__(self) -> Iterator[tuple[int, ImageBatch]]:
+        for part, loader in enumerate(self._loaders):
+            yield from ((part, batch) for batch in loader)
 
 
 class SearchEvaluator:
@@ -44,10 +88,7 @@ class SearchEvaluator:
     def finish(self) -> dict[str, Any]:
         """``val_accuracy``: mean over the sampled architectures; ``best_val_accuracy``,
         ``test_accuracy`` and ``architecture`` of the best. In percent, with shared weights."""
-        rewards, test = (
-            100 * correct.double() / seen
-            for correct, seen in zip(self._correct, self._seen, strict=True)
-        )
+        rewards, test = (100 * self._correct[p].double() / self._seen[p] for p in (REWARDS, TEST))
         return {
             "val_accuracy": rewards.mean().item(),
             "best_val_accuracy": rewards.max().item(),

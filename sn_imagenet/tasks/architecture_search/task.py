@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.config.checks import require
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset, DataSets
-from sn_imagenet.data.loaders import train_loader
 from sn_imagenet.data.subset import split_source
 from sn_imagenet.distributed import Microbatch
 from sn_imagenet.models import initialized
@@ -29,8 +28,11 @@ from sn_imagenet.tasks.architecture_search.controller import (
     norm_of,
     to_architectures,
 )
-from sn_imagenet.tasks.architecture_search.data import EvaluationBatches, RepeatedLoader
-from sn_imagenet.tasks.architecture_search.evaluator import SearchEvaluator
+from sn_imagenet.tasks.architecture_search.evaluator import (
+    EvaluationBatches,
+    RepeatedLoader,
+    SearchEvaluator,
+)
 from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task, differences
 
 
@@ -46,7 +48,7 @@ class ArchitectureSearch(Task):
     """
 
     score = Score("val_accuracy", "validation accuracy", "%")
-    sums = ("trained", "correct", "children", "reward", "entropy")
+    sums = ("correct", "children", "reward", "entropy")
     phases = ("weights", "controller")
     max_processes = 1
     calibrates = False
@@ -116,10 +118,6 @@ class ArchitectureSearch(Task):
     def check(self, network: nn.Module, data: DataSets) -> None:
         side, batch = self.config.data.image_size, self.config.batch.total
         require(
-            self.config.trainer.epochs is not None,
-            "trainer.epochs=null: task=architecture_search trains by epochs",
-        )
-        require(
             side >= 8,
             f"data.image_size={side}: expected at least 8, since the child halves its maps twice",
         )
@@ -135,17 +133,8 @@ class ArchitectureSearch(Task):
         if phase == "weights":
             return super().batches(phase, data, device)
         assert data.val is not None
-        config = self.config
-        loader = train_loader(
-            data.val,
-            global_batch=config.batch.total,
-            rank=0,
-            world_size=1,
-            seed=config.seed,
-            workers=config.data.workers,
-            device=device,
-        )
-        return RepeatedLoader(loader, self.controller.steps)
+        rewards = super().batches("weights", replace(data, train=data.val), device)
+        return RepeatedLoader(rewards, self.controller.steps)
 
     def optimizations(self, network: nn.Module, clock: Clock) -> dict[str, Optimization]:
         """SGD with Nesterov momentum and cosine restarts for the weights, Adam for the controller.
@@ -193,7 +182,6 @@ class ArchitectureSearch(Task):
             with torch.no_grad():
                 (architecture,) = to_architectures(network("policy", 1).decisions)
             logits = network("child", images, architecture)
-            sums["trained"] += len(labels)
             sums["correct"] = (logits.detach().argmax(1) == labels).sum()
             return Losses(F.cross_entropy(logits, labels), sums)
         sampled = network("policy", self.controller.samples)
@@ -212,8 +200,8 @@ class ArchitectureSearch(Task):
     def metrics(self, sums: Mapping[str, float], samples: int) -> dict[str, float]:
         """Of the steps' phase: the accuracy of sampled architectures on augmented images, or the
         mean reward and entropy."""
-        if sums["trained"]:
-            return {"train_accuracy": 100 * sums["correct"] / sums["trained"]}
+        if not sums["children"]:
+            return {"train_accuracy": 100 * sums["correct"] / samples}
         return {name: sums[name] / sums["children"] for name in ("reward", "entropy")}
 
     def evaluation_batches(

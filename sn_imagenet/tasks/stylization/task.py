@@ -14,7 +14,6 @@ from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.config.checks import require, require_one_of
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets
-from sn_imagenet.data.sources.images import read_image
 from sn_imagenet.distributed import Microbatch, all_reduce_sum
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models.build import build_network
@@ -27,10 +26,8 @@ from sn_imagenet.tasks.stylization.perceptual import (
     load_features,
     total_variation,
 )
-from sn_imagenet.tasks.stylization.stylize import resized
+from sn_imagenet.tasks.stylization.stylize import read_resized
 from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task, differences
-
-_SHOWN = 4  # validation images in the tracker
 
 
 class Stylization(Task):
@@ -75,12 +72,8 @@ class Stylization(Task):
 
     def datasets(self) -> DataSets:
         """The images, and the style and features, which the fingerprint covers too."""
-        style = resized(read_image(Path(self.style).expanduser()), self.numbers["style_size"])
-        if min(style.shape[:2]) < LEAST_SIDE:
-            raise ConfigError(
-                f"task.style={self.style}: {style.shape[1]} x {style.shape[0]} pixels at its size "
-                f"(task.style_size, or data.image_size); expected at least {LEAST_SIDE}"
-            )
+        path, size = Path(self.style).expanduser(), self.numbers["style_size"]
+        style = read_resized(path, size, LEAST_SIDE)
         data, features = super().datasets(), load_features(self.features)
         weights = b"".join(weight.numpy().tobytes() for weight in features.state_dict().values())
         for name, content in (("style", style.tobytes()), ("features", weights)):
@@ -135,13 +128,13 @@ class Stylization(Task):
 
     @torch.no_grad()
     def pictures(self, network: nn.Module, data: DataSets, device: torch.device) -> dict[str, Any]:
-        """The first validation images, above what the network makes of them."""
+        """The first four validation images, above what the network makes of them."""
         assert data.val is not None
-        shown = [data.val[0, index][0] for index in range(min(_SHOWN, len(data.val)))]
+        shown = [data.val[0, index][0] for index in range(min(4, len(data.val)))]
         images = torch.stack(shown).to(device)
-        rows = [torch.cat(list(row), dim=2) for row in (images, network(images).float())]
-        pixels = torch.cat(rows, dim=1).clamp(0, 255).byte()
-        return {"content and output": pixels.permute(1, 2, 0).cpu().numpy()}
+        rows = torch.stack([images, network(images).float()]).permute(0, 3, 1, 4, 2)
+        pixels = rows.flatten(2, 3).flatten(0, 1).clamp(0, 255).byte()
+        return {"content and output": pixels.cpu().numpy()}
 
     def departures(self, fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
         """From Sec. 4.3 of the SN paper and, where it says nothing, Johnson et al.; the scale of
