@@ -143,7 +143,7 @@ def _in_strips(layers: nn.Sequential, x: Tensor) -> Tensor:
         var = (sums[1] - pixels * mean**2) / (pixels - layer.instance_correction)
         tables = layer.coefficients(Moments(mean.to(x), var.to(x)))
         center, scale, shift = (table[..., None, None] for table in tables)
-        chain.append(partial(torch.addcmul, shift - center * scale, scale))
+        chain += [partial(torch.add, -center), partial(torch.addcmul, shift, scale)]
         chain += [nn.ReLU()] if layer.relu else []
     y = x.new_empty(0)
     for top, height, strip in _strips(chain, x):
