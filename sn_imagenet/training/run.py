@@ -195,6 +195,7 @@ def _finish(
             run = run_from_result(result, directory.path)
             score = run.score_value()
             if score is not None and trainer.log is not None:
-                trainer.log.finish(prepared.config, score)
+                with trainer.log.tracker() as tracker:
+                    tracker.finish(prepared.config, score)
     finished: Run = broadcast_object(run)
     return finished
