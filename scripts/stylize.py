@@ -6,16 +6,13 @@ written as PNG. One of 4096 x 4096 pixels takes about 3.5 GB.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from sn_imagenet.command_line import run_script
+from sn_imagenet.command_line import run_script, script_parser
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     add, kinds = parser.add_argument, ["batch_average", "moving_average"]
     own = "default: the run's norm.test_statistics"
     add("--run", type=Path, required=True, metavar="RUN", help="a trained network")

@@ -46,7 +46,7 @@ _MEMORY = (
 _OF_NUMBERS = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), _PERMIT),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _SPACE),
-    **dict.fromkeys((errno.EROFS, errno.ENOTDIR), "Choose another place."),
+    errno.EROFS: "Choose another place.",
     errno.EMFILE: _FILES,
     **dict.fromkeys((errno.EIO, errno.ESTALE), _DISK),
 }

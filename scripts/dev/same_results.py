@@ -44,7 +44,7 @@ GOLDEN = (
 IGNORED = (
     "images_per_s", "data_wait_pct",  # of a row
     "training.wall_time_s", "training.images_per_s", "training.git_revisions.*",
-    "training.compiled.*", "config.trainer.compile",  # of earlier revisions
+    "training.compiled.*", "config.trainer.compile", "config.checkpoint.on_error",  # earlier
     "provenance.git_revision", "provenance.git_dirty", "provenance.written_at", "evaluations.*.at",
     "config.runs_dir", "config.run_dir",
 )

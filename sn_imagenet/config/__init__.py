@@ -12,6 +12,7 @@ from sn_imagenet.config.experiment import (
     InitialRunError,
     from_dict,
     from_hydra,
+    structured,
 )
 from sn_imagenet.config.running import (
     ESTIMATORS,

@@ -13,6 +13,6 @@ from sn_imagenet.evaluation.result import (
     add_evaluations,
     all_departures,
     make_result,
-    record_origin,
+    origin,
 )
 from sn_imagenet.evaluation.run import evaluate_run, find_run_directories

@@ -122,8 +122,7 @@ class Trainer:
         if state is not None:
             self.recorder.load_state_dict(state["meters"])
         if self.log is not None:
-            on_error = config.checkpoint.on_error
-            self.saver = CheckpointSaver(directory, self.log.sync, on_error, self.console.print)
+            self.saver = CheckpointSaver(directory, self.log.sync)
         self.saved_at = time.monotonic()
 
     def fit(self) -> dict[str, Any] | None:
@@ -135,7 +134,7 @@ class Trainer:
 
         Raises:
             Interrupted: a signal stopped the run; its checkpoint is on disk.
-            RunError: a checkpoint cannot be written, and ``checkpoint.on_error`` is ``stop``.
+            RunError: a checkpoint cannot be written.
         """
         # A run that resumes after the last step of an epoch still has to validate it.
         while self.step < self.total_steps or self._epoch_is_complete() or self._must_validate():
