@@ -106,7 +106,9 @@ def _setting(value: str) -> str:
 
 
 def quoted(key: str, value: str) -> str:
-    """``key=value`` in quotes for the shell and for Hydra."""
+    """``key=value`` for a shell, in quotes where Hydra or the shell would read something else."""
+    if re.fullmatch(r"[\w/.:@%+-]+", value, re.ASCII):
+        return f"{key}={value}"
     # A backslash is doubled before a quote, of which the last closes the value.
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
     escaped += "\\" * (len(value) - len(value.rstrip("\\")))

@@ -39,7 +39,7 @@ def test_a_method_of_ones_own_is_compared(tmp_path: Path) -> None:
 
 
 def make(goal: str) -> subprocess.CompletedProcess[str]:
-    # As a shell starts it: a make around the tests would pass its own flags on and print directories.
+    # As a shell starts it: a make around the tests would pass on its flags and print directories.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     return subprocess.run(["make", goal], cwd=ROOT, env=environment, capture_output=True, text=True)
 

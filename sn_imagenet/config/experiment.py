@@ -175,7 +175,7 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
     return structured(ExperimentConfig, OmegaConf.masked_copy(composed, keys))
 
 
-def structured(schema: type[C], values: DictConfig, prefix: str = "") -> C:
+def structured(schema: type[C], values: DictConfig | dict[str, Any], prefix: str = "") -> C:
     """``values`` as an object of the dataclass ``schema``. ``prefix``: of its keys, for errors.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -169,15 +168,8 @@ def _say_arguments(path: Path, indices: list[Index], say: Log) -> bool:
     except DataError as error:
         say(f"train.py refuses these data: {error}")
         return False
-    say(" ".join(["use:", f"data={source}", *(override(f"data.{k}", v) for k, v in paths.items())]))
+    say(" ".join(["use:", f"data={source}", *(quoted(f"data.{k}", v) for k, v in paths.items())]))
     return True
-
-
-def override(key: str, value: str) -> str:
-    """``key=value`` for a shell, quoted where Hydra or the shell would read something else."""
-    if re.fullmatch(r"[\w/.:@%+-]+", value, re.ASCII):
-        return f"{key}={value}"
-    return quoted(key, value)
 
 
 def _describe_counts(index: Index, split: str) -> Iterator[str]:
