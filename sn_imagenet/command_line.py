@@ -189,7 +189,8 @@ class _CommandLine:
         try:
             yield
         except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
-            if isinstance(error, OSError) and not error.filename:
+            is_known = isinstance(error, HydraException) or not isinstance(error, OSError)
+            if not (is_known or error.filename):
                 raise
             message = f"error: {describe_error(error)}"
             if rank() == 0:

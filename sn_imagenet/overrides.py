@@ -58,16 +58,16 @@ def describe_error(error: Exception) -> str:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    if isinstance(error, OSError):  # Hydra creates a folder of its own among the runs of a sweep
-        return (
-            f"cannot write {error.filename}: {error.strerror}; free some space or allow writing "
-            "there, or choose another folder with runs_dir="
-        )
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return _unknown_choice(group, choice, error.options)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
+    if isinstance(error, OSError) and error.filename:  # of Hydra's folder among a sweep's runs
+        return (
+            f"cannot write {error.filename}: {error.strerror}; free some space or allow writing "
+            "there, or choose another folder with runs_dir="
+        )
     if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", str(error)):
         return _several_values(several[1])
     cause = error.__cause__
