@@ -189,8 +189,8 @@ class _CommandLine:
         try:
             yield
         except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
-            is_known = isinstance(error, HydraException) or not isinstance(error, OSError)
-            if not (is_known or error.filename):
+            from_hydra = isinstance(error, HydraException)  # some of these are OSErrors too
+            if isinstance(error, OSError) and not (from_hydra or error.filename):
                 raise
             message = f"error: {describe_error(error)}"
             if rank() == 0:
