@@ -5,16 +5,13 @@ RUN is a finished run of task=detection. Writes each image with its objects, and
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from sn_imagenet.command_line import run_script
+from sn_imagenet.command_line import run_script, script_parser
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     add, kinds = parser.add_argument, ["batch_average", "moving_average"]
     own = "default: the run's norm.test_statistics"
     add("--run", type=Path, required=True, metavar="RUN", help="the directory of a trained run")

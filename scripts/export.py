@@ -6,19 +6,16 @@ RUN is a run directory. The data are not needed.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from sn_imagenet.command_line import run_script
+from sn_imagenet.command_line import run_script, script_parser
 from sn_imagenet.reporting.model_card import UNKNOWN_LICENSE, model_card
 from sn_imagenet.runs import read_run, write_text
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a trained run")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     parser.add_argument(

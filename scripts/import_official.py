@@ -7,21 +7,18 @@ train.py, such as batch= for the setting in which the file was trained.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
 from sn_imagenet.benchmark.command import compose_config
-from sn_imagenet.command_line import run_script
+from sn_imagenet.command_line import run_script, script_parser
 from sn_imagenet.evaluation.import_weights import import_official
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE.pth")
     parser.add_argument("--out", required=True, metavar="RUN", help="a new run directory")
     parser.add_argument("overrides", nargs="*", metavar="OPTION", help="option of train.py")

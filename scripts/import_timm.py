@@ -8,12 +8,11 @@ interpolation. OPTION is an option of train.py.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
 from sn_imagenet.benchmark.command import compose_config
-from sn_imagenet.command_line import run_script
+from sn_imagenet.command_line import run_script, script_parser
 from sn_imagenet.evaluation.import_weights import import_published
 from sn_imagenet.models.published import find_published
 
@@ -21,9 +20,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help=".pth or .safetensors")
     parser.add_argument("--out", metavar="RUN", help="a new run directory")

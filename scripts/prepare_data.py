@@ -12,17 +12,14 @@ to ~/.cache/sn-imagenet.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from sn_imagenet.command_line import run_script
+from sn_imagenet.command_line import run_script, script_parser
 from sn_imagenet.data.prepare import default_workers, prepare_data
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     parser.add_argument("dir", type=Path, metavar="DIR", help="a folder or an archive of ImageNet")
     parser.add_argument("--mark", action="store_true", help="mark bad files, to leave them out")
     parser.add_argument(

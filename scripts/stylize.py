@@ -6,16 +6,13 @@ norm.test_statistics names. Images are upright by their EXIF orientation, and wr
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from sn_imagenet.command_line import run_script
+from sn_imagenet.command_line import run_script, script_parser
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script_parser(__doc__)
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="RUN", help="a trained network")
     add("--images", type=Path, required=True, metavar="DIR", help="images in DIR and below")

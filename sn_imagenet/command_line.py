@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, wraps
@@ -96,6 +97,11 @@ def exit_on_user_error() -> Iterator[None]:
         raise SystemExit(2 if isinstance(error, UserError) else 1) from error
 
 
+def script_parser(description: str | None) -> ArgumentParser:
+    """A parser of a script's arguments whose help begins with ``description`` as it is."""
+    return ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+
+
 def run_script(main: Callable[[], int | None]) -> NoReturn:
     """Run the ``main`` of a script that is not a Hydra program.
 
@@ -182,7 +188,10 @@ class _CommandLine:
 
         try:
             yield
-        except (HydraException, OmegaConfBaseException, UserError) as error:
+        except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
+            from_hydra = isinstance(error, HydraException)  # some of these are OSErrors too
+            if isinstance(error, OSError) and not (from_hydra or error.filename):
+                raise
             message = f"error: {describe_error(error)}"
             if rank() == 0:
                 print(message, file=sys.stderr, flush=True)

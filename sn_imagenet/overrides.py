@@ -63,6 +63,11 @@ def describe_error(error: Exception) -> str:
         return _unknown_choice(group, choice, error.options)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
+    if isinstance(error, OSError) and error.filename:  # of Hydra's folder among a sweep's runs
+        return (
+            f"cannot write {error.filename}: {error.strerror}; free some space or allow writing "
+            "there, or choose another folder with runs_dir="
+        )
     if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", str(error)):
         return _several_values(several[1])
     cause = error.__cause__
@@ -81,7 +86,7 @@ def _unreadable(override: str) -> str:
     if key == "batch":
         return f"{override}: {_setting(value)}"
     return f"{override}: Hydra cannot read the value; quote it for the shell and for Hydra: " + (
-        _quoted(key, value)
+        quoted(key, value)
     )
 
 
@@ -91,7 +96,7 @@ def _several_values(override: str) -> str:
     if key == "batch" and re.fullmatch(r"[0-9]+,[0-9]+", value):
         return f"{override}: {_setting(value)}"
     text = f"{override}: several values; add -m to train one run for each: -m {override}"
-    return text if key in _GROUPS else f"{text}. For one value with commas: {_quoted(key, value)}"
+    return text if key in _GROUPS else f"{text}. For one value with commas: {quoted(key, value)}"
 
 
 def _setting(value: str) -> str:
@@ -100,7 +105,10 @@ def _setting(value: str) -> str:
     return f"expected GPUs x samples per GPU, as in batch={example}"
 
 
-def _quoted(key: str, value: str) -> str:
+def quoted(key: str, value: str) -> str:
+    """``key=value`` for a shell, in quotes where Hydra or the shell would read something else."""
+    if re.fullmatch(r"[\w/.:@%+-]+", value, re.ASCII):
+        return f"{key}={value}"
     # A backslash is doubled before a quote, of which the last closes the value.
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
     escaped += "\\" * (len(value) - len(value.rstrip("\\")))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 import sn_imagenet.config
@@ -86,13 +85,6 @@ def test_the_lr_scales_with_the_global_batch(composed: Compose, batch: str, lr: 
     assert config.initial_lr == pytest.approx(lr, rel=1e-12)
 
 
-def test_other_settings_are_given_by_two_numbers(composed: Compose) -> None:
-    config = composed("batch.gpus=4", "batch.samples_per_gpu=6")
-    assert config.batch.name == "4x6"
-    assert config.run_dir.endswith("/4x6/seed0")
-    assert config.initial_lr == pytest.approx(0.1 * 24 / 256)
-
-
 def test_a_setting_in_a_searched_folder_has_precedence(composed: Compose, tmp_path: Path) -> None:
     (tmp_path / "batch").mkdir()
     (tmp_path / "batch" / "4x6.yaml").write_text("gpus: 4\nsamples_per_gpu: 6\nname: mine\n")
@@ -122,8 +114,9 @@ def test_a_config_survives_a_round_trip_through_a_dict(composed: Compose) -> Non
         values = config.to_dict()
         assert from_dict(values) == config
         assert from_dict(values).to_dict() == values
-        # Earlier versions had an option for torch.compile.
-        earlier = {**values, "trainer": {**values["trainer"], "compile": "default"}}
+        # Earlier versions had two more options.
+        removed = {"trainer": {"compile": "default"}, "checkpoint": {"on_error": "stop"}}
+        earlier = {**values, **{key: {**values[key], **removed[key]} for key in removed}}
         assert from_dict(earlier) == config and not config_differences(earlier, values)
         # Through the file of a run directory.
         text = OmegaConf.to_yaml(OmegaConf.create(values))
@@ -157,17 +150,17 @@ def test_a_default_is_stated_once(group: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("batch.gpus=0", r"batch\.gpus=0: expected a whole number of at least 1"),
-        ("batch.samples_per_gpu=-1", r"batch\.samples_per_gpu=-1: expected a whole number"),
+        ("batch.gpus=0", r"batch\.gpus=0: expected at least 1"),
+        ("batch.samples_per_gpu=-1", r"batch\.samples_per_gpu=-1: expected at least 1"),
         ("norm.test_statistics=none", r"norm\.test_statistics=none: expected one of moving_av"),
         ("+norm.single_sample.omega=[in]", r"norm\.single_sample has \['omega'\]: expected 'with"),
-        ("augment.lighting_std=-0.1", r"augment\.lighting_std=-0\.1: expected >= 0"),
+        ("augment.lighting_std=-0.1", r"augment\.lighting_std=-0\.1: expected at least 0"),
         ("data.image_size=0", r"data\.image_size=0: expected at least 1"),
         ("data.resize_size=200", r"data\.resize_size=200: expected at least .*image_size=224"),
         ("data.decode=best", r"data\.decode=best: expected one of exact, fast"),
         ("data.subset=1.5", r"data\.subset=1\.5: expected null or a fraction"),
         ("data.classes=1", r"data\.classes=1: expected null or at least 2"),
-        ("++data.workers=-1", r"data\.workers=-1: expected 0 or more"),
+        ("++data.workers=-1", r"data\.workers=-1: expected at least 0"),
         ("++data.std=[0.2,0,0.2]", r"data\.std=\[0\.2, 0\.0, 0\.2\]: expected"),
         ("++data.std=[0.2]", r"data\.std=\[0\.2\]: expected"),
         ("++data.mean=[0.2,0.2]", r"data\.mean=\[0\.2, 0\.2\]: expected"),
@@ -176,7 +169,7 @@ def test_a_default_is_stated_once(group: str) -> None:
         ("protocol.lr_reference_batch=0", r"protocol\.lr_reference_batch=0: expected at least 1"),
         ("protocol.dropout=1", r"protocol\.dropout=1(\.0)?: expected 0 <= p < 1"),
         ("protocol.momentum=1.5", r"protocol\.momentum=1\.5: expected 0 <= m < 1"),
-        ("protocol.weight_decay=-1", r"protocol\.weight_decay=-1(\.0)?: expected >= 0"),
+        ("protocol.weight_decay=-1", r"protocol\.weight_decay=-1(\.0)?: expected at least 0"),
         ("protocol.lr_factor=0", r"protocol\.lr_factor=0(\.0)?: expected"),
         ("protocol.lr_milestones=[0.6,0.3]", r"lr_milestones=\[0\.6, 0\.3\]: expected asc"),
         ("protocol.lr_milestones=[30,60]", r"protocol\.lr_milestones=.*: expected ascending frac"),
@@ -186,7 +179,7 @@ def test_a_default_is_stated_once(group: str) -> None:
         ("trainer.log_every=0", r"trainer\.log_every=0: expected at least 1"),
         ("trainer.eval_batch_size=0", r"trainer\.eval_batch_size=0: expected null or at least 1"),
         ("trainer.precision=fp8", r"trainer\.precision=fp8: expected one of fp32, tf32"),
-        ("trainer.device=tpu", r"trainer\.device=tpu: expected auto, cpu or cuda"),
+        ("trainer.device=tpu", r"trainer\.device=tpu: expected one of auto, cpu"),
         ("calibration.samples=some", r"calibration\.samples=some: expected a number .*'all'"),
         ("calibration.samples=0", r"calibration\.samples=0: expected a number"),
         ("calibration.samples=true", r"calibration\.samples=True: expected a number"),
@@ -213,15 +206,6 @@ def test_an_error_names_the_key_the_value_and_what_was_expected(
     with pytest.raises(ConfigError, match=message) as caught:
         composed(override)
     assert isinstance(caught.value, UserError)
-
-
-@pytest.mark.parametrize("override", ["batch=8y3", "norm=xn", "model=resnet51", "data=mnist"])
-def test_an_unknown_choice_lists_the_known_ones(composed: Compose, override: str) -> None:
-    group = override.split("=")[0]
-    with pytest.raises(HydraException) as caught:
-        composed(override)
-    for choice in choices(group):
-        assert choice in str(caught.value)
 
 
 def test_a_stored_config_has_the_same_errors(composed: Compose) -> None:

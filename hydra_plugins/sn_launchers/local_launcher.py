@@ -4,9 +4,7 @@ Hydra imports this file at every start, so the other imports wait until a sweep 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -21,18 +19,6 @@ PRELOADED_MODULES = (
     "sn_imagenet.reporting.figures.files",
     "sklearn.datasets",
     "sklearn.model_selection",
-)
-
-
-@dataclass
-class LocalLauncherConf:
-    """The options are in the config's ``sweep`` section."""
-
-    _target_: str = "hydra_plugins.sn_launchers.local_launcher.LocalLauncher"
-
-
-ConfigStore.instance().store(
-    group="hydra/launcher", name="local", node=LocalLauncherConf, provider="sn_imagenet"
 )
 
 

@@ -44,7 +44,7 @@ GOLDEN = (
 IGNORED = (
     "images_per_s", "data_wait_pct",  # of a row
     "training.wall_time_s", "training.images_per_s", "training.git_revisions.*",
-    "training.compiled.*", "config.trainer.compile",  # of earlier revisions
+    "training.compiled.*", "config.trainer.compile", "config.checkpoint.on_error",  # earlier
     "provenance.git_revision", "provenance.git_dirty", "provenance.written_at", "evaluations.*.at",
     "config.runs_dir", "config.run_dir",
 )
@@ -95,14 +95,14 @@ def run(command: str, checkout: Path, runs: str) -> None:
     subprocess.run(line, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
 
 
-def results(checkout: Path, command: str, ignored: Sequence[str]) -> dict[str, Any]:
+def results(checkout: Path, command: str) -> dict[str, Any]:
     """Run ``command`` in ``checkout`` and read the files that it writes."""
     with tempfile.TemporaryDirectory() as runs:
         run(command, checkout, runs)
-        return read_results(Path(runs), ignored)
+        return read_results(Path(runs))
 
 
-def read_results(runs: Path, ignored: Sequence[str]) -> dict[str, Any]:
+def read_results(runs: Path, ignored: Sequence[str] = IGNORED) -> dict[str, Any]:
     """``{"file:line key": value}`` of the files in or below ``runs``."""
     values = {}
     for file in sorted(runs.rglob("*.json*")):
@@ -123,21 +123,11 @@ def main() -> int:
     parser.add_argument("before", help="a checkout or a revision")
     parser.add_argument("after", help="another checkout or revision")
     parser.add_argument("commands", nargs="*", help="a script and its overrides, in quotes")
-    parser.add_argument(
-        "--ignore",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help="a further key to ignore, or a pattern such as config.*",
-    )
     options = parser.parse_args()
-    ignored = [*IGNORED, *options.ignore]
     differing = 0
     with checkout(options.before) as before, checkout(options.after) as after:
         for command in options.commands or GOLDEN:
-            differing += not same(
-                command, results(before, command, ignored), results(after, command, ignored)
-            )
+            differing += not same(command, results(before, command), results(after, command))
     return min(differing, 1)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,23 +66,22 @@ def commands() -> dict[str, Command]:
     }
 
 
-def run(description: str, configs: Path, arguments: list[str] | None = None) -> int:
-    """Run a benchmark, print its table and write the requested files; returns the exit code.
+def run(description: str, configs: Path, arguments: list[str] | None = None) -> None:
+    """Run a benchmark, print its table and write the requested files.
 
     Args:
         configs: the folder from which train.py composes its configuration.
+
+    Raises:
+        UserError: an argument is invalid.
     """
     args = _parse(description, configs, arguments)
-    try:
-        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
-        if args.threads:
-            torch.set_num_threads(args.threads)
-        facts, table = commands()[args.benchmark].measure(args, device)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    facts, table = commands()[args.benchmark].measure(args, device)
     print(table)
     if args.json:
         # Over 15 minutes; a load above the number of threads means a shared machine.
@@ -94,7 +92,6 @@ def run(description: str, configs: Path, arguments: list[str] | None = None) -> 
             content["overrides"] = args.overrides
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({**content, **facts}, indent=1) + "\n")
-    return 0
 
 
 def _parse(description: str, configs: Path, arguments: list[str] | None) -> Namespace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -244,6 +244,7 @@ def layers_table(cases: Sequence[LayerCase]) -> str:
     for kind, group in group_by_kind(cases).items():
         means = geometric_means(group)[str(kind)]
         names = [name for name in group[0].seconds if name in means and name != REFERENCE]
+        all_names = (REFERENCE, *names)
         rows = [[f"{kind}, {group[0].backend}", f"{REFERENCE} ms", *names]]
         for case in group:
             size = "x".join(map(str, (kind.total, *case.shape)))
@@ -255,14 +256,10 @@ def layers_table(cases: Sequence[LayerCase]) -> str:
             ["geometric mean", "", *(f"{means[n]['geometric_mean']:.2f}" for n in names)],
             ["largest", "", *(f"{means[n]['max']:.2f}" for n in names)],
             ["copy's bandwidth", shares.get(REFERENCE, ""), *(shares[n] for n in names)],
-            ["kept, activations", *(_format_kept(kept, n) for n in (REFERENCE, *names))],
+            ["kept, activations", *(f"{kept[n]:.2f}" if n in kept else "" for n in all_names)],
         ]
         tables.append(align_columns(rows))
     return "\n\n".join(tables)
-
-
-def _format_kept(kept: Mapping[str, float], name: str) -> str:
-    return f"{kept[name]:.2f}" if name in kept else ""
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

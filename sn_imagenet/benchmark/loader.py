@@ -70,15 +70,8 @@ def loader_contenders(
     )
 
     def plain_loader(dataset: Dataset[Any], **options: Any) -> Batches:
-        loader = DataLoader(
-            dataset,
-            batch,
-            shuffle=True,
-            drop_last=True,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            **options,
-        )
+        options |= {"num_workers": workers, "persistent_workers": workers > 0}
+        loader = DataLoader(dataset, batch, shuffle=True, drop_last=True, **options)
         return lambda epoch: loader
 
     exact, fast = (_train_loader(config(decode), batch, workers) for decode in ("exact", "fast"))
@@ -108,15 +101,9 @@ class _DecodedImages(Dataset[Any]):
 
 
 def _train_loader(config: ExperimentConfig, batch: int, workers: int) -> TrainLoader:
-    return train_loader(
-        build(config.data, config.augment, seed=0).train,
-        global_batch=batch,
-        rank=0,
-        world_size=1,
-        seed=0,
-        workers=workers,
-        device=torch.device(config.trainer.device),
-    )
+    data, device = build(config.data, config.augment, seed=0).train, config.trainer.device
+    sampling = {"global_batch": batch, "rank": 0, "world_size": 1, "seed": 0}
+    return train_loader(data, workers=workers, device=torch.device(device), **sampling)
 
 
 def _stored_batches(loader: TrainLoader) -> Batches:
@@ -192,18 +179,15 @@ def ratios(speeds: Sequence[LoaderSpeed]) -> dict[str, float]:
 
 def _table(speeds: Sequence[LoaderSpeed], ratios: dict[str, float]) -> str:
     counts = sorted({speed.workers for speed in speeds})
+    labels = [f"{n} worker{'s' if n > 1 else ''}" if n else "in process" for n in counts]
     images_per_s = {(speed.contender, speed.workers): speed.images_per_s for speed in speeds}
-    rows = [["images/s", *map(_worker_label, counts)]]
+    rows = [["images/s", *labels]]
     rows += [
         [name, *(f"{images_per_s[name, n]:.0f}" for n in counts)]
         for name in dict.fromkeys(speed.contender for speed in speeds)
     ]
     lines = [["on one core", ""], *([name, f"{value:.2f}"] for name, value in ratios.items())]
     return f"{align_columns(rows)}\n\n{align_columns(lines)}"
-
-
-def _worker_label(workers: int) -> str:
-    return f"{workers} worker{'s' if workers > 1 else ''}" if workers else "in process"
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

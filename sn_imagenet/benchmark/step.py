@@ -27,12 +27,13 @@ from sn_imagenet.benchmark.command import (
 from sn_imagenet.benchmark.timing import StorageLog, median_seconds
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
-from sn_imagenet.distributed import Placement, autocast_for, set_norm_replicas, set_precision
+from sn_imagenet.distributed import autocast_for, set_norm_replicas, set_precision
 from sn_imagenet.errors import UserError
 from sn_imagenet.models import build_model
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
 from sn_imagenet.tasks import Clock, build_task
+from sn_imagenet.tasks.task import require_task_placement
 from sn_imagenet.training import Stepper
 
 _LEARNING_RATE = 1e-3  # too small to diverge on noise images
@@ -144,12 +145,8 @@ def trainer_step(config: ExperimentConfig, data: StepData) -> StepContender:
     network = data.to_device(
         build_model(config.model, config.norm, config.protocol, classes, config.seed)
     )
-    placement = Placement(
-        config.batch.gpus,
-        config.batch.samples_per_gpu,
-        replicas_per_pass=config.trainer.replicas_per_pass,
-    )
     batch, task = ImageBatch(data.images, data.labels), build_task(config)
+    placement = require_task_placement(task, config, world_size=1)
     stepper = Stepper(task, network, config, placement, data.device, Clock(1, 1))
     (name, optimization), *_ = stepper.optimizations.items()
     # The rate of the other contenders, so that weights stay finite over many steps on one batch.
@@ -167,33 +164,6 @@ def trainer_step(config: ExperimentConfig, data: StepData) -> StepContender:
         stepper.optimizer_step(0)
 
     return StepContender(network, forward, step)
-
-
-@dataclass
-class StepCase:
-    """Median seconds of a step, by contender.
-
-    Attributes:
-        kept: bytes that a forward pass keeps for backward.
-        peak_memory: peak bytes of a step, with weights, gradients and momentum; CUDA only.
-    """
-
-    kind: StepKind
-    seconds: dict[str, float]
-    kept: dict[str, int]
-    peak_memory: dict[str, int]
-
-    @property
-    def images_per_second(self) -> dict[str, float]:
-        return {name: self.kind.total / value for name, value in self.seconds.items()}
-
-    def ratios(self) -> dict[str, float]:
-        """Time relative to nn.BatchNorm2d over the whole batch."""
-        return {name: value / self.seconds[REFERENCE] for name, value in self.seconds.items()}
-
-    def as_dict(self) -> dict[str, Any]:
-        others = {"ratios": self.ratios(), "images_per_second": self.images_per_second}
-        return {"title": str(self.kind), **asdict(self), **others}
 
 
 def check(kind: StepKind, device: torch.device) -> None:
@@ -216,34 +186,38 @@ def measure_steps(
     repeats: int,
     methods: Sequence[str] = ("bn", "gn", "sn"),
     overrides: Sequence[str] = (),
-) -> StepCase:
-    """Time one kind of step on random images under each method.
+) -> dict[str, Any]:
+    """Time one kind of step on random images under each method, a value of ``norm``.
 
     PyTorch's layers run in timm's network, over the whole batch. Ours run in the trainer's step as
     train.py would configure it; SN with several replicas also with one replica per pass.
 
-    Args:
-        configs: the folder from which train.py composes its configuration.
-        repeats: rounds.
-        methods: values of ``norm``.
-        overrides: further overrides, as for train.py.
-
-    Raises:
-        UserError: a precision or a choice does not exist.
+    Returns:
+        By contender: median ``seconds`` of a step, bytes that a forward pass ``kept`` for backward,
+        on CUDA the ``peak_memory`` of a step in bytes, with weights, gradients and momentum; time
+        relative to nn.BatchNorm2d over the whole batch (``ratios``), and ``images_per_second``.
     """
-    check(kind, device)
     data = StepData(kind, device)
-    case = StepCase(kind, {}, {}, {})
+    kept: dict[str, int] = {}
+    peak_memory: dict[str, int] = {}
     steps: dict[str, Callable[[], object]] = {}
     for name, make in _contenders(data, configs, methods, overrides).items():
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         contender = make()
-        case.kept[name] = _kept_bytes(contender)
+        kept[name] = _kept_bytes(contender)
         steps[name] = contender.step
         if device.type == "cuda":
-            case.peak_memory[name] = _peak_memory(contender.step, device) - before
-    case.seconds = median_seconds(steps, repeats, device)
-    return case
+            peak_memory[name] = _peak_memory(contender.step, device) - before
+    seconds = median_seconds(steps, repeats, device)
+    return {
+        "title": str(kind),
+        "kind": asdict(kind),
+        "seconds": seconds,
+        "kept": kept,
+        "peak_memory": peak_memory,
+        "ratios": {name: value / seconds[REFERENCE] for name, value in seconds.items()},
+        "images_per_second": {name: kind.total / value for name, value in seconds.items()},
+    }
 
 
 def _contenders(
@@ -278,22 +252,16 @@ def _peak_memory(step: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device)
 
 
-def steps_table(cases: Sequence[StepCase]) -> str:
+def steps_table(cases: Sequence[dict[str, Any]]) -> str:
     """A table per batch: milliseconds, images/s, the ratio to nn.BatchNorm2d's time, megabytes
     kept by forward, and on CUDA the peak in megabytes."""
     tables = []
     for case in cases:
-        rows = [[str(case.kind), "ms", "images/s", "ratio", "kept MB", "peak MB"]]
-        for name, seconds in case.seconds.items():
-            rows.append(
-                [
-                    name,
-                    f"{seconds * 1e3:.1f}",
-                    f"{case.images_per_second[name]:.1f}",
-                    f"{case.ratios()[name]:.2f}",
-                    *(_megabytes(table.get(name)) for table in (case.kept, case.peak_memory)),
-                ]
-            )
+        rows = [[case["title"], "ms", "images/s", "ratio", "kept MB", "peak MB"]]
+        for name, seconds in case["seconds"].items():
+            speed, ratio = case["images_per_second"][name], case["ratios"][name]
+            memory = (_megabytes(case[table].get(name)) for table in ("kept", "peak_memory"))
+            rows.append([name, f"{seconds * 1e3:.1f}", f"{speed:.1f}", f"{ratio:.2f}", *memory])
         tables.append(align_columns(rows))
     return "\n\n".join(tables)
 
@@ -331,11 +299,7 @@ def _measure(args: Namespace, device: torch.device) -> Report:
         print(kind, file=sys.stderr)
         options = args.norm, args.overrides
         cases.append(measure_steps(kind, args.configs, device, args.repeats, *options))
-    facts = {
-        "reference": REFERENCE,
-        "cases": [case.as_dict() for case in cases],
-    }
-    return facts, steps_table(cases)
+    return {"reference": REFERENCE, "cases": cases}, steps_table(cases)
 
 
 COMMAND = Command(

@@ -12,6 +12,7 @@ from sn_imagenet.config.experiment import (
     InitialRunError,
     from_dict,
     from_hydra,
+    structured,
 )
 from sn_imagenet.config.running import (
     ESTIMATORS,
@@ -30,25 +31,3 @@ from sn_imagenet.config.sections import (
     ProtocolConfig,
     SettingConfig,
 )
-
-__all__ = [
-    "CLASSIFICATION",
-    "ESTIMATORS",
-    "IMAGENET_SAMPLES",
-    "NON_EXPERIMENT_KEYS",
-    "TABLE_2_SETTINGS",
-    "AugmentConfig",
-    "CalibrationConfig",
-    "CheckpointConfig",
-    "DataConfig",
-    "DetectionProtocolConfig",
-    "ExperimentConfig",
-    "InitialRunError",
-    "ModelConfig",
-    "NormConfig",
-    "ProtocolConfig",
-    "SettingConfig",
-    "TrainerConfig",
-    "from_dict",
-    "from_hydra",
-]

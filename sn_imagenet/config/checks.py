@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,14 @@ def require_one_of(key: str, value: str, choices: Sequence[str]) -> None:
     require(value in choices, f"{key}={value}: expected one of {', '.join(choices)}")
 
 
-def require_none_or_at_least(key: str, value: float | None, least: int) -> None:
-    require(value is None or value >= least, f"{key}={value}: expected null or at least {least}")
+def require_at_least(prefix: str, section: Any, **least: float) -> None:
+    """Require that fields of ``section`` have at least these values, or are null if they may be."""
+    types = {field.name: str(field.type) for field in fields(section)}
+    for name, bound in least.items():
+        value = getattr(section, name)
+        or_null = "null or " if "None" in types[name] else ""
+        expected = f"expected {or_null}at least {bound}"
+        require(value is None or value >= bound, f"{prefix}.{name}={value}: {expected}")
 
 
 def require_length(key: str, values: Sequence[float], length: int) -> None:

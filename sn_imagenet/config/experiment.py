@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,6 +28,8 @@ from sn_imagenet.config.sections import (
 )
 from sn_imagenet.errors import ConfigError, closest_name
 
+C = TypeVar("C")
+
 # The task of a config that names none.
 CLASSIFICATION = {
     "name": "classification",
@@ -43,8 +45,8 @@ NON_EXPERIMENT_KEYS = frozenset({
     "data.train_annotations", "data.val_annotations",
     "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
     "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes",
-    "checkpoint.on_error", "calibration.every", "trainer.validate_every",
-    "trainer.compile",  # of runs by earlier versions
+    "calibration.every", "trainer.validate_every",
+    "trainer.compile", "checkpoint.on_error",  # of runs by earlier versions
     "task.style", "task.features",  # files, which the fingerprint of the data covers
 })
 # fmt: on
@@ -170,17 +172,23 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
         composed.init = _initial_run(composed)
     # How a sweep executes its runs, and how init was found, is not part of their configs.
     keys = [str(key) for key in composed if key not in ("sweep", "init_from")]
-    own = OmegaConf.masked_copy(composed, keys)
+    return structured(ExperimentConfig, OmegaConf.masked_copy(composed, keys))
+
+
+def structured(schema: type[C], values: DictConfig | dict[str, Any], prefix: str = "") -> C:
+    """``values`` as an object of the dataclass ``schema``. ``prefix``: of its keys, for errors.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value has the wrong type or range.
+    """
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), own)
-        config = OmegaConf.to_object(merged)
+        config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except ConfigError:
         raise
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{key}: {reason}") from error
-    assert isinstance(config, ExperimentConfig)
+        raise ConfigError(f"{prefix}{key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(config, schema)
     return config
 
 
@@ -244,8 +252,9 @@ def _norm_by_name(name: str) -> DictConfig:
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     """The inverse of :meth:`ExperimentConfig.to_dict`; errors as :func:`from_hydra`."""
-    # Configs of earlier versions may lack the first key and have the second.
+    # Configs of earlier versions may lack the first key and have the others.
     config = OmegaConf.create({"tracker": "tensorboard", **values})
-    if isinstance(config.get("trainer"), DictConfig):
-        config.trainer.pop("compile", None)
+    for section, removed in (("trainer", "compile"), ("checkpoint", "on_error")):
+        if isinstance(config.get(section), DictConfig):
+            config[section].pop(removed, None)
     return from_hydra(config)

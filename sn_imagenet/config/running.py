@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sn_imagenet.config.checks import (
-    require,
-    require_none_or_at_least,
-    require_one_of,
-    require_seed,
-)
+from sn_imagenet.config.checks import require, require_at_least, require_one_of, require_seed
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 ESTIMATORS = ("mean_of_variances", "population")
@@ -45,38 +40,22 @@ class TrainerConfig:
             not (self.epochs is None and self.max_steps is None),
             "trainer.epochs=null: needs trainer.max_steps=, a number of optimizer steps",
         )
-        for key in (
-            "epochs",
-            "max_steps",
-            "validate_every",
-            "replicas_per_pass",
-            "eval_batch_size",
-        ):
-            require_none_or_at_least(f"trainer.{key}", getattr(self, key), 1)
-        require(self.log_every >= 1, f"trainer.log_every={self.log_every}: expected at least 1")
+        require_at_least("trainer", self, epochs=1, max_steps=1, validate_every=1, log_every=1)
+        require_at_least("trainer", self, replicas_per_pass=1, eval_batch_size=1)
         require_one_of("trainer.precision", self.precision, PRECISIONS)
-        require(
-            self.device in ("auto", "cpu", "cuda"),
-            f"trainer.device={self.device}: expected auto, cpu or cuda",
-        )
+        require_one_of("trainer.device", self.device, ("auto", "cpu", "cuda"))
 
 
 @dataclass
 class CheckpointConfig:
     """``minutes``: wall time between checkpoints within an epoch (null: none); each epoch ends with
-    a checkpoint anyway. ``on_error``: whether to ``stop`` or ``continue`` if a checkpoint cannot be
-    written, for example on a full disk; the previous checkpoint is kept.
+    a checkpoint anyway.
     """
 
     minutes: float | None
-    on_error: str
 
     def __post_init__(self) -> None:
-        require_none_or_at_least("checkpoint.minutes", self.minutes, 0)
-        require(
-            self.on_error in ("stop", "continue"),
-            f"checkpoint.on_error={self.on_error}: expected stop or continue",
-        )
+        require_at_least("checkpoint", self, minutes=0)
 
 
 @dataclass
@@ -102,9 +81,6 @@ class CalibrationConfig:
             f"calibration.samples={self.samples}: expected a number of at least 1, or 'all'",
         )
         require_one_of("calibration.estimator", self.estimator, ESTIMATORS)
-        require(
-            self.every is None or self.every >= 1,
-            f"calibration.every={self.every}: expected null or a number of validations",
-        )
+        require_at_least("calibration", self, every=1)
         # Training epoch e seeds its draws with e, calibration with -1 - seed: they must differ.
         require_seed("calibration.seed", self.seed)

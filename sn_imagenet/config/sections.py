@@ -9,8 +9,8 @@ from sn_imagenet.config.checks import (
     expand_home,
     read_architecture,
     require,
+    require_at_least,
     require_length,
-    require_none_or_at_least,
     require_one_of,
 )
 
@@ -67,9 +67,7 @@ class SettingConfig:
     name: str
 
     def __post_init__(self) -> None:
-        for key in ("gpus", "samples_per_gpu"):
-            value = getattr(self, key)
-            require(value >= 1, f"batch.{key}={value}: expected a whole number of at least 1")
+        require_at_least("batch", self, gpus=1, samples_per_gpu=1)
 
     @property
     def total(self) -> int:
@@ -94,7 +92,7 @@ class AugmentConfig:
     operations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        require(self.lighting_std >= 0, f"augment.lighting_std={self.lighting_std}: expected >= 0")
+        require_at_least("augment", self, lighting_std=0)
 
 
 @dataclass
@@ -136,7 +134,7 @@ class DataConfig:
             setattr(self, key, expand_home(getattr(self, key)))
         if self.interpolation is not None:
             require_one_of("data.interpolation", self.interpolation, INTERPOLATIONS)
-        require(self.image_size >= 1, f"data.image_size={self.image_size}: expected at least 1")
+        require_at_least("data", self, image_size=1, classes=2, workers=0)
         require(
             self.resize_size >= self.image_size,
             f"data.resize_size={self.resize_size}: expected at least data.image_size="
@@ -147,8 +145,6 @@ class DataConfig:
             self.subset is None or 0 < self.subset <= 1,
             f"data.subset={self.subset}: expected null or a fraction above 0 and up to 1",
         )
-        require_none_or_at_least("data.classes", self.classes, 2)
-        require(self.workers >= 0, f"data.workers={self.workers}: expected 0 or more")
         for key in ("mean", "std"):
             require_length(f"data.{key}", getattr(self, key), 3)
         require(all(s > 0 for s in self.std), f"data.std={list(self.std)}: expected > 0")
@@ -194,16 +190,9 @@ class DetectionProtocolConfig:
     frozen_stages: int
 
     def __post_init__(self) -> None:
-        for key, least in (
-            ("steps", 1),
-            ("warmup_steps", 0),
-            ("norm_weight_decay", 0),
-            ("bias_weight_decay", 0),
-            ("bias_lr_scale", 0),
-            ("beta_lr_scale", 0),
-        ):
-            value = getattr(self, key)
-            require(value >= least, f"protocol.detection.{key}={value}: expected at least {least}")
+        prefix = "protocol.detection"
+        require_at_least(prefix, self, steps=1, warmup_steps=0, norm_weight_decay=0)
+        require_at_least(prefix, self, bias_weight_decay=0, bias_lr_scale=0, beta_lr_scale=0)
         require(
             0 <= self.warmup_factor <= 1,
             f"protocol.detection.warmup_factor={self.warmup_factor}: expected 0 <= f <= 1",
@@ -235,17 +224,13 @@ class ProtocolConfig:
 
     def __post_init__(self) -> None:
         require(self.base_lr > 0, f"protocol.base_lr={self.base_lr}: expected > 0")
-        require(
-            self.lr_reference_batch >= 1,
-            f"protocol.lr_reference_batch={self.lr_reference_batch}: expected at least 1",
-        )
+        least = {"lr_reference_batch": 1, "weight_decay": 0, "lambda_weight_decay": 0}
+        require_at_least("protocol", self, **least)
         require(
             0 < self.lr_factor <= 1, f"protocol.lr_factor={self.lr_factor}: expected 0 < f <= 1"
         )
         require(0 <= self.dropout < 1, f"protocol.dropout={self.dropout}: expected 0 <= p < 1")
         require(0 <= self.momentum < 1, f"protocol.momentum={self.momentum}: expected 0 <= m < 1")
-        require(self.weight_decay >= 0, f"protocol.weight_decay={self.weight_decay}: expected >= 0")
-        require_none_or_at_least("protocol.lambda_weight_decay", self.lambda_weight_decay, 0)
         milestones = list(self.lr_milestones)
         require(
             milestones == sorted(milestones) and all(0 < m < 1 for m in milestones),

@@ -36,11 +36,11 @@ _SCALED = torch.tensor(EIGENVECTORS) * torch.tensor(EIGENVALUES)
 
 
 class Square(NamedTuple):
-    """A cropped image. ``image``: uint8, or float32 in [0, 1], [3, S, S]. ``shift``: float32 [3],
-    added to the channels once they are scaled to [0, 1]."""
+    """A cropped image. ``image``: uint8, or float32 in [0, 1], [3, S, S]. ``shift``: added to the
+    three channels once they are scaled to [0, 1]."""
 
     image: Tensor
-    shift: Tensor = torch.zeros(3)
+    shift: tuple[float, ...] = (0.0, 0.0, 0.0)
 
 
 Apply = Callable[[Square], Square]
@@ -201,7 +201,7 @@ def lighting(data: DataConfig, std: float) -> Operation:
     """
 
     def draw() -> Apply:
-        shift = (_SCALED * (torch.randn(3) * std)).sum(dim=1)
+        shift = tuple((_SCALED * (torch.randn(3) * std)).sum(dim=1).tolist())
         return lambda square: square._replace(shift=shift)
 
     return draw, f"PCA lighting std {std:g}"

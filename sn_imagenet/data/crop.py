@@ -52,7 +52,6 @@ def crop_image(image: Tensor, crop: CropParams, side: int, decode: str = "exact"
     if crop.box is not None:
         top, left, height, width = crop.box
         image = image[:, top : top + height, left : left + width]
-        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # resized in 3/4 of the time
     corner = crop.corner
     if crop.size[0] * crop.size[1] > MAX_RESIZED and image.dtype == torch.uint8:
         image, corner = _resize_square(image, crop, side), (0, 0)
@@ -60,12 +59,14 @@ def crop_image(image: Tensor, crop: CropParams, side: int, decode: str = "exact"
         if decode == "exact" and image.dtype == torch.uint8:
             image = _resize_with_pillow(image, crop, crop.size)
         else:
-            image = F.interpolate(image[None], crop.size, mode=crop.interpolation, antialias=True)[
-                0
-            ]
+            # With the strides of a channels_last batch, which image[None] has not, torch resizes
+            # faster, and into the layout of the batch.
+            batch = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
+            image = F.interpolate(batch, crop.size, mode=crop.interpolation, antialias=True)[0]
     (top, left), (down, right) = corner, crop.translate
-    square = image[:, top : top + side, left : left + side]
-    return F.pad(square, (-right, right, -down, down)) if crop.translate != (0, 0) else square
+    if image.shape[1:] != (side, side):
+        image = image[:, top : top + side, left : left + side]
+    return F.pad(image, (-right, right, -down, down)) if crop.translate != (0, 0) else image
 
 
 def _resize_with_pillow(

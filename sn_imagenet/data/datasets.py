@@ -66,11 +66,13 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
             dtype=torch.uint8 if isinstance(stored, bytes) else stored.dtype,
             memory_format=torch.channels_last,
         )
-        shifts = torch.zeros(len(keys), 3)
-        for i, (key, draw) in enumerate(zip(keys, drawn, strict=True)):
-            images[i], shifts[i] = self._load(*key, draw)
+        shifts = []
+        for square, key, draw in zip(images, keys, drawn, strict=True):
+            image, shift = self._load(*key, draw)
+            square.copy_(image)
+            shifts.append(shift)
         labels = torch.tensor([sample.label for sample, _, _ in drawn])
-        return StoredBatch(images, labels, shifts if shifts.any() else None)
+        return StoredBatch(images, labels, torch.tensor(shifts) if any(map(any, shifts)) else None)
 
     def _draw(self, epoch: int, index: int) -> Drawn:
         with self._explained(epoch, index):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import re
-import shlex
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +21,7 @@ from sn_imagenet.data.indexed import IndexedSource
 from sn_imagenet.data.layouts import Split, find_imagenet_train, find_imagenet_val, split_at
 from sn_imagenet.data.sources import open_source
 from sn_imagenet.errors import as_text
+from sn_imagenet.overrides import quoted
 
 _SPLIT_KEYS = {"training": "train", "validation": "val"}
 _CHUNK = 64
@@ -169,16 +168,8 @@ def _say_arguments(path: Path, indices: list[Index], say: Log) -> bool:
     except DataError as error:
         say(f"train.py refuses these data: {error}")
         return False
-    say(" ".join(["use:", f"data={source}", *(override(f"data.{k}", v) for k, v in paths.items())]))
+    say(" ".join(["use:", f"data={source}", *(quoted(f"data.{k}", v) for k, v in paths.items())]))
     return True
-
-
-def override(key: str, value: str) -> str:
-    """``key=value`` for a shell, quoted where Hydra or the shell would read something else."""
-    if re.fullmatch(r"[\w/.:@%+-]+", value, re.ASCII):
-        return f"{key}={value}"
-    escaped = re.sub(r'(\\+)("|$)', r"\1\1\2", value).replace('"', '\\"')
-    return shlex.quote(f'{key}="{escaped}"')
 
 
 def _describe_counts(index: Index, split: str) -> Iterator[str]:

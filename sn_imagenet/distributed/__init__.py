@@ -29,28 +29,3 @@ from sn_imagenet.distributed.process_group import (
     report_lost_peers,
 )
 from sn_imagenet.environment import rank, world_size
-
-__all__ = [
-    "Batch",
-    "LostPeerError",
-    "Microbatch",
-    "Placement",
-    "all_reduce_sum",
-    "autocast_for",
-    "broadcast_object",
-    "choose_device",
-    "connect_store",
-    "fitting_world_sizes",
-    "init_distributed",
-    "on_rank0",
-    "print_rank0",
-    "raise_on_all_ranks",
-    "rank",
-    "report_lost_peers",
-    "require_one_microbatch",
-    "samples_that_share_statistics",
-    "set_determinism",
-    "set_norm_replicas",
-    "set_precision",
-    "world_size",
-]

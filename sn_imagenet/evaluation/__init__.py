@@ -13,22 +13,6 @@ from sn_imagenet.evaluation.result import (
     add_evaluations,
     all_departures,
     make_result,
-    record_origin,
+    origin,
 )
 from sn_imagenet.evaluation.run import evaluate_run, find_run_directories
-
-__all__ = [
-    "Evaluation",
-    "EvaluationRequest",
-    "add_evaluations",
-    "all_departures",
-    "calibrate",
-    "evaluate",
-    "evaluate_run",
-    "find_run_directories",
-    "importance_weight_records",
-    "make_result",
-    "record_origin",
-    "validate",
-    "validate_calibrated",
-]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -26,20 +25,6 @@ from sn_imagenet.norms.batch_average import BatchAverage
 Samples = int | Literal["all"]
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """How a batch average was computed, as recorded with its evaluation."""
-
-    estimator: str
-    samples_requested: int | str
-    samples_used: int
-    samples_per_replica: int  # that share statistics: for sync_bn the global batch
-    seed: int
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 @torch.no_grad()
 def calibrate(
     network: nn.Module,
@@ -54,7 +39,7 @@ def calibrate(
     autocast: Any,
     samples: Sequence[Samples] | None = None,
     make_loader: Callable[..., Any] = calibration_loader,
-) -> list[tuple[StoredStatistics, Calibration]]:
+) -> list[tuple[StoredStatistics, dict[str, Any]]]:
     """Compute the batch average of each layer's BN statistics, for several sample counts at once.
 
     Only normalization layers are in training mode; dropout is off, and parameters and running
@@ -71,8 +56,8 @@ def calibrate(
 
     Returns:
         For each sample count in increasing order: layer name -> (mean [C], var [C]) in float64, and
-        how they were computed. The seed fixes the order of the samples, so a larger count includes
-        the samples of a smaller one.
+        how they were computed, for the record of an evaluation. The seed fixes the order of the
+        samples, so a larger count includes the samples of a smaller one.
 
     Raises:
         DataError: the requested samples do not fill one minibatch.
@@ -81,7 +66,7 @@ def calibrate(
         count: calibration_minibatches(len(train), samples_per_replica, count)
         for count in samples or [config.samples]
     }
-    results: list[tuple[StoredStatistics, Calibration]] = []
+    results: list[tuple[StoredStatistics, dict[str, Any]]] = []
     first = 0
     network.eval()
     layers = norm_layers(network).values()
@@ -107,13 +92,13 @@ def calibrate(
                     with autocast():
                         forward(network, batch)
                 first = loader.sampler.minibatches
-                calibration = Calibration(
-                    estimator=config.estimator,
-                    samples_requested=count,
-                    samples_used=loader.sampler.samples_used,
-                    samples_per_replica=samples_per_replica,
-                    seed=config.seed,
-                )
+                calibration = {
+                    "estimator": config.estimator,
+                    "samples_requested": count,
+                    "samples_used": loader.sampler.samples_used,
+                    "samples_per_replica": samples_per_replica,  # for sync_bn the global batch
+                    "seed": config.seed,
+                }
                 statistics = {
                     name: _all_reduce(average, config.estimator, network.get_submodule(name))
                     for name, average in averages.items()

@@ -20,11 +20,7 @@ from sn_imagenet.distributed import (
     samples_that_share_statistics,
     world_size,
 )
-from sn_imagenet.evaluation.calibration import (
-    Calibration,
-    Samples,
-    calibrate,
-)
+from sn_imagenet.evaluation.calibration import Samples, calibrate
 from sn_imagenet.evaluation.progress import progress_bar
 from sn_imagenet.models import layer_positions
 from sn_imagenet.norms import (
@@ -99,6 +95,7 @@ def evaluate(
     samples: Sequence[Samples] | None = None,
     draws: int = 1,
     artifacts: Mapping[str, str] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> list[Evaluation]:
     """Evaluate a network with each kind of statistics that it can use.
 
@@ -112,17 +109,19 @@ def evaluate(
             over the training samples; None for the config's.
         draws: how often to draw the samples, with the config's seed and the seeds after it.
         artifacts: files to write besides the numbers, by kind.
+        origin: further entries of each record, see :func:`~sn_imagenet.evaluation.origin`.
     """
     config, network = prepared.config, prepared.network
 
-    def measure(calibration: Calibration | None, used: StoredStatistics | None) -> Evaluation:
+    def measure(calibration: dict[str, Any] | None, used: StoredStatistics | None) -> Evaluation:
         size = eval_batch_size(config, prepared.device)
         evaluator = prepared.task.evaluator(prepared.data, prepared.device, size, artifacts or {})
         record = {
             **validate(prepared, evaluator),
-            "calibration": calibration.to_dict() if calibration else None,
+            "calibration": calibration,
             "precision": config.trainer.precision,
             "data": {"name": config.data.name, "val": prepared.data.fingerprint.get("val")},
+            **(origin or {}),
         }
         if calibration:
             record["statistics"] = "batch_average"
@@ -140,7 +139,7 @@ def evaluate(
 
 def compute_batch_averages(
     prepared: Prepared, samples: Sequence[Samples] | None = None, seed: int | None = None
-) -> list[tuple[StoredStatistics, Calibration]]:
+) -> list[tuple[StoredStatistics, dict[str, Any]]]:
     """Call :func:`calibrate` as the config says, but with ``samples`` and ``seed`` if given."""
     config, network = prepared.config, prepared.network
     calibration = config.calibration
@@ -169,7 +168,7 @@ def validate_calibrated(prepared: Prepared) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     with stored_statistics(prepared.network, statistics):
         counts = validate(prepared)
-    origin = {"calibration": calibration.to_dict(), "seconds": round(seconds, 3)}
+    origin = {"calibration": calibration, "seconds": round(seconds, 3)}
     return {**counts, "statistics": "batch_average", **origin}
 
 

@@ -65,14 +65,7 @@ def import_published(file: Path, name: str, config: ExperimentConfig) -> Path:
     norm = detect_norm(weights)
     if norm != config.norm.name:
         raise UserError(f"{file} holds weights of {norm}: give norm={norm}")
-    data = replace(
-        config.data,
-        image_size=published.image_size,
-        resize_size=published.resize_size,
-        interpolation=published.interpolation,
-        mean=published.mean,
-        std=published.std,
-    )
+    data = replace(config.data, **published.preprocessing)
     model = replace(config.model, name=published.model)
     source = f"{name} of {_name_and_hash(file)}"
     return _write_run(replace(config, data=data, model=model), weights, source)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from sn_imagenet.config import ExperimentConfig
@@ -69,14 +68,10 @@ def make_result(
     }
 
 
-def record_origin(
-    evaluations: Sequence[Evaluation],
-    *,
-    weights: dict[str, Any],
-    by: str,
-    provenance: dict[str, Any] | None = None,
-) -> list[Evaluation]:
-    """Add to the record of each evaluation which weights were evaluated, by which program and when.
+def origin(
+    weights: dict[str, Any], by: str, provenance: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Entries of an evaluation's record: what was evaluated, by which program and when.
 
     Args:
         weights: the checkpoint: ``file``, its name in the run directory or its path; ``epoch``, the
@@ -84,8 +79,7 @@ def record_origin(
         by: ``training`` or ``evaluate.py``.
         provenance: of the evaluating process; None if it is that of the run.
     """
-    origin = {"checkpoint": weights, "by": by, "at": now(), "provenance": provenance}
-    return [replace(e, record={**e.record, **origin}) for e in evaluations]
+    return {"checkpoint": weights, "by": by, "at": now(), "provenance": provenance}
 
 
 def add_evaluations(

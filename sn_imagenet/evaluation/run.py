@@ -26,12 +26,7 @@ from sn_imagenet.evaluation.evaluate import (
     importance_weight_records,
 )
 from sn_imagenet.evaluation.request import EvaluationRequest
-from sn_imagenet.evaluation.result import (
-    add_evaluations,
-    all_departures,
-    make_result,
-    record_origin,
-)
+from sn_imagenet.evaluation.result import add_evaluations, all_departures, make_result, origin
 from sn_imagenet.runs import (
     RunDirectory,
     RunError,
@@ -108,16 +103,12 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
         _require_matching_data(path, run_config, final, prepared)
     result: dict[str, Any] = {}
     with on_rank0(claimed(directory, config)):
-        evaluations = record_origin(
-            evaluate(
-                prepared,
-                samples=request.samples,
-                draws=request.draws,
-                artifacts=request.artifacts,
-            ),
-            weights=weights,
-            by="evaluate.py",
-            provenance=prepared.provenance,
+        evaluations = evaluate(
+            prepared,
+            samples=request.samples,
+            draws=request.draws,
+            artifacts=request.artifacts,
+            origin=origin(weights, "evaluate.py", prepared.provenance),
         )
         with raise_on_all_ranks():
             if rank() == 0:
@@ -156,7 +147,9 @@ def _load_checkpoint(network: nn.Module, path: Path) -> dict[str, Any]:
             for key in ("training", "provenance", "data_fingerprint"):
                 if not isinstance(state[key], dict):
                     raise TypeError(f"{key} is of type {type(state[key]).__name__}")
-            state |= _final_position(state["training"])
+            steps = state["training"]["steps"]  # 0 for imported weights
+            epoch = steps // state["training"]["steps_per_epoch"] if steps else 0
+            state |= {"epoch": epoch, "step": steps}
         if not isinstance(state["config"], dict):
             raise TypeError("config is not a mapping")
         int(state["epoch"]), int(state["step"])
@@ -167,11 +160,6 @@ def _load_checkpoint(network: nn.Module, path: Path) -> dict[str, Any]:
             f"{path} is not a checkpoint of this run: {reason.splitlines()[0]}; {advice(path)}"
         ) from error
     return state
-
-
-def _final_position(training: dict[str, Any]) -> dict[str, int]:
-    steps = training["steps"]  # 0 for imported weights
-    return {"epoch": steps // training["steps_per_epoch"] if steps else 0, "step": steps}
 
 
 def _load_requested_checkpoint(

@@ -20,19 +20,17 @@ _NORM_LAYER = re.compile(r"(.*\.)?(?:sn|bn)\d+$|.*\.?downsample\.1$")
 _VECTORS = ("weight", "bias", "running_mean", "running_var")
 
 
-def convert_official(checkpoint: Any) -> dict[str, Tensor]:
-    """The weights of an authors' checkpoint under timm's names. It is a state_dict, or a dict with
-    one under ``state_dict``. Its names may begin with ``module.``.
+def convert_official(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of an authors' checkpoint, a state_dict, under timm's names.
 
     Raises:
         UserError: it is not a checkpoint of SN.
     """
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else {}
     weights: dict[str, Tensor] = {}
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise UserError(f"entry {name!r} is a {type(value).__name__}: expected a tensor")
-        layer, _, entry = str(name).removeprefix("module.").rpartition(".")
+        layer, _, entry = name.rpartition(".")
         if _NORM_LAYER.match(layer):
             layer = re.sub(r"(^|\.)sn(\d+)$", r"\1bn\2", layer)
             value = value.flatten() if entry in _VECTORS else value

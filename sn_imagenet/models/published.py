@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import timm
 import torchvision
@@ -13,18 +13,13 @@ from torch import Tensor
 from sn_imagenet.errors import UserError, closest_name
 
 
-@dataclass(frozen=True)
-class PublishedWeights:
-    """Published weights. ``model``: timm's name of the network. ``image_size``, ``resize_size``
-    (pixels), ``interpolation``, ``mean``, ``std``: of the evaluation. ``url``: of the file.
+class PublishedWeights(NamedTuple):
+    """Published weights. ``model``: timm's name of the network. ``preprocessing``: values of
+    :class:`DataConfig` for the evaluation. ``url``: of the file.
     """
 
     model: str
-    image_size: int
-    resize_size: int
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    preprocessing: dict[str, Any]
     url: str
 
 
@@ -47,16 +42,14 @@ def _find_in_torchvision(name: str) -> PublishedWeights:
             "ResNet50_Weights.IMAGENET1K_V2"
         ) from error
     preset = weights.transforms()
-    architecture = name.partition("_Weights")[0].lower()
-    return PublishedWeights(
-        model=architecture,
-        image_size=preset.crop_size[0],
-        resize_size=preset.resize_size[0],
-        interpolation=preset.interpolation.value,
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-        url=weights.url,
-    )
+    preprocessing = {
+        "image_size": preset.crop_size[0],
+        "resize_size": preset.resize_size[0],
+        "interpolation": preset.interpolation.value,
+        "mean": tuple(preset.mean),
+        "std": tuple(preset.std),
+    }
+    return PublishedWeights(name.partition("_Weights")[0].lower(), preprocessing, weights.url)
 
 
 def _find_in_timm(name: str) -> PublishedWeights:
@@ -69,15 +62,13 @@ def _find_in_timm(name: str) -> PublishedWeights:
     assert pretrained is not None
     config = resolve_data_config(pretrained_cfg=pretrained.to_dict(), use_test_size=True)
     image_size = config["input_size"][-1]
-    return PublishedWeights(
-        model=name.partition(".")[0].removesuffix("_gn"),
-        image_size=image_size,
-        resize_size=int(image_size / config["crop_pct"]),
-        interpolation=config["interpolation"],
-        mean=config["mean"],
-        std=config["std"],
-        url=str(pretrained.url or f"https://huggingface.co/{pretrained.hf_hub_id}{name}"),
-    )
+    preprocessing = {key: config[key] for key in ("interpolation", "mean", "std")}
+    preprocessing |= {
+        "image_size": image_size,
+        "resize_size": int(image_size / config["crop_pct"]),
+    }
+    url = str(pretrained.url or f"https://huggingface.co/{pretrained.hf_hub_id}{name}")
+    return PublishedWeights(name.partition(".")[0].removesuffix("_gn"), preprocessing, url)
 
 
 def detect_norm(weights: Mapping[str, Tensor]) -> str:

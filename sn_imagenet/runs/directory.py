@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +16,23 @@ RESULT_VERSION = 2
 _SECTIONS = {"norm", "batch", "data", "model", "seed", "evaluate"}
 
 
-@dataclass(frozen=True)
 class RunDirectory:
     """A run's directory and the paths of its files; :mod:`~sn_imagenet.runs.files` lists them."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / files.CONFIG
-
-    @property
-    def lock(self) -> Path:
-        return self.path / files.LOCK
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / files.METRICS
-
-    @property
-    def newest(self) -> Path:
-        return self.path / files.NEWEST
-
-    @property
-    def last(self) -> Path:
-        return self.path / files.LAST
-
-    @property
-    def previous(self) -> Path:
-        return self.path / files.PREVIOUS
-
-    @property
-    def final(self) -> Path:
-        return self.path / files.FINAL
-
-    @property
-    def batch_average(self) -> Path:
-        return self.path / files.BATCH_AVERAGE
-
-    @property
-    def result(self) -> Path:
-        return self.path / files.RESULT
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / files.TENSORBOARD
-
-    @property
-    def tracked_as(self) -> Path:
-        return self.path / files.TRACKED_AS
-
-    @property
-    def log(self) -> Path:
-        return self.path / files.LOG
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / files.CONFIG
+        self.lock = path / files.LOCK
+        self.metrics = path / files.METRICS
+        self.newest = path / files.NEWEST
+        self.last = path / files.LAST
+        self.previous = path / files.PREVIOUS
+        self.final = path / files.FINAL
+        self.batch_average = path / files.BATCH_AVERAGE
+        self.result = path / files.RESULT
+        self.tensorboard = path / files.TENSORBOARD
+        self.tracked_as = path / files.TRACKED_AS
+        self.log = path / files.LOG
 
     def check(self, config: ExperimentConfig) -> None:
         """Check that the directory is free or holds this experiment.

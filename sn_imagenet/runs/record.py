@@ -228,14 +228,7 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
         config = _checked_config(result.get("config"))
         run = Run(
             path=path,
-            cell=Cell(
-                data=str(cell["data"]),
-                model=str(cell["model"]),
-                norm=_method_name(str(cell["norm"]), config),
-                setting=Setting(int(cell["gpus"]), int(cell["samples_per_gpu"])),
-                row=str(cell.get("row") or ""),
-                task=_task_name(config),
-            ),
+            cell=_cell(cell, cell, config),
             seed=int(cell["seed"]),
             state=state,
             statistics=str(cell["test_statistics"]),
@@ -256,6 +249,17 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
     except _MALFORMED as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path / RESULT}: malformed result: {reason}") from error
+
+
+def _cell(names: dict[str, Any], batch: dict[str, Any], config: dict[str, Any]) -> Cell:
+    return Cell(
+        data=str(names["data"]),
+        model=str(names["model"]),
+        norm=_method_name(str(names["norm"]), config),
+        setting=Setting(int(batch["gpus"]), int(batch["samples_per_gpu"])),
+        row=str(names.get("row") or ""),
+        task=_task_name(config),
+    )
 
 
 def _departure(entry: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -332,17 +336,12 @@ def _run_without_result(directory: RunDirectory) -> Run:
         rows = LastRows()  # report the run as running, not its metrics as damaged
     idle_state = NOT_EVALUATED if config.get("imported") else INTERRUPTED
     try:
-        norm, batch = config["norm"], config["batch"]
+        norm = config["norm"]
+        names = {section: config[section]["name"] for section in ("data", "model", "norm")}
+        names["row"] = mapping(config.get("task")).get("row")
         return Run(
             path=directory.path,
-            cell=Cell(
-                data=str(config["data"]["name"]),
-                model=str(config["model"]["name"]),
-                norm=_method_name(str(norm["name"]), config),
-                setting=Setting(int(batch["gpus"]), int(batch["samples_per_gpu"])),
-                row=str(mapping(config.get("task")).get("row") or ""),
-                task=_task_name(config),
-            ),
+            cell=_cell(names, config["batch"], config),
             seed=int(config["seed"]),
             state=RUNNING if is_running else idle_state,
             statistics=str(norm.get("test_statistics", "")),

@@ -19,27 +19,17 @@ class CheckpointSaver:
     Args:
         before_write: called in the writing thread before each checkpoint, to flush what must be on
             the disk by then. May raise RunError.
-        on_error: ``stop`` raises an error at the next :meth:`check`; ``continue`` only prints it.
-        print_line: prints one line.
     """
 
-    def __init__(
-        self,
-        directory: RunDirectory,
-        before_write: Callable[[], None],
-        on_error: str,
-        print_line: Callable[[str], None],
-    ) -> None:
+    def __init__(self, directory: RunDirectory, before_write: Callable[[], None]) -> None:
         self._directory = directory
         self._before_write = before_write
-        self._on_error = on_error
-        self._print_line = print_line
         self._thread: threading.Thread | None = None
         self._error: RunError | None = None
 
     def save(self, state: dict[str, Any]) -> None:
-        """Copy ``state`` and write it after the previous one. :meth:`check` raises errors."""
-        self._join()
+        """Copy ``state`` and write it after the previous one. :meth:`wait` raises errors."""
+        self.close()
         if self.failed:
             return
         snapshot = _copy_to_cpu(state)
@@ -48,33 +38,21 @@ class CheckpointSaver:
 
     @property
     def failed(self) -> bool:
-        """Whether :meth:`check` would raise."""
-        return self._error is not None and self._on_error == "stop"
-
-    def check(self) -> None:
-        """Report a checkpoint that could not be written, without waiting for a write in progress.
-
-        Raises:
-            RunError: writing failed, and ``on_error`` is ``stop``.
-        """
-        error, stops = self._error, self.failed
-        if stops:
-            assert error is not None
-            raise error
-        if error is not None:
-            self._error = None
-            self._print_line(f"warning: {error}; skipping this one (checkpoint.on_error=continue)")
+        """Whether a checkpoint could not be written; does not wait for a write in progress."""
+        return self._error is not None
 
     def wait(self) -> None:
-        """Wait until everything is on the disk, then :meth:`check`."""
-        self._join()
-        self.check()
+        """Wait until everything is on the disk.
+
+        Raises:
+            RunError: a checkpoint could not be written.
+        """
+        self.close()
+        if self._error is not None:
+            raise self._error
 
     def close(self) -> None:
         """Wait until everything is on the disk. Does not raise errors; :meth:`wait` does."""
-        self._join()
-
-    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -85,7 +63,7 @@ class CheckpointSaver:
             checkpoint.save_last(self._directory, snapshot)
         except RunError as error:
             self._error = error
-        except Exception as error:  # check() raises it in the training thread
+        except Exception as error:  # wait() raises it in the training thread
             self._error = RunError(f"cannot write a checkpoint: {error!r}")
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from sn_imagenet.errors import ConfigError
+from sn_imagenet.config import structured
+from sn_imagenet.config.checks import require_at_least
 
 
 @dataclass
@@ -28,12 +28,7 @@ class SweepSettings:
     measured: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for key in ("gpus_per_run", "slots"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"sweep.{key}={value}: expected a whole number of at least 1")
-        if self.retries < 0:
-            raise ConfigError(f"sweep.retries={self.retries}: expected 0 or more")
+        require_at_least("sweep", self, gpus_per_run=1, slots=1, retries=0)
 
 
 def sweep_settings(composed: DictConfig) -> SweepSettings:
@@ -42,13 +37,4 @@ def sweep_settings(composed: DictConfig) -> SweepSettings:
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type or range.
     """
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(SweepSettings), composed.get("sweep") or {})
-        settings = OmegaConf.to_object(merged)
-    except ConfigError:
-        raise
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "section"
-        raise ConfigError(f"sweep.{key}: {str(error).splitlines()[0]}") from error
-    assert isinstance(settings, SweepSettings)
-    return settings
+    return structured(SweepSettings, composed.get("sweep") or {}, "sweep.")

@@ -2,5 +2,3 @@
 
 from sn_imagenet.training.run import train
 from sn_imagenet.training.stepper import StepOutcome, Stepper
-
-__all__ = ["StepOutcome", "Stepper", "train"]

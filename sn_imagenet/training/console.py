@@ -18,24 +18,21 @@ class Console:
         self._start_step = self._done = done
         self._epochs = f"/{epochs}" if epochs is not None else ""
         self._start_time = time.perf_counter()
-        show_bar = sys.stderr.isatty() and rank() == 0
         layout = "{desc}{percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}, ETA {remaining}{postfix}]"
-        self._bar = (
-            tqdm(total=total, initial=done, bar_format=layout, dynamic_ncols=True)
-            if show_bar
-            else None
+        hidden = rank() != 0 or not sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total, initial=done, bar_format=layout, dynamic_ncols=True, disable=hidden
         )
 
     def advance(self, epoch: int) -> None:
         """Count one finished step of ``epoch`` (from 1)."""
         self._done += 1
-        if self._bar is not None:
-            self._bar.set_description(f"epoch {epoch}{self._epochs}", refresh=False)
-            self._bar.update()
+        self._bar.set_description(f"epoch {epoch}{self._epochs}", refresh=False)
+        self._bar.update()
 
     def report(self, epoch: int, values: str) -> None:
         """Print averages over the last steps. ``epoch`` counts from 1."""
-        if self._bar is not None:
+        if not self._bar.disable:
             self._bar.set_postfix_str(values)
             return
         per_step = (time.perf_counter() - self._start_time) / max(self._done - self._start_step, 1)
@@ -46,11 +43,10 @@ class Console:
 
     def print(self, text: str) -> None:
         """Print a separate line."""
-        if self._bar is not None:
-            self._bar.write(text)
-        else:
+        if self._bar.disable:
             print_rank0(text)
+        else:
+            self._bar.write(text)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
 import torch
 
-from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.runs import MetricsFile, RunDirectory, decompress_rows
 from sn_imagenet.runs.files import file_error
 from sn_imagenet.training.trackers import Tracker
@@ -41,7 +39,8 @@ class MetricsLog:
     ) -> None:
         self._path = directory.metrics
         self._file = MetricsFile(self._path, rows)
-        with self._disk_errors_as_run_errors():
+        self._tracker = Tracker()
+        with self.tracker():
             self._tracker = tracker()
 
     @property
@@ -60,23 +59,17 @@ class MetricsLog:
             RunError: the disk cannot be written.
         """
         self._file.write(row)
-        with self._disk_errors_as_run_errors():
-            self._tracker.scalars(scalars, step)
+        with self.tracker() as tracker:
+            tracker.scalars(scalars, step)
 
-    def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
-        """Log the config and departures to the tracker; errors as :meth:`write`."""
-        with self._disk_errors_as_run_errors():
-            self._tracker.describe(config, departures)
-
-    def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
-        """Log a picture, uint8 [H, W, 3], to the tracker; errors as :meth:`write`."""
-        with self._disk_errors_as_run_errors():
-            self._tracker.picture(tag, pixels, step)
-
-    def finish(self, config: ExperimentConfig, score: float) -> None:
-        """Log the final score to the tracker; errors as :meth:`write`."""
-        with self._disk_errors_as_run_errors():
-            self._tracker.finish(config, score)
+    @contextmanager
+    def tracker(self) -> Iterator[Tracker]:
+        """The tracker, for what is no row; errors as :meth:`write`."""
+        # Its thread may fail at any time on a full disk; the error names the metrics file.
+        try:
+            yield self._tracker
+        except OSError as error:
+            raise file_error("write", self._path, error) from error
 
     def sync(self) -> None:
         """Flush the rows to the disk; errors as :meth:`MetricsFile.sync`."""
@@ -87,11 +80,3 @@ class MetricsLog:
         self._file.close()
         with suppress(OSError):
             self._tracker.close()
-
-    @contextmanager
-    def _disk_errors_as_run_errors(self) -> Iterator[None]:
-        # A tracker's thread may fail at any time on a full disk; the error names the metrics file.
-        try:
-            yield
-        except OSError as error:
-            raise file_error("write", self._path, error) from error

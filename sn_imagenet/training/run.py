@@ -28,7 +28,7 @@ from sn_imagenet.evaluation import (
     evaluate,
     importance_weight_records,
     make_result,
-    record_origin,
+    origin,
 )
 from sn_imagenet.models import read_weights
 from sn_imagenet.runs import (
@@ -185,7 +185,7 @@ def _finish(
                 checkpoint.save(directory.final, state)
         if prepared.config.evaluate:
             weights = {"file": directory.final.name, "epoch": trainer.epoch, "step": trainer.step}
-            evaluated = record_origin(evaluate(prepared), weights=weights, by="training")
+            evaluated = evaluate(prepared, origin=origin(weights, "training"))
         result = make_trained(status="finished", evaluations=earlier)
     run = None
     with raise_on_all_ranks():
@@ -195,6 +195,7 @@ def _finish(
             run = run_from_result(result, directory.path)
             score = run.score_value()
             if score is not None and trainer.log is not None:
-                trainer.log.finish(prepared.config, score)
+                with trainer.log.tracker() as tracker:
+                    tracker.finish(prepared.config, score)
     finished: Run = broadcast_object(run)
     return finished

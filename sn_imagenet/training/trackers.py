@@ -86,9 +86,18 @@ class TensorBoard(Tracker):
         self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
     def finish(self, config: ExperimentConfig, value: float) -> None:
-        self._writer.add_hparams(
-            hyperparameters(config), {f"final/{self._score.key}": value}, run_name="."
-        )
+        distinguishing = {
+            "data": config.data.name,
+            "model": config.model.name,
+            "norm": config.norm.name,
+            "gpus": config.batch.gpus,
+            "samples_per_gpu": config.batch.samples_per_gpu,
+            "initial_lr": config.initial_lr,
+            "epochs": config.trainer.epochs,
+            "seed": config.seed,
+        }
+        score = {f"final/{self._score.key}": value}
+        self._writer.add_hparams(distinguishing, score, run_name=".")
 
     def close(self) -> None:
         self._writer.close()
@@ -98,8 +107,8 @@ class Trackio(Tracker):
     """Trackio's local store (``TRACKIO_DIR``), with wandb's interface but without an account. It
     gets the config at the start, from which the departures follow.
 
-    A resumed run continues the same trackio run, whose name is kept in the run directory. The steps
-    since the checkpoint appear twice, because trackio cannot delete logged steps.
+    A resumed run continues the same trackio run, whose name is drawn once and kept in the run
+    directory. The steps since the checkpoint appear twice: trackio cannot delete logged steps.
     """
 
     def __init__(self, directory: RunDirectory, config: ExperimentConfig, score: Score) -> None:
@@ -107,10 +116,12 @@ class Trackio(Tracker):
 
         self._score = score
         self._image = trackio.Image
-        name = run_name(directory, config)
+        if not directory.tracked_as.exists():
+            prefix = f"{config.model.name}/{config.norm.name}/{config.batch.name}/seed{config.seed}"
+            write_text(directory.tracked_as, f"{prefix}-{secrets.token_hex(4)}\n")
         self._run = trackio.init(
             project=config.data.name,
-            name=name,
+            name=directory.tracked_as.read_text().strip(),
             config=config.to_dict(),
             resume="allow",
             embed=False,
@@ -129,28 +140,6 @@ class Trackio(Tracker):
 
     def close(self) -> None:
         self._run.finish()
-
-
-def run_name(directory: RunDirectory, config: ExperimentConfig) -> str:
-    """The run's name in trackers with their own store; drawn at random once, then kept."""
-    if not directory.tracked_as.exists():
-        prefix = f"{config.model.name}/{config.norm.name}/{config.batch.name}/seed{config.seed}"
-        write_text(directory.tracked_as, f"{prefix}-{secrets.token_hex(4)}\n")
-    return directory.tracked_as.read_text().strip()
-
-
-def hyperparameters(config: ExperimentConfig) -> dict[str, str | int | float | None]:
-    """The values that distinguish runs in TensorBoard's HPARAMS."""
-    return {
-        "data": config.data.name,
-        "model": config.model.name,
-        "norm": config.norm.name,
-        "gpus": config.batch.gpus,
-        "samples_per_gpu": config.batch.samples_per_gpu,
-        "initial_lr": config.initial_lr,
-        "epochs": config.trainer.epochs,
-        "seed": config.seed,
-    }
 
 
 def make_tracker(

@@ -102,9 +102,11 @@ class Trainer:
         with raise_on_all_ranks():
             if rank() == 0:
                 rows = unpack_rows(state["metrics"]) if state else b""
-                tracker = partial(make_tracker, directory, config, self.step, self.task.score)
-                self.log = MetricsLog(directory, tracker, rows)
-                self.log.describe(config, all_departures(self.task, prepared.data.fingerprint))
+                make = partial(make_tracker, directory, config, self.step, self.task.score)
+                self.log = MetricsLog(directory, make, rows)
+                with self.log.tracker() as tracker:
+                    departures = all_departures(self.task, prepared.data.fingerprint)
+                    tracker.describe(config, departures)
                 if self.log.damage:
                     self._warn(
                         f"{directory.metrics} {self.log.damage}; rebuilt from the checkpoint"
@@ -120,8 +122,7 @@ class Trainer:
         if state is not None:
             self.recorder.load_state_dict(state["meters"])
         if self.log is not None:
-            on_error = config.checkpoint.on_error
-            self.saver = CheckpointSaver(directory, self.log.sync, on_error, self.console.print)
+            self.saver = CheckpointSaver(directory, self.log.sync)
         self.saved_at = time.monotonic()
 
     def fit(self) -> dict[str, Any] | None:
@@ -133,7 +134,7 @@ class Trainer:
 
         Raises:
             Interrupted: a signal stopped the run; its checkpoint is on disk.
-            RunError: a checkpoint cannot be written, and ``checkpoint.on_error`` is ``stop``.
+            RunError: a checkpoint cannot be written.
         """
         # A run that resumes after the last step of an epoch still has to validate it.
         while self.step < self.total_steps or self._epoch_is_complete() or self._must_validate():
@@ -174,8 +175,9 @@ class Trainer:
             self.recorder.add_validation(epoch, self.step, validation, calibrated, weights)
             if validation and self.log is not None and self.config.tracker != "none":
                 network, data, device = self.network, self.prepared.data, self.prepared.device
-                for name, pixels in self.task.pictures(network, data, device).items():
-                    self.log.picture(name, pixels, self.step)
+                with self.log.tracker() as tracker:
+                    for name, pixels in self.task.pictures(network, data, device).items():
+                        tracker.picture(name, pixels, self.step)
             self._save()
 
     def _epoch_is_complete(self) -> bool:

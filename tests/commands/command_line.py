@@ -19,7 +19,6 @@ from process_groups import run_programs
 ROOT = Path(__file__).parents[2]
 SMALL = ("data=digits", "model=resnet14_mini")
 MODEL_DIR = Path("digits/resnet14_mini")  # below runs_dir, of a run with SMALL
-TIMINGS = ("images_per_s", "data_wait_pct")
 
 
 @dataclass(frozen=True)
@@ -147,10 +146,6 @@ def read_result(run_dir: Path) -> dict[str, Any]:
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_timings(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: row[key] for key in row if key not in TIMINGS} for row in rows]
 
 
 def photographs(name: str, links: Path) -> Path | None:

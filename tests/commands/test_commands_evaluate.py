@@ -243,13 +243,3 @@ def test_a_glob_gives_one_table_despite_an_unfinished_run(
         calibration = evaluations["batch_average"]["calibration"]
         assert (calibration["samples_requested"], calibration["samples_used"]) == (40, 40)
     assert not (unfinished / "result.json").exists()
-
-
-def test_missing_and_damaged_runs_are_refused(trained: Path, tmp_path: Path) -> None:
-    done = evaluate_forked(f"run={tmp_path / 'nothing*'}", folder=tmp_path / "nothing logs")
-    check_error(done, "no run directory there")
-    final = trained / "final.pt"
-    final.write_bytes(final.read_bytes()[:1000])
-    done = evaluate_forked(f"run={trained}", folder=tmp_path / "logs")
-    check_error(done, str(final), "not a readable checkpoint")
-    assert (trained / "final.pt").stat().st_size == 1000

@@ -30,7 +30,7 @@ def test_any_setting_composes(composed: Compose, name: str, gpus: int, samples: 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("0x2", r"batch\.gpus=0: expected a whole number of at least 1"),
+        ("0x2", r"batch\.gpus=0: expected at least 1"),
         ("2x0", "samples_per_gpu=0"),
     ],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data.datasets import DataSets, build
+from sn_imagenet.data.datasets import DataSets
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.loaders import (
     CalibrationBatchSampler,
@@ -111,27 +109,6 @@ def test_one_loader_serves_all_epochs_and_resumes_within_one(
     assert equal_batches(load_with_new_loader(epoch=0, start_step=3), first[3:])
     assert list(loader.epoch(0, start_step=4)) == []
     assert not equal_batches(first, load_with_new_loader(epoch=1, start_step=0))
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
-def test_photographs_do_not_depend_on_workers_or_a_restart(
-    imagenet_photos: Path, composed: Callable[..., ExperimentConfig]
-) -> None:
-    """With the crops, flips and lighting of training on ImageNet."""
-    parts = [f"data.{split}={imagenet_photos}/train" for split in ("train", "val")]
-    config = composed("data=imagefolder", *parts)
-    data = build(config.data, config.augment, seed=0)
-
-    def batches(workers: int, start_step: int) -> Batches:
-        loader = train_loader(
-            data.train, global_batch=20, rank=0, world_size=1, seed=0, workers=workers
-        )
-        return list(loader.epoch(1, start_step))
-
-    expected = batches(workers=0, start_step=0)
-    assert len(expected) == 10
-    for workers, start_step in ((1, 7), (4, 0), (4, 8)):
-        assert equal_batches(batches(workers, start_step), expected[start_step:])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -272,11 +249,6 @@ def test_calibration_loader_yields_augmented_minibatches(digits: DataSets, worke
     assert torch.equal(batches[2].labels[1::2], alone[10 + 1].labels)
     assert loader(samples="all").sampler.samples_used == 1397 // 8 * 8
     assert loader(samples=50000).sampler.samples_used == 1397 // 8 * 8
-
-
-def test_epoch_without_a_step_names_batch_and_samples(digits: DataSets) -> None:
-    with pytest.raises(DataError, match=r"total batch of 2048 .* training set of 1397"):
-        train_loader(digits.train, global_batch=2048, rank=0, world_size=1, seed=0, workers=0)
 
 
 def test_too_little_shared_memory_is_told_before_a_worker_starts(

@@ -95,13 +95,6 @@ def test_an_invalid_world_size_is_an_error(gpus: int, samples: int, world: int) 
     assert ", ".join(map(str, fitting_world_sizes(gpus, samples))) in message
 
 
-def test_valid_world_sizes() -> None:
-    assert fitting_world_sizes(8, 2) == [1, 2, 4, 8, 16]
-    assert fitting_world_sizes(8, 1) == [1, 2, 4, 8]
-    assert fitting_world_sizes(1, 16) == [1, 2, 4, 8, 16]
-    assert fitting_world_sizes(6, 3) == [1, 2, 3, 6, 18]
-
-
 def test_replicas_per_pass_must_divide_the_replicas_of_a_rank() -> None:
     with pytest.raises(UserError, match=r"replicas_per_pass=3: expected a divisor of the 4"):
         Placement(8, 2, world_size=2, replicas_per_pass=3)

@@ -99,7 +99,7 @@ def calibrated(
         device=torch.device("cpu"),
         autocast=nullcontext,
     )
-    return dict(statistics), info.to_dict()
+    return dict(statistics), info
 
 
 def expected_statistics(net: nn.Sequential, train: AugmentedDataset, estimator: str) -> Any:
@@ -164,15 +164,6 @@ def test_synchronized_layers_average_over_global_batches(
 ) -> None:
     actual, _ = calibrated(sync_network(), train, batch_size)
     assert_close(actual, expected_statistics(network(), train, "mean_of_variances"))
-
-
-def test_the_estimators_differ(train: AugmentedDataset) -> None:
-    net = network()
-    default, _ = calibrated(net, train, estimator="mean_of_variances")
-    population, _ = calibrated(net, train, estimator="population")
-    # They differ by the variance of the minibatches' means.
-    assert all((population[name][1] > default[name][1]).all() for name in default)
-    assert (population["2"][1] > default["2"][1] * 1.002).all()
 
 
 def test_seed_and_samples_choose_the_minibatches(train: AugmentedDataset) -> None:
@@ -250,11 +241,11 @@ def test_one_pass_for_several_sample_counts(train: AugmentedDataset, batch_size:
         autocast=nullcontext,
         samples=requested,
     )
-    assert [info.samples_requested for _, info in results] == sorted(requested)
-    assert sum(batch_sizes) == results[-1][1].samples_used
+    assert [info["samples_requested"] for _, info in results] == sorted(requested)
+    assert sum(batch_sizes) == results[-1][1]["samples_used"]
     for statistics, info in results:
-        expected, own_info = calibrated(network(), train, samples=info.samples_requested)
-        assert info.to_dict() == own_info
+        expected, own_info = calibrated(network(), train, samples=info["samples_requested"])
+        assert info == own_info
         for name, tables in expected.items():
             for a, b in zip(statistics[name], tables, strict=True):
                 assert a.numpy() == pytest.approx(b.numpy(), rel=1e-9)

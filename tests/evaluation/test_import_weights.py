@@ -133,8 +133,9 @@ def test_published_weights_give_the_original_logits(
 
 
 def test_torchvisions_v2_weights_resize_to_232() -> None:
-    assert find_published("ResNet50_Weights.IMAGENET1K_V2").resize_size == 232
-    assert find_published("ResNet50_Weights.IMAGENET1K_V1").resize_size == 256
+    for version, size in (("V1", 256), ("V2", 232)):
+        published = find_published(f"ResNet50_Weights.IMAGENET1K_{version}")
+        assert published.preprocessing["resize_size"] == size
 
 
 def test_weights_that_do_not_fit_are_an_error(composed: Compose, tmp_path: Path) -> None:

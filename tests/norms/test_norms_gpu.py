@@ -205,4 +205,4 @@ def test_a_captured_call_keeps_its_inputs_alive() -> None:
 def test_the_step_benchmark_counts_memory() -> None:
     kind = StepKind(8, 1, 64, "bf16", network="resnet18")
     case = measure_steps(kind, ROOT / "configs", CUDA, 1)
-    assert case.peak_memory["SN (8,1)"] > case.kept["SN (8,1)"] > 0
+    assert case["peak_memory"]["SN (8,1)"] > case["kept"]["SN (8,1)"] > 0

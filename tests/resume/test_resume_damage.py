@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
-import resource
 import shutil
 import signal
 import time
@@ -14,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from disks import size_limit
 from PIL import Image
 from run_files import result_of
 from run_processes import steps
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.evaluation import EvaluationRequest, evaluate_run, find_run_directories
+from sn_imagenet.evaluation import EvaluationRequest, evaluate_run
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
 from sn_imagenet.runs.saver import CheckpointSaver
 from sn_imagenet.training import train
@@ -36,38 +35,6 @@ def run_of(composed, tmp_path):
         return composed(*TINY, f"run_dir={tmp_path / name}", "trainer.max_steps=6", *overrides)
 
     return make
-
-
-class _TouchOnLoad:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return (Path.touch, (self.marker,))
-
-
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "emptied", "pickle"])
-def test_a_run_resumes_from_the_checkpoint_before_a_damaged_one(run_of, damage, tmp_path, capsys):
-    with pytest.raises(Interrupted), StopAfter(4):
-        train(run_of("run", "checkpoint.minutes=0"))
-    last = tmp_path / "run" / "last.pt"
-    content = last.read_bytes()
-    marker = tmp_path / "code_was_run"
-    last.write_bytes(
-        {
-            "truncated": content[: len(content) // 2],
-            "flipped": content[:50_000]
-            + bytes(b ^ 1 for b in content[50_000:50_200])
-            + content[50_200:],
-            "emptied": b"",
-            "pickle": pickle.dumps(_TouchOnLoad(marker)),
-        }[damage]
-    )
-    train(run_of("run", "checkpoint.minutes=0"))
-    train(run_of("uninterrupted"))
-    assert f"warning: {last} is not a readable checkpoint" in capsys.readouterr().out
-    assert not marker.exists()
-    assert_same_weights(tmp_path / "run", tmp_path / "uninterrupted")
 
 
 def edit_checkpoint(path: Path, change) -> None:
@@ -167,9 +134,6 @@ def test_other_data_is_refused(composed, tmp_path):
         evaluate_run(
             tmp_path / "run", EvaluationRequest({"data": {"train": str(tmp_path / "moved")}})
         )
-    # An existing directory is taken literally, even if its name is a glob.
-    named = (tmp_path / "run").rename(tmp_path / "a[1]")
-    assert find_run_directories(str(named)) == [named]
 
 
 class StopAfter:
@@ -202,34 +166,20 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
     directory = RunDirectory(tmp_path)
-    messages: list[str] = []
-    for on_error in ("stop", "continue"):
-        saver = CheckpointSaver(directory, lambda: None, on_error, messages.append)
-        saver.save({"step": 1})
-        saver.wait()
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-        try:
-            saver.save({"step": 2, "w": torch.zeros(10_000)})
-            if on_error == "stop":
-                with pytest.raises(RunError, match=r"cannot write .*File too large"):
-                    saver.wait()
-            else:
-                saver.wait()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert checkpoint.load(directory.last)["step"] == 1
-    assert len(messages) == 1 and "checkpoint.on_error=continue" in messages[0]
-    # When there is space again, a training that continued saves again.
-    saver.save({"step": 3})
+    saver = CheckpointSaver(directory, lambda: None)
+    saver.save({"step": 1})
     saver.wait()
-    assert checkpoint.load(directory.last)["step"] == 3
+    with size_limit(10_000):
+        saver.save({"step": 2, "w": torch.zeros(10_000)})
+        with pytest.raises(RunError, match=r"cannot write .*File too large"):
+            saver.wait()
+    assert saver.failed and checkpoint.load(directory.last)["step"] == 1
 
 
 def test_a_snapshot_is_the_state_at_the_time_of_saving(tmp_path):
     directory = RunDirectory(tmp_path)
     weights = torch.zeros(1_000_000)
-    saver = CheckpointSaver(directory, lambda: time.sleep(0.2), "stop", print)
+    saver = CheckpointSaver(directory, lambda: time.sleep(0.2))
     saver.save({"w": weights, "nested": [{"w": weights}]})
     weights.fill_(1.0)
     saver.wait()

@@ -58,8 +58,9 @@ def test_a_process_holds_the_lock_until_it_is_killed_whatever_the_clock_says(tmp
     with holder(lock) as process:
         for shift in (0, -10 * 365 * 86400, 10 * 365 * 86400):
             os.utime(lock, (time.time() + shift, time.time() + shift))
-            with pytest.raises(RunInUseError, match=rf"in use by process {process.pid}"):
+            with pytest.raises(RunInUseError, match=rf"in use by process {process.pid}") as caught:
                 acquire(lock)
+            assert caught.value.exit_code == os.EX_UNAVAILABLE
             assert is_held(lock)
         os.kill(process.pid, signal.SIGSTOP)
         assert is_held(lock)

@@ -127,17 +127,6 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_loaded(
     assert not directory.path.joinpath("ran").exists(), "the code in the checkpoint was executed"
 
 
-def test_no_readable_checkpoint_is_an_error_that_names_both(directory: RunDirectory) -> None:
-    for step in (1, 2):
-        checkpoint.save_last(directory, state(step))
-    for path in (directory.last, directory.previous):
-        truncate(0.5)(path)
-    with pytest.raises(RunError) as caught:
-        checkpoint.load_last(directory)
-    for part in ("no checkpoint of this run is readable", "last.pt", "previous.pt", "Remove them"):
-        assert part in str(caught.value)
-
-
 def test_a_flipped_bit_is_detected_or_harmless(tmp_path: Path) -> None:
     """A zip file has padding bytes, but a changed tensor byte must always be detected."""
     path = tmp_path / "a.pt"

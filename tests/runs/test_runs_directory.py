@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +17,12 @@ from disks import read_only, size_limit
 from run_files import result
 
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.errors import UserError
 from sn_imagenet.runs import (
     DIVERGED,
     FINISHED,
     NOT_EVALUATED,
     RunDirectory,
     RunError,
-    RunInUseError,
     checkpoint,
     config_differences,
     write_json,
@@ -38,26 +33,6 @@ from sn_imagenet.runs.reading import read_json
 from sn_imagenet.runs.start import DONE, FRESH, RESUME, Start, claimed, open_run
 
 Compose = Callable[..., ExperimentConfig]
-
-
-@pytest.fixture
-def live_process() -> Iterator[int]:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        yield process.pid
-        process.kill()
-
-
-@pytest.fixture
-def dead_process() -> int:
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        pass
-    return process.pid
-
-
-def hold(directory: RunDirectory, pid: int, host: str | None = None) -> None:
-    """Write a lock file as that process would, without its kernel lock."""
-    holder = {"host": host or socket.gethostname(), "pid": pid, "started": "2026-01-01T10:00:00"}
-    directory.lock.write_text(json.dumps(holder))
 
 
 def test_a_claim_writes_the_config_and_the_lock(tmp_path: Path, config: ExperimentConfig) -> None:
@@ -75,40 +50,6 @@ def test_an_error_releases_the_lock(directory: RunDirectory, config: ExperimentC
     with pytest.raises(KeyboardInterrupt), claimed(directory, config):
         raise KeyboardInterrupt
     assert not directory.lock.exists()
-
-
-def test_a_live_process_keeps_its_directory(
-    directory: RunDirectory, config: ExperimentConfig, live_process: int
-) -> None:
-    hold(directory, live_process)
-    before = directory.lock.read_text()
-    with directory.lock.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(RunInUseError) as caught, claimed(directory, config):
-            pass
-    assert caught.value.exit_code == os.EX_UNAVAILABLE
-    message = str(caught.value)
-    for part in (str(directory.path), f"process {live_process}", "2026-01-01T10:00:00"):
-        assert part in message
-    assert directory.lock.read_text() == before
-    assert not directory.config.exists()
-
-
-def test_a_process_of_another_host_keeps_its_directory(
-    directory: RunDirectory, config: ExperimentConfig, dead_process: int
-) -> None:
-    hold(directory, dead_process, host="elsewhere")
-    message = rf"process {dead_process} on elsewhere.*remove .*lock\.json"
-    with pytest.raises(RunError, match=message), claimed(directory, config):
-        pass
-
-
-def test_a_dead_process_loses_its_directory(
-    directory: RunDirectory, config: ExperimentConfig, dead_process: int
-) -> None:
-    hold(directory, dead_process)
-    with claimed(directory, config):
-        assert json.loads(directory.lock.read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize(
@@ -356,16 +297,6 @@ def test_a_run_that_another_process_finishes_meanwhile_is_done(
     directory.write_result(_as_result(config))
     with claimed(directory, config) as start:
         assert start.kind == DONE
-
-
-def test_values_that_json_lacks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "a.json", [float("inf")])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_run_errors_are_user_errors() -> None:
-    assert issubclass(RunError, UserError)
 
 
 @pytest.mark.parametrize("name", ["last.pt", "result.json", "config.yaml", "lock.json"])

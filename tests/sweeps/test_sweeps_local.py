@@ -121,7 +121,6 @@ def test_an_interrupted_sweep_stops_its_run_and_resumes_later(tmp_path, monkeypa
     [
         (["seed=0,1", "run_dir=there"], "share the run directory"),
         (["sweep.gpus_per_run=3"], "3 processes cannot host the setting"),
-        (["sweep.retries=-1"], "sweep.retries=-1: expected"),
         (["data=imagefolder", "data.train=/absent", "data.val=/absent"], "/absent (data.train)"),
         (["data=imagenet", "data.root=/absent", "sweep.dry_run=true"], "/absent"),
     ],
