@@ -32,9 +32,7 @@ PARTS = {
 def build(composed: Compose, *overrides: str) -> Any:
     config = composed("task=detection", *overrides)
     head = build_task(config).head_norm()
-    return build_detector(
-        config.model, config.norm, head, config.data, config.protocol, 3, config.seed
-    )
+    return build_detector(config, head, 3)
 
 
 def places(network: nn.Module) -> dict[str, list[str]]:

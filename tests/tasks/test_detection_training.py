@@ -160,7 +160,7 @@ def compare_ten_steps(
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=4)
     milestone = torch.optim.lr_scheduler.MultiStepLR(optimizer, [7], gamma=0.1)
     coco = COCO(str(file))
-    ids, steps, epoch = data.train.annotations.image_ids, 0, 0
+    annotations, steps, epoch = data.train.annotations, 0, 0
     loader = task.batches("train", data, torch.device("cpu"))
     seen: dict[str, list[Tensor]] = {"ours": [], "theirs": []}
     while steps < 10:
@@ -173,7 +173,8 @@ def compare_ten_steps(
             for replica in reversed(range(gpus)):
                 samples = []
                 for index in batch.indices[replica::gpus]:
-                    image_id = int(ids[data.train.chosen[index]])
+                    position = int(data.train.chosen[index])
+                    image_id = annotations.image(position)["id"]
                     flip = derive_seed("flip", config.seed, epoch, image_id) % 2 == 1
                     samples.append(reference_sample(coco, folder, image_id, flip, task.masks))
                 torch.manual_seed(derive_seed("pass", config.seed, steps, replica))
@@ -443,7 +444,9 @@ def test_objects_are_found_in_a_folder(finished: Path, drawn: Path, tmp_path: Pa
     assert sorted(found) == ["0.png", "1.png", "2.png", "3.png"]
     entries = [entry for entries in found.values() for entry in entries]
     assert all(entry["category"] in ("square", "round") for entry in entries)
-    assert Image.open(tmp_path / "out" / "1.png").size == (96, 64)  # truth beside prediction
+    pictures = [Image.open(tmp_path / "out" / name) for name in ("1.png", "content/1.png")]
+    assert [picture.size for picture in pictures] == [(48, 64), (48, 64)]
+    assert pictures[0].tobytes() != pictures[1].tobytes()
     network, names = load_detector(finished)
     assert names == ("square", "round") and not network.training
     output = run(ROOT / "configs", "scripts/detect.py", "--run", finished, "--images", tmp_path,
