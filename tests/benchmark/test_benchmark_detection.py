@@ -35,12 +35,11 @@ def coco_folder(tmp_path: Path) -> list[str]:
 @pytest.mark.slow
 def test_pytorchs_layers_give_the_same_step(tmp_path: Path) -> None:
     words = ["task=detection", "model=mask_rcnn_fpn_mini", "norm=gn", "batch.gpus=2",
-             "model.args.min_size=64", *coco_folder(tmp_path)]  # fmt: skip
-    device = torch.device("cpu")
+             "model.args.min_size=64", "trainer.device=cpu", *coco_folder(tmp_path)]  # fmt: skip
     configs = ROOT / "configs"
-    ours = Contender(compose_config(configs, words), device)
+    ours = Contender(compose_config(configs, words))
     plain = compose_config(configs, [*words, "model.fuse_relu=false"])
-    theirs = Contender(plain, device, pytorch_layers=True)
+    theirs = Contender(plain, pytorch_layers=True)
     for contender in (ours, theirs):
         contender.step()
     expected = theirs.network.state_dict()
@@ -56,11 +55,11 @@ def test_the_report_has_ratios_memory_and_evaluation(
     words = ["model=faster_rcnn_fpn_mini", "batch.gpus=1", "model.args.min_size=64",
              *coco_folder(tmp_path)]  # fmt: skip
     report = tmp_path / "report.json"
-    line = ["detection", *words, "--norm", "sn", "--evaluate", "4", "--repeats", "1",
+    line = ["detection", *words, "--norm", "sn", "--evaluate", "--repeats", "1",
             "--device", "cpu", "--json", str(report)]  # fmt: skip
     assert run("", ROOT / "configs", line) == 0
     content = json.loads(report.read_text())
     assert set(content["seconds"]) == {"SN", "nn.GroupNorm(32)"} == set(content["kept"])
     assert content["ratios"]["nn.GroupNorm(32)"] == 1
-    assert content["evaluation"]["forward"] > 0 and content["evaluation"]["images"] == 4
+    assert content["evaluation"]["forward"] > 0 < content["evaluation"]["other"]
     assert "of the time is not the network's" in capsys.readouterr().out
