@@ -10,7 +10,7 @@ reduction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,13 @@ from torch import Tensor, nn
 
 from sn_imagenet.errors import ConfigError
 
-OPERATIONS = ("sep3x3", "sep5x5", "avg3x3", "max3x3", "identity")
 KERNELS = {"sep3x3": 3, "sep5x5": 5}  # of the operations with weights, which come first
+WITHOUT_WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "avg3x3": lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
+    "max3x3": lambda x: F.max_pool2d(x, 3, 1, 1),
+    "identity": lambda x: x,
+}
+OPERATIONS = (*KERNELS, *WITHOUT_WEIGHTS)
 CELLS = ("normal", "reduction")
 Blocks = Sequence[Sequence[Any]]
 Architecture = Mapping[str, Blocks]
@@ -67,41 +72,34 @@ class Cell(nn.Module):
 
     def __init__(self, channels: int, blocks: Blocks | int, norm_layer: NormLayer) -> None:
         super().__init__()
-        self.operations = nn.ModuleDict()
-        keys: Iterable[tuple[int, int, int, str]]
         if isinstance(blocks, int):
             pairs = [(block, side) for block in range(blocks) for side in (0, 1)]
-            keys = [(b, s, i, op) for b, s in pairs for i in range(b + 2) for op in KERNELS]
+            choices = [(b, s, i, op) for b, s in pairs for i in range(b + 2) for op in KERNELS]
+            outputs = list(range(blocks + 2))
         else:
-            keys = [
-                (b, s, row[2 * s], row[2 * s + 1]) for b, row in enumerate(blocks) for s in (0, 1)
-            ]
-        for block, side, source, op in keys:
+            rows = enumerate(blocks)
+            choices = [(b, s, row[2 * s], row[2 * s + 1]) for b, row in rows for s in (0, 1)]
+            outputs = outputs_of(blocks)
+        self.operations = nn.ModuleDict()
+        for block, side, source, op in choices:
             if op in KERNELS:
                 layer = _separable(channels, KERNELS[op], norm_layer)
                 self.operations[f"{block}_{side}_{source}_{op}"] = layer
-        outputs = range(blocks + 2) if isinstance(blocks, int) else outputs_of(blocks)
         self.outputs = nn.ModuleDict({str(i): _conv1x1(channels, channels) for i in outputs})
         self.norm = norm_layer(channels)
 
     def forward(self, first: Tensor, second: Tensor, blocks: Blocks) -> Tensor:
         states = [first, second]
-        for number, (i, op, j, other_op) in enumerate(blocks):
-            left = self._operate(op, states[i], f"{number}_0_{i}_{op}")
-            states.append(left + self._operate(other_op, states[j], f"{number}_1_{j}_{other_op}"))
+        for block, row in enumerate(blocks):
+            parts = []
+            for side, (source, op) in enumerate((row[:2], row[2:])):
+                key = f"{block}_{side}_{source}_{op}"
+                operate = WITHOUT_WEIGHTS.get(op) or self.operations[key]
+                parts.append(operate(states[source]))
+            states.append(parts[0] + parts[1])
         # The sum of 1x1 convolutions is one over the concatenated states.
         parts = [self.outputs[str(i)](F.relu(states[i])) for i in outputs_of(blocks)]
         output: Tensor = self.norm(sum(parts[1:], parts[0]))
-        return output
-
-    def _operate(self, op: str, x: Tensor, key: str) -> Tensor:
-        if op == "identity":
-            return x
-        if op == "avg3x3":
-            return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
-        if op == "max3x3":
-            return F.max_pool2d(x, 3, 1, 1)
-        output: Tensor = self.operations[key](x)
         return output
 
 

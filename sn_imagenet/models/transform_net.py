@@ -6,14 +6,14 @@ c9s1-3. Images in and out have the same size and pixels from 0 to 255; the outpu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sn_imagenet.errors import ConfigError
+from sn_imagenet.config.checks import require_one_of
 from sn_imagenet.norms import MomentNorm2d
 from sn_imagenet.norms.moments import Moments
 
@@ -28,7 +28,6 @@ _START = 40  # pixels that "reflect_start" adds on each side, and unpadded block
 _PLAIN = 1 << 20  # pixels of an image that is not large
 _HALO = 8  # rows beyond a strip, more than two convolutions read; even, for those of stride 2
 _STRIP = 1 << 17  # pixels of a strip
-_KEPT = 1 << 28  # elements of an activation that is computed once and kept, 1 GB in float32
 
 
 class TransformNet(nn.Module):
@@ -58,9 +57,7 @@ class TransformNet(nn.Module):
         super().__init__()
         chosen = {"padding": padding, "upsampling": upsampling, "output": output}
         for key, value in chosen.items():
-            if value not in CHOICES[key]:
-                known = ", ".join(CHOICES[key])
-                raise ConfigError(f"model.args.{key}={value}: expected one of {known}")
+            require_one_of(f"model.args.{key}", value, CHOICES[key])
         self.output = output
         self.start = _START if padding == "reflect_start" else 0
         self.least_side = max(LEAST_SIDE, self.start + 1)  # reflection adds less than a side
@@ -92,17 +89,14 @@ class TransformNet(nn.Module):
 
     @torch.no_grad()
     def stylize(self, image: Tensor) -> Tensor:
-        """:meth:`forward` of one image [1, 3, H, W] in evaluation mode, up to rounding. Activations
-        of a large image are computed in strips of rows, several times where they are normalized."""
+        """:meth:`forward` of one image [1, 3, H, W] in evaluation mode, up to rounding. A large
+        image takes at most one activation of 32 channels and one of 64 at half its size."""
         if image.shape[2] * image.shape[3] <= _PLAIN:
             return self(image)
         x = self._pad(image)
         for part in self.parts:
             assert isinstance(part, nn.Sequential)
-            blocks = [block for block in part if isinstance(block, _Block)]
-            for block in blocks:
-                x = block.add(_in_strips(block.layers, x), x)
-            x = x if blocks else _in_strips(part, x)
+            x = part(x) if isinstance(part[0], _Block) else _in_strips(part, x)
         return self._finish(x, image)
 
     def _pad(self, images: Tensor) -> Tensor:
@@ -127,82 +121,40 @@ class _Block(nn.Module):
         self.layers = nn.Sequential(conv(), norm_layer(128), nn.ReLU(), conv(), norm_layer(128))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.add(self.layers(x), x)
-
-    def add(self, y: Tensor, x: Tensor) -> Tensor:
-        m = self.margin
+        m, y = self.margin, self.layers(x)
         return y + (x[..., m:-m, m:-m] if m else x)
 
 
-class _Affine(nn.Module):
-    """y = (x - center) * scale + shift of one image, in place, and a ReLU."""
-
-    def __init__(self, layer: MomentNorm2d, mean: Tensor, var: Tensor) -> None:
-        super().__init__()
-        tables = layer.coefficients(Moments(mean, var))
-        self.center, self.scale, self.shift = (table[:, :, None, None] for table in tables)
-        self.relu = layer.relu
-
-    def forward(self, x: Tensor) -> Tensor:
-        x.sub_(self.center).mul_(self.scale).add_(self.shift)
-        return x.relu_() if self.relu else x
-
-
 def _in_strips(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """The output of ``layers`` for one image [1, C, H, W]."""
+    """The output of ``layers`` for one image [1, C, H, W], with normalization layers in place."""
     chain = nn.Sequential()
     for layer in layers:
-        if not isinstance(layer, MomentNorm2d):
+        if isinstance(layer, MomentNorm2d):
+            x, chain = _convolve(chain, x), nn.Sequential()
+            var, mean = torch.var_mean(x, (2, 3), correction=layer.instance_correction)
+            center, scale, shift = (
+                table[..., None, None] for table in layer.coefficients(Moments(mean, var))
+            )
+            x.sub_(center).mul_(scale).add_(shift)
+        if isinstance(layer, nn.ReLU) or getattr(layer, "relu", False):
+            x.relu_()
+        elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Upsample):
             chain.append(layer)
-            continue
-        height, width = (_size(chain, side) for side in x.shape[2:])
-        pixels, channels, lost = height * width, layer.num_features, layer.instance_correction
-        if pixels * channels <= _KEPT:
-            x = _gather(chain, x)
-            var, mean = torch.var_mean(x, (2, 3), correction=lost)
-            x, chain = _Affine(layer, mean, var)(x), nn.Sequential()
-        else:
-            sums = torch.zeros(2, 1, channels, dtype=torch.float64)
-            for _, strip in _strips(chain, x):
-                rows = strip.double()
-                sums += torch.stack([rows.sum((2, 3)), rows.square().sum((2, 3))]).cpu()
-            mean = sums[0] / pixels
-            var = (sums[1] - pixels * mean**2) / (pixels - lost)
-            chain.append(_Affine(layer, mean.to(x), var.to(x)))
-    return _gather(chain, x) if len(chain) else x
+    return _convolve(chain, x) if len(chain) else x
 
 
-def _gather(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """The strips of an output in one tensor."""
-    height, width = (_size(layers, side) for side in x.shape[2:])
-    y = x.new_empty(0)
-    for top, strip in _strips(layers, x):
-        if not top:
-            y = x.new_empty(1, strip.shape[1], height, width)
-        y[:, :, top : top + strip.shape[2]] = strip
-    return y
-
-
-def _strips(layers: nn.Sequential, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(first row, output) of ``layers`` in strips of rows, from top to bottom."""
+def _convolve(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """The output of ``layers``, computed in strips of rows."""
     up = 2 ** sum(isinstance(layer, nn.Upsample | nn.ConvTranspose2d) for layer in layers)
     down = math.prod(layer.stride[0] for layer in layers if isinstance(layer, nn.Conv2d))
-    height, width = (_size(layers, side) for side in x.shape[2:])
-    rows = max(_HALO, _STRIP // width // 2 * 2)
+    height, width = (-(-side * up // down) for side in x.shape[2:])
+    rows, y = max(_HALO, _STRIP // width // 2 * 2), x.new_empty(0)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         first = max(0, top * down // up - _HALO)
         strip = layers(x[:, :, first : -(-bottom * down // up) + _HALO])
         start = top - first * up // down
-        yield top, strip[:, :, start : start + bottom - top]
-
-
-def _size(layers: nn.Sequential, side: int) -> int:
-    """The side of an output."""
-    for layer in layers:
-        if isinstance(layer, nn.Upsample | nn.ConvTranspose2d):
-            side *= 2
-        elif isinstance(layer, nn.Conv2d):
-            padding = 2 * int(layer.padding[0]) - layer.kernel_size[0]
-            side = (side + padding) // layer.stride[0] + 1
-    return side
+        if not top:
+            y = x.new_empty(1, strip.shape[1], height, width)
+        y[:, :, top:bottom] = strip[:, :, start : start + bottom - top]
+    return y

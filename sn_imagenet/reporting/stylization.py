@@ -58,12 +58,10 @@ def sn_selects_in(study: Study) -> Judgment:
     weights = {
         s: [mean_weight(r.weights, k, "in") or 0.0 for r in runs] for k, s in KIND_SYMBOLS.items()
     }
-    above = [weight > 1 / 3 for group in weights.values() for weight in group]
-    verdict = Verdict.UNDECIDED if any(above) else Verdict.DOES_NOT
-    if not above:
-        verdict = Verdict.NOT_TESTED
-    elif all(above):
-        verdict = Verdict.HOLDS
+    above = {weight > 1 / 3 for group in weights.values() for weight in group}
+    verdict = Verdict.HOLDS if above else Verdict.NOT_TESTED
+    if False in above:
+        verdict = Verdict.UNDECIDED if True in above else Verdict.DOES_NOT
     ranges = [f"{s} {min(group):.4f} to {max(group):.4f}" for s, group in weights.items() if group]
     counted = f"IN's weight in {len(runs)} seeds: {', '.join(ranges)}" if ranges else ""
     settings = tuple(dict.fromkeys(run.cell.setting for run in runs))

@@ -7,7 +7,7 @@ import inspect
 import pkgutil
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -263,6 +263,15 @@ class Task(ABC):
     def departures(self, fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
         """Departures from the paper's protocol: [{"item", "paper", "ours"}, ...]."""
         return []
+
+
+def differences(facts: Iterable[tuple[str, Any, Any]]) -> list[dict[str, str]]:
+    """:meth:`Task.departures` from facts (item, the paper's, ours): those that differ."""
+    return [
+        {"item": item, "paper": str(paper), "ours": str(ours)}
+        for item, paper, ours in facts
+        if paper != ours
+    ]
 
 
 _RESERVED_SUMS = {

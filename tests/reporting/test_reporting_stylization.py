@@ -135,4 +135,6 @@ def test_figure_9_shows_what_all_methods_stylized(tmp_path: Path) -> None:
     figures = write_figures(tmp_path / "runs", tmp_path)
     assert {"fig9.png", "fig9.pdf"} <= {path.name for path in figures.paths}
     content = json.loads((tmp_path / "fig9.json").read_text())
-    assert content == {"columns": ["content", "style", "IN", "SN", "BN"], "rows": ["china.png"]}
+    assert [(one["panel"], one["label"]) for one in content["series"]] == [
+        ("china.png", title) for title in ("content", "style", "IN", "SN", "BN")
+    ]

@@ -88,7 +88,10 @@ def test_the_defaults_are_the_papers(composed: Compose) -> None:
         (("task.style=null",), r"task.style=null: give task.style=FILE"),
         (("task.style=README.md",), r"README.md cannot be read as an image \(unknown format\)"),
         (("task.features=README.md",), r"task.features=README.md: cannot be read as weights"),
-        (("data.image_size=7",), r"7 x 5 pixels at its size .task.style_size, or data.image_size"),
+        (
+            ("data.image_size=7",),
+            r"style.jpg: 7 x 5 pixels at the size asked for; expected at least 8",
+        ),
         (("data.image_size=7", "task.style_size=20"), r"data.image_size=7: expected at least 8"),
         (("task.content_layer=relu5_1",), r"content_layer=relu5_1: expected one of relu1_2, relu2"),
         (("task.style_weight=-1",), r"task.style_weight=-1: expected a number of at least 0"),
@@ -206,9 +209,9 @@ def test_images_are_stylized_with_the_runs_network(
     shapes = [Image.open(tmp_path / "out" / f"{n}.png").size for n in ("china", "turned")]
     assert shapes == [(64, 43), (43, 64)]
 
-    written = list(stylize_folder(finished, content, None, 64, "moving_average"))
+    written = list(stylize_folder(finished, content, None, 64))
     assert [path.name for path in written] == ["china.png", "turned.png", "style.png"]
-    network = load(finished, "moving_average")
+    network = load(finished)
     pixels = np.array(Image.open(finished / "stylized" / "content" / "china.png"))
     with torch.no_grad():
         output = network(torch.from_numpy(pixels).permute(2, 0, 1)[None].float())
@@ -216,13 +219,15 @@ def test_images_are_stylized_with_the_runs_network(
     assert np.array_equal(np.array(Image.open(finished / "stylized" / "china.png")), expected)
 
     Image.fromarray(np.zeros((7, 30, 3), np.uint8)).save(content / "a_strip.png")
-    with pytest.raises(UserError, match=r"a_strip.png: 30 x 7 pixels; expected at least 8"):
-        list(stylize_folder(finished, content, tmp_path / "out", None, None))
+    with pytest.raises(
+        UserError, match=r"a_strip.png: 30 x 7 pixels at the size asked for; expected at least 8"
+    ):
+        list(stylize_folder(finished, content, tmp_path / "out", None))
     photograph.save(content / "china.png")
     with pytest.raises(UserError, match="two images differ only in their suffix"):
-        list(stylize_folder(finished, content, tmp_path / "out", None, None))
+        list(stylize_folder(finished, content, tmp_path / "out", None))
     with pytest.raises(UserError, match=r"--images=.*no_folder: there is no such folder"):
-        list(stylize_folder(finished, tmp_path / "no_folder", tmp_path / "out", None, None))
+        list(stylize_folder(finished, tmp_path / "no_folder", tmp_path / "out", None))
 
 
 @pytest.mark.slow

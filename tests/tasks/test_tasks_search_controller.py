@@ -275,13 +275,6 @@ def test_the_loss_is_that_of_reinforce(composed: Compose) -> None:
     assert losses.loss.item() == pytest.approx(expected, rel=1e-7)
     assert network.baseline.item() == pytest.approx(baseline, rel=1e-7)
     assert losses.sums["reward"].item() == pytest.approx(sum(rewards), rel=1e-7)
-    best = max(range(4), key=rewards.__getitem__)
-    assert network.champion.tolist() == [sampled.decisions[best].tolist()]
-    # Another epoch forgets the champion, even for a worse one.
-    network.remember_best(torch.zeros(1, 8, dtype=torch.int64), torch.tensor([0.1]), 3)
-    assert network.champion.tolist() == [[0] * 8]
-    network.remember_best(torch.ones(1, 8, dtype=torch.int64), torch.tensor([0.05]), 3)
-    assert network.champion.tolist() == [[0] * 8]
 
 
 def test_the_rate_of_the_weights_restarts_after_10_30_and_70_epochs(composed: Compose) -> None:

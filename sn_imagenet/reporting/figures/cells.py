@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -18,76 +17,44 @@ _COLORS = {
     "identity": "0.45",
 }
 _BOX = {"boxstyle": "round,pad=0.35", "ec": "0.3", "fc": "0.95", "lw": 0.8}
+_CENTER: Any = {"ha": "center", "va": "center"}
+_BEND = 0.7  # of an arc, in units of its span; its top is at half of it
 
 
 def draw_cells(architecture: dict[str, list[list[Any]]]) -> Figure:
-    """Draw the normal and the reduction cell of an ``architecture.json`` side by side: blocks as
-    numbered nodes, operations as labeled edges, outputs of the cell as dashed edges."""
-    figure = Figure(figsize=(PAGE, 3.2))
-    panels = figure.subplots(1, 2)
-    for axes, (name, blocks) in zip(panels, architecture.items(), strict=True):
+    """Draw the normal and the reduction cell of an ``architecture.json`` below each other: blocks
+    as numbered nodes, operations as labeled arcs, the first of a block above and the second below,
+    outputs of the cell as dashed arcs."""
+    figure = Figure(figsize=(PAGE, 5.0))
+    for axes, (name, blocks) in zip(figure.subplots(2, 1), architecture.items(), strict=True):
         _draw_cell(axes, blocks)
-        axes.set_title(f"{name} cell")
+        axes.set(title=f"{name} cell", aspect="equal")
         axes.set_axis_off()
     figure.tight_layout()
     return figure
 
 
 def _draw_cell(axes: Axes, blocks: list[list[Any]]) -> None:
-    depths = [0, 0]
-    for first, _, second, _ in blocks:
-        depths.append(1 + max(depths[first], depths[second]))
-    used = {source for first, _, second, _ in blocks for source in (first, second)}
-    outputs = [node for node in range(len(depths)) if node not in used]
-    depths.append(max(depths) + 1)
-    # Nodes of one depth are spread around a center that alternates, so that edges overlap less.
-    places: list[tuple[int, float]] = []
-    for node, depth in enumerate(depths):
-        offset = 0.35 * (-1) ** depth if depth not in (0, max(depths)) else 0.0
-        place = (depths.count(depth) - 1) / 2 - depths[:node].count(depth)
-        places.append((depth, place + offset))
-    drawn: Counter[tuple[int, int]] = Counter()
-    for node, (first, first_op, second, second_op) in enumerate(blocks, start=2):
-        for source, operation, part in ((first, first_op, 0.4), (second, second_op, 0.6)):
-            curve = (0.15, -0.25)[drawn[source, node]]
-            drawn[source, node] += 1
-            _draw_edge(axes, places[source], places[node], operation, curve, part)
-    for node in outputs:
-        _draw_edge(axes, places[node], places[-1], "", 0.1)
+    """Draw the nodes from left to right. No two labels are in one place, since no two arcs of a
+    side end in one block."""
     names = ["k-2", "k-1", *map(str, range(2, len(blocks) + 2)), "out"]
-    for name, (x, y) in zip(names, places, strict=True):
-        axes.text(x, y, name, ha="center", va="center", bbox=_BOX, fontsize=7.5, zorder=3)
-    heights = [y for _, y in places]
-    axes.set_xlim(-0.35, max(depths) + 0.35)
-    axes.set_ylim(min(heights) - 0.4, max(heights) + 0.4)
-
-
-def _draw_edge(
-    axes: Axes,
-    start: tuple[float, float],
-    end: tuple[float, float],
-    operation: str,
-    curve: float,
-    part: float = 0.5,
-) -> None:
-    """Draw an edge, with its label after ``part`` of it."""
-    color = _COLORS.get(operation, "0.6")
-    arrow = {
-        "arrowstyle": "-|>",
-        "connectionstyle": f"arc3,rad={curve}",
-        "color": color,
-        "lw": 1.1,
-        "ls": "-" if operation else (0, (3, 2)),
-        "shrinkA": 9,
-        "shrinkB": 9,
-    }
-    axes.annotate("", end, start, arrowprops=arrow, zorder=1)
-    # A quadratic curve, whose control point is beside the middle of the chord.
-    (x0, y0), (x1, y1) = start, end
-    side = 2 * part * (1 - part) * curve
-    x, y = x0 + part * (x1 - x0) + side * (y1 - y0), y0 + part * (y1 - y0) - side * (x1 - x0)
-    if operation:
+    used = {source for first, _, second, _ in blocks for source in (first, second)}
+    arcs = [
+        (source, node, operation, side)
+        for node, (first, first_op, second, second_op) in enumerate(blocks, start=2)
+        for source, operation, side in ((first, first_op, 1), (second, second_op, -1))
+    ]
+    arcs += [(node, len(names) - 1, "", 1) for node in range(len(names) - 1) if node not in used]
+    for source, node, operation, side in arcs:
+        color, span = _COLORS.get(operation, "0.6"), node - source
+        line = {"color": color, "lw": 1.1, "ls": "-" if operation else (0, (3, 2))}
+        arc = {"connectionstyle": f"arc3,rad={-side * _BEND}", "shrinkA": 8, "shrinkB": 8}
+        axes.annotate("", (node, 0), (source, 0), arrowprops={"arrowstyle": "-|>", **arc, **line})
+        place = (source + span / 2, side * span * _BEND / 2)
         box = {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.85}
-        axes.text(
-            x, y, operation, color=color, fontsize=6, ha="center", va="center", bbox=box, zorder=2
-        )
+        if operation:
+            axes.text(*place, operation, color=color, bbox=box, fontsize=7, **_CENTER)
+    for x, name in enumerate(names):
+        axes.text(x, 0, name, bbox=_BOX, fontsize=8, **_CENTER)
+    tops = [side * (node - source) * _BEND / 2 for source, node, _, side in arcs]
+    axes.set(xlim=(-0.4, len(names) - 0.6), ylim=(min(tops) - 0.3, max(tops) + 0.3))

@@ -2,62 +2,52 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from sn_imagenet.reporting.cells import method_label
-from sn_imagenet.reporting.figures.series import FigureData
+from sn_imagenet.reporting.figures.series import FigureData, Series
 from sn_imagenet.reporting.figures.style import PAGE
 from sn_imagenet.reporting.study import Study
 
-_ORDER = ("in", "sn")  # as in the paper, then the others
+_FIRST = ("in", "sn")  # as in the paper, then the others
 
 
-@dataclass(frozen=True)
-class Pictures(FigureData):
-    """``rows``: the files of each row of pictures, below the titles ``ticks``."""
-
-    rows: tuple[tuple[Path, ...], ...] = ()
-
-    def to_json(self) -> str:
-        content = {"columns": list(self.ticks), "rows": [row[0].name for row in self.rows]}
-        return json.dumps(content, ensure_ascii=False) + "\n"
-
-
-def figure9(study: Study) -> Pictures | None:
+def figure9(study: Study) -> FigureData | None:
     """A row for each image that all methods have stylized (``scripts/stylize.py``), each by its
-    first run with a folder ``stylized``; None without any."""
-    found = [
-        (norm, folder)
-        for (norm, _), cell in reversed(study.drawn.items())
-        for run in reversed(cell.runs)
-        if (folder := run.path / "stylized").is_dir()
-    ]
-    folders = dict(sorted(found, key=lambda pair: (*(pair[0] != n for n in _ORDER), pair[0])))
-    rows = []
-    for folder in list(folders.values())[:1]:
-        for content in sorted((folder / "content").rglob("*.png")):
-            name = content.relative_to(folder / "content")
-            row = (content, folder / "style.png", *(other / name for other in folders.values()))
-            rows += [row] if all(file.is_file() for file in row) else []
-    titles = ["content", "style", *map(method_label, folders)]
-    return Pictures("", "", {}, titles, rows=tuple(rows)) if rows else None
+    first run with a folder ``stylized``; None without any. A row is a panel with a series for each
+    picture, whose ``style`` has its file."""
+    folders: dict[str, Path] = {}
+    for (norm, _), cell in study.drawn.items():
+        for run in cell.runs:
+            if (run.path / "stylized").is_dir():
+                folders.setdefault(norm, run.path / "stylized")
+    if not folders:
+        return None
+    methods = sorted(folders, key=lambda norm: (norm not in _FIRST, norm))
+    titles, first = ["content", "style", *map(method_label, methods)], folders[methods[0]]
+    rows = {}
+    for content in sorted((first / "content").rglob("*.png")):
+        name = content.relative_to(first / "content").as_posix()
+        files = [content, first / "style.png", *(folders[norm] / name for norm in methods)]
+        if all(map(Path.is_file, files)):
+            pictures = zip(titles, files, strict=True)
+            rows[name] = [Series(title, [], [], style={"file": file}) for title, file in pictures]
+    return FigureData("", "", rows, titles) if rows else None
 
 
 def draw_figure9(data: FigureData) -> Figure:
     """Draw the pictures in rows."""
-    assert isinstance(data, Pictures)
     side = PAGE / len(data.ticks)
-    figure = Figure(figsize=(PAGE, 0.72 * side * len(data.rows) + 0.2))
-    grid = figure.subplots(len(data.rows), len(data.ticks), squeeze=False)
-    for axes, file in zip(grid.flat, (file for row in data.rows for file in row), strict=True):
-        axes.imshow(imread(file))
-        axes.set_axis_off()
-        axes.set_anchor("N")
+    figure = Figure(figsize=(PAGE, 0.72 * side * len(data.panels) + 0.2))
+    grid = figure.subplots(len(data.panels), len(data.ticks), squeeze=False)
+    for row, pictures in zip(grid, data.panels.values(), strict=True):
+        for axes, picture in zip(row, pictures, strict=True):
+            axes.imshow(imread(picture.style["file"]))
+            axes.set_axis_off()
+            axes.set_anchor("N")
     for axes, title in zip(grid[0], data.ticks, strict=True):
         axes.set_title(title)
     figure.tight_layout(pad=0.2)

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from sn_imagenet.reporting.cells import Summary, method_label
 from sn_imagenet.reporting.figures.cells import draw_cells
 from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
-from sn_imagenet.reporting.figures.figure6a import draw_figure6a, figure6a
-from sn_imagenet.reporting.figures.figure6b import draw_figure6b, figure6b
+from sn_imagenet.reporting.figures.figure6 import draw_figure6, figure6a, figure6b
 from sn_imagenet.reporting.figures.figure9 import draw_figure9, figure9
 from sn_imagenet.reporting.figures.learning import (
     draw_figure2,
@@ -48,9 +47,9 @@ FIGURES: dict[str, tuple[Gather, Draw, str]] = {
 }
 # Figures of one task, in addition.
 TASK_FIGURES: dict[str, dict[str, tuple[Gather, Draw, str]]] = {
-    SEARCH: {"fig6b": (figure6b, draw_figure6b, "no run has finished an epoch")},
+    SEARCH: {"fig6b": (figure6b, draw_figure6, "no run has finished an epoch")},
     STYLIZATION: {
-        "fig6a": (figure6a, draw_figure6a, "no run has recorded a loss"),
+        "fig6a": (figure6a, draw_figure6, "no run has recorded a loss"),
         "fig9": (figure9, draw_figure9, "no run has stylized images (scripts/stylize.py)"),
     },
 }

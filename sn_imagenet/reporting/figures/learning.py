@@ -51,7 +51,7 @@ def figure2(study: Study) -> FigureData | None:
     norm = "sn" if "sn" in methods else methods[-1]
     panels = {f"(a) {method_label(norm)}, validation": _by_setting(study, norm, settings)}
     for letter, setting in zip("bc", dict.fromkeys(pair), strict=False):
-        panels[f"({letter}) {setting}, dashed: training"] = _by_method(study, setting)
+        panels[f"({letter}) {setting}, dashed: training"] = by_method(study, setting)
     heading, lower = score_heading(study.score), not study.score.higher_is_better
     return FigureData(study.x_label, heading, panels, lower_is_better=lower)
 
@@ -65,21 +65,23 @@ def _by_setting(study: Study, norm: str, settings: list[Setting]) -> list[Series
     return series
 
 
-def _by_method(study: Study, setting: Setting) -> list[Series]:
+def by_method(study: Study, setting: Setting, training: bool = True) -> list[Series]:
+    """The validation curve of each method and, not in the legend, that of ``training``."""
     series = []
     for norm in study.drawn_methods:
         curves, label = study.curves_of(norm, setting), method_label(norm)
         color = method_style(norm, unstyled(study.drawn_methods))["color"]
         series += over_epochs(curves, study.validation(norm, setting), label, color=color)
-        style = {"color": color, "ls": DASHES[1], "lw": 0.9, "label": "_"}  # not in the legend
-        series += over_epochs(curves, lambda epoch: epoch.train, f"{label}, training", **style)
+        style = {"color": color, "ls": DASHES[1], "lw": 0.9, "label": "_"}
+        if training:
+            series += over_epochs(curves, lambda epoch: epoch.train, f"{label}, training", **style)
     return series
 
 
 def draw_figure2(data: FigureData) -> Figure:
     """Draw the panels side by side."""
     figure = Figure(figsize=(PAGE, 2.6))
-    panels = _side_by_side(figure, data, count_in_first=False)
+    panels = side_by_side(figure, data, count_in_first=False)
     corner = "upper right" if data.lower_is_better else "lower right"
     for axes in panels:
         if axes.get_legend_handles_labels()[0]:
@@ -123,7 +125,7 @@ def figure8(study: Study) -> FigureData | None:
 def draw_figure8(data: FigureData) -> Figure:
     """Draw the panels side by side."""
     figure = Figure(figsize=(max(COLUMN, 2.35 * len(data.panels)), 2.6))
-    panels = _side_by_side(figure, data)
+    panels = side_by_side(figure, data)
     handles, labels = panels[0].get_legend_handles_labels()
     columns = min(2, len(panels))
     rows = -(-len(handles) // columns)
@@ -132,7 +134,8 @@ def draw_figure8(data: FigureData) -> Figure:
     return figure
 
 
-def _side_by_side(figure: Figure, data: FigureData, count_in_first: bool = True) -> list[Any]:
+def side_by_side(figure: Figure, data: FigureData, count_in_first: bool = True) -> list[Any]:
+    """Draw the curves of ``data`` in a panel each, and return the panels."""
     panels = list(figure.subplots(1, len(data.panels), squeeze=False)[0])
     for axes, (title, series) in zip(panels, data.panels.items(), strict=True):
         draw_curves(axes, series, count=count_in_first or axes is not panels[0])

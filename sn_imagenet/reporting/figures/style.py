@@ -18,6 +18,7 @@ COLUMN, PAGE = 3.5, 7.1  # inches: widths of one column and of a two-column page
 # BN and red is LN.
 COLORS = {"in": "#0072b2", "ln": "#d55e00", "bn": "#009e73", "gn": "#cc79a7"}  # as stacked
 METHOD_COLORS = {"bn": "#009e73", "gn": "#cc79a7", "sn": "#d55e00", "in": "#0072b2"}
+METHOD_COLORS |= {"none": "0.0", "random": "0.5"}  # baselines
 _OTHER_COLORS = ("#56b4e9", "#e69f00", "#000000", "#f0e442")
 _MARKERS = {"bn": "s", "gn": "^", "sn": "o", "in": "D", "ln": "v", "brn": "P"}
 # For an ordered family of curves: dark to light, also in print.

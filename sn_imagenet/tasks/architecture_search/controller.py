@@ -1,4 +1,5 @@
-"""The controller of ENAS's micro search: an LSTM that chooses the blocks of two cells.
+"""The controller of ENAS's micro search: an LSTM that chooses the blocks of two cells, and the
+weights that all architectures share.
 
 For each block it chooses two inputs and two operations: *decisions*, integers in the order
 ``[input, operation, input, operation]``, the normal cell first, 8 per block in all.
@@ -17,7 +18,7 @@ from sn_imagenet.config import NormConfig
 from sn_imagenet.config.checks import require, require_one_of
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import norm_layer
-from sn_imagenet.models.cell import KERNELS, OPERATIONS
+from sn_imagenet.models.cell import CELLS, KERNELS, OPERATIONS, Architecture, CellNetwork
 from sn_imagenet.norms import GroupNorm2d, LayerNorm2d, SwitchNorm1d, SwitchNorm2d
 from sn_imagenet.norms.methods import METHODS
 
@@ -44,12 +45,11 @@ class ControllerOptions:
     baseline_decay: float
 
     def __post_init__(self) -> None:
-        for key in ("steps", "samples", "learning_rate", "eps", "tanh", "op_tanh", "temperature"):
-            value = getattr(self, key)
-            require(value > 0, f"task.controller.{key}={value}: expected > 0")
-        for key in ("beta1", "baseline_decay"):
-            value = getattr(self, key)
-            require(0 <= value < 1, f"task.controller.{key}={value}: expected 0 <= b < 1")
+        for key, value in vars(self).items():
+            if key in ("beta1", "baseline_decay"):
+                require(0 <= value < 1, f"task.controller.{key}={value}: expected 0 <= b < 1")
+            elif key not in ("op_bias", "fixed_op_bias", "entropy_weight"):
+                require(value > 0, f"task.controller.{key}={value}: expected > 0")
 
 
 class Sampled(NamedTuple):
@@ -169,24 +169,59 @@ def norm_of(norm: NormConfig) -> NormOf:
     if norm.target == "torch.nn.Identity":
         return lambda features, groups: nn.Identity()
     args = controller_args(norm)
-    trial = norm_layer(replace(norm, args=args))(UNITS)
-    layer_class = type(trial)
-    own = layer_class not in METHODS.values() and not trial.stores_statistics
-    if not own and layer_class not in (LayerNorm2d, GroupNorm2d, SwitchNorm2d):
+    layer = norm_layer(replace(norm, args=args))
+    others = set(METHODS.values()) - {LayerNorm2d, GroupNorm2d, SwitchNorm2d}
+    if layer.func in others or layer(UNITS).stores_statistics:
         raise ConfigError(
             f"norm={norm.name}: does not apply to an LSTM, which has neither maps nor a batch; "
             "expected ln, gn, sn, none, random, or your own method with per-sample statistics"
         )
 
     def build(features: int, groups: int) -> nn.Module:
-        if layer_class is SwitchNorm2d and groups > 1:
+        if layer.func is SwitchNorm2d and groups > 1:
             return SwitchNorm1d(features, **args)
         # With one group GN is LN, and SN has nothing to choose from.
-        is_ln = groups == 1 and "num_groups" in args
-        layer = LayerNorm2d(features) if is_ln else layer_class(features, **args)
-        return nn.Sequential(nn.Unflatten(1, (features, 1, 1)), layer, nn.Flatten())
+        single = groups == 1 and "num_groups" in args
+        of_maps = LayerNorm2d(features) if single else layer(features)
+        return nn.Sequential(nn.Unflatten(1, (features, 1, 1)), of_maps, nn.Flatten())
 
     return build
+
+
+def to_architectures(decisions: Tensor) -> list[Architecture]:
+    """The architectures of ``decisions`` [M, D]."""
+    architectures: list[Architecture] = []
+    for cells in decisions.unflatten(1, (2, -1, 4)).tolist():
+        blocks = [[[i, OPERATIONS[a], j, OPERATIONS[b]] for i, a, j, b in cell] for cell in cells]
+        architectures.append(dict(zip(CELLS, blocks, strict=True)))
+    return architectures
+
+
+class SearchNetwork(nn.Module):
+    """The controller and the weights that its architectures share, as one network, which
+    checkpoints hold, with ``baseline`` [], the moving average of rewards."""
+
+    baseline: Tensor
+
+    def __init__(self, policy: Controller, child: CellNetwork) -> None:
+        super().__init__()
+        self.policy = policy
+        self.child = child
+        self.register_buffer("baseline", torch.zeros(()))
+
+    def forward(self, part: str, *inputs: Any) -> Any:
+        """``forward("policy", count)`` samples architectures; ``forward("child", images,
+        architecture)`` returns logits."""
+        return getattr(self, part)(*inputs)
+
+    @torch.no_grad()
+    def advantages(self, rewards: Tensor, decay: float) -> Tensor:
+        """Rewards [M] minus the baseline, which each of them updates before it is used."""
+        gaps = []
+        for reward in rewards.to(self.baseline).unbind():
+            self.baseline.lerp_(reward, 1 - decay)
+            gaps.append(reward - self.baseline)
+        return torch.stack(gaps)
 
 
 def _uniform(*shape: int) -> nn.Parameter:

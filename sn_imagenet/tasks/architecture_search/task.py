@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.config.checks import require
 from sn_imagenet.data.batches import ImageBatch
-from sn_imagenet.data.datasets import DataSets
-from sn_imagenet.data.loaders import train_loader
+from sn_imagenet.data.datasets import AugmentedDataset, DataSets
+from sn_imagenet.data.subset import split_source
 from sn_imagenet.distributed import Microbatch
 from sn_imagenet.models import initialized
 from sn_imagenet.models.cell import CellNetwork
@@ -23,21 +23,17 @@ from sn_imagenet.runs.scores import Score
 from sn_imagenet.tasks.architecture_search.controller import (
     Controller,
     ControllerOptions,
+    SearchNetwork,
     controller_args,
     norm_of,
+    to_architectures,
 )
-from sn_imagenet.tasks.architecture_search.data import (
+from sn_imagenet.tasks.architecture_search.evaluator import (
     EvaluationBatches,
     RepeatedLoader,
-    SearchData,
-    search_data,
+    SearchEvaluator,
 )
-from sn_imagenet.tasks.architecture_search.evaluator import SearchEvaluator
-from sn_imagenet.tasks.architecture_search.network import SearchNetwork, to_architectures
-from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task
-
-# What the paper (Sec. 4.4) states, or Fig. 6(b) shows: 150 epochs with restarts after 10, 30, 70.
-PAPER = {"data": "cifar10", "batch": "1x160", "epochs": 150, "cells": 6, "filters": 20}
+from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task, differences
 
 
 class ArchitectureSearch(Task):
@@ -52,7 +48,7 @@ class ArchitectureSearch(Task):
     """
 
     score = Score("val_accuracy", "validation accuracy", "%")
-    sums = ("trained", "correct", "children", "reward", "entropy")
+    sums = ("correct", "children", "reward", "entropy")
     phases = ("weights", "controller")
     max_processes = 1
     calibrates = False
@@ -80,8 +76,23 @@ class ArchitectureSearch(Task):
         ):
             require(within, f"task.{key}={getattr(self, key)}: expected {expected}")
 
-    def datasets(self) -> SearchData:
-        return search_data(super().datasets(), self.config.augment, self.reward_fraction)
+    def datasets(self) -> DataSets:
+        """``train`` is for the weights. ``val``, a part of each class's training images that is the
+        same for every seed, is for rewards. The validation images of the data are for the test."""
+        data, augment = super().datasets(), self.config.augment
+        weights, rewards = split_source(data.train.source, self.reward_fraction)
+        assert data.val is not None, "image data have validation images"
+        self._test = data.val
+        return DataSets(
+            train=AugmentedDataset(weights, data.train.data, augment, data.train.seed),
+            val=AugmentedDataset(rewards, data.train.data, None, data.train.seed),
+            classes=data.classes,
+            fingerprint={
+                "train": weights.fingerprint(),
+                "val": rewards.fingerprint(),
+                "test": data.fingerprint["val"],
+            },
+        )
 
     def network(self, data: DataSets) -> SearchNetwork:
         """The controller and the shared weights; the latter do not depend on the method."""
@@ -107,10 +118,6 @@ class ArchitectureSearch(Task):
     def check(self, network: nn.Module, data: DataSets) -> None:
         side, batch = self.config.data.image_size, self.config.batch.total
         require(
-            self.config.trainer.epochs is not None,
-            "trainer.epochs=null: task=architecture_search trains by epochs",
-        )
-        require(
             side >= 8,
             f"data.image_size={side}: expected at least 8, since the child halves its maps twice",
         )
@@ -126,17 +133,8 @@ class ArchitectureSearch(Task):
         if phase == "weights":
             return super().batches(phase, data, device)
         assert data.val is not None
-        config = self.config
-        loader = train_loader(
-            data.val,
-            global_batch=config.batch.total,
-            rank=0,
-            world_size=1,
-            seed=config.seed,
-            workers=config.data.workers,
-            device=device,
-        )
-        return RepeatedLoader(loader, self.controller.steps)
+        rewards = super().batches("weights", replace(data, train=data.val), device)
+        return RepeatedLoader(rewards, self.controller.steps)
 
     def optimizations(self, network: nn.Module, clock: Clock) -> dict[str, Optimization]:
         """SGD with Nesterov momentum and cosine restarts for the weights, Adam for the controller.
@@ -184,7 +182,6 @@ class ArchitectureSearch(Task):
             with torch.no_grad():
                 (architecture,) = to_architectures(network("policy", 1).decisions)
             logits = network("child", images, architecture)
-            sums["trained"] += len(labels)
             sums["correct"] = (logits.detach().argmax(1) == labels).sum()
             return Losses(F.cross_entropy(logits, labels), sums)
         sampled = network("policy", self.controller.samples)
@@ -195,7 +192,6 @@ class ArchitectureSearch(Task):
             ]
         entropy = sampled.entropy.detach()
         rewards = torch.stack(accuracies) + self.controller.entropy_weight * entropy
-        self._network.remember_best(sampled.decisions, rewards, step // self._steps_per_epoch)
         advantages = self._network.advantages(rewards, self.controller.baseline_decay)
         sums["children"] += len(rewards)
         sums |= {"reward": rewards.sum(), "entropy": entropy.sum()}
@@ -204,8 +200,8 @@ class ArchitectureSearch(Task):
     def metrics(self, sums: Mapping[str, float], samples: int) -> dict[str, float]:
         """Of the steps' phase: the accuracy of sampled architectures on augmented images, or the
         mean reward and entropy."""
-        if sums["trained"]:
-            return {"train_accuracy": 100 * sums["correct"] / sums["trained"]}
+        if not sums["children"]:
+            return {"train_accuracy": 100 * sums["correct"] / samples}
         return {name: sums[name] / sums["children"] for name in ("reward", "entropy")}
 
     def evaluation_batches(
@@ -213,33 +209,29 @@ class ArchitectureSearch(Task):
     ) -> EvaluationBatches:
         """Batches of as many samples as share statistics in training: ``trainer.eval_batch_size``
         does not apply, because the child normalizes with the statistics of the batch."""
-        assert isinstance(data, SearchData)
+        assert data.val is not None
         size, workers = self.config.batch.samples_per_gpu, self.config.data.workers
-        return EvaluationBatches(data, size, workers, device)
+        return EvaluationBatches([data.val, self._test], size, workers, device)
 
     def evaluator(
         self, data: DataSets, device: torch.device, batch_size: int, artifacts: Mapping[str, str]
     ) -> SearchEvaluator:
-        network = self._network
-        has_champion = int(network.record[0] >= 0)  # not before the first rewards
-        return SearchEvaluator(self.candidates, network.champion[:has_champion])
+        return SearchEvaluator(self.candidates)
 
     def departures(self, fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
+        """From what Sec. 4.4 states or Fig. 6(b) shows (restarts after 10, 30 and 70 epochs)."""
         config, args = self.config, self.config.model.args
-        ours: dict[str, Any] = {"data": config.data.name, "batch": config.batch.name}
-        ours |= {"epochs": config.trainer.epochs, **args}
-        rows: list[tuple[str, Any, Any]] = [
-            (key, paper, ours.get(key)) for key, paper in PAPER.items()
-        ]
-        rows += [
-            ("places of the normalization layers", "not stated", self.placement),
-            ("groups of GN in the LSTM", "not stated", "one per gate"),
-            ("auxiliary classifier of the child", "not stated; in ENAS's code", "none"),
-            ("images for the rewards of a step", "not stated; a batch each", "one batch"),
-            ("controller", "not stated", asdict(self.controller)),
-        ]
-        return [
-            {"item": item, "paper": str(paper), "ours": str(own)}
-            for item, paper, own in rows
-            if paper != own
-        ]
+        return differences(
+            [
+                ("data", "cifar10", config.data.name),
+                ("batch", "1x160", config.batch.name),
+                ("epochs", 150, config.trainer.epochs),
+                ("cells", 6, args.get("cells")),
+                ("filters", 20, args.get("filters")),
+                ("places of the normalization layers", "not stated", self.placement),
+                ("groups of GN in the LSTM", "not stated", "one per gate"),
+                ("auxiliary classifier of the child", "not stated; in ENAS's code", "none"),
+                ("images for the rewards of a step", "not stated; a batch each", "one batch"),
+                ("controller", "not stated", asdict(self.controller)),
+            ]
+        )

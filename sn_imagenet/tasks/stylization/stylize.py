@@ -19,18 +19,28 @@ from sn_imagenet.runs import RunDirectory, write_atomically
 from sn_imagenet.runs.reading import mapping
 
 
-def resized(pixels: np.ndarray, longer_side: int | None) -> np.ndarray:
-    """``pixels`` uint8 [H, W, 3], the longer side resized to ``longer_side`` if given (bicubic)."""
-    if longer_side is None:
-        return pixels
-    scale = longer_side / max(pixels.shape)
-    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
-    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+def read_resized(path: Path, longer_side: int | None, least: int) -> np.ndarray:
+    """The image of a file, uint8 [H, W, 3], the longer side resized to ``longer_side`` if given
+    (bicubic).
+
+    Raises:
+        UserError: it cannot be read, or a side has fewer than ``least`` pixels.
+    """
+    pixels = read_image(path)
+    if longer_side is not None:
+        scale = longer_side / max(pixels.shape)
+        height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        pixels = np.array(resized)
+    height, width, _ = pixels.shape
+    if min(height, width) < least:
+        raise UserError(
+            f"{path}: {width} x {height} pixels at the size asked for; expected at least {least}"
+        )
+    return pixels
 
 
-def stylize_folder(
-    run: Path, images: Path, out: Path | None, size: int | None, statistics: str | None
-) -> Iterator[Path]:
+def stylize_folder(run: Path, images: Path, out: Path | None, size: int | None) -> Iterator[Path]:
     """Stylize the images in ``images`` and below with the network of a run or an export, and yield
     the files as they are written: PNG, clamped to 0..255, under the image's relative path.
 
@@ -38,31 +48,24 @@ def stylize_folder(
         out: None for the folder ``stylized`` of the run, where the content images (``content/``)
             and the style (``style.png``) are written too, for Fig. 9.
         size: the longer side of the images in pixels; None for their own.
-        statistics: of BN, see :func:`~sn_imagenet.models.load`; None for the method's.
 
     Raises:
         UserError: the run is not one of stylization, or an image cannot be read or is too small.
     """
     if size is not None and size < 1:
         raise UserError(f"--size {size}: expected a number of pixels")
-    network = read_saved(run, statistics).network
+    network = read_saved(run).network
     if not isinstance(network, TransformNet):
         raise UserError(f"--run {run}: expected a run of task=stylization")
     device, least = choose_device("auto"), network.least_side
     network = network.to(device)
     folder = run / "stylized" if out is None else out
-    targets = {
-        name: Path(name).with_suffix(".png") for name in list_images(images, "--images").names
-    }
+    names = list_images(images, "--images").names
+    targets = {name: Path(name).with_suffix(".png") for name in names}
     if len(set(targets.values())) < len(targets):
         raise UserError(f"--images {images}: two images differ only in their suffix; rename one")
     for name, target in targets.items():
-        content = resized(read_image(images / name), size)
-        height, width, _ = content.shape
-        if min(height, width) < least:
-            raise UserError(
-                f"{images / name}: {width} x {height} pixels; expected at least {least}"
-            )
+        content = read_resized(images / name, size, least)
         if out is None:
             _write(folder / "content" / target, content)
         pixels = torch.from_numpy(content).to(device).permute(2, 0, 1)[None].float()
@@ -70,7 +73,7 @@ def stylize_folder(
         yield _write(folder / target, stylized.permute(1, 2, 0).cpu().numpy())
     style = None if out else mapping(RunDirectory(run).read_config().get("task")).get("style")
     if style and Path(style).expanduser().is_file():
-        yield _write(folder / "style.png", resized(read_image(Path(style).expanduser()), size))
+        yield _write(folder / "style.png", read_resized(Path(style).expanduser(), size, 1))
 
 
 def _write(path: Path, pixels: np.ndarray) -> Path:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.config.checks import require, require_one_of
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets
-from sn_imagenet.data.sources.images import read_image
 from sn_imagenet.distributed import Microbatch, all_reduce_sum
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models.build import build_network
@@ -26,10 +26,8 @@ from sn_imagenet.tasks.stylization.perceptual import (
     load_features,
     total_variation,
 )
-from sn_imagenet.tasks.stylization.stylize import resized
-from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task
-
-_SHOWN = 4  # validation images in the tracker
+from sn_imagenet.tasks.stylization.stylize import read_resized
+from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task, differences
 
 
 class Stylization(Task):
@@ -56,12 +54,8 @@ class Stylization(Task):
         if not style:
             raise ConfigError("task.style=null: give task.style=FILE, the style image")
         scale = feature_scale or ("pixels" if features else "unit")
-        for key, value, known in (
-            ("feature_scale", scale, SCALES),
-            ("content_layer", content_layer, LAYERS),
-        ):
-            if value not in known:
-                raise ConfigError(f"task.{key}={value}: expected one of {', '.join(known)}")
+        require_one_of("task.feature_scale", scale, list(SCALES))
+        require_one_of("task.content_layer", content_layer, list(LAYERS))
         self.style, self.features, self.content_layer = style, features, content_layer
         self.scale, own = scale, SCALES[scale]
         self.numbers: dict[str, Any] = {
@@ -71,19 +65,15 @@ class Stylization(Task):
             "tv_weight": tv_weight,
             "learning_rate": learning_rate,
         }
-        for key, number in self.numbers.items():
-            if not (isinstance(number, int | float) and 0 <= number < float("inf")):
-                raise ConfigError(f"task.{key}={number}: expected a number of at least 0")
+        for key, value in self.numbers.items():
+            is_valid = isinstance(value, int | float) and 0 <= value < float("inf")
+            require(is_valid, f"task.{key}={value}: expected a number of at least 0")
         self._loss: PerceptualLoss
 
     def datasets(self) -> DataSets:
         """The images, and the style and features, which the fingerprint covers too."""
-        style = resized(read_image(Path(self.style).expanduser()), self.numbers["style_size"])
-        if min(style.shape[:2]) < LEAST_SIDE:
-            raise ConfigError(
-                f"task.style={self.style}: {style.shape[1]} x {style.shape[0]} pixels at its size "
-                f"(task.style_size, or data.image_size); expected at least {LEAST_SIDE}"
-            )
+        path, size = Path(self.style).expanduser(), self.numbers["style_size"]
+        style = read_resized(path, size, LEAST_SIDE)
         data, features = super().datasets(), load_features(self.features)
         weights = b"".join(weight.numpy().tobytes() for weight in features.state_dict().values())
         for name, content in (("style", style.tobytes()), ("features", weights)):
@@ -138,35 +128,32 @@ class Stylization(Task):
 
     @torch.no_grad()
     def pictures(self, network: nn.Module, data: DataSets, device: torch.device) -> dict[str, Any]:
-        """The first validation images, above what the network makes of them."""
+        """The first four validation images, above what the network makes of them."""
         assert data.val is not None
-        shown = [data.val[0, index][0] for index in range(min(_SHOWN, len(data.val)))]
+        shown = [data.val[0, index][0] for index in range(min(4, len(data.val)))]
         images = torch.stack(shown).to(device)
-        rows = [torch.cat(list(row), dim=2) for row in (images, network(images).float())]
-        pixels = torch.cat(rows, dim=1).clamp(0, 255).byte()
-        return {"content and output": pixels.permute(1, 2, 0).cpu().numpy()}
+        rows = torch.stack([images, network(images).float()]).permute(0, 3, 1, 4, 2)
+        pixels = rows.flatten(2, 3).flatten(0, 1).clamp(0, 255).byte()
+        return {"content and output": pixels.cpu().numpy()}
 
     def departures(self, fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
         """From Sec. 4.3 of the SN paper and, where it says nothing, Johnson et al.; the scale of
         the losses in Fig. 6(a) fits features of unit scale only."""
         config = self.config
-        facts = (
-            ("data", "coco", config.data.name),
-            ("image size", 256, config.data.image_size),
-            ("iterations", 40_000, config.trainer.max_steps),
-            ("epochs", None, config.trainer.epochs),
-            ("setting", "1x4", config.batch.name),
-            ("learning rate", 1e-3, self.numbers["learning_rate"]),
-            ("content layer", "relu2_2", self.content_layer),
-            ("weight of total variation", 0.0, self.numbers["tv_weight"]),
-            ("scale of the features", "unit", self.scale),
-            ("precision", "fp32", config.trainer.precision),
+        return differences(
+            [
+                ("data", "coco", config.data.name),
+                ("image size", 256, config.data.image_size),
+                ("iterations", 40_000, config.trainer.max_steps),
+                ("epochs", None, config.trainer.epochs),
+                ("setting", "1x4", config.batch.name),
+                ("learning rate", 1e-3, self.numbers["learning_rate"]),
+                ("content layer", "relu2_2", self.content_layer),
+                ("weight of total variation", 0.0, self.numbers["tv_weight"]),
+                ("scale of the features", "unit", self.scale),
+                ("precision", "fp32", config.trainer.precision),
+            ]
         )
-        return [
-            {"item": item, "paper": str(paper), "ours": str(ours)}
-            for item, paper, ours in facts
-            if paper != ours
-        ]
 
 
 class LossEvaluator:

@@ -1,12 +1,13 @@
-"""Fig. 6(a): the losses of stylization over training."""
+"""Fig. 6: (a) the losses of stylization, (b) the validation accuracy of architecture search."""
 
 from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from sn_imagenet.reporting.cells import method_label
-from sn_imagenet.reporting.figures.series import FigureData, draw_curves, over_epochs
-from sn_imagenet.reporting.figures.style import PAGE, method_style, unstyled
+from sn_imagenet.reporting.cells import method_label, score_heading
+from sn_imagenet.reporting.figures.learning import by_method, side_by_side
+from sn_imagenet.reporting.figures.series import FigureData, over_epochs
+from sn_imagenet.reporting.figures.style import COLUMN, method_style, unstyled
 from sn_imagenet.reporting.study import Study
 from sn_imagenet.reporting.stylization import loss_curve
 
@@ -16,7 +17,7 @@ _LOSSES = {"total": "loss", "style": "style", "feature": "feature"}  # title -> 
 def figure6a(study: Study) -> FigureData | None:
     """A panel for the total, the style and the feature loss: a curve for each method (and setting,
     if there are several), the mean over seeds with a band of one standard deviation."""
-    several = len({setting for _, setting in study.drawn}) > 1
+    several = len(study.drawn_settings) > 1
     panels = {
         title: [
             series
@@ -35,16 +36,20 @@ def figure6a(study: Study) -> FigureData | None:
     return FigureData("iteration", "training loss", panels, lower_is_better=True)
 
 
-def draw_figure6a(data: FigureData) -> Figure:
-    """Draw the panels side by side, with logarithmic losses."""
-    figure = Figure(figsize=(PAGE, 2.6))
-    panels = figure.subplots(1, len(data.panels))
-    for axes, (title, series) in zip(panels, data.panels.items(), strict=True):
-        draw_curves(axes, series)
-        axes.set_title(title)
-        axes.set_yscale("log")
-        axes.set_xlabel(data.x)
-    panels[0].set_ylabel(data.y)
+def figure6b(study: Study) -> FigureData | None:
+    """A curve per method, with a band of one standard deviation over seeds; a panel per setting."""
+    settings = study.drawn_settings
+    panels = {str(setting): by_method(study, setting, training=False) for setting in settings}
+    heading = score_heading(study.score)
+    return FigureData(study.x_label, heading, panels) if any(panels.values()) else None
+
+
+def draw_figure6(data: FigureData) -> Figure:
+    """Draw the panels side by side; losses are logarithmic."""
+    figure = Figure(figsize=(max(COLUMN, 2.36 * len(data.panels)), 2.6))
+    panels = side_by_side(figure, data)
+    for axes in panels:
+        axes.set_yscale("log" if data.lower_is_better else "linear")
     panels[0].legend()
     figure.tight_layout(w_pad=0.8)
     return figure
