@@ -6,7 +6,8 @@ c9s1-3. Images in and out have the same size and pixels from 0 to 255; the outpu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -89,8 +90,8 @@ class TransformNet(nn.Module):
 
     @torch.no_grad()
     def stylize(self, image: Tensor) -> Tensor:
-        """:meth:`forward` of one image [1, 3, H, W] in evaluation mode, up to rounding. A large
-        image takes at most one activation of 32 channels and one of 64 at half its size."""
+        """:meth:`forward` of one image [1, 3, H, W] in evaluation mode, up to rounding. Activations
+        of a large image at its full size are computed in strips of rows, and never kept."""
         if image.shape[2] * image.shape[3] <= _PLAIN:
             return self(image)
         x = self._pad(image)
@@ -126,35 +127,45 @@ class _Block(nn.Module):
 
 
 def _in_strips(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """The output of ``layers`` for one image [1, C, H, W], with normalization layers in place."""
-    chain = nn.Sequential()
+    """The output of ``layers`` for one image [1, C, H, W]. What precedes a normalization layer is
+    computed for its statistics, and again for what follows."""
+    chain: list[Callable[[Tensor], Tensor]] = []
     for layer in layers:
-        if isinstance(layer, MomentNorm2d):
-            x, chain = _convolve(chain, x), nn.Sequential()
-            var, mean = torch.var_mean(x, (2, 3), correction=layer.instance_correction)
-            center, scale, shift = (
-                table[..., None, None] for table in layer.coefficients(Moments(mean, var))
-            )
-            x.sub_(center).mul_(scale).add_(shift)
-        if isinstance(layer, nn.ReLU) or getattr(layer, "relu", False):
-            x.relu_()
-        elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Upsample):
+        if not isinstance(layer, MomentNorm2d):
             chain.append(layer)
-    return _convolve(chain, x) if len(chain) else x
+            continue
+        pixels, sums = 0, torch.zeros(2, 1, layer.num_features, dtype=torch.float64)
+        for _, _, strip in _strips(chain, x):
+            rows = strip.double()
+            pixels += rows.shape[2] * rows.shape[3]
+            sums += torch.stack([rows.sum((2, 3)), rows.square().sum((2, 3))]).cpu()
+        mean = sums[0] / pixels
+        var = (sums[1] - pixels * mean**2) / (pixels - layer.instance_correction)
+        tables = layer.coefficients(Moments(mean.to(x), var.to(x)))
+        center, scale, shift = (table[..., None, None] for table in tables)
+        chain.append(partial(torch.addcmul, shift - center * scale, scale))
+        chain += [nn.ReLU()] if layer.relu else []
+    y = x.new_empty(0)
+    for top, height, strip in _strips(chain, x):
+        if not top:
+            y = x.new_empty(1, strip.shape[1], height, strip.shape[3])
+        y[:, :, top : top + strip.shape[2]] = strip
+    return y
 
 
-def _convolve(layers: nn.Sequential, x: Tensor) -> Tensor:
-    """The output of ``layers``, computed in strips of rows."""
+def _strips(
+    layers: Sequence[Callable[..., Tensor]], x: Tensor
+) -> Iterator[tuple[int, int, Tensor]]:
+    """(first row, number of all rows, output) of ``layers`` in strips of rows, top to bottom."""
     up = 2 ** sum(isinstance(layer, nn.Upsample | nn.ConvTranspose2d) for layer in layers)
     down = math.prod(layer.stride[0] for layer in layers if isinstance(layer, nn.Conv2d))
     height, width = (-(-side * up // down) for side in x.shape[2:])
-    rows, y = max(_HALO, _STRIP // width // 2 * 2), x.new_empty(0)
+    rows = max(_HALO, _STRIP // width // 2 * 2)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         first = max(0, top * down // up - _HALO)
-        strip = layers(x[:, :, first : -(-bottom * down // up) + _HALO])
+        strip = x[:, :, first : -(-bottom * down // up) + _HALO]
+        for layer in layers:
+            strip = layer(strip)
         start = top - first * up // down
-        if not top:
-            y = x.new_empty(1, strip.shape[1], height, width)
-        y[:, :, top:bottom] = strip[:, :, start : start + bottom - top]
-    return y
+        yield top, height, strip[:, :, start : start + bottom - top]

@@ -56,7 +56,7 @@ def lstm_prefers_ln(study: Study) -> Judgment:
     comparisons = []
     for setting in study.settings:
         runs = [run for run in study.cell("sn", setting).runs if run.state == FINISHED]
-        name = f"SN's weight, LN - GN {setting}"
+        name = "SN's weight, LN - GN"
         comparisons.append(paired(name, setting, runs, gap, low=0.0, unit=WEIGHT))
     return judge(comparisons)
 

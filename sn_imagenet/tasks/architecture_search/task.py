@@ -150,12 +150,8 @@ class ArchitectureSearch(Task):
             nesterov=True,
             fused=True,
         )
-        adam = torch.optim.Adam(
-            network.policy.parameters(),
-            betas=(controller.beta1, 0.999),
-            eps=controller.eps,
-            fused=True,
-        )
+        policy, betas = network.policy.parameters(), (controller.beta1, 0.999)
+        adam = torch.optim.Adam(policy, betas=betas, eps=controller.eps, fused=True)
         return {
             "weights": Optimization(weights, self._rate),
             "controller": Optimization(adam, lambda step: controller.learning_rate),
@@ -204,9 +200,7 @@ class ArchitectureSearch(Task):
             return {"train_accuracy": 100 * sums["correct"] / samples}
         return {name: sums[name] / sums["children"] for name in ("reward", "entropy")}
 
-    def evaluation_batches(
-        self, data: DataSets, batch_size: int, device: torch.device
-    ) -> EvaluationBatches:
+    def evaluation_batches(self, data: DataSets, batch_size: int, device: torch.device) -> Any:
         """Batches of as many samples as share statistics in training: ``trainer.eval_batch_size``
         does not apply, because the child normalizes with the statistics of the batch."""
         assert data.val is not None

@@ -48,10 +48,8 @@ def load_features(file: str | None) -> nn.Sequential:
             state: Any = VGG16_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
         else:
             state = torch.load(Path(file).expanduser(), map_location="cpu", weights_only=True)
-        names = {
-            name: name if name in state else f"features.{name}" for name in layers.state_dict()
-        }
-        layers.load_state_dict({name: state[key] for name, key in names.items()})
+        prefix = "" if "0.weight" in state else "features."
+        layers.load_state_dict({name: state[prefix + name] for name in layers.state_dict()})
     except Exception as error:  # of urllib, pickle, zip files and torch
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
         raise ConfigError(

@@ -52,8 +52,6 @@ def stylize_folder(run: Path, images: Path, out: Path | None, size: int | None) 
     Raises:
         UserError: the run is not one of stylization, or an image cannot be read or is too small.
     """
-    if size is not None and size < 1:
-        raise UserError(f"--size {size}: expected a number of pixels")
     network = read_saved(run).network
     if not isinstance(network, TransformNet):
         raise UserError(f"--run {run}: expected a run of task=stylization")

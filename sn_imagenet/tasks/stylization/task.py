@@ -90,8 +90,8 @@ class Stylization(Task):
             network = build_network(model, self.config.norm, num_classes=1)
         if not isinstance(network, TransformNet):
             raise ConfigError(f"model.name={model.name}: task=stylization needs {TRANSFORM_NET}")
-        if side < network.least_side:
-            raise ConfigError(f"data.image_size={side}: expected at least {network.least_side}")
+        least = network.least_side
+        require(side >= least, f"data.image_size={side}: expected at least {least}")
         return network
 
     def optimizations(self, network: nn.Module, clock: Clock) -> dict[str, Optimization]:
