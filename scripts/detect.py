@@ -15,14 +15,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add, kinds = parser.add_argument, ["batch_average", "moving_average"]
-    own = "default: the run's norm.test_statistics"
+    add = parser.add_argument
     add("--run", type=Path, required=True, metavar="RUN", help="the directory of a trained run")
     add("--images", type=Path, required=True, metavar="DIR", help="images in DIR and below")
     add("--out", type=Path, metavar="DIR", help="default: RUN/detected, which a report shows")
     drawn = "draw objects with at least this score; default: 0.5"
     add("--score", type=float, default=0.5, metavar="S", help=drawn)
-    add("--statistics", choices=kinds, help=f"which BN statistics to use; {own}")
     true = "of images in COCO's format: only these, and their true objects in OUT/content"
     add("--annotations", type=Path, metavar="FILE", help=true)
     args = parser.parse_args()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from sn_imagenet.reporting.cells import MISSING, Summary, method_label
 from sn_imagenet.reporting.departures import departure_notes
@@ -27,31 +29,16 @@ _HEADINGS = {
 _NAMES = {"frozen_bn": "BN frozen"}
 
 
-def table3(collection: RunCollection) -> Document:
-    """Faster R-CNN C4: BN frozen, BN, GN and SN, and the three from scratch."""
-    return _table("Table 3", collection)
-
-
-def table4(collection: RunCollection) -> Document:
-    """Faster R-CNN + FPN: pairs of backbone and heads."""
-    return _table("Table 4", collection)
-
-
-def table5(collection: RunCollection) -> Document:
-    """Mask R-CNN + FPN: pairs of backbone and heads, boxes and masks."""
-    return _table("Table 5", collection)
-
-
 def pair_label(norm: str) -> str:
     """``BN frozen + SN`` for ``frozen_bn+sn``; ``GN`` where the heads have the same."""
     return " + ".join(_NAMES.get(part, method_label(part)) for part in norm.split("+"))
 
 
-def _table(title: str, collection: RunCollection) -> Document:
-    """A grid for each data set, setting, and model of the table or its mini version, the paper's
-    data first."""
+def detection_table(title: str, collection: RunCollection) -> Document:
+    """Table 3 (Faster R-CNN C4), 4 (with FPN) or 5 (Mask R-CNN + FPN): a grid for each data set,
+    setting, and model of the table or its mini version, the paper's data first."""
     published = collection.paper.detection[title.lower().replace(" ", "")]
-    keys, order = published["keys"], list(STARTS)
+    order = list(STARTS)
     groups: dict[tuple[str, str, Setting], list[Study]] = {}
     for study in sorted(studies_of(collection), key=lambda s: (s.data != "coco", s.data, s.model)):
         if study.task == TASK and study.model.removesuffix("_mini") == published["model"]:
@@ -61,53 +48,59 @@ def _table(title: str, collection: RunCollection) -> Document:
     for (data, model, setting), studies in groups.items():
         rows: list[Row] = []
         for study in sorted(studies, key=lambda s: (*order, s.row).index(s.row)):
-            paper, start = published.get(study.row, {}), STARTS.get(study.row, f", {study.row}")
-            first = True
-            for method in sorted(study.methods, key=(*paper, *study.methods).index):
-                cell = study.cell(method, setting)
-                if not cell.runs:
-                    continue
-                numbers = {key: _with_values(cell, key) for key in keys}
-                cells = tuple(
-                    MISSING if cell.values and not of_key.values else of_key.text()
-                    for of_key in numbers.values()
-                )
-                rows.append(Row(pair_label(method) + start, cells, rule=first and bool(rows)))
-                first = False
-                if method in paper:
-                    rows.append(Row("paper, COCO", tuple(map(str, paper[method])), indent=True))
-                columns += [
-                    {
-                        "data": data,
-                        "model": model,
-                        "setting": setting.name,
-                        "start": study.row,
-                        "method": method,
-                        "number": key,
-                        "n_seeds": len(of_key.values),
-                        "mean": rounded(of_key.mean),
-                        "std": rounded(of_key.std),
-                        **interval_columns(of_key.interval),
-                        "paper": value,
-                        "states": ";".join(f"{s}:{n}" for s, n in cell.states.items()),
-                        "statistics": ";".join(sorted({r.statistics for r in cell.runs} - {""})),
-                    }
-                    for (key, of_key), value in zip(
-                        numbers.items(), paper.get(method, [None] * len(keys)), strict=True
-                    )
-                ]
+            in_order = (*published.get(study.row, ()), *study.methods).index
+            methods = [m for m in study.methods if study.cell(m, setting).runs]
+            for position, method in enumerate(sorted(methods, key=in_order)):
+                (first, *others), numbers = _row(study, method, setting, published)
+                rule = bool(rows) and position == 0
+                rows += [replace(first, rule=rule), *others]
+                columns += numbers
         notes = ["Mean ± standard deviation (number of seeds), in percent. CSV has 95 % intervals."]
         if setting != Setting.parse(published["setting"]):
             notes.append(f"The paper's setting is {Setting.parse(published['setting'])}.")
         notes += [" ".join(note.split()) for note in published.get("notes", ())]
         notes += departure_notes([r for s in studies for r in s.runs if r.cell.setting == setting])
         caption = f"Average precision, {data}, {model}, {setting}."
-        headings = tuple(_HEADINGS[key] for key in keys)
+        headings = tuple(_HEADINGS[key] for key in published["keys"])
         grids.append(Grid(caption, headings, tuple(rows), tuple(notes)))
     sections = [f"## {markdown_escape(grid.caption)}\n\n{grid_markdown(grid)}" for grid in grids]
     unique = {id(study): study for group in groups.values() for study in group}.values()
     warnings = [line for study in unique for line in conflict_warnings(study, "averaged")]
     return Document(title, sections, [[grid] for grid in grids], columns, warnings)
+
+
+def _row(
+    study: Study, method: str, setting: Setting, published: Mapping[str, Any]
+) -> tuple[list[Row], list[dict[str, object]]]:
+    """The row of a cell, and the paper's below it if it has one, and the rows of the CSV, one for
+    each number."""
+    cell, keys = study.cell(method, setting), published["keys"]
+    paper = published.get(study.row, {}).get(method)
+    numbers = {key: _with_values(cell, key) for key in keys}
+    texts = (MISSING if cell.values and not n.values else n.text() for n in numbers.values())
+    label = pair_label(method) + STARTS.get(study.row, f", {study.row}")
+    rows = [Row(label, tuple(texts))]
+    if paper:
+        rows.append(Row("paper, COCO", tuple(map(str, paper)), indent=True))
+    columns: list[dict[str, object]] = [
+        {
+            "data": study.data,
+            "model": study.model,
+            "setting": setting.name,
+            "start": study.row,
+            "method": method,
+            "number": key,
+            "n_seeds": len(number.values),
+            "mean": rounded(number.mean),
+            "std": rounded(number.std),
+            **interval_columns(number.interval),
+            "paper": value,
+            "states": ";".join(f"{state}:{n}" for state, n in cell.states.items()),
+            "statistics": ";".join(sorted({run.statistics for run in cell.runs} - {""})),
+        }
+        for (key, number), value in zip(numbers.items(), paper or [None] * len(keys), strict=True)
+    ]
+    return rows, columns
 
 
 def _with_values(cell: Summary, key: str) -> Summary:

@@ -73,10 +73,11 @@ def open_annotations(path: Path, folder: Path) -> Annotations:
     Raises:
         DataError: the file or a value in it cannot be used, or an image is missing.
     """
-    for place, expected in ((path, Path.is_file), (folder, Path.is_dir)):
-        if not expected(place):
-            kind = "a file in COCO's format" if expected is Path.is_file else "a folder of images"
-            raise DataError(f"{place}: no such file or folder; expected {kind}")
+    if not path.is_file() or not folder.is_dir():
+        raise DataError(
+            f"{folder if path.is_file() else path}: no such file or folder; expected annotations "
+            "in COCO's format and the folder of their images"
+        )
     stamp = [path.stat().st_size, *(p.stat().st_mtime_ns for p in (path, folder))]
     origin = json.dumps([VERSION, *stamp, os.path.abspath(folder)])
     with exclusive_lock(path):

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from sn_imagenet.config import from_dict
-from sn_imagenet.data.sources.images import list_images, read_image
+from sn_imagenet.data.sources.images import list_images, png_targets, read_image, write_png
 from sn_imagenet.distributed import choose_device
 from sn_imagenet.errors import UserError
 from sn_imagenet.models import load_weights, read_weights
 from sn_imagenet.models.saved import use_statistics
-from sn_imagenet.runs import RunDirectory, write_atomically
+from sn_imagenet.runs import RunDirectory, write_text
 from sn_imagenet.tasks.detection.coco import open_annotations
 from sn_imagenet.tasks.detection.evaluator import detections_of
 from sn_imagenet.tasks.detection.images import target_of
@@ -29,12 +27,9 @@ from sn_imagenet.tasks.task import build_task
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
-def load_detector(run: Path, statistics: str | None = None) -> tuple[Any, tuple[str, ...]]:
-    """The detector of a finished run, in evaluation mode on the CPU, and its category names.
-
-    Args:
-        statistics: of BN, ``moving_average`` or ``batch_average``; None for the run's
-            ``norm.test_statistics``.
+def load_detector(run: Path) -> tuple[Any, tuple[str, ...]]:
+    """The detector of a finished run, in evaluation mode on the CPU with BN's statistics that
+    ``norm.test_statistics`` names, and its category names.
 
     Raises:
         UserError: there is no such run, it is not one of detection, or it lacks the statistics.
@@ -45,7 +40,7 @@ def load_detector(run: Path, statistics: str | None = None) -> tuple[Any, tuple[
     config = from_dict(RunDirectory(run).read_config())
     network = build_detector(config, build_task(config).head_norm(), len(saved.classes))
     load_weights(network, saved)
-    use_statistics(network, RunDirectory(run), statistics or config.norm.test_statistics)
+    use_statistics(network, RunDirectory(run), config.norm.test_statistics)
     return network.eval(), saved.classes
 
 
@@ -55,7 +50,6 @@ def detect_folder(
     images: Path,
     out: Path | None = None,
     score: float = 0.5,
-    statistics: str | None = None,
     annotations: Path | None = None,
 ) -> Iterator[Path]:
     """Find the objects in the images of ``images`` and below; yield the files as they are written.
@@ -72,7 +66,7 @@ def detect_folder(
     Raises:
         UserError: the run or an image cannot be used, or there are no images.
     """
-    network, names = load_detector(run, statistics)
+    network, names = load_detector(run)
     device, folder = choose_device("auto"), run / "detected" if out is None else out
     network.to(device)
     entries: dict[str, Any] = dict.fromkeys(list_images(images, "--images").names)
@@ -80,28 +74,28 @@ def detect_folder(
         truth = open_annotations(annotations, images)
         described = map(truth.image, range(len(truth)))
         entries = {entry["file_name"]: entry for entry in described}
-    targets = {name: Path(name).with_suffix(".png") for name in entries}
-    if len(set(targets.values())) < len(targets):
-        raise UserError(f"--images {images}: two images differ only in their suffix; rename one")
+    targets = png_targets(list(entries))
     found = {}
     for name, entry in entries.items():
         pixels = torch.from_numpy(read_image(images / name)).permute(2, 0, 1)
         (output,) = network([pixels.to(device).float() / 255])
         output = {key: value.cpu() for key, value in output.items()}
-        labeled = [(names[label - 1], detection) for label, detection in detections_of(output)]
-        found[name] = [{"category": category, **detection} for category, detection in labeled]
-        texts = [f"{category} {detection['score']:.2f}" for category, detection in labeled]
-        shown = output["scores"] >= score
+        found[name] = [
+            {"category": names[label - 1], **detection}
+            for label, detection in detections_of(output)
+        ]
+        shown = output["scores"] >= score  # the first: they are sorted
         output = {key: value[shown] for key, value in output.items()}
         if "masks" in output:
             output["masks"] = output["masks"][:, 0] > 0.5
-        kept = [text for text, is_shown in zip(texts, shown.tolist(), strict=True) if is_shown]
-        yield _draw(folder / targets[name], pixels, output, kept)
+        drawn = found[name][: len(output["labels"])]
+        texts = [f"{detection['category']} {detection['score']:.2f}" for detection in drawn]
+        yield _draw(folder / targets[name], pixels, output, texts)
         if entry is not None:
             target = target_of(entry, truth.categories, truth.has_masks)
             true_names = [truth.names[label - 1] for label in target["labels"].tolist()]
             yield _draw(folder / "content" / targets[name], pixels, target, true_names)
-    yield write_atomically(folder / "detections.json", json.dumps(found).encode(), "--out")
+    yield write_text(folder / "detections.json", json.dumps(found), "--out")
 
 
 def _draw(path: Path, pixels: Tensor, objects: Mapping[str, Tensor], texts: Sequence[str]) -> Path:
@@ -113,6 +107,4 @@ def _draw(path: Path, pixels: Tensor, objects: Mapping[str, Tensor], texts: Sequ
             masks = objects["masks"].bool()
             pixels = draw_segmentation_masks(pixels, masks, alpha=0.4, colors=colors)
         pixels = draw_bounding_boxes(pixels, objects["boxes"], list(texts), colors)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG")
-    return write_atomically(path, buffer.getvalue(), "--out")
+    return write_png(path, pixels.permute(1, 2, 0).numpy())

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from sn_imagenet.config import ExperimentConfig, ModelConfig, NormConfig
@@ -21,6 +22,11 @@ from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import build_model, fuse_relus, norm_layer
 
 MODELS = ("faster_rcnn_c4", "faster_rcnn_fpn", "mask_rcnn_fpn")
+# The networks of torchvision's weights for COCO, for evaluation only.
+PUBLISHED = {
+    "faster_rcnn_torchvision": "FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
+    "mask_rcnn_torchvision": "MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
+}
 RATIOS = (0.5, 1.0, 2.0)
 
 
@@ -96,6 +102,8 @@ def build_detector(config: ExperimentConfig, head: NormConfig | None, classes: i
         ConfigError: the model or one of its arguments is unknown.
     """
     require_nms()
+    if config.model.name in PUBLISHED:
+        return published_detector(config.model.name, classes)
     model, name = config.model, config.model.name.removesuffix("_mini")
     if name not in MODELS:
         names = [f"{name}{suffix}" for name in MODELS for suffix in ("", "_mini")]
@@ -123,6 +131,16 @@ def build_detector(config: ExperimentConfig, head: NormConfig | None, classes: i
             nn.init.zeros_(layer.bias)
     if model.fuse_relu:
         fuse_relus(detector.roi_heads)
+    return detector
+
+
+def published_detector(name: str, classes: int) -> FasterRCNN:
+    """The network of :data:`PUBLISHED`, with torchvision's layers."""
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None)
+    detector = (MaskRCNN if name.startswith("mask") else FasterRCNN)(backbone, classes + 1)
+    for module in detector.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.eps = 0.0  # as torchvision sets it for these weights
     return detector
 
 

@@ -31,12 +31,6 @@ def grouped_order(ratios: np.ndarray, size: int, seed: int, epoch: int) -> np.nd
     return result
 
 
-def group_count(ratios: np.ndarray, size: int) -> int:
-    """The number of groups of :func:`grouped_order`."""
-    wide = int((ratios >= 1).sum())
-    return wide // size + (len(ratios) - wide) // size
-
-
 class GroupSampler(TrainBatchSampler):
     """The rank's share of each global batch of an epoch: replica i of step b has group b * G + i,
     so that image j of a replica is at position j * G + i of the global batch.
@@ -50,7 +44,7 @@ class GroupSampler(TrainBatchSampler):
     ) -> None:
         self.ratios, self.shape = ratios, (-1, replicas, samples_per_replica)
         total = replicas * samples_per_replica
-        steps = group_count(ratios, samples_per_replica) // replicas
+        steps = len(grouped_order(ratios, samples_per_replica, 0, 0)) // replicas
         if not steps:
             raise DataError(
                 f"one step needs {replicas} groups of {samples_per_replica} images, each all wide "
@@ -71,7 +65,7 @@ class CalibrationSampler(CalibrationBatchSampler):
 
     def __init__(self, ratios: np.ndarray, minibatch: int, **sampling: Any) -> None:
         self.ratios = ratios
-        available = group_count(ratios, minibatch) * minibatch
+        available = grouped_order(ratios, minibatch, 0, 0).size
         super().__init__(available, minibatch, **{**sampling, "minibatches_per_batch": 1})
 
     def order(self, epoch: int) -> Tensor:
