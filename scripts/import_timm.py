@@ -4,8 +4,7 @@ NAME is the name in torchvision (ResNet50_Weights.IMAGENET1K_V1, or with task=de
 FasterRCNN_ResNet50_FPN_Weights.COCO_V1 and MaskRCNN_ResNet50_FPN_Weights.COCO_V1) or timm
 (resnet50.a1_in1k, or with norm=gn resnet50_gn.a1h_in1k). FILE is the published file; --url prints
 where to download it. RUN becomes a run directory for evaluate.py run=RUN, with the weights' image
-size, crop and
-interpolation. OPTION is an option of train.py.
+size, crop and interpolation. OPTION is an option of train.py.
 """
 
 from __future__ import annotations

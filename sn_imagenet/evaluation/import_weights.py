@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,8 @@ def _import_detector(file: Path, name: str, config: ExperimentConfig) -> Path:
         raise UserError(f"{file} does not hold {name}: {reason}") from error
     norm = replace(config.norm, name="frozen_bn", test_statistics="sample")
     config = replace(config, norm=norm, model=ModelConfig(model, {}, fuse_relu=False))
-    return _write_run(config, network, f"{name} of {_name_and_hash(file)}")
+    classes = [label for label in names if label != "N/A"][1:]  # without the background
+    return _write_run(config, network, f"{name} of {_name_and_hash(file)}", classes)
 
 
 def _read_weights(file: Path) -> dict[str, Any]:
@@ -148,7 +149,9 @@ def _write_weights(config: ExperimentConfig, weights: Mapping[str, Tensor], sour
     return _write_run(config, network, source)
 
 
-def _write_run(config: ExperimentConfig, network: nn.Module, source: str) -> Path:
+def _write_run(
+    config: ExperimentConfig, network: nn.Module, source: str, classes: Sequence[str] = ()
+) -> Path:
     norm = replace(config.norm, name=f"{config.norm.name}{IMPORTED}", single_sample={})
     config = replace(config, norm=norm, imported=source)
     directory = RunDirectory(Path(config.run_dir))
@@ -161,6 +164,7 @@ def _write_run(config: ExperimentConfig, network: nn.Module, source: str) -> Pat
             "training": {"steps": 0},  # not trained here
             "provenance": provenance(torch.device("cpu")),
             "data_fingerprint": {},
+            **({"classes": list(classes)} if classes else {}),
         }
         checkpoint.save(directory.final, state)
     return directory.path

@@ -116,17 +116,6 @@ def test_an_index_is_used_until_its_file_changes(
     assert open_annotations(path, drawn / "train").sha256 != built.sha256
 
 
-def test_an_index_that_cannot_be_beside_the_data_is_in_the_cache(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    path = tmp_path / "train.json"
-    path.write_bytes((drawn / "train.json").read_bytes())
-    path.with_name("train.json.index.npz").mkdir()  # in the way, also of root
-    open_annotations(path, drawn / "train")
-    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
-
-
 def test_the_fingerprint_covers_files_and_annotations(drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     for file in (drawn / "train").iterdir():

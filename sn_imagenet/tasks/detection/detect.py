@@ -11,37 +11,15 @@ import torch
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from sn_imagenet.config import from_dict
 from sn_imagenet.data.sources.images import list_images, png_targets, read_image, write_png
 from sn_imagenet.distributed import choose_device
-from sn_imagenet.errors import UserError
-from sn_imagenet.models import load_weights, read_weights
-from sn_imagenet.models.saved import use_statistics
-from sn_imagenet.runs import RunDirectory, write_text
+from sn_imagenet.runs import write_text
 from sn_imagenet.tasks.detection.coco import open_annotations
 from sn_imagenet.tasks.detection.evaluator import detections_of
 from sn_imagenet.tasks.detection.images import target_of
-from sn_imagenet.tasks.detection.models import build_detector
-from sn_imagenet.tasks.task import build_task
+from sn_imagenet.tasks.detection.saved import load_detector
 
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
-
-
-def load_detector(run: Path) -> tuple[Any, tuple[str, ...]]:
-    """The detector of a finished run, in evaluation mode on the CPU with BN's statistics that
-    ``norm.test_statistics`` names, and its category names.
-
-    Raises:
-        UserError: there is no such run, it is not one of detection, or it lacks the statistics.
-    """
-    saved = read_weights(run)
-    if saved.task != "detection":
-        raise UserError(f"{run}: a run of task={saved.task}; expected one of task=detection")
-    config = from_dict(RunDirectory(run).read_config())
-    network = build_detector(config, build_task(config).head_norm(), len(saved.classes))
-    load_weights(network, saved)
-    use_statistics(network, RunDirectory(run), config.norm.test_statistics)
-    return network.eval(), saved.classes
 
 
 @torch.no_grad()
@@ -66,7 +44,7 @@ def detect_folder(
     Raises:
         UserError: the run or an image cannot be used, or there are no images.
     """
-    network, names = load_detector(run)
+    network, saved = load_detector(run)
     device, folder = choose_device("auto"), run / "detected" if out is None else out
     network.to(device)
     entries: dict[str, Any] = dict.fromkeys(list_images(images, "--images").names)
@@ -81,7 +59,7 @@ def detect_folder(
         (output,) = network([pixels.to(device).float() / 255])
         output = {key: value.cpu() for key, value in output.items()}
         found[name] = [
-            {"category": names[label - 1], **detection}
+            {"category": saved.classes[label - 1], **detection}
             for label, detection in detections_of(output)
         ]
         shown = output["scores"] >= score  # the first: they are sorted
