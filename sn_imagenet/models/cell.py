@@ -36,11 +36,7 @@ BATCH_STATISTICS = partial(nn.BatchNorm2d, track_running_stats=False)
 
 
 def check_architecture(architecture: Any) -> None:
-    """Check that ``architecture`` has the blocks of two cells.
-
-    Raises:
-        ConfigError: it has not.
-    """
+    """Raise ConfigError unless ``architecture`` has the blocks of two cells."""
     try:
         for cell in CELLS:
             for number, (first, op, second, other_op) in enumerate(architecture[cell]):

@@ -97,7 +97,11 @@ class TransformNet(nn.Module):
         x = self._pad(image)
         for part in self.parts:
             assert isinstance(part, nn.Sequential)
-            x = part(x) if isinstance(part[0], _Block) else _in_strips(part, x)
+            blocks = [block for block in part if isinstance(block, _Block)]
+            for block in blocks:
+                y = _in_strips(block.layers[3:], _in_strips(block.layers[:3], x))
+                x = block.add(y, x)
+            x = x if blocks else _in_strips(part, x)
         return self._finish(x, image)
 
     def _pad(self, images: Tensor) -> Tensor:
@@ -122,7 +126,10 @@ class _Block(nn.Module):
         self.layers = nn.Sequential(conv(), norm_layer(128), nn.ReLU(), conv(), norm_layer(128))
 
     def forward(self, x: Tensor) -> Tensor:
-        m, y = self.margin, self.layers(x)
+        return self.add(self.layers(x), x)
+
+    def add(self, y: Tensor, x: Tensor) -> Tensor:
+        m = self.margin
         return y + (x[..., m:-m, m:-m] if m else x)
 
 
@@ -143,7 +150,7 @@ def _in_strips(layers: nn.Sequential, x: Tensor) -> Tensor:
         var = (sums[1] - pixels * mean**2) / (pixels - layer.instance_correction)
         tables = layer.coefficients(Moments(mean.to(x), var.to(x)))
         center, scale, shift = (table[..., None, None] for table in tables)
-        chain.append(partial(torch.addcmul, shift - center * scale, scale))
+        chain += [partial(torch.add, -center), partial(torch.addcmul, shift, scale)]
         chain += [nn.ReLU()] if layer.relu else []
     y = x.new_empty(0)
     for top, height, strip in _strips(chain, x):
@@ -158,8 +165,10 @@ def _strips(
 ) -> Iterator[tuple[int, int, Tensor]]:
     """(first row, number of all rows, output) of ``layers`` in strips of rows, top to bottom."""
     up = 2 ** sum(isinstance(layer, nn.Upsample | nn.ConvTranspose2d) for layer in layers)
-    down = math.prod(layer.stride[0] for layer in layers if isinstance(layer, nn.Conv2d))
-    height, width = (-(-side * up // down) for side in x.shape[2:])
+    convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    down = math.prod(conv.stride[0] for conv in convs)
+    lost = sum(conv.kernel_size[0] // 2 - int(conv.padding[0]) for conv in convs)  # on each side
+    height, width = (-(-side * up // down) - 2 * lost for side in x.shape[2:])
     rows = max(_HALO, _STRIP // width // 2 * 2)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)

@@ -65,8 +65,8 @@ sn_is_best = partial(_above, [("sn", "ln"), ("sn", "gn")])
 above_none = partial(_above, [("ln", "none"), ("gn", "none"), ("sn", "none")])
 above_random = partial(_above, [("sn", "random")])
 SEARCH_CLAIMS = (
-    Claim(1, "Validation accuracy is higher with SN than with LN and GN.", "Fig. 6(b)", sn_is_best),
-    Claim(2, "In the LSTM, SN's weight of LN is above that of GN.", "Fig. 1(c)", lstm_prefers_ln),
+    Claim(1, "SN is better than LN and than GN.", "Fig. 6(b)", sn_is_best),
+    Claim(2, "SN's weight of LN is above its weight of GN.", "Fig. 1(c)", lstm_prefers_ln),
     Claim(3, "LN, GN and SN are better than no normalization.", _NOT_IN_PAPER, above_none),
     Claim(4, "SN is better than random search.", _NOT_IN_PAPER, above_random),
     Claim(5, "From scratch, SN's cells are above random ones.", _NOT_IN_PAPER, found_above_random),

@@ -12,12 +12,7 @@ from torch import Tensor
 
 from sn_imagenet.data.sources.images import read_image
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.tasks.stylization.perceptual import (
-    SCALES,
-    PerceptualLoss,
-    load_features,
-    total_variation,
-)
+from sn_imagenet.tasks.stylization.perceptual import SCALES, PerceptualLoss, load_features
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "stylization"
 WIDTHS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 512, 21: 512}
@@ -103,7 +98,7 @@ def test_half_precision_does_not_reach_the_gram_matrices(vgg: Path) -> None:
 
 def test_total_variation_is_the_sum_over_neighbors() -> None:
     images = torch.tensor([[[[0.0, 1.0], [3.0, 7.0]]]])
-    assert total_variation(images).tolist() == [3**2 + 6**2 + 1**2 + 4**2]
+    assert PerceptualLoss.total_variation(images).tolist() == [3**2 + 6**2 + 1**2 + 4**2]
 
 
 def test_features_load_by_either_name_in_any_precision(vgg: Path, tmp_path: Path) -> None:

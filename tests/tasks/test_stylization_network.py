@@ -111,7 +111,7 @@ def test_strips_change_only_rounding(
                 expected = network(image)
             found = network.stylize(image)
             assert found.shape == image.shape
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)  # of 255
 
 
 def test_an_unknown_choice_is_named() -> None:

@@ -108,8 +108,8 @@ class PerceptualLoss(nn.Module):
             found |= {name: x for name, at in LAYERS.items() if at == index}
         return found
 
-
-def total_variation(images: Tensor) -> Tensor:
-    """Sum of squared differences between neighboring pixels, [N] (Sec. 3.2)."""
-    down = (images[:, :, 1:] - images[:, :, :-1]).square().sum((1, 2, 3))
-    return down + (images[..., 1:] - images[..., :-1]).square().sum((1, 2, 3))
+    @staticmethod
+    def total_variation(images: Tensor) -> Tensor:
+        """Sum of squared differences between neighboring pixels, [N] (Sec. 3.2)."""
+        down = (images[:, :, 1:] - images[:, :, :-1]).square().sum((1, 2, 3))
+        return down + (images[..., 1:] - images[..., :-1]).square().sum((1, 2, 3))

@@ -19,13 +19,7 @@ from sn_imagenet.errors import ConfigError
 from sn_imagenet.models.build import build_network
 from sn_imagenet.models.transform_net import LEAST_SIDE, TRANSFORM_NET, TransformNet
 from sn_imagenet.runs.scores import Score
-from sn_imagenet.tasks.stylization.perceptual import (
-    LAYERS,
-    SCALES,
-    PerceptualLoss,
-    load_features,
-    total_variation,
-)
+from sn_imagenet.tasks.stylization.perceptual import LAYERS, SCALES, PerceptualLoss, load_features
 from sn_imagenet.tasks.stylization.stylize import read_resized
 from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task, differences
 
@@ -106,7 +100,8 @@ class Stylization(Task):
         style = self.numbers["style_weight"] * style
         total = feature + style
         if self.numbers["tv_weight"]:
-            total = total + self.numbers["tv_weight"] * total_variation(output.float())
+            variation = self._loss.total_variation(output.float())
+            total = total + self.numbers["tv_weight"] * variation
         return {"total": total, "feature": feature, "style": style}
 
     def losses(
