@@ -331,16 +331,6 @@ def test_batches_do_not_depend_on_workers(drawn: Path) -> None:
             assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
-def test_a_batch_selects_and_converts(drawn: Path) -> None:
-    batch = training(drawn, masks=True).__getitems__([(0, 1), (0, 2), (0, 5)])
-    part = batch.select(torch.tensor([2, 0]))
-    assert part.indices == (5, 1) and len(part) == 2
-    moved = part.to(torch.device("cpu"))
-    assert torch.equal(moved.images[0], batch.images[2].float() / 255)
-    assert torch.equal(moved.to(torch.device("cpu")).images[0], moved.images[0])
-    assert moved.targets[1]["masks"].dtype == torch.uint8
-
-
 def test_a_file_of_another_size_is_named(drawn: Path, tmp_path: Path) -> None:
     content = json.loads((drawn / "train.json").read_text())
     content["images"][2]["height"] += 5
