@@ -156,9 +156,10 @@ def target_of(
         "boxes": clip_boxes_to_image(boxes, (entry["height"], entry["width"])),
         "labels": torch.tensor([labels[o["category_id"]] for o in used], dtype=torch.int64),
     }
-    if masks and used:
+    if masks:
         from pycocotools import mask
 
-        decoded = mask.decode([o["segmentation"] for o in used])
+        empty = np.zeros((entry["height"], entry["width"], 0), np.uint8)
+        decoded = mask.decode([o["segmentation"] for o in used]) if used else empty
         target["masks"] = torch.from_numpy(decoded).permute(2, 0, 1).contiguous()
     return target
