@@ -14,7 +14,7 @@ STUDIES := $(notdir $(basename $(wildcard configs/sweep/*.yaml)))
 $(foreach goal,$(filter-out $(STUDIES:%=study-%),$(filter study-%,$(MAKECMDGOALS))),\
   $(error $(goal): no such study; expected study- and one of $(STUDIES)))
 
-.PHONY: help setup test test-all demo report figures tables study-nuclei study-search study-sensitivity study-stylization golden lint
+.PHONY: help setup test test-all demo report figures tables study-blood_cells study-nuclei study-search study-sensitivity study-stylization golden lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -51,9 +51,9 @@ test-all: setup
 demo:
 	@$(MAKE) --no-print-directory study-demo TABLE_OPTIONS="--settings 8x8,8x2,8x1" BRIEF=--brief
 
-# A study of configs/sweep, in results/NAME. Killed and started again, it resumes.
+# A study of configs/sweep, in results/NAME. Killed and started again, it resumes. OPTIONS="seed=0".
 study-%: setup
-	$(BIN)/python train.py -m sweep=$* runs_dir=results/$*/runs
+	$(BIN)/python train.py -m sweep=$* runs_dir=results/$*/runs $(OPTIONS)
 	@$(MAKE) --no-print-directory report STUDY=$*
 
 # One change of the protocol at a time (an explicit rule takes precedence over study-%).
@@ -84,12 +84,28 @@ study-stylization: setup
 	done
 	@$(MAKE) --no-print-directory report STUDY=stylization
 
-# Detectors from scratch, then from classifiers that the study trains itself.
-NUCLEI := results/nuclei/runs
+# Detection. STUDY_DATA has nuclei/, blood_cells/ and imagenette_small/; OPTIONS go to the detectors. The
+# first seed of each method draws the objects that it finds in the validation images.
+STUDY_DATA ?= data
+export STUDY_DATA
+DETECTORS = $(BIN)/python train.py -m sweep=$(1) runs_dir=results/$(1)/runs
+FIND = for file in $$(find results/$(1)/runs -path '*+detection/*/seed0/final.pt'); do \
+	  $(BIN)/python scripts/detect.py --run $$(dirname $$file) --images $(STUDY_DATA)/$(1)/val \
+	    --annotations $(STUDY_DATA)/$(1)/annotations/instances_val.json || exit 1; \
+	done
+
+study-blood_cells: setup
+	$(call DETECTORS,blood_cells) $(OPTIONS)
+	$(call FIND,blood_cells)
+	@$(MAKE) --no-print-directory report STUDY=blood_cells
+
+# From scratch, then from classifiers that the study trains itself.
 study-nuclei: setup
-	$(BIN)/python train.py -m sweep=nuclei_classifiers runs_dir=$(NUCLEI)
-	$(BIN)/python train.py -m sweep=nuclei runs_dir=$(NUCLEI)
-	$(BIN)/python train.py -m sweep=nuclei runs_dir=$(NUCLEI) init_from=$(NUCLEI)/imagenette_small pair=frozen_bn,frozen_bn_gn,frozen_bn_sn,gn_gn,sn_sn
+	$(BIN)/python train.py -m sweep=nuclei_classifiers runs_dir=results/nuclei/runs
+	$(call DETECTORS,nuclei) $(OPTIONS)
+	$(call DETECTORS,nuclei) init_from=results/nuclei/runs/imagenette_small \
+	  pair=frozen_bn,frozen_bn_gn,frozen_bn_sn,gn_gn,sn_sn $(OPTIONS)
+	$(call FIND,nuclei)
 	@$(MAKE) --no-print-directory report STUDY=nuclei
 
 # The figures, verdicts, tables and report of the runs of results/STUDY. The figures take longest and

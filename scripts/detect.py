@@ -12,21 +12,18 @@ from sn_imagenet.command_line import run_script, script_parser
 
 def main() -> int:
     parser = script_parser(__doc__)
-    add, kinds = parser.add_argument, ["batch_average", "moving_average"]
-    own = "default: the run's norm.test_statistics"
+    add = parser.add_argument
     add("--run", type=Path, required=True, metavar="RUN", help="the directory of a trained run")
     add("--images", type=Path, required=True, metavar="DIR", help="images in DIR and below")
-    add("--out", type=Path, required=True, metavar="DIR", help="output folder")
+    add("--out", type=Path, metavar="DIR", help="default: RUN/detected, which a report shows")
     drawn = "draw objects with at least this score; default: 0.5"
     add("--score", type=float, default=0.5, metavar="S", help=drawn)
-    add("--statistics", choices=kinds, help=f"which BN statistics to use; {own}")
-    beside = "annotations in COCO's format, drawn at the left"
-    add("--annotations", type=Path, metavar="FILE", help=beside)
+    true = "of images in COCO's format: only these, and their true objects in OUT/content"
+    add("--annotations", type=Path, metavar="FILE", help=true)
     args = parser.parse_args()
     from sn_imagenet.tasks.detection.detect import detect_folder  # imports torch
 
-    options = (args.run, args.images, args.out, args.score, args.statistics, args.annotations)
-    for path in detect_folder(*options):
+    for path in detect_folder(**vars(args)):
         print(path, flush=True)
     return 0
 

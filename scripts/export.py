@@ -1,7 +1,7 @@
 """Export a trained run: python scripts/export.py RUN --out DIR
 
-Writes model.safetensors and config.json in the layout of timm's hub, and a model card (README.md).
-RUN is a run directory. The data are not needed.
+Writes model.safetensors and config.json, for classifiers in the layout of timm's hub, and a model
+card (README.md). RUN is a run directory. The data are not needed.
 """
 
 from __future__ import annotations
@@ -30,9 +30,17 @@ def main() -> int:
     )
     args = parser.parse_args()
     run = read_run(args.run)
-    from sn_imagenet.models.export import export  # imports torch, only for a readable run
+    # These import torch, only for a readable run.
+    if run.cell.task == "detection":
+        if args.pt2 or args.onnx:
+            parser.error("--pt2 and --onnx: not for detectors")
+        from sn_imagenet.tasks.detection.saved import export_detector
 
-    exported = export(args.run, args.out, args.statistics, pt2=args.pt2, onnx=args.onnx)
+        exported = export_detector(args.run, args.out, args.statistics)
+    else:
+        from sn_imagenet.models.export import export
+
+        exported = export(args.run, args.out, args.statistics, pt2=args.pt2, onnx=args.onnx)
     card = model_card(run, license=args.license, **asdict(exported))
     written = [args.out / name for name in exported.files]
     written.append(write_text(args.out / "README.md", card, "--out"))

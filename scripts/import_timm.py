@@ -1,9 +1,10 @@
 """Import weights of torchvision or timm: python scripts/import_timm.py NAME FILE --out RUN
 
-NAME is the name in torchvision (ResNet50_Weights.IMAGENET1K_V1) or timm (resnet50.a1_in1k, or with
-norm=gn resnet50_gn.a1h_in1k). FILE is the published file; --url prints where to download it. RUN
-becomes a run directory for evaluate.py run=RUN, with the weights' image size, crop and
-interpolation. OPTION is an option of train.py.
+NAME is the name in torchvision (ResNet50_Weights.IMAGENET1K_V1, or with task=detection
+FasterRCNN_ResNet50_FPN_Weights.COCO_V1 and MaskRCNN_ResNet50_FPN_Weights.COCO_V1) or timm
+(resnet50.a1_in1k, or with norm=gn resnet50_gn.a1h_in1k). FILE is the published file; --url prints
+where to download it. RUN becomes a run directory for evaluate.py run=RUN, with the weights' image
+size, crop and interpolation. OPTION is an option of train.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from sn_imagenet.benchmark.command import compose_config
 from sn_imagenet.command_line import run_script, script_parser
 from sn_imagenet.evaluation.import_weights import import_published
-from sn_imagenet.models.published import find_published
+from sn_imagenet.models.published import published_url
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -30,7 +31,7 @@ def main() -> int:
     if not args.url and (args.file is None or args.out is None):
         parser.error("expected FILE and --out RUN, or --url")
     if args.url:
-        print(find_published(args.name).url)
+        print(published_url(args.name))
         return 0
     config = compose_config(CONFIGS, ["norm=bn", *args.overrides])
     print(import_published(args.file, args.name, replace(config, run_dir=args.out)))

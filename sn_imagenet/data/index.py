@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -167,34 +167,42 @@ def index_paths(origin: Path) -> list[Path]:
     return [origin.with_name(f"{origin.name}.index.npz"), cache / f"{origin.name}-{key}.index.npz"]
 
 
-def save_index(index: Index) -> Path:
-    """Write the index atomically beside the data or, if that is not possible, to the user's cache.
-    Returns its path. To be called within :func:`exclusive_lock`.
+def store_arrays(origin: Path, arrays: Mapping[str, Any]) -> Path:
+    """Write an index of ``origin`` atomically as NPZ beside it or, if that is not possible, to the
+    user's cache. Returns its path. To be called within :func:`exclusive_lock`.
 
     Raises:
-        DataError: it can be written to neither, or another one would be read instead of it.
+        DataError: it can be written to neither.
     """
-    keys = ("classes", "flat", "parquet", "stamps", "sha256", "notes")
-    about = {"version": VERSION, **{key: getattr(index, key) for key in keys}}
-    keys = ("labels", "names", "sizes", "bad", "offsets", "checksums")
-    arrays = {key: getattr(index, key) for key in keys if getattr(index, key) is not None}
     failures = []
-    for path in index_paths(index.origin):
+    for path in index_paths(origin):
         # One name per user and machine: what a killed write has left is overwritten by the next.
         partial = path.with_name(f".{path.name}.{os.getuid()}-{os.uname().nodename}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(partial, "wb") as file:
-                np.savez(file, about=np.array(json.dumps(about)), **arrays)
+                np.savez(file, **arrays)
             partial.chmod(0o644)  # others train on the data too
             os.replace(partial, path)
-            break
+            return path
         except OSError as error:
             with suppress(OSError):
                 partial.unlink()
             failures.append(f"{path} ({error})")
-    else:
-        raise DataError(f"the index can be written neither to {' nor to '.join(failures)}")
+    raise DataError(f"the index can be written neither to {' nor to '.join(failures)}")
+
+
+def save_index(index: Index) -> Path:
+    """Write the index as :func:`store_arrays` does, and return its path.
+
+    Raises:
+        DataError: it cannot be written, or another one would be read instead of it.
+    """
+    keys = ("classes", "flat", "parquet", "stamps", "sha256", "notes")
+    about = {"version": VERSION, **{key: getattr(index, key) for key in keys}}
+    keys = ("labels", "names", "sizes", "bad", "offsets", "checksums")
+    arrays = {key: getattr(index, key) for key in keys if getattr(index, key) is not None}
+    path = store_arrays(index.origin, {"about": json.dumps(about), **arrays})
     read = load_index(index.origin)
     if read is None or not np.array_equal(read.bad, index.bad) or not read.lists_same(index):
         raise DataError(f"the index was written to {path}, but another one is read in its place")

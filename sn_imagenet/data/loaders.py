@@ -7,10 +7,11 @@ depend on ``workers``. DataLoader limits each worker to one thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from sn_imagenet.data.batches import ImageBatch
@@ -67,9 +68,13 @@ class TrainBatchSampler(Sampler[list[Key]]):
     def __len__(self) -> int:
         return self.num_samples // self.global_batch
 
+    def order(self, epoch: int) -> Tensor:
+        """The samples of an epoch, int64 [num_samples]."""
+        return epoch_order(self.num_samples, self.seed, epoch)
+
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.epoch
-        order = epoch_order(self.num_samples, self.seed, epoch)
+        order = self.order(epoch)
         for step in range(self.start_step, len(self)):
             batch = order[step * self.global_batch : (step + 1) * self.global_batch]
             yield [Key(epoch, index) for index in batch[self.rank :: self.world_size].tolist()]
@@ -150,9 +155,13 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
     def __len__(self) -> int:
         return len(self.starts)
 
+    def order(self, epoch: int) -> Tensor:
+        """The samples in the order of the minibatches, int64 [num_samples]."""
+        return epoch_order(self.num_samples, self.seed, epoch)
+
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = -1 - self.seed
-        order = epoch_order(self.num_samples, self.seed, epoch)
+        order = self.order(epoch)
         table = order[: self.minibatches * self.minibatch].view(self.minibatches, self.minibatch)
         for start in self.starts:
             group = table[start : start + self.minibatches_per_batch]
@@ -178,10 +187,9 @@ class BatchLoader:
         device: torch.device,
         persistent: bool = True,
     ) -> None:
-        _require_shared_memory(dataset, sampler, workers)
         self.sampler = sampler
         self.device = device
-        self.transform = DeviceTransform(dataset.data, device)
+        self.finish = self.finisher(dataset, workers)
         self.data_loader: DataLoader[StoredBatch] = DataLoader(
             dataset,  # type: ignore[arg-type]  # __getitems__ returns whole batches
             batch_sampler=sampler,
@@ -202,9 +210,18 @@ class BatchLoader:
         # Start the workers now, not at the first batch.
         with block_signals():
             stored_batches = iter(self.data_loader)
-        return (
-            ImageBatch(self.transform(batch), batch.labels.to(self.device, non_blocking=True))
-            for batch in stored_batches
+        return map(self.finish, stored_batches)
+
+    def finisher(self, dataset: Any, workers: int) -> Callable[[Any], Any]:
+        """What turns a batch of the dataset into one on the device.
+
+        Raises:
+            DataError: the batches that the workers prepare do not fit into shared memory.
+        """
+        _require_shared_memory(dataset, self.sampler, workers)
+        transform = DeviceTransform(dataset.data, self.device)
+        return lambda batch: ImageBatch(
+            transform(batch), batch.labels.to(self.device, non_blocking=True)
         )
 
 
@@ -255,10 +272,6 @@ def calibration_loader(
 
 
 def _require_shared_memory(dataset: AugmentedDataset, sampler: Any, workers: int) -> None:
-    """
-    Raises:
-        DataError: the batches that the workers prepare do not fit into shared memory.
-    """
     try:
         system = os.statvfs("/dev/shm")
     except OSError:

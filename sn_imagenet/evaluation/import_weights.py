@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+import torchvision
+from torch import Tensor, nn
 
-from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.config import ExperimentConfig, ModelConfig
 from sn_imagenet.errors import UserError
 from sn_imagenet.models.official import convert_official, detect_omega
 from sn_imagenet.models.published import detect_norm, find_published
@@ -24,6 +25,7 @@ from sn_imagenet.runs.methods import IMPORTED
 from sn_imagenet.runs.provenance import provenance
 from sn_imagenet.runs.reading import open_to_read
 from sn_imagenet.runs.start import claimed
+from sn_imagenet.tasks.detection.models import PUBLISHED, published_detector
 
 
 def import_official(file: Path, config: ExperimentConfig) -> Path:
@@ -49,18 +51,23 @@ def import_official(file: Path, config: ExperimentConfig) -> Path:
         args={"omega": omega, "instance_correction": 1},
         test_statistics="moving_average" if "bn" in omega else "sample",
     )
-    return _write_run(replace(config, norm=norm), weights, f"the authors' {_name_and_hash(file)}")
+    return _write_weights(
+        replace(config, norm=norm), weights, f"the authors' {_name_and_hash(file)}"
+    )
 
 
 def import_published(file: Path, name: str, config: ExperimentConfig) -> Path:
     """Import weights of torchvision or timm as the run ``config.run_dir``; returns its path.
 
-    The run gets the image size, crop, interpolation, mean and std of the weights ``name``.
+    The run gets the image size, crop, interpolation, mean and std of the weights ``name``. A
+    detector's run is for COCO 2017 and has its 80 categories.
 
     Raises:
         UserError: there are no weights of that name, ``file`` does not hold them, or the directory
             already holds a run.
     """
+    if name in PUBLISHED.values():
+        return _import_detector(file, name, config)
     published, weights = find_published(name), _read_weights(file)
     norm = detect_norm(weights)
     if norm != config.norm.name:
@@ -68,7 +75,30 @@ def import_published(file: Path, name: str, config: ExperimentConfig) -> Path:
     data = replace(config.data, **published.preprocessing)
     model = replace(config.model, name=published.model)
     source = f"{name} of {_name_and_hash(file)}"
-    return _write_run(replace(config, data=data, model=model), weights, source)
+    return _write_weights(replace(config, data=data, model=model), weights, source)
+
+
+def _import_detector(file: Path, name: str, config: ExperimentConfig) -> Path:
+    """As :func:`import_published`, for the weights of :data:`PUBLISHED`. Of the logits and boxes of
+    91 classes, those of the eleven that COCO does not use are left out."""
+    if config.task["name"] != "detection":
+        raise UserError(f"{name}: give task=detection data.root=DIR")
+    names = torchvision.models.get_weight(name).meta["categories"]
+    kept = torch.tensor([number for number, label in enumerate(names) if label != "N/A"])
+    model = next(model for model, published in PUBLISHED.items() if published == name)
+    network, weights = published_detector(model, len(kept) - 1), _read_weights(file)
+    try:
+        for key, value in weights.items():
+            if re.match(r"roi_heads\.\w+_predictor\.(cls_score|bbox_pred|mask_fcn_logits)", key):
+                weights[key] = value.unflatten(0, (len(names), -1))[kept].flatten(0, 1)
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{file} does not hold {name}: {reason}") from error
+    norm = replace(config.norm, name="frozen_bn", test_statistics="sample")
+    config = replace(config, norm=norm, model=ModelConfig(model, {}, fuse_relu=False))
+    classes = [label for label in names if label != "N/A"][1:]  # without the background
+    return _write_run(config, network, f"{name} of {_name_and_hash(file)}", classes)
 
 
 def _read_weights(file: Path) -> dict[str, Any]:
@@ -104,16 +134,22 @@ def _name_and_hash(file: Path) -> str:
     return f"{file.name}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
 
 
-def _write_run(config: ExperimentConfig, weights: Mapping[str, Tensor], source: str) -> Path:
+def _write_weights(config: ExperimentConfig, weights: Mapping[str, Tensor], source: str) -> Path:
+    try:
+        network = rebuild(config.model, config.norm, weights)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    return _write_run(config, network, source)
+
+
+def _write_run(
+    config: ExperimentConfig, network: nn.Module, source: str, classes: Sequence[str] = ()
+) -> Path:
     norm = replace(config.norm, name=f"{config.norm.name}{IMPORTED}", single_sample={})
     config = replace(config, norm=norm, imported=source)
     directory = RunDirectory(Path(config.run_dir))
     if directory.config.exists() or directory.result.exists():
         raise RunError(f"{directory.path} already holds a run: choose another --out, or remove it")
-    try:
-        network = rebuild(config.model, config.norm, weights)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
     with claimed(directory, config):
         state = {
             "model": network.state_dict(),
@@ -121,6 +157,7 @@ def _write_run(config: ExperimentConfig, weights: Mapping[str, Tensor], source: 
             "training": {"steps": 0},  # not trained here
             "provenance": provenance(torch.device("cpu")),
             "data_fingerprint": {},
+            **({"classes": list(classes)} if classes else {}),
         }
         checkpoint.save(directory.final, state)
     return directory.path

@@ -33,14 +33,23 @@ def find_published(name: str) -> PublishedWeights:
     return _find_in_torchvision(name) if "_Weights." in name else _find_in_timm(name)
 
 
-def _find_in_torchvision(name: str) -> PublishedWeights:
+def published_url(name: str) -> str:
+    """Where the file of the weights ``name`` is; detectors of torchvision have one too."""
+    return str((_torchvision_weights(name) if "_Weights." in name else _find_in_timm(name)).url)
+
+
+def _torchvision_weights(name: str) -> Any:
     try:
-        weights = torchvision.models.get_weight(name)
+        return torchvision.models.get_weight(name)
     except (ValueError, AttributeError, KeyError) as error:
         raise UserError(
             f"torchvision has no weights {name}: expected a name such as "
             "ResNet50_Weights.IMAGENET1K_V2"
         ) from error
+
+
+def _find_in_torchvision(name: str) -> PublishedWeights:
+    weights = _torchvision_weights(name)
     preset = weights.transforms()
     preprocessing = {
         "image_size": preset.crop_size[0],

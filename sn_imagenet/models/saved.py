@@ -216,7 +216,7 @@ def _read_export(folder: Path) -> SavedWeights:
         if entry["version"] != VERSION:
             raise ValueError(f"version {entry['version']}: expected {VERSION}")
         model, norm = ModelConfig(**entry["model"]), NormConfig(**entry["norm"])
-        exported = str(entry["statistics"])
+        exported, task = str(entry["statistics"]), str(entry.get("task", SavedWeights.task))
         classes = tuple(str(name) for name in config.get("label_names", ()))
         weights = safetensors.torch.load_file(folder / WEIGHTS)
     except (OSError, LookupError, TypeError, ValueError, safetensors.SafetensorError) as error:
@@ -225,11 +225,17 @@ def _read_export(folder: Path) -> SavedWeights:
             f"{folder} is not a readable export: {reason}; write it again with scripts/export.py"
         ) from error
     return SavedWeights(
-        path=folder, weights=weights, model=model, norm=norm, statistics=exported, classes=classes
+        path=folder,
+        weights=weights,
+        model=model,
+        norm=norm,
+        task=task,
+        statistics=exported,
+        classes=classes,
     )
 
 
-def config_entry(saved: SavedNetwork) -> dict[str, Any]:
+def config_entry(saved: SavedWeights) -> dict[str, Any]:
     """The entry ``sn_imagenet`` of an export's config.json, from which :func:`load` builds it."""
     return {
         "version": VERSION,

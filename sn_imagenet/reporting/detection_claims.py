@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
+from functools import partial
 from statistics import fmean
 
 from sn_imagenet.reporting.detection import TASK, pair_label
@@ -22,6 +22,8 @@ from sn_imagenet.runs import FINISHED, Run
 
 POINTS = "points of AP"
 HEADS = ("box", "mask")  # stages of layers in the heads
+# In backbone and heads, in the heads, and in the backbone.
+SN_AND_GN = (("sn", "gn"), ("frozen_bn+sn", "frozen_bn+gn"), ("gn+sn", "gn"), ("sn", "gn+sn"))
 
 
 def detection_claims(study: Study) -> list[Claim]:
@@ -31,44 +33,31 @@ def detection_claims(study: Study) -> list[Claim]:
     return [claim for claim, start in CLAIMS.items() if start in ("", study.row)]
 
 
-def _ordered(study: Study, pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
-    """The first method of each pair minus the second, which should not be negative, at each setting
-    where both were run; without any, one comparison that says so."""
-    comparisons = [
-        compare(
-            study,
-            Term(first, setting),
-            Term(second, setting),
-            low=0.0,
-            name=f"{pair_label(first)} - {pair_label(second)} {setting}",
-            value=lambda run: run.score_value(),
-            unit=POINTS,
-        )
-        for setting, (first, second) in itertools.product(study.settings, pairs)
-        if study.cell(first, setting).runs and study.cell(second, setting).runs
-    ]
-    names = ", ".join(f"{pair_label(first)} - {pair_label(second)}" for first, second in pairs)
-    return comparisons or [Comparison(names, (), why_not="no setting has runs of both methods")]
-
-
-def bn_below_frozen(study: Study) -> Judgment:
-    return judge(_ordered(study, [("frozen_bn", "bn")]))
-
-
-def above_frozen(study: Study) -> Judgment:
-    pairs = [("gn", "frozen_bn"), ("sn", "frozen_bn")]
-    return judge([c for pair in pairs for c in _ordered(study, [pair])], all_parts=True)
-
-
-def sn_not_below_gn(study: Study) -> Judgment:
-    """Of the backbone, of the heads, and of both."""
-    pairs = [("sn", "gn"), ("frozen_bn+sn", "frozen_bn+gn"), ("gn+sn", "gn"), ("sn", "gn+sn")]
-    return judge(_ordered(study, pairs))
-
-
-def order_from_scratch(study: Study) -> Judgment:
-    pairs = [("sn", "gn"), ("gn", "bn")]
-    return judge([c for pair in pairs for c in _ordered(study, [pair])], all_parts=True)
+def not_below(pairs: Sequence[tuple[str, str]], all_parts: bool, study: Study) -> Judgment:
+    """The first method of each pair minus the second, not below 0, at each setting where both were
+    run. ``all_parts``: whether the claim needs all pairs."""
+    comparisons: list[Comparison] = []
+    missing: list[Comparison] = []
+    for first, second in pairs:
+        name = f"{pair_label(first)} - {pair_label(second)}"
+        found = [
+            compare(
+                study,
+                Term(first, setting),
+                Term(second, setting),
+                low=0.0,
+                name=f"{name} {setting}",
+                value=lambda run: run.score_value(),
+                unit=POINTS,
+            )
+            for setting in study.settings
+            if study.cell(first, setting).runs and study.cell(second, setting).runs
+        ]
+        comparisons += found
+        if not found:
+            missing.append(Comparison(name, (), why_not="no setting has runs of both methods"))
+    shown = comparisons + missing if all_parts or not comparisons else comparisons
+    return judge(shown, all_parts=all_parts)
 
 
 def ln_larger_in_heads(study: Study) -> Judgment:
@@ -95,12 +84,13 @@ def ln_larger_in_heads(study: Study) -> Judgment:
 # The claims, and how the runs start that they are about; empty for any.
 CLAIMS: dict[Claim, str] = {
     Claim(1, "BN trained with few images per GPU is below frozen BN.", "Table 3",
-          bn_below_frozen): "pretrained",
+          partial(not_below, [("frozen_bn", "bn")], False)): "pretrained",
     Claim(2, "GN and SN in backbone and heads are above frozen BN.", "Tables 3, 4, 5",
-          above_frozen): "pretrained",
-    Claim(3, "SN is at least as good as GN.", "Tables 3, 4, 5", sn_not_below_gn): "",
+          partial(not_below, [("gn", "frozen_bn"), ("sn", "frozen_bn")], True)): "pretrained",
+    Claim(3, "SN is at least as good as GN.", "Tables 3, 4, 5",
+          partial(not_below, SN_AND_GN, False)): "",
     Claim(4, "From scratch SN is above GN, and GN above BN.", "Table 3",
-          order_from_scratch): "scratch",
+          partial(not_below, [("sn", "gn"), ("gn", "bn")], True)): "scratch",
     Claim(5, "LN's importance weight is larger in the heads than in the backbone.", "Sec. 4.2",
           ln_larger_in_heads): "",
 }  # fmt: skip

@@ -52,10 +52,13 @@ _NOT_REPEATED = ("run_dir", "runs_dir", "norm.head.")
 _CAPTIONS = {
     "fig1": "{score} by setting; a dot for each seed, 95 % intervals of the mean",
     "fig2": "learning curves; bands: one standard deviation over seeds",
+    "fig5": "{score} on the validation images during training; bands as in Fig. 2",
     "fig6a": "training losses; bands as in Fig. 2",
     "fig6b": "{score} of architectures that the controller samples; bands as in Fig. 2",
     "fig8": "moving and batch average during training; bands as in Fig. 2",
     "fig9": "content, style and outputs",
+    "found": "true objects, and those that the detectors find",
+    "parts": "importance weights, mean over the layers of a part (Fig. 1(c)); as in Fig. 4",
     "weights": "importance weights during training, mean over the layers of a stage",
     "fig3": "importance weights of every layer",
     "fig4": "importance weights, mean over layers; a dot for each seed, their spread as a line",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
-from sn_imagenet.reporting.detection import table3, table4, table5
+from sn_imagenet.reporting.detection import detection_table
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Document
 from sn_imagenet.reporting.study import RunCollection
@@ -22,9 +23,9 @@ RUN_TABLES: dict[str, Callable[[RunCollection], Document]] = {
     "methods": methods,
     "variants": variants,
     "networks": networks,
-    "table3": table3,
-    "table4": table4,
-    "table5": table5,
+    "table3": partial(detection_table, "Table 3"),
+    "table4": partial(detection_table, "Table 4"),
+    "table5": partial(detection_table, "Table 5"),
 }
 TABLE_NAMES = ("table1", *RUN_TABLES)
 

@@ -14,6 +14,9 @@ import torch.nn.functional as F
 import torchvision
 from authors_layer import authors_checkpoint, authors_layer
 from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection._utils import overwrite_eps
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from sn_imagenet.config import ExperimentConfig, from_dict
 from sn_imagenet.errors import UserError
@@ -27,6 +30,7 @@ from sn_imagenet.models.published import find_published
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import NOT_EVALUATED, RunDirectory, read_run
 from sn_imagenet.tasks.classification.departures import departures
+from sn_imagenet.tasks.detection.saved import load_detector
 
 Compose = Callable[..., ExperimentConfig]
 
@@ -130,6 +134,41 @@ def test_published_weights_give_the_original_logits(
     assert (data.image_size, data.resize_size) == (size, resize)
     assert (data.interpolation, data.source) == (interpolation, "imagenet")
     assert read_run(path).cell.norm == f"{norm} (imported)"
+
+
+@pytest.mark.slow
+def test_published_detectors_find_the_same(composed: Compose, tmp_path: Path) -> None:
+    """The imported network has COCO's 80 categories, torchvision's own 91."""
+    name = "MaskRCNN_ResNet50_FPN_Weights.COCO_V1"
+    torch.manual_seed(0)
+    original = MaskRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None), 91).eval()
+    overwrite_eps(original, 0.0)
+    file = tmp_path / "weights.pth"
+    torch.save(original.state_dict(), file)
+    words = ("task=detection", "model=mask_rcnn_fpn", "data.root=x", f"run_dir={tmp_path / 'run'}")
+    config = composed(*words)
+    with pytest.raises(UserError, match="does not hold FasterRCNN_ResNet50_FPN_Weights"):
+        import_published(file, "FasterRCNN_ResNet50_FPN_Weights.COCO_V1", config)
+    path = import_published(file, name, config)
+    network, saved = load_detector(path)
+    labels = torchvision.models.get_weight(name).meta["categories"]
+    kept = [number for number, label in enumerate(labels) if label != "N/A"]
+    assert list(saved.classes) == [labels[number] for number in kept[1:]] and len(kept) == 81
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        ours, theirs = (_predictions(detector, image) for detector in (network, original))
+    for mine, all_classes in zip(ours, theirs, strict=True):
+        assert all_classes.abs().max() > 0
+        torch.testing.assert_close(mine, all_classes[:, kept])
+
+
+def _predictions(network: Any, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Class logits, box offsets and mask logits of two RoIs by class."""
+    heads, features = network.roi_heads, network.backbone(image)
+    where = (features, [torch.tensor([[4.0, 4, 40, 40], [10, 0, 60, 60]])], [(64, 96)])
+    logits, boxes = heads.box_predictor(heads.box_head(heads.box_roi_pool(*where)))
+    masks = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(*where)))
+    return logits, boxes.unflatten(1, (-1, 4)), masks
 
 
 def test_torchvisions_v2_weights_resize_to_232() -> None:

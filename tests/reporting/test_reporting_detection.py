@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from run_files import REPOSITORY, config, result, write_run
 
 from sn_imagenet.reporting.claims_report import write_claims
 from sn_imagenet.reporting.detection import pair_label
+from sn_imagenet.reporting.figures.files import TASK_FIGURES
 from sn_imagenet.reporting.page import write_page
+from sn_imagenet.reporting.study import RunCollection, studies_of
 from sn_imagenet.reporting.tables import write_tables
 from sn_imagenet.runs import stage_of
 
@@ -55,6 +58,7 @@ def runs(tmp_path: Path) -> Path:
         for seed in range(3):
             values = config(backbone, "8x2", seed, data="cells", model="mask_rcnn_fpn_mini")
             values["norm"] |= {"test_statistics": "sample"}
+            values["trainer"] |= {"validate_every": 5}
             values["norm"] |= {"head": {"name": head, "args": {}}} if head else {}
             values["task"] = {"name": "detection", "target": "x.Detection", "row": start}
             if start == "pretrained":
@@ -133,6 +137,35 @@ def test_the_report_shows_detection(runs: Path, tmp_path: Path) -> None:
     write_page(runs, tmp_path / "out", PAPER)
     html = (tmp_path / "out" / "report.html").read_text()
     assert "BN trained with few images per GPU is below frozen BN." in html
+
+
+def test_figures_of_detection(runs: Path, tmp_path: Path) -> None:
+    """Fig. 5, the weights of SN by part, and pictures of the images that all methods have."""
+    for method in ("gn", "sn"):
+        folder = runs / f"cells/pretrained/{method}/8x2/seed0"
+        for name in "abcdef"[: 6 if method == "gn" else 5]:
+            for file in (f"detected/{name}.png", f"detected/content/{name}.png"):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 6)).save(folder / file)
+        rows = [
+            {"kind": "validation", "step": step, "score": SCORE,
+             "val": {"statistics": "sample", "ap": 3 * step, "seen": 84}}
+            for step in (5, 10)
+        ]  # fmt: skip
+        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    collection, _ = RunCollection.read(runs)
+    study = next(study for study in studies_of(collection) if study.row == "pretrained")
+    figures = {}
+    for name, (gather, draw, _) in TASK_FIGURES[study.task].items():
+        data = gather(study)
+        assert data is not None and draw(data).axes
+        figures[name] = data
+    assert figures["found"].ticks == ["truth", "SN", "GN"] and len(figures["found"].panels) == 4
+    curves = {one.label: (one.x, one.y) for one in figures["fig5"].panels["(8,2)"]}
+    assert curves == {"GN": ([5, 10], [15, 30]), "SN": ([5, 10], [15, 30])}
+    assert figures["parts"].ticks == ["ResNet", "FPN", "box head", "mask head"]
+    ln = next(one for one in figures["parts"].panels["μ"] if one.label == "LN")
+    assert ln.y == pytest.approx([0.3, 0.3, 0.6, 0.6]) and len(ln.values[2]) == 3
 
 
 def test_labels_and_stages() -> None:

@@ -2,79 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from coco_files import draw_data
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-SIDES = ((48, 64), (64, 48), (40, 72), (56, 56))  # height, width
-
-
-def drawn_annotations(count: int, seed: int) -> dict[str, Any]:
-    """``count`` images with one to three rectangles each, and one crowd, in two categories."""
-    generator = np.random.default_rng(seed)
-    images, annotations = [], []
-    for number in range(count):
-        height, width = SIDES[number % len(SIDES)]
-        images.append({"id": 10 + number, "file_name": f"{number}.png", "height": height,
-                       "width": width})  # fmt: skip
-        for _ in range(1 + number % 3):
-            w, h = generator.integers(12, 30, 2).tolist()
-            x, y = int(generator.integers(0, width - w)), int(generator.integers(0, height - h))
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": 10 + number,
-                "category_id": 3 + 4 * int(generator.integers(2)), "bbox": [x, y, w, h],
-                "area": w * h, "iscrowd": 0,
-                "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
-            })  # fmt: skip
-    height, width = images[0]["height"], images[0]["width"]
-    annotations.append({
-        "id": len(annotations) + 1, "image_id": 10, "category_id": 7, "iscrowd": 1,
-        "bbox": [0, 0, width, height], "area": width * height,
-        "segmentation": {"size": [height, width], "counts": [0, height * width]},
-    })  # fmt: skip
-    categories = [{"id": 7, "name": "round"}, {"id": 3, "name": "square"}]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def draw(folder: Path, content: dict[str, Any]) -> None:
-    """Write the images: grey noise, with the objects in the color of their category."""
-    folder.mkdir(parents=True)
-    for image in content["images"]:
-        generator = np.random.default_rng(image["id"])
-        pixels = generator.integers(90, 130, (image["height"], image["width"], 3)).astype(np.uint8)
-        for entry in content["annotations"]:
-            if entry["image_id"] == image["id"] and not entry["iscrowd"]:
-                x, y, w, h = entry["bbox"]
-                pixels[y : y + h, x : x + w, entry["category_id"] % 3] = 250
-        Image.fromarray(pixels).save(folder / image["file_name"])
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ (12 images) and val/ (4 images) with train.json and val.json."""
-    root = tmp_path_factory.mktemp("drawn")
-    for part, count in (("train", 12), ("val", 4)):
-        content = drawn_annotations(count, seed=count)
-        draw(root / part, content)
-        (root / f"{part}.json").write_text(json.dumps(content))
-    return root
-
-
-@pytest.fixture(scope="session")
-def drawn_options(drawn: Path) -> tuple[str, ...]:
+def drawn_options(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """The words of a command line that choose the drawn data."""
-    return (
-        "data=coco_format",
-        *(f"data.{part}={drawn / part}" for part in ("train", "val")),
-        *(f"data.{part}_annotations={drawn / part}.json" for part in ("train", "val")),
-        "data.workers=0",
-    )
+    return draw_data(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture(scope="session")
+def drawn(drawn_options: tuple[str, ...]) -> Path:
+    """The folder of the drawn data."""
+    return Path(drawn_options[1].partition("=")[2]).parent
 
 
 @pytest.fixture(scope="session")

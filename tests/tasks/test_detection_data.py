@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask
 from pycocotools.coco import COCO
 from test_tasks_custom import run
 
 from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.data import index as index_files
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.tasks import build_task
 from sn_imagenet.tasks.detection import coco
-from sn_imagenet.tasks.detection.coco import describe, open_annotations, read_annotations
+from sn_imagenet.tasks.detection.coco import open_annotations, read_annotations, usable_objects
 from sn_imagenet.tasks.detection.images import DetectionDataset
 from sn_imagenet.tasks.detection.prepare import prepare_coco
 from sn_imagenet.tasks.detection.sampling import (
@@ -43,53 +45,39 @@ def training(root: Path, part: str = "train", **options: Any) -> DetectionDatase
 
 
 @pytest.mark.parametrize(("name", "part"), REAL)
-def test_arrays_hold_what_the_file_says(
-    real: Callable[[str], Path], capsys: pytest.CaptureFixture[str], name: str, part: str
-) -> None:
+def test_images_hold_what_the_file_says(real: Callable[[str], Path], name: str, part: str) -> None:
     root = real(name)
     path = root / "annotations" / f"instances_{part}.json"
     annotations = open_annotations(path, root / part)
     truth = COCO(str(path))
-    assert annotations.image_ids.tolist() == sorted(truth.imgs)
-    assert annotations.category_ids.tolist() == sorted(truth.cats)
+    categories = [truth.cats[number] for number in sorted(truth.cats)]
+    assert [c["id"] for c in annotations.categories] == [c["id"] for c in categories]
+    assert annotations.names == [c["name"] for c in categories]
     assert annotations.has_masks == (name != "blood_cells")
-    seen = 0
-    for position, image_id in enumerate(annotations.image_ids.tolist()):
-        image = truth.imgs[image_id]
+    for position, image_id in enumerate(sorted(truth.imgs)):
+        image, stated = annotations.image(position), truth.imgs[image_id]
+        assert all(image[k] == stated[k] for k in ("id", "file_name", "height", "width"))
         assert annotations.sizes[position].tolist() == [image["height"], image["width"]]
-        part_of = annotations.objects(position)
         entries = truth.imgToAnns.get(image_id, [])
-        assert annotations.ids[part_of].tolist() == [entry["id"] for entry in entries]
-        for obj, entry in enumerate(entries, start=part_of.start):
-            seen += 1
-            assert annotations.boxes[obj].tolist() == entry["bbox"]
-            assert annotations.areas[obj] == entry["area"]
-            assert annotations.crowds[obj] == bool(entry["iscrowd"])
-            label = annotations.category_ids[annotations.labels[obj]]
-            assert label == entry["category_id"]
+        for mine, theirs in zip(image["annotations"], entries, strict=True):
+            keys = ("id", "category_id", "bbox", "area", "iscrowd")
+            assert all(mine[key] == theirs[key] for key in keys)
             if annotations.has_masks:
-                mask = coco_mask(annotations.rle(position, obj))
-                assert np.array_equal(mask, truth.annToMask(entry))
-    assert seen == len(truth.anns)
-
-
-def coco_mask(runs: dict[str, Any]) -> np.ndarray:
-    from pycocotools import mask
-
-    decoded: np.ndarray = mask.decode(runs)
-    return decoded
+                assert np.array_equal(mask.decode(mine["segmentation"]), truth.annToMask(theirs))
 
 
 def test_what_is_not_used_is_counted(real: Callable[[str], Path]) -> None:
     root = real("coco_small")
     path, folder = root / "annotations" / "instances_train2017.json", root / "train2017"
     annotations = open_annotations(path, folder)
-    assert describe(annotations) == (
+    assert annotations.summary == (
         "92 images, 829 objects, 80 categories, 1 images without objects, 9 crowds, 13 categories "
         "without objects"
     )
     assert len(annotations.trainable) == 91
-    assert not annotations.usable[annotations.crowds].any()
+    images = map(annotations.image, range(len(annotations)))
+    used = [entry for image in images for entry in usable_objects(image)]
+    assert len(used) == 829 - 9 and not any(entry["iscrowd"] for entry in used)
 
 
 def test_boxes_without_area_and_thin_ones(drawn: Path, tmp_path: Path) -> None:
@@ -104,8 +92,9 @@ def test_boxes_without_area_and_thin_ones(drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(json.dumps(content))
     annotations = read_annotations(tmp_path / "train.json", drawn / "train")
     assert annotations.trainable.tolist() == [1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
-    assert annotations.usable[annotations.objects(3)].all()
-    assert "1 boxes without area" in describe(annotations)
+    thin = annotations.image(3)
+    assert usable_objects(thin) == thin["annotations"]
+    assert "1 boxes without area" in annotations.summary
 
 
 def test_an_index_is_used_until_its_file_changes(
@@ -127,17 +116,6 @@ def test_an_index_is_used_until_its_file_changes(
     assert open_annotations(path, drawn / "train").sha256 != built.sha256
 
 
-def test_an_index_that_cannot_be_beside_the_data_is_in_the_cache(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    path = tmp_path / "train.json"
-    path.write_bytes((drawn / "train.json").read_bytes())
-    path.with_name("train.json.index.npz").mkdir()  # in the way, also of root
-    open_annotations(path, drawn / "train")
-    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 1
-
-
 def test_the_fingerprint_covers_files_and_annotations(drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     for file in (drawn / "train").iterdir():
@@ -155,7 +133,7 @@ def test_the_fingerprint_covers_files_and_annotations(drawn: Path, tmp_path: Pat
     [
         ("", "images", None, "no list 'images'; expected a file in COCO's format"),
         ("", "images", [], "it has 0 images and 2 categories; expected at least one image"),
-        ("annotations", "id", 1.5, "annotation number 1: id=1.5: expected a whole number"),
+        ("annotations", "id", 1.5, "entry 1 of 'annotations': id=1.5: expected a whole number"),
         ("annotations", "image_id", 10.0, "image_id=10.0: expected a whole number"),
         ("annotations", "image_id", 99, "image_id=99: expected an id of the 12 images"),
         ("annotations", "category_id", 1, "category_id=1: expected an id of the 2 categories"),
@@ -176,11 +154,11 @@ def test_the_fingerprint_covers_files_and_annotations(drawn: Path, tmp_path: Pat
             {"size": [48, 64], "counts": [0, 3071]},
             "run lengths that do not add up",
         ),
-        ("annotations", "segmentation", {"size": [48, 64]}, "annotation 1: segmentation: 'counts'"),
+        ("annotations", "segmentation", {"size": [48, 64]}, "or segmentation: 'counts'"),
         ("images", "file_name", "x/none.png", "lacks 1 of the 12 images"),
-        ("images", "height", 0, "image 10: height=0: expected a whole number above 0"),
-        ("images", "id", 11, "two entries are image 11; ids must differ"),
-        ("categories", "name", 5, "category 7: name=5: expected a string"),
+        ("images", "height", 0, "entry 1 of 'images': height=0: expected a whole number above 0"),
+        ("images", "id", 11, "id=11: an earlier one has it"),
+        ("categories", "name", 5, "entry 1 of 'categories': name=5: expected a string"),
     ],
 )
 def test_a_wrong_value_is_one_line(
@@ -278,8 +256,8 @@ def test_a_flip_mirrors_image_boxes_and_masks(drawn: Path) -> None:
     assert 0.4 < flips.mean() < 0.6
     assert flips.mean(axis=0).min() > 0.1 and flips.mean(axis=1).max() < 0.9
     for target in training(drawn, masks=True).__getitems__([(0, i) for i in range(12)]).targets:
-        for box, mask in zip(target["boxes"].long(), target["masks"], strict=True):
-            rows, columns = mask.nonzero(as_tuple=True)
+        for box, shape in zip(target["boxes"].long(), target["masks"], strict=True):
+            rows, columns = shape.nonzero(as_tuple=True)
             found = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             assert (torch.stack(found) - box).abs().max() <= 1
 
@@ -304,9 +282,8 @@ def test_any_number_of_ranks_trains_the_same_replicas(world_size: int) -> None:
 
     def replicas(ranks: int, start: int) -> list[list[list[int]]]:
         steps = []
-        samplers = [GroupSampler(ratios, 4, 2, rank, ranks, seed=5) for rank in range(ranks)]
-        for sampler in samplers:
-            sampler.epoch, sampler.start_step = 7, start
+        options = {"world_size": ranks, "seed": 5, "epoch": 7, "start_step": start}
+        samplers = [GroupSampler(ratios, 4, 2, rank=rank, **options) for rank in range(ranks)]
         for parts in zip(*samplers, strict=True):
             batch = [0] * 8
             for rank, part in enumerate(parts):
@@ -316,7 +293,7 @@ def test_any_number_of_ranks_trains_the_same_replicas(world_size: int) -> None:
         return steps
 
     expected = replicas(1, 0)
-    assert len(expected) == len(GroupSampler(ratios, 4, 2, 0, 1, seed=5)) == 12
+    assert len(expected) == len(GroupSampler(ratios, 4, 2, rank=0, world_size=1, seed=5)) == 12
     flat = grouped_order(ratios, 2, seed=5, epoch=7)[:48].reshape(12, 4, 2)
     assert expected == flat.tolist()
     assert replicas(world_size, 0) == expected
@@ -325,11 +302,17 @@ def test_any_number_of_ranks_trains_the_same_replicas(world_size: int) -> None:
 
 def test_calibration_minibatches_are_each_on_one_rank() -> None:
     ratios = np.where(np.arange(50) % 3, 1.5, 0.7)
-    alone = list(CalibrationSampler(ratios, 2, 30, 1, 0, 1, 0))
+
+    def sampler(samples: Any, size: int = 2, rank: int = 0, ranks: int = 1, skip: int = 0) -> Any:
+        ours = {"rank": rank, "world_size": ranks, "skip": skip, "minibatches_per_batch": 7}
+        return CalibrationSampler(ratios, size, samples=samples, seed=1, **ours)
+
+    alone = list(sampler(30))
     assert len(alone) == 15 and {key.epoch for batch in alone for key in batch} == {-2}
-    parts = [list(CalibrationSampler(ratios, 2, 30, 1, rank, 2, 4)) for rank in range(2)]
+    assert all(len({ratios[key.sample] for key in batch}) == 1 for batch in alone)
+    parts = [list(sampler(30, rank=rank, ranks=2, skip=4)) for rank in range(2)]
     assert [parts[i % 2][i // 2] for i in range(11)] == alone[4:]
-    assert CalibrationSampler(ratios, 4, "all", 0, 0, 1, 0).minibatches == 12  # 8 + 4
+    assert sampler("all", size=4).minibatches == 12  # 8 + 4
 
 
 @pytest.mark.slow
@@ -337,7 +320,7 @@ def test_batches_do_not_depend_on_workers(drawn: Path) -> None:
     batches = []
     for workers in (0, 2):
         data = training(drawn, masks=True, flip=True)
-        sampler = GroupSampler(data.aspect_ratios, 2, 2, 0, 1, seed=0)
+        sampler = GroupSampler(data.aspect_ratios, 2, 2, rank=0, world_size=1, seed=0)
         loader = DetectionLoader(data, sampler, workers, torch.device("cpu"), persistent=True)
         batches.append([*loader.epoch(0), *loader.epoch(1, 1)])
     assert len(batches[0]) == len(batches[1]) == 3
@@ -348,23 +331,13 @@ def test_batches_do_not_depend_on_workers(drawn: Path) -> None:
             assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
-def test_a_batch_selects_and_converts(drawn: Path) -> None:
-    batch = training(drawn, masks=True).__getitems__([(0, 1), (0, 2), (0, 5)])
-    part = batch.select(torch.tensor([2, 0]))
-    assert part.indices == (5, 1) and len(part) == 2
-    moved = part.to(torch.device("cpu"))
-    assert torch.equal(moved.images[0], batch.images[2].float() / 255)
-    assert torch.equal(moved.to(torch.device("cpu")).images[0], moved.images[0])
-    assert moved.targets[1]["masks"].dtype == torch.uint8
-
-
 def test_a_file_of_another_size_is_named(drawn: Path, tmp_path: Path) -> None:
     content = json.loads((drawn / "train.json").read_text())
     content["images"][2]["height"] += 5
     path = tmp_path / "train.json"
     path.write_text(json.dumps({**content, "annotations": content["annotations"][:1]}))
-    data = DetectionDataset(open_annotations(path, drawn / "train"), drawn / "train",
-                            np.arange(12), seed=0, training=False)  # fmt: skip
+    folder = drawn / "train"
+    data = DetectionDataset(open_annotations(path, folder), folder, np.arange(12))
     with pytest.raises(DataError, match=r"2.png has 72 x 40 pixels, and 72 x 45 in its annot"):
         data.__getitems__([(0, 2)])
     assert issubclass(DataError, UserError) and issubclass(ConfigError, UserError)
@@ -412,7 +385,9 @@ def test_annotations_are_read_without_a_place_for_an_index(
     """Folders cannot be made below a file, by root either."""
     file = tmp_path / "file"
     file.touch()
-    monkeypatch.setattr(coco, "index_paths", lambda _: [file / "a" / "b.npz", file / "c" / "d.npz"])
+    places = [file / "a" / "b.npz", file / "c" / "d.npz"]
+    for module in (coco, index_files):
+        monkeypatch.setattr(module, "index_paths", lambda _: places)
     annotations = open_annotations(drawn / "train.json", drawn / "train")
     assert len(annotations) == 12
     (message,) = caplog.messages

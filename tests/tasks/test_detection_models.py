@@ -32,9 +32,7 @@ PARTS = {
 def build(composed: Compose, *overrides: str) -> Any:
     config = composed("task=detection", *overrides)
     head = build_task(config).head_norm()
-    return build_detector(
-        config.model, config.norm, head, config.data, config.protocol, 3, config.seed
-    )
+    return build_detector(config, head, 3)
 
 
 def places(network: nn.Module) -> dict[str, list[str]]:
@@ -161,20 +159,6 @@ def test_rois_of_a_c4_head_are_averaged(composed: Compose) -> None:
     x = torch.randn(3, 128, 14, 14)
     assert torch.equal(head(x), head.layer4(x).mean((2, 3)))
     assert head.layer4(x).shape == (3, 256, 7, 7)
-
-
-def test_fused_relus_change_nothing(composed: Compose) -> None:
-    overrides = ("model=mask_rcnn_fpn_mini", "norm=sn")
-    fused, plain = (build(composed, *overrides, f"model.fuse_relu={f}") for f in (True, False))
-    assert sum(isinstance(m, nn.ReLU) for m in plain.modules()) > 8
-    images, targets = [torch.rand(3, 64, 80)], [target(64)]
-    targets[0]["masks"] = torch.ones(2, 64, 80, dtype=torch.uint8)
-    losses = []
-    for network in (fused, plain):
-        torch.manual_seed(0)
-        losses.append(network.train()(images, targets))
-    for name, value in losses[0].items():
-        torch.testing.assert_close(value, losses[1][name], msg=name)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,8 @@ from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.tasks import Clock, build_task
-from sn_imagenet.tasks.detection.detect import detect_folder, load_detector
+from sn_imagenet.tasks.detection.detect import detect_folder
+from sn_imagenet.tasks.detection.saved import load_detector
 from sn_imagenet.tasks.detection.task import parameter_groups
 from sn_imagenet.training import Stepper
 
@@ -160,7 +163,7 @@ def compare_ten_steps(
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=4)
     milestone = torch.optim.lr_scheduler.MultiStepLR(optimizer, [7], gamma=0.1)
     coco = COCO(str(file))
-    ids, steps, epoch = data.train.annotations.image_ids, 0, 0
+    annotations, steps, epoch = data.train.annotations, 0, 0
     loader = task.batches("train", data, torch.device("cpu"))
     seen: dict[str, list[Tensor]] = {"ours": [], "theirs": []}
     while steps < 10:
@@ -173,7 +176,8 @@ def compare_ten_steps(
             for replica in reversed(range(gpus)):
                 samples = []
                 for index in batch.indices[replica::gpus]:
-                    image_id = int(ids[data.train.chosen[index]])
+                    position = int(data.train.chosen[index])
+                    image_id = annotations.image(position)["id"]
                     flip = derive_seed("flip", config.seed, epoch, image_id) % 2 == 1
                     samples.append(reference_sample(coco, folder, image_id, flip, task.masks))
                 torch.manual_seed(derive_seed("pass", config.seed, steps, replica))
@@ -204,49 +208,29 @@ PROTOCOL = ("protocol.detection.warmup_steps=4", "protocol.detection.warmup_fact
 @pytest.mark.slow
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(
-    ("model", "norm", "batch"),
+    ("data", "part", "model", "norm", "batch"),
     [
-        ("mask_rcnn_fpn", "bn", "1x2"),
-        ("mask_rcnn_fpn", "gn", "2x2"),
-        ("faster_rcnn_fpn", "gn", "2x1"),
+        ("drawn", "train", "mask_rcnn_fpn", "gn", "2x2"),
+        ("drawn", "train", "faster_rcnn_fpn", "gn", "2x1"),
+        ("coco_small", "train2017", "mask_rcnn_fpn", "bn", "1x2"),
+        ("nuclei", "train", "mask_rcnn_fpn", "bn", "1x2"),
     ],
 )
 def test_ten_steps_are_those_of_torchvisions_loop(
-    composed: Compose,
-    drawn: Path,
-    drawn_options: tuple[str, ...],
-    model: str,
-    norm: str,
-    batch: str,
-) -> None:
-    config = composed("task=detection", f"model={model}", OURS, f"norm={norm}", *drawn_options,
-                      *numbers(batch), *PROTOCOL)  # fmt: skip
-    layer = {"bn": batch_norm, "gn": group_norm}[norm]
-    compare_ten_steps(
-        config,
-        lambda classes: torchvision_detector(model == "mask_rcnn_fpn", layer, classes),
-        drawn / "train.json",
-        drawn / "train",
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("name", ["coco_small", "nuclei"])
-def test_ten_steps_on_real_images(
-    composed: Compose, real: Callable[[str], Path], name: str
-) -> None:
-    root = real(name)
-    part = "train2017" if name == "coco_small" else "train"
-    file = root / "annotations" / f"instances_{part}.json"
-    config = composed(
-        "task=detection", "model=mask_rcnn_fpn", OURS, "norm=bn", "batch.gpus=1",
-        "data=coco_format", f"data.train={root / part}", f"data.train_annotations={file}",
-        f"data.val={root / part}", f"data.val_annotations={file}", *PROTOCOL,
-    )  # fmt: skip
-    compare_ten_steps(
-        config, lambda classes: torchvision_detector(True, batch_norm, classes), file, root / part
-    )
+    composed: Compose, drawn: Path, real: Callable[[str], Path],
+    data: str, part: str, model: str, norm: str, batch: str,
+) -> None:  # fmt: skip
+    root, file = drawn, drawn / "train.json"
+    if data != "drawn":
+        root = real(data)
+        file = root / "annotations" / f"instances_{part}.json"
+    parts = [f"data.{p}={root / part}" for p in ("train", "val")]
+    parts += [f"data.{p}_annotations={file}" for p in ("train", "val")]
+    config = composed("task=detection", f"model={model}", OURS, f"norm={norm}", *numbers(batch),
+                      "data=coco_format", *parts, *PROTOCOL)  # fmt: skip
+    layer, masks = {"bn": batch_norm, "gn": group_norm}[norm], model == "mask_rcnn_fpn"
+    detector = partial(torchvision_detector, masks, layer)
+    compare_ten_steps(config, detector, file, root / part)
 
 
 def test_learning_rates_warm_up_and_drop(composed: Compose, drawn_options: tuple[str, ...]) -> None:
@@ -443,9 +427,9 @@ def test_objects_are_found_in_a_folder(finished: Path, drawn: Path, tmp_path: Pa
     assert sorted(found) == ["0.png", "1.png", "2.png", "3.png"]
     entries = [entry for entries in found.values() for entry in entries]
     assert all(entry["category"] in ("square", "round") for entry in entries)
-    assert Image.open(tmp_path / "out" / "1.png").size == (96, 64)  # truth beside prediction
-    network, names = load_detector(finished)
-    assert names == ("square", "round") and not network.training
+    pictures = [Image.open(tmp_path / "out" / name) for name in ("1.png", "content/1.png")]
+    assert [picture.size for picture in pictures] == [(48, 64), (48, 64)]
+    assert pictures[0].tobytes() != pictures[1].tobytes()
     output = run(ROOT / "configs", "scripts/detect.py", "--run", finished, "--images", tmp_path,
                  "--out", tmp_path / "none", code=0)  # fmt: skip
     assert "detections.json" in output
@@ -456,6 +440,23 @@ def test_objects_are_found_in_a_folder(finished: Path, drawn: Path, tmp_path: Pa
         Image.new("RGB", (32, 32)).save((tmp_path / "twice").with_suffix(suffix))
     with pytest.raises(UserError, match="two images differ only in their suffix"):
         list(detect_folder(finished, tmp_path, tmp_path / "none"))
+
+
+@pytest.mark.slow
+def test_an_export_finds_the_same(finished: Path, drawn: Path, tmp_path: Path) -> None:
+    run(ROOT / "configs", "scripts/export.py", finished, "--out", tmp_path / "export")
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "export/README.md").read_text(), re.S)
+    scope: dict[str, Any] = {}
+    exec(code.replace("FOLDER", str(tmp_path / "export")), scope)
+    assert scope["saved"].classes == ("square", "round") and not scope["network"].training
+    assert str(drawn) not in (tmp_path / "export" / "config.json").read_text()
+    expected, saved = load_detector(finished)
+    assert saved.statistics == scope["saved"].statistics == "batch_average"
+    images = [torch.rand(3, 48, 64)]
+    with torch.no_grad():
+        found, theirs = scope["network"](images)[0], expected(images)[0]
+    assert all(torch.equal(found[key], theirs[key]) for key in theirs)
+    assert list(detect_folder(tmp_path / "export", drawn / "val", tmp_path / "out"))
 
 
 def test_calibration_leaves_frozen_statistics_alone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.scanning import IMG_EXTENSIONS
 from sn_imagenet.data.seeding import derive_seed
 from sn_imagenet.data.sources import Sample
+from sn_imagenet.runs import write_atomically
 
 PATH_OPTIONS = ("train", "val")
 MOST_HELD_OUT = 100
@@ -101,3 +103,22 @@ def read_image(path: Path) -> np.ndarray:
     except Exception as error:  # Pillow raises errors of many types for broken files
         reason = "unknown format" if "cannot identify" in str(error) else str(error)
         raise DataError(f"{path} cannot be read as an image ({reason}): replace it") from error
+
+
+def png_targets(names: Sequence[str]) -> dict[str, Path]:
+    """The relative path of the PNG that is made of each image, by the image's name.
+
+    Raises:
+        DataError: two would have the same.
+    """
+    targets = {name: Path(name).with_suffix(".png") for name in names}
+    if len(set(targets.values())) < len(targets):
+        raise DataError("two images differ only in their suffix, not in their PNG; rename one")
+    return targets
+
+
+def write_png(path: Path, pixels: np.ndarray) -> Path:
+    """Write an image, uint8 [H, W, 3], below the folder ``--out``. Returns its path."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return write_atomically(path, buffer.getvalue(), "--out")

@@ -16,25 +16,32 @@ _FIRST = ("in", "sn")  # as in the paper, then the others
 
 
 def figure9(study: Study) -> FigureData | None:
-    """A row for each image that all methods have stylized (``scripts/stylize.py``), each by its
-    first run with a folder ``stylized``; None without any. A row is a panel with a series for each
-    picture, whose ``style`` has its file."""
+    """A row for each image that all methods have stylized (``scripts/stylize.py``)."""
+    return pictures(study, "stylized", ("content", "style"))
+
+
+def pictures(study: Study, folder: str, columns: tuple[str, ...]) -> FigureData | None:
+    """A row for each image of which every method has a picture, by its first run with a ``folder``;
+    None without any. Before these are the ``columns``, the image in the folder ``content`` and, if
+    named, ``style.png``. A row is a panel with a series for each picture, whose ``style`` has its
+    file."""
     folders: dict[str, Path] = {}
     for (norm, _), cell in study.drawn.items():
         for run in cell.runs:
-            if (run.path / "stylized").is_dir():
-                folders.setdefault(norm, run.path / "stylized")
+            if (run.path / folder).is_dir():
+                folders.setdefault(norm, run.path / folder)
     if not folders:
         return None
     methods = sorted(folders, key=lambda norm: (norm not in _FIRST, norm))
-    titles, first = ["content", "style", *map(method_label, methods)], folders[methods[0]]
+    titles, first = [*columns, *map(method_label, methods)], folders[methods[0]]
     rows = {}
     for content in sorted((first / "content").rglob("*.png")):
         name = content.relative_to(first / "content").as_posix()
-        files = [content, first / "style.png", *(folders[norm] / name for norm in methods)]
+        before = [content, first / "style.png"][: len(columns)]
+        files = [*before, *(folders[norm] / name for norm in methods)]
         if all(map(Path.is_file, files)):
-            pictures = zip(titles, files, strict=True)
-            rows[name] = [Series(title, [], [], style={"file": file}) for title, file in pictures]
+            shown = zip(titles, files, strict=True)
+            rows[name] = [Series(title, [], [], style={"file": file}) for title, file in shown]
     return FigureData("", "", rows, titles) if rows else None
 
 

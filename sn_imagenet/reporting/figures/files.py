@@ -12,7 +12,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sn_imagenet.reporting.cells import Summary, method_label
+from sn_imagenet.reporting.detection import TASK as DETECTION
 from sn_imagenet.reporting.figures.cells import draw_cells
+from sn_imagenet.reporting.figures.detection import found_objects, weights_by_part
 from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
 from sn_imagenet.reporting.figures.figure6 import draw_figure6, figure6a, figure6b
 from sn_imagenet.reporting.figures.figure9 import draw_figure9, figure9
@@ -51,6 +53,11 @@ TASK_FIGURES: dict[str, dict[str, tuple[Gather, Draw, str]]] = {
     STYLIZATION: {
         "fig6a": (figure6a, draw_figure6, "no run has recorded a loss"),
         "fig9": (figure9, draw_figure9, "no run has stylized images (scripts/stylize.py)"),
+    },
+    DETECTION: {
+        "fig5": (figure6b, draw_figure6, "no run has been validated"),
+        "parts": (weights_by_part, draw_figure4, "no finished SN run with importance weights"),
+        "found": (found_objects, draw_figure9, "no run has found objects (scripts/detect.py)"),
     },
 }
 NO_WEIGHTS = "no finished SN run with importance weights"

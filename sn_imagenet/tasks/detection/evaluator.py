@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
+from torchvision.ops import box_convert
 
 from sn_imagenet.distributed import broadcast_object, rank, world_size
 from sn_imagenet.tasks.detection.coco import Annotations
@@ -40,12 +42,11 @@ class CocoEvaluator:
     def update(self, forward: Callable[..., Any], batch: DetectionBatch) -> None:
         """Add the detections in each image of a batch."""
         for index, output in zip(batch.indices, forward(list(batch.images)), strict=True):
-            image_id = int(self.annotations.image_ids[index])
-            found = detections_of(output)
-            for detection in found:
-                label = detection.pop("label")
-                category = int(self.annotations.category_ids[label - 1])
-                self.detections.append({"image_id": image_id, "category_id": category, **detection})
+            image_id = self.annotations.image(index)["id"]
+            for label, detection in detections_of(output):
+                category_id = self.annotations.categories[label - 1]["id"]
+                entry = {"image_id": image_id, "category_id": category_id, **detection}
+                self.detections.append(entry)
 
     def gather(self) -> None:
         """Bring the detections of all ranks together in the order of the images, and evaluate them
@@ -69,26 +70,21 @@ class CocoEvaluator:
         return {**self._numbers, "seen": len(self.annotations)}
 
 
-def detections_of(output: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The detections in one image, from the output of torchvision's detector: ``label`` (from 1),
-    ``bbox`` (x, y, width, height), ``score``, and ``segmentation`` (compressed run lengths of the
-    mask's pixels above 0.5) if the model predicts masks."""
-    boxes = output["boxes"].double().cpu()
-    boxes[:, 2:] -= boxes[:, :2]
-    found = [
-        {"label": label, "bbox": box, "score": score}
-        for label, box, score in zip(
-            output["labels"].tolist(), boxes.tolist(), output["scores"].tolist(), strict=True
-        )
-    ]
-    if "masks" in output:
+def detections_of(output: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """The detections in one image, from the output of torchvision's detector: the label (from 1),
+    and as in COCO's result format ``bbox`` (x, y, width, height), ``score``, and ``segmentation``
+    (compressed run lengths of the mask's pixels above 0.5) if the model predicts masks."""
+    boxes = box_convert(output["boxes"].double(), "xyxy", "xywh").tolist()
+    scores = output["scores"].tolist()
+    found = [{"bbox": box, "score": score} for box, score in zip(boxes, scores, strict=True)]
+    if "masks" in output and found:
         from pycocotools import mask
 
-        masks = (output["masks"][:, 0] > 0.5).cpu().numpy().astype(np.uint8)
-        runs = mask.encode(np.asfortranarray(masks.transpose(1, 2, 0))) if len(masks) else []
+        masks = (output["masks"][:, 0] > 0.5).to("cpu", torch.uint8).numpy()
+        runs = mask.encode(np.asfortranarray(masks.transpose(1, 2, 0)))
         for detection, run in zip(found, runs, strict=True):
-            detection["segmentation"] = run
-    return found
+            detection["segmentation"] = {**run, "counts": run["counts"].decode()}
+    return list(zip(output["labels"].tolist(), found, strict=True))
 
 
 def average_precision(
@@ -100,23 +96,17 @@ def average_precision(
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = annotations.to_coco()
+        truth, results = COCO(), COCO()
+        truth.dataset = {"info": {}, **annotations.to_coco()}
         truth.createIndex()
+        results.dataset = {**truth.dataset, "annotations": []}
+        results.createIndex()
         if detections:
             # loadRes adds keys, so pass copies. For boxes leave out the masks; loadRes would use
             # their areas.
-            keys = {
-                "image_id",
-                "category_id",
-                "score",
-                "bbox" if kind == "bbox" else "segmentation",
-            }
+            shape = "bbox" if kind == "bbox" else "segmentation"
+            keys = ("image_id", "category_id", "score", shape)
             results = truth.loadRes([{k: d[k] for k in keys} for d in detections])
-        else:
-            results = COCO()
-            results.dataset = {**truth.dataset, "annotations": []}
-            results.createIndex()
         evaluation = COCOeval(truth, results, kind)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -133,32 +123,23 @@ def average_precision(
     return numbers, 100 * np.stack(columns, axis=1)
 
 
-def category_csv(names: list[str], evaluators: Mapping[str, CocoEvaluator]) -> bytes:
+def category_csv(evaluators: Mapping[str, CocoEvaluator]) -> str:
     """CSV with a row per category: its name, its number of objects, and AP, AP50 and AP75 of each
     evaluation (empty without objects)."""
-    table, columns = io.StringIO(), []
-    for name, evaluator in evaluators.items():
-        for kind, values in evaluator.per_category.items():
-            for number, column in zip(NUMBERS, values.T, strict=False):
-                columns.append((f"{name} {KINDS[kind]}{number}", column))
     annotations = next(iter(evaluators.values())).annotations
-    counts = np.bincount(annotations.labels[~annotations.crowds], minlength=len(names))
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["category", "objects", *(title for title, _ in columns)])
-    for index, name in enumerate(names):
-        cells = ("" if np.isnan(c[index]) else f"{c[index]:.4f}" for _, c in columns)
-        writer.writerow([name, int(counts[index]), *cells])
-    return table.getvalue().encode()
-
-
-def detections_json(detections: list[dict[str, Any]]) -> bytes:
-    """The detections in COCO's result format."""
-
-    def plain(run: Mapping[str, Any]) -> dict[str, Any]:
-        return {"size": list(run["size"]), "counts": run["counts"].decode()}
-
-    entries = [
-        {key: plain(value) if key == "segmentation" else value for key, value in entry.items()}
-        for entry in detections
-    ]
-    return json.dumps(entries).encode()
+    objects = (o for o in annotations.to_coco()["annotations"] if not o["iscrowd"])
+    counts = Counter(entry["category_id"] for entry in objects)
+    rows: list[dict[str, object]] = []
+    for index, category in enumerate(annotations.categories):
+        row = {"category": category["name"], "objects": counts[category["id"]]}
+        for name, evaluator in evaluators.items():
+            for kind, values in evaluator.per_category.items():
+                for number, value in zip(NUMBERS[:3], values[index], strict=True):
+                    cell = "" if np.isnan(value) else f"{value:.4f}"
+                    row[f"{name} {KINDS[kind]}{number}"] = cell
+        rows.append(row)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue()

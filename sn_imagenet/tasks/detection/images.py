@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.ops import clip_boxes_to_image
+from torchvision.transforms.functional import convert_image_dtype
 
 from sn_imagenet.data.decode import UndecodableError, decode
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.seeding import derive_seed
-from sn_imagenet.tasks.detection.coco import Annotations
+from sn_imagenet.tasks.detection.coco import Annotations, usable_objects
 
 
 @dataclass(frozen=True)
@@ -43,36 +45,31 @@ class DetectionBatch:
         )
 
     def to(self, device: torch.device) -> DetectionBatch:
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
         dtype = torch.get_default_dtype()
-        images = (image.to(device, non_blocking=True) for image in self.images)
-        return DetectionBatch(
-            tuple(i if i.is_floating_point() else i.to(dtype).div_(255) for i in images),
-            tuple(
-                {key: value.to(device, non_blocking=True) for key, value in target.items()}
-                for target in self.targets
-            ),
-            self.indices,
+        return replace(
+            moved, images=tuple(convert_image_dtype(image, dtype) for image in moved.images)
         )
 
     def pin_memory(self) -> DetectionBatch:
-        return replace(
-            self,
-            images=tuple(image.pin_memory() for image in self.images),
-            targets=tuple({k: v.pin_memory() for k, v in t.items()} for t in self.targets),
-        )
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> DetectionBatch:
+        targets = [{key: change(value) for key, value in t.items()} for t in self.targets]
+        return DetectionBatch(tuple(map(change, self.images)), tuple(targets), self.indices)
 
 
 class DetectionDataset(Dataset[Any]):
     """``dataset.__getitems__([(epoch, index), ...])`` is a :class:`DetectionBatch`.
 
     A training image is flipped by a draw of (seed, epoch, image id). Its objects are those of
-    :attr:`Annotations.usable`.
+    :func:`.usable_objects`.
 
     Args:
         folder: of the images.
         chosen: int64 [n], the images of ``annotations`` that the data set has.
-        training: whether the batches have targets and flips.
-        flip: whether training images are flipped.
+        training: whether the batches have targets.
+        flip: whether images are flipped.
         masks: whether targets have masks.
 
     Raises (on access):
@@ -84,19 +81,14 @@ class DetectionDataset(Dataset[Any]):
         annotations: Annotations,
         folder: Path,
         chosen: np.ndarray,
-        seed: int,
+        seed: int = 0,
         *,
-        training: bool,
+        training: bool = False,
         flip: bool = False,
         masks: bool = False,
     ) -> None:
-        self.annotations = annotations
-        self.folder = folder
-        self.chosen = chosen
-        self.seed = seed
-        self.training = training
-        self.flip = flip
-        self.masks = masks
+        self.annotations, self.folder, self.chosen = annotations, folder, chosen
+        self.seed, self.training, self.flip, self.masks = seed, training, flip, masks
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -109,75 +101,65 @@ class DetectionDataset(Dataset[Any]):
         return ratios
 
     def fingerprint(self) -> dict[str, Any]:
-        return {
-            "samples": len(self),
-            "images": len(self.annotations),
-            "objects": len(self.annotations.ids),
-            "sha256": self.annotations.sha256,
-        }
+        images = len(self.annotations)
+        return {"samples": len(self), "images": images, "sha256": self.annotations.sha256}
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> DetectionBatch:
-        samples = [self._sample(epoch, index) for epoch, index in keys]
-        return DetectionBatch(
-            tuple(image for image, _ in samples),
-            tuple(target for _, target in samples) if self.training else (),
-            tuple(index for _, index in keys),
-        )
+        images, targets = zip(*(self._sample(*key) for key in keys), strict=True)
+        indices = tuple(index for _, index in keys)
+        return DetectionBatch(images, targets if self.training else (), indices)
 
     def _sample(self, epoch: int, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        position = int(self.chosen[index])
-        image = read_image(self.annotations, self.folder, position)
+        entry = self.annotations.image(int(self.chosen[index]))
+        image = read_image(entry, self.folder)
         if not self.training:
             return image, {}
-        target = target_of(self.annotations, position, self.masks)
-        image_id = int(self.annotations.image_ids[position])
-        if self.flip and derive_seed("flip", self.seed, epoch, image_id) % 2:
-            return _flip(image, target)
+        target = target_of(entry, self.annotations.categories, self.masks)
+        if self.flip and derive_seed("flip", self.seed, epoch, entry["id"]) % 2:
+            image = image.flip(2)
+            target["boxes"][:, [0, 2]] = entry["width"] - target["boxes"][:, [2, 0]]
+            if self.masks:
+                target["masks"] = target["masks"].flip(2)
         return image, target
 
 
-def read_image(annotations: Annotations, folder: Path, position: int) -> Tensor:
-    """The image at ``position`` of the annotations as RGB, uint8 [3, H, W].
+def read_image(entry: Mapping[str, Any], folder: Path) -> Tensor:
+    """The image of an entry of the annotations as RGB, uint8 [3, H, W].
 
     Raises:
         DataError: it cannot be decoded, or has another size than the annotations say.
     """
-    path = folder / str(annotations.files[position])
+    path = folder / entry["file_name"]
     try:
         pixels = decode(path.read_bytes())
     except (OSError, UndecodableError) as error:
         raise DataError(f"{path} cannot be read as an image ({error})") from error
-    expected = annotations.sizes[position].tolist()
-    if list(pixels.shape[:2]) != expected:
+    height, width = entry["height"], entry["width"]
+    if pixels.shape[:2] != (height, width):
         raise DataError(
-            f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, and {expected[1]} x "
-            f"{expected[0]} in its annotations"
+            f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, and {width} x {height} in "
+            "its annotations"
         )
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def target_of(annotations: Annotations, position: int, masks: bool) -> dict[str, Tensor]:
-    part = annotations.objects(position)
-    used = np.flatnonzero(annotations.usable[part]) + part.start
-    boxes = torch.as_tensor(annotations.boxes[used], dtype=torch.float32)
+def target_of(
+    entry: Mapping[str, Any], categories: Sequence[Mapping[str, Any]], masks: bool
+) -> dict[str, Tensor]:
+    """What torchvision's detectors train on: the usable objects of an image's entry, with labels
+    from 1 in the order of the categories."""
+    used = usable_objects(entry)
+    labels = {category["id"]: label for label, category in enumerate(categories, start=1)}
+    boxes = torch.tensor([o["bbox"] for o in used], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    height, width = annotations.sizes[position].tolist()
-    boxes[:, 0::2].clamp_(min=0, max=width)
-    boxes[:, 1::2].clamp_(min=0, max=height)
-    target = {"boxes": boxes, "labels": torch.from_numpy(annotations.labels[used] + 1)}
+    target = {
+        "boxes": clip_boxes_to_image(boxes, (entry["height"], entry["width"])),
+        "labels": torch.tensor([labels[o["category_id"]] for o in used], dtype=torch.int64),
+    }
     if masks:
         from pycocotools import mask
 
-        decoded = mask.decode([annotations.rle(position, int(obj)) for obj in used])
+        empty = np.zeros((entry["height"], entry["width"], 0), np.uint8)
+        decoded = mask.decode([o["segmentation"] for o in used]) if used else empty
         target["masks"] = torch.from_numpy(decoded).permute(2, 0, 1).contiguous()
     return target
-
-
-def _flip(image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    width = image.shape[2]
-    boxes = target["boxes"].clone()
-    boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-    flipped = {**target, "boxes": boxes}
-    if "masks" in target:
-        flipped["masks"] = target["masks"].flip(2)
-    return image.flip(2), flipped

@@ -3,89 +3,63 @@
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from sn_imagenet.config import DataConfig, ModelConfig, NormConfig, ProtocolConfig
+from sn_imagenet.config import ExperimentConfig, ModelConfig, NormConfig
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import build_model, fuse_relus, norm_layer
-from sn_imagenet.norms import MomentNorm2d
 
 MODELS = ("faster_rcnn_c4", "faster_rcnn_fpn", "mask_rcnn_fpn")
+# The networks of torchvision's weights for COCO, for evaluation only.
+PUBLISHED = {
+    "faster_rcnn_torchvision": "FasterRCNN_ResNet50_FPN_Weights.COCO_V1",
+    "mask_rcnn_torchvision": "MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
+}
 RATIOS = (0.5, 1.0, 2.0)
-NormLayer = Callable[[int], MomentNorm2d]
-
-
-@dataclass(frozen=True)
-class DetectorArgs:
-    """``model.args`` of a detector, beside the arguments of torchvision's class.
-
-    ``backbone``: a timm ResNet or a mini. ``anchors``: sides in pixels of the resized image; one
-    per level of an FPN, all on the one map of C4. ``levels``: the stages that an FPN reads.
-    ``channels``: of the FPN and the heads' convolutions. ``fc``: width of the box head's linear
-    layer.
-    """
-
-    backbone: str
-    anchors: tuple[int, ...]
-    levels: tuple[int, ...] = (1, 2, 3, 4)
-    channels: int = 256
-    fc: int = 1024
-
-    def __post_init__(self) -> None:
-        levels = list(self.levels)
-        if not levels or levels != sorted(set(levels) & {1, 2, 3, 4}):
-            raise ConfigError(f"model.args.levels={levels}: expected ascending stages of 1 to 4")
 
 
 class Backbone(nn.Module):
-    """The stages of a timm ResNet up to ``levels``, by level; with ``fpn`` its maps.
+    """The stages of a timm ResNet up to ``levels``, and ``fpn`` on the maps of these, by level.
 
     Frozen stages stay in evaluation mode, so their statistics stand still.
 
     Args:
-        body: the ResNet, without its classifier.
+        body: the ResNet.
         levels: the stages (1 to 4) whose maps are read.
         out_channels: of each resulting map.
-        fpn: the feature pyramid network, or None.
+        fpn: the feature pyramid network, or nn.Identity.
     """
 
     def __init__(
-        self, body: Any, levels: Sequence[int], out_channels: int, fpn: nn.Module | None
+        self, body: nn.Module, levels: Sequence[int], out_channels: int, fpn: nn.Module
     ) -> None:
         super().__init__()
-        self.body = body
+        maps = {f"layer{level}": str(index) for index, level in enumerate(levels)}
+        self.body = IntermediateLayerGetter(body, maps)
         self.fpn = fpn
-        self.levels = tuple(levels)
         self.out_channels = out_channels
         self._frozen: list[nn.Module] = []
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        body: Any = self.body
-        x = body.maxpool(body.act1(body.bn1(body.conv1(x))))
-        maps: OrderedDict[str, Tensor] = OrderedDict()
-        for level in range(1, self.levels[-1] + 1):
-            x = getattr(body, f"layer{level}")(x)
-            if level in self.levels:
-                maps[str(len(maps))] = x
-        return maps if self.fpn is None else self.fpn(maps)
+        maps: dict[str, Tensor] = self.fpn(self.body(x))
+        return maps
 
     def freeze(self, stages: int) -> None:
         """Freeze the first stages for good: 1 is the stem, 2 also layer1."""
-        body: Any = self.body
-        parts = [[body.conv1, body.bn1], *([getattr(body, f"layer{i}")] for i in range(1, 5))]
-        self._frozen = [module for part in parts[:stages] for module in part]
+        names = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")[: stages + (stages > 0)]
+        self._frozen = [self.body[name] for name in names if name in self.body]
         for module in self._frozen:
             module.requires_grad_(False)
         self.train(self.training)
@@ -109,15 +83,7 @@ class C4Head(nn.Sequential):
         return y.mean(dim=(2, 3))
 
 
-def build_detector(
-    model: ModelConfig,
-    norm: NormConfig,
-    head: NormConfig | None,
-    data: DataConfig,
-    protocol: ProtocolConfig,
-    classes: int,
-    seed: int,
-) -> FasterRCNN:
+def build_detector(config: ExperimentConfig, head: NormConfig | None, classes: int) -> FasterRCNN:
     """A detector with a normalization layer at every place where the paper has one: in the ResNet,
     after the lateral and output convolutions of the FPN, after the four convolutions of the box
     head and of the mask head; never in the RPN. C4's head is the ResNet's last stage.
@@ -127,34 +93,54 @@ def build_detector(
     linear layer Xavier uniform, the predictors N(0, 0.01^2) (classes) and N(0, 0.001^2) (boxes).
 
     Args:
-        norm: of the ResNet and the FPN; with frozen batch norm the FPN has none.
-        head: of the heads; None for none.
+        config: ``model.args`` are the arguments of :func:`_c4` or :func:`_fpn` and of torchvision's
+            classes. ``norm`` is that of ResNet and FPN; with frozen batch norm the FPN has none.
+        head: the method of the heads; None for none.
         classes: number of categories, without the background.
 
     Raises:
         ConfigError: the model or one of its arguments is unknown.
     """
     require_nms()
-    name = model.name.removesuffix("_mini")
+    if config.model.name in PUBLISHED:
+        return published_detector(config.model.name, classes)
+    model, name = config.model, config.model.name.removesuffix("_mini")
     if name not in MODELS:
         names = [f"{name}{suffix}" for name in MODELS for suffix in ("", "_mini")]
         raise ConfigError(f"model.name={model.name}: expected one of {', '.join(names)}")
-    args, options = _split_args(model)
+    builder = _c4 if name == "faster_rcnn_c4" else _fpn
+    known = inspect.signature(builder).parameters.keys() | inspect.signature(FasterRCNN).parameters
+    if unknown := model.args.keys() - known:
+        raise ConfigError(
+            f"model.args.{min(unknown)}: {model.name} has no such argument; expected one of "
+            f"{', '.join(sorted(known))}"
+        )
+    pixels: dict[str, Any] = {
+        "image_mean": list(config.data.mean),
+        "image_std": list(config.data.std),
+    }
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        body = _resnet(model, args, norm, protocol, seed)
-        options |= {"image_mean": list(data.mean), "image_std": list(data.std)}
-        if name == "faster_rcnn_c4":
-            detector = _c4(body, args, options, classes)
-        else:
-            mask = name == "mask_rcnn_fpn"
-            detector = _fpn(body, args, options, classes, norm, head, mask)
+        torch.manual_seed(config.seed)
+        try:
+            detector = builder(config, head, classes + 1, **pixels, **model.args)
+        except TypeError as error:
+            raise ConfigError(f"model.args of model.name={model.name}: {error}") from error
         predictor = detector.roi_heads.box_predictor
         for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
     if model.fuse_relu:
         fuse_relus(detector.roi_heads)
+    return detector
+
+
+def published_detector(name: str, classes: int) -> FasterRCNN:
+    """The network of :data:`PUBLISHED`, with torchvision's layers."""
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None)
+    detector = (MaskRCNN if name.startswith("mask") else FasterRCNN)(backbone, classes + 1)
+    for module in detector.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.eps = 0.0  # as torchvision sets it for these weights
     return detector
 
 
@@ -173,110 +159,96 @@ def require_nms() -> None:
         ) from error
 
 
-def _split_args(model: ModelConfig) -> tuple[DetectorArgs, dict[str, Any]]:
-    """``model.args`` as ours and torchvision's.
-
-    Raises:
-        ConfigError: one is unknown or missing.
-    """
-    ours = {field.name for field in fields(DetectorArgs)}
-    theirs = {
-        key
-        for key in inspect.signature(FasterRCNN).parameters
-        if key.startswith(("min_", "max_", "rpn_", "box_", "bbox_"))
-    } | {"size_divisible"}
-    if unknown := model.args.keys() - ours - theirs:
-        raise ConfigError(
-            f"model.args.{min(unknown)}: {model.name} has no such argument; expected one of "
-            f"{', '.join(sorted(ours | theirs))}"
-        )
-    own: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in model.args.items()
-        if key in ours
-    }
-    try:
-        args = DetectorArgs(**own)
-    except TypeError as error:
-        raise ConfigError(f"model.args of {model.name}: {error}") from error
-    return args, {key: value for key, value in model.args.items() if key in theirs}
-
-
-def _resnet(
-    model: ModelConfig, args: DetectorArgs, norm: NormConfig, protocol: ProtocolConfig, seed: int
-) -> Any:
-    resnet: Any = build_model(
-        ModelConfig(args.backbone, {}, model.fuse_relu), norm, protocol, 0, seed
-    )
-    if not all(hasattr(resnet, part) for part in ("conv1", "bn1", "maxpool", "layer4")):
-        raise ConfigError(f"model.args.backbone={args.backbone}: expected a ResNet of timm")
+def _resnet(config: ExperimentConfig, name: str) -> Any:
+    model = ModelConfig(name, {}, config.model.fuse_relu)
+    resnet: Any = build_model(model, config.norm, config.protocol, 0, config.seed)
+    if not hasattr(resnet, "layer4"):
+        raise ConfigError(f"model.args.backbone={name}: expected a ResNet of timm")
     return resnet
 
 
-def _channels(body: Any, level: int) -> int:
-    """Number of output channels of a stage."""
-    last = getattr(body, f"layer{level}")[-1]
-    conv: nn.Conv2d = last.conv3 if hasattr(last, "conv3") else last.conv2
-    return conv.out_channels
+def _c4(
+    config: ExperimentConfig,
+    head: NormConfig | None,
+    classes: int,
+    *,
+    backbone: str,
+    anchors: Sequence[int],
+    **options: Any,
+) -> FasterRCNN:
+    """Faster R-CNN on the map of layer3.
 
-
-def _c4(body: Any, args: DetectorArgs, options: dict[str, Any], classes: int) -> FasterRCNN:
-    layer4 = body.layer4
-    body.layer4 = nn.Identity()
-    channels = _channels(body, 3)
-    head = C4Head(layer4)
-    features = layer4[-1].conv3.out_channels
+    Args:
+        backbone: a timm ResNet or a mini.
+        anchors: sides in pixels of the resized image.
+    """
+    resnet = _resnet(config, backbone)
+    channels, features = (resnet.feature_info[stage]["num_chs"] for stage in (3, 4))
     return FasterRCNN(
-        Backbone(body, (3,), channels, fpn=None),
-        rpn_anchor_generator=AnchorGenerator((args.anchors,), (RATIOS,)),
+        Backbone(resnet, (3,), channels, nn.Identity()),
+        rpn_anchor_generator=AnchorGenerator((tuple(anchors),), (RATIOS,)),
         box_roi_pool=MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=0),
-        box_head=head,
-        box_predictor=FastRCNNPredictor(features, classes + 1),
+        box_head=C4Head(resnet.layer4),
+        box_predictor=FastRCNNPredictor(features, classes),
         **options,
     )
 
 
 def _fpn(
-    body: Any,
-    args: DetectorArgs,
-    options: dict[str, Any],
-    classes: int,
-    norm: NormConfig,
+    config: ExperimentConfig,
     head: NormConfig | None,
-    mask: bool,
+    classes: int,
+    *,
+    backbone: str,
+    anchors: Sequence[int],
+    levels: Sequence[int] = (1, 2, 3, 4),
+    channels: int = 256,
+    fc: int = 1024,
+    **options: Any,
 ) -> FasterRCNN:
-    width, levels = args.channels, args.levels
-    if len(args.anchors) != len(levels) + 1:
+    """Faster or Mask R-CNN with an FPN.
+
+    Args:
+        backbone: a timm ResNet or a mini.
+        anchors: sides in pixels of the resized image, one for each level of the FPN.
+        levels: the stages that the FPN reads, ascending.
+        channels: of the FPN and of the convolutions of the heads.
+        fc: width of the box head's linear layer.
+    """
+    if not levels or sorted({1, 2, 3, 4} & set(levels)) != list(levels):
+        raise ConfigError(f"model.args.levels={list(levels)}: expected ascending stages of 1 to 4")
+    if len(anchors) != len(levels) + 1:
         raise ConfigError(
-            f"model.args.anchors={list(args.anchors)}: expected {len(levels) + 1}, one for each "
-            f"map of the FPN (model.args.levels={list(levels)} and one above them)"
+            f"model.args.anchors={list(anchors)}: expected {len(levels) + 1}, one for each map of "
+            f"the FPN (model.args.levels={list(levels)} and one above them)"
         )
+    resnet, norm = _resnet(config, backbone), config.norm
     fpn = FeaturePyramidNetwork(
-        [_channels(body, level) for level in levels],
-        width,
+        [resnet.feature_info[level]["num_chs"] for level in levels],
+        channels,
         LastLevelMaxPool(),
         None if norm.name == "frozen_bn" else norm_layer(norm),
     )
     in_head = None if head is None else norm_layer(head)
     maps = [str(index) for index in range(len(levels))]
-    box_head = FastRCNNConvFCHead((width, 7, 7), [width] * 4, [args.fc], in_head)
+    box_head = FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [fc], in_head)
     linear = next(module for module in box_head if isinstance(module, nn.Linear))
     nn.init.kaiming_uniform_(linear.weight, a=1)  # Caffe2's XavierFill
     nn.init.zeros_(linear.bias)
     options |= {
-        "backbone": Backbone(body, levels, width, fpn),
+        "backbone": Backbone(resnet, levels, channels, fpn),
         "rpn_anchor_generator": AnchorGenerator(
-            tuple((side,) for side in args.anchors), (RATIOS,) * len(args.anchors)
+            tuple((side,) for side in anchors), (RATIOS,) * len(anchors)
         ),
         "box_roi_pool": MultiScaleRoIAlign(maps, output_size=7, sampling_ratio=2),
         "box_head": box_head,
-        "box_predictor": FastRCNNPredictor(args.fc, classes + 1),
+        "box_predictor": FastRCNNPredictor(fc, classes),
     }
-    if not mask:
+    if not config.model.name.startswith("mask"):
         return FasterRCNN(**options)
     return MaskRCNN(
         mask_roi_pool=MultiScaleRoIAlign(maps, output_size=14, sampling_ratio=2),
-        mask_head=MaskRCNNHeads(width, [width] * 4, 1, norm_layer=in_head),
-        mask_predictor=MaskRCNNPredictor(width, width, classes + 1),
+        mask_head=MaskRCNNHeads(channels, [channels] * 4, 1, norm_layer=in_head),
+        mask_predictor=MaskRCNNPredictor(channels, channels, classes),
         **options,
     )

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from tqdm import tqdm
 
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.tasks.detection.coco import Annotations, describe, open_annotations
+from sn_imagenet.data.prepare import override
+from sn_imagenet.tasks.detection.coco import Annotations, open_annotations
 from sn_imagenet.tasks.detection.departures import COCO_IMAGES
 from sn_imagenet.tasks.detection.images import read_image
 
 _PREFIX = "instances_"
 
 
-def annotation_files(root: Path) -> dict[str, Path]:
-    """``root/annotations/instances_NAME.json`` by NAME, where there is a folder ``root/NAME``."""
-    files = sorted((root / "annotations").glob(f"{_PREFIX}*.json"))
-    named = {file.stem.removeprefix(_PREFIX): file for file in files}
-    return {name: file for name, file in named.items() if (root / name).is_dir()}
-
-
 def prepare_coco(
     root: Path, *, verify: bool, workers: int, log: Callable[[str], None] = print
 ) -> bool:
-    """Index each part of the data set at ``root`` and decode all its images. Log the results and
-    the ``data=`` arguments for train.py.
+    """Index the annotations ``root/annotations/instances_NAME.json`` of each folder ``root/NAME``
+    of images, and decode these. Log the results and the ``data=`` arguments for train.py.
 
     Returns:
         False if an image cannot be decoded or has another size than its annotations say.
@@ -35,10 +29,13 @@ def prepare_coco(
     Raises:
         DataError: a file or a value in it cannot be used, or an image is missing.
     """
-    usable, files = True, annotation_files(root)
-    for name, file in files.items():
+    usable = True
+    files = sorted((root / "annotations").glob(f"{_PREFIX}*.json"))
+    named = {file.stem.removeprefix(_PREFIX): file for file in files}
+    parts = {name: file for name, file in named.items() if (root / name).is_dir()}
+    for name, file in parts.items():
         annotations = open_annotations(file, root / name)
-        log(f"{name}: {describe(annotations)}")
+        log(f"{name}: {annotations.summary}")
         expected = COCO_IMAGES.get(name.removesuffix("2017")) if name.endswith("2017") else None
         if expected and len(annotations) != expected:
             log(f"  COCO 2017 has {expected:,} images: this set is incomplete")
@@ -48,36 +45,28 @@ def prepare_coco(
                 log(f"  bad: {reason}")
             log(f"  every image was decoded: {len(bad)} bad")
             usable &= not bad
-    if set(files) >= {"train2017", "val2017"}:
-        log(f"use: task=detection data.root={root}")
-    elif len(files) == 2:
-        train, val = sorted(files, key=lambda name: "train" not in name)
-        parts = {"train": train, "val": val}
-        log("use: task=detection data=coco_format " + " ".join(
-            f"data.{part}={root / name} data.{part}_annotations={files[name]}"
-            for part, name in parts.items()
-        ))  # fmt: skip
+    if set(parts) >= {"train2017", "val2017"}:
+        log(f"use: task=detection {override('data.root', str(root))}")
+    elif len(parts) == 2:
+        words = ["use: task=detection data=coco_format"]
+        order = sorted(parts, key=lambda name: "train" not in name)
+        for part, name in zip(("train", "val"), order, strict=True):
+            words.append(override(f"data.{part}", str(root / name)))
+            words.append(override(f"data.{part}_annotations", str(parts[name])))
+        log(" ".join(words))
     return usable
 
 
 def _find_bad(annotations: Annotations, folder: Path, workers: int) -> list[str]:
-    with multiprocessing.Pool(workers, _set_data, (annotations, folder)) as pool:
-        results = pool.imap(_check, range(len(annotations)), chunksize=64)
-        bar = tqdm(results, total=len(annotations), desc="decoding", delay=2, disable=None)
+    def problem(position: int) -> str:
+        try:
+            read_image(annotations.image(position), folder)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    count = len(annotations)
+    with ThreadPool(workers) as pool:  # decoders release Python's lock
+        problems = pool.imap(problem, range(count))
+        bar = tqdm(problems, total=count, desc="decoding", delay=2, disable=None)
         return [reason for reason in bar if reason]
-
-
-_data: tuple[Annotations, Path]  # of a worker, which gets it once
-
-
-def _set_data(annotations: Annotations, folder: Path) -> None:
-    global _data
-    _data = (annotations, folder)
-
-
-def _check(position: int) -> str:
-    try:
-        read_image(*_data, position)
-    except DataError as error:
-        return str(error)
-    return ""

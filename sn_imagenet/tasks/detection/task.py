@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +16,21 @@ from sn_imagenet.config import DetectionProtocolConfig, ExperimentConfig
 from sn_imagenet.data.datasets import DataSets
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.loaders import EvalBatchSampler
-from sn_imagenet.data.seeding import derive_seed, epoch_order, seeded
+from sn_imagenet.data.seeding import epoch_order, seeded_pass
 from sn_imagenet.distributed import Batch, Microbatch, print_rank0, rank, world_size
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import SavedWeights, load_weights
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs.scores import Score
-from sn_imagenet.tasks.detection.coco import describe, open_annotations
+from sn_imagenet.tasks.detection.coco import Annotations, open_annotations
 from sn_imagenet.tasks.detection.departures import departures
-from sn_imagenet.tasks.detection.evaluator import CocoEvaluator, category_csv, detections_json
+from sn_imagenet.tasks.detection.evaluator import CocoEvaluator, category_csv
 from sn_imagenet.tasks.detection.images import DetectionBatch, DetectionDataset
 from sn_imagenet.tasks.detection.models import C4Head, build_detector
 from sn_imagenet.tasks.detection.sampling import CalibrationSampler, DetectionLoader, GroupSampler
 from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task
 
+PARTS = ("train", "val")
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
 
 
@@ -68,39 +70,30 @@ class Detection(Task):
                 f"augment={config.augment.name}: task=detection supports augment=flip and "
                 "augment=none"
             )
-        parts = {}
-        for part, (folder, file) in _locations(config).items():
-            annotations = open_annotations(file, folder)
-            print_rank0(f"{part}: {describe(annotations)}")
-            parts[part] = (annotations, folder)
-        (train, train_folder), (val, val_folder) = parts["train"], parts["val"]
-        if train.names.tolist() != val.names.tolist():
+        masks, (train, val) = self.masks, _annotations(config)
+        names = train[0].names
+        if names != val[0].names:
             raise DataError(
                 "training and validation annotations have different categories "
-                f"({len(train.names)} and {len(val.names)}); expected the same names in the same "
+                f"({len(names)} and {len(val[0].names)}); expected the same names in the same "
                 "order of ids"
             )
-        if self.masks and not (train.has_masks and val.has_masks):
+        if masks and not (train[0].has_masks and val[0].has_masks):
             raise DataError(
                 f"model={config.model.name}: some annotations of data={config.data.name} have no "
                 "segmentation; use model=faster_rcnn_fpn (or _mini)"
             )
-        chosen = train.trainable
+        chosen = train[0].trainable
         if config.data.subset is not None:
             count = round(config.data.subset * len(chosen))
             chosen = np.sort(chosen[epoch_order(len(chosen), 0, 0)[:count].numpy()])
-        options: dict[str, Any] = {"seed": config.seed, "masks": self.masks}
-        datasets: Any = (
-            DetectionDataset(
-                train, train_folder, chosen, training=True, flip=config.augment.flip, **options
-            ),
-            DetectionDataset(val, val_folder, np.arange(len(val)), training=False, **options),
-        )
-        fingerprint = {
-            part: dataset.fingerprint()
-            for part, dataset in zip(("train", "val"), datasets, strict=True)
+        flip, seed = config.augment.flip, config.seed
+        datasets: dict[str, Any] = {
+            "train": DetectionDataset(*train, chosen, seed, training=True, flip=flip, masks=masks),
+            "val": DetectionDataset(*val, np.arange(len(val[0]))),
         }
-        return DataSets(datasets[0], datasets[1], tuple(train.names.tolist()), fingerprint)
+        fingerprint = {part: dataset.fingerprint() for part, dataset in datasets.items()}
+        return DataSets(**datasets, classes=tuple(names), fingerprint=fingerprint)
 
     def network(self, data: DataSets) -> nn.Module:
         config = self.config
@@ -114,11 +107,7 @@ class Detection(Task):
                 "norm=frozen_bn: its statistics come from a trained classifier; use init=RUN, a "
                 "run with norm=bn"
             )
-        head = self.head_norm()
-        network = build_detector(
-            config.model, config.norm, head, config.data, config.protocol, len(data.classes),
-            config.seed,
-        )  # fmt: skip
+        network: Any = build_detector(config, self.head_norm(), len(data.classes))
         if config.init is not None:
             network.backbone.freeze(self.protocol.frozen_stages)
         return network
@@ -134,33 +123,23 @@ class Detection(Task):
             load_weights(network, saved, new=new)
             return ["new predictors, because its classes differ"] if new else []
         head = network.roi_heads.box_head
-        parts: dict[str, Any] = {"": network.backbone.body}
-        if isinstance(head, C4Head):
-            parts["layer4."] = head
-        for prefix, part in parts.items():
-            others = ("fc.", *(other for other in parts if other and other != prefix))
-            weights = {
-                key: value
-                for key, value in saved.weights.items()
-                if key.startswith(prefix) and not key.startswith(others)
-            }
-            load_weights(part, replace(saved, weights=weights))
+        last_stage = {"layer4": head.layer4} if isinstance(head, C4Head) else {}
+        resnet = nn.ModuleDict({**network.backbone.body, **last_stage})
+        weights = {k: v for k, v in saved.weights.items() if k.partition(".")[0] in resnet}
+        load_weights(resnet, replace(saved, weights=weights))
         return []
 
     def check(self, network: nn.Module, data: DataSets) -> None:
-        GroupSampler(**self._sampler_options(data), rank=0, world_size=1)  # enough images
+        self._sampler(data)  # requires enough images
 
-    def _sampler_options(self, data: Any) -> dict[str, Any]:
-        return {
-            "ratios": data.train.aspect_ratios,
-            "replicas": self.config.batch.gpus,
-            "samples_per_replica": self.config.batch.samples_per_gpu,
-            "seed": self.config.seed,
-        }
+    def _sampler(self, data: Any) -> GroupSampler:
+        batch, ranks = self.config.batch, {"rank": rank(), "world_size": world_size()}
+        ratios, seed = data.train.aspect_ratios, self.config.seed
+        return GroupSampler(ratios, batch.gpus, batch.samples_per_gpu, **ranks, seed=seed)
 
-    def batches(self, phase: str, data: Any, device: torch.device) -> Any:
-        sampler = GroupSampler(**self._sampler_options(data), rank=rank(), world_size=world_size())
-        return DetectionLoader(data.train, sampler, self.config.data.workers, device, True)
+    def batches(self, phase: str, data: Any, device: torch.device) -> DetectionLoader:
+        workers = self.config.data.workers
+        return DetectionLoader(data.train, self._sampler(data), workers, device)
 
     def optimizations(self, network: nn.Module, clock: Clock) -> dict[str, Optimization]:
         """SGD. Milestones are fractions of the training, rounded to steps."""
@@ -208,16 +187,14 @@ class Detection(Task):
         """A training-mode pass with its sampled RoIs; frozen layers keep their statistics."""
         network.train()
         device = batch.images[0].device
-        seed = derive_seed("calibration", self.config.calibration.seed, batch.indices[0])
-        with seeded(seed, device if device.type == "cuda" else None):
+        key = self.config.calibration.seed, batch.indices[0]
+        with seeded_pass(True, device, "calibration", *key):
             network(list(batch.images), list(batch.targets))
 
     def calibration_loader(self, train: Any, **options: Any) -> DetectionLoader:
-        sampler = CalibrationSampler(
-            train.aspect_ratios, options["minibatch"], options["samples"], options["seed"],
-            options["rank"], options["world_size"], options["skip"],
-        )  # fmt: skip
-        return DetectionLoader(train, sampler, options["workers"], options["device"])
+        workers, device = options.pop("workers"), options.pop("device")
+        sampler = CalibrationSampler(train.aspect_ratios, **options)
+        return DetectionLoader(train, sampler, workers, device, persistent=False)
 
     def evaluation_batches(
         self, data: Any, batch_size: int, device: torch.device
@@ -236,60 +213,53 @@ class Detection(Task):
     ) -> dict[str, bytes]:
         files: dict[str, bytes] = {}
         if name := artifacts.get("per_class"):
-            files[name] = category_csv(list(data.classes), evaluators)
+            files[name] = category_csv(evaluators).encode()
         if name := artifacts.get("detections"):
+            file = Path(name)
             for label, evaluator in evaluators.items():
-                file = (
-                    Path(name)
-                    if len(evaluators) == 1
-                    else Path(name).with_stem(f"{Path(name).stem}_{label}")
-                )
-                files[str(file)] = detections_json(evaluator.detections)
+                named = file.with_stem(f"{file.stem}_{label}") if len(evaluators) > 1 else file
+                files[str(named)] = json.dumps(evaluator.detections).encode()
         return files
 
     def describe(self, numbers: Mapping[str, Any]) -> str:
-        parts = {"": numbers["ap"], "masks ": numbers.get("mask_ap", "")}
+        shown = {"ap": "", "mask_ap": "masks "}
         return ", ".join(
-            f"{part}{'-' if value is None else format(value, '.2f')}"
-            for part, value in parts.items()
-            if value != ""
+            f"{part}{'-' if numbers[key] is None else format(numbers[key], '.2f')}"
+            for key, part in shown.items()
+            if key in numbers
         )
 
     def departures(self, fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
         return departures(self.config, fingerprint)
 
 
-def _locations(config: ExperimentConfig) -> dict[str, tuple[Path, Path]]:
-    """(folder of images, annotations) of the training and the validation data.
+def _annotations(config: ExperimentConfig) -> list[tuple[Annotations, Path]]:
+    """The training and the validation annotations, each with its folder of images.
 
     Raises:
         ConfigError: they are not given.
+        DataError: they cannot be used.
     """
     data = config.data
-    if data.source == "coco":
-        if data.root is None:
-            raise ConfigError(
-                "data.root=DIR (or COCO_ROOT) is missing: the folder with train2017, val2017 and "
-                "annotations"
-            )
-        root = Path(data.root)
-        return {
-            part: (root / f"{part}2017", root / "annotations" / f"instances_{part}2017.json")
-            for part in ("train", "val")
-        }
-    if data.source != "coco_format":
+    if data.source not in ("coco", "coco_format"):
         raise ConfigError(f"data={data.name}: task=detection needs data=coco or data=coco_format")
-    given = {
-        key: getattr(data, key) for key in ("train", "train_annotations", "val", "val_annotations")
-    }
-    if missing := [f"data.{key}" for key, value in given.items() if value is None]:
+    if data.source == "coco" and data.root is None:
         raise ConfigError(
-            f"{missing[0]}= is missing: data=coco_format needs data.train, data.train_annotations, "
-            "data.val and data.val_annotations"
+            "data.root=DIR (or COCO_ROOT) is missing: the folder with train2017, val2017 and "
+            "annotations"
         )
-    return {
-        part: (Path(given[part]), Path(given[f"{part}_annotations"])) for part in ("train", "val")
-    }
+    keys = [key for part in PARTS for key in (part, f"{part}_annotations")]
+    if missing := [key for key in keys if getattr(data, key) is None]:
+        raise ConfigError(
+            f"data.{missing[0]}= is missing: data=coco_format needs "
+            f"{', '.join(f'data.{key}' for key in keys)}"
+        )
+    found = []
+    for part in PARTS:
+        folder, file = (Path(getattr(data, k)) for k in (part, f"{part}_annotations"))
+        found.append((open_annotations(file, folder), folder))
+        print_rank0(f"{part}: {found[-1][0].summary}")
+    return found
 
 
 def parameter_groups(network: nn.Module, config: ExperimentConfig) -> list[dict[str, Any]]:
@@ -297,25 +267,22 @@ def parameter_groups(network: nn.Module, config: ExperimentConfig) -> list[dict[
     convolutions and linear layers, and their weights."""
     protocol, own = config.protocol, config.protocol.detection
     assert own is not None, "checked before"
+    decay, lambda_decay = protocol.weight_decay, protocol.lambda_weight_decay
+    of_lambda = (decay if lambda_decay is None else lambda_decay, 1.0)
+    in_norms = {
+        "weight": (own.norm_weight_decay, 1.0),
+        "bias": (own.norm_weight_decay, own.beta_lr_scale),
+        "mean_weight": of_lambda,
+        "var_weight": of_lambda,
+    }
+    elsewhere = {"bias": (own.bias_weight_decay, own.bias_lr_scale)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     norms = norm_layers(network)
-    lambda_decay = protocol.lambda_weight_decay
     for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
         module, _, kind = name.rpartition(".")
-        if module in norms and kind == "weight":
-            options = (own.norm_weight_decay, 1.0)
-        elif module in norms and kind == "bias":
-            options = (own.norm_weight_decay, own.beta_lr_scale)
-        elif kind in ("mean_weight", "var_weight"):
-            decay = protocol.weight_decay if lambda_decay is None else lambda_decay
-            options = (decay, 1.0)
-        elif kind == "bias":
-            options = (own.bias_weight_decay, own.bias_lr_scale)
-        else:
-            options = (protocol.weight_decay, 1.0)
-        groups.setdefault(options, []).append(parameter)
+        options = (in_norms if module in norms else elsewhere).get(kind, (decay, 1.0))
+        if parameter.requires_grad:
+            groups.setdefault(options, []).append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (decay, scale), parameters in groups.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sn_imagenet.data.sources.images import list_images, read_image
+from sn_imagenet.data.sources.images import list_images, png_targets, read_image, write_png
 from sn_imagenet.distributed import choose_device
 from sn_imagenet.errors import UserError
 from sn_imagenet.models.saved import read_saved
 from sn_imagenet.models.transform_net import TransformNet
-from sn_imagenet.runs import RunDirectory, write_atomically
+from sn_imagenet.runs import RunDirectory
 from sn_imagenet.runs.reading import mapping
 
 
@@ -58,23 +57,14 @@ def stylize_folder(run: Path, images: Path, out: Path | None, size: int | None) 
     device, least = choose_device("auto"), network.least_side
     network = network.to(device)
     folder = run / "stylized" if out is None else out
-    names = list_images(images, "--images").names
-    targets = {name: Path(name).with_suffix(".png") for name in names}
-    if len(set(targets.values())) < len(targets):
-        raise UserError(f"--images {images}: two images differ only in their suffix; rename one")
+    targets = png_targets(list_images(images, "--images").names)
     for name, target in targets.items():
         content = read_resized(images / name, size, least)
         if out is None:
-            _write(folder / "content" / target, content)
+            write_png(folder / "content" / target, content)
         pixels = torch.from_numpy(content).to(device).permute(2, 0, 1)[None].float()
         stylized = network.stylize(pixels)[0].clamp_(0, 255).byte()
-        yield _write(folder / target, stylized.permute(1, 2, 0).cpu().numpy())
+        yield write_png(folder / target, stylized.permute(1, 2, 0).cpu().numpy())
     style = None if out else mapping(RunDirectory(run).read_config().get("task")).get("style")
     if style and Path(style).expanduser().is_file():
-        yield _write(folder / "style.png", read_resized(Path(style).expanduser(), size, 1))
-
-
-def _write(path: Path, pixels: np.ndarray) -> Path:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return write_atomically(path, buffer.getvalue(), "--out")
+        yield write_png(folder / "style.png", read_resized(Path(style).expanduser(), size, 1))
