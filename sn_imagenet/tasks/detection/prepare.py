@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.prepare import override
+from sn_imagenet.overrides import quoted
 from sn_imagenet.tasks.detection.coco import Annotations, open_annotations
 from sn_imagenet.tasks.detection.departures import COCO_IMAGES
 from sn_imagenet.tasks.detection.images import read_image
@@ -46,13 +46,13 @@ def prepare_coco(
             log(f"  every image was decoded: {len(bad)} bad")
             usable &= not bad
     if set(parts) >= {"train2017", "val2017"}:
-        log(f"use: task=detection {override('data.root', str(root))}")
+        log(f"use: task=detection {quoted('data.root', str(root))}")
     elif len(parts) == 2:
         words = ["use: task=detection data=coco_format"]
         order = sorted(parts, key=lambda name: "train" not in name)
         for part, name in zip(("train", "val"), order, strict=True):
-            words.append(override(f"data.{part}", str(root / name)))
-            words.append(override(f"data.{part}_annotations", str(parts[name])))
+            words.append(quoted(f"data.{part}", str(root / name)))
+            words.append(quoted(f"data.{part}_annotations", str(parts[name])))
         log(" ".join(words))
     return usable
 
