@@ -5,6 +5,7 @@ their own, with TRITON_INTERPRET=1 set before Triton is imported, or compiled on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -33,7 +34,7 @@ from sn_imagenet.norms.kernels import (
     triton_backend,
     triton_launch,
 )
-from sn_imagenet.norms.kernels.triton_tiles import MAX_SPLITS, TILES, Tile, launch
+from sn_imagenet.norms.kernels.triton_tiles import MAX_PARTS, TILES, Tile, launch
 from sn_imagenet.norms.methods import METHODS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -187,10 +188,10 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_layer_takes_eight_launches(fused: bool, launches: list[str]) -> None:
-    """4 forward, 4 backward, with or without ReLU and residual; running statistics not counted."""
+    """4 forward, 4 backward, with or without ReLU and residual; nothing else for the running
+    statistics and their count."""
     layer = SwitchNorm2d(4)
     layer.backend, layer.relu = "triton", fused
-    set_replicas(layer, holds_first_replica=False)
     x, residual = torch.randn(2, 4, 7, 7), torch.randn(2, 4, 7, 7)
     leaves = [t.requires_grad_() for t in ([x, residual] if fused else [x])]
     grad, inputs = torch.ones_like(x), [*leaves, *layer.parameters()]
@@ -232,16 +233,48 @@ def test_moments_of_a_large_mean_keep_precision(layout: str) -> None:
     torch.testing.assert_close(mean.double(), expected[1], rtol=0, atol=1e-4)
 
 
+def test_every_call_gives_the_same_bits() -> None:
+    x, grad = torch.randn(2, 2, 3, 40, 70).unbind()
+    mean = torch.randn(2, 3)
+    kernels = BACKENDS["triton"]
+    first, again = (
+        (*kernels.moments(x), kernels.gradient_sums(grad, x, mean)[0]) for _ in range(2)
+    )
+    assert all(map(torch.equal, first, again))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_parameters_of_other_dtypes_are_served(dtype: torch.dtype, launches: list[str]) -> None:
+    single = SwitchNorm2d(4)
+    randomize(single)
+    with torch.no_grad():
+        for tensor in [*single.parameters(), single.running_mean, single.running_var]:
+            tensor.copy_(tensor.to(dtype))
+    other = deepcopy(single).to(dtype)
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    results = []
+    for layer in (single, other):
+        layer.backend = "triton"
+        y = layer(x)
+        y.square().sum().backward()
+        results.append([y, x.grad, *layer.buffers(), *(p.grad for p in layer.parameters())])
+        x.grad = None
+    assert len(launches) == 16
+    for wide, narrow in zip(*results, strict=True):
+        torch.testing.assert_close(narrow, wide.to(narrow.dtype))
+    assert other.running_mean.dtype == other.weight.grad.dtype == dtype
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("samples", [1, 2, 32])
 def test_every_layer_of_resnet_50_fills_the_gpu(samples: int, layout: str) -> None:
     for channels, side in [(64, 112), (64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7)]:
         x = torch.empty(samples, channels, side, side, device="meta")
         tiles = launch(LAYOUTS[layout](x))
-        programs, max_programs = tiles.reduction_programs, tiles.elementwise_programs
-        # At least half of MAX_SPLITS, because whole tiles do not divide evenly.
-        assert programs >= min(264, max_programs, tiles.programs * MAX_SPLITS // 2)
-        assert (tiles.splits - 1) * tiles.per_split < tiles.area
+        most = tiles.programs * -(-tiles.area // tiles.bp)
+        # At least half of what is wanted, because whole tiles do not divide evenly.
+        assert tiles.reduction_programs >= min(264, most // 2, tiles.programs * MAX_PARTS // 2)
+        assert tiles.elementwise_programs >= min(528, most // 2)
 
 
 @pytest.fixture
