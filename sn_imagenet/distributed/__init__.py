@@ -3,6 +3,7 @@
 from sn_imagenet.distributed.collectives import (
     all_reduce_sum,
     broadcast_object,
+    broadcast_tensors,
     on_rank0,
     print_rank0,
     raise_on_all_ranks,
@@ -19,6 +20,7 @@ from sn_imagenet.distributed.placement import (
 from sn_imagenet.distributed.precision import (
     autocast_for,
     choose_device,
+    describe_precision,
     set_determinism,
     set_precision,
 )
@@ -38,8 +40,10 @@ __all__ = [
     "all_reduce_sum",
     "autocast_for",
     "broadcast_object",
+    "broadcast_tensors",
     "choose_device",
     "connect_store",
+    "describe_precision",
     "fitting_world_sizes",
     "init_distributed",
     "on_rank0",

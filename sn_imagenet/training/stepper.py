@@ -20,6 +20,7 @@ from sn_imagenet.distributed import (
     Placement,
     all_reduce_sum,
     autocast_for,
+    broadcast_tensors,
     set_norm_replicas,
 )
 from sn_imagenet.errors import ConfigError
@@ -192,9 +193,7 @@ class Stepper:
 
     def broadcast_statistics(self) -> None:
         """Copy replica 0's running statistics to every rank. Collective."""
-        if dist.is_initialized():
-            for buffer in self.network.buffers():
-                dist.broadcast(buffer, src=0)
+        broadcast_tensors(self.network.buffers())
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, running statistics, optimizer and scaler as plain tensors and dicts."""
