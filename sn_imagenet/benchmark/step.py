@@ -6,7 +6,7 @@ import math
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from sn_imagenet.benchmark.command import (
     REFERENCE,
     Command,
     Report,
+    ONLY,
     align_columns,
+    choose,
     compose_config,
     parse_setting,
 )
-from sn_imagenet.benchmark.timing import StorageLog, median_seconds
+from sn_imagenet.benchmark.timing import WARM_UP, StorageLog, median_seconds
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.distributed import Placement, autocast_for, set_norm_replicas, set_precision
@@ -176,12 +179,15 @@ class StepCase:
     Attributes:
         kept: bytes that a forward pass keeps for backward.
         peak_memory: peak bytes of a step, with weights, gradients and momentum; CUDA only.
+        device_seconds: seconds in which a step's kernels run, by the profiler; CUDA only. What a
+            step takes beyond them it waits for Python.
     """
 
     kind: StepKind
     seconds: dict[str, float]
     kept: dict[str, int]
     peak_memory: dict[str, int]
+    device_seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> dict[str, float]:
@@ -216,6 +222,7 @@ def measure_steps(
     repeats: int,
     methods: Sequence[str] = ("bn", "gn", "sn"),
     overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> StepCase:
     """Time one kind of step on random images under each method.
 
@@ -227,21 +234,24 @@ def measure_steps(
         repeats: rounds.
         methods: values of ``norm``.
         overrides: further overrides, as for train.py.
+        only: names of contenders to time beside nn.BatchNorm2d; empty for all.
 
     Raises:
-        UserError: a precision or a choice does not exist.
+        UserError: a precision, a choice or a contender does not exist.
     """
     check(kind, device)
     data = StepData(kind, device)
     case = StepCase(kind, {}, {}, {})
     steps: dict[str, Callable[[], object]] = {}
-    for name, make in _contenders(data, configs, methods, overrides).items():
+    makers = choose(_contenders(data, configs, methods, overrides), only)
+    for name, make in makers.items():
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         contender = make()
         case.kept[name] = _kept_bytes(contender)
         steps[name] = contender.step
         if device.type == "cuda":
             case.peak_memory[name] = _peak_memory(contender.step, device) - before
+            case.device_seconds[name] = _device_seconds(contender.step)
     case.seconds = median_seconds(steps, repeats, device)
     return case
 
@@ -278,17 +288,27 @@ def _peak_memory(step: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device)
 
 
+def _device_seconds(step: Callable[[], object]) -> float:
+    for _ in range(WARM_UP):
+        step()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        step()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
+
+
 def steps_table(cases: Sequence[StepCase]) -> str:
     """A table per batch: milliseconds, images/s, the ratio to nn.BatchNorm2d's time, megabytes
     kept by forward, and on CUDA the peak in megabytes."""
     tables = []
     for case in cases:
-        rows = [[str(case.kind), "ms", "images/s", "ratio", "kept MB", "peak MB"]]
+        rows = [[str(case.kind), "ms", "device ms", "images/s", "ratio", "kept MB", "peak MB"]]
         for name, seconds in case.seconds.items():
             rows.append(
                 [
                     name,
                     f"{seconds * 1e3:.1f}",
+                    f"{case.device_seconds[name] * 1e3:.1f}" if case.device_seconds else "",
                     f"{case.images_per_second[name]:.1f}",
                     f"{case.ratios()[name]:.2f}",
                     *(_megabytes(table.get(name)) for table in (case.kept, case.peak_memory)),
@@ -312,6 +332,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="images per step; 8x2 is the setting of 8 replicas of 2 samples; default 16",
     )
     parser.add_argument("--norm", nargs="+", default=["bn", "gn", "sn"], help="as in train.py")
+    parser.add_argument("--only", **ONLY)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--network", default="resnet50", help="train.py's model.name")
@@ -329,7 +350,7 @@ def _measure(args: Namespace, device: torch.device) -> Report:
     cases = []
     for kind in kinds:
         print(kind, file=sys.stderr)
-        options = args.norm, args.overrides
+        options = args.norm, args.overrides, args.only
         cases.append(measure_steps(kind, args.configs, device, args.repeats, *options))
     facts = {
         "reference": REFERENCE,

@@ -90,6 +90,7 @@ def test_step_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         (["--dtype", "fp32", "bf16"], "trainer.precision=bf16: needs CUDA"),
         (["--norm", "mine"], "mine"),
+        (["--only", "mine"], "--only 'mine': expected some of 'nn.BatchNorm2d', "),
         (["model.color=red"], "color"),
         (["--network", "resnet51"], "--network resnet51: expected resnet50_mini"),
     ],
