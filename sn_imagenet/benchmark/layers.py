@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from sn_imagenet.benchmark.command import (
+    ONLY,
     REFERENCE,
     Command,
     Report,
-    ONLY,
     align_columns,
     choose,
     parse_setting,

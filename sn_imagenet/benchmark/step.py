@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from sn_imagenet.benchmark.command import (
+    ONLY,
     REFERENCE,
     Command,
     Report,
-    ONLY,
     align_columns,
     choose,
     compose_config,
