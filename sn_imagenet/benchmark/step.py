@@ -166,8 +166,8 @@ def trainer_step(config: ExperimentConfig, data: StepData) -> StepContender:
         return y
 
     def step() -> None:
-        stepper.forward_backward(batch, 0)
-        stepper.optimizer_step(0)
+        stepper.step(batch, 0)
+        list(stepper.outcomes())
 
     return StepContender(network, forward, step)
 

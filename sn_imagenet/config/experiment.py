@@ -44,7 +44,7 @@ NON_EXPERIMENT_KEYS = frozenset({
     "data.root", "data.train", "data.val", "data.workers",
     "data.train_annotations", "data.val_annotations",
     "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
-    "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes",
+    "trainer.eval_batch_size", "trainer.deterministic", "trainer.graph", "checkpoint.minutes",
     "checkpoint.on_error", "calibration.every", "trainer.validate_every",
     "trainer.compile",  # of runs by earlier versions
     "task.style", "task.features",  # files, which the fingerprint of the data covers

@@ -2,6 +2,7 @@
 
 from sn_imagenet.distributed.collectives import (
     all_reduce_sum,
+    average_tensors,
     broadcast_object,
     broadcast_tensors,
     on_rank0,
@@ -39,6 +40,7 @@ __all__ = [
     "Placement",
     "all_reduce_sum",
     "autocast_for",
+    "average_tensors",
     "broadcast_object",
     "broadcast_tensors",
     "choose_device",

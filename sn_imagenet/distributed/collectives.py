@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -72,9 +72,18 @@ def broadcast_object(value: Any) -> Any:
     return objects[0]
 
 
-@torch.no_grad()
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
     """Copy rank 0's values of ``tensors``, with one broadcast for each dtype. Collective."""
+    _together(tensors, lambda flat: dist.broadcast(flat, src=0))
+
+
+def average_tensors(tensors: Iterable[Tensor]) -> None:
+    """Average each of ``tensors`` over all ranks, with one collective for each dtype."""
+    _together(tensors, lambda flat: dist.all_reduce(flat.div_(dist.get_world_size())))
+
+
+@torch.no_grad()
+def _together(tensors: Iterable[Tensor], collective: Callable[[Tensor], object]) -> None:
     if not dist.is_initialized():
         return
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
@@ -82,7 +91,7 @@ def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
         by_dtype.setdefault(tensor.dtype, []).append(tensor)
     for group in by_dtype.values():
         flat = torch.cat([tensor.flatten() for tensor in group])
-        dist.broadcast(flat, src=0)
+        collective(flat)
         parts = flat.split([tensor.numel() for tensor in group])
         for tensor, part in zip(group, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
