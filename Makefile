@@ -118,6 +118,7 @@ GPU_LAYER := $(BENCHMARK) norms --samples 32 --layout channels_last --graph --on
 gpu: setup
 	$(BIN)/python -m pytest -q -m gpu
 	$(GPU_STEP) --json $(GPU_OUT)/step.json
+	$(GPU_STEP) trainer.graph=true --json $(GPU_OUT)/step_graph.json
 	$(GPU_LAYER) --json $(GPU_OUT)/norms.json
 	$(GPU_LAYER) --relu --json $(GPU_OUT)/norms_relu.json
 	$(if $(IMAGES),$(BENCHMARK) train data=imagefolder data.train=$(IMAGES)/train data.val=$(IMAGES)/val data.decode=fast \

@@ -267,8 +267,9 @@ def _contenders(
     for method in methods:
         name = f"{method.upper()} {kind.setting}" if kind.replicas > 1 else method.upper()
         chosen = [f"norm={method}", *kind.overrides, *overrides]
-        makers[name] = partial(trainer_step, compose_config(configs, chosen), data)
-        if method == "sn" and kind.replicas > 1:
+        config = compose_config(configs, chosen)
+        makers[name] = partial(trainer_step, config, data)
+        if method == "sn" and kind.replicas > 1 and not config.trainer.graph:
             separate = compose_config(configs, [*chosen, "trainer.replicas_per_pass=1"])
             makers[f"{name} in {kind.replicas} passes"] = partial(trainer_step, separate, data)
     return makers
@@ -363,5 +364,5 @@ COMMAND = Command(
     "the training step of a setting against timm's network with nn.BatchNorm2d",
     _add_arguments,
     _measure,
-    overrides="of our networks' configuration, as for train.py: model.fuse_relu=false",
+    overrides="of our networks' configuration, as for train.py: trainer.graph=true",
 )

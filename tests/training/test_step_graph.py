@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from process_groups import run_on_ranks
 from steppers import make_stepper
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,6 +30,15 @@ TINY = ("data=digits", "model=resnet14_mini", "batch=4x2")
 WAITS = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select"}
 
 
+CUDA = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    ],
+)
+
+
 def batches(count: int, rank: int = 0, world_size: int = 1) -> Iterator[ImageBatch]:
     generator = torch.Generator().manual_seed(0)
     for _ in range(count):
@@ -37,39 +47,60 @@ def batches(count: int, rank: int = 0, world_size: int = 1) -> Iterator[ImageBat
         yield ImageBatch(images[rank::world_size], labels[rank::world_size])
 
 
-def stepper_of(config: ExperimentConfig, placement: Placement | None = None) -> Stepper:
+def stepper_of(
+    config: ExperimentConfig, placement: Placement | None = None, device: str = "cpu"
+) -> Stepper:
     """Its learning rate drops at step 12."""
     network = build_model(config.model, config.norm, config.protocol, 10, 0)
+    network = network.to(device).to(memory_format=torch.channels_last)
     rate = lambda step: 0.1 if step < 12 else 0.01  # noqa: E731
-    return make_stepper(network, config, placement or Placement(4, 2), rate)
+    return make_stepper(network, config, placement or Placement(4, 2), rate, device)
 
 
 @pytest.fixture
-def captures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What was captured, in order."""
+def captures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was captured, in order; really captured if the test's device is CUDA."""
     captured: list[Any] = []
+    real, given = step_graph.capture, getattr(request.node, "callspec", None)
+    on_gpu = given is not None and given.params.get("device") == "cuda"
+
+    def capture(run: Callable[[], object]) -> Callable[[], object]:
+        captured.append(run)
+        return real(run) if on_gpu else run
+
     monkeypatch.setattr(stepper_module, "require_graph", lambda *_: None)
-    monkeypatch.setattr(step_graph, "capture", lambda run: captured.append(run) or run)
+    monkeypatch.setattr(step_graph, "capture", capture)
     return captured
+
+
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("norm", ["sn", "brn"])
 def test_graphs_equal_eager_steps_bit_for_bit(
-    norm: str, composed: Compose, captures: list[Any]
+    norm: str, device: str, composed: Compose, captures: list[Any]
 ) -> None:
     """Losses, weights, running statistics and momentum; with a checkpoint between, and a drop of
     the rate, at both of which a step is captured again."""
     config = composed(*TINY, f"norm={norm}", "trainer.graph=true")
-    eager, graph = (stepper_of(c) for c in (composed(*TINY, f"norm={norm}"), config))
+    eager = stepper_of(composed(*TINY, f"norm={norm}"), device=device)
+    graph = stepper_of(config, device=device)
     losses: dict[Stepper, list[float]] = {}
     for step, batch in enumerate(batches(20)):
         if step == 6:
             assert len(captures) == 1
-            resumed = stepper_of(config)
+            resumed = stepper_of(config, device=device)
             resumed.load_state_dict(copy.deepcopy(graph.state_dict()))
             losses[resumed], graph = losses[graph], resumed
         for stepper in (eager, graph):
@@ -137,6 +168,42 @@ def _two_ranks(rank: int, values: dict[str, Any]) -> dict[str, Any]:
     for step, batch in enumerate(batches(6, rank, 2)):
         stepper.step(batch, step)
     return {"loss": [outcome.loss for outcome in stepper.outcomes()], **stepper.state_dict()}
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("device", [CUDA])
+def test_one_rank_of_nccl_equals_none(device: str, composed: Compose, captures: list[Any]) -> None:
+    """Under DistributedDataParallel, and with its all-reduce in a graph."""
+
+    def train(*options: str) -> dict[str, Any]:
+        stepper = stepper_of(composed(*TINY, "norm=sn", *options), device=device)
+        for step, batch in enumerate(batches(6)):
+            stepper.step(batch, step)
+        return {"loss": [outcome.loss for outcome in stepper.outcomes()], **stepper.state_dict()}
+
+    alone = train()
+    dist.init_process_group(
+        "nccl", store=dist.HashStore(), rank=0, world_size=1, device_id=torch.device("cuda", 0)
+    )
+    try:
+        for options in ((), ("trainer.graph=true",)):
+            assert_same(train(*options), alone)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.parametrize("graph", [False, True])
+def test_memory_does_not_grow(
+    graph: bool, device: str, composed: Compose, captures: list[Any]
+) -> None:
+    stepper = stepper_of(composed(*TINY, f"trainer.graph={graph}"), device=device)
+    used = []
+    for step, batch in enumerate(batches(220)):
+        stepper.step(batch, step)
+        list(stepper.outcomes(wait=False))
+        used.append(torch.cuda.memory_allocated())
+    assert used[-1] <= used[20]
 
 
 @pytest.mark.slow
