@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ triton = pytest.importorskip("triton")
 compiler = pytest.importorskip("triton.compiler")
 backends = pytest.importorskip("triton.backends.compiler")
 
+from sn_imagenet.data.triton_pixels import BLOCK, normalize_kernel  # noqa: E402
 from sn_imagenet.norms.closed_form import triton_backward, triton_forward  # noqa: E402
-from sn_imagenet.norms.kernels import triton_kernels  # noqa: E402
+from sn_imagenet.norms.kernels import triton_kernels, triton_launch  # noqa: E402
 from sn_imagenet.norms.kernels.triton_tiles import TILES, Launch, Tile  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,7 @@ KERNELS = {
     for name, kernel in vars(module).items()
     if name.endswith("_kernel")
 }
-ACTIVATIONS = {"x", "y", "grad", "dx", "residual", "masked"}
+ACTIVATIONS = {"stored", "x", "y", "grad", "dx", "residual", "masked"}
 SIZES = {"area", "per_part", "tables", "parts", "rows", "replicas", "channels", "groups"}
 SIZES |= {"weights_at", "ln_at", "gn_at", "bn_at", "values"}
 # Index of each member in Omega, -1 if it is not in Omega.
@@ -58,6 +59,7 @@ def compile_for(
     numbers: Sequence[int],
     constants: dict[str, Any],
     num_warps: int = 4,
+    options: Mapping[str, Any] | None = None,
 ) -> Any:
     """Compile a kernel as a launch with ``numbers`` after aligned tensors would."""
     signature, constexprs, attributes = {}, {}, {}
@@ -80,7 +82,8 @@ def compile_for(
         fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes
     )
     target = backends.GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": num_warps})
+    options = {"num_warps": num_warps, **triton_launch.OPTIONS, **(options or {})}
+    return triton.compile(source, target=target, options=options)
 
 
 def compile_pass(
@@ -147,6 +150,16 @@ def test_joining_moments_compiles(capability: int) -> None:
     numbers, constants = (3136, 64, 2048, 49), {"PARTS": 64, "BLOCK": 32}
     kernel = KERNELS["join_moments_kernel"]
     assert compile_for(capability, kernel, "fp32", numbers, constants).asm["cubin"]
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_images_are_normalized_without_fused_rounding(capability: int) -> None:
+    constants = {"SCALE": 1 / 255, "SHIFTS": True, "BLOCK": BLOCK}
+    options = {"enable_fp_fusion": False}
+    compiled = compile_for(
+        capability, normalize_kernel, "u8", (2**24, 3 * 2**16), constants, options=options
+    )
+    assert "fma" not in compiled.asm["ptx"] and "st.global.v4.b32" in compiled.asm["ptx"]
 
 
 @pytest.mark.parametrize("stored", [False, True])

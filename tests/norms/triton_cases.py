@@ -17,6 +17,7 @@ from test_norms_ranks import check_two_ranks
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from sn_imagenet.data.triton_pixels import normalize
 from sn_imagenet.norms import (
     BatchNorm2d,
     BatchRenorm2d,
@@ -241,6 +242,19 @@ def test_every_call_gives_the_same_bits() -> None:
         (*kernels.moments(x), kernels.gradient_sums(grad, x, mean)[0]) for _ in range(2)
     )
     assert all(map(torch.equal, first, again))
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_images_are_normalized_as_by_operators(shifted: bool) -> None:
+    images = torch.randint(256, (3, 5, 300, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    shifts = torch.randn(3, 3) * 0.1 if shifted else None
+    mean, std = torch.rand(3), torch.rand(3) + 0.1
+    ours = normalize(images, shifts, mean, std)
+    expected = images.to(torch.float32).mul_(1 / 255)
+    if shifts is not None:
+        expected.add_(shifts[:, :, None, None])
+    expected.sub_(mean[:, None, None]).div_(std[:, None, None])
+    assert torch.equal(ours, expected) and ours.stride() == images.stride()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)

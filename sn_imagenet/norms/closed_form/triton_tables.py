@@ -6,7 +6,6 @@ The kernels are those of triton_forward and triton_backward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -63,10 +62,9 @@ class Layout:
         self.sizes = (rows, replicas, channels, channel_groups)
         self.count = len(omega)
 
-        self.table = rows * channels
         entries = {"in": 0, "ln": rows, "bn": replicas * channels, "gn": rows * channel_groups}
         # mean, var, center, scale, shift, 1 / std; the weights; each member's mean and variance.
-        self.weights = 6 * self.table
+        self.weights = 6 * rows * channels
         end = self.weights + 2 * self.count
         self.member_at = dict.fromkeys(omega, 0)
         for member in sorted(omega, key=lambda member: member == "bn"):
@@ -74,17 +72,6 @@ class Layout:
             end += 2 * entries[member]
         self.size = end
         """Size of all tables together, in numbers."""
-
-
-class Views(NamedTuple):
-    """The [N, C] tables of one forward pass."""
-
-    mean: Tensor
-    var: Tensor
-    center: Tensor
-    scale: Tensor
-    shift: Tensor
-    rstd: Tensor
 
 
 class Running(NamedTuple):
@@ -130,24 +117,20 @@ class TritonTables(Combiner):
         self._offsets = tuple(layout.member_at.get(name, 0) for name in ("ln", "gn", "bn"))
         self._blocks = -(-layout.channels // _ROW_BLOCK)
 
-    @cached_property
-    def views(self) -> Views:
-        layout = self.layout
-        tables = self.buffer.narrow(0, 0, layout.weights).view(6, layout.rows, layout.channels)
-        return Views(*tables.unbind())
-
     @property
     def inputs(self) -> Parameters:
         return self.parameters
 
     @property
     def mean(self) -> Tensor:
-        return self.views.mean
+        return self._mean
 
     def forward(self, x: Tensor, kernels: Backend, differentiable: bool) -> Affine:
-        self.buffer = x.new_empty(self.layout.size, dtype=statistics_dtype(x.dtype))
-        mean, var, center, scale, shift, _ = self.views
-        TRITON.moments_into(x, mean, var)
+        layout = self.layout
+        self.buffer = x.new_empty(layout.size, dtype=statistics_dtype(x.dtype))
+        tables = self.buffer.narrow(0, 0, layout.weights).view(6, layout.rows, layout.channels)
+        self._mean, var, center, scale, shift, _ = tables.unbind()
+        TRITON.moments_into(x, self._mean, var)
         self._combine_statistics()
         if self.group is not None:
             local = self.batch()

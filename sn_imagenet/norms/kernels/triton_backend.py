@@ -36,14 +36,14 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def runs_for(x: Tensor) -> bool:
+    """Whether Triton can run kernels where ``x`` is."""
+    return (x.is_cuda or interpreted()) and _installed()
+
+
 def supports(x: Tensor) -> bool:
     """Whether the kernels take ``x``."""
-    return (
-        (x.is_cuda or interpreted())
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and x.is_floating_point()
-        and _installed()
-    )
+    return runs_for(x) and type(x) in (Tensor, torch.nn.Parameter) and x.is_floating_point()
 
 
 class TritonBackend:
