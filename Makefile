@@ -1,4 +1,4 @@
-# make help | setup | test | test-all | demo | study-NAME | golden | lint      (PYTHON=python3.12 chooses the interpreter)
+# make help | setup | test | test-all | demo | study-NAME | golden | gpu | lint      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 BIN := .venv/bin
 # The study's own claims, if it has any, and its tables.
@@ -14,7 +14,7 @@ STUDIES := $(notdir $(basename $(wildcard configs/sweep/*.yaml)))
 $(foreach goal,$(filter-out $(STUDIES:%=study-%),$(filter study-%,$(MAKECMDGOALS))),\
   $(error $(goal): no such study; expected study- and one of $(STUDIES)))
 
-.PHONY: help setup test test-all demo report figures tables study-blood_cells study-nuclei study-search study-sensitivity study-stylization golden lint
+.PHONY: help setup test test-all demo report figures tables gpu study-blood_cells study-nuclei study-search study-sensitivity study-stylization golden lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -28,6 +28,7 @@ help:
 	@echo '                    $(STUDIES)'
 	@echo 'make report STUDY=NAME    figures, tables and verdicts of the runs in results/NAME'
 	@echo 'make test           the quick tests; make test-all: every test; make lint: the linters'
+	@echo 'make gpu            on a GPU, the tests that need one and the speeds, in GPU_OUT=FOLDER'
 	@echo 'make golden         compare the results of this working tree with HEAD'
 	@echo 'make PYTHON=python3.12 setup    choose the interpreter'
 
@@ -122,6 +123,22 @@ figures:
 tables:
 	$(SHOW) scripts/check_claims.py $(RUNS_AND_OUT) $(EXPECTED)
 	$(SHOW) scripts/make_tables.py $(RUNS_AND_OUT) --only $(TABLES) $(TABLE_OPTIONS)
+
+# On a machine with a GPU, about five minutes: the tests that need one, then speeds, in GPU_OUT. With
+# IMAGES=FOLDER (train/CLASS/*.jpg, val/CLASS/*.jpg) also a training that waits for its loader.
+GPU_OUT ?= results/benchmarks/gpu
+IMAGES ?=
+BENCHMARK := $(BIN)/python scripts/benchmark.py
+GPU_STEP := $(BENCHMARK) step --batch 8x1 8x2 8x32 --norm bn sn --dtype bf16 --repeats 3
+GPU_LAYER := $(BENCHMARK) norms --samples 32 --layout channels_last --graph --only BN SN --repeats 5
+gpu: setup
+	$(BIN)/python -m pytest -q -m gpu
+	$(GPU_STEP) --json $(GPU_OUT)/step.json
+	$(GPU_STEP) trainer.graph=true --json $(GPU_OUT)/step_graph.json
+	$(GPU_LAYER) --json $(GPU_OUT)/norms.json
+	$(GPU_LAYER) --relu --json $(GPU_OUT)/norms_relu.json
+	$(if $(IMAGES),$(BENCHMARK) train data=imagefolder data.train=$(IMAGES)/train data.val=$(IMAGES)/val data.decode=fast \
+	  norm=sn batch=8x32 trainer.precision=bf16 trainer.log_every=10 trainer.epochs=1000 --steps 60 --repeats 1 --json $(GPU_OUT)/train.json)
 
 # Compare the golden set (runs, tables, verdicts) of this working tree with the revision BEFORE.
 BEFORE ?= HEAD

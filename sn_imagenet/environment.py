@@ -26,6 +26,11 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
+def local_world_size() -> int:
+    """The number of processes on this machine; all of them, unless torchrun says otherwise."""
+    return _number("LOCAL_WORLD_SIZE", world_size())
+
+
 def check_environment() -> None:
     """Check all of these variables together. Every entry point calls it first.
 

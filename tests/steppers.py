@@ -21,12 +21,13 @@ def make_stepper(
     config: ExperimentConfig,
     placement: Placement,
     rate: Callable[[int], float] = lambda step: 0.1,
+    device: str = "cpu",
 ) -> Stepper:
     """``rate``: learning rate by step."""
     task = Classification(config)
     if probability := config.protocol.dropout:
         task._dropout = PlacedDropout(network.get_classifier(), probability, config.seed)  # type: ignore[operator]
-    stepper = Stepper(task, network, config, placement, torch.device("cpu"), Clock(1, 1))
+    stepper = Stepper(task, network, config, placement, torch.device(device), Clock(1, 1))
     stepper.optimizations = {
         name: replace(optimization, learning_rate=rate)
         for name, optimization in stepper.optimizations.items()

@@ -220,12 +220,12 @@ def test_a_stored_config_has_the_same_errors(composed: Compose) -> None:
 def test_the_local_processes_share_the_cores_among_their_workers(
     composed: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6))
-    assert composed().data.workers == 4
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(32))
+    for processes, workers in (("1", 16), ("2", 15), ("8", 3), ("32", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert composed().data.workers == workers
+    monkeypatch.setenv("SN_IMAGENET_CORES", "4")
     assert composed().data.workers == 3
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert composed().data.workers == 1
     assert composed("data.workers=5").data.workers == 5
 
 

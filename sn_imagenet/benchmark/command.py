@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -24,6 +26,7 @@ VERSION = 5
 since 4 it has no layout; since 5 ``machine`` is a result's provenance with ``load_average``."""
 
 REFERENCE = "nn.BatchNorm2d"
+T = TypeVar("T")
 Report = tuple[dict[str, Any], str]
 """The contents of the JSON, apart from the machine, and the table for the terminal."""
 
@@ -85,13 +88,22 @@ def run(description: str, configs: Path, arguments: list[str] | None = None) -> 
     print(table)
     if args.json:
         # Over 15 minutes; a load above the number of threads means a shared machine.
-        machine = {**provenance(device), "load_average": os.getloadavg()[2]}
+        machine = {**provenance(device), "load_average": os.getloadavg()[2], **_clocks(device)}
         content = {"version": VERSION, "benchmark": args.benchmark, "machine": machine}
         content["repeats"] = args.repeats
         if "overrides" in args:
             content["overrides"] = args.overrides
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({**content, **facts}, indent=1) + "\n")
+
+
+def _clocks(device: torch.device) -> dict[str, str]:
+    """What nvidia-smi says of the GPUs right after the measurement; empty on the CPU."""
+    query = "--query-gpu=clocks.sm,clocks.mem,temperature.gpu,power.draw"
+    if device.type != "cuda" or shutil.which("nvidia-smi") is None:
+        return {}
+    command = ["nvidia-smi", query, "--format=csv"]
+    return {"clocks": subprocess.run(command, capture_output=True, text=True, timeout=60).stdout}
 
 
 def _parse(description: str, configs: Path, arguments: list[str] | None) -> Namespace:
@@ -135,6 +147,28 @@ def parse_setting(text: str) -> tuple[int, int]:
     """Parse (replicas, samples per replica) from 32 or 16x2, for argparse."""
     replicas, _, samples = text.rpartition("x")
     return int(replicas or 1), int(samples)
+
+
+ONLY: dict[str, Any] = {
+    "nargs": "+",
+    "default": [],
+    "metavar": "NAME",
+    "help": f"contenders to time beside {REFERENCE}, such as SN; default all",
+}
+"""The argument ``--only``."""
+
+
+def choose(contenders: Mapping[str, T], only: Sequence[str]) -> dict[str, T]:
+    """The contenders that ``only`` names, and nn.BatchNorm2d; all if it is empty.
+
+    Raises:
+        UserError: ``only`` has an unknown name.
+    """
+    if unknown := [name for name in only if name not in contenders]:
+        names = ", ".join(map(repr, contenders))
+        raise UserError(f"--only {unknown[0]!r}: expected some of {names}")
+    chosen = only or contenders
+    return {n: c for n, c in contenders.items() if n in chosen or n.startswith(REFERENCE)}
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from sn_imagenet.benchmark.command import (
+    ONLY,
     REFERENCE,
     Command,
     Report,
     align_columns,
+    choose,
     parse_setting,
 )
 from sn_imagenet.benchmark.timing import StorageLog, capture_graph, median_seconds
@@ -25,6 +27,7 @@ from sn_imagenet.errors import UserError
 from sn_imagenet.norms.control import set_replicas
 from sn_imagenet.norms.kernels import select_backend
 from sn_imagenet.norms.layers import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d
+from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
 SHAPES = (
@@ -132,8 +135,9 @@ class Fig7(nn.Module):
         return ((x - mean) / torch.sqrt(var + 1e-5) * self.gamma + self.beta).to(x.dtype)
 
 
-def layer_contenders(x: Tensor, replicas: int = 1) -> dict[str, nn.Module]:
+def layer_contenders(x: Tensor, replicas: int = 1, relu: bool = False) -> dict[str, nn.Module]:
     """Layers by name for an activation [N, C, H, W]; ours use the backend that they choose.
+    ``relu``: with a ReLU, which is part of ours and a module after the others.
 
     Our BN and SN have ``replicas`` sets of statistics; PyTorch's layers and the paper's have one.
     On CUDA, :data:`NATIVE` is nn.BatchNorm2d to be called without cuDNN.
@@ -153,8 +157,12 @@ def layer_contenders(x: Tensor, replicas: int = 1) -> dict[str, nn.Module]:
         "LN": LayerNorm2d(channels),
         "IN": InstanceNorm2d(channels),
     }
-    for layer in layers.values():
+    for name, layer in layers.items():
         set_replicas(layer.to(x.device), replicas)
+        if relu and isinstance(layer, MomentNorm2d):
+            layer.relu = True
+        elif relu:
+            layers[name] = nn.Sequential(layer, nn.ReLU(inplace=True))
     return layers
 
 
@@ -165,12 +173,13 @@ def measure_layer(
     repeats: int,
     graph: bool = False,
     only: Sequence[str] = (),
+    relu: bool = False,
 ) -> LayerCase:
     """Time every contender on one random activation [kind.total, *shape] and its gradient.
 
     Every call allocates the output and the gradients of x and of all parameters. ``graph``: run
     each call as a CUDA graph, which excludes the host's time. ``only``: names of contenders to time
-    beside nn.BatchNorm2d; empty for all.
+    beside nn.BatchNorm2d; empty for all. ``relu``: with a ReLU after each layer.
 
     Raises:
         UserError: ``only`` has an unknown name.
@@ -183,11 +192,7 @@ def measure_layer(
         return values.contiguous(memory_format=memory_format)
 
     x, grad = activation().requires_grad_(), activation()
-    layers = layer_contenders(x, kind.replicas)
-    if unknown := [name for name in only if name not in layers]:
-        raise UserError(f"--only {unknown[0]!r}: expected some of {', '.join(map(repr, layers))}")
-    if only:
-        layers = {n: c for n, c in layers.items() if n in only or n.startswith(REFERENCE)}
+    layers = choose(layer_contenders(x, kind.replicas, relu), only)
     kept: dict[str, float] = {}
     calls: dict[str, Callable[[], object]] = {COPY: x.detach().clone}
     for name, layer in layers.items():
@@ -277,13 +282,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="run each call as a CUDA graph: device time without the host's",
     )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help=f"contenders to time beside {REFERENCE}, such as SN; default all",
-    )
+    parser.add_argument("--only", **ONLY)
+    parser.add_argument("--relu", action="store_true", help="with a ReLU after each layer")
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
 
@@ -298,12 +298,13 @@ def _measure(args: Namespace, device: torch.device) -> Report:
                 kind = ActivationKind(samples, layout, dtype, replicas)
                 for shape in SHAPES[:: args.every]:
                     print(f"{kind} {shape}", file=sys.stderr)
-                    options = args.repeats, args.graph, args.only
+                    options = args.repeats, args.graph, args.only, args.relu
                     cases.append(measure_layer(kind, shape, device, *options))
     facts = {
         "reference": REFERENCE,
         "graph": args.graph,
         "only": args.only,
+        "relu": args.relu,
         "geometric_means": geometric_means(cases),
         "cases": [case.as_dict() for case in cases],
     }

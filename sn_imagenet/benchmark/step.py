@@ -15,16 +15,19 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from sn_imagenet.benchmark.command import (
+    ONLY,
     REFERENCE,
     Command,
     Report,
     align_columns,
+    choose,
     compose_config,
     parse_setting,
 )
-from sn_imagenet.benchmark.timing import StorageLog, median_seconds
+from sn_imagenet.benchmark.timing import WARM_UP, StorageLog, median_seconds
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.distributed import autocast_for, set_norm_replicas, set_precision
@@ -160,8 +163,8 @@ def trainer_step(config: ExperimentConfig, data: StepData) -> StepContender:
         return y
 
     def step() -> None:
-        stepper.forward_backward(batch, 0)
-        stepper.optimizer_step(0)
+        stepper.step(batch, 0)
+        list(stepper.outcomes())
 
     return StepContender(network, forward, step)
 
@@ -186,33 +189,46 @@ def measure_steps(
     repeats: int,
     methods: Sequence[str] = ("bn", "gn", "sn"),
     overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Time one kind of step on random images under each method, a value of ``norm``.
 
     PyTorch's layers run in timm's network, over the whole batch. Ours run in the trainer's step as
     train.py would configure it; SN with several replicas also with one replica per pass.
 
+    Args:
+        only: names of contenders to time beside nn.BatchNorm2d; empty for all.
+
     Returns:
         By contender: median ``seconds`` of a step, bytes that a forward pass ``kept`` for backward,
-        on CUDA the ``peak_memory`` of a step in bytes, with weights, gradients and momentum; time
-        relative to nn.BatchNorm2d over the whole batch (``ratios``), and ``images_per_second``.
+        time relative to nn.BatchNorm2d over the whole batch (``ratios``), and
+        ``images_per_second``. On CUDA also the ``peak_memory`` of a step in bytes, with weights,
+        gradients and momentum, and ``device_seconds``, in which its kernels run: the rest of a step
+        waits for Python.
+
+    Raises:
+        UserError: a contender does not exist.
     """
     data = StepData(kind, device)
     kept: dict[str, int] = {}
     peak_memory: dict[str, int] = {}
+    device_seconds: dict[str, float] = {}
     steps: dict[str, Callable[[], object]] = {}
-    for name, make in _contenders(data, configs, methods, overrides).items():
+    makers = choose(_contenders(data, configs, methods, overrides), only)
+    for name, make in makers.items():
         before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
         contender = make()
         kept[name] = _kept_bytes(contender)
         steps[name] = contender.step
         if device.type == "cuda":
             peak_memory[name] = _peak_memory(contender.step, device) - before
+            device_seconds[name] = _device_seconds(contender.step)
     seconds = median_seconds(steps, repeats, device)
     return {
         "title": str(kind),
         "kind": asdict(kind),
         "seconds": seconds,
+        "device_seconds": device_seconds,
         "kept": kept,
         "peak_memory": peak_memory,
         "ratios": {name: value / seconds[REFERENCE] for name, value in seconds.items()},
@@ -231,8 +247,9 @@ def _contenders(
     for method in methods:
         name = f"{method.upper()} {kind.setting}" if kind.replicas > 1 else method.upper()
         chosen = [f"norm={method}", *kind.overrides, *overrides]
-        makers[name] = partial(trainer_step, compose_config(configs, chosen), data)
-        if method == "sn" and kind.replicas > 1:
+        config = compose_config(configs, chosen)
+        makers[name] = partial(trainer_step, config, data)
+        if method == "sn" and kind.replicas > 1 and not config.trainer.graph:
             separate = compose_config(configs, [*chosen, "trainer.replicas_per_pass=1"])
             makers[f"{name} in {kind.replicas} passes"] = partial(trainer_step, separate, data)
     return makers
@@ -252,16 +269,29 @@ def _peak_memory(step: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device)
 
 
+def _device_seconds(step: Callable[[], object]) -> float:
+    for _ in range(WARM_UP):
+        step()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        step()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
+
+
 def steps_table(cases: Sequence[dict[str, Any]]) -> str:
     """A table per batch: milliseconds, images/s, the ratio to nn.BatchNorm2d's time, megabytes
     kept by forward, and on CUDA the peak in megabytes."""
     tables = []
     for case in cases:
-        rows = [[case["title"], "ms", "images/s", "ratio", "kept MB", "peak MB"]]
+        rows = [[case["title"], "ms", "device ms", "images/s", "ratio", "kept MB", "peak MB"]]
         for name, seconds in case["seconds"].items():
             speed, ratio = case["images_per_second"][name], case["ratios"][name]
+            device = case["device_seconds"].get(name)
+            on_device = "" if device is None else f"{device * 1e3:.1f}"
             memory = (_megabytes(case[table].get(name)) for table in ("kept", "peak_memory"))
-            rows.append([name, f"{seconds * 1e3:.1f}", f"{speed:.1f}", f"{ratio:.2f}", *memory])
+            rows.append(
+                [name, f"{seconds * 1e3:.1f}", on_device, f"{speed:.1f}", f"{ratio:.2f}", *memory]
+            )
         tables.append(align_columns(rows))
     return "\n\n".join(tables)
 
@@ -280,6 +310,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="images per step; 8x2 is the setting of 8 replicas of 2 samples; default 16",
     )
     parser.add_argument("--norm", nargs="+", default=["bn", "gn", "sn"], help="as in train.py")
+    parser.add_argument("--only", **ONLY)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--network", default="resnet50", help="train.py's model.name")
@@ -297,7 +328,7 @@ def _measure(args: Namespace, device: torch.device) -> Report:
     cases = []
     for kind in kinds:
         print(kind, file=sys.stderr)
-        options = args.norm, args.overrides
+        options = args.norm, args.overrides, args.only
         cases.append(measure_steps(kind, args.configs, device, args.repeats, *options))
     return {"reference": REFERENCE, "cases": cases}, steps_table(cases)
 
@@ -306,5 +337,5 @@ COMMAND = Command(
     "the training step of a setting against timm's network with nn.BatchNorm2d",
     _add_arguments,
     _measure,
-    overrides="of our networks' configuration, as for train.py: model.fuse_relu=false",
+    overrides="of our networks' configuration, as for train.py: trainer.graph=true",
 )

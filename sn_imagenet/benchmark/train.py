@@ -141,8 +141,8 @@ def _step(prepared: Prepared, placement: Placement, loader: TrainLoader) -> Call
     batch = next(loader.epoch(0))
 
     def step() -> None:
-        stepper.forward_backward(batch, 0)
-        stepper.optimizer_step(0)
+        stepper.step(batch, 0)
+        list(stepper.outcomes(wait=False))
 
     return step
 

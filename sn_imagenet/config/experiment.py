@@ -35,6 +35,8 @@ CLASSIFICATION = {
     "name": "classification",
     "target": "sn_imagenet.tasks.classification.Classification",
 }
+# Environment variable with the cores of each process, as the slots of a sweep set it.
+CORES = "SN_IMAGENET_CORES"
 TRACKERS = ("tensorboard", "trackio", "none")
 
 # Keys that affect where, how fast and how safely a run executes, but not its results.
@@ -44,7 +46,7 @@ NON_EXPERIMENT_KEYS = frozenset({
     "data.root", "data.train", "data.val", "data.workers",
     "data.train_annotations", "data.val_annotations",
     "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
-    "trainer.eval_batch_size", "trainer.deterministic", "checkpoint.minutes",
+    "trainer.eval_batch_size", "trainer.deterministic", "trainer.graph", "checkpoint.minutes",
     "calibration.every", "trainer.validate_every",
     "trainer.compile", "checkpoint.on_error",  # of runs by earlier versions
     "task.style", "task.features",  # files, which the fingerprint of the data covers
@@ -52,10 +54,11 @@ NON_EXPERIMENT_KEYS = frozenset({
 # fmt: on
 
 
-def _at_most_cores(count: int) -> int:
-    """``count``, or the number of cores per process of this machine if that is smaller."""
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(count, cores))
+def _spare_cores(most: int) -> int:
+    """The cores of this process but one, at least 1 and at most ``most``."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = os.environ.get(CORES) or len(os.sched_getaffinity(0)) // processes
+    return max(1, min(int(share) - 1, most))
 
 
 def _join(separator: str, name: str, other: Any) -> str:
@@ -64,7 +67,7 @@ def _join(separator: str, name: str, other: Any) -> str:
     return name if other in (None, CLASSIFICATION["name"]) else f"{name}{separator}{other}"
 
 
-OmegaConf.register_new_resolver("at_most_cores", _at_most_cores, replace=True)
+OmegaConf.register_new_resolver("spare_cores", _spare_cores, replace=True)
 OmegaConf.register_new_resolver("join", _join, replace=True)
 OmegaConf.register_new_resolver("stem", lambda path: path and Path(path).stem, replace=True)
 OmegaConf.register_new_resolver(

@@ -22,7 +22,8 @@ class TrainerConfig:
     (None: chosen by device). ``deterministic``: slower deterministic kernels on CUDA, so that a
     resumed run equals an uninterrupted one bit for bit; CPU kernels always are. ``validate_every``:
     optimizer steps between two validations; None: each epoch ends with one. ``epochs`` is None if
-    ``max_steps`` alone limits the training.
+    ``max_steps`` alone limits the training. ``graph``: run each step as one CUDA graph, with the
+    same results.
     """
 
     epochs: int | None
@@ -34,6 +35,7 @@ class TrainerConfig:
     eval_batch_size: int | None
     deterministic: bool
     validate_every: int | None = None
+    graph: bool = False
 
     def __post_init__(self) -> None:
         require(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sn_imagenet.config import DataConfig
 from sn_imagenet.native import load_library
+from sn_imagenet.norms.kernels import triton_backend
 
 SOURCE = Path(__file__).with_name("pixels.cpp")
 
@@ -43,6 +44,13 @@ class DeviceTransform:
     def __call__(self, batch: StoredBatch) -> Tensor:
         stored = batch.images.to(self.mean.device, non_blocking=True)
         shifts = batch.shifts
+        if stored.dtype == torch.uint8 and triton_backend.runs_for(stored):
+            from sn_imagenet.data.triton_pixels import normalize
+
+            stored = stored.contiguous(memory_format=torch.channels_last)
+            if shifts is not None:
+                shifts = shifts.to(stored.device, non_blocking=True)
+            return normalize(stored, shifts, self.mean, self.std)
         if stored.dtype == torch.uint8:
             compiled = _compiled_normalize() if stored.device.type == "cpu" else None
             if compiled is not None:

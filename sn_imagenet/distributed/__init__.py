@@ -2,7 +2,9 @@
 
 from sn_imagenet.distributed.collectives import (
     all_reduce_sum,
+    average_tensors,
     broadcast_object,
+    broadcast_tensors,
     on_rank0,
     print_rank0,
     raise_on_all_ranks,
@@ -19,6 +21,7 @@ from sn_imagenet.distributed.placement import (
 from sn_imagenet.distributed.precision import (
     autocast_for,
     choose_device,
+    describe_precision,
     set_determinism,
     set_precision,
 )

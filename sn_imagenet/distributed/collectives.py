@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -69,6 +70,31 @@ def broadcast_object(value: Any) -> Any:
     objects = [value]
     dist.broadcast_object_list(objects, src=0)
     return objects[0]
+
+
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Copy rank 0's values of ``tensors``, with one broadcast for each dtype. Collective."""
+    _together(tensors, lambda flat: dist.broadcast(flat, src=0))
+
+
+def average_tensors(tensors: Iterable[Tensor]) -> None:
+    """Average each of ``tensors`` over all ranks, with one collective for each dtype."""
+    _together(tensors, lambda flat: dist.all_reduce(flat.div_(dist.get_world_size())))
+
+
+@torch.no_grad()
+def _together(tensors: Iterable[Tensor], collective: Callable[[Tensor], object]) -> None:
+    if not dist.is_initialized():
+        return
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    for group in by_dtype.values():
+        flat = torch.cat([tensor.flatten() for tensor in group])
+        collective(flat)
+        parts = flat.split([tensor.numel() for tensor in group])
+        for tensor, part in zip(group, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

@@ -16,19 +16,21 @@ from threading import Thread
 import torch
 import torch.distributed as dist
 
-from sn_imagenet.environment import rank, world_size
+from sn_imagenet.environment import local_rank, local_world_size, rank, world_size
 from sn_imagenet.errors import UserError
 
 NOTICE_S = 10.0  # how long to wait for another process before saying so
 
 
-def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
+def init_distributed(timeout: timedelta = timedelta(minutes=30), device: str = "auto") -> None:
     """Create the process group, once per program, if torchrun started several processes.
 
-    Collectives use gloo for CPU tensors and nccl for CUDA tensors.
+    Collectives use gloo for CPU tensors and nccl for CUDA tensors. ``device`` is trainer.device.
     """
     if world_size() > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        # nccl then connects at once. Without it, the first collective guesses the device.
+        on_gpu = device != "cpu" and torch.cuda.device_count() >= local_world_size()
         store = connect_store(timeout)
         dist.init_process_group(
             backend,
@@ -36,6 +38,7 @@ def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
             rank=rank(),
             world_size=world_size(),
             timeout=timeout,
+            device_id=torch.device("cuda", local_rank()) if on_gpu else None,
         )
 
 

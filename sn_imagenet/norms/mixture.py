@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.closed_form import Layout, Parameters, TritonTables, takes_tables
+from sn_imagenet.norms.closed_form import Layout, Parameters, Running, TritonTables, takes_tables
 from sn_imagenet.norms.kernels import CPP, TRITON, as_dense, kernels_for, with_layout_of
 from sn_imagenet.norms.kernels.cpp import MixtureStatistics, numbers_of
 from sn_imagenet.norms.moment_norm import BatchTables, MomentNorm2d
@@ -87,13 +87,15 @@ class MixtureNorm2d(MomentNorm2d):
             return y, None if update is not None else batch
         if kernels is TRITON and takes_tables(x, *parameters, *running):
             layout = _layout(tuple(self.omega), self.num_groups, x.shape, replicas, self.eps)
-            update = self._running_update(x.shape) if self.training else None
-            tables_of = self._stored() if self.track_running_stats else None
+            follows = None
+            if self.training and self._updates_running and self.momentum is not None:
+                assert self.num_batches_tracked is not None
+                follows = Running(*self._stored(), self.num_batches_tracked, self.momentum)
             combiner = TritonTables(
-                layout, parameters, tables_of if stored else None, group, tables_of, update
+                layout, parameters, self._stored() if stored else None, group, follows
             )
             y = normalize_with(combiner, as_dense(x), residual, kernels, self.relu)
-            return y, None if update is not None else combiner
+            return y, combiner if follows is None else None
         return super()._normalize(x, residual)
 
 

@@ -261,11 +261,16 @@ class MomentNorm2d(nn.Module, ABC):
             if update is not None:
                 update_running(self._stored(), tables.batch(), *update)
 
+    @property
+    def _updates_running(self) -> bool:
+        """Whether a training-mode batch updates the running statistics."""
+        shared = self.replicas
+        return shared.average is None and shared.holds_first and self.track_running_stats
+
     def _running_update(self, shape: torch.Size) -> tuple[float | Tensor, float] | None:
         """The momentum of a batch of ``shape``, and the factor that makes its variance unbiased.
         Counts the batch. None if the running statistics are not updated."""
-        shared = self.replicas
-        if shared.average or not (shared.holds_first and self.track_running_stats):
+        if not self._updates_running:
             return None
         replicas, group = self.groups
         ranks = dist.get_world_size(group) if group is not None else 1

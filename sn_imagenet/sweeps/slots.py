@@ -6,6 +6,7 @@ import os
 import subprocess
 from dataclasses import dataclass
 
+from sn_imagenet.config.experiment import CORES
 from sn_imagenet.errors import UserError
 from sn_imagenet.sweeps.settings import SweepSettings
 
@@ -84,6 +85,6 @@ def _nvidia_smi(query: str) -> list[str]:
 
 
 def _threads(cores: int, processes: int) -> dict[str, str]:
-    """An equal share of the cores per process, unless the user has set OMP_NUM_THREADS."""
-    threads = os.environ.get("OMP_NUM_THREADS")
-    return {"OMP_NUM_THREADS": threads or str(max(1, cores // processes))}
+    """An equal share of the cores per process, as its threads unless OMP_NUM_THREADS is set."""
+    share = str(max(1, cores // processes))
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or share, CORES: share}

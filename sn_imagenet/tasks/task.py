@@ -107,6 +107,9 @@ class Task(ABC):
     calibrates: ClassVar[bool] = True
     """Whether the batch average of BN's statistics applies."""
 
+    capturable: ClassVar[bool] = False
+    """Whether :meth:`losses` does the same on the device at each step and never waits for it."""
+
     uses_global_rng: ClassVar[bool] = False
     """Whether a forward pass draws from PyTorch's global generator. Each pass then holds one
     replica and is seeded by (seed, step, replica), in an evaluation by (seed, batch)."""

@@ -77,7 +77,7 @@ def train(config: ExperimentConfig) -> Run:
 
 
 def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
-    init_distributed()
+    init_distributed(device=config.trainer.device)
     directory = RunDirectory(Path(config.run_dir))
     with raise_on_all_ranks():
         require_tracker_installed(config.tracker)

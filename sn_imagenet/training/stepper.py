@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
@@ -10,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sn_imagenet.config import ExperimentConfig
@@ -20,11 +22,14 @@ from sn_imagenet.distributed import (
     Placement,
     all_reduce_sum,
     autocast_for,
+    average_tensors,
+    broadcast_tensors,
     set_norm_replicas,
 )
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.tasks import Clock, Optimization, Task
+from sn_imagenet.training.step_graph import StepGraph, require_graph
 
 # torch 2.15 renamed the argument; 2.11 has only the old name.
 _SYNC_BUFFERS = (
@@ -90,7 +95,10 @@ class Stepper:
         self._broadcasts_each_step = any(layer.trains_on_stored_statistics for layer in self._norms)
         self._autocast = autocast_for(config.trainer.precision, device)
         self._ddp: nn.Module = network
-        if dist.is_initialized():
+        graph = config.trainer.graph
+        if graph:
+            require_graph(task, config, placement, device)
+        elif dist.is_initialized():
             sync_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
             # DDP must not sync buffers; broadcast_statistics copies rank 0's when they are needed.
             self._ddp = DistributedDataParallel(
@@ -110,6 +118,35 @@ class Stepper:
             _create_momentum_buffers(one.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
 
+        self._graph: StepGraph | None = None
+        if graph:
+            optimizers = [each.optimizer for each in self.optimizations.values()]
+            self._graph = StepGraph(self._run, self.optimizer_step, optimizers, device)
+        self._outcomes: deque[StepOutcome] = deque()
+
+    def step(self, batch: Batch, step: int, flags: Sequence[float] = (), phase: str = "") -> None:
+        """One whole optimizer step; its outcome is one of :meth:`outcomes`. There is no update if
+        the loss is not finite. The arguments are those of :meth:`forward_backward`.
+        """
+        if self._graph is None:
+            outcome = self.forward_backward(batch, step, flags, phase)
+            if math.isfinite(outcome.loss):
+                self.optimizer_step(step, phase)
+            self._outcomes.append(outcome)
+            return
+        if not self.network.training:
+            self.network.train()
+        rates = [each.learning_rate(step) for each in self.optimizations.values()]
+        self._graph.launch(batch.to(self.device), self._totals(flags), step, rates)
+
+    def outcomes(self, wait: bool = True) -> Iterator[StepOutcome]:
+        """The outcomes of the steps so far, once each. The last may be missing unless ``wait``."""
+        while self._outcomes:
+            yield self._outcomes.popleft()
+        if self._graph is not None:
+            for step, sums in self._graph.sums(keep=0 if wait else 1):
+                yield self._outcome(step, sums)
+
     def forward_backward(
         self, batch: Batch, step: int, flags: Sequence[float] = (), phase: str = ""
     ) -> StepOutcome:
@@ -122,15 +159,24 @@ class Stepper:
         """
         if not self.network.training:  # train() iterates over all modules
             self.network.train()
+        totals = self._totals(flags)
+        self._run(batch.to(self.device), totals, step, phase)
+        return self._outcome(step, totals.tolist())
+
+    def _totals(self, flags: Sequence[float]) -> Tensor:
+        """Zeros for the loss and the task's sums, then the flags; all are summed over ranks."""
+        zeros = [0.0] * (1 + len(self.task.sums))
+        totals = torch.tensor([*zeros, *flags], dtype=torch.float64)
+        if self.device.type == "cuda":
+            totals = totals.pin_memory().to(self.device, non_blocking=True)
+        return totals
+
+    def _run(self, batch: Batch, totals: Tensor, step: int, phase: str = "") -> None:
+        """The device's part of :meth:`forward_backward`: nothing here waits for the device."""
         if self._broadcasts_each_step:
             self.broadcast_statistics()
         self._zero_grad()
-        batch, samples = batch.to(self.device), len(batch)
-        names = self.task.sums
-        # Loss and the task's sums over passes; then the flags. All are summed over ranks.
-        totals = torch.tensor([0.0, *(0.0 for _ in names), *flags], dtype=torch.float64)
-        if self.device.type == "cuda":
-            totals = totals.pin_memory().to(self.device, non_blocking=True)
+        samples = len(batch)
         for microbatch in self._placement.microbatches(batch):
             set_norm_replicas(self._norms, microbatch, self._group)
             size = len(microbatch.batch)
@@ -143,11 +189,17 @@ class Stepper:
                     )
                 self.scaler.scale(losses.loss * (size / samples)).backward()
             totals[0] += losses.loss.detach() * size
-            for index, name in enumerate(names, start=1):
+            for index, name in enumerate(self.task.sums, start=1):
                 totals[index] += losses.sums[name]
-        loss_sum, *others = all_reduce_sum(totals).tolist()
+        if self._graph is not None:
+            gradients = (parameter.grad for parameter in self.network.parameters())
+            average_tensors(gradient for gradient in gradients if gradient is not None)
+        all_reduce_sum(totals)
+
+    def _outcome(self, step: int, totals: Sequence[float]) -> StepOutcome:
+        loss_sum, *others = totals
+        names, count = self.task.sums, self._global_batch_size
         sums = dict(zip(names, others, strict=False))
-        count = self._global_batch_size
         return StepOutcome(step, loss_sum / count, sums, count, tuple(others[len(names) :]))
 
     def warm_up(self) -> None:
@@ -157,7 +209,7 @@ class Stepper:
         more than two ranks the buckets set the order of summation, so without a warm-up a resumed
         run would differ from an uninterrupted one.
         """
-        if not dist.is_initialized():
+        if self._ddp is self.network:
             return
         buffers = list(self.network.buffers())
         saved = [buffer.clone() for buffer in buffers]
@@ -192,9 +244,7 @@ class Stepper:
 
     def broadcast_statistics(self) -> None:
         """Copy replica 0's running statistics to every rank. Collective."""
-        if dist.is_initialized():
-            for buffer in self.network.buffers():
-                dist.broadcast(buffer, src=0)
+        broadcast_tensors(self.network.buffers())
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, running statistics, optimizer and scaler as plain tensors and dicts."""

@@ -12,6 +12,7 @@ import torch
 from sn_imagenet.distributed import (
     Placement,
     all_reduce_sum,
+    describe_precision,
     print_rank0,
     raise_on_all_ranks,
     rank,
@@ -112,6 +113,8 @@ class Trainer:
                         f"{directory.metrics} {self.log.damage}; rebuilt from the checkpoint"
                     )
         print_rank0(f"{directory.path}: {self.placement.describe()}, on {prepared.device.type}")
+        if line := describe_precision(config.trainer.precision, prepared.device):
+            print_rank0(line)
         if config.uses_single_sample and config.norm.single_sample:
             print_rank0(f"one sample per GPU: norm={config.norm.name} uses {config.norm.args}")
         epochs = config.trainer.epochs
@@ -199,25 +202,48 @@ class Trainer:
                 self.recorder.flush(self.epoch + 1, self.step, self._learning_rate(self.step - 1))
             batches = self.loaders[phase].epoch(self.epoch, start)
             for batch in self.recorder.timed(batches):
-                # Two flags of this rank: signal received, checkpoint failed.
-                flags = [self.signals.received, self.saver is not None and self.saver.failed]
-                outcome = self.stepper.forward_backward(batch, self.step, flags, phase)
-                if not math.isfinite(outcome.loss):
-                    return outcome.loss
-                self.stepper.optimizer_step(self.step, phase)
+                # Flags of this rank: signal received, checkpoint failed, checkpoint due.
+                failed = self.saver is not None and self.saver.failed
+                flags = [self.signals.received, failed, self._must_save()]
+                self.stepper.step(batch, self.step, flags, phase)
                 self.step += 1
                 self.step_in_epoch += 1
-                self._record(outcome)
-                interrupted, checkpoint_failed = outcome.flags
-                if checkpoint_failed:
-                    self._wait_for_checkpoints()
-                if self.step == self.total_steps or self._must_validate():
-                    return None
+                ends = self.step == self.total_steps or self._must_validate()
+                wait = ends or self._epoch_is_complete()
+                loss, interrupted, save = self._take_outcomes(wait)
+                if loss is not None or ends:
+                    return loss
                 if interrupted and self.stepper.weights_are_finite():
                     self._save()
                     self._interrupt()
-                self._save_if_due()
+                if save:
+                    self._save()
         return None
+
+    def _take_outcomes(self, wait: bool) -> tuple[float | None, bool, bool]:
+        """Record the steps whose outcomes are known; ``wait`` for all. A loss that is not finite
+        ends this, and takes back the steps from its own on, which updated nothing.
+
+        Every rank waits at the same steps, because it may enter a collective after them.
+
+        Returns:
+            That loss or None, whether a signal was received, and whether a checkpoint is due. In
+            either case no outcome is left.
+        """
+        interrupted = save = False
+        for outcome in self.stepper.outcomes(wait):
+            if not math.isfinite(outcome.loss):
+                self.step_in_epoch -= self.step - outcome.step
+                self.step = outcome.step
+                return outcome.loss, False, False
+            self._record(outcome)
+            signaled, checkpoint_failed, due = map(bool, outcome.flags)
+            interrupted, save = interrupted or signaled, save or due
+            if checkpoint_failed:
+                self._wait_for_checkpoints()
+        if (interrupted or save) and not wait:
+            return self._take_outcomes(wait=True)[0], interrupted, save
+        return None, interrupted, save
 
     def _learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step ``step`` (from 0); before the first, that of it."""
@@ -292,10 +318,9 @@ class Trainer:
             if self.saver is not None:
                 self.saver.wait()
 
-    def _save_if_due(self) -> None:
+    def _must_save(self) -> bool:
         minutes = self.config.checkpoint.minutes
-        if minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes:
-            self._save()
+        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
     def _save(self) -> None:
         """Start writing a checkpoint. If a weight is not finite, keep the last checkpoint instead,

@@ -22,6 +22,7 @@ DIGITS = ["train", "data=digits", "model=resnet14_mini", "norm=sn"]
         ([*ONE_SHAPE, "--graph"], "--graph needs a CUDA device, not cpu"),
         (["loader", "--images", ".", "--workers", "9999"], "--workers 9999: expected 0 to"),
         (["step", "--dtype", "fp32", "bf16"], "trainer.precision=bf16: needs CUDA"),
+        (["step", "--only", "mine"], "--only 'mine': expected some of 'nn.BatchNorm2d', "),
         (["step", "--norm", "mine"], "norm=mine: unknown choice"),
         (["step", "model.color=red"], "model.color=red: unknown config key"),
         (["step", "--network", "resnet51"], "--network resnet51: expected resnet50_mini"),

@@ -97,6 +97,8 @@ def test_every_contender_normalizes() -> None:
             assert y.float().mean().abs() < 0.05 and 0.9 < y.float().std() < 1.1, name
             grads = gradients(y, [x, *layer.parameters()])
             assert all(grad.isfinite().all() for grad in grads), name
+        for name, layer in layer_contenders(x, replicas=3, relu=True).items():
+            assert layer(x).min() == 0, name
 
 
 def test_fig_7_equals_switch_norm() -> None:
@@ -136,8 +138,8 @@ def test_norms_writes_its_report(tmp_path: Path) -> None:
 def test_only_selects_contenders(tmp_path: Path) -> None:
     out = tmp_path / "norms.json"
     chosen = ["--samples", "2", "--every", "12", "--layout", "contiguous", "--dtype", "fp32"]
-    chosen += ["--only", "SN", "--repeats", "1", "--device", "cpu", "--json", str(out)]
+    chosen += ["--only", "SN", "--relu", "--repeats", "1", "--device", "cpu", "--json", str(out)]
     run("", ROOT / "configs", ["norms", *chosen])
     report = json.loads(out.read_text())
     assert set(report["cases"][0]["seconds"]) == {REFERENCE, "SN", COPY}
-    assert report["only"] == ["SN"]
+    assert report["only"] == ["SN"] and report["relu"]

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,10 @@ from session_program import attempt, fail_before_the_first_run, main, wait_alone
 
 from sn_imagenet.distributed import (
     LostPeerError,
+    broadcast_tensors,
     choose_device,
+    describe_precision,
+    process_group,
     raise_on_all_ranks,
     report_lost_peers,
 )
@@ -171,6 +175,51 @@ def test_a_missing_device_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> 
         assert choose_device("auto").type == "cpu"
         with pytest.raises(ConfigError, match="no CUDA device is available; use auto or cpu"):
             choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "told"),
+    [("fp32", (9, 0), True), ("bf16", (9, 0), False), ("fp32", (7, 0), False)],
+)
+def test_a_fast_gpu_in_fp32_gets_a_line(
+    precision: str, capability: tuple[int, int], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    line = describe_precision(precision, torch.device("cuda"))
+    assert (line is not None and "trainer.precision=bf16" in line) == told
+    assert describe_precision(precision, torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"), [("auto", 2, 1), ("cpu", 2, None), ("auto", 1, None)]
+)
+def test_nccl_learns_the_device_of_each_rank(
+    device: str, gpus: int, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all ranks of a machine or of none: to connect is collective."""
+    for name, value in (("RANK", 1), ("WORLD_SIZE", 2), ("LOCAL_RANK", 1), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(process_group, "connect_store", lambda timeout: dist.HashStore())
+    monkeypatch.setattr(process_group, "_rendezvous_prefix", lambda store, timeout: "")
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda backend, **options: given.update(options)
+    )
+    process_group.init_distributed(device=device)
+    assert given["device_id"] == (None if expected is None else torch.device("cuda", expected))
+
+
+def test_tensors_are_broadcast_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[torch.dtype] = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "broadcast", lambda flat, src: calls.append(flat.add_(1).dtype))
+    tensors = [torch.zeros(2, 3), torch.tensor(4), torch.ones(5), torch.tensor(6)]
+    broadcast_tensors(tensors)
+    assert calls == [torch.float32, torch.int64]
+    assert (
+        tensors[0].eq(1).all() and tensors[2].eq(2).all() and [*map(int, tensors[1::2])] == [5, 7]
+    )
 
 
 MACHINE_ERRORS = [

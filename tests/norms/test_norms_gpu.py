@@ -19,8 +19,14 @@ from sn_imagenet.benchmark.command import REFERENCE
 from sn_imagenet.benchmark.layers import NATIVE, ActivationKind, measure_layer
 from sn_imagenet.benchmark.step import StepKind, measure_steps
 from sn_imagenet.benchmark.timing import capture_graph
-from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, MomentNorm2d, SwitchNorm2d, set_replicas
-from sn_imagenet.norms.kernels import select_backend
+from sn_imagenet.norms import (
+    BatchNorm2d,
+    GroupNorm2d,
+    InstanceNorm2d,
+    MomentNorm2d,
+    SwitchNorm2d,
+)
+from sn_imagenet.norms.kernels import BACKENDS, select_backend, triton_launch
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,7 +49,7 @@ def _exact_convolutions() -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def network(layer: Callable[..., nn.Module], replicas: int = 1) -> nn.Module:
+def network(layer: Callable[..., nn.Module]) -> nn.Module:
     shortcut = nn.Sequential(nn.Conv2d(32, 64, 1, bias=False), layer(64))
     net = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1, bias=False),
@@ -55,7 +61,6 @@ def network(layer: Callable[..., nn.Module], replicas: int = 1) -> nn.Module:
         nn.Flatten(),
         nn.Linear(64, 5),
     ).to(CUDA)
-    set_replicas(net, replicas)
     return net.train()
 
 
@@ -101,57 +106,23 @@ def test_layers_of_resnet_50_equal_float64(
         assert float((ours.double() - theirs).abs().max()) <= 4 * ROUNDING[dtype] * scale
 
 
-@pytest.mark.parametrize("replicas", [1, 4])
+@pytest.mark.parametrize(
+    ("mode", "passes"), [("default", 1), ("reduce-overhead", 1), ("reduce-overhead", 8)]
+)
 @pytest.mark.parametrize("layer", METHODS)
-def test_cuda_graph_steps_equal_eager_steps(layer: type[MomentNorm2d], replicas: int) -> None:
-    """Forward, backward and SGD, replayed on new data."""
-    graphed, eager = network(layer, replicas), network(layer, replicas)
-    eager.load_state_dict(graphed.state_dict())
-    images, labels = batch()
-    optimizers = sgd(graphed), sgd(eager)
-
-    def step(net: nn.Module, optimizer: torch.optim.SGD, x: Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(net(x), labels).backward()
-        optimizer.step()
-
-    start = copy.deepcopy(graphed.state_dict())
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step(graphed, optimizers[0], images)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step(graphed, optimizers[0], images)
-
-    graphed.load_state_dict(start)
-    for state in optimizers[0].state.values():
-        state["momentum_buffer"].zero_()
-    for seed in range(5):
-        torch.manual_seed(seed)
-        x = torch.randn_like(images)
-        images.copy_(x)
-        graph.replay()
-        step(eager, optimizers[1], x)
-    assert_near(graphed, eager, 1e-3)
-    assert float((eager.state_dict()["0.weight"] - start["0.weight"]).abs().max()) > 1e-3
-
-
-@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-@pytest.mark.parametrize("layer", METHODS)
-def test_compiled_training_equals_eager(layer: type[MomentNorm2d], mode: str) -> None:
+def test_compiled_training_equals_eager(layer: type[MomentNorm2d], mode: str, passes: int) -> None:
+    """Also if the gradients of several passes are added up."""
     eager = network(layer)
     compiled = copy.deepcopy(eager)
     called = torch.compile(compiled, fullgraph=True, mode=mode)
     optimizers = sgd(compiled), sgd(eager)
     for _ in range(5):
-        images, labels = batch()
-        torch.compiler.cudagraph_mark_step_begin()
+        images, labels = (part.chunk(passes) for part in batch(8 * passes))
         for net, optimizer in zip((called, eager), optimizers, strict=True):
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(net(images), labels).backward()
+            for some, answers in zip(images, labels, strict=True):
+                torch.compiler.cudagraph_mark_step_begin()
+                (F.cross_entropy(net(some), answers) / passes).backward()
             optimizer.step()
     assert_near(compiled, eager, 1e-3)
 
@@ -180,6 +151,40 @@ def test_amp_is_near_fp32(layer: type[MomentNorm2d], half: torch.dtype, compiled
     for name, buffer in mixed.named_buffers():
         assert buffer.dtype in (torch.float32, torch.int64), name
     assert_near(mixed, single, 0.05)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_the_stored_launch_equals_tritons_own(layout: torch.memory_format) -> None:
+    x = torch.randn(8, 64, 28, 28, device=CUDA).contiguous(memory_format=layout).requires_grad_()
+    layer = SwitchNorm2d(64).to(CUDA)
+    grad = torch.randn_like(x)
+
+    def results() -> list[Tensor]:
+        y = layer(x)
+        return [y, *torch.autograd.grad(y, [x, *layer.parameters()], grad)]
+
+    results()  # times the tiles
+    triton_launch._COMPILED.clear()
+    own, count = results(), len(triton_launch._COMPILED)
+    stored = results()
+    assert len(triton_launch._COMPILED) == count >= 8
+    assert all(map(torch.equal, stored, own))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_more_elements_than_an_int32_counts(layout: torch.memory_format) -> None:
+    if torch.cuda.get_device_properties(CUDA).total_memory < 40e9:
+        pytest.skip("needs 40 GB of GPU memory")
+    x = torch.empty(33, 256, 512, 512, device=CUDA, dtype=torch.bfloat16, memory_format=layout)
+    x.normal_()
+    assert x.numel() > 2**31
+    layer = InstanceNorm2d(256).to(CUDA)
+    with torch.no_grad():
+        y, last = layer(x), layer(x[-1:].clone(memory_format=layout))
+    torch.testing.assert_close(y[-1:], last, rtol=1e-2, atol=1e-2)
+    sums, _ = BACKENDS["triton"].gradient_sums(y, x, torch.zeros(33, 256, device=CUDA))
+    expected = y[-1].float().sum((1, 2))
+    torch.testing.assert_close(sums[0, -1], expected, rtol=1e-3, atol=1.0)
 
 
 def test_the_layer_benchmark_runs_every_contender() -> None:

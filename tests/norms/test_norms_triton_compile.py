@@ -1,10 +1,15 @@
-"""Every Triton kernel compiles to machine code for real GPUs. The compiler itself needs no GPU.
+"""What the Triton kernels compile to for real GPUs. The compiler itself needs no GPU.
 
-The interpreter, which tests the kernels' numbers, accepts more than the compiler does.
+The interpreter, which tests the kernels' numbers, accepts more than the compiler does, and shows
+nothing of speed. Kernels are compiled here with the facts that Triton learns from a launch.
 """
 
 from __future__ import annotations
 
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,92 +19,147 @@ triton = pytest.importorskip("triton")
 compiler = pytest.importorskip("triton.compiler")
 backends = pytest.importorskip("triton.backends.compiler")
 
+from sn_imagenet.data.triton_pixels import BLOCK, normalize_kernel  # noqa: E402
 from sn_imagenet.norms.closed_form import triton_backward, triton_forward  # noqa: E402
-from sn_imagenet.norms.kernels import triton_kernels  # noqa: E402
+from sn_imagenet.norms.kernels import triton_kernels, triton_launch  # noqa: E402
 from sn_imagenet.norms.kernels.triton_tiles import TILES, Launch, Tile  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-MODULES = (triton_kernels, triton_forward, triton_backward)
 KERNELS = {
     name: kernel
-    for module in MODULES
+    for module in (triton_kernels, triton_forward, triton_backward)
     for name, kernel in vars(module).items()
     if name.endswith("_kernel")
 }
-ACTIVATION_KERNELS = [name for name in KERNELS if not name.startswith("combine_")]
-ACTIVATIONS = {"x", "y", "grad", "dx", "residual", "masked"}
-SIZES = {"channels", "area", "per_split", "tables", "splits", "rows", "replicas", "groups"}
-SIZES |= {"programs", "entries"}
-SIZES |= {"blocks_c", "stride_n", "stride_c", "stride_p", "weights_at", "ln_at", "gn_at", "bn_at"}
+ACTIVATIONS = {"stored", "x", "y", "grad", "dx", "residual", "masked"}
+SIZES = {"area", "per_part", "tables", "parts", "rows", "replicas", "channels", "groups"}
+SIZES |= {"weights_at", "ln_at", "gn_at", "bn_at", "values"}
 # Index of each member in Omega, -1 if it is not in Omega.
 OMEGA_CONSTANTS = {
     "in, ln, bn": {"COUNT": 3, "IN_K": 0, "LN_K": 1, "BN_K": 2, "GN_K": -1},
     "bn": {"COUNT": 1, "IN_K": -1, "LN_K": -1, "BN_K": 0, "GN_K": -1},
     "in, ln, bn, gn": {"COUNT": 4, "IN_K": 0, "LN_K": 1, "BN_K": 2, "GN_K": 3},
 }
-
-
-# Variants of the kernels: neither ReLU nor residual, ReLU only, both.
-EPILOGUES = (
-    {"RELU_MASK": 0, "RELU": False, "RESIDUAL": False},
-    {"RELU_MASK": 1, "RELU": True, "RESIDUAL": False},
-    {"RELU_MASK": 2, "RELU": True, "RESIDUAL": True},
-)
+# The kernels over the activation, with the variants that need most registers.
+PASSES: dict[str, list[dict[str, Any]]] = {
+    "moments": [{}],
+    "affine": [{"RELU": True, "RESIDUAL": True}],
+    "gradient_sums": [{"RELU_MASK": 1}, {"RELU_MASK": 2}],
+    "input_gradient": [{"RELU_MASK": 1}],
+}
+SHAPE = torch.Size((32, 256, 56, 56))
+TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 def compile_for(
     capability: int,
     kernel: Any,
     activation: str,
+    numbers: Sequence[int],
     constants: dict[str, Any],
-    ones: set[str],
     num_warps: int = 4,
+    options: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Compile a kernel. ``ones``: sizes that are 1, which Triton turns into constants."""
-    signature, constexprs = {}, {}
-    for parameter in kernel.params:
+    """Compile a kernel as a launch with ``numbers`` after aligned tensors would."""
+    signature, constexprs, attributes = {}, {}, {}
+    first = sum(not parameter.is_constexpr for parameter in kernel.params) - len(numbers)
+    for index, parameter in enumerate(kernel.params):
         name = parameter.name
         if parameter.is_constexpr:
             signature[name], constexprs[name] = "constexpr", constants[name]
-        elif name in ones:
+        elif index < first:
+            dtype = activation if name in ACTIVATIONS else "i64" if name == "batches" else "fp32"
+            signature[name] = f"*{dtype}"
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif (number := numbers[index - first]) == 1:
             signature[name], constexprs[name] = "constexpr", 1
-        elif name in SIZES:
-            signature[name] = "i32"
-        elif name in ("momentum", "unbias"):
-            signature[name] = "fp32"
         else:
-            signature[name] = f"*{activation if name in ACTIVATIONS else 'fp32'}"
-    source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=constexprs)
+            signature[name] = "i32"
+            if number % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    source = compiler.ASTSource(
+        fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes
+    )
     target = backends.GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": num_warps})
+    options = {"num_warps": num_warps, **triton_launch.OPTIONS, **(options or {})}
+    return triton.compile(source, target=target, options=options)
 
 
-def tile_constants(tile: Tile, rows: bool) -> dict[str, Any]:
-    """The constants of a launch for one of ResNet-50's shapes."""
-    blocks = dict(Launch(torch.Size((32, 256, 56, 56)), rows, tile).blocks)
-    return {"BLOCK": 128, **blocks}
+def compile_pass(
+    name: str, flags: dict[str, Any], capability: int, activation: str, tiles: Launch
+) -> Any:
+    numbers = tiles.elementwise if name in ("affine", "input_gradient") else tiles.reduction
+    constants = {**tiles.blocks, **flags}
+    warps = constants.pop("num_warps")
+    return compile_for(capability, KERNELS[f"{name}_kernel"], activation, numbers, constants, warps)
 
 
-@pytest.mark.parametrize("ones", [{"stride_p"}, {"stride_c"}, {"stride_c", "area", "per_split"}])
-@pytest.mark.parametrize("activation", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("name", ACTIVATION_KERNELS)
-def test_a_kernel_compiles_for_hopper(name: str, activation: str, ones: set[str]) -> None:
-    constants = {**tile_constants(TILES[0], "stride_p" in ones), **EPILOGUES[0]}
-    assert compile_for(90, KERNELS[name], activation, constants, ones).asm["cubin"]
+def loops(ptx: str) -> list[str]:
+    """The code between each label and the last jump back to it."""
+    found = []
+    for label in re.finditer(r"^(\$L\w+):", ptx, re.MULTILINE):
+        if back := list(re.finditer(rf"bra(?:\.uni)?\s+\{label[1]};", ptx[label.end() :])):
+            found.append(ptx[label.end() : label.end() + back[-1].end()])
+    return found
 
 
-@pytest.mark.parametrize("rows", [True, False])
-@pytest.mark.parametrize("tile", TILES, ids=str)
-@pytest.mark.parametrize("name", [n for n in ACTIVATION_KERNELS if n != "join_moments_kernel"])
-def test_every_tile_and_epilogue_compiles_for_hopper(name: str, tile: Tile, rows: bool) -> None:
-    kernel, ones = KERNELS[name], {"stride_p" if rows else "stride_c"}
-    flags = {parameter.name for parameter in kernel.params} & EPILOGUES[0].keys()
-    for epilogue in EPILOGUES if flags and tile == TILES[0] else EPILOGUES[1:2]:
-        blocks = tile_constants(tile, rows)
-        warps = blocks.pop("num_warps")
-        compiled = compile_for(90, kernel, "bf16", {**blocks, **epilogue}, ones, warps)
-        assert compiled.asm["cubin"] and compiled.metadata.num_warps == warps
+@pytest.mark.parametrize("activation", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("capability", "tile", "rows"),
+    [
+        *((90, tile, False) for tile in TILES),
+        *((capability, TILES[0], False) for capability in (80, 100, 120)),
+        (90, TILES[0], True),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_streams(
+    name: str, capability: int, tile: Tile, rows: bool, activation: str, tmp_path: Path
+) -> None:
+    """The loop over the pixels has 16-byte loads and stores only, and its threads do not wait for
+    each other. Nothing is spilled, and at least six programs of 128 threads run at once.
+    """
+    tiles = Launch(SHAPE, rows, tile if name in ("moments", "affine") else tile.half(), 132)
+    for flags in PASSES[name]:
+        compiled = compile_pass(name, flags, capability, activation, tiles)
+        (body,) = loops(compiled.asm["ptx"])
+        moved = re.findall(r"\b(?:ld|st)\.global\S*", body)
+        assert moved and all(".v4.b32" in access for access in moved), moved
+        assert not re.search(r"\bbar\.|\bbarrier\.|\bshfl\.|\b(ld|st)\.shared", body)
+        if not TOOL.exists():
+            continue
+        binary = tmp_path / "kernel.cubin"
+        binary.write_bytes(compiled.asm["cubin"])
+        usage = subprocess.check_output([TOOL, "-res-usage", binary], stderr=-2, text=True)
+        registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+        assert stack == 0 and registers <= 80, usage
+
+
+@pytest.mark.parametrize("shape", [(3, 65, 7, 7), (2, 48, 1, 1), (1, 64, 40, 40)], ids=str)
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_compiles_for_odd_shapes(name: str, shape: tuple[int, ...]) -> None:
+    flags = dict.fromkeys(PASSES[name][0], 0)
+    tiles = Launch(torch.Size(shape), shape[1] == 64, TILES[0], 132)
+    assert compile_pass(name, flags, 90, "fp16", tiles).asm["cubin"]
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_joining_moments_compiles(capability: int) -> None:
+    numbers, constants = (3136, 64, 2048, 49), {"PARTS": 64, "BLOCK": 32}
+    kernel = KERNELS["join_moments_kernel"]
+    assert compile_for(capability, kernel, "fp32", numbers, constants).asm["cubin"]
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_images_are_normalized_without_fused_rounding(capability: int) -> None:
+    constants = {"SCALE": 1 / 255, "SHIFTS": True, "BLOCK": BLOCK}
+    options = {"enable_fp_fusion": False}
+    compiled = compile_for(
+        capability, normalize_kernel, "u8", (2**24, 3 * 2**16), constants, options=options
+    )
+    assert "fma" not in compiled.asm["ptx"] and "st.global.v4.b32" in compiled.asm["ptx"]
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -114,14 +174,12 @@ def test_every_combine_kernel_compiles_for_hopper(name: str, omega: str, stored:
         "GAMMA": True,
         "BETA": True,
         "EPS": 1e-5,
-        "BLOCK": 1024,
-        "ROWS": 4,
+        "MOMENTUM": -1.0 if stored else 0.1,
+        "BLOCK": 256,
+        "ROWS": 8,
     }
-    assert compile_for(90, KERNELS[name], "fp32", constants, {"replicas"}).asm["cubin"]
-
-
-@pytest.mark.parametrize("capability", [80, 89])
-def test_the_activation_kernels_compile_for_older_gpus(capability: int) -> None:
-    constants = {**tile_constants(TILES[0], True), **EPILOGUES[1]}
-    for name in ACTIVATION_KERNELS:
-        assert compile_for(capability, KERNELS[name], "bf16", constants, {"stride_p"}).asm["cubin"]
+    kernel = KERNELS[name]
+    count = sum(p.name in SIZES and not p.is_constexpr for p in kernel.params)
+    numbers = [1 if p.name == "replicas" else 48 for p in kernel.params if p.name in SIZES]
+    assert count == len(numbers)
+    assert compile_for(90, kernel, "fp32", numbers, constants).asm["cubin"]

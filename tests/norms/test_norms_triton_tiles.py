@@ -82,6 +82,39 @@ def test_another_process_reads_the_cached_tiles(clock: Clock, tmp_path: Path) ->
     assert len(json.loads(cache_file(tmp_path).read_text())) == 3
 
 
+def test_a_kernel_is_timed_without_the_time_of_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that takes 5 us for a call, which Python takes 60 us to launch."""
+    now = {"host": 0.0, "device": 0.0}
+
+    def launch(microseconds: float) -> None:
+        now["host"] += 60
+        now["device"] = max(now.values()) + microseconds
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.time = max(now.values())
+
+        def synchronize(self) -> None:
+            now["host"] = max(now.values())
+
+        def elapsed_time(self, end: Event) -> float:
+            return (end.time - self.time) / 1e3
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: launch(cycles / 2e3))
+    assert triton_tiles.time_call(lambda: launch(5)) == pytest.approx(5)
+
+
+def test_the_device_says_how_many_programs_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = type("Properties", (), {"multi_processor_count": 16})()
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    shape, device = torch.Size((1, 64, 256, 256)), torch.device("cuda", 7)
+    assert triton_tiles._launch(shape, False, TILES[0], device).elementwise_programs == 8 * 16
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[1]", '{"affine": 99}'])
 def test_a_damaged_file_is_replaced(clock: Clock, tmp_path: Path, damage: str) -> None:
     x = torch.empty(2, 3, 4, 4)
@@ -120,10 +153,14 @@ def test_deterministic_algorithms_use_the_first_tile() -> None:
 @pytest.mark.parametrize("rows", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 65, 7, 7), (1, 64, 4000, 3000)], ids=str)
 def test_tiles_cover_every_pixel_once(shape: tuple[int, ...], rows: bool, tile: Tile) -> None:
-    tiles = Launch(torch.Size(shape), rows, tile)
+    tiles = Launch(torch.Size(shape), rows, tile, 132)
     n, channels, height, width = shape
-    programs, pieces = tiles.elementwise_programs, tiles.reduction_programs
     assert tiles.bc * tiles.bp <= tile.elements
-    assert programs == n * -(-channels // tiles.bc) * -(-height * width // tiles.bp) < 2**31
-    assert tiles.per_split % tiles.bp == 0 and pieces == tiles.programs * tiles.splits
-    assert (tiles.splits - 1) * tiles.per_split < tiles.area <= tiles.splits * tiles.per_split
+    blocks = n * -(-channels // tiles.bc)
+    for programs, numbers in (
+        (tiles.reduction_programs, tiles.reduction),
+        (tiles.elementwise_programs, tiles.elementwise),
+    ):
+        (parts, rest), per_part = divmod(programs, blocks), numbers[3]
+        assert rest == 0 and per_part % tiles.bp == 0
+        assert (parts - 1) * per_part < height * width <= parts * per_part

@@ -5,6 +5,7 @@ their own, with TRITON_INTERPRET=1 set before Triton is imported, or compiled on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -16,6 +17,7 @@ from test_norms_ranks import check_two_ranks
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from sn_imagenet.data.triton_pixels import normalize
 from sn_imagenet.norms import (
     BatchNorm2d,
     BatchRenorm2d,
@@ -33,7 +35,7 @@ from sn_imagenet.norms.kernels import (
     triton_backend,
     triton_launch,
 )
-from sn_imagenet.norms.kernels.triton_tiles import MAX_SPLITS, TILES, Tile, launch
+from sn_imagenet.norms.kernels.triton_tiles import MAX_PARTS, TILES, Tile, launch
 from sn_imagenet.norms.methods import METHODS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -187,10 +189,10 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_layer_takes_eight_launches(fused: bool, launches: list[str]) -> None:
-    """4 forward, 4 backward, with or without ReLU and residual; running statistics not counted."""
+    """4 forward, 4 backward, with or without ReLU and residual; nothing else for the running
+    statistics and their count."""
     layer = SwitchNorm2d(4)
     layer.backend, layer.relu = "triton", fused
-    set_replicas(layer, holds_first_replica=False)
     x, residual = torch.randn(2, 4, 7, 7), torch.randn(2, 4, 7, 7)
     leaves = [t.requires_grad_() for t in ([x, residual] if fused else [x])]
     grad, inputs = torch.ones_like(x), [*leaves, *layer.parameters()]
@@ -232,16 +234,61 @@ def test_moments_of_a_large_mean_keep_precision(layout: str) -> None:
     torch.testing.assert_close(mean.double(), expected[1], rtol=0, atol=1e-4)
 
 
+def test_every_call_gives_the_same_bits() -> None:
+    x, grad = torch.randn(2, 2, 3, 40, 70).unbind()
+    mean = torch.randn(2, 3)
+    kernels = BACKENDS["triton"]
+    first, again = (
+        (*kernels.moments(x), kernels.gradient_sums(grad, x, mean)[0]) for _ in range(2)
+    )
+    assert all(map(torch.equal, first, again))
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_images_are_normalized_as_by_operators(shifted: bool) -> None:
+    images = torch.randint(256, (3, 5, 300, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    shifts = torch.randn(3, 3) * 0.1 if shifted else None
+    mean, std = torch.rand(3), torch.rand(3) + 0.1
+    ours = normalize(images, shifts, mean, std)
+    expected = images.to(torch.float32).mul_(1 / 255)
+    if shifts is not None:
+        expected.add_(shifts[:, :, None, None])
+    expected.sub_(mean[:, None, None]).div_(std[:, None, None])
+    assert torch.equal(ours, expected) and ours.stride() == images.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_parameters_of_other_dtypes_are_served(dtype: torch.dtype, launches: list[str]) -> None:
+    single = SwitchNorm2d(4)
+    randomize(single)
+    with torch.no_grad():
+        for tensor in [*single.parameters(), single.running_mean, single.running_var]:
+            tensor.copy_(tensor.to(dtype))
+    other = deepcopy(single).to(dtype)
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    results = []
+    for layer in (single, other):
+        layer.backend = "triton"
+        y = layer(x)
+        y.square().sum().backward()
+        results.append([y, x.grad, *layer.buffers(), *(p.grad for p in layer.parameters())])
+        x.grad = None
+    assert len(launches) == 16
+    for wide, narrow in zip(*results, strict=True):
+        torch.testing.assert_close(narrow, wide.to(narrow.dtype))
+    assert other.running_mean.dtype == other.weight.grad.dtype == dtype
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("samples", [1, 2, 32])
 def test_every_layer_of_resnet_50_fills_the_gpu(samples: int, layout: str) -> None:
     for channels, side in [(64, 112), (64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7)]:
         x = torch.empty(samples, channels, side, side, device="meta")
         tiles = launch(LAYOUTS[layout](x))
-        programs, max_programs = tiles.reduction_programs, tiles.elementwise_programs
-        # At least half of MAX_SPLITS, because whole tiles do not divide evenly.
-        assert programs >= min(264, max_programs, tiles.programs * MAX_SPLITS // 2)
-        assert (tiles.splits - 1) * tiles.per_split < tiles.area
+        most = tiles.programs * -(-tiles.area // tiles.bp)
+        # At least half of what is wanted, because whole tiles do not divide evenly.
+        assert tiles.reduction_programs >= min(264, most // 2, tiles.programs * MAX_PARTS // 2)
+        assert tiles.elementwise_programs >= min(528, most // 2)
 
 
 @pytest.fixture

@@ -114,6 +114,7 @@ def test_slots_divide_gpus_and_cores(monkeypatch):
     assert len(cpu) == cores and cpu[0].environment == {
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
+        "SN_IMAGENET_CORES": "1",
     }
     (whole,) = machine_slots(SweepSettings(slots=1), "cpu")
     assert whole.environment["OMP_NUM_THREADS"] == str(cores)

@@ -11,7 +11,8 @@ from run_files import result_of
 
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.runs import checkpoint
-from sn_imagenet.training import Stepper, train
+from sn_imagenet.training import Stepper, step_graph, train
+from sn_imagenet.training import stepper as stepper_module
 
 TINY = ("data=digits", "model=resnet14_mini", "batch=8x2", "norm=sn", "evaluate=false")
 
@@ -23,22 +24,31 @@ def rows_of(run):
     ]
 
 
+@pytest.fixture(params=[False, True], ids=["eager", "graph"])
+def graph(request, monkeypatch):
+    """Whether steps run as graphs. On the CPU a graph is what it would have captured."""
+    monkeypatch.setattr(stepper_module, "require_graph", lambda *_: None)
+    monkeypatch.setattr(step_graph, "capture", lambda function: function)
+    return request.param
+
+
 @pytest.mark.slow
 def test_a_run_interrupted_at_the_last_step_of_an_epoch_resumes_with_its_rate(
-    composed, tmp_path, monkeypatch
+    graph, composed, tmp_path, monkeypatch
 ):
     """The report of that epoch is written by the resumed run, which trains no step before it."""
     options = (*TINY, "data.subset=0.1", "trainer.max_steps=12")  # nine steps an epoch
     train(composed(*options, f"run_dir={tmp_path / 'whole'}"))
-    config = composed(*options, f"run_dir={tmp_path / 'interrupted'}")
-    real = Stepper.forward_backward
+    path = f"run_dir={tmp_path / 'interrupted'}"
+    config = composed(*options, path, f"trainer.graph={graph}")
+    real = Stepper._outcome
 
-    def interrupt(stepper, batch, step, flags=(), phase=""):
-        outcome = real(stepper, batch, step, flags, phase)
-        return replace(outcome, flags=(1.0, 0.0)) if step == 8 else outcome
+    def interrupt(stepper, step, totals):
+        outcome = real(stepper, step, totals)
+        return replace(outcome, flags=(1.0, 0.0, 0.0)) if step == 8 else outcome
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stepper, "forward_backward", interrupt)
+        patch.setattr(Stepper, "_outcome", interrupt)
         with pytest.raises(SystemExit):
             train(config)
     train(config)
@@ -48,22 +58,26 @@ def test_a_run_interrupted_at_the_last_step_of_an_epoch_resumes_with_its_rate(
 
 
 @pytest.mark.slow
-def test_a_diverged_run_ends_before_the_update_of_that_step(composed, tmp_path, monkeypatch):
+def test_a_diverged_run_ends_before_the_update_of_that_step(graph, composed, tmp_path, monkeypatch):
+    """A graph learns of it one step late; a checkpoint waits for the steps that run."""
     real, calls = ImageBatch.to, []
 
     def to(batch, device):
         calls.append(None)
         images, labels = real(batch, device)
-        return ImageBatch(images * math.nan if len(calls) == 4 else images, labels)
+        return ImageBatch(images * math.nan if len(calls) == 6 else images, labels)
 
     monkeypatch.setattr(ImageBatch, "to", to)
     options = ("trainer.max_steps=9", "trainer.log_every=2", "checkpoint.minutes=0")
+    options += (f"trainer.graph={graph}",)
     run = tmp_path / "run"
     result = result_of(train(composed(*TINY, *options, f"run_dir={run}")))
-    assert len(calls) == 4
-    assert result["status"] == "diverged" and result["training"]["steps"] == 3
-    assert result["diverged"]["step"] == 4 and result["diverged"]["cause"] == "the loss is nan"
+    assert len(calls) == 6
+    assert result["status"] == "diverged" and result["training"]["steps"] == 5
+    assert result["diverged"]["step"] == 6 and result["diverged"]["cause"] == "the loss is nan"
     assert math.isfinite(result["diverged"]["last_finite_loss"])
-    assert [row["step"] for row in rows_of(run)] == [2, 3]
+    assert [row["step"] for row in rows_of(run)] == [2, 4, 5]
     state = checkpoint.load(run / "last.pt")
-    assert state["step"] == 3 and all(v.isfinite().all() for v in state["model"].values())
+    assert state["step"] == 4 + (not graph) and all(
+        v.isfinite().all() for v in state["model"].values()
+    )

@@ -19,8 +19,9 @@ tests/norms/triton_cases.py).
 from sn_imagenet.norms.closed_form.triton_tables import (
     Layout,
     Parameters,
+    Running,
     TritonTables,
     takes_tables,
 )
 
-__all__ = ["Layout", "Parameters", "TritonTables", "takes_tables"]
+__all__ = ["Layout", "Parameters", "Running", "TritonTables", "takes_tables"]

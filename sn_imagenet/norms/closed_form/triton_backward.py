@@ -27,7 +27,7 @@ def _table_gradients(buffer, sums, gamma, table, at, c, mask, GAMMA: tl.constexp
     dscale = product + (mean - center) * total
     drstd = dscale
     if GAMMA:
-        drstd = dscale * tl.load(gamma + c, mask=mask, other=0.0)
+        drstd = dscale * tl.load(gamma + c, mask=mask, other=0.0).to(dscale.dtype)
     return -scale * total, -0.5 * drstd * rstd * rstd * rstd, dscale * rstd, total
 
 

@@ -108,10 +108,10 @@ def combine_statistics_kernel(
 
 
 @triton.jit
-def _softmax(logits, K: tl.constexpr):
+def _softmax(logits, K: tl.constexpr, acc: tl.constexpr):
     """Eq. (4), in four lanes for up to four members."""
     k = tl.arange(0, 4)
-    values = tl.load(logits + k, mask=k < K, other=-float("inf"))
+    values = tl.load(logits + k, mask=k < K, other=-float("inf")).to(acc)
     powers = tl.where(k < K, tl.exp(values - tl.max(values, axis=0)), 0.0)
     return powers / tl.sum(powers, axis=0)
 
@@ -128,6 +128,9 @@ def combine_coefficients_kernel(
     var_logits,
     gamma,
     beta,
+    running_mean,
+    running_var,
+    batches,
     rows,
     replicas,
     channels,
@@ -136,6 +139,7 @@ def combine_coefficients_kernel(
     ln_at,
     gn_at,
     bn_at,
+    values,
     COUNT: tl.constexpr,
     IN_K: tl.constexpr,
     LN_K: tl.constexpr,
@@ -145,9 +149,14 @@ def combine_coefficients_kernel(
     GAMMA: tl.constexpr,
     BETA: tl.constexpr,
     EPS: tl.constexpr,
+    MOMENTUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Eq. (3): center, scale, shift and 1 / std of a block of one sample's channels."""
+    """Eq. (3): center, scale, shift and 1 / std of a block of one sample's channels.
+
+    Unless ``MOMENTUM`` is -1, the first sample's programs also update the running statistics from
+    the first replica's, which have ``values`` values, and count the batch.
+    """
     acc = buffer.dtype.element_ty
     table = rows * channels
     blocks = tl.cdiv(channels, BLOCK)
@@ -156,8 +165,8 @@ def combine_coefficients_kernel(
     mask = c < channels
     at = n * channels + c
     if LOGITS:
-        w = _softmax(mean_logits, COUNT)
-        v = _softmax(var_logits, COUNT)
+        w = _softmax(mean_logits, COUNT, acc)
+        v = _softmax(var_logits, COUNT, acc)
     else:
         w = tl.zeros([4], acc) + 1.0
         v = tl.zeros([4], acc) + 1.0
@@ -185,32 +194,31 @@ def combine_coefficients_kernel(
     scale = rstd
     offset = tl.zeros([BLOCK], acc)
     if GAMMA:
-        scale = rstd * tl.load(gamma + c, mask=mask, other=0.0)
+        scale = rstd * tl.load(gamma + c, mask=mask, other=0.0).to(acc)
     if BETA:
-        offset = tl.load(beta + c, mask=mask, other=0.0)
+        offset = tl.load(beta + c, mask=mask, other=0.0).to(acc)
     tl.store(buffer + 2 * table + at, mean, mask=mask)
     tl.store(buffer + 3 * table + at, scale, mask=mask)
     tl.store(buffer + 4 * table + at, offset, mask=mask)
     tl.store(buffer + 5 * table + at, rstd, mask=mask)
+    if MOMENTUM >= 0:  # noqa: SIM102 - decided when compiling, the next when running
+        if n == 0:
+            size = tl.full([], 0, acc) + values
+            unbias = size / tl.maximum(size - 1, 1)
+            batch_var = tl.load(buffer + bn_at + replicas * channels + c, mask=mask, other=0.0)
+            batch_mean = tl.load(buffer + bn_at + c, mask=mask, other=0.0)
+            _lerp(running_mean + c, mask, batch_mean, MOMENTUM)
+            _lerp(running_var + c, mask, batch_var * unbias, MOMENTUM)
+            if tl.program_id(0) == 0:
+                tl.store(batches, tl.load(batches) + 1)
 
 
 @triton.jit
-def combine_running_kernel(
-    running_mean, running_var, buffer, bn_at, entries, channels, momentum, unbias,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Update the running statistics from the first replica's, like torch.lerp."""
-    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = c < channels
-    mean = tl.load(buffer + bn_at + c, mask=mask, other=0.0)
-    var = tl.load(buffer + bn_at + entries + c, mask=mask, other=0.0) * unbias
-    old = tl.load(running_mean + c, mask=mask, other=0.0)
-    tl.store(running_mean + c, _lerp(old, mean, momentum), mask=mask)
-    old = tl.load(running_var + c, mask=mask, other=0.0)
-    tl.store(running_var + c, _lerp(old, var, momentum), mask=mask)
-
-
-@triton.jit
-def _lerp(start, end, weight):
-    near_end = end - (end - start) * (1.0 - weight)
-    return tl.where(weight < 0.5, start + weight * (end - start), near_end)
+def _lerp(into, mask, end, weight: tl.constexpr):
+    """Move the statistics at ``into`` towards ``end``, like torch.lerp."""
+    start = tl.load(into, mask=mask, other=0.0).to(end.dtype)
+    if weight < 0.5:
+        result = start + weight * (end - start)
+    else:
+        result = end - (end - start) * (1.0 - weight)
+    tl.store(into, result, mask=mask)

@@ -6,7 +6,6 @@ The kernels are those of triton_forward and triton_backward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -19,7 +18,6 @@ from sn_imagenet.norms.moments import (
     Statistics,
     check_divides,
     combine_ranks,
-    update_running,
 )
 from sn_imagenet.norms.op import Combiner
 
@@ -64,10 +62,9 @@ class Layout:
         self.sizes = (rows, replicas, channels, channel_groups)
         self.count = len(omega)
 
-        self.table = rows * channels
         entries = {"in": 0, "ln": rows, "bn": replicas * channels, "gn": rows * channel_groups}
         # mean, var, center, scale, shift, 1 / std; the weights; each member's mean and variance.
-        self.weights = 6 * self.table
+        self.weights = 6 * rows * channels
         end = self.weights + 2 * self.count
         self.member_at = dict.fromkeys(omega, 0)
         for member in sorted(omega, key=lambda member: member == "bn"):
@@ -77,25 +74,13 @@ class Layout:
         """Size of all tables together, in numbers."""
 
 
-class Views(NamedTuple):
-    """The [N, C] tables of one forward pass."""
+class Running(NamedTuple):
+    """Running statistics [C] to update, their number of batches (0-d), and the momentum."""
 
     mean: Tensor
     var: Tensor
-    center: Tensor
-    scale: Tensor
-    shift: Tensor
-    rstd: Tensor
-
-
-class _Sums(NamedTuple):
-    """Sums of backward: over the pixels [2, N, C], then of these over each member's sets."""
-
-    pixels: Tensor
-    rows: Tensor
-    groups: Tensor
-    columns: Tensor
-    want_logits: bool
+    batches: Tensor
+    momentum: float
 
 
 class TritonTables(Combiner):
@@ -108,8 +93,7 @@ class TritonTables(Combiner):
         stored: BN's stored statistics [C], if they are used instead of the batch's.
         group: the ranks that share BN's statistics, each with equally many samples. They exchange
             the 2 R C numbers of their combined tables, once in each direction.
-        running, update: the running statistics that forward is to update, and its momentum and
-            factor of the variance.
+        running: the running statistics that forward updates, if it does.
     """
 
     def __init__(
@@ -118,14 +102,13 @@ class TritonTables(Combiner):
         parameters: Parameters,
         stored: Statistics | None = None,
         group: dist.ProcessGroup | None = None,
-        running: Statistics | None = None,
-        update: tuple[float | Tensor, float] | None = None,
+        running: Running | None = None,
     ) -> None:
         self.layout = layout
         self.parameters = parameters
         self.stored = stored
         self.group = group if "bn" in layout.member_at and stored is None else None
-        self.running, self.update = running, update
+        self.running = running
         self.buffer: Tensor
         omega = list(layout.member_at)
         self._positions = {
@@ -134,31 +117,25 @@ class TritonTables(Combiner):
         self._offsets = tuple(layout.member_at.get(name, 0) for name in ("ln", "gn", "bn"))
         self._blocks = -(-layout.channels // _ROW_BLOCK)
 
-    @cached_property
-    def views(self) -> Views:
-        layout = self.layout
-        tables = self.buffer.narrow(0, 0, layout.weights).view(6, layout.rows, layout.channels)
-        return Views(*tables.unbind())
-
     @property
     def inputs(self) -> Parameters:
         return self.parameters
 
     @property
     def mean(self) -> Tensor:
-        return self.views.mean
+        return self._mean
 
     def forward(self, x: Tensor, kernels: Backend, differentiable: bool) -> Affine:
-        self.buffer = x.new_empty(self.layout.size, dtype=statistics_dtype(x.dtype))
-        mean, var, center, scale, shift, _ = self.views
-        TRITON.moments_into(x, mean, var)
+        layout = self.layout
+        self.buffer = x.new_empty(layout.size, dtype=statistics_dtype(x.dtype))
+        tables = self.buffer.narrow(0, 0, layout.weights).view(6, layout.rows, layout.channels)
+        self._mean, var, center, scale, shift, _ = tables.unbind()
+        TRITON.moments_into(x, self._mean, var)
         self._combine_statistics()
         if self.group is not None:
             local = self.batch()
             for table, combined in zip(local, combine_ranks(local, self.group), strict=True):
                 table.copy_(combined)
-        if self.running is not None and self.update is not None:
-            self.update_running(self.running, *self.update)
         self._combine_coefficients()
         return Affine(center, scale, shift)
 
@@ -169,13 +146,46 @@ class TritonTables(Combiner):
     def backward(
         self, sums: Tensor, wanted: Sequence[bool]
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        scratch, batch = self._combine_gradient_sums(sums, wanted)
+        from sn_imagenet.norms.closed_form import triton_backward as kernels
+
+        layout, new = self.layout, self.buffer.new_empty
+        rows, replicas, channels, groups = layout.sizes
+        # Sums of the tables' gradients over each member's sets.
+        columns = new((4, replicas, channels))
+        scratch = (new(4 * rows), new(2 * rows * groups), columns)
+        inputs = (self.buffer, sums, self._or_unused(self.parameters.weight), *scratch)
+        flags = {"GAMMA": self.parameters.weight is not None, "BLOCK": _ROW_BLOCK}
+        gn = self._positions["GN_K"]
+        triton_launch.call(
+            kernels.combine_gradient_sums_kernel,
+            rows + rows * groups * (gn >= 0) + replicas * self._blocks,
+            inputs,
+            layout.sizes,
+            {"GN_K": gn, "ROWS": _COLUMN_ROWS, **flags},
+        )
+        batch = columns[:2]
         if self.group is not None:
             batch = batch / dist.get_world_size(self.group)
             dist.all_reduce(batch, group=self.group)
-        b, c, parameters = self._combine_gradient(scratch, batch)
-        chosen = [g if want else None for g, want in zip(parameters, wanted, strict=True)]
-        return b, c, chosen
+        b, c = new((2, rows, channels)).unbind()
+        logits = new((2, layout.count))
+        triton_launch.call(
+            kernels.combine_gradient_kernel,
+            rows * self._blocks + 1,
+            (*inputs, batch, b, c, logits),
+            (layout.area, *layout.sizes, layout.weights, *self._offsets),
+            {
+                "COUNT": layout.count,
+                **self._positions,
+                "STORED": self.stored is not None,
+                "LOGITS": wanted[2] or wanted[3],
+                **flags,
+            },
+        )
+        affine = columns[2:]
+        affine = affine[:, 0] if replicas == 1 else affine.sum(dim=1)
+        gradients = [*affine.unbind(), *logits.unbind()]
+        return b, c, [g if want else None for g, want in zip(gradients, wanted, strict=True)]
 
     def batch(self) -> Statistics:
         """BN's statistics of this batch, each [1, R, C]."""
@@ -214,14 +224,20 @@ class TritonTables(Combiner):
     def _combine_coefficients(self) -> None:
         from sn_imagenet.norms.closed_form import triton_forward as kernels
 
-        layout = self.layout
+        layout, running, unused = self.layout, self.running, self.buffer
         weight, bias, mean_logits, var_logits = self.parameters
         parameters = (mean_logits, var_logits, weight, bias)
+        ranks = 1 if self.group is None else dist.get_world_size(self.group)
+        values = layout.rows // layout.replicas * layout.area * ranks
         triton_launch.call(
             kernels.combine_coefficients_kernel,
             layout.rows * self._blocks,
-            (self.buffer, *(_or_unused(parameter, self.buffer) for parameter in parameters)),
-            (*layout.sizes, layout.weights, *self._offsets),
+            (
+                unused,
+                *map(self._or_unused, parameters),
+                *((unused,) * 3 if running is None else running[:3]),
+            ),
+            (*layout.sizes, layout.weights, *self._offsets, values),
             {
                 "COUNT": layout.count,
                 **self._positions,
@@ -229,103 +245,19 @@ class TritonTables(Combiner):
                 "GAMMA": weight is not None,
                 "BETA": bias is not None,
                 "EPS": layout.eps,
+                "MOMENTUM": -1.0 if running is None else running.momentum,
                 "BLOCK": _ROW_BLOCK,
             },
         )
 
-    def _combine_gradient_sums(self, sums: Tensor, wanted: Sequence[bool]) -> tuple[_Sums, Tensor]:
-        from sn_imagenet.norms.closed_form import triton_backward as kernels
-
-        layout, gn = self.layout, self._positions["GN_K"]
-        rows, replicas, channels, groups = layout.sizes
-        new = self.buffer.new_empty
-        scratch = _Sums(
-            sums,
-            new(4 * rows),
-            new(2 * rows * groups),
-            new((4, replicas, channels)),
-            wanted[2] or wanted[3],
-        )
-        programs = rows + rows * groups * (gn >= 0) + replicas * self._blocks
-        triton_launch.call(
-            kernels.combine_gradient_sums_kernel,
-            programs,
-            self._inputs(scratch),
-            layout.sizes,
-            {
-                "GN_K": gn,
-                "ROWS": _COLUMN_ROWS,
-                "GAMMA": self.parameters.weight is not None,
-                "BLOCK": _ROW_BLOCK,
-            },
-        )
-        return scratch, scratch.columns[:2]
-
-    def _combine_gradient(
-        self, scratch: _Sums, batch: Tensor
-    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        from sn_imagenet.norms.closed_form import triton_backward as kernels
-
-        layout = self.layout
-        new = self.buffer.new_empty
-        b, c = new((2, layout.rows, layout.channels)).unbind()
-        logits = new((2, layout.count))
-        triton_launch.call(
-            kernels.combine_gradient_kernel,
-            layout.rows * self._blocks + 1,
-            (*self._inputs(scratch), batch, b, c, logits),
-            (layout.area, *layout.sizes, layout.weights, *self._offsets),
-            {
-                "COUNT": layout.count,
-                **self._positions,
-                "STORED": self.stored is not None,
-                "LOGITS": scratch.want_logits,
-                "GAMMA": self.parameters.weight is not None,
-                "BLOCK": _ROW_BLOCK,
-            },
-        )
-        affine = scratch.columns[2:]
-        affine = affine[:, 0] if layout.replicas == 1 else affine.sum(dim=1)
-        return b, c, [*affine.unbind(), *logits.unbind()]
-
-    def update_running(self, running: Statistics, momentum: float | Tensor, unbias: float) -> None:
-        from sn_imagenet.norms.closed_form import triton_forward as kernels
-
-        # Kernels take numbers as fp32.
-        fp32 = self.buffer.dtype == torch.float32 and takes_tables(self.buffer, *running)
-        if isinstance(momentum, Tensor) or not fp32:
-            update_running(running, self.batch(), momentum, unbias)
-            return
-        layout = self.layout
-        triton_launch.call(
-            kernels.combine_running_kernel,
-            self._blocks,
-            (*running, self.buffer),
-            (
-                layout.member_at["bn"],
-                layout.replicas * layout.channels,
-                layout.channels,
-                float(momentum),
-                float(unbias),
-            ),
-            {"BLOCK": _ROW_BLOCK},
-        )
-
-    def _inputs(self, scratch: _Sums) -> tuple[Tensor, ...]:
-        sums = (scratch.rows, scratch.groups, scratch.columns)
-        weight = _or_unused(self.parameters.weight, self.buffer)
-        return self.buffer, scratch.pixels, weight, *sums
+    def _or_unused(self, tensor: Tensor | None) -> Tensor:
+        """``tensor``, or a placeholder that the kernel does not read."""
+        return self.buffer if tensor is None else tensor
 
 
 def takes_tables(x: Tensor, *tables: Tensor | None) -> bool:
-    """Whether the kernels for ``x`` can read these: of its tables' dtype and device, contiguous."""
-    dtype = statistics_dtype(x.dtype)
+    """Whether the kernels for ``x`` can read these: floating, contiguous, on its device."""
     return all(
-        t is None or (t.dtype == dtype and t.is_contiguous() and t.device == x.device)
+        t is None or (t.is_floating_point() and t.is_contiguous() and t.device == x.device)
         for t in tables
     )
-
-
-def _or_unused(tensor: Tensor | None, unused: Tensor) -> Tensor:
-    """``tensor``, or a placeholder that the kernel does not read."""
-    return unused if tensor is None else tensor

@@ -1,11 +1,11 @@
 """The kernels in Triton, for CUDA (and, under Triton's interpreter, for tests on a CPU).
 
 Launches per layer: one each for moments, affine, gradient sums and input gradient, so 2 forward
-and 2 backward, and one more in each direction if the pixels are split. A ReLU and a residual add
-none. In between, the built-in methods combine their [N, C] tables with 2 launches forward and 2
-backward (closed_form/), so 8 in all, up to 10 with splits, plus 2 small ones for running statistics
-and their count. If BN's statistics span ranks, combining them takes 7 more small launches and 2
-collectives. Other methods use PyTorch's small operators on the tables: 81 launches with SN's
+and 2 backward, and one more in each direction if the pixels of a sum are divided. A ReLU and a
+residual add none. In between, the built-in methods combine their [N, C] tables with 2 launches
+forward, which also update the running statistics, and 2 backward (closed_form/), so 8 in all, up to
+10 with divided sums. If BN's statistics span ranks, combining them takes 7 more small launches and
+2 collectives. Other methods use PyTorch's small operators on the tables: 81 launches with SN's
 ``combine``, 33 with BN's.
 """
 
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from sn_imagenet.norms.kernels import triton_launch
 from sn_imagenet.norms.kernels.tables import Affine, ReluMask, statistics_dtype, with_layout_of
-from sn_imagenet.norms.kernels.triton_tiles import Tile, Tuner, launch
+from sn_imagenet.norms.kernels.triton_tiles import Tile, Tuner, launch, power_of_two
 
-JOIN_BLOCK = 128
+JOIN_BLOCK = 32
 TUNER = Tuner()
 
 
@@ -36,14 +36,14 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def runs_for(x: Tensor) -> bool:
+    """Whether Triton can run kernels where ``x`` is."""
+    return (x.is_cuda or interpreted()) and _installed()
+
+
 def supports(x: Tensor) -> bool:
     """Whether the kernels take ``x``."""
-    return (
-        (x.is_cuda or interpreted())
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and x.is_floating_point()
-        and _installed()
-    )
+    return runs_for(x) and type(x) in (Tensor, torch.nn.Parameter) and x.is_floating_point()
 
 
 class TritonBackend:
@@ -63,9 +63,9 @@ class TritonBackend:
 
         def run(tile: Tile) -> None:
             tiles = launch(x, tile)
-            means, squares, split = mean, var, tiles.splits > 1
+            means, squares, split = mean, var, tiles.parts > 1
             if split:
-                means, squares = mean.new_empty((2, tiles.splits, tiles.tables)).unbind()
+                means, squares = mean.new_empty((2, tiles.parts, tiles.tables)).unbind()
             triton_launch.call(
                 kernels.moments_kernel,
                 tiles.reduction_programs,
@@ -78,8 +78,8 @@ class TritonBackend:
                     kernels.join_moments_kernel,
                     -(-tiles.tables // JOIN_BLOCK),
                     (means, squares, mean, var),
-                    (tiles.area, tiles.per_split, tiles.tables, tiles.splits),
-                    {"BLOCK": JOIN_BLOCK},
+                    (tiles.area, tiles.per_part, tiles.tables, tiles.parts),
+                    {"PARTS": power_of_two(tiles.parts), "BLOCK": JOIN_BLOCK},
                 )
 
         run(TUNER.tile("moments", x, run))
@@ -119,8 +119,8 @@ class TritonBackend:
         kind = 0 if relu_mask is None else 1 if isinstance(relu_mask, Affine) else 2
 
         def run(tile: Tile) -> Tensor:
-            tiles = launch(x, tile)
-            both = mean.new_empty((2, tiles.splits, tiles.tables))
+            tiles = launch(x, tile.half())
+            both = mean.new_empty((2, tiles.parts, tiles.tables))
             triton_launch.call(
                 kernels.gradient_sums_kernel,
                 tiles.reduction_programs,
@@ -128,7 +128,7 @@ class TritonBackend:
                 tiles.reduction,
                 {"RELU_MASK": kind, **tiles.blocks},
             )
-            return both.squeeze(1) if tiles.splits == 1 else both.sum(dim=1)
+            return both.squeeze(1) if tiles.parts == 1 else both.sum(dim=1)
 
         both = run(TUNER.tile("gradient_sums", x, run))
         return both.view(2, *x.shape[:2]), masked
@@ -150,7 +150,7 @@ class TritonBackend:
         center, _, shift = _mask_tables(relu_mask, mean)
 
         def run(tile: Tile) -> None:
-            tiles = launch(x, tile)
+            tiles = launch(x, tile.half())
             triton_launch.call(
                 kernels.input_gradient_kernel,
                 tiles.elementwise_programs,

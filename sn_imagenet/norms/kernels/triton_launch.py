@@ -17,6 +17,9 @@ from torch import Tensor
 _ALIGNMENT = 16
 """In bytes; the only alignment that Triton distinguishes."""
 
+OPTIONS = {"enable_fp_fusion": True}
+"""Compile options, unless a launch has its own. Triton 3.10 no longer fuses by default."""
+
 # By kernel, device, dtypes, grid, numbers and constants. An entry holds the kernel itself, so that
 # no other object can get its id.
 _COMPILED: dict[tuple[Any, ...], tuple[Any, Callable[..., None], tuple[Any, ...]]] = {}
@@ -35,6 +38,7 @@ def call(
         kernel: a ``triton.jit`` function that takes tensors, numbers and constants, in this order.
         constants: of the kernel's signature, and compile options; in the same order at all calls.
     """
+    constants = {**OPTIONS, **constants}
     index = tensors[0].get_device()
     if index < 0:  # Triton's interpreter
         kernel[(programs,)](*tensors, *numbers, **constants)

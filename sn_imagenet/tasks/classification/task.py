@@ -32,6 +32,7 @@ class Classification(Task):
 
     score = TOP1
     sums = ("correct",)
+    capturable = True
     artifacts = ("per_class", "save_logits")
 
     def __init__(self, config: ExperimentConfig) -> None:
