@@ -18,6 +18,7 @@ from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs import RunDirectory
 from sn_imagenet.runs.scores import TOP1, Score
+from sn_imagenet.runs.start import blame_config
 from sn_imagenet.sweeps.planned import PlannedRun, plan_runs
 
 
@@ -44,7 +45,9 @@ def compose_runs(
     for run in runs:
         batch, per_pass = run.config.batch, run.config.trainer.replicas_per_pass
         Placement(batch.gpus, batch.samples_per_gpu, processes, 0, per_pass)
-        RunDirectory(run.run_dir).check(run.config)
+        directory = RunDirectory(run.run_dir)
+        with blame_config(directory, run.config.to_dict()):
+            directory.check(run.config)
     check_data(run.config for run in runs)
     return [replace(run, score=_score(run.config)) for run in runs]
 

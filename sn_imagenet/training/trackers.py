@@ -133,10 +133,12 @@ class Trackio(Tracker):
 
 def run_name(directory: RunDirectory, config: ExperimentConfig) -> str:
     """The run's name in trackers with their own store; drawn at random once, then kept."""
-    if not directory.tracked_as.exists():
-        prefix = f"{config.model.name}/{config.norm.name}/{config.batch.name}/seed{config.seed}"
-        write_text(directory.tracked_as, f"{prefix}-{secrets.token_hex(4)}\n")
-    return directory.tracked_as.read_text().strip()
+    prefix = f"{config.model.name}/{config.norm.name}/{config.batch.name}/seed{config.seed}-"
+    name = directory.tracked_as.read_text().strip() if directory.tracked_as.exists() else ""
+    if not name.startswith(prefix):  # none yet, or a file copied from another run
+        name = prefix + secrets.token_hex(4)
+        write_text(directory.tracked_as, f"{name}\n")
+    return name
 
 
 def hyperparameters(config: ExperimentConfig) -> dict[str, str | int | float | None]:

@@ -105,6 +105,9 @@ class Trainer:
                 tracker = partial(make_tracker, directory, config, self.step, self.task.score)
                 self.log = MetricsLog(directory, tracker, rows)
                 self.log.describe(config, all_departures(self.task, prepared.data.fingerprint))
+                if state is None:
+                    own = experiment_values(config.to_dict())
+                    self.log.write({"kind": "run", "config": own}, {}, 0)
                 if self.log.damage:
                     self._warn(
                         f"{directory.metrics} {self.log.damage}; rebuilt from the checkpoint"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from sn_imagenet.distributed import choose_device
 from sn_imagenet.errors import UserError
 from sn_imagenet.models import load_weights, read_weights
 from sn_imagenet.models.saved import use_statistics
-from sn_imagenet.runs import RunDirectory, write_atomically
+from sn_imagenet.runs import RunDirectory, write_atomically, write_json
 from sn_imagenet.tasks.detection.coco import Annotations, open_annotations
 from sn_imagenet.tasks.detection.evaluator import detections_of
 from sn_imagenet.tasks.detection.images import target_of
@@ -106,7 +105,7 @@ def detect_folder(
         if truth is not None:
             picture = torch.cat([_true_objects(truth, str(file), pixels), picture], dim=2)
         yield _write(out / target, picture)
-    yield write_atomically(out / "detections.json", json.dumps(found).encode(), "--out")
+    yield write_json(out / "detections.json", found, "--out")
 
 
 def draw(
