@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -25,17 +26,18 @@ if TYPE_CHECKING:
     from sn_imagenet.config import ExperimentConfig
     from sn_imagenet.session import Session
 
+CONFIGS = (Path(__file__).parent / "configs").resolve()  # a link to configs/ in a checkout
 RAISE_ERRORS = "HYDRA_FULL_ERROR"  # makes Hydra raise errors instead of printing and exiting with 1
 Options = TypeVar("Options")
 
 
 def hydra_program(
-    config_path: str, config_name: str, read: Callable[[DictConfig], Options]
+    folder: str, config_name: str, read: Callable[[DictConfig], Options]
 ) -> Callable[[Callable[[Options, Session], None]], Callable[[], None]]:
     """Turn a script's function of options and session into its program; see :class:`.Session`.
 
     Args:
-        config_path: the folder of the configs, relative to the script.
+        folder: the config's, in :data:`CONFIGS`; empty for this itself.
         read: the options in the composed config; called before torch is imported, under multirun
             within the run, which reports its errors.
 
@@ -47,6 +49,11 @@ def hydra_program(
         def main() -> None:
             disable_interrupt_traceback()
             with exit_on_user_error():
+                if find_spec("hydra") is None:
+                    raise UserError(
+                        "only the layers are installed; to train, install with the extra train: "
+                        "pip install '.[train]'"
+                    )
                 check_environment()
                 sys.argv[1:] = read_arguments(sys.argv[1:])
             import hydra
@@ -57,8 +64,8 @@ def hydra_program(
 
             with exit_on_user_error(), _command_line() as line:
 
-                @hydra.main(version_base="1.3", config_path=config_path, config_name=config_name)
-                @wraps(function)  # Hydra looks for the configs beside its file
+                @hydra.main(str(CONFIGS / folder), config_name, version_base="1.3")
+                @wraps(function)
                 def run(composed: DictConfig) -> None:
                     options = None
                     if HydraConfig.get().mode == RunMode.RUN:
