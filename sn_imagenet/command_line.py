@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, wraps
 from importlib.util import find_spec
@@ -23,10 +23,14 @@ from sn_imagenet.overrides import describe_error, read_arguments
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from sn_imagenet.config import ExperimentConfig
+    from sn_imagenet.config import DataConfig, ExperimentConfig
     from sn_imagenet.session import Session
 
 CONFIGS = (Path(__file__).parent / "configs").resolve()  # a link to configs/ in a checkout
+_FILES = (
+    *("data.train", "data.val", "data.train_annotations", "data.val_annotations"),
+    *("task.style", "task.features"),
+)
 RAISE_ERRORS = "HYDRA_FULL_ERROR"  # makes Hydra raise errors instead of printing and exiting with 1
 Options = TypeVar("Options")
 
@@ -128,26 +132,35 @@ def read_experiment(composed: DictConfig) -> ExperimentConfig:
 
     config = from_hydra(composed)
     if world_size() == 1:
-        check_data([config])
+        check_data(config)
     return config
 
 
-def check_data(configs: Iterable[ExperimentConfig]) -> None:
-    """Check that the data of runs exist, without torch; once if runs share them.
+def check_data(config: ExperimentConfig, checked: list[DataConfig] | None = None) -> None:
+    """Check that the data of a run exist, without torch; of other tasks, the files that it names.
+
+    Args:
+        checked: the data of earlier calls, which are not checked again; these are added.
 
     Raises:
         UserError: they are missing.
     """
+    from sn_imagenet.data.errors import DataError
     from sn_imagenet.data.sources import check_files
-    from sn_imagenet.runs import RunDirectory
+    from sn_imagenet.runs import RunDirectory, flatten_config
 
-    checked = []
-    for config in configs:
-        has_result = RunDirectory(Path(config.run_dir)).result.exists()  # needs no data
-        own_data = config.task["name"] != "classification"  # a task may read none of data=
-        if not has_result and not own_data and config.data not in checked:
+    if RunDirectory(Path(config.run_dir)).result.exists():
+        return  # needs no data
+    if config.task["name"] == "classification":
+        if config.data not in (checked or ()):
             check_files(config.data)
+        if checked is not None:
             checked.append(config.data)
+        return
+    values = flatten_config(config.to_dict())  # a task may read none of data=
+    for key in (*_FILES, *(["data.root"] if config.data.source == "coco" else [])):
+        if values.get(key) and not Path(values[key]).expanduser().exists():
+            raise DataError(f"{key}={values[key]}: no such file or folder")
 
 
 def read_evaluation(composed: DictConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -18,6 +19,9 @@ class RunsFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Create Hydra's own folder among the runs, or exit with a one-line error and code 2."""
+        if config.hydra.runtime.choices["hydra/launcher"] != "basic":
+            # Hydra composes all runs only to see whether it can. So do our launchers, with checks.
+            BasicSweeper.validate_batch_is_legal = lambda sweeper, batch: None
         folder = Path(config.hydra.sweep.dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -54,6 +54,7 @@ class Detection(Task):
                 f"protocol={config.protocol.name}: task=detection needs a protocol of its own: "
                 "setting1, setting2, setting3, detectron or official_detection"
             )
+        _locations(config)  # an error before any run of a sweep starts
         self.protocol: DetectionProtocolConfig = config.protocol.detection
         self.masks = config.model.name.startswith("mask_rcnn")
         if self.masks:
