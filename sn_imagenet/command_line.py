@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from sn_imagenet.environment import check_environment, rank, world_size
 from sn_imagenet.errors import ConfigError, UserError, machine_error
 from sn_imagenet.output import disable_interrupt_traceback, fail_safe_output
-from sn_imagenet.overrides import describe_error, read_arguments
+from sn_imagenet.overrides import describe_error, read_arguments, refuse_dashes
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -60,6 +60,7 @@ def hydra_program(
                     )
                 check_environment()
                 sys.argv[1:] = read_arguments(sys.argv[1:])
+                refuse_dashes(sys.argv[1:])
             import hydra
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode

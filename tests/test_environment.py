@@ -36,6 +36,7 @@ def environment(**variables: str) -> dict[str, str]:
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0: expected at least 1"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2: needs RANK and MASTER_ADDR and MASTER_PORT too"),
         ({"WORLD_SIZE": "2", "RANK": "1", **HERE, "MASTER_PORT": "http"}, "MASTER_PORT=http"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999: expected at most 65535"),
         ({"LOCAL_RANK": "1"}, "LOCAL_RANK=1"),
         ({"LOCAL_WORLD_SIZE": "8"}, "LOCAL_WORLD_SIZE=8: expected at most WORLD_SIZE=1"),
     ],

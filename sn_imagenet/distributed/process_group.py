@@ -94,7 +94,7 @@ def connect_store(timeout: timedelta) -> dist.Store:
     def run() -> None:
         try:
             stores.set_result(connect())
-        except RuntimeError as error:
+        except Exception as error:  # raised below
             stores.set_exception(error)
 
     Thread(target=run, name="rendezvous", daemon=True).start()
