@@ -14,6 +14,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 
+def _nothing(sweeper: BasicSweeper, batch: Any) -> None:
+    pass
+
+
 class RunsFolder(Callback):
     """A Hydra callback for the start of every sweep, set in the config's ``hydra.callbacks``."""
 
@@ -21,7 +25,7 @@ class RunsFolder(Callback):
         """Create Hydra's own folder among the runs, or exit with a one-line error and code 2."""
         if config.hydra.runtime.choices["hydra/launcher"] != "basic":
             # Hydra composes all runs only to see whether it can. So do our launchers, with checks.
-            BasicSweeper.validate_batch_is_legal = lambda sweeper, batch: None
+            BasicSweeper.validate_batch_is_legal = _nothing  # type: ignore[method-assign, assignment]
         folder = Path(config.hydra.sweep.dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -126,5 +126,5 @@ def _replacement(
     if isinstance(old, MomentNorm2d):
         new.relu = old.relu
     if isinstance(new, NormAct):
-        new.drop, new.act = old.drop, old.act
+        new.drop, new.act = old.get_submodule("drop"), old.get_submodule("act")
     return new.train(old.training)

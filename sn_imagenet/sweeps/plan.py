@@ -107,9 +107,8 @@ def _published_epochs(config: ExperimentConfig, done: int) -> float:
     described = (config.task, config.data.source, config.model.name, config.data.image_size)
     if described != (CLASSIFICATION, "imagenet", "resnet50", 224):
         return 0.0
-    limits = [config.trainer.epochs, config.trainer.max_steps]
-    if limits[1]:
-        limits[1] *= config.batch.total / IMAGENET_SAMPLES["train"]
+    steps_per_epoch = IMAGENET_SAMPLES["train"] / config.batch.total
+    limits = [config.trainer.epochs, (config.trainer.max_steps or 0) / steps_per_epoch]
     return max(0.0, min(limit for limit in limits if limit) - done)
 
 
