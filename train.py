@@ -6,28 +6,7 @@ python train.py -m norm=bn,gn,sn 'batch=glob(*)' seed=0,1,2   a sweep
 python train.py data=digits model=resnet50_mini trainer.epochs=8   needs no download
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from sn_imagenet.command_line import hydra_program, read_experiment
-
-if TYPE_CHECKING:
-    from sn_imagenet.config import ExperimentConfig
-    from sn_imagenet.session import Session
-
-
-@hydra_program("configs", "config", read_experiment)
-def main(config: ExperimentConfig, session: Session) -> None:
-    from sn_imagenet.distributed import rank
-    from sn_imagenet.training import train
-
-    run = train(config)
-    if rank() == 0 and config.evaluate:
-        from sn_imagenet.reporting.report import report_runs  # imports matplotlib
-
-        report_runs([run])
-
+from sn_imagenet.programs import train
 
 if __name__ == "__main__":
-    main()
+    train()

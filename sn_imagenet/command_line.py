@@ -9,34 +9,40 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sn_imagenet.environment import check_environment, rank, world_size
 from sn_imagenet.errors import ConfigError, UserError, machine_error
 from sn_imagenet.output import disable_interrupt_traceback, fail_safe_output
-from sn_imagenet.overrides import describe_error, read_arguments
+from sn_imagenet.overrides import describe_error, read_arguments, refuse_dashes
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from sn_imagenet.config import ExperimentConfig
+    from sn_imagenet.config import DataConfig, ExperimentConfig
     from sn_imagenet.session import Session
 
+CONFIGS = (Path(__file__).parent / "configs").resolve()  # a link to configs/ in a checkout
+_FILES = (
+    *("data.train", "data.val", "data.train_annotations", "data.val_annotations"),
+    *("task.style", "task.features"),
+)
 RAISE_ERRORS = "HYDRA_FULL_ERROR"  # makes Hydra raise errors instead of printing and exiting with 1
 Options = TypeVar("Options")
 
 
 def hydra_program(
-    config_path: str, config_name: str, read: Callable[[DictConfig], Options]
+    folder: str, config_name: str, read: Callable[[DictConfig], Options]
 ) -> Callable[[Callable[[Options, Session], None]], Callable[[], None]]:
     """Turn a script's function of options and session into its program; see :class:`.Session`.
 
     Args:
-        config_path: the folder of the configs, relative to the script.
+        folder: the config's, in :data:`CONFIGS`; empty for this itself.
         read: the options in the composed config; called before torch is imported, under multirun
             within the run, which reports its errors.
 
@@ -48,8 +54,14 @@ def hydra_program(
         def main() -> None:
             disable_interrupt_traceback()
             with exit_on_user_error():
+                if find_spec("hydra") is None:
+                    raise UserError(
+                        "only the layers are installed; to train, install with the extra train: "
+                        "pip install '.[train]'"
+                    )
                 check_environment()
                 sys.argv[1:] = read_arguments(sys.argv[1:])
+                refuse_dashes(sys.argv[1:])
             import hydra
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
@@ -58,8 +70,8 @@ def hydra_program(
 
             with exit_on_user_error(), _command_line() as line:
 
-                @hydra.main(version_base="1.3", config_path=config_path, config_name=config_name)
-                @wraps(function)  # Hydra looks for the configs beside its file
+                @hydra.main(str(CONFIGS / folder), config_name, version_base="1.3")
+                @wraps(function)
                 def run(composed: DictConfig) -> None:
                     options = None
                     if HydraConfig.get().mode == RunMode.RUN:
@@ -127,26 +139,35 @@ def read_experiment(composed: DictConfig) -> ExperimentConfig:
 
     config = from_hydra(composed)
     if world_size() == 1:
-        check_data([config])
+        check_data(config)
     return config
 
 
-def check_data(configs: Iterable[ExperimentConfig]) -> None:
-    """Check that the data of runs exist, without torch; once if runs share them.
+def check_data(config: ExperimentConfig, checked: list[DataConfig] | None = None) -> None:
+    """Check that the data of a run exist, without torch; of other tasks, the files that it names.
+
+    Args:
+        checked: the data of earlier calls, which are not checked again; these are added.
 
     Raises:
         UserError: they are missing.
     """
+    from sn_imagenet.data.errors import DataError
     from sn_imagenet.data.sources import check_files
-    from sn_imagenet.runs import RunDirectory
+    from sn_imagenet.runs import RunDirectory, flatten_config
 
-    checked = []
-    for config in configs:
-        has_result = RunDirectory(Path(config.run_dir)).result.exists()  # needs no data
-        own_data = config.task["name"] != "classification"  # a task may read none of data=
-        if not has_result and not own_data and config.data not in checked:
+    if RunDirectory(Path(config.run_dir)).result.exists():
+        return  # needs no data
+    if config.task["name"] == "classification":
+        if config.data not in (checked or ()):
             check_files(config.data)
+        if checked is not None:
             checked.append(config.data)
+        return
+    values = flatten_config(config.to_dict())  # a task may read none of data=
+    for key in (*_FILES, *(["data.root"] if config.data.source == "coco" else [])):
+        if values.get(key) and not Path(values[key]).expanduser().exists():
+            raise DataError(f"{key}={values[key]}: no such file or folder")
 
 
 def read_evaluation(composed: DictConfig) -> dict[str, Any]:

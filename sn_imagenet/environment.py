@@ -40,6 +40,8 @@ def check_environment() -> None:
     for name in _COUNTS:
         if not re.fullmatch(r"[0-9]{1,9}", os.environ.get(name) or "0"):
             _reject(name, "expected a whole number")
+    if _number("MASTER_PORT", 0) > 65535:
+        _reject("MASTER_PORT", "expected at most 65535")
     local_size = _number("LOCAL_WORLD_SIZE", 1)
     for name, value, size_name, size in (
         ("RANK", rank(), "WORLD_SIZE", world_size()),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sn_imagenet.errors import ConfigError, closest_name
+from sn_imagenet.errors import ConfigError, UserError, closest_name
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -52,12 +52,26 @@ def read_arguments(arguments: Sequence[str]) -> list[str]:
     return [m[1] + str(Path(m[2]).expanduser()) if m else argument for argument, m in found]
 
 
+def refuse_dashes(arguments: Iterable[str]) -> None:
+    """
+    Raises:
+        ConfigError: an option of a run is written as one of Hydra's, such as ``--norm sn``.
+    """
+    for argument in arguments:
+        option, _, value = argument.lstrip("-").partition("=")
+        name = option.partition(".")[0]
+        if argument.startswith("-") and name in (*_GROUPS, *_OTHER_NAMES, "seed", "runs_dir"):
+            raise ConfigError(f"{argument}: write {option}={value or 'VALUE'}, without dashes")
+
+
 def describe_error(error: Exception) -> str:
     """One line for an error in composing the config, with the most similar valid name."""
     from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
+    if isinstance(error, UserError):
+        return str(error)
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return _unknown_choice(group, choice, error.options)
@@ -83,6 +97,8 @@ def describe_error(error: Exception) -> str:
 
 def _unreadable(override: str) -> str:
     key, _, value = override.partition("=")
+    if "=" not in override:
+        return f"{override}: expected OPTION=VALUE, such as norm=sn"
     if key == "batch":
         return f"{override}: {_setting(value)}"
     return f"{override}: Hydra cannot read the value; quote it for the shell and for Hydra: " + (

@@ -36,6 +36,7 @@ def environment(**variables: str) -> dict[str, str]:
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0: expected at least 1"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2: needs RANK and MASTER_ADDR and MASTER_PORT too"),
         ({"WORLD_SIZE": "2", "RANK": "1", **HERE, "MASTER_PORT": "http"}, "MASTER_PORT=http"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999: expected at most 65535"),
         ({"LOCAL_RANK": "1"}, "LOCAL_RANK=1"),
         ({"LOCAL_WORLD_SIZE": "8"}, "LOCAL_WORLD_SIZE=8: expected at most WORLD_SIZE=1"),
     ],
@@ -77,12 +78,13 @@ def test_every_entry_point_checks_them_first(script: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def _alone(rank: int, *overrides: str) -> subprocess.Popen[str]:
+def _alone(rank: int, *overrides: str, **variables: str) -> subprocess.Popen[str]:
     """One of two processes, whose peer never starts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     process_of_two = {**HERE, "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": "2"}
+    process_of_two |= variables
     return subprocess.Popen(
         [sys.executable, "train.py", "data=digits", "model=resnet14_mini", *overrides],
         cwd=ROOT,
@@ -93,13 +95,18 @@ def _alone(rank: int, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_says_for_whom_it_waits_and_obeys_signals(rank: int, tmp_path: Path) -> None:
-    process = _alone(rank, "batch=8x2", f"runs_dir={tmp_path}")
+@pytest.mark.parametrize(
+    ("rank", "address"), [(0, "127.0.0.1"), (1, "127.0.0.1"), (0, "no.invalid")]
+)
+def test_a_process_says_for_whom_it_waits_and_obeys_signals(
+    rank: int, address: str, tmp_path: Path
+) -> None:
+    process = _alone(rank, "batch=8x2", f"runs_dir={tmp_path}", MASTER_ADDR=address)
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
-        assert f"process {rank} waits for process {1 - rank} of 2 to join at 127.0.0.1:" in line
+        peer = f"for process {1 - rank} of 2 to join" if address == "127.0.0.1" else "to listen"
+        assert f"process {rank} waits {peer} at {address}:" in line
         process.send_signal(signal.SIGTERM)
         before = time.monotonic()
         process.communicate(timeout=60)
@@ -113,3 +120,14 @@ def test_a_process_says_for_whom_it_waits_and_obeys_signals(rank: int, tmp_path:
 def test_an_error_is_reported_even_without_rank_0() -> None:
     _, error = _alone(1, "norm=sm").communicate(timeout=200)
     assert error.count("error: norm=sm: unknown choice") == 1
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = _alone(0, "batch=8x2", MASTER_PORT=port)
+        _, error = process.communicate(timeout=200)
+    assert process.returncode == 2
+    assert error.count("\n") == 1
+    assert f"MASTER_PORT={port}: cannot listen there" in error
+    assert "choose another port" in error

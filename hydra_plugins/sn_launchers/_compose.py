@@ -13,11 +13,12 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from sn_imagenet.command_line import check_data
-from sn_imagenet.config import CLASSIFICATION, ExperimentConfig
+from sn_imagenet.config import CLASSIFICATION, DataConfig, ExperimentConfig
 from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs import RunDirectory
 from sn_imagenet.runs.scores import TOP1, Score
+from sn_imagenet.runs.start import blame_config
 from sn_imagenet.sweeps.planned import PlannedRun, plan_runs
 
 
@@ -40,21 +41,29 @@ def compose_runs(
             "sweep.gpus_per_run= for the processes of a run"
         )
     load = context.config_loader.load_sweep_config
-    runs = plan_runs([(own, load(config, list(own))) for own in job_overrides])
-    for run in runs:
-        batch, per_pass = run.config.batch, run.config.trainer.replicas_per_pass
-        Placement(batch.gpus, batch.samples_per_gpu, processes, 0, per_pass)
-        RunDirectory(run.run_dir).check(run.config)
-    check_data(run.config for run in runs)
-    return [replace(run, score=_score(run.config)) for run in runs]
+    checked: list[DataConfig] = []
+    scores: list[Score] = []
+
+    def check(run: ExperimentConfig) -> None:
+        per_pass = run.trainer.replicas_per_pass
+        Placement(run.batch.gpus, run.batch.samples_per_gpu, processes, 0, per_pass)
+        directory = RunDirectory(Path(run.run_dir))
+        with blame_config(directory, run.to_dict()):
+            directory.check(run)
+        check_data(run, checked)
+        scores.append(_score(run))
+
+    composed = ((own, load(config, list(own))) for own in job_overrides)
+    runs = plan_runs(composed, check)
+    return [replace(run, score=score) for run, score in zip(runs, scores, strict=True)]
 
 
 def _score(config: ExperimentConfig) -> Score:
     if config.task == CLASSIFICATION:
         return TOP1  # the import of a task takes seconds
-    from sn_imagenet.tasks.task import task_class
+    from sn_imagenet.tasks import build_task
 
-    return task_class(config).score
+    return build_task(config).score
 
 
 def script_and_options(config: DictConfig) -> list[str]:

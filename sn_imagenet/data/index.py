@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -180,6 +181,8 @@ def store_arrays(origin: Path, arrays: Mapping[str, Any]) -> Path:
         partial = path.with_name(f".{path.name}.{os.getuid()}-{os.uname().nodename}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.stat().st_mode & 0o222:  # which root could write all the same
+                raise PermissionError(errno.EACCES, "the folder is read-only", str(path.parent))
             with open(partial, "wb") as file:
                 np.savez(file, **arrays)
             partial.chmod(0o644)  # others train on the data too

@@ -91,27 +91,27 @@ def connect_store(timeout: timedelta) -> dist.Store:
         wait_for_workers=False,
         multi_tenant=True,
     )
-    if serves:
-        try:
-            return connect()
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"environment variables MASTER_ADDR={address[0]} MASTER_PORT={address[1]}: cannot "
-                f"listen there ({reason}); choose another port, or start the run by torchrun"
-            ) from error
     # In a thread, because Python handles signals only between the calls of the main thread.
     stores: Future[dist.Store] = Future()
 
     def run() -> None:
         try:
             stores.set_result(connect())
-        except RuntimeError as error:
+        except Exception as error:  # raised below
             stores.set_exception(error)
 
     Thread(target=run, name="rendezvous", daemon=True).start()
     _wait(stores.done, 0, timeout + timedelta(seconds=10))
-    return stores.result()
+    try:
+        return stores.result()
+    except RuntimeError as error:
+        if not serves:
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"environment variables MASTER_ADDR={address[0]} MASTER_PORT={address[1]}: cannot "
+            f"listen there ({reason}); choose another port, or start the run by torchrun"
+        ) from error
 
 
 def _wait(ready: Callable[[], bool], other: int, timeout: timedelta) -> None:
@@ -124,11 +124,9 @@ def _wait(ready: Callable[[], bool], other: int, timeout: timedelta) -> None:
         if waited > NOTICE_S and not told:
             told = True
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            print(
-                f"process {rank()} waits for process {other} of {world_size()} to join at {where} "
-                f"(at most {timeout})",
-                flush=True,
-            )
+            peer = f"for process {other} of {world_size()} to join"
+            what = peer if other != rank() else "to listen"
+            print(f"process {rank()} waits {what} at {where} (at most {timeout})", flush=True)
         time.sleep(0.01)
 
 

@@ -36,7 +36,7 @@ from sn_imagenet.runs import (
 )
 from sn_imagenet.runs.files import FINAL, advice
 from sn_imagenet.runs.scores import Score
-from sn_imagenet.runs.start import claimed
+from sn_imagenet.runs.start import blame_config, claimed, require_same_training
 from sn_imagenet.tasks import Prepared, build_task, prepare, require_same_data
 
 
@@ -74,7 +74,7 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
     """
     init_distributed()
     directory = RunDirectory(path)
-    with raise_on_all_ranks():
+    with raise_on_all_ranks(), blame_config(directory):
         run_config = directory.read_config()
         config = from_dict(run_config)
         directory.check(config)
@@ -96,6 +96,8 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
             )
         final = _load_checkpoint(prepared.network, directory.final)
         directory.require_own(directory.final, final["config"], run_config)
+        if previous is not None and previous["status"] == "finished":
+            require_same_training(directory, final, previous["training"])
         importance = importance_weight_records(prepared.network)
         weights = _load_requested_checkpoint(
             prepared.network, directory, run_config, request.checkpoint, final

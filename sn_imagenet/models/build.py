@@ -22,6 +22,7 @@ from sn_imagenet.models.mini import build_mini
 from sn_imagenet.models.norm_act import registered_with_timm
 from sn_imagenet.models.transform_net import TRANSFORM_NET, TransformNet
 from sn_imagenet.norms import MomentNorm2d, norm_layers
+from sn_imagenet.norms.methods import METHODS
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -46,9 +47,14 @@ def norm_layer(norm: NormConfig) -> partial[MomentNorm2d]:
             "which supports replicas and calibration"
         )
     try:
-        layer_class(32, **norm.args)
+        trial = layer_class(32, **norm.args)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"norm.args={norm.args}: {error}") from error
+    if layer_class not in METHODS.values():
+        try:
+            trial.eval()(torch.zeros(2, 32, 4, 4))
+        except ValueError as error:
+            raise ConfigError(f"norm.target={norm.target}: {error}") from error
     return partial(layer_class, **norm.args)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +29,7 @@ from sn_imagenet.models.saved import (
 from sn_imagenet.models.transform_net import TransformNet
 from sn_imagenet.norms import GroupNorm2d, LayerNorm2d
 from sn_imagenet.norms.methods import METHODS
-from sn_imagenet.runs import write_atomically, write_text
+from sn_imagenet.runs import write_atomically, write_json
 
 PT2 = "model.pt2"
 ONNX = "model.onnx"
@@ -99,8 +98,7 @@ def export(
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
     serialized = safetensors.torch.save(weights, {"format": "pt"})
     write_atomically(out / WEIGHTS, serialized, _OPTION)
-    config = json.dumps(_config(saved, data, arguments), indent=2) + "\n"
-    write_text(out / CONFIG, config, _OPTION)
+    write_json(out / CONFIG, _config(saved, data, arguments), _OPTION)
     files = {WEIGHTS: "the weights", CONFIG: "architecture, preprocessing, normalization layer"}
     for requested, name, write in ((pt2, PT2, _write_pt2), (onnx, ONNX, _write_onnx)):
         if not requested:

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from timm.layers import create_norm_act, get_act_layer
-from torch import Tensor, nn
+from torch import nn
 
 from sn_imagenet.norms import MomentNorm2d
+from sn_imagenet.norms.conversion import with_activation
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def registered_with_timm(layer: partial[MomentNorm2d]) -> Iterator[None]:
     pairs: dict[str, Any] = create_norm_act._NORM_TO_NORM_ACT_MAP
     name = layer_class.__name__.lower()
     previous = pairs.get(name)
-    pair = _with_activation(layer_class)
+    pair = _buildable(layer_class)
     pairs[name] = pair
     create_norm_act._NORM_ACT_REQUIRES_ARG.add(pair)
     try:
@@ -40,8 +41,8 @@ def registered_with_timm(layer: partial[MomentNorm2d]) -> Iterator[None]:
             pairs[name] = previous
 
 
-def _with_activation(layer_class: type[MomentNorm2d]) -> type[MomentNorm2d]:
-    class NormAct(layer_class):  # type: ignore[misc, valid-type]
+def _buildable(layer_class: type[MomentNorm2d]) -> type[MomentNorm2d]:
+    class NormAct(with_activation(layer_class)):  # type: ignore[misc]
         def __init__(
             self,
             num_features: int,
@@ -54,14 +55,9 @@ def _with_activation(layer_class: type[MomentNorm2d]) -> type[MomentNorm2d]:
             **kwargs: Any,
         ) -> None:
             super().__init__(num_features, *args, **kwargs)
-            # Without parameters, so the state_dict keys are those of the normalization layer.
             self.drop = drop_layer() if drop_layer is not None else nn.Identity()
             activation = get_act_layer(act_layer) if apply_act else None
             self.act = activation(**(act_kwargs or {})) if activation else nn.Identity()
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.act(self.drop(super().forward(x)))
-            return y
 
     NormAct.__name__ = f"{layer_class.__name__}Act"
     return NormAct

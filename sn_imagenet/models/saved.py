@@ -18,6 +18,7 @@ from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
 from sn_imagenet.runs.files import advice
 from sn_imagenet.runs.reading import mapping, read_json
+from sn_imagenet.runs.start import blame_config
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -176,7 +177,8 @@ def _read_run(directory: RunDirectory) -> SavedWeights:
             "command that started it again to resume it"
         )
     state = checkpoint.load(directory.final)
-    directory.require_own(directory.final, state.get("config"), directory.read_config())
+    with blame_config(directory):
+        directory.require_own(directory.final, state.get("config"), directory.read_config())
     try:
         weights = mapping(state["model"])
         classes = tuple(str(name) for name in state.get("classes", ()))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
 from sn_imagenet.norms.layers import BatchNorm2d, InstanceNorm2d
@@ -20,6 +21,24 @@ _TORCH_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _BATCH_NORMS_2D = (*_TORCH_BATCH_NORMS, BatchNorm2d, SyncBatchNorm2d)
 
 
+class NormAct(nn.Module):
+    """The drop and activation that follow a normalization layer in one module, as in timm's
+    BatchNormAct2d. They have no parameters, so the state_dict keys are those of the layer."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(self.drop(super().forward(x)))
+        return y
+
+
+@cache
+def with_activation(layer_class: type[MomentNorm2d]) -> type[MomentNorm2d]:
+    """``layer_class`` as a :class:`NormAct`."""
+    return type(f"{layer_class.__name__}Act", (NormAct, layer_class), {})
+
+
 def convert_norm(
     network: nn.Module, method: str | type[MomentNorm2d], **arguments: Any
 ) -> list[str]:
@@ -29,7 +48,8 @@ def convert_norm(
     device, dtype, training mode and requires_grad. Importance weights start at 1.
 
     Args:
-        network: contains nn.BatchNorm1d/2d/3d, nn.SyncBatchNorm or this package's BatchNorm2d.
+        network: contains nn.BatchNorm1d/2d/3d, nn.SyncBatchNorm or this package's BatchNorm2d,
+            perhaps with an activation, as in timm's BatchNormAct2d.
         method: a name in :data:`METHODS` or a class; 1D and 3D layers can only become sn.
         arguments: passed to the method, such as ``omega`` or ``num_groups``.
 
@@ -38,8 +58,8 @@ def convert_norm(
 
     Raises:
         ValueError: the method is unknown; a 1D or 3D layer would become another method than sn; a
-            batch norm does more than normalize (timm's BatchNormAct2d also activates); ``network``
-            is itself a batch norm; frozen_bn replaces a layer without running statistics.
+            batch norm is of an unknown class, which may do more; ``network`` is itself a batch
+            norm; frozen_bn replaces a layer without running statistics.
     """
     method_class = METHODS.get(method) if isinstance(method, str) else method
     if method_class is None:
@@ -60,15 +80,21 @@ def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, kinds) and not isinstance(module, nn.InstanceNorm2d)
 
 
+def _activates(module: nn.Module) -> bool:
+    timm_names = ("BatchNormAct2d", "SyncBatchNormAct")  # timm is not imported here
+    is_act = type(module).__name__ in timm_names and hasattr(module, "act")
+    return is_act or (isinstance(module, NormAct) and isinstance(module, BatchNorm2d))
+
+
 def _target_class(name: str, module: nn.Module, method: type[MomentNorm2d]) -> type[MomentNorm2d]:
     if not name:
         raise ValueError("the network itself is a batch norm, which cannot be replaced in place")
-    if type(module) in _BATCH_NORMS_2D:
+    if _activates(module) or type(module) in _BATCH_NORMS_2D:
         if method is FrozenBatchNorm2d and module.running_mean is None:
             raise ValueError(
                 f"{name} has no running statistics: frozen_bn needs them (track_running_stats=True)"
             )
-        return method
+        return with_activation(method) if _activates(module) else method
     if type(module) in _OTHER_DIMENSIONS and method is SwitchNorm2d:
         return _OTHER_DIMENSIONS[type(module)]
     raise ValueError(f"{name} is a {type(module).__name__}: it cannot become a {method.__name__}")
@@ -99,4 +125,6 @@ def _replacement(
             getattr(new, key).requires_grad_(parameter.requires_grad)
     if isinstance(old, MomentNorm2d):
         new.relu = old.relu
+    if isinstance(new, NormAct):
+        new.drop, new.act = old.get_submodule("drop"), old.get_submodule("act")
     return new.train(old.training)

@@ -232,7 +232,21 @@ class MomentNorm2d(nn.Module, ABC):
 
         parameters = list(self.parameters(recurse=False))
         y = normalize(x, coefficients, parameters, self.backend, self.relu, residual)
+        self._check_use_of_batch(batch_moments[0])
         return y, batch_moments[0]
+
+    def _check_use_of_batch(self, moments: Moments) -> None:
+        """Require that evaluation does not depend on its batches, unless the user wants it so."""
+        if moments.has_batch and not self.stores_statistics:
+            raise ValueError(
+                f"{type(self).__name__} uses the batch's statistics: set stores_statistics = True "
+                "in the class, so that evaluation has stored ones"
+            )
+        if moments.has_batch and self._uses_stored_statistics:
+            raise ValueError(
+                f"{type(self).__name__} uses its batch's statistics in evaluation too: in combine, "
+                "call self.batch_statistics(moments) instead of moments.batch()"
+            )
 
     @property
     def _uses_stored_statistics(self) -> bool:

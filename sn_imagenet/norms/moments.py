@@ -78,6 +78,11 @@ class Moments:
                 self._batch = combine_ranks(self._batch, self.process_group)
         return self._batch
 
+    @property
+    def has_batch(self) -> bool:
+        """Whether :meth:`batch` has been called."""
+        return self._batch is not None
+
     def averaged_instances(self) -> Moments:
         """The averages over the samples of each group, as the moments of one sample per group."""
         return Moments(self.mean.mean(dim=0), self.var.mean(dim=0), self.mean.shape[1])

@@ -9,7 +9,8 @@ from statistics import fmean, median
 from typing import Any
 
 from sn_imagenet.errors import UserError
-from sn_imagenet.runs import UNREADABLE, LayerWeights, Run, stage_of
+from sn_imagenet.runs import UNREADABLE, LayerWeights, Run, RunDirectory, stage_of
+from sn_imagenet.runs.metrics import require_own_rows
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 from sn_imagenet.runs.scores import TOP1, Score, read_score
 
@@ -39,9 +40,11 @@ def read_epochs(run: Run) -> list[Epoch]:
     The last line may be incomplete, because a run may be writing it.
 
     Raises:
-        UserError: any other line is malformed; names the file and the line.
+        UserError: any other line is malformed (names the file and the line), or they are of
+            another run.
     """
     file = run.path / "metrics.jsonl"
+    require_own_rows(RunDirectory(run.path), run.config)
     try:
         with open_to_read(file) as opened:
             *lines, _unfinished = opened.read().split(b"\n")

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.runs.directory import RunDirectory
-from sn_imagenet.runs.files import RunError, advice, file_error, overwrite, write_atomically
+from sn_imagenet.runs.files import (
+    RunError,
+    advice,
+    file_error,
+    overwrite,
+    printable,
+    write_atomically,
+)
 from sn_imagenet.runs.reading import open_to_read
 
 VERSION = 1
@@ -137,6 +144,20 @@ def save_batch_average(
     save(directory.batch_average, state)
 
 
+def _require_own_evaluation(directory: RunDirectory, evaluation: dict[str, Any]) -> None:
+    """Require that the run's result has the evaluation whose statistics were saved."""
+    result = directory.read_result() or {"evaluations": [evaluation]}
+
+    def numbers(record: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in printable(record).items() if k not in ("at", "by", "provenance")}
+
+    if numbers(evaluation) not in map(numbers, result["evaluations"]):
+        raise RunError(
+            f"{directory.batch_average} is of another training than {directory.result}; "
+            f"{advice(directory.batch_average)}"
+        )
+
+
 def load_batch_average(directory: RunDirectory) -> dict[str, tuple[Tensor, Tensor]]:
     """Load the statistics that :func:`save_batch_average` saved.
 
@@ -153,6 +174,7 @@ def load_batch_average(directory: RunDirectory) -> dict[str, tuple[Tensor, Tenso
         tables = state["statistics"]
         if "config" in state:  # older files have none
             directory.require_own(directory.batch_average, state["config"], directory.read_config())
+            _require_own_evaluation(directory, state["evaluation"])
         return {name: (table["mean"], table["var"]) for name, table in tables.items()}
     except (LookupError, TypeError, AttributeError) as error:
         raise RunError(

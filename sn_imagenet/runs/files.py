@@ -106,16 +106,19 @@ def write_text(path: Path, text: str, chosen_by: str = RUN_DIR_OPTIONS) -> Path:
     return write_atomically(path, as_text(text).encode("utf-8"), chosen_by)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically. Raises ValueError for NaN and infinities, which JSON cannot hold."""
-    write_text(path, json.dumps(_printable(content), indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, content: Any, chosen_by: str = RUN_DIR_OPTIONS) -> Path:
+    """Write JSON with :func:`write_atomically`. Raises ValueError for NaN and infinities, which
+    JSON cannot hold."""
+    text = json.dumps(printable(content), indent=1, allow_nan=False) + "\n"
+    return write_text(path, text, chosen_by)
 
 
-def _printable(content: Any) -> Any:
+def printable(content: Any) -> Any:
+    """``content`` as JSON gives it back: lists for tuples, all text as :func:`as_text` makes it."""
     if isinstance(content, dict):
-        return {_printable(key): _printable(value) for key, value in content.items()}
+        return {printable(key): printable(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_printable(value) for value in content]
+        return [printable(value) for value in content]
     return as_text(content) if isinstance(content, str) else content
 
 

@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sn_imagenet.runs.files import RunError, advice, file_error, write_atomically
+from sn_imagenet.runs.directory import RunDirectory
+from sn_imagenet.runs.files import RunError, advice, file_error, printable, write_atomically
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 from sn_imagenet.runs.scores import read_score
 
@@ -55,7 +56,7 @@ class MetricsFile:
         Raises:
             RunError: the disk is full or fails.
         """
-        line = json.dumps(row).encode() + b"\n"
+        line = json.dumps(printable(row)).encode() + b"\n"
         try:
             self._file.write(line)
             self._file.flush()
@@ -127,6 +128,22 @@ def last_rows(path: Path) -> LastRows:
     except (RunError, KeyError, TypeError, AttributeError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(f"{path}: malformed row: {reason}; {advice(path)}") from error
+
+
+def require_own_rows(directory: RunDirectory, config: dict[str, Any]) -> None:
+    """Require that ``metrics.jsonl`` is of the run with ``config``, if it says whose it is: its
+    first row holds the experiment. Those of earlier versions do not say.
+
+    Raises:
+        RunError: it was copied from another run.
+    """
+    try:
+        with open_to_read(directory.metrics) as file:
+            first = parse_json(file.readline(_FIRST_READ), finite=False)
+    except (OSError, RunError):
+        return  # missing, or malformed as its readers will say
+    if isinstance(first, dict) and first.get("kind") == "run":
+        directory.require_own(directory.metrics, first.get("config"), config)
 
 
 def _last_row_per_kind(lines: list[bytes]) -> LastRows:

@@ -21,7 +21,7 @@ from sn_imagenet.runs.evaluations import check_evaluations, counted_evaluations
 from sn_imagenet.runs.files import CONFIG, RESULT
 from sn_imagenet.runs.lock import is_held
 from sn_imagenet.runs.methods import method_of
-from sn_imagenet.runs.metrics import LastRows, last_rows
+from sn_imagenet.runs.metrics import LastRows, last_rows, require_own_rows
 from sn_imagenet.runs.reading import mapping, number
 from sn_imagenet.runs.scores import TOP1, UNKNOWN, Score, read_score
 
@@ -329,6 +329,7 @@ def _run_without_result(directory: RunDirectory) -> Run:
     config = directory.read_config()
     is_running = is_held(directory.lock)
     try:
+        require_own_rows(directory, config)
         rows = last_rows(directory.metrics)
     except UserError:
         if not is_running:

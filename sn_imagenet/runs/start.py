@@ -11,11 +11,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.errors import UserError
 from sn_imagenet.runs.checkpoint import load, load_last
-from sn_imagenet.runs.directory import RunDirectory
-from sn_imagenet.runs.files import RunError, file_error, write_text
+from sn_imagenet.runs.directory import RunDirectory, config_differences
+from sn_imagenet.runs.files import RunError, advice, file_error, printable, write_text
 from sn_imagenet.runs.lock import acquire, release
-from sn_imagenet.runs.metrics import decompress_rows, repair
+from sn_imagenet.runs.metrics import decompress_rows, last_rows, repair, require_own_rows
 from sn_imagenet.runs.record import FAILED, FINISHED, NOT_EVALUATED, Run, run_from_result
 
 FRESH = "fresh"
@@ -38,6 +39,39 @@ class Start:
     evaluations: tuple[dict[str, Any], ...] = ()
 
 
+@contextmanager
+def blame_config(directory: RunDirectory, given: dict[str, Any] | None = None) -> Iterator[None]:
+    """Within it, an error that two files contradict each other is one about ``config.yaml`` if that
+    is the one to mend: copied from another run, or cut off where it is still a config.
+
+    Args:
+        given: the config of the command, if it has one.
+
+    Raises:
+        RunError: the config in ``config.yaml`` differs from ``given``, the result and all
+            checkpoints, at least two of them.
+    """
+    try:
+        yield
+    except UserError:
+        if not directory.config.exists():
+            raise
+        configs = [] if given is None else [given]
+        with suppress(RunError, LookupError):
+            configs.append((directory.read_result() or {})["config"])
+        for path in (directory.final, directory.last, directory.previous):
+            with suppress(RunError, LookupError):
+                configs.append(load(path)["config"])
+        written, own = directory.read_config(), [each for each in configs if isinstance(each, dict)]
+        differences = [config_differences(written, config) for config in own]
+        if len(differences) > 1 and all(differences):
+            raise RunError(
+                f"{directory.config} is of another run, or cut off "
+                f"({'; '.join(differences[0][:3])}); {advice(directory.config)}"
+            ) from None
+        raise
+
+
 def open_run(directory: RunDirectory, config: ExperimentConfig) -> Start:
     """What the directory holds of this experiment. The result of a failed start counts as none.
 
@@ -45,7 +79,8 @@ def open_run(directory: RunDirectory, config: ExperimentConfig) -> Start:
         UserError: the directory holds another experiment (the message lists the differences; see
             :meth:`.RunDirectory.check`), or a file in it cannot be read.
     """
-    directory.check(config)
+    with blame_config(directory, config.to_dict()):
+        directory.check(config)
     kind = RESUME if directory.last.exists() or directory.previous.exists() else FRESH
     if kind == RESUME and not directory.config.exists():
         state, _ = load_last(directory, _require_config)
@@ -58,7 +93,7 @@ def open_run(directory: RunDirectory, config: ExperimentConfig) -> Start:
     if run.state == NOT_EVALUATED and config.evaluate:
         return Start(kind, evaluations=run.evaluations if kind == RESUME else ())
     if run.state in (FINISHED, NOT_EVALUATED):
-        damage = _damage_of_weights(directory, config)
+        damage = _damage_of_weights(directory, config, result.get("training"))
         if damage and kind == RESUME:
             own = tuple(each for each in run.evaluations if each.get("by") != "training")
             return Start(RESUME, damage=damage, evaluations=own)
@@ -70,16 +105,35 @@ def open_run(directory: RunDirectory, config: ExperimentConfig) -> Start:
     return Start(DONE, run)
 
 
-def _damage_of_weights(directory: RunDirectory, config: ExperimentConfig) -> str:
-    """What is wrong with ``final.pt``; empty if nothing."""
+def _damage_of_weights(
+    directory: RunDirectory, config: ExperimentConfig, training: dict[str, Any] | None
+) -> str:
+    """What is wrong with ``final.pt``; empty if nothing. ``training``: that of the result."""
     try:
         state = load(directory.final)
         directory.require_own(directory.final, state.get("config"), config.to_dict())
         if not isinstance(state.get("model"), dict):
             raise RunError(f"{directory.final} is not a checkpoint of this run: no entry 'model'")
+        require_same_training(directory, state, training)
     except RunError as error:
         return str(error).partition("; ")[0]
     return ""
+
+
+def require_same_training(
+    directory: RunDirectory, final: dict[str, Any], training: dict[str, Any] | None
+) -> None:
+    """Require that ``final``, the content of ``final.pt``, and ``training``, the entry of the
+    result, are of one training and not of two with the same config.
+
+    Raises:
+        RunError: they are of two.
+    """
+    if printable(final.get("training", training)) != training:
+        raise RunError(
+            f"{directory.final} is of another training than {directory.result}; "
+            f"{advice(directory.final)}"
+        )
 
 
 def repair_finished(directory: RunDirectory, config: ExperimentConfig) -> list[str]:
@@ -95,6 +149,12 @@ def repair_finished(directory: RunDirectory, config: ExperimentConfig) -> list[s
             rows = decompress_rows(state["metrics"].numpy().tobytes())
             if damage := repair(directory.metrics, rows):
                 lines.append(f"{directory.metrics} {damage}; rebuilt from the last checkpoint")
+    try:
+        require_own_rows(directory, config.to_dict())
+        last_rows(directory.metrics)
+    except RunError as error:
+        problem = str(error).partition("; ")[0]
+        lines.append(f"{problem}; no checkpoint is left to rebuild it from: restore or remove it")
     return lines
 
 

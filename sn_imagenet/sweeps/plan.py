@@ -1,8 +1,9 @@
 """``sweep.dry_run=true``: lists the runs, those to skip, and the training time of the others.
 
-Times are computed from measured training speeds only. They come from the files in
-``sweep.measured``, which ``scripts/benchmark.py train`` wrote on any machine. Without such files
-they come from earlier runs on hardware like this machine's.
+Times come from the training speeds in the files of ``sweep.measured``, which
+``scripts/benchmark.py train`` wrote on any machine. Without such files they come from earlier runs
+on hardware like this machine's, in the folder of the sweep or else in the committed studies, and
+for ResNet-50 on ImageNet from published logs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from sn_imagenet.sweeps.pool import ELSEWHERE
 from sn_imagenet.sweeps.slots import gpu_names
 
 # Training samples of data sets with a fixed size: official splits, and our own split of digits.
+COMMITTED = Path(__file__).resolve().parents[2] / "results"  # of a checkout
+# GPU-hours of 90 epochs of ResNet-50 with BN on ImageNet, at a large batch: docs/studies.md.
+PUBLISHED = {"V100": 27, "A100": 13, "H200": 4}
 TRAIN_SAMPLES = {"imagenet": IMAGENET_SAMPLES["train"], "cifar10": 50_000, "digits": 1_397}
 
 
@@ -49,14 +53,19 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
     Raises:
         UserError: a file is not such a report.
     """
+    speeds: dict[str, list[TrainingSpeed]] = {}
     if measured:
-        speeds = [benchmarked_speed(Path(file)) for file in measured]
-        source = f"of {', '.join(measured)}"
+        files = ", ".join(measured)
+        speeds[f"of {files}"] = [benchmarked_speed(Path(file)) for file in measured]
     else:
         device = runs[0].config.trainer.device
-        speeds = measured_speeds({Path(run.config.runs_dir) for run in runs}, device)
-        source = "measured here"
-    rows, hours, unknown, remaining = [], 0.0, 0, 0
+        folders = {Path(run.config.runs_dir) for run in runs}
+        speeds["measured here"] = measured_speeds(folders, device)
+        if any(process_hours(run.config, speeds["measured here"], 0) is None for run in runs):
+            committed = measured_speeds([COMMITTED], device)
+            speeds["of the committed studies, perhaps on a faster or slower machine"] = committed
+    rows, remaining = [], 0
+    hours: dict[str, list[float]] = {}
     for run in runs:
         state, progress = run.state()
         if state in COMPLETE:
@@ -66,25 +75,41 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
         if state == RUNNING:
             rows.append(RunStatus(run.name, ELSEWHERE, progress, "", run.score))
             continue
-        estimate = process_hours(run.config, speeds, progress.epoch or 0 if progress else 0)
-        if estimate is None:
-            unknown += 1
-            note = "not measured"
-        else:
-            hours += estimate
-            note = duration(3600 * estimate)
+        done = progress.epoch or 0 if progress else 0
+        estimates = {name: process_hours(run.config, found, done) for name, found in speeds.items()}
+        source = next((name for name, known in estimates.items() if known is not None), "")
+        epochs = 0.0 if source else _published_epochs(run.config, done)
+        source = source or ("published" if epochs else "")
+        estimate = estimates.get(source) or epochs
+        hours.setdefault(source, []).append(estimate)
+        note = duration(3600 * estimate) if source in speeds else "not measured"
         rows.append(RunStatus(run.name, "resume" if state else "start", progress, note, run.score))
     lines = table(rows)
     if not remaining:
         return [*lines, "nothing to do: every run has its result"]
-    if unknown:
-        lines.append(f"GPU-hours of {run_count(unknown)}: not measured (no comparable run)")
-    if unknown < remaining:
-        lines.append(
-            f"GPU-hours of {run_count(remaining - unknown)}: {hours:.3g}, training only, at the "
-            f"{runs[0].score.speed_unit} {source}; {hours / slots:.3g} hours on {slots} slots"
-        )
+    for source, parts in sorted(hours.items()):
+        line, total = f"GPU-hours of {run_count(len(parts))}: ", sum(parts)
+        if source == "":
+            line += "not measured (no comparable run)"
+        elif source == "published":
+            gpus = (f"{total / 90 * each:.3g} on {gpu}" for gpu, each in PUBLISHED.items())
+            line += f"{', '.join(gpus)}, by published logs of BN at a large batch; few samples per "
+            line += "GPU take longer (docs/studies.md)"
+        else:
+            line += f"{total:.3g}, training only, at the {runs[0].score.speed_unit} {source}; "
+            line += f"{total / slots:.3g} hours on {slots} slots"
+        lines.append(line)
     return lines
+
+
+def _published_epochs(config: ExperimentConfig, done: int) -> float:
+    """The epochs left of a ResNet-50 on ImageNet; 0 for any other run."""
+    described = (config.task, config.data.source, config.model.name, config.data.image_size)
+    if described != (CLASSIFICATION, "imagenet", "resnet50", 224):
+        return 0.0
+    steps_per_epoch = IMAGENET_SAMPLES["train"] / config.batch.total
+    limits = [config.trainer.epochs, (config.trainer.max_steps or 0) / steps_per_epoch]
+    return max(0.0, min(limit for limit in limits if limit) - done)
 
 
 def process_hours(

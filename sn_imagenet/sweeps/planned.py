@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,11 +48,15 @@ class PlannedRun:
         return progress.state, progress
 
 
-def plan_runs(composed: Sequence[tuple[Sequence[str], DictConfig]]) -> list[PlannedRun]:
+def plan_runs(
+    composed: Iterable[tuple[Sequence[str], DictConfig]],
+    check: Callable[[ExperimentConfig], None] = lambda config: None,
+) -> list[PlannedRun]:
     """Validate the runs of a sweep before the first one starts.
 
     Args:
         composed: the overrides of each run and the config composed from them.
+        check: called with each config before the next one is composed, which takes a second.
 
     Raises:
         UserError: a config is invalid, runs to start from are missing (all are listed), or two runs
@@ -70,6 +74,7 @@ def plan_runs(composed: Sequence[tuple[Sequence[str], DictConfig]]) -> list[Plan
             continue
         except UserError as error:
             raise ConfigError(f"run {' '.join(own)}: {error}") from error
+        check(run.config)
         other = planned.setdefault(run.run_dir.absolute(), run)
         if other is not run:
             raise ConfigError(

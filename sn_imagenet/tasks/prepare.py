@@ -92,5 +92,6 @@ def _check_test_statistics(network: nn.Module, config: ExperimentConfig, calibra
     if config.norm.test_statistics not in possible:
         raise ConfigError(
             f"norm.test_statistics={config.norm.test_statistics}: norm={config.norm.name} has "
-            f"{' and '.join(possible)} only (its class says so by stores_statistics)"
+            f"{' and '.join(possible)} only; if its class uses the batch's statistics, set "
+            "stores_statistics = True there, else norm.test_statistics=sample"
         )

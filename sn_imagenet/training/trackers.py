@@ -116,12 +116,14 @@ class Trackio(Tracker):
 
         self._score = score
         self._image = trackio.Image
-        if not directory.tracked_as.exists():
-            prefix = f"{config.model.name}/{config.norm.name}/{config.batch.name}/seed{config.seed}"
-            write_text(directory.tracked_as, f"{prefix}-{secrets.token_hex(4)}\n")
+        prefix = f"{config.model.name}/{config.norm.name}/{config.batch.name}/seed{config.seed}-"
+        name = directory.tracked_as.read_text().strip() if directory.tracked_as.exists() else ""
+        if not name.startswith(prefix):  # none yet, or a file copied from another run
+            name = prefix + secrets.token_hex(4)
+            write_text(directory.tracked_as, f"{name}\n")
         self._run = trackio.init(
             project=config.data.name,
-            name=directory.tracked_as.read_text().strip(),
+            name=name,
             config=config.to_dict(),
             resume="allow",
             embed=False,

@@ -108,6 +108,9 @@ class Trainer:
                 with self.log.tracker() as tracker:
                     departures = all_departures(self.task, prepared.data.fingerprint)
                     tracker.describe(config, departures)
+                if state is None:
+                    own = experiment_values(config.to_dict())
+                    self.log.write({"kind": "run", "config": own}, {}, 0)
                 if self.log.damage:
                     self._warn(
                         f"{directory.metrics} {self.log.damage}; rebuilt from the checkpoint"

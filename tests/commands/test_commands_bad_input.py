@@ -80,6 +80,13 @@ def test_the_invalid_value_is_named(overrides: list[str], parts: list[str], tmp_
         (["batch_size=16"], ["did you mean batch=GxN"]),
         (["trainer.workers=2"], ["did you mean data.workers=2?"]),
         (["workers=2"], ["did you mean data.workers=2?"]),
+        (
+            ["seed=1.5"],
+            ["error: seed: Value '1.5' of type 'float' could not be converted to Integer\n"],
+        ),
+        (["norm", "sn"], ["norm: expected OPTION=VALUE, such as norm=sn"]),
+        (["--norm", "sn"], ["--norm: write norm=VALUE, without dashes"]),
+        (["-batch=8x2"], ["-batch=8x2: write batch=8x2, without dashes"]),
         (["-m", "seed=0,1", "norm.target=nowhere.Norm"], ["norm.target=nowhere.Norm"]),
     ],
     ids=lambda value: value[-1],

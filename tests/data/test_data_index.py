@@ -104,6 +104,12 @@ def test_index_is_stored_beside_the_data_or_in_the_cache(
     block(beside)
     open_sources(root)
     assert [p.name.split("-")[0] for p in (tmp_path / "cache" / "sn-imagenet").iterdir()]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "root"))
+    shutil.rmtree(beside)
+    root.chmod(0o555)  # binds all but root, who keeps to it
+    open_sources(root)
+    root.chmod(0o755)
+    assert not beside.exists()
     moved = (tmp_path / "data").rename(tmp_path / "moved")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     assert open_sources(moved)[1].fingerprint()["samples"] == 6  # val's index moved along

@@ -14,7 +14,7 @@ from torch import nn
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import build_model
-from sn_imagenet.norms import LayerNorm2d, norm_layers
+from sn_imagenet.norms import LayerNorm2d, MomentNorm2d, Moments, Statistics, norm_layers
 
 Compose = Callable[..., ExperimentConfig]
 Build = Callable[..., nn.Module]
@@ -214,3 +214,30 @@ def test_timms_own_networks_are_unchanged(build: Build) -> None:
 def test_an_invalid_config_is_one_error(build: Build, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(*overrides)
+
+
+class Forgetful2d(MomentNorm2d):
+    def combine(self, moments: Moments) -> Statistics:
+        return self.batch_statistics(moments)
+
+
+class Unstable2d(MomentNorm2d):
+    stores_statistics = True
+
+    def combine(self, moments: Moments) -> Statistics:
+        return moments.batch()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (Forgetful2d, r"Forgetful2d uses the batch's statistics: set stores_statistics = True"),
+        (Unstable2d, r"in evaluation too: in combine, call self\.batch_statistics\(moments\)"),
+    ],
+)
+def test_a_method_that_evaluates_with_its_batch_is_told_so(
+    build: Build, target: type[MomentNorm2d], message: str
+) -> None:
+    own = f"norm.target={__name__}.{target.__name__}"
+    with pytest.raises(ConfigError, match=rf"^{own}: .*{message}"):
+        build("norm=ln", own)

@@ -87,10 +87,10 @@ def test_convert_norm_rejects_layers_that_it_would_break() -> None:
         convert_norm(nn.BatchNorm2d(4), "sn")
     with pytest.raises(ValueError, match="0 is a BatchNorm1d: it cannot become a GroupNorm2d"):
         convert_norm(nn.Sequential(nn.BatchNorm1d(4)), "gn")
-    with_activation = timm.create_model("efficientnet_b0", num_classes=3)
-    with pytest.raises(ValueError, match="bn1 is a BatchNormAct2d"):
-        convert_norm(with_activation, "sn")
-    assert not norm_layers(with_activation), "an error leaves the network unchanged"
+    unknown = nn.Sequential(type("MyBatchNorm", (nn.BatchNorm2d,), {})(4))
+    with pytest.raises(ValueError, match="0 is a MyBatchNorm: it cannot become a SwitchNorm2d"):
+        convert_norm(unknown, "sn")
+    assert not norm_layers(unknown), "an error leaves the network unchanged"
 
 
 def test_frozen_bn_needs_running_statistics() -> None:
@@ -105,3 +105,32 @@ def test_the_method_may_be_a_class() -> None:
     assert convert_norm(network, SwitchNorm2d, omega=["in", "bn"]) == ["1", "2"]
     assert type(network[1]) is SwitchNorm2d
     assert network[1].omega == ("in", "bn")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["efficientnet_b0", "regnetx_002", "mobilenetv3_small_050", "densenet121", "resnetv2_18d"],
+)
+def test_layers_that_normalize_and_activate_keep_their_activation(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=3).double().train()
+    ours = copy.deepcopy(theirs)
+    names = convert_norm(ours, "bn")
+    assert len(names) == sum(isinstance(m, nn.BatchNorm2d) for m in theirs.modules()) > 10
+    x = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    expected, output = theirs(x), ours(x)
+    torch.testing.assert_close(output, expected)
+    expected.square().sum().backward()
+    output.square().sum().backward()
+    for (key, theirs_own), ours_own in zip(
+        theirs.named_parameters(), ours.parameters(), strict=True
+    ):
+        torch.testing.assert_close(ours_own.grad, theirs_own.grad, msg=key, rtol=1e-4, atol=1e-6)
+    assert convert_norm(ours, "sn") == names == [*norm_layers(ours)]
+    assert all(isinstance(layer, SwitchNorm2d) for layer in norm_layers(ours).values())
+    ours(x).sum().backward()
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224", "resnetv2_50x1_bit"])
+def test_networks_without_batch_norm_stay_as_they_are(name: str) -> None:
+    assert convert_norm(timm.create_model(name, num_classes=3), "sn") == []

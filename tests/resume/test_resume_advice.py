@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from run_files import first_evaluations, result_of
 
+from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation import EvaluationRequest, evaluate_run
 from sn_imagenet.models import read_weights
-from sn_imagenet.runs import RunDirectory, RunError
+from sn_imagenet.reporting.curves import read_epochs
+from sn_imagenet.runs import RunDirectory, RunError, read_run
 from sn_imagenet.runs.checkpoint import load_batch_average
 from sn_imagenet.training import train
 
@@ -116,16 +119,77 @@ def test_files_of_another_run_are_not_believed(config_of, tmp_path):
             errors = try_all(run, config)
             if not errors:
                 break
-            if name == "config.yaml":
-                assert "holds a run of another config" in errors[0]
-                shutil.copy(tmp_path / "own" / name, run / name)
-            else:
-                assert f"{run / name} is of another run (seed: 1 (there) -> 0" in errors[0]
-                follow(errors[0], run)
+            assert re.search(
+                r"is of another run(, or cut off)? \(seed: 1 \(there\) -> 0", errors[0]
+            )
+            assert f"{run / name} is of another run" in errors[0]
+            follow(errors[0], run)
         assert not errors, (name, errors)
         now_weights, now_rows, now_evaluations = state_of(run)
         assert all(torch.equal(now_weights[key], weights[key]) for key in weights), run
         assert (now_rows, now_evaluations) == (rows, evaluations), run
+
+
+def test_files_of_another_training_of_the_same_experiment_are_not_believed(config_of, tmp_path):
+    for name in ("own", "other"):
+        train(config_of(name))
+    weights, _, _ = state_of(tmp_path / "own")
+    for name in ("final.pt", "batch_average.pt"):
+        run = shutil.copytree(tmp_path / "own", tmp_path / f"foreign {name}")
+        state = torch.load(tmp_path / "other" / name)
+        if name == "batch_average.pt":  # of other weights
+            state["evaluation"]["loss"] += 0.1
+        torch.save(state, run / name)
+        if name == "final.pt":
+            with pytest.raises(RunError, match=r"final\.pt is of another training than"):
+                evaluate_run(run, EvaluationRequest({}))
+        config = config_of(run.name)
+        for _ in range(3):
+            errors = try_all(run, config)
+            if not errors:
+                break
+            assert f"{run / name} is of another training than" in errors[0]
+            follow(errors[0], run)
+        assert not errors, (name, errors)
+        assert all(torch.equal(state_of(run)[0][key], weights[key]) for key in weights), run
+        assert torch.load(run / "final.pt")["training"] == result_of_path(run)["training"]
+
+
+def test_metrics_that_cannot_be_rebuilt_are_told(config_of, tmp_path, capsys):
+    for name, seed in (("own", 0), ("other", 1)):
+        train(config_of(name, f"seed={seed}"))
+    run = tmp_path / "own"
+    shutil.copy(tmp_path / "other/metrics.jsonl", run)
+    with pytest.raises(UserError, match=r"metrics\.jsonl is of another run \(seed: 1"):
+        read_epochs(read_run(run))
+    for name in ("last.pt", "previous.pt"):
+        (run / name).unlink(missing_ok=True)
+    for damage in (lambda file: None, DAMAGE["garbage"]):
+        damage(run / "metrics.jsonl")
+        capsys.readouterr()
+        train(config_of("own"))
+        assert re.search(
+            r"own/metrics\.jsonl(: malformed row| is of another run).* no checkpoint is left",
+            capsys.readouterr().out,
+        )
+
+
+def test_a_config_that_is_cut_to_a_valid_one_is_told(config_of, tmp_path):
+    train(config_of("start"))
+    train(config_of("run", f"init={tmp_path / 'start'}"))
+    (tmp_path / "run/result.json").rename(tmp_path / "result.json")
+    config_file = tmp_path / "run/config.yaml"
+    text = config_file.read_text()
+    config_file.write_text(text[: text.index("init:")])
+    for use in (
+        lambda: train(config_of("run", f"init={tmp_path / 'start'}")),
+        lambda: evaluate_run(tmp_path / "run", EvaluationRequest({})),
+    ):
+        with pytest.raises(RunError, match=r"config\.yaml is of another run, or cut off \(init"):
+            use()
+    config_file.unlink()
+    train(config_of("run", f"init={tmp_path / 'start'}"))
+    assert config_file.read_text() == text
 
 
 def test_a_finished_run_without_checkpoints_tells_of_damaged_weights(config_of, tmp_path):

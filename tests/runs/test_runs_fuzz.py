@@ -56,7 +56,7 @@ METRICS = "".join(
         {"kind": "epoch", "epoch": epoch, "epochs": 10, "step": 9 * epoch, "val": {"top1": 8.0}},
     )
 )
-LOCK = {"host": "there", "pid": 7, "started": "then", "process_start": "b:1", "heartbeat_s": 15.0}
+LOCK = {"host": "there", "pid": 7, "started": "then"}
 
 
 def tree_entries(tree: Any) -> Iterator[tuple[Any, Any]]:

@@ -124,3 +124,14 @@ def test_the_last_rows_are_found_far_from_the_end_and_past_a_cut_off_line(tmp_pa
     train, last_epoch, _ = last_rows(metrics)
     assert train is not None and last_epoch is not None
     assert train["step"] == 8999 and last_epoch["epoch"] == 1
+
+
+def test_names_that_are_not_utf8_are_read_again(directory: RunDirectory) -> None:
+    log = MetricsFile(directory.metrics)
+    log.write({"kind": "train", "step": 1, "file": "caf\udce9.jpg"})
+    log.close()
+    assert last_rows(directory.metrics).train == {
+        "kind": "train",
+        "step": 1,
+        "file": "caf\\xe9.jpg",
+    }

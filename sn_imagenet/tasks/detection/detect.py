@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from sn_imagenet.data.sources.images import list_images, png_targets, read_image, write_png
 from sn_imagenet.distributed import choose_device
-from sn_imagenet.runs import write_text
+from sn_imagenet.runs import write_json
 from sn_imagenet.tasks.detection.coco import open_annotations
 from sn_imagenet.tasks.detection.evaluator import detections_of
 from sn_imagenet.tasks.detection.images import target_of
@@ -73,7 +72,7 @@ def detect_folder(
             target = target_of(entry, truth.categories, truth.has_masks)
             true_names = [truth.names[label - 1] for label in target["labels"].tolist()]
             yield _draw(folder / "content" / targets[name], pixels, target, true_names)
-    yield write_text(folder / "detections.json", json.dumps(found), "--out")
+    yield write_json(folder / "detections.json", found, "--out")
 
 
 def _draw(path: Path, pixels: Tensor, objects: Mapping[str, Tensor], texts: Sequence[str]) -> Path:

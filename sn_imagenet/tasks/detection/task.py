@@ -56,6 +56,7 @@ class Detection(Task):
                 f"protocol={config.protocol.name}: task=detection needs a protocol of its own: "
                 "setting1, setting2, setting3, detectron or official_detection"
             )
+        _locations(config)  # an error before any run of a sweep starts
         self.protocol: DetectionProtocolConfig = config.protocol.detection
         self.masks = config.model.name.startswith("mask_rcnn")
         if self.masks:
@@ -233,12 +234,11 @@ class Detection(Task):
         return departures(self.config, fingerprint)
 
 
-def _annotations(config: ExperimentConfig) -> list[tuple[Annotations, Path]]:
-    """The training and the validation annotations, each with its folder of images.
+def _locations(config: ExperimentConfig) -> list[tuple[Path, Path]]:
+    """The annotations and the folder of images for training, and those for validation.
 
     Raises:
         ConfigError: they are not given.
-        DataError: they cannot be used.
     """
     data = config.data
     if data.source not in ("coco", "coco_format"):
@@ -254,9 +254,18 @@ def _annotations(config: ExperimentConfig) -> list[tuple[Annotations, Path]]:
             f"data.{missing[0]}= is missing: data=coco_format needs "
             f"{', '.join(f'data.{key}' for key in keys)}"
         )
+    folder, file, val_folder, val_file = (Path(getattr(data, key)) for key in keys)
+    return [(file, folder), (val_file, val_folder)]
+
+
+def _annotations(config: ExperimentConfig) -> list[tuple[Annotations, Path]]:
+    """The annotations and the folder of images for training, and those for validation.
+
+    Raises:
+        DataError: they cannot be used.
+    """
     found = []
-    for part in PARTS:
-        folder, file = (Path(getattr(data, k)) for k in (part, f"{part}_annotations"))
+    for part, (file, folder) in zip(PARTS, _locations(config), strict=True):
         found.append((open_annotations(file, folder), folder))
         print_rank0(f"{part}: {found[-1][0].summary}")
     return found
