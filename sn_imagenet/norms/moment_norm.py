@@ -253,16 +253,16 @@ class MomentNorm2d(nn.Module, ABC):
         return self.track_running_stats and not self.training
 
     def _stored(self) -> Statistics:
-        assert self.running_mean is not None and self.running_var is not None
-        return self.running_mean, self.running_var
+        mean, var = self.running_mean, self.running_var  # once: nn.Module looks them up slowly
+        assert mean is not None and var is not None
+        return mean, var
 
     def _next_momentum(self) -> float | Tensor:
         """Count one more batch; return the weight of its statistics in the running ones."""
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        if self.momentum is None:
-            return self.num_batches_tracked.double().reciprocal()
-        return self.momentum
+        count = self.num_batches_tracked
+        assert count is not None
+        count.add_(1)
+        return count.double().reciprocal() if self.momentum is None else self.momentum
 
     def _store_statistics(self, tables: BatchTables, shape: torch.Size) -> None:
         """Add the statistics of a batch of ``shape`` to the batch average or the running ones."""

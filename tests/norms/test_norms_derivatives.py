@@ -69,7 +69,16 @@ def meta_gradient(layer: MomentNorm2d) -> Tensor:
     return torch.cat([grad.flatten() for grad in grads])
 
 
-USES = (hessian, gradient_penalty, meta_gradient)
+def shared_layer(layer: MomentNorm2d) -> Tensor:
+    """The gradients of |dL/dw|^2 of a layer used twice, whose second input depends on w."""
+    parameters = list(layer.parameters())
+    loss = layer(layer(activation()).sin()).cos().sum()
+    inner = torch.autograd.grad(loss, parameters, create_graph=True)
+    grads = torch.autograd.grad(torch.cat(inner).square().sum(), parameters)
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+USES = (hessian, gradient_penalty, meta_gradient, shared_layer)
 
 
 @pytest.mark.skipif("cpp" not in BACKENDS, reason="no C++ compiler")

@@ -291,6 +291,7 @@ def test_large_means_are_off_by_a_tenth_of_a_deviation(
     noise = torch.randn(4, 8, size, size, generator=generator, dtype=torch.float64)
     x = (1e4 + 1e-2 * noise).float().to(memory_format=layout)
     with torch.no_grad():
-        for layer in (InstanceNorm2d(8, eps=1e-12), SwitchNorm2d(8, eps=1e-12)):
+        for method, bound in ((InstanceNorm2d, 0.08), (SwitchNorm2d, 0.13)):
+            layer = method(8, eps=1e-12)
             expected = copy.deepcopy(layer).double()(x.double())
-            assert (layer(x).double() - expected).abs().max() < 0.13
+            assert (layer(x).double() - expected).abs().max() < bound

@@ -49,12 +49,12 @@ def test_opcheck_passes_for_a_layer(relu: bool, residual: bool, stored: bool, pl
 def test_opcheck_passes_for_the_kernels(layout: torch.memory_format) -> None:
     ops = torch.ops.sn_imagenet
     x, grad, y = (activation(seed, layout).detach() for seed in range(3))
-    a, b, c, mean = torch.rand(4, 8, 6).unbind()
+    tables, mean = torch.rand(4, 8, 6), torch.rand(8, 6)
     torch.library.opcheck(ops.moments.default, (x,))
-    torch.library.opcheck(ops.affine.default, (x, a, b, c, y, True))
-    torch.library.opcheck(ops.gradient_sums.default, (grad, x, mean, a, b, c, None))
-    torch.library.opcheck(ops.gradient_sums.default, (grad, x, mean, None, None, None, y))
-    torch.library.opcheck(ops.input_gradient.default, (grad, x, mean, a, b, c, None, None))
+    torch.library.opcheck(ops.affine.default, (x, tables[1:], y, True))
+    torch.library.opcheck(ops.gradient_sums.default, (grad, x, mean, tables[1:], None))
+    torch.library.opcheck(ops.gradient_sums.default, (grad, x, mean, None, y))
+    torch.library.opcheck(ops.input_gradient.default, (grad, x, tables, False))
 
 
 def test_wrong_memory_is_an_error() -> None:

@@ -2,8 +2,7 @@
 //
 // A mixture normalizes with mean = sum_k w_k mean_k and var = sum_k w'_k var_k (Eq. (3)). Its
 // members are any of in, ln, bn, gn. Batch, instance, layer and group normalization are mixtures
-// of one member. Every function takes the layout of the tables, their buffer and the number of
-// threads.
+// of one member.
 
 #pragma once
 
@@ -17,79 +16,54 @@ namespace {
 using Index = int64_t;
 enum Member { kInstance, kLayer, kBatch, kGroup, kMembers };
 
-// The sizes of the tables, with sample j in statistics group j % replicas; the members; and the
-// offsets in the buffer of the weights and of each member's statistics, with BN's at the end.
+// The sets over which a member averages: sample j and channel c are in set
+// j % rows * columns + c / width. Sample j is in statistics group j % replicas.
+struct Sets {
+  Index rows, columns, width;
+
+  Index count() const { return rows * columns; }
+  Index first(Index j) const { return j % rows * columns; }
+};
+
+// What the tables of a layer depend on.
 struct Layout {
-  Index rows, replicas, channels, channel_groups, area, count, weights;
-  Index members[kMembers], at[kMembers];
+  Index samples, channels, area, replicas, channel_groups, count;
+  const int64_t* members;
+  int threads;
+
+  Sets sets_of(Index member) const {
+    switch (member) {
+      case kLayer: return {samples, 1, channels};
+      case kBatch: return {replicas, channels, 1};
+      case kGroup: return {samples, channel_groups, channels / channel_groups};
+      default: return {samples, channels, 1};
+    }
+  }
 };
 
-// Where a member's own table holds the statistics of (sample j, channel c).
-struct Entry {
-  Index row, column_divisor;  // entry (row, c / column_divisor) of a table with `columns` columns
-  Index columns;
+// The tables in a buffer: six of [N, C], the weights for means and for variances, and the
+// statistics of each member over its sets, BN's at the end; IN's are the first two tables. In
+// backward a second buffer has the gradients of mean, var and the members' statistics at the same
+// places, the sums over pixels in `center` and `scale`, and the input gradient's b and c in `shift`
+// and `rstd`.
+template <typename S> struct Tables : Layout {
+  S *mean, *var, *center, *scale, *shift, *rstd, *mean_weights, *var_weights;
+  Sets sets[kMembers];
+  S *means[kMembers], *vars[kMembers];
 
-  // Runs of columns along a row that share an entry; one run if each column has its own entry.
-  Index runs() const { return column_divisor == 1 ? 1 : columns; }
-};
-
-inline Entry entry_of(Index member, Index j, const Layout& size) {
-  switch (member) {
-    case kLayer: return {j, size.channels, 1};
-    case kBatch: return {j % size.replicas, 1, size.channels};
-    case kGroup: return {j, size.channels / size.channel_groups, size.channel_groups};
-    default: return {j, 1, size.channels};
-  }
-}
-
-inline Index table_size(Index member, const Layout& size) {
-  switch (member) {
-    case kLayer: return size.rows;
-    case kBatch: return size.replicas * size.channels;
-    case kGroup: return size.rows * size.channel_groups;
-    default: return 0;  // IN uses the moments themselves
-  }
-}
-
-inline Layout layout_of(Index rows, Index replicas, Index channels, Index channel_groups,
-                        Index area, const int64_t* members, Index count) {
-  Layout size{rows, replicas, channels, channel_groups, area, count, 6 * rows * channels, {}, {}};
-  Index end = size.weights + 2 * count, batch = 0;
-  for (Index k = 0; k < count; ++k) {
-    size.members[k] = members[k];
-    size.at[k] = end;
-    if (members[k] == kBatch) batch = k;
-    else end += 2 * table_size(members[k], size);
-  }
-  if (size.members[batch] == kBatch) size.at[batch] = end;
-  return size;
-}
-
-// The number of entries of the buffer.
-inline Index buffer_size(const Layout& size) {
-  Index total = size.weights + 2 * size.count;
-  for (Index k = 0; k < size.count; ++k) total += 2 * table_size(size.members[k], size);
-  return total;
-}
-
-// Pointers to the tables in a buffer of this layout.
-template <typename S> struct Tables {
-  const Layout& size;
-  S* buffer;
-  S *mean, *var, *center, *scale, *shift, *rstd, *weights;
-
-  Tables(const Layout& layout, S* start) : size(layout), buffer(start) {
-    const Index table = size.rows * size.channels;
-    mean = start, var = mean + table, center = var + table, scale = center + table;
-    shift = scale + table, rstd = shift + table, weights = start + size.weights;
-  }
-  // Tables of the k-th member; for IN they are the moments.
-  S* mean_of(Index k) const {
-    return size.members[k] == kInstance ? mean : buffer + size.at[k];
-  }
-  S* var_of(Index k) const {
-    const Index member = size.members[k];
-    return member == kInstance ? var : buffer + size.at[k] + table_size(member, size);
+  Tables(const Layout& layout, S* buffer) : Layout(layout) {
+    const auto take = [&buffer](Index size) { return (buffer += size) - size; };
+    for (S** table : {&mean, &var, &center, &scale, &shift, &rstd})
+      *table = take(samples * channels);
+    mean_weights = take(count), var_weights = take(count);
+    for (const bool batch : {false, true})
+      for (Index k = 0; k < count; ++k) {
+        if ((members[k] == kBatch) != batch) continue;
+        sets[k] = sets_of(members[k]);
+        const bool own = members[k] != kInstance;
+        means[k] = own ? take(sets[k].count()) : mean;
+        vars[k] = own ? take(sets[k].count()) : var;
+      }
   }
 };
 
@@ -105,343 +79,147 @@ struct Part {
 constexpr Index kEntriesForThreads = 32768;
 
 // Calls body(rows, columns) in each thread, with its part of the rows and of the columns.
-template <typename Body> inline void for_each_part(const Layout& size, int threads, Body body) {
-  const Index rows = size.rows, channels = size.channels;
-  const Part whole{0, rows, 0, channels};
-  if (threads == 1 || rows * channels < kEntriesForThreads) return body(whole, whole);
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int t = 0; t < threads; ++t) {
-    const auto bound = [=](Index all, int at) { return all * at / threads; };
-    body(Part{bound(rows, t), bound(rows, t + 1), 0, channels},
-         Part{0, rows, bound(channels, t), bound(channels, t + 1)});
+template <typename Body> inline void for_each_part(const Layout& t, Body body) {
+  const Part whole{0, t.samples, 0, t.channels};
+  if (t.threads == 1 || t.samples * t.channels < kEntriesForThreads) return body(whole, whole);
+#pragma omp parallel for schedule(static) num_threads(t.threads)
+  for (int thread = 0; thread < t.threads; ++thread) {
+    const auto bound = [&](Index all, int at) { return all * at / t.threads; };
+    body(Part{bound(t.samples, thread), bound(t.samples, thread + 1), 0, t.channels},
+         Part{0, t.samples, bound(t.channels, thread), bound(t.channels, thread + 1)});
   }
 }
 
-// ---- a part of a member's table ----------------------------------------------------------------
+// ---- loops over entries of the tables ----------------------------------------------------------
+// Within a row, sets are either columns or runs of columns. Each has a loop that vectorizes.
 
-// Calls body(first, last, entry, false) for each run of columns that shares one entry or, if every
-// column has its own entry, body(first, last, entry of column 0, true).
-template <typename Body> inline void over_runs(const Entry& p, const Part& part, Body body) {
-  if (p.column_divisor == 1) {
-    body(part.column, part.columns_end, p.row * p.columns, true);
-  } else {
-    for (Index g = 0; g < p.columns; ++g)
-      body(g * p.column_divisor, (g + 1) * p.column_divisor, p.row * p.columns + g, false);
-  }
+// Calls body(e) for each set e of the part.
+template <typename Body> inline void over_sets(const Sets& sets, const Part& part, Body body) {
+  const Index first = sets.width == 1 ? part.column : 0;
+  const Index last = sets.width == 1 ? part.columns_end : sets.columns;
+  for (Index row = part.row; row < std::min(part.rows_end, sets.rows); ++row)
+    for (Index e = row * sets.columns + first; e < row * sets.columns + last; ++e) body(e);
 }
 
-// Calls body(entry) for each entry of the part.
+// Calls body(i, e) for each entry i of row j and its set e.
 template <typename Body>
-inline void over_entries(Index member, const Layout& size, const Part& part, Body body) {
-  if (member == kBatch) {
-    for (Index r = 0; r < size.replicas; ++r)
-      for (Index c = part.column; c < part.columns_end; ++c) body(r * size.channels + c);
-  } else {
-    const Index columns = table_size(member, size) / size.rows;
-    for (Index e = part.row * columns; e < part.rows_end * columns; ++e) body(e);
-  }
-}
-
-// to[entry] = average over a member's set of row(j)[c].
-template <typename S, typename Row>
-void average(Index member, Row row, S* to, const Layout& size, const Part& part) {
-  over_entries(member, size, part, [=](Index e) { to[e] = S(0); });
-  for (Index j = part.row; j < part.rows_end; ++j) {
-    const S* __restrict from = row(j);
-    over_runs(entry_of(member, j, size), part,
-              [=](Index first, Index last, Index e, bool per_column) {
-      if (per_column) {
-        S* __restrict out = to + e;
-        for (Index c = first; c < last; ++c) out[c] += from[c];
-      } else {
-        S total = 0;
-#pragma omp simd reduction(+ : total)
-        for (Index c = first; c < last; ++c) total += from[c];
-        to[e] += total;
-      }
-    });
-  }
-  const S inverse = S(table_size(member, size)) / S(size.rows * size.channels);
-  over_entries(member, size, part, [=](Index e) { to[e] *= inverse; });
-}
-
-// For row j: to[c] = body(from[c], table[entry of (j, c)]).
-template <typename S, typename Body>
-void with_member(const Entry& p, const S* from, const S* table, S* to, const Part& part,
-                 Body body) {
-  over_runs(p, part, [=](Index first, Index last, Index e, bool per_column) {
-    const S* __restrict in = from;
-    const S* __restrict entry = table + e;
-    S* __restrict out = to;
-    if (per_column) {
-      for (Index c = first; c < last; ++c) out[c] = body(in[c], entry[c]);
-    } else {
-      for (Index c = first; c < last; ++c) out[c] = body(in[c], entry[0]);
-    }
-  });
-}
-
-// For row j: to[c] += weight * table[entry of (j, c)].
-template <typename S>
-inline void add_member(const Entry& p, S weight, const S* table, S* to, const Part& part) {
-  over_runs(p, part, [=](Index first, Index last, Index e, bool per_column) {
-    S* __restrict out = to;
-    const S* __restrict in = table + e;
-    if (per_column) {
-      for (Index c = first; c < last; ++c) out[c] += weight * in[c];
-    } else {
-      for (Index c = first; c < last; ++c) out[c] += weight * in[0];
-    }
-  });
-}
-
-// For row j: the sum over c of gradient[c] * table[entry of (j, c)], one number for each run.
-template <typename S>
-void inner_products(const Entry& p, const S* gradient, const S* table, double* sums,
-                    const Part& part) {
-  over_runs(p, part, [=, &sums](Index first, Index last, Index e, bool per_column) {
-    const S* __restrict g = gradient;
-    const S* __restrict in = table + e;
-    double total = 0;
-#pragma omp simd reduction(+ : total)
-    for (Index c = first; c < last; ++c) total += double(g[c]) * in[per_column ? c : 0];
-    *sums++ = total;
-  });
-}
-
-// The member's mean and variance by the law of total variance (Eq. (5)). The mean is refined once
-// by the average of the residuals: fp32 sums of large means lose digits that the variance needs.
-template <typename S>
-void member_statistics(Index member, const S* mean, const S* var, S* member_mean, S* member_var,
-                       const Layout& size, const Part& part) {
-  std::vector<S> scratch(size.channels);
-  S* rest = scratch.data();
-  const auto row = [=, &size](const S* table, Index j) { return table + j * size.channels; };
-  average(member, [=](Index j) { return row(mean, j); }, member_mean, size, part);
-  const auto remainder = [=, &size, &part](Index j) {
-    with_member(entry_of(member, j, size), row(mean, j), member_mean, rest, part,
-                [](S m, S mu) { return m - mu; });
-    return rest;
-  };
-  average(member, remainder, member_var, size, part);
-  over_entries(member, size, part, [=](Index e) { member_mean[e] += member_var[e]; });
-  const auto square = [=, &size, &part](Index j) {
-    with_member(entry_of(member, j, size), row(mean, j), member_mean, rest, part,
-                [](S m, S mu) { return (m - mu) * (m - mu); });
-    const S* __restrict within = row(var, j);
-    for (Index c = part.column; c < part.columns_end; ++c) rest[c] += within[c];
-    return rest;
-  };
-  average(member, square, member_var, size, part);
-}
-
-template <typename S> void softmax(const S* logits, int count, S* weights) {
-  double top = logits[0], total = 0;
-  for (int k = 1; k < count; ++k) top = std::max(top, double(logits[k]));
-  std::vector<double> powers(count);
-  for (int k = 0; k < count; ++k) total += powers[k] = std::exp(double(logits[k]) - top);
-  for (int k = 0; k < count; ++k) weights[k] = S(powers[k] / total);
-}
-
-// Mean and variance of each member but IN; BN's are the stored ones if they are given.
-template <typename S>
-void mixture_statistics(const Layout& size, S* buffer, const S* stored_mean, const S* stored_var,
-                        int threads) {
-  const Tables<S> tables(size, buffer);
-  for_each_part(size, threads, [=, &size](const Part& rows, const Part& columns) {
-    for (Index k = 0; k < size.count; ++k) {
-      const Index member = size.members[k];
-      S *member_mean = tables.mean_of(k), *member_var = tables.var_of(k);
-      if (member == kBatch && stored_mean) {
-        over_entries(member, size, columns, [=, &size](Index e) {
-          member_mean[e] = stored_mean[e % size.channels];
-          member_var[e] = stored_var[e % size.channels];
-        });
-      } else if (member != kInstance) {
-        member_statistics(member, tables.mean, tables.var, member_mean, member_var, size,
-                          member == kBatch ? columns : rows);
-      }
-    }
-  });
-}
-
-// Eq. (3) and the affine map's tables.
-template <typename S>
-void mixture_coefficients(const Layout& size, S* buffer, const S* mean_logits, const S* var_logits,
-                          const S* gamma, const S* beta, double eps, int threads) {
-  const Tables<S> tables(size, buffer);
-  const Index channels = size.channels;
-  const int count = int(size.count);
-  S* mean_weights = tables.weights;
-  S* var_weights = tables.weights + count;
-  if (mean_logits) {
-    softmax(mean_logits, count, mean_weights);
-    softmax(var_logits, count, var_weights);
-  } else {
-    std::fill_n(mean_weights, 2 * count, S(1));
-  }
-  for_each_part(size, threads, [=, &size](const Part& rows, const Part&) {
-    for (Index j = rows.row; j < rows.rows_end; ++j) {
-      S* center = tables.center + j * channels;
-      S* __restrict r = tables.rstd + j * channels;
-      S* __restrict a = tables.scale + j * channels;
-      S* __restrict b = tables.shift + j * channels;
-      std::fill_n(center, channels, S(0));
-      std::fill_n(r, channels, S(0));
-      for (int k = 0; k < count; ++k) {
-        const Entry p = entry_of(size.members[k], j, size);
-        add_member<S>(p, mean_weights[k], tables.mean_of(k), center, rows);
-        add_member<S>(p, var_weights[k], tables.var_of(k), r, rows);
-      }
-      for (Index c = 0; c < channels; ++c) {
-        r[c] = S(1) / std::sqrt(r[c] + S(eps));
-        a[c] = gamma ? r[c] * gamma[c] : r[c];
-        b[c] = beta ? beta[c] : S(0);
-      }
-    }
-  });
-}
-
-// dL/dlogits of a softmax with weights w, from dL/dw.
-template <typename S> void softmax_gradient(const double* inner, const S* w, int count, S* out) {
-  double mean = 0;
-  for (int k = 0; k < count; ++k) mean += w[k] * inner[k];
-  for (int k = 0; k < count; ++k) out[k] = S(w[k] * (inner[k] - mean));
-}
-
-// From backward's sums [2, N, C]: the gradients [2, N, C] of the combined mean (Eq. (8)) and
-// variance (Eq. (7)), their averages over BN's sets (`batch` [2, R, C]), and the gradients of
-// gamma, beta and the logits.
-template <typename S>
-void mixture_gradient_sums(const Layout& size, S* buffer, const S* sums, const S* gamma,
-                           S* gradients, S* batch, S* dgamma, S* dbeta, S* dmean_logits,
-                           S* dvar_logits, int threads) {
-  const Tables<S> tables(size, buffer);
-  const Index channels = size.channels, all = size.rows * channels;
-  const int count = int(size.count);
-  const S *sum_grad = sums, *sum_product = sums + all;
-  S *dmean = gradients, *dvar = gradients + all;
-  // One product for each member, row and run of columns; added up below in this order.
-  const Index runs = std::max<Index>(1, size.channel_groups), stride = size.rows * runs;
-  std::vector<double> products(dmean_logits ? 2 * count * stride : 0);
-  double* member_products = products.data();
-  for_each_part(size, threads, [=, &size](const Part& rows, const Part&) {
-    for (Index j = rows.row; j < rows.rows_end; ++j) {
-      // __restrict: with so many arrays the compiler would not check whether they overlap.
-      const Index at = j * channels;
-      const S* __restrict g = sum_grad + at;
-      const S* __restrict product = sum_product + at;
-      const S* __restrict mu = tables.mean + at;
-      const S* __restrict center = tables.center + at;
-      const S* __restrict a = tables.scale + at;
-      const S* __restrict r = tables.rstd + at;
-      S* __restrict dmean_j = dmean + at;
-      S* __restrict dvar_j = dvar + at;
+inline void over_row(const Layout& t, const Sets& sets, Index j, Body body) {
+  const Index start = j * t.channels;
+  if (sets.width == 1) {
 #pragma omp simd
-      for (Index c = 0; c < channels; ++c) {
-        const S dscale = product[c] + (mu[c] - center[c]) * g[c];
-        dmean_j[c] = -a[c] * g[c];
-        dvar_j[c] = S(-0.5) * dscale * (gamma ? gamma[c] : S(1)) * r[c] * r[c] * r[c];
-      }
-      for (int k = 0; k < count && dmean_logits; ++k) {
-        const Entry p = entry_of(size.members[k], j, size);
-        double* to = member_products + 2 * k * stride + j * runs;
-        inner_products<S>(p, dmean + at, tables.mean_of(k), to, rows);
-        inner_products<S>(p, dvar + at, tables.var_of(k), to + stride, rows);
-      }
-    }
-  });
-  for_each_part(size, threads, [=, &size](const Part&, const Part& columns) {
-    const Index first = columns.column, last = columns.columns_end;
-    if (dgamma) std::fill(dgamma + first, dgamma + last, S(0));
-    if (dbeta) std::fill(dbeta + first, dbeta + last, S(0));
-    for (Index j = 0; j < size.rows; ++j) {
-      const Index at = j * channels;
-      const S* __restrict g = sum_grad + at;
-      const S* __restrict product = sum_product + at;
-      const S* __restrict mu = tables.mean + at;
-      const S* __restrict center = tables.center + at;
-      const S* __restrict r = tables.rstd + at;
-      if (S* __restrict to = dgamma)
-        for (Index c = first; c < last; ++c)
-          to[c] += (product[c] + (mu[c] - center[c]) * g[c]) * r[c];
-      if (S* __restrict to = dbeta)
-        for (Index c = first; c < last; ++c) to[c] += g[c];
-    }
-    if (std::find(size.members, size.members + count, kBatch) == size.members + count) return;
-    average(kBatch, [=](Index j) { return dmean + j * channels; }, batch, size, columns);
-    average(kBatch, [=](Index j) { return dvar + j * channels; },
-            batch + table_size(kBatch, size), size, columns);
-  });
-  if (!dmean_logits) return;
-  std::vector<double> inner_mean(count), inner_var(count);
-  for (int k = 0; k < count; ++k) {
-    const Index used = entry_of(size.members[k], 0, size).runs();
-    const double* products_k = member_products + 2 * k * stride;
-    for (Index j = 0; j < size.rows; ++j)
-      for (Index run = 0; run < used; ++run) {
-        inner_mean[k] += products_k[j * runs + run];
-        inner_var[k] += products_k[stride + j * runs + run];
-      }
+    for (Index c = 0; c < t.channels; ++c) body(start + c, sets.first(j) + c);
+  } else {
+    for (Index g = 0; g < sets.columns; ++g)
+#pragma omp simd
+      for (Index c = g * sets.width; c < (g + 1) * sets.width; ++c)
+        body(start + c, sets.first(j) + g);
   }
-  softmax_gradient(inner_mean.data(), tables.weights, count, dmean_logits);
-  softmax_gradient(inner_var.data(), tables.weights + count, count, dvar_logits);
 }
 
-// Eq. (9) on the tables: the input gradient's b and c (see Backend.input_gradient). Without `batch`
-// BN uses stored statistics, through which no gradient flows.
+// The sum of table[i] * statistics[e] over row j.
 template <typename S>
-void mixture_gradient(const Layout& size, S* buffer, const S* gradients, const S* batch, S* b,
-                      S* c_out, int threads) {
-  const Tables<S> tables(size, buffer);
-  const Index channels = size.channels, all = size.rows * channels;
-  const S *dmean = gradients, *dvar = gradients + all;
-  // Scratch for each member, since threads may be at different members at the same time.
-  const Index longest = 2 * size.rows * std::max<Index>(1, size.channel_groups);
-  std::vector<S> scratch(size.count * longest);
-  S* all_averages = scratch.data();
-  const S per_pixel = S(1) / S(size.area);
-  for_each_part(size, threads, [=, &size](const Part& rows, const Part&) {
-    const Index start = rows.row * channels, end = rows.rows_end * channels;
-    std::fill(b + start, b + end, S(0));
-    std::fill(c_out + start, c_out + end, S(0));
-    for (Index k = 0; k < size.count; ++k) {
-      const Index member = size.members[k];
-      const Index entries = table_size(member, size);
-      if (member == kBatch && !batch) continue;
-      const S wm = tables.weights[k] * per_pixel;
-      const S wv = tables.weights[size.count + k] * 2 * per_pixel;
-      if (member == kInstance) {
-        for (Index i = start; i < end; ++i) {
-          c_out[i] += wm * dmean[i];
-          b[i] += wv * dvar[i];
-        }
-        continue;
-      }
-      const S* member_mean = tables.mean_of(k);
-      const S* averaged = batch;
-      S* averages = all_averages + k * longest;
-      if (member != kBatch) {
-        average(member, [=](Index j) { return dmean + j * channels; }, averages, size, rows);
-        average(member, [=](Index j) { return dvar + j * channels; }, averages + entries, size,
-                rows);
-        averaged = averages;
-      }
-      for (Index j = rows.row; j < rows.rows_end; ++j) {
-        const S* __restrict mu = tables.mean + j * channels;
-        S* __restrict bj = b + j * channels;
-        S* __restrict cj = c_out + j * channels;
-        over_runs(entry_of(member, j, size), rows,
-                  [=](Index first, Index last, Index e, bool per_column) {
-          const S* __restrict gm = averaged + e;
-          const S* __restrict gv = averaged + entries + e;
-          const S* __restrict m = member_mean + e;
-          for (Index c = first; c < last; ++c) {
-            const Index i = per_column ? c : 0;
-            bj[c] += wv * gv[i];
-            cj[c] += wm * gm[i] + wv * gv[i] * (mu[c] - m[i]);
-          }
+inline double inner_product(const Layout& t, const Sets& sets, Index j, const S* table,
+                            const S* statistics) {
+  table += j * t.channels, statistics += sets.first(j);
+  double total = 0;
+  for (Index g = 0; g < (sets.width == 1 ? 1 : sets.columns); ++g) {
+    // One run of columns, or all columns with a set each.
+    const Index start = g * sets.width, end = sets.width == 1 ? t.channels : start + sets.width;
+#pragma omp simd reduction(+ : total)
+    for (Index c = start; c < end; ++c)
+      total += double(table[c]) * statistics[sets.width == 1 ? c : g];
+  }
+  return total;
+}
+
+// to[e] = the average of value(i, e) over the entries i of set e.
+template <typename S, typename Value>
+inline void average(const Layout& t, const Sets& sets, const Part& part, S* to, Value value) {
+  over_sets(sets, part, [=](Index e) { to[e] = S(0); });
+  for (Index j = part.row; j < part.rows_end; ++j) {
+    const Index start = j * t.channels, first = sets.first(j);
+    if (sets.width == 1) {
+#pragma omp simd
+      for (Index c = part.column; c < part.columns_end; ++c)
+        to[first + c] += value(start + c, first + c);
+      continue;
+    }
+    for (Index g = 0; g < sets.columns; ++g) {
+      S total = 0;
+#pragma omp simd reduction(+ : total)
+      for (Index c = g * sets.width; c < (g + 1) * sets.width; ++c)
+        total += value(start + c, first + g);
+      to[first + g] += total;
+    }
+  }
+  const S inverse = S(sets.count()) / S(t.samples * t.channels);
+  over_sets(sets, part, [=](Index e) { to[e] *= inverse; });
+}
+
+// ---- forward -----------------------------------------------------------------------------------
+
+// A member's mean and variance by the law of total variance (Eq. (5)). The mean is refined once by
+// the average of the residuals: fp32 sums of large means lose digits that the variance needs.
+template <typename S> void member_statistics(const Tables<S>& t, Index k, const Part& part) {
+  const S *mean = t.mean, *var = t.var;
+  S *mu = t.means[k], *total = t.vars[k];
+  average(t, t.sets[k], part, mu, [=](Index i, Index) { return mean[i]; });
+  average(t, t.sets[k], part, total, [=](Index i, Index e) { return mean[i] - mu[e]; });
+  over_sets(t.sets[k], part, [=](Index e) { mu[e] += total[e]; });
+  average(t, t.sets[k], part, total, [=](Index i, Index e) {
+    const S between = mean[i] - mu[e];
+    return between * between + var[i];
+  });
+}
+
+template <typename S> void softmax(const S* logits, Index count, S* weights) {
+  if (!logits) return void(std::fill_n(weights, count, S(1)));
+  const double top = *std::max_element(logits, logits + count);
+  double powers[kMembers], total = 0;
+  for (Index k = 0; k < count; ++k) total += powers[k] = std::exp(double(logits[k]) - top);
+  for (Index k = 0; k < count; ++k) weights[k] = S(powers[k] / total);
+}
+
+// Eq. (3) and the affine map's tables, from t.mean and t.var. BN's statistics are the stored ones,
+// if given.
+template <typename S>
+void combine(const Tables<S>& t, const S* stored_mean, const S* stored_var, const S* mean_logits,
+             const S* var_logits, const S* gamma, const S* beta, double eps) {
+  softmax(mean_logits, t.count, t.mean_weights);
+  softmax(var_logits, t.count, t.var_weights);
+  for_each_part(t, [&t, stored_mean, stored_var](const Part& rows, const Part& columns) {
+    for (Index k = 0; k < t.count; ++k) {
+      const bool batch = t.members[k] == kBatch;
+      if (batch && stored_mean) {
+        over_sets(t.sets[k], columns, [&t, stored_mean, stored_var, k](Index e) {
+          t.means[k][e] = stored_mean[e % t.channels];
+          t.vars[k][e] = stored_var[e % t.channels];
         });
+      } else if (t.members[k] != kInstance) {
+        member_statistics(t, k, batch ? columns : rows);
+      }
+    }
+  });
+  for_each_part(t, [&t, gamma, beta, eps](const Part& rows, const Part&) {
+    for (Index j = rows.row; j < rows.rows_end; ++j) {
+      const Index start = j * t.channels;
+      S *center = t.center, *r = t.rstd;
+      std::fill_n(center + start, t.channels, S(0));
+      std::fill_n(r + start, t.channels, S(0));
+      for (Index k = 0; k < t.count; ++k) {
+        const S w = t.mean_weights[k], v = t.var_weights[k], *mu = t.means[k], *var = t.vars[k];
+        over_row(t, t.sets[k], j, [=](Index i, Index e) {
+          center[i] += w * mu[e];
+          r[i] += v * var[e];
+        });
+      }
+      S *scale = t.scale + start, *shift = t.shift + start;
+      r += start;
+#pragma omp simd
+      for (Index c = 0; c < t.channels; ++c) {
+        r[c] = S(1) / std::sqrt(r[c] + S(eps));
+        scale[c] = gamma ? r[c] * gamma[c] : r[c];
+        shift[c] = beta ? beta[c] : S(0);
       }
     }
   });
@@ -454,6 +232,102 @@ void update_running(S* running_mean, S* running_var, const S* mean, const S* var
     running_mean[c] += S(momentum) * (mean[c] - running_mean[c]);
     running_var[c] += S(momentum) * (var[c] * S(unbias) - running_var[c]);
   }
+}
+
+// ---- backward ----------------------------------------------------------------------------------
+
+// dL/dlogits of a softmax with weights w, from dL/dw.
+template <typename S> void softmax_gradient(const double* inner, const S* w, Index count, S* out) {
+  double mean = 0;
+  for (Index k = 0; k < count; ++k) mean += w[k] * inner[k];
+  for (Index k = 0; k < count; ++k) out[k] = S(w[k] * (inner[k] - mean));
+}
+
+// From backward's sums in g: the gradients of the combined mean (Eq. (8)) and variance (Eq. (7)) in
+// g.mean and g.var, and those of gamma, beta and the logits, each if it is not null.
+template <typename S>
+void combine_parameter_gradients(const Tables<S>& t, const Tables<S>& g, const S* gamma, S* dgamma,
+                                 S* dbeta, S* dmean_logits, S* dvar_logits) {
+  // One product for each row; added up below in this order.
+  std::vector<double> products(dmean_logits ? 2 * t.count * t.samples : 0);
+  const S *mean = t.mean, *center = t.center, *scale = t.scale, *r = t.rstd;
+  const S *sum = g.center, *product = g.scale;
+  S *dmean = g.mean, *dvar = g.var;
+  for_each_part(t, [=, &t, &products](const Part& rows, const Part&) {
+    for (Index j = rows.row; j < rows.rows_end; ++j) {
+#pragma omp simd
+      for (Index c = 0; c < t.channels; ++c) {
+        const Index i = j * t.channels + c;
+        const S dscale = product[i] + (mean[i] - center[i]) * sum[i];
+        dmean[i] = -scale[i] * sum[i];
+        dvar[i] = S(-0.5) * dscale * (gamma ? gamma[c] : S(1)) * r[i] * r[i] * r[i];
+      }
+      for (Index k = 0; k < t.count && dmean_logits; ++k) {
+        double* to = products.data() + 2 * (k * t.samples + j);
+        to[0] = inner_product(t, t.sets[k], j, dmean, t.means[k]);
+        to[1] = inner_product(t, t.sets[k], j, dvar, t.vars[k]);
+      }
+    }
+  });
+  for_each_part(t, [=, &t](const Part&, const Part& columns) {
+    const Index first = columns.column, last = columns.columns_end;
+    if (dgamma) std::fill(dgamma + first, dgamma + last, S(0));
+    if (dbeta) std::fill(dbeta + first, dbeta + last, S(0));
+    for (Index j = 0; j < t.samples; ++j) {
+      const Index start = j * t.channels;
+      if (dgamma)
+#pragma omp simd
+        for (Index c = first; c < last; ++c) {
+          const Index i = start + c;
+          dgamma[c] += (product[i] + (mean[i] - center[i]) * sum[i]) * r[i];
+        }
+      if (dbeta)
+#pragma omp simd
+        for (Index c = first; c < last; ++c) dbeta[c] += sum[start + c];
+    }
+  });
+  if (!dmean_logits) return;
+  double inner_mean[kMembers] = {}, inner_var[kMembers] = {};
+  for (Index k = 0; k < t.count; ++k)
+    for (Index j = 0; j < t.samples; ++j) {
+      inner_mean[k] += products[2 * (k * t.samples + j)];
+      inner_var[k] += products[2 * (k * t.samples + j) + 1];
+    }
+  softmax_gradient(inner_mean, t.mean_weights, t.count, dmean_logits);
+  softmax_gradient(inner_var, t.var_weights, t.count, dvar_logits);
+}
+
+// Eq. (9) on the tables: the input gradient's b and c (see Backend.input_gradient). No gradient
+// flows through BN's statistics if they are `stored`.
+template <typename S>
+void combine_input_gradient(const Tables<S>& t, const Tables<S>& g, bool stored) {
+  const auto averages = [&t, &g](Index k, const Part& part) {
+    const S *dmean = g.mean, *dvar = g.var;
+    average(t, t.sets[k], part, g.means[k], [=](Index i, Index) { return dmean[i]; });
+    average(t, t.sets[k], part, g.vars[k], [=](Index i, Index) { return dvar[i]; });
+  };
+  for_each_part(t, [&](const Part&, const Part& columns) {
+    for (Index k = 0; k < t.count; ++k)
+      if (t.members[k] == kBatch && !stored) averages(k, columns);
+  });
+  for_each_part(t, [&](const Part& rows, const Part&) {
+    const S *mean = t.mean, per_pixel = S(1) / S(t.area);
+    S *b = g.shift, *constant = g.rstd;
+    const Index start = rows.row * t.channels, size = (rows.rows_end - rows.row) * t.channels;
+    std::fill_n(b + start, size, S(0));
+    std::fill_n(constant + start, size, S(0));
+    for (Index k = 0; k < t.count; ++k) {
+      if (t.members[k] == kBatch && stored) continue;
+      if (t.members[k] == kLayer || t.members[k] == kGroup) averages(k, rows);
+      const S w = t.mean_weights[k] * per_pixel, v = t.var_weights[k] * 2 * per_pixel;
+      const S *dmean = g.means[k], *dvar = g.vars[k], *mu = t.means[k];
+      for (Index j = rows.row; j < rows.rows_end; ++j)
+        over_row(t, t.sets[k], j, [=](Index i, Index e) {
+          b[i] += v * dvar[e];
+          constant[i] += w * dmean[e] + v * dvar[e] * (mean[i] - mu[e]);
+        });
+    }
+  });
 }
 
 }  // namespace

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +14,7 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.native import load_library
-from sn_imagenet.norms.kernels.tables import (
-    Affine,
-    ReluMask,
-    formula,
-    statistics_dtype,
-    with_layout_of,
-)
+from sn_imagenet.norms.kernels.tables import Affine, ReluMask, formula, with_layout_of
 from sn_imagenet.norms.moments import Moments
 
 SOURCE = Path(__file__).with_name("operators.cpp")
@@ -54,8 +47,6 @@ def is_built() -> bool:
         )
         if library is not None and not hasattr(torch.ops.sn_imagenet, "mixture"):
             library.register_operators()
-            for name, fake in _FAKES.items():
-                torch.library.register_fake(f"sn_imagenet::{name}", fake)
             _LIBRARY.impl("mixture_backward", _differentiable_backward, "Autograd")
     return library is not None
 
@@ -81,17 +72,16 @@ class CppBackend:
     def affine(
         self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
     ) -> Tensor:
-        center, scale, shift = (table.contiguous() for table in tables)
-        y: Tensor = torch.ops.sn_imagenet.affine(x, center, scale, shift, residual, relu)
+        y: Tensor = torch.ops.sn_imagenet.affine(x, torch.stack(tables), residual, relu)
         return y
 
     def gradient_sums(
         self, grad: Tensor, x: Tensor, mean: Tensor, relu_mask: ReluMask = None
     ) -> tuple[Tensor, Tensor]:
         grad = with_layout_of(grad, x)
+        tables = torch.stack(relu_mask) if isinstance(relu_mask, Affine) else None
         y = relu_mask if isinstance(relu_mask, Tensor) else None
-        tables = _mask_tables(relu_mask)
-        sums, masked = torch.ops.sn_imagenet.gradient_sums(grad, x, mean, *tables, y)
+        sums, masked = torch.ops.sn_imagenet.gradient_sums(grad, x, mean, tables, y)
         return sums, grad if y is None else masked
 
     def input_gradient(
@@ -104,18 +94,11 @@ class CppBackend:
         c: Tensor,
         relu_mask: Affine | None = None,
     ) -> Tensor:
-        mean, a, b, c = (table.contiguous() for table in (mean, a, b, c))
-        center, _, shift = _mask_tables(relu_mask)
-        dx: Tensor = torch.ops.sn_imagenet.input_gradient(
-            with_layout_of(grad, x), x, mean, a, b, c, center, shift
-        )
+        mask = () if relu_mask is None else (relu_mask.center, relu_mask.shift)
+        tables = torch.stack((mean, a, b, c, *mask))
+        grad = with_layout_of(grad, x)
+        dx: Tensor = torch.ops.sn_imagenet.input_gradient(grad, x, tables, bool(mask))
         return dx
-
-
-def _mask_tables(relu_mask: ReluMask) -> tuple[Tensor | None, ...]:
-    if isinstance(relu_mask, Affine):
-        return tuple(table.contiguous() for table in relu_mask)
-    return None, None, None
 
 
 class MixtureStatistics(NamedTuple):
@@ -132,82 +115,26 @@ class MixtureStatistics(NamedTuple):
         return mean, var
 
 
-# ---- fake implementations: shapes, dtypes and layouts of the results ----------------------------
-
-
-def _new_table(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=statistics_dtype(x.dtype))
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    return _new_table(x, *x.shape[:2]), _new_table(x, *x.shape[:2])
-
-
-def _affine(x: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _gradient_sums(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor | None]:
-    return _new_table(x, 2, *x.shape[:2]), None if rest[-1] is None else torch.empty_like(x)
-
-
-def _input_gradient(grad: Tensor, x: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _mixture(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    members, channel_groups, replicas = rest[7:10]
-    n, channels = x.shape[:2]
-    entries = (0, n, replicas * channels, n * channel_groups)
-    size = 6 * n * channels + sum(2 + 2 * entries[member] for member in members)
-    return torch.empty_like(x), _new_table(x, size)
-
-
-def _mixture_backward(
-    grad: Tensor, x: Tensor, y: Tensor | None, *rest: Any
-) -> tuple[Tensor | None, ...]:
-    members, (want_x, *want_tables) = rest[5], rest[-1]
-    sizes = (x.shape[1], x.shape[1], len(members), len(members))
-    wants = (*want_tables, want_tables[-1])
-    return (
-        torch.empty_like(x) if want_x else None,
-        None if y is None else torch.empty_like(x),
-        *(_new_table(x, size) if want else None for size, want in zip(sizes, wants, strict=True)),
-    )
-
-
-_FAKES: dict[str, Callable[..., Any]] = {
-    "moments": _moments,
-    "affine": _affine,
-    "gradient_sums": _gradient_sums,
-    "input_gradient": _input_gradient,
-    "mixture": _mixture,
-    "mixture_backward": _mixture_backward,
-}
-
-
-# ---- the derivative of the derivative -----------------------------------------------------------
-
-
 def _differentiable_backward(
     grad: Tensor, x: Tensor, y: Tensor | None, tables: Tensor, *rest: Any
 ) -> tuple[Tensor | None, ...]:
     """``mixture_backward`` under autograd, with create_graph=True: by autograd on the formula."""
     tensors = (x, *rest[:4])
-    members, channel_groups, replicas, eps, relu, stored, wanted = rest[4:]
+    members, channel_groups, replicas, eps, relu, stored, _ = rest[4:]
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
         with torch._C._AutoDispatchBelowAutograd():
             results: tuple[Tensor | None, ...] = torch.ops.sn_imagenet.mixture_backward(
                 grad, x, y, tables, *rest
             )
             return results
-    leaves = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in tensors]
-    leaf, weight, bias, *logits = leaves
+    # Views, since x may depend on the parameters, or a parameter on x.
+    inputs = [t if t is None else t.view_as(t) for t in tensors]
+    leaf, weight, bias, *logits = inputs
     assert leaf is not None
 
     def coefficients(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         moments = Moments(mean, var, replicas)
-        own = MixtureStatistics(tables.detach(), replicas, x.shape[1])
+        own = MixtureStatistics(tables, replicas, x.shape[1])
         batch = own.batch() if stored else moments.batch()
         omega = [MEMBERS[member] for member in members]
         statistics = moments.mixture(omega, channel_groups, batch, logits)
@@ -215,9 +142,9 @@ def _differentiable_backward(
 
     masked = grad if y is None else torch.where(y <= 0, 0.0, grad)
     out = formula(leaf, coefficients, relu and y is None, None)
-    chosen = [t if want else None for t, want in zip(leaves, (*wanted, wanted[-1]), strict=True)]
-    gradients = iter(
-        torch.autograd.grad(out, [t for t in chosen if t is not None], masked, create_graph=True)
+    chosen = [t for t in inputs if t is not None and t.requires_grad]
+    by_input = dict(
+        zip(chosen, torch.autograd.grad(out, chosen, masked, create_graph=True), strict=True)
     )
-    dx, *others = (None if t is None else next(gradients) for t in chosen)
+    dx, *others = (None if t is None else by_input.get(t) for t in inputs)
     return dx, None if y is None else masked, *others

@@ -1,8 +1,8 @@
 // The kernels over an activation (see Backend), for CPUs.
 //
-// T is the activation's type, S that of the tables: float for float and bfloat16, double for double.
-// "rows" kernels take contiguous memory, where each (n, c) is HW consecutive values; "columns"
-// kernels take channels_last memory, [N, HW, C].
+// T is the type of the activation, S that of the tables: double for double, otherwise float.
+// Contiguous memory has rows, HW consecutive values of each (n, c); channels_last memory has
+// columns, [N, HW, C].
 
 #pragma once
 
@@ -16,6 +16,15 @@
 namespace {
 
 using Index = int64_t;
+
+struct Sizes {
+  Index samples, channels, area;
+  bool columns;
+  int threads;
+
+  Index tables() const { return samples * channels; }  // entries of a table
+};
+
 struct BFloat16 {
   uint16_t bits;
 };
@@ -99,26 +108,44 @@ template <typename S, typename Term> inline S sum(Index size, Term term) {
   return total;
 }
 
-// Rows too short to fill the lanes are summed side by side instead, one per lane.
+// ---- loops over an activation ------------------------------------------------------------------
+
+// Calls body(at, table, length) for each run of consecutive values: a row, which has one entry of a
+// table, or a pixel, which has `length` entries.
+template <bool Columns, typename Body> inline void over_runs(const Sizes& s, Body body) {
+  const Index runs = s.samples * (Columns ? s.area : s.channels);
+  const Index length = Columns ? s.channels : s.area;
+#pragma omp parallel for schedule(static) num_threads(s.threads) if (s.threads > 1)
+  for (Index run = 0; run < runs; ++run)
+    body(run * length, Columns ? run / s.area * s.channels : run, length);
+}
+
+// Rows shorter than this do not fill the lanes, and are summed side by side, as columns.
 constexpr Index kShortRow = 16;
-constexpr int kSideBySide = 16;
-inline Index short_blocks(Index tables, Index area) {
-  return area < kShortRow ? tables / kSideBySide : 0;
+
+// Calls body(at, table, width) for each sample. With fewer samples than threads, each is also split
+// into blocks of `width` channels.
+template <bool Columns, typename Body> inline void over_samples(const Sizes& s, Body body) {
+  Index block = s.channels;
+  if (0 < s.samples && s.samples < s.threads) {
+    const Index blocks = (s.threads + s.samples - 1) / s.samples;
+    block = std::max<Index>(64, ((s.channels + blocks - 1) / blocks + 15) / 16 * 16);
+  }
+  const Index blocks = (s.channels + block - 1) / block;
+#pragma omp parallel for schedule(static) num_threads(s.threads) if (s.threads > 1)
+  for (Index item = 0; item < s.samples * blocks; ++item) {
+    const Index n = item / blocks, first = item % blocks * block;
+    const Index at = (n * s.channels + first) * s.area;
+    body(Columns ? n * s.channels * s.area + first : at, n * s.channels + first,
+         std::min(block, s.channels - first));
+  }
 }
 
-// Rows of channels_last memory that are summed before they are added to the total: few enough to
+// Pixels of channels_last memory that are summed before they are added to the total: few enough to
 // stay in cache for a second read, enough that merging costs little.
-inline Index chunk_rows(Index channels) { return std::max<Index>(16, 8192 / channels); }
+inline Index chunk_size(Index channels) { return std::max<Index>(16, 8192 / channels); }
 
-// With fewer samples than threads, channels_last work is also split into blocks of channels.
-inline Index column_block(Index samples, Index channels, int threads) {
-  if (samples == 0 || samples >= threads) return channels;
-  Index blocks = (threads + samples - 1) / samples;
-  Index block = (channels + blocks - 1) / blocks;
-  return std::max<Index>(64, (block + 15) / 16 * 16);
-}
-
-// Calls body(first, integral_constant rows) for four rows at a time, then for single rows.
+// Calls body(first, integral_constant pixels) for four pixels at a time, then for single ones.
 template <typename Body> inline void by_four(Index count, Body body) {
   Index i = 0;
   for (; i + 4 <= count; i += 4) body(i, std::integral_constant<int, 4>());
@@ -126,69 +153,46 @@ template <typename Body> inline void by_four(Index count, Body body) {
 }
 
 // ---- moments -----------------------------------------------------------------------------------
+// Relative to the first value: sums of means that are large beside the deviations lose digits.
 
 template <typename T, typename S>
-void moments_rows(const T* x, S* mean, S* var, Index tables, Index area, int threads) {
-  const Index blocks = short_blocks(tables, area);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (Index block = 0; block < blocks; ++block) {
-    const T* rows = x + block * kSideBySide * area;
-    S mu[kSideBySide] = {}, square[kSideBySide] = {};
-    for (Index i = 0; i < area; ++i)
-#pragma omp simd
-      for (int r = 0; r < kSideBySide; ++r) mu[r] += load(rows + r * area + i);
-    for (int r = 0; r < kSideBySide; ++r) mu[r] /= S(area);
-    for (Index i = 0; i < area; ++i)
-#pragma omp simd
-      for (int r = 0; r < kSideBySide; ++r) {
-        const S centered = load(rows + r * area + i) - mu[r];
-        square[r] += centered * centered;
-      }
-    for (int r = 0; r < kSideBySide; ++r) {
-      mean[block * kSideBySide + r] = mu[r];
-      var[block * kSideBySide + r] = square[r] / S(area);
-    }
-  }
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (Index t = blocks * kSideBySide; t < tables; ++t) {
-    const T* row = x + t * area;
-    S mu = sum<S>(area, [=](Index i) { return load(row + i); }) / S(area);
-    mean[t] = mu;
-    auto square = [=](Index i) { return (load(row + i) - mu) * (load(row + i) - mu); };
-    var[t] = sum<S>(area, square) / S(area);
-  }
+void moments_of_rows(const T* x, S* mean, S* var, const Sizes& s) {
+  over_runs<false>(s, [=](Index at, Index table, Index area) {
+    const T* row = x + at;
+    const S origin = load(row);
+    const S mu = sum<S>(area, [=](Index i) { return load(row + i) - origin; }) / S(area);
+    const auto square = [=](Index i) {
+      const S centered = (load(row + i) - origin) - mu;
+      return centered * centered;
+    };
+    mean[table] = origin + mu;
+    var[table] = sum<S>(area, square) / S(area);
+  });
 }
 
-// One chunk of rows at a time, each centered on its own mean, merged by Chan et al.'s update. All
-// are relative to the first row: sums of means that are large beside the deviations lose digits.
-template <typename T, typename S>
-void moments_columns(const T* x, S* mean, S* var, Index samples, Index channels, Index area,
-                     int threads) {
-  const Index block = column_block(samples, channels, threads);
-  const Index blocks = (channels + block - 1) / block;
-  const Index rows = chunk_rows(channels);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (Index item = 0; item < samples * blocks; ++item) {
-    const Index first = item % blocks * block;
-    const Index width = std::min(block, channels - first);
-    const Index n = item / blocks;
-    const Index table = n * channels + first;
-    const T* __restrict origin = x + n * area * channels + first;
+// One chunk of pixels at a time, each centered on its own mean, merged by Chan et al.'s update.
+template <bool Columns, typename T, typename S>
+void moments_of_columns(const T* x, S* mean, S* var, const Sizes& s) {
+  const Index area = s.area, size = chunk_size(s.channels);
+  const Index next = Columns ? s.channels : 1, step = Columns ? 1 : area;  // pixel, channel
+  over_samples<Columns>(s, [=](Index at, Index table, Index width) {
+    const T* __restrict origin = x + at;
     S *__restrict total_mean = mean + table, *__restrict total_square = var + table;
     std::fill_n(total_mean, width, S(0));
     std::fill_n(total_square, width, S(0));
     std::vector<S> buffer(2 * width);
     S *__restrict mu = buffer.data(), *__restrict square = mu + width;
-    for (Index start = 0; start < area; start += rows) {
-      const Index count = std::min(rows, area - start);
-      const T* chunk = x + (n * area + start) * channels + first;
+    for (Index start = 0; start < area; start += size) {
+      const Index count = std::min(size, area - start);
+      const T* chunk = x + at + start * next;
       std::fill_n(mu, 2 * width, S(0));
       by_four(count, [=](Index i, auto run) {
-        const T* __restrict row = chunk + i * channels;
+        const T* __restrict pixel = chunk + i * next;
 #pragma omp simd
         for (Index c = 0; c < width; ++c) {
           S total = 0;
-          for (int r = 0; r < run(); ++r) total += load(row + r * channels + c) - load(origin + c);
+          for (int r = 0; r < run(); ++r)
+            total += load(pixel + r * next + c * step) - load(origin + c * step);
           mu[c] += total;
         }
       });
@@ -196,13 +200,13 @@ void moments_columns(const T* x, S* mean, S* var, Index samples, Index channels,
 #pragma omp simd
       for (Index c = 0; c < width; ++c) mu[c] *= inverse;
       by_four(count, [=](Index i, auto run) {
-        const T* __restrict row = chunk + i * channels;
+        const T* __restrict pixel = chunk + i * next;
 #pragma omp simd
         for (Index c = 0; c < width; ++c) {
           S total = 0;
           for (int r = 0; r < run(); ++r) {
-            S centered = (load(row + r * channels + c) - load(origin + c)) - mu[c];
-            total += centered * centered;
+            S value = load(pixel + r * next + c * step) - load(origin + c * step);
+            total += (value - mu[c]) * (value - mu[c]);
           }
           square[c] += total;
         }
@@ -217,138 +221,86 @@ void moments_columns(const T* x, S* mean, S* var, Index samples, Index channels,
       }
     }
     for (Index c = 0; c < width; ++c) {
-      total_mean[c] += load(origin + c);
+      total_mean[c] += load(origin + c * step);
       total_square[c] /= S(area);
     }
-  }
+  });
 }
 
 // ---- y = (x - center) * scale + shift, plus the residual, then the ReLU ------------------------
 
-template <bool Relu, bool Residual, typename T, typename S>
-void affine_rows(const T* x, const S* center, const S* scale, const S* shift, const T* residual,
-                 T* y, Index tables, Index area, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (Index t = 0; t < tables; ++t) {
-    const S a = center[t], b = scale[t], c = shift[t];
-    const T* __restrict from = x + t * area;
-    const T* __restrict more = Residual ? residual + t * area : nullptr;
-    T* __restrict to = y + t * area;
+template <bool Columns, bool Relu, bool Residual, typename T, typename S>
+void affine_of_runs(const T* x, const S* tables, const T* residual, T* y, const Sizes& s) {
+  const Index size = s.tables();
+  over_runs<Columns>(s, [=](Index at, Index table, Index length) {
+    const S *__restrict a = tables + table, *__restrict b = a + size, *__restrict d = b + size;
+    const T *__restrict from = x + at, *__restrict more = Residual ? residual + at : nullptr;
+    T* __restrict to = y + at;
 #pragma omp simd
-    for (Index i = 0; i < area; ++i) {
-      S z = affine_value(load(from + i), a, b, c);
+    for (Index i = 0; i < length; ++i) {
+      const Index k = Columns ? i : 0;
+      S z = affine_value(load(from + i), a[k], b[k], d[k]);
       if constexpr (Residual) z += load(more + i);
       store(to + i, Relu ? relu(z) : z);
     }
-  }
-}
-
-template <bool Relu, bool Residual, typename T, typename S>
-void affine_columns(const T* x, const S* center, const S* scale, const S* shift, const T* residual,
-                    T* y, Index samples, Index channels, Index area, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (Index pixel = 0; pixel < samples * area; ++pixel) {
-    const Index table = pixel / area * channels;
-    const S *__restrict a = center + table, *__restrict b = scale + table;
-    const S* __restrict s = shift + table;
-    const T* __restrict from = x + pixel * channels;
-    const T* __restrict more = Residual ? residual + pixel * channels : nullptr;
-    T* __restrict to = y + pixel * channels;
-#pragma omp simd
-    for (Index c = 0; c < channels; ++c) {
-      S z = affine_value(load(from + c), a[c], b[c], s[c]);
-      if constexpr (Residual) z += load(more + c);
-      store(to + c, Relu ? relu(z) : z);
-    }
-  }
+  });
 }
 
 // ---- sums of g and of g * (x - mean) for backward; g is the gradient after the ReLU mask -------
 
 template <ReluMask M, typename T, typename S>
-void gradient_sums_rows(const T* grad, const T* x, const S* mean, S* sums, S* products,
-                        const S* center, const S* scale, const S* shift, const T* y, T* masked,
-                        Index tables, Index area, int threads) {
-  const bool recompute = M == kRecomputed;
-  const Index blocks = short_blocks(tables, area);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (Index block = 0; block < blocks; ++block) {
-    const Index first = block * kSideBySide;
-    const S* mu = mean + first;
-    const S *a = recompute ? center + first : mu, *b = recompute ? scale + first : mu;
-    const S* s = recompute ? shift + first : mu;
-    S total[kSideBySide] = {}, product[kSideBySide] = {};
-    for (Index i = 0; i < area; ++i)
-#pragma omp simd
-      for (int r = 0; r < kSideBySide; ++r) {
-        const Index k = (first + r) * area + i;
-        const S value = load(x + k);
-        const S g = masked_gradient<M>(grad + k, value, a[r], b[r], s[r], y + k, masked + k);
-        total[r] += g;
-        product[r] += g * (value - mu[r]);
-      }
-    std::copy_n(total, kSideBySide, sums + first);
-    std::copy_n(product, kSideBySide, products + first);
-  }
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (Index t = blocks * kSideBySide; t < tables; ++t) {
-    const Index at = t * area;
-    const T* __restrict row = x + at;
-    const T* __restrict from = grad + at;
+void gradient_sums_of_rows(const T* grad, const T* x, const S* mean, S* sums, const S* tables,
+                           const T* y, T* masked, const Sizes& s) {
+  S* products = sums + s.tables();
+  over_runs<false>(s, [=](Index at, Index table, Index area) {
+    const T *__restrict row = x + at, *__restrict from = grad + at;
     const T* __restrict out = M == kOutput ? y + at : nullptr;
     T* __restrict to = M == kOutput ? masked + at : nullptr;
-    const S mu = mean[t];
-    const S a = recompute ? center[t] : S(0), b = recompute ? scale[t] : S(0);
-    const S c = recompute ? shift[t] : S(0);
-    two_sums(area, sums[t], products[t], [=](Index i, S& total, S& product) {
+    const S mu = mean[table];
+    const auto entry = [=](Index k) {
+      return M == kRecomputed ? tables[k * s.tables() + table] : S(0);
+    };
+    const S a = entry(0), b = entry(1), c = entry(2);
+    two_sums(area, sums[table], products[table], [=](Index i, S& total, S& product) {
       const S value = load(row + i);
       const S g = masked_gradient<M>(from + i, value, a, b, c, out + i, to + i);
       total += g;
       product += g * (value - mu);
     });
-  }
+  });
 }
 
-template <ReluMask M, typename T, typename S>
-void gradient_sums_columns(const T* grad, const T* x, const S* mean, S* sums, S* products,
-                           const S* center, const S* scale, const S* shift, const T* y, T* masked,
-                           Index samples, Index channels, Index area, int threads) {
-  const Index block = column_block(samples, channels, threads);
-  const Index blocks = (channels + block - 1) / block;
-  const Index rows = chunk_rows(channels);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (Index item = 0; item < samples * blocks; ++item) {
-    const Index first = item % blocks * block;
-    const Index width = std::min(block, channels - first);
-    const Index n = item / blocks;
-    const Index table = n * channels + first;
-    const bool recompute = M == kRecomputed;
+template <bool Columns, ReluMask M, typename T, typename S>
+void gradient_sums_of_columns(const T* grad, const T* x, const S* mean, S* sums, const S* tables,
+                              const T* y, T* masked, const Sizes& s) {
+  const Index area = s.area, size = chunk_size(s.channels);
+  const Index next = Columns ? s.channels : 1, step = Columns ? 1 : area;  // pixel, channel
+  S* products = sums + s.tables();
+  over_samples<Columns>(s, [=](Index at, Index table, Index width) {
     const S* __restrict mu = mean + table;
-    const S* __restrict a = recompute ? center + table : mu;
-    const S* __restrict b = recompute ? scale + table : mu;
-    const S* __restrict s = recompute ? shift + table : mu;
+    const S* __restrict a = M == kRecomputed ? tables + table : mu;
+    const S* __restrict b = M == kRecomputed ? a + s.tables() : mu;
+    const S* __restrict d = M == kRecomputed ? b + s.tables() : mu;
     S *__restrict total = sums + table, *__restrict total_product = products + table;
     std::fill_n(total, width, S(0));
     std::fill_n(total_product, width, S(0));
     std::vector<S> buffer(2 * width);
     S *__restrict part = buffer.data(), *__restrict product = part + width;
-    for (Index start = 0; start < area; start += rows) {
-      const Index count = std::min(rows, area - start);
-      const Index offset = (n * area + start) * channels + first;
+    for (Index start = 0; start < area; start += size) {
+      const Index offset = at + start * next;
       std::fill_n(part, 2 * width, S(0));
-      by_four(count, [=](Index i, auto run) {
-        const Index at = offset + i * channels;
-        const T* __restrict row = x + at;
-        const T* __restrict from = grad + at;
-        const T* __restrict out = M == kOutput ? y + at : nullptr;
-        T* __restrict to = M == kOutput ? masked + at : nullptr;
+      by_four(std::min(size, area - start), [=](Index i, auto run) {
+        const Index first = offset + i * next;
+        const T *__restrict pixel = x + first, *__restrict from = grad + first;
+        const T* __restrict out = M == kOutput ? y + first : nullptr;
+        T* __restrict to = M == kOutput ? masked + first : nullptr;
 #pragma omp simd
         for (Index c = 0; c < width; ++c) {
           S g_sum = 0, product_sum = 0;
           for (int r = 0; r < run(); ++r) {
-            const Index k = r * channels + c;
-            const S value = load(row + k);
-            const S g = masked_gradient<M>(from + k, value, a[c], b[c], s[c], out + k, to + k);
+            const Index k = r * next + c * step;
+            const S value = load(pixel + k);
+            const S g = masked_gradient<M>(from + k, value, a[c], b[c], d[c], out + k, to + k);
             g_sum += g;
             product_sum += g * (value - mu[c]);
           }
@@ -362,104 +314,84 @@ void gradient_sums_columns(const T* grad, const T* x, const S* mean, S* sums, S*
         total_product[c] += product[c];
       }
     }
-  }
+  });
 }
 
 // ---- dx = a * g + b * (x - mean) + c; g as above, with a as the scale of the ReLU's map --------
 
-template <ReluMask M, typename T, typename S>
-void input_gradient_rows(const T* grad, const T* x, const S* mean, const S* a, const S* b,
-                         const S* c, const S* center, const S* shift, T* dx, Index tables,
-                         Index area, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (Index t = 0; t < tables; ++t) {
-    const S mu = mean[t], at = a[t], bt = b[t], ct = c[t];
-    const S mid = M == kRecomputed ? center[t] : S(0), offset = M == kRecomputed ? shift[t] : S(0);
-    const T* __restrict from = grad + t * area;
-    const T* __restrict row = x + t * area;
-    T* __restrict to = dx + t * area;
-#pragma omp simd
-    for (Index i = 0; i < area; ++i) {
-      const S value = load(row + i);
-      const S g = masked_gradient<M, T, S>(from + i, value, mid, at, offset, nullptr, nullptr);
-      store(to + i, at * g + (bt * (value - mu) + ct));
-    }
-  }
-}
-
-template <ReluMask M, typename T, typename S>
-void input_gradient_columns(const T* grad, const T* x, const S* mean, const S* a, const S* b,
-                            const S* c, const S* center, const S* shift, T* dx, Index samples,
-                            Index channels, Index area, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (Index pixel = 0; pixel < samples * area; ++pixel) {
-    const Index table = pixel / area * channels;
+template <bool Columns, ReluMask M, typename T, typename S>
+void input_gradient_of_runs(const T* grad, const T* x, const S* mean, const S* a, const S* b,
+                            const S* c, const S* center, const S* shift, T* dx, const Sizes& s) {
+  over_runs<Columns>(s, [=](Index run, Index table, Index length) {
     const S *__restrict mu = mean + table, *__restrict at = a + table;
     const S *__restrict bt = b + table, *__restrict ct = c + table;
     const S* __restrict mid = M == kRecomputed ? center + table : mu;
     const S* __restrict offset = M == kRecomputed ? shift + table : mu;
-    const T* __restrict from = grad + pixel * channels;
-    const T* __restrict row = x + pixel * channels;
-    T* __restrict to = dx + pixel * channels;
+    const T *__restrict from = grad + run, *__restrict values = x + run;
+    T* __restrict to = dx + run;
 #pragma omp simd
-    for (Index i = 0; i < channels; ++i) {
-      const S value = load(row + i);
-      const S g = masked_gradient<M, T, S>(from + i, value, mid[i], at[i], offset[i], nullptr,
+    for (Index i = 0; i < length; ++i) {
+      const Index k = Columns ? i : 0;
+      const S value = load(values + i);
+      const S g = masked_gradient<M, T, S>(from + i, value, mid[k], at[k], offset[k], nullptr,
                                            nullptr);
-      store(to + i, at[i] * g + (bt[i] * (value - mu[i]) + ct[i]));
+      store(to + i, at[k] * g + (bt[k] * (value - mu[k]) + ct[k]));
     }
-  }
+  });
 }
 
 // ---- each kernel, for either layout ------------------------------------------------------------
-// A null residual adds nothing. In backward, the ReLU's sign is read from y if y is given, else
-// recomputed if center is given; without either there is no ReLU.
+// `tables` are center, scale and shift, [3, N, C], and `sums` is [2, N, C]. A null residual adds
+// nothing. In backward, the sign of the ReLU is read from y if y is given, else recomputed if
+// `tables` or `center` is given; without either there is no ReLU.
 
-struct Sizes {
-  Index samples, channels, area;
-  bool columns;
-  int threads;
-};
-
-#define CALL(kernel, flags, ...)                                                             \
-  (s.columns ? kernel##_columns<flags>(__VA_ARGS__, s.samples, s.channels, s.area, s.threads) \
-             : kernel##_rows<flags>(__VA_ARGS__, s.samples* s.channels, s.area, s.threads))
-#define BOTH(first, second) first, second
-#define AFFINE(relu, add) CALL(affine, BOTH(relu, add), x, center, scale, shift, residual, y)
-#define SUMS(mask) \
-  CALL(gradient_sums, mask, grad, x, mean, sums, products, center, scale, shift, y, masked)
-#define INPUT(mask) CALL(input_gradient, mask, grad, x, mean, a, b, c, center, shift, dx)
+// Calls body with `flag` as a constant.
+template <typename Body> inline void with_flag(bool flag, Body body) {
+  flag ? body(std::true_type()) : body(std::false_type());
+}
 
 template <typename T, typename S>
 void compute_moments(const T* x, S* mean, S* var, const Sizes& s) {
-  s.columns ? moments_columns(x, mean, var, s.samples, s.channels, s.area, s.threads)
-            : moments_rows(x, mean, var, s.samples * s.channels, s.area, s.threads);
+  s.columns            ? moments_of_columns<true>(x, mean, var, s)
+  : s.area < kShortRow ? moments_of_columns<false>(x, mean, var, s)
+                       : moments_of_rows(x, mean, var, s);
 }
 
 template <typename T, typename S>
-void compute_affine(const T* x, const S* center, const S* scale, const S* shift,
-                    const T* residual, T* y, bool relu, const Sizes& s) {
-  if (relu) residual ? AFFINE(true, true) : AFFINE(true, false);
-  else residual ? AFFINE(false, true) : AFFINE(false, false);
+void compute_affine(const T* x, const S* tables, const T* residual, T* y, bool relu,
+                    const Sizes& s) {
+  with_flag(s.columns, [&](auto columns) {
+    with_flag(relu, [&](auto clip) {
+      with_flag(residual, [&](auto add) {
+        affine_of_runs<columns(), clip(), add()>(x, tables, residual, y, s);
+      });
+    });
+  });
 }
 
 template <typename T, typename S>
-void compute_gradient_sums(const T* grad, const T* x, const S* mean, S* sums, S* products,
-                           const S* center, const S* scale, const S* shift, const T* y, T* masked,
-                           const Sizes& s) {
-  y ? SUMS(kOutput) : center ? SUMS(kRecomputed) : SUMS(kNoMask);
+void compute_gradient_sums(const T* grad, const T* x, const S* mean, S* sums, const S* tables,
+                           const T* y, T* masked, const Sizes& s) {
+  with_flag(y, [&](auto output) {
+    with_flag(tables && !y, [&](auto recomputed) {
+      constexpr ReluMask mask = output() ? kOutput : recomputed() ? kRecomputed : kNoMask;
+      const auto kernel = s.columns            ? gradient_sums_of_columns<true, mask, T, S>
+                          : s.area < kShortRow ? gradient_sums_of_columns<false, mask, T, S>
+                                               : gradient_sums_of_rows<mask, T, S>;
+      kernel(grad, x, mean, sums, tables, y, masked, s);
+    });
+  });
 }
 
 template <typename T, typename S>
 void compute_input_gradient(const T* grad, const T* x, const S* mean, const S* a, const S* b,
                             const S* c, const S* center, const S* shift, T* dx, const Sizes& s) {
-  center ? INPUT(kRecomputed) : INPUT(kNoMask);
+  with_flag(s.columns, [&](auto columns) {
+    with_flag(center, [&](auto recomputed) {
+      constexpr ReluMask mask = recomputed() ? kRecomputed : kNoMask;
+      input_gradient_of_runs<columns(), mask>(grad, x, mean, a, b, c, center, shift, dx, s);
+    });
+  });
 }
-
-#undef INPUT
-#undef SUMS
-#undef AFFINE
-#undef BOTH
-#undef CALL
 
 }  // namespace
