@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra_plugins.sn_launchers._runs_folder import RunsFolder
 
 from hydra_plugins.sn_launchers._compose import compose_runs
+from hydra_plugins.sn_launchers.local_launcher import LocalLauncher
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.runs import FAILED, Progress, RunInUseError
 from sn_imagenet.runs.scores import Score
@@ -302,9 +302,8 @@ def test_a_dry_run_tells_hours_of_committed_runs_or_published_logs(tmp_path, opt
 
 
 def test_missing_data_are_told_before_the_other_runs_are_composed(tmp_path, monkeypatch):
-    """Hydra composes all of them once more before: 11 s of CPU time for 81 runs."""
     monkeypatch.setattr(BasicSweeper, "validate_batch_is_legal", None)
-    RunsFolder().on_multirun_start(composed("sweep=demo", f"runs_dir={tmp_path}"))
+    LocalLauncher().setup(hydra_context=None, task_function=None, config=composed("sweep=demo"))
     BasicSweeper.validate_batch_is_legal(None, None)
     loaded = []
 
