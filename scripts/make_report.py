@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sn_imagenet.command_line import run_script
-from sn_imagenet.reporting.command import add_expected, runs_parser, with_warnings
+from sn_imagenet.reporting.command import add_expected, runs_parser
 from sn_imagenet.reporting.page import write_page
 
 
@@ -12,13 +12,7 @@ def main() -> None:
     parser = runs_parser(description, "folder for report.html")
     add_expected(parser)
     args = parser.parse_args()
-    page = with_warnings(write_page(args.runs, args.out, args.paper, args.expected), args.brief)
-    if args.brief:
-        warnings = f" ({len(page.warnings)} warnings)" if page.warnings else ""
-        print(f"Report with figures, the paper's claims and every run: {page.path}{warnings}")
-        print(f"Verdicts in full (claims.md), tables with their notes, figures: {args.out}")
-    else:
-        print(page.path)
+    write_page(args.runs, args.out, args.paper, args.expected).show(args.brief)
 
 
 if __name__ == "__main__":

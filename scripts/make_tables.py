@@ -7,7 +7,7 @@ from typing import Any
 
 from sn_imagenet.command_line import run_script
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.command import runs_parser, with_warnings
+from sn_imagenet.reporting.command import runs_parser
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
 from sn_imagenet.reporting.tables import TABLE_NAMES, write_tables
 
@@ -50,15 +50,9 @@ def main() -> None:
         except ValueError as error:
             raise UserError(f"--size: {error}") from error
 
-    written = with_warnings(
-        write_tables(
-            args.runs, args.out, args.paper, args.only, args.settings, take_census, args.epoch
-        ),
-        args.brief,
-    )
-    print(written.brief if args.brief else written.summary)
-    for path in () if args.brief else written.paths:
-        print(path)
+    write_tables(
+        args.runs, args.out, args.paper, args.only, args.settings, take_census, args.epoch
+    ).show(args.brief)
 
 
 if __name__ == "__main__":

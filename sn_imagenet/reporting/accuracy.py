@@ -38,7 +38,12 @@ EPOCHS = {
 def accuracy_grid(study: Study, methods: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Grid:
     """A row per method above the paper's row, then a row per difference (first - second)."""
     paper, digits, settings = study.paper, study.digits, study.settings
+    paper_label = "paper" if study.matches_paper else f"paper ({paper.label})"
     footnotes: dict[str, str] = {}
+    marked: dict[str, list[str]] = {}
+    if any(cell.omits_diverged for cell in study.cells.values()):
+        marked["‡"] = []
+    rows: list[Row] = []
 
     def published(method: str, setting: Setting) -> str:
         entry = paper.cell(method, setting)
@@ -50,49 +55,38 @@ def accuracy_grid(study: Study, methods: Sequence[str], pairs: Sequence[tuple[st
         note = f"paper, {method_label(method)} at {setting}: {entry.note} ({entry.source})"
         return number + footnotes.setdefault(note, FOOTNOTES[len(footnotes)])
 
-    def row_of_intervals(cells: Sequence[Summary | Difference]) -> list[Row]:
+    def add(row: Row, cells: Sequence[Summary | Difference], theirs: tuple[str, ...]) -> None:
         texts = tuple(interval_text(cell.interval, digits) for cell in cells)
-        return [Row("95 % interval", texts, indent=True)] if any(texts) else []
+        below = {"95 % interval": texts, paper_label: theirs}
+        rows.append(replace(row, rule=bool(rows)))
+        rows.extend(Row(label, t, indent=True) for label, t in below.items() if any(t))
 
-    paper_label = "paper" if study.matches_paper else f"paper ({paper.label})"
     best = best_methods(study, methods)
-    rows: list[Row] = []
     for method in methods:
         ours = [study.cell(method, s) for s in settings]
-        rows.append(
-            Row(
-                method_label(method),
-                tuple(cell.text(digits) for cell in ours),
-                rule=bool(rows),
-                bold=frozenset(i for i, s in enumerate(settings) if method in best[s]),
-                runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in ours),
-            )
+        row = Row(
+            method_label(method),
+            tuple(cell.text(digits) for cell in ours),
+            bold=frozenset(i for i, s in enumerate(settings) if method in best[s]),
+            runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in ours),
         )
-        rows += row_of_intervals(ours)
-        if any(paper.cell(method, s) for s in settings):
-            theirs = tuple(published(method, s) for s in settings)
-            rows.append(Row(paper_label, theirs, indent=True))
-            if study.matches_paper:
-                gaps = tuple(
-                    signed_text(minus(cell.mean, paper.top1(method, s)), 1)
-                    + "‡" * cell.omits_diverged
-                    for cell, s in zip(ours, settings, strict=True)
-                )
-                rows.append(Row("ours − paper", gaps, indent=True))
-    marked: dict[str, list[str]] = {}
-    if any(cell.omits_diverged for cell in study.cells.values()):
-        marked["‡"] = []
+        theirs = tuple(published(method, s) for s in settings)
+        add(row, ours, theirs)
+        if study.matches_paper and any(theirs):
+            gaps = tuple(
+                signed_text(minus(cell.mean, paper.top1(method, s)), 1) + "‡" * cell.omits_diverged
+                for cell, s in zip(ours, settings, strict=True)
+            )
+            rows.append(Row("ours − paper", gaps, indent=True))
     for pair in pairs:
         name = "-".join(map(method_label, pair))
-        differences = [study.difference(*pair, s) for s in settings]
-        texts = tuple(signed_text(d.mean, digits) + "".join(d.marks) for d in differences)
-        rows.append(Row(name, texts, rule=True))
-        rows += row_of_intervals(differences)
-        published_gaps = [paper.difference(*pair, s) for s in settings]
-        if any(gap is not None for gap in published_gaps):
-            texts = tuple(signed_text(gap, 1) for gap in published_gaps)
-            rows.append(Row(paper_label, texts, indent=True))
-        for difference, setting in zip(differences, settings, strict=True):
+        differences = {s: study.difference(*pair, s) for s in settings}
+        texts = tuple(signed_text(d.mean, digits) + "".join(d.marks) for d in differences.values())
+        gaps_there = [paper.difference(*pair, s) for s in settings]
+        known = any(gap is not None for gap in gaps_there)
+        theirs = tuple(signed_text(gap, 1) for gap in gaps_there) if known else ()
+        add(Row(name, texts), list(differences.values()), theirs)
+        for setting, difference in differences.items():
             for mark, detail in difference.marks.items():
                 where = f"{name} {setting}" + (f" ({detail})" if detail else "")
                 marked.setdefault(mark, []).append(where)
@@ -192,16 +186,11 @@ def averages_grid(study: Study) -> Grid | None:
     that the statistics cause a part of BN's loss at small batches."""
     rows: list[Row] = []
     for method in study.methods:
-        of_method = [
-            run
-            for run in study.runs
-            if run.cell.norm == method and run.state in (FINISHED, NOT_EVALUATED)
-        ]
-        if not any(set(run.counted_evaluations) & STORED_STATISTICS for run in of_method):
+        runs = [run for run in study.runs if run.cell.norm == method]
+        trained = [run for run in runs if run.state in (FINISHED, NOT_EVALUATED)]
+        if not any(set(run.counted_evaluations) & STORED_STATISTICS for run in trained):
             continue
-        requested = {
-            str(c["samples_requested"]): c for run in of_method for c in _calibrations(run)
-        }
+        requested = {str(c["samples_requested"]): c for run in trained for c in _calibrations(run)}
         averages: list[tuple[str, str, Any]] = [("moving average", "moving_average", None)]
         for text in sorted(requested, key=lambda n: (not n.isdigit(), len(n), n)):
             count = f"{int(text):,}" if text.isdigit() else text
@@ -209,23 +198,31 @@ def averages_grid(study: Study) -> Grid | None:
             label = f"batch average, {count} samples" if len(requested) > 1 else "batch average"
             averages.append((label, "batch_average", requested[text]["samples_requested"]))
         for i, (label, statistics, samples) in enumerate(averages):
-            seeds = by_cell(calibrated_with(run, samples) for run in study.runs)
-            at = {cell.setting: same for cell, same in seeds.items() if cell.norm == method}
-            row = [_summarize(at.get(s, []), statistics) for s in study.settings]
+            seeds = by_cell(calibrated_with(run, samples) for run in runs)
+            at = {cell.setting: same for cell, same in seeds.items()}
+            cells = [_summarize(at.get(s, []), statistics) for s in study.settings]
             rows.append(
                 Row(
                     f"{method_label(method)}, {label}",
-                    tuple(cell.text(study.digits + 1) for cell in row),
+                    tuple(cell.text(study.digits + 1) for cell in cells),
                     rule=bool(rows) and i == 0,
-                    runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in row),
+                    runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in cells),
                 )
             )
     if not rows:
         return None
+    used: dict[str, list[int]] = {}
+    for calibration in (c for run in study.runs for c in _calibrations(run)):
+        request = f"{calibration.get('estimator')}, {calibration['samples_requested']}"
+        used.setdefault(request, []).append(calibration.get("samples_used") or 0)
     notes = [
-        *_calibration_notes(study),
-        f"{MISSING}: no run, or a run that stores no statistics (SN at one sample per GPU).",
+        f"Batch average: {request} training samples requested, "
+        f"{' to '.join(map(str, sorted({min(counts), max(counts)})))} used."
+        for request, counts in used.items()
     ]
+    notes.append(
+        f"{MISSING}: no run, or a run that stores no statistics (SN at one sample per GPU)."
+    )
     if study.matches_paper:
         notes += [
             f"Paper ({entry.source}), {method_label(entry.method)} at {entry.setting}, "
@@ -262,15 +259,3 @@ def _summarize(runs: Sequence[Run], statistics: str) -> Summary:
 def _calibrations(run: Run) -> list[dict[str, Any]]:
     calibrations = [mapping(evaluation.get("calibration")) for evaluation in run.evaluations]
     return [calibration for calibration in calibrations if calibration.get("samples_requested")]
-
-
-def _calibration_notes(study: Study) -> list[str]:
-    used: dict[str, list[int]] = {}
-    for calibration in (c for run in study.runs for c in _calibrations(run)):
-        request = f"{calibration.get('estimator')}, {calibration['samples_requested']}"
-        used.setdefault(request, []).append(calibration.get("samples_used") or 0)
-    return [
-        f"Batch average: {request} training samples requested, "
-        f"{' to '.join(map(str, sorted({min(counts), max(counts)})))} used."
-        for request, counts in used.items()
-    ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sn_imagenet.reporting.claims import CLAIMS
+from sn_imagenet.reporting.command import Written
 from sn_imagenet.reporting.detection_claims import detection_claims
 from sn_imagenet.reporting.expected import Expected, read_expected
 from sn_imagenet.reporting.paper import read_paper
@@ -26,25 +26,12 @@ TASK_CLAIMS = {SEARCH: SEARCH_CLAIMS, STYLIZATION: STYLIZATION_CLAIMS}
 _COLUMNS = 110  # of a line on the terminal
 
 
-@dataclass(frozen=True)
-class JudgedClaim:
+class JudgedClaim(NamedTuple):
     """A claim with its verdict on one study."""
 
     claim: Claim
     study: Study
     judgment: Judgment
-
-
-@dataclass(frozen=True)
-class ClaimFiles:
-    """The files, the verdicts for the terminal (``statements``: only a study's own, where it has
-    any), and one line for each run that could not be read."""
-
-    path: Path
-    details: Path
-    text: str
-    statements: str
-    warnings: list[str]
 
 
 def judge_claims(collection: RunCollection) -> list[JudgedClaim]:
@@ -71,9 +58,10 @@ def judge_expected(collection: RunCollection, expected: Expected) -> list[Judged
 
 def write_claims(
     runs_dir: Path, out: Path, paper_file: Path, expected_file: Path | None = None
-) -> ClaimFiles:
+) -> Written:
     """Judge the paper's claims on the runs below ``runs_dir``, and a study's own statements if
-    ``expected_file`` is given. Write ``<out>/claims.json`` and ``<out>/claims.md``.
+    ``expected_file`` is given. Write ``<out>/claims.json`` and ``<out>/claims.md``. ``--brief``
+    prints only the study's own statements, where it has any.
 
     Raises:
         UserError: no runs, an input file cannot be read, or a file cannot be written.
@@ -97,13 +85,12 @@ def write_claims(
     notes = f"No claims are stated about the task of {'; '.join(without)}.\n" if without else ""
     if not any(one.study.matches_paper for one in judged):
         notes += f"No run here is of {paper.label}: nothing above tests the paper's claims on it.\n"
-    return ClaimFiles(
-        path=write_text(out / "claims.json", text, "--out"),
-        details=write_text(out / "claims.md", _markdown(groups, notes), "--out"),
-        text="\n".join([*map(_lines, groups), notes]).rstrip("\n") + "\n",
-        statements=_lines(groups[0]) if groups else notes,
-        warnings=warnings,
-    )
+    paths = [
+        write_text(out / "claims.json", text, "--out"),
+        write_text(out / "claims.md", _markdown(groups, notes), "--out"),
+    ]
+    lines = "\n".join([*map(_lines, groups), notes]).rstrip("\n") + "\n"
+    return Written(paths, warnings, lines, _lines(groups[0]) if groups else notes)
 
 
 def claim_entry(judged: JudgedClaim, root: Path) -> dict[str, Any]:

@@ -6,19 +6,27 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple
 
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
 
 
-class HasWarnings(Protocol):
-    """A script's result, with one line for each problem in the runs."""
+class Written(NamedTuple):
+    """The files that a script wrote, one line for each problem in the runs, and what it prints: in
+    full, or with ``--brief``."""
 
-    @property
-    def warnings(self) -> Sequence[str]: ...
+    paths: Sequence[Path]
+    warnings: Sequence[str]
+    text: str = ""
+    brief: str = ""
 
-
-T = TypeVar("T", bound=HasWarnings)
+    def show(self, brief: bool) -> None:
+        """Print the results, and unless ``brief`` the files; the warnings to stderr."""
+        for warning in () if brief else dict.fromkeys(self.warnings):
+            print(f"warning: {warning}", file=sys.stderr)
+        for text in (self.brief,) if brief else (self.text, *self.paths):
+            if text != "":
+                print(text)
 
 
 def runs_parser(description: str, out: str, paper: bool = True) -> argparse.ArgumentParser:
@@ -42,10 +50,3 @@ def add_expected(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expected", type=Path, metavar="FILE", help="a study's statements: results/expected/*"
     )
-
-
-def with_warnings(result: T, brief: bool) -> T:
-    """Print the warnings of ``result`` to stderr unless ``brief``, and return it."""
-    for warning in () if brief else result.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    return result

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from sn_imagenet.reporting.claims_report import (
     judge_expected,
     tested_text,
 )
+from sn_imagenet.reporting.command import Written
 from sn_imagenet.reporting.curves import recorded_score, try_epochs, validates_by_step
 from sn_imagenet.reporting.departures import gather_departures
 from sn_imagenet.reporting.expected import read_expected
@@ -62,17 +62,9 @@ _CAPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class ReportPage:
-    """The page, and one line for each problem in the runs."""
-
-    path: Path
-    warnings: list[str]
-
-
 def write_page(
     runs_dir: Path, out: Path, paper_file: Path, expected_file: Path | None = None
-) -> ReportPage:
+) -> Written:
     """Write ``<out>/report.html`` from the runs below ``runs_dir``, with a study's own statements
     if ``expected_file`` is given. The page is self-contained and requests nothing. Text from
     result files is escaped.
@@ -111,9 +103,11 @@ def write_page(
         numbers={folder: i for i, folder in enumerate(folders)},
         warnings=list(dict.fromkeys(warnings)),
     )
-    return ReportPage(
-        write_text(out / "report.html", content, "--out"), list(dict.fromkeys(warnings))
-    )
+    path = write_text(out / "report.html", content, "--out")
+    count = f" ({len(set(warnings))} warnings)" if warnings else ""
+    brief = f"Report with figures, the paper's claims and every run: {path}{count}\n"
+    brief += f"Verdicts in full (claims.md), tables with their notes, figures: {out}"
+    return Written([path], warnings, brief=brief)
 
 
 def _study(study: Study, warnings: list[str]) -> dict[str, Any]:

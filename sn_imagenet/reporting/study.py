@@ -125,7 +125,7 @@ class Study:
 
     def cell(self, method: str, setting: Setting) -> Summary:
         """The runs of a cell; empty where there are none."""
-        return self.cells.get((method, setting), Summary((), ()))
+        return self.cells.get((method, setting), Summary())
 
     @property
     def compared_methods(self) -> Sequence[tuple[str, str]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import product
 
 from sn_imagenet.reporting.accuracy import accuracy_grid, averages_grid
 from sn_imagenet.reporting.cells import method_label, minus
@@ -23,6 +24,7 @@ from sn_imagenet.reporting.render import (
 )
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_warnings
 from sn_imagenet.reporting.variants import (
+    Variant,
     networks_grid,
     networks_of,
     variant_columns,
@@ -65,52 +67,34 @@ def table2(collection: RunCollection) -> Document:
     """
     studies = studies_of(collection)
     title = "Table 2" if any(study.is_classification for study in studies) else "Scores"
-
-    def rows(study: Study) -> list[Columns]:
-        return _rows(study, study.methods, study.compared_methods)
-
+    rows = [_rows(study, study.methods, study.compared_methods) for study in studies]
     return _document(title, studies, [table2_grid, averages_grid], rows)
 
 
 def methods(collection: RunCollection) -> Document:
     """The other methods of Sec. 4.1, in the formats of :func:`table2`."""
-
-    def rows(study: Study) -> list[Columns]:
-        return _rows(study, OTHER_METHODS, OTHER_DIFFERENCES)
-
     studies = [study for study in studies_of(collection) if study.is_classification]
+    rows = [_rows(study, OTHER_METHODS, OTHER_DIFFERENCES) for study in studies]
     return _document("Other methods (Sec. 4.1)", studies, [methods_grid], rows)
 
 
 def variants(collection: RunCollection) -> Document:
     """SN - BN under each change of the protocol among the runs, and how far each moves it."""
 
-    def rows(study: Study) -> list[Columns]:
-        labels = {"data": study.data, "model": study.model}
-        return [
-            {**labels, "setting": v.setting.name, "change": v.label, **variant_columns(v)}
-            for v in variants_of(study)
-        ]
+    def labels(study: Study, v: Variant) -> Columns:
+        cell = {"data": study.data, "model": study.model, "setting": v.setting.name}
+        return {**cell, "change": v.label}
 
     # Without cells: here runs of one cell differ on purpose.
     studies = [replace(study, cells={}) for study in studies_of(collection)]
-    problems = [w for study in studies for w in variants_warnings(variants_of(study), collection)]
-    return _document("Changes of the protocol", studies, [variants_grid], rows, problems)
+    return _sn_minus_bn("Changes of the protocol", studies, variants_of, variants_grid, labels)
 
 
 def networks(collection: RunCollection) -> Document:
     """SN - BN of each network that was run on a data set, and how far the network moves it."""
 
-    def rows(study: Study) -> list[Columns]:
-        return [
-            {
-                "data": study.data,
-                "model": v.label,
-                "setting": v.setting.name,
-                **variant_columns(v),
-            }
-            for v in networks_of(study)
-        ]
+    def labels(study: Study, v: Variant) -> Columns:
+        return {"data": study.data, "model": v.label, "setting": v.setting.name}
 
     grouped: dict[tuple[object, ...], Study] = {}
     unpublished = replace(collection, paper=NO_PAPER)
@@ -120,16 +104,27 @@ def networks(collection: RunCollection) -> Document:
         models = len({run.cell.model for run in runs})
         name = study.model if models == 1 else f"{models} networks"
         grouped[key] = replace(study, model=name, cells={}, runs=runs, collection=unpublished)
-    studies = list(grouped.values())
-    problems = [w for study in studies for w in variants_warnings(networks_of(study), collection)]
-    return _document("Networks", studies, [networks_grid], rows, problems)
+    return _sn_minus_bn("Networks", list(grouped.values()), networks_of, networks_grid, labels)
+
+
+def _sn_minus_bn(
+    title: str,
+    studies: Sequence[Study],
+    variants_of: Callable[[Study], list[Variant]],
+    grid: GridOf,
+    labels: Callable[[Study, Variant], Columns],
+) -> Document:
+    found = {study.title: variants_of(study) for study in studies}
+    rows = [[labels(s, v) | variant_columns(v) for v in found[s.title]] for s in studies]
+    problems = [w for s in studies for w in variants_warnings(found[s.title], s.collection)]
+    return _document(title, studies, [grid], rows, problems)
 
 
 def _document(
     title: str,
     studies: Sequence[Study],
     grids: Sequence[GridOf],
-    rows: Callable[[Study], list[Columns]],
+    rows: Sequence[list[Columns]],
     warnings: Sequence[str] | None = None,
 ) -> Document:
     if warnings is None:
@@ -137,15 +132,10 @@ def _document(
     grids_of = [[g for grid in grids if (g := grid(study))] for study in studies]
     sections = [_section(*pair) for pair in zip(studies, grids_of, strict=True)]
     several = any(study.row or not study.is_classification for study in studies)
-    columns = [
-        # The last three tell rows and tasks apart.
-        {**row, "task_row": study.row, "task": study.task, "score": study.score.key}
-        if several
-        else row
-        for study in studies
-        for row in rows(study)
-    ]
-    return Document(title, sections, grids_of, columns, warnings)
+    for study, of_study in zip(studies, rows, strict=True):
+        for row in of_study if several else ():  # tells rows and tasks apart
+            row |= {"task_row": study.row, "task": study.task, "score": study.score.key}
+    return Document(title, sections, grids_of, [row for group in rows for row in group], warnings)
 
 
 def _section(study: Study, grids: Sequence[Grid]) -> str:
@@ -226,39 +216,36 @@ def _rows(study: Study, methods: Sequence[str], pairs: Sequence[tuple[str, str]]
         }
 
     rows: list[Columns] = []
-    for method in methods:
-        for setting in study.settings:
-            cell, paper = study.cell(method, setting), study.paper.top1(method, setting)
-            states = {"mixed configs": len(cell.runs)} if cell.conflict else dict(cell.states)
-            departures = [d for d in gathered if set(d.runs) & set(cell.runs)]
-            own = {
-                "n_seeds": len(cell.values),
-                "mean": rounded(cell.mean),
-                "std": rounded(cell.std),
-                **interval_columns(cell.interval),
-                "paper": paper,
-                "paper_is_same_task": None,
-                "difference": rounded(minus(cell.mean, paper)) if matches else None,
-                "epoch": None,
-                "states": ";".join(f"{s}:{n}" for s, n in states.items()) or "missing",
-                "statistics": ";".join(sorted({r.statistics for r in cell.runs} - {""})),
-                "marks": "",
-                "departures": "; ".join(f"{d.item}: {d.paper} -> {d.ours}" for d in departures),
-                "run_dirs": ";".join(study.collection.folders(cell.runs)),
-            }
-            rows.append(columns(method, setting, own))
-    for pair in pairs:
-        for setting in study.settings:
-            difference = study.difference(*pair, setting)
-            seeds = min(len(difference.first.values), len(difference.second.values))
-            own = {
-                "n_seeds": seeds,
-                "mean": rounded(difference.mean),
-                **interval_columns(difference.interval),
-                "paper": rounded(study.paper.difference(*pair, setting)),
-                "marks": " ".join(MARK_WORDS[mark] for mark in difference.marks),
-            }
-            rows.append(columns("-".join(pair), setting, own))
+    for method, setting in product(methods, study.settings):
+        cell, paper = study.cell(method, setting), study.paper.top1(method, setting)
+        states = {"mixed configs": len(cell.runs)} if cell.conflict else dict(cell.states)
+        departures = [d for d in gathered if set(d.runs) & set(cell.runs)]
+        own = {
+            "n_seeds": len(cell.values),
+            "mean": rounded(cell.mean),
+            "std": rounded(cell.std),
+            **interval_columns(cell.interval),
+            "paper": paper,
+            "paper_is_same_task": None,
+            "difference": rounded(minus(cell.mean, paper)) if matches else None,
+            "epoch": None,
+            "states": ";".join(f"{s}:{n}" for s, n in states.items()) or "missing",
+            "statistics": ";".join(sorted({r.statistics for r in cell.runs} - {""})),
+            "marks": "",
+            "departures": "; ".join(f"{d.item}: {d.paper} -> {d.ours}" for d in departures),
+            "run_dirs": ";".join(study.collection.folders(cell.runs)),
+        }
+        rows.append(columns(method, setting, own))
+    for pair, setting in product(pairs, study.settings):
+        difference = study.difference(*pair, setting)
+        own = {
+            "n_seeds": min(len(difference.first.values), len(difference.second.values)),
+            "mean": rounded(difference.mean),
+            **interval_columns(difference.interval),
+            "paper": rounded(study.paper.difference(*pair, setting)),
+            "marks": " ".join(MARK_WORDS[mark] for mark in difference.marks),
+        }
+        rows.append(columns("-".join(pair), setting, own))
     return rows
 
 

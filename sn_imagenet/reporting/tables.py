@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.command import Written
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
 from sn_imagenet.reporting.detection import table3, table4, table5
 from sn_imagenet.reporting.paper import read_paper
@@ -29,18 +29,6 @@ RUN_TABLES: dict[str, Callable[[RunCollection], Document]] = {
 TABLE_NAMES = ("table1", *RUN_TABLES)
 
 
-@dataclass(frozen=True)
-class TableFiles:
-    """The files written, the tables as Markdown (``summary``: without the sections beneath them,
-    ``brief``: without notes too), and one line for each problem."""
-
-    paths: list[Path]
-    markdown: str
-    summary: str
-    brief: str
-    warnings: list[str]
-
-
 def write_tables(
     runs_dir: Path,
     out: Path,
@@ -49,7 +37,7 @@ def write_tables(
     settings: Sequence[str] | None = None,
     census: TakeCensus | None = None,
     epoch: str = "final",
-) -> TableFiles:
+) -> Written:
     """Write the tables ``only`` of :data:`TABLE_NAMES` (default: Tables 1 and 2) to
     ``<out>/<table>.md``, ``.tex`` and ``.csv``.
 
@@ -89,13 +77,11 @@ def write_tables(
         else:
             raise UserError(f"table '{name}': needs a census of the modules")
         documents[name] = document
-        warnings += [line for line in document.warnings if line not in warnings]
+        warnings += document.warnings
         paths += [
             write_text(out / f"{name}.md", document.markdown, "--out"),
             write_text(out / f"{name}.tex", document.latex, "--out"),
             write_text(out / f"{name}.csv", document.csv, "--out"),
         ]
     shown = [d for name, d in documents.items() if only or name in RUN_TABLES]
-    markdown = "\n".join(document.markdown for document in documents.values())
-    summary, brief = ("\n".join(d.text(notes) for d in shown) for notes in (True, False))
-    return TableFiles(paths, markdown, summary, brief, warnings)
+    return Written(paths, warnings, *("\n".join(d.text(n) for d in shown) for n in (True, False)))

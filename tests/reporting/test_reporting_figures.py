@@ -233,7 +233,7 @@ def test_one_pair_of_files_for_each_data_and_model(tmp_path: Path) -> None:
     finished_run(runs, 90.0, norm="sn")
     finished_run(runs, 75.0, norm="sn", data="imagenet", model="resnet50")
     finished_run(runs, 90.0, norm="bn", data="cifar10")
-    paths, warnings = write_figures(runs, tmp_path / "out")
+    paths, warnings = write_figures(runs, tmp_path / "out")[:2]
     assert {path.name for path in paths if path.name.startswith(("fig3", "fig4"))} == {
         f"fig{i}_{pair}.{form}"
         for i in (3, 4)
@@ -251,7 +251,7 @@ def test_mixed_configs_are_left_out_with_a_warning(tmp_path: Path) -> None:
     other = config("sn", "8x2", seed=1)
     other["trainer"]["epochs"] = 20
     write_run(runs, other, result(other))
-    paths, warnings = write_figures(runs, tmp_path / "out")
+    paths, warnings = write_figures(runs, tmp_path / "out")[:2]
     assert {"fig1.png", "fig3.png", "fig4.pdf"} <= {path.name for path in paths}
     (warning,) = [line for line in warnings if "not drawn" in line]
     assert "SN (8,2): not drawn" in warning and "trainer.epochs = 10 / 20" in warning

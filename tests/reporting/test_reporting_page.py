@@ -23,7 +23,7 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this ma
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     write_sweep(folder / "runs", ("8x32", "8x2"), partial=True, epochs=3)
-    return write_page(folder / "runs", folder / "out", PAPER).path
+    return write_page(folder / "runs", folder / "out", PAPER).paths[0]
 
 
 def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -84,7 +84,7 @@ def test_names_from_result_files_are_text(tmp_path: Path) -> None:
     outcome = result(settings, 50.0)
     outcome["departures"].append({"item": markup, "paper": markup, "ours": markup})
     write_run(tmp_path / "runs", settings, outcome, folder="evil")
-    html = write_page(tmp_path / "runs", tmp_path / "out", PAPER).path.read_text()
+    html = write_page(tmp_path / "runs", tmp_path / "out", PAPER).paths[0].read_text()
     assert markup not in html
     assert "&lt;script&gt;alert(1)" in html
 

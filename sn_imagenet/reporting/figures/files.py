@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sn_imagenet.reporting.cells import Summary, method_label
+from sn_imagenet.reporting.command import Written
 from sn_imagenet.reporting.figures.cells import draw_cells
 from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
 from sn_imagenet.reporting.figures.figure6a import draw_figure6a, figure6a
@@ -57,13 +58,6 @@ TASK_FIGURES: dict[str, dict[str, tuple[Gather, Draw, str]]] = {
 NO_WEIGHTS = "no finished SN run with importance weights"
 
 
-class FigureFiles(NamedTuple):
-    """The files written, and one line for each figure or run that could not be drawn."""
-
-    paths: list[Path]
-    warnings: list[str]
-
-
 class NamedFigure(NamedTuple):
     """A figure with its data, and the stem of its file name; ``why_not`` if there is none."""
 
@@ -97,7 +91,7 @@ def plot_run(run: Run) -> list[Path]:
         return paths + save(draw_figure4(figure4(seeds)), run.path / "fig4")
 
 
-def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
+def write_figures(runs_dir: Path, out: Path) -> Written:
     """Write all figures for each study below ``runs_dir``: ``fig1.png`` etc. for one study, else
     ``fig1_<data>_<model>.png``, with the row, task and score if any. Figs. 3 and 4 have ``_<norm>``
     appended for switchable methods other than ``sn``. A ``.json`` beside each figure has the
@@ -122,7 +116,7 @@ def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
                 paths += save(drawn[0], stem, "--out")
                 numbers = stem.with_name(f"{stem.name}.json")
                 paths.append(write_text(numbers, drawn[1].to_json(), "--out"))
-    return FigureFiles(paths, warnings)
+    return Written(paths, warnings)
 
 
 def draw_study(study: Study, warnings: list[str]) -> Iterator[NamedFigure]:
@@ -153,7 +147,7 @@ def seeds_with_weights(
     setting that is left out, because its seeds have other layers or members of Omega."""
     seeds: dict[Setting, Sequence[Run]] = {}
     for setting in study.drawn_settings:
-        cell = study.drawn.get((norm, setting), Summary((), ()))
+        cell = study.drawn.get((norm, setting), Summary())
         runs = [run for run in cell.runs if run.state == FINISHED and run.weights]
         if len({tuple((w.name, *sorted(w.mean)) for w in run.weights) for run in runs}) > 1:
             warnings.append(
