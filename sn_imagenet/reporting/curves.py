@@ -103,6 +103,7 @@ def _validation(row: dict[str, Any], key: str) -> dict[str, float]:
 
 
 def _weights(row: dict[str, Any]) -> tuple[LayerWeights, ...]:
+    layers = mapping(row.get("importance_weights"))
     return tuple(
         LayerWeights(
             str(layer),
@@ -110,7 +111,7 @@ def _weights(row: dict[str, Any]) -> tuple[LayerWeights, ...]:
             "",
             *({str(m): _finite(w) for m, w in kinds[kind].items()} for kind in KIND_SYMBOLS),
         )
-        for layer, kinds in mapping(row.get("importance_weights")).items()
+        for layer, kinds in layers.items()
     )
 
 

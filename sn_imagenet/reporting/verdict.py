@@ -127,6 +127,12 @@ class Term(NamedTuple):
     norm: str
     setting: Setting
 
+    @classmethod
+    def parse(cls, text: str) -> Term:
+        """From ``bn 8x2``."""
+        norm, _, setting = text.partition(" ")
+        return cls(norm, Setting.parse(setting))
+
     def __str__(self) -> str:
         return f"{method_label(self.norm)} {self.setting}"
 
@@ -328,6 +334,15 @@ def _combined(verdicts: Sequence[Verdict], all_parts: bool) -> Verdict:
     if not tested or (all_parts and len(tested) < len(verdicts)):
         return Verdict.NOT_TESTED
     return Verdict.UNDECIDED if Verdict.UNDECIDED in tested else Verdict.HOLDS
+
+
+def count_verdict(agreeing: int, total: int) -> Verdict:
+    """The verdict by counting: it holds if all agree, and does not hold if none does."""
+    if not total:
+        return Verdict.NOT_TESTED
+    if agreeing == total:
+        return Verdict.HOLDS
+    return Verdict.UNDECIDED if agreeing else Verdict.DOES_NOT
 
 
 @dataclass(frozen=True)
