@@ -22,6 +22,7 @@ from sn_imagenet.reporting.cells import (
     summarize,
 )
 from sn_imagenet.reporting.departures import departure_notes
+from sn_imagenet.reporting.paper import NO_PAPER
 from sn_imagenet.reporting.render import FOOTNOTES, Grid, Row, round_half_up
 from sn_imagenet.reporting.study import Study
 from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Run, Setting
@@ -52,7 +53,7 @@ def accuracy_grid(study: Study, methods: Sequence[str], pairs: Sequence[tuple[st
         number = MISSING if entry.top1 is None else str(round_half_up(entry.top1, 1))
         if not entry.note:
             return number
-        note = f"paper, {method_label(method)} at {setting}: {entry.note} ({entry.source})"
+        note = f"paper, {study.label(method)} at {setting}: {entry.note} ({entry.source})"
         return number + footnotes.setdefault(note, FOOTNOTES[len(footnotes)])
 
     def add(row: Row, cells: Sequence[Summary | Difference], theirs: tuple[str, ...]) -> None:
@@ -65,7 +66,7 @@ def accuracy_grid(study: Study, methods: Sequence[str], pairs: Sequence[tuple[st
     for method in methods:
         ours = [study.cell(method, s) for s in settings]
         row = Row(
-            method_label(method),
+            study.label(method),
             tuple(cell.text(digits) for cell in ours),
             bold=frozenset(i for i, s in enumerate(settings) if method in best[s]),
             runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in ours),
@@ -79,7 +80,7 @@ def accuracy_grid(study: Study, methods: Sequence[str], pairs: Sequence[tuple[st
             )
             rows.append(Row("ours − paper", gaps, indent=True))
     for pair in pairs:
-        name = "-".join(map(method_label, pair))
+        name = "-".join(map(study.label, pair))
         differences = {s: study.difference(*pair, s) for s in settings}
         texts = tuple(signed_text(d.mean, digits) + "".join(d.marks) for d in differences.values())
         gaps_there = [paper.difference(*pair, s) for s in settings]
@@ -106,7 +107,7 @@ def accuracy_grid(study: Study, methods: Sequence[str], pairs: Sequence[tuple[st
                 if mark in marked
             ),
             *_reading_notes(study),
-            *departure_notes(study.runs),
+            *(departure_notes(study.runs) if study.collection.paper is not NO_PAPER else ()),
         ),
     )
 
@@ -136,7 +137,7 @@ def _reading_notes(study: Study) -> list[str]:
         f"{'Accuracy' if study.is_classification else 'Score'} of a run: "
         f"{EPOCHS[study.collection.epoch]}.",
     ]
-    if study.is_classification and not study.matches_paper:
+    if study.paper is not NO_PAPER and not study.matches_paper:
         notes.append(
             f"The paper's numbers are for {study.paper.label}. They are shown for orientation "
             "only; no difference from them is computed."
@@ -154,9 +155,9 @@ def _reading_notes(study: Study) -> list[str]:
                 members = f"{{{', '.join(map(method_label, omega))}}}"
                 chosen.setdefault(members, []).append(setting)
         if used:
-            statistics.append(f"{method_label(method)} {_with_exceptions(used)}")
+            statistics.append(f"{study.label(method)} {_with_exceptions(used)}")
         if chosen:  # Omega may differ between settings
-            omegas.append(f"{method_label(method)} chooses from {_with_exceptions(chosen)}.")
+            omegas.append(f"{study.label(method)} chooses from {_with_exceptions(chosen)}.")
     if statistics:
         notes.append(f"Evaluation statistics: {'; '.join(statistics)}.")
     notes += omegas
@@ -167,7 +168,8 @@ def _reading_notes(study: Study) -> list[str]:
         for run in study.cell("sn", setting).runs
     ]
     if single and all("bn" not in (run.norm_args.get("omega") or ()) for run in single):
-        notes.append("At one sample per GPU SN is {IN, LN}, as in the paper: BN would equal IN.")
+        papers = ", as in the paper" if study.paper is not NO_PAPER else ""
+        notes.append(f"At one sample per GPU SN is {{IN, LN}}{papers}: BN would equal IN.")
     return notes
 
 
@@ -203,7 +205,7 @@ def averages_grid(study: Study) -> Grid | None:
             cells = [_summarize(at.get(s, []), statistics) for s in study.settings]
             rows.append(
                 Row(
-                    f"{method_label(method)}, {label}",
+                    f"{study.label(method)}, {label}",
                     tuple(cell.text(study.digits + 1) for cell in cells),
                     rule=bool(rows) and i == 0,
                     runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in cells),

@@ -237,6 +237,11 @@ def method_label(norm: str) -> str:
     return norm.replace(name, name.upper(), 1) if name in _ABBREVIATIONS else norm
 
 
+def cell_label(cell: Cell) -> str:
+    """The method of a cell as shown: its own label, or :func:`method_label`."""
+    return cell.label or method_label(cell.norm)
+
+
 def minus(first: float | None, second: float | None) -> float | None:
     """``first - second``; None where one of them is missing."""
     return None if first is None or second is None else first - second

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from statistics import fmean
 
 from sn_imagenet.reporting.cells import Summary, method_label, minus, run_differences
@@ -250,6 +251,32 @@ def six_parameters_a_layer(study: Study) -> Judgment:
         "(scripts/make_tables.py --only table1), not in these runs",
         counted=f"importance weights: {counted}" if counted else "",
     )
+
+
+def own_claims(study: Study) -> list[Claim]:
+    """One's own methods, which are neither the paper's nor built in, against each other method with
+    which the table compares them."""
+    return [
+        Claim(
+            number,
+            f"{study.label(own)} is at least as good as {study.label(other)} in every setting of "
+            "both.",
+            "not in the paper",
+            partial(_not_worse, own=own, other=other),
+        )
+        for number, (own, other) in enumerate(
+            (pair for pair in study.compared_methods if pair[0] in study.own_methods), start=1
+        )
+        if study.is_classification
+    ]
+
+
+def _not_worse(study: Study, own: str, other: str) -> Judgment:
+    region = {"low": 0.0} if study.score.higher_is_better else {"high": 0.0}
+    both = [s for s in study.settings if study.cell(own, s).runs and study.cell(other, s).runs]
+    comparisons = [difference(study, own, other, setting, **region) for setting in both]
+    none = Comparison(f"{own}-{other}", (), why_not="no setting has runs of both methods")
+    return judge(comparisons or [none])
 
 
 def _sn_with_bn(study: Study) -> dict[Setting, Summary]:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
 
@@ -29,8 +29,14 @@ class Written(NamedTuple):
                 print(text)
 
 
+def names(text: str) -> list[str]:
+    """The names in ``bn,gn``."""
+    return [name for name in text.split(",") if name]
+
+
 def runs_parser(description: str, out: str, paper: bool = True) -> argparse.ArgumentParser:
-    """A parser of ``--runs``, ``--out`` (with ``out`` as help), ``--brief`` and ``--paper``."""
+    """A parser of ``--runs``, ``--out`` (with ``out`` as help), ``--brief``, ``--settings``,
+    ``--methods`` and, with ``paper``, ``--against``."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="folder to search for runs; default runs"
@@ -38,11 +44,20 @@ def runs_parser(description: str, out: str, paper: bool = True) -> argparse.Argu
     parser.add_argument("--out", type=Path, required=True, help=out)
     brief = "print results alone, no notes, file names or warnings"
     parser.add_argument("--brief", action="store_true", help=brief)
+    settings = "settings to show, in this order; default: the paper's nine and others of the runs"
+    parser.add_argument("--settings", type=names, metavar="8x8,8x2,..", help=settings)
+    methods = "methods to show, in this order; default: BN, GN, SN and others of the runs"
+    parser.add_argument("--methods", type=names, metavar="sn,half,..", help=methods)
     if paper:
-        parser.add_argument(
-            "--paper", type=Path, default=PAPER, metavar="FILE", help="default results/paper.yaml"
-        )
+        against = "methods to compare all others with; default: as the paper, your own with all"
+        parser.add_argument("--against", type=names, metavar="bn,gn", help=against)
     return parser
+
+
+def chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of :meth:`.RunCollection.read` among the arguments."""
+    keys = ("settings", "methods", "against", "epoch")
+    return {key: value for key, value in vars(args).items() if key in keys}
 
 
 def add_expected(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sn_imagenet.reporting.cells import method_label
+from sn_imagenet.reporting.cells import cell_label
 from sn_imagenet.reporting.paper import in_paper_order
 from sn_imagenet.runs import Run
 
@@ -34,8 +34,8 @@ class Departure:
         """``all 9``, or ``3 of 9: BN (8,1), GN (8,1), SN (8,1)``."""
         if self.by_all:
             return f"all {self.total}" if self.total > 1 else "the only one"
-        cells = list(dict.fromkeys((run.cell.norm, run.cell.setting) for run in self.runs))
-        names = [f"{method_label(norm)} {setting}" for norm, setting in cells[:_NAMED_CELLS]]
+        cells = list(dict.fromkeys(f"{cell_label(r.cell)} {r.cell.setting}" for r in self.runs))
+        names = cells[:_NAMED_CELLS]
         if len(cells) > _NAMED_CELLS:
             names.append(f"{len(cells) - _NAMED_CELLS} more cells")
         return f"{len(self.runs)} of {self.total}: {', '.join(names)}"

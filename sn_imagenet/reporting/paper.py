@@ -74,12 +74,14 @@ class Paper:
 NO_PAPER = Paper("", "", "", (), (), (), {}, {})  # nothing is published on these runs
 
 
-def read_paper(file: Path) -> Paper:
-    """Read ``results/paper.yaml``.
+def read_paper(file: Path | None) -> Paper:
+    """Read ``results/paper.yaml``; None is :data:`NO_PAPER`.
 
     Raises:
         UserError: the file is missing or malformed; names it.
     """
+    if file is None:
+        return NO_PAPER
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         statistics = content["statistics"]

@@ -8,8 +8,8 @@ from typing import Any
 
 from sn_imagenet.reporting.cells import (
     MISSING,
+    cell_label,
     evaluation_label,
-    method_label,
     score_heading,
     score_text,
 )
@@ -62,7 +62,7 @@ def _run_rows(run: Run) -> list[dict[str, str]]:
     labels = {
         "data": cell.data,
         "model": ", ".join(filter(None, (cell.model, cell.row))),
-        "norm": method_label(cell.norm),
+        "norm": cell_label(cell),
         "setting": str(cell.setting),
         "seed": str(run.seed),
     }

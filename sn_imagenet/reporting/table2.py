@@ -71,6 +71,12 @@ def table2(collection: RunCollection) -> Document:
     return _document(title, studies, [table2_grid, averages_grid], rows)
 
 
+def averages(collection: RunCollection) -> Document:
+    """The moving and the batch average of the methods that store statistics."""
+    studies = studies_of(collection)
+    return _document("Moving and batch average", studies, [averages_grid], [[] for _ in studies])
+
+
 def methods(collection: RunCollection) -> Document:
     """The other methods of Sec. 4.1, in the formats of :func:`table2`."""
     studies = [study for study in studies_of(collection) if study.is_classification]
@@ -97,13 +103,12 @@ def networks(collection: RunCollection) -> Document:
         return {"data": study.data, "model": v.label, "setting": v.setting.name}
 
     grouped: dict[tuple[object, ...], Study] = {}
-    unpublished = replace(collection, paper=NO_PAPER)
     for study in studies_of(collection):
         key = (study.data, study.row, study.task, study.score)
         runs = [*(grouped[key].runs if key in grouped else ()), *study.runs]
         models = len({run.cell.model for run in runs})
         name = study.model if models == 1 else f"{models} networks"
-        grouped[key] = replace(study, model=name, cells={}, runs=runs, collection=unpublished)
+        grouped[key] = replace(study, model=name, cells={}, runs=runs)
     return _sn_minus_bn("Networks", list(grouped.values()), networks_of, networks_grid, labels)
 
 
@@ -155,7 +160,7 @@ def _section(study: Study, grids: Sequence[Grid]) -> str:
     add_list(
         "### Cells whose runs are not seeds of one experiment",
         (
-            f"{markdown_escape(f'{method_label(method)} {setting}: {cell.conflict}')} "
+            f"{markdown_escape(f'{study.cell_name(method, setting)}: {cell.conflict}')} "
             f"({', '.join(map(code_span, folders(cell.runs)))})"
             for (method, setting), cell in study.cells.items()
             if cell.conflict
@@ -170,7 +175,8 @@ def _section(study: Study, grids: Sequence[Grid]) -> str:
             if run.state != FINISHED
         ),
     )
-    if any(run.evaluations or run.departures for run in runs):
+    published = study.collection.paper is not NO_PAPER
+    if published and any(run.evaluations or run.departures for run in runs):
         rows = [[d.item, d.paper, d.ours, d.which] for d in gather_departures(runs)]
         parts.append("### Departures from the paper's protocol, as recorded by the runs")
         header = ["item", "paper", "ours", "runs"]

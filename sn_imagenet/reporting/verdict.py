@@ -139,16 +139,16 @@ class Term(NamedTuple):
 
 def why_not_comparable(study: Study, term: Term) -> str:
     """Why the mean of a cell may not be compared; empty if it may."""
-    cell = study.cell(*term)
+    cell, name = study.cell(*term), study.cell_name(*term)
     diverged = cell.states[DIVERGED]
     if not cell.runs:
-        return f"{term} was not run"
+        return f"{name} was not run"
     if cell.conflict:
-        return f"{term}: the runs are not seeds of one experiment ({cell.conflict})"
+        return f"{name}: the runs are not seeds of one experiment ({cell.conflict})"
     if diverged:
-        return f"{term}: {diverged} of {len(cell.runs)} seeds diverged"
+        return f"{name}: {diverged} of {len(cell.runs)} seeds diverged"
     if len(cell.values) < LEAST_SEEDS:
-        return f"{term}: {len(cell.values)} finished, {LEAST_SEEDS} seeds are needed"
+        return f"{name}: {len(cell.values)} finished, {LEAST_SEEDS} seeds are needed"
     return ""
 
 
@@ -194,18 +194,23 @@ def compare(
         "; ".join(problems),
         test=_welch_text(groups) if value is None else "Welch's t interval over seeds",
         unit=unit,
-        seeds={str(term): len(group) for term, group in zip(terms, groups, strict=True)},
+        seeds={study.cell_name(*t): len(group) for t, group in zip(terms, groups, strict=True)},
         runs=tuple(run for cell in cells for run in cell.runs),
         validation=_validation_interval(cells) if value is None else None,
     )
 
 
 def difference(
-    study: Study, first: str, second: str, setting: Setting, **region: float
+    study: Study,
+    first: str,
+    second: str,
+    setting: Setting,
+    low: float = -math.inf,
+    high: float = math.inf,
 ) -> Comparison:
-    """Method ``first`` minus method ``second`` at one setting. ``region``: ``low``, ``high``."""
-    name = f"{method_label(first)}-{method_label(second)} {setting}"
-    return compare(study, Term(first, setting), Term(second, setting), name=name, **region)
+    """Method ``first`` minus method ``second`` at one setting."""
+    name = f"{study.label(first)}-{study.label(second)} {setting}"
+    return compare(study, Term(first, setting), Term(second, setting), low, high, name=name)
 
 
 def _welch_text(groups: Sequence[Sequence[float]]) -> str:

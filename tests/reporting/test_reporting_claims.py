@@ -211,7 +211,8 @@ def test_no_two_studies_are_mixed(tmp_path: Path) -> None:
     write(tmp_path / "runs", "bn", "8x2", [70.0, 71.0, 70.4])
     write(tmp_path / "runs", "sn", "8x2", [80.0, 81.0, 80.4], **IMAGENET)
     runs = find_runs(tmp_path / "runs").runs
-    judged = judge_claims(RunCollection(runs, tmp_path, read_paper(PAPER)))
+    groups = judge_claims(RunCollection(runs, tmp_path, read_paper(PAPER)))
+    judged = [one for group in groups for one in group.judged]
     assert [one.study.data for one in judged] == ["imagenet"] * 12 + ["digits"] * 12
     assert {one.judgment.verdict.value for one in judged if one.claim.number < 8} == {"not tested"}
     for one in judged:

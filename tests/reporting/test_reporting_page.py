@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from run_files import REPOSITORY, config, finished_run, result, write_run, write_sweep
 
-from sn_imagenet.reporting.page import repeat_command, write_page
+from sn_imagenet.reporting.page import Commands, write_page
 from sn_imagenet.runs import find_runs
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
@@ -37,7 +37,7 @@ def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def test_verdicts_come_first_and_the_page_is_self_contained(page: Path) -> None:
     html = page.read_text()
-    assert html.index('id="verdicts"') < html.index('id="study1"') < html.index('id="runs"')
+    assert html.index('id="verdicts1"') < html.index('id="study1"') < html.index('id="runs"')
     assert len(re.findall(r'class="claim ', html)) == 12
     assert len(re.findall(r"</span> on digits, resnet50_mini:", html)) == 12
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
@@ -55,8 +55,8 @@ def test_a_click_leads_from_a_cell_to_its_run(page: Path, tmp_path: Path) -> Non
       const before = target.open;
       link.click();
       setTimeout(() => {
-        const first = () => document.querySelector('#list tbody tr').cells[7].textContent;
-        const sort = document.querySelectorAll('#list th button')[7];
+        const first = () => document.querySelector('#list tbody tr').cells[3].textContent;
+        const sort = document.querySelectorAll('#list th button')[3];
         sort.click(); sort.click();
         document.title = JSON.stringify({before, after: target.open, first: first(),
           command: target.querySelector('.command').textContent.slice(0, 15),
@@ -89,10 +89,19 @@ def test_names_from_result_files_are_text(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)" in html
 
 
-def test_the_command_repeats_the_config(tmp_path: Path) -> None:
-    finished_run(tmp_path, 90.0, norm="sn", batch="8x2", seed=3)
+def test_the_command_repeats_the_run(tmp_path: Path) -> None:
+    (study,) = find_runs(REPOSITORY / "results/depth/runs/digits/resnet26_mini/bn/8x2/seed1").runs
+    names = "norm=bn batch=8x2 data=digits model=resnet26_mini"
+    assert Commands("depth").repeating(study) == f"python train.py -m sweep=depth {names} seed=1"
+    alone = Commands().repeating(study).split()
+    assert " ".join(alone[:6]) == f"python train.py {names}"
+    assert alone[6:] == ["seed=1", "++protocol.base_lr=0.2", "++trainer.epochs=12"]
+    # One's own method, which the configs here do not compose: every value is given.
+    finished_run(tmp_path, 90.0, norm="mine", seed=3)
     (run,) = find_runs(tmp_path).runs
-    command = repeat_command(run)
-    assert command.startswith("python train.py norm=sn batch=8x2 data=digits model=resnet50_mini")
-    for part in ("++seed=3", "++trainer.epochs=10", "++protocol.weight_decay=0.0001"):
+    command = Commands("depth").repeating(run)
+    assert command.startswith(
+        "python train.py -m sweep=depth norm=mine batch=8x2 data=digits model"
+    )
+    for part in ("seed=3", "++trainer.epochs=10", "++protocol.weight_decay=0.0001"):
         assert part in command.split()

@@ -279,7 +279,8 @@ def test_latex_is_well_formed(tmp_path: Path) -> None:
     assert r"75.5 $\pm$ 0.7 (2)" in latex
     assert "$-$0.9" in latex
     tables = re.findall(r"\\begin\{tabular\}\{(l(c+))\}(.*?)\\end\{tabular\}", latex, re.S)
-    assert len(tables) == 3  # two studies, and BN's two statistics in one of them
+    assert len(tables) == 2  # one for each study
+    assert latex.count(r"\label{tab:table2}") == latex.count(r"\label{tab:table2-2}") == 1
     for _, columns, body in tables:
         assert [body.count(rule) for rule in (r"\toprule", r"\bottomrule")] == [1, 1]
         rows = [line for line in body.splitlines() if line.endswith(r"\\")]

@@ -13,6 +13,7 @@ import pytest
 from run_files import REPOSITORY, config, finished_run, markdown_of, result, write_run
 from scipy import stats
 
+from sn_imagenet.reporting.cells import interval_text, signed_text
 from sn_imagenet.reporting.command import Written
 from sn_imagenet.reporting.render import (
     code_span,
@@ -29,7 +30,12 @@ PAPER = REPOSITORY / "results" / "paper.yaml"
 
 def make(tmp_path: Path, *only: str, epoch: str = "final") -> Written:
     return write_tables(
-        tmp_path / "runs", tmp_path / "out", PAPER, only or ["table2"], ["8x2"], epoch=epoch
+        tmp_path / "runs",
+        tmp_path / "out",
+        PAPER,
+        only or ["table2"],
+        settings=["8x2"],
+        epoch=epoch,
     )
 
 
@@ -148,8 +154,11 @@ def test_other_methods_and_averages_by_samples(tmp_path: Path) -> None:
 
 
 def test_half_up() -> None:
-    shown = [str(round_half_up(value, 1)) for value in (75.25, 75.35, -8.75, 0.04, -0.04, 2.0)]
-    assert shown == ["75.3", "75.4", "-8.8", "0.0", "0.0", "2.0"]
+    values = (75.25, 75.35, -8.75, 0.04, -0.04, -1e-12, 2.0)
+    shown = [str(round_half_up(value, 1)) for value in values]
+    assert shown == ["75.3", "75.4", "-8.8", "0.0", "-0.0", "0.0", "2.0"]
+    assert (signed_text(-0.03, 1), signed_text(0.0, 1)) == ("-0.0", "+0.0")
+    assert interval_text((-0.011, 1.111), 1) == "[-0.0, 1.1]"
 
 
 def test_text_is_shown_literally() -> None:

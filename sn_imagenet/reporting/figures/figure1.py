@@ -6,7 +6,7 @@ import math
 
 from matplotlib.figure import Figure
 
-from sn_imagenet.reporting.cells import method_label, score_heading
+from sn_imagenet.reporting.cells import score_heading
 from sn_imagenet.reporting.figures.series import FigureData, Series
 from sn_imagenet.reporting.figures.style import (
     COLUMN,
@@ -37,7 +37,7 @@ def figure1(study: Study) -> FigureData | None:
             continue
         series.append(
             Series(
-                method_label(method),
+                study.label(method),
                 list(cells),
                 [cell.mean or 0.0 for cell in cells.values()],
                 [cell.interval[0] if cell.interval else None for cell in cells.values()],

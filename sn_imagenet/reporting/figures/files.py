@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ from sn_imagenet.reporting.figures.weights import draw_figure3, draw_figure4, fi
 from sn_imagenet.reporting.search import SEARCH
 from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
 from sn_imagenet.reporting.stylization import STYLIZATION
-from sn_imagenet.runs import FINISHED, Run, Setting, find_runs, write_text
+from sn_imagenet.runs import FINISHED, Run, Setting, write_text
 
 # Drawn once per study: the functions that gather its data and draw it, and why there may be none.
 Gather = Callable[[Study], FigureData | None]
@@ -91,17 +91,17 @@ def plot_run(run: Run) -> list[Path]:
         return paths + save(draw_figure4(figure4(seeds)), run.path / "fig4")
 
 
-def write_figures(runs_dir: Path, out: Path) -> Written:
+def write_figures(runs_dir: Path, out: Path, **options: Any) -> Written:
     """Write all figures for each study below ``runs_dir``: ``fig1.png`` etc. for one study, else
     ``fig1_<data>_<model>.png``, with the row, task and score if any. Figs. 3 and 4 have ``_<norm>``
     appended for switchable methods other than ``sn``. A ``.json`` beside each figure has the
-    numbers that it shows.
+    numbers that it shows. ``options``: see :meth:`.RunCollection.read`.
 
     Raises:
-        UserError: no runs at all, or a file cannot be written.
+        UserError: no runs that can be read, or a file cannot be written.
     """
-    runs, warnings = find_runs(runs_dir)
-    studies = studies_of(RunCollection(runs, runs_dir))
+    collection, warnings = RunCollection.read(runs_dir, **options)
+    studies = studies_of(collection)
     paths: list[Path] = []
     for study in studies:
         suffix = "" if len(studies) == 1 else f"_{study.title.replace(', ', '_')}"

@@ -51,7 +51,7 @@ def figure2(study: Study) -> FigureData | None:
         p if p in settings else by_samples[i] for p, i in zip(PAPERS_SETTINGS, (-1, 0), strict=True)
     ]
     norm = "sn" if "sn" in methods else methods[-1]
-    panels = {f"(a) {method_label(norm)}, validation": _by_setting(study, norm, settings)}
+    panels = {f"(a) {study.label(norm)}, validation": _by_setting(study, norm, settings)}
     for letter, setting in zip("bc", dict.fromkeys(pair), strict=False):
         panels[f"({letter}) {setting}, dashed: training"] = _by_method(study, setting)
     heading, lower = score_heading(study.score), not study.score.higher_is_better
@@ -70,7 +70,7 @@ def _by_setting(study: Study, norm: str, settings: list[Setting]) -> list[Series
 def _by_method(study: Study, setting: Setting) -> list[Series]:
     series = []
     for norm in study.drawn_methods:
-        curves, label = study.curves_of(norm, setting), method_label(norm)
+        curves, label = study.curves_of(norm, setting), study.label(norm)
         color = method_style(norm, unstyled(study.drawn_methods))["color"]
         series += over_epochs(curves, study.validation(norm, setting), label, color=color)
         style = {"color": color, "ls": DASHES[1], "lw": 0.9, "label": "_"}  # not in the legend

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby, product
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -90,7 +91,12 @@ def _draw_stack(axes: Axes, series: Sequence[Series]) -> None:
     axes.plot(shortcuts, [1.05] * len(shortcuts), "s", color="black", ms=2.2, clip_on=False)
     axes.set(xlim=(-0.7, len(layers) - 0.3), ylim=(0, 1.1), xticks=[], yticks=[0, 0.5, 1])
     axes.spines[["top", "right"]].set_visible(False)
-    below = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top", "fontsize": 7.5}
+    below: dict[str, Any] = {
+        "transform": axes.get_xaxis_transform(),
+        "ha": "center",
+        "va": "top",
+        "fontsize": 7.5,
+    }
     for stage, group in groupby(positions, key=lambda i: layers[i].stage):
         start, *_ = at = list(group)
         if start:
