@@ -1,8 +1,11 @@
 # make help | setup | test | test-all | demo | study-NAME | golden | lint      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 BIN := .venv/bin
-# The study's own claims, if it has any, and its tables.
+# The study's own claims and sweep, if it has any, and its tables.
 EXPECTED = $(addprefix --expected ,$(wildcard results/expected/$(STUDY).yaml))
+SWEEP = $(addprefix --sweep ,$(notdir $(basename $(wildcard configs/sweep/$(STUDY).yaml))))
+# RUNS=again trains a committed study again, beside its committed runs, and compares them.
+RUNS := runs
 TABLES_digits := table2,methods
 TABLES_depth := networks,table2
 TABLES_nuclei := table5
@@ -14,7 +17,7 @@ STUDIES := $(notdir $(basename $(wildcard configs/sweep/*.yaml)))
 $(foreach goal,$(filter-out $(STUDIES:%=study-%),$(filter study-%,$(MAKECMDGOALS))),\
   $(error $(goal): no such study; expected study- and one of $(STUDIES)))
 
-.PHONY: help setup test test-all demo report figures tables study-nuclei study-search study-sensitivity study-stylization golden lint
+.PHONY: help setup test test-all demo report figures tables variants study-nuclei study-search study-sensitivity study-stylization golden lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -26,6 +29,7 @@ help:
 	@echo 'make demo           train 27 runs on bundled images, print verdicts and the table'
 	@echo 'make study-NAME     train a study of configs/sweep and report it in results/NAME:'
 	@echo '                    $(STUDIES)'
+	@echo 'make study-NAME RUNS=again    train it again beside the committed runs, and compare'
 	@echo 'make report STUDY=NAME    figures, tables and verdicts of the runs in results/NAME'
 	@echo 'make test           the quick tests; make test-all: every test; make lint: the linters'
 	@echo 'make golden         compare the results of this working tree with HEAD'
@@ -53,39 +57,44 @@ demo:
 
 # A study of configs/sweep, in results/NAME. Killed and started again, it resumes.
 study-%: setup
-	$(BIN)/python train.py -m sweep=$* runs_dir=results/$*/runs
+	$(BIN)/python train.py -m sweep=$* runs_dir=results/$*/$(RUNS)
 	@$(MAKE) --no-print-directory report STUDY=$*
 
 # One change of the protocol at a time (an explicit rule takes precedence over study-%).
 SENSITIVITY := $(BIN)/python train.py -m sweep=sensitivity
 study-sensitivity: setup
-	$(SENSITIVITY) batch=8x2,8x8 runs_dir=results/sensitivity/runs/paper
-	$(SENSITIVITY) batch=8x2,8x8 protocol.dropout=0.5 runs_dir=results/sensitivity/runs/dropout
-	$(SENSITIVITY) batch=8x2 protocol.base_lr=0.1 protocol.lr_reference_batch=16 runs_dir=results/sensitivity/runs/lr
-	$(SENSITIVITY) batch=8x8 protocol.base_lr=0.1 protocol.lr_reference_batch=64 runs_dir=results/sensitivity/runs/lr
-	$(SENSITIVITY) protocol.zero_init_last_gamma=true runs_dir=results/sensitivity/runs/zero_gamma
-	$(SENSITIVITY) protocol.lambda_weight_decay=0 norm=sn runs_dir=results/sensitivity/runs/lambda
-	$(SENSITIVITY) norm=sn +norm.args.instance_correction=1 runs_dir=results/sensitivity/runs/correction
-	$(BIN)/python scripts/make_tables.py --runs results/sensitivity/runs --out results/sensitivity --only variants
+	$(SENSITIVITY) batch=8x2,8x8 runs_dir=results/sensitivity/$(RUNS)/paper
+	$(SENSITIVITY) batch=8x2,8x8 protocol.dropout=0.5 runs_dir=results/sensitivity/$(RUNS)/dropout
+	$(SENSITIVITY) batch=8x2 protocol.base_lr=0.1 protocol.lr_reference_batch=16 runs_dir=results/sensitivity/$(RUNS)/lr
+	$(SENSITIVITY) batch=8x8 protocol.base_lr=0.1 protocol.lr_reference_batch=64 runs_dir=results/sensitivity/$(RUNS)/lr
+	$(SENSITIVITY) protocol.zero_init_last_gamma=true runs_dir=results/sensitivity/$(RUNS)/zero_gamma
+	$(SENSITIVITY) protocol.lambda_weight_decay=0 norm=sn runs_dir=results/sensitivity/$(RUNS)/lambda
+	$(SENSITIVITY) norm=sn +norm.args.instance_correction=1 runs_dir=results/sensitivity/$(RUNS)/correction
+	@$(MAKE) --no-print-directory $(if $(filter runs,$(RUNS)),variants,report) STUDY=sensitivity
+
+# The report of a study in which runs of one cell differ on purpose.
+variants:
+	$(SHOW) scripts/make_tables.py $(RUNS_AND_OUT) --only variants
+	$(SHOW) scripts/make_report.py $(RUNS_AND_OUT) $(SWEEP)
 
 # Architecture search, then its architectures trained from scratch. OPTIONS="data.train=DIR data.val=DIR".
 study-search: setup
-	$(BIN)/python train.py -m sweep=search runs_dir=results/search/runs $(OPTIONS)
-	$(BIN)/python train.py -m sweep=search_scratch runs_dir=results/search/runs $(OPTIONS)
+	$(BIN)/python train.py -m sweep=search runs_dir=results/search/$(RUNS) $(OPTIONS)
+	$(BIN)/python train.py -m sweep=search_scratch runs_dir=results/search/$(RUNS) $(OPTIONS)
 	@$(MAKE) --no-print-directory report STUDY=search
 
 # Needs data: OPTIONS="data.train=DIR task.style=FILE task.features=FILE". Fig. 9 shows the photographs
 # that scikit-learn bundles, by danielbuechele and vultilion (CC BY 2.0).
 study-stylization: setup
-	$(BIN)/python train.py -m sweep=stylization runs_dir=results/stylization/runs $(OPTIONS)
+	$(BIN)/python train.py -m sweep=stylization runs_dir=results/stylization/$(RUNS) $(OPTIONS)
 	images=$$($(BIN)/python -c 'import sklearn.datasets as d; print(d.__path__[0] + "/images")'); \
-	for run in $$(find results/stylization/runs -type d -name seed0); do \
+	for run in $$(find results/stylization/$(RUNS) -type d -name seed0); do \
 	  $(BIN)/python scripts/stylize.py --run $$run --images $$images --size 512 || exit 1; \
 	done
 	@$(MAKE) --no-print-directory report STUDY=stylization
 
 # Detectors from scratch, then from classifiers that the study trains itself.
-NUCLEI := results/nuclei/runs
+NUCLEI = results/nuclei/$(RUNS)
 study-nuclei: setup
 	$(BIN)/python train.py -m sweep=nuclei_classifiers runs_dir=$(NUCLEI)
 	$(BIN)/python train.py -m sweep=nuclei runs_dir=$(NUCLEI)
@@ -97,8 +106,12 @@ study-nuclei: setup
 RUNS_AND_OUT = --runs results/$(STUDY)/runs --out results/$(STUDY) $(BRIEF)
 SHOW = $(if $(BRIEF),@)$(BIN)/python
 report:
+ifeq ($(RUNS),runs)
 	@$(MAKE) --no-print-directory -j2 figures tables
-	$(SHOW) scripts/make_report.py $(RUNS_AND_OUT) $(EXPECTED)
+	$(SHOW) scripts/make_report.py $(RUNS_AND_OUT) $(EXPECTED) $(SWEEP)
+else
+	$(SHOW) scripts/compare_runs.py results/$(STUDY)/runs results/$(STUDY)/$(RUNS)
+endif
 
 figures:
 	$(SHOW) scripts/make_figures.py $(RUNS_AND_OUT)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sn_imagenet.reporting.render import plain
+
 PAPER = Path(__file__).resolve().parents[2] / "results" / "paper.yaml"
 
 
@@ -23,10 +25,10 @@ class Written(NamedTuple):
     def show(self, brief: bool) -> None:
         """Print the results, and unless ``brief`` the files; the warnings to stderr."""
         for warning in () if brief else dict.fromkeys(self.warnings):
-            print(f"warning: {warning}", file=sys.stderr)
+            print(f"warning: {plain(warning)}", file=sys.stderr)
         for text in (self.brief,) if brief else (self.text, *self.paths):
             if text != "":
-                print(text)
+                print(text if isinstance(text, str) else plain(str(text)))
 
 
 def names(text: str) -> list[str]:

@@ -33,27 +33,34 @@ class Epoch:
     weights: tuple[LayerWeights, ...] = ()
 
 
-def read_epochs(run: Run) -> list[Epoch]:
-    """The epochs that ``run`` has completed, in order; empty without a ``metrics.jsonl``.
-
-    The last line may be incomplete, because a run may be writing it.
+def metrics_lines(run: Run) -> list[bytes]:
+    """The complete lines of ``metrics.jsonl``, without one that a run is writing; empty without the
+    file.
 
     Raises:
-        UserError: any other line is malformed; names the file and the line.
+        UserError: it cannot be read.
     """
     file = run.path / "metrics.jsonl"
     try:
         with open_to_read(file) as opened:
-            *lines, _unfinished = opened.read().split(b"\n")
+            return opened.read().split(b"\n")[:-1]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def read_epochs(run: Run) -> list[Epoch]:
+    """The epochs that ``run`` has completed, in order; empty without a ``metrics.jsonl``.
+
+    Raises:
+        UserError: a line is malformed; names the file and the line.
+    """
     key = (recorded_score(run) or run.score).key
     by_step = validates_by_step(run)
     total, steps = 0.0, 0  # of the training rows since the epoch before
     epochs: dict[int, Epoch] = {}
-    for i, line in enumerate(lines, start=1):
+    for i, line in enumerate(metrics_lines(run), start=1):
         try:
             row = parse_json(line, finite=False)
             if row["kind"] == "train" and (key in row or key == TOP1.key):
@@ -66,8 +73,8 @@ def read_epochs(run: Run) -> list[Epoch]:
                 total, steps = 0.0, 0
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
-                f"{file}, line {i}: not a row of a run's metrics ({error!r}); no curve of "
-                "this run is drawn"
+                f"{run.path / 'metrics.jsonl'}, line {i}: not a row of a run's metrics "
+                f"({error!r}); no curve of this run is drawn"
             ) from error
     return [epochs[epoch] for epoch in sorted(epochs)]
 
