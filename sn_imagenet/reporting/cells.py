@@ -11,7 +11,7 @@ from typing import Any
 
 from sn_imagenet.config import NON_EXPERIMENT_KEYS
 from sn_imagenet.reporting.curves import score_of_epochs
-from sn_imagenet.reporting.render import round_half_up
+from sn_imagenet.reporting.render import plain, round_half_up
 from sn_imagenet.reporting.statistics import Interval, contrast, mean_interval
 from sn_imagenet.runs import (
     DIVERGED,
@@ -234,12 +234,12 @@ def method_label(norm: str) -> str:
     if "+" in norm:
         return "+".join(map(method_label, norm.split("+")))
     name = norm.removesuffix(IMPORTED)
-    return norm.replace(name, name.upper(), 1) if name in _ABBREVIATIONS else norm
+    return norm.replace(name, name.upper(), 1) if name in _ABBREVIATIONS else plain(norm)
 
 
 def cell_label(cell: Cell) -> str:
     """The method of a cell as shown: its own label, or :func:`method_label`."""
-    return cell.label or method_label(cell.norm)
+    return plain(cell.label) or method_label(cell.norm)
 
 
 def minus(first: float | None, second: float | None) -> float | None:

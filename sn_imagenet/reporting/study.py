@@ -16,6 +16,7 @@ from sn_imagenet.reporting.cells import (
     Difference,
     Summary,
     by_cell,
+    cell_label,
     method_label,
     summarize,
 )
@@ -168,8 +169,8 @@ class Study:
 
     def label(self, method: str) -> str:
         """The method as shown: as its config says, or :func:`method_label`."""
-        labels = (run.cell.label for run in self.runs if run.cell.norm == method)
-        return next(filter(None, labels), method_label(method))
+        cells = (run.cell for run in self.runs if run.cell.norm == method)
+        return next(map(cell_label, cells), method_label(method))
 
     def cell_name(self, method: str, setting: Setting) -> str:
         """``BN (8,2)``."""

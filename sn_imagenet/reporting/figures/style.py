@@ -37,6 +37,7 @@ STYLE: Any = {  # Any: matplotlib's stubs list all keys one by one
     "axes.spines.right": False,
     "pdf.fonttype": 42,  # keeps text as text
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a method may have any name
 }
 
 
