@@ -8,6 +8,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sn_imagenet.config import NON_EXPERIMENT_KEYS
-from sn_imagenet.reporting.accuracy import averages_grid
 from sn_imagenet.reporting.cells import (
     cell_label,
     evaluation_label,
@@ -39,7 +39,7 @@ from sn_imagenet.reporting.figures.style import STYLE
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Grid
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of
-from sn_imagenet.reporting.table2 import methods_grid, table2_grid
+from sn_imagenet.reporting.table2 import averages_grid, methods_grid, table2_grid
 from sn_imagenet.reporting.variants import variants_grid
 from sn_imagenet.reporting.verdict import RULES
 from sn_imagenet.runs import Run, flatten_config, write_text
@@ -96,14 +96,13 @@ def write_page(
     )
     functions = (effect_text, claim_details, cell_label, score_text)
     environment.globals |= {function.__name__: function for function in functions}
-    commands = Commands(sweep)
     content = environment.get_template("report.html").render(
         groups=judge_claims(collection, expected_file),
         rules=RULES,
         notes=claim_notes(collection),
         studies=[_study(study, warnings) for study in studies],
         score=labels.pop() if len(labels) == 1 else "score",
-        runs=[_run(*pair, commands, warnings) for pair in zip(runs, folders, strict=True)],
+        runs=[_run(*pair, sweep, warnings) for pair in zip(runs, folders, strict=True)],
         same_study=len(studies) == 1,
         numbers={folder: i for i, folder in enumerate(folders)},
         by_cell={
@@ -153,7 +152,7 @@ def svg(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _run(run: Run, folder: str, commands: Commands, warnings: list[str]) -> dict[str, Any]:
+def _run(run: Run, folder: str, sweep: str | None, warnings: list[str]) -> dict[str, Any]:
     epochs, why = try_epochs(run)
     warnings += [why] if why else []
     score = recorded_score(run) or run.score
@@ -173,7 +172,7 @@ def _run(run: Run, folder: str, commands: Commands, warnings: list[str]) -> dict
         "provenance": {k: _text(v) for k, v in run.provenance.items() if v is not None},
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
         "curve": curve(epochs, score_heading(score), "step" if validates_by_step(run) else "epoch"),
-        "command": commands.repeating(run),
+        "command": repeat_command(run, sweep),
     }
 
 
@@ -211,48 +210,39 @@ def curve(epochs: Sequence[Epoch], heading: str, unit: str) -> dict[str, Any]:
     return {"width": _WIDTH, "height": _HEIGHT, "lines": drawn, "caption": caption}
 
 
-class Commands:
-    """The commands that repeat runs: of ``sweep``, if that is given, else of single runs."""
+def repeat_command(run: Run, sweep: str | None = None) -> str:
+    """The command that repeats a run, as one of ``sweep`` if that is given. It sets every value in
+    which the run departs from what the names in it compose today; empty without a config."""
+    flat = flatten_config(run.config)
+    groups = ("norm", "batch", "data", "model", "task", "norm.head", "protocol")
+    names = [f"{group}={flat[f'{group}.name']}" for group in groups if f"{group}.name" in flat]
+    words = [f"sweep={sweep}"] * bool(sweep)
+    words += [name for name in names if name not in ("task=classification", "protocol=paper")]
+    composed = _composed(tuple(words)) if flat else {}
+    changed = [
+        f"++{key}={_hydra(value)}"
+        for key, value in flat.items()
+        if key not in NON_EXPERIMENT_KEYS and key != "seed" and not key.endswith(".name")
+        if not key.startswith("norm.head.") and composed.get(key, "") != value
+    ]
+    program = f"python train.py{' -m' * bool(sweep)}"
+    return " ".join(
+        [program, *map(shlex.quote, [*words, f"seed={run.seed}", *changed])] * bool(flat)
+    )
 
-    def __init__(self, sweep: str | None = None) -> None:
-        self._sweep = sweep
-        self._composed: dict[tuple[str, ...], dict[str, Any]] = {}
 
-    def repeating(self, run: Run) -> str:
-        """The command, with every value in which the run departs from what its names compose today;
-        empty without a config."""
-        flat = flatten_config(run.config)
-        groups = ("norm", "batch", "data", "model", "task", "norm.head", "protocol")
-        names = [f"{group}={flat[f'{group}.name']}" for group in groups if f"{group}.name" in flat]
-        head = ["-m", f"sweep={self._sweep}"] if self._sweep else []
-        if not flat:
-            return ""
-        usual = {name for name in names if name in ("task=classification", "protocol=paper")}
-        short = [name for name in names if name not in usual]
-        composed = self._compose((*head[1:], *short))
-        changed = [
-            f"++{key}={_hydra(value)}"
-            for key, value in flat.items()
-            if key not in NON_EXPERIMENT_KEYS and key != "seed" and not key.endswith(".name")
-            if not key.startswith("norm.head.") and composed.get(key, "") != value
-        ]
-        words = [*head, *short, f"seed={run.seed}", *changed]
-        return " ".join(["python train.py", *map(shlex.quote, words)])
+@cache
+def _composed(words: tuple[str, ...]) -> dict[str, Any]:
+    """The config that command-line words compose, flattened; empty if they do not."""
+    from hydra import compose, initialize_config_dir
 
-    def _compose(self, words: tuple[str, ...]) -> dict[str, Any]:
-        """The config that command-line words compose; empty if they do not."""
-        from hydra import compose, initialize_config_dir
+    from sn_imagenet.config import from_hydra
 
-        from sn_imagenet.config import from_hydra
-
-        if words not in self._composed:
-            try:
-                with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-                    config = from_hydra(compose("config", overrides=list(words))).to_dict()
-            except Exception:  # Hydra raises many kinds; the command then gives every value
-                config = {}
-            self._composed[words] = flatten_config(config)
-        return self._composed[words]
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return flatten_config(from_hydra(compose("config", overrides=[*words])).to_dict())
+    except Exception:  # Hydra raises many kinds; the command then gives every value
+        return {}
 
 
 def _hydra(value: Any) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from sn_imagenet.reporting.cells import (
     CELL_KEYS,
@@ -23,9 +23,10 @@ from sn_imagenet.reporting.cells import (
     summarize,
 )
 from sn_imagenet.reporting.paper import in_paper_order
-from sn_imagenet.reporting.render import Grid, Row, interval_columns, rounded
+from sn_imagenet.reporting.render import Document, Grid, Row, interval_columns, rounded
 from sn_imagenet.reporting.statistics import Estimate, contrast
-from sn_imagenet.reporting.study import RunCollection, Study
+from sn_imagenet.reporting.study import RunCollection, Study, studies_of
+from sn_imagenet.reporting.table2 import Columns, GridOf, accuracy_document
 from sn_imagenet.runs import Run, Setting
 
 BN_AND_SN = ("bn", "sn")
@@ -199,3 +200,44 @@ def _changes(runs: Sequence[Run]) -> list[tuple[tuple[str, str], ...]]:
     most = {k: Counter(item.get(k, "null") for item in items).most_common(1)[0][0] for k in keys}
     values = ({key: item.get(key, "null") for key in keys} for item in items)
     return [tuple((k, v) for k, v in item.items() if v != most[k]) for item in values]
+
+
+def variants(collection: RunCollection) -> Document:
+    """SN - BN under each change of the protocol among the runs, and how far each moves it."""
+
+    def labels(study: Study, v: Variant) -> Columns:
+        cell = {"data": study.data, "model": study.model, "setting": v.setting.name}
+        return {**cell, "change": v.label}
+
+    # Without cells: here runs of one cell differ on purpose.
+    studies = [replace(study, cells={}) for study in studies_of(collection)]
+    return _sn_minus_bn("Changes of the protocol", studies, variants_of, variants_grid, labels)
+
+
+def networks(collection: RunCollection) -> Document:
+    """SN - BN of each network that was run on a data set, and how far the network moves it."""
+
+    def labels(study: Study, v: Variant) -> Columns:
+        return {"data": study.data, "model": v.label, "setting": v.setting.name}
+
+    grouped: dict[tuple[object, ...], Study] = {}
+    for study in studies_of(collection):
+        key = (study.data, study.row, study.task, study.score)
+        runs = [*(grouped[key].runs if key in grouped else ()), *study.runs]
+        models = len({run.cell.model for run in runs})
+        name = study.model if models == 1 else f"{models} networks"
+        grouped[key] = replace(study, model=name, cells={}, runs=runs)
+    return _sn_minus_bn("Networks", list(grouped.values()), networks_of, networks_grid, labels)
+
+
+def _sn_minus_bn(
+    title: str,
+    studies: Sequence[Study],
+    variants_of: Callable[[Study], list[Variant]],
+    grid: GridOf,
+    labels: Callable[[Study, Variant], Columns],
+) -> Document:
+    found = {study.title: variants_of(study) for study in studies}
+    rows = [[labels(s, v) | variant_columns(v) for v in found[s.title]] for s in studies]
+    problems = [w for s in studies for w in variants_warnings(found[s.title], s.collection)]
+    return accuracy_document(title, studies, [grid], rows, problems)

@@ -16,7 +16,7 @@ from sn_imagenet.reporting.claims_report import write_claims
 from sn_imagenet.reporting.curves import read_epochs, score_of_epochs
 from sn_imagenet.reporting.figures.files import write_figures
 from sn_imagenet.reporting.model_card import model_card
-from sn_imagenet.reporting.page import Commands, write_page
+from sn_imagenet.reporting.page import repeat_command, write_page
 from sn_imagenet.reporting.report import report_runs, run_tables
 from sn_imagenet.reporting.study import RunCollection, studies_of
 from sn_imagenet.reporting.tables import RUN_TABLES, write_tables
@@ -182,11 +182,9 @@ def test_the_page_has_tables_figures_and_runs_without_claims(runs: Path, tmp_pat
 
 def test_the_command_names_the_task_and_the_method_of_the_heads(runs: Path) -> None:
     run = next(run for run in find_runs(runs).runs if run.cell.norm == "frozen_bn+sn")
-    command = Commands().repeating(run).split()
+    command = repeat_command(run).split()
     assert {"norm=frozen_bn", "norm.head=sn", "task=regression"} <= set(command)
-    assert "'++task.target='" in Commands().repeating(
-        run
-    ) and "norm.head.args" not in Commands().repeating(run)
+    assert "'++task.target='" in repeat_command(run) and "norm.head.args" not in repeat_command(run)
 
 
 def test_the_card_of_an_export_has_the_score(runs: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from run_files import REPOSITORY, config, finished_run, result, write_run, write_sweep
 
-from sn_imagenet.reporting.page import Commands, write_page
+from sn_imagenet.reporting.page import repeat_command, write_page
 from sn_imagenet.runs import find_runs
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
@@ -92,14 +92,14 @@ def test_names_from_result_files_are_text(tmp_path: Path) -> None:
 def test_the_command_repeats_the_run(tmp_path: Path) -> None:
     (study,) = find_runs(REPOSITORY / "results/depth/runs/digits/resnet26_mini/bn/8x2/seed1").runs
     names = "norm=bn batch=8x2 data=digits model=resnet26_mini"
-    assert Commands("depth").repeating(study) == f"python train.py -m sweep=depth {names} seed=1"
-    alone = Commands().repeating(study).split()
+    assert repeat_command(study, "depth") == f"python train.py -m sweep=depth {names} seed=1"
+    alone = repeat_command(study).split()
     assert " ".join(alone[:6]) == f"python train.py {names}"
     assert alone[6:] == ["seed=1", "++protocol.base_lr=0.2", "++trainer.epochs=12"]
     # One's own method, which the configs here do not compose: every value is given.
     finished_run(tmp_path, 90.0, norm="mine", seed=3)
     (run,) = find_runs(tmp_path).runs
-    command = Commands("depth").repeating(run)
+    command = repeat_command(run, "depth")
     assert command.startswith(
         "python train.py -m sweep=depth norm=mine batch=8x2 data=digits model"
     )
