@@ -40,7 +40,7 @@ from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Grid
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of
 from sn_imagenet.reporting.table2 import averages_grid, methods_grid, table2_grid
-from sn_imagenet.reporting.variants import variants_grid
+from sn_imagenet.reporting.variants import networks, variants_grid
 from sn_imagenet.reporting.verdict import RULES
 from sn_imagenet.runs import Run, flatten_config, write_text
 from sn_imagenet.runs.scores import TOP1
@@ -100,9 +100,10 @@ def write_page(
         groups=judge_claims(collection, expected_file),
         rules=RULES,
         notes=claim_notes(collection),
+        networks=[grid for grids in networks(collection).grids for grid in grids],
         studies=[_study(study, warnings) for study in studies],
         score=labels.pop() if len(labels) == 1 else "score",
-        runs=[_run(*pair, sweep, warnings) for pair in zip(runs, folders, strict=True)],
+        runs=[describe_run(*pair, sweep, warnings) for pair in zip(runs, folders, strict=True)],
         same_study=len(studies) == 1,
         numbers={folder: i for i, folder in enumerate(folders)},
         by_cell={
@@ -152,7 +153,8 @@ def svg(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _run(run: Run, folder: str, sweep: str | None, warnings: list[str]) -> dict[str, Any]:
+def describe_run(run: Run, folder: str, sweep: str | None, warnings: list[str]) -> dict[str, Any]:
+    """What the page shows of a run. Adds a line to ``warnings`` if its metrics cannot be read."""
     epochs, why = try_epochs(run)
     warnings += [why] if why else []
     score = recorded_score(run) or run.score
