@@ -13,7 +13,11 @@ from sn_imagenet.runs import UNREADABLE, LayerWeights, Run, stage_of
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 from sn_imagenet.runs.scores import TOP1, Score, read_score
 
-EPOCH_CHOICES = ("final", "best", "median5")
+EPOCH_CHOICES = {  # which epoch's score counts
+    "final": "the evaluation after the last epoch",
+    "best": "the best epoch, chosen on the validation set itself, which favors it",
+    "median5": "the median of the last five epochs",
+}
 KIND_SYMBOLS = {"mean": "μ", "variance": "σ"}  # kinds of importance weights
 
 

@@ -255,8 +255,8 @@ def studies_of(collection: RunCollection) -> list[Study]:
 def study_of(collection: RunCollection, key: StudyKey) -> Study:
     """The study of one task on one data set with one network, perhaps without runs."""
     runs = [run for run in collection.runs if _experiment(run) == key]
-    scores = [score for run in runs if (score := recorded_score(run))]
-    return _study(collection, key, scores[0] if scores else TOP1, runs)
+    score = next(filter(None, map(recorded_score, runs)), TOP1)
+    return _study(collection, key, score, runs)
 
 
 class StudyKey(NamedTuple):

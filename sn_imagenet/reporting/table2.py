@@ -23,6 +23,7 @@ from sn_imagenet.reporting.cells import (
     statistics_label,
     summarize,
 )
+from sn_imagenet.reporting.curves import EPOCH_CHOICES
 from sn_imagenet.reporting.departures import departure_notes, gather_departures
 from sn_imagenet.reporting.paper import NO_PAPER
 from sn_imagenet.reporting.render import (
@@ -46,11 +47,6 @@ OTHER_METHODS = ("in", "ln", "brn", "bkn", "bn", "sn")
 OTHER_DIFFERENCES = (("in", "sn"), ("ln", "sn"), ("brn", "bn"), ("brn", "sn"))
 OTHER_SETTINGS = (Setting(8, 32), Setting(8, 4))
 STORED_STATISTICS = {"moving_average", "batch_average"}
-EPOCHS = {
-    "final": "the evaluation after the last epoch",
-    "best": "the best epoch, chosen on the validation set itself, which favors it",
-    "median5": "the median of the last five epochs",
-}
 
 GridOf = Callable[[Study], Grid | None]
 Columns = dict[str, object]  # of a row of the CSV
@@ -332,7 +328,7 @@ def _reading_notes(study: Study) -> list[str]:
         "run. Bold: the best mean of a column. Intervals over seeds: Student's for a cell, Welch's "
         "for a difference. Rounded half up; differences are of the unrounded means.",
         f"{'Accuracy' if study.is_classification else 'Score'} of a run: "
-        f"{EPOCHS[study.collection.epoch]}.",
+        f"{EPOCH_CHOICES[study.collection.epoch]}.",
     ]
     if study.paper is not NO_PAPER and not study.matches_paper:
         notes.append(

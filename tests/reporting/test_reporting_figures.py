@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
@@ -18,7 +17,7 @@ from run_files import config, finished_run, result, weights, write_run, write_sw
 from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
 from sn_imagenet.reporting.figures.files import plot_run, seeds_with_weights, write_figures
 from sn_imagenet.reporting.figures.learning import draw_figure2, draw_figure8, figure2, figure8
-from sn_imagenet.reporting.figures.style import COLORS, STYLE
+from sn_imagenet.reporting.figures.style import COLORS
 from sn_imagenet.reporting.figures.weights import draw_figure3, draw_figure4, figure3, figure4
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of
 from sn_imagenet.runs import Run, Setting, find_runs, run_from_result
@@ -185,22 +184,6 @@ def test_an_unfinished_sweep_is_drawn_up_to_its_last_common_epoch(tmp_path: Path
     )
     assert curves[0].get_ydata()[3] == pytest.approx(expected)
     assert [axes.get_title() for axes in draw_figure8(figure8(data)).axes] == ["(8,32)", "(8,2)"]
-
-
-@pytest.mark.parametrize("settings", [("8x2",), ("8x32", "8x2"), ("8x32", "8x8", "8x2")])
-def test_figure8s_legend_is_inside_the_figure_and_above_the_panels(
-    settings: tuple[str, ...], tmp_path: Path
-) -> None:
-    write_sweep(tmp_path, settings)
-    with rc_context(STYLE):
-        figure = draw_figure8(figure8(study_of(tmp_path)))
-        figure.canvas.draw()
-        legend = figure.legends[0].get_window_extent()
-    assert len(figure.legends[0].get_texts()) == 4
-    assert figure.bbox.x0 <= legend.x0 and legend.x1 <= figure.bbox.x1
-    assert legend.y1 <= figure.bbox.y1
-    for axes in figure.axes:
-        assert axes.title.get_window_extent().y1 <= legend.y0
 
 
 @pytest.mark.parametrize(
