@@ -58,7 +58,7 @@ def table1(
             reasons = [text for mark, text in _REASONS.items() if mark in (ours[column] or "")]
             notes.append(
                 f"{_label(method)}, {COLUMNS[column]}: {_entry_text(column, ours[column])} here, "
-                f"{_entry_text(column, paper and paper[column])} in the paper"
+                f"{_entry_text(column, paper[column] if paper else None)} in the paper"
                 + (f": {'; '.join(reasons)}." if reasons else ".")
             )
             texts[column] += DIFFERS
