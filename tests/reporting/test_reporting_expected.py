@@ -24,7 +24,8 @@ def judged(root: Path, statements: str) -> tuple[list[dict[str, Any]], str]:
     file = root / "study.yaml"
     file.write_text(HEAD + statements)
     written = write_claims(root / "runs", root / "out", PAPER, file)
-    assert written.brief == written.text[written.text.index("Regression checks") :]
+    assert written.brief.startswith("Regression checks on digits, resnet50_mini (study.yaml, set ")
+    assert written.brief in written.text and "The paper's claims" not in written.brief
     return json.loads(written.paths[0].read_text())["expected"], written.paths[1].read_text()
 
 
