@@ -1,8 +1,11 @@
 # make help | setup | test | test-all | demo | study-NAME | golden | gpu | lint      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 BIN := .venv/bin
-# The study's own claims, if it has any, and its tables.
+# The study's own claims and sweep, if it has any, and its tables.
 EXPECTED = $(addprefix --expected ,$(wildcard results/expected/$(STUDY).yaml))
+SWEEP = $(addprefix --sweep ,$(notdir $(basename $(wildcard configs/sweep/$(STUDY).yaml))))
+# RUNS=again trains a committed study again, beside its committed runs, and compares them.
+RUNS := runs
 TABLES_digits := table2,methods
 TABLES_depth := networks,table2
 TABLES_nuclei := table5
@@ -14,7 +17,7 @@ STUDIES := $(notdir $(basename $(wildcard configs/sweep/*.yaml)))
 $(foreach goal,$(filter-out $(STUDIES:%=study-%),$(filter study-%,$(MAKECMDGOALS))),\
   $(error $(goal): no such study; expected study- and one of $(STUDIES)))
 
-.PHONY: help setup test test-all demo report figures tables gpu study-blood_cells study-nuclei study-search study-sensitivity study-stylization golden lint
+.PHONY: help setup test test-all demo report figures tables variants gpu study-blood_cells study-nuclei study-search study-sensitivity study-stylization golden lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -26,6 +29,7 @@ help:
 	@echo 'make demo           train 27 runs on bundled images, print verdicts and the table'
 	@echo 'make study-NAME     train a study of configs/sweep and report it in results/NAME:'
 	@echo '                    $(STUDIES)'
+	@echo 'make study-NAME RUNS=again    train it again beside the committed runs, and compare'
 	@echo 'make report STUDY=NAME    figures, tables and verdicts of the runs in results/NAME'
 	@echo 'make test           the quick tests; make test-all: every test; make lint: the linters'
 	@echo 'make gpu            on a GPU, the tests that need one and the speeds, in GPU_OUT=FOLDER'
@@ -54,33 +58,38 @@ demo:
 
 # A study of configs/sweep, in results/NAME. Killed and started again, it resumes. OPTIONS="seed=0".
 study-%: setup
-	$(BIN)/python train.py -m sweep=$* runs_dir=results/$*/runs $(OPTIONS)
+	$(BIN)/python train.py -m sweep=$* runs_dir=results/$*/$(RUNS) $(OPTIONS)
 	@$(MAKE) --no-print-directory report STUDY=$*
 
 # One change of the protocol at a time (an explicit rule takes precedence over study-%).
 SENSITIVITY := $(BIN)/python train.py -m sweep=sensitivity
 study-sensitivity: setup
-	$(SENSITIVITY) batch=8x2,8x8 runs_dir=results/sensitivity/runs/paper
-	$(SENSITIVITY) batch=8x2,8x8 protocol.dropout=0.5 runs_dir=results/sensitivity/runs/dropout
-	$(SENSITIVITY) batch=8x2 protocol.base_lr=0.1 protocol.lr_reference_batch=16 runs_dir=results/sensitivity/runs/lr
-	$(SENSITIVITY) batch=8x8 protocol.base_lr=0.1 protocol.lr_reference_batch=64 runs_dir=results/sensitivity/runs/lr
-	$(SENSITIVITY) protocol.zero_init_last_gamma=true runs_dir=results/sensitivity/runs/zero_gamma
-	$(SENSITIVITY) protocol.lambda_weight_decay=0 norm=sn runs_dir=results/sensitivity/runs/lambda
-	$(SENSITIVITY) norm=sn +norm.args.instance_correction=1 runs_dir=results/sensitivity/runs/correction
-	$(BIN)/python scripts/make_tables.py --runs results/sensitivity/runs --out results/sensitivity --only variants
+	$(SENSITIVITY) batch=8x2,8x8 runs_dir=results/sensitivity/$(RUNS)/paper
+	$(SENSITIVITY) batch=8x2,8x8 protocol.dropout=0.5 runs_dir=results/sensitivity/$(RUNS)/dropout
+	$(SENSITIVITY) batch=8x2 protocol.base_lr=0.1 protocol.lr_reference_batch=16 runs_dir=results/sensitivity/$(RUNS)/lr
+	$(SENSITIVITY) batch=8x8 protocol.base_lr=0.1 protocol.lr_reference_batch=64 runs_dir=results/sensitivity/$(RUNS)/lr
+	$(SENSITIVITY) protocol.zero_init_last_gamma=true runs_dir=results/sensitivity/$(RUNS)/zero_gamma
+	$(SENSITIVITY) protocol.lambda_weight_decay=0 norm=sn runs_dir=results/sensitivity/$(RUNS)/lambda
+	$(SENSITIVITY) norm=sn +norm.args.instance_correction=1 runs_dir=results/sensitivity/$(RUNS)/correction
+	@$(MAKE) --no-print-directory $(if $(filter runs,$(RUNS)),variants,report) STUDY=sensitivity
+
+# The report of a study in which runs of one cell differ on purpose.
+variants:
+	$(SHOW) scripts/make_tables.py $(RUNS_AND_OUT) --only variants
+	$(SHOW) scripts/make_report.py $(RUNS_AND_OUT) $(SWEEP)
 
 # Architecture search, then its architectures trained from scratch. OPTIONS="data.train=DIR data.val=DIR".
 study-search: setup
-	$(BIN)/python train.py -m sweep=search runs_dir=results/search/runs $(OPTIONS)
-	$(BIN)/python train.py -m sweep=search_scratch runs_dir=results/search/runs $(OPTIONS)
+	$(BIN)/python train.py -m sweep=search runs_dir=results/search/$(RUNS) $(OPTIONS)
+	$(BIN)/python train.py -m sweep=search_scratch runs_dir=results/search/$(RUNS) $(OPTIONS)
 	@$(MAKE) --no-print-directory report STUDY=search
 
 # Needs data: OPTIONS="data.train=DIR task.style=FILE task.features=FILE". Fig. 9 shows the photographs
 # that scikit-learn bundles, by danielbuechele and vultilion (CC BY 2.0).
 study-stylization: setup
-	$(BIN)/python train.py -m sweep=stylization runs_dir=results/stylization/runs $(OPTIONS)
+	$(BIN)/python train.py -m sweep=stylization runs_dir=results/stylization/$(RUNS) $(OPTIONS)
 	images=$$($(BIN)/python -c 'import sklearn.datasets as d; print(d.__path__[0] + "/images")'); \
-	for run in $$(find results/stylization/runs -type d -name seed0); do \
+	for run in $$(find results/stylization/$(RUNS) -type d -name seed0); do \
 	  $(BIN)/python scripts/stylize.py --run $$run --images $$images --size 512 || exit 1; \
 	done
 	@$(MAKE) --no-print-directory report STUDY=stylization
@@ -89,8 +98,8 @@ study-stylization: setup
 # first seed of each method draws the objects that it finds in the validation images.
 STUDY_DATA ?= data
 export STUDY_DATA
-DETECTORS = $(BIN)/python train.py -m sweep=$(1) runs_dir=results/$(1)/runs
-FIND = for file in $$(find results/$(1)/runs -path '*+detection/*/seed0/final.pt'); do \
+DETECTORS = $(BIN)/python train.py -m sweep=$(1) runs_dir=results/$(1)/$(RUNS)
+FIND = for file in $$(find results/$(1)/$(RUNS) -path '*+detection/*/seed0/final.pt'); do \
 	  $(BIN)/python scripts/detect.py --run $$(dirname $$file) --images $(STUDY_DATA)/$(1)/val \
 	    --annotations $(STUDY_DATA)/$(1)/annotations/instances_val.json || exit 1; \
 	done
@@ -102,9 +111,9 @@ study-blood_cells: setup
 
 # From scratch, then from classifiers that the study trains itself.
 study-nuclei: setup
-	$(BIN)/python train.py -m sweep=nuclei_classifiers runs_dir=results/nuclei/runs
+	$(BIN)/python train.py -m sweep=nuclei_classifiers runs_dir=results/nuclei/$(RUNS)
 	$(call DETECTORS,nuclei) $(OPTIONS)
-	$(call DETECTORS,nuclei) init_from=results/nuclei/runs/imagenette_small \
+	$(call DETECTORS,nuclei) init_from=results/nuclei/$(RUNS)/imagenette_small \
 	  pair=frozen_bn,frozen_bn_gn,frozen_bn_sn,gn_gn,sn_sn $(OPTIONS)
 	$(call FIND,nuclei)
 	@$(MAKE) --no-print-directory report STUDY=nuclei
@@ -114,8 +123,12 @@ study-nuclei: setup
 RUNS_AND_OUT = --runs results/$(STUDY)/runs --out results/$(STUDY) $(BRIEF)
 SHOW = $(if $(BRIEF),@)$(BIN)/python
 report:
+ifeq ($(RUNS),runs)
 	@$(MAKE) --no-print-directory -j2 figures tables
-	$(SHOW) scripts/make_report.py $(RUNS_AND_OUT) $(EXPECTED)
+	$(SHOW) scripts/make_report.py $(RUNS_AND_OUT) $(EXPECTED) $(SWEEP)
+else
+	$(SHOW) scripts/compare_runs.py results/$(STUDY)/runs results/$(STUDY)/$(RUNS)
+endif
 
 figures:
 	$(SHOW) scripts/make_figures.py $(RUNS_AND_OUT)

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from sn_imagenet.command_line import run_script
 from sn_imagenet.reporting.claims_report import write_claims
-from sn_imagenet.reporting.command import add_expected, runs_parser, with_warnings
+from sn_imagenet.reporting.command import PAPER, add_expected, chosen, runs_parser
 
 
 def main() -> None:
-    description = "Judge the paper's claims on the runs."
+    description = "Judge the paper's claims, and your own methods, on the runs."
     parser = runs_parser(description, "folder for claims.json and claims.md")
     add_expected(parser)
     args = parser.parse_args()
-    written = with_warnings(
-        write_claims(args.runs, args.out, args.paper, args.expected), args.brief
-    )
-    print(written.statements if args.brief else written.text)
-    for path in () if args.brief else (written.path, written.details):
-        print(path)
+    write_claims(args.runs, args.out, PAPER, args.expected, **chosen(args)).show(args.brief)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from sn_imagenet.command_line import run_script
-from sn_imagenet.reporting.command import runs_parser, with_warnings
+from sn_imagenet.reporting.command import chosen, runs_parser
 from sn_imagenet.reporting.figures.files import write_figures
 
 
 def main() -> int:
     description = "Make the figures from a folder of runs."
     args = runs_parser(description, "folder for the figures", paper=False).parse_args()
-    figures = with_warnings(write_figures(args.runs, args.out), args.brief)
-    for path in () if args.brief else figures.paths:
-        print(path)
+    figures = write_figures(args.runs, args.out, **chosen(args))
+    figures.show(args.brief)
     return 0 if figures.paths else 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sn_imagenet.command_line import run_script
-from sn_imagenet.reporting.command import add_expected, runs_parser, with_warnings
+from sn_imagenet.reporting.command import PAPER, add_expected, chosen, runs_parser
 from sn_imagenet.reporting.page import write_page
 
 
@@ -11,14 +11,11 @@ def main() -> None:
     description = "Make one HTML page from a folder of runs."
     parser = runs_parser(description, "folder for report.html")
     add_expected(parser)
+    sweep = "the sweep that trained the runs, for the commands that repeat them"
+    parser.add_argument("--sweep", metavar="NAME", help=sweep)
     args = parser.parse_args()
-    page = with_warnings(write_page(args.runs, args.out, args.paper, args.expected), args.brief)
-    if args.brief:
-        warnings = f" ({len(page.warnings)} warnings)" if page.warnings else ""
-        print(f"Report with figures, the paper's claims and every run: {page.path}{warnings}")
-        print(f"Verdicts in full (claims.md), tables with their notes, figures: {args.out}")
-    else:
-        print(page.path)
+    page = write_page(args.runs, args.out, PAPER, args.expected, args.sweep, **chosen(args))
+    page.show(args.brief)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,9 @@ from typing import Any
 
 from sn_imagenet.command_line import run_script
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.command import runs_parser, with_warnings
+from sn_imagenet.reporting.command import PAPER, chosen, names, runs_parser
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
 from sn_imagenet.reporting.tables import TABLE_NAMES, write_tables
-
-
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
 
 
 def _size(text: str) -> tuple[int, ...]:
@@ -22,18 +18,10 @@ def _size(text: str) -> tuple[int, ...]:
 
 def main() -> None:
     parser = runs_parser(__doc__, "folder for the tables")
-    parser.add_argument(
-        "--only",
-        type=_names,
-        metavar="NAME,..",
-        help=f"tables among {', '.join(TABLE_NAMES)}; default the first two",
-    )
-    parser.add_argument(
-        "--settings",
-        type=_names,
-        metavar="8x8,8x2,...",
-        help="settings to show, in this order; default the paper's nine and others that were run",
-    )
+    only = f"tables among {', '.join(TABLE_NAMES)}; default the first two"
+    parser.add_argument("--only", type=names, metavar="NAME,..", help=only)
+    no_paper = "leave out the paper's numbers, its settings and notes, to print your own alone"
+    parser.add_argument("--no-paper", action="store_true", help=no_paper)
     epochs = f"epoch whose accuracy counts: {', '.join(EPOCH_CHOICES)}"
     parser.add_argument("--epoch", default="final", help=epochs)
     parser.add_argument(
@@ -50,15 +38,9 @@ def main() -> None:
         except ValueError as error:
             raise UserError(f"--size: {error}") from error
 
-    written = with_warnings(
-        write_tables(
-            args.runs, args.out, args.paper, args.only, args.settings, take_census, args.epoch
-        ),
-        args.brief,
-    )
-    print(written.brief if args.brief else written.summary)
-    for path in () if args.brief else written.paths:
-        print(path)
+    paper = None if args.no_paper else PAPER
+    written = write_tables(args.runs, args.out, paper, args.only, take_census, **chosen(args))
+    written.show(args.brief)
 
 
 if __name__ == "__main__":

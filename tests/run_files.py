@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sn_imagenet.reporting.command import Written
 from sn_imagenet.runs import Run
 from sn_imagenet.runs.methods import BUILT_IN
 
@@ -21,6 +22,11 @@ def result_of(run: Run) -> dict[str, Any]:
     """The content of a run's ``result.json``."""
     content: dict[str, Any] = json.loads((run.path / "result.json").read_text())
     return content
+
+
+def markdown_of(written: Written) -> str:
+    """The Markdown files that a script has written."""
+    return "".join(path.read_text() for path in written.paths if path.suffix == ".md")
 
 
 def config(

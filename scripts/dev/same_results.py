@@ -47,6 +47,7 @@ IGNORED = (
     "training.compiled.*", "config.trainer.compile", "config.checkpoint.on_error",  # earlier
     "provenance.git_revision", "provenance.git_dirty", "provenance.written_at", "evaluations.*.at",
     "config.runs_dir", "config.run_dir",
+    "*provenance.hardware.*", "config.norm.label",  # which earlier revisions do not record
 )
 # fmt: on
 ABSENT = ...

@@ -45,6 +45,7 @@ NON_EXPERIMENT_KEYS = frozenset({
     "run_dir", "runs_dir", "evaluate", "tracker",
     "data.root", "data.train", "data.val", "data.workers",
     "data.train_annotations", "data.val_annotations",
+    "norm.label", "norm.head.label",
     "model.fuse_relu", "trainer.device", "trainer.replicas_per_pass", "trainer.log_every",
     "trainer.eval_batch_size", "trainer.deterministic", "trainer.graph", "checkpoint.minutes",
     "calibration.every", "trainer.validate_every",

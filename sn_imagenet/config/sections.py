@@ -31,7 +31,8 @@ class NormConfig:
     and the moving average for BN (Sec. 2.1, "Inference"); ``sample`` (per-sample statistics) is for
     methods that store none. ``single_sample``: what changes if a replica holds one sample:
     ``without`` has the members to remove from the lists in ``args``, and ``test_statistics``
-    replaces the value above (SN has no bn at (8,1), Table 2).
+    replaces the value above (SN has no bn at (8,1), Table 2). ``label``: the method's name in
+    tables and figures, by default ``name``.
     """
 
     name: str
@@ -40,6 +41,7 @@ class NormConfig:
     test_statistics: str
     single_sample: dict[str, Any] = field(default_factory=dict)
     head: Any = None
+    label: str | None = None
 
     def __post_init__(self) -> None:
         if self.head is not None:

@@ -85,6 +85,16 @@ def _compiler() -> list[str]:
     return [path] if path else []
 
 
+@cache
+def compiler_version() -> str | None:
+    """The first line of the compiler's ``--version``, None without a compiler."""
+    try:
+        done = subprocess.run([*_compiler(), "--version"], capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace").partition("\n")[0] or None
+
+
 def _load(command: list[str], source: Path, folder: Path) -> ctypes.CDLL:
     library = folder / f"{source.stem}-{_fingerprint(command, source)}.so"
     if not _is_valid(library):

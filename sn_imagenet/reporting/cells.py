@@ -11,8 +11,8 @@ from typing import Any
 
 from sn_imagenet.config import NON_EXPERIMENT_KEYS
 from sn_imagenet.reporting.curves import score_of_epochs
-from sn_imagenet.reporting.render import round_half_up
-from sn_imagenet.reporting.statistics import Interval, difference_interval, mean_interval
+from sn_imagenet.reporting.render import plain, round_half_up
+from sn_imagenet.reporting.statistics import Interval, contrast, mean_interval
 from sn_imagenet.runs import (
     DIVERGED,
     FINISHED,
@@ -50,14 +50,14 @@ _STATISTICS = {
 
 @dataclass(frozen=True)
 class Summary:
-    """The runs of one cell. ``values``: the score of the seeds that have a number;
-    ``conflict``: why the runs are not seeds of one experiment, empty if they are.
+    """The runs of one cell. ``values``: the score of the seeds that have a number, the runs
+    ``counted``; ``conflict``: why the runs are not seeds of one experiment, empty if they are.
     """
 
-    runs: tuple[Run, ...]
-    values: tuple[float, ...]
+    runs: tuple[Run, ...] = ()
+    values: tuple[float, ...] = ()
     conflict: str = ""
-    counted: tuple[Run, ...] = ()  # the runs of ``values``
+    counted: tuple[Run, ...] = ()
 
     @property
     def mean(self) -> float | None:
@@ -75,9 +75,9 @@ class Summary:
         return mean_interval(self.values)
 
     @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds of ``values``."""
-        return tuple(run.seed for run in self.counted)
+    def finished(self) -> list[Run]:
+        """The runs that have finished."""
+        return [run for run in self.runs if run.state == FINISHED]
 
     @property
     def states(self) -> Counter[str]:
@@ -93,67 +93,58 @@ class Summary:
         """The cell as shown: ``91.2``, ``91.2 ± 0.3 (3)``, ``91.2 (1 of 2; 1 diverged)``,
         ``running 3/10``, ``diverged (3)``, ``mixed configs``, or a dash where there is no run.
         """
+        total = len(self.runs)
         if not self.runs:
             return MISSING
         if self.conflict:
-            return f"mixed configs ({len(self.runs)} runs)"
+            return f"mixed configs ({total} runs)"
+        unfinished = {state: self._state_text(state) for state in STATES if self.states[state]}
+        finished = unfinished.pop(FINISHED, "")
+        others = ", ".join(f"{self.states[state]} {text}" for state, text in unfinished.items())
         if not self.values:
-            return self._unfinished() if not self.states[FINISHED] else "no epochs"
+            if finished or len(unfinished) > 1:
+                return "no epochs" if finished else others
+            (text,) = unfinished.values()
+            return f"{text} ({total})" if total > 1 else text
         number = str(round_half_up(fmean(self.values), digits))
         if self.std is not None:
             number += f" ± {round_half_up(self.std, digits)}"
-        if len(self.values) < len(self.runs):
-            return f"{number} ({len(self.values)} of {len(self.runs)}; {self._others()})"
-        return f"{number} ({len(self.runs)})" if len(self.runs) > 1 else number
+        if len(self.values) < total:
+            return f"{number} ({len(self.values)} of {total}; {others})"
+        return f"{number} ({total})" if total > 1 else number
 
-    def _unfinished(self) -> str:
-        if len(self.runs) == 1:
-            return _state_text(self.runs[0].state, self.runs)
-        if len(self.states) == 1:
-            return f"{_state_text(self.runs[0].state, self.runs)} ({len(self.runs)})"
-        return self._others()
-
-    def _others(self) -> str:
-        return ", ".join(
-            f"{self.states[state]} {_state_text(state, self.runs)}"
-            for state in STATES
-            if state != FINISHED and self.states[state]
-        )
-
-
-def _state_text(state: str, runs: Sequence[Run]) -> str:
-    if state not in (RUNNING, INTERRUPTED):
-        return state
-    return f"{state} {', '.join(run.detail for run in runs if run.state == state)}"
+    def _state_text(self, state: str) -> str:
+        details = ", ".join(run.detail for run in self.runs if run.state == state)
+        return f"{state} {details}" if state in (RUNNING, INTERRUPTED) else state
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One cell minus another."""
+    """One cell minus another. ``mean``: of the unrounded means, ``interval``: Welch's 95 % interval
+    over seeds; None where they are missing. ``marks``: what limits what the difference tells
+    (:data:`MARKS`), each with the details."""
 
     first: Summary
     second: Summary
 
     @property
     def mean(self) -> float | None:
-        """Of the unrounded means; None where one of them is missing."""
         return minus(self.first.mean, self.second.mean)
 
     @property
     def interval(self) -> Interval | None:
-        """Welch's 95 % interval over seeds."""
-        return difference_interval(self.first.values, self.second.values)
+        estimate = contrast([self.first.values, self.second.values], [1.0, -1.0])
+        return estimate.interval if estimate else None
 
     @property
     def marks(self) -> dict[str, str]:
-        """The marks that limit what the difference tells (:data:`MARKS`), each with the details."""
-        if self.mean is None:
-            return {}
         first, second = self.first, self.second
+        if not first.values or not second.values:
+            return {}
         marks = {}
-        if set(first.seeds) != set(second.seeds):
-            seeds = (" ".join(map(str, cell.seeds)) for cell in (first, second))
-            marks["†"] = f"seeds {' against '.join(seeds)}"
+        seeds = [[run.seed for run in cell.counted] for cell in (first, second)]
+        if set(seeds[0]) != set(seeds[1]):
+            marks["†"] = f"seeds {' against '.join(' '.join(map(str, one)) for one in seeds)}"
         if first.omits_diverged or second.omits_diverged:
             marks["‡"] = ""
         if different := run_differences(first.runs, second.runs):
@@ -169,19 +160,15 @@ def summarize(runs: Sequence[Run], statistics: str | None = None, epoch: str = "
     Seeds of different experiments are not averaged; ``conflict`` then says what differs.
     """
     if statistics:
-        runs = [
-            run for run in runs if run.state != FINISHED or statistics in run.counted_evaluations
-        ]
-    conflict = _conflict(runs)
-    values = [
-        run.score_value(statistics) if statistics else score_of_epochs(run, epoch) for run in runs
-    ]
-    numbered = [(v, run) for v, run in zip(values, runs, strict=True) if v is not None]
-    if conflict:
-        numbered = []
-    return Summary(
-        tuple(runs), tuple(v for v, _ in numbered), conflict, tuple(run for _, run in numbered)
-    )
+        runs = [r for r in runs if r.state != FINISHED or statistics in r.counted_evaluations]
+    if conflict := _conflict(runs):
+        return Summary(tuple(runs), conflict=conflict)
+    scores = {
+        run: run.score_value(statistics) if statistics else score_of_epochs(run, epoch)
+        for run in runs
+    }
+    values = {run: value for run, value in scores.items() if value is not None}
+    return Summary(tuple(runs), tuple(values.values()), counted=tuple(values))
 
 
 def by_cell(runs: Iterable[Run]) -> dict[Cell, list[Run]]:
@@ -195,15 +182,8 @@ def by_cell(runs: Iterable[Run]) -> dict[Cell, list[Run]]:
 def _conflict(runs: Sequence[Run]) -> str:
     """Why ``runs`` are not seeds of one experiment: their configs differ, or a seed occurs twice
     and would count as two draws. Empty if they are."""
-    configs = [experiment(run) for run in runs if run.config]
-    keys = sorted(set().union(*configs))
-    different = []
-    for key in keys:
-        values = list(dict.fromkeys(config.get(key, "absent") for config in configs))
-        if len(values) > 1:
-            different.append(f"{key} = {' / '.join(values)}")
-    if different:
-        return "; ".join(different)
+    if different := _config_differences([experiment(run) for run in runs if run.config]):
+        return different
     repeated = [seed for seed, count in Counter(run.seed for run in runs).items() if count > 1]
     return f"seed {repeated[0]} occurs more than once" if repeated else ""
 
@@ -211,18 +191,23 @@ def _conflict(runs: Sequence[Run]) -> str:
 def run_differences(first: Sequence[Run], second: Sequence[Run]) -> str:
     """Config keys other than method and setting in which the runs of two cells differ, so that a
     difference between the cells has more than one cause. Empty without any."""
-    configured = [[run for run in runs if run.config] for runs in (first, second)]
-    if not all(configured):
+    configs = [
+        next((experiment(run) for run in runs if run.config), {}) for runs in (first, second)
+    ]
+    if not all(configs):
         return ""
-    a, b = (
-        {k: v for k, v in experiment(runs[0]).items() if not k.startswith(CELL_KEYS)}
-        for runs in configured
+    return _config_differences(
+        [{k: v for k, v in config.items() if not k.startswith(CELL_KEYS)} for config in configs]
     )
-    return "; ".join(
-        f"{key} = {a.get(key, 'absent')} / {b.get(key, 'absent')}"
-        for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key)
-    )
+
+
+def _config_differences(configs: Sequence[dict[str, str]]) -> str:
+    """``trainer.epochs = 10 / 20; ...`` for the keys in which configs differ."""
+    values = {
+        key: list(dict.fromkeys(config.get(key, "absent") for config in configs))
+        for key in sorted(set().union(*configs))
+    }
+    return "; ".join(f"{key} = {' / '.join(v)}" for key, v in values.items() if len(v) > 1)
 
 
 def experiment(run: Run) -> dict[str, str]:
@@ -249,7 +234,12 @@ def method_label(norm: str) -> str:
     if "+" in norm:
         return "+".join(map(method_label, norm.split("+")))
     name = norm.removesuffix(IMPORTED)
-    return norm.replace(name, name.upper(), 1) if name in _ABBREVIATIONS else norm
+    return norm.replace(name, name.upper(), 1) if name in _ABBREVIATIONS else plain(norm)
+
+
+def cell_label(cell: Cell) -> str:
+    """The method of a cell as shown: its own label, or :func:`method_label`."""
+    return plain(cell.label) or method_label(cell.norm)
 
 
 def minus(first: float | None, second: float | None) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from statistics import fmean
 
 from sn_imagenet.reporting.cells import Summary, method_label, minus, run_differences
@@ -125,7 +126,7 @@ def weights_follow_samples(study: Study) -> Judgment:
     samples per GPU, over the settings where Omega contains BN."""
     cells = _sn_with_bn(study)
     x = {s: math.log2(s.samples_per_gpu) for s in cells}
-    first = next(iter(cells.values()), Summary((), ()))
+    first = next(iter(cells.values()), Summary())
     why = "; ".join(d for c in cells.values() if (d := run_differences(first.runs, c.runs)))
     if len(set(x.values())) < 2:
         why = f"two numbers of samples per GPU with {LEAST_SEEDS} seeds of SN are needed"
@@ -139,7 +140,7 @@ def weights_follow_samples(study: Study) -> Judgment:
         KIND_SYMBOLS.items(), (("bn", 0.0, math.inf), ("ln", -math.inf, 0.0))
     ):
         groups = [
-            [mean_weight(run.weights, kind, member) or 0.0 for run in _finished(cell)]
+            [mean_weight(run.weights, kind, member) or 0.0 for run in cell.finished]
             for cell in cells.values()
         ]
         comparisons.append(
@@ -148,8 +149,7 @@ def weights_follow_samples(study: Study) -> Judgment:
                 tuple(cells),
                 low,
                 high,
-                effect=sum(c * fmean(group) for c, group in zip(slopes, groups, strict=True)),
-                estimate=contrast(groups, slopes),
+                contrast(groups, slopes),
                 test="t interval of the slope over the settings' means (Welch, Satterthwaite)",
                 unit=WEIGHT,
                 seeds={f"SN {s}": len(g) for s, g in zip(cells, groups, strict=True)},
@@ -179,7 +179,7 @@ def weights_differ(study: Study) -> Judgment:
     last, of_last = "BN's weight in res5, σ - μ", gap(("variance", "res5"), ("mean", "res5"))
     comparisons: list[Comparison] = []
     for setting, cell in _sn_with_bn(study).items():
-        runs = _finished(cell)
+        runs = cell.finished
         for name, value in differing.items():
             comparisons.append(paired(name, setting, runs, value, differs=True, unit=WEIGHT))
         comparisons.append(paired(last, setting, runs, of_last, high=0.0, unit=WEIGHT))
@@ -201,7 +201,7 @@ def averages_agree(study: Study) -> Judgment:
     end = "SN, batch - moving average at the end"
     change = "SN, change per epoch, moving - batch average"
     for setting, cell in _sn_with_bn(study).items():
-        runs, why_not = _finished(cell), "" if study.matches_paper else OTHER_DATA
+        runs, why_not = cell.finished, "" if study.matches_paper else OTHER_DATA
         comparisons += [
             paired(end, setting, runs, at_the_end, -0.1, 0.1, why_not=why_not),
             paired(change, setting, runs, _unsteadiness_gap, low=0.0),
@@ -228,7 +228,7 @@ def six_parameters_a_layer(study: Study) -> Judgment:
     runs = [
         run
         for s in study.settings_of("sn")
-        for run in _finished(study.cell("sn", s))
+        for run in study.cell("sn", s).finished
         if run.weights and {"in", "ln", "bn"} == set(run.weights[0].mean)
     ]
     counts = {
@@ -253,8 +253,30 @@ def six_parameters_a_layer(study: Study) -> Judgment:
     )
 
 
-def _finished(cell: Summary) -> list[Run]:
-    return [run for run in cell.runs if run.state == FINISHED]
+def own_claims(study: Study) -> list[Claim]:
+    """One's own methods, which are neither the paper's nor built in, against each other method with
+    which the table compares them."""
+    return [
+        Claim(
+            number,
+            f"{study.label(own)} is at least as good as {study.label(other)} in every setting of "
+            "both.",
+            "not in the paper",
+            partial(_not_worse, own=own, other=other),
+        )
+        for number, (own, other) in enumerate(
+            (pair for pair in study.compared_methods if pair[0] in study.own_methods), start=1
+        )
+        if study.is_classification
+    ]
+
+
+def _not_worse(study: Study, own: str, other: str) -> Judgment:
+    region = {"low": 0.0} if study.score.higher_is_better else {"high": 0.0}
+    both = [s for s in study.settings if study.cell(own, s).runs and study.cell(other, s).runs]
+    comparisons = [difference(study, own, other, setting, **region) for setting in both]
+    none = Comparison(f"{own}-{other}", (), why_not="no setting has runs of both methods")
+    return judge(comparisons or [none])
 
 
 def _sn_with_bn(study: Study) -> dict[Setting, Summary]:
@@ -267,7 +289,7 @@ def _sn_with_bn(study: Study) -> dict[Setting, Summary]:
     return {
         setting: cell
         for setting, cell in cells.items()
-        if all(run.weights and "bn" in run.weights[0].mean for run in _finished(cell))
+        if all(run.weights and "bn" in run.weights[0].mean for run in cell.finished)
     }
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sn_imagenet.reporting.claims import CLAIMS
+from sn_imagenet.reporting.claims import CLAIMS, own_claims
+from sn_imagenet.reporting.command import Written
 from sn_imagenet.reporting.detection_claims import detection_claims
-from sn_imagenet.reporting.expected import Expected, read_expected
+from sn_imagenet.reporting.expected import read_expected
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_escape, plain
 from sn_imagenet.reporting.search import SEARCH, SEARCH_CLAIMS
@@ -26,8 +25,7 @@ TASK_CLAIMS = {SEARCH: SEARCH_CLAIMS, STYLIZATION: STYLIZATION_CLAIMS}
 _COLUMNS = 110  # of a line on the terminal
 
 
-@dataclass(frozen=True)
-class JudgedClaim:
+class JudgedClaim(NamedTuple):
     """A claim with its verdict on one study."""
 
     claim: Claim
@@ -35,25 +33,37 @@ class JudgedClaim:
     judgment: Judgment
 
 
-@dataclass(frozen=True)
-class ClaimFiles:
-    """The files, the verdicts for the terminal (``statements``: only a study's own, where it has
-    any), and one line for each run that could not be read."""
+class ClaimGroup(NamedTuple):
+    """The claims of one kind on one study. ``key``: their list in ``claims.json``."""
 
-    path: Path
-    details: Path
-    text: str
-    statements: str
-    warnings: list[str]
+    key: str
+    title: str
+    judged: list[JudgedClaim]
 
 
-def judge_claims(collection: RunCollection) -> list[JudgedClaim]:
-    """The claims on each study among the runs that has any, the paper's own first."""
-    return [
-        JudgedClaim(claim, study, claim.judge(study))
-        for study in studies_of(collection)
-        for claim in claims_on(study)
-    ]
+def judge_claims(collection: RunCollection, expected_file: Path | None = None) -> list[ClaimGroup]:
+    """The claims on each study among the runs, the paper's own first: those of the paper, then of
+    one's own methods; last the regression checks of ``expected_file``.
+
+    Raises:
+        UserError: that file cannot be read.
+    """
+    groups = []
+    for study in studies_of(collection):
+        whose = "The paper's claims" if study.is_classification else "Claims"
+        groups.append(_judge("claims", f"{whose} on {study.title}", study, claims_on(study)))
+        own = f"Your own methods on {study.title}"
+        groups.append(_judge("methods", own, study, own_claims(study)))
+    if expected_file:
+        expected = read_expected(expected_file)
+        study = study_of(collection, expected.study)
+        title = f"Regression checks on {study.title} ({expected_file.name}, set from our own runs)"
+        groups.append(_judge("expected", title, study, expected.statements))
+    return sorted((g for g in groups if g.judged), key=lambda g: g.key == "expected")
+
+
+def _judge(key: str, title: str, study: Study, claims: Sequence[Claim]) -> ClaimGroup:
+    return ClaimGroup(key, title, [JudgedClaim(c, study, c.judge(study)) for c in claims])
 
 
 def claims_on(study: Study) -> Sequence[Claim]:
@@ -63,50 +73,53 @@ def claims_on(study: Study) -> Sequence[Claim]:
     return TASK_CLAIMS.get(study.task) or detection_claims(study)
 
 
-def judge_expected(collection: RunCollection, expected: Expected) -> list[JudgedClaim]:
-    """A study's own statements on its runs."""
-    study = study_of(collection, expected.study)
-    return [JudgedClaim(claim, study, claim.judge(study)) for claim in expected.statements]
+def claim_notes(collection: RunCollection) -> list[str]:
+    """What the claims leave out."""
+    studies = studies_of(collection)
+    without = "; ".join(study.title for study in studies if not claims_on(study))
+    notes = [f"No claims are stated about the task of {without}."] if without else []
+    if not any(study.matches_paper for study in studies):
+        label = collection.paper.label
+        notes.append(f"No run here is of {label}: nothing here tests the paper's claims on it.")
+    return notes
 
 
 def write_claims(
-    runs_dir: Path, out: Path, paper_file: Path, expected_file: Path | None = None
-) -> ClaimFiles:
+    runs_dir: Path,
+    out: Path,
+    paper_file: Path,
+    expected_file: Path | None = None,
+    **options: Any,
+) -> Written:
     """Judge the paper's claims on the runs below ``runs_dir``, and a study's own statements if
-    ``expected_file`` is given. Write ``<out>/claims.json`` and ``<out>/claims.md``.
+    ``expected_file`` is given. Write ``<out>/claims.json`` and ``<out>/claims.md``. ``--brief``
+    prints only the study's own statements, where it has any. ``options``: see
+    :meth:`.RunCollection.read`.
 
     Raises:
         UserError: no runs, an input file cannot be read, or a file cannot be written.
     """
-    paper = read_paper(paper_file)
-    expected = read_expected(expected_file) if expected_file else None
-    collection, warnings = RunCollection.read(runs_dir, paper)
-    judged = judge_claims(collection)
-    stated = judge_expected(collection, expected) if expected else []
-    content = {
-        "version": CLAIMS_VERSION,
-        "paper": "arXiv 1806.10779",
-        "rules": list(RULES),
-        "claims": [claim_entry(one, runs_dir) for one in judged],
-        "expected": [claim_entry(one, runs_dir) for one in stated],
-    }
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    of_studies = groupby(judged, lambda one: one.study.title)
-    groups = [group for group in (stated, *(list(group) for _, group in of_studies)) if group]
-    without = [s.title for s in studies_of(collection) if not claims_on(s)]
-    notes = f"No claims are stated about the task of {'; '.join(without)}.\n" if without else ""
-    if not any(one.study.matches_paper for one in judged):
-        notes += f"No run here is of {paper.label}: nothing above tests the paper's claims on it.\n"
-    return ClaimFiles(
-        path=write_text(out / "claims.json", text, "--out"),
-        details=write_text(out / "claims.md", _markdown(groups, notes), "--out"),
-        text="\n".join([*map(_lines, groups), notes]).rstrip("\n") + "\n",
-        statements=_lines(groups[0]) if groups else notes,
-        warnings=warnings,
+    collection, warnings = RunCollection.read(runs_dir, read_paper(paper_file), **options)
+    groups, notes = judge_claims(collection, expected_file), claim_notes(collection)
+    lists: dict[str, list[dict[str, Any]]] = {"claims": [], "expected": []}
+    for group in groups:
+        entries = [claim_entry(one) for one in group.judged]
+        lists.setdefault(group.key, []).extend(entries)
+    head = {"version": CLAIMS_VERSION, "paper": "arXiv 1806.10779", "rules": list(RULES)}
+    text = json.dumps(head | lists, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    paths = [
+        write_text(out / "claims.json", text, "--out"),
+        write_text(out / "claims.md", _markdown(groups, notes), "--out"),
+    ]
+    first = [g for g in groups if g.key == "expected"] or groups[:1]
+    text, brief = (
+        "\n".join([*map(_lines, groups), *notes]),
+        "\n".join(list(map(_lines, first)) or notes),
     )
+    return Written(paths, warnings, text, brief)
 
 
-def claim_entry(judged: JudgedClaim, root: Path) -> dict[str, Any]:
+def claim_entry(judged: JudgedClaim) -> dict[str, Any]:
     """One entry of ``claims.json``. ``effect``, ``interval``, ``test`` and ``margin`` belong to the
     deciding comparison (``decided_by``), the one furthest from what is claimed. ``comparisons``
     lists all of them. Effects are in ``unit``."""
@@ -126,7 +139,7 @@ def claim_entry(judged: JudgedClaim, root: Path) -> dict[str, Any]:
         "test": deciding.test if deciding else "count",
         "seeds": judgment.seeds,
         "settings": [s.name for s in judgment.settings],
-        "runs": [run.path.relative_to(root).as_posix() for run in judgment.runs],
+        "runs": judged.study.collection.folders(judgment.runs),
         "note": judgment.note or None,
         "comparisons": [
             {
@@ -185,17 +198,9 @@ def tested_text(judgment: Judgment) -> str:
     return f"{len(tested)} of {total} comparison{'s' * (total > 1)} tested{names}"
 
 
-def _title(group: Sequence[JudgedClaim]) -> str:
-    claim, study = group[0].claim, group[0].study
-    if claim in claims_on(study):
-        whose = "The paper's claims" if study.is_classification else "Claims"
-        return f"{whose} on {study.title}"
-    return f"What {claim.source} expects of {study.title}"
-
-
-def _lines(group: Sequence[JudgedClaim]) -> str:
+def _lines(group: ClaimGroup) -> str:
     """A title, then one line for each claim: verdict, statement, measured range, margin."""
-    return "\n".join([f"{plain(_title(group))}:", *map(_line, group)]) + "\n"
+    return "\n".join([f"{plain(group.title)}:", *map(_line, group.judged)]) + "\n"
 
 
 def _line(one: JudgedClaim) -> str:
@@ -209,18 +214,26 @@ def _line(one: JudgedClaim) -> str:
     return f"{verdict}{statement:<{space}}  {plain(measured)}".rstrip()
 
 
-def _markdown(groups: Sequence[Sequence[JudgedClaim]], notes: str) -> str:
+def _markdown(groups: Sequence[ClaimGroup], notes: Sequence[str]) -> str:
     parts = ["# Verdicts"]
     for group in groups:
-        parts += [f"## {markdown_escape(_title(group))}", "\n".join(map(_markdown_item, group))]
-    parts += [notes.rstrip()] if notes else []
+        items = map(_markdown_item, group.judged)
+        parts += [f"## {markdown_escape(group.title)}", "\n".join(items)]
+    parts += ["\n".join(notes)] if notes else []
     parts += ["## Rules", "\n".join(f"- {markdown_escape(rule)}" for rule in RULES)]
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_item(one: JudgedClaim) -> str:
-    claim, judgment = one.claim, one.judgment
-    text = markdown_escape(f"[{one.study.data}] {claim.text} ({claim.source})")
+    number = f"{one.claim.number}. "
+    text = markdown_escape(f"[{one.study.data}] {one.claim.text} ({one.claim.source})")
+    items = [f"{' ' * len(number)}- {markdown_escape(detail)}" for detail in claim_details(one)]
+    return "\n".join([f"{number}**{one.judgment.verdict.value}**: {text}", *items])
+
+
+def claim_details(one: JudgedClaim) -> list[str]:
+    """What decided a verdict, the tests, and what was not tested."""
+    judgment = one.judgment
     deciding = judgment.deciding
     details = [judgment.counted, tested_text(judgment)]
     if deciding and not judgment.counted:
@@ -232,7 +245,4 @@ def _markdown_item(one: JudgedClaim) -> str:
             details.append(deciding.test)
     if judgment.why_not:
         details.append(f"why: {judgment.why_not}")
-    details = [detail for detail in dict.fromkeys([*details, judgment.note]) if detail]
-    number = f"{claim.number}. "
-    items = [f"{' ' * len(number)}- {markdown_escape(detail)}" for detail in details]
-    return "\n".join([f"{number}**{judgment.verdict.value}**: {text}", *items])
+    return [detail for detail in dict.fromkeys([*details, judgment.note]) if detail]

@@ -14,7 +14,11 @@ from sn_imagenet.runs.metrics import require_own_rows
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 from sn_imagenet.runs.scores import TOP1, Score, read_score
 
-EPOCH_CHOICES = ("final", "best", "median5")
+EPOCH_CHOICES = {  # which epoch's score counts
+    "final": "the evaluation after the last epoch",
+    "best": "the best epoch, chosen on the validation set itself, which favors it",
+    "median5": "the median of the last five epochs",
+}
 KIND_SYMBOLS = {"mean": "μ", "variance": "σ"}  # kinds of importance weights
 
 
@@ -34,29 +38,35 @@ class Epoch:
     weights: tuple[LayerWeights, ...] = ()
 
 
-def read_epochs(run: Run) -> list[Epoch]:
-    """The epochs that ``run`` has completed, in order; empty without a ``metrics.jsonl``.
-
-    The last line may be incomplete, because a run may be writing it.
+def metrics_lines(run: Run) -> list[bytes]:
+    """The complete lines of ``metrics.jsonl``, without one that a run is writing; empty without the
+    file.
 
     Raises:
-        UserError: any other line is malformed (names the file and the line), or they are of
-            another run.
+        UserError: it cannot be read, or is of another run.
     """
     file = run.path / "metrics.jsonl"
     require_own_rows(RunDirectory(run.path), run.config)
     try:
         with open_to_read(file) as opened:
-            *lines, _unfinished = opened.read().split(b"\n")
+            return opened.read().split(b"\n")[:-1]
     except FileNotFoundError:
         return []
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def read_epochs(run: Run) -> list[Epoch]:
+    """The epochs that ``run`` has completed, in order; empty without a ``metrics.jsonl``.
+
+    Raises:
+        UserError: a line is malformed; names the file and the line.
+    """
     key = (recorded_score(run) or run.score).key
     by_step = validates_by_step(run)
     total, steps = 0.0, 0  # of the training rows since the epoch before
     epochs: dict[int, Epoch] = {}
-    for i, line in enumerate(lines, start=1):
+    for i, line in enumerate(metrics_lines(run), start=1):
         try:
             row = parse_json(line, finite=False)
             if row["kind"] == "train" and (key in row or key == TOP1.key):
@@ -69,8 +79,8 @@ def read_epochs(run: Run) -> list[Epoch]:
                 total, steps = 0.0, 0
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(
-                f"{file}, line {i}: not a row of a run's metrics ({error!r}); no curve of "
-                "this run is drawn"
+                f"{run.path / 'metrics.jsonl'}, line {i}: not a row of a run's metrics "
+                f"({error!r}); no curve of this run is drawn"
             ) from error
     return [epochs[epoch] for epoch in sorted(epochs)]
 
@@ -106,6 +116,7 @@ def _validation(row: dict[str, Any], key: str) -> dict[str, float]:
 
 
 def _weights(row: dict[str, Any]) -> tuple[LayerWeights, ...]:
+    layers = mapping(row.get("importance_weights"))
     return tuple(
         LayerWeights(
             str(layer),
@@ -113,7 +124,7 @@ def _weights(row: dict[str, Any]) -> tuple[LayerWeights, ...]:
             "",
             *({str(m): _finite(w) for m, w in kinds[kind].items()} for kind in KIND_SYMBOLS),
         )
-        for layer, kinds in mapping(row.get("importance_weights")).items()
+        for layer, kinds in layers.items()
     )
 
 

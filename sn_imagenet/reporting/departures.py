@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sn_imagenet.reporting.cells import method_label
+from sn_imagenet.reporting.cells import cell_label
 from sn_imagenet.reporting.paper import in_paper_order
 from sn_imagenet.runs import Run
 
@@ -34,8 +34,8 @@ class Departure:
         """``all 9``, or ``3 of 9: BN (8,1), GN (8,1), SN (8,1)``."""
         if self.by_all:
             return f"all {self.total}" if self.total > 1 else "the only one"
-        cells = list(dict.fromkeys((run.cell.norm, run.cell.setting) for run in self.runs))
-        names = [f"{method_label(norm)} {setting}" for norm, setting in cells[:_NAMED_CELLS]]
+        cells = list(dict.fromkeys(f"{cell_label(r.cell)} {r.cell.setting}" for r in self.runs))
+        names = cells[:_NAMED_CELLS]
         if len(cells) > _NAMED_CELLS:
             names.append(f"{len(cells) - _NAMED_CELLS} more cells")
         return f"{len(self.runs)} of {self.total}: {', '.join(names)}"
@@ -50,32 +50,29 @@ def gather_departures(runs: Sequence[Run]) -> list[Departure]:
     for run in ended:
         for departure in dict.fromkeys(run.departures):
             groups.setdefault(departure, []).append(run)
-    rates = [group for group in groups if group[0] == LEARNING_RATE]
-    scaled = {run: _linear_scaling(run) for run in ended}
-    bases = set(scaled.values())
+    rates = {group: groups[group] for group in groups if group[0] == LEARNING_RATE}
+    bases = {_linear_scaling(run) for run in ended}
     if rates and None not in bases and len(bases) == 1:
+        papers = next(iter(rates))[1]
+        ours = {run.cell.setting: rate for (_, _, rate), of in rates.items() for run in of}
         settings = in_paper_order({run.cell.setting for run in ended})
-        ours = {run.cell.setting: d[2] for run in ended for d in run.departures if d in rates}
-        values = ", ".join(f"{ours.get(s, rates[0][1])} at {s}" for s in settings)
-        base = bases.pop()
-        for group in rates:
-            del groups[group]
-        groups[LEARNING_RATE, rates[0][1], f"{base:g} x batch / {_PAPERS_BATCH}: {values}"] = ended
+        values = ", ".join(f"{ours.get(s, papers)} at {s}" for s in settings)
+        rule = f"{bases.pop():g} x batch / {_PAPERS_BATCH}: {values}"
+        groups = {group: of for group, of in groups.items() if group not in rates}
+        groups[LEARNING_RATE, papers, rule] = ended
     departures = [Departure(*key, tuple(group), len(ended)) for key, group in groups.items()]
     return sorted(departures, key=lambda departure: not departure.by_all)
 
 
 def _linear_scaling(run: Run) -> float | None:
     """The run's base rate if its learning rate follows linear scaling, else None."""
-    papers = {d[0]: (d[1], d[2]) for d in run.departures}
-    setting = run.cell.setting
-    scale = setting.gpus * setting.samples_per_gpu / _PAPERS_BATCH
+    scale = run.cell.setting.gpus * run.cell.setting.samples_per_gpu / _PAPERS_BATCH
     try:
         base = float(run.config["protocol"]["base_lr"])
-        rate = float(papers[LEARNING_RATE][1]) if LEARNING_RATE in papers else base
+        ours = [float(rate) for item, _, rate in run.departures if item == LEARNING_RATE]
     except (KeyError, TypeError, ValueError):
         return None
-    return base if abs(rate - base * scale) <= 1e-9 * base else None
+    return base if abs((ours or [base])[-1] - base * scale) <= 1e-9 * base else None
 
 
 def departure_notes(runs: Sequence[Run]) -> list[str]:

@@ -7,6 +7,7 @@ after that study had been run, and states what every machine should reproduce.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -27,8 +28,8 @@ from sn_imagenet.reporting.verdict import (
     Value,
     Verdict,
     compare,
+    count_verdict,
 )
-from sn_imagenet.runs import Setting
 
 _KEYS = {"text", "quantity", "first", "second", "at_least", "at_most"}
 _TOP1, _SCORE = "top-1", "score"
@@ -68,8 +69,8 @@ def _statement(number: int, entry: Any, file: Path) -> Claim:
             raise ValueError(f"has {sorted(entry)}, expected keys among {sorted(_KEYS)}")
         judge = partial(
             in_every_pair,
-            first=_term(entry["first"]),
-            second=_term(entry["second"]),
+            first=Term.parse(entry["first"]),
+            second=Term.parse(entry["second"]),
             value=_value(entry["quantity"]),
             unit={_TOP1: POINTS, _SCORE: _SCORE}.get(entry["quantity"], WEIGHT),
             low=float(entry.get("at_least", -math.inf)),
@@ -80,22 +81,17 @@ def _statement(number: int, entry: Any, file: Path) -> Claim:
         raise UserError(f"{file}: statement {number}: {error}") from error
 
 
-def _term(text: str) -> Term:
-    norm, _, setting = text.partition(" ")
-    return Term(norm, Setting.parse(setting))
-
-
 def _value(quantity: str) -> Value:
     """Top-1 in percent, another task's score, or an importance weight averaged over the layers."""
     if quantity in (_TOP1, _SCORE):
         return lambda run: run.score_value()
-    parts = quantity.split()
-    if len(parts) != 3 or parts[0] not in ("mean", "variance") or parts[1] != "weight":
+    match = re.fullmatch(r"(mean|variance) weight (\S+)", quantity)
+    if not match:
         raise ValueError(
             f"quantity: {quantity}: expected {_TOP1}, {_SCORE}, 'mean weight MEMBER' or 'variance "
             "weight MEMBER' with a member of SN such as bn"
         )
-    return lambda run: mean_weight(run.weights, parts[0], parts[2])
+    return lambda run: mean_weight(run.weights, match[1], match[2])
 
 
 def in_every_pair(
@@ -110,12 +106,7 @@ def in_every_pair(
     groups = [[value(run) for run in study.cell(*term).runs] for term in (first, second)]
     gaps = [a - b for a, b in product(*groups) if a is not None and b is not None]
     within = sum(low <= gap <= high for gap in gaps)
-    if not comparison.tested:
-        verdict = Verdict.NOT_TESTED
-    elif within == len(gaps):
-        verdict = Verdict.HOLDS
-    else:
-        verdict = Verdict.UNDECIDED if within else Verdict.DOES_NOT
+    verdict = count_verdict(within, len(gaps)) if comparison.tested else Verdict.NOT_TESTED
     counted = measured = ""
     if gaps:
         digits = 4 if unit == WEIGHT else 2

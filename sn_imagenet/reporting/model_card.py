@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sn_imagenet.reporting.cells import (
+    cell_label,
     interval_text,
-    method_label,
     score_heading,
     score_text,
     statistics_label,
@@ -48,7 +48,7 @@ def model_card(
     dirty = ", with uncommitted changes" if run.git_dirty else ""
     protocol = str(run.config.get("protocol", {}).get("name", "unknown"))
     departures = [[d.item, d.paper, d.ours] for d in gather_departures([run])]
-    title = f"{architecture} with {method_label(cell.norm)}, {cell.setting}, {cell.data}"
+    title = f"{architecture} with {cell_label(cell)}, {cell.setting}, {cell.data}"
     table = "Table 2 of Switchable Normalization (arXiv 1806.10779)"
     kind = _KINDS.get(cell.task, cell.task)
     pipeline = f"pipeline_tag: {kind}\n" if cell.task in _KINDS else ""

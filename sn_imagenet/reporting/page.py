@@ -6,7 +6,9 @@ import base64
 import io
 import json
 import shlex
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,79 +17,78 @@ import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from sn_imagenet.reporting.accuracy import averages_grid
+from sn_imagenet.config import NON_EXPERIMENT_KEYS
 from sn_imagenet.reporting.cells import (
+    cell_label,
     evaluation_label,
-    method_label,
     score_heading,
     score_text,
     statistics_label,
 )
 from sn_imagenet.reporting.claims_report import (
-    claim_entry,
-    claims_on,
+    claim_details,
+    claim_notes,
     effect_text,
     judge_claims,
-    judge_expected,
-    tested_text,
 )
-from sn_imagenet.reporting.curves import recorded_score, try_epochs, validates_by_step
+from sn_imagenet.reporting.command import Written
+from sn_imagenet.reporting.curves import Epoch, recorded_score, try_epochs, validates_by_step
 from sn_imagenet.reporting.departures import gather_departures
-from sn_imagenet.reporting.expected import read_expected
 from sn_imagenet.reporting.figures.files import draw_study
-from sn_imagenet.reporting.figures.series import draw_curves, over_epochs, validation_under
-from sn_imagenet.reporting.figures.style import COLUMN, STYLE
+from sn_imagenet.reporting.figures.style import STYLE
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Grid
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of
-from sn_imagenet.reporting.table2 import methods_grid, table2_grid
-from sn_imagenet.reporting.variants import variants_grid
+from sn_imagenet.reporting.table2 import averages_grid, methods_grid, table2_grid
+from sn_imagenet.reporting.variants import networks, variants_grid
 from sn_imagenet.reporting.verdict import RULES
 from sn_imagenet.runs import Run, flatten_config, write_text
 from sn_imagenet.runs.scores import TOP1
 
-# Config keys left out of the command that repeats a run.
-_NOT_REPEATED = ("run_dir", "runs_dir", "norm.head.")
-# Captions of the figures by the stem of their file names, without the method.
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# Names and captions of the figures by the stem of their file names, without the method.
 _CAPTIONS = {
-    "fig1": "{score} by setting; a dot for each seed, 95 % intervals of the mean",
-    "fig2": "learning curves; bands: one standard deviation over seeds",
-    "fig5": "{score} on the validation images during training; bands as in Fig. 2",
-    "fig6a": "training losses; bands as in Fig. 2",
-    "fig6b": "{score} of architectures that the controller samples; bands as in Fig. 2",
-    "fig8": "moving and batch average during training; bands as in Fig. 2",
-    "fig9": "content, style and outputs",
-    "found": "true objects, and those that the detectors find",
-    "parts": "importance weights, mean over the layers of a part (Fig. 1(c)); as in Fig. 4",
-    "weights": "importance weights during training, mean over the layers of a stage",
-    "fig3": "importance weights of every layer",
-    "fig4": "importance weights, mean over layers; a dot for each seed, their spread as a line",
+    "fig1": "Fig. 1: {score} by setting; a dot for each seed, 95 % intervals of the mean",
+    "fig2": "Fig. 2: learning curves; bands: one standard deviation over seeds",
+    "fig5": "Fig. 5: {score} on the validation images during training; bands as in Fig. 2",
+    "fig6a": "Fig. 6(a): training losses; bands as in Fig. 2",
+    "fig6b": "Fig. 6(b): {score} of architectures that the controller samples; bands as in Fig. 2",
+    "fig8": "Fig. 8: moving and batch average during training; bands as in Fig. 2",
+    "fig9": "Fig. 9: content, style and outputs",
+    "found": "True objects, and those that the detectors find",
+    "parts": "Importance weights, mean over the layers of a part (Fig. 1(c)); as in Fig. 4",
+    "weights": "Importance weights during training, mean over the layers of a stage",
+    "fig3": "Fig. 3: importance weights of every layer",
+    "fig4": "Fig. 4: importance weights, mean over layers; a dot for each seed, their spread as a "
+    "line",
 }
-
-
-@dataclass(frozen=True)
-class ReportPage:
-    """The page, and one line for each problem in the runs."""
-
-    path: Path
-    warnings: list[str]
+_WIDTH, _HEIGHT = 320, 120  # of a run's curve
 
 
 def write_page(
-    runs_dir: Path, out: Path, paper_file: Path, expected_file: Path | None = None
-) -> ReportPage:
-    """Write ``<out>/report.html`` from the runs below ``runs_dir``, with a study's own statements
-    if ``expected_file`` is given. The page is self-contained and requests nothing. Text from
-    result files is escaped.
+    runs_dir: Path,
+    out: Path,
+    paper_file: Path,
+    expected_file: Path | None = None,
+    sweep: str | None = None,
+    **options: Any,
+) -> Written:
+    """Write ``<out>/report.html`` from the runs below ``runs_dir``: the paper's verdicts, a study's
+    regression checks if ``expected_file`` is given, tables, figures and every run. The page is
+    self-contained and requests nothing. Text from result files is escaped.
+
+    Args:
+        sweep: the name in ``configs/sweep`` that trained the runs, for the commands that repeat
+            them.
+        options: see :meth:`.RunCollection.read`.
 
     Raises:
         UserError: no runs, an input file cannot be read, or the page cannot be written.
     """
-    paper = read_paper(paper_file)
-    expected = read_expected(expected_file) if expected_file else None
-    collection, warnings = RunCollection.read(runs_dir, paper)
-    runs, studies = collection.runs, studies_of(collection)
-    stated = judge_expected(collection, expected) if expected else []
+    collection, warnings = RunCollection.read(runs_dir, read_paper(paper_file), **options)
+    studies = studies_of(collection)
+    runs = [run for study in studies for run in study.runs]
+    folders = collection.folders(runs)
     labels = {study.score.label for study in studies}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sn_imagenet.reporting", "templates"),
@@ -96,45 +97,50 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {
-        function.__name__: function
-        for function in (effect_text, tested_text, method_label, score_text, repeat_command)
-    }
-    folders = collection.folders(runs)
+    functions = (effect_text, claim_details, cell_label, score_text)
+    environment.globals |= {function.__name__: function for function in functions}
     content = environment.get_template("report.html").render(
-        expected=[(claim_entry(j, runs_dir), j.judgment) for j in stated],
-        claims=[(claim_entry(j, runs_dir), j.judgment) for j in judge_claims(collection)],
+        groups=judge_claims(collection, expected_file),
         rules=RULES,
-        without_claims=[s.title for s in studies if not claims_on(s)],
-        matches_paper=any(study.matches_paper for study in studies),
-        paper=paper,
+        notes=claim_notes(collection),
+        networks=[grid for grids in networks(collection).grids for grid in grids],
         studies=[_study(study, warnings) for study in studies],
         score=labels.pop() if len(labels) == 1 else "score",
-        runs=[_run(*pair, warnings) for pair in zip(runs, folders, strict=True)],
+        runs=[describe_run(*pair, sweep, warnings) for pair in zip(runs, folders, strict=True)],
+        same_study=len(studies) == 1,
         numbers={folder: i for i, folder in enumerate(folders)},
-        warnings=list(dict.fromkeys(warnings)),
+        by_cell={
+            cell: [(r.seed, i) for i, r in enumerate(runs) if r.cell == cell]
+            for cell in dict.fromkeys(run.cell for run in runs)
+        },
+        folder=dict(zip(runs, folders, strict=True)),
+        warnings=dict.fromkeys(warnings),
     )
-    return ReportPage(
-        write_text(out / "report.html", content, "--out"), list(dict.fromkeys(warnings))
-    )
+    path = write_text(out / "report.html", content, "--out")
+    count = f" ({len(set(warnings))} warnings)" if warnings else ""
+    brief = f"Report with figures, the paper's claims and every run: {path}{count}\n"
+    brief += f"Verdicts in full (claims.md), tables with their notes, figures: {out}"
+    return Written([path], warnings, brief=brief)
 
 
 def _study(study: Study, warnings: list[str]) -> dict[str, Any]:
     tried = {run.cell.norm for run in study.runs} & {"in", "ln", "brn"}
+    ran = replace(study, settings=[s for s in study.settings if any(
+        study.cell(method, s).runs for method in study.methods
+    )])  # fmt: skip
     grids: dict[str, Grid | None] = {
-        "Table 2" if study.is_classification else "Table": table2_grid(study),
-        "Other methods (Sec. 4.1)": methods_grid(study) if tried else None,
-        "Moving and batch average": averages_grid(study),
+        "Table 2" if study.is_classification else "Table": table2_grid(ran),
+        "Other methods (Sec. 4.1)": methods_grid(ran) if tried else None,
+        "Moving and batch average": averages_grid(ran),
         "Changes of the protocol": variants_grid(study),
     }
     figures = []
     with rc_context(STYLE):
         for name, drawn, why_not in draw_study(study, warnings):
-            if drawn:
-                caption = _CAPTIONS[name.split("_")[0]].format(score=study.score.label)
-                figures.append((f"{name}: {caption}", svg(drawn[0]), ""))
-            else:
-                figures.append((name, "", why_not))
+            stem, _, method = name.partition("_")
+            caption = _CAPTIONS.get(stem, name).format(score=study.score.label)
+            caption += f" ({method})" if method else ""
+            figures.append((caption, svg(drawn[0]) if drawn else "", why_not))
     return {
         "title": study.title,
         "grids": [(title, grid) for title, grid in grids.items() if grid],
@@ -150,50 +156,98 @@ def svg(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _run(run: Run, folder: str, warnings: list[str]) -> dict[str, Any]:
+def describe_run(run: Run, folder: str, sweep: str | None, warnings: list[str]) -> dict[str, Any]:
+    """What the page shows of a run. Adds a line to ``warnings`` if its metrics cannot be read."""
+    epochs, why = try_epochs(run)
+    warnings += [why] if why else []
+    score = recorded_score(run) or run.score
     return {
         "run": run,
         "folder": folder,
-        "title": f"{method_label(run.cell.norm)} {run.cell.setting}, seed {run.seed}",
+        "title": f"{cell_label(run.cell)} {run.cell.setting}, seed {run.seed}",
         "evaluations": [
-            (evaluation_label(run, e), e, e is run.counted_evaluations.get(run.statistics))
+            (
+                evaluation_label(run, e),
+                {k: _text(v) for k, v in e.items() if v is not None and not isinstance(v, dict)},
+                e is run.counted_evaluations.get(run.statistics),
+            )
             for e in run.evaluations
         ],
         "table": "Table 2" if run.score == TOP1 else "the table",
-        "provenance": _provenance(run),
+        "provenance": {k: _text(v) for k, v in run.provenance.items() if v is not None},
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
-        "curve": _curve(run, warnings),
+        "curve": curve(epochs, score_heading(score), "step" if validates_by_step(run) else "epoch"),
+        "command": repeat_command(run, sweep),
     }
 
 
-def _provenance(run: Run) -> dict[str, str]:
-    """The provenance of a run from ``result.json``: entry -> value as text."""
-    try:
-        result = json.loads((run.path / "result.json").read_text(encoding="utf-8"))
-        entries = {**result.get("training", {}), **result["provenance"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # no result; the state of the run says so
-    return {
-        str(key): value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for key, value in entries.items()
-        if value is not None
+def _text(value: Any) -> str:
+    """A value of a result file, numbers rounded to five digits."""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def curve(epochs: Sequence[Epoch], heading: str, unit: str) -> dict[str, Any]:
+    """The lines of a run's learning curve, as points of an SVG; empty without any."""
+    names = dict.fromkeys(name for epoch in epochs for name in epoch.validation)
+    lines = {
+        f"validation, {statistics_label(name)}": [
+            (e.number, e.validation.get(name)) for e in epochs
+        ]
+        for name in names
     }
+    lines["training"] = [(e.number, e.train) for e in epochs]
+    values = [value for line in lines.values() for _, value in line if value is not None]
+    if not values:
+        return {}
+    low, high, last = min(values), max(values), epochs[-1].number
+
+    def points(line: list[tuple[int, float | None]]) -> str:
+        return " ".join(
+            f"{_WIDTH * number / last:.1f},{_HEIGHT * (high - value) / ((high - low) or 1.0):.1f}"
+            for number, value in line
+            if value is not None
+        )
+
+    drawn = {name: text for name, line in lines.items() if (text := points(line))}
+    caption = f"{heading} from {low:.5g} to {high:.5g} over {last} {unit}{'s' * (last > 1)}"
+    return {"width": _WIDTH, "height": _HEIGHT, "lines": drawn, "caption": caption}
 
 
-def repeat_command(run: Run) -> str:
-    """The command that repeats the experiment. It sets each value of the config and so does not
-    depend on a version's presets. Empty without a config."""
-    if not run.config:
-        return ""
+def repeat_command(run: Run, sweep: str | None = None) -> str:
+    """The command that repeats a run, as one of ``sweep`` if that is given. It sets every value in
+    which the run departs from what the names in it compose today; empty without a config."""
     flat = flatten_config(run.config)
-    groups = ("norm", "batch", "data", "model", "protocol", "task", "norm.head")
-    chosen = [f"{group}={flat[f'{group}.name']}" for group in groups if f"{group}.name" in flat]
-    values = [
+    groups = ("norm", "batch", "data", "model", "task", "norm.head", "protocol")
+    names = [f"{group}={flat[f'{group}.name']}" for group in groups if f"{group}.name" in flat]
+    words = [f"sweep={sweep}"] * bool(sweep)
+    words += [name for name in names if name not in ("task=classification", "protocol=paper")]
+    composed = _composed(tuple(words)) if flat else {}
+    changed = [
         f"++{key}={_hydra(value)}"
         for key, value in flat.items()
-        if not key.startswith(_NOT_REPEATED) and not key.endswith(".name")
+        if key not in NON_EXPERIMENT_KEYS and key != "seed" and not key.endswith(".name")
+        if not key.startswith("norm.head.") and composed.get(key, "") != value
     ]
-    return " ".join(["python train.py", *map(shlex.quote, [*chosen, *values])])
+    program = f"python train.py{' -m' * bool(sweep)}"
+    return " ".join(
+        [program, *map(shlex.quote, [*words, f"seed={run.seed}", *changed])] * bool(flat)
+    )
+
+
+@cache
+def _composed(words: tuple[str, ...]) -> dict[str, Any]:
+    """The config that command-line words compose, flattened; empty if they do not."""
+    from hydra import compose, initialize_config_dir
+
+    from sn_imagenet.config import from_hydra
+
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return flatten_config(from_hydra(compose("config", overrides=[*words])).to_dict())
+    except Exception:  # Hydra raises many kinds; the command then gives every value
+        return {}
 
 
 def _hydra(value: Any) -> str:
@@ -204,26 +258,3 @@ def _hydra(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_hydra, value))}]"
     return json.dumps(value)
-
-
-def _curve(run: Run, warnings: list[str]) -> str:
-    epochs, why = try_epochs(run)
-    warnings += [why] if why else []
-    if not epochs:
-        return ""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(COLUMN, 2.1))
-        axes = figure.subplots()
-        series = []
-        for name in dict.fromkeys(name for epoch in epochs for name in epoch.validation):
-            label = f"validation, {statistics_label(name)}"
-            series += over_epochs([epochs], validation_under(name), label)
-        series += over_epochs([epochs], lambda e: e.train, "training", ls="--", lw=0.9)
-        draw_curves(axes, series)
-        x = "step" if validates_by_step(run) else "epoch"
-        axes.set(xlabel=x, ylabel=score_heading(recorded_score(run) or run.score))
-        if series:
-            rises = run.score.higher_is_better
-            axes.legend(loc="lower right" if rises else "upper right", fontsize=6.5)
-        figure.tight_layout()
-        return svg(figure)

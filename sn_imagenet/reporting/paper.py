@@ -74,28 +74,25 @@ class Paper:
 NO_PAPER = Paper("", "", "", (), (), (), {}, {})  # nothing is published on these runs
 
 
-def read_paper(file: Path) -> Paper:
-    """Read ``results/paper.yaml``.
+def read_paper(file: Path | None) -> Paper:
+    """Read ``results/paper.yaml``; None is :data:`NO_PAPER`.
 
     Raises:
         UserError: the file is missing or malformed; names it.
     """
+    if file is None:
+        return NO_PAPER
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        experiment, statistics = content["task"], content["statistics"]
+        statistics = content["statistics"]
+        setting = Setting.parse(statistics["setting"])
         return Paper(
-            data=experiment["data"],
-            model=experiment["model"],
-            label=experiment["label"],
+            **{key: content["task"][key] for key in ("data", "model", "label")},
             cells=_published(content["paper"]),
             elsewhere=_published(content["elsewhere"]),
             statistics=tuple(
                 PublishedAccuracy(
-                    statistics["method"],
-                    Setting.parse(statistics["setting"]),
-                    float(top1),
-                    statistics["source"],
-                    note,
+                    statistics["method"], setting, float(top1), statistics["source"], note
                 )
                 for note, top1 in statistics["top1"].items()
             ),
@@ -111,11 +108,11 @@ def read_paper(file: Path) -> Paper:
 def _published(rows: list[dict[str, Any]]) -> tuple[PublishedAccuracy, ...]:
     return tuple(
         PublishedAccuracy(
-            method=row["method"],
-            setting=Setting.parse(name),
-            top1=None if top1 is None else float(top1),
-            source=row["source"],
-            note=row.get("notes", {}).get(name, ""),
+            row["method"],
+            Setting.parse(name),
+            None if top1 is None else float(top1),
+            row["source"],
+            row.get("notes", {}).get(name, ""),
         )
         for row in rows
         for name, top1 in row["top1"].items()

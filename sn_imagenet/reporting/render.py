@@ -75,10 +75,12 @@ class Document:
 
     @property
     def latex(self) -> str:
-        needs = "Needs \\usepackage{booktabs,graphicx}."
-        head = f"% {self.title} of arXiv 1806.10779, reproduced. {needs}"
-        tables = [grid_latex(grid) for grids in self.grids for grid in grids]
-        return "\n\n".join([head, *tables]) + "\n"
+        """The first grid of each study, labeled ``tab:table2``, ``tab:table2-2``, ..."""
+        name = re.sub(r"\W+", "-", self.title.replace("Table ", "table").lower()).strip("-")
+        grids = [grids[0] for grids in self.grids if grids]
+        labels = (f"{name}-{i}" if i > 1 else name for i in range(1, len(grids) + 1))
+        head = f"% {self.title}. Needs \\usepackage{{booktabs,graphicx}}."
+        return "\n\n".join([head, *map(grid_latex, grids, labels)]) + "\n"
 
     @property
     def csv(self) -> str:
@@ -144,9 +146,10 @@ def code_span(text: str) -> str:
 
 
 def round_half_up(value: float, digits: int) -> Decimal:
-    """``value`` rounded half up as a decimal: 75.25 to 75.3. Digits after the ninth are noise."""
-    exact = Decimal(f"{value:.{max(9, digits)}f}")
-    return exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP) + 0  # + 0: no negative zero
+    """``value`` rounded half up as a decimal: 75.25 to 75.3, -0.03 to -0.0. Digits after the ninth
+    are noise."""
+    exact = Decimal(f"{value:.{max(9, digits)}f}") + 0  # + 0: no sign of nothing
+    return exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
 
 
 def rounded(value: float | None) -> float | None:
@@ -170,8 +173,8 @@ def latex_escape(text: str) -> str:
     )
 
 
-def grid_latex(grid: Grid) -> str:
-    """``grid`` as a ``table`` float. Needs the packages booktabs and graphicx."""
+def grid_latex(grid: Grid, name: str) -> str:
+    """``grid`` as a ``table`` float with ``\\label{tab:name}``. Needs booktabs and graphicx."""
     lines = []
     for row in grid.rows:
         if row.rule:
@@ -188,7 +191,7 @@ def grid_latex(grid: Grid) -> str:
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{latex_escape(grid.caption)}}}",
+            rf"\caption{{{latex_escape(grid.caption)}}}\label{{tab:{name}}}",
             r"\small",
             *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
             rf"\begin{{tabular}}{{l{'c' * len(grid.columns)}}}",

@@ -8,8 +8,8 @@ from typing import Any
 
 from sn_imagenet.reporting.cells import (
     MISSING,
+    cell_label,
     evaluation_label,
-    method_label,
     score_heading,
     score_text,
 )
@@ -48,13 +48,12 @@ def run_tables(runs: Sequence[Run]) -> str:
     tables: dict[Score, list[dict[str, str]]] = {}
     for run in runs:
         tables.setdefault(run.score, []).extend(_run_rows(run))
-    return "\n".join(map(_run_table, tables.values()))
-
-
-def _run_table(rows: Sequence[dict[str, str]]) -> str:
-    head = list(dict.fromkeys(heading for row in rows for heading in row))
-    cells = [[row.get(heading, MISSING) for heading in head] for row in rows]
-    return markdown_table(head, cells, "llllrl" + "r" * (len(head) - 6)) + "\n"
+    texts = []
+    for rows in tables.values():
+        head = list(dict.fromkeys(heading for row in rows for heading in row))
+        cells = [[row.get(heading, MISSING) for heading in head] for row in rows]
+        texts.append(markdown_table(head, cells, "llllrl" + "r" * (len(head) - 6)) + "\n")
+    return "\n".join(texts)
 
 
 def _run_rows(run: Run) -> list[dict[str, str]]:
@@ -63,7 +62,7 @@ def _run_rows(run: Run) -> list[dict[str, str]]:
     labels = {
         "data": cell.data,
         "model": ", ".join(filter(None, (cell.model, cell.row))),
-        "norm": method_label(cell.norm),
+        "norm": cell_label(cell),
         "setting": str(cell.setting),
         "seed": str(run.seed),
     }

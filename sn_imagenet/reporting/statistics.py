@@ -24,64 +24,64 @@ Interval = tuple[float, float]
 class Estimate:
     """A linear contrast of group means with its uncertainty over seeds.
 
-    ``error``: standard error; ``degrees``: degrees of freedom (Welch, Satterthwaite).
+    ``error``: standard error, None without one (a group of one value, or no spread at all).
+    ``degrees``: degrees of freedom (Welch, Satterthwaite).
     """
 
     effect: float
-    error: float
-    degrees: float
+    error: float | None
+    degrees: float = math.nan
 
-    def interval(self, level: float = LEVEL) -> Interval:
-        """The two-sided t interval of the effect."""
-        half = scipy.stats.t.ppf(0.5 + level / 2, self.degrees) * self.error
+    @property
+    def interval(self) -> Interval | None:
+        """The two-sided 95 % t interval of the effect, None without a standard error."""
+        if self.error is None:
+            return None
+        half = scipy.stats.t.ppf(0.5 + LEVEL / 2, self.degrees) * self.error
         return self.effect - half, self.effect + half
 
     def level_of(self, low: float, high: float) -> tuple[bool, float]:
         """Whether the effect is within [low, high], and the smallest p for which the two-sided
-        interval of level 1 - p is entirely on the same side as the effect (inside or outside).
+        interval of level 1 - p is entirely on the same side as the effect (inside or outside); 1
+        without a standard error, as then nothing can be shown.
         """
-        if low <= self.effect <= high:
-            distance, inside = min(self.effect - low, high - self.effect), True
-        else:
-            distance, inside = max(low - self.effect, self.effect - high), False
+        inside = low <= self.effect <= high
+        if self.error is None:
+            return inside, 1.0
+        gaps = self.effect - low, high - self.effect
+        distance = min(gaps) if inside else -min(gaps)
         return inside, float(2 * scipy.stats.t.sf(distance / self.error, self.degrees))
 
 
 def contrast(groups: Sequence[Sequence[float]], coefficients: Sequence[float]) -> Estimate | None:
-    """sum_i c_i mean(group_i), each group with its own variance (Welch, Satterthwaite).
+    """sum_i c_i mean(group_i), each group with its own variance (Welch, Satterthwaite); None if a
+    group is empty.
 
     (1,) gives the t interval of one mean, (1, -1) Welch's of a difference, the centered
-    log2(samples) the slope of a trend. None without a standard error: a group of one value, or no
-    spread at all.
+    log2(samples) the slope of a trend.
+
+    A shared seed does not pair runs of two methods. It gives them the same initial convolutions and
+    order of samples, but after a few hundred steps the weights have nothing in common, so the runs
+    are treated as independent.
     """
-    if any(len(group) < 2 for group in groups):
+    if not all(groups):
         return None
     effect = sum(c * fmean(g) for c, g in zip(coefficients, groups, strict=True))
+    if any(len(group) < 2 for group in groups):
+        return Estimate(effect, None)
     parts = [c**2 * variance(g) / len(g) for c, g in zip(coefficients, groups, strict=True)]
     total = sum(parts)
     # Values that are differences may be equal only up to rounding.
     if total <= (1e-12 * max(1.0, abs(effect))) ** 2:
-        return None
-    sizes = [len(group) for group in groups]
-    degrees = total**2 / sum(p**2 / (n - 1) for p, n in zip(parts, sizes, strict=True))
+        return Estimate(effect, None)
+    degrees = total**2 / sum(p**2 / (len(g) - 1) for p, g in zip(parts, groups, strict=True))
     return Estimate(effect, math.sqrt(total), degrees)
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
     """The 95 % t interval of a mean over seeds; None below two seeds or without spread."""
     estimate = contrast([values], [1.0])
-    return estimate.interval() if estimate else None
-
-
-def difference_interval(first: Sequence[float], second: Sequence[float]) -> Interval | None:
-    """Welch's 95 % interval of mean(first) - mean(second); None as :func:`contrast`.
-
-    A shared seed does not pair runs of two methods. It gives them the same initial convolutions and
-    order of samples, but after a few hundred steps the weights have nothing in common, so the runs
-    are treated as independent.
-    """
-    estimate = contrast([first, second], [1.0, -1.0])
-    return estimate.interval() if estimate else None
+    return estimate.interval if estimate else None
 
 
 def holm(p_values: Sequence[float], alpha: float = 1 - LEVEL) -> list[bool]:

@@ -9,13 +9,14 @@ from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sn_imagenet.errors import UserError
+from sn_imagenet.errors import UserError, as_text
 from sn_imagenet.reporting.cells import (
     Difference,
     Summary,
     by_cell,
+    cell_label,
     method_label,
     summarize,
 )
@@ -28,6 +29,7 @@ from sn_imagenet.reporting.curves import (
 )
 from sn_imagenet.reporting.paper import NO_PAPER, PAPER_SETTINGS, Paper, in_paper_order
 from sn_imagenet.runs import FINISHED, Run, Setting, find_runs
+from sn_imagenet.runs.methods import BUILT_IN, IMPORTED
 from sn_imagenet.runs.scores import TOP1, UNKNOWN, Score
 
 TABLE_2_METHODS = ("bn", "gn", "sn")
@@ -37,32 +39,51 @@ FOUND = "cell"  # the model of networks that an architecture search found
 
 @dataclass(frozen=True)
 class RunCollection:
-    """The runs below ``root``, the paper's numbers, the settings to show (None: the paper's nine
-    and all others among the runs), and the epoch whose score counts (``final``, ``best``,
-    ``median5``)."""
+    """The runs below ``root``, the paper's numbers, the settings and methods to show, the methods
+    with which to compare the others, and the epoch whose score counts (``final``, ``best``,
+    ``median5``).
+
+    None shows what was run, beside published numbers also the paper's settings and methods. By
+    default the pairs of the paper's Table 2 are compared, and one's own methods with all others."""
 
     runs: Sequence[Run]
     root: Path
     paper: Paper = NO_PAPER
     settings: Sequence[Setting] | None = None
+    methods: Sequence[str] | None = None
+    against: Sequence[str] | None = None
     epoch: str = "final"
 
     @classmethod
-    def read(cls, root: Path, *options: Any) -> tuple[RunCollection, list[str]]:
-        """The runs below ``root``, and one line for each that cannot be read. ``options``: the
-        other fields.
+    def read(
+        cls,
+        root: Path,
+        paper: Paper = NO_PAPER,
+        settings: Sequence[str] | None = None,
+        methods: Sequence[str] | None = None,
+        against: Sequence[str] | None = None,
+        epoch: str = "final",
+    ) -> tuple[RunCollection, list[str]]:
+        """The runs below ``root``, and one line for each that cannot be read. ``settings``: names
+        such as ``8x32``.
 
         Raises:
-            UserError: no runs, or none that can be read.
+            UserError: no runs, or none that can be read; a name is not a setting, or no run is of
+                that method.
         """
-        runs, warnings = find_runs(root)
+        columns = list(dict.fromkeys(map(Setting.parse, settings))) if settings else None
+        runs, warnings = find_runs(root, compare_configs=True)
         if not runs:
             raise UserError(f"{root}: holds no readable runs: {'; '.join(warnings)}")
-        return cls(runs, root, *options), warnings
+        norms = sorted({run.cell.norm for run in runs})
+        for name in (*(methods or ()), *(against or ())):
+            if name not in norms:
+                raise UserError(f"method '{name}': expected one of the runs': {', '.join(norms)}")
+        return cls(runs, root, paper, columns, methods, against, epoch), warnings
 
     def folders(self, runs: Sequence[Run]) -> list[str]:
         """The runs' folders relative to ``root``."""
-        return [run.path.relative_to(self.root).as_posix() for run in runs]
+        return [as_text(run.path.relative_to(self.root).as_posix()) for run in runs]
 
 
 @dataclass(frozen=True)
@@ -125,15 +146,35 @@ class Study:
 
     def cell(self, method: str, setting: Setting) -> Summary:
         """The runs of a cell; empty where there are none."""
-        return self.cells.get((method, setting), Summary((), ()))
+        return self.cells.get((method, setting), Summary())
+
+    @cached_property
+    def own_methods(self) -> list[str]:
+        """The methods that are neither the paper's nor built in."""
+        return [m for m in self.methods if m.removesuffix(IMPORTED) not in {*BUILT_IN, "bkn"}]
 
     @property
     def compared_methods(self) -> Sequence[tuple[str, str]]:
-        """The pairs of methods whose differences the table shows: those of Table 2; in other tasks
-        every pair."""
-        if self.is_classification:
-            return TABLE_2_DIFFERENCES
-        return [(second, first) for first, second in combinations(self.methods, 2)]
+        """The pairs of methods whose differences the table shows; see :class:`RunCollection`. In
+        other tasks than classification every pair."""
+        pairs = [(second, first) for first, second in combinations(self.methods, 2)]
+        if self.collection.against is not None:
+            chosen = [m for m in self.collection.against if m in self.methods]
+            pairs = [(m, other) for other in chosen for m in self.methods if m != other]
+            return [(a, b) for i, (a, b) in enumerate(pairs) if (b, a) not in pairs[:i]]
+        if not self.is_classification:
+            return pairs
+        papers = [pair for pair in TABLE_2_DIFFERENCES if {*pair} <= {*self.methods}]
+        return papers + [pair for pair in pairs if pair[0] in self.own_methods]
+
+    def label(self, method: str) -> str:
+        """The method as shown: as its config says, or :func:`method_label`."""
+        cells = (run.cell for run in self.runs if run.cell.norm == method)
+        return next(map(cell_label, cells), method_label(method))
+
+    def cell_name(self, method: str, setting: Setting) -> str:
+        """``BN (8,2)``."""
+        return f"{self.label(method)} {setting}"
 
     def difference(self, first: str, second: str, setting: Setting) -> Difference:
         """``first`` minus ``second`` at one setting."""
@@ -214,8 +255,8 @@ def studies_of(collection: RunCollection) -> list[Study]:
 def study_of(collection: RunCollection, key: StudyKey) -> Study:
     """The study of one task on one data set with one network, perhaps without runs."""
     runs = [run for run in collection.runs if _experiment(run) == key]
-    scores = [score for run in runs if (score := recorded_score(run))]
-    return _study(collection, key, scores[0] if scores else TOP1, runs)
+    score = next(filter(None, map(recorded_score, runs)), TOP1)
+    return _study(collection, key, score, runs)
 
 
 class StudyKey(NamedTuple):
@@ -235,11 +276,13 @@ def _experiment(run: Run) -> StudyKey:
 def _study(collection: RunCollection, key: StudyKey, score: Score, runs: Sequence[Run]) -> Study:
     is_classification = not key.task and score == TOP1 and key.model != FOUND
     settings, norms = ({run.cell.setting for run in runs}, {run.cell.norm for run in runs})
-    if is_classification:
+    if is_classification and collection.paper is not NO_PAPER:
         settings, norms = settings | set(PAPER_SETTINGS), norms | set(TABLE_2_METHODS)
     columns = list(collection.settings or in_paper_order(settings))
-    runs = [run for run in runs if run.cell.setting in columns]
     methods = sorted(norms, key=lambda norm: (*(norm != m for m in TABLE_2_METHODS), norm))
+    if collection.methods:
+        methods = [method for method in collection.methods if method in norms]
+    runs = [run for run in runs if run.cell.setting in columns and run.cell.norm in methods]
     seeds = {(cell.norm, cell.setting): same for cell, same in by_cell(runs).items()}
     cells = {
         (m, s): summarize(seeds.get((m, s), []), epoch=collection.epoch)
@@ -252,7 +295,7 @@ def _study(collection: RunCollection, key: StudyKey, score: Score, runs: Sequenc
 def conflict_warnings(study: Study, verb: str) -> list[str]:
     """One line for each cell that is not ``verb`` (averaged, drawn)."""
     return [
-        f"{study.title}, {method_label(method)} {setting}: not {verb}, the runs are not seeds "
+        f"{study.title}, {study.cell_name(method, setting)}: not {verb}, the runs are not seeds "
         f"of one experiment: {cell.conflict}: {', '.join(study.collection.folders(cell.runs))}"
         for (method, setting), cell in study.cells.items()
         if cell.conflict

@@ -44,9 +44,61 @@ def table1(
     ``census``: a row per method, all at one size [N, C, H, W]. CSV: one row per method, with the
     measured exponents and the elements that operators read and write.
     """
-    grid = _grid(census, published)
-    rows = [_csv_row(row, published.get(row["method"])) for row in census]
-    return Document("Table 1", [f"{grid.caption}\n\n{grid_markdown(grid)}"], [[grid]], rows)
+    rows: list[Row] = []
+    notes: list[str] = []
+    lines: list[dict[str, object]] = []
+    for row in census:
+        method, ours, paper = row["method"], _entries(row), published.get(row["method"])
+        differing = differences(row, paper)
+        texts = {column: _entry_text(column, entry) for column, entry in ours.items()}
+        for column in ("parameters", "count"):
+            if texts[column] != str(row[column]):
+                texts[column] += f" = {row[column]}"
+        for column in differing:
+            reasons = [text for mark, text in _REASONS.items() if mark in (ours[column] or "")]
+            notes.append(
+                f"{_label(method)}, {COLUMNS[column]}: {_entry_text(column, ours[column])} here, "
+                f"{_entry_text(column, paper[column] if paper else None)} in the paper"
+                + (f": {'; '.join(reasons)}." if reasons else ".")
+            )
+            texts[column] += DIFFERS
+        rows.append(Row(_label(method), tuple(texts.values()), rule=bool(rows)))
+        rows += [_paper_row(paper)] if paper else []
+        exponents = row["exponents"] or dict.fromkeys(("N", "C", "HW"))
+        lines.append(
+            {
+                "method": method,
+                **dict(zip("NCHW", row["size"], strict=True)),
+                **ours,
+                "parameters_number": row["parameters"],
+                "count_number": row["count"],
+                "members": ";".join(row["members"]),
+                **{f"exponent_{name}": exponent for name, exponent in exponents.items()},
+                "elements_moved": row["work"],
+                **{f"paper_{column}": paper[column] if paper else None for column in COLUMNS},
+                "differs": ";".join(differing),
+            }
+        )
+    counted = {row["method"] for row in census}
+    for method in (method for method in published if method not in counted):
+        rows.append(Row(_label(method), ("not in this project",) + (MISSING,) * 5, rule=True))
+        rows.append(_paper_row(published[method]))
+    n, c, h, w = census[0]["size"]
+    grid = Grid(
+        caption="Normalization methods: what they learn, estimate and cost, counted in the modules "
+        f"(numbers at N, C, H, W = {n}, {c}, {h}, {w}), and as printed in the paper.",
+        columns=tuple(COLUMNS.values()),
+        rows=tuple(rows),
+        notes=(
+            *(notes or ["No module differs from the paper's row."]),
+            "Learned parameters have a gradient. Hyper-parameters are constructor arguments that "
+            "affect outputs or state. Statistics are the distinct means and variances computed for "
+            "one batch; primed ones are stored. Complexity is how the number of elements that "
+            "operators read and write to compute the statistics grows as N, C and HW double.",
+            "The paper's columns of networks and tasks do not concern modules and are left out.",
+        ),
+    )
+    return Document("Table 1", [f"{grid.caption}\n\n{grid_markdown(grid)}"], [[grid]], lines)
 
 
 def complexity(exponents: Mapping[str, float] | None) -> str | None:
@@ -94,58 +146,8 @@ def _unordered(entry: str | None) -> Counter[str]:
     return Counter("".join(sorted(term)) for term in terms)
 
 
-def _grid(census: Sequence[CensusRow], published: Mapping[str, Mapping[str, str | None]]) -> Grid:
-    n, c, h, w = census[0]["size"]
-    rows: list[Row] = []
-    notes: list[str] = []
-    for row in census:
-        paper = published.get(row["method"])
-        differing = differences(row, paper)
-        rows.append(Row(_label(row["method"]), _cells(row, differing), rule=bool(rows)))
-        if paper is None:
-            continue
-        rows.append(_paper_row(paper))
-        for column in differing:
-            ours = _entries(row)[column]
-            reasons = [text for mark, text in _REASONS.items() if mark in (ours or "")]
-            notes.append(
-                f"{_label(row['method'])}, {COLUMNS[column]}: {_entry_text(column, ours)} here, "
-                f"{_entry_text(column, paper[column])} in the paper"
-                + (f": {'; '.join(reasons)}." if reasons else ".")
-            )
-    absent = [method for method in published if method not in {row["method"] for row in census}]
-    for method in absent:
-        rows.append(Row(_label(method), ("not in this project",) + (MISSING,) * 5, rule=True))
-        rows.append(_paper_row(published[method]))
-    return Grid(
-        caption="Normalization methods: what they learn, estimate and cost, counted in the modules "
-        f"(numbers at N, C, H, W = {n}, {c}, {h}, {w}), and as printed in the paper.",
-        columns=tuple(COLUMNS.values()),
-        rows=tuple(rows),
-        notes=(
-            *(notes or ["No module differs from the paper's row."]),
-            "Learned parameters have a gradient. Hyper-parameters are constructor arguments that "
-            "affect outputs or state. Statistics are the distinct means and variances computed for "
-            "one batch; primed ones are stored. Complexity is how the number of elements that "
-            "operators read and write to compute the statistics grows as N, C and HW double.",
-            "The paper's columns of networks and tasks do not concern modules and are left out.",
-        ),
-    )
-
-
 def _label(method: str) -> str:
     return _LABELS.get(method, method_label(method))
-
-
-def _cells(row: CensusRow, differing: Sequence[str]) -> tuple[str, ...]:
-    numbers = {"parameters": row["parameters"], "count": row["count"]}
-    cells = []
-    for column, entry in _entries(row).items():
-        text = _entry_text(column, entry)
-        if column in numbers and text != str(numbers[column]):
-            text += f" = {numbers[column]}"
-        cells.append(text + (DIFFERS if column in differing else ""))
-    return tuple(cells)
 
 
 def _paper_row(paper: Mapping[str, str | None]) -> Row:
@@ -157,21 +159,3 @@ def _entry_text(column: str, entry: str | None) -> str:
     if entry is None:
         return MISSING
     return f"O({entry})" if column == "complexity" else entry
-
-
-def _csv_row(row: CensusRow, paper: Mapping[str, str | None] | None) -> dict[str, object]:
-    size = dict(zip("NCHW", row["size"], strict=True))
-    exponents = row["exponents"] or dict.fromkeys(("N", "C", "HW"))
-    ours = _entries(row)
-    return {
-        "method": row["method"],
-        **size,
-        **ours,
-        "parameters_number": row["parameters"],
-        "count_number": row["count"],
-        "members": ";".join(row["members"]),
-        **{f"exponent_{name}": exponents[name] for name in exponents},
-        "elements_moved": row["work"],
-        **{f"paper_{column}": paper[column] if paper else None for column in COLUMNS},
-        "differs": ";".join(differences(row, paper)),
-    }

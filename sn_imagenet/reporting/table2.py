@@ -1,40 +1,52 @@
-"""The accuracy tables: Table 2, other methods (Sec. 4.1), and SN - BN under changes of the protocol
-and by network."""
+"""The accuracy tables: Table 2, other methods (Sec. 4.1), and the moving and batch average of the
+statistics."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import product
+from typing import Any
 
-from sn_imagenet.reporting.accuracy import accuracy_grid, averages_grid
-from sn_imagenet.reporting.cells import method_label, minus
-from sn_imagenet.reporting.departures import gather_departures
+from sn_imagenet.reporting.cells import (
+    MARKS,
+    MISSING,
+    Difference,
+    Summary,
+    by_cell,
+    interval_text,
+    method_label,
+    minus,
+    score_heading,
+    signed_text,
+    statistics_label,
+    summarize,
+)
+from sn_imagenet.reporting.curves import EPOCH_CHOICES
+from sn_imagenet.reporting.departures import departure_notes, gather_departures
 from sn_imagenet.reporting.paper import NO_PAPER
 from sn_imagenet.reporting.render import (
+    FOOTNOTES,
     Document,
     Grid,
+    Row,
     code_span,
     grid_markdown,
     interval_columns,
     markdown_escape,
     markdown_table,
+    round_half_up,
     rounded,
 )
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_warnings
-from sn_imagenet.reporting.variants import (
-    networks_grid,
-    networks_of,
-    variant_columns,
-    variants_grid,
-    variants_of,
-    variants_warnings,
-)
-from sn_imagenet.runs import FINISHED, Setting
+from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Run, Setting
+from sn_imagenet.runs.reading import mapping
 
 OTHER_METHODS = ("in", "ln", "brn", "bkn", "bn", "sn")
 OTHER_DIFFERENCES = (("in", "sn"), ("ln", "sn"), ("brn", "bn"), ("brn", "sn"))
 OTHER_SETTINGS = (Setting(8, 32), Setting(8, 4))
+STORED_STATISTICS = {"moving_average", "batch_average"}
 
 GridOf = Callable[[Study], Grid | None]
 Columns = dict[str, object]  # of a row of the CSV
@@ -65,71 +77,30 @@ def table2(collection: RunCollection) -> Document:
     """
     studies = studies_of(collection)
     title = "Table 2" if any(study.is_classification for study in studies) else "Scores"
+    rows = [_rows(study, study.methods, study.compared_methods) for study in studies]
+    return accuracy_document(title, studies, [table2_grid, averages_grid], rows)
 
-    def rows(study: Study) -> list[Columns]:
-        return _rows(study, study.methods, study.compared_methods)
 
-    return _document(title, studies, [table2_grid, averages_grid], rows)
+def averages(collection: RunCollection) -> Document:
+    """The moving and the batch average of the methods that store statistics."""
+    studies = studies_of(collection)
+    return accuracy_document(
+        "Moving and batch average", studies, [averages_grid], [[] for _ in studies]
+    )
 
 
 def methods(collection: RunCollection) -> Document:
     """The other methods of Sec. 4.1, in the formats of :func:`table2`."""
-
-    def rows(study: Study) -> list[Columns]:
-        return _rows(study, OTHER_METHODS, OTHER_DIFFERENCES)
-
     studies = [study for study in studies_of(collection) if study.is_classification]
-    return _document("Other methods (Sec. 4.1)", studies, [methods_grid], rows)
+    rows = [_rows(study, OTHER_METHODS, OTHER_DIFFERENCES) for study in studies]
+    return accuracy_document("Other methods (Sec. 4.1)", studies, [methods_grid], rows)
 
 
-def variants(collection: RunCollection) -> Document:
-    """SN - BN under each change of the protocol among the runs, and how far each moves it."""
-
-    def rows(study: Study) -> list[Columns]:
-        labels = {"data": study.data, "model": study.model}
-        return [
-            {**labels, "setting": v.setting.name, "change": v.label, **variant_columns(v)}
-            for v in variants_of(study)
-        ]
-
-    # Without cells: here runs of one cell differ on purpose.
-    studies = [replace(study, cells={}) for study in studies_of(collection)]
-    problems = [w for study in studies for w in variants_warnings(variants_of(study), collection)]
-    return _document("Changes of the protocol", studies, [variants_grid], rows, problems)
-
-
-def networks(collection: RunCollection) -> Document:
-    """SN - BN of each network that was run on a data set, and how far the network moves it."""
-
-    def rows(study: Study) -> list[Columns]:
-        return [
-            {
-                "data": study.data,
-                "model": v.label,
-                "setting": v.setting.name,
-                **variant_columns(v),
-            }
-            for v in networks_of(study)
-        ]
-
-    grouped: dict[tuple[object, ...], Study] = {}
-    unpublished = replace(collection, paper=NO_PAPER)
-    for study in studies_of(collection):
-        key = (study.data, study.row, study.task, study.score)
-        runs = [*(grouped[key].runs if key in grouped else ()), *study.runs]
-        models = len({run.cell.model for run in runs})
-        name = study.model if models == 1 else f"{models} networks"
-        grouped[key] = replace(study, model=name, cells={}, runs=runs, collection=unpublished)
-    studies = list(grouped.values())
-    problems = [w for study in studies for w in variants_warnings(networks_of(study), collection)]
-    return _document("Networks", studies, [networks_grid], rows, problems)
-
-
-def _document(
+def accuracy_document(
     title: str,
     studies: Sequence[Study],
     grids: Sequence[GridOf],
-    rows: Callable[[Study], list[Columns]],
+    rows: Sequence[list[Columns]],
     warnings: Sequence[str] | None = None,
 ) -> Document:
     if warnings is None:
@@ -137,15 +108,10 @@ def _document(
     grids_of = [[g for grid in grids if (g := grid(study))] for study in studies]
     sections = [_section(*pair) for pair in zip(studies, grids_of, strict=True)]
     several = any(study.row or not study.is_classification for study in studies)
-    columns = [
-        # The last three tell rows and tasks apart.
-        {**row, "task_row": study.row, "task": study.task, "score": study.score.key}
-        if several
-        else row
-        for study in studies
-        for row in rows(study)
-    ]
-    return Document(title, sections, grids_of, columns, warnings)
+    for study, of_study in zip(studies, rows, strict=True):
+        for row in of_study if several else ():  # tells rows and tasks apart
+            row |= {"task_row": study.row, "task": study.task, "score": study.score.key}
+    return Document(title, sections, grids_of, [row for group in rows for row in group], warnings)
 
 
 def _section(study: Study, grids: Sequence[Grid]) -> str:
@@ -165,7 +131,7 @@ def _section(study: Study, grids: Sequence[Grid]) -> str:
     add_list(
         "### Cells whose runs are not seeds of one experiment",
         (
-            f"{markdown_escape(f'{method_label(method)} {setting}: {cell.conflict}')} "
+            f"{markdown_escape(f'{study.cell_name(method, setting)}: {cell.conflict}')} "
             f"({', '.join(map(code_span, folders(cell.runs)))})"
             for (method, setting), cell in study.cells.items()
             if cell.conflict
@@ -180,7 +146,8 @@ def _section(study: Study, grids: Sequence[Grid]) -> str:
             if run.state != FINISHED
         ),
     )
-    if any(run.evaluations or run.departures for run in runs):
+    published = study.collection.paper is not NO_PAPER
+    if published and any(run.evaluations or run.departures for run in runs):
         rows = [[d.item, d.paper, d.ours, d.which] for d in gather_departures(runs)]
         parts.append("### Departures from the paper's protocol, as recorded by the runs")
         header = ["item", "paper", "ours", "runs"]
@@ -226,40 +193,264 @@ def _rows(study: Study, methods: Sequence[str], pairs: Sequence[tuple[str, str]]
         }
 
     rows: list[Columns] = []
-    for method in methods:
-        for setting in study.settings:
-            cell, paper = study.cell(method, setting), study.paper.top1(method, setting)
-            states = {"mixed configs": len(cell.runs)} if cell.conflict else dict(cell.states)
-            departures = [d for d in gathered if set(d.runs) & set(cell.runs)]
-            own = {
-                "n_seeds": len(cell.values),
-                "mean": rounded(cell.mean),
-                "std": rounded(cell.std),
-                **interval_columns(cell.interval),
-                "paper": paper,
-                "paper_is_same_task": None,
-                "difference": rounded(minus(cell.mean, paper)) if matches else None,
-                "epoch": None,
-                "states": ";".join(f"{s}:{n}" for s, n in states.items()) or "missing",
-                "statistics": ";".join(sorted({r.statistics for r in cell.runs} - {""})),
-                "marks": "",
-                "departures": "; ".join(f"{d.item}: {d.paper} -> {d.ours}" for d in departures),
-                "run_dirs": ";".join(study.collection.folders(cell.runs)),
-            }
-            rows.append(columns(method, setting, own))
-    for pair in pairs:
-        for setting in study.settings:
-            difference = study.difference(*pair, setting)
-            seeds = min(len(difference.first.values), len(difference.second.values))
-            own = {
-                "n_seeds": seeds,
-                "mean": rounded(difference.mean),
-                **interval_columns(difference.interval),
-                "paper": rounded(study.paper.difference(*pair, setting)),
-                "marks": " ".join(MARK_WORDS[mark] for mark in difference.marks),
-            }
-            rows.append(columns("-".join(pair), setting, own))
+    for method, setting in product(methods, study.settings):
+        cell, paper = study.cell(method, setting), study.paper.top1(method, setting)
+        states = {"mixed configs": len(cell.runs)} if cell.conflict else dict(cell.states)
+        departures = [d for d in gathered if set(d.runs) & set(cell.runs)]
+        own = {
+            "n_seeds": len(cell.values),
+            "mean": rounded(cell.mean),
+            "std": rounded(cell.std),
+            **interval_columns(cell.interval),
+            "paper": paper,
+            "paper_is_same_task": None,
+            "difference": rounded(minus(cell.mean, paper)) if matches else None,
+            "epoch": None,
+            "states": ";".join(f"{s}:{n}" for s, n in states.items()) or "missing",
+            "statistics": ";".join(sorted({r.statistics for r in cell.runs} - {""})),
+            "marks": "",
+            "departures": "; ".join(f"{d.item}: {d.paper} -> {d.ours}" for d in departures),
+            "run_dirs": ";".join(study.collection.folders(cell.runs)),
+        }
+        rows.append(columns(method, setting, own))
+    for pair, setting in product(pairs, study.settings):
+        difference = study.difference(*pair, setting)
+        own = {
+            "n_seeds": min(len(difference.first.values), len(difference.second.values)),
+            "mean": rounded(difference.mean),
+            **interval_columns(difference.interval),
+            "paper": rounded(study.paper.difference(*pair, setting)),
+            "marks": " ".join(MARK_WORDS[mark] for mark in difference.marks),
+        }
+        rows.append(columns("-".join(pair), setting, own))
     return rows
 
 
 MARK_WORDS = {"†": "different_seeds", "‡": "survivors", "§": "unlike_runs"}
+
+
+def accuracy_grid(study: Study, methods: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Grid:
+    """A row per method above the paper's row, then a row per difference (first - second)."""
+    paper, digits, settings = study.paper, study.digits, study.settings
+    paper_label = "paper" if study.matches_paper else f"paper ({paper.label})"
+    footnotes: dict[str, str] = {}
+    marked: dict[str, list[str]] = {}
+    if any(cell.omits_diverged for cell in study.cells.values()):
+        marked["‡"] = []
+    rows: list[Row] = []
+
+    def published(method: str, setting: Setting) -> str:
+        entry = paper.cell(method, setting)
+        if not entry:
+            return ""
+        number = MISSING if entry.top1 is None else str(round_half_up(entry.top1, 1))
+        if not entry.note:
+            return number
+        note = f"paper, {study.label(method)} at {setting}: {entry.note} ({entry.source})"
+        return number + footnotes.setdefault(note, FOOTNOTES[len(footnotes)])
+
+    def add(row: Row, cells: Sequence[Summary | Difference], theirs: tuple[str, ...]) -> None:
+        texts = tuple(interval_text(cell.interval, digits) for cell in cells)
+        below = {"95 % interval": texts, paper_label: theirs}
+        rows.append(replace(row, rule=bool(rows)))
+        rows.extend(Row(label, t, indent=True) for label, t in below.items() if any(t))
+
+    best = best_methods(study, methods)
+    for method in methods:
+        ours = [study.cell(method, s) for s in settings]
+        row = Row(
+            study.label(method),
+            tuple(cell.text(digits) for cell in ours),
+            bold=frozenset(i for i, s in enumerate(settings) if method in best[s]),
+            runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in ours),
+        )
+        theirs = tuple(published(method, s) for s in settings)
+        add(row, ours, theirs)
+        if study.matches_paper and any(theirs):
+            gaps = tuple(
+                signed_text(minus(cell.mean, paper.top1(method, s)), 1) + "‡" * cell.omits_diverged
+                for cell, s in zip(ours, settings, strict=True)
+            )
+            rows.append(Row("ours − paper", gaps, indent=True))
+    for pair in pairs:
+        name = "-".join(map(study.label, pair))
+        differences = {s: study.difference(*pair, s) for s in settings}
+        texts = tuple(signed_text(d.mean, digits) + "".join(d.marks) for d in differences.values())
+        gaps_there = [paper.difference(*pair, s) for s in settings]
+        known = any(gap is not None for gap in gaps_there)
+        theirs = tuple(signed_text(gap, 1) for gap in gaps_there) if known else ()
+        add(Row(name, texts), list(differences.values()), theirs)
+        for setting, difference in differences.items():
+            for mark, detail in difference.marks.items():
+                where = f"{name} {setting}" + (f" ({detail})" if detail else "")
+                marked.setdefault(mark, []).append(where)
+    heading = score_heading(study.score)
+    where = "the validation set of " if study.is_classification else ""
+    lower = "" if study.score.higher_is_better else "; lower is better"
+    return Grid(
+        caption=f"{heading[:1].upper()}{heading[1:]} on {where}{study.name}, by (GPUs, samples per "
+        f"GPU){lower}.",
+        columns=tuple(map(str, settings)),
+        rows=tuple(rows),
+        notes=(
+            *(f"{mark} {note}." for note, mark in footnotes.items()),
+            *(
+                f"{mark} {text}{': ' * bool(marked[mark])}{', '.join(marked[mark])}."
+                for mark, text in MARKS.items()
+                if mark in marked
+            ),
+            *_reading_notes(study),
+            *(departure_notes(study.runs) if study.collection.paper is not NO_PAPER else ()),
+        ),
+    )
+
+
+def best_methods(study: Study, methods: Sequence[str]) -> dict[Setting, set[str]]:
+    """Setting -> the methods with the best mean as printed; none where fewer than two methods
+    have a mean. A mean that leaves out diverged seeds does not count."""
+    best: dict[Setting, set[str]] = {}
+    for setting in study.settings:
+        means = {
+            m: round_half_up(cell.mean, study.digits)
+            for m in methods
+            if (cell := study.cell(m, setting)).mean is not None and not cell.omits_diverged
+        }
+        choose = max if study.score.higher_is_better else min
+        top = choose(means.values(), default=None)
+        best[setting] = {m for m, mean in means.items() if mean == top and len(means) > 1}
+    return best
+
+
+def _reading_notes(study: Study) -> list[str]:
+    """Notes that explain how to read the grid."""
+    notes = [
+        f"Mean ± sample standard deviation (number of seeds); no brackets: one seed. {MISSING}: no "
+        "run. Bold: the best mean of a column. Intervals over seeds: Student's for a cell, Welch's "
+        "for a difference. Rounded half up; differences are of the unrounded means.",
+        f"{'Accuracy' if study.is_classification else 'Score'} of a run: "
+        f"{EPOCH_CHOICES[study.collection.epoch]}.",
+    ]
+    if study.paper is not NO_PAPER and not study.matches_paper:
+        notes.append(
+            f"The paper's numbers are for {study.paper.label}. They are shown for orientation "
+            "only; no difference from them is computed."
+        )
+    statistics: list[str] = []
+    omegas: list[str] = []
+    for method in study.methods:
+        used: dict[str, list[Setting]] = {}
+        chosen: dict[str, list[Setting]] = {}
+        for setting in study.settings:
+            runs = study.cell(method, setting).runs
+            for name in {run.statistics for run in runs if run.statistics}:
+                used.setdefault(statistics_label(name), []).append(setting)
+            for omega in {tuple(run.norm_args.get("omega") or ()) for run in runs} - {()}:
+                members = f"{{{', '.join(map(method_label, omega))}}}"
+                chosen.setdefault(members, []).append(setting)
+        if used:
+            statistics.append(f"{study.label(method)} {_with_exceptions(used)}")
+        if chosen:  # Omega may differ between settings
+            omegas.append(f"{study.label(method)} chooses from {_with_exceptions(chosen)}.")
+    if statistics:
+        notes.append(f"Evaluation statistics: {'; '.join(statistics)}.")
+    notes += omegas
+    single = [
+        run
+        for setting in study.settings
+        if setting.samples_per_gpu == 1
+        for run in study.cell("sn", setting).runs
+    ]
+    if single and all("bn" not in (run.norm_args.get("omega") or ()) for run in single):
+        papers = ", as in the paper" if study.paper is not NO_PAPER else ""
+        notes.append(f"At one sample per GPU SN is {{IN, LN}}{papers}: BN would equal IN.")
+    return notes
+
+
+def _with_exceptions(choices: dict[str, list[Setting]]) -> str:
+    """``batch average (at (8,1) per-sample statistics)``: the most common choice first."""
+    first, *others = sorted(choices, key=lambda words: -len(choices[words]))
+    if not others:
+        return first
+    exceptions = (f"at {', '.join(map(str, choices[words]))} {words}" for words in others)
+    return f"{first} ({'; '.join(exceptions)})"
+
+
+def averages_grid(study: Study) -> Grid | None:
+    """Methods that store statistics, under each average; None without such a run. The batch average
+    has a row for each number of samples requested. See claim 9 of the paper, and EvalNorm's remark
+    that the statistics cause a part of BN's loss at small batches."""
+    rows: list[Row] = []
+    for method in study.methods:
+        runs = [run for run in study.runs if run.cell.norm == method]
+        trained = [run for run in runs if run.state in (FINISHED, NOT_EVALUATED)]
+        if not any(set(run.counted_evaluations) & STORED_STATISTICS for run in trained):
+            continue
+        requested = {str(c["samples_requested"]): c for run in trained for c in _calibrations(run)}
+        averages: list[tuple[str, str, Any]] = [("moving average", "moving_average", None)]
+        for text in sorted(requested, key=lambda n: (not n.isdigit(), len(n), n)):
+            count = f"{int(text):,}" if text.isdigit() else text
+            # With a single number of samples a note below the table gives it.
+            label = f"batch average, {count} samples" if len(requested) > 1 else "batch average"
+            averages.append((label, "batch_average", requested[text]["samples_requested"]))
+        for i, (label, statistics, samples) in enumerate(averages):
+            seeds = by_cell(calibrated_with(run, samples) for run in runs)
+            at = {cell.setting: same for cell, same in seeds.items()}
+            cells = [_summarize(at.get(s, []), statistics) for s in study.settings]
+            rows.append(
+                Row(
+                    f"{study.label(method)}, {label}",
+                    tuple(cell.text(study.digits + 1) for cell in cells),
+                    rule=bool(rows) and i == 0,
+                    runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in cells),
+                )
+            )
+    if not rows:
+        return None
+    used: dict[str, list[int]] = {}
+    for calibration in (c for run in study.runs for c in _calibrations(run)):
+        request = f"{calibration.get('estimator')}, {calibration['samples_requested']}"
+        used.setdefault(request, []).append(calibration.get("samples_used") or 0)
+    notes = [
+        f"Batch average: {request} training samples requested, "
+        f"{' to '.join(map(str, sorted({min(counts), max(counts)})))} used."
+        for request, counts in used.items()
+    ]
+    notes.append(
+        f"{MISSING}: no run, or a run that stores no statistics (SN at one sample per GPU)."
+    )
+    if study.matches_paper:
+        notes += [
+            f"Paper ({entry.source}), {method_label(entry.method)} at {entry.setting}, "
+            f"{entry.note}: {entry.top1:.2f}."
+            for entry in study.paper.statistics
+            if entry.setting in study.settings
+        ]
+    return Grid(
+        caption=f"Moving average and batch average: {score_heading(study.score)} on {study.name}.",
+        columns=tuple(map(str, study.settings)),
+        rows=tuple(rows),
+        notes=tuple(notes),
+    )
+
+
+def calibrated_with(run: Run, samples: Any) -> Run:
+    """``run`` as if its config requested a batch average over ``samples``, so that the evaluations
+    with that number of samples count."""
+    if not run.config:
+        return run
+    calibration = {**mapping(run.config.get("calibration")), "samples": samples}
+    return replace(run, config={**run.config, "calibration": calibration})
+
+
+def _summarize(runs: Sequence[Run], statistics: str) -> Summary:
+    """Each seed once, even if it was trained several times with different calibrations."""
+    first: dict[tuple[int, str, float | None], Run] = {}
+    for run in runs:
+        if run.state != FINISHED or statistics in run.counted_evaluations:
+            first.setdefault((run.seed, run.state, run.score_value(statistics)), run)
+    return summarize(list(first.values()), statistics)
+
+
+def _calibrations(run: Run) -> list[dict[str, Any]]:
+    calibrations = [mapping(evaluation.get("calibration")) for evaluation in run.evaluations]
+    return [calibration for calibration in calibrations if calibration.get("samples_requested")]

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.command import Written
 from sn_imagenet.reporting.curves import EPOCH_CHOICES
 from sn_imagenet.reporting.detection import detection_table
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Document
 from sn_imagenet.reporting.study import RunCollection
 from sn_imagenet.reporting.table1 import TakeCensus, table1
-from sn_imagenet.reporting.table2 import methods, networks, table2, variants
-from sn_imagenet.runs import Setting, write_text
+from sn_imagenet.reporting.table2 import averages, methods, table2
+from sn_imagenet.reporting.variants import networks, variants
+from sn_imagenet.runs import write_text
 
 # A new table of runs is one function and one line here. Table 1 describes the modules instead.
 RUN_TABLES: dict[str, Callable[[RunCollection], Document]] = {
     "table2": table2,
     "methods": methods,
+    "averages": averages,
     "variants": variants,
     "networks": networks,
     "table3": partial(detection_table, "Table 3"),
@@ -30,58 +33,48 @@ RUN_TABLES: dict[str, Callable[[RunCollection], Document]] = {
 TABLE_NAMES = ("table1", *RUN_TABLES)
 
 
-@dataclass(frozen=True)
-class TableFiles:
-    """The files written, the tables as Markdown (``summary``: without the sections beneath them,
-    ``brief``: without notes too), and one line for each problem."""
-
-    paths: list[Path]
-    markdown: str
-    summary: str
-    brief: str
-    warnings: list[str]
-
-
 def write_tables(
     runs_dir: Path,
     out: Path,
-    paper_file: Path,
+    paper_file: Path | None,
     only: Sequence[str] | None = None,
-    settings: Sequence[str] | None = None,
     census: TakeCensus | None = None,
-    epoch: str = "final",
-) -> TableFiles:
+    **options: Any,
+) -> Written:
     """Write the tables ``only`` of :data:`TABLE_NAMES` (default: Tables 1 and 2) to
-    ``<out>/<table>.md``, ``.tex`` and ``.csv``.
+    ``<out>/<table>.md``, ``.tex`` and ``.csv``. What is printed has no sections beneath the tables,
+    and with ``--brief`` no notes.
 
-    Table 1 needs no runs. By default it is left out without ``census``. The summary has it only if
-    it was requested, because it is always the same.
+    Table 1 needs no runs. By default it is left out without ``census``, and printed only if it was
+    requested, because it is always the same.
 
     Args:
         runs_dir: folder of the runs for the other tables.
-        settings: columns to show, in this order: names such as ``8x32``.
-        epoch: which accuracy of a run counts, one of
-            :data:`~sn_imagenet.reporting.curves.EPOCH_CHOICES`.
+        paper_file: the published numbers; None leaves them out.
         census: takes the census of the modules for Table 1, see
             :func:`sn_imagenet.benchmark.census.census`.
+        options: see :meth:`.RunCollection.read`.
 
     Raises:
-        UserError: no runs, an unknown table or setting, a file that cannot be read or written.
+        UserError: no runs, an unknown table, setting, method or epoch, a file that cannot be read
+            or written.
     """
     names = list(only or ("table1", "table2")[0 if census else 1 :])
     for name in names:
         if name not in TABLE_NAMES:
             raise UserError(f"table '{name}': expected one of {', '.join(TABLE_NAMES)}")
-    if epoch not in EPOCH_CHOICES:
+    if paper_file is None and {"table3", "table4", "table5"} & set(names):
+        raise UserError(
+            "--no-paper: the columns of Tables 3, 4 and 5 are the paper's; leave it out"
+        )
+    if (epoch := options.get("epoch", "final")) not in EPOCH_CHOICES:
         raise UserError(f"epoch '{epoch}': expected one of {', '.join(EPOCH_CHOICES)}")
-    columns = list(dict.fromkeys(Setting.parse(name) for name in settings)) if settings else None
     paper = read_paper(paper_file)
-    collection = RunCollection((), runs_dir)
-    warnings: list[str] = []
+    collection, warnings = RunCollection((), runs_dir), list[str]()
     if RUN_TABLES.keys() & set(names):
-        collection, warnings = RunCollection.read(runs_dir, paper, columns, epoch)
+        collection, warnings = RunCollection.read(runs_dir, paper, **options)
     paths: list[Path] = []
-    documents: dict[str, Document] = {}
+    shown = []
     for name in names:
         if name in RUN_TABLES:
             document = RUN_TABLES[name](collection)
@@ -89,14 +82,13 @@ def write_tables(
             document = table1(census(), paper.table1)
         else:
             raise UserError(f"table '{name}': needs a census of the modules")
-        documents[name] = document
-        warnings += [line for line in document.warnings if line not in warnings]
+        if only or name in RUN_TABLES:
+            shown.append(document)
+        warnings += document.warnings
+        forms = {"md": document.markdown, "tex": document.latex, "csv": document.csv}
         paths += [
-            write_text(out / f"{name}.md", document.markdown, "--out"),
-            write_text(out / f"{name}.tex", document.latex, "--out"),
-            write_text(out / f"{name}.csv", document.csv, "--out"),
+            write_text(out / f"{name}.{form}", text, "--out")
+            for form, text in forms.items()
+            if text
         ]
-    shown = [d for name, d in documents.items() if only or name in RUN_TABLES]
-    markdown = "\n".join(document.markdown for document in documents.values())
-    summary, brief = ("\n".join(d.text(notes) for d in shown) for notes in (True, False))
-    return TableFiles(paths, markdown, summary, brief, warnings)
+    return Written(paths, warnings, *("\n".join(d.text(n) for d in shown) for n in (True, False)))

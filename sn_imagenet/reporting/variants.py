@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from sn_imagenet.reporting.cells import (
     CELL_KEYS,
@@ -18,15 +18,15 @@ from sn_imagenet.reporting.cells import (
     Summary,
     experiment,
     interval_text,
-    minus,
     score_heading,
     signed_text,
     summarize,
 )
 from sn_imagenet.reporting.paper import in_paper_order
-from sn_imagenet.reporting.render import Grid, Row, interval_columns, rounded
+from sn_imagenet.reporting.render import Document, Grid, Row, interval_columns, rounded
 from sn_imagenet.reporting.statistics import Estimate, contrast
-from sn_imagenet.reporting.study import RunCollection, Study
+from sn_imagenet.reporting.study import RunCollection, Study, studies_of
+from sn_imagenet.reporting.table2 import Columns, GridOf, accuracy_document
 from sn_imagenet.runs import Run, Setting
 
 BN_AND_SN = ("bn", "sn")
@@ -35,8 +35,6 @@ _NORM_ARGS = "norm.args."
 _SN_KEYS = (_NORM_ARGS, "protocol.lambda_weight_decay")
 # Depends on the setting (no BN at one sample), so it is not a change of the protocol.
 _OMEGA_KEY = "norm.args.omega"
-
-Changes = Mapping[str, str]  # config key -> value as JSON, where a run differs from most runs
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Variant:
     label: str
     bn: Summary
     sn: Summary
-    base: tuple[Summary, Summary] | None  # BN and SN to compare with; None for the base itself
+    base: tuple[Summary, Summary] | None = None  # BN and SN to compare with; None for the base
 
     @property
     def difference(self) -> Estimate | None:
@@ -72,23 +70,22 @@ def variants_of(study: Study) -> list[Variant]:
     affects SN is compared with BN of the base, and BN evaluated by the batch average with SN of the
     base."""
     runs = [run for run in study.runs if run.cell.norm in BN_AND_SN and run.config]
-    changes = _changes(runs)
+    changes = dict(zip(runs, _changes(runs), strict=True))
     variants: list[Variant] = []
     for setting in in_paper_order({run.cell.setting for run in runs}):
         groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
-        for run, changed in zip(runs, changes, strict=True):
+        for run in runs:
             if run.cell.setting == setting:
-                groups.setdefault(tuple(sorted(changed.items())), []).append(run)
+                groups.setdefault(changes[run], []).append(run)
         plain = groups.pop((), [])
         base = _bn_and_sn(plain)
-        variants.append(Variant(setting, "as most runs", *base, None))
-        for items, variant_runs in sorted(groups.items()):
-            bn, sn = _bn_and_sn(variant_runs)
-            sn_only = all(key.startswith(_SN_KEYS) for key, _ in items)
+        variants.append(Variant(setting, "as most runs", *base))
+        for items, changed in sorted(groups.items()):
+            bn, sn = _bn_and_sn(changed)
+            if not bn.runs and all(key.startswith(_SN_KEYS) for key, _ in items):
+                bn = base[0]
             label = ", ".join(f"{key}={value}" for key, value in items)
-            variants.append(
-                Variant(setting, label, bn if bn.runs or not sn_only else base[0], sn, base)
-            )
+            variants.append(Variant(setting, label, bn, sn, base))
         by_batch = summarize([r for r in plain if r.cell.norm == "bn"], "batch_average")
         if by_batch.values:
             variants.append(Variant(setting, "BN by batch average", by_batch, base[1], base))
@@ -118,24 +115,27 @@ def _bn_and_sn(runs: Sequence[Run]) -> tuple[Summary, Summary]:
     return bn, sn
 
 
+_INTERVALS = (
+    "Mean ± sample standard deviation (number of seeds). Brackets: Welch's 95 % interval over "
+    "seeds, for SN-BN and for its difference from the first row of the same setting; none with "
+    "fewer than two seeds. Not corrected for the number of rows."
+)
+
+
 def variants_grid(study: Study) -> Grid | None:
     """SN - BN under each change, and how far the change moves it; None if all runs of the study
     have the same protocol."""
     variants = variants_of(study)
     if len({v.label for v in variants}) < 3:  # any study has BN by batch average
         return None
-    return _grid(
-        study,
-        variants,
-        f"What moves SN-BN on {study.name}: {score_heading(study.score)}, one change of the "
-        "protocol a row.",
-        (
-            "As most runs: the protocol that the other rows change as named.",
-            _INTERVALS,
-            "A change that only affects SN is compared with BN of the first row, BN by batch "
-            "average with SN of the first row.",
-        ),
+    caption = f"What moves SN-BN on {study.name}: {score_heading(study.score)}, one change of the "
+    notes = (
+        "As most runs: the protocol that the other rows change as named.",
+        _INTERVALS,
+        "A change that only affects SN is compared with BN of the first row, BN by batch average "
+        "with SN of the first row.",
     )
+    return _grid(study, variants, f"{caption}protocol a row.", notes)
 
 
 def networks_grid(study: Study) -> Grid | None:
@@ -147,64 +147,47 @@ def networks_grid(study: Study) -> Grid | None:
     return _grid(study, networks_of(study), caption, (_INTERVALS,))
 
 
-_INTERVALS = (
-    "Mean ± sample standard deviation (number of seeds). Brackets: Welch's 95 % interval over "
-    "seeds, for SN-BN and for its difference from the first row of the same setting; none with "
-    "fewer than two seeds. Not corrected for the number of rows."
-)
-
-
 def _grid(study: Study, variants: Sequence[Variant], caption: str, notes: tuple[str, ...]) -> Grid:
     digits = study.digits
 
-    def text(effect: float | None, estimate: Estimate | None) -> str:
-        interval = estimate.interval() if estimate and effect is not None else None
-        return f"{signed_text(effect, digits)} {interval_text(interval, digits, '+')}".rstrip()
+    def text(estimate: Estimate | None) -> str:
+        if estimate is None:
+            return MISSING
+        interval = interval_text(estimate.interval, digits, "+")
+        return f"{signed_text(estimate.effect, digits)} {interval}".rstrip()
 
     rows = []
     for i, v in enumerate(variants):
-        cells = (
-            str(v.setting),
-            v.bn.text(digits),
-            v.sn.text(digits),
-            text(minus(v.sn.mean, v.bn.mean), v.difference),
-            text(v.move.effect, v.move) if v.move else MISSING,
-        )
+        numbers = (v.bn.text(digits), v.sn.text(digits), text(v.difference), text(v.move))
         rule = i > 0 and v.setting != variants[i - 1].setting
-        rows.append(Row(v.label, cells, rule=rule))
+        rows.append(Row(v.label, (str(v.setting), *numbers), rule=rule))
     return Grid(caption, ("setting", "BN", "SN", "SN-BN", "moves it by"), tuple(rows), notes)
 
 
 def variant_columns(v: Variant) -> dict[str, object]:
     """The columns of the CSV, top-1 in percent."""
-    columns: dict[str, object] = {
-        "bn": rounded(v.bn.mean),
-        "bn_seeds": len(v.bn.values),
-        "sn": rounded(v.sn.mean),
-        "sn_seeds": len(v.sn.values),
-    }
+    columns: dict[str, object] = {}
+    for name, cell in (("bn", v.bn), ("sn", v.sn)):
+        columns |= {name: rounded(cell.mean), f"{name}_seeds": len(cell.values)}
     for name, estimate in (("difference", v.difference), ("move", v.move)):
         columns[name] = rounded(estimate.effect) if estimate else None
-        columns |= interval_columns(estimate.interval() if estimate else None, f"{name}_")
+        columns |= interval_columns(estimate.interval if estimate else None, f"{name}_")
     return columns
 
 
 def variants_warnings(variants: Sequence[Variant], collection: RunCollection) -> list[str]:
-    """One line for each cell that is not averaged."""
-    first: dict[int, tuple[Variant, Summary]] = {}  # two rows may show the same cell
-    for v in variants:
-        for cell in (v.bn, v.sn):
-            if cell.conflict:
-                first.setdefault(id(cell), (v, cell))
+    """One line for each cell that is not averaged; two rows may show the same cell."""
+    mixed = {id(cell): (v, cell) for v in reversed(variants) for cell in (v.sn, v.bn)}
     return [
         f"{v.label} {v.setting}: not averaged, the runs are not seeds of one experiment: "
         f"{cell.conflict}: {', '.join(collection.folders(cell.runs))}"
-        for v, cell in first.values()
+        for v, cell in reversed(mixed.values())
+        if cell.conflict
     ]
 
 
-def _changes(runs: Sequence[Run]) -> list[Changes]:
-    """Per run, where its protocol differs from that of most runs."""
+def _changes(runs: Sequence[Run]) -> list[tuple[tuple[str, str], ...]]:
+    """Per run, the config keys and values (as JSON) in which it differs from most runs."""
     items = [
         {
             key: value
@@ -214,10 +197,47 @@ def _changes(runs: Sequence[Run]) -> list[Changes]:
         for run in runs
     ]
     keys = sorted(set().union(*items))
-    most = {
-        key: Counter(item.get(key, "null") for item in items).most_common(1)[0][0] for key in keys
-    }
-    return [
-        {key: item.get(key, "null") for key in keys if item.get(key, "null") != most[key]}
-        for item in items
-    ]
+    most = {k: Counter(item.get(k, "null") for item in items).most_common(1)[0][0] for k in keys}
+    values = ({key: item.get(key, "null") for key in keys} for item in items)
+    return [tuple((k, v) for k, v in item.items() if v != most[k]) for item in values]
+
+
+def variants(collection: RunCollection) -> Document:
+    """SN - BN under each change of the protocol among the runs, and how far each moves it."""
+
+    def labels(study: Study, v: Variant) -> Columns:
+        cell = {"data": study.data, "model": study.model, "setting": v.setting.name}
+        return {**cell, "change": v.label}
+
+    # Without cells: here runs of one cell differ on purpose.
+    studies = [replace(study, cells={}) for study in studies_of(collection)]
+    return _sn_minus_bn("Changes of the protocol", studies, variants_of, variants_grid, labels)
+
+
+def networks(collection: RunCollection) -> Document:
+    """SN - BN of each network that was run on a data set, and how far the network moves it."""
+
+    def labels(study: Study, v: Variant) -> Columns:
+        return {"data": study.data, "model": v.label, "setting": v.setting.name}
+
+    grouped: dict[tuple[object, ...], Study] = {}
+    for study in studies_of(collection):
+        key = (study.data, study.row, study.task, study.score)
+        runs = [*(grouped[key].runs if key in grouped else ()), *study.runs]
+        models = len({run.cell.model for run in runs})
+        name = study.model if models == 1 else f"{models} networks"
+        grouped[key] = replace(study, model=name, cells={}, runs=runs)
+    return _sn_minus_bn("Networks", list(grouped.values()), networks_of, networks_grid, labels)
+
+
+def _sn_minus_bn(
+    title: str,
+    studies: Sequence[Study],
+    variants_of: Callable[[Study], list[Variant]],
+    grid: GridOf,
+    labels: Callable[[Study, Variant], Columns],
+) -> Document:
+    found = {study.title: variants_of(study) for study in studies}
+    rows = [[labels(s, v) | variant_columns(v) for v in found[s.title]] for s in studies]
+    problems = [w for s in studies for w in variants_warnings(found[s.title], s.collection)]
+    return accuracy_document(title, studies, [grid], rows, problems)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from statistics import fmean
 from typing import NamedTuple
 
 from sn_imagenet.reporting.cells import Summary, method_label, run_differences
@@ -21,7 +20,7 @@ from sn_imagenet.reporting.statistics import (
     smallest_permutation_p,
 )
 from sn_imagenet.reporting.study import Study
-from sn_imagenet.runs import DIVERGED, FINISHED, Run, Setting
+from sn_imagenet.runs import DIVERGED, Run, Setting
 
 LEAST_SEEDS = 3
 OTHER_DATA = "the paper's threshold is for ImageNet; the effect is measured on other data"
@@ -59,16 +58,15 @@ class Verdict(StrEnum):
 class Comparison:
     """One effect, and where the claim requires it: within [low, high], or not at 0 (``differs``).
 
-    ``estimate`` is None without seeds or spread to judge by. ``why_not`` says why the comparison
-    does not enter the verdict; its effect may still be shown, e.g. if the threshold is for other
-    data. ``seeds``: label of a cell -> number of seeds. ``validation``: the interval for the finite
-    validation set."""
+    ``estimate`` is None without seeds. ``why_not`` says why the comparison does not enter the
+    verdict; its effect may still be shown, e.g. if the threshold is for other data. ``seeds``:
+    label of a cell -> number of seeds. ``validation``: the interval for the finite validation set.
+    """
 
     name: str
     settings: tuple[Setting, ...]
     low: float = -math.inf
     high: float = math.inf
-    effect: float | None = None
     estimate: Estimate | None = None
     why_not: str = ""
     differs: bool = False
@@ -84,9 +82,13 @@ class Comparison:
         return not self.why_not
 
     @property
+    def effect(self) -> float | None:
+        return self.estimate.effect if self.estimate else None
+
+    @property
     def interval(self) -> Interval | None:
         """The 95 % interval over seeds."""
-        return self.estimate.interval() if self.estimate else None
+        return self.estimate.interval if self.estimate else None
 
     @property
     def threshold(self) -> str:
@@ -113,10 +115,9 @@ class Comparison:
     def level(self) -> tuple[bool, float]:
         """Whether the effect is where the claim requires it, and the smallest p that shows it."""
         if self.estimate is None:
-            return False, 1.0  # without a standard error nothing can be shown
+            return False, 1.0
         if self.differs:
-            _at_zero, p = self.estimate.level_of(0.0, 0.0)
-            return True, p
+            return True, self.estimate.level_of(0.0, 0.0)[1]
         return self.estimate.level_of(self.low, self.high)
 
 
@@ -126,22 +127,28 @@ class Term(NamedTuple):
     norm: str
     setting: Setting
 
+    @classmethod
+    def parse(cls, text: str) -> Term:
+        """From ``bn 8x2``."""
+        norm, _, setting = text.partition(" ")
+        return cls(norm, Setting.parse(setting))
+
     def __str__(self) -> str:
         return f"{method_label(self.norm)} {self.setting}"
 
 
 def why_not_comparable(study: Study, term: Term) -> str:
     """Why the mean of a cell may not be compared; empty if it may."""
-    cell = study.cell(*term)
+    cell, name = study.cell(*term), study.cell_name(*term)
     diverged = cell.states[DIVERGED]
     if not cell.runs:
-        return f"{term} was not run"
+        return f"{name} was not run"
     if cell.conflict:
-        return f"{term}: the runs are not seeds of one experiment ({cell.conflict})"
+        return f"{name}: the runs are not seeds of one experiment ({cell.conflict})"
     if diverged:
-        return f"{term}: {diverged} of {len(cell.runs)} seeds diverged"
+        return f"{name}: {diverged} of {len(cell.runs)} seeds diverged"
     if len(cell.values) < LEAST_SEEDS:
-        return f"{term}: {len(cell.values)} finished, {LEAST_SEEDS} seeds are needed"
+        return f"{name}: {len(cell.values)} finished, {LEAST_SEEDS} seeds are needed"
     return ""
 
 
@@ -168,9 +175,7 @@ def compare(
     if value is not None:
         groups = [[v for run in cell.runs if (v := value(run)) is not None] for cell in cells]
     problems = [problem for term in terms if (problem := why_not_comparable(study, term))]
-    if all(cell.runs for cell in cells) and (
-        different := run_differences(cells[0].runs, cells[1].runs)
-    ):
+    if different := run_differences(cells[0].runs, cells[1].runs):
         problems.append(f"the two cells differ in {different}")
     if not problems:
         problems = [
@@ -185,12 +190,11 @@ def compare(
         tuple(dict.fromkeys(term.setting for term in terms)),
         low,
         high,
-        effect=fmean(groups[0]) - fmean(groups[1]) if all(groups) else None,
-        estimate=contrast(groups, [1.0, -1.0]) if all(groups) else None,
-        why_not="; ".join(problems),
+        contrast(groups, [1.0, -1.0]),
+        "; ".join(problems),
         test=_welch_text(groups) if value is None else "Welch's t interval over seeds",
         unit=unit,
-        seeds={str(term): len(group) for term, group in zip(terms, groups, strict=True)},
+        seeds={study.cell_name(*t): len(group) for t, group in zip(terms, groups, strict=True)},
         runs=tuple(run for cell in cells for run in cell.runs),
         validation=_validation_interval(cells) if value is None else None,
     )
@@ -205,38 +209,31 @@ def difference(
     high: float = math.inf,
 ) -> Comparison:
     """Method ``first`` minus method ``second`` at one setting."""
-    name = f"{method_label(first)}-{method_label(second)} {setting}"
+    name = f"{study.label(first)}-{study.label(second)} {setting}"
     return compare(study, Term(first, setting), Term(second, setting), low, high, name=name)
 
 
 def _welch_text(groups: Sequence[Sequence[float]]) -> str:
-    text = "Welch's t interval over seeds"
-    if min(map(len, groups)) < LEAST_SEEDS:
+    text, sizes = "Welch's t interval over seeds", [len(group) for group in groups]
+    if min(sizes) < LEAST_SEEDS or (p := permutation_p(*groups)) is None:
         return text
-    p = permutation_p(*groups)
-    if p is None:
-        return text
-    least = smallest_permutation_p(*map(len, groups))
-    sizes = " against ".join(str(len(group)) for group in groups)
-    return f"{text}; exact permutation p = {p:.2g} ({sizes} cannot go below {least:.2g})"
+    return (
+        f"{text}; exact permutation p = {p:.2g} ({sizes[0]} against {sizes[1]} cannot go below "
+        f"{smallest_permutation_p(*sizes):.2g})"
+    )
 
 
 def _validation_interval(cells: Sequence[Summary]) -> Interval | None:
     """The interval that the finite validation set gives the difference of two cells; None without
     counts."""
-    counts = [_mean_counts(cell) for cell in cells]
-    if counts[0] is None or counts[1] is None:
-        return None
-    return proportion_difference(counts[0], counts[1])
-
-
-def _mean_counts(cell: Summary) -> tuple[float, int] | None:
-    counted = [r.counted_evaluations[r.statistics] for r in cell.runs if r.state == FINISHED]
-    seen = {evaluation.get("seen") for evaluation in counted}
-    size = seen.pop() if len(seen) == 1 else None
-    if not isinstance(size, int) or size < 1 or cell.mean is None:
-        return None
-    return cell.mean * size / 100, size
+    counts = []
+    for cell in cells:
+        seen = {run.counted_evaluations[run.statistics].get("seen") for run in cell.finished}
+        size = seen.pop() if len(seen) == 1 else None
+        if not isinstance(size, int) or size < 1 or cell.mean is None:
+            return None
+        counts.append((cell.mean * size / 100, size))
+    return proportion_difference(*counts)
 
 
 def paired(
@@ -261,10 +258,9 @@ def paired(
         (setting,),
         low,
         high,
-        effect=fmean(values) if values else None,
-        estimate=contrast([values], [1.0]) if values else None,
-        why_not=why_not,
-        differs=differs,
+        contrast([values], [1.0]),
+        why_not,
+        differs,
         test="t interval over seeds of the difference within each run",
         unit=unit,
         seeds={str(setting): len(values)},
@@ -343,6 +339,15 @@ def _combined(verdicts: Sequence[Verdict], all_parts: bool) -> Verdict:
     if not tested or (all_parts and len(tested) < len(verdicts)):
         return Verdict.NOT_TESTED
     return Verdict.UNDECIDED if Verdict.UNDECIDED in tested else Verdict.HOLDS
+
+
+def count_verdict(agreeing: int, total: int) -> Verdict:
+    """The verdict by counting: it holds if all agree, and does not hold if none does."""
+    if not total:
+        return Verdict.NOT_TESTED
+    if agreeing == total:
+        return Verdict.HOLDS
+    return Verdict.UNDECIDED if agreeing else Verdict.DOES_NOT
 
 
 @dataclass(frozen=True)

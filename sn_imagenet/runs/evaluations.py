@@ -88,6 +88,9 @@ def check_evaluations(evaluations: Any, score: Score = TOP1) -> tuple[dict[str, 
             number(evaluation[score.key])
         if evaluation.get("top5") is not None:
             number(evaluation["top5"])
+        for key in ("seen", "top1_correct", "top5_correct"):
+            if evaluation.get(key) is not None and type(evaluation[key]) is not int:
+                raise TypeError(f"{key} {evaluation[key]!r} where a count is expected")
         for key in ("checkpoint", "data"):
             mapping(evaluation.get(key))
         calibration = mapping(evaluation.get("calibration"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from sn_imagenet.native import compiler_version
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "triton")
 
@@ -62,12 +65,30 @@ def _processor() -> str | None:
     return next(names, None) or platform.processor() or None
 
 
+def _what_decides_the_digits() -> dict[str, Any]:
+    """What chooses the order in which a CPU sums: PyTorch, oneDNN and the compiler go by its
+    instruction sets and caches. A virtual machine's processor only has a name that many share."""
+    capabilities = torch.cpu.get_capabilities()
+    vectors = ("avx", "amx", "fma", "sve", "neon")
+    variables = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR")
+    return {
+        "instruction_sets": sorted(
+            name for name, has in capabilities.items() if has is True and name.startswith(vectors)
+        ),
+        "caches": {k: v for k, v in capabilities.items() if k.endswith("cache_size")},
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "environment": {name: os.environ[name] for name in variables if name in os.environ},
+        "compiler": compiler_version(),
+    }
+
+
 def _hardware(device: torch.device) -> dict[str, Any]:
     hardware: dict[str, Any] = {
         "device": device.type,
         "machine": platform.machine(),
-        "processor": _processor(),  # the last digits depend on its instruction set
+        "processor": _processor(),
         "cpu_threads": torch.get_num_threads(),
+        **_what_decides_the_digits(),
     }
     if device.type == "cuda":
         hardware["gpu"] = torch.cuda.get_device_name(device)

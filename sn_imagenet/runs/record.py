@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sn_imagenet.config import CLASSIFICATION
-from sn_imagenet.errors import UserError
+from sn_imagenet.errors import UserError, as_text
 from sn_imagenet.runs.directory import RunDirectory
 from sn_imagenet.runs.evaluations import check_evaluations, counted_evaluations
 from sn_imagenet.runs.files import CONFIG, RESULT
@@ -79,7 +79,8 @@ class Cell:
 
     ``norm``: the method name that :func:`~sn_imagenet.runs.methods.method_of` returns, with the
     method of the heads if that is another: ``frozen_bn+sn``. ``row``: what else a task tells apart.
-    ``task``: its name, empty for classification.
+    ``task``: its name, empty for classification. ``label``: the method's name in tables, if its
+    config gives one.
     """
 
     data: str
@@ -88,6 +89,7 @@ class Cell:
     setting: Setting
     row: str = ""
     task: str = ""
+    label: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,23 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     norm_args: dict[str, Any] = field(default_factory=dict)
     evaluations: tuple[dict[str, Any], ...] = ()
-    data_fingerprint: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)  # with the entries of training
     weights: tuple[LayerWeights, ...] = ()
     departures: tuple[tuple[str, str, str], ...] = ()  # (item, paper, ours)
-    git_revision: str = ""
-    git_dirty: bool = False
     score: Score = TOP1
     rows: LastRows | None = None  # the last metrics of a run without a result
+
+    @property
+    def data_fingerprint(self) -> dict[str, Any]:
+        return mapping(self.provenance.get("data_fingerprint"))
+
+    @property
+    def git_revision(self) -> str:
+        return str(self.provenance.get("git_revision") or "")
+
+    @property
+    def git_dirty(self) -> bool:
+        return bool(self.provenance.get("git_dirty"))
 
     @cached_property
     def counted_evaluations(self) -> dict[str, dict[str, Any]]:
@@ -156,8 +168,9 @@ class FoundRuns(NamedTuple):
     warnings: list[str]
 
 
-def find_runs(root: Path) -> FoundRuns:
+def find_runs(root: Path, compare_configs: bool = False) -> FoundRuns:
     """Find each run in or below ``root``: a directory with ``config.yaml`` or ``result.json``.
+    ``compare_configs``: see :func:`read_run`.
 
     Hidden directories are skipped, because Hydra keeps its own ``config.yaml`` in ``.hydra``. A
     run that cannot be read adds a warning instead of ending the search. If its config or path names
@@ -175,7 +188,7 @@ def find_runs(root: Path) -> FoundRuns:
         if not {CONFIG, RESULT} & set(files):
             continue
         try:
-            run = read_run(Path(folder))
+            run = read_run(Path(folder), compare_configs)
         except UserError as error:
             warnings.append(str(error))
             continue
@@ -187,8 +200,10 @@ def find_runs(root: Path) -> FoundRuns:
     return FoundRuns(runs, warnings)
 
 
-def read_run(path: Path) -> Run:
-    """Read one run directory, finished or not.
+def read_run(path: Path, compare_configs: bool = False) -> Run:
+    """Read one run directory, finished or not. ``compare_configs``: a result with another config
+    than ``config.yaml`` is that of another run, and this run is unreadable. Progress displays do
+    without, because parsing YAML takes time.
 
     Raises:
         UserError: it cannot be read, and neither its config nor its path names its cell.
@@ -198,7 +213,10 @@ def read_run(path: Path) -> Run:
     try:
         result = directory.read_result()
         if result is not None:
-            return run_from_result(result, path)
+            run = run_from_result(result, path)
+            if compare_configs:
+                _require_own_result(directory, run)
+            return run
     except UserError as error:
         problem = str(error)
     try:
@@ -213,6 +231,14 @@ def read_run(path: Path) -> Run:
     return run
 
 
+def _require_own_result(directory: RunDirectory, run: Run) -> None:
+    try:
+        config = directory.read_config()
+    except UserError:  # missing or damaged, which says nothing of the result
+        return
+    directory.require_own(directory.result, run.config, config)
+
+
 def run_from_result(result: dict[str, Any], path: Path) -> Run:
     """Parse ``result``, the version-2 ``result.json`` of the run directory ``path``.
 
@@ -224,7 +250,8 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
         if state not in (FINISHED, DIVERGED, FAILED):
             raise ValueError(f"unknown status '{state}'")
         score = read_score(result.get("score"))
-        provenance = mapping(result.get("provenance"))
+        provenance = {**mapping(result.get("training")), **mapping(result.get("provenance"))}
+        mapping(provenance.get("data_fingerprint"))
         config = _checked_config(result.get("config"))
         run = Run(
             path=path,
@@ -237,11 +264,9 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
             norm_args=_checked_norm_args(cell.get("norm_args")),
             evaluations=check_evaluations(result.get("evaluations"), score),
             score=score,
-            data_fingerprint=mapping(provenance.get("data_fingerprint")),
+            provenance=provenance,
             weights=tuple(parse_layer_weights(w) for w in result.get("importance_weights") or ()),
             departures=tuple(_departure(d) for d in result.get("departures") or ()),
-            git_revision=str(provenance.get("git_revision") or ""),
-            git_dirty=bool(provenance.get("git_dirty")),
         )
         if state == FINISHED and run.statistics not in run.counted_evaluations:
             return replace(run, state=NOT_EVALUATED)
@@ -259,6 +284,7 @@ def _cell(names: dict[str, Any], batch: dict[str, Any], config: dict[str, Any]) 
         setting=Setting(int(batch["gpus"]), int(batch["samples_per_gpu"])),
         row=str(names.get("row") or ""),
         task=_task_name(config),
+        label=_label(config),
     )
 
 
@@ -290,6 +316,13 @@ def _method_name(name: str, config: dict[str, Any]) -> str:
 def _task_name(config: dict[str, Any]) -> str:
     name = str(mapping(config.get("task")).get("name") or "")
     return "" if name == CLASSIFICATION["name"] else name
+
+
+def _label(config: dict[str, Any]) -> str:
+    norm = mapping(config.get("norm"))
+    parts = [part for part in (norm, mapping(norm.get("head"))) if part]
+    given = any(part.get("label") for part in parts)
+    return "+".join(str(part.get("label") or part["name"]) for part in parts) if given else ""
 
 
 def _checked_norm_args(arguments: Any) -> dict[str, Any]:
@@ -357,7 +390,7 @@ def _run_without_result(directory: RunDirectory) -> Run:
 
 
 def _run_from_path(directory: Path, problem: str) -> Run:
-    parts = directory.absolute().parts[-5:]
+    parts = [as_text(part) for part in directory.absolute().parts[-5:]]
     seed = re.fullmatch(r"seed(\d+)", parts[-1]) if parts else None
     if len(parts) < 5 or not seed:
         raise UserError(problem)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
+from sn_imagenet.reporting.render import plain
 from sn_imagenet.runs import Progress
 from sn_imagenet.runs.scores import TOP1, UNKNOWN, Score
 
@@ -38,17 +39,18 @@ class RunStatus:
     def columns(self, heading: str = "") -> tuple[str, ...]:
         """The texts of the table's columns. ``heading``: of the score, which is repeated before the
         value if it is another label."""
-        p = self.progress
+        p, name = self.progress, plain(self.name)
+        note = plain((self.note or (p.detail if p else "")).split("\n")[0])
         if p is None:
-            return (self.name, self.state, "-", "-", "-", "-", self.note)
+            return (name, self.state, "-", "-", "-", "-", note)
         return (
-            self.name,
+            name,
             self.state,
             p.done,
             "-" if p.value is None else p.score.format(p.value).removeprefix(f"{heading} "),
             "-" if p.images_per_s is None else f"{p.images_per_s:.0f}",
             "-" if p.eta_s is None else duration(p.eta_s),
-            self.note or p.detail,
+            note,
         )
 
 
@@ -75,7 +77,7 @@ def table(rows: Sequence[RunStatus], width: int | None = None) -> list[str]:
     for text in texts:
         left = [f"{text[i]:<{widths[i]}}" for i in (0, 1)]
         right = [f"{text[i]:>{widths[i]}}" for i in range(2, len(widths))]
-        lines.append("  ".join([*left, *right, text[-1].splitlines()[0] if text[-1] else ""]))
+        lines.append("  ".join([*left, *right, text[-1]]))
     return [line.rstrip()[:width] for line in [*lines, summary(rows)]]
 
 

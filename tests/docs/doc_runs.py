@@ -239,6 +239,7 @@ SCRIPTS: dict[str, Callable[[list[str]], list[str]]] = {
     "scripts/import_timm.py": _unchanged,
     "scripts/make_figures.py": _unchanged,
     "scripts/check_claims.py": _unchanged,
+    "scripts/compare_runs.py": lambda _: ["runs", "runs"],
     "scripts/make_report.py": _unchanged,
     "scripts/make_tables.py": _unchanged,
     "scripts/prepare_data.py": _unchanged,

@@ -13,6 +13,7 @@ from scipy import stats
 
 from sn_imagenet.reporting.claims_report import judge_claims, write_claims
 from sn_imagenet.reporting.paper import read_paper
+from sn_imagenet.reporting.statistics import Estimate
 from sn_imagenet.reporting.study import RunCollection
 from sn_imagenet.reporting.verdict import Comparison, judge
 from sn_imagenet.runs import find_runs
@@ -29,7 +30,7 @@ def write(root: Path, norm: str, batch: str, values: list[float], **cell: Any) -
 
 def claims(root: Path, data: str = "imagenet") -> dict[int, dict[str, Any]]:
     written = write_claims(root, root.parent / "out", PAPER)
-    content = json.loads(written.path.read_text())
+    content = json.loads(written.paths[0].read_text())
     for entry in content["claims"]:
         assert entry["verdict"] in ("holds", "does not hold", "undecided", "not tested")
         assert entry["data"]
@@ -151,7 +152,7 @@ def test_imagenets_thresholds_are_not_applied_elsewhere(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 110
     assert [int(line[14:16]) for line in lines[1:13]] == list(range(1, 13))
     assert "No run here is of ImageNet, ResNet-50" in written.text
-    details = written.details.read_text()
+    details = written.paths[1].read_text()
     assert details.count("[digits]") == 12
     assert "threshold is for ImageNet" in details
 
@@ -210,7 +211,8 @@ def test_no_two_studies_are_mixed(tmp_path: Path) -> None:
     write(tmp_path / "runs", "bn", "8x2", [70.0, 71.0, 70.4])
     write(tmp_path / "runs", "sn", "8x2", [80.0, 81.0, 80.4], **IMAGENET)
     runs = find_runs(tmp_path / "runs").runs
-    judged = judge_claims(RunCollection(runs, tmp_path, read_paper(PAPER)))
+    groups = judge_claims(RunCollection(runs, tmp_path, read_paper(PAPER)))
+    judged = [one for group in groups for one in group.judged]
     assert [one.study.data for one in judged] == ["imagenet"] * 12 + ["digits"] * 12
     assert {one.judgment.verdict.value for one in judged if one.claim.number < 8} == {"not tested"}
     for one in judged:
@@ -221,7 +223,7 @@ def test_no_two_studies_are_mixed(tmp_path: Path) -> None:
 def test_reasons_for_not_testing_are_listed_once_and_measured_ones_first() -> None:
     pairs = [("A", "B"), ("A", "C"), ("A", "D"), ("E", "F")]
     untested = [Comparison("", (), why_not=f"{a} was not run; {b} was not run") for a, b in pairs]
-    few = Comparison("", (), effect=1.0, why_not="A was not run; G: 2 finished")
+    few = Comparison("", (), estimate=Estimate(1.0, None), why_not="A was not run; G: 2 finished")
     reasons = judge([*untested, few]).why_not
     assert reasons == ("A was not run; G: 2 finished; B was not run; C was not run; and 3 more")
     assert judge(untested[:1]).why_not == "A was not run; B was not run"

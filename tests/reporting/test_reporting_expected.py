@@ -24,8 +24,9 @@ def judged(root: Path, statements: str) -> tuple[list[dict[str, Any]], str]:
     file = root / "study.yaml"
     file.write_text(HEAD + statements)
     written = write_claims(root / "runs", root / "out", PAPER, file)
-    assert written.statements == written.text[: len(written.statements)]
-    return json.loads(written.path.read_text())["expected"], written.details.read_text()
+    assert written.brief.startswith("Regression checks on digits, resnet50_mini (study.yaml, set ")
+    assert written.brief in written.text and "The paper's claims" not in written.brief
+    return json.loads(written.paths[0].read_text())["expected"], written.paths[1].read_text()
 
 
 def runs(root: Path, norm: str, batch: str, values: list[float]) -> None:
@@ -55,13 +56,16 @@ def test_every_pair_of_seeds_decides(
 
 
 @pytest.mark.slow
-def test_the_page_shows_statements_before_the_papers_claims(tmp_path: Path) -> None:
+def test_the_page_shows_the_papers_claims_before_statements(tmp_path: Path) -> None:
     runs(tmp_path, "bn", "8x8", [90.0, 90.5, 91.0])
     runs(tmp_path, "bn", "8x1", [20.0, 79.0, 50.0])
     (entry,), _ = judged(tmp_path, LOSS)
     page = write_page(tmp_path / "runs", tmp_path, PAPER, tmp_path / "study.yaml")
-    content = page.path.read_text()
-    assert content.index("What this study is expected to show") < content.index("Verdicts on the")
+    content = page.paths[0].read_text()
+    checks = content.index(
+        ">Regression checks on digits, resnet50_mini (study.yaml, set from our own"
+    )
+    assert content.index(">The paper&#39;s claims on digits") < checks
     assert entry["counted"] in content
 
 

@@ -153,28 +153,28 @@ def test_validations_at_an_interval_in_steps_are_drawn_by_step(tmp_path: Path) -
 
 def test_the_paper_makes_no_claims_on_another_task(runs: Path, tmp_path: Path) -> None:
     files = write_claims(runs, tmp_path / "both", PAPER)
-    content = json.loads(files.path.read_text())
+    content = json.loads(files.paths[0].read_text())
     assert len(content["claims"]) == 12
     nothing = (
         "No claims are stated about the task of digits, resnet50_mini, regression, median error."
     )
-    assert nothing in files.text and nothing in files.details.read_text()
+    assert nothing in files.text and nothing in files.paths[1].read_text()
     write_task(tmp_path / "alone")
     files = write_claims(tmp_path / "alone", tmp_path / "none", PAPER)
-    assert json.loads(files.path.read_text())["claims"] == []
-    assert nothing in files.text and nothing in files.statements
+    assert json.loads(files.paths[0].read_text())["claims"] == []
+    assert nothing in files.text and nothing in files.brief
 
 
 def test_the_page_has_tables_figures_and_runs_without_claims(runs: Path, tmp_path: Path) -> None:
     page = write_page(runs, tmp_path / "out", PAPER)
-    html = page.path.read_text()
+    html = page.paths[0].read_text()
     assert (
         "No claims are stated about the task of digits, resnet50_mini, regression, median error."
         in html
     )
     assert html.count('class="claim ') == 12
     assert "Median error on digits, resnet50_mini" in html
-    assert "fig1: median error by setting" in html and "fig1: top-1 by setting" in html
+    assert "Fig. 1: median error by setting" in html and "Fig. 1: top-1 by setting" in html
     assert "moving average (used in the table): statistics moving_average, " in html
     assert '<button type="button">score</button>' in html
     assert "<td>0.0312</td>" in html and "<td>90.00</td>" in html

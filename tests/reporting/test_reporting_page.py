@@ -23,7 +23,7 @@ needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this ma
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     write_sweep(folder / "runs", ("8x32", "8x2"), partial=True, epochs=3)
-    return write_page(folder / "runs", folder / "out", PAPER).path
+    return write_page(folder / "runs", folder / "out", PAPER).paths[0]
 
 
 def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +37,7 @@ def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def test_verdicts_come_first_and_the_page_is_self_contained(page: Path) -> None:
     html = page.read_text()
-    assert html.index('id="verdicts"') < html.index('id="study1"') < html.index('id="runs"')
+    assert html.index('id="verdicts1"') < html.index('id="study1"') < html.index('id="runs"')
     assert len(re.findall(r'class="claim ', html)) == 12
     assert len(re.findall(r"</span> on digits, resnet50_mini:", html)) == 12
     sources = re.findall(r'(?:src|href)="([^"]*)"', html)
@@ -55,8 +55,8 @@ def test_a_click_leads_from_a_cell_to_its_run(page: Path, tmp_path: Path) -> Non
       const before = target.open;
       link.click();
       setTimeout(() => {
-        const first = () => document.querySelector('#list tbody tr').cells[7].textContent;
-        const sort = document.querySelectorAll('#list th button')[7];
+        const first = () => document.querySelector('#list tbody tr').cells[3].textContent;
+        const sort = document.querySelectorAll('#list th button')[3];
         sort.click(); sort.click();
         document.title = JSON.stringify({before, after: target.open, first: first(),
           command: target.querySelector('.command').textContent.slice(0, 15),
@@ -84,15 +84,24 @@ def test_names_from_result_files_are_text(tmp_path: Path) -> None:
     outcome = result(settings, 50.0)
     outcome["departures"].append({"item": markup, "paper": markup, "ours": markup})
     write_run(tmp_path / "runs", settings, outcome, folder="evil")
-    html = write_page(tmp_path / "runs", tmp_path / "out", PAPER).path.read_text()
+    html = write_page(tmp_path / "runs", tmp_path / "out", PAPER).paths[0].read_text()
     assert markup not in html
     assert "&lt;script&gt;alert(1)" in html
 
 
-def test_the_command_repeats_the_config(tmp_path: Path) -> None:
-    finished_run(tmp_path, 90.0, norm="sn", batch="8x2", seed=3)
+def test_the_command_repeats_the_run(tmp_path: Path) -> None:
+    (study,) = find_runs(REPOSITORY / "results/depth/runs/digits/resnet26_mini/bn/8x2/seed1").runs
+    names = "norm=bn batch=8x2 data=digits model=resnet26_mini"
+    assert repeat_command(study, "depth") == f"python train.py -m sweep=depth {names} seed=1"
+    alone = repeat_command(study).split()
+    assert " ".join(alone[:6]) == f"python train.py {names}"
+    assert alone[6:] == ["seed=1", "++protocol.base_lr=0.2", "++trainer.epochs=12"]
+    # One's own method, which the configs here do not compose: every value is given.
+    finished_run(tmp_path, 90.0, norm="mine", seed=3)
     (run,) = find_runs(tmp_path).runs
-    command = repeat_command(run)
-    assert command.startswith("python train.py norm=sn batch=8x2 data=digits model=resnet50_mini")
-    for part in ("++seed=3", "++trainer.epochs=10", "++protocol.weight_decay=0.0001"):
+    command = repeat_command(run, "depth")
+    assert command.startswith(
+        "python train.py -m sweep=depth norm=mine batch=8x2 data=digits model"
+    )
+    for part in ("seed=3", "++trainer.epochs=10", "++protocol.weight_decay=0.0001"):
         assert part in command.split()

@@ -35,13 +35,19 @@ def test_make_tables(tmp_path: Path) -> None:
     assert warning.startswith("warning: runs/digits/resnet50_mini/bn/8x2/seed1/result.json")
 
 
-def test_make_tables_paper_file(tmp_path: Path) -> None:
-    finished_run(tmp_path / "runs", 90.0)
-    text = (REPOSITORY / "results" / "paper.yaml").read_text().replace("65.3", "12.3")
-    (tmp_path / "mine.yaml").write_text(text)
-    done = run_script("make_tables.py", "--out", "out", "--paper", "mine.yaml", cwd=tmp_path)
+def test_make_tables_without_the_paper(tmp_path: Path) -> None:
+    for norm in ("bn", "sn"):
+        finished_run(tmp_path / "runs", 90.0, norm=norm)
+    arguments = ("--out", "out", "--only", "table2", "--no-paper")
+    done = run_script("make_tables.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "12.3" in done.stdout
+    assert [line.split("|")[1].strip() for line in done.stdout.splitlines() if "|" in line] == [
+        *("", "-" * 5, "BN", "SN", "SN-BN")
+    ]
+    latex = (tmp_path / "out" / "table2.tex").read_text()
+    assert "paper" not in latex + done.stdout
+    assert latex.count(r"\begin{table}") == 1
+    assert r"\label{tab:table2}" in latex
 
 
 def test_make_tables_table_1_needs_no_runs(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_the_claims_are_judged_and_those_of_classification_are_not(
     runs: Path, tmp_path: Path
 ) -> None:
     files = write_claims(runs, tmp_path / "out", PAPER)
-    content = json.loads(files.path.read_text())
+    content = json.loads(files.paths[0].read_text())
     verdicts = {entry["number"]: entry["verdict"] for entry in content["claims"]}
     # SN is above LN but below GN; GN, LN and SN are above none; SN above random, but not from
     # scratch.

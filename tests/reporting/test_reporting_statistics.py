@@ -13,7 +13,6 @@ from scipy import stats
 
 from sn_imagenet.reporting.statistics import (
     contrast,
-    difference_interval,
     holm,
     mean_interval,
     permutation_p,
@@ -33,9 +32,9 @@ def test_interval_of_one_mean_is_students() -> None:
 def test_interval_of_a_difference_is_welchs() -> None:
     expected = stats.ttest_ind(A, B, equal_var=False)
     interval = expected.confidence_interval(0.95)
-    assert difference_interval(A, B) == pytest.approx((interval.low, interval.high))
     estimate = contrast([A, B], [1, -1])
     assert estimate is not None
+    assert estimate.interval == pytest.approx((interval.low, interval.high))
     inside, p = estimate.level_of(-math.inf, 0)
     assert (inside, p) == (False, pytest.approx(expected.pvalue))
 
@@ -46,26 +45,35 @@ def test_the_level_is_where_the_interval_touches_the_region(low: float, width: f
     estimate = contrast([A, B], [1, -1])
     assert estimate is not None
     inside, p = estimate.level_of(low, low + width)
-    first, last = estimate.interval(1 - p)
+    assert estimate.error is not None
+    half = stats.t.ppf(1 - p / 2, estimate.degrees) * estimate.error
+    first, last = estimate.effect - half, estimate.effect + half
     if inside:
         assert max(low - first, last - low - width) == pytest.approx(0, abs=1e-7)
     else:
         assert min(abs(last - low), abs(first - low - width)) == pytest.approx(0, abs=1e-7)
 
 
-def test_no_estimate_without_spread_or_seeds() -> None:
-    assert contrast([[1.0], [2.0, 3.0]], [1, -1]) is None
-    assert contrast([[1.0, 1.0], [2.0, 2.0]], [1, -1]) is None
-    assert contrast([[1.0, 1.0], [2.0, 2.5]], [1, -1]) is not None
+def test_no_interval_without_spread_or_seeds() -> None:
+    def interval(*groups: list[float]) -> tuple[float, float] | None:
+        estimate = contrast(groups, [1, -1])
+        assert estimate is not None and estimate.effect == np.mean(groups[0]) - np.mean(groups[1])
+        return estimate.interval
+
+    assert contrast([[], [2.0, 3.0]], [1, -1]) is None
+    assert interval([1.0], [2.0, 3.0]) is None
+    assert interval([1.0, 1.0], [2.0, 2.0]) is None
+    assert interval([1.0, 1.0], [2.0, 2.5]) is not None
 
 
 def test_welch_interval_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(2000):
-        interval = difference_interval(list(rng.normal(1.0, 2.0, 3)), list(rng.normal(0.0, 0.5, 3)))
-        assert interval is not None
-        covered += interval[0] <= 1.0 <= interval[1]
+        groups = [list(rng.normal(1.0, 2.0, 3)), list(rng.normal(0.0, 0.5, 3))]
+        estimate = contrast(groups, [1, -1])
+        assert estimate is not None and estimate.interval is not None
+        covered += estimate.interval[0] <= 1.0 <= estimate.interval[1]
     # With three seeds per group and unequal variances Welch is slightly conservative or liberal.
     assert 0.92 < covered / 2000 < 0.98
 

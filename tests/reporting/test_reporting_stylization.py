@@ -59,7 +59,7 @@ def write_study(root: Path, weight_of_in: float = 0.4, methods: tuple[str, ...] 
 
 def verdicts(root: Path, out: Path, expected: Path | None = None) -> dict[str, list[str]]:
     files = write_claims(root, out, PAPER, expected)
-    content = json.loads(files.path.read_text())
+    content = json.loads(files.paths[0].read_text())
     return {key: [one["verdict"] for one in content[key]] for key in ("claims", "expected")}
 
 

@@ -10,20 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from run_files import REPOSITORY, config, finished_run, result, write_run
+from run_files import REPOSITORY, config, finished_run, markdown_of, result, write_run
 
 from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.command import Written
 from sn_imagenet.reporting.paper import PAPER_SETTINGS, in_paper_order, read_paper
 from sn_imagenet.reporting.render import latex_escape
 from sn_imagenet.reporting.report import run_tables
-from sn_imagenet.reporting.tables import TableFiles, write_tables
+from sn_imagenet.reporting.tables import write_tables
 from sn_imagenet.runs import Setting, run_from_result
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
 IMAGENET = {"data": "imagenet", "model": "resnet50"}
 
 
-def make(tmp_path: Path, settings: Sequence[str] | None = None) -> TableFiles:
+def make(tmp_path: Path, settings: Sequence[str] | None = None) -> Written:
     return write_tables(tmp_path / "runs", tmp_path / "out", PAPER, settings=settings)
 
 
@@ -70,7 +71,7 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
     for norm, tops in values.items():
         for seed, top1 in enumerate(tops):
             finished_run(tmp_path / "runs", top1, norm=norm, batch="8x32", seed=seed, **IMAGENET)
-    markdown = make(tmp_path).markdown
+    markdown = markdown_of(make(tmp_path))
     table = {row[0]: row[1:] for row in rows_of(markdown, "## imagenet, resnet50")}
     tidy = csv_rows(tmp_path)
     for norm, tops in values.items():
@@ -92,7 +93,7 @@ def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
 
 def test_the_papers_rows_are_below_ours(tmp_path: Path) -> None:
     finished_run(tmp_path / "runs", 75.4, norm="bn", batch="8x32", **IMAGENET)
-    table = rows_of(make(tmp_path).markdown, "## imagenet, resnet50")
+    table = rows_of(markdown_of(make(tmp_path)), "## imagenet, resnet50")
     assert table[0][1:] == [str(setting) for setting in PAPER_SETTINGS]
     assert [row[0] for row in table[1:]] == [
         *("BN", "– paper", "– ours − paper", "GN", "– paper", "– ours − paper"),
@@ -108,10 +109,10 @@ def test_the_papers_rows_are_below_ours(tmp_path: Path) -> None:
 def test_no_difference_from_the_paper_on_other_data(tmp_path: Path) -> None:
     finished_run(tmp_path / "runs", 92.5, norm="sn", batch="8x2")
     written = make(tmp_path)
-    labels = [row[0] for row in rows_of(written.markdown, "## digits")]
+    labels = [row[0] for row in rows_of(markdown_of(written), "## digits")]
     assert "– paper (ImageNet, ResNet-50)" in labels
     assert not any("ours" in label for label in labels)
-    assert "for orientation only" in written.markdown
+    assert "for orientation only" in markdown_of(written)
     row = csv_rows(tmp_path)["sn", "8x2"]
     assert (row["paper"], row["paper_is_same_task"], row["difference"]) == ("75.6", "no", "")
     assert row["states"] == "finished:1"
@@ -138,13 +139,13 @@ def test_every_state_is_shown(tmp_path: Path) -> None:
     mixed = config("sn", "8x8", seed=1)
     write_run(runs, mixed, result(mixed, status="diverged"))
     written = make(tmp_path, settings=["8x8", "8x2", "8x1"])
-    table = {row[0]: row[1:] for row in rows_of(written.markdown, "## digits")}
+    table = {row[0]: row[1:] for row in rows_of(markdown_of(written), "## digits")}
     assert table["BN"] == ["—", "91.3 ± 0.4 (2 of 3; 1 diverged)", "diverged (2)"]
     assert table["GN"] == ["—", "running 3/10", "interrupted 3/10"]
     assert table["SN"] == ["1 running 3/10, 1 diverged", "failed", "unreadable"]
     assert len(written.warnings) == 1
     assert "sn/8x1/seed0/result.json" in written.warnings[0]
-    assert "`digits/resnet50_mini/sn/8x2/seed0`: failed, out of memory" in written.markdown
+    assert "`digits/resnet50_mini/sn/8x2/seed0`: failed, out of memory" in markdown_of(written)
     assert csv_rows(tmp_path)["bn", "8x2"]["states"] == "finished:2;diverged:1"
 
 
@@ -169,7 +170,7 @@ def test_only_seeds_of_one_experiment_are_averaged(
     other[section][key] = value
     write_run(tmp_path / "runs", other, result(other, 82.0))
     written = make(tmp_path, settings=["8x2"])
-    table = {row[0]: row[1] for row in rows_of(written.markdown, "## digits")}
+    table = {row[0]: row[1] for row in rows_of(markdown_of(written), "## digits")}
     assert table["GN"] == "90.0"
     if averaged:
         assert table["BN"] == "81.0 ± 1.4 (2)"
@@ -193,9 +194,11 @@ def test_another_calibration_at_evaluation_does_not_count(tmp_path: Path) -> Non
         outcome["evaluations"] = [other] if seed else [other, evaluation]
         write_run(tmp_path / "runs", settings, outcome)
     written = make(tmp_path, settings=["8x2"])
-    table = {row[0]: row[1] for row in rows_of(written.markdown, "## digits")}
+    table = {row[0]: row[1] for row in rows_of(markdown_of(written), "## digits")}
     assert table["SN"] == "90.0 (1 of 2; 1 not evaluated)"
-    table = {row[0]: row[1] for row in rows_of(written.markdown, "### Moving average and batch")}
+    table = {
+        row[0]: row[1] for row in rows_of(markdown_of(written), "### Moving average and batch")
+    }
     assert table["SN, batch average, all samples"] == "80.00 ± 0.00 (2)"
 
 
@@ -204,7 +207,7 @@ def test_a_repeated_seed_is_not_averaged(tmp_path: Path) -> None:
     settings = config()
     write_run(tmp_path / "runs", settings, result(settings, 81.0), folder="again")
     written = make(tmp_path, settings=["8x2"])
-    assert "mixed configs (2 runs)" in written.markdown
+    assert "mixed configs (2 runs)" in markdown_of(written)
     assert "seed 0 occurs more than once" in written.warnings[0]
 
 
@@ -215,7 +218,7 @@ def test_both_statistics_are_shown_and_the_one_in_the_table_is_named(tmp_path: P
     finished_run(runs, 92.5, 90.25, norm="sn")
     finished_run(runs, 91.0, norm="sn", batch="8x1")
     finished_run(runs, 90.0, norm="gn")
-    markdown = make(tmp_path, settings=["8x2", "8x1"]).markdown
+    markdown = markdown_of(make(tmp_path, settings=["8x2", "8x1"]))
     table = {row[0]: row[1:] for row in rows_of(markdown, "### Moving average and batch")}
     assert table["BN, moving average"] == ["60.50 ± 0.71 (2)", "—"]
     assert table["BN, batch average"] == ["66.75 ± 1.06 (2)", "—"]
@@ -237,7 +240,7 @@ def test_departures_and_revisions_are_listed(tmp_path: Path) -> None:
     outcome = result(settings, 91.0, provenance=provenance)
     outcome["departures"].append(lr)
     write_run(runs, settings, outcome)
-    markdown = make(tmp_path).markdown
+    markdown = markdown_of(make(tmp_path))
     table = rows_of(markdown, "### Departures")
     assert table[1:] == [
         ["epochs", "100", "10", "all 2"],
@@ -252,7 +255,7 @@ def test_other_methods_and_settings_are_appended(tmp_path: Path) -> None:
     finished_run(runs, 71.6, norm="in", batch="8x32", **IMAGENET)
     finished_run(runs, 70.0, norm="my_norm", batch="4x6", **IMAGENET)
     finished_run(runs, 90.0, norm="sn", batch="8x2")
-    markdown = make(tmp_path).markdown
+    markdown = markdown_of(make(tmp_path))
     assert markdown.index("## imagenet, resnet50") < markdown.index("## digits, resnet50_mini")
     table = rows_of(markdown, "## imagenet")
     assert table[0][-1] == "(4,6)"
@@ -276,7 +279,8 @@ def test_latex_is_well_formed(tmp_path: Path) -> None:
     assert r"75.5 $\pm$ 0.7 (2)" in latex
     assert "$-$0.9" in latex
     tables = re.findall(r"\\begin\{tabular\}\{(l(c+))\}(.*?)\\end\{tabular\}", latex, re.S)
-    assert len(tables) == 3  # two studies, and BN's two statistics in one of them
+    assert len(tables) == 2  # one for each study
+    assert latex.count(r"\label{tab:table2}") == latex.count(r"\label{tab:table2-2}") == 1
     for _, columns, body in tables:
         assert [body.count(rule) for rule in (r"\toprule", r"\bottomrule")] == [1, 1]
         rows = [line for line in body.splitlines() if line.endswith(r"\\")]

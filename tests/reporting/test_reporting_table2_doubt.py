@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_files import REPOSITORY, config, finished_run, result, write_run
+from run_files import REPOSITORY, config, finished_run, markdown_of, result, write_run
 from scipy import stats
 
+from sn_imagenet.reporting.cells import interval_text, signed_text
+from sn_imagenet.reporting.command import Written
 from sn_imagenet.reporting.render import (
     code_span,
     csv_text,
@@ -21,14 +23,19 @@ from sn_imagenet.reporting.render import (
     plain,
     round_half_up,
 )
-from sn_imagenet.reporting.tables import TableFiles, write_tables
+from sn_imagenet.reporting.tables import write_tables
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
 
 
-def make(tmp_path: Path, *only: str, epoch: str = "final") -> TableFiles:
+def make(tmp_path: Path, *only: str, epoch: str = "final") -> Written:
     return write_tables(
-        tmp_path / "runs", tmp_path / "out", PAPER, only or ["table2"], ["8x2"], epoch=epoch
+        tmp_path / "runs",
+        tmp_path / "out",
+        PAPER,
+        only or ["table2"],
+        settings=["8x2"],
+        epoch=epoch,
     )
 
 
@@ -46,10 +53,12 @@ def test_intervals_and_bold(tmp_path: Path) -> None:
     written = make(tmp_path)
     own = stats.ttest_1samp(bn, 0).confidence_interval()
     gap = stats.ttest_ind(sn, bn, equal_var=False).confidence_interval()
-    assert row(written.markdown, "– 95 % interval", "BN") == f"[{own.low:.1f}, {own.high:.1f}]"
-    assert row(written.markdown, "– 95 % interval", "SN-BN") == f"[{gap.low:.1f}, {gap.high:.1f}]"
-    assert row(written.markdown, "SN").startswith("**77.0 ")
-    assert not row(written.markdown, "BN").startswith("*")
+    assert row(markdown_of(written), "– 95 % interval", "BN") == f"[{own.low:.1f}, {own.high:.1f}]"
+    assert (
+        row(markdown_of(written), "– 95 % interval", "SN-BN") == f"[{gap.low:.1f}, {gap.high:.1f}]"
+    )
+    assert row(markdown_of(written), "SN").startswith("**77.0 ")
+    assert not row(markdown_of(written), "BN").startswith("*")
     assert r"\textbf{77.0 $\pm$ 0.3 (3)}" in (tmp_path / "out" / "table2.tex").read_text()
     with open(tmp_path / "out" / "table2.csv", newline="") as file:
         rows = {line["method"]: line for line in csv.DictReader(file)}
@@ -71,12 +80,12 @@ def test_differences_carry_their_marks(tmp_path: Path) -> None:
     lost = config("bn", seed=2)
     write_run(runs, lost, result(lost, status="diverged"))
     written = make(tmp_path)
-    assert row(written.markdown, "GN-BN") == "+2.0†‡"
-    assert row(written.markdown, "SN-BN") == "+10.0‡§"
-    assert row(written.markdown, "SN-GN") == "+8.0†§"
+    assert row(markdown_of(written), "GN-BN") == "+2.0†‡"
+    assert row(markdown_of(written), "SN-BN") == "+10.0‡§"
+    assert row(markdown_of(written), "SN-GN") == "+8.0†§"
     latex = (tmp_path / "out" / "table2.tex").read_text()
     table = (tmp_path / "out" / "table2.csv").read_text()
-    for text in (written.summary, latex):
+    for text in (written.text, latex):
         assert "GN-BN (8,2) (seeds 1 2 against 0 1)" in text
         assert "protocol.dropout = 0.5 / absent" in text
         assert "Departure of 2 of 7: SN (8,2): dropout: 0.5 (paper: 0.0)" in text
@@ -95,13 +104,13 @@ def test_linear_scaling_is_one_rule(tmp_path: Path) -> None:
         write_run(tmp_path / "runs", settings, outcome)
     written = write_tables(tmp_path / "runs", tmp_path / "out", PAPER, ["table2"])
     rule = "initial learning rate: 0.1 x batch / 256: 0.1 at (8,32), 0.025 at (8,8), 0.00625 at"
-    assert f"all runs from the paper: epochs: 10 (paper: 100); {rule}" in written.summary
+    assert f"all runs from the paper: epochs: 10 (paper: 100); {rule}" in written.text
     other = config("gn", "8x2")
     outcome = result(other)
     outcome["departures"].append({"item": "initial learning rate", "paper": "0.1", "ours": "0.05"})
     write_run(tmp_path / "runs", other, outcome)
     written = write_tables(tmp_path / "runs", tmp_path / "out", PAPER, ["table2"])
-    assert "Departure of 1 of 4: GN (8,2): initial learning rate: 0.05" in written.summary
+    assert "Departure of 1 of 4: GN (8,2): initial learning rate: 0.05" in written.text
 
 
 def test_the_epoch_is_chosen_and_named(tmp_path: Path) -> None:
@@ -118,12 +127,13 @@ def test_the_epoch_is_chosen_and_named(tmp_path: Path) -> None:
         metrics="".join(json.dumps(entry) + "\n" for entry in rows),
     )
     finished_run(tmp_path / "runs", 71.0, norm="sn")
-    assert row(make(tmp_path).markdown, "GN") == "70.3"
-    best, middle = make(tmp_path, epoch="best"), make(tmp_path, epoch="median5")
-    assert (row(best.markdown, "GN"), row(middle.markdown, "GN")) == ("80.0", "75.0")
-    assert "Accuracy of a run: the best epoch" in best.summary
+    assert row(markdown_of(make(tmp_path)), "GN") == "70.3"
+    assert row(markdown_of(make(tmp_path, epoch="median5")), "GN") == "75.0"
+    best = make(tmp_path, epoch="best")
+    assert row(markdown_of(best), "GN") == "80.0"
+    assert "Accuracy of a run: the best epoch" in best.text
     assert "Accuracy of a run" not in best.brief
-    assert row(best.markdown, "SN") == "no epochs"
+    assert row(markdown_of(best), "SN") == "no epochs"
     (warning,) = best.warnings
     assert "sn/8x2/seed0: none of its 0 epochs was validated under batch_average" in warning
 
@@ -137,15 +147,18 @@ def test_other_methods_and_averages_by_samples(tmp_path: Path) -> None:
         settings["calibration"]["samples"] = samples
         write_run(runs, settings, result(settings, 60.0, 65.0), folder=f"bn_{samples}")
     written = make(tmp_path, "methods", "table2")
-    assert row(written.summary, "IN-SN") == "0.0" or row(written.summary, "IN-SN") == "+0.0"
-    assert row(written.markdown, "BN, batch average, 1,000 samples") == "65.00"
-    assert row(written.markdown, "BN, batch average, all samples") == "65.00"
-    assert row(written.markdown, "BN, moving average") == "60.00"
+    assert row(written.text, "IN-SN") == "0.0" or row(written.text, "IN-SN") == "+0.0"
+    assert row(markdown_of(written), "BN, batch average, 1,000 samples") == "65.00"
+    assert row(markdown_of(written), "BN, batch average, all samples") == "65.00"
+    assert row(markdown_of(written), "BN, moving average") == "60.00"
 
 
 def test_half_up() -> None:
-    shown = [str(round_half_up(value, 1)) for value in (75.25, 75.35, -8.75, 0.04, -0.04, 2.0)]
-    assert shown == ["75.3", "75.4", "-8.8", "0.0", "0.0", "2.0"]
+    values = (75.25, 75.35, -8.75, 0.04, -0.04, -1e-12, 2.0)
+    shown = [str(round_half_up(value, 1)) for value in values]
+    assert shown == ["75.3", "75.4", "-8.8", "0.0", "-0.0", "0.0", "2.0"]
+    assert (signed_text(-0.03, 1), signed_text(0.0, 1)) == ("-0.0", "+0.0")
+    assert interval_text((-0.011, 1.111), 1) == "[-0.0, 1.1]"
 
 
 def test_text_is_shown_literally() -> None:

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from run_files import REPOSITORY, config, result, write_run
+from run_files import REPOSITORY, config, markdown_of, result, write_run
 from scipy import stats
 
 from sn_imagenet.reporting.tables import write_tables
@@ -45,7 +45,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str,
     written = write_tables(root / "runs", root / "out", PAPER, ["variants"])
     assert not written.warnings
     with open(root / "out" / "variants.csv", newline="") as file:
-        return {row["change"]: row for row in csv.DictReader(file)}, written.markdown
+        return {row["change"]: row for row in csv.DictReader(file)}, markdown_of(written)
 
 
 def test_a_row_for_each_change_and_one_for_bns_batch_average(
@@ -107,7 +107,7 @@ def test_networks_are_compared_with_the_first(tmp_path: Path) -> None:
         write(tmp_path / "runs", model, "sn", sn, {"model.name": model})
     written = write_tables(tmp_path / "runs", tmp_path / "out", PAPER, ["networks"])
     assert not written.warnings
-    assert "2 networks" in written.summary
+    assert "2 networks" in written.text
     with open(tmp_path / "out" / "networks.csv", newline="") as file:
         first, second = csv.DictReader(file)
     assert (first["model"], second["model"]) == ("resnet14_mini", "resnet101")

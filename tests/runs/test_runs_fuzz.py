@@ -14,8 +14,10 @@ import pytest
 from run_files import REPOSITORY, config, result, write_run
 
 from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.claims_report import claim_entry, judge_claims
 from sn_imagenet.reporting.figures.files import seeds_with_weights
 from sn_imagenet.reporting.figures.weights import figure4
+from sn_imagenet.reporting.page import describe_run
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.study import RunCollection, studies_of
 from sn_imagenet.reporting.table2 import table2
@@ -153,9 +155,13 @@ def read_everything(root: Path, victim: Path) -> str:
     others = [run for run in runs if run.path != victim]
     assert [run.state for run in others] == [FINISHED] and others[0].score_value() == 90.0
     assert len(runs) == 2 or warnings
-    collection = RunCollection(runs, root, PAPER, None)
+    collection = RunCollection(runs, root, PAPER)
     document = table2(collection)
     (document.markdown + document.latex + document.csv).encode()
+    for group in judge_claims(collection):
+        json.dumps([claim_entry(one) for one in group.judged], allow_nan=False).encode()
+    for run, folder in zip(runs, collection.folders(runs), strict=True):
+        json.dumps({**describe_run(run, folder, None, []), "run": None}).encode()
     for study in studies_of(collection):
         for method in study.methods:
             if seeds := seeds_with_weights(study, method, []):

@@ -6,13 +6,15 @@ import math
 
 from matplotlib.figure import Figure
 
-from sn_imagenet.reporting.cells import method_label, score_heading
+from sn_imagenet.reporting.cells import score_heading
 from sn_imagenet.reporting.figures.series import FigureData, Series
 from sn_imagenet.reporting.figures.style import (
     COLUMN,
     METHOD_COLORS,
+    legend_above,
     light_grid,
     method_style,
+    new_figure,
     unstyled,
 )
 from sn_imagenet.reporting.study import Study
@@ -35,7 +37,7 @@ def figure1(study: Study) -> FigureData | None:
             continue
         series.append(
             Series(
-                method_label(method),
+                study.label(method),
                 list(cells),
                 [cell.mean or 0.0 for cell in cells.values()],
                 [cell.interval[0] if cell.interval else None for cell in cells.values()],
@@ -56,7 +58,7 @@ def figure1(study: Study) -> FigureData | None:
 
 def draw_figure1(data: FigureData) -> Figure:
     """Draw means with intervals, each seed as a dot where a method has several, and the ideal."""
-    figure = Figure(figsize=(max(COLUMN, 0.55 * len(data.ticks) + 1.0), 2.6))
+    figure = new_figure(max(COLUMN, 0.55 * len(data.ticks) + 1.0), 2.6)
     axes = figure.subplots()
     light_grid(axes)
     methods = [one for one in data.panels[""] if one.values]
@@ -87,6 +89,5 @@ def draw_figure1(data: FigureData) -> Figure:
     axes.set_xticks(range(len(data.ticks)), data.ticks)
     axes.set_xlabel(data.x)
     axes.set_ylabel(data.y)
-    figure.legend(*axes.get_legend_handles_labels(), loc="upper center", ncols=len(methods) + 1)
-    figure.tight_layout(rect=(0, 0, 1, 0.91))
+    legend_above(figure, *axes.get_legend_handles_labels())
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from sn_imagenet.reporting.cells import method_label, score_heading
+from sn_imagenet.reporting.cells import score_heading
 from sn_imagenet.reporting.figures.learning import by_method, side_by_side
 from sn_imagenet.reporting.figures.series import FigureData, over_epochs
 from sn_imagenet.reporting.figures.style import COLUMN, method_style, unstyled
@@ -25,7 +25,7 @@ def figure6a(study: Study) -> FigureData | None:
             for series in over_epochs(
                 [loss_curve(run, key) for run in cell.runs],
                 lambda point: point.train,
-                f"{method_label(norm)} {setting}" if several else method_label(norm),
+                f"{study.label(norm)} {setting}" if several else study.label(norm),
                 color=method_style(norm, unstyled(study.drawn_methods))["color"],
             )
         ]

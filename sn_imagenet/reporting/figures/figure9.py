@@ -7,7 +7,6 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.figures.series import FigureData, Series
 from sn_imagenet.reporting.figures.style import PAGE
 from sn_imagenet.reporting.study import Study
@@ -33,7 +32,7 @@ def pictures(study: Study, folder: str, columns: tuple[str, ...]) -> FigureData 
     if not folders:
         return None
     methods = sorted(folders, key=lambda norm: (norm not in _FIRST, norm))
-    titles, first = [*columns, *map(method_label, methods)], folders[methods[0]]
+    titles, first = [*columns, *map(study.label, methods)], folders[methods[0]]
     rows = {}
     for content in sorted((first / "content").rglob("*.png")):
         name = content.relative_to(first / "content").as_posix()

@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sn_imagenet.reporting.cells import Summary, method_label
+from sn_imagenet.reporting.command import Written
 from sn_imagenet.reporting.detection import TASK as DETECTION
 from sn_imagenet.reporting.figures.cells import draw_cells
 from sn_imagenet.reporting.figures.detection import found_objects, weights_by_part
@@ -32,7 +33,7 @@ from sn_imagenet.reporting.figures.weights import draw_figure3, draw_figure4, fi
 from sn_imagenet.reporting.search import SEARCH
 from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
 from sn_imagenet.reporting.stylization import STYLIZATION
-from sn_imagenet.runs import FINISHED, Run, Setting, find_runs, write_text
+from sn_imagenet.runs import FINISHED, Run, Setting, write_text
 
 # Drawn once per study: the functions that gather its data and draw it, and why there may be none.
 Gather = Callable[[Study], FigureData | None]
@@ -61,13 +62,6 @@ TASK_FIGURES: dict[str, dict[str, tuple[Gather, Draw, str]]] = {
     },
 }
 NO_WEIGHTS = "no finished SN run with importance weights"
-
-
-class FigureFiles(NamedTuple):
-    """The files written, and one line for each figure or run that could not be drawn."""
-
-    paths: list[Path]
-    warnings: list[str]
 
 
 class NamedFigure(NamedTuple):
@@ -103,17 +97,17 @@ def plot_run(run: Run) -> list[Path]:
         return paths + save(draw_figure4(figure4(seeds)), run.path / "fig4")
 
 
-def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
+def write_figures(runs_dir: Path, out: Path, **options: Any) -> Written:
     """Write all figures for each study below ``runs_dir``: ``fig1.png`` etc. for one study, else
     ``fig1_<data>_<model>.png``, with the row, task and score if any. Figs. 3 and 4 have ``_<norm>``
     appended for switchable methods other than ``sn``. A ``.json`` beside each figure has the
-    numbers that it shows.
+    numbers that it shows. ``options``: see :meth:`.RunCollection.read`.
 
     Raises:
-        UserError: no runs at all, or a file cannot be written.
+        UserError: no runs that can be read, or a file cannot be written.
     """
-    runs, warnings = find_runs(runs_dir)
-    studies = studies_of(RunCollection(runs, runs_dir))
+    collection, warnings = RunCollection.read(runs_dir, **options)
+    studies = studies_of(collection)
     paths: list[Path] = []
     for study in studies:
         suffix = "" if len(studies) == 1 else f"_{study.title.replace(', ', '_')}"
@@ -128,7 +122,7 @@ def write_figures(runs_dir: Path, out: Path) -> FigureFiles:
                 paths += save(drawn[0], stem, "--out")
                 numbers = stem.with_name(f"{stem.name}.json")
                 paths.append(write_text(numbers, drawn[1].to_json(), "--out"))
-    return FigureFiles(paths, warnings)
+    return Written(paths, warnings)
 
 
 def draw_study(study: Study, warnings: list[str]) -> Iterator[NamedFigure]:
@@ -159,7 +153,7 @@ def seeds_with_weights(
     setting that is left out, because its seeds have other layers or members of Omega."""
     seeds: dict[Setting, Sequence[Run]] = {}
     for setting in study.drawn_settings:
-        cell = study.drawn.get((norm, setting), Summary((), ()))
+        cell = study.drawn.get((norm, setting), Summary())
         runs = [run for run in cell.runs if run.state == FINISHED and run.weights]
         if len({tuple((w.name, *sorted(w.mean)) for w in run.weights) for run in runs}) > 1:
             warnings.append(

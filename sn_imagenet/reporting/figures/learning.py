@@ -25,7 +25,9 @@ from sn_imagenet.reporting.figures.style import (
     DASHES,
     METHOD_COLORS,
     PAGE,
+    legend_above,
     method_style,
+    new_figure,
     unstyled,
 )
 from sn_imagenet.reporting.study import Study
@@ -49,7 +51,7 @@ def figure2(study: Study) -> FigureData | None:
         p if p in settings else by_samples[i] for p, i in zip(PAPERS_SETTINGS, (-1, 0), strict=True)
     ]
     norm = "sn" if "sn" in methods else methods[-1]
-    panels = {f"(a) {method_label(norm)}, validation": _by_setting(study, norm, settings)}
+    panels = {f"(a) {study.label(norm)}, validation": _by_setting(study, norm, settings)}
     for letter, setting in zip("bc", dict.fromkeys(pair), strict=False):
         panels[f"({letter}) {setting}, dashed: training"] = by_method(study, setting)
     heading, lower = score_heading(study.score), not study.score.higher_is_better
@@ -69,7 +71,7 @@ def by_method(study: Study, setting: Setting, training: bool = True) -> list[Ser
     """The validation curve of each method and, not in the legend, that of ``training``."""
     series = []
     for norm in study.drawn_methods:
-        curves, label = study.curves_of(norm, setting), method_label(norm)
+        curves, label = study.curves_of(norm, setting), study.label(norm)
         color = method_style(norm, unstyled(study.drawn_methods))["color"]
         series += over_epochs(curves, study.validation(norm, setting), label, color=color)
         style = {"color": color, "ls": DASHES[1], "lw": 0.9, "label": "_"}
@@ -79,14 +81,13 @@ def by_method(study: Study, setting: Setting, training: bool = True) -> list[Ser
 
 
 def draw_figure2(data: FigureData) -> Figure:
-    """Draw the panels side by side."""
-    figure = Figure(figsize=(PAGE, 2.6))
+    """Draw the panels side by side, each with its legend below the curves' ends."""
+    figure = new_figure(PAGE, 2.6)
     panels = side_by_side(figure, data, count_in_first=False)
     corner = "upper right" if data.lower_is_better else "lower right"
     for axes in panels:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc=corner, fontsize=6.5, ncols=2 if axes is panels[0] else 1)
-    figure.tight_layout(w_pad=0.8)
     return figure
 
 
@@ -124,13 +125,9 @@ def figure8(study: Study) -> FigureData | None:
 
 def draw_figure8(data: FigureData) -> Figure:
     """Draw the panels side by side."""
-    figure = Figure(figsize=(max(COLUMN, 2.35 * len(data.panels)), 2.6))
+    figure = new_figure(max(COLUMN, 2.35 * len(data.panels)), 2.6)
     panels = side_by_side(figure, data)
-    handles, labels = panels[0].get_legend_handles_labels()
-    columns = min(2, len(panels))
-    rows = -(-len(handles) // columns)
-    figure.legend(handles, labels, loc="upper center", ncols=columns)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.075 * rows))
+    legend_above(figure, *panels[0].get_legend_handles_labels())
     return figure
 
 
@@ -187,7 +184,7 @@ def draw_weights_over_training(data: FigureData) -> Figure:
     rows, stages = (
         list(dict.fromkeys(title.rsplit(", ", 1)[part] for title in data.panels)) for part in (0, 1)
     )
-    figure = Figure(figsize=(PAGE, 1.1 * len(rows) + 0.7))
+    figure = new_figure(PAGE, 1.1 * len(rows) + 0.7)
     panels = figure.subplots(len(rows), len(stages), squeeze=False, sharex="row", sharey=True)
     for axes, series in zip(panels.flat, data.panels.values(), strict=True):
         draw_curves(axes, series)
@@ -198,7 +195,5 @@ def draw_weights_over_training(data: FigureData) -> Figure:
     for axes in panels[-1]:
         axes.set_xlabel(data.x)
     panels[0][0].set_ylim(0, None)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=len(handles))
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()), h_pad=0.4, w_pad=0.4)
+    legend_above(figure, *panels[0][0].get_legend_handles_labels())
     return figure

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sn_imagenet.runs import write_atomically
@@ -36,6 +38,7 @@ STYLE: Any = {  # Any: matplotlib's stubs list all keys one by one
     "axes.spines.right": False,
     "pdf.fonttype": 42,  # keeps text as text
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a method may have any name
 }
 
 
@@ -57,6 +60,24 @@ def light_grid(axes: Axes) -> None:
     """Horizontal lines to read values by."""
     axes.grid(axis="y", color="0.88", lw=0.6)
     axes.set_axisbelow(True)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches that leaves room for all labels."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def legend_above(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend above the panels, in as many columns as fit; a wider figure for a longer label."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for rows in range(1, len(labels) + 1):
+        columns = -(-len(labels) // rows)
+        legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+        width = legend.get_window_extent(renderer).width / figure.dpi
+        if columns == 1 or width < figure.get_figwidth():
+            figure.set_figwidth(max(width, figure.get_figwidth()))
+            return
+        legend.remove()
 
 
 def save(figure: Figure, path_stem: Path, chosen_by: str = RUN_DIR_OPTIONS) -> list[Path]:

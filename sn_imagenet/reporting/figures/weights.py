@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import groupby, product
 from statistics import fmean
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -17,7 +18,7 @@ from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight
 from sn_imagenet.reporting.figures.figure1 import SETTINGS
 from sn_imagenet.reporting.figures.series import FigureData, Series, spread
-from sn_imagenet.reporting.figures.style import COLORS, COLUMN, PAGE
+from sn_imagenet.reporting.figures.style import COLORS, COLUMN, PAGE, legend_above, new_figure
 from sn_imagenet.runs import LayerWeights, Run, Setting
 
 
@@ -52,66 +53,55 @@ def draw_figure3(data: FigureData) -> Figure:
     have a ■, and layers after 1x1 convolutions are plain.
     """
     rows = len(data.panels) // 2
-    height = 1.25 * rows + 0.75
-    figure = Figure(figsize=(PAGE, height))
+    figure = new_figure(PAGE, 1.25 * rows + 0.75)
     panels = figure.subplots(rows, 2, squeeze=False)
     for axes, (title, series) in zip(panels.flat, data.panels.items(), strict=True):
         _draw_stack(axes, series)
         axes.set_title(title, pad=7)
-    drawn = {one.style["color"]: one for series in data.panels.values() for one in series}
+    drawn = {one.label: one for series in data.panels.values() for one in series}
     handles: list[Patch | Line2D] = [
-        Patch(facecolor=color, label=drawn[color].label)
-        for color in COLORS.values()
-        if color in drawn
+        Patch(facecolor=color, label=member)
+        for member, color in ((method_label(name), color) for name, color in COLORS.items())
+        if member in drawn
     ]
     handles.append(Patch(facecolor="0.45", edgecolor="black", label="after 3×3 conv (shaded)"))
     handles.append(Patch(facecolor="0.8", label="after 1×1 conv (flat)"))
     handles.append(Line2D([], [], marker="s", ls="", color="black", ms=4, label="in a shortcut"))
     if any(layer.conv == "7x7" for one in drawn.values() for layer in one.style["layers"]):
-        handles.append(
-            Patch(facecolor="0.8", edgecolor="black", hatch="////", label="after 7×7 conv")
-        )
-    figure.legend(handles=handles, loc="upper center", ncols=(len(handles) + 1) // 2)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.42 / height), h_pad=1.2, w_pad=1.5)
+        hatched = Patch(facecolor="0.8", edgecolor="black", hatch="////", label="after 7×7 conv")
+        handles.append(hatched)
+    legend_above(figure, handles, [str(handle.get_label()) for handle in handles])
     return figure
 
 
 def _draw_stack(axes: Axes, series: Sequence[Series]) -> None:
     layers: Sequence[LayerWeights] = series[0].style["layers"]
     positions = range(len(layers))
-    bottom = [0.0] * len(layers)
+    bottom = np.zeros(len(layers))
     for one in series:
-        color = one.style["color"]
-        bars = axes.bar(positions, one.y, 0.84, bottom, color=color, label=one.label)
-        _mark_positions(bars, layers, color)
-        bottom = [low + height for low, height in zip(bottom, one.y, strict=True)]
+        bars = axes.bar(positions, one.y, 0.84, bottom, color=one.style["color"], label=one.label)
+        for bar, layer in zip(bars, layers, strict=True):
+            if layer.conv == "3x3":
+                shaded = [0.68 * part for part in to_rgb(one.style["color"])]
+                bar.set(facecolor=shaded, edgecolor="black", lw=0.4)
+            elif layer.conv == "7x7":
+                bar.set(hatch="////", edgecolor="black", lw=0.4)
+        bottom += one.y
     shortcuts = [i for i, layer in enumerate(layers) if layer.conv == "shortcut"]
     axes.plot(shortcuts, [1.05] * len(shortcuts), "s", color="black", ms=2.2, clip_on=False)
-    stages = [layer.stage for layer in layers]
-    starts = [i for i in positions if i == 0 or stages[i] != stages[i - 1]]
-    for start, end in zip(starts, [*starts[1:], len(layers)], strict=True):
-        if start:
-            axes.axvline(start - 0.5, color="black", lw=0.8, ls=(0, (4, 3)))
-        axes.text(
-            (start + end - 1) / 2,
-            -0.06,
-            stages[start],
-            transform=axes.get_xaxis_transform(),
-            ha="center",
-            va="top",
-            fontsize=7.5,
-        )
     axes.set(xlim=(-0.7, len(layers) - 0.3), ylim=(0, 1.1), xticks=[], yticks=[0, 0.5, 1])
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _mark_positions(bars: BarContainer, layers: Sequence[LayerWeights], color: str) -> None:
-    for bar, layer in zip(bars, layers, strict=True):
-        if layer.conv == "3x3":
-            red, green, blue = to_rgb(color)
-            bar.set(facecolor=(0.68 * red, 0.68 * green, 0.68 * blue), edgecolor="black", lw=0.4)
-        elif layer.conv == "7x7":
-            bar.set(hatch="////", edgecolor="black", lw=0.4)
+    below: dict[str, Any] = {
+        "transform": axes.get_xaxis_transform(),
+        "ha": "center",
+        "va": "top",
+        "fontsize": 7.5,
+    }
+    for stage, group in groupby(positions, key=lambda i: layers[i].stage):
+        start, *_ = at = list(group)
+        if start:
+            axes.axvline(start - 0.5, color="black", lw=0.8, ls=(0, (4, 3)))
+        axes.text(fmean(at), -0.06, stage, **below)
 
 
 def figure4(seeds: Mapping[Setting, Sequence[Run]]) -> FigureData:
@@ -140,22 +130,15 @@ def draw_figure4(data: FigureData) -> Figure:
     settings = data.ticks
     count = max(map(len, data.panels.values()))
     width = 0.8 / count
-    figure = Figure(figsize=(max(COLUMN, 1.0 + 0.62 * len(settings)), 3.6))
+    figure = new_figure(max(COLUMN, 1.0 + 0.62 * len(settings)), 3.6)
     panels = figure.subplots(2, 1, sharex=True, sharey=True)
     for axes, (symbol, series) in zip(panels, data.panels.items(), strict=True):
         for i, one in enumerate(series):
             x = [settings.index(str(s)) + (i - (count - 1) / 2) * width for s in one.x]
             highs = one.high or [None] * len(x)
             half = [0.0 if h is None else h - y for y, h in zip(one.y, highs, strict=True)]
-            axes.bar(
-                x,
-                one.y,
-                0.92 * width,
-                yerr=half,
-                error_kw={"lw": 0.8, "capsize": 0},
-                label=one.label,
-                **one.style,
-            )
+            style = {"error_kw": {"lw": 0.8, "capsize": 0}, "label": one.label, **one.style}
+            axes.bar(x, one.y, 0.92 * width, yerr=half, **style)
             dots = [(at, v) for at, vs in zip(x, one.values, strict=True) for v in vs]
             if one.high:
                 axes.plot(*zip(*dots, strict=True), "o", ms=1.8, mfc="white", mec="black", mew=0.4)
@@ -165,7 +148,5 @@ def draw_figure4(data: FigureData) -> Figure:
     panels[1].set_xticks(range(len(settings)), settings)
     panels[1].set_xlim(-0.6, len(settings) - 0.4)
     panels[1].set_xlabel(data.x)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="upper center", ncols=count)
-    figure.tight_layout(rect=(0, 0, 1, 0.94))
+    legend_above(figure, *panels[0].get_legend_handles_labels())
     return figure
