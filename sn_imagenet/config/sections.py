@@ -20,6 +20,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 IMAGENET_SAMPLES = {"train": 1_281_167, "val": 50_000}
 # The columns of Table 2 in order, as GPUs x samples per GPU.
 TABLE_2_SETTINGS = ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
+OWN_OPTIONS = ("lr_scale", "weight_decay", "max_norm")
 STATISTICS = ("moving_average", "batch_average", "sample")
 
 
@@ -31,7 +32,9 @@ class NormConfig:
     and the moving average for BN (Sec. 2.1, "Inference"); ``sample`` (per-sample statistics) is for
     methods that store none. ``single_sample``: what changes if a replica holds one sample:
     ``without`` has the members to remove from the lists in ``args``, and ``test_statistics``
-    replaces the value above (SN has no bn at (8,1), Table 2).
+    replaces the value above (SN has no bn at (8,1), Table 2). ``own_parameters``: how
+    task=classification trains the layers' parameters other than gamma and beta: ``lr_scale`` times
+    the learning rate, with their own ``weight_decay``, gradients clipped to ``max_norm``.
     """
 
     name: str
@@ -40,6 +43,7 @@ class NormConfig:
     test_statistics: str
     single_sample: dict[str, Any] = field(default_factory=dict)
     head: Any = None
+    own_parameters: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.head is not None:
@@ -50,6 +54,9 @@ class NormConfig:
             not unknown,
             f"norm.single_sample has {sorted(unknown)}: expected 'without' and 'test_statistics'",
         )
+        for key, value in self.own_parameters.items():
+            require_one_of("a key of norm.own_parameters", key, OWN_OPTIONS)
+            require(value >= 0, f"norm.own_parameters.{key}={value}: expected at least 0")
 
     def apply_single_sample(self) -> None:
         """Apply the changes in ``single_sample``."""

@@ -91,6 +91,12 @@ class MomentNorm2d(nn.Module, ABC):
     needs_all_replicas = False
     """Whether replicas share statistics, so that a rank needs all of its replicas in one pass."""
 
+    replaces_relu = False
+    """Whether the method includes its own activation (``relu = True``) for the ReLU after it."""
+
+    normalizes_weights = False
+    """Whether the method also needs weight-normalized convolutions."""
+
     def __init_subclass__(cls) -> None:
         """Show the arguments above in the signature of a subclass that passes them on."""
         super().__init_subclass__()
@@ -160,6 +166,10 @@ class MomentNorm2d(nn.Module, ABC):
             mean, var = self._stored()
             return mean.to(dtype), var.to(dtype)
         return moments.batch()
+
+    def after_step(self, progress: float) -> None:
+        """Called after each optimizer step with the fraction of the training that is done, on every
+        rank. What it changes must be in the state dict, or a resumed run differs."""
 
     @property
     def groups(self) -> tuple[int, dist.ProcessGroup | None]:
