@@ -20,6 +20,7 @@ from sn_imagenet.distributed import (
     samples_that_share_statistics,
     world_size,
 )
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation.calibration import (
     Calibration,
     Samples,
@@ -29,11 +30,13 @@ from sn_imagenet.evaluation.progress import progress_bar
 from sn_imagenet.models import layer_positions
 from sn_imagenet.norms import (
     StoredStatistics,
+    evalnorm,
     importance_weights,
     set_replicas,
     stored_statistics,
 )
 from sn_imagenet.norms.control import stores_statistics
+from sn_imagenet.runs.evaluations import EVALNORM
 from sn_imagenet.tasks import Evaluator, Prepared
 
 
@@ -99,6 +102,7 @@ def evaluate(
     samples: Sequence[Samples] | None = None,
     draws: int = 1,
     artifacts: Mapping[str, str] | None = None,
+    statistics: str | None = None,
 ) -> list[Evaluation]:
     """Evaluate a network with each kind of statistics that it can use.
 
@@ -112,6 +116,11 @@ def evaluate(
             over the training samples; None for the config's.
         draws: how often to draw the samples, with the config's seed and the seeds after it.
         artifacts: files to write besides the numbers, by kind.
+        statistics: ``evalnorm`` for this evaluation of batch norm alone, with weight 1/B for the
+            sample's own statistics and B the samples that share statistics in training.
+
+    Raises:
+        ConfigError: ``evalnorm`` of a network without batch norm.
     """
     config, network = prepared.config, prepared.network
 
@@ -128,6 +137,15 @@ def evaluate(
             record["statistics"] = "batch_average"
         return Evaluation(record, used, evaluator)
 
+    if statistics == EVALNORM:
+        weight = 1 / samples_that_share_statistics(network, config.batch)
+        try:
+            with evalnorm(network, weight):
+                evaluation = measure(None, None)
+        except ValueError as error:
+            raise ConfigError(f"statistics={EVALNORM}: {error}") from error
+        record = {**evaluation.record, "statistics": EVALNORM, "weight_of_sample": weight}
+        return [replace(evaluation, record=record)]
     evaluations = [measure(None, None)]
     calibrates = prepared.task.calibrates and stores_statistics(network)
     for draw in range(draws if calibrates else 0):

@@ -182,6 +182,7 @@ class MeanOnlyBatchNorm2d(MomentNorm2d):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.weight = None
+        self.eps = 0.0  # nothing is divided by
 
     @property
     def stores_statistics(self) -> bool:
@@ -189,7 +190,7 @@ class MeanOnlyBatchNorm2d(MomentNorm2d):
 
     def combine(self, moments: Moments) -> Statistics:
         mean, _ = self.batch_statistics(moments)
-        return mean, torch.full_like(mean, 1 - self.eps)
+        return mean, torch.ones_like(mean)
 
 
 class WeightNorm2d(MeanOnlyBatchNorm2d):
@@ -215,6 +216,11 @@ class WeightNorm2d(MeanOnlyBatchNorm2d):
     @property
     def stores_statistics(self) -> bool:
         return self.mean_only_bn
+
+    def combine(self, moments: Moments) -> Statistics:
+        if self.mean_only_bn:
+            return super().combine(moments)
+        return torch.zeros_like(moments.mean), torch.ones_like(moments.var)
 
     @property
     def _stored_statistics_suffice(self) -> bool:

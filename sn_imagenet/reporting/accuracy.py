@@ -47,7 +47,8 @@ def accuracy_grid(study: Study, methods: Sequence[str], pairs: Sequence[tuple[st
         number = MISSING if entry.top1 is None else str(round_half_up(entry.top1, 1))
         if not entry.note:
             return number
-        note = f"paper, {method_label(method)} at {setting}: {entry.note} ({entry.source})"
+        source = "published" if entry in paper.elsewhere else "paper"
+        note = f"{source}, {method_label(method)} at {setting}: {entry.note} ({entry.source})"
         return number + footnotes.setdefault(note, FOOTNOTES[len(footnotes)])
 
     def row_of_intervals(cells: Sequence[Summary | Difference]) -> list[Row]:
@@ -71,7 +72,9 @@ def accuracy_grid(study: Study, methods: Sequence[str], pairs: Sequence[tuple[st
         rows += row_of_intervals(ours)
         if any(paper.cell(method, s) for s in settings):
             theirs = tuple(published(method, s) for s in settings)
-            rows.append(Row(paper_label, theirs, indent=True))
+            known = any(entry.method == method for entry in paper.cells)
+            label = paper_label if known else paper_label.replace("paper", "published", 1)
+            rows.append(Row(label, theirs, indent=True))
             if study.matches_paper:
                 gaps = tuple(
                     signed_text(minus(cell.mean, paper.top1(method, s)), 1)

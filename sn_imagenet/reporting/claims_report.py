@@ -15,6 +15,7 @@ from sn_imagenet.reporting.detection_claims import detection_claims
 from sn_imagenet.reporting.expected import Expected, read_expected
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_escape, plain
+from sn_imagenet.reporting.rivals import rival_claims
 from sn_imagenet.reporting.search import SEARCH, SEARCH_CLAIMS
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_of
 from sn_imagenet.reporting.stylization import STYLIZATION, STYLIZATION_CLAIMS
@@ -57,9 +58,9 @@ def judge_claims(collection: RunCollection) -> list[JudgedClaim]:
 
 
 def claims_on(study: Study) -> Sequence[Claim]:
-    """The claims on a study's task: twelve on classification."""
+    """The claims on a study's task: on classification twelve, and those about rivals of SN."""
     if study.is_classification:
-        return CLAIMS
+        return [*CLAIMS, *rival_claims(study)]
     return TASK_CLAIMS.get(study.task) or detection_claims(study)
 
 

@@ -21,6 +21,7 @@ from sn_imagenet.reporting.render import (
     markdown_table,
     rounded,
 )
+from sn_imagenet.reporting.rivals import rivals_of
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_warnings
 from sn_imagenet.reporting.variants import (
     networks_grid,
@@ -47,13 +48,25 @@ def table2_grid(study: Study) -> Grid:
 
 def methods_grid(study: Study) -> Grid | None:
     """IN, LN, BRN and BKN beside BN and SN (Sec. 4.1), at the paper's two settings and wherever one
-    of the four was run; None if no such setting is shown, and for other tasks."""
+    of the four was run; or, if rivals of SN were run, these beside BN, GN and SN at the settings of
+    all runs. None if no such setting is shown, and for other tasks."""
     tried = {run.cell.setting for run in study.runs if run.cell.norm in OTHER_METHODS[:4]}
-    settings = [s for s in study.settings if s in tried or s in OTHER_SETTINGS]
+    shown = {*tried, *OTHER_SETTINGS}
+    if rivals_of(study):
+        shown = {run.cell.setting for run in study.runs}
+    settings = [s for s in study.settings if s in shown]
     if not settings or not study.is_classification:
         return None
-    study = replace(study, settings=settings)
-    return accuracy_grid(study, OTHER_METHODS, OTHER_DIFFERENCES)
+    return accuracy_grid(replace(study, settings=settings), *_other_methods(study))
+
+
+def _other_methods(study: Study) -> tuple[Sequence[str], Sequence[tuple[str, str]]]:
+    """The rows of :func:`methods_grid` and its differences."""
+    if not (rivals := rivals_of(study)):
+        return OTHER_METHODS, OTHER_DIFFERENCES
+    others = [m for m in study.methods if m in OTHER_METHODS[:4]]
+    pairs = [("sn", "bn"), *((m, "sn") for m in rivals), *((m, "bn") for m in rivals)]
+    return ["bn", "gn", "sn", *others, *rivals], pairs
 
 
 def table2(collection: RunCollection) -> Document:
@@ -76,7 +89,7 @@ def methods(collection: RunCollection) -> Document:
     """The other methods of Sec. 4.1, in the formats of :func:`table2`."""
 
     def rows(study: Study) -> list[Columns]:
-        return _rows(study, OTHER_METHODS, OTHER_DIFFERENCES)
+        return _rows(study, *_other_methods(study))
 
     studies = [study for study in studies_of(collection) if study.is_classification]
     return _document("Other methods (Sec. 4.1)", studies, [methods_grid], rows)
