@@ -33,7 +33,8 @@ class SparseSwitchNorm2d(SwitchNorm2d):
     @property
     def logits(self) -> tuple[Tensor, Tensor]:
         """Logits whose softmax is the sparsestmax of ``mean_weight`` and ``var_weight``."""
-        mean, var = (_log(sparsestmax(w, self.radius)) for w in (self.mean_weight, self.var_weight))
+        both = torch.stack([self.mean_weight, self.var_weight])
+        mean, var = _log(sparsestmax(both, self.radius)).unbind()
         return mean, var
 
     @torch.no_grad()
@@ -46,7 +47,7 @@ class SparseSwitchNorm2d(SwitchNorm2d):
 
 
 def sparsestmax(logits: Tensor, radius: Tensor) -> Tensor:
-    """Weights of K members from ``logits`` [K]: [K], at least 0, with sum 1.
+    """Weights of K members from ``logits`` [..., K]: of its shape, at least 0, with sum 1.
 
     They are the sparsemax (Martins and Astudillo 2016) of the logits, but at least ``radius`` (0-d)
     away from equal weights. Sparsemax weights that are closer move away from the center to the
@@ -55,16 +56,16 @@ def sparsestmax(logits: Tensor, radius: Tensor) -> Tensor:
     weights. The number of operations does not depend on the values, so that programs can be
     exported and recorded.
     """
-    count = len(logits)
+    count = logits.shape[-1]
     weights = _sparsemax(logits)
     support = torch.ones_like(weights)
     for _ in range(count - 1):
-        size = support.sum()
+        size = support.sum(-1, keepdim=True)
         center = support / size
         # Pythagoras: the center of the smaller simplex is away from that of the whole one.
         reach = (radius.square() - 1 / size + 1 / count).clamp_min(0).sqrt()
         offset = weights - center
-        distance = torch.linalg.vector_norm(offset)
+        distance = torch.linalg.vector_norm(offset, dim=-1, keepdim=True)
         moves = (distance > 0) & (distance < reach)
         moved = center + offset * (reach / torch.where(moves, distance, 1))
         weights = torch.where(moves, _sparsemax(moved) * support, weights)  # rounding leaves none
@@ -73,12 +74,12 @@ def sparsestmax(logits: Tensor, radius: Tensor) -> Tensor:
 
 
 def _sparsemax(values: Tensor) -> Tensor:
-    """The point of the simplex that is closest to ``values`` [K]."""
+    """The points of the simplex that are closest to ``values`` [..., K]."""
     ordered = values.sort(descending=True).values
-    sizes = torch.arange(1, len(values) + 1, device=values.device)
-    inside = ordered * sizes > ordered.cumsum(0) - 1
-    threshold = (torch.where(inside, ordered, 0).sum() - 1) / inside.sum()
-    return (values - threshold).clamp_min(0)
+    sizes = torch.arange(1, values.shape[-1] + 1, device=values.device)
+    inside = ordered * sizes > ordered.cumsum(-1) - 1
+    total = torch.where(inside, ordered, 0).sum(-1, keepdim=True)
+    return (values - (total - 1) / inside.sum(-1, keepdim=True)).clamp_min(0)
 
 
 def _log(weights: Tensor) -> Tensor:
