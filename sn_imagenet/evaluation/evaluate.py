@@ -150,9 +150,9 @@ def evaluate(
     calibrates = prepared.task.calibrates and stores_statistics(network)
     for draw in range(draws if calibrates else 0):
         seed = config.calibration.seed + draw
-        for statistics, calibration in compute_batch_averages(prepared, samples, seed):
-            with stored_statistics(network, statistics):
-                evaluations.append(measure(calibration, statistics))
+        for average, calibration in compute_batch_averages(prepared, samples, seed):
+            with stored_statistics(network, average):
+                evaluations.append(measure(calibration, average))
     return evaluations
 
 

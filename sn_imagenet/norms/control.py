@@ -116,7 +116,7 @@ def evalnorm(network: nn.Module, weight: float) -> Iterator[None]:
 
 def _evalnorm_statistics(layer: BatchNorm2d, weight: float, moments: Moments) -> Statistics:
     pairs = zip(layer.batch_statistics(moments), moments.instance(), strict=True)
-    mean, var = (torch.lerp(*torch.broadcast_tensors(*pair), weight) for pair in pairs)
+    mean, var = (stored + weight * (own - stored) for stored, own in pairs)
     return mean, var
 
 

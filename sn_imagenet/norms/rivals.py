@@ -142,7 +142,7 @@ class FilterResponseNorm2d(MomentNorm2d):
         self.register_parameter("tau", None)
 
     @property
-    def relu(self) -> bool:  # type: ignore[override]
+    def relu(self) -> bool:
         return self.tau is not None
 
     @relu.setter

@@ -86,10 +86,11 @@ class Stepper:
         self._seed = config.seed
         self._global_batch_size = config.batch.total
         # Cached, because finding the layers among all modules at each step is slow.
-        self._norms = nn.ModuleList(norm_layers(network).values())
+        layers = list(norm_layers(network).values())
+        self._norms = nn.ModuleList(layers)
         self._total_steps = clock.total_steps
         base = MomentNorm2d.after_step
-        self._changed_by_steps = [m for m in self._norms if type(m).after_step is not base]
+        self._changed_by_steps = [m for m in layers if type(m).after_step is not base]
         self._broadcasts_each_step = any(layer.trains_on_stored_statistics for layer in self._norms)
         self._autocast = autocast_for(config.trainer.precision, device)
         self._ddp: nn.Module = network

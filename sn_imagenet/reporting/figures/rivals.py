@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from sn_imagenet.reporting.cells import Summary, method_label, score_heading
@@ -54,7 +55,7 @@ def _line(method: str, cells: dict[int, Summary], style: dict[str, object]) -> S
 def draw_rivals(data: FigureData) -> Figure:
     """Draw both panels with a logarithmic x axis; the legend is below."""
     figure = Figure(figsize=(PAGE, 3.2))
-    handles = {}
+    handles: dict[str, Artist] = {}
     for axes, (title, group) in zip(figure.subplots(1, 2), data.panels.items(), strict=True):
         light_grid(axes)
         for one in group:
@@ -65,13 +66,13 @@ def draw_rivals(data: FigureData) -> Figure:
             ]
             options = {"ms": 4, "elinewidth": 0.8, "capsize": 1.5, **one.style}
             bar = axes.errorbar(one.x, one.y, yerr=ends or None, label=one.label, **options)
-            handles.setdefault(one.label, bar)
+            handles.setdefault(one.label, bar[0])
         ticks = sorted({x for one in group for x in one.x})
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, list(map(str, ticks)))
         axes.set_title(title)
         axes.set_xlabel(data.x)
         axes.set_ylabel(data.y)
-    figure.legend(handles.values(), handles, loc="lower center", ncols=5)
+    figure.legend(handles.values(), list(handles), loc="lower center", ncols=5)
     figure.tight_layout(rect=(0, 0.13, 1, 1))
     return figure

@@ -161,7 +161,7 @@ def _parameter_groups(
         if name not in ("weight", "bias")
     }
     others = [p for p in network.parameters() if p not in own]
-    groups = [{"params": others}, {"params": list(own), **options}]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": list(own), **options}]
     return [{"weight_decay": protocol.weight_decay, **g} for g in groups if g["params"]]
 
 
