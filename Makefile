@@ -10,6 +10,7 @@ TABLES_digits := table2,methods
 TABLES_depth := networks,table2
 TABLES_nuclei := table5
 TABLES_blood_cells := table4
+TABLES_small_batch := methods
 TABLES = $(or $(TABLES_$(STUDY)),table2)
 
 STUDIES := $(notdir $(basename $(wildcard configs/sweep/*.yaml)))
@@ -17,7 +18,7 @@ STUDIES := $(notdir $(basename $(wildcard configs/sweep/*.yaml)))
 $(foreach goal,$(filter-out $(STUDIES:%=study-%),$(filter study-%,$(MAKECMDGOALS))),\
   $(error $(goal): no such study; expected study- and one of $(STUDIES)))
 
-.PHONY: help setup test test-all demo report figures tables variants gpu study-blood_cells study-nuclei study-search study-sensitivity study-stylization golden lint
+.PHONY: help setup test test-all demo report figures tables variants gpu study-blood_cells study-nuclei study-search study-sensitivity study-small_batch study-stylization golden lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -83,6 +84,14 @@ study-search: setup
 	$(BIN)/python train.py -m sweep=search runs_dir=results/search/$(RUNS) $(OPTIONS)
 	$(BIN)/python train.py -m sweep=search_scratch runs_dir=results/search/$(RUNS) $(OPTIONS)
 	@$(MAKE) --no-print-directory report STUDY=search
+
+# Needs Imagenette: IMAGENETTE_ROOT=DIR. Killed and started again, it resumes; OPTIONS="seed=0" trains
+# a part.
+SMALL_BATCH = results/small_batch/$(RUNS)
+study-small_batch: setup
+	$(BIN)/python train.py -m sweep=small_batch runs_dir=$(SMALL_BATCH) $(OPTIONS)
+	$(BIN)/python evaluate.py run='$(SMALL_BATCH)/imagenette/*/bn/*/seed*' statistics=evalnorm
+	@$(MAKE) --no-print-directory report STUDY=small_batch
 
 # Needs data: OPTIONS="data.train=DIR task.style=FILE task.features=FILE". Fig. 9 shows the photographs
 # that scikit-learn bundles, by danielbuechele and vultilion (CC BY 2.0).

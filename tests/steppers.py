@@ -15,6 +15,8 @@ from sn_imagenet.tasks.classification import Classification
 from sn_imagenet.tasks.classification.dropout import PlacedDropout
 from sn_imagenet.training import Stepper
 
+TOTAL_STEPS = 100  # of the training; sets the radius of sparse SN
+
 
 def make_stepper(
     network: nn.Module,
@@ -27,7 +29,8 @@ def make_stepper(
     task = Classification(config)
     if probability := config.protocol.dropout:
         task._dropout = PlacedDropout(network.get_classifier(), probability, config.seed)  # type: ignore[operator]
-    stepper = Stepper(task, network, config, placement, torch.device(device), Clock(1, 1))
+    clock = Clock(1, TOTAL_STEPS)
+    stepper = Stepper(task, network, config, placement, torch.device(device), clock)
     stepper.optimizations = {
         name: replace(optimization, learning_rate=rate)
         for name, optimization in stepper.optimizations.items()

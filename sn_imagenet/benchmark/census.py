@@ -27,6 +27,7 @@ SIZE = (32, 64, 56, 56)
 
 # The paper's symbols for the modules' names.
 PARAMETERS = {"weight": "γ", "bias": "β", "mean_weight": "w", "var_weight": "w"}
+PARAMETERS |= {"g": "γ", "rho": "ρ", "tau": "τ"}
 ARGUMENTS = {
     "momentum": "p",
     "eps": "ϵ",
@@ -85,7 +86,8 @@ def _count(name: str, method: type[MomentNorm2d], size: tuple[int, int, int, int
     learned = _learned(layer)
     parameters = sum(learned.values())
     per_channel = (sum(_learned(method(2 * channels)).values()) - parameters) // channels
-    terms = [f"{per_channel}C" if per_channel else "", parameters - per_channel * channels or ""]
+    factor = "" if per_channel == 1 else per_channel
+    terms = [f"{factor}C" if per_channel else "", parameters - per_channel * channels or ""]
     moments = _RecordedMoments(n, channels)
     layer.double().combine(moments)
     sizes = sorted((_TABLE_SIZES[kind] for kind in moments.tables), key=lambda t: (len(t), t))
@@ -111,7 +113,13 @@ def _count(name: str, method: type[MomentNorm2d], size: tuple[int, int, int, int
 
 
 def _learned(layer: MomentNorm2d) -> dict[str, int]:
-    return {name: p.numel() for name, p in layer.named_parameters() if p.requires_grad}
+    """With the activation that a method includes, and the g of weight normalization, which is a
+    parameter of the convolution."""
+    if layer.replaces_relu:
+        layer.relu = True
+    of_weights = {"g": layer.num_features} if layer.normalizes_weights else {}
+    own = {name: p.numel() for name, p in layer.named_parameters() if p.requires_grad}
+    return {**of_weights, **own}
 
 
 class _RecordedMoments(Moments):
@@ -156,6 +164,7 @@ def _hyperparameters(
         if isinstance(default, int | float | tuple) and not isinstance(default, bool)
         if name != "momentum" or layer.track_running_stats
         if name != "num_groups" or "gn" in members
+        if name != "eps" or layer.eps  # 0 where nothing is divided by a standard deviation
         if name != "instance_correction"  # a switch to the authors' divisor, not a number to tune
     ]
     return sorted(names, key=lambda name: name != "momentum")  # the paper's order: p first

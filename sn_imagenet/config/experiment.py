@@ -143,6 +143,7 @@ class ExperimentConfig:
             del values["task"]
         optional = (
             ("norm", "head"),
+            ("norm", "own_parameters"),
             ("trainer", "validate_every"),
             ("augment", "operations"),
             ("data", "train_annotations"),
@@ -152,6 +153,9 @@ class ExperimentConfig:
         for section, key in optional:
             if not values[section][key]:
                 del values[section][key]
+        head = values["norm"].get("head")
+        if head and not head["own_parameters"]:
+            del head["own_parameters"]
         return values
 
 

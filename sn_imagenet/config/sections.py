@@ -20,6 +20,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 IMAGENET_SAMPLES = {"train": 1_281_167, "val": 50_000}
 # The columns of Table 2 in order, as GPUs x samples per GPU.
 TABLE_2_SETTINGS = ("8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8")
+OWN_OPTIONS = ("lr_scale", "weight_decay", "max_norm")
 STATISTICS = ("moving_average", "batch_average", "sample")
 
 
@@ -32,7 +33,9 @@ class NormConfig:
     methods that store none. ``single_sample``: what changes if a replica holds one sample:
     ``without`` has the members to remove from the lists in ``args``, and ``test_statistics``
     replaces the value above (SN has no bn at (8,1), Table 2). ``label``: the method's name in
-    tables and figures, by default ``name``.
+    tables and figures, by default ``name``. ``own_parameters``: how task=classification trains the
+    layers' parameters other than gamma and beta: ``lr_scale`` times the learning rate, with their
+    own ``weight_decay``, gradients clipped to ``max_norm``.
     """
 
     name: str
@@ -42,6 +45,7 @@ class NormConfig:
     single_sample: dict[str, Any] = field(default_factory=dict)
     head: Any = None
     label: str | None = None
+    own_parameters: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.head is not None:
@@ -52,6 +56,9 @@ class NormConfig:
             not unknown,
             f"norm.single_sample has {sorted(unknown)}: expected 'without' and 'test_statistics'",
         )
+        for key, value in self.own_parameters.items():
+            require_one_of("a key of norm.own_parameters", key, OWN_OPTIONS)
+            require(value >= 0, f"norm.own_parameters.{key}={value}: expected at least 0")
 
     def apply_single_sample(self) -> None:
         """Apply the changes in ``single_sample``."""

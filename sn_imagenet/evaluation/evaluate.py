@@ -20,16 +20,19 @@ from sn_imagenet.distributed import (
     samples_that_share_statistics,
     world_size,
 )
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation.calibration import Samples, calibrate
 from sn_imagenet.evaluation.progress import progress_bar
 from sn_imagenet.models import layer_positions
 from sn_imagenet.norms import (
     StoredStatistics,
+    evalnorm,
     importance_weights,
     set_replicas,
     stored_statistics,
 )
 from sn_imagenet.norms.control import stores_statistics
+from sn_imagenet.runs.evaluations import EVALNORM
 from sn_imagenet.tasks import Evaluator, Prepared
 
 
@@ -96,6 +99,7 @@ def evaluate(
     draws: int = 1,
     artifacts: Mapping[str, str] | None = None,
     origin: Mapping[str, Any] | None = None,
+    statistics: str | None = None,
 ) -> list[Evaluation]:
     """Evaluate a network with each kind of statistics that it can use.
 
@@ -110,6 +114,11 @@ def evaluate(
         draws: how often to draw the samples, with the config's seed and the seeds after it.
         artifacts: files to write besides the numbers, by kind.
         origin: further entries of each record, see :func:`~sn_imagenet.evaluation.origin`.
+        statistics: ``evalnorm`` for this evaluation of batch norm alone, with weight 1/B for the
+            sample's own statistics and B the samples that share statistics in training.
+
+    Raises:
+        ConfigError: ``evalnorm`` of a network without batch norm.
     """
     config, network = prepared.config, prepared.network
 
@@ -127,13 +136,22 @@ def evaluate(
             record["statistics"] = "batch_average"
         return Evaluation(record, used, evaluator)
 
+    if statistics == EVALNORM:
+        weight = 1 / samples_that_share_statistics(network, config.batch)
+        try:
+            with evalnorm(network, weight):
+                evaluation = measure(None, None)
+        except ValueError as error:
+            raise ConfigError(f"statistics={EVALNORM}: {error}") from error
+        record = {**evaluation.record, "statistics": EVALNORM, "weight_of_sample": weight}
+        return [replace(evaluation, record=record)]
     evaluations = [measure(None, None)]
     calibrates = prepared.task.calibrates and stores_statistics(network)
     for draw in range(draws if calibrates else 0):
         seed = config.calibration.seed + draw
-        for statistics, calibration in compute_batch_averages(prepared, samples, seed):
-            with stored_statistics(network, statistics):
-                evaluations.append(measure(calibration, statistics))
+        for average, calibration in compute_batch_averages(prepared, samples, seed):
+            with stored_statistics(network, average):
+                evaluations.append(measure(calibration, average))
     return evaluations
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from sn_imagenet.config import ESTIMATORS, CalibrationConfig
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation.calibration import Samples
+from sn_imagenet.runs.evaluations import EVALNORM
 from sn_imagenet.runs.files import FINAL, RUN_FILES
 
 # The artifacts with an option of their own, and the endings of their files.
@@ -21,7 +22,8 @@ class EvaluationRequest:
     """Options of an evaluation. ``values``: nested dict that overrides the run's config, except
     None. ``samples``: sample counts of the batch averages. ``draws``: how often to draw the
     samples. ``checkpoint``: a file in the run directory, or a path. ``artifacts``: names of
-    files to write in the run directory, by kind.
+    files to write in the run directory, by kind. ``statistics``: ``evalnorm``, or None for the
+    moving and the batch average.
     """
 
     values: dict[str, Any]
@@ -29,6 +31,7 @@ class EvaluationRequest:
     draws: int = 1
     checkpoint: str = FINAL
     artifacts: Mapping[str, str] = field(default_factory=dict)
+    statistics: str | None = None
 
     @classmethod
     def from_config(cls, composed: dict[str, Any]) -> EvaluationRequest:
@@ -48,6 +51,8 @@ class EvaluationRequest:
             for count in counts:
                 CalibrationConfig(samples=count, estimator=ESTIMATORS[0], seed=0)
         calibration["samples"] = counts[0]
+        if composed["statistics"] not in (None, EVALNORM):
+            raise ConfigError(f"statistics={composed['statistics']}: expected null or {EVALNORM}")
         artifacts = dict(composed["artifacts"])
         artifacts |= {kind: composed[kind] for kind in SUFFIXES if composed[kind] is not None}
         for kind, name in artifacts.items():
@@ -66,4 +71,5 @@ class EvaluationRequest:
             draws=draws,
             checkpoint=composed["checkpoint"] or FINAL,
             artifacts=artifacts,
+            statistics=composed["statistics"],
         )

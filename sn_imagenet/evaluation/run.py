@@ -32,6 +32,7 @@ from sn_imagenet.runs import (
     RunError,
     checkpoint,
     config_differences,
+    run_from_result,
     write_atomically,
 )
 from sn_imagenet.runs.files import FINAL, advice
@@ -82,6 +83,11 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
         if previous is not None and previous["status"] == "diverged":
             print_rank0(f"{path}: diverged, nothing to evaluate")
             return previous
+        if previous is not None and request.statistics in (
+            run_from_result(previous, path).counted_evaluations
+        ):
+            print_rank0(f"{path}: already evaluated with {request.statistics}, nothing to do")
+            return previous
         if not directory.final.exists():
             raise RunError(
                 f"{path} has no {directory.final.name}: training has not finished; run the command "
@@ -111,6 +117,7 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
             draws=request.draws,
             artifacts=request.artifacts,
             origin=origin(weights, "evaluate.py", prepared.provenance),
+            statistics=request.statistics,
         )
         with raise_on_all_ranks():
             if rank() == 0:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import timm
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from sn_imagenet.config import ModelConfig, NormConfig, ProtocolConfig
 from sn_imagenet.errors import ConfigError, closest_name
@@ -21,6 +22,7 @@ from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
 from sn_imagenet.models.norm_act import registered_with_timm
 from sn_imagenet.models.transform_net import TRANSFORM_NET, TransformNet
+from sn_imagenet.models.weight_norm import normalize_weights
 from sn_imagenet.norms import MomentNorm2d, norm_layers
 from sn_imagenet.norms.methods import METHODS
 
@@ -101,7 +103,10 @@ def initialized(build: Callable[[], N], seed: int) -> N:
         network = build()
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                weight = module.weight.detach()
+                nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+                if is_parametrized(module):  # then the weight is computed at each access
+                    module.weight = weight
     return network
 
 
@@ -114,9 +119,34 @@ def build_network(model: ModelConfig, norm: NormConfig, num_classes: int) -> nn.
     layer = norm_layer(norm)
     with registered_with_timm(layer):
         network = _create(model, layer, num_classes)
-    if model.fuse_relu:
+    layer_class: Any = layer.func
+    if model.fuse_relu or layer_class.replaces_relu:
         fuse_relus(network)
+    if layer_class.normalizes_weights and not layer.keywords.get("folded"):
+        normalize_weights(network)
     return network
+
+
+def require_complete_method(network: nn.Module, norm: NormConfig) -> None:
+    """Require what a method needs of a network besides its layers.
+
+    Raises:
+        ConfigError: the network lacks it.
+    """
+    layers = norm_layers(network).values()
+    relus = [name for name, module in network.named_modules() if isinstance(module, nn.ReLU)]
+    if relus and any(layer.replaces_relu for layer in layers):
+        raise ConfigError(
+            f"norm={norm.name}: its own activation replaces the ReLUs, but {relus[0]} of this "
+            "network cannot be replaced; expected a ResNet (model=resnet50, model=resnet14_mini)"
+        )
+    if any(layer.normalizes_weights for layer in layers) and not any(
+        map(is_parametrized, network.modules())
+    ):
+        raise ConfigError(
+            f"norm={norm.name}: normalizes the weights of convolutions, which this task does not "
+            "support; expected another method"
+        )
 
 
 def _create(model: ModelConfig, layer: Callable[..., nn.Module], num_classes: int) -> nn.Module:

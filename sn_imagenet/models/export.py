@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from sn_imagenet.config import DataConfig
 from sn_imagenet.errors import UserError
@@ -27,6 +28,7 @@ from sn_imagenet.models.saved import (
     read_saved,
 )
 from sn_imagenet.models.transform_net import TransformNet
+from sn_imagenet.models.weight_norm import convolutions
 from sn_imagenet.norms import GroupNorm2d, LayerNorm2d
 from sn_imagenet.norms.methods import METHODS
 from sn_imagenet.runs import write_atomically, write_json
@@ -84,7 +86,7 @@ def export(
     """
     if onnx:
         _require_onnx()
-    saved = read_saved(run, statistics)
+    saved = _folded(read_saved(run, statistics))
     if saved.data is None:
         raise UserError(f"{run} is already an export: copy it, or export the run that it is from")
     if out.exists() and not out.is_dir():
@@ -114,6 +116,17 @@ def export(
         description = _PROGRAM_DESCRIPTIONS[name].format(sizes=sizes, output=output)
         files[name] = f"{description}; its {output} differ by up to {difference:.1g}"
     return Exported(saved.model.name, saved.statistics, loading, files)
+
+
+def _folded(saved: SavedNetwork) -> SavedNetwork:
+    """``saved`` with plain weights in the convolutions if they are normalized."""
+    convs = [conv for conv in convolutions(saved.network) if is_parametrized(conv)]
+    for conv in convs:
+        remove_parametrizations(conv, "weight")
+    if not convs:
+        return saved
+    norm = replace(saved.norm, args={**saved.norm.args, "folded": True})
+    return replace(saved, norm=norm)
 
 
 def _config(saved: SavedNetwork, data: DataConfig, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from sn_imagenet.norms.batch_average import BatchAverage
+from sn_imagenet.norms.layers import BatchNorm2d
 from sn_imagenet.norms.moment_norm import MomentNorm2d, Replicas
+from sn_imagenet.norms.moments import Moments, Statistics
 from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
 StoredStatistics = Mapping[str, tuple[Tensor, Tensor]]
@@ -88,6 +91,33 @@ def stored_statistics(network: nn.Module, statistics: StoredStatistics) -> Itera
     finally:
         for name, layer in layers.items():
             layer.running_mean, layer.running_var = running[name]
+
+
+@contextmanager
+def evalnorm(network: nn.Module, weight: float) -> Iterator[None]:
+    """Context in which batch norm is evaluated with ``weight`` times each sample's own statistics
+    plus (1 - ``weight``) times the stored ones (EvalNorm; Singh and Shrivastava 2019).
+
+    Raises:
+        ValueError: ``network`` has no batch norm with stored statistics.
+    """
+    every = norm_layers(network).values()
+    layers = [m for m in every if isinstance(m, BatchNorm2d) and m.track_running_stats]
+    if not layers:
+        raise ValueError("EvalNorm evaluates batch norm: expected a network that has it")
+    for layer in layers:
+        vars(layer)["combine"] = partial(_evalnorm_statistics, layer, weight)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["combine"]
+
+
+def _evalnorm_statistics(layer: BatchNorm2d, weight: float, moments: Moments) -> Statistics:
+    pairs = zip(layer.batch_statistics(moments), moments.instance(), strict=True)
+    mean, var = (stored + weight * (own - stored) for stored, own in pairs)
+    return mean, var
 
 
 def importance_weights(network: nn.Module) -> dict[str, dict[str, dict[str, float]]]:

@@ -89,6 +89,10 @@ def _activates(module: nn.Module) -> bool:
 def _target_class(name: str, module: nn.Module, method: type[MomentNorm2d]) -> type[MomentNorm2d]:
     if not name:
         raise ValueError("the network itself is a batch norm, which cannot be replaced in place")
+    if method.normalizes_weights:
+        raise ValueError(
+            f"{method.__name__} changes the convolutions too, not the batch norms alone"
+        )
     if _activates(module) or type(module) in _BATCH_NORMS_2D:
         if method is FrozenBatchNorm2d and module.running_mean is None:
             raise ValueError(

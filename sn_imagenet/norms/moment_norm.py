@@ -91,13 +91,22 @@ class MomentNorm2d(nn.Module, ABC):
     needs_all_replicas = False
     """Whether replicas share statistics, so that a rank needs all of its replicas in one pass."""
 
+    replaces_relu = False
+    """Whether the method includes its own activation (``relu = True``) for the ReLU after it."""
+
+    normalizes_weights = False
+    """Whether the method also needs weight-normalized convolutions."""
+
     def __init_subclass__(cls) -> None:
-        """Show the arguments above in the signature of a subclass that passes them on."""
+        """Show the parent's arguments in the signature of a subclass that passes them on."""
         super().__init_subclass__()
         own = inspect.signature(cls.__init__).parameters.values()
         if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
-            common = inspect.signature(MomentNorm2d).parameters.values()
+            parent = next(base for base in cls.__mro__[1:] if issubclass(base, MomentNorm2d))
             extra = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+            left_out = {parameter.name for parameter in extra} | {"options"}
+            every = inspect.signature(parent).parameters.values()
+            common = [parameter for parameter in every if parameter.name not in left_out]
             cls.__signature__ = inspect.Signature([*common, *extra])  # type: ignore[attr-defined]
 
     def __init__(
@@ -160,6 +169,10 @@ class MomentNorm2d(nn.Module, ABC):
             mean, var = self._stored()
             return mean.to(dtype), var.to(dtype)
         return moments.batch()
+
+    def after_step(self, progress: float) -> None:
+        """Called after each optimizer step with the fraction of the training that is done, on every
+        rank. What it changes must be in the state dict, or a resumed run differs."""
 
     @property
     def groups(self) -> tuple[int, dist.ProcessGroup | None]:

@@ -61,10 +61,8 @@ class SwitchNorm2d(MixtureNorm2d):
     @torch.no_grad()
     def importance_weights(self) -> dict[str, dict[str, float]]:
         """Softmax of the logits: {"mean": {member: w}, "variance": {member: w'}} (Eq. (4))."""
-        return {
-            "mean": _weights_by_member(self.omega, self.mean_weight),
-            "variance": _weights_by_member(self.omega, self.var_weight),
-        }
+        mean, var = (_weights_by_member(self.omega, logits) for logits in self.logits)
+        return {"mean": mean, "variance": var}
 
     def extra_repr(self) -> str:
         corrected = ", instance_correction=1" if self.instance_correction else ""

@@ -24,6 +24,7 @@ from sn_imagenet.runs import (
     deviations_from_config,
     flatten_config,
 )
+from sn_imagenet.runs.evaluations import EVALNORM
 from sn_imagenet.runs.methods import IMPORTED
 from sn_imagenet.runs.scores import Score
 
@@ -40,11 +41,12 @@ _SAME_EXPERIMENT = {*NON_EXPERIMENT_KEYS, "seed", "batch.name"}
 _SAME_EXPERIMENT |= {f"model.args.architecture.{cell}" for cell in ("normal", "reduction")}
 # Config keys that define a cell and how its statistics are computed.
 CELL_KEYS = ("norm.", "batch.", "calibration.")
-_ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn"}
+_ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn", "ssn", "bin", "frn", "ebn"}
 _STATISTICS = {
     "moving_average": "moving average",
     "batch_average": "batch average",
     "sample": "per-sample statistics",
+    EVALNORM: "EvalNorm",
 }
 
 
@@ -230,7 +232,9 @@ def _without_cell(run: Run) -> str:
 
 def method_label(norm: str) -> str:
     """``BN`` for ``bn``, ``BN (imported)`` for imported weights, ``frozen_bn+SN`` for a pair; other
-    names are unchanged."""
+    names are unchanged. ``evalnorm`` is BN under these statistics."""
+    if norm == EVALNORM:
+        return "BN (EvalNorm)"
     if "+" in norm:
         return "+".join(map(method_label, norm.split("+")))
     name = norm.removesuffix(IMPORTED)

@@ -14,6 +14,7 @@ from sn_imagenet.reporting.detection_claims import detection_claims
 from sn_imagenet.reporting.expected import read_expected
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_escape, plain
+from sn_imagenet.reporting.rivals import rival_claims
 from sn_imagenet.reporting.search import SEARCH, SEARCH_CLAIMS
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_of
 from sn_imagenet.reporting.stylization import STYLIZATION, STYLIZATION_CLAIMS
@@ -67,9 +68,9 @@ def _judge(key: str, title: str, study: Study, claims: Sequence[Claim]) -> Claim
 
 
 def claims_on(study: Study) -> Sequence[Claim]:
-    """The claims on a study's task: twelve on classification."""
+    """The claims on a study's task: on classification twelve, and those about rivals of SN."""
     if study.is_classification:
-        return CLAIMS
+        return [*CLAIMS, *rival_claims(study)]
     return TASK_CLAIMS.get(study.task) or detection_claims(study)
 
 

@@ -53,8 +53,11 @@ class Paper:
     detection: Mapping[str, Any]
 
     def cell(self, method: str, setting: Setting) -> PublishedAccuracy | None:
-        """The paper's entry for a cell, None without an entry."""
-        return next((c for c in self.cells if (c.method, c.setting) == (method, setting)), None)
+        """The paper's entry for a cell; for a method that it does not have, the first of another
+        source; None without an entry."""
+        known = any(c.method == method for c in self.cells)
+        entries = self.cells if known else self.elsewhere
+        return next((c for c in entries if (c.method, c.setting) == (method, setting)), None)
 
     def top1(self, method: str, setting: Setting) -> float | None:
         """The paper's top-1 in percent, None without a number."""

@@ -15,6 +15,7 @@ _LATEX = {
     "<": r"\textless{}", ">": r"\textgreater{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "γ": r"$\gamma$", "β": r"$\beta$", "ϵ": r"$\epsilon$", "μ": r"$\mu$", "σ": r"$\sigma$",
+    "ρ": r"$\rho$", "τ": r"$\tau$",
     "Σ": r"$\Sigma$", "Ω": r"$\Omega$", "′": r"$'$", "≠": r"$\neq$", "≥": r"$\geq$", "≤": r"$\leq$",
     "—": "---", "–": "--", "±": r"$\pm$", "−": "$-$", "×": r"$\times$",
     "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}",

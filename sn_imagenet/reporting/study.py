@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -29,6 +29,7 @@ from sn_imagenet.reporting.curves import (
 )
 from sn_imagenet.reporting.paper import NO_PAPER, PAPER_SETTINGS, Paper, in_paper_order
 from sn_imagenet.runs import FINISHED, Run, Setting, find_runs
+from sn_imagenet.runs.evaluations import EVALNORM
 from sn_imagenet.runs.methods import BUILT_IN, IMPORTED
 from sn_imagenet.runs.scores import TOP1, UNKNOWN, Score
 
@@ -92,7 +93,8 @@ class Study:
     verdicts show them.
 
     ``row``: what else the task tells apart; ``task``: its name, empty for classification;
-    ``cells``: an entry for each of ``methods`` at each of ``settings``, also without runs."""
+    ``cells``: an entry for each of ``methods`` at each of ``settings``, also without runs. BN's
+    runs have a second one, ``evalnorm``, if they were evaluated with EvalNorm."""
 
     data: str
     model: str
@@ -151,7 +153,9 @@ class Study:
     @cached_property
     def own_methods(self) -> list[str]:
         """The methods that are neither the paper's nor built in."""
-        return [m for m in self.methods if m.removesuffix(IMPORTED) not in {*BUILT_IN, "bkn"}]
+        return [
+            m for m in self.methods if m.removesuffix(IMPORTED) not in {*BUILT_IN, "bkn", EVALNORM}
+        ]
 
     @property
     def compared_methods(self) -> Sequence[tuple[str, str]]:
@@ -189,7 +193,9 @@ class Study:
     @cached_property
     def drawn(self) -> dict[tuple[str, Setting], Summary]:
         """The cells that figures show: those with runs that are seeds of one experiment."""
-        return {key: cell for key, cell in self.cells.items() if cell.runs and not cell.conflict}
+        # EvalNorm is no other training, so it has no curves of its own.
+        shown = {key: cell for key, cell in self.cells.items() if cell.runs and not cell.conflict}
+        return {key: cell for key, cell in shown.items() if key[0] != EVALNORM}
 
     @property
     def drawn_methods(self) -> list[str]:
@@ -289,6 +295,17 @@ def _study(collection: RunCollection, key: StudyKey, score: Score, runs: Sequenc
         for m in methods
         for s in columns
     }
+    evaluated = {
+        setting: [
+            replace(run, statistics=EVALNORM)
+            for run in seeds.get(("bn", setting), [])
+            if EVALNORM in run.counted_evaluations
+        ]
+        for setting in columns
+    }
+    if any(evaluated.values()):
+        methods.append(EVALNORM)
+        cells |= {(EVALNORM, s): summarize(found) for s, found in evaluated.items()}
     return Study(*key, score, columns, methods, cells, runs, collection)
 
 

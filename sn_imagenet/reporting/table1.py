@@ -26,7 +26,7 @@ COLUMNS = {
     "count": "#statistics",
 }
 DIFFERS = " ≠"
-_LABELS = {"sync_bn": "SyncBN", "frozen_bn": "FrozenBN"}
+_LABELS = {"sync_bn": "SyncBN", "frozen_bn": "FrozenBN", "mean_bn": "mean-only BN"}
 # Why a module differs from the paper's table, by what its entry contains.
 _REASONS = {
     "Ω": "Ω, the set of mixed methods, is an argument of the layer",

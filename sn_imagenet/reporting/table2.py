@@ -39,6 +39,7 @@ from sn_imagenet.reporting.render import (
     round_half_up,
     rounded,
 )
+from sn_imagenet.reporting.rivals import rivals_of
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_warnings
 from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Run, Setting
 from sn_imagenet.runs.reading import mapping
@@ -59,13 +60,25 @@ def table2_grid(study: Study) -> Grid:
 
 def methods_grid(study: Study) -> Grid | None:
     """IN, LN, BRN and BKN beside BN and SN (Sec. 4.1), at the paper's two settings and wherever one
-    of the four was run; None if no such setting is shown, and for other tasks."""
+    of the four was run; or, if rivals of SN were run, these beside BN, GN and SN at the settings of
+    all runs. None if no such setting is shown, and for other tasks."""
     tried = {run.cell.setting for run in study.runs if run.cell.norm in OTHER_METHODS[:4]}
-    settings = [s for s in study.settings if s in tried or s in OTHER_SETTINGS]
+    shown = {*tried, *OTHER_SETTINGS}
+    if rivals_of(study):
+        shown = {run.cell.setting for run in study.runs}
+    settings = [s for s in study.settings if s in shown]
     if not settings or not study.is_classification:
         return None
-    study = replace(study, settings=settings)
-    return accuracy_grid(study, OTHER_METHODS, OTHER_DIFFERENCES)
+    return accuracy_grid(replace(study, settings=settings), *_other_methods(study))
+
+
+def _other_methods(study: Study) -> tuple[Sequence[str], Sequence[tuple[str, str]]]:
+    """The rows of :func:`methods_grid` and its differences."""
+    if not (rivals := rivals_of(study)):
+        return OTHER_METHODS, OTHER_DIFFERENCES
+    others = [m for m in study.methods if m in OTHER_METHODS[:4]]
+    pairs = [("sn", "bn"), *((m, "sn") for m in rivals), *((m, "bn") for m in rivals)]
+    return ["bn", "gn", "sn", *others, *rivals], pairs
 
 
 def table2(collection: RunCollection) -> Document:
@@ -92,7 +105,7 @@ def averages(collection: RunCollection) -> Document:
 def methods(collection: RunCollection) -> Document:
     """The other methods of Sec. 4.1, in the formats of :func:`table2`."""
     studies = [study for study in studies_of(collection) if study.is_classification]
-    rows = [_rows(study, OTHER_METHODS, OTHER_DIFFERENCES) for study in studies]
+    rows = [_rows(study, *_other_methods(study)) for study in studies]
     return accuracy_document("Other methods (Sec. 4.1)", studies, [methods_grid], rows)
 
 
@@ -246,12 +259,18 @@ def accuracy_grid(study: Study, methods: Sequence[str], pairs: Sequence[tuple[st
         number = MISSING if entry.top1 is None else str(round_half_up(entry.top1, 1))
         if not entry.note:
             return number
-        note = f"paper, {study.label(method)} at {setting}: {entry.note} ({entry.source})"
+        source = "published" if entry in paper.elsewhere else "paper"
+        note = f"{source}, {study.label(method)} at {setting}: {entry.note} ({entry.source})"
         return number + footnotes.setdefault(note, FOOTNOTES[len(footnotes)])
 
-    def add(row: Row, cells: Sequence[Summary | Difference], theirs: tuple[str, ...]) -> None:
+    def add(
+        row: Row,
+        cells: Sequence[Summary | Difference],
+        theirs: tuple[str, ...],
+        source: str = "paper",
+    ) -> None:
         texts = tuple(interval_text(cell.interval, digits) for cell in cells)
-        below = {"95 % interval": texts, paper_label: theirs}
+        below = {"95 % interval": texts, paper_label.replace("paper", source, 1): theirs}
         rows.append(replace(row, rule=bool(rows)))
         rows.extend(Row(label, t, indent=True) for label, t in below.items() if any(t))
 
@@ -265,7 +284,8 @@ def accuracy_grid(study: Study, methods: Sequence[str], pairs: Sequence[tuple[st
             runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in ours),
         )
         theirs = tuple(published(method, s) for s in settings)
-        add(row, ours, theirs)
+        in_paper = any(entry.method == method for entry in paper.cells)
+        add(row, ours, theirs, "paper" if in_paper else "published")
         if study.matches_paper and any(theirs):
             gaps = tuple(
                 signed_text(minus(cell.mean, paper.top1(method, s)), 1) + "‡" * cell.omits_diverged

@@ -12,6 +12,9 @@ from sn_imagenet.runs.files import FINAL
 from sn_imagenet.runs.reading import mapping, number
 from sn_imagenet.runs.scores import TOP1, Score
 
+EVALNORM = "evalnorm"
+"""Statistics of an evaluation of batch norm that mixes stored and per-sample statistics."""
+
 
 def counted_evaluations(
     evaluations: Iterable[dict[str, Any]],

@@ -14,6 +14,12 @@ BUILT_IN = {
     "sn": "SwitchNorm2d",
     "sync_bn": "SyncBatchNorm2d",
     "frozen_bn": "FrozenBatchNorm2d",
+    "ssn": "SparseSwitchNorm2d",
+    "bin": "BatchInstanceNorm2d",
+    "frn": "FilterResponseNorm2d",
+    "ebn": "ExtendedBatchNorm2d",
+    "mean_bn": "MeanOnlyBatchNorm2d",
+    "wn": "WeightNorm2d",
 }
 _PACKAGE = "sn_imagenet.norms."
 IMPORTED = " (imported)"

@@ -14,6 +14,7 @@ from sn_imagenet.data.datasets import DataSets
 from sn_imagenet.data.loaders import calibration_minibatches
 from sn_imagenet.distributed import choose_device, samples_that_share_statistics, set_precision
 from sn_imagenet.errors import ConfigError, UserError
+from sn_imagenet.models import require_complete_method
 from sn_imagenet.norms.control import stores_statistics
 from sn_imagenet.norms.kernels import select_backend
 from sn_imagenet.runs.evaluations import same_images
@@ -48,6 +49,7 @@ def prepare(config: ExperimentConfig) -> Prepared:
     task = build_task(config)
     data = task.datasets()
     network = task.network(data)
+    require_complete_method(network, config.norm)
     _check_test_statistics(network, config, task.calibrates)
     if task.calibrates and stores_statistics(network):
         minibatch = samples_that_share_statistics(network, config.batch)

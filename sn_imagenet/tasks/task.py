@@ -54,7 +54,8 @@ class Optimization:
     """An optimizer with its schedule.
 
     ``learning_rate``: the rate at optimizer step 0, 1, ... of the run; a parameter group may scale
-    it with its own ``lr_scale``. ``max_norm``: clip the gradients to this norm.
+    it with its own ``lr_scale``. ``max_norm``: clip the gradients to this norm; a parameter group
+    may have its own.
     """
 
     optimizer: torch.optim.Optimizer

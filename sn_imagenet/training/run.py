@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.distributed import (
     LostPeerError,
@@ -30,7 +32,7 @@ from sn_imagenet.evaluation import (
     make_result,
     origin,
 )
-from sn_imagenet.models import read_weights
+from sn_imagenet.models import initialize_from_data, read_weights
 from sn_imagenet.runs import (
     DIVERGED,
     FINISHED,
@@ -52,6 +54,8 @@ from sn_imagenet.training.stop import (
 )
 from sn_imagenet.training.trackers import require_tracker_installed
 from sn_imagenet.training.trainer import Trainer
+
+WEIGHT_NORM_SAMPLES = 128  # of the batch that initializes weight normalization
 
 
 def train(config: ExperimentConfig) -> Run:
@@ -97,6 +101,8 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
             if saved.norm.args != config.norm.args:
                 changed.append(f"norm.args={config.norm.args} instead of {saved.norm.args}")
             print_rank0(f"starting from {config.init}" + "".join(f"; {part}" for part in changed))
+        elif start.kind == FRESH:
+            initialize_weight_norm(prepared)
         fixed = placement.replicas_per_pass != config.trainer.replicas_per_pass  # by the task
         require_one_microbatch(placement, prepared.network, fixed)
         set_determinism(config.trainer.deterministic, prepared.device)
@@ -133,6 +139,23 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
                 if directory.read_result() is None:
                     directory.write_result(make_run_result(status="failed", error=f"{error}"))
             raise
+
+
+def initialize_weight_norm(prepared: Prepared) -> None:
+    """Initialize weight normalization on one batch of the training data, which depends on the seed
+    alone and is the same on every rank."""
+    config, train = prepared.config, prepared.data.train
+    samples = min(WEIGHT_NORM_SAMPLES, len(train))
+
+    def forward(network: nn.Module) -> None:
+        sampling = {"minibatch": samples, "samples": samples, "minibatches_per_batch": 1}
+        on_each_rank = {"seed": config.seed, "rank": 0, "world_size": 1, "skip": 0}
+        for batch in prepared.task.calibration_loader(
+            train, workers=0, device=prepared.device, **sampling, **on_each_rank
+        ):
+            prepared.task.forward(network, batch)
+
+    initialize_from_data(prepared.network, forward)
 
 
 def _report_done(directory: RunDirectory, config: ExperimentConfig, run: Run) -> Run:

@@ -27,7 +27,7 @@ from sn_imagenet.distributed import (
     set_norm_replicas,
 )
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.norms import norm_layers
+from sn_imagenet.norms import MomentNorm2d, norm_layers
 from sn_imagenet.tasks import Clock, Optimization, Task
 from sn_imagenet.training.step_graph import StepGraph, require_graph
 
@@ -91,7 +91,11 @@ class Stepper:
         self._seed = config.seed
         self._global_batch_size = config.batch.total
         # Cached, because finding the layers among all modules at each step is slow.
-        self._norms = nn.ModuleList(norm_layers(network).values())
+        layers = list(norm_layers(network).values())
+        self._norms = nn.ModuleList(layers)
+        self._total_steps = clock.total_steps
+        base = MomentNorm2d.after_step
+        self._changed_by_steps = [m for m in layers if type(m).after_step is not base]
         self._broadcasts_each_step = any(layer.trains_on_stored_statistics for layer in self._norms)
         self._autocast = autocast_for(config.trainer.precision, device)
         self._ddp: nn.Module = network
@@ -223,14 +227,20 @@ class Stepper:
         """Update the weights with the accumulated gradients."""
         for optimization in self._optimizations_of(phase):
             optimizer, rate = optimization.optimizer, optimization.learning_rate(step)
-            for group in optimizer.param_groups:
+            groups = optimizer.param_groups
+            for group in groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
+            clipped = [(g["params"], g["max_norm"]) for g in groups if g.get("max_norm")]
             if optimization.max_norm is not None:
+                clipped.append(([p for g in groups for p in g["params"]], optimization.max_norm))
+            if clipped:
                 self.scaler.unscale_(optimizer)
-                parameters = (p for group in optimizer.param_groups for p in group["params"])
-                torch.nn.utils.clip_grad_norm_(parameters, optimization.max_norm)
+            for parameters, max_norm in clipped:
+                torch.nn.utils.clip_grad_norm_(parameters, max_norm)
             self.scaler.step(optimizer)
         self.scaler.update()
+        for layer in self._changed_by_steps:
+            layer.after_step((step + 1) / self._total_steps)
         self.task.after_step(self.network, step)
 
     def learning_rate(self, step: int, phase: str = "") -> float:

@@ -25,8 +25,15 @@ STATISTICS = {
     "sn": 2 * C + 2 * N + 2 * N * C,
     "sync_bn": 2 * C,
     "frozen_bn": 0,
+    "ssn": 2 * C + 2 * N + 2 * N * C,
+    "bin": 2 * C + 2 * N * C,
+    "frn": 2 * N * C,
+    "ebn": 2 * C,
+    "mean_bn": 2 * C,
+    "wn": 0,
 }
 PARAMETERS = dict.fromkeys(STATISTICS, 2 * C) | {"sn": 2 * C + 6, "frozen_bn": 0}
+PARAMETERS |= {"ssn": 2 * C + 6, "bin": 3 * C, "frn": 3 * C, "mean_bn": C}
 
 
 ROWS = {row.method: row for row in census(SIZE)}
@@ -86,15 +93,17 @@ def evaluate(formula: str, sizes: dict[str, int]) -> int:
 
 def test_the_work_is_linear_in_every_size() -> None:
     for row in census((16, 256, 28, 28)):
-        if row.method != "frozen_bn":
+        if row.method not in ("frozen_bn", "wn"):
             assert row.exponents == pytest.approx({"N": 1, "C": 1, "HW": 1}, abs=0.05)
             # At least one read of every value of the activation.
             assert row.work >= 16 * 256 * 28 * 28
 
 
-def test_frozen_statistics_cost_nothing() -> None:
+def test_frozen_statistics_and_none_cost_nothing() -> None:
+    for row in (ROWS["frozen_bn"], ROWS["wn"]):
+        assert (row.exponents, row.work, row.members) == (None, 0, ())
+    assert row.params == ("γ", "β") and row.statistics == ()
     row = ROWS["frozen_bn"]
-    assert (row.exponents, row.work, row.members) == (None, 0, ())
     assert row.params == () and row.statistics == ("μ′", "σ′")
 
 

@@ -243,3 +243,28 @@ def test_a_glob_gives_one_table_despite_an_unfinished_run(
         calibration = evaluations["batch_average"]["calibration"]
         assert (calibration["samples_requested"], calibration["samples_used"]) == (40, 40)
     assert not (unfinished / "result.json").exists()
+
+
+def test_evalnorm_is_one_more_evaluation_of_batch_norm(
+    sweep_of_one: tuple[Path, Completed], tmp_path: Path
+) -> None:
+    """With 1/8 of each sample's own statistics; once, and never of other methods."""
+    run, sn = (
+        shutil.copytree(sweep_of_one[0] / MODEL_DIR / norm / "8x8/seed0", tmp_path / norm)
+        for norm in ("bn", "sn")
+    )
+    before = read_result(run)
+    check_ok(evaluate(f"run={run}", "statistics=evalnorm"))
+    after = read_result(run)
+    assert after["evaluations"][:-1] == before["evaluations"]
+    added = after["evaluations"][-1]
+    assert (added["statistics"], added["weight_of_sample"]) == ("evalnorm", 1 / 8)
+    assert added["calibration"] is None and added["seen"] == before["evaluations"][0]["seen"]
+    assert added["loss"] != before["evaluations"][0]["loss"]
+    assert read_run(run).score_value("evalnorm") == added["top1"]
+    (run / "final.pt").unlink()  # not needed for what is there
+    again = check_ok(evaluate(f"run={run}", "statistics=evalnorm"))
+    assert "already evaluated with evalnorm, nothing to do" in again.output
+    assert read_result(run) == after
+    check_error(evaluate(f"run={sn}", "statistics=evalnorm"), "EvalNorm evaluates batch norm")
+    check_error(evaluate(f"run={sn}", "statistics=sample"), "expected null or evalnorm")

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from plain_norms import plain_layer
-from steppers import make_stepper
+from plain_rivals import PlainRival, complete
+from steppers import TOTAL_STEPS, make_stepper
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,10 +38,12 @@ def initial_network(config: ExperimentConfig) -> nn.Module:
     network = build_model(config.model, config.norm, config.protocol, CLASSES, config.seed).double()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for parameter in network.parameters():
+        for name, parameter in network.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             # No parameter may stay at a value (0, 1, all equal) that could hide an error.
             parameter.add_(0.1 * noise)
+            if name.endswith("rho"):  # from -0.3 on, to be clamped
+                parameter.sub_(0.8)
     return network
 
 
@@ -54,7 +57,8 @@ def _plain(rank: int, config: ExperimentConfig) -> Outcome:
     name = config.norm.name
     network = build_mini(
         config.model.name, CLASSES, lambda channels, **_: plain_layer(name, channels, omega)
-    ).double()
+    )
+    network = complete(network, name).double()
     network.load_state_dict(initial_network(config).state_dict())
     model = DistributedDataParallel(network)
     protocol = config.protocol
@@ -76,6 +80,9 @@ def _plain(rank: int, config: ExperimentConfig) -> Outcome:
         steps.append(_step(network, mean_loss.item() / config.batch.gpus, correct.item()))
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
+        for module in network.modules():
+            if isinstance(module, PlainRival):
+                module.after_step((step + 1) / TOTAL_STEPS)
     return {"steps": steps, "state": network.state_dict()}
 
 

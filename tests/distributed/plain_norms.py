@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from plain_rivals import PlainRival
 from torch import Tensor, nn
 
 
@@ -61,5 +62,6 @@ def plain_layer(norm: str, channels: int, omega: Sequence[str]) -> nn.Module:
         return nn.BatchNorm2d(channels)
     if norm == "gn":
         return nn.GroupNorm(math.gcd(32, channels), channels)
-    assert norm == "sn"
-    return PlainSwitchNorm2d(channels, omega)
+    if norm == "sn":
+        return PlainSwitchNorm2d(channels, omega)
+    return PlainRival(norm, channels)

@@ -28,6 +28,7 @@ from sn_imagenet.config import ExperimentConfig, from_dict
 
 TOLERANCE = 1e-9
 NORMS = ("bn", "gn", "sn")
+RIVALS = ("ssn", "bin", "frn", "ebn", "mean_bn", "wn")
 Setting = tuple[int, int]
 Compose = Callable[..., ExperimentConfig]
 
@@ -145,6 +146,26 @@ def test_several_processes_train_like_the_gpus(
     for rank, outcomes in enumerate(ranks):
         for case, ours in outcomes.items():
             assert_equal(ours, reference(setting)[case[:2]], f"{case}, rank {rank}")
+
+
+@pytest.mark.slow
+def test_rivals_of_sn_train_like_the_gpus(composed: Compose, tmp_path: Path) -> None:
+    """Including what their layers change after each step, on one, two and four processes: with two
+    passes, in one pass, and with replicas that span two ranks."""
+    setting = (2, 4)
+    own = "{lr_scale: 1, weight_decay: 0.01, max_norm: 1e9}"  # as all parameters
+    cases = {
+        n: config_of(composed, setting, n, None, f"++norm.own_parameters={own}") for n in RIVALS
+    }
+    reference = run_on_ranks(setting[0], plain, tmp_path / "plain", cases)[0]
+    for norm in RIVALS:
+        config = from_dict(config_of(composed, setting, norm, 1, f"++norm.own_parameters={own}"))
+        assert_equal(placed(0, 1, config), reference[norm], f"{norm}, two passes")
+    for world_size in (2, 4):
+        folder = tmp_path / f"world{world_size}"
+        for outcomes in run_on_ranks(world_size, placed_cases, folder, world_size, cases):
+            for norm, ours in outcomes.items():
+                assert_equal(ours, reference[norm], f"{norm}, {world_size} processes")
 
 
 def test_dropout_is_the_same_in_every_placement(composed: Compose, tmp_path: Path) -> None:

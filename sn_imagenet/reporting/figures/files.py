@@ -27,9 +27,11 @@ from sn_imagenet.reporting.figures.learning import (
     figure8,
     weights_over_training,
 )
+from sn_imagenet.reporting.figures.rivals import draw_rivals, figure_rivals
 from sn_imagenet.reporting.figures.series import FigureData
 from sn_imagenet.reporting.figures.style import STYLE, save
 from sn_imagenet.reporting.figures.weights import draw_figure3, draw_figure4, figure3, figure4
+from sn_imagenet.reporting.rivals import rivals_of
 from sn_imagenet.reporting.search import SEARCH
 from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
 from sn_imagenet.reporting.stylization import STYLIZATION
@@ -61,6 +63,8 @@ TASK_FIGURES: dict[str, dict[str, tuple[Gather, Draw, str]]] = {
         "found": (found_objects, draw_figure9, "no run has found objects (scripts/detect.py)"),
     },
 }
+# In addition where rivals of SN were run.
+RIVALS = {"rivals": (figure_rivals, draw_rivals, "no finished run")}
 NO_WEIGHTS = "no finished SN run with importance weights"
 
 
@@ -131,7 +135,10 @@ def draw_study(study: Study, warnings: list[str]) -> Iterator[NamedFigure]:
     if study.is_found:
         return
     warnings += conflict_warnings(study, "drawn") + study.damaged
-    for name, (gather, draw, why_not) in (FIGURES | TASK_FIGURES.get(study.task, {})).items():
+    figures = FIGURES | TASK_FIGURES.get(study.task, {})
+    if study.is_classification and rivals_of(study):
+        figures |= RIVALS
+    for name, (gather, draw, why_not) in figures.items():
         data = gather(study)
         yield NamedFigure(name, (draw(data), data) if data else None, why_not)
     switchable = sorted({r.cell.norm for r in study.runs if r.state == FINISHED and r.weights})

@@ -21,8 +21,9 @@ COLUMN, PAGE = 3.5, 7.1  # inches: widths of one column and of a two-column page
 COLORS = {"in": "#0072b2", "ln": "#d55e00", "bn": "#009e73", "gn": "#cc79a7"}  # as stacked
 METHOD_COLORS = {"bn": "#009e73", "gn": "#cc79a7", "sn": "#d55e00", "in": "#0072b2"}
 METHOD_COLORS |= {"none": "0.0", "random": "0.5"}  # baselines
-_OTHER_COLORS = ("#56b4e9", "#e69f00", "#000000", "#f0e442")
+_OTHER_COLORS = ("#56b4e9", "#e69f00", "#000000", "#f0e442", "#999999", "#8c510a")
 _MARKERS = {"bn": "s", "gn": "^", "sn": "o", "in": "D", "ln": "v", "brn": "P"}
+_MARKERS |= {"ssn": "*", "bin": "h", "frn": "<", "ebn": ">", "wn": "d", "evalnorm": "p"}
 # For an ordered family of curves: dark to light, also in print.
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 STYLE: Any = {  # Any: matplotlib's stubs list all keys one by one

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sn_imagenet.config import ExperimentConfig, ProtocolConfig
+from sn_imagenet.config import ExperimentConfig, NormConfig, ProtocolConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets
 from sn_imagenet.data.errors import DataError
@@ -86,7 +86,7 @@ class Classification(Task):
             return config.initial_lr * protocol.lr_factor**passed
 
         optimizer = torch.optim.SGD(
-            _parameter_groups(network, protocol),
+            _parameter_groups(network, config.norm, protocol),
             lr=config.initial_lr,
             momentum=protocol.momentum,
             fused=True,
@@ -142,20 +142,28 @@ class Classification(Task):
         return departures(self.config, fingerprint)
 
 
-def _parameter_groups(network: nn.Module, protocol: ProtocolConfig) -> list[dict[str, Any]]:
-    """Parameter groups; SN's lambda has its own group if the protocol sets its weight decay."""
-    decay, lambda_decay = protocol.weight_decay, protocol.lambda_weight_decay
-    if lambda_decay is None:
-        return [{"params": list(network.parameters()), "weight_decay": decay}]
-    layers = [n for n in norm_layers(network).values() if isinstance(n, SwitchNorm2d)]
-    lambdas = [p for layer in layers for p in (layer.mean_weight, layer.var_weight)]
-    lambda_ids = set(map(id, lambdas))
-    others = [p for p in network.parameters() if id(p) not in lambda_ids]
-    groups = [
-        {"params": others, "weight_decay": decay},
-        {"params": lambdas, "weight_decay": lambda_decay},
-    ]
-    return [group for group in groups if group["params"]]
+def _parameter_groups(
+    network: nn.Module, norm: NormConfig, protocol: ProtocolConfig
+) -> list[dict[str, Any]]:
+    """Parameter groups; those of the normalization layers besides gamma and beta have a group of
+    their own if the method's config or, for SN's lambda, the protocol has options for them."""
+    options = dict(norm.own_parameters)
+    layers = list(norm_layers(network).values())
+    if protocol.lambda_weight_decay is not None and any(
+        isinstance(layer, SwitchNorm2d) for layer in layers
+    ):
+        options.setdefault("weight_decay", protocol.lambda_weight_decay)
+    if not options:
+        return [{"params": list(network.parameters()), "weight_decay": protocol.weight_decay}]
+    own = {
+        parameter: None
+        for layer in layers
+        for name, parameter in layer.named_parameters(recurse=False)
+        if name not in ("weight", "bias")
+    }
+    others = [p for p in network.parameters() if p not in own]
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": list(own), **options}]
+    return [{"weight_decay": protocol.weight_decay, **g} for g in groups if g["params"]]
 
 
 def _warn_of_enlarged_images(config: ExperimentConfig, data: DataSets) -> None:
