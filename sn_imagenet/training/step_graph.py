@@ -16,6 +16,7 @@ from torch import Tensor
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import ConfigError
+from sn_imagenet.norms import MomentNorm2d
 from sn_imagenet.tasks import Task
 
 # Steps before the first capture: cuDNN and the normalization layers choose kernels, NCCL connects.
@@ -23,9 +24,16 @@ WARM_UP = 3
 
 
 def require_graph(
-    task: Task, config: ExperimentConfig, placement: Placement, device: torch.device
+    task: Task,
+    config: ExperimentConfig,
+    placement: Placement,
+    device: torch.device,
+    changing: Sequence[MomentNorm2d] = (),
 ) -> None:
     """Require that a step of this run can be one CUDA graph.
+
+    Args:
+        changing: the layers with an ``after_step``.
 
     Raises:
         ConfigError: it cannot.
@@ -36,6 +44,7 @@ def require_graph(
         (not task.capturable, f"task={name} does not do the same work on the device at each step"),
         (config.trainer.precision == "fp16", "trainer.precision=fp16 needs the gradient scaler"),
         (config.protocol.dropout, "protocol.dropout draws on the host at each step"),
+        (changing, f"norm={config.norm.name} changes its layers by the host's clock at each step"),
         (passes > 1, f"a step takes {passes} forward passes; use trainer.replicas_per_pass=null"),
     ):
         if obstacle:

@@ -101,7 +101,7 @@ class Stepper:
         self._ddp: nn.Module = network
         graph = config.trainer.graph
         if graph:
-            require_graph(task, config, placement, device)
+            require_graph(task, config, placement, device, self._changed_by_steps)
         elif dist.is_initialized():
             sync_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
             # DDP must not sync buffers; broadcast_statistics copies rank 0's when they are needed.

@@ -21,6 +21,7 @@ from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import build_model
+from sn_imagenet.norms import SparseSwitchNorm2d
 from sn_imagenet.tasks import build_task
 from sn_imagenet.training import Stepper, step_graph
 from sn_imagenet.training import stepper as stepper_module
@@ -222,6 +223,7 @@ def test_two_ranks_equal_distributed_data_parallel(composed: Compose, tmp_path: 
         (("trainer.precision=fp16",), "cuda", "trainer.precision=fp16"),
         (("protocol.dropout=0.5",), "cuda", "protocol.dropout"),
         (("trainer.replicas_per_pass=1",), "cuda", "4 forward passes; use trainer.replicas"),
+        (("norm=ssn",), "cuda", "norm=ssn changes its layers"),
         (("task=stylization", "task.style=a", "task.features=b"), "cuda", "task=stylization"),
     ],
 )
@@ -230,5 +232,7 @@ def test_what_a_graph_cannot_run_is_refused(
 ) -> None:
     config = composed(*TINY, *options)
     placement = Placement(4, 2, replicas_per_pass=config.trainer.replicas_per_pass)
+    layers = [SparseSwitchNorm2d(4)] if config.norm.name == "ssn" else []
+    run = build_task(config), config, placement, torch.device(device), layers
     with pytest.raises(ConfigError, match=reason):
-        step_graph.require_graph(build_task(config), config, placement, torch.device(device))
+        step_graph.require_graph(*run)
