@@ -43,8 +43,8 @@ class ClaimGroup(NamedTuple):
 
 
 def judge_claims(collection: RunCollection, expected_file: Path | None = None) -> list[ClaimGroup]:
-    """The claims on each study among the runs, the paper's own first: those of the paper, then of
-    one's own methods; last the regression checks of ``expected_file``.
+    """The claims on each study among the runs: those of the paper, those published about rivals of
+    SN, and those about one's own methods; last the regression checks of ``expected_file``.
 
     Raises:
         UserError: that file cannot be read.
@@ -53,6 +53,8 @@ def judge_claims(collection: RunCollection, expected_file: Path | None = None) -
     for study in studies_of(collection):
         whose = "The paper's claims" if study.is_classification else "Claims"
         groups.append(_judge("claims", f"{whose} on {study.title}", study, claims_on(study)))
+        rivals = rival_claims(study) if study.is_classification else []
+        groups.append(_judge("rivals", f"Rivals of SN on {study.title}", study, rivals))
         own = f"Your own methods on {study.title}"
         groups.append(_judge("methods", own, study, own_claims(study)))
     if expected_file:
@@ -68,9 +70,9 @@ def _judge(key: str, title: str, study: Study, claims: Sequence[Claim]) -> Claim
 
 
 def claims_on(study: Study) -> Sequence[Claim]:
-    """The claims on a study's task: on classification twelve, and those about rivals of SN."""
+    """The claims on a study's task: twelve on classification."""
     if study.is_classification:
-        return [*CLAIMS, *rival_claims(study)]
+        return CLAIMS
     return TASK_CLAIMS.get(study.task) or detection_claims(study)
 
 
