@@ -33,9 +33,9 @@ def test_tables_regenerate_byte_for_byte(study: Path, tmp_path: Path) -> None:
 
 @each_study
 def test_figures_show_the_same_numbers(study: Path, tmp_path: Path) -> None:
-    committed = {file.name for file in study.glob("fig*.json")} | {
-        file.name for file in study.glob("weights*.json")
-    }
+    # Fig. 9 and found objects show pictures of the runs, which are not committed.
+    others = {"claims.json", "fig9.json", "found.json"}
+    committed = {file.name for file in study.glob("*.json")} - others
     if not committed:
         pytest.skip("a study without figures")
     write_figures(study / "runs", tmp_path)

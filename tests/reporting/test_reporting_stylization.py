@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.image import imsave
+from matplotlib.text import Text
 from run_files import REPOSITORY, config, result, write_run
 
 from sn_imagenet.reporting.claims_report import write_claims
@@ -107,10 +108,20 @@ def test_a_statement_may_be_about_the_score_of_a_task(tmp_path: Path) -> None:
     assert verdicts(tmp_path / "runs", tmp_path, file)["expected"] == ["not tested"]
 
 
-def test_figure_6a_has_the_losses_by_step(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("error")  # such as a layout that cannot be applied
+def test_figure_6a_has_the_losses_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_study(tmp_path / "runs")
+    shown: list[str] = []
+    draw = Text.draw
+
+    def noted(text: Text, renderer: Any) -> None:
+        shown.append(text.get_text())
+        draw(text, renderer)
+
+    monkeypatch.setattr(Text, "draw", noted)
     figures = write_figures(tmp_path / "runs", tmp_path)
     assert {"fig6a.png", "fig6a.pdf"} <= {path.name for path in figures.paths}
+    assert "training loss" in shown and not any("$" in text for text in shown)
     assert any("no fig9: no run has stylized images" in warning for warning in figures.warnings)
     content = json.loads((tmp_path / "fig6a.json").read_text())
     assert [series["panel"] for series in content["series"]] == [

@@ -210,7 +210,7 @@ def test_images_are_stylized_with_the_runs_network(
     assert shapes == [(64, 43), (43, 64)]
 
     written = list(stylize_folder(finished, content, None, 64))
-    assert [path.name for path in written] == ["china.png", "turned.png", "style.png"]
+    assert [path.name for path in written] == ["style.png", "china.png", "turned.png"]
     network = load(finished)
     pixels = np.array(Image.open(finished / "stylized" / "content" / "china.png"))
     with torch.no_grad():

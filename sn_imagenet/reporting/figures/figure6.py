@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from sn_imagenet.reporting.cells import score_heading
 from sn_imagenet.reporting.figures.learning import by_method, side_by_side
@@ -49,7 +50,10 @@ def draw_figure6(data: FigureData) -> Figure:
     figure = Figure(figsize=(max(COLUMN, 2.36 * len(data.panels)), 2.6))
     panels = side_by_side(figure, data)
     for axes in panels:
-        axes.set_yscale("log" if data.lower_is_better else "linear")
+        if data.lower_is_better:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     panels[0].legend()
     figure.tight_layout(w_pad=0.8)
     return figure

@@ -88,7 +88,8 @@ def _draw_stack(axes: Axes, series: Sequence[Series]) -> None:
                 bar.set(hatch="////", edgecolor="black", lw=0.4)
         bottom += one.y
     shortcuts = [i for i, layer in enumerate(layers) if layer.conv == "shortcut"]
-    axes.plot(shortcuts, [1.05] * len(shortcuts), "s", color="black", ms=2.2, clip_on=False)
+    if shortcuts:  # constrained layout fails with an empty line
+        axes.plot(shortcuts, [1.05] * len(shortcuts), "s", color="black", ms=2.2, clip_on=False)
     axes.set(xlim=(-0.7, len(layers) - 0.3), ylim=(0, 1.1), xticks=[], yticks=[0, 0.5, 1])
     axes.spines[["top", "right"]].set_visible(False)
     below: dict[str, Any] = {

@@ -15,7 +15,6 @@ from sn_imagenet.errors import UserError
 from sn_imagenet.models.saved import read_saved
 from sn_imagenet.models.transform_net import TransformNet
 from sn_imagenet.runs import RunDirectory
-from sn_imagenet.runs.reading import mapping
 
 
 def read_resized(path: Path, longer_side: int | None, least: int) -> np.ndarray:
@@ -58,6 +57,11 @@ def stylize_folder(run: Path, images: Path, out: Path | None, size: int | None) 
     network = network.to(device)
     folder = run / "stylized" if out is None else out
     targets = png_targets(list_images(images, "--images").names)
+    if out is None:
+        style = Path(RunDirectory(run).read_config()["task"]["style"]).expanduser()
+        if not style.is_file():
+            raise UserError(f"{style}, the run's style, is missing: restore it, or use --out DIR")
+        yield write_png(folder / "style.png", read_resized(style, size, 1))
     for name, target in targets.items():
         content = read_resized(images / name, size, least)
         if out is None:
@@ -65,6 +69,3 @@ def stylize_folder(run: Path, images: Path, out: Path | None, size: int | None) 
         pixels = torch.from_numpy(content).to(device).permute(2, 0, 1)[None].float()
         stylized = network.stylize(pixels)[0].clamp_(0, 255).byte()
         yield write_png(folder / target, stylized.permute(1, 2, 0).cpu().numpy())
-    style = None if out else mapping(RunDirectory(run).read_config().get("task")).get("style")
-    if style and Path(style).expanduser().is_file():
-        yield write_png(folder / "style.png", read_resized(Path(style).expanduser(), size, 1))
