@@ -78,7 +78,17 @@ def shared_layer(layer: MomentNorm2d) -> Tensor:
     return torch.cat([grad.flatten() for grad in grads])
 
 
-USES = (hessian, gradient_penalty, meta_gradient, shared_layer)
+def frozen_layer(layer: MomentNorm2d) -> Tensor:
+    """The gradient of |dL/dresidual|^2 in a factor of the loss; only the residual needs dL."""
+    layer.requires_grad_(False)
+    residual, factor = activation(1).requires_grad_(), activation(2).requires_grad_()
+    loss = (layer(activation(), residual) * factor).sum()
+    (inner,) = torch.autograd.grad(loss, residual, create_graph=True)
+    (result,) = torch.autograd.grad(inner.square().sum(), factor)
+    return result
+
+
+USES = (hessian, gradient_penalty, meta_gradient, shared_layer, frozen_layer)
 
 
 @pytest.mark.skipif("cpp" not in BACKENDS, reason="no C++ compiler")

@@ -57,6 +57,19 @@ def test_opcheck_passes_for_the_kernels(layout: torch.memory_format) -> None:
     torch.library.opcheck(ops.input_gradient.default, (grad, x, tables, False))
 
 
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_opcheck_passes_for_backward(residual: bool, differentiable: bool) -> None:
+    ops = torch.ops.sn_imagenet
+    arguments = mixture_arguments(relu=True, residual=residual, stored=False, plain=False)
+    y, tables = (tensor.detach() for tensor in ops.mixture(*arguments))
+    inputs = [arguments[0], *arguments[2:6]]
+    x, *parameters = inputs if differentiable else [tensor.detach() for tensor in inputs]
+    options = (*arguments[8:14], [True, True, False, True])
+    given = torch.randn_like(y), x, y if residual else None, tables, *parameters, *options
+    torch.library.opcheck(ops.mixture_backward.default, given)
+
+
 def test_wrong_memory_is_an_error() -> None:
     x, wide = activation(0).detach(), torch.zeros(8, 6, 5, 3)
     table = torch.zeros(8, 6)

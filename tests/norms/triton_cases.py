@@ -279,6 +279,15 @@ def test_parameters_of_other_dtypes_are_served(dtype: torch.dtype, launches: lis
     assert other.running_mean.dtype == other.weight.grad.dtype == dtype
 
 
+def test_statistics_that_changed_before_backward_are_an_error() -> None:
+    layer = BatchNorm2d(4)
+    layer.backend = "triton"
+    y = layer.eval()(torch.randn(2, 4, 5, 5, requires_grad=True))
+    layer.train()(torch.randn(2, 4, 5, 5))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("samples", [1, 2, 32])
 def test_every_layer_of_resnet_50_fills_the_gpu(samples: int, layout: str) -> None:

@@ -249,6 +249,8 @@ class TritonTables(Combiner):
                 "BLOCK": _ROW_BLOCK,
             },
         )
+        if running is not None:  # autograd then refuses a backward that needs the old ones
+            torch.autograd.graph.increment_version(running[:3])
 
     def _or_unused(self, tensor: Tensor | None) -> Tensor:
         """``tensor``, or a placeholder that the kernel does not read."""

@@ -121,7 +121,8 @@ def _differentiable_backward(
     """``mixture_backward`` under autograd, with create_graph=True: by autograd on the formula."""
     tensors = (x, *rest[:4])
     members, channel_groups, replicas, eps, relu, stored, _ = rest[4:]
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+    differentiated = [t for t in (grad, *tensors) if t is not None and t.requires_grad]
+    if not (torch.is_grad_enabled() and differentiated):
         with torch._C._AutoDispatchBelowAutograd():
             results: tuple[Tensor | None, ...] = torch.ops.sn_imagenet.mixture_backward(
                 grad, x, y, tables, *rest
@@ -143,8 +144,8 @@ def _differentiable_backward(
     masked = grad if y is None else torch.where(y <= 0, 0.0, grad)
     out = formula(leaf, coefficients, relu and y is None, None)
     chosen = [t for t in inputs if t is not None and t.requires_grad]
-    by_input = dict(
-        zip(chosen, torch.autograd.grad(out, chosen, masked, create_graph=True), strict=True)
-    )
+    # Empty if the residual alone needs a gradient.
+    grads = torch.autograd.grad(out, chosen, masked, create_graph=True) if chosen else ()
+    by_input = dict(zip(chosen, grads, strict=True))
     dx, *others = (None if t is None else by_input.get(t) for t in inputs)
     return dx, None if y is None else masked, *others
