@@ -165,7 +165,7 @@ def _create(model: ModelConfig, layer: Callable[..., nn.Module], num_classes: in
         network: nn.Module = timm.create_model(
             model.name, num_classes=num_classes, norm_layer=layer, **model.args
         )
-    except (TypeError, RuntimeError, AssertionError) as error:
+    except (AttributeError, TypeError, RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"model.name={model.name} model.args={model.args}: timm cannot build it with a "
             f"norm_layer ({error}); expected a convolutional network such as resnet50"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import is_parametrized
 
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.norms import WeightNorm2d, norm_layers
 
 
@@ -32,6 +33,9 @@ def initialize_from_data(network: nn.Module, forward: Callable[[nn.Module], None
 
     Returns:
         Whether the network has weight normalization; otherwise nothing happens.
+
+    Raises:
+        ConfigError: a layer does not follow a convolution.
     """
     layers = [layer for layer in norm_layers(network).values() if isinstance(layer, WeightNorm2d)]
     if not any(map(is_parametrized, convolutions(network))):
@@ -45,6 +49,11 @@ def initialize_from_data(network: nn.Module, forward: Callable[[nn.Module], None
         x, *residual = inputs
         var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
         scale = torch.where(var > 0, var, 1).rsqrt()
+        if id(x) not in outputs:
+            raise ConfigError(
+                "weight normalization is initialized where a normalization layer follows each "
+                "convolution, which is not so here; expected such a network (model=resnet50)"
+            )
         conv, _ = outputs.pop(id(x))
         conv.parametrizations.weight.original0.mul_(scale[:, None, None, None])
         if layer.bias is not None and not layer.mean_only_bn:

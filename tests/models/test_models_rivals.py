@@ -66,6 +66,19 @@ def test_other_methods_are_not_initialized_from_data(composed: Compose) -> None:
     assert not initialize_from_data(network, lambda net: pytest.fail("ran"))
 
 
+@pytest.mark.parametrize("model", ["densenet121", "resnetv2_50"])
+def test_weight_norm_needs_a_convolution_before_each_layer(composed: Compose, model: str) -> None:
+    network = build(composed("data=digits", f"model.name={model}", "norm=wn"))
+    with pytest.raises(ConfigError, match="follows each convolution"):
+        initialize_from_data(network, lambda net: net(images()))
+
+
+def test_a_network_that_needs_gamma_is_refused_without_it(composed: Compose) -> None:
+    config = composed("data=digits", "model.name=regnetx_002", "norm=mean_bn")
+    with pytest.raises(ConfigError, match=r"model\.name=regnetx_002 .*cannot build it"):
+        build(config)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [("norm=ssn",), ("norm=bin",), ("norm=frn",), ("norm=ebn",), ("norm=wn",),
