@@ -14,6 +14,7 @@ from torch import nn
 from sn_imagenet.config import ExperimentConfig, NormConfig, ProtocolConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets
+from sn_imagenet.data.decode import UndecodableError
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.distributed import Microbatch, print_rank0
 from sn_imagenet.errors import ConfigError
@@ -173,7 +174,7 @@ def _warn_of_enlarged_images(config: ExperimentConfig, data: DataSets) -> None:
         return
     sides = []
     for index in sorted({0, (len(source) - 1) // 2, len(source) - 1}):
-        with suppress(DataError):  # training reports it when it reads the image
+        with suppress(DataError, UndecodableError):  # training reports it when it reads the image
             sides.append(min(source.open(index).size))
     if sides and 2 * max(sides) <= config.data.image_size:
         print_rank0(
