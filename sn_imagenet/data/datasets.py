@@ -16,7 +16,7 @@ from sn_imagenet.data.augment import Apply, Augmentation, Square
 from sn_imagenet.data.crop import CropParams, crop_image
 from sn_imagenet.data.decode import UndecodableError, decode
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.index import PREPARE
+from sn_imagenet.data.index import prepare_command
 from sn_imagenet.data.pixels import DeviceTransform, StoredBatch
 from sn_imagenet.data.seeding import derive_seed, seeded
 from sn_imagenet.data.sources import Sample, Source, open_source
@@ -106,7 +106,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
                 f"{self.source.location(index)} cannot be read as an image ({error}): sample "
                 f"{index}, class {self.source.classes[self.source.labels[index]]}. Nothing is "
                 "substituted for it. Replace it with an intact copy, or mark all such files, which "
-                f"leaves them out: {PREPARE} {folder} --mark"
+                f"leaves them out: {prepare_command(str(folder))} --mark"
             )
         if not self.training:
             return text

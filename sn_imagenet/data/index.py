@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,7 +26,11 @@ from sn_imagenet.errors import as_text
 
 LOG = logging.getLogger(__name__)
 VERSION = 1
-PREPARE = "python scripts/prepare_data.py"
+
+
+def prepare_command(folder: Path | str) -> str:
+    """The command that indexes ``folder`` again, as a shell reads it."""
+    return f"python scripts/prepare_data.py {shlex.quote(str(folder))}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,9 @@ def open_index(origin: Path, scan: Callable[[], Index]) -> Index:
                         break
                 else:
                     if stored:
-                        raise DataError(f"{_problem(*stored[0])}. Rebuild it: {PREPARE} {origin}")
+                        raise DataError(
+                            f"{_problem(*stored[0])}. Rebuild it: {prepare_command(origin)}"
+                        )
                 try:
                     save_index(index)
                 except DataError as error:

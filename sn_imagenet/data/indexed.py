@@ -14,7 +14,7 @@ import numpy as np
 
 from sn_imagenet.data.decode import image_size
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.index import PREPARE, Index
+from sn_imagenet.data.index import Index, prepare_command
 from sn_imagenet.data.parquet import ParquetReader
 from sn_imagenet.data.scanning import UNREADABLE
 from sn_imagenet.data.sources import Sample
@@ -64,7 +64,7 @@ class IndexedSource:
         except OSError as error:
             raise DataError(
                 f"{index.location(entry)} cannot be read: {error}. Replace it, or leave it out: "
-                f"{PREPARE} {index.origin} --mark"
+                f"{prepare_command(index.origin)} --mark"
             ) from error
         changed = ""
         if len(data) != size:
@@ -74,7 +74,7 @@ class IndexedSource:
         if changed:
             raise DataError(
                 f"{index.location(entry)} {changed} when its index was built. Rebuild it: "
-                f"{PREPARE} {index.origin}"
+                f"{prepare_command(index.origin)}"
             )
         return data
 

@@ -16,7 +16,13 @@ from sn_imagenet.config import IMAGENET_SAMPLES, DataConfig
 from sn_imagenet.data.decode import UndecodableError, decode
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.imagenet_labels import IMAGENET_CLASSES
-from sn_imagenet.data.index import Index, exclusive_lock, save_index, stored_indices
+from sn_imagenet.data.index import (
+    Index,
+    exclusive_lock,
+    prepare_command,
+    save_index,
+    stored_indices,
+)
 from sn_imagenet.data.indexed import IndexedSource
 from sn_imagenet.data.layouts import Split, find_imagenet_train, find_imagenet_val, split_at
 from sn_imagenet.data.sources import open_source
@@ -153,7 +159,11 @@ def find_bad(index: Index, workers: int) -> tuple[list[tuple[int, str]], np.ndar
 def _say_arguments(path: Path, indices: list[Index], say: Log) -> bool:
     """Say the arguments of train.py that select the data; False if it would refuse them."""
     if len(indices) == 1:
-        say(f"use: data=imagefolder, with {indices[0].origin} as data.train or data.val")
+        only = os.path.abspath(indices[0].origin)
+        if {"train", "val"} <= set(indices[0].classes):
+            say(f"its classes train and val are sets of their own: {prepare_command(only)}")
+            return False
+        say(f"use: data=imagefolder, with {quoted('data.train', only)} or as data.val")
         return True
     source, options = "imagefolder", {"train": indices[0].origin, "val": indices[1].origin}
     if all(len(index.classes) == IMAGENET_CLASSES for index in indices):

@@ -151,6 +151,21 @@ def test_what_training_refuses_is_not_advised(tmp_path: Path) -> None:
     assert "train.py refuses these data: The classes of train and val differ; only in" in output
 
 
+def test_a_data_set_in_a_folder_named_train(tmp_path: Path) -> None:
+    """Its sets are no classes; the advice finds them."""
+    inner = imagenets.folders(tmp_path / "a b" / "train")
+    usable, output = run_prepare_data(tmp_path / "a b")
+    advice = shlex.split(output.splitlines()[-1])
+    assert not usable and "use:" not in output and advice[-1] == str(inner)
+    assert run_command(run_prepare_data(Path(advice[-1]))[1]) == [12, 6]
+
+
+def test_a_single_set_is_printed_as_an_option(tmp_path: Path) -> None:
+    only = imagenets.folders(tmp_path / "a b") / "train"
+    usable, output = run_prepare_data(only)
+    assert usable and shlex.quote(f'data.train="{only}"') in output
+
+
 def test_broken_links_pipes_and_folders_are_listed(tmp_path: Path) -> None:
     """Broken images can be marked. Broken folders and links in their place cannot."""
     root = imagenets.folders(tmp_path)
