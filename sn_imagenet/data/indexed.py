@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import stat
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from sn_imagenet.data.parquet import ParquetReader
 from sn_imagenet.data.scanning import UNREADABLE
 from sn_imagenet.data.sources import Sample
 from sn_imagenet.errors import as_text
+from sn_imagenet.runs.reading import open_to_read
 
 
 class IndexedSource:
@@ -58,7 +57,8 @@ class IndexedSource:
         size = int(index.sizes[entry])
         try:
             if index.offsets is None:
-                data = _read_regular(index.path(entry))
+                with open_to_read(index.path(entry)) as file:
+                    data = file.read()
             else:
                 data = self._read_archive(int(index.offsets[entry]), size)
         except OSError as error:
@@ -108,11 +108,3 @@ class IndexedSource:
     def __del__(self) -> None:
         if isinstance(self._archive, int):
             os.close(self._archive)
-
-
-def _read_regular(path: Path) -> bytes:
-    """As ``path.read_bytes()``, but a pipe or device is an error instead of a wait."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return file.read()

@@ -106,10 +106,10 @@ def _read_weights(file: Path) -> dict[str, Any]:
     in an entry of a training checkpoint, and of a network in DistributedDataParallel or compiled.
     """
     try:
-        if file.suffix == ".safetensors":
-            loaded: Any = dict(safetensors.torch.load_file(file))
-        else:
-            with open_to_read(file) as opened:
+        with open_to_read(file) as opened:
+            if file.suffix == ".safetensors":
+                loaded: Any = safetensors.torch.load(opened.read())
+            else:
                 loaded = torch.load(opened, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own exceptions
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,4 +117,8 @@ def test_unusable_folders_and_files_are_named(opened: Build, folder: Path, tmp_p
     data = opened(f"data.train={folder}")
     (folder / names(data)[0][7]).write_bytes(b"broken")
     with pytest.raises(DataError, match=rf"in epoch 3: .*{names(data)[0][7]} cannot be read as an"):
+        data.train[2, 7]
+    (folder / names(data)[0][7]).unlink()
+    os.mkfifo(folder / names(data)[0][7])
+    with pytest.raises(DataError, match="not a regular file"):
         data.train[2, 7]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -245,3 +246,7 @@ def test_what_holds_no_weights_is_refused(tmp_path: Path) -> None:
         assert "WeightsUnpickler" not in str(error.value) and "PytorchStreamReader" not in str(
             error.value
         )
+    for suffix in (".pth", ".safetensors"):
+        os.mkfifo(tmp_path / f"pipe{suffix}")
+        with pytest.raises(UserError, match=r"cannot be read: .*not a regular file"):
+            _read_weights(tmp_path / f"pipe{suffix}")

@@ -19,6 +19,7 @@ from sn_imagenet.data.scanning import IMG_EXTENSIONS
 from sn_imagenet.data.seeding import derive_seed
 from sn_imagenet.data.sources import Sample
 from sn_imagenet.runs import write_atomically
+from sn_imagenet.runs.reading import open_to_read
 
 PATH_OPTIONS = ("train", "val")
 MOST_HELD_OUT = 100
@@ -98,7 +99,7 @@ def read_image(path: Path) -> np.ndarray:
         DataError: it cannot be read or decoded.
     """
     try:
-        with Image.open(path) as image:
+        with open_to_read(path) as file, Image.open(file) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except Exception as error:  # Pillow raises errors of many types for broken files
         reason = "unknown format" if "cannot identify" in str(error) else str(error)

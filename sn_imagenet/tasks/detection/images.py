@@ -17,6 +17,7 @@ from torchvision.transforms.functional import convert_image_dtype
 from sn_imagenet.data.decode import UndecodableError, decode
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.seeding import derive_seed
+from sn_imagenet.runs.reading import open_to_read
 from sn_imagenet.tasks.detection.coco import Annotations, usable_objects
 
 
@@ -131,7 +132,8 @@ def read_image(entry: Mapping[str, Any], folder: Path) -> Tensor:
     """
     path = folder / entry["file_name"]
     try:
-        pixels = decode(path.read_bytes())
+        with open_to_read(path) as file:
+            pixels = decode(file.read())
     except (OSError, UndecodableError) as error:
         raise DataError(f"{path} cannot be read as an image ({error})") from error
     height, width = entry["height"], entry["width"]

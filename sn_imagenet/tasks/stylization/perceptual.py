@@ -11,6 +11,7 @@ from torchvision.models import VGG16_Weights
 from torchvision.models.vgg import cfgs, make_layers
 
 from sn_imagenet.errors import ConfigError
+from sn_imagenet.runs.reading import open_to_read
 
 # Index of each layer in torchvision's vgg16().features.
 LAYERS = {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15, "relu4_3": 22}
@@ -47,7 +48,8 @@ def load_features(file: str | None) -> nn.Sequential:
         if file is None:
             state: Any = VGG16_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
         else:
-            state = torch.load(Path(file).expanduser(), map_location="cpu", weights_only=True)
+            with open_to_read(Path(file).expanduser()) as opened:
+                state = torch.load(opened, map_location="cpu", weights_only=True)
         prefix = "" if "0.weight" in state else "features."
         layers.load_state_dict({name: state[prefix + name] for name in layers.state_dict()})
     except Exception as error:  # of urllib, pickle, zip files and torch
