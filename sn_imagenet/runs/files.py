@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -87,6 +88,17 @@ def write_atomically(path: Path, content: bytes, chosen_by: str = RUN_DIR_OPTION
         os.replace(temporary, path)
         _flush_folder(path.parent)
     return path
+
+
+def clear_killed_writes(folder: Path) -> None:
+    """Remove the temporary files that :func:`write_atomically` has left in a run directory because
+    it was killed: those of files that are written only under the run's lock, which the caller
+    holds."""
+    for path in folder.glob("*.tmp"):
+        name = re.fullmatch(r"(.+)\.[0-9a-f]{16}\.tmp", path.name)
+        if name and name[1] in (CONFIG, METRICS, FINAL, BATCH_AVERAGE, RESULT):
+            with suppress(OSError):
+                path.unlink()
 
 
 def overwrite(path: Path, content: bytes) -> None:

@@ -14,7 +14,14 @@ from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs.checkpoint import load, load_last
 from sn_imagenet.runs.directory import RunDirectory, config_differences
-from sn_imagenet.runs.files import RunError, advice, file_error, printable, write_text
+from sn_imagenet.runs.files import (
+    RunError,
+    advice,
+    clear_killed_writes,
+    file_error,
+    printable,
+    write_text,
+)
 from sn_imagenet.runs.lock import acquire, release
 from sn_imagenet.runs.metrics import decompress_rows, last_rows, repair, require_own_rows
 from sn_imagenet.runs.record import FAILED, FINISHED, NOT_EVALUATED, Run, run_from_result
@@ -183,6 +190,7 @@ def claimed(directory: RunDirectory, config: ExperimentConfig) -> Iterator[Start
         raise file_error("write", directory.path, error) from error
     acquire(directory.lock)
     try:
+        clear_killed_writes(directory.path)
         start = open_run(directory, config)
         if not directory.config.exists():
             _write_config(directory, config)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -50,6 +51,20 @@ def test_an_error_releases_the_lock(directory: RunDirectory, config: ExperimentC
     with pytest.raises(KeyboardInterrupt), claimed(directory, config):
         raise KeyboardInterrupt
     assert not directory.lock.exists()
+
+
+def test_the_rest_of_a_killed_write_is_cleared(
+    directory: RunDirectory, config: ExperimentConfig
+) -> None:
+    others = [directory.path / "top1.md.0123456789abcdef.tmp", directory.path / "own.tmp"]
+    for path in others:  # tables are written without the lock
+        path.touch()
+    killed = patch.object(os, "replace", side_effect=KeyboardInterrupt)
+    with killed, pytest.raises(KeyboardInterrupt):
+        directory.write_result({})
+    assert len(list(directory.path.glob("result.json.*.tmp"))) == 1
+    with claimed(directory, config):
+        assert sorted(directory.path.glob("*.tmp")) == sorted(others)
 
 
 @pytest.mark.parametrize(
