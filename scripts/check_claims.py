@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from sn_imagenet.command_line import run_script
-from sn_imagenet.reporting.claims_report import write_claims
-from sn_imagenet.reporting.command import PAPER, add_expected, chosen, runs_parser
 
 
 def main() -> None:
+    # Imported here, where Ctrl-C prints no traceback.
+    from sn_imagenet.reporting.claims_report import write_claims
+    from sn_imagenet.reporting.command import PAPER, add_expected, chosen, runs_parser
+
     description = "Judge the paper's claims, and your own methods, on the runs."
     parser = runs_parser(description, "folder for claims.json and claims.md")
     add_expected(parser)

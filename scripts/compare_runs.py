@@ -10,10 +10,12 @@ import argparse
 from pathlib import Path
 
 from sn_imagenet.command_line import run_script
-from sn_imagenet.reporting.compare import compare_runs
 
 
 def main() -> int:
+    # Imported here, where Ctrl-C prints no traceback.
+    from sn_imagenet.reporting.compare import compare_runs
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("first", type=Path, metavar="FIRST", help="a run, or a folder of runs")
     parser.add_argument("second", type=Path, metavar="SECOND", help="what to compare with it")

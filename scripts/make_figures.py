@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from sn_imagenet.command_line import run_script
-from sn_imagenet.reporting.command import chosen, runs_parser
-from sn_imagenet.reporting.figures.files import write_figures
 
 
 def main() -> int:
+    # Imported here, where Ctrl-C prints no traceback.
+    from sn_imagenet.reporting.command import chosen, runs_parser
+    from sn_imagenet.reporting.figures.files import write_figures
+
     description = "Make the figures from a folder of runs."
     args = runs_parser(description, "folder for the figures", paper=False).parse_args()
     figures = write_figures(args.runs, args.out, **chosen(args))

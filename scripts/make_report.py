@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from sn_imagenet.command_line import run_script
-from sn_imagenet.reporting.command import PAPER, add_expected, chosen, runs_parser
-from sn_imagenet.reporting.page import write_page
 
 
 def main() -> None:
+    # Imported here, where Ctrl-C prints no traceback.
+    from sn_imagenet.reporting.command import PAPER, add_expected, chosen, runs_parser
+    from sn_imagenet.reporting.page import write_page
+
     description = "Make one HTML page from a folder of runs."
     parser = runs_parser(description, "folder for report.html")
     add_expected(parser)

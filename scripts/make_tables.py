@@ -7,9 +7,6 @@ from typing import Any
 
 from sn_imagenet.command_line import run_script
 from sn_imagenet.errors import UserError
-from sn_imagenet.reporting.command import PAPER, chosen, names, runs_parser
-from sn_imagenet.reporting.curves import EPOCH_CHOICES
-from sn_imagenet.reporting.tables import TABLE_NAMES, write_tables
 
 
 def _size(text: str) -> tuple[int, ...]:
@@ -17,6 +14,11 @@ def _size(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
+    # Imported here, where Ctrl-C prints no traceback.
+    from sn_imagenet.reporting.command import PAPER, chosen, names, runs_parser
+    from sn_imagenet.reporting.curves import EPOCH_CHOICES
+    from sn_imagenet.reporting.tables import TABLE_NAMES, write_tables
+
     parser = runs_parser(__doc__, "folder for the tables")
     only = f"tables among {', '.join(TABLE_NAMES)}; default the first two"
     parser.add_argument("--only", type=names, metavar="NAME,..", help=only)

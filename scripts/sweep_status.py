@@ -10,11 +10,13 @@ import os
 from pathlib import Path
 
 from sn_imagenet.command_line import run_script, script_parser
-from sn_imagenet.runs import FAILED, UNREADABLE, find_runs, progress_of
-from sn_imagenet.sweeps.board import RunStatus, table
 
 
 def main() -> int:
+    # Imported here, where Ctrl-C prints no traceback.
+    from sn_imagenet.runs import FAILED, UNREADABLE, find_runs, progress_of
+    from sn_imagenet.sweeps.board import RunStatus, table
+
     parser = script_parser(__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="default: runs")
     folder = parser.parse_args().runs

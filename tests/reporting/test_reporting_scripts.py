@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from run_files import REPOSITORY, config, finished_run, result, write_run
+
+STUDY_SCRIPTS = ("make_tables.py", "make_figures.py", "check_claims.py", "make_report.py")
+REPORT_SCRIPTS = (*STUDY_SCRIPTS, "compare_runs.py", "sweep_status.py")
 
 
 def run_script(
@@ -91,9 +95,7 @@ def test_brief_output_has_results_alone(tmp_path: Path) -> None:
         assert len(done.stdout.splitlines()) == lines, done.stdout
 
 
-@pytest.mark.parametrize(
-    "script", ["make_tables.py", "make_figures.py", "check_claims.py", "make_report.py"]
-)
+@pytest.mark.parametrize("script", STUDY_SCRIPTS)
 def test_no_runs_is_a_one_line_error(tmp_path: Path, script: str) -> None:
     for folder, message in (("absent", "no such folder of runs"), (".", "holds no runs")):
         done = run_script(script, "--runs", folder, "--out", "out", cwd=tmp_path)
@@ -111,3 +113,19 @@ def test_sweep_status_exits_with_1_if_a_run_failed(tmp_path: Path) -> None:
     done = run_script("sweep_status.py", "--runs", str(tmp_path))
     assert done.returncode == 1
     assert "1 finished, 1 failed" in done.stdout
+
+
+@pytest.mark.parametrize("script", REPORT_SCRIPTS)
+def test_an_interrupt_during_imports_prints_nothing(script: str) -> None:
+    program = (
+        "import os, runpy, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name == 'sn_imagenet.runs': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting)\n"
+        f"runpy.run_path({f'scripts/{script}'!r}, run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (-signal.SIGINT, "")
