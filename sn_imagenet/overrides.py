@@ -29,7 +29,8 @@ _OTHER_NAMES = {
 
 
 def read_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command line, with ``~`` for the home folder expanded after ``=`` too.
+    """The arguments of a command line, with ``~`` for the home folder expanded also in quotes and
+    after ``=``.
 
     Raises:
         ConfigError: an argument ends with a carriage return, gives several choices in brackets
@@ -47,7 +48,7 @@ def read_arguments(arguments: Sequence[str]) -> list[str]:
         if group in _GROUPS and re.fullmatch(r"[0-9,]+", value):
             expected = _setting(value) if group == "batch" else "expected the name of a choice"
             raise ConfigError(f"{argument}: {expected}")
-    home = re.compile(r"(-*[\w./@+]+=)(~(?:/.*)?)")
+    home = re.compile(r"(-*[\w./@+]+=|)(~(?:/.*)?)")
     found = [(argument, home.fullmatch(argument)) for argument in arguments]
     return [m[1] + str(Path(m[2]).expanduser()) if m else argument for argument, m in found]
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from sn_imagenet.overrides import quoted
 from sn_imagenet.runs.directory import RunDirectory
 from sn_imagenet.runs.files import (
     RunError,
@@ -167,7 +168,7 @@ def load_batch_average(directory: RunDirectory) -> dict[str, tuple[Tensor, Tenso
     if not directory.batch_average.exists():
         raise RunError(
             f"{directory.path} has no batch average ({directory.batch_average.name}); "
-            f"python evaluate.py run={directory.path} computes it"
+            f"python evaluate.py {quoted('run', str(directory.path))} computes it"
         )
     try:
         state = load(directory.batch_average)

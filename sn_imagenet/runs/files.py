@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from sn_imagenet.errors import UserError, as_text
+from sn_imagenet.overrides import quoted
 
 CONFIG = "config.yaml"
 LOCK = "lock.json"
@@ -56,7 +57,7 @@ _ADVICE = {
     CONFIG: "remove this file alone and run the training command again, which writes it again",
     METRICS: "run the training command again, which repairs it",
     FINAL: "run the training command again, which writes it again from the last checkpoint",
-    BATCH_AVERAGE: "remove it; python evaluate.py run={folder} computes it again",
+    BATCH_AVERAGE: "remove it; python evaluate.py {run} computes it again",
     RESULT: "remove it and run the training command again, which evaluates the run again",
 }
 _CHECKPOINT_ADVICE = "remove it to continue from an earlier one or from the start"
@@ -64,7 +65,7 @@ _CHECKPOINT_ADVICE = "remove it to continue from an earlier one or from the star
 
 def advice(path: Path) -> str:
     """What the user can do about the damaged file ``path`` of a run."""
-    return _ADVICE.get(path.name, _CHECKPOINT_ADVICE).format(folder=path.parent)
+    return _ADVICE.get(path.name, _CHECKPOINT_ADVICE).format(run=quoted("run", str(path.parent)))
 
 
 class RunError(UserError):

@@ -117,8 +117,9 @@ def test_a_path_that_hydra_cannot_read_is_printed_as_it_can(path: str, tmp_path:
 
 def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert read_arguments(["a.b=~/x", "--out=~", "run='~/x'", "a=x~y"]) == [
-        *(f"a.b={tmp_path}/x", f"--out={tmp_path}", "run='~/x'", "a=x~y")
+    assert read_arguments(["a.b=~/x", "--out=~", "--out", "~/y", "run='~/x'", "a=x~y", "~a"]) == [
+        *(f"a.b={tmp_path}/x", f"--out={tmp_path}", "--out", f"{tmp_path}/y"),
+        *("run='~/x'", "a=x~y", "~a"),  # the last is Hydra's for removing a
     ]
 
 

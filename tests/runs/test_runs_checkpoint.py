@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ def test_round_trip(tmp_path: Path) -> None:
     # Plain tensors and dicts, readable by any program.
     assert torch.load(tmp_path / "a.pt", weights_only=True)["step"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_the_advice_names_a_folder_as_the_shell_and_hydra_read_it(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "it's mine")
+    run.path.mkdir()
+    for problem in ("has no batch average", "is not a readable checkpoint"):
+        with pytest.raises(RunError, match=problem) as caught:
+            checkpoint.load_batch_average(run)
+        words = shlex.split(str(caught.value).partition("python ")[2])
+        assert words[:2] == ["evaluate.py", f'run="{run.path}"']
+        run.batch_average.write_bytes(b"damaged")
 
 
 def test_the_last_two_are_kept(directory: RunDirectory) -> None:
