@@ -165,7 +165,7 @@ def check_data(config: ExperimentConfig, checked: list[DataConfig] | None = None
             checked.append(config.data)
         return
     values = flatten_config(config.to_dict())  # a task may read none of data=
-    for key in (*_FILES, *(["data.root"] if config.data.source == "coco" else [])):
+    for key in (*(["data.root"] if config.data.source == "coco" else []), *_FILES):
         if values.get(key) and not Path(values[key]).expanduser().exists():
             raise DataError(f"{key}={values[key]}: no such file or folder")
 

@@ -50,20 +50,22 @@ def compose_runs(
         directory = RunDirectory(Path(run.run_dir))
         with blame_config(directory, run.to_dict()):
             directory.check(run)
+        scores.append(_checked_score(run))
         check_data(run, checked)
-        scores.append(_score(run))
 
     composed = ((own, load(config, list(own))) for own in job_overrides)
     runs = plan_runs(composed, check)
     return [replace(run, score=score) for run, score in zip(runs, scores, strict=True)]
 
 
-def _score(config: ExperimentConfig) -> Score:
+def _checked_score(config: ExperimentConfig) -> Score:
     if config.task == CLASSIFICATION:
         return TOP1  # the import of a task takes seconds
     from sn_imagenet.tasks import build_task
 
-    return build_task(config).score
+    task = build_task(config)
+    task.check_options()
+    return task.score
 
 
 def script_and_options(config: DictConfig) -> list[str]:

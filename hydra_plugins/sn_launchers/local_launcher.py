@@ -5,7 +5,6 @@ Hydra imports this file at every start, so the other imports wait until a sweep 
 
 from collections.abc import Sequence
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -37,6 +36,9 @@ class LocalLauncher(Launcher):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         self.config, self.context = config, hydra_context
+        # Not at the top: Hydra imports its own plugins once more.
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
         # Hydra composes all runs first only to see whether it can, as the launch does with checks:
         # 11 s of CPU time for 81 runs.
         BasicSweeper.validate_batch_is_legal = lambda *args: None  # type: ignore[method-assign]

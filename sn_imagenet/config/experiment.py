@@ -260,9 +260,11 @@ def _norm_by_name(name: str) -> DictConfig:
 
 def from_dict(values: dict[str, Any]) -> ExperimentConfig:
     """The inverse of :meth:`ExperimentConfig.to_dict`; errors as :func:`from_hydra`."""
-    # Configs of earlier versions may lack the first key and have the others.
+    # Configs of earlier versions may lack the tracker and the graph, and have what is removed.
     config = OmegaConf.create({"tracker": "tensorboard", **values})
     for section, removed in (("trainer", "compile"), ("checkpoint", "on_error")):
         if isinstance(config.get(section), DictConfig):
             config[section].pop(removed, None)
+    if isinstance(config.get("trainer"), DictConfig):
+        config.trainer.setdefault("graph", False)
     return from_hydra(config)

@@ -34,8 +34,8 @@ class TrainerConfig:
     log_every: int
     eval_batch_size: int | None
     deterministic: bool
+    graph: bool
     validate_every: int | None = None
-    graph: bool = False
 
     def __post_init__(self) -> None:
         require(

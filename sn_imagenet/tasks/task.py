@@ -168,6 +168,14 @@ class Task(ABC):
         load_weights(network, saved)
         return []
 
+    def check_options(self) -> None:  # noqa: B027
+        """Check, without opening data, that the config has what a training needs; also before the
+        first run of a sweep.
+
+        Raises:
+            ConfigError: it does not.
+        """
+
     def check(self, network: nn.Module, data: DataSets) -> None:  # noqa: B027
         """Check that network and data fit together, before any work.
 

@@ -41,4 +41,4 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it(tmp_path, pauses, 
     assert code == os.EX_TEMPFAIL and "Interrupted" in output, output
     assert "DataLoader worker" not in output
     assert not (run / "lock.json").exists() and not (run / "result.json").exists()
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
 from hydra_plugins.sn_launchers._compose import compose_runs
 from hydra_plugins.sn_launchers.local_launcher import LocalLauncher
@@ -302,9 +301,11 @@ def test_a_dry_run_tells_hours_of_committed_runs_or_published_logs(tmp_path, opt
 
 
 def test_missing_data_are_told_before_the_other_runs_are_composed(tmp_path, monkeypatch):
-    monkeypatch.setattr(BasicSweeper, "validate_batch_is_legal", None)
-    LocalLauncher().setup(hydra_context=None, task_function=None, config=composed("sweep=demo"))
-    BasicSweeper.validate_batch_is_legal(None, None)
+    config = composed("sweep=demo")
+    module = sys.modules["hydra._internal.core_plugins.basic_sweeper"]
+    monkeypatch.setattr(module.BasicSweeper, "validate_batch_is_legal", None)
+    LocalLauncher().setup(hydra_context=None, task_function=None, config=config)
+    module.BasicSweeper.validate_batch_is_legal(None, None)
     loaded = []
 
     def load(config, overrides):

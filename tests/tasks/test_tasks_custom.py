@@ -74,7 +74,8 @@ def run(configs: Path, *words: object, processes: int = 1, code: int = 0) -> str
 
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    own, *lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(own)["kind"] == "run"
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 

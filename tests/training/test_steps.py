@@ -20,7 +20,9 @@ TINY = ("data=digits", "model=resnet14_mini", "batch=8x2", "norm=sn", "evaluate=
 def rows_of(run):
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [
-        {k: v for k, v in row.items() if k not in ("images_per_s", "data_wait_pct")} for row in rows
+        {k: v for k, v in row.items() if k not in ("images_per_s", "data_wait_pct")}
+        for row in rows
+        if row["kind"] != "run"
     ]
 
 

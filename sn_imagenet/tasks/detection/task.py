@@ -56,7 +56,6 @@ class Detection(Task):
                 f"protocol={config.protocol.name}: task=detection needs a protocol of its own: "
                 "setting1, setting2, setting3, detectron or official_detection"
             )
-        _locations(config)  # an error before any run of a sweep starts
         self.protocol: DetectionProtocolConfig = config.protocol.detection
         self.masks = config.model.name.startswith("mask_rcnn")
         if self.masks:
@@ -129,6 +128,9 @@ class Detection(Task):
         weights = {k: v for k, v in saved.weights.items() if k.partition(".")[0] in resnet}
         load_weights(resnet, replace(saved, weights=weights))
         return []
+
+    def check_options(self) -> None:
+        _locations(self.config)
 
     def check(self, network: nn.Module, data: DataSets) -> None:
         self._sampler(data)  # requires enough images
