@@ -281,7 +281,7 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     for options, processes, message in (
         (("norm=bn",), 1, "error: norm=bn: does not apply to an LSTM"),
         (("norm=ln",), 2, "task=architecture_search runs in one process only, but 2 were started"),
-        (("norm=ln", "data.train=x", "data.val=y", "data=imagefolder"), 1, "data.train=x: no such"),
+        (
             ("norm=ln", "data.train=x", "data.val=y", "data=imagefolder"),
             1,
             "data.train=x: no such file",
