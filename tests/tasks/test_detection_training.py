@@ -470,7 +470,7 @@ def test_calibration_leaves_frozen_statistics_alone(
     before = {k: v.clone() for k, v in prepared.network.state_dict().items()}
     ((first, record),) = compute_batch_averages(prepared)
     ((second, _),) = compute_batch_averages(prepared)
-    assert record.samples_used == 4
+    assert record["samples_used"] == 4
     layers = norm_layers(prepared.network)
     for name, (mean, var) in first.items():
         assert torch.equal(mean, second[name][0]) and torch.equal(var, second[name][1])
