@@ -127,7 +127,10 @@ def outside(figure: Figure) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(("methods", "settings"), [(1, 1), (2, 9), (4, 2), (4, 3), (8, 1), (8, 9)])
+@pytest.mark.parametrize(
+    ("methods", "settings"),
+    [(1, 1), (2, 9), (3, 4), (4, 2), (4, 3), (5, 5), (6, 6), (7, 7), (8, 1), (8, 8), (8, 9)],
+)
 def test_no_text_is_outside_the_page(tmp_path: Path, methods: int, settings: int) -> None:
     norms = ("sn", "bn", "gn", "in", "ln", "brn", "my_own_normalization", "another_one")[:methods]
     for i, (norm, batch) in enumerate(itertools.product(norms, NINE[:settings])):
