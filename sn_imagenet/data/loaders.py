@@ -1,6 +1,7 @@
 """Batch samplers, which assign sample keys to batches and ranks, and the loaders that use them.
 
-All loaders yield (images float32 [n, 3, S, S], labels int64 [n]) on ``device``. The output does not
+All loaders yield (images [n, 3, S, S], labels int64 [n]) on ``device``; images are float32 unless
+a ``dtype`` is given. The output does not
 depend on ``workers``. DataLoader limits each worker to one thread.
 """
 
@@ -174,6 +175,7 @@ class BatchLoader:
 
     Args:
         persistent: whether the workers stay alive between iterations.
+        dtype: of the images.
 
     Raises (while iterating):
         DataError: a file cannot be decoded; the message names it.
@@ -186,9 +188,11 @@ class BatchLoader:
         workers: int,
         device: torch.device,
         persistent: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.sampler = sampler
         self.device = device
+        self.dtype = dtype
         self.finish = self.finisher(dataset, workers)
         self.data_loader: DataLoader[StoredBatch] = DataLoader(
             dataset,  # type: ignore[arg-type]  # __getitems__ returns whole batches
@@ -219,7 +223,7 @@ class BatchLoader:
             DataError: the batches that the workers prepare do not fit into shared memory.
         """
         _require_shared_memory(dataset, self.sampler, workers)
-        transform = DeviceTransform(dataset.data, self.device)
+        transform = DeviceTransform(dataset.data, self.device, self.dtype)
         return lambda batch: ImageBatch(
             transform(batch), batch.labels.to(self.device, non_blocking=True)
         )
@@ -241,14 +245,20 @@ class TrainLoader(BatchLoader):
 
 
 def train_loader(
-    dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
+    dataset: AugmentedDataset,
+    *,
+    workers: int,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    **sampling: Any,
 ) -> TrainLoader:
     """Training batches of ``TrainBatchSampler(len(dataset), **sampling)``.
 
     Raises:
         DataError: the global batch is larger than the training set.
     """
-    return TrainLoader(dataset, TrainBatchSampler(len(dataset), **sampling), workers, device)
+    sampler = TrainBatchSampler(len(dataset), **sampling)
+    return TrainLoader(dataset, sampler, workers, device, dtype=dtype)
 
 
 def eval_loader(

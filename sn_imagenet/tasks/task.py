@@ -183,6 +183,11 @@ class Task(ABC):
             UserError: they do not.
         """
 
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """The dtype of training images on the device."""
+        return torch.float32
+
     def batches(self, phase: str, data: DataSets, device: torch.device) -> TrainLoader:
         """This rank's batches of a phase: by default global batches of the training data, in
         another order in each phase."""
@@ -194,6 +199,7 @@ class Task(ABC):
             seed=self.config.seed + (self.phases.index(phase) << 32),
             workers=self.config.data.workers,
             device=device,
+            dtype=self.image_dtype,
         )
 
     @abstractmethod

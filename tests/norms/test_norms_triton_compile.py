@@ -32,7 +32,8 @@ KERNELS = {
     for name, kernel in vars(module).items()
     if name.endswith("_kernel")
 }
-ACTIVATIONS = {"stored", "x", "y", "grad", "dx", "residual", "masked"}
+ACTIVATIONS = {"x", "y", "grad", "dx", "residual", "masked", "out"}
+DTYPES = {"batches": "i64", "stored": "u8"}
 SIZES = {"area", "per_part", "tables", "parts", "rows", "replicas", "channels", "groups"}
 SIZES |= {"weights_at", "ln_at", "gn_at", "bn_at", "values"}
 # Index of each member in Omega, -1 if it is not in Omega.
@@ -69,7 +70,7 @@ def compile_for(
         if parameter.is_constexpr:
             signature[name], constexprs[name] = "constexpr", constants[name]
         elif index < first:
-            dtype = activation if name in ACTIVATIONS else "i64" if name == "batches" else "fp32"
+            dtype = activation if name in ACTIVATIONS else DTYPES.get(name, "fp32")
             signature[name] = f"*{dtype}"
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif (number := numbers[index - first]) == 1:
@@ -152,14 +153,16 @@ def test_joining_moments_compiles(capability: int) -> None:
     assert compile_for(capability, kernel, "fp32", numbers, constants).asm["cubin"]
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("capability", [80, 90, 120])
-def test_images_are_normalized_without_fused_rounding(capability: int) -> None:
+def test_images_are_normalized_without_fused_rounding(capability: int, dtype: str) -> None:
     constants = {"SCALE": 1 / 255, "SHIFTS": True, "BLOCK": BLOCK}
     options = {"enable_fp_fusion": False}
     compiled = compile_for(
-        capability, normalize_kernel, "u8", (2**24, 3 * 2**16), constants, options=options
+        capability, normalize_kernel, dtype, (2**24, 3 * 2**16), constants, options=options
     )
     assert "fma" not in compiled.asm["ptx"] and "st.global.v4.b32" in compiled.asm["ptx"]
+    assert ("cvt.rn.bf16" in compiled.asm["ptx"]) == (dtype == "bf16")
 
 
 @pytest.mark.parametrize("stored", [False, True])

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sn_imagenet.benchmark.timing import StorageLog
 from sn_imagenet.config import ExperimentConfig, from_dict
 from sn_imagenet.data.batches import ImageBatch
-from sn_imagenet.distributed import Placement
+from sn_imagenet.distributed import Placement, autocast_for
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import build_model
 from sn_imagenet.norms import SparseSwitchNorm2d
@@ -111,6 +111,20 @@ def test_graphs_equal_eager_steps_bit_for_bit(
             losses.setdefault(stepper, []).extend(outcome.loss for outcome in outcomes)
     assert len(captures) == 3 and losses[graph] == losses[eager] and len(losses[graph]) == 20
     assert_same(graph.state_dict(), eager.state_dict())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_step_on_images_in_its_precision_is_the_same(precision: str, composed: Compose) -> None:
+    """The first convolution would round them alike."""
+    network = stepper_of(composed(*TINY)).network
+    (images, labels), *_ = batches(1)
+    half = build_task(composed(*TINY, f"trainer.precision={precision}")).image_dtype
+    outcomes = []
+    for given in (images, images.to(half)):
+        with autocast_for(precision, torch.device("cpu"))():
+            loss = torch.nn.functional.cross_entropy(network(given), labels)
+        outcomes.append((loss, *torch.autograd.grad(loss, list(network.parameters()))))
+    assert half != torch.float32 and all(map(torch.equal, *outcomes))
 
 
 def test_after_a_loss_that_is_not_finite_no_graph_updates(
