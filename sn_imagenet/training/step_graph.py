@@ -82,6 +82,8 @@ class StepGraph:
     ) -> None:
         self._forward_backward, self._update = forward_backward, update
         self._device = device
+        # Of the warm-up; one, because the allocator keeps the memory of each stream apart.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._broken = torch.zeros((), device=device)  # 1 after a loss that is not finite
         for optimizer in optimizers:
             optimizer.found_inf = self._broken  # type: ignore[attr-defined]
@@ -130,14 +132,14 @@ class StepGraph:
             yield step, read.tolist()
 
     def _warm_up(self, step: int) -> None:
-        if self._device.type != "cuda":
+        if self._stream is None:
             self._step(step)
             return
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             self._step(step)
-        current.wait_stream(stream)
+        current.wait_stream(self._stream)
 
     def _step(self, step: int) -> None:
         self._forward_backward(self._inputs, self._totals, step)
