@@ -49,10 +49,10 @@ def batches(count: int, rank: int = 0, world_size: int = 1) -> Iterator[ImageBat
 
 
 def stepper_of(
-    config: ExperimentConfig, placement: Placement | None = None, device: str = "cpu"
+    config: ExperimentConfig, placement: Placement | None = None, device: str = "cpu", seed: int = 0
 ) -> Stepper:
     """Its learning rate drops at step 12."""
-    network = build_model(config.model, config.norm, config.protocol, 10, 0)
+    network = build_model(config.model, config.norm, config.protocol, 10, seed)
     network = network.to(device).to(memory_format=torch.channels_last)
     rate = lambda step: 0.1 if step < 12 else 0.01  # noqa: E731
     return make_stepper(network, config, placement or Placement(4, 2), rate, device)
@@ -179,7 +179,7 @@ def test_the_device_part_neither_waits_nor_keeps_memory(
 def _two_ranks(rank: int, values: dict[str, Any]) -> dict[str, Any]:
     stepper_module.require_graph = lambda *_: None  # type: ignore[assignment]
     step_graph.capture = lambda run: run  # type: ignore[assignment]
-    stepper = stepper_of(from_dict(values), Placement(4, 2, 2, rank))
+    stepper = stepper_of(from_dict(values), Placement(4, 2, 2, rank), seed=rank)
     for step, batch in enumerate(batches(6, rank, 2)):
         stepper.step(batch, step)
     return {"loss": [outcome.loss for outcome in stepper.outcomes()], **stepper.state_dict()}
@@ -223,6 +223,7 @@ def test_memory_does_not_grow(
 
 @pytest.mark.slow
 def test_two_ranks_equal_distributed_data_parallel(composed: Compose, tmp_path: Path) -> None:
+    """Both start from rank 0's weights."""
     eager, graph = (
         run_on_ranks(2, _two_ranks, tmp_path / kind, composed(*TINY, *options).to_dict())
         for kind, options in (("eager", ()), ("graph", ("trainer.graph=true",)))
