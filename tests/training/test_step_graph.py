@@ -23,6 +23,7 @@ from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import build_model
 from sn_imagenet.norms import SparseSwitchNorm2d
 from sn_imagenet.tasks import build_task
+from sn_imagenet.tasks.classification import Classification
 from sn_imagenet.training import Stepper, step_graph
 from sn_imagenet.training import stepper as stepper_module
 
@@ -231,6 +232,10 @@ def test_two_ranks_equal_distributed_data_parallel(composed: Compose, tmp_path: 
     assert_same(graph, eager)
 
 
+class Drawing(Classification):
+    uses_global_rng = True
+
+
 @pytest.mark.parametrize(
     ("options", "device", "reason"),
     [
@@ -239,6 +244,7 @@ def test_two_ranks_equal_distributed_data_parallel(composed: Compose, tmp_path: 
         (("protocol.dropout=0.5",), "cuda", "protocol.dropout"),
         (("trainer.replicas_per_pass=1",), "cuda", "4 forward passes; use trainer.replicas"),
         (("norm=ssn",), "cuda", "norm=ssn changes its layers"),
+        ((f"task.target={__name__}.Drawing",), "cuda", "task=classification is seeded by the host"),
         (("task=stylization", "task.style=a", "task.features=b"), "cuda", "task=stylization"),
     ],
 )
