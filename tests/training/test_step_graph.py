@@ -119,7 +119,9 @@ def test_a_step_on_images_in_its_precision_is_the_same(precision: str, composed:
     """The first convolution would round them alike."""
     network = stepper_of(composed(*TINY)).network
     (images, labels), *_ = batches(1)
-    half = build_task(composed(*TINY, f"trainer.precision={precision}")).image_dtype
+    task = build_task(composed(*TINY, f"trainer.precision={precision}"))
+    half = task.image_dtype
+    assert task.warm_up_batch(1).images.dtype == half
     outcomes = []
     for given in (images, images.to(half)):
         with autocast_for(precision, torch.device("cpu"))():
