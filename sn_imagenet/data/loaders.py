@@ -1,8 +1,8 @@
 """Batch samplers, which assign sample keys to batches and ranks, and the loaders that use them.
 
 All loaders yield (images [n, 3, S, S], labels int64 [n]) on ``device``; images are float32 unless
-a ``dtype`` is given. The output does not
-depend on ``workers``. DataLoader limits each worker to one thread.
+a ``dtype`` is given. The output does not depend on ``workers``. DataLoader limits each worker to
+one thread.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ class Task(ABC):
         images."""
         side = self.config.data.image_size
         labels = torch.zeros(samples, dtype=torch.int64)
-        return ImageBatch(torch.zeros(samples, 3, side, side), labels)
+        return ImageBatch(torch.zeros(samples, 3, side, side, dtype=self.image_dtype), labels)
 
     def after_step(self, network: nn.Module, step: int) -> None:  # noqa: B027
         """Change weights after optimizer step ``step``, such as clamping them."""
