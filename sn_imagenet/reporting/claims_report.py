@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sn_imagenet.reporting.claims import CLAIMS, own_claims
+from sn_imagenet.reporting.claims import CLAIMS, DETECTION_CLAIMS, own_claims
 from sn_imagenet.reporting.command import Written
-from sn_imagenet.reporting.detection_claims import detection_claims
+from sn_imagenet.reporting.detection import TASK as DETECTION
 from sn_imagenet.reporting.expected import read_expected
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_escape, plain
@@ -73,7 +73,9 @@ def claims_on(study: Study) -> Sequence[Claim]:
     """The claims on a study's task: twelve on classification."""
     if study.is_classification:
         return CLAIMS
-    return TASK_CLAIMS.get(study.task) or detection_claims(study)
+    if study.task == DETECTION:
+        return [claim for claim, row in DETECTION_CLAIMS.items() if row in ("", study.row)]
+    return TASK_CLAIMS.get(study.task, ())
 
 
 def claim_notes(collection: RunCollection) -> list[str]:
@@ -162,7 +164,7 @@ def claim_entry(judged: JudgedClaim) -> dict[str, Any]:
 def _numbers(c: Comparison | None) -> dict[str, Any]:
     return {
         "effect": c.effect if c else None,
-        "unit": c.unit if c else None,
+        "unit": c.unit or None if c else None,
         "interval": list(c.interval) if c and c.interval else None,
         "validation_interval": list(c.validation) if c and c.validation else None,
         "threshold": c.threshold if c else None,

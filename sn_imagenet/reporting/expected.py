@@ -20,7 +20,6 @@ from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.curves import mean_weight
 from sn_imagenet.reporting.study import Study, StudyKey
 from sn_imagenet.reporting.verdict import (
-    POINTS,
     WEIGHT,
     Claim,
     Judgment,
@@ -72,7 +71,7 @@ def _statement(number: int, entry: Any, file: Path) -> Claim:
             first=Term.parse(entry["first"]),
             second=Term.parse(entry["second"]),
             value=_value(entry["quantity"]),
-            unit={_TOP1: POINTS, _SCORE: _SCORE}.get(entry["quantity"], WEIGHT),
+            unit={_TOP1: "points of top-1", _SCORE: _SCORE}.get(entry["quantity"], WEIGHT),
             low=float(entry.get("at_least", -math.inf)),
             high=float(entry.get("at_most", math.inf)),
         )

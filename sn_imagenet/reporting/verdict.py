@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from statistics import fmean
 from typing import NamedTuple
 
 from sn_imagenet.reporting.cells import Summary, method_label, run_differences
@@ -15,16 +16,14 @@ from sn_imagenet.reporting.statistics import (
     Interval,
     contrast,
     holm,
-    permutation_p,
     proportion_difference,
-    smallest_permutation_p,
 )
 from sn_imagenet.reporting.study import Study
 from sn_imagenet.runs import DIVERGED, Run, Setting
+from sn_imagenet.runs.scores import TOP1
 
 LEAST_SEEDS = 3
 OTHER_DATA = "the paper's threshold is for ImageNet; the effect is measured on other data"
-POINTS = "points of top-1"
 WEIGHT = "importance weight"
 Value = Callable[[Run], float | None]
 
@@ -33,7 +32,8 @@ RULES = (
     "does not hold: the whole interval is elsewhere. Otherwise undecided.",
     "Several comparisons in one claim: Holm's method at 5 % over the tested ones. The claim holds "
     "if all hold, and does not hold if one does not. Settings that were not run are named.",
-    f"Fewer than {LEAST_SEEDS} seeds in a cell: not tested. A counted claim needs no seeds.",
+    f"Fewer than {LEAST_SEEDS} seeds in a cell: not tested. A counted claim needs no seeds. "
+    "3 seeds against 3 cannot give p < 0.1 in an exact permutation test.",
     "Also not tested: cells with a diverged seed (the mean of the others is not the method's "
     "mean), runs that differ in more than method and setting, and ImageNet's thresholds on other "
     "data, where only the effect is given.",
@@ -64,14 +64,14 @@ class Comparison:
     """
 
     name: str
-    settings: tuple[Setting, ...]
+    settings: tuple[Setting, ...] = ()
     low: float = -math.inf
     high: float = math.inf
     estimate: Estimate | None = None
     why_not: str = ""
     differs: bool = False
     test: str = ""
-    unit: str = POINTS
+    unit: str = ""
     seeds: dict[str, int] = field(default_factory=dict)
     runs: tuple[Run, ...] = ()
     validation: Interval | None = None
@@ -161,8 +161,8 @@ def compare(
     *,
     name: str = "",
     threshold_of_imagenet: bool = False,
-    value: Value | None = None,
-    unit: str = POINTS,
+    value: Value = Run.score_value,
+    unit: str = "",
 ) -> Comparison:
     """Compare two cells, first minus second, by Welch's interval over seeds: their scores, or the
     numbers ``value`` of their runs, in ``unit``.
@@ -171,9 +171,7 @@ def compare(
     comparable and differ in nothing else (:data:`~sn_imagenet.reporting.verdict.RULES`).
     """
     terms, cells = (first, second), (study.cell(*first), study.cell(*second))
-    groups: list[Sequence[float]] = [cell.values for cell in cells]
-    if value is not None:
-        groups = [[v for run in cell.runs if (v := value(run)) is not None] for cell in cells]
+    groups = [[v for run in cell.counted if (v := value(run)) is not None] for cell in cells]
     problems = [problem for term in terms if (problem := why_not_comparable(study, term))]
     if different := run_differences(cells[0].runs, cells[1].runs):
         problems.append(f"the two cells differ in {different}")
@@ -192,11 +190,11 @@ def compare(
         high,
         contrast(groups, [1.0, -1.0]),
         "; ".join(problems),
-        test=_welch_text(groups) if value is None else "Welch's t interval over seeds",
-        unit=unit,
+        test="Welch's t interval over seeds",
+        unit=unit or f"points of {study.score.label}",
         seeds={study.cell_name(*t): len(group) for t, group in zip(terms, groups, strict=True)},
         runs=tuple(run for cell in cells for run in cell.runs),
-        validation=_validation_interval(cells) if value is None else None,
+        validation=_validation_interval(cells) if value is Run.score_value else None,
     )
 
 
@@ -213,26 +211,17 @@ def difference(
     return compare(study, Term(first, setting), Term(second, setting), low, high, name=name)
 
 
-def _welch_text(groups: Sequence[Sequence[float]]) -> str:
-    text, sizes = "Welch's t interval over seeds", [len(group) for group in groups]
-    if min(sizes) < LEAST_SEEDS or (p := permutation_p(*groups)) is None:
-        return text
-    return (
-        f"{text}; exact permutation p = {p:.2g} ({sizes[0]} against {sizes[1]} cannot go below "
-        f"{smallest_permutation_p(*sizes):.2g})"
-    )
-
-
 def _validation_interval(cells: Sequence[Summary]) -> Interval | None:
-    """The interval that the finite validation set gives the difference of two cells; None without
+    """The interval that the finite validation set gives the difference of two top-1; None without
     counts."""
     counts = []
     for cell in cells:
-        seen = {run.counted_evaluations[run.statistics].get("seen") for run in cell.finished}
-        size = seen.pop() if len(seen) == 1 else None
-        if not isinstance(size, int) or size < 1 or cell.mean is None:
+        evaluations = [run.counted_evaluations[run.statistics] for run in cell.counted]
+        sizes = {numbers.get("seen") for numbers in evaluations}
+        size = sizes.pop() if len(sizes) == 1 else None
+        if not size or cell.counted[0].score != TOP1:
             return None
-        counts.append((cell.mean * size / 100, size))
+        counts.append((fmean(cell.values) * size / 100, size))
     return proportion_difference(*counts)
 
 
@@ -246,7 +235,7 @@ def paired(
     *,
     differs: bool = False,
     why_not: str = "",
-    unit: str = POINTS,
+    unit: str = "points of top-1",
 ) -> Comparison:
     """Compare two quantities of the same network. ``value`` is their difference in one run, and
     the interval is that of its mean over runs. Pairing is valid because both share the weights."""
@@ -323,7 +312,7 @@ def judge(comparisons: Sequence[Comparison], *, all_parts: bool = False) -> Judg
     ]
     shown = tested or comparisons
     return Judgment(
-        _combined(verdicts, all_parts),
+        combined(verdicts, all_parts),
         tuple(comparisons),
         tuple(verdicts),
         tuple(dict.fromkeys(run for c in shown for run in c.runs)),
@@ -332,7 +321,8 @@ def judge(comparisons: Sequence[Comparison], *, all_parts: bool = False) -> Judg
     )
 
 
-def _combined(verdicts: Sequence[Verdict], all_parts: bool) -> Verdict:
+def combined(verdicts: Sequence[Verdict], all_parts: bool = False) -> Verdict:
+    """The verdict on a claim from those of its parts; ``all_parts`` as in :func:`judge`."""
     tested = [v for v in verdicts if v is not Verdict.NOT_TESTED]
     if Verdict.DOES_NOT in tested:
         return Verdict.DOES_NOT
