@@ -12,7 +12,6 @@ from sn_imagenet.reporting.cells import Summary, method_label, minus, run_differ
 from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight, try_epochs
 from sn_imagenet.reporting.detection import pair_label
 from sn_imagenet.reporting.paper import PAPER_SETTINGS
-from sn_imagenet.reporting.statistics import contrast
 from sn_imagenet.reporting.study import Study
 from sn_imagenet.reporting.verdict import (
     LEAST_SEEDS,
@@ -96,7 +95,7 @@ def bn_fails_at_one_sample(study: Study) -> Judgment:
             problems.append(f"{method_label(norm)}: {why}")
         verdicts.append(count_verdict(failed if norm == "bn" else len(ended) - failed, len(ended)))
         counts.append(f"{method_label(norm)} {failed} of {len(ended)}")
-        seeds[str(Term(norm, SINGLE))] = len(ended)
+        seeds[study.cell_name(norm, SINGLE)] = len(ended)
     gaps = [difference(study, norm, "bn", SINGLE, low=0.0) for norm in ("gn", "sn")]
     return Judgment(
         Verdict.NOT_TESTED if problems else combined(verdicts),
@@ -127,20 +126,19 @@ def weights_follow_samples(study: Study) -> Judgment:
     for (kind, symbol), (member, low, high) in product(
         KIND_SYMBOLS.items(), (("bn", 0.0, math.inf), ("ln", -math.inf, 0.0))
     ):
-        groups = [
-            [mean_weight(run.weights, kind, member) or 0.0 for run in cell.finished]
-            for cell in cells.values()
-        ]
         comparisons.append(
             Comparison(
                 f"{method_label(member)}'s weight of {symbol} per doubling of samples per GPU",
                 tuple(cells),
                 low,
                 high,
-                contrast(groups, slopes),
+                {
+                    f"SN {s}": [mean_weight(r.weights, kind, member) or 0.0 for r in cell.finished]
+                    for s, cell in cells.items()
+                },
+                slopes,
                 test="t interval of the slope over the settings' means (Welch, Satterthwaite)",
                 unit=WEIGHT,
-                seeds={f"SN {s}": len(g) for s, g in zip(cells, groups, strict=True)},
                 runs=tuple(run for cell in cells.values() for run in cell.runs),
             )
         )
@@ -252,15 +250,11 @@ def own_claims(study: Study) -> list[Claim]:
 
 def _sn_with_bn(study: Study) -> dict[Setting, Summary]:
     """SN's cells with enough finished seeds, and BN in Omega."""
-    cells = {
-        setting: study.cell("sn", setting)
-        for setting in study.settings_of("sn")
-        if not why_not_comparable(study, Term("sn", setting))
-    }
     return {
-        setting: cell
-        for setting, cell in cells.items()
-        if all(run.weights and "bn" in run.weights[0].mean for run in cell.finished)
+        s: study.cell("sn", s)
+        for s in study.settings_of("sn")
+        if not why_not_comparable(study, Term("sn", s))
+        and all(r.weights and "bn" in r.weights[0].mean for r in study.cell("sn", s).finished)
     }
 
 

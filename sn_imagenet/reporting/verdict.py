@@ -4,13 +4,14 @@ follows from them. The rules were fixed before any run."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from statistics import fmean
 from typing import NamedTuple
 
-from sn_imagenet.reporting.cells import Summary, method_label, run_differences
+from sn_imagenet.reporting.cells import Summary, run_differences
 from sn_imagenet.reporting.statistics import (
     Estimate,
     Interval,
@@ -58,23 +59,39 @@ class Verdict(StrEnum):
 class Comparison:
     """One effect, and where the claim requires it: within [low, high], or not at 0 (``differs``).
 
-    ``estimate`` is None without seeds. ``why_not`` says why the comparison does not enter the
-    verdict; its effect may still be shown, e.g. if the threshold is for other data. ``seeds``:
-    label of a cell -> number of seeds. ``validation``: the interval for the finite validation set.
+    The effect is the sum of the means of ``groups`` (label of a cell -> values of its seeds) times
+    ``coefficients``. ``why_not`` says why the comparison does not enter the verdict; its effect may
+    still be shown, e.g. if the threshold is for other data. ``validation``: the interval for the
+    finite validation set.
     """
 
     name: str
     settings: tuple[Setting, ...] = ()
     low: float = -math.inf
     high: float = math.inf
-    estimate: Estimate | None = None
+    groups: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    coefficients: Sequence[float] = (1.0, -1.0)
     why_not: str = ""
     differs: bool = False
     test: str = ""
     unit: str = ""
-    seeds: dict[str, int] = field(default_factory=dict)
     runs: tuple[Run, ...] = ()
     validation: Interval | None = None
+
+    @cached_property
+    def estimate(self) -> Estimate | None:
+        """The effect with its uncertainty; None without seeds."""
+        return contrast([*self.groups.values()], self.coefficients) if self.groups else None
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Label of a cell -> number of seeds."""
+        return {label: len(values) for label, values in self.groups.items()}
+
+    @property
+    def digits(self) -> int:
+        """Decimals of the effect as shown."""
+        return 4 if self.unit == WEIGHT else 2
 
     @property
     def tested(self) -> bool:
@@ -133,22 +150,24 @@ class Term(NamedTuple):
         norm, _, setting = text.partition(" ")
         return cls(norm, Setting.parse(setting))
 
-    def __str__(self) -> str:
-        return f"{method_label(self.norm)} {self.setting}"
+
+def values_of(cell: Summary, value: Value) -> list[float]:
+    """The numbers ``value`` of the seeds of a cell that have one."""
+    return [number for run in cell.counted if (number := value(run)) is not None]
 
 
-def why_not_comparable(study: Study, term: Term) -> str:
+def why_not_comparable(study: Study, term: Term, value: Value = Run.score_value) -> str:
     """Why the mean of a cell may not be compared; empty if it may."""
     cell, name = study.cell(*term), study.cell_name(*term)
-    diverged = cell.states[DIVERGED]
+    diverged, count = cell.states[DIVERGED], len(values_of(cell, value))
     if not cell.runs:
         return f"{name} was not run"
     if cell.conflict:
         return f"{name}: the runs are not seeds of one experiment ({cell.conflict})"
     if diverged:
         return f"{name}: {diverged} of {len(cell.runs)} seeds diverged"
-    if len(cell.values) < LEAST_SEEDS:
-        return f"{name}: {len(cell.values)} finished, {LEAST_SEEDS} seeds are needed"
+    if count < LEAST_SEEDS:
+        return f"{name}: {count} finished, {LEAST_SEEDS} seeds are needed"
     return ""
 
 
@@ -163,6 +182,7 @@ def compare(
     threshold_of_imagenet: bool = False,
     value: Value = Run.score_value,
     unit: str = "",
+    test: str = "Welch's t interval over seeds",
 ) -> Comparison:
     """Compare two cells, first minus second, by Welch's interval over seeds: their scores, or the
     numbers ``value`` of their runs, in ``unit``.
@@ -171,28 +191,22 @@ def compare(
     comparable and differ in nothing else (:data:`~sn_imagenet.reporting.verdict.RULES`).
     """
     terms, cells = (first, second), (study.cell(*first), study.cell(*second))
-    groups = [[v for run in cell.counted if (v := value(run)) is not None] for cell in cells]
-    problems = [problem for term in terms if (problem := why_not_comparable(study, term))]
+    names = [study.cell_name(*term) for term in terms]
+    problems = [problem for term in terms if (problem := why_not_comparable(study, term, value))]
     if different := run_differences(cells[0].runs, cells[1].runs):
         problems.append(f"the two cells differ in {different}")
-    if not problems:
-        problems = [
-            f"{term}: {len(group)} values, {LEAST_SEEDS} seeds are needed"
-            for term, group in zip(terms, groups, strict=True)
-            if len(group) < LEAST_SEEDS
-        ]
     if threshold_of_imagenet and not study.matches_paper and not problems:
         problems.append(OTHER_DATA)
+    label = study.score.label
     return Comparison(
-        name or f"{first} - {second}",
+        name or " - ".join(names),
         tuple(dict.fromkeys(term.setting for term in terms)),
         low,
         high,
-        contrast(groups, [1.0, -1.0]),
-        "; ".join(problems),
-        test="Welch's t interval over seeds",
-        unit=unit or f"points of {study.score.label}",
-        seeds={study.cell_name(*t): len(group) for t, group in zip(terms, groups, strict=True)},
+        {name: values_of(cell, value) for name, cell in zip(names, cells, strict=True)},
+        why_not="; ".join(problems),
+        test=test,
+        unit=unit or (f"points of {label}" if study.score.unit == "%" else label),
         runs=tuple(run for cell in cells for run in cell.runs),
         validation=_validation_interval(cells) if value is Run.score_value else None,
     )
@@ -247,12 +261,12 @@ def paired(
         (setting,),
         low,
         high,
-        contrast([values], [1.0]),
+        {str(setting): values},
+        (1.0,),
         why_not,
         differs,
         test="t interval over seeds of the difference within each run",
         unit=unit,
-        seeds={str(setting): len(values)},
         runs=tuple(runs),
     )
 
