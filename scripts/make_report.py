@@ -7,12 +7,11 @@ from sn_imagenet.command_line import run_script
 
 def main() -> None:
     # Imported here, where Ctrl-C prints no traceback.
-    from sn_imagenet.reporting.command import PAPER, add_expected, chosen, runs_parser
+    from sn_imagenet.reporting.command import PAPER, chosen, runs_parser
     from sn_imagenet.reporting.page import write_page
 
     description = "Make one HTML page from a folder of runs."
-    parser = runs_parser(description, "folder for report.html")
-    add_expected(parser)
+    parser = runs_parser(description, "folder for report.html", expected=True)
     sweep = "the sweep that trained the runs, for the commands that repeat them"
     parser.add_argument("--sweep", metavar="NAME", help=sweep)
     args = parser.parse_args()

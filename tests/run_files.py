@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,12 @@ def finished_run(root: Path, top1: float, other_top1: float | None = None, **opt
     """Write a finished run; ``options`` are arguments of :func:`config`."""
     run_config = config(**options)
     return write_run(root, run_config, result(run_config, top1, other_top1))
+
+
+def finished_seeds(root: Path, norm: str, batch: str, values: Sequence[float], **cell: Any) -> None:
+    """A finished run for each of ``values``, which are top-1."""
+    for seed, value in enumerate(values):
+        finished_run(root, value, norm=norm, batch=batch, seed=seed, **cell)
 
 
 def epoch_rows(

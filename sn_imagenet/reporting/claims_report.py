@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sn_imagenet.reporting.claims import CLAIMS, own_claims
+from sn_imagenet.reporting.cells import interval_text, signed_text
+from sn_imagenet.reporting.claims import CLAIMS, DETECTION_CLAIMS, own_claims
 from sn_imagenet.reporting.command import Written
-from sn_imagenet.reporting.detection_claims import detection_claims
+from sn_imagenet.reporting.detection import TASK as DETECTION
 from sn_imagenet.reporting.expected import read_expected
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_escape, plain
@@ -18,7 +19,7 @@ from sn_imagenet.reporting.rivals import rival_claims
 from sn_imagenet.reporting.search import SEARCH, SEARCH_CLAIMS
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_of
 from sn_imagenet.reporting.stylization import STYLIZATION, STYLIZATION_CLAIMS
-from sn_imagenet.reporting.verdict import RULES, WEIGHT, Claim, Comparison, Judgment
+from sn_imagenet.reporting.verdict import RULES, Claim, Comparison, Judgment
 from sn_imagenet.runs import write_text
 
 CLAIMS_VERSION = 1
@@ -52,16 +53,17 @@ def judge_claims(collection: RunCollection, expected_file: Path | None = None) -
     groups = []
     for study in studies_of(collection):
         whose = "The paper's claims" if study.is_classification else "Claims"
-        groups.append(_judge("claims", f"{whose} on {study.title}", study, claims_on(study)))
-        rivals = rival_claims(study) if study.is_classification else []
-        groups.append(_judge("rivals", f"Rivals of SN on {study.title}", study, rivals))
-        own = f"Your own methods on {study.title}"
-        groups.append(_judge("methods", own, study, own_claims(study)))
+        for key, kind, claims in (
+            ("claims", whose, claims_on(study)),
+            ("rivals", "Rivals of SN", rival_claims(study) if study.is_classification else []),
+            ("methods", "Your own methods", own_claims(study)),
+        ):
+            groups.append(_judge(key, f"{kind} on {study.title}", study, claims))
     if expected_file:
-        expected = read_expected(expected_file)
-        study = study_of(collection, expected.study)
+        about, statements = read_expected(expected_file)
+        study = study_of(collection, about)
         title = f"Regression checks on {study.title} ({expected_file.name}, set from our own runs)"
-        groups.append(_judge("expected", title, study, expected.statements))
+        groups.append(_judge("expected", title, study, statements))
     return sorted((g for g in groups if g.judged), key=lambda g: g.key == "expected")
 
 
@@ -73,7 +75,9 @@ def claims_on(study: Study) -> Sequence[Claim]:
     """The claims on a study's task: twelve on classification."""
     if study.is_classification:
         return CLAIMS
-    return TASK_CLAIMS.get(study.task) or detection_claims(study)
+    if study.task == DETECTION:
+        return [claim for claim, row in DETECTION_CLAIMS.items() if row in ("", study.row)]
+    return TASK_CLAIMS.get(study.task, ())
 
 
 def claim_notes(collection: RunCollection) -> list[str]:
@@ -162,7 +166,7 @@ def claim_entry(judged: JudgedClaim) -> dict[str, Any]:
 def _numbers(c: Comparison | None) -> dict[str, Any]:
     return {
         "effect": c.effect if c else None,
-        "unit": c.unit if c else None,
+        "unit": c.unit or None if c else None,
         "interval": list(c.interval) if c and c.interval else None,
         "validation_interval": list(c.validation) if c and c.validation else None,
         "threshold": c.threshold if c else None,
@@ -170,35 +174,16 @@ def _numbers(c: Comparison | None) -> dict[str, Any]:
     }
 
 
-def effect_text(comparison: Comparison) -> str:
+def effect_text(comparison: Comparison, *, claimed: bool = True) -> str:
     """``+0.52 [+0.10, +0.94], claimed ≥ 0, margin +0.10``; the interval may be missing."""
-    if comparison.effect is None:
-        return "no effect measured"
-    effect, margin = _effect_and_margin(comparison)
-    return f"{effect}, claimed {comparison.threshold}{margin}"
-
-
-def _effect_and_margin(comparison: Comparison) -> tuple[str, str]:
-    digits = 4 if comparison.unit == WEIGHT else 2
-    effect = f"{comparison.effect:+.{digits}f}"
-    if comparison.interval:
-        first, last = comparison.interval
-        effect += f" [{first:+.{digits}f}, {last:+.{digits}f}]"
-    else:
-        effect += " (no spread over seeds to judge by)"
-    if comparison.margin is None or not comparison.tested:
-        return effect, ""
-    return effect, f", margin {comparison.margin:+.{digits}f}"
-
-
-def tested_text(judgment: Judgment) -> str:
-    """``3 of 9 comparisons tested: SN-BN (8,32), ...``; empty for a counted claim."""
-    if not judgment.comparisons or judgment.counted:
-        return ""
-    tested = [c.name for c in judgment.comparisons if c.tested]
-    total = len(judgment.comparisons)
-    names = ": " + ", ".join(tested[:6] + ["..."] * (len(tested) > 6)) if tested else ""
-    return f"{len(tested)} of {total} comparison{'s' * (total > 1)} tested{names}"
+    c, digits = comparison, comparison.digits
+    interval = interval_text(c.interval, digits, "+") or "(no spread over seeds to judge by)"
+    parts = [f"{signed_text(c.effect, digits)} {interval}"]
+    parts += [f"claimed {c.threshold}"] if claimed else []
+    parts += (
+        [f"margin {signed_text(c.margin, digits)}"] if c.margin is not None and c.tested else []
+    )
+    return ", ".join(parts)
 
 
 def _lines(group: ClaimGroup) -> str:
@@ -211,7 +196,7 @@ def _line(one: JudgedClaim) -> str:
     deciding = one.judgment.deciding
     measured = one.judgment.measured or one.judgment.counted
     if not measured and deciding:
-        measured = "".join(_effect_and_margin(deciding))
+        measured = effect_text(deciding, claimed=False)
     space = _COLUMNS - len(verdict) - len(measured) - 2
     statement = textwrap.shorten(plain(one.claim.text), space, placeholder="...")
     return f"{verdict}{statement:<{space}}  {plain(measured)}".rstrip()
@@ -236,14 +221,17 @@ def _markdown_item(one: JudgedClaim) -> str:
 
 def claim_details(one: JudgedClaim) -> list[str]:
     """What decided a verdict, the tests, and what was not tested."""
-    judgment = one.judgment
-    deciding = judgment.deciding
-    details = [judgment.counted, tested_text(judgment)]
+    judgment, deciding = one.judgment, one.judgment.deciding
+    details = [judgment.counted]
+    if judgment.comparisons and not judgment.counted:
+        tested = [c.name for c in judgment.comparisons if c.tested]
+        total = len(judgment.comparisons)
+        names = ": " + ", ".join(tested[:6] + ["..."] * (len(tested) > 6)) if tested else ""
+        details.append(f"{len(tested)} of {total} comparison{'s' * (total > 1)} tested{names}")
     if deciding and not judgment.counted:
-        details += [f"{deciding.name}: {effect_text(deciding)} ({deciding.unit})"]
-        if deciding.validation and deciding.interval:
-            low, high = deciding.validation
-            details.append(f"finite validation set alone: [{low:+.2f}, {high:+.2f}]")
+        details.append(f"{deciding.name}: {effect_text(deciding)} ({deciding.unit})")
+        if validation := deciding.interval and interval_text(deciding.validation, 2, "+"):
+            details.append(f"finite validation set alone: {validation}")
         if deciding.tested:
             details.append(deciding.test)
     if judgment.why_not:

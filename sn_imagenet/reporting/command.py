@@ -36,9 +36,11 @@ def names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def runs_parser(description: str, out: str, paper: bool = True) -> argparse.ArgumentParser:
+def runs_parser(
+    description: str, out: str, *, paper: bool = True, expected: bool = False
+) -> argparse.ArgumentParser:
     """A parser of ``--runs``, ``--out`` (with ``out`` as help), ``--brief``, ``--settings``,
-    ``--methods`` and, with ``paper``, ``--against``."""
+    ``--methods``, with ``paper`` ``--against``, and if ``expected`` a study's own statements."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="folder to search for runs; default runs"
@@ -53,6 +55,9 @@ def runs_parser(description: str, out: str, paper: bool = True) -> argparse.Argu
     if paper:
         against = "methods to compare all others with; default: as the paper, your own with all"
         parser.add_argument("--against", type=names, metavar="bn,gn", help=against)
+    if expected:
+        statements = "a study's statements: results/expected/*"
+        parser.add_argument("--expected", type=Path, metavar="FILE", help=statements)
     return parser
 
 
@@ -60,10 +65,3 @@ def chosen(args: argparse.Namespace) -> dict[str, Any]:
     """The options of :meth:`.RunCollection.read` among the arguments."""
     keys = ("settings", "methods", "against", "epoch")
     return {key: value for key, value in vars(args).items() if key in keys}
-
-
-def add_expected(parser: argparse.ArgumentParser) -> None:
-    """Add ``--expected``, a study's own statements."""
-    parser.add_argument(
-        "--expected", type=Path, metavar="FILE", help="a study's statements: results/expected/*"
-    )

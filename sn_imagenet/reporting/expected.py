@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.cells import signed_text
 from sn_imagenet.reporting.curves import mean_weight
 from sn_imagenet.reporting.study import Study, StudyKey
 from sn_imagenet.reporting.verdict import (
-    POINTS,
     WEIGHT,
     Claim,
     Judgment,
@@ -30,20 +29,13 @@ from sn_imagenet.reporting.verdict import (
     compare,
     count_verdict,
 )
+from sn_imagenet.runs import Run
 
 _KEYS = {"text", "quantity", "first", "second", "at_least", "at_most"}
-_TOP1, _SCORE = "top-1", "score"
 
 
-class Expected(NamedTuple):
-    """A file's study and statements, which are claims with the file as source."""
-
-    study: StudyKey
-    statements: tuple[Claim, ...]
-
-
-def read_expected(file: Path) -> Expected:
-    """Read the statements of a study.
+def read_expected(file: Path) -> tuple[StudyKey, list[Claim]]:
+    """Read which study a file is about, and its statements: claims with the file as source.
 
     Raises:
         UserError: the file is missing or malformed; names it and the entry.
@@ -59,20 +51,19 @@ def read_expected(file: Path) -> Expected:
         raise UserError(
             f"{file}: not a file of statements ({error!r}); expected data, model and expected"
         ) from error
-    return Expected(key, tuple(_statement(i, entry, file) for i, entry in entries))
+    return key, [_statement(number, entry, file) for number, entry in entries]
 
 
 def _statement(number: int, entry: Any, file: Path) -> Claim:
     try:
-        unknown = set(entry) - _KEYS
-        if unknown or not {"at_least", "at_most"} & set(entry):
+        if set(entry) - _KEYS or not {"at_least", "at_most"} & set(entry):
             raise ValueError(f"has {sorted(entry)}, expected keys among {sorted(_KEYS)}")
         judge = partial(
             in_every_pair,
             first=Term.parse(entry["first"]),
             second=Term.parse(entry["second"]),
             value=_value(entry["quantity"]),
-            unit={_TOP1: POINTS, _SCORE: _SCORE}.get(entry["quantity"], WEIGHT),
+            unit=WEIGHT if " weight " in entry["quantity"] else "",
             low=float(entry.get("at_least", -math.inf)),
             high=float(entry.get("at_most", math.inf)),
         )
@@ -83,12 +74,12 @@ def _statement(number: int, entry: Any, file: Path) -> Claim:
 
 def _value(quantity: str) -> Value:
     """Top-1 in percent, another task's score, or an importance weight averaged over the layers."""
-    if quantity in (_TOP1, _SCORE):
-        return lambda run: run.score_value()
+    if quantity in ("top-1", "score"):
+        return Run.score_value
     match = re.fullmatch(r"(mean|variance) weight (\S+)", quantity)
     if not match:
         raise ValueError(
-            f"quantity: {quantity}: expected {_TOP1}, {_SCORE}, 'mean weight MEMBER' or 'variance "
+            f"quantity: {quantity}: expected top-1, score, 'mean weight MEMBER' or 'variance "
             "weight MEMBER' with a member of SN such as bn"
         )
     return lambda run: mean_weight(run.weights, match[1], match[2])
@@ -101,29 +92,19 @@ def in_every_pair(
     it holds if all pairs are within, and does not hold if none is. Pairs are counted so that a mean
     cannot hide an outlier, and the spread of a failing cell cannot make a large difference
     undecided."""
-    comparison = compare(study, first, second, low, high, value=value, unit=unit)
-    comparison = replace(comparison, test="every pair of seeds; the interval is Welch's")
-    groups = [[value(run) for run in study.cell(*term).runs] for term in (first, second)]
-    gaps = [a - b for a, b in product(*groups) if a is not None and b is not None]
+    test = "every pair of seeds; the interval is Welch's"
+    c = compare(study, first, second, low, high, value=value, unit=unit, test=test)
+    gaps = [a - b for a, b in product(*c.groups.values())]
     within = sum(low <= gap <= high for gap in gaps)
-    verdict = count_verdict(within, len(gaps)) if comparison.tested else Verdict.NOT_TESTED
+    verdict = count_verdict(within, len(gaps)) if c.tested else Verdict.NOT_TESTED
     counted = measured = ""
     if gaps:
-        digits = 4 if unit == WEIGHT else 2
-        spread = f"{min(gaps):+.{digits}f} to {max(gaps):+.{digits}f}"
-        margin = f"margin {min(min(gaps) - low, high - max(gaps)):+.{digits}f}"
+        numbers = (min(gaps), max(gaps), min(min(gaps) - low, high - max(gaps)))
+        least, most, margin = (signed_text(n, c.digits) for n in numbers)
+        measured = f"{least} to {most}, margin {margin}"
         counted = (
-            f"{comparison.name} in {len(gaps)} pairs of seeds: {spread}, claimed "
-            f"{comparison.threshold}, {margin} ({unit})"
+            f"{c.name} in {len(gaps)} pairs of seeds: {least} to {most}, claimed {c.threshold}, "
+            f"margin {margin} ({c.unit})"
         )
-        measured = f"{spread}, {margin}"
-    return Judgment(
-        verdict,
-        (comparison,),
-        (verdict,),
-        comparison.runs,
-        comparison.seeds,
-        comparison.settings,
-        counted=counted,
-        measured=measured,
-    )
+    about = (c.runs, c.seeds, c.settings)
+    return Judgment(verdict, (c,), (verdict,), *about, counted=counted, measured=measured)

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sn_imagenet.reporting.cells import (
-    cell_label,
-    interval_text,
-    score_heading,
-    score_text,
-    statistics_label,
-)
+from sn_imagenet.reporting.cells import cell_label, interval_text, statistics_label
 from sn_imagenet.reporting.departures import gather_departures
 from sn_imagenet.reporting.render import code_span, markdown_escape, markdown_table
+from sn_imagenet.reporting.report import run_tables
 from sn_imagenet.reporting.statistics import proportion_interval
 from sn_imagenet.runs import Run
 from sn_imagenet.runs.scores import TOP1
@@ -81,26 +76,14 @@ def model_card(
 
 
 def _accuracy(run: Run, used: str) -> list[str]:
-    rows = []
-    for statistics, numbers in run.counted_evaluations.items():
-        row = [statistics_label(statistics), score_text(run.score, numbers[run.score.key])]
-        if run.score == TOP1:
-            interval = proportion_interval(numbers["top1_correct"], numbers["seen"])
-            row += [
-                interval_text(interval, 2),
-                score_text(TOP1, numbers.get("top5")),
-                f"{numbers['top1_correct']}/{numbers['seen']}",
-                "the weights here" if statistics == used else "",
-            ]
-        rows.append(row)
-    if not rows:
+    if not run.evaluations:
         return [f"Not evaluated: the run is {run.state}."]
-    if run.score != TOP1:
-        return [markdown_table(["statistics", score_heading(run.score)], rows, "lr")]
-    header = ["statistics", "top-1 %", "95 % interval", "top-5 %", "correct/seen", ""]
-    return [
-        markdown_table(header, rows, "lrlrrl"),
-        "The interval (Wilson) is for another draw of as many validation images. Another seed "
-        "differs by more than this interval. The statistics are those that BN uses in "
-        f"evaluation; these weights hold: {statistics_label(used)}.",
-    ]
+    text = "The statistics are those that BN uses in evaluation; these weights hold: "
+    text += f"{statistics_label(used)}."
+    if run.score == TOP1 and (numbers := run.counted_evaluations.get(used)):
+        interval = proportion_interval(numbers["top1_correct"], numbers["seen"])
+        text += (
+            f" The 95 % interval of their top-1 is {interval_text(interval, 2)} (Wilson), for "
+            "another draw of as many validation images. Another seed differs by more than this."
+        )
+    return [run_tables([run]).strip(), text]

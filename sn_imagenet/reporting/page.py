@@ -192,25 +192,24 @@ def curve(epochs: Sequence[Epoch], heading: str, unit: str) -> dict[str, Any]:
     """The lines of a run's learning curve, as points of an SVG; empty without any."""
     names = dict.fromkeys(name for epoch in epochs for name in epoch.validation)
     lines = {
-        f"validation, {statistics_label(name)}": [
-            (e.number, e.validation.get(name)) for e in epochs
-        ]
+        f"validation, {statistics_label(name)}": {
+            e.number: e.validation[name] for e in epochs if name in e.validation
+        }
         for name in names
     }
-    lines["training"] = [(e.number, e.train) for e in epochs]
-    values = [value for line in lines.values() for _, value in line if value is not None]
+    lines["training"] = {e.number: e.train for e in epochs if e.train is not None}
+    values = [value for line in lines.values() for value in line.values()]
     if not values:
         return {}
     low, high, last = min(values), max(values), epochs[-1].number
-
-    def points(line: list[tuple[int, float | None]]) -> str:
-        return " ".join(
-            f"{_WIDTH * number / last:.1f},{_HEIGHT * (high - value) / ((high - low) or 1.0):.1f}"
-            for number, value in line
-            if value is not None
+    x, y = _WIDTH / last, _HEIGHT / ((high - low) or 1.0)
+    drawn = {
+        name: " ".join(
+            f"{x * number:.1f},{y * (high - value):.1f}" for number, value in line.items()
         )
-
-    drawn = {name: text for name, line in lines.items() if (text := points(line))}
+        for name, line in lines.items()
+        if line
+    }
     caption = f"{heading} from {low:.5g} to {high:.5g} over {last} {unit}{'s' * (last > 1)}"
     return {"width": _WIDTH, "height": _HEIGHT, "lines": drawn, "caption": caption}
 
@@ -218,22 +217,21 @@ def curve(epochs: Sequence[Epoch], heading: str, unit: str) -> dict[str, Any]:
 def repeat_command(run: Run, sweep: str | None = None) -> str:
     """The command that repeats a run, as one of ``sweep`` if that is given. It sets every value in
     which the run departs from what the names in it compose today; empty without a config."""
-    flat = flatten_config(run.config)
+    if not (flat := flatten_config(run.config)):
+        return ""
     groups = ("norm", "batch", "data", "model", "task", "norm.head", "protocol")
     names = [f"{group}={flat[f'{group}.name']}" for group in groups if f"{group}.name" in flat]
     words = [f"sweep={sweep}"] * bool(sweep)
     words += [name for name in names if name not in ("task=classification", "protocol=paper")]
-    composed = _composed(tuple(words)) if flat else {}
+    composed = _composed(tuple(words))
     changed = [
         f"++{key}={_hydra(value)}"
         for key, value in flat.items()
         if key not in NON_EXPERIMENT_KEYS and key != "seed" and not key.endswith(".name")
         if not key.startswith("norm.head.") and composed.get(key, "") != value
     ]
-    program = f"python train.py{' -m' * bool(sweep)}"
-    return " ".join(
-        [program, *map(shlex.quote, [*words, f"seed={run.seed}", *changed])] * bool(flat)
-    )
+    program = ["python", "train.py", *["-m"] * bool(sweep)]
+    return shlex.join([*program, *words, f"seed={run.seed}", *changed])
 
 
 @cache

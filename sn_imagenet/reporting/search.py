@@ -42,7 +42,10 @@ def found_above_random(study: Study) -> Judgment:
     """Top-1 of SN's architectures minus those of random search, trained from scratch, above 0."""
     top1 = from_scratch(study)
     terms = [(Term("sn", setting), Term("random", setting)) for setting in study.settings]
-    return judge([compare(study, *pair, low=0.0, value=top1) for pair in terms])
+    comparisons = [
+        compare(study, *pair, low=0.0, value=top1, unit="points of top-1") for pair in terms
+    ]
+    return judge(comparisons)
 
 
 def lstm_prefers_ln(study: Study) -> Judgment:

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
-import numpy as np
 import scipy  # imports scipy.stats, which takes a second, on first use
 
 LEVEL = 0.95
-_MAX_RELABELINGS = 200_000
 Interval = tuple[float, float]
 
 
@@ -92,27 +90,6 @@ def holm(p_values: Sequence[float], alpha: float = 1 - LEVEL) -> list[bool]:
             break
         rejected[i] = True
     return rejected
-
-
-def permutation_p(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """The exact two-sided permutation test of equal means; None with too many relabelings to
-    enumerate (11 against 11)."""
-    count = math.comb(len(first) + len(second), len(first))
-    if count > _MAX_RELABELINGS:
-        return None
-    outcome = scipy.stats.permutation_test(
-        (np.asarray(first), np.asarray(second)),
-        lambda a, b, axis: np.mean(a, axis=axis) - np.mean(b, axis=axis),
-        vectorized=True,
-        n_resamples=count,
-    )
-    return float(outcome.pvalue)
-
-
-def smallest_permutation_p(first: int, second: int) -> float:
-    """The smallest p of the exact two-sided permutation test of groups of these sizes: 0.1 for 3
-    against 3."""
-    return min(1.0, 2 / math.comb(first + second, first))
 
 
 def proportion_interval(correct: float, seen: int) -> Interval:

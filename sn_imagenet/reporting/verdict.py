@@ -4,27 +4,27 @@ follows from them. The rules were fixed before any run."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
+from statistics import fmean
 from typing import NamedTuple
 
-from sn_imagenet.reporting.cells import Summary, method_label, run_differences
+from sn_imagenet.reporting.cells import Summary, run_differences
 from sn_imagenet.reporting.statistics import (
     Estimate,
     Interval,
     contrast,
     holm,
-    permutation_p,
     proportion_difference,
-    smallest_permutation_p,
 )
 from sn_imagenet.reporting.study import Study
 from sn_imagenet.runs import DIVERGED, Run, Setting
+from sn_imagenet.runs.scores import TOP1
 
 LEAST_SEEDS = 3
 OTHER_DATA = "the paper's threshold is for ImageNet; the effect is measured on other data"
-POINTS = "points of top-1"
 WEIGHT = "importance weight"
 Value = Callable[[Run], float | None]
 
@@ -33,7 +33,8 @@ RULES = (
     "does not hold: the whole interval is elsewhere. Otherwise undecided.",
     "Several comparisons in one claim: Holm's method at 5 % over the tested ones. The claim holds "
     "if all hold, and does not hold if one does not. Settings that were not run are named.",
-    f"Fewer than {LEAST_SEEDS} seeds in a cell: not tested. A counted claim needs no seeds.",
+    f"Fewer than {LEAST_SEEDS} seeds in a cell: not tested. A counted claim needs no seeds. "
+    "3 seeds against 3 cannot give p < 0.1 in an exact permutation test.",
     "Also not tested: cells with a diverged seed (the mean of the others is not the method's "
     "mean), runs that differ in more than method and setting, and ImageNet's thresholds on other "
     "data, where only the effect is given.",
@@ -58,23 +59,39 @@ class Verdict(StrEnum):
 class Comparison:
     """One effect, and where the claim requires it: within [low, high], or not at 0 (``differs``).
 
-    ``estimate`` is None without seeds. ``why_not`` says why the comparison does not enter the
-    verdict; its effect may still be shown, e.g. if the threshold is for other data. ``seeds``:
-    label of a cell -> number of seeds. ``validation``: the interval for the finite validation set.
+    The effect is the sum of the means of ``groups`` (label of a cell -> values of its seeds) times
+    ``coefficients``. ``why_not`` says why the comparison does not enter the verdict; its effect may
+    still be shown, e.g. if the threshold is for other data. ``validation``: the interval for the
+    finite validation set.
     """
 
     name: str
-    settings: tuple[Setting, ...]
+    settings: tuple[Setting, ...] = ()
     low: float = -math.inf
     high: float = math.inf
-    estimate: Estimate | None = None
+    groups: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    coefficients: Sequence[float] = (1.0, -1.0)
     why_not: str = ""
     differs: bool = False
     test: str = ""
-    unit: str = POINTS
-    seeds: dict[str, int] = field(default_factory=dict)
+    unit: str = ""
     runs: tuple[Run, ...] = ()
     validation: Interval | None = None
+
+    @cached_property
+    def estimate(self) -> Estimate | None:
+        """The effect with its uncertainty; None without seeds."""
+        return contrast([*self.groups.values()], self.coefficients) if self.groups else None
+
+    @property
+    def seeds(self) -> dict[str, int]:
+        """Label of a cell -> number of seeds."""
+        return {label: len(values) for label, values in self.groups.items()}
+
+    @property
+    def digits(self) -> int:
+        """Decimals of the effect as shown."""
+        return 4 if self.unit == WEIGHT else 2
 
     @property
     def tested(self) -> bool:
@@ -133,22 +150,24 @@ class Term(NamedTuple):
         norm, _, setting = text.partition(" ")
         return cls(norm, Setting.parse(setting))
 
-    def __str__(self) -> str:
-        return f"{method_label(self.norm)} {self.setting}"
+
+def values_of(cell: Summary, value: Value) -> list[float]:
+    """The numbers ``value`` of the seeds of a cell that have one."""
+    return [number for run in cell.counted if (number := value(run)) is not None]
 
 
-def why_not_comparable(study: Study, term: Term) -> str:
+def why_not_comparable(study: Study, term: Term, value: Value = Run.score_value) -> str:
     """Why the mean of a cell may not be compared; empty if it may."""
     cell, name = study.cell(*term), study.cell_name(*term)
-    diverged = cell.states[DIVERGED]
+    diverged, count = cell.states[DIVERGED], len(values_of(cell, value))
     if not cell.runs:
         return f"{name} was not run"
     if cell.conflict:
         return f"{name}: the runs are not seeds of one experiment ({cell.conflict})"
     if diverged:
         return f"{name}: {diverged} of {len(cell.runs)} seeds diverged"
-    if len(cell.values) < LEAST_SEEDS:
-        return f"{name}: {len(cell.values)} finished, {LEAST_SEEDS} seeds are needed"
+    if count < LEAST_SEEDS:
+        return f"{name}: {count} finished, {LEAST_SEEDS} seeds are needed"
     return ""
 
 
@@ -161,8 +180,9 @@ def compare(
     *,
     name: str = "",
     threshold_of_imagenet: bool = False,
-    value: Value | None = None,
-    unit: str = POINTS,
+    value: Value = Run.score_value,
+    unit: str = "",
+    test: str = "Welch's t interval over seeds",
 ) -> Comparison:
     """Compare two cells, first minus second, by Welch's interval over seeds: their scores, or the
     numbers ``value`` of their runs, in ``unit``.
@@ -171,32 +191,24 @@ def compare(
     comparable and differ in nothing else (:data:`~sn_imagenet.reporting.verdict.RULES`).
     """
     terms, cells = (first, second), (study.cell(*first), study.cell(*second))
-    groups: list[Sequence[float]] = [cell.values for cell in cells]
-    if value is not None:
-        groups = [[v for run in cell.runs if (v := value(run)) is not None] for cell in cells]
-    problems = [problem for term in terms if (problem := why_not_comparable(study, term))]
+    names = [study.cell_name(*term) for term in terms]
+    problems = [problem for term in terms if (problem := why_not_comparable(study, term, value))]
     if different := run_differences(cells[0].runs, cells[1].runs):
         problems.append(f"the two cells differ in {different}")
-    if not problems:
-        problems = [
-            f"{term}: {len(group)} values, {LEAST_SEEDS} seeds are needed"
-            for term, group in zip(terms, groups, strict=True)
-            if len(group) < LEAST_SEEDS
-        ]
     if threshold_of_imagenet and not study.matches_paper and not problems:
         problems.append(OTHER_DATA)
+    label = study.score.label
     return Comparison(
-        name or f"{first} - {second}",
+        name or " - ".join(names),
         tuple(dict.fromkeys(term.setting for term in terms)),
         low,
         high,
-        contrast(groups, [1.0, -1.0]),
-        "; ".join(problems),
-        test=_welch_text(groups) if value is None else "Welch's t interval over seeds",
-        unit=unit,
-        seeds={study.cell_name(*t): len(group) for t, group in zip(terms, groups, strict=True)},
+        {name: values_of(cell, value) for name, cell in zip(names, cells, strict=True)},
+        why_not="; ".join(problems),
+        test=test,
+        unit=unit or (f"points of {label}" if study.score.unit == "%" else label),
         runs=tuple(run for cell in cells for run in cell.runs),
-        validation=_validation_interval(cells) if value is None else None,
+        validation=_validation_interval(cells) if value is Run.score_value else None,
     )
 
 
@@ -213,26 +225,17 @@ def difference(
     return compare(study, Term(first, setting), Term(second, setting), low, high, name=name)
 
 
-def _welch_text(groups: Sequence[Sequence[float]]) -> str:
-    text, sizes = "Welch's t interval over seeds", [len(group) for group in groups]
-    if min(sizes) < LEAST_SEEDS or (p := permutation_p(*groups)) is None:
-        return text
-    return (
-        f"{text}; exact permutation p = {p:.2g} ({sizes[0]} against {sizes[1]} cannot go below "
-        f"{smallest_permutation_p(*sizes):.2g})"
-    )
-
-
 def _validation_interval(cells: Sequence[Summary]) -> Interval | None:
-    """The interval that the finite validation set gives the difference of two cells; None without
+    """The interval that the finite validation set gives the difference of two top-1; None without
     counts."""
     counts = []
     for cell in cells:
-        seen = {run.counted_evaluations[run.statistics].get("seen") for run in cell.finished}
-        size = seen.pop() if len(seen) == 1 else None
-        if not isinstance(size, int) or size < 1 or cell.mean is None:
+        evaluations = [run.counted_evaluations[run.statistics] for run in cell.counted]
+        sizes = {numbers.get("seen") for numbers in evaluations}
+        size = sizes.pop() if len(sizes) == 1 else None
+        if not size or cell.counted[0].score != TOP1:
             return None
-        counts.append((cell.mean * size / 100, size))
+        counts.append((fmean(cell.values) * size / 100, size))
     return proportion_difference(*counts)
 
 
@@ -246,7 +249,7 @@ def paired(
     *,
     differs: bool = False,
     why_not: str = "",
-    unit: str = POINTS,
+    unit: str = "points of top-1",
 ) -> Comparison:
     """Compare two quantities of the same network. ``value`` is their difference in one run, and
     the interval is that of its mean over runs. Pairing is valid because both share the weights."""
@@ -258,12 +261,12 @@ def paired(
         (setting,),
         low,
         high,
-        contrast([values], [1.0]),
+        {str(setting): values},
+        (1.0,),
         why_not,
         differs,
         test="t interval over seeds of the difference within each run",
         unit=unit,
-        seeds={str(setting): len(values)},
         runs=tuple(runs),
     )
 
@@ -323,7 +326,7 @@ def judge(comparisons: Sequence[Comparison], *, all_parts: bool = False) -> Judg
     ]
     shown = tested or comparisons
     return Judgment(
-        _combined(verdicts, all_parts),
+        combined(verdicts, all_parts),
         tuple(comparisons),
         tuple(verdicts),
         tuple(dict.fromkeys(run for c in shown for run in c.runs)),
@@ -332,7 +335,8 @@ def judge(comparisons: Sequence[Comparison], *, all_parts: bool = False) -> Judg
     )
 
 
-def _combined(verdicts: Sequence[Verdict], all_parts: bool) -> Verdict:
+def combined(verdicts: Sequence[Verdict], all_parts: bool = False) -> Verdict:
+    """The verdict on a claim from those of its parts; ``all_parts`` as in :func:`judge`."""
     tested = [v for v in verdicts if v is not Verdict.NOT_TESTED]
     if Verdict.DOES_NOT in tested:
         return Verdict.DOES_NOT

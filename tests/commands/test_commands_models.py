@@ -52,8 +52,8 @@ def test_a_trained_run_is_exported_with_its_accuracy(
         assert not torch.equal(load(exported)(images), load(base_run[0], "moving_average")(images))
     card = (exported / "README.md").read_text()
     average = first_evaluations(read_result(base_run[0]))["batch_average"]
-    row = next(line for line in card.splitlines() if "the weights here" in line)
-    assert "batch average" in row
+    assert "these weights hold: batch average." in card
+    row = next(line for line in card.splitlines() if "| batch average" in line)
     assert f"{average['top1_correct']}/{average['seen']}" in row
     assert "license: mit" in card
 

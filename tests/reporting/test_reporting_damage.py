@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_files import REPOSITORY, config, epoch_rows, finished_run, result, write_run
+from run_files import REPOSITORY, config, epoch_rows, finished_seeds, result, write_run
 
 ESCAPES = "\x1b]0;title\x07"
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    for seed in range(3):
-        for norm, top1 in (("bn", 90.0), ("sn", 91.0)):
-            finished_run(tmp_path / "runs", top1 + seed, norm=norm, seed=seed)
+    for norm, top1 in (("bn", 90.0), ("sn", 91.0)):
+        finished_seeds(tmp_path / "runs", norm, "8x2", [top1, top1 + 1, top1 + 2])
     return tmp_path / "runs"
 
 

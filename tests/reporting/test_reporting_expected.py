@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
-from run_files import REPOSITORY, finished_run
+from run_files import REPOSITORY, finished_seeds, result_of
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.claims_report import write_claims
 from sn_imagenet.reporting.expected import read_expected
 from sn_imagenet.reporting.page import write_page
+from sn_imagenet.runs import find_runs
 
 PAPER = REPOSITORY / "results" / "paper.yaml"
 HEAD = "data: digits\nmodel: resnet50_mini\nexpected:\n"
@@ -29,11 +31,6 @@ def judged(root: Path, statements: str) -> tuple[list[dict[str, Any]], str]:
     return json.loads(written.paths[0].read_text())["expected"], written.paths[1].read_text()
 
 
-def runs(root: Path, norm: str, batch: str, values: list[float]) -> None:
-    for seed, value in enumerate(values):
-        finished_run(root / "runs", value, norm=norm, batch=batch, seed=seed)
-
-
 @pytest.mark.parametrize(
     ("small", "verdict", "margin"),
     [
@@ -45,8 +42,8 @@ def runs(root: Path, norm: str, batch: str, values: list[float]) -> None:
 def test_every_pair_of_seeds_decides(
     tmp_path: Path, small: list[float], verdict: str, margin: str
 ) -> None:
-    runs(tmp_path, "bn", "8x8", [90.0, 90.5, 91.0])
-    runs(tmp_path, "bn", "8x1", small)
+    finished_seeds(tmp_path / "runs", "bn", "8x8", [90.0, 90.5, 91.0])
+    finished_seeds(tmp_path / "runs", "bn", "8x1", small)
     (entry,), text = judged(tmp_path, LOSS)
     assert entry["verdict"] == verdict
     assert entry["seeds"] == {"BN (8,8)": 3, "BN (8,1)": 3}
@@ -57,8 +54,8 @@ def test_every_pair_of_seeds_decides(
 
 @pytest.mark.slow
 def test_the_page_shows_the_papers_claims_before_statements(tmp_path: Path) -> None:
-    runs(tmp_path, "bn", "8x8", [90.0, 90.5, 91.0])
-    runs(tmp_path, "bn", "8x1", [20.0, 79.0, 50.0])
+    finished_seeds(tmp_path / "runs", "bn", "8x8", [90.0, 90.5, 91.0])
+    finished_seeds(tmp_path / "runs", "bn", "8x1", [20.0, 79.0, 50.0])
     (entry,), _ = judged(tmp_path, LOSS)
     page = write_page(tmp_path / "runs", tmp_path, PAPER, tmp_path / "study.yaml")
     content = page.paths[0].read_text()
@@ -70,7 +67,7 @@ def test_the_page_shows_the_papers_claims_before_statements(tmp_path: Path) -> N
 
 
 def test_two_seeds_and_missing_runs_are_not_tested(tmp_path: Path) -> None:
-    runs(tmp_path, "bn", "8x8", [90.0, 91.0])
+    finished_seeds(tmp_path / "runs", "bn", "8x8", [90.0, 91.0])
     (entry,), text = judged(tmp_path, LOSS)
     assert entry["verdict"] == "not tested"
     assert "BN (8,8): 2 finished, 3 seeds are needed; BN (8,1) was not run" in text
@@ -78,17 +75,13 @@ def test_two_seeds_and_missing_runs_are_not_tested(tmp_path: Path) -> None:
 
 def test_importance_weights_are_averaged_over_the_layers(tmp_path: Path) -> None:
     for batch in ("8x8", "8x2"):
-        runs(tmp_path, "sn", batch, [90.0, 91.0, 92.0])
+        finished_seeds(tmp_path / "runs", "sn", batch, [90.0, 91.0, 92.0])
     (entry,), _ = judged(tmp_path, WEIGHT % "at_most: 1")
-    means = []
-    for batch in ("8x8", "8x2"):
-        per_seed = []
-        for seed in range(3):
-            folder = tmp_path / f"runs/digits/resnet50_mini/sn/{batch}/seed{seed}"
-            layers = json.loads((folder / "result.json").read_text())["importance_weights"]
-            per_seed.append(sum(layer["variance"]["bn"] for layer in layers) / len(layers))
-        means.append(sum(per_seed) / 3)
-    assert entry["effect"] == pytest.approx(means[0] - means[1])
+    means: dict[str, list[float]] = {"8x8": [], "8x2": []}
+    for run in find_runs(tmp_path).runs:
+        layers = result_of(run)["importance_weights"]
+        means[run.cell.setting.name].append(fmean(w["variance"]["bn"] for w in layers))
+    assert entry["effect"] == pytest.approx(fmean(means["8x8"]) - fmean(means["8x2"]))
     assert entry["unit"] == "importance weight"
     assert entry["verdict"] == "holds"
 

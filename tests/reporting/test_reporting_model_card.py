@@ -32,10 +32,10 @@ def test_the_card_has_accuracy_uncertainty_and_departures(tmp_path: Path) -> Non
     assert [head["pipeline_tag"]] == head["tags"] == ["image-classification"]
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in card.splitlines() if "|" in line]
     low, high = proportion_interval(365, 400)
-    interval = f"[{low:.2f}, {high:.2f}]"
-    of_average = ["batch average", "91.25", interval, "99.50", "365/400", "the weights here"]
-    assert of_average in rows
-    assert ["moving average", "90.50"] in [row[:2] for row in rows]
+    assert "these weights hold: batch average. The 95 % interval of their" in card
+    assert f"top-1 is [{low:.2f}, {high:.2f}] (Wilson)" in card
+    assert ["batch average", "91.25", "99.50", "365/400"] in [row[5:] for row in rows]
+    assert ["moving average", "90.50"] in [row[5:7] for row in rows]
     assert ["epochs", "100", "10"] in rows
     assert ["model.safetensors", "the weights"] in rows
     for text in (

@@ -100,7 +100,7 @@ def test_its_verdicts(runs: Path, tmp_path: Path) -> None:
     content = json.loads(written.paths[0].read_text())
     (entry,) = content["methods"]
     assert entry["claim"] == "Half & half is at least as good as GN in every setting of both."
-    assert (entry["verdict"], entry["decided_by"]) == ("holds", "Half & half-GN (8,2)")
+    assert (entry["verdict"], entry["decided_by"]) == ("holds", "Half & half - GN (8,2)")
     assert entry["seeds"] == {"Half & half (8,2)": 3, "GN (8,2)": 3}
     assert "Your own methods on digits, resnet50_mini:\nHOLDS          1. Half &" in written.text
     assert len(content["claims"]) == 12

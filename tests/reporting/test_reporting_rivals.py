@@ -10,7 +10,7 @@ import pytest
 from run_files import REPOSITORY, config, result, write_run
 
 from sn_imagenet.reporting.claims_report import judge_claims
-from sn_imagenet.reporting.figures.rivals import draw_rivals, figure_rivals
+from sn_imagenet.reporting.figures.means import draw_rivals, figure_rivals
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.study import RunCollection, studies_of
 from sn_imagenet.reporting.tables import write_tables

@@ -14,58 +14,46 @@ from matplotlib.figure import Figure
 from sn_imagenet.reporting.cells import Summary, method_label
 from sn_imagenet.reporting.command import Written
 from sn_imagenet.reporting.detection import TASK as DETECTION
+from sn_imagenet.reporting.figures import learning, means, pictures, weights
 from sn_imagenet.reporting.figures.cells import draw_cells
-from sn_imagenet.reporting.figures.detection import found_objects, weights_by_part
-from sn_imagenet.reporting.figures.figure1 import draw_figure1, figure1
-from sn_imagenet.reporting.figures.figure6 import draw_figure6, figure6a, figure6b
-from sn_imagenet.reporting.figures.figure9 import draw_figure9, figure9
-from sn_imagenet.reporting.figures.learning import (
-    draw_figure2,
-    draw_figure8,
-    draw_weights_over_training,
-    figure2,
-    figure8,
-    weights_over_training,
-)
-from sn_imagenet.reporting.figures.rivals import draw_rivals, figure_rivals
 from sn_imagenet.reporting.figures.series import FigureData
 from sn_imagenet.reporting.figures.style import STYLE, save
-from sn_imagenet.reporting.figures.weights import draw_figure3, draw_figure4, figure3, figure4
 from sn_imagenet.reporting.rivals import rivals_of
 from sn_imagenet.reporting.search import SEARCH
 from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
 from sn_imagenet.reporting.stylization import STYLIZATION
 from sn_imagenet.runs import FINISHED, Run, Setting, write_text
 
+NO_EPOCH = "no run has finished an epoch"
+NO_WEIGHTS = "no finished SN run with importance weights"
+NOT_CALIBRATED = "no run was calibrated during training (calibration.every=)"
 # Drawn once per study: the functions that gather its data and draw it, and why there may be none.
-Gather = Callable[[Study], FigureData | None]
-Draw = Callable[[FigureData], Figure]
-FIGURES: dict[str, tuple[Gather, Draw, str]] = {
-    "fig1": (figure1, draw_figure1, "no finished run"),
-    "fig2": (figure2, draw_figure2, "no run has finished an epoch"),
-    "fig8": (figure8, draw_figure8, "no run was calibrated during training (calibration.every=)"),
-    "weights": (
-        weights_over_training,
-        draw_weights_over_training,
-        "no SN run has finished an epoch",
-    ),
+Plot = tuple[Callable[[Study], FigureData | None], Callable[[FigureData], Figure], str]
+FIGURES: dict[str, Plot] = {
+    "fig1": (means.figure1, means.draw_figure1, "no finished run"),
+    "fig2": (learning.figure2, learning.draw_figure2, NO_EPOCH),
+    "fig8": (learning.figure8, learning.draw_side_by_side, NOT_CALIBRATED),
+    "weights": (learning.weights, learning.draw_weights, "no SN run has finished an epoch"),
 }
 # Figures of one task, in addition.
-TASK_FIGURES: dict[str, dict[str, tuple[Gather, Draw, str]]] = {
-    SEARCH: {"fig6b": (figure6b, draw_figure6, "no run has finished an epoch")},
+TASK_FIGURES: dict[str, dict[str, Plot]] = {
+    SEARCH: {"fig6b": (learning.figure6b, learning.draw_side_by_side, NO_EPOCH)},
     STYLIZATION: {
-        "fig6a": (figure6a, draw_figure6, "no run has recorded a loss"),
-        "fig9": (figure9, draw_figure9, "no run has stylized images (scripts/stylize.py)"),
+        "fig6a": (learning.figure6a, learning.draw_losses, "no run has recorded a loss"),
+        "fig9": (
+            pictures.figure9,
+            pictures.draw,
+            "no run has stylized images (scripts/stylize.py)",
+        ),
     },
     DETECTION: {
-        "fig5": (figure6b, draw_figure6, "no run has been validated"),
-        "parts": (weights_by_part, draw_figure4, "no finished SN run with importance weights"),
-        "found": (found_objects, draw_figure9, "no run has found objects (scripts/detect.py)"),
+        "fig5": (learning.figure6b, learning.draw_side_by_side, "no run has been validated"),
+        "parts": (weights.by_part, weights.draw_figure4, NO_WEIGHTS),
+        "found": (pictures.found, pictures.draw, "no run has found objects (scripts/detect.py)"),
     },
 }
 # In addition where rivals of SN were run.
-RIVALS = {"rivals": (figure_rivals, draw_rivals, "no finished run")}
-NO_WEIGHTS = "no finished SN run with importance weights"
+RIVALS = {"rivals": (means.figure_rivals, means.draw_rivals, "no finished run")}
 
 
 class NamedFigure(NamedTuple):
@@ -84,21 +72,19 @@ def plot_run(run: Run) -> list[Path]:
     Raises:
         UserError: a file cannot be written.
     """
+    paths: list[Path] = []
     if run.state != FINISHED:
-        return []
-    paths = []
-    architecture = run.counted_evaluations[run.statistics].get("architecture")
-    if architecture:
-        content = json.dumps(architecture, indent=1) + "\n"
-        paths.append(write_text(run.path / "architecture.json", content))
-        with rc_context(STYLE):
-            paths += save(draw_cells(architecture), run.path / "cells")
-    if not run.weights:
         return paths
     with rc_context(STYLE):
-        seeds = {run.cell.setting: [run]}
-        paths += save(draw_figure3(figure3(seeds)), run.path / "fig3")
-        return paths + save(draw_figure4(figure4(seeds)), run.path / "fig4")
+        if architecture := run.counted_evaluations[run.statistics].get("architecture"):
+            content = json.dumps(architecture, indent=1) + "\n"
+            paths.append(write_text(run.path / "architecture.json", content))
+            paths += save(draw_cells(architecture), run.path / "cells")
+        if run.weights:
+            seeds = {run.cell.setting: [run]}
+            paths += save(weights.draw_figure3(weights.figure3(seeds)), run.path / "fig3")
+            paths += save(weights.draw_figure4(weights.figure4(seeds)), run.path / "fig4")
+    return paths
 
 
 def write_figures(runs_dir: Path, out: Path, **options: Any) -> Written:
@@ -148,9 +134,9 @@ def draw_study(study: Study, warnings: list[str]) -> Iterator[NamedFigure]:
         seeds = seeds_with_weights(study, norm, warnings)
         if seeds:
             end = "" if norm == "sn" else "_" + re.sub(r"[^\w.-]", "-", norm)
-            third, fourth = figure3(seeds), figure4(seeds)
-            yield NamedFigure(f"fig3{end}", (draw_figure3(third), third))
-            yield NamedFigure(f"fig4{end}", (draw_figure4(fourth), fourth))
+            third, fourth = weights.figure3(seeds), weights.figure4(seeds)
+            yield NamedFigure(f"fig3{end}", (weights.draw_figure3(third), third))
+            yield NamedFigure(f"fig4{end}", (weights.draw_figure4(fourth), fourth))
 
 
 def seeds_with_weights(

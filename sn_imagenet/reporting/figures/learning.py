@@ -1,13 +1,13 @@
-"""Curves during training: Fig. 2, Fig. 8 and the importance weights, which the paper does not
+"""Curves during training: Figs. 2, 6 and 8, and the importance weights, which the paper does not
 show."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import product
-from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from sn_imagenet.reporting.cells import method_label, score_heading, statistics_label
 from sn_imagenet.reporting.curves import KIND_SYMBOLS, Epoch, mean_weight
@@ -17,7 +17,6 @@ from sn_imagenet.reporting.figures.series import (
     draw_curves,
     first_middle_last,
     over_epochs,
-    validation_under,
 )
 from sn_imagenet.reporting.figures.style import (
     COLORS,
@@ -28,14 +27,15 @@ from sn_imagenet.reporting.figures.style import (
     legend_above,
     method_style,
     new_figure,
-    unstyled,
 )
 from sn_imagenet.reporting.study import Study
+from sn_imagenet.reporting.stylization import loss_curve
 from sn_imagenet.runs import Setting
 
 PAPERS_SETTINGS = (Setting(8, 32), Setting(8, 2))
 _ORDERED = ("#000000", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7")
 _AVERAGES = {"moving_average": DASHES[1], "batch_average": DASHES[0]}
+_LOSSES = {"total": "loss", "style": "style", "feature": "feature"}  # title -> key of a row
 
 
 def figure2(study: Study) -> FigureData | None:
@@ -51,28 +51,31 @@ def figure2(study: Study) -> FigureData | None:
         p if p in settings else by_samples[i] for p, i in zip(PAPERS_SETTINGS, (-1, 0), strict=True)
     ]
     norm = "sn" if "sn" in methods else methods[-1]
-    panels = {f"(a) {study.label(norm)}, validation": _by_setting(study, norm, settings)}
+    panels = {
+        f"(a) {study.label(norm)}, validation": [
+            one
+            for i, setting in enumerate(settings)
+            for one in over_epochs(
+                study.curves_of(norm, setting),
+                study.validation(norm, setting),
+                str(setting),
+                color=_ORDERED[i % 7],
+                ls=DASHES[i // 7 % 4],
+            )
+        ]
+    }
     for letter, setting in zip("bc", dict.fromkeys(pair), strict=False):
-        panels[f"({letter}) {setting}, dashed: training"] = by_method(study, setting)
+        panels[f"({letter}) {setting}, dashed: training"] = _by_method(study, setting)
     heading, lower = score_heading(study.score), not study.score.higher_is_better
     return FigureData(study.x_label, heading, panels, lower_is_better=lower)
 
 
-def _by_setting(study: Study, norm: str, settings: list[Setting]) -> list[Series]:
-    series = []
-    for i, setting in enumerate(settings):
-        style = {"color": _ORDERED[i % 7], "ls": DASHES[i // 7 % 4]}
-        curves, value = study.curves_of(norm, setting), study.validation(norm, setting)
-        series += over_epochs(curves, value, str(setting), **style)
-    return series
-
-
-def by_method(study: Study, setting: Setting, training: bool = True) -> list[Series]:
+def _by_method(study: Study, setting: Setting, training: bool = True) -> list[Series]:
     """The validation curve of each method and, not in the legend, that of ``training``."""
     series = []
     for norm in study.drawn_methods:
         curves, label = study.curves_of(norm, setting), study.label(norm)
-        color = method_style(norm, unstyled(study.drawn_methods))["color"]
+        color = method_style(norm, study.drawn_methods)["color"]
         series += over_epochs(curves, study.validation(norm, setting), label, color=color)
         style = {"color": color, "ls": DASHES[1], "lw": 0.9, "label": "_"}
         if training:
@@ -83,66 +86,92 @@ def by_method(study: Study, setting: Setting, training: bool = True) -> list[Ser
 def draw_figure2(data: FigureData) -> Figure:
     """Draw the panels side by side, each with its legend below the curves' ends."""
     figure = new_figure(PAGE, 2.6)
-    panels = side_by_side(figure, data, count_in_first=False)
+    first, *others = draw_curves(figure, data, uncounted=list(data.panels)[:1])[0]
     corner = "upper right" if data.lower_is_better else "lower right"
-    for axes in panels:
+    for axes in (first, *others):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc=corner, fontsize=6.5, ncols=2 if axes is panels[0] else 1)
+            axes.legend(loc=corner, fontsize=6.5, ncols=2 if axes is first else 1)
     return figure
+
+
+def figure6a(study: Study) -> FigureData | None:
+    """A panel for the total, the style and the feature loss: a curve for each method (and setting,
+    if there are several), the mean over seeds with a band of one standard deviation."""
+    several = len(study.drawn_settings) > 1
+    panels = {
+        title: [
+            series
+            for (norm, setting), cell in study.drawn.items()
+            for series in over_epochs(
+                [loss_curve(run, key) for run in cell.runs],
+                lambda point: point.train,
+                f"{study.label(norm)} {setting}" if several else study.label(norm),
+                color=method_style(norm, study.drawn_methods)["color"],
+            )
+        ]
+        for title, key in _LOSSES.items()
+    }
+    if not panels["total"]:
+        return None
+    return FigureData("iteration", "training loss", panels, lower_is_better=True)
+
+
+def figure6b(study: Study) -> FigureData | None:
+    """A curve per method, with a band of one standard deviation over seeds; a panel per setting."""
+    settings = study.drawn_settings
+    panels = {str(setting): _by_method(study, setting, training=False) for setting in settings}
+    heading = score_heading(study.score)
+    return FigureData(study.x_label, heading, panels) if any(panels.values()) else None
 
 
 def figure8(study: Study) -> FigureData | None:
     """A panel for up to three settings at which BN or SN was calibrated during training: the score
     by moving average after every epoch, and by batch average after calibrated epochs."""
-    settings = [
-        setting
-        for setting in study.drawn_settings
-        if any(
-            "batch_average" in epoch.validation
-            for norm in ("bn", "sn")
-            for curve in study.curves_of(norm, setting)
-            for epoch in curve
-        )
-    ]
-    if not settings:
-        return None
+
+    def calibrated(setting: Setting) -> bool:
+        curves = [curve for norm in ("bn", "sn") for curve in study.curves_of(norm, setting)]
+        return any("batch_average" in epoch.validation for curve in curves for epoch in curve)
+
+    def under(statistics: str) -> Callable[[Epoch], float | None]:
+        return lambda epoch: epoch.validation.get(statistics)
+
     panels = {
         str(setting): [
             one
             for norm, (statistics, dashes) in product(("bn", "sn"), _AVERAGES.items())
             for one in over_epochs(
                 study.curves_of(norm, setting),
-                validation_under(statistics),
+                under(statistics),
                 f"{method_label(norm)}, {statistics_label(statistics)}",
                 color=METHOD_COLORS[norm],
                 ls=dashes,
             )
         ]
-        for setting in first_middle_last(settings)
+        for setting in first_middle_last(list(filter(calibrated, study.drawn_settings)))
     }
-    return FigureData(study.x_label, f"validation {score_heading(study.score)}", panels)
+    heading = f"validation {score_heading(study.score)}"
+    return FigureData(study.x_label, heading, panels) if panels else None
 
 
-def draw_figure8(data: FigureData) -> Figure:
-    """Draw the panels side by side."""
+def draw_side_by_side(data: FigureData) -> Figure:
+    """Draw the panels side by side below one legend."""
     figure = new_figure(max(COLUMN, 2.35 * len(data.panels)), 2.6)
-    panels = side_by_side(figure, data)
-    legend_above(figure, *panels[0].get_legend_handles_labels())
+    panels = draw_curves(figure, data)
+    legend_above(figure, *panels[0, 0].get_legend_handles_labels())
     return figure
 
 
-def side_by_side(figure: Figure, data: FigureData, count_in_first: bool = True) -> list[Any]:
-    """Draw the curves of ``data`` in a panel each, and return the panels."""
-    panels = list(figure.subplots(1, len(data.panels), squeeze=False)[0])
-    for axes, (title, series) in zip(panels, data.panels.items(), strict=True):
-        draw_curves(axes, series, count=count_in_first or axes is not panels[0])
-        axes.set_title(title)
-        axes.set_xlabel(data.x)
-    panels[0].set_ylabel(data.y)
-    return panels
+def draw_losses(data: FigureData) -> Figure:
+    """Draw the panels side by side, losses on logarithmic axes."""
+    figure = draw_side_by_side(data)
+    for axes in figure.axes:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+    return figure
 
 
-def weights_over_training(study: Study) -> FigureData | None:
+def weights(study: Study) -> FigureData | None:
     """Mean weight of each member of Omega over the layers of a stage, by epoch: a panel for each
     setting, kind (μ, σ) and stage; bands over seeds."""
     stages = {
@@ -154,10 +183,7 @@ def weights_over_training(study: Study) -> FigureData | None:
         }
         for setting in study.drawn_settings
     }
-    settings = [setting for setting, names in stages.items() if names]
-    if not settings:
-        return None
-    settings = first_middle_last(settings)
+    settings = first_middle_last([setting for setting, names in stages.items() if names])
     columns = sorted(set().union(*(stages[setting] for setting in settings)))
 
     def weight(kind: str, member: str, stage: str) -> Callable[[Epoch], float | None]:
@@ -176,24 +202,20 @@ def weights_over_training(study: Study) -> FigureData | None:
         ]
         for setting, (kind, symbol), stage in product(settings, KIND_SYMBOLS.items(), columns)
     }
-    return FigureData(study.x_label, "importance weight", panels)
+    return FigureData(study.x_label, "importance weight", panels) if panels else None
 
 
-def draw_weights_over_training(data: FigureData) -> Figure:
+def draw_weights(data: FigureData) -> Figure:
     """Draw a row for each setting and kind, a column for each stage."""
     rows, stages = (
         list(dict.fromkeys(title.rsplit(", ", 1)[part] for title in data.panels)) for part in (0, 1)
     )
     figure = new_figure(PAGE, 1.1 * len(rows) + 0.7)
-    panels = figure.subplots(len(rows), len(stages), squeeze=False, sharex="row", sharey=True)
-    for axes, series in zip(panels.flat, data.panels.values(), strict=True):
-        draw_curves(axes, series)
+    panels = draw_curves(figure, data, len(rows), sharex="row", sharey=True)
+    for axes, title in zip(panels.flat, [*stages, *[""] * len(data.panels)], strict=False):
+        axes.set_title(title)
     for axes, row in zip(panels[:, 0], rows, strict=True):
         axes.set_ylabel(row)
-    for axes, stage in zip(panels[0], stages, strict=True):
-        axes.set_title(stage)
-    for axes in panels[-1]:
-        axes.set_xlabel(data.x)
-    panels[0][0].set_ylim(0, None)
-    legend_above(figure, *panels[0][0].get_legend_handles_labels())
+    panels[0, 0].set_ylim(0, None)
+    legend_above(figure, *panels[0, 0].get_legend_handles_labels())
     return figure

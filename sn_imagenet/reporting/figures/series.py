@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sn_imagenet.reporting.cells import Summary
 from sn_imagenet.reporting.curves import Epoch
 from sn_imagenet.reporting.figures.style import light_grid
 from sn_imagenet.runs import Setting
@@ -37,6 +39,12 @@ class Series:
     seeds: int | None = None
     values: Sequence[Sequence[float]] = ()
     style: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> list[list[float]] | None:
+        """The distances from ``y`` to ``low`` and to ``high``, as matplotlib takes them."""
+        sides = [zip(self.y, ends, strict=True) for ends in (self.low, self.high) if ends]
+        return [[0.0 if end is None else abs(y - end) for y, end in side] for side in sides] or None
 
 
 @dataclass(frozen=True)
@@ -101,20 +109,51 @@ def spread(
     empty if there is one everywhere."""
     if all(len(seeds) < 2 for seeds in values):
         return [], []
-    halves = [stdev(seeds) if len(seeds) > 1 else None for seeds in values]
-    pairs = list(zip(means, halves, strict=True))
-    return (
-        [None if half is None else mean - half for mean, half in pairs],
-        [None if half is None else mean + half for mean, half in pairs],
+    pairs = [(m, stdev(v) if len(v) > 1 else None) for m, v in zip(means, values, strict=True)]
+    low, high = ([None if s is None else m + sign * s for m, s in pairs] for sign in (-1, 1))
+    return low, high
+
+
+def means_of(label: str, cells: Mapping[Any, Summary], style: dict[str, Any]) -> Series:
+    """The mean of each cell with its 95 % interval over seeds, and the values of the seeds."""
+    intervals = [cell.interval or (None, None) for cell in cells.values()]
+    return Series(
+        label,
+        list(cells),
+        [cell.mean or 0.0 for cell in cells.values()],
+        [low for low, _ in intervals],
+        [high for _, high in intervals],
+        values=[cell.values for cell in cells.values()],
+        style=style,
     )
 
 
-def draw_curves(axes: Axes, series: Sequence[Series], count: bool = True) -> None:
-    """Draw means and bands over epochs. ``count``: append the number of seeds to the labels."""
-    light_grid(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    for one in series:
-        _draw_curve(axes, one, count)
+def draw_means(axes: Axes, series: Series, x: Sequence[Any]) -> Any:
+    """Draw means with intervals at ``x``; returns the line of the means."""
+    options = {"ms": 4, "elinewidth": 0.8, "capsize": 1.5, **series.style}
+    return axes.errorbar(x, series.y, yerr=series.errors, label=series.label, **options)[0]
+
+
+def draw_curves(
+    figure: Figure, data: FigureData, rows: int = 1, *, uncounted: Sequence[str] = (), **shared: Any
+) -> Any:
+    """Draw the means and bands of each panel over epochs, with the number of seeds in the labels
+    except in the panels ``uncounted``. ``shared``: see :func:`matplotlib.pyplot.subplots`.
+
+    Returns:
+        The panels, an array [rows, columns] of axes.
+    """
+    panels = figure.subplots(rows, len(data.panels) // rows, squeeze=False, **shared)
+    for axes, (title, series) in zip(panels.flat, data.panels.items(), strict=True):
+        light_grid(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_title(title)
+        for one in series:
+            _draw_curve(axes, one, title not in uncounted)
+    for axes in panels[-1]:
+        axes.set_xlabel(data.x)
+    panels[0, 0].set_ylabel(data.y)
+    return panels
 
 
 def _draw_curve(axes: Axes, series: Series, count: bool) -> None:
@@ -127,12 +166,7 @@ def _draw_curve(axes: Axes, series: Series, count: bool) -> None:
         axes.fill_between(series.x, *ends, color=line.get_color(), alpha=0.18, lw=0)
 
 
-def validation_under(statistics: str) -> Callable[[Epoch], float | None]:
-    """Read an epoch's validation score under ``statistics``."""
-    return lambda epoch: epoch.validation.get(statistics)
-
-
 def first_middle_last(settings: Sequence[Setting]) -> list[Setting]:
     """The first, middle and last setting, for figures with a panel per setting."""
     indices = (0, len(settings) // 2, len(settings) - 1)
-    return [settings[i] for i in dict.fromkeys(indices)]
+    return [settings[i] for i in dict.fromkeys(indices)] if settings else []

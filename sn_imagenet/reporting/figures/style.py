@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,11 @@ STYLE: Any = {  # Any: matplotlib's stubs list all keys one by one
 }
 
 
-def method_style(norm: str, others: list[str]) -> dict[str, Any]:
-    """Color and mark of a method; ``others``: the drawn methods without a color of their own."""
-    if norm in METHOD_COLORS:
-        color = METHOD_COLORS[norm]
-    else:
-        color = _OTHER_COLORS[others.index(norm) % len(_OTHER_COLORS)]
-    return {"color": color, "marker": _MARKERS.get(norm, "X")}
-
-
-def unstyled(norms: list[str]) -> list[str]:
-    """The methods without a color of their own."""
-    return [norm for norm in norms if norm not in METHOD_COLORS]
+def method_style(norm: str, methods: Sequence[str]) -> dict[str, Any]:
+    """Color and mark of one of the ``methods`` that are drawn."""
+    others = [method for method in methods if method not in METHOD_COLORS]
+    colors = METHOD_COLORS | dict(zip(others, cycle(_OTHER_COLORS), strict=False))
+    return {"color": colors[norm], "marker": _MARKERS.get(norm, "X")}
 
 
 def light_grid(axes: Axes) -> None:

@@ -1,8 +1,10 @@
-"""Figs. 3 and 4: the importance weights of every SN layer, and averaged over all layers."""
+"""Figs. 3 and 4: the importance weights of every SN layer, and averaged over all layers or over
+those of a detector's parts (Fig. 1(c))."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby, product
 from statistics import fmean
 from typing import Any
@@ -16,10 +18,14 @@ from matplotlib.patches import Patch
 
 from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight
-from sn_imagenet.reporting.figures.figure1 import SETTINGS
+from sn_imagenet.reporting.figures.means import SETTINGS
 from sn_imagenet.reporting.figures.series import FigureData, Series, spread
 from sn_imagenet.reporting.figures.style import COLORS, COLUMN, PAGE, legend_above, new_figure
-from sn_imagenet.runs import LayerWeights, Run, Setting
+from sn_imagenet.reporting.study import Study
+from sn_imagenet.runs import FINISHED, LayerWeights, Run, Setting
+
+# The parts of a detector, and how the stages of their layers begin.
+_PARTS = {"ResNet": "res", "FPN": "fpn", "box head": "box", "mask head": "mask"}
 
 
 def figure3(seeds: Mapping[Setting, Sequence[Run]]) -> FigureData:
@@ -60,9 +66,9 @@ def draw_figure3(data: FigureData) -> Figure:
         axes.set_title(title, pad=7)
     drawn = {one.label: one for series in data.panels.values() for one in series}
     handles: list[Patch | Line2D] = [
-        Patch(facecolor=color, label=member)
-        for member, color in ((method_label(name), color) for name, color in COLORS.items())
-        if member in drawn
+        Patch(facecolor=color, label=method_label(member))
+        for member, color in COLORS.items()
+        if method_label(member) in drawn
     ]
     handles.append(Patch(facecolor="0.45", edgecolor="black", label="after 3×3 conv (shaded)"))
     handles.append(Patch(facecolor="0.8", label="after 1×1 conv (flat)"))
@@ -92,23 +98,18 @@ def _draw_stack(axes: Axes, series: Sequence[Series]) -> None:
         axes.plot(shortcuts, [1.05] * len(shortcuts), "s", color="black", ms=2.2, clip_on=False)
     axes.set(xlim=(-0.7, len(layers) - 0.3), ylim=(0, 1.1), xticks=[], yticks=[0, 0.5, 1])
     axes.spines[["top", "right"]].set_visible(False)
-    below: dict[str, Any] = {
-        "transform": axes.get_xaxis_transform(),
-        "ha": "center",
-        "va": "top",
-        "fontsize": 7.5,
-    }
+    below: Any = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
     for stage, group in groupby(positions, key=lambda i: layers[i].stage):
         start, *_ = at = list(group)
         if start:
             axes.axvline(start - 0.5, color="black", lw=0.8, ls=(0, (4, 3)))
-        axes.text(fmean(at), -0.06, stage, **below)
+        axes.text(fmean(at), -0.06, stage, fontsize=7.5, **below)
 
 
-def figure4(seeds: Mapping[Setting, Sequence[Run]]) -> FigureData:
-    """The weight of each member of Omega by setting, panels for μ and σ: the mean over layers of
-    each seed, their mean and standard deviation. A member that is not in Omega (BN at (8,1)) has no
-    bar."""
+def figure4(seeds: Mapping[Any, Sequence[Run]]) -> FigureData:
+    """The weight of each member of Omega by setting (or part), panels for μ and σ: the mean over
+    layers of each seed, their mean and standard deviation. A member that is not in Omega (BN at
+    (8,1)) has no bar."""
     panels: dict[str, list[Series]] = {symbol: [] for symbol in KIND_SYMBOLS.values()}
     for (kind, symbol), (member, color) in product(KIND_SYMBOLS.items(), COLORS.items()):
         names, values = [], []
@@ -125,6 +126,19 @@ def figure4(seeds: Mapping[Setting, Sequence[Run]]) -> FigureData:
     return FigureData(SETTINGS, "importance weight", panels, list(map(str, seeds)))
 
 
+def by_part(study: Study) -> FigureData | None:
+    """The weight of each member of Omega in the parts of SN's detectors, as in Fig. 4."""
+    parts: dict[Any, list[Run]] = {}
+    for (norm, setting), cell in study.drawn.items():
+        for part, stage in _PARTS.items():
+            name = f"{part} {setting}" if len(study.drawn_settings) > 1 else part
+            for run in cell.runs:
+                layers = tuple(w for w in run.weights if w.stage.startswith(stage))
+                if norm == "sn" and run.state == FINISHED and layers:
+                    parts.setdefault(name, []).append(replace(run, weights=layers))
+    return replace(figure4(parts), x="part of the detector") if parts else None
+
+
 def draw_figure4(data: FigureData) -> Figure:
     """Draw a group of bars per setting, each seed's mean as a dot and the standard deviation over
     seeds as a line."""
@@ -136,10 +150,8 @@ def draw_figure4(data: FigureData) -> Figure:
     for axes, (symbol, series) in zip(panels, data.panels.items(), strict=True):
         for i, one in enumerate(series):
             x = [settings.index(str(s)) + (i - (count - 1) / 2) * width for s in one.x]
-            highs = one.high or [None] * len(x)
-            half = [0.0 if h is None else h - y for y, h in zip(one.y, highs, strict=True)]
             style = {"error_kw": {"lw": 0.8, "capsize": 0}, "label": one.label, **one.style}
-            axes.bar(x, one.y, 0.92 * width, yerr=half, **style)
+            axes.bar(x, one.y, 0.92 * width, yerr=one.errors, **style)
             dots = [(at, v) for at, vs in zip(x, one.values, strict=True) for v in vs]
             if one.high:
                 axes.plot(*zip(*dots, strict=True), "o", ms=1.8, mfc="white", mec="black", mew=0.4)
@@ -147,7 +159,6 @@ def draw_figure4(data: FigureData) -> Figure:
     tops = [v for series in data.panels.values() for one in series for vs in one.values for v in vs]
     panels[0].set_ylim(0, 1.12 * max(tops))
     panels[1].set_xticks(range(len(settings)), settings)
-    panels[1].set_xlim(-0.6, len(settings) - 0.4)
-    panels[1].set_xlabel(data.x)
+    panels[1].set(xlim=(-0.6, len(settings) - 0.4), xlabel=data.x)
     legend_above(figure, *panels[0].get_legend_handles_labels())
     return figure

@@ -1,7 +1,10 @@
-"""Fig. 9: content, style, and what the networks of each method make of them."""
+"""Pictures: what the networks of each method make of content and style (Fig. 9), and the objects
+that detectors find beside the true ones."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -12,14 +15,22 @@ from sn_imagenet.reporting.figures.style import PAGE
 from sn_imagenet.reporting.study import Study
 
 _FIRST = ("in", "sn")  # as in the paper, then the others
+_ROWS = 4  # of found objects
 
 
 def figure9(study: Study) -> FigureData | None:
     """A row for each image that all methods have stylized (``scripts/stylize.py``)."""
-    return pictures(study, "stylized", ("content", "style"))
+    return _pictures(study, "stylized", ("content", "style"))
 
 
-def pictures(study: Study, folder: str, columns: tuple[str, ...]) -> FigureData | None:
+def found(study: Study) -> FigureData | None:
+    """The true objects of a few images, and those that each method finds (``scripts/detect.py``
+    with annotations and without ``--out``)."""
+    data = _pictures(study, "detected", ("truth",))
+    return data and replace(data, panels=dict(islice(data.panels.items(), _ROWS)))
+
+
+def _pictures(study: Study, folder: str, columns: tuple[str, ...]) -> FigureData | None:
     """A row for each image of which every method has a picture, by its first run with a ``folder``;
     None without any. Before these are the ``columns``, the image in the folder ``content`` and, if
     named, ``style.png``. A row is a panel with a series for each picture, whose ``style`` has its
@@ -44,7 +55,7 @@ def pictures(study: Study, folder: str, columns: tuple[str, ...]) -> FigureData 
     return FigureData("", "", rows, titles) if rows else None
 
 
-def draw_figure9(data: FigureData) -> Figure:
+def draw(data: FigureData) -> Figure:
     """Draw the pictures in rows."""
     side = PAGE / len(data.ticks)
     figure = Figure(figsize=(PAGE, 0.72 * side * len(data.panels) + 0.2))

@@ -1,25 +1,30 @@
-"""Fig. 1(b): the score by setting."""
+"""Scores by setting: Fig. 1(b), and SN beside its rivals and what is published for ImageNet."""
 
 from __future__ import annotations
 
 import math
 
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-from sn_imagenet.reporting.cells import score_heading
-from sn_imagenet.reporting.figures.series import FigureData, Series
+from sn_imagenet.reporting.cells import method_label, score_heading
+from sn_imagenet.reporting.command import PAPER
+from sn_imagenet.reporting.figures.series import FigureData, Series, draw_means, means_of
 from sn_imagenet.reporting.figures.style import (
     COLUMN,
     METHOD_COLORS,
+    PAGE,
     legend_above,
     light_grid,
     method_style,
     new_figure,
-    unstyled,
 )
+from sn_imagenet.reporting.paper import read_paper
+from sn_imagenet.reporting.rivals import rivals_of
 from sn_imagenet.reporting.study import Study
 
 SETTINGS = "(GPUs, samples per GPU)"  # label of the x axis
+GPUS = 8  # of the settings on the x axis of the rivals
 
 
 def figure1(study: Study) -> FigureData | None:
@@ -33,19 +38,9 @@ def figure1(study: Study) -> FigureData | None:
     series = []
     for method in methods:
         cells = {str(s): c for s in settings if (c := study.cell(method, s)).values}
-        if not cells:
-            continue
-        series.append(
-            Series(
-                study.label(method),
-                list(cells),
-                [cell.mean or 0.0 for cell in cells.values()],
-                [cell.interval[0] if cell.interval else None for cell in cells.values()],
-                [cell.interval[1] if cell.interval else None for cell in cells.values()],
-                values=[cell.values for cell in cells.values()],
-                style=method_style(method, unstyled(methods)),
-            )
-        )
+        if cells:
+            style = method_style(method, methods)
+            series.append(means_of(study.label(method), cells, style))
     names = [str(s) for s in settings]
     of_bn = [s for s in settings if study.cell("bn", s).values]
     if of_bn and len(settings) > 1:
@@ -69,12 +64,7 @@ def draw_figure1(data: FigureData) -> Figure:
         if dots:
             color = one.style["color"]
             axes.plot(*zip(*dots, strict=True), ".", color=color, ms=3.5, alpha=0.6)
-        ends = [
-            [0.0 if end is None else abs(y - end) for y, end in zip(one.y, side, strict=True)]
-            for side in (one.low, one.high)
-        ]
-        options = {"ms": 4, "elinewidth": 0.8, "capsize": 1.5, **one.style}
-        axes.errorbar(x, one.y, yerr=ends, label=one.label, **options)
+        draw_means(axes, one, x)
     for one in data.panels[""][len(methods) :]:
         color = METHOD_COLORS["bn"]
         axes.axhline(one.y[0], color=color, ls=(0, (4, 3)), lw=0.9, label=one.label)
@@ -87,7 +77,45 @@ def draw_figure1(data: FigureData) -> Figure:
     space = max(least, 0.15 * (max(values) - min(values))) or 1.0
     axes.set_ylim(max(low, min(values) - 3 * space), min(high, max(values) + 3 * space, limit))
     axes.set_xticks(range(len(data.ticks)), data.ticks)
-    axes.set_xlabel(data.x)
-    axes.set_ylabel(data.y)
+    axes.set(xlabel=data.x, ylabel=data.y)
     legend_above(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def figure_rivals(study: Study) -> FigureData | None:
+    """A line for each method over the samples per GPU of eight GPUs: means with 95 % intervals over
+    seeds, and the published numbers of the same methods; None without a finished run."""
+    paper = read_paper(PAPER)
+    methods = ["bn", "gn", "sn", *rivals_of(study)]
+    settings = sorted(s for s in study.settings if s.gpus == GPUS)
+    ours: list[Series] = []
+    published: list[Series] = []
+    for method in methods:
+        label, style = method_label(method), method_style(method, methods)
+        cells = {s.samples_per_gpu: c for s in settings if (c := study.cell(method, s)).values}
+        if cells:
+            ours.append(means_of(label, cells, style))
+        numbers = {s.samples_per_gpu: paper.top1(method, s) for s in settings}
+        if found := {samples: value for samples, value in numbers.items() if value is not None}:
+            published.append(Series(label, list(found), list(found.values()), style=style))
+    if not ours:
+        return None
+    panels = {study.name: ours, f"published, {paper.label}": published}
+    return FigureData("samples per GPU (8 GPUs)", score_heading(study.score), panels)
+
+
+def draw_rivals(data: FigureData) -> Figure:
+    """Draw both panels with a logarithmic x axis; the legend is below."""
+    figure = Figure(figsize=(PAGE, 3.2))
+    handles: dict[str, Artist] = {}
+    for axes, (title, group) in zip(figure.subplots(1, 2), data.panels.items(), strict=True):
+        light_grid(axes)
+        for one in group:
+            handles.setdefault(one.label, draw_means(axes, one, one.x))
+        ticks = sorted({x for one in group for x in one.x})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, list(map(str, ticks)))
+        axes.set(title=title, xlabel=data.x, ylabel=data.y)
+    figure.legend(handles.values(), list(handles), loc="lower center", ncols=5)
+    figure.tight_layout(rect=(0, 0.13, 1, 1))
     return figure
