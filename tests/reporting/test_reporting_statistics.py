@@ -63,6 +63,18 @@ def test_no_interval_without_spread_or_seeds() -> None:
     assert interval([1.0, 1.0], [2.0, 2.5]) is not None
 
 
+def test_welch_interval_has_its_nominal_coverage() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        groups = [list(rng.normal(1.0, 2.0, 3)), list(rng.normal(0.0, 0.5, 3))]
+        estimate = contrast(groups, [1, -1])
+        assert estimate is not None and estimate.interval is not None
+        covered += estimate.interval[0] <= 1.0 <= estimate.interval[1]
+    # With three seeds per group and unequal variances Welch is slightly conservative or liberal.
+    assert 0.92 < covered / 2000 < 0.98
+
+
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]
     assert holm([0.04]) == [True]
