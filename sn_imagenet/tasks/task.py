@@ -277,8 +277,12 @@ class Task(ABC):
         return []
 
 
-def differences(facts: Iterable[tuple[str, Any, Any]]) -> list[dict[str, str]]:
-    """:meth:`Task.departures` from facts (item, the paper's, ours): those that differ."""
+Fact = tuple[str, Any, Any]
+"""An item of the protocol, the paper's value, and the run's."""
+
+
+def differences(facts: Iterable[Fact]) -> list[dict[str, str]]:
+    """:meth:`Task.departures`: the facts that differ."""
     return [
         {"item": item, "paper": str(paper), "ours": str(ours)}
         for item, paper, ours in facts
