@@ -18,6 +18,7 @@ from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import checkpoint
 from sn_imagenet.sweeps.planned import plan_runs
 from sn_imagenet.tasks import build_task
+from sn_imagenet.tasks.detection.models import head_norm
 
 Compose = Callable[..., ExperimentConfig]
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def test_a_pair_names_the_methods_of_a_row(
 ) -> None:
     config = composed(*MINI, f"pair={pair}", "init=some/run")
     assert config.run_dir.split("/")[3] == folder
-    head = build_task(config).head_norm()
+    head = head_norm(config)
     assert (head.name if head else None) == heads
     assert composed(*MINI, f"pair={pair}", "norm.head=bn", "init=x").norm.head["name"] == "bn"
 

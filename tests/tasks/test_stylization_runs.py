@@ -95,7 +95,10 @@ def test_the_defaults_are_the_papers(composed: Compose) -> None:
         (("data.image_size=7", "task.style_size=20"), r"data.image_size=7: expected at least 8"),
         (("task.content_layer=relu5_1",), r"content_layer=relu5_1: expected one of relu1_2, relu2"),
         (("task.style_weight=-1",), r"task.style_weight=-1: expected a number of at least 0"),
-        (("task.styl_weight=1",), r"task.styl_weight: task=stylization has no such option"),
+        (
+            ("task.styl_weight=1",),
+            r"task=stylization: .* unexpected keyword argument 'styl_weight'",
+        ),
         (
             ("model=resnet14_mini",),
             r"resnet14_mini: task=stylization needs transform_net",

@@ -263,7 +263,10 @@ def test_training_starts_from_the_weights_of_a_run(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("+task.rate=1",), "task.rate: task=regression has no such option"),
+        (
+            ("+task.rate=1",),
+            "task=regression: Regression.__init__() got an unexpected keyword argument 'rate'",
+        ),
         (("task.target=regression_task.MeanAbsoluteError",), "expected a subclass of"),
         (("task.target=no_task.None",), "task.target=no_task.None: cannot be imported"),
         (("trainer.max_steps=null",), "trainer.epochs=null: needs trainer.max_steps="),

@@ -17,7 +17,6 @@ from sn_imagenet.models.saved import CONFIG, WEIGHTS, config_entry, use_statisti
 from sn_imagenet.runs import RunDirectory, write_atomically, write_text
 from sn_imagenet.runs.reading import read_json
 from sn_imagenet.tasks.detection.models import build_detector
-from sn_imagenet.tasks.task import build_task
 
 _PATHS = ("root", "train", "val", "train_annotations", "val_annotations")
 _CODE = """from pathlib import Path
@@ -42,7 +41,7 @@ def load_detector(path: Path, statistics: str | None = None) -> tuple[Any, Saved
     if saved.task != "detection":
         raise UserError(f"{path}: a run of task={saved.task}; expected one of task=detection")
     config = _config(path)
-    network = build_detector(config, build_task(config).head_norm(), len(saved.classes))
+    network = build_detector(config, len(saved.classes))
     load_weights(network, saved)
     kind = saved.statistics or statistics or config.norm.test_statistics
     if not saved.statistics:

@@ -43,8 +43,7 @@ class Detection(Task):
 
     score = Score("ap", "AP", "%")
     sums: ClassVar[tuple[str, ...]] = LOSSES
-    replicas_per_pass = 1
-    uses_global_rng = True
+    replica_by_replica = True
     has_heads = True
     artifacts = ("per_class", "detections")
     requires: ClassVar[Mapping[str, str]] = {"pycocotools": "detection"}
@@ -107,7 +106,7 @@ class Detection(Task):
                 "norm=frozen_bn: its statistics come from a trained classifier; use init=RUN, a "
                 "run with norm=bn"
             )
-        network: Any = build_detector(config, self.head_norm(), len(data.classes))
+        network: Any = build_detector(config, len(data.classes))
         if config.init is not None:
             network.backbone.freeze(self.protocol.frozen_stages)
         return network
