@@ -39,10 +39,6 @@ DIGITS = (*SMALL, "batch=8x2", "trainer.max_steps=3")
         ),
         (["calibration.samples=1"], ["calibration.samples=1", "one minibatch of 2 samples"]),
         (["+norm.args.color=red"], ["norm.args=", "color"]),
-        (
-            ["norm.target=sn_imagenet.norms.SwitchNorm"],
-            ["has no attribute 'SwitchNorm'", "did you mean sn_imagenet.norms.SwitchNorm"],
-        ),
         (["data=imagenet"], ["data.root", "IMAGENET_ROOT", "data=digits"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
