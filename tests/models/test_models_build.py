@@ -75,11 +75,6 @@ def test_timms_weights_give_timms_output(build: Build) -> None:
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
-def test_sn_with_one_sample_per_gpu_has_two_members(build: Build) -> None:
-    sn = build("model=resnet50_mini", "norm=sn", "batch=8x1")
-    assert all(layer.omega == ("in", "ln") for layer in norm_layers(sn).values())
-
-
 @pytest.mark.parametrize("model", ["resnet50_mini", "resnet14_mini"])
 def test_mini_networks_map_16_pixels_to_2_by_2(build: Build, model: str) -> None:
     network: Any = build(f"model={model}")
@@ -186,12 +181,7 @@ def test_two_layer_classes_of_one_name_do_not_mix(build: Build) -> None:
     assert all(isinstance(layer, SwitchNorm2d) for layer in norm_layers(network).values())
     again = build("model.name=regnetx_002", "norm=sn")
     assert not any(isinstance(layer, SwitchNorm2d) for layer in norm_layers(again).values())
-
-
-def test_timms_own_networks_are_unchanged(build: Build) -> None:
-    build("model.name=efficientnet_b0", "norm=bn")
-    theirs = timm.create_model("efficientnet_b0")
-    assert not norm_layers(theirs)
+    assert not norm_layers(timm.create_model("regnetx_002"))
 
 
 @pytest.mark.parametrize(

@@ -322,11 +322,8 @@ def test_the_heads_statistics_count_if_they_alone_store_some(composed: Compose) 
     )
 
 
-WEIGHTS = "final.pt"
-
-
 def weights(run_dir: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(run_dir / WEIGHTS)["model"]
+    state: dict[str, Tensor] = torch.load(run_dir / "final.pt")["model"]
     return state
 
 
@@ -354,15 +351,9 @@ def test_a_run_is_evaluated_with_both_statistics(finished: Path) -> None:
     assert {"ap", "ap50", "ap_s", "mask_ap"} <= record["evaluations"][0].keys()
     train_rows = [row for row in rows(finished) if row["kind"] == "train"]
     assert len(train_rows) == 8
-    parts = sum(train_rows[0][name] for name in build_sums(train_rows[0]))
-    assert train_rows[0]["loss"] == pytest.approx(parts, rel=1e-6)
+    parts = [value for name, value in train_rows[0].items() if name.startswith("loss_")]
+    assert len(parts) == 5 and train_rows[0]["loss"] == pytest.approx(sum(parts), rel=1e-6)
     assert [row["step"] for row in rows(finished) if "val" in row] == [4, 8]
-
-
-def build_sums(row: dict[str, Any]) -> list[str]:
-    names = [name for name in row if name.startswith("loss_")]
-    assert len(names) == 5
-    return names
 
 
 @pytest.mark.slow

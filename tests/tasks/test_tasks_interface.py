@@ -100,6 +100,19 @@ def test_single_sample_changes_apply_unless_the_task_says_otherwise(composed: Co
     assert other.to_dict()["task"]["single_sample"] is False
 
 
+def test_a_network_without_feature_maps_is_an_error(composed: Compose) -> None:
+    image_size = ("data.image_size=224", "data.resize_size=224")
+    config = composed("data=digits", "model.name=vit_tiny_patch16_224", *image_size)
+    with pytest.raises(ConfigError, match=r"model\.name=vit_tiny_patch16_224: images of 224 x 224"):
+        prepare(config)
+
+
+def test_the_check_does_not_change_the_running_statistics(composed: Compose) -> None:
+    network = prepare(composed("data=digits", "model=resnet14_mini", "norm=bn")).network
+    assert int(network.get_buffer("bn1.num_batches_tracked")) == 0
+    assert not network.get_buffer("bn1.running_mean").any()
+
+
 def test_phases_follow_one_another() -> None:
     lengths = {"a": 3, "b": 2}
     assert list(phase_position(lengths, 0)) == [("a", 0), ("b", 0)]
