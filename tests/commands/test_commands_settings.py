@@ -56,18 +56,3 @@ def _planned(*arguments: str, folder: Path) -> list[str]:
 
 def test_a_glob_expands_to_the_files_only(tmp_path: Path) -> None:
     assert _planned("batch=glob(*)", folder=tmp_path) == FILES
-
-
-def test_a_sweep_file_and_a_setting_in_a_config_dir(tmp_path: Path) -> None:
-    """A file has precedence over the numbers in its name."""
-    params = "hydra:\n  sweeper:\n    params:\n      batch: 4x6,5x5\n"
-    files = {
-        "sweep/mine": f"# @package _global_\n{params}",
-        "batch/5x5": "gpus: 5\nsamples_per_gpu: 5\nname: five\n",
-    }
-    for name, text in files.items():
-        path = tmp_path / "own" / f"{name}.yaml"
-        path.parent.mkdir(parents=True)
-        path.write_text(text)
-    own = ("--config-dir", str(tmp_path / "own"))
-    assert _planned(*own, "sweep=mine", folder=tmp_path) == ["4x6", "five"]

@@ -83,15 +83,6 @@ def test_a_head_is_looked_up_as_the_backbone_is_and_names_the_run(composed: Comp
     assert config.norm.head["args"]["omega"] == ["in", "ln"]
 
 
-def test_task_and_row_are_parts_of_the_path(composed: Compose) -> None:
-    options = ("data=digits", "norm=gn", "batch=8x2")
-    assert composed(*options).run_dir == "runs/digits/resnet50/gn/8x2/seed0"
-    row = composed(*options, "+task.row=scratch")
-    assert row.run_dir == "runs/digits/resnet50-scratch/gn/8x2/seed0"
-    other = composed(*options, "+task.row=scratch", "task.name=mine")
-    assert other.run_dir == "runs/digits+mine/resnet50-scratch/gn/8x2/seed0"
-
-
 def test_single_sample_changes_apply_unless_the_task_says_otherwise(composed: Compose) -> None:
     single = ("data=digits", "norm=sn", "batch=8x1")
     assert composed(*single).norm.args["omega"] == ["in", "ln"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_tasks_custom import kill_at, result, rows, run
+from test_tasks_custom import check_resumed, result, rows, run
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
@@ -181,15 +181,9 @@ def test_a_search_alternates_its_phases_and_keeps_both_optimizers(finished: Path
 def test_a_search_that_is_killed_in_each_phase_resumes_bit_for_bit(
     finished: Path, tmp_path: Path
 ) -> None:
-    command = ("train.py", *SMALL, "norm=sn", f"runs_dir={tmp_path}", "checkpoint.minutes=0")
-    run_dir = search_dir(tmp_path)
-    for step in (5, 14, 20, 29):  # weights, controller, weights, controller
-        kill_at(step, run_dir, CONFIGS, *command)
-    run(CONFIGS, *command)
-    assert rows(run_dir) == rows(search_dir(finished))
-    ours, theirs = (torch.load(search_dir(r) / "final.pt")["model"] for r in (tmp_path, finished))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    first, second = (result(search_dir(r))["evaluations"][0] for r in (tmp_path, finished))
+    whole, steps = search_dir(finished), (5, 14, 20, 29)  # weights, controller, both again
+    check_resumed(whole, steps, tmp_path, CONFIGS, "train.py", *SMALL, "norm=sn")
+    first, second = (result(run_dir)["evaluations"][0] for run_dir in (tmp_path, whole))
     assert first["architecture"] == second["architecture"]
 
 
