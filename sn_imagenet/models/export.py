@@ -29,8 +29,6 @@ from sn_imagenet.models.saved import (
 )
 from sn_imagenet.models.transform_net import TransformNet
 from sn_imagenet.models.weight_norm import convolutions
-from sn_imagenet.norms import GroupNorm2d, LayerNorm2d
-from sn_imagenet.norms.methods import METHODS
 from sn_imagenet.runs import write_atomically, write_json
 
 PT2 = "model.pt2"
@@ -42,13 +40,6 @@ _TIMM_CODE = """import timm
 {imports}
 network = timm.create_model("local-dir:FOLDER", pretrained=True{layer}).eval()
 """
-
-# timm's names of the same computations; None for batch norm, its default.
-_TIMM_NORMS: dict[type[nn.Module], str | None] = {
-    **{METHODS[name]: None for name in ("bn", "brn", "sync_bn", "frozen_bn")},
-    GroupNorm2d: "groupnorm",
-    LayerNorm2d: "groupnorm1",
-}
 
 
 @dataclass(frozen=True)
@@ -181,9 +172,8 @@ def _loading_instructions(
     )
     architecture, model_args = saved.model.name, dict(saved.model.args)
     layer = norm_layer(saved.norm)
-    if layer.func in _TIMM_NORMS:
-        name = _TIMM_NORMS[layer.func]
-        arguments = {**model_args, **({"norm_layer": name} if name else {})}
+    for own in (None, "groupnorm", "groupnorm1"):  # timm's batch norm, GN and LN
+        arguments = {**model_args, **({"norm_layer": own} if own else {})}
         if _timm_agrees(network, architecture, arguments, images, logits):
             code = _TIMM_CODE.format(imports="", layer="")
             return arguments, [with_load, ("With timm alone:", code)]

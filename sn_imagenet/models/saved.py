@@ -16,7 +16,6 @@ from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.models.build import build_network
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint, write_atomically
-from sn_imagenet.runs.files import advice
 from sn_imagenet.runs.reading import mapping, read_json
 from sn_imagenet.runs.start import blame_config
 
@@ -160,19 +159,12 @@ def use_statistics(network: nn.Module, saved: SavedWeights, statistics: str | No
     if kind not in possible:
         raise UserError(f"statistics={kind}: {path} has {' and '.join(possible)} only")
     if kind == "batch_average":
-        directory = RunDirectory(path)
-        averages = checkpoint.load_batch_average(directory)
-        try:
-            for name, layer in layers.items():
-                if layer.track_running_stats:
-                    mean, var = averages[name]
-                    layer.get_buffer("running_mean").copy_(mean)
-                    layer.get_buffer("running_var").copy_(var)
-        except (LookupError, TypeError, RuntimeError) as error:
-            raise RunError(
-                f"{directory.batch_average} does not match this run's network ({error!r}): "
-                f"{advice(directory.batch_average)}"
-            ) from error
+        averages = checkpoint.load_batch_average(RunDirectory(path))
+        for name, layer in layers.items():
+            if layer.track_running_stats:
+                mean, var = averages[name]
+                layer.get_buffer("running_mean").copy_(mean)
+                layer.get_buffer("running_var").copy_(var)
     return replace(saved, statistics=kind)
 
 
@@ -186,19 +178,13 @@ def _read_run(directory: RunDirectory) -> SavedWeights:
     state = checkpoint.load(directory.final)
     with blame_config(directory):
         directory.require_own(directory.final, state.get("config"), directory.read_config())
-    try:
-        weights = mapping(state["model"])
-        classes = tuple(str(name) for name in state.get("classes", ()))
-    except (KeyError, TypeError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        raise RunError(f"{directory.final} is not a checkpoint of this run: {reason}") from error
     return SavedWeights(
         path=directory.path,
-        weights=weights,
+        weights=state["model"],
         model=config.model,
         norm=config.norm,
         task=config.task["name"],
-        classes=classes,
+        classes=tuple(state.get("classes", ())),
         data=config.data,
     )
 

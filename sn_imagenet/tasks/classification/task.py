@@ -168,20 +168,17 @@ def _parameter_groups(
 
 
 def _warn_of_enlarged_images(config: ExperimentConfig, data: DataSets) -> None:
-    """Warn if a user's own images are much smaller than the network's input."""
-    source = data.train.source
+    """Warn if the first of a user's own images is much smaller than the network's input."""
     if config.data.source != "imagefolder":
         return
-    sides = []
-    for index in sorted({0, (len(source) - 1) // 2, len(source) - 1}):
-        with suppress(DataError, UndecodableError):  # training reports it when it reads the image
-            sides.append(min(source.open(index).size))
-    if sides and 2 * max(sides) <= config.data.image_size:
-        print_rank0(
-            f"warning: images of data.train have a shorter side of {max(sides)} pixels. Enlarging "
-            f"them to data.image_size={config.data.image_size} takes time and adds no detail; set "
-            "data.image_size= data.resize_size= or use data=imagefolder_small (32 pixels)"
-        )
+    with suppress(DataError, UndecodableError):  # training reports it when it reads the image
+        side = min(data.train.source.open(0).size)
+        if 2 * side <= config.data.image_size:
+            print_rank0(
+                f"warning: images of data.train have a shorter side of {side} pixels. Enlarging "
+                f"them to data.image_size={config.data.image_size} takes time and adds no detail; "
+                "set data.image_size= data.resize_size= or use data=imagefolder_small (32 pixels)"
+            )
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -143,12 +144,9 @@ def build_detector(config: ExperimentConfig, classes: int) -> FasterRCNN:
 
 def published_detector(name: str, classes: int) -> FasterRCNN:
     """The network of :data:`PUBLISHED`, with torchvision's layers."""
-    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None)
-    detector = (MaskRCNN if name.startswith("mask") else FasterRCNN)(backbone, classes + 1)
-    for module in detector.modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            module.eps = 0.0  # as torchvision sets it for these weights
-    return detector
+    norm = partial(FrozenBatchNorm2d, eps=0.0)  # as torchvision sets it for these weights
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm)
+    return (MaskRCNN if name.startswith("mask") else FasterRCNN)(backbone, classes + 1)
 
 
 def require_nms() -> None:
