@@ -1,4 +1,4 @@
-"""Protocols, SN at one sample per GPU, a custom method, real photographs, a terminal."""
+"""Protocols, SN at one sample per GPU, real photographs, a terminal."""
 
 from __future__ import annotations
 
@@ -17,14 +17,11 @@ from command_line import (
     MODEL_DIR,
     ROOT,
     SMALL,
-    check_error,
     check_ok,
     command,
     environment,
-    evaluate,
     photographs,
     read_result,
-    run,
     train_forked,
 )
 from run_files import first_evaluations
@@ -47,41 +44,6 @@ def test_official_code_at_one_sample_per_gpu(tmp_path: Path) -> None:
     weights = torch.load(runs / MODEL_DIR / "sn/8x1/seed0/final.pt")["model"]
     assert weights["layer1.0.bn3.weight"].abs().max() < 0.5
     assert weights["layer1.0.bn2.weight"].min() > 0.5
-
-
-def _page(language: str) -> str:
-    """The first block of code in ``language`` on the page about custom methods."""
-    page = (ROOT / "docs" / "custom-norm.md").read_text()
-    return page.partition(f"```{language}\n")[2].partition("```")[0]
-
-
-@pytest.mark.slow
-def test_the_custom_method_of_the_docs(tmp_path: Path) -> None:
-    configs = tmp_path / "my_configs" / "norm"
-    configs.mkdir(parents=True)
-    (tmp_path / "my_norm.py").write_text(_page("python"))
-    (configs / "half.yaml").write_text(_page("yaml"))
-    options = {"cwd": tmp_path, "PYTHONPATH": "."}
-    chosen = ("--config-dir", "my_configs", "norm=half", *SMALL, "batch=8x2")
-    script, short = str(ROOT / "train.py"), ("trainer.max_steps=10", "calibration.samples=64")
-    check_ok(run(script, *chosen, *short, **options))
-    run_dir = tmp_path / "runs" / MODEL_DIR / "half/8x2/seed0"
-    before = read_result(run_dir)
-    assert before["cell"]["test_statistics"] == "batch_average"
-    assert set(first_evaluations(before)) == {"moving_average", "batch_average"}
-    assert before["importance_weights"] is None
-
-    check_ok(run(str(ROOT / "evaluate.py"), f"run={run_dir}", **options))
-    assert first_evaluations(read_result(run_dir)) == first_evaluations(before)
-    # In another folder its module is not found, and the error says what to do.
-    check_error(evaluate(f"run={run_dir}"), "norm.target=my_norm.HalfNorm2d", "PYTHONPATH")
-
-    done = check_ok(
-        run("scripts/make_tables.py", "--runs", tmp_path / "runs", "--out", tmp_path / "tables")
-    )
-    top1 = first_evaluations(before)["batch_average"]["top1"]
-    row = next(line for line in done.out.splitlines() if re.match(r"\| *half", line, re.IGNORECASE))
-    assert f"{top1:.1f}" in row
 
 
 @pytest.mark.slow

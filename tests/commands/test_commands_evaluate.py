@@ -38,12 +38,6 @@ from sn_imagenet.tasks import prepare
 
 pytestmark = pytest.mark.slow  # needs a whole training run
 
-COUNTS = ("top1_correct", "top5_correct", "seen")
-
-
-def _counts(result: dict) -> dict[str, list[int]]:
-    return {name: [e[key] for key in COUNTS] for name, e in first_evaluations(result).items()}
-
 
 def _added(result: dict, count: int = 2) -> dict:
     """A result with only its last ``count`` evaluations."""
@@ -84,23 +78,6 @@ def test_evaluate_repeats_the_evaluation_of_training(trained: Path, tmp_path: Pa
     assert (trained / "top1.md").read_text() in done.out
     assert (trained / "fig3.png").exists()
     assert done.err == ""
-
-
-def test_two_processes_get_the_same_counts(trained: Path) -> None:
-    before = read_result(trained)
-    other = ("trainer.eval_batch_size=33", "data.workers=2")
-    done = check_ok(evaluate(f"run={trained}", *other, processes=2))
-    after = read_result(trained)
-    assert after["evaluations"][:2] == before["evaluations"]
-    after = _added(after)
-    assert _counts(after) == _counts(before)
-    assert {counts[-1] for counts in _counts(after).values()} == {400}
-    evaluations, expected = first_evaluations(after), first_evaluations(before)
-    for name, evaluation in evaluations.items():
-        assert evaluation["loss"] == pytest.approx(expected[name]["loss"], rel=1e-6), name
-    calibration = evaluations["batch_average"]["calibration"]
-    assert calibration == expected["batch_average"]["calibration"]
-    assert "| batch average " in done.out
 
 
 def test_another_calibration_is_added_but_not_reported(trained: Path, tmp_path: Path) -> None:

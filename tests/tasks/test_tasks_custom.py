@@ -162,9 +162,6 @@ def test_the_batch_average_is_validated_at_an_interval_of_validations(
     ]
     output = run(configs, *command, "calibration.every=3", f"run_dir={tmp_path / 'no'}", code=2)
     assert "calibration.every=3: counts validations during training, and there is no" in output
-    no_validation = (*TWO_PHASE, "calibration.every=1", f"run_dir={tmp_path / 'none'}")
-    output = run(configs, "train.py", *no_validation, code=2)
-    assert "there is no validation number 1 in these 32 steps" in output
 
 
 def test_each_phase_uses_its_optimizer_and_no_validation_set(finished: dict[str, Path]) -> None:
