@@ -150,7 +150,7 @@ def crop_pct(image_size: int, resize_size: int) -> float:
 
 
 def _loading_instructions(
-    network: nn.Module, saved: SavedWeights, images: Tensor, logits: Tensor
+    network: Any, saved: SavedWeights, images: Tensor, logits: Tensor
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """timm's ``model_args`` for this network, and :attr:`Exported.loading`."""
     with_load = (
@@ -159,13 +159,25 @@ def _loading_instructions(
     )
     architecture, model_args = saved.model.name, dict(saved.model.args)
     layer = norm_layer(saved.norm)
+
+    def agrees(arguments: dict[str, Any]) -> bool:
+        """Whether timm builds this network with ``arguments`` and computes the same ``logits``."""
+        if not timm.is_model(architecture):
+            return False
+        try:
+            theirs = timm.create_model(architecture, num_classes=network.num_classes, **arguments)
+            theirs.load_state_dict(network.state_dict())
+        except Exception:  # timm cannot build it, for whatever reason
+            return False
+        with torch.no_grad():
+            return _largest_difference(theirs.eval()(images), logits) <= _bound(logits)
+
     for own in (None, "groupnorm", "groupnorm1"):  # timm's batch norm, GN and LN
         arguments = {**model_args, **({"norm_layer": own} if own else {})}
-        if _timm_agrees(network, architecture, arguments, images, logits):
+        if agrees(arguments):
             code = _TIMM_CODE.format(imports="", layer="")
             return arguments, [with_load, ("With timm alone:", code)]
-    with_layer = {**model_args, "norm_layer": layer}
-    if _timm_agrees(network, architecture, with_layer, images, logits):
+    if agrees({**model_args, "norm_layer": layer}):
         module, _, name = saved.norm.target.rpartition(".")
         keywords = "".join(f", {key}={value!r}" for key, value in layer.keywords.items())
         expression = f"partial({name}{keywords})" if keywords else name
@@ -175,21 +187,6 @@ def _loading_instructions(
         partial_import = "from functools import partial\n\n" if keywords else ""
         return model_args, [with_load, ("With timm and the layer:", partial_import + code)]
     return model_args, [with_load]
-
-
-def _timm_agrees(
-    network: Any, architecture: str, arguments: dict[str, Any], images: Tensor, logits: Tensor
-) -> bool:
-    """Whether timm builds this network with ``arguments`` and computes the same ``logits``."""
-    if not timm.is_model(architecture):
-        return False
-    try:
-        theirs = timm.create_model(architecture, num_classes=network.num_classes, **arguments)
-        theirs.load_state_dict(network.state_dict())
-    except Exception:  # timm cannot build it, for whatever reason
-        return False
-    with torch.no_grad():
-        return _largest_difference(theirs.eval()(images), logits) <= _bound(logits)
 
 
 def _write_pt2(network: nn.Module, images: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
