@@ -1,4 +1,4 @@
-"""Protocols, SN at one sample per GPU, real photographs, a terminal."""
+"""Protocols, settings of any size, real photographs, a terminal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import termios
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,12 @@ from command_line import (
     read_result,
     train_forked,
 )
+from hydra.errors import HydraException
 from run_files import first_evaluations
+
+from sn_imagenet.config import ExperimentConfig
+
+Compose = Callable[..., ExperimentConfig]
 
 
 def test_official_code_at_one_sample_per_gpu(tmp_path: Path) -> None:
@@ -44,6 +50,29 @@ def test_official_code_at_one_sample_per_gpu(tmp_path: Path) -> None:
     weights = torch.load(runs / MODEL_DIR / "sn/8x1/seed0/final.pt")["model"]
     assert weights["layer1.0.bn3.weight"].abs().max() < 0.5
     assert weights["layer1.0.bn2.weight"].min() > 0.5
+
+
+@pytest.mark.parametrize(("name", "gpus", "samples"), [("4x6", 4, 6), ("3x1", 3, 1), ("8x2", 8, 2)])
+def test_any_setting_composes(composed: Compose, name: str, gpus: int, samples: int) -> None:
+    config = composed(f"batch={name}")
+    assert config == composed(f"batch.gpus={gpus}", f"batch.samples_per_gpu={samples}")
+    assert config.batch.name == name
+    assert config.run_dir == f"runs/imagenet/resnet50/sn/{name}/seed0"
+    assert composed(f"batch={name}", "batch.gpus=5").batch.name == f"5x{samples}"
+
+
+@pytest.mark.parametrize("name", ["8y2", "x2", "8x", "8x2x2", "-8x2", "8x2.5", "٨x٢"])
+def test_other_names_are_unknown(composed: Compose, name: str) -> None:
+    with pytest.raises(HydraException):
+        composed(f"batch={name}")
+
+
+def test_a_glob_of_settings_expands_to_the_files_only(tmp_path: Path) -> None:
+    plan = ("-m", *SMALL, "norm=sn", "hydra/launcher=local", "sweep.dry_run=true")
+    done = train_forked(*plan, "batch=glob(*)", f"runs_dir={tmp_path}", folder=tmp_path / "logs")
+    names = [line.split()[0] for line in check_ok(done).out.splitlines() if "/seed0 " in line]
+    settings = ("1x16", "1x32", "1x8", "8x1", "8x16", "8x2", "8x32", "8x4", "8x8")
+    assert names == [f"{MODEL_DIR}/sn/{setting}/seed0" for setting in settings]
 
 
 @pytest.mark.slow
