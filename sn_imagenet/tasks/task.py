@@ -26,6 +26,7 @@ from sn_imagenet.data.loaders import (
 from sn_imagenet.distributed import Batch, Microbatch, Placement, rank, world_size
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import SavedWeights, load_weights
+from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs.scores import Score
 
 
@@ -258,6 +259,25 @@ class Task(ABC):
     def departures(self, fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
         """Departures from the paper's protocol: [{"item", "paper", "ours"}, ...]."""
         return []
+
+
+def parameter_groups(
+    network: nn.Module, options_of: Callable[[str, bool], Mapping[str, float]]
+) -> list[dict[str, Any]]:
+    """The trained parameters for an optimizer, in groups of equal options.
+
+    Args:
+        options_of: the options of a parameter, from its name in its module and whether the module
+            is a normalization layer.
+    """
+    layers = norm_layers(network)
+    groups: dict[tuple[tuple[str, float], ...], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        module, _, kind = name.rpartition(".")
+        if parameter.requires_grad:
+            options = tuple(options_of(kind, module in layers).items())
+            groups.setdefault(options, []).append(parameter)
+    return [{"params": parameters, **dict(options)} for options, parameters in groups.items()]
 
 
 Fact = tuple[str, Any, Any]

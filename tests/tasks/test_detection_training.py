@@ -34,7 +34,6 @@ from sn_imagenet.norms import norm_layers
 from sn_imagenet.tasks import Clock, build_task
 from sn_imagenet.tasks.detection.detect import detect_folder
 from sn_imagenet.tasks.detection.saved import load_detector
-from sn_imagenet.tasks.detection.task import parameter_groups
 from sn_imagenet.training import Stepper
 
 Compose = Callable[..., ExperimentConfig]
@@ -273,9 +272,10 @@ def test_weight_decay_and_rate_of_each_kind_of_parameter(
                       "norm=sn", "init=some/run", *drawn_options)  # fmt: skip
     task = build_task(config)
     network: Any = task.network(task.datasets())
+    (optimization,) = task.optimizations(network, Clock(1, 1)).values()
     found = {
         id(parameter): (group["weight_decay"], group["lr_scale"])
-        for group in parameter_groups(network, config)
+        for group in optimization.optimizer.param_groups
         for parameter in group["params"]
     }
     layer = network.backbone.fpn.inner_blocks[0][1]
