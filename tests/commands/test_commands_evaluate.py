@@ -74,6 +74,7 @@ def test_evaluate_repeats_the_evaluation_of_training(trained: Path, tmp_path: Pa
     assert saved["evaluation"] == average
     network = load(trained)
     for name, layer in norm_layers(network).items():
+        assert layer.running_mean.equal(saved["statistics"][name]["mean"].float())
         assert layer.running_var.equal(saved["statistics"][name]["var"].float())
     assert (trained / "top1.md").read_text() in done.out
     assert (trained / "fig3.png").exists()
