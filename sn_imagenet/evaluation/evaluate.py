@@ -70,7 +70,7 @@ def validate(prepared: Prepared, evaluator: Evaluator | None = None) -> dict[str
     with torch.no_grad():
         for number, batch in enumerate(progress_bar(batches, "evaluation")):
             key = config.seed, number * world_size() + rank()
-            with seeded_pass(prepared.task.uses_global_rng, device, "evaluation", *key):
+            with seeded_pass(prepared.task.replica_by_replica, device, "evaluation", *key):
                 evaluator.update(forward, batch)
         evaluator.gather()
     kind = "moving_average" if stores_statistics(network) else "sample"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from sn_imagenet.config import ModelConfig, NormConfig, ProtocolConfig
-from sn_imagenet.errors import ConfigError, closest_name
+from sn_imagenet.errors import ConfigError
 from sn_imagenet.models.cell import build_cells
 from sn_imagenet.models.fuse import fuse_relus
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
@@ -39,9 +38,8 @@ def norm_layer(norm: NormConfig) -> partial[MomentNorm2d]:
         layer_class = pkgutil.resolve_name(norm.target)
     except Exception as error:
         raise ConfigError(
-            f"norm.target={norm.target}: cannot be imported ({error}){_suggestion(norm.target)}; "
-            "expected the dotted path of a layer class; the folder of your own class must be on "
-            "PYTHONPATH"
+            f"norm.target={norm.target}: cannot be imported ({error}); expected the dotted "
+            "path of a layer class; the folder of your own class must be on PYTHONPATH"
         ) from error
     if not (isinstance(layer_class, type) and issubclass(layer_class, MomentNorm2d)):
         raise ConfigError(
@@ -58,17 +56,6 @@ def norm_layer(norm: NormConfig) -> partial[MomentNorm2d]:
         except ValueError as error:
             raise ConfigError(f"norm.target={norm.target}: {error}") from error
     return partial(layer_class, **norm.args)
-
-
-def _suggestion(target: str) -> str:
-    """The most similar class name in the module of ``target``; empty without a similar one."""
-    module_name, _, class_name = target.rpartition(".")
-    module = sys.modules.get(module_name)
-    classes = (
-        [key for key, value in vars(module).items() if isinstance(value, type)] if module else []
-    )
-    closest = closest_name(class_name, classes)
-    return f", did you mean {module_name}.{closest}?" if closest else ""
 
 
 def build_model(
@@ -122,7 +109,7 @@ def build_network(model: ModelConfig, norm: NormConfig, num_classes: int) -> nn.
     layer_class: Any = layer.func
     if model.fuse_relu or layer_class.replaces_relu:
         fuse_relus(network)
-    if layer_class.normalizes_weights and not layer.keywords.get("folded"):
+    if layer_class.normalizes_weights:
         normalize_weights(network)
     return network
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from sn_imagenet.config import DataConfig
 from sn_imagenet.errors import UserError
@@ -21,38 +19,25 @@ from sn_imagenet.models.build import norm_layer
 from sn_imagenet.models.saved import (
     CONFIG,
     WEIGHTS,
-    SavedNetwork,
+    SavedWeights,
     classifier_of,
     config_entry,
     is_classifier,
     read_saved,
+    write_weights,
 )
 from sn_imagenet.models.transform_net import TransformNet
-from sn_imagenet.models.weight_norm import convolutions
-from sn_imagenet.norms import GroupNorm2d, LayerNorm2d
-from sn_imagenet.norms.methods import METHODS
 from sn_imagenet.runs import write_atomically, write_json
 
 PT2 = "model.pt2"
 ONNX = "model.onnx"
 OPSET = 20
-TOLERANCE = 1e-4  # largest error of an exported program's outputs, relative to the largest
+TOLERANCE = 1e-4  # largest error of outputs, relative to the largest of the network's
 _OPTION = "--out"
-_PROGRAM_DESCRIPTIONS = {
-    PT2: "a program of torch.export for {sizes}, for torch.export.load",
-    ONNX: f"ONNX, opset {OPSET}, {{sizes}}; input images, output {{output}}",
-}
 _TIMM_CODE = """import timm
 {imports}
 network = timm.create_model("local-dir:FOLDER", pretrained=True{layer}).eval()
 """
-
-# timm's names of the same computations; None for batch norm, its default.
-_TIMM_NORMS: dict[type[nn.Module], str | None] = {
-    **{METHODS[name]: None for name in ("bn", "brn", "sync_bn", "frozen_bn")},
-    GroupNorm2d: "groupnorm",
-    LayerNorm2d: "groupnorm1",
-}
 
 
 @dataclass(frozen=True)
@@ -86,53 +71,49 @@ def export(
     """
     if onnx:
         _require_onnx()
-    saved = _folded(read_saved(run, statistics))
+    network, saved = read_saved(run, statistics)
     if saved.data is None:
         raise UserError(f"{run} is already an export: copy it, or export the run that it is from")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: expected a folder")
-    network, data = saved.network, saved.data
+    data = saved.data
     size = (2, 3, data.image_size, data.image_size)
     images = torch.randn(size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = network(images)
-    arguments, loading = _loading_instructions(saved, images, logits)
-    weights = {key: value.contiguous() for key, value in network.state_dict().items()}
-    serialized = safetensors.torch.save(weights, {"format": "pt"})
-    write_atomically(out / WEIGHTS, serialized, _OPTION)
-    write_json(out / CONFIG, _config(saved, data, arguments), _OPTION)
+    arguments, loading = _loading_instructions(network, saved, images, logits)
+    write_weights(network, out)
+    write_json(out / CONFIG, _config(network, saved, data, arguments), _OPTION)
     files = {WEIGHTS: "the weights", CONFIG: "architecture, preprocessing, normalization layer"}
-    for requested, name, write in ((pt2, PT2, _write_pt2), (onnx, ONNX, _write_onnx)):
+    output = _output(network)
+    sizes = "any batch size" + ("" if is_classifier(network) else " and multiples of 4 pixels")
+    for requested, name, form, write in (
+        (pt2, PT2, "torch.export", _write_pt2),
+        (onnx, ONNX, f"ONNX, opset {OPSET}", _write_onnx),
+    ):
         if not requested:
             (out / name).unlink(missing_ok=True)  # an older export has other weights
             continue
         with TemporaryDirectory() as folder:
-            program = Path(folder) / name
-            difference = write(network, images, program)
-            _require_agreement(name, difference, logits)
-            write_atomically(out / name, program.read_bytes(), _OPTION)
-        output = _output(network)
-        sizes = "any batch size" + ("" if is_classifier(network) else " and multiples of 4 pixels")
-        description = _PROGRAM_DESCRIPTIONS[name].format(sizes=sizes, output=output)
-        files[name] = f"{description}; its {output} differ by up to {difference:.1g}"
+            program = write(network, images, Path(folder) / name)
+            difference = max(
+                _largest_difference(program(batch), network(batch))
+                for batch in (images[:1], torch.cat([images, images.flip(2), images[:1].flip(3)]))
+            )
+            if not difference <= _bound(logits):
+                raise UserError(
+                    f"{name} computes outputs that differ by {difference:.2g} from the network's, "
+                    f"more than {_bound(logits):.2g}. It was not written; export without it"
+                )
+            write_atomically(out / name, (Path(folder) / name).read_bytes(), _OPTION)
+        about = f"{form}, for {sizes}; input images, output {output}"
+        files[name] = f"{about}, which differ by up to {difference:.1g}"
     return Exported(saved.model.name, saved.statistics, loading, files)
 
 
-def _folded(saved: SavedNetwork) -> SavedNetwork:
-    """``saved`` with plain weights in the convolutions if they are normalized."""
-    convs = [conv for conv in convolutions(saved.network) if is_parametrized(conv)]
-    for conv in convs:
-        remove_parametrizations(conv, "weight")
-    if not convs:
-        return saved
-    norm = replace(saved.norm, args={**saved.norm.args, "folded": True})
-    return replace(saved, norm=norm)
-
-
-def _config(saved: SavedNetwork, data: DataConfig, arguments: dict[str, Any]) -> dict[str, Any]:
+def _config(
+    network: Any, saved: SavedWeights, data: DataConfig, arguments: dict[str, Any]
+) -> dict[str, Any]:
     """config.json: under ``sn_imagenet`` what :func:`load` needs; for a classifier also timm's
     entries."""
-    network: Any = saved.network
     entry = {"architecture": saved.model.name, "sn_imagenet": config_entry(saved)}
     if not is_classifier(network):
         return entry
@@ -169,58 +150,54 @@ def crop_pct(image_size: int, resize_size: int) -> float:
 
 
 def _loading_instructions(
-    saved: SavedNetwork, images: Tensor, logits: Tensor
+    network: Any, saved: SavedWeights, images: Tensor, logits: Tensor
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """timm's ``model_args`` for this network, and :attr:`Exported.loading`."""
     with_load = (
         "With sn-imagenet:",
         'from sn_imagenet.models import load\n\nnetwork = load("FOLDER")\n',
     )
-    model_args = dict(saved.model.args)
+    architecture, model_args = saved.model.name, dict(saved.model.args)
     layer = norm_layer(saved.norm)
-    if layer.func in _TIMM_NORMS:
-        name = _TIMM_NORMS[layer.func]
-        arguments = {**model_args, **({"norm_layer": name} if name else {})}
-        if _timm_agrees(saved, arguments, images, logits):
+
+    def agrees(arguments: dict[str, Any]) -> bool:
+        """Whether timm builds this network with ``arguments`` and computes the same ``logits``."""
+        if not timm.is_model(architecture):
+            return False
+        try:
+            theirs = timm.create_model(architecture, num_classes=network.num_classes, **arguments)
+            theirs.load_state_dict(network.state_dict())
+        except Exception:  # timm cannot build it, for whatever reason
+            return False
+        with torch.no_grad():
+            return _largest_difference(theirs.eval()(images), logits) <= _bound(logits)
+
+    for own in (None, "groupnorm", "groupnorm1"):  # timm's batch norm, GN and LN
+        arguments = {**model_args, **({"norm_layer": own} if own else {})}
+        if agrees(arguments):
             code = _TIMM_CODE.format(imports="", layer="")
             return arguments, [with_load, ("With timm alone:", code)]
-    if _timm_agrees(saved, {**model_args, "norm_layer": layer}, images, logits):
-        module, _, _ = saved.norm.target.rpartition(".")
-        imports = f"from {module} import {saved.norm.target.rpartition('.')[2]}\n"
-        partial_import = "from functools import partial\n\n" if layer.keywords else ""
-        code = _TIMM_CODE.format(imports=imports, layer=f", norm_layer={_layer_expression(layer)}")
+    if agrees({**model_args, "norm_layer": layer}):
+        module, _, name = saved.norm.target.rpartition(".")
+        keywords = "".join(f", {key}={value!r}" for key, value in layer.keywords.items())
+        expression = f"partial({name}{keywords})" if keywords else name
+        code = _TIMM_CODE.format(
+            imports=f"from {module} import {name}\n", layer=f", norm_layer={expression}"
+        )
+        partial_import = "from functools import partial\n\n" if keywords else ""
         return model_args, [with_load, ("With timm and the layer:", partial_import + code)]
     return model_args, [with_load]
 
 
-def _timm_agrees(
-    saved: SavedNetwork, arguments: dict[str, Any], images: Tensor, logits: Tensor
-) -> bool:
-    """Whether timm builds this network with ``arguments`` and computes the same ``logits``."""
-    if not timm.is_model(saved.model.name):
-        return False
-    classes = saved.network.num_classes
-    try:
-        network = timm.create_model(saved.model.name, num_classes=classes, **arguments)
-        network.load_state_dict(saved.network.state_dict())
-    except Exception:  # timm cannot build it, for whatever reason
-        return False
-    with torch.no_grad():
-        outputs = network.eval()(images)
-    return _largest_difference(outputs, logits) <= TOLERANCE * max(1.0, logits.abs().max().item())
-
-
-def _write_pt2(network: nn.Module, images: Tensor, path: Path) -> float:
+def _write_pt2(network: nn.Module, images: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
+    """Write the program; returns it as it is read again."""
     with torch.no_grad():
         program = torch.export.export(network, (images,), dynamic_shapes=_dynamic_shapes(network))
     torch.export.save(program, path)
-    loaded = torch.export.load(path).module()
-    return max(
-        _largest_difference(loaded(batch), network(batch)) for batch in _test_batches(images)
-    )
+    return torch.export.load(path).module()
 
 
-def _write_onnx(network: nn.Module, images: Tensor, path: Path) -> float:
+def _write_onnx(network: nn.Module, images: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
     with torch.no_grad():
@@ -237,12 +214,7 @@ def _write_onnx(network: nn.Module, images: Tensor, path: Path) -> float:
             verbose=False,
         )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return max(
-        _largest_difference(
-            torch.from_numpy(session.run(None, {"images": batch.numpy()})[0]), network(batch)
-        )
-        for batch in _test_batches(images)
-    )
+    return lambda batch: torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
 
 
 def _dynamic_shapes(network: nn.Module) -> tuple[dict[int, Any]]:
@@ -256,17 +228,8 @@ def _output(network: nn.Module) -> str:
     return "logits" if is_classifier(network) else "images_out"
 
 
-def _test_batches(images: Tensor) -> tuple[Tensor, ...]:
-    return images[:1], torch.cat([images, images.flip(2), images[:1].flip(3)])
-
-
-def _require_agreement(name: str, difference: float, logits: Tensor) -> None:
-    bound = TOLERANCE * max(1.0, logits.abs().max().item())
-    if not difference <= bound:
-        raise UserError(
-            f"{name} computes outputs that differ by {difference:.2g} from the network's, more "
-            f"than {bound:.2g}. It was not written; export without it"
-        )
+def _bound(logits: Tensor) -> float:
+    return TOLERANCE * max(1.0, logits.abs().max().item())
 
 
 @torch.no_grad()
@@ -282,10 +245,3 @@ def _require_onnx() -> None:
         raise UserError(
             f"--onnx needs {error.name}: pip install -e '.[export]', or export without --onnx"
         ) from error
-
-
-def _layer_expression(layer: partial[Any]) -> str:
-    """``partial(SwitchNorm2d, omega=['in', 'ln'])``, or the class name without arguments."""
-    name = layer.func.__name__
-    arguments = "".join(f", {key}={value!r}" for key, value in layer.keywords.items())
-    return f"partial({name}{arguments})" if arguments else name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from sn_imagenet.config import CLASSIFICATION, DataConfig, ModelConfig, NormConf
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.models.build import build_network
 from sn_imagenet.norms import norm_layers
-from sn_imagenet.runs import RunDirectory, RunError, checkpoint
-from sn_imagenet.runs.files import advice
+from sn_imagenet.runs import RunDirectory, RunError, checkpoint, write_atomically
 from sn_imagenet.runs.reading import mapping, read_json
 from sn_imagenet.runs.start import blame_config
 
@@ -45,13 +44,6 @@ class SavedWeights:
     data: DataConfig | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class SavedNetwork(SavedWeights):
-    """With the network, in evaluation mode on the CPU."""
-
-    network: nn.Module
-
-
 def load(folder_or_run: str | Path, statistics: str | None = None) -> nn.Module:
     """Load a trained network: images [N, 3, S, S], normalized as in training, to logits [N, K]; a
     network of stylization maps images [N, 3, H, W] to such images, in pixels from 0 to 255.
@@ -68,23 +60,17 @@ def load(folder_or_run: str | Path, statistics: str | None = None) -> nn.Module:
     Raises:
         UserError: there is no network at that path, it cannot be read, or it lacks the statistics.
     """
-    return read_saved(Path(folder_or_run), statistics).network
+    return read_saved(Path(folder_or_run), statistics)[0]
 
 
-def read_saved(path: Path, statistics: str | None = None) -> SavedNetwork:
-    """Like :func:`load`, but also returns the configs and classes."""
+def read_saved(path: Path, statistics: str | None = None) -> tuple[nn.Module, SavedWeights]:
+    """The network of :func:`load`, and what is saved with it."""
     saved = read_weights(path)
     try:
         network = rebuild(saved.model, saved.norm, saved.weights)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    kind = saved.statistics
-    if not kind:
-        kind = statistics or saved.norm.test_statistics
-        use_statistics(network, RunDirectory(path), kind)
-    elif statistics not in (None, kind):
-        raise UserError(f"statistics={statistics}: {path} was exported with {kind}")
-    return SavedNetwork(**{**vars(saved), "statistics": kind, "network": network})
+    return network, use_statistics(network, saved, statistics)
 
 
 def read_weights(path: Path) -> SavedWeights:
@@ -159,14 +145,27 @@ def classifier_of(network: nn.Module) -> str:
     return next(name for name, module in network.named_modules() if module is classifier)
 
 
-def use_statistics(network: nn.Module, directory: RunDirectory, kind: str) -> None:
-    """Make ``kind`` the running statistics of a run's network, which has moving averages."""
-    stores = any(layer.track_running_stats for layer in norm_layers(network).values())
+def use_statistics(network: nn.Module, saved: SavedWeights, statistics: str | None) -> SavedWeights:
+    """Give ``network``, which has the saved weights, the running statistics of :func:`load`;
+    returns ``saved`` with their kind."""
+    path, kind = saved.path, statistics or saved.statistics or saved.norm.test_statistics
+    if saved.statistics:
+        if kind != saved.statistics:
+            raise UserError(f"statistics={kind}: {path} was exported with {saved.statistics}")
+        return saved
+    layers = norm_layers(network)
+    stores = any(layer.track_running_stats for layer in layers.values())
     possible = ("moving_average", "batch_average") if stores else ("sample",)
     if kind not in possible:
-        raise UserError(f"statistics={kind}: {directory.path} has {' and '.join(possible)} only")
+        raise UserError(f"statistics={kind}: {path} has {' and '.join(possible)} only")
     if kind == "batch_average":
-        _use_batch_average(network, directory)
+        averages = checkpoint.load_batch_average(RunDirectory(path))
+        for name, layer in layers.items():
+            if layer.track_running_stats:
+                mean, var = averages[name]
+                layer.get_buffer("running_mean").copy_(mean)
+                layer.get_buffer("running_var").copy_(var)
+    return replace(saved, statistics=kind)
 
 
 def _read_run(directory: RunDirectory) -> SavedWeights:
@@ -179,36 +178,15 @@ def _read_run(directory: RunDirectory) -> SavedWeights:
     state = checkpoint.load(directory.final)
     with blame_config(directory):
         directory.require_own(directory.final, state.get("config"), directory.read_config())
-    try:
-        weights = mapping(state["model"])
-        classes = tuple(str(name) for name in state.get("classes", ()))
-    except (KeyError, TypeError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        raise RunError(f"{directory.final} is not a checkpoint of this run: {reason}") from error
     return SavedWeights(
         path=directory.path,
-        weights=weights,
+        weights=state["model"],
         model=config.model,
         norm=config.norm,
         task=config.task["name"],
-        classes=classes,
+        classes=tuple(state.get("classes", ())),
         data=config.data,
     )
-
-
-def _use_batch_average(network: nn.Module, directory: RunDirectory) -> None:
-    statistics = checkpoint.load_batch_average(directory)
-    try:
-        for name, layer in norm_layers(network).items():
-            if layer.track_running_stats:
-                mean, var = statistics[name]
-                layer.get_buffer("running_mean").copy_(mean)
-                layer.get_buffer("running_var").copy_(var)
-    except (LookupError, TypeError, RuntimeError) as error:
-        raise RunError(
-            f"{directory.batch_average} does not match this run's network ({error!r}): "
-            f"{advice(directory.batch_average)}"
-        ) from error
 
 
 def _read_export(folder: Path) -> SavedWeights:
@@ -235,6 +213,12 @@ def _read_export(folder: Path) -> SavedWeights:
         statistics=exported,
         classes=classes,
     )
+
+
+def write_weights(network: nn.Module, out: Path) -> None:
+    """Write the weights of an export."""
+    weights = {key: value.contiguous() for key, value in network.state_dict().items()}
+    write_atomically(out / WEIGHTS, safetensors.torch.save(weights, {"format": "pt"}), "--out")
 
 
 def config_entry(saved: SavedWeights) -> dict[str, Any]:

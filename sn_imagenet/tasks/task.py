@@ -3,14 +3,10 @@ training loop handles epochs, the step handles replicas."""
 
 from __future__ import annotations
 
-import inspect
 import pkgutil
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from importlib.util import find_spec
 from typing import Any, ClassVar, Protocol
 
@@ -18,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sn_imagenet.config import ExperimentConfig, NormConfig
+from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets, build
 from sn_imagenet.data.loaders import (
@@ -30,6 +26,7 @@ from sn_imagenet.data.loaders import (
 from sn_imagenet.distributed import Batch, Microbatch, Placement, rank, world_size
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import SavedWeights, load_weights
+from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs.scores import Score
 
 
@@ -94,10 +91,13 @@ class Task(ABC):
     """Names of the sums that :meth:`losses` returns, in a fixed order."""
 
     phases: ClassVar[tuple[str, ...]] = ("train",)
-    """Phases of an epoch, in order. Each has its batches and its optimizers."""
+    """Phases of an epoch, in order. Each has its batches and, if there are several, the optimizer
+    of its name."""
 
-    replicas_per_pass: ClassVar[int | None] = None
-    """1 if the rows of an activation are not the samples of the batch (RoIs, time steps)."""
+    replica_by_replica: ClassVar[bool] = False
+    """Whether each forward pass holds one replica and is seeded by (seed, step, replica), in an
+    evaluation by (seed, batch). Necessary if a pass draws from PyTorch's global generator, or if
+    the rows of an activation are not the samples of the batch (RoIs, time steps)."""
 
     max_processes: ClassVar[int | None] = None
     """1 if a run of the task cannot be distributed."""
@@ -110,10 +110,6 @@ class Task(ABC):
 
     capturable: ClassVar[bool] = False
     """Whether :meth:`losses` does the same on the device at each step and never waits for it."""
-
-    uses_global_rng: ClassVar[bool] = False
-    """Whether a forward pass draws from PyTorch's global generator. Each pass then holds one
-    replica and is seeded by (seed, step, replica), in an evaluation by (seed, batch)."""
 
     artifacts: ClassVar[tuple[str, ...]] = ()
     """Kinds of files that :meth:`write_artifacts` writes on request."""
@@ -145,14 +141,6 @@ class Task(ABC):
         """The arguments of the method as the network uses them, recorded in the run. A task whose
         network needs others (fewer groups, no batch statistics) returns those."""
         return self.config.norm.args
-
-    def head_norm(self) -> NormConfig | None:
-        """The method of the heads: ``norm.head``, by default that of the backbone; None, that is no
-        normalization, if the backbone is frozen batch norm."""
-        norm = self.config.norm
-        if norm.head is not None:
-            return NormConfig(**norm.head)
-        return None if norm.name == "frozen_bn" else norm
 
     def load_initial(self, network: nn.Module, data: DataSets, saved: SavedWeights) -> list[str]:
         """Load the weights of ``init=`` into ``network``: by default those of another run of this
@@ -204,11 +192,7 @@ class Task(ABC):
 
     @abstractmethod
     def optimizations(self, network: nn.Module, clock: Clock) -> dict[str, Optimization]:
-        """The optimizers by name; a phase uses those that :meth:`optimizers_of` names."""
-
-    def optimizers_of(self, phase: str) -> Sequence[str] | None:
-        """Names of the optimizers that step in a phase; None for all."""
-        return None if len(self.phases) == 1 else (phase,)
+        """The optimizers by name, of one phase or by phase."""
 
     @abstractmethod
     def losses(
@@ -283,8 +267,31 @@ class Task(ABC):
         return []
 
 
-def differences(facts: Iterable[tuple[str, Any, Any]]) -> list[dict[str, str]]:
-    """:meth:`Task.departures` from facts (item, the paper's, ours): those that differ."""
+def parameter_groups(
+    network: nn.Module, options_of: Callable[[str, bool], Mapping[str, float]]
+) -> list[dict[str, Any]]:
+    """The trained parameters for an optimizer, in groups of equal options.
+
+    Args:
+        options_of: the options of a parameter, from its name in its module and whether the module
+            is a normalization layer.
+    """
+    layers = norm_layers(network)
+    groups: dict[tuple[tuple[str, float], ...], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        module, _, kind = name.rpartition(".")
+        if parameter.requires_grad:
+            options = tuple(options_of(kind, module in layers).items())
+            groups.setdefault(options, []).append(parameter)
+    return [{"params": parameters, **dict(options)} for options, parameters in groups.items()]
+
+
+Fact = tuple[str, Any, Any]
+"""An item of the protocol, the paper's value, and the run's."""
+
+
+def differences(facts: Iterable[Fact]) -> list[dict[str, str]]:
+    """:meth:`Task.departures`: the facts that differ."""
     return [
         {"item": item, "paper": str(paper), "ours": str(ours)}
         for item, paper, ours in facts
@@ -298,23 +305,20 @@ _RESERVED_SUMS = {
 }  # fmt: skip
 
 
-def task_class(config: ExperimentConfig) -> type[Task]:
-    """The class that ``config.task`` names.
+def build_task(config: ExperimentConfig) -> Task:
+    """The task that ``config.task`` names.
 
     Raises:
-        ConfigError: ``task.target`` is not a task, or a package that it needs is not installed.
+        ConfigError: ``task.target`` is not a task, a package that it needs is not installed, an
+            option is unknown or missing, or the task cannot run on this number of processes.
     """
     name, target = config.task["name"], config.task["target"]
     try:
         found = pkgutil.resolve_name(target)
     except Exception as error:
-        advice = (
-            "expected the dotted path of a class, with its folder on PYTHONPATH if it is your own"
-        )
-        if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(str(error.name))):
-            advice = f"pip install -e '.[{extra}]'"
         raise ConfigError(
-            f"task.target={target}: cannot be imported ({error}); {advice}"
+            f"task.target={target}: cannot be imported ({error}); expected the dotted path of a "
+            "class, with its folder on PYTHONPATH if it is your own"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ConfigError(f"task.target={target}: expected a subclass of sn_imagenet.tasks.Task")
@@ -328,42 +332,13 @@ def task_class(config: ExperimentConfig) -> type[Task]:
             raise ConfigError(
                 f"task={name}: {module} is not installed; pip install -e '.[{extra}]'"
             )
-    return found
-
-
-def build_task(config: ExperimentConfig) -> Task:
-    """The task that ``config.task`` names.
-
-    Raises:
-        ConfigError: as :func:`task_class`; an option is unknown or missing, or the task cannot run
-            on this number of processes.
-    """
-    task, name = task_class(config), config.task["name"]
-    if (limit := task.max_processes) is not None and world_size() > limit:
+    if (limit := found.max_processes) is not None and world_size() > limit:
         raise ConfigError(f"task={name} runs in one process only, but {world_size()} were started")
     read_before = ("name", "target", "single_sample", "row")
-    options = {key: value for key, value in config.task.items() if key not in read_before}
-    known = list(inspect.signature(task).parameters)[1:]
-    for option in options:
-        if option not in known:
-            raise ConfigError(
-                f"task.{option}: task={name} has no such option; expected one of "
-                f"{', '.join(known) or 'none'}"
-            )
     try:
-        return task(config, **options)
+        return found(config, **{k: v for k, v in config.task.items() if k not in read_before})
     except TypeError as error:
         raise ConfigError(f"task={name}: {error}") from error
-
-
-def _extra_of(module: str) -> str | None:
-    """The extra of this package with the distribution that is named as ``module``."""
-    with suppress(metadata.PackageNotFoundError):
-        for requirement in metadata.requires("sn-imagenet") or ():
-            found = re.match(r"([\w.-]+).* extra == .([\w-]+)", requirement)
-            if found and re.sub("[-.]", "_", found[1]).lower() == module.lower():
-                return found[2]
-    return None
 
 
 def require_task_placement(task: Task, config: ExperimentConfig, world_size: int) -> Placement:
@@ -374,10 +349,8 @@ def require_task_placement(task: Task, config: ExperimentConfig, world_size: int
             not suit the task or the setting.
     """
     name, per_pass = config.task["name"], config.trainer.replicas_per_pass
-    # Draws by replica need a pass for each.
-    fixed = 1 if task.uses_global_rng else task.replicas_per_pass
-    if fixed is not None:
-        if per_pass not in (None, fixed):
+    if task.replica_by_replica:
+        if per_pass not in (None, 1):
             raise ConfigError(
                 f"trainer.replicas_per_pass={per_pass}: task={name} runs one replica per forward "
                 "pass; leave trainer.replicas_per_pass=null"
@@ -387,7 +360,7 @@ def require_task_placement(task: Task, config: ExperimentConfig, world_size: int
                 f"task={name}: {world_size} processes for {config.batch.gpus} replicas; a replica "
                 "cannot be split, use at most as many processes as replicas"
             )
-        per_pass = fixed
+        per_pass = 1
     if config.norm.head is not None and not task.has_heads:
         raise ConfigError(f"norm.head={config.norm.head['name']}: task={name} has no heads")
     return Placement(config.batch.gpus, config.batch.samples_per_gpu, world_size, rank(), per_pass)

@@ -186,7 +186,7 @@ class Stepper:
             set_norm_replicas(self._norms, microbatch, self._group)
             size = len(microbatch.batch)
             key = self._seed, step, microbatch.replica
-            seeding = seeded_pass(self.task.uses_global_rng, self.device, "pass", *key)
+            seeding = seeded_pass(self.task.replica_by_replica, self.device, "pass", *key)
             with self._gradient_sync(microbatch.last), seeding:
                 with self._autocast():
                     losses = self.task.losses(
@@ -273,8 +273,9 @@ class Stepper:
         self.scaler.load_state_dict(state["scaler"])
 
     def _optimizations_of(self, phase: str) -> list[Optimization]:
-        names = self.task.optimizers_of(phase or self.task.phases[0])
-        return [self.optimizations[name] for name in names or self.optimizations]
+        if len(self.task.phases) == 1:
+            return list(self.optimizations.values())
+        return [self.optimizations[phase or self.task.phases[0]]]
 
     def _zero_grad(self) -> None:
         for optimization in self.optimizations.values():

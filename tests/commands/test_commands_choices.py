@@ -1,4 +1,4 @@
-"""Protocols, SN at one sample per GPU, a custom method, real photographs, a terminal."""
+"""Protocols, settings of any size, real photographs, a terminal."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import termios
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,19 @@ from command_line import (
     MODEL_DIR,
     ROOT,
     SMALL,
-    check_error,
     check_ok,
     command,
     environment,
-    evaluate,
     photographs,
     read_result,
-    run,
     train_forked,
 )
+from hydra.errors import HydraException
 from run_files import first_evaluations
+
+from sn_imagenet.config import ExperimentConfig
+
+Compose = Callable[..., ExperimentConfig]
 
 
 def test_official_code_at_one_sample_per_gpu(tmp_path: Path) -> None:
@@ -49,39 +52,27 @@ def test_official_code_at_one_sample_per_gpu(tmp_path: Path) -> None:
     assert weights["layer1.0.bn2.weight"].min() > 0.5
 
 
-def _page(language: str) -> str:
-    """The first block of code in ``language`` on the page about custom methods."""
-    page = (ROOT / "docs" / "custom-norm.md").read_text()
-    return page.partition(f"```{language}\n")[2].partition("```")[0]
+@pytest.mark.parametrize(("name", "gpus", "samples"), [("4x6", 4, 6), ("3x1", 3, 1), ("8x2", 8, 2)])
+def test_any_setting_composes(composed: Compose, name: str, gpus: int, samples: int) -> None:
+    config = composed(f"batch={name}")
+    assert config == composed(f"batch.gpus={gpus}", f"batch.samples_per_gpu={samples}")
+    assert config.batch.name == name
+    assert config.run_dir == f"runs/imagenet/resnet50/sn/{name}/seed0"
+    assert composed(f"batch={name}", "batch.gpus=5").batch.name == f"5x{samples}"
 
 
-@pytest.mark.slow
-def test_the_custom_method_of_the_docs(tmp_path: Path) -> None:
-    configs = tmp_path / "my_configs" / "norm"
-    configs.mkdir(parents=True)
-    (tmp_path / "my_norm.py").write_text(_page("python"))
-    (configs / "half.yaml").write_text(_page("yaml"))
-    options = {"cwd": tmp_path, "PYTHONPATH": "."}
-    chosen = ("--config-dir", "my_configs", "norm=half", *SMALL, "batch=8x2")
-    script, short = str(ROOT / "train.py"), ("trainer.max_steps=10", "calibration.samples=64")
-    check_ok(run(script, *chosen, *short, **options))
-    run_dir = tmp_path / "runs" / MODEL_DIR / "half/8x2/seed0"
-    before = read_result(run_dir)
-    assert before["cell"]["test_statistics"] == "batch_average"
-    assert set(first_evaluations(before)) == {"moving_average", "batch_average"}
-    assert before["importance_weights"] is None
+@pytest.mark.parametrize("name", ["8y2", "x2", "8x", "8x2x2", "-8x2", "8x2.5", "٨x٢"])
+def test_other_names_are_unknown(composed: Compose, name: str) -> None:
+    with pytest.raises(HydraException):
+        composed(f"batch={name}")
 
-    check_ok(run(str(ROOT / "evaluate.py"), f"run={run_dir}", **options))
-    assert first_evaluations(read_result(run_dir)) == first_evaluations(before)
-    # In another folder its module is not found, and the error says what to do.
-    check_error(evaluate(f"run={run_dir}"), "norm.target=my_norm.HalfNorm2d", "PYTHONPATH")
 
-    done = check_ok(
-        run("scripts/make_tables.py", "--runs", tmp_path / "runs", "--out", tmp_path / "tables")
-    )
-    top1 = first_evaluations(before)["batch_average"]["top1"]
-    row = next(line for line in done.out.splitlines() if re.match(r"\| *half", line, re.IGNORECASE))
-    assert f"{top1:.1f}" in row
+def test_a_glob_of_settings_expands_to_the_files_only(tmp_path: Path) -> None:
+    plan = ("-m", *SMALL, "norm=sn", "hydra/launcher=local", "sweep.dry_run=true")
+    done = train_forked(*plan, "batch=glob(*)", f"runs_dir={tmp_path}", folder=tmp_path / "logs")
+    names = [line.split()[0] for line in check_ok(done).out.splitlines() if "/seed0 " in line]
+    settings = ("1x16", "1x32", "1x8", "8x1", "8x16", "8x2", "8x32", "8x4", "8x8")
+    assert names == [f"{MODEL_DIR}/sn/{setting}/seed0" for setting in settings]
 
 
 @pytest.mark.slow

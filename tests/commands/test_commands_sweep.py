@@ -14,13 +14,10 @@ from command_line import (
     check_ok,
     read_metrics,
     read_result,
-    run,
     train_forked,
 )
 from conftest import SWEPT
 from run_files import first_evaluations
-
-from sn_imagenet.reporting.render import round_half_up
 
 Sweep = tuple[Path, Completed]
 
@@ -85,15 +82,3 @@ def test_two_processes_sweep_from_another_folder(sweep_of_two: Sweep) -> None:
     folder, done = sweep_of_two
     _check(folder / "runs", done, 2)
     assert list((folder / "cwd").iterdir()) == []
-
-
-@pytest.mark.slow
-def test_sweep_fills_table_2(sweep_of_one: Sweep, tmp_path: Path) -> None:
-    done = check_ok(run("scripts/make_tables.py", "--runs", sweep_of_one[0], "--out", tmp_path))
-    for name in SWEPT:
-        result = read_result(sweep_of_one[0] / MODEL_DIR / name / "seed0")
-        top1 = first_evaluations(result)[result["cell"]["test_statistics"]]["top1"]
-        assert str(round_half_up(top1, 1)) in done.out
-    assert {path.name for path in tmp_path.iterdir()} >= {"table2.md", "table2.tex", "table2.csv"}
-    done = check_ok(run("scripts/make_figures.py", "--runs", sweep_of_one[0], "--out", tmp_path))
-    assert {path.stem for path in tmp_path.glob("*.png")} >= {"fig3", "fig4"}

@@ -13,7 +13,7 @@ from torch import nn
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.models import build_model
+from sn_imagenet.models import LayerPosition, build_model, layer_positions
 from sn_imagenet.norms import LayerNorm2d, MomentNorm2d, Moments, Statistics, norm_layers
 
 Compose = Callable[..., ExperimentConfig]
@@ -66,6 +66,21 @@ def test_resnet50_has_timms_keys_plus_sns_importance_weights(build: Build) -> No
     assert parameter_count(sn) - parameter_count(bn) == 318
 
 
+@pytest.mark.parametrize("model", ["resnet50", "resnet50_mini"])
+def test_the_53_positions_of_resnet50(build: Build, model: str) -> None:
+    """Stage and convolution of each layer, named as in Fig. 3."""
+    expected = {"bn1": LayerPosition("res1", "7x7" if model == "resnet50" else "3x3")}
+    for stage, blocks in {2: 3, 3: 4, 4: 6, 5: 3}.items():
+        for block in range(blocks):
+            prefix = f"layer{stage - 1}.{block}"
+            for number, conv in ((1, "1x1"), (2, "3x3"), (3, "1x1")):
+                expected[f"{prefix}.bn{number}"] = LayerPosition(f"res{stage}", conv)
+            if block == 0:
+                expected[f"{prefix}.downsample.1"] = LayerPosition(f"res{stage}", "shortcut")
+    positions = layer_positions(build(f"model={model}", "norm=sn"))
+    assert list(positions.items()) == list(expected.items())
+
+
 def test_timms_weights_give_timms_output(build: Build) -> None:
     theirs = timm.create_model("resnet50", num_classes=10)
     ours = build("model=resnet50", "norm=bn")
@@ -73,11 +88,6 @@ def test_timms_weights_give_timms_output(build: Build) -> None:
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
-
-
-def test_sn_with_one_sample_per_gpu_has_two_members(build: Build) -> None:
-    sn = build("model=resnet50_mini", "norm=sn", "batch=8x1")
-    assert all(layer.omega == ("in", "ln") for layer in norm_layers(sn).values())
 
 
 @pytest.mark.parametrize("model", ["resnet50_mini", "resnet14_mini"])
@@ -151,6 +161,11 @@ def test_other_timm_networks_get_finite_gradients(build: Build, model: str, norm
     network = build(f"model.name={model}", f"norm={norm}")
     theirs = timm.create_model(model, num_classes=10)
     assert len(norm_layers(network)) == sum(isinstance(m, nn.BatchNorm2d) for m in theirs.modules())
+    positions = layer_positions(network)
+    assert list(positions) == list(norm_layers(network))
+    convs = {position.conv for position in positions.values()}
+    assert convs <= {"1x1", "3x3", "5x5", "7x7", "shortcut"}
+    assert "shortcut" in convs or model == "efficientnet_b0"
     logits = network(torch.randn(2, 3, 64, 64))
     assert logits.shape == (2, 10)
     logits.logsumexp(1).sum().backward()
@@ -186,12 +201,7 @@ def test_two_layer_classes_of_one_name_do_not_mix(build: Build) -> None:
     assert all(isinstance(layer, SwitchNorm2d) for layer in norm_layers(network).values())
     again = build("model.name=regnetx_002", "norm=sn")
     assert not any(isinstance(layer, SwitchNorm2d) for layer in norm_layers(again).values())
-
-
-def test_timms_own_networks_are_unchanged(build: Build) -> None:
-    build("model.name=efficientnet_b0", "norm=bn")
-    theirs = timm.create_model("efficientnet_b0")
-    assert not norm_layers(theirs)
+    assert not norm_layers(timm.create_model("regnetx_002"))
 
 
 @pytest.mark.parametrize(

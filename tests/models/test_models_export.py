@@ -24,7 +24,7 @@ from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.models import build_model, load, read_weights
 from sn_imagenet.models import export as exporting
 from sn_imagenet.models.export import crop_pct, export
-from sn_imagenet.norms import SwitchNorm2d
+from sn_imagenet.norms import SwitchNorm2d, norm_layers
 from sn_imagenet.tasks.classification import Classification
 
 Train = Callable[..., Trained]
@@ -53,21 +53,30 @@ def network_of_card(exported: exporting.Exported, reader: str, out: Path) -> nn.
     return network
 
 
-@pytest.mark.parametrize("model", ["model=resnet14_mini", TIMM_MODEL, "model.name=regnetx_002"])
-@pytest.mark.parametrize("norm", ["bn", "sn"])
+MODELS = ("model=resnet14_mini", TIMM_MODEL, "model.name=regnetx_002")
+WN_WITH_BN = ("norm=wn", "norm.args.mean_only_bn=true", "norm.test_statistics=moving_average")
+RIVALS = [*((f"norm={norm}",) for norm in ("ssn", "bin", "frn", "ebn", "wn")), WN_WITH_BN]
+EXPORTED = [(model, (f"norm={norm}",)) for model in MODELS for norm in ("bn", "sn")]
+EXPORTED += [(model, rival) for model in MODELS[:2] for rival in RIVALS]
+
+
+@pytest.mark.parametrize(("model", "overrides"), EXPORTED, ids=str)
 def test_an_export_loads_and_computes_the_same_logits(
-    trained: Train, images: Tensor, tmp_path: Path, model: str, norm: str
+    trained: Train, images: Tensor, tmp_path: Path, model: str, overrides: tuple[str, ...]
 ) -> None:
-    run = trained(model, f"norm={norm}")
+    run, out = trained(model, *overrides), tmp_path / "out"
+    stores = any(layer.stores_statistics for layer in norm_layers(run.network).values())
+    statistics = MOVING if stores else None
     expected = logits(run.network, images)
-    torch.testing.assert_close(logits(load(run.path, MOVING), images), expected, rtol=0, atol=0)
-    exported = export(run.path, tmp_path / "out", MOVING)
-    loaded = load(tmp_path / "out")
-    torch.testing.assert_close(logits(loaded, images), expected, rtol=0, atol=0)
-    assert list(loaded.state_dict()) == list(run.network.state_dict())
-    assert set(exported.files) == {path.name for path in (tmp_path / "out").iterdir()}
-    from_card = network_of_card(exported, "sn-imagenet", tmp_path / "out")
-    torch.testing.assert_close(logits(from_card, images), expected, rtol=0, atol=0)
+    torch.testing.assert_close(logits(load(run.path, statistics), images), expected, rtol=0, atol=0)
+    exported = export(run.path, out, statistics)
+    loaded = load(out)
+    torch.testing.assert_close(logits(loaded, images), expected)
+    assert set(exported.files) == {path.name for path in out.iterdir()}
+    from_card = network_of_card(exported, "sn-imagenet", out)
+    torch.testing.assert_close(logits(from_card, images), expected)
+    if overrides[0] in ("norm=frn", "norm=wn"):  # timm does not build threshold or weights
+        assert len(exported.loading) == 1
 
 
 @pytest.mark.parametrize("norm", ["sn", "in"])
@@ -195,17 +204,17 @@ def test_programs_compute_switchable_normalization(images: Tensor, tmp_path: Pat
     with torch.no_grad():
         for value in (*network.parameters(), network.last.running_var):
             value.uniform_(0.5, 2, generator=torch.Generator().manual_seed(2))
-    assert exporting._write_pt2(network, images, tmp_path / "model.pt2") <= 1e-5
-    assert exporting._write_onnx(network, images, tmp_path / "model.onnx") <= 1e-5
+    for write in (exporting._write_pt2, exporting._write_onnx):
+        program = write(network, images, tmp_path / "program")
+        for batch in (images, images[:1]):
+            torch.testing.assert_close(program(batch), network(batch), rtol=0, atol=1e-5)
 
 
 def test_a_program_that_computes_something_else_is_not_written(
     trained: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = exporting._write_pt2
-
-    def write_wrong(network: nn.Module, images: Tensor, path: Path) -> float:
-        return write(nn.Linear(16, 16), images, path) + 1e3
+    def write_wrong(network: nn.Module, images: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
+        return lambda batch: network(batch) + 1e3
 
     monkeypatch.setattr(exporting, "_write_pt2", write_wrong)
     with pytest.raises(UserError, match=r"model\.pt2 computes outputs that differ by 1e\+03"):

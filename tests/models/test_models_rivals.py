@@ -1,4 +1,4 @@
-"""What rivals of SN need of a network besides their layers, and their exports."""
+"""What rivals of SN need of a network besides their layers, and their programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trained_runs import Trained
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.models import build_model, initialize_from_data, load
+from sn_imagenet.models import build_model, initialize_from_data
 from sn_imagenet.models.build import require_complete_method
 from sn_imagenet.models.export import export
 from sn_imagenet.norms import FilterResponseNorm2d, norm_layers
@@ -77,30 +77,6 @@ def test_a_network_that_needs_gamma_is_refused_without_it(composed: Compose) -> 
     config = composed("data=digits", "model.name=regnetx_002", "norm=mean_bn")
     with pytest.raises(ConfigError, match=r"model\.name=regnetx_002 .*cannot build it"):
         build(config)
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [("norm=ssn",), ("norm=bin",), ("norm=frn",), ("norm=ebn",), ("norm=wn",),
-     ("norm=wn", *MEAN_BN)],
-    ids=lambda overrides: "-".join(overrides[:2]),
-)  # fmt: skip
-@pytest.mark.parametrize("model", ["model=resnet14_mini", "model.name=test_resnet"])
-def test_an_export_computes_the_same_logits(
-    trained: Callable[..., Trained], tmp_path: Path, model: str, overrides: tuple[str, ...]
-) -> None:
-    run = trained(model, *overrides)
-    with torch.no_grad():
-        expected = run.network(images())
-        stores = any(layer.stores_statistics for layer in norm_layers(run.network).values())
-        exported = export(run.path, tmp_path / "out", "moving_average" if stores else None)
-        torch.testing.assert_close(load(tmp_path / "out")(images()), expected)
-    loaded = load(tmp_path / "out")
-    assert not any(map(is_parametrized, loaded.modules()))
-    # timm alone builds neither the threshold of FRN nor, without the layer, any of these.
-    ways = [heading for heading, _ in exported.loading]
-    with_layer = model == "model.name=test_resnet" and overrides[0] != "norm=frn"
-    assert ways == ["With sn-imagenet:", "With timm and the layer:"][: 1 + with_layer]
 
 
 @pytest.mark.parametrize("norm", ["ssn", "wn", "frn"])

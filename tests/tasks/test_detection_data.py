@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.tasks import build_task
 from sn_imagenet.tasks.detection import coco
 from sn_imagenet.tasks.detection.coco import open_annotations, read_annotations, usable_objects
-from sn_imagenet.tasks.detection.images import DetectionDataset, read_image
+from sn_imagenet.tasks.detection.images import DetectionDataset
 from sn_imagenet.tasks.detection.prepare import prepare_coco
 from sn_imagenet.tasks.detection.sampling import (
     CalibrationSampler,
@@ -330,12 +329,6 @@ def test_batches_do_not_depend_on_workers(drawn: Path) -> None:
         assert all(map(torch.equal, one.images, other.images))
         for mine, theirs in zip(one.targets, other.targets, strict=True):
             assert all(torch.equal(mine[key], theirs[key]) for key in mine)
-
-
-def test_a_pipe_is_no_image(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "0.png")
-    with pytest.raises(DataError, match=r"0.png cannot be read as an image .*not a regular file"):
-        read_image({"file_name": "0.png", "height": 8, "width": 8}, tmp_path)
 
 
 def test_a_file_of_another_size_is_named(drawn: Path, tmp_path: Path) -> None:

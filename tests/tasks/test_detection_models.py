@@ -14,7 +14,6 @@ from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import layer_positions
 from sn_imagenet.norms import norm_layers
-from sn_imagenet.tasks import build_task
 from sn_imagenet.tasks.detection import models
 from sn_imagenet.tasks.detection.models import build_detector
 
@@ -30,9 +29,7 @@ PARTS = {
 
 
 def build(composed: Compose, *overrides: str) -> Any:
-    config = composed("task=detection", *overrides)
-    head = build_task(config).head_norm()
-    return build_detector(config, head, 3)
+    return build_detector(composed("task=detection", *overrides), 3)
 
 
 def places(network: nn.Module) -> dict[str, list[str]]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from trained_runs import save_run, write_trained
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.models import build_model, read_weights
-from sn_imagenet.norms import norm_layers
-from sn_imagenet.runs import checkpoint
+from sn_imagenet.models import read_weights
 from sn_imagenet.sweeps.planned import plan_runs
 from sn_imagenet.tasks import build_task
+from sn_imagenet.tasks.detection.models import head_norm
 
 Compose = Callable[..., ExperimentConfig]
 ROOT = Path(__file__).parents[2]
@@ -40,27 +40,16 @@ def test_a_pair_names_the_methods_of_a_row(
 ) -> None:
     config = composed(*MINI, f"pair={pair}", "init=some/run")
     assert config.run_dir.split("/")[3] == folder
-    head = build_task(config).head_norm()
+    head = head_norm(config)
     assert (head.name if head else None) == heads
     assert composed(*MINI, f"pair={pair}", "norm.head=bn", "init=x").norm.head["name"] == "bn"
 
 
 def classifier(composed: Compose, root: Path, norm: str, seed: int = 0, batch: str = "8x2") -> Path:
-    """The directory of a finished run, with weights that tell it apart."""
+    """The directory of a finished run."""
     config = composed("data=digits", "model=resnet14_mini", f"norm={norm}", f"seed={seed}",
                       f"batch={batch}", f"runs_dir={root}")  # fmt: skip
-    network = build_model(config.model, config.norm, config.protocol, 10, 100 + seed)
-    for layer in norm_layers(network).values():
-        if layer.running_mean is not None and layer.running_var is not None:
-            layer.running_mean.normal_()
-            layer.running_var.uniform_(0.5, 2)
-    folder = Path(config.run_dir)
-    folder.mkdir(parents=True)
-    OmegaConf.save(OmegaConf.create(config.to_dict()), folder / "config.yaml")
-    state = {"model": network.state_dict(), "classes": list("0123456789")}
-    state["config"] = config.to_dict()
-    checkpoint.save(folder / "final.pt", state)
-    return folder
+    return write_trained(config).path
 
 
 @pytest.mark.parametrize("model", ["faster_rcnn_fpn_mini", "faster_rcnn_c4_mini"])
@@ -110,22 +99,16 @@ def test_another_method_is_refused(
 def test_a_detector_starts_from_a_detector_of_other_classes(
     composed: Compose, drawn_options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    config = composed(*MINI, "norm=gn", "init=x", f"run_dir={tmp_path / 'run'}", *drawn_options)
+    config = composed(*MINI, "norm=gn", "init=x", *drawn_options)
     task = build_task(config)
     data = task.datasets()
-    ours: Any = task.network(data)
-    other = build_task(composed(*MINI, "norm=gn", "init=x", "seed=5", *drawn_options)).network(data)
-    (tmp_path / "run").mkdir()
-    OmegaConf.save(OmegaConf.create(config.to_dict()), tmp_path / "run" / "config.yaml")
-    for classes, new in ((["square", "round"], False), (["square", "oval"], True)):
-        state = {"model": other.state_dict(), "classes": classes, "config": config.to_dict()}
-        checkpoint.save(tmp_path / "run" / "final.pt", state)
+    other = build_task(replace(config, seed=5)).network(data)
+    for number, (classes, new) in enumerate(((["square", "round"], 0), (["square", "oval"], 1))):
+        run = save_run(replace(config, run_dir=str(tmp_path / str(number))), other, classes)
+        ours: Any = task.network(data)
         before = ours.roi_heads.box_predictor.cls_score.weight.clone()
-        notes = task.load_initial(ours, data, read_weights(tmp_path / "run"))
-        assert bool(notes) == new
-        same = torch.equal(ours.roi_heads.box_predictor.cls_score.weight, before)
-        assert same == new
-        ours = task.network(data)
+        assert len(task.load_initial(ours, data, read_weights(run))) == new
+        assert torch.equal(ours.roi_heads.box_predictor.cls_score.weight, before) == new
 
 
 def test_init_from_finds_one_run(composed: Compose, tmp_path: Path) -> None:

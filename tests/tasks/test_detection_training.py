@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
-from test_tasks_custom import kill_at, result, rows, run
+from test_tasks_custom import check_resumed, result, rows, run
 from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.models.detection import FasterRCNN, MaskRCNN
@@ -34,7 +34,6 @@ from sn_imagenet.norms import norm_layers
 from sn_imagenet.tasks import Clock, build_task
 from sn_imagenet.tasks.detection.detect import detect_folder
 from sn_imagenet.tasks.detection.saved import load_detector
-from sn_imagenet.tasks.detection.task import parameter_groups
 from sn_imagenet.training import Stepper
 
 Compose = Callable[..., ExperimentConfig]
@@ -273,9 +272,10 @@ def test_weight_decay_and_rate_of_each_kind_of_parameter(
                       "norm=sn", "init=some/run", *drawn_options)  # fmt: skip
     task = build_task(config)
     network: Any = task.network(task.datasets())
+    (optimization,) = task.optimizations(network, Clock(1, 1)).values()
     found = {
         id(parameter): (group["weight_decay"], group["lr_scale"])
-        for group in parameter_groups(network, config)
+        for group in optimization.optimizer.param_groups
         for parameter in group["params"]
     }
     layer = network.backbone.fpn.inner_blocks[0][1]
@@ -322,14 +322,6 @@ def test_the_heads_statistics_count_if_they_alone_store_some(composed: Compose) 
     )
 
 
-WEIGHTS = "final.pt"
-
-
-def weights(run_dir: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(run_dir / WEIGHTS)["model"]
-    return state
-
-
 @pytest.fixture(scope="module")
 def command(drawn_options: tuple[str, ...]) -> tuple[str, ...]:
     """Eight steps of (2,2), three per epoch, validated after steps 4 and 8."""
@@ -354,15 +346,9 @@ def test_a_run_is_evaluated_with_both_statistics(finished: Path) -> None:
     assert {"ap", "ap50", "ap_s", "mask_ap"} <= record["evaluations"][0].keys()
     train_rows = [row for row in rows(finished) if row["kind"] == "train"]
     assert len(train_rows) == 8
-    parts = sum(train_rows[0][name] for name in build_sums(train_rows[0]))
-    assert train_rows[0]["loss"] == pytest.approx(parts, rel=1e-6)
+    parts = [value for name, value in train_rows[0].items() if name.startswith("loss_")]
+    assert len(parts) == 5 and train_rows[0]["loss"] == pytest.approx(sum(parts), rel=1e-6)
     assert [row["step"] for row in rows(finished) if "val" in row] == [4, 8]
-
-
-def build_sums(row: dict[str, Any]) -> list[str]:
-    names = [name for name in row if name.startswith("loss_")]
-    assert len(names) == 5
-    return names
 
 
 @pytest.mark.slow
@@ -370,14 +356,8 @@ def build_sums(row: dict[str, Any]) -> list[str]:
 def test_a_killed_run_resumes_bit_for_bit(
     command: tuple[str, ...], finished: Path, tmp_path: Path, workers: int
 ) -> None:
-    words = (*command, f"data.workers={workers}", "checkpoint.minutes=0",
-             f"run_dir={tmp_path / 'run'}")  # fmt: skip
-    for step in (2, 4, 7):
-        kill_at(step, tmp_path / "run", ROOT / "configs", *words)
-    run(ROOT / "configs", *words)
-    assert rows(tmp_path / "run") == rows(finished)
-    expected = weights(finished)
-    assert all(torch.equal(value, expected[k]) for k, value in weights(tmp_path / "run").items())
+    words = (*command, f"data.workers={workers}")
+    check_resumed(finished, (2, 4, 7), tmp_path / "run", ROOT / "configs", *words)
     evaluations = [
         [{k: e[k] for k in ("ap", "mask_ap", "seen")} for e in result(folder)["evaluations"]]
         for folder in (tmp_path / "run", finished)
@@ -389,17 +369,12 @@ def test_a_killed_run_resumes_bit_for_bit(
 def test_two_processes_train_as_one_and_resume(
     command: tuple[str, ...], finished: Path, tmp_path: Path
 ) -> None:
-    words = (*command, "checkpoint.minutes=0")
-    run(ROOT / "configs", *words, f"run_dir={tmp_path / 'whole'}", processes=2)
-    kill_at(3, tmp_path / "killed", ROOT / "configs", *words, f"run_dir={tmp_path / 'killed'}",
-            processes=2)  # fmt: skip
-    run(ROOT / "configs", *words, f"run_dir={tmp_path / 'killed'}", processes=2)
-    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
-    expected = weights(tmp_path / "whole")
-    assert all(torch.equal(v, expected[k]) for k, v in weights(tmp_path / "killed").items())
+    whole, configs = tmp_path / "whole", ROOT / "configs"
+    run(configs, *command, f"run_dir={whole}", processes=2)
+    check_resumed(whole, (3,), tmp_path / "killed", configs, *command, processes=2)
     together, alone = (
         [row["loss"] for row in rows(folder) if row["kind"] == "train"]
-        for folder in (tmp_path / "whole", finished)
+        for folder in (whole, finished)
     )
     assert together[0] == pytest.approx(alone[0], rel=1e-6)
     assert together[:3] == pytest.approx(alone[:3], rel=1e-3)  # rounding differences grow

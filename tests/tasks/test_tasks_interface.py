@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,18 +28,6 @@ def test_a_missing_package_is_told_with_the_line_that_installs_it(composed: Comp
         build_task(config)
 
 
-def test_a_package_that_a_tasks_file_imports_is_told_too(
-    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "needy_task.py").write_text("import trackio\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not installed
-    config = composed("data=digits", "task.name=mine", "task.target=needy_task.Needy")
-    expected = r"^task\.target=needy.*imported .*trackio.*; pip install -e '\.\[trackio\]'$"
-    with pytest.raises(ConfigError, match=expected):
-        build_task(config)
-
-
 class Overwriting(Classification):
     sums = ("loss",)
 
@@ -51,7 +37,7 @@ class Uncalibrated(Classification):
 
 
 class ByReplica(Classification):
-    uses_global_rng = True
+    replica_by_replica = True
 
 
 def test_a_sum_cannot_replace_what_training_records(composed: Compose) -> None:
@@ -94,20 +80,7 @@ def test_a_head_is_looked_up_as_the_backbone_is_and_names_the_run(composed: Comp
     assert config.norm_label == "frozen_bn+sn"
     assert config.run_dir == "runs/digits/resnet50/frozen_bn+sn/8x1/seed0"
     assert from_dict(config.to_dict()).norm.head == config.norm.head
-    head = build_task(config).head_norm()
-    assert head is not None and head.name == "sn" and head.args["omega"] == ["in", "ln"]
-    assert build_task(composed("data=digits", "norm=frozen_bn")).head_norm() is None
-    backbone = build_task(composed("data=digits", "norm=gn")).head_norm()
-    assert backbone is not None and backbone.name == "gn"
-
-
-def test_task_and_row_are_parts_of_the_path(composed: Compose) -> None:
-    options = ("data=digits", "norm=gn", "batch=8x2")
-    assert composed(*options).run_dir == "runs/digits/resnet50/gn/8x2/seed0"
-    row = composed(*options, "+task.row=scratch")
-    assert row.run_dir == "runs/digits/resnet50-scratch/gn/8x2/seed0"
-    other = composed(*options, "+task.row=scratch", "task.name=mine")
-    assert other.run_dir == "runs/digits+mine/resnet50-scratch/gn/8x2/seed0"
+    assert config.norm.head["args"]["omega"] == ["in", "ln"]
 
 
 def test_single_sample_changes_apply_unless_the_task_says_otherwise(composed: Compose) -> None:
@@ -116,6 +89,19 @@ def test_single_sample_changes_apply_unless_the_task_says_otherwise(composed: Co
     other = composed(*single, "+task.single_sample=false")
     assert other.norm.args["omega"] == ["in", "ln", "bn"]
     assert other.to_dict()["task"]["single_sample"] is False
+
+
+def test_a_network_without_feature_maps_is_an_error(composed: Compose) -> None:
+    image_size = ("data.image_size=224", "data.resize_size=224")
+    config = composed("data=digits", "model.name=vit_tiny_patch16_224", *image_size)
+    with pytest.raises(ConfigError, match=r"model\.name=vit_tiny_patch16_224: images of 224 x 224"):
+        prepare(config)
+
+
+def test_the_check_does_not_change_the_running_statistics(composed: Compose) -> None:
+    network = prepare(composed("data=digits", "model=resnet14_mini", "norm=bn")).network
+    assert int(network.get_buffer("bn1.num_batches_tracked")) == 0
+    assert not network.get_buffer("bn1.running_mean").any()
 
 
 def test_phases_follow_one_another() -> None:

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from test_tasks_custom import check_resumed, result, rows, run
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.sources import open_source
 from sn_imagenet.errors import UserError
-from sn_imagenet.sweeps.pool import process_tree
 from sn_imagenet.tasks import build_task, prepare
 from sn_imagenet.tasks.architecture_search.controller import Sampled, to_architectures
 from sn_imagenet.tasks.architecture_search.evaluator import SearchEvaluator
 
 Compose = Callable[..., ExperimentConfig]
-ROOT = Path(__file__).parents[2]
+CONFIGS = Path(__file__).parents[2] / "configs"
 # 283 images: 198 for weights (12 steps), 85 for rewards (5 batches, dealt to 3 steps an epoch).
 SMALL = ("task=architecture_search", "data=digits", "data.subset=0.2", "task.reward_fraction=0.28",
          "batch=1x16", "model.args.cells=1", "model.args.filters=2", "model.args.blocks=2",
@@ -149,39 +143,11 @@ def test_departures_name_the_choices_that_the_paper_leaves_open(composed: Compos
     assert set(small) - set(choices) == {"data", "batch", "epochs", "cells"}
 
 
-def start(*words: object, processes: int = 1) -> subprocess.Popen[str]:
-    line = [sys.executable]
-    if processes > 1:
-        line += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.Popen(
-        [*line, *map(str, words)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def run(*words: object, processes: int = 1, code: int = 0) -> str:
-    process = start(*words, processes=processes)
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == code, output
-    return output
-
-
-def rows(run_dir: Path) -> list[dict[str, Any]]:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    times = ("images_per_s", "data_wait_pct")
-    return [{k: v for k, v in json.loads(line).items() if k not in times} for line in lines]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ``runs_dir`` of an uninterrupted search."""
     runs = tmp_path_factory.mktemp("runs")
-    run("train.py", *SMALL, "norm=sn", f"runs_dir={runs}")
+    run(CONFIGS, "train.py", *SMALL, "norm=sn", f"runs_dir={runs}")
     return runs
 
 
@@ -205,9 +171,9 @@ def test_a_search_alternates_its_phases_and_keeps_both_optimizers(finished: Path
     assert [set(row["importance_weights"]) for row in epochs] == [
         {"policy.norm_input", "policy.norm_hidden"}
     ] * 2
-    result = json.loads((run_dir / "result.json").read_text())
-    assert result["cell"]["norm_args"] == {"omega": ["ln", "gn"], "num_groups": 4}
-    (evaluation,) = result["evaluations"]
+    record = result(run_dir)
+    assert record["cell"]["norm_args"] == {"omega": ["ln", "gn"], "num_groups": 4}
+    (evaluation,) = record["evaluations"]
     assert evaluation["statistics"] == "sample" and 0 <= evaluation["val_accuracy"] <= 100
 
 
@@ -215,34 +181,16 @@ def test_a_search_alternates_its_phases_and_keeps_both_optimizers(finished: Path
 def test_a_search_that_is_killed_in_each_phase_resumes_bit_for_bit(
     finished: Path, tmp_path: Path
 ) -> None:
-    command = ("train.py", *SMALL, "norm=sn", f"runs_dir={tmp_path}", "checkpoint.minutes=0")
-    run_dir = search_dir(tmp_path)
-    for step in (5, 14, 20, 29):  # weights, controller, weights, controller
-        process = start(*command)
-        while process.poll() is None:
-            metrics = run_dir / "metrics.jsonl"
-            if metrics.exists() and f'"step": {step},' in metrics.read_text():
-                for one in process_tree(process.pid):
-                    with suppress(ProcessLookupError):
-                        os.kill(one, signal.SIGKILL)
-                break
-            time.sleep(0.005)
-        process.communicate()
-    run(*command)
-    assert rows(run_dir) == rows(search_dir(finished))
-    ours, theirs = (torch.load(search_dir(r) / "final.pt")["model"] for r in (tmp_path, finished))
-    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    first, second = (
-        json.loads((search_dir(r) / "result.json").read_text())["evaluations"][0]
-        for r in (tmp_path, finished)
-    )
+    whole, steps = search_dir(finished), (5, 14, 20, 29)  # weights, controller, both again
+    check_resumed(whole, steps, tmp_path, CONFIGS, "train.py", *SMALL, "norm=sn")
+    first, second = (result(run_dir)["evaluations"][0] for run_dir in (tmp_path, whole))
     assert first["architecture"] == second["architecture"]
 
 
 @pytest.mark.slow
 def test_what_a_search_finds_is_trained_from_scratch(finished: Path) -> None:
     run_dir = search_dir(finished)
-    (evaluation,) = json.loads((run_dir / "result.json").read_text())["evaluations"]
+    (evaluation,) = result(run_dir)["evaluations"]
     file = run_dir / "architecture.json"
     assert json.loads(file.read_text()) == evaluation["architecture"]
     assert (run_dir / "cells.png").stat().st_size > 5000
@@ -250,47 +198,36 @@ def test_what_a_search_finds_is_trained_from_scratch(finished: Path) -> None:
                "model.args.filters=8", f"model.args.architecture={file}", "norm=bn", "batch=1x16",
                "protocol.base_lr=1", "+task.row=sn", "trainer.epochs=6", "tracker=none",
                "calibration.samples=64")  # fmt: skip
-    run("train.py", *scratch, f"runs_dir={finished}")
+    run(CONFIGS, "train.py", *scratch, f"runs_dir={finished}")
     trained = finished / "digits" / "cell-sn" / "bn" / "1x16" / "seed0"
-    result = json.loads((trained / "result.json").read_text())
-    assert result["config"]["model"]["args"]["architecture"] == evaluation["architecture"]
-    assert result["evaluations"][0]["top1"] > 30
-    again = run("evaluate.py", f"run={trained}", "calibration.samples=64")
-    assert f"{result['evaluations'][0]['top1']:.2f}" in again
-    run("scripts/export.py", trained, "--out", finished / "export")
-    figures = run("scripts/make_figures.py", "--runs", finished, "--out", finished / "out")
+    record = result(trained)
+    assert record["config"]["model"]["args"]["architecture"] == evaluation["architecture"]
+    assert record["evaluations"][0]["top1"] > 30
+    again = run(CONFIGS, "evaluate.py", f"run={trained}", "calibration.samples=64")
+    assert f"{record['evaluations'][0]['top1']:.2f}" in again
+    run(CONFIGS, "scripts/export.py", trained, "--out", finished / "export")
+    figures = run(CONFIGS, "scripts/make_figures.py", "--runs", finished, "--out", finished / "out")
     assert "fig6b_digits_cell_architecture_search" in figures
-    run("evaluate.py", f"run={run_dir}")
-    evaluations = json.loads((run_dir / "result.json").read_text())["evaluations"]
-    assert evaluations[1]["architecture"] == evaluation["architecture"]
+    run(CONFIGS, "evaluate.py", f"run={run_dir}")
+    assert result(run_dir)["evaluations"][1]["architecture"] == evaluation["architecture"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["random", "none"])
 def test_search_without_normalization_or_controller(tmp_path: Path, norm: str) -> None:
-    run("train.py", *SMALL, f"norm={norm}", "trainer.epochs=1", f"runs_dir={tmp_path}")
+    run(CONFIGS, "train.py", *SMALL, f"norm={norm}", "trainer.epochs=1", f"runs_dir={tmp_path}")
     run_dir = search_dir(tmp_path, norm)
     state = torch.load(run_dir / "final.pt")["model"]
     assert state["baseline"] > 0  # the rewards of an epoch are computed all the same
     assert not any("norm_" in name and name.startswith("policy") for name in state)
-    assert json.loads((run_dir / "result.json").read_text())["status"] == "finished"
+    assert result(run_dir)["status"] == "finished"
 
 
 @pytest.mark.slow
-def test_bad_input_is_one_line(tmp_path: Path) -> None:
-    for options, processes, message in (
-        (("norm=bn",), 1, "error: norm=bn: does not apply to an LSTM"),
-        (("norm=ln",), 2, "task=architecture_search runs in one process only, but 2 were started"),
-        (
-            ("norm=ln", "data.train=x", "data.val=y", "data=imagefolder"),
-            1,
-            "data.train=x: no such file",
-        ),
-    ):
-        output = run("train.py", *SMALL, *options, f"runs_dir={tmp_path}", processes=processes,
-                     code=2 if processes == 1 else 1)  # fmt: skip
-        assert message in output
-        assert processes > 1 or ("Traceback" not in output and output.count("error:") == 1)
+def test_a_search_is_one_process(tmp_path: Path) -> None:
+    words = ("train.py", *SMALL, "norm=ln", f"runs_dir={tmp_path}")
+    output = run(CONFIGS, *words, processes=2, code=1)
+    assert "task=architecture_search runs in one process only, but 2 were started" in output
 
 
 def test_the_config_of_a_search_is_stable(composed: Compose) -> None:

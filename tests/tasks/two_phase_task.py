@@ -37,8 +37,7 @@ class TwoPhase(Task):
     score = Score("median_error", "median error", higher_is_better=False)
     phases = ("body", "scale")
     artifacts = ("errors",)
-    replicas_per_pass = 1
-    uses_global_rng = True
+    replica_by_replica = True
 
     def datasets(self):
         data = super().datasets()

@@ -52,7 +52,7 @@ class ArchitectureSearch(Task):
     phases = ("weights", "controller")
     max_processes = 1
     calibrates = False
-    uses_global_rng = True
+    replica_by_replica = True
 
     def __init__(
         self,

@@ -26,27 +26,6 @@ def correct_counts(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([hits[:, 0].sum(), hits.sum(), nonfinite])
 
 
-def confidence_counts(logits: Tensor, labels: Tensor) -> Tensor:
-    """Bin finite logits [m, K] by their largest probability into :data:`BINS` equal intervals.
-
-    Returns float64 [3, 15]: per bin the number of samples, the number of correct ones, and the sum
-    of their largest probabilities.
-    """
-    confidence, first = logits.double().softmax(dim=1).max(dim=1)
-    bins = (confidence * BINS).long().clamp_max(BINS - 1)
-    rows = torch.stack([torch.ones_like(confidence), (first == labels).double(), confidence])
-    return torch.zeros(3, BINS, dtype=torch.float64, device=logits.device).index_add_(1, bins, rows)
-
-
-def calibration_error(counts: Tensor) -> float | None:
-    """The expected calibration error in percent (Guo et al. 2017, Eq. 3), from summed
-    :func:`confidence_counts`; None without samples.
-    """
-    seen, correct, confidence = counts
-    total = float(seen.sum())
-    return 100 * float((correct - confidence).abs().sum()) / total if total else None
-
-
 class AccuracyEvaluator:
     """Evaluates a classifier on batches of images; each sample counts once.
 
@@ -59,7 +38,8 @@ class AccuracyEvaluator:
         self.detail = detail
         # Top-1, top-5, non-finite, seen, sum of losses. float64 counts exactly up to 2^53.
         self._totals = torch.zeros(5, dtype=torch.float64, device=device)
-        self._confidence = torch.zeros(3, BINS, dtype=torch.float64, device=device)
+        # By bin of the largest probability: the sum of (correct - largest probability).
+        self._gaps = torch.zeros(BINS, dtype=torch.float64, device=device)
 
     def update(self, forward: Callable[..., Tensor], batch: ImageBatch) -> None:
         """Add the images [m, 3, S, S] and labels [m] of a batch."""
@@ -71,14 +51,16 @@ class AccuracyEvaluator:
         # Summed in float64, so that the loss does not depend on the batch size.
         self._totals[4] += F.cross_entropy(logits.double(), labels, reduction="sum")
         finite = logits.isfinite().all(dim=1)
-        self._confidence += confidence_counts(logits[finite], labels[finite])
+        confidence, first = logits[finite].double().softmax(dim=1).max(dim=1)
+        bins = (confidence * BINS).long().clamp_max(BINS - 1)
+        self._gaps.index_add_(0, bins, (first == labels[finite]).double() - confidence)
         if self.detail is not None:
             self.detail.observe(logits, labels)
 
     def gather(self) -> None:
         """Sum the counts of all ranks. Collective."""
         all_reduce_sum(self._totals)
-        all_reduce_sum(self._confidence)
+        all_reduce_sum(self._gaps)
         if self.detail is not None:
             self.detail.gather()
 
@@ -88,9 +70,10 @@ class AccuracyEvaluator:
         ``top1``, ``top5`` in percent; the counts ``top1_correct``, ``top5_correct``, ``nonfinite``
         (samples with a non-finite logit, counted as wrong) and ``seen``; ``loss``, the mean cross
         entropy (None if not finite); and ``ece``, the expected calibration error in percent over
-        the samples with finite logits (None without any).
+        the samples with finite logits (Guo et al. 2017, Eq. 3; None without any).
         """
         top1, top5, nonfinite, seen, loss = self._totals.tolist()
+        finite = seen - nonfinite
         if nonfinite:
             print_rank0(
                 f"warning: the network's output is not finite for {int(nonfinite)} of {int(seen)} "
@@ -104,5 +87,5 @@ class AccuracyEvaluator:
             "nonfinite": int(nonfinite),
             "seen": int(seen),
             "loss": loss / seen if math.isfinite(loss) else None,
-            "ece": calibration_error(self._confidence),
+            "ece": 100 * self._gaps.abs().sum().item() / finite if finite else None,
         }

@@ -24,13 +24,16 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Detail:
-    """Collects the batches of one evaluation, those of this rank in loader order.
+    """The samples of one evaluation, in the order of the data set once they are gathered.
+
+    ``labels``: int64 [N]; ``correct``: int64 [N], 1 if the label ranks first; ``logits``: float32
+    [N, K], or [0, K] if they are not kept.
 
     Args:
         classes: K, the network's number of classes.
         samples: N, the size of the data set over all ranks.
         batch_size: of the evaluation's loader.
-        keep_logits: also keep the logits, float32 [N, K].
+        keep_logits: also keep the logits.
     """
 
     def __init__(
@@ -41,43 +44,33 @@ class Detail:
         device: torch.device,
         keep_logits: bool,
     ) -> None:
-        self._by_class = torch.zeros(2, classes, dtype=torch.float64, device=device)
-        self._labels = torch.zeros(samples, dtype=torch.long, device=device)
-        self._logits = torch.zeros(samples if keep_logits else 0, classes, device=device)
+        self.labels = torch.zeros(samples, dtype=torch.long, device=device)
+        self.correct = torch.zeros_like(self.labels)
+        self.logits = torch.zeros(samples if keep_logits else 0, classes, device=device)
         self._next = rank() * batch_size
         self._step = world_size() * batch_size
 
     def observe(self, logits: Tensor, labels: Tensor) -> None:
         """Record the logits [m, K] and labels [m] of this rank's next batch."""
-        first_correct = correct(logits, labels)[:, 0]
-        rows = torch.stack([first_correct, torch.ones_like(first_correct)]).to(self._by_class)
-        self._by_class.index_add_(1, labels, rows)
         end = self._next + len(labels)
-        self._labels[self._next : end] = labels
-        if len(self._logits):
-            self._logits[self._next : end] = logits.float()
+        self.labels[self._next : end] = labels
+        self.correct[self._next : end] = correct(logits, labels)[:, 0]
+        if len(self.logits):
+            self.logits[self._next : end] = logits.float()
         self._next += self._step
 
     def gather(self) -> None:
         """Sum the records of all ranks on every rank. Collective; call once."""
-        for table in (self._by_class, self._labels, self._logits):
+        for table in (self.labels, self.correct, self.logits):
             all_reduce_sum(table)
 
     @property
     def by_class(self) -> list[tuple[int, int]]:
         """(correct, seen) of each class, top-1."""
-        correct, seen = self._by_class.long().tolist()
-        return list(zip(correct, seen, strict=True))
-
-    @property
-    def labels(self) -> Tensor:
-        """int64 [N], in the order of the data set."""
-        return self._labels.cpu()
-
-    @property
-    def logits(self) -> Tensor:
-        """float32 [N, K], in the order of the data set; [0, K] if they were not kept."""
-        return self._logits.cpu()
+        classes = self.logits.shape[1]
+        seen = self.labels.bincount(minlength=classes)
+        correct = self.labels[self.correct == 1].bincount(minlength=classes)
+        return list(zip(correct.tolist(), seen.tolist(), strict=True))
 
 
 def classes_csv(names: Sequence[str], details: Mapping[str, Detail]) -> str:
@@ -100,7 +93,7 @@ def classes_csv(names: Sequence[str], details: Mapping[str, Detail]) -> str:
 def logits_npz(details: Mapping[str, Detail]) -> bytes:
     """An ``.npz`` with ``labels`` int64 [N] and, named by evaluation, logits float32 [N, K]."""
     buffer = io.BytesIO()
-    arrays = {name: detail.logits.numpy() for name, detail in details.items()}
-    labels = next(iter(details.values())).labels.numpy()
+    arrays = {name: detail.logits.cpu().numpy() for name, detail in details.items()}
+    labels = next(iter(details.values())).labels.cpu().numpy()
     np.savez(buffer, **{"labels": labels, **arrays})  # type: ignore[arg-type]
     return buffer.getvalue()

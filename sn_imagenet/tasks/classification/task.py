@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sn_imagenet.config import ExperimentConfig, NormConfig, ProtocolConfig
+from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets
 from sn_imagenet.data.decode import UndecodableError
@@ -25,7 +25,7 @@ from sn_imagenet.tasks.classification.accuracy import AccuracyEvaluator, correct
 from sn_imagenet.tasks.classification.departures import departures
 from sn_imagenet.tasks.classification.detail import Detail, classes_csv, logits_npz
 from sn_imagenet.tasks.classification.dropout import PlacedDropout
-from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task
+from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task, parameter_groups
 
 
 class Classification(Task):
@@ -91,8 +91,20 @@ class Classification(Task):
             passed = sum(epoch >= milestone for milestone in milestones)
             return config.initial_lr * protocol.lr_factor**passed
 
+        own = dict(config.norm.own_parameters)
+        layers = norm_layers(network).values()
+        if protocol.lambda_weight_decay is not None and any(
+            isinstance(layer, SwitchNorm2d) for layer in layers
+        ):
+            own.setdefault("weight_decay", protocol.lambda_weight_decay)
+
+        def options_of(kind: str, in_norm: bool) -> dict[str, float]:
+            """Normalization layers may have options for parameters besides gamma and beta."""
+            is_own = in_norm and kind not in ("weight", "bias")
+            return {"weight_decay": protocol.weight_decay, **(own if is_own else {})}
+
         optimizer = torch.optim.SGD(
-            _parameter_groups(network, config.norm, protocol),
+            parameter_groups(network, options_of),
             lr=config.initial_lr,
             momentum=protocol.momentum,
             fused=True,
@@ -148,45 +160,18 @@ class Classification(Task):
         return departures(self.config, fingerprint)
 
 
-def _parameter_groups(
-    network: nn.Module, norm: NormConfig, protocol: ProtocolConfig
-) -> list[dict[str, Any]]:
-    """Parameter groups; those of the normalization layers besides gamma and beta have a group of
-    their own if the method's config or, for SN's lambda, the protocol has options for them."""
-    options = dict(norm.own_parameters)
-    layers = list(norm_layers(network).values())
-    if protocol.lambda_weight_decay is not None and any(
-        isinstance(layer, SwitchNorm2d) for layer in layers
-    ):
-        options.setdefault("weight_decay", protocol.lambda_weight_decay)
-    if not options:
-        return [{"params": list(network.parameters()), "weight_decay": protocol.weight_decay}]
-    own = {
-        parameter: None
-        for layer in layers
-        for name, parameter in layer.named_parameters(recurse=False)
-        if name not in ("weight", "bias")
-    }
-    others = [p for p in network.parameters() if p not in own]
-    groups: list[dict[str, Any]] = [{"params": others}, {"params": list(own), **options}]
-    return [{"weight_decay": protocol.weight_decay, **g} for g in groups if g["params"]]
-
-
 def _warn_of_enlarged_images(config: ExperimentConfig, data: DataSets) -> None:
-    """Warn if a user's own images are much smaller than the network's input."""
-    source = data.train.source
+    """Warn if the first of a user's own images is much smaller than the network's input."""
     if config.data.source != "imagefolder":
         return
-    sides = []
-    for index in sorted({0, (len(source) - 1) // 2, len(source) - 1}):
-        with suppress(DataError, UndecodableError):  # training reports it when it reads the image
-            sides.append(min(source.open(index).size))
-    if sides and 2 * max(sides) <= config.data.image_size:
-        print_rank0(
-            f"warning: images of data.train have a shorter side of {max(sides)} pixels. Enlarging "
-            f"them to data.image_size={config.data.image_size} takes time and adds no detail; set "
-            "data.image_size= data.resize_size= or use data=imagefolder_small (32 pixels)"
-        )
+    with suppress(DataError, UndecodableError):  # training reports it when it reads the image
+        side = min(data.train.source.open(0).size)
+        if 2 * side <= config.data.image_size:
+            print_rank0(
+                f"warning: images of data.train have a shorter side of {side} pixels. Enlarging "
+                f"them to data.image_size={config.data.image_size} takes time and adds no detail; "
+                "set data.image_size= data.resize_size= or use data=imagefolder_small (32 pixels)"
+            )
 
 
 @torch.no_grad()

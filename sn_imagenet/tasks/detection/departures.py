@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.tasks.task import Fact, differences
 
 COCO_IMAGES = {"train": 118_287, "val": 5_000}
 # The paper's settings by their model.
@@ -27,7 +28,7 @@ def departures(config: ExperimentConfig, fingerprint: Mapping[str, Any]) -> list
     """
     protocol, own, model = config.protocol, config.protocol.detection, config.model
     assert own is not None, "checked before"
-    items: list[tuple[str, Any, Any]] = [
+    items: list[Fact] = [
         ("data", "coco", config.data.source),
         ("share of the training set", 1.0, config.data.subset or 1.0),
         ("learning rate drops by", 0.1, protocol.lr_factor),
@@ -49,8 +50,4 @@ def departures(config: ExperimentConfig, fingerprint: Mapping[str, Any]) -> list
         items.append(("model", "one of Sec. 4.2", model.name))
     if config.data.source == "coco":
         items += [(f"{p} images", n, fingerprint[p]["images"]) for p, n in COCO_IMAGES.items()]
-    return [
-        {"item": item, "paper": str(paper), "ours": str(ours)}
-        for item, paper, ours in items
-        if paper != ours
-    ]
+    return differences(items)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,7 +84,15 @@ class C4Head(nn.Sequential):
         return y.mean(dim=(2, 3))
 
 
-def build_detector(config: ExperimentConfig, head: NormConfig | None, classes: int) -> FasterRCNN:
+def head_norm(config: ExperimentConfig) -> NormConfig | None:
+    """The method of the heads: ``norm.head``, by default that of the backbone; None, that is no
+    normalization, if the backbone is frozen batch norm."""
+    if config.norm.head is not None:
+        return NormConfig(**config.norm.head)
+    return None if config.norm.name == "frozen_bn" else config.norm
+
+
+def build_detector(config: ExperimentConfig, classes: int) -> FasterRCNN:
     """A detector with a normalization layer at every place where the paper has one: in the ResNet,
     after the lateral and output convolutions of the FPN, after the four convolutions of the box
     head and of the mask head; never in the RPN. C4's head is the ResNet's last stage.
@@ -95,7 +104,6 @@ def build_detector(config: ExperimentConfig, head: NormConfig | None, classes: i
     Args:
         config: ``model.args`` are the arguments of :func:`_c4` or :func:`_fpn` and of torchvision's
             classes. ``norm`` is that of ResNet and FPN; with frozen batch norm the FPN has none.
-        head: the method of the heads; None for none.
         classes: number of categories, without the background.
 
     Raises:
@@ -122,7 +130,7 @@ def build_detector(config: ExperimentConfig, head: NormConfig | None, classes: i
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
-            detector = builder(config, head, classes + 1, **pixels, **model.args)
+            detector = builder(config, classes + 1, **pixels, **model.args)
         except TypeError as error:
             raise ConfigError(f"model.args of model.name={model.name}: {error}") from error
         predictor = detector.roi_heads.box_predictor
@@ -136,12 +144,9 @@ def build_detector(config: ExperimentConfig, head: NormConfig | None, classes: i
 
 def published_detector(name: str, classes: int) -> FasterRCNN:
     """The network of :data:`PUBLISHED`, with torchvision's layers."""
-    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None)
-    detector = (MaskRCNN if name.startswith("mask") else FasterRCNN)(backbone, classes + 1)
-    for module in detector.modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            module.eps = 0.0  # as torchvision sets it for these weights
-    return detector
+    norm = partial(FrozenBatchNorm2d, eps=0.0)  # as torchvision sets it for these weights
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm)
+    return (MaskRCNN if name.startswith("mask") else FasterRCNN)(backbone, classes + 1)
 
 
 def require_nms() -> None:
@@ -169,7 +174,6 @@ def _resnet(config: ExperimentConfig, name: str) -> Any:
 
 def _c4(
     config: ExperimentConfig,
-    head: NormConfig | None,
     classes: int,
     *,
     backbone: str,
@@ -196,7 +200,6 @@ def _c4(
 
 def _fpn(
     config: ExperimentConfig,
-    head: NormConfig | None,
     classes: int,
     *,
     backbone: str,
@@ -229,6 +232,7 @@ def _fpn(
         LastLevelMaxPool(),
         None if norm.name == "frozen_bn" else norm_layer(norm),
     )
+    head = head_norm(config)
     in_head = None if head is None else norm_layer(head)
     maps = [str(index) for index in range(len(levels))]
     box_head = FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [fc], in_head)

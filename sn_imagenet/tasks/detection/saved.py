@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import safetensors.torch
 
 from sn_imagenet.config import ExperimentConfig, from_dict
 from sn_imagenet.errors import UserError
 from sn_imagenet.models import SavedWeights, load_weights, read_weights
 from sn_imagenet.models.export import Exported
-from sn_imagenet.models.saved import CONFIG, WEIGHTS, config_entry, use_statistics
-from sn_imagenet.runs import RunDirectory, write_atomically, write_text
+from sn_imagenet.models.saved import CONFIG, WEIGHTS, config_entry, use_statistics, write_weights
+from sn_imagenet.runs import RunDirectory, write_json
 from sn_imagenet.runs.reading import read_json
 from sn_imagenet.tasks.detection.models import build_detector
-from sn_imagenet.tasks.task import build_task
 
 _PATHS = ("root", "train", "val", "train_annotations", "val_annotations")
 _CODE = """from pathlib import Path
@@ -38,18 +33,12 @@ def load_detector(path: Path, statistics: str | None = None) -> tuple[Any, Saved
     Raises:
         UserError: it is neither, it is not one of detection, or it lacks the statistics.
     """
-    saved, run = read_weights(path), RunDirectory(path)
+    saved = read_weights(path)
     if saved.task != "detection":
         raise UserError(f"{path}: a run of task={saved.task}; expected one of task=detection")
-    config = _config(path)
-    network = build_detector(config, build_task(config).head_norm(), len(saved.classes))
+    network = build_detector(_config(path), len(saved.classes))
     load_weights(network, saved)
-    kind = saved.statistics or statistics or config.norm.test_statistics
-    if not saved.statistics:
-        use_statistics(network, run, kind)
-    elif statistics not in (None, kind):
-        raise UserError(f"statistics={statistics}: {path} was exported with {kind}")
-    return network.eval(), replace(saved, statistics=kind)
+    return network.eval(), use_statistics(network, saved, statistics)
 
 
 def _config(path: Path) -> ExperimentConfig:
@@ -68,14 +57,12 @@ def export_detector(run: Path, out: Path, statistics: str | None = None) -> Expo
         UserError: as :func:`load_detector`.
     """
     network, saved = load_detector(run, statistics)
-    weights = {key: value.contiguous() for key, value in network.state_dict().items()}
-    serialized = safetensors.torch.save(weights, {"format": "pt"})
     config = _config(run).to_dict()
     config["data"] |= dict.fromkeys(_PATHS)  # of this machine
     entry = {**config_entry(saved), "task": saved.task, "config": config}
     content = {"architecture": saved.model.name, "sn_imagenet": entry, "label_names": saved.classes}
-    write_atomically(out / WEIGHTS, serialized, "--out")
-    write_text(out / CONFIG, json.dumps(content, indent=2) + "\n", "--out")
+    write_weights(network, out)
+    write_json(out / CONFIG, content, "--out")
     files = {WEIGHTS: "the weights", CONFIG: "the detector, its data and its training"}
     loading = [("With sn-imagenet:", _CODE)]
     return Exported(saved.model.name, saved.statistics, loading, files)

@@ -20,7 +20,6 @@ from sn_imagenet.data.seeding import epoch_order, seeded_pass
 from sn_imagenet.distributed import Batch, Microbatch, print_rank0, rank, world_size
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import SavedWeights, load_weights
-from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs.scores import Score
 from sn_imagenet.tasks.detection.coco import Annotations, open_annotations
 from sn_imagenet.tasks.detection.departures import departures
@@ -28,7 +27,7 @@ from sn_imagenet.tasks.detection.evaluator import CocoEvaluator, category_csv
 from sn_imagenet.tasks.detection.images import DetectionBatch, DetectionDataset
 from sn_imagenet.tasks.detection.models import C4Head, build_detector
 from sn_imagenet.tasks.detection.sampling import CalibrationSampler, DetectionLoader, GroupSampler
-from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task
+from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task, parameter_groups
 
 PARTS = ("train", "val")
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
@@ -43,8 +42,7 @@ class Detection(Task):
 
     score = Score("ap", "AP", "%")
     sums: ClassVar[tuple[str, ...]] = LOSSES
-    replicas_per_pass = 1
-    uses_global_rng = True
+    replica_by_replica = True
     has_heads = True
     artifacts = ("per_class", "detections")
     requires: ClassVar[Mapping[str, str]] = {"pycocotools": "detection"}
@@ -107,7 +105,7 @@ class Detection(Task):
                 "norm=frozen_bn: its statistics come from a trained classifier; use init=RUN, a "
                 "run with norm=bn"
             )
-        network: Any = build_detector(config, self.head_norm(), len(data.classes))
+        network: Any = build_detector(config, len(data.classes))
         if config.init is not None:
             network.backbone.freeze(self.protocol.frozen_stages)
         return network
@@ -157,8 +155,22 @@ class Detection(Task):
                 rate *= own.warmup_factor * (1 - share) + share
             return rate
 
+        decay, lambda_decay = protocol.weight_decay, protocol.lambda_weight_decay
+        of_lambda = (decay if lambda_decay is None else lambda_decay, 1.0)
+        in_norms = {
+            "weight": (own.norm_weight_decay, 1.0),
+            "bias": (own.norm_weight_decay, own.beta_lr_scale),
+            "mean_weight": of_lambda,
+            "var_weight": of_lambda,
+        }
+        elsewhere = {"bias": (own.bias_weight_decay, own.bias_lr_scale)}
+
+        def options_of(kind: str, in_norm: bool) -> dict[str, float]:
+            options = (in_norms if in_norm else elsewhere).get(kind, (decay, 1.0))
+            return dict(zip(("weight_decay", "lr_scale"), options, strict=True))
+
         optimizer = torch.optim.SGD(
-            parameter_groups(network, config),
+            parameter_groups(network, options_of),
             lr=config.initial_lr,
             momentum=protocol.momentum,
             fused=True,
@@ -271,30 +283,3 @@ def _annotations(config: ExperimentConfig) -> list[tuple[Annotations, Path]]:
         found.append((open_annotations(file, folder), folder))
         print_rank0(f"{part}: {found[-1][0].summary}")
     return found
-
-
-def parameter_groups(network: nn.Module, config: ExperimentConfig) -> list[dict[str, Any]]:
-    """The trained parameters by weight decay and learning rate: gamma, beta, lambda, the biases of
-    convolutions and linear layers, and their weights."""
-    protocol, own = config.protocol, config.protocol.detection
-    assert own is not None, "checked before"
-    decay, lambda_decay = protocol.weight_decay, protocol.lambda_weight_decay
-    of_lambda = (decay if lambda_decay is None else lambda_decay, 1.0)
-    in_norms = {
-        "weight": (own.norm_weight_decay, 1.0),
-        "bias": (own.norm_weight_decay, own.beta_lr_scale),
-        "mean_weight": of_lambda,
-        "var_weight": of_lambda,
-    }
-    elsewhere = {"bias": (own.bias_weight_decay, own.bias_lr_scale)}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    norms = norm_layers(network)
-    for name, parameter in network.named_parameters():
-        module, _, kind = name.rpartition(".")
-        options = (in_norms if module in norms else elsewhere).get(kind, (decay, 1.0))
-        if parameter.requires_grad:
-            groups.setdefault(options, []).append(parameter)
-    return [
-        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
-        for (decay, scale), parameters in groups.items()
-    ]

@@ -12,7 +12,7 @@ from PIL import Image
 from sn_imagenet.data.sources.images import list_images, png_targets, read_image, write_png
 from sn_imagenet.distributed import choose_device
 from sn_imagenet.errors import UserError
-from sn_imagenet.models.saved import read_saved
+from sn_imagenet.models import load
 from sn_imagenet.models.transform_net import TransformNet
 from sn_imagenet.runs import RunDirectory
 
@@ -50,7 +50,7 @@ def stylize_folder(run: Path, images: Path, out: Path | None, size: int | None) 
     Raises:
         UserError: the run is not one of stylization, or an image cannot be read or is too small.
     """
-    network = read_saved(run).network
+    network = load(run)
     if not isinstance(network, TransformNet):
         raise UserError(f"--run {run}: expected a run of task=stylization")
     device, least = choose_device("auto"), network.least_side

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,17 @@ class Trained(NamedTuple):
     network: nn.Module
 
 
+def save_run(
+    config: ExperimentConfig, network: nn.Module, classes: Sequence[str], **more: object
+) -> Path:
+    """Write the run directory of ``config`` with the weights of ``network``."""
+    directory = RunDirectory(Path(config.run_dir))
+    state = {"model": network.state_dict(), "classes": list(classes), "config": config.to_dict()}
+    with claimed(directory, config):
+        checkpoint.save(directory.final, state | more)
+    return directory.path
+
+
 def write_trained(config: ExperimentConfig) -> Trained:
     """Save weights and statistics that differ from the initial ones by random offsets."""
     network = build_model(config.model, config.norm, config.protocol, len(CLASSES), config.seed)
@@ -30,8 +42,4 @@ def write_trained(config: ExperimentConfig) -> Trained:
     for value in network.state_dict().values():
         if value.is_floating_point():
             value.add_(0.2 * torch.rand(value.shape, generator=generator) - 0.1)
-    directory = RunDirectory(Path(config.run_dir))
-    state = {"model": network.state_dict(), "classes": list(CLASSES), "config": config.to_dict()}
-    with claimed(directory, config):
-        checkpoint.save(directory.final, state)
-    return Trained(directory.path, network.eval())
+    return Trained(save_run(config, network, CLASSES), network.eval())
