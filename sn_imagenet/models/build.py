@@ -109,7 +109,7 @@ def build_network(model: ModelConfig, norm: NormConfig, num_classes: int) -> nn.
     layer_class: Any = layer.func
     if model.fuse_relu or layer_class.replaces_relu:
         fuse_relus(network)
-    if layer_class.normalizes_weights:
+    if layer_class.normalizes_weights and not layer.keywords.get("folded"):
         normalize_weights(network)
     return network
 

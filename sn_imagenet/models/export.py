@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
-from sn_imagenet.config import DataConfig
+from sn_imagenet.config import DataConfig, NormConfig
 from sn_imagenet.errors import UserError
 from sn_imagenet.models.build import norm_layer
 from sn_imagenet.models.saved import (
@@ -27,6 +28,7 @@ from sn_imagenet.models.saved import (
     write_weights,
 )
 from sn_imagenet.models.transform_net import TransformNet
+from sn_imagenet.models.weight_norm import convolutions
 from sn_imagenet.runs import write_atomically, write_json
 
 PT2 = "model.pt2"
@@ -74,7 +76,10 @@ def export(
     network, saved = read_saved(run, statistics)
     if saved.data is None:
         raise UserError(f"{run} is already an export: copy it, or export the run that it is from")
-    data = saved.data
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: expected a folder")
+    norm, data = _folded(network, saved.norm), saved.data
+    saved = replace(saved, norm=norm)
     size = (2, 3, data.image_size, data.image_size)
     images = torch.randn(size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -107,6 +112,14 @@ def export(
         about = f"{form}, for {sizes}; input images, output {output}"
         files[name] = f"{about}, which differ by up to {difference:.1g}"
     return Exported(saved.model.name, saved.statistics, loading, files)
+
+
+def _folded(network: nn.Module, norm: NormConfig) -> NormConfig:
+    """``norm``, after giving the convolutions plain weights if they are normalized."""
+    convs = [conv for conv in convolutions(network) if is_parametrized(conv)]
+    for conv in convs:
+        remove_parametrizations(conv, "weight")
+    return replace(norm, args={**norm.args, "folded": True}) if convs else norm
 
 
 def _config(

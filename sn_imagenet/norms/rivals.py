@@ -203,12 +203,15 @@ class WeightNorm2d(MeanOnlyBatchNorm2d):
 
     Args:
         mean_only_bn: also subtract the batch's mean.
+        folded: the convolutions of the network hold plain weights, as in an export.
     """
 
     normalizes_weights = True
 
-    def __init__(self, *arguments: Any, mean_only_bn: bool = False, **options: Any) -> None:
-        self.mean_only_bn = mean_only_bn
+    def __init__(
+        self, *arguments: Any, mean_only_bn: bool = False, folded: bool = False, **options: Any
+    ) -> None:
+        self.mean_only_bn, self.folded = mean_only_bn, folded
         super().__init__(*arguments, **options)
 
     @property

@@ -17,6 +17,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from trained_runs import CLASSES, Trained
 
 from sn_imagenet.config import ExperimentConfig
@@ -72,10 +73,11 @@ def test_an_export_loads_and_computes_the_same_logits(
     exported = export(run.path, out, statistics)
     loaded = load(out)
     torch.testing.assert_close(logits(loaded, images), expected)
+    assert not any(map(is_parametrized, loaded.modules()))
     assert set(exported.files) == {path.name for path in out.iterdir()}
     from_card = network_of_card(exported, "sn-imagenet", out)
     torch.testing.assert_close(logits(from_card, images), expected)
-    if overrides[0] in ("norm=frn", "norm=wn"):  # timm does not build threshold or weights
+    if overrides[0] == "norm=frn":  # timm alone does not build its threshold
         assert len(exported.loading) == 1
 
 
