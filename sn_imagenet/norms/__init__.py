@@ -12,8 +12,7 @@ Limits:
 
 - Under torch.compile, torch.jit.trace, make_fx, torch.func (grad, jvp, vmap) and forward-mode
   differentiation the layers run as plain PyTorch operators, whatever ``backend`` says.
-- Second derivatives and ``is_grads_batched`` work for mixtures of in, ln, bn and gn on a CPU with a
-  C++ compiler, and with ``backend = "formula"``. Otherwise they raise.
+- Second derivatives need ``backend = "formula"``; otherwise they raise.
 - torch.func raises if a layer in training mode updates running statistics that are not among the
   transformed inputs: call eval(), or pass them to torch.func.functional_call.
 """

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.norms.mixture import MixtureNorm2d
-from sn_imagenet.norms.moment_norm import BatchTables, MomentNorm2d
-from sn_imagenet.norms.moments import Moments
+from sn_imagenet.norms.moment_norm import MomentNorm2d
+from sn_imagenet.norms.moments import Moments, Statistics
 
 
 class BatchNorm2d(MixtureNorm2d):
@@ -49,12 +49,13 @@ class InstanceNorm2d(MixtureNorm2d):
             return super().forward(x, residual)
         return super().forward(x[None], None if residual is None else residual[None])[0]
 
-    def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables | None]:
-        if not (self._tracks and self.training):
-            return super()._normalize(x, residual)
-        y, moments = MomentNorm2d._normalize(self, x, residual)
-        assert isinstance(moments, Moments)
-        return y, moments.averaged_instances()
+    def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Statistics | None]:
+        if self._stores_batch:
+            return MomentNorm2d._normalize(self, x, residual)
+        return super()._normalize(x, residual)
+
+    def _statistics_to_store(self, moments: Moments) -> Statistics:
+        return moments.mean.mean(0, keepdim=True), moments.var.mean(0, keepdim=True)
 
     def _running_update(self, shape: torch.Size) -> tuple[float | Tensor, float] | None:
         return super()._running_update(torch.Size((self.groups[0], *shape[1:])))  # one sample each

@@ -8,15 +8,22 @@ Some kernels have a closed form of ``combine`` and its gradient. For others auto
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.closed_form import Layout, Parameters, Running, TritonTables, takes_tables
+from sn_imagenet.norms.closed_form.triton_tables import (
+    Layout,
+    Parameters,
+    Running,
+    TritonTables,
+    takes_tables,
+)
 from sn_imagenet.norms.kernels import CPP, TRITON, as_dense, kernels_for, with_layout_of
-from sn_imagenet.norms.kernels.cpp import MixtureStatistics, numbers_of
-from sn_imagenet.norms.moment_norm import BatchTables, MomentNorm2d
+from sn_imagenet.norms.kernels.cpp import batch_statistics, numbers_of
+from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.moments import Moments, Statistics
 from sn_imagenet.norms.op import normalize_with
 
@@ -45,9 +52,21 @@ class MixtureNorm2d(MomentNorm2d):
         return None
 
     def combine(self, moments: Moments) -> Statistics:
-        """Eq. (3), see :meth:`Moments.mixture`."""
-        batch = self.batch_statistics(moments) if "bn" in self.omega else None
-        return moments.mixture(self.omega, self.num_groups, batch, self.logits)
+        """Eq. (3): the members' statistics, weighted with the softmax of the logits (Eq. (4))."""
+        statistics: dict[str, Statistics] = {}
+        if "bn" in self.omega:
+            statistics["bn"] = self.batch_statistics(moments)
+        if "in" in self.omega:
+            statistics["in"] = moments.instance()
+        if "ln" in self.omega:
+            statistics["ln"] = moments.layer()
+        if "gn" in self.omega:
+            statistics["gn"] = moments.group(self.num_groups)
+        means, variances = zip(*(statistics[member] for member in self.omega), strict=True)
+        logits = self.logits
+        if logits is None:
+            return means[0], variances[0]
+        return _weighted_sum(logits[0], means), _weighted_sum(logits[1], variances)
 
     @property
     def _is_plain_mixture(self) -> bool:
@@ -64,7 +83,7 @@ class MixtureNorm2d(MomentNorm2d):
         single = len(self.omega) == 1 and self.logits is None
         return single and self._uses_stored_statistics and self._is_plain_mixture
 
-    def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables | None]:
+    def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Statistics | None]:
         kernels = kernels_for(x, self.backend)
         if kernels is None or self.instance_correction or not self._is_plain_mixture:
             return super()._normalize(x, residual)
@@ -83,8 +102,9 @@ class MixtureNorm2d(MomentNorm2d):
                 *(numbers_of(tuple(self.omega)), self.num_groups, replicas),
                 *(self.eps, self.relu, stored, momentum, unbias),
             )
-            batch = MixtureStatistics(tables, replicas, self.num_features)
-            return y, None if update is not None else batch
+            if self._stores_batch and update is None:
+                return y, batch_statistics(tables, replicas, self.num_features)
+            return y, None
         if kernels is TRITON and takes_tables(x, *parameters, *running):
             layout = _layout(tuple(self.omega), self.num_groups, x.shape, replicas, self.eps)
             follows = None
@@ -95,8 +115,16 @@ class MixtureNorm2d(MomentNorm2d):
                 layout, parameters, self._stored() if stored else None, group, follows
             )
             y = normalize_with(combiner, as_dense(x), residual, kernels, self.relu)
-            return y, combiner if follows is None else None
+            return y, combiner.batch() if self._stores_batch and follows is None else None
         return super()._normalize(x, residual)
 
 
 _layout = lru_cache(maxsize=4096)(Layout)
+
+
+def _weighted_sum(logits: Tensor, tables: Sequence[Tensor]) -> Tensor:
+    weights = torch.softmax(logits.to(tables[0].dtype), dim=0).unbind()
+    total = weights[0] * tables[0]
+    for weight, table in zip(weights[1:], tables[1:], strict=True):
+        total = total + weight * table
+    return total

@@ -7,7 +7,6 @@ variances + variance of means. This is Eq. (5) without the cancellation of E[x^2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -83,10 +82,6 @@ class Moments:
         """Whether :meth:`batch` has been called."""
         return self._batch is not None
 
-    def averaged_instances(self) -> Moments:
-        """The averages over the samples of each group, as the moments of one sample per group."""
-        return Moments(self.mean.mean(dim=0), self.var.mean(dim=0), self.mean.shape[1])
-
     def group(self, channel_groups: int) -> Statistics:
         """Over each of ``channel_groups`` equal groups of a sample's channels: [n, R, C]."""
         n, replicas, channels = self.mean.shape
@@ -97,59 +92,6 @@ class Moments:
             mean.expand(grouped).reshape(self.mean.shape),
             var.expand(grouped).reshape(self.mean.shape),
         )
-
-    def mixture(
-        self,
-        omega: Sequence[str],
-        channel_groups: int,
-        batch: Statistics | None,
-        logits: Sequence[Tensor | None] | None,
-    ) -> Statistics:
-        """Eq. (3): the members' statistics, weighted with the softmax of the logits (Eq. (4)).
-
-        Args:
-            omega: non-empty, of in, ln, bn and gn.
-            channel_groups: of gn.
-            batch: the statistics of bn.
-            logits: for means and for variances, each [len(omega)]; None for a single member.
-        """
-        statistics = [self._member(member, channel_groups, batch) for member in omega]
-        mean_logits, var_logits = logits or (None, None)
-        if mean_logits is None or var_logits is None:
-            return statistics[0]
-        means, variances = zip(*statistics, strict=True)
-        return _weighted_sum(mean_logits, means), _weighted_sum(var_logits, variances)
-
-    def _member(self, name: str, channel_groups: int, batch: Statistics | None) -> Statistics:
-        if name == "in":
-            return self.instance()
-        if name == "ln":
-            return self.layer()
-        if name == "gn":
-            return self.group(channel_groups)
-        assert batch is not None
-        return batch
-
-    def coefficients(
-        self, statistics: Statistics, eps: float, weight: Tensor | None, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Eq. (1) with ``statistics`` as center, scale and shift, each [N, C]."""
-        center, variance = statistics
-        scale = torch.rsqrt(variance + eps)
-        shape = self.mean.shape
-        rows = self.mean.flatten(0, 1)  # [N, C]
-        if weight is not None:
-            scale = scale * weight.to(scale.dtype)
-        shift = torch.zeros_like(rows) if bias is None else bias.to(rows.dtype).expand_as(rows)
-        return center.expand(shape).reshape_as(rows), scale.expand(shape).reshape_as(rows), shift
-
-
-def _weighted_sum(logits: Tensor, tables: Sequence[Tensor]) -> Tensor:
-    weights = torch.softmax(logits.to(tables[0].dtype), dim=0).unbind()
-    total = weights[0] * tables[0]
-    for weight, table in zip(weights[1:], tables[1:], strict=True):
-        total = total + weight * table
-    return total
 
 
 def _combine_samples(mean: Tensor, var: Tensor) -> Statistics:
@@ -167,21 +109,6 @@ def combine_ranks(local: Statistics, group: dist.ProcessGroup) -> Statistics:
     """
     mean, var = _GatherOverRanks.apply(torch.cat(local), group).unbind(1)
     return _combine_samples(mean, var)
-
-
-@torch.no_grad()
-def update_running(
-    running: Statistics, batch: Statistics, momentum: float | Tensor, unbias: float
-) -> None:
-    """Update the running statistics [C] in place from the first replica's of a batch [1, R, C].
-
-    The batch's variance is multiplied by ``unbias``; ``momentum`` is a number or a 0-d tensor.
-    """
-    mean, var = running
-    if isinstance(momentum, Tensor):
-        momentum = momentum.to(mean.dtype)
-    mean.lerp_(batch[0][0, 0].to(mean.dtype), momentum)
-    var.lerp_((batch[1][0, 0] * unbias).to(var.dtype), momentum)
 
 
 class _GatherOverRanks(torch.autograd.Function):

@@ -33,7 +33,6 @@ from sn_imagenet.norms import (
     set_replicas,
 )
 from sn_imagenet.norms.kernels import BACKENDS as KERNELS
-from sn_imagenet.norms.kernels import Affine
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda x: x.contiguous(),
@@ -179,18 +178,18 @@ def test_special_values_equal_torchs(area: tuple[int, int], layout: str, backend
     x = LAYOUTS[layout](x).requires_grad_()
     kernels = KERNELS[backend]
     zeros, ones = torch.zeros(2, 8), torch.ones(2, 8)
-    identity = Affine(zeros, ones, zeros)
+    identity, line = torch.stack([zeros, ones, zeros]), torch.stack([zeros, zeros])
     grad = torch.full_like(x, 3.0)
     for residual in (None, torch.zeros_like(x)):
         y = kernels.affine(x.detach(), identity, True, residual)
         expected = torch.relu(x)
         torch.testing.assert_close(y, expected.detach(), rtol=0, atol=0, equal_nan=True)
         (expected_grad,) = torch.autograd.grad(expected, x, grad)
-        relu_mask = identity if residual is None else y
-        sums, masked = kernels.gradient_sums(grad, x.detach(), zeros, relu_mask)
+        recompute = residual is None
+        mask = (True, None) if recompute else (False, y)
+        sums, masked = kernels.gradient_sums(grad, x.detach(), zeros, identity, *mask)
         torch.testing.assert_close(sums[0], expected_grad.sum((2, 3)), rtol=0, atol=0)
-        mask = identity if residual is None else None
-        dx = kernels.input_gradient(masked, x.detach(), zeros, ones, zeros, zeros, mask)
+        dx = kernels.input_gradient(masked, x.detach(), zeros, identity, line, recompute)
         finite = x.detach().isfinite()  # 0 * infinity elsewhere, with or without ReLU
         assert dx[finite].equal(expected_grad[finite])
         if residual is not None:

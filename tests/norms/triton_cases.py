@@ -31,7 +31,6 @@ from sn_imagenet.norms import (
 from sn_imagenet.norms.closed_form import triton_tables
 from sn_imagenet.norms.kernels import (
     BACKENDS,
-    Affine,
     triton_backend,
     triton_launch,
 )
@@ -137,14 +136,15 @@ def test_special_values_equal_torchs() -> None:
     values = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1, -1, 1e-30])
     x = values[:, None, None].expand(8, 3, 3).repeat(2, 1, 1, 1).requires_grad_()
     zeros, ones = torch.zeros(2, 8), torch.ones(2, 8)
-    kernels, identity, grad = BACKENDS["triton"], Affine(zeros, ones, zeros), torch.ones_like(x)
+    identity, grad = torch.stack([zeros, ones, zeros]), torch.ones_like(x)
+    kernels = BACKENDS["triton"]
     expected = torch.relu(x)
     (expected_grad,) = torch.autograd.grad(expected, x, grad)
     for residual in (None, torch.zeros_like(x)):
         y = kernels.affine(x.detach(), identity, True, residual)
         torch.testing.assert_close(y, expected.detach(), rtol=0, atol=0, equal_nan=True)
-        relu_mask = identity if residual is None else y
-        sums, masked = kernels.gradient_sums(grad, x.detach(), zeros, relu_mask)
+        mask = (True, None) if residual is None else (False, y)
+        sums, masked = kernels.gradient_sums(grad, x.detach(), zeros, identity, *mask)
         torch.testing.assert_close(sums[0], expected_grad.sum((2, 3)), rtol=0, atol=0)
         assert residual is None or masked.equal(expected_grad)
 
@@ -236,10 +236,10 @@ def test_moments_of_a_large_mean_keep_precision(layout: str) -> None:
 
 def test_every_call_gives_the_same_bits() -> None:
     x, grad = torch.randn(2, 2, 3, 40, 70).unbind()
-    mean = torch.randn(2, 3)
+    mean, tables = torch.randn(2, 3), torch.randn(3, 2, 3)
     kernels = BACKENDS["triton"]
     first, again = (
-        (*kernels.moments(x), kernels.gradient_sums(grad, x, mean)[0]) for _ in range(2)
+        (*kernels.moments(x), kernels.gradient_sums(grad, x, mean, tables)[0]) for _ in range(2)
     )
     assert all(map(torch.equal, first, again))
 
