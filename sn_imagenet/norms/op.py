@@ -11,8 +11,9 @@ saves the output anyway, while nothing else saves the residual of a block with a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from sn_imagenet.norms.kernels import (
 )
 
 
-class Combiner(Protocol):
+class Combiner(ABC):
     """The tables of one forward pass, from the moments to the affine map, and their derivative.
 
     Attributes:
@@ -38,12 +39,14 @@ class Combiner(Protocol):
     """
 
     inputs: Sequence[Tensor | None]
-    saved: tuple[Tensor, ...]
+    saved: tuple[Tensor, ...] = ()
     mean: Tensor
 
+    @abstractmethod
     def forward(self, x: Tensor, kernels: Backend, differentiable: bool) -> Tensor:
         """The affine map's tables; :meth:`backward` follows only if ``differentiable``."""
 
+    @abstractmethod
     def backward(
         self, sums: Tensor, wanted: Sequence[bool]
     ) -> tuple[Tensor, Sequence[Tensor | None]]:
@@ -103,12 +106,12 @@ def normalize_with(
     return y
 
 
-class AutogradCombiner:
+class AutogradCombiner(Combiner):
     """Any way of combining moments. Autograd records a small graph of [N, C] tables, from moments
     and parameters to coefficients, so that a new method takes only ten lines of [N, C] algebra.
     """
 
-    saved = ()  # autograd checks the tensors of its graph itself
+    inputs: Sequence[Tensor]
 
     def __init__(self, coefficients: Coefficients, parameters: Sequence[Tensor]) -> None:
         self.coefficients = coefficients

@@ -15,6 +15,7 @@ from torch import Tensor
 from sn_imagenet.norms.kernels import TRITON, Backend, statistics_dtype, triton_launch
 from sn_imagenet.norms.kernels.cpp import MEMBERS
 from sn_imagenet.norms.moments import Statistics, check_divides, combine_ranks
+from sn_imagenet.norms.op import Combiner
 
 # Entries of a table row per program, and samples of a column at a time: 2048 elements as in the
 # other kernels, of two tables at once in backward. Not timed, since the tables are small.
@@ -78,7 +79,7 @@ class Running(NamedTuple):
     momentum: float
 
 
-class TritonTables:
+class TritonTables(Combiner):
     """The tables of one forward pass, in one allocation that is kept for backward: two launches
     forward and two backward, in addition to those over the activation.
 
@@ -91,6 +92,8 @@ class TritonTables:
         running: the running statistics that forward updates, if it does.
     """
 
+    inputs: Parameters
+
     def __init__(
         self,
         layout: Layout,
@@ -101,7 +104,8 @@ class TritonTables:
     ) -> None:
         self.layout = layout
         self.inputs = parameters
-        self.saved = () if parameters.weight is None else (parameters.weight,)
+        if parameters.weight is not None:
+            self.saved = (parameters.weight,)
         self.stored = stored
         self.group = group if "bn" in layout.member_at and stored is None else None
         self.running = running
