@@ -17,7 +17,6 @@ Limits:
   transformed inputs: call eval(), or pass them to torch.func.functional_call.
 """
 
-from sn_imagenet.norms.batch_average import BatchAverage
 from sn_imagenet.norms.batch_variants import (
     BatchRenorm2d,
     FrozenBatchNorm2d,
@@ -33,15 +32,15 @@ from sn_imagenet.norms.control import (
     stored_statistics,
 )
 from sn_imagenet.norms.conversion import convert_norm
-from sn_imagenet.norms.layers import (
+from sn_imagenet.norms.mixture import (
     BatchNorm2d,
     GroupNorm2d,
     InstanceNorm2d,
     LayerNorm2d,
+    MixtureNorm2d,
 )
-from sn_imagenet.norms.mixture import MixtureNorm2d
 from sn_imagenet.norms.moment_norm import MomentNorm2d, Replicas
-from sn_imagenet.norms.moments import Moments, Statistics
+from sn_imagenet.norms.moments import BatchAverage, Moments, Statistics
 from sn_imagenet.norms.op import normalize
 from sn_imagenet.norms.rivals import (
     BatchInstanceNorm2d,

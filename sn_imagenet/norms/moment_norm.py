@@ -12,9 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sn_imagenet.norms.batch_average import BatchAverage
 from sn_imagenet.norms.kernels import statistics_dtype
-from sn_imagenet.norms.moments import Moments, Statistics
+from sn_imagenet.norms.moments import BatchAverage, Moments, Statistics
 from sn_imagenet.norms.op import normalize
 
 

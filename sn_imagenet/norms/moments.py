@@ -54,12 +54,6 @@ class Moments:
         self.process_group = process_group
         self._batch: Statistics | None = None  # for output and running statistics
 
-    @property
-    def samples_per_group(self) -> int:
-        """Number of samples in a statistics group, over all ranks that share it."""
-        ranks = dist.get_world_size(self.process_group) if self.process_group else 1
-        return self.mean.shape[0] * ranks
-
     def instance(self) -> Statistics:
         """Over each (sample, channel): [n, R, C] (Eq. (5), first line)."""
         return self.mean, self.var
@@ -126,3 +120,40 @@ class _GatherOverRanks(torch.autograd.Function):
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=ctx.group)
         return total[dist.get_rank(ctx.group)], None
+
+
+class BatchAverage:
+    """Sums over minibatches of one layer's BN statistics, in float64, for recalibrated statistics
+    ("PreciseBN"; paper Sec. 2.1, "Inference").
+
+    ``tables`` is [3, C]: the sums of mean, of var and of mean^2. ``count`` is the number of
+    minibatches, as a 0-d float64 tensor, so that both can be all-reduced over ranks.
+    """
+
+    def __init__(self, num_features: int, device: torch.device) -> None:
+        self.tables = torch.zeros(3, num_features, dtype=torch.float64, device=device)
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, mean: Tensor, var: Tensor) -> None:
+        """Add the statistics of R minibatches, each [R, C]; variances are biased."""
+        mean, var = mean.double(), var.double()
+        self.tables += torch.stack([mean.sum(0), var.sum(0), mean.square().sum(0)])
+        self.count += mean.shape[0]
+
+    def statistics(self, estimator: str) -> tuple[Tensor, Tensor]:
+        """Mean and variance, each [C] float64.
+
+        ``mean_of_variances`` averages the minibatches' variances, as the paper describes it.
+        ``population`` is E[mean^2 + var] - E[mean]^2, the variance over all samples together.
+
+        Raises:
+            ValueError: no minibatch was added, or the estimator is unknown.
+        """
+        if not self.count:
+            raise ValueError("no minibatch was collected: run training-mode forward passes first")
+        mean, var, square = self.tables / self.count
+        if estimator == "mean_of_variances":
+            return mean, var
+        if estimator == "population":
+            return mean, var + (square - mean.square()).clamp_min(0)
+        raise ValueError(f"estimator={estimator!r}: expected mean_of_variances or population")

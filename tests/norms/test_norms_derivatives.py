@@ -67,15 +67,6 @@ def meta_gradient(layer: MomentNorm2d) -> Tensor:
     return torch.cat([grad.flatten() for grad in grads])
 
 
-def shared_layer(layer: MomentNorm2d) -> Tensor:
-    """The gradients of |dL/dw|^2 of a layer used twice, whose second input depends on w."""
-    parameters = list(layer.parameters())
-    loss = layer(layer(activation()).sin()).cos().sum()
-    inner = torch.autograd.grad(loss, parameters, create_graph=True)
-    grads = torch.autograd.grad(torch.cat(inner).square().sum(), parameters)
-    return torch.cat([grad.flatten() for grad in grads])
-
-
 def frozen_layer(layer: MomentNorm2d) -> Tensor:
     """The gradient of |dL/dresidual|^2 in a factor of the loss; only the residual needs dL."""
     layer.requires_grad_(False)
@@ -86,7 +77,7 @@ def frozen_layer(layer: MomentNorm2d) -> Tensor:
     return result
 
 
-USES = (hessian, gradient_penalty, meta_gradient, shared_layer, frozen_layer)
+USES = (hessian, gradient_penalty, meta_gradient, frozen_layer)
 
 
 @pytest.mark.parametrize("use", USES)

@@ -57,13 +57,7 @@ class Backend(Protocol):
         """(x - center) * scale + shift, plus the residual, then the ReLU; x's dtype and layout."""
 
     def gradient_sums(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        mean: Tensor,
-        tables: Tensor,
-        relu: bool = False,
-        y: Tensor | None = None,
+        self, grad: Tensor, x: Tensor, mean: Tensor, tables: Tensor, relu: bool, y: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Sums over (H, W) of g and of g * (x - mean), [2, N, C].
 
@@ -73,13 +67,7 @@ class Backend(Protocol):
         """
 
     def input_gradient(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        mean: Tensor,
-        tables: Tensor,
-        line: Tensor,
-        relu: bool = False,
+        self, grad: Tensor, x: Tensor, mean: Tensor, tables: Tensor, line: Tensor, relu: bool
     ) -> Tensor:
         """scale * g + b * (x - mean) + c, for ``line`` = (b, c) [2, N, C]; g as above."""
 

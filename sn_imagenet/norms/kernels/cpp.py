@@ -75,25 +75,13 @@ class CppBackend:
         return y
 
     def gradient_sums(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        mean: Tensor,
-        tables: Tensor,
-        relu: bool = False,
-        y: Tensor | None = None,
+        self, grad: Tensor, x: Tensor, mean: Tensor, tables: Tensor, relu: bool, y: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         sums, masked = torch.ops.sn_imagenet.gradient_sums(grad, x, mean, tables, relu, y)
         return sums, grad if y is None else masked
 
     def input_gradient(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        mean: Tensor,
-        tables: Tensor,
-        line: Tensor,
-        relu: bool = False,
+        self, grad: Tensor, x: Tensor, mean: Tensor, tables: Tensor, line: Tensor, relu: bool
     ) -> Tensor:
         dx: Tensor = torch.ops.sn_imagenet.input_gradient(grad, x, mean, tables, line, relu)
         return dx

@@ -9,9 +9,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 #include <vector>
+
+#include <c10/util/BFloat16.h>
 
 namespace {
 
@@ -25,26 +26,11 @@ struct Sizes {
   Index tables() const { return samples * channels; }  // entries of a table
 };
 
-struct BFloat16 {
-  uint16_t bits;
-};
+// ---- elements ----------------------------------------------------------------------------------
 
 template <typename S> inline S load(const S* x) { return *x; }
-inline float load(const BFloat16* x) {
-  uint32_t bits = uint32_t(x->bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-template <typename S> inline void store(S* y, S value) { *y = value; }
-inline void store(BFloat16* y, float value) {  // round to nearest even; NaN stays NaN
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  y->bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
-
-// ---- elements ----------------------------------------------------------------------------------
+inline float load(const c10::BFloat16* x) { return *x; }
+template <typename T, typename S> inline void store(T* y, S value) { *y = value; }
 
 template <typename S> inline S affine_value(S x, S center, S scale, S shift) {
   return (x - center) * scale + shift;

@@ -57,13 +57,7 @@ class NativeBackend:
         return y.to(x.dtype)
 
     def gradient_sums(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        mean: Tensor,
-        tables: Tensor,
-        relu: bool = False,
-        y: Tensor | None = None,
+        self, grad: Tensor, x: Tensor, mean: Tensor, tables: Tensor, relu: bool, y: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         masked = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
         values = (self._mask(grad, x, tables) if relu else masked).to(mean.dtype)
@@ -72,13 +66,7 @@ class NativeBackend:
         return sums, masked
 
     def input_gradient(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        mean: Tensor,
-        tables: Tensor,
-        line: Tensor,
-        relu: bool = False,
+        self, grad: Tensor, x: Tensor, mean: Tensor, tables: Tensor, line: Tensor, relu: bool
     ) -> Tensor:
         b, c = line
         offset = torch.addcmul(c, b, mean, value=-1)

@@ -1,8 +1,8 @@
 // The kernels over an activation, and a whole mixture layer, as operators of PyTorch, for CPUs.
 //
-// cpp.py compiles this file at first use. All arithmetic is in headers without PyTorch's. Each
-// operator is its own fake implementation: for tensors on the meta device it allocates the results,
-// of any symbolic shape, and computes nothing.
+// cpp.py compiles this file at first use. All arithmetic is in the headers. Each operator is its own
+// fake implementation: for tensors on the meta device it allocates the results, of any symbolic
+// shape, and computes nothing.
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
@@ -12,7 +12,6 @@
 #include <torch/library.h>
 
 #include "combine.h"
-#include "kernels.h"
 
 namespace {
 
@@ -35,7 +34,7 @@ template <typename Body> void by_type(const Tensor& x, Body body) {
   switch (x.scalar_type()) {
     case at::kFloat: return body.template operator()<float, float>(sizes);
     case at::kDouble: return body.template operator()<double, double>(sizes);
-    case at::kBFloat16: return body.template operator()<BFloat16, float>(sizes);
+    case at::kBFloat16: return body.template operator()<c10::BFloat16, float>(sizes);
     default: TORCH_CHECK(false, "expected float32, float64 or bfloat16, got ", x.scalar_type());
   }
 }
@@ -144,8 +143,7 @@ Layout layout_for(const Sizes& s, at::IntArrayRef members, Index channel_groups,
                     "divided evenly into ", replicas, " statistics groups; see set_replicas");
   TORCH_CHECK_VALUE(s.channels % channel_groups == 0, "num_groups=", channel_groups,
                     " does not divide ", s.channels, " channels");
-  return {s.samples,      s.channels, s.area,         replicas,
-          channel_groups, count,      members.data(), s.threads};
+  return {s, replicas, channel_groups, count, members.data()};
 }
 
 // Returns y and the tables, which backward needs. The running statistics are used (`stored`), or
@@ -221,18 +219,14 @@ template <typename Function> auto find_operator(const char* name, Function*) {
 }
 
 struct Mixture : torch::autograd::Function<Mixture> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const MaybeTensor& residual,
-                               const MaybeTensor& weight, const MaybeTensor& bias,
-                               const MaybeTensor& mean_logits, const MaybeTensor& var_logits,
-                               const MaybeTensor& running_mean, const MaybeTensor& running_var,
-                               at::IntArrayRef members, Index channel_groups, Index replicas,
-                               double eps, bool relu, bool stored, std::optional<double> momentum,
-                               double unbias) {
+  template <typename... Arguments>  // those of mixture
+  static variable_list forward(AutogradContext* ctx, const Arguments&... arguments) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     static const auto forward = find_operator("sn_imagenet::mixture", mixture);
-    const auto [y, tables] =
-        forward.call(x, residual, weight, bias, mean_logits, var_logits, running_mean, running_var,
-                     members, channel_groups, replicas, eps, relu, stored, momentum, unbias);
+    const auto [y, tables] = forward.call(arguments...);
+    const auto& [x, residual, weight, bias, mean_logits, var_logits, running_mean, running_var,
+                 members, channel_groups, replicas, eps, relu, stored, momentum, unbias] =
+        std::tie(arguments...);
     // After a residual the ReLU's sign is read from the output.
     ctx->save_for_backward({x, relu && residual ? y : Tensor(), tables, weight.value_or(Tensor()),
                             bias.value_or(Tensor()), mean_logits.value_or(Tensor()),

@@ -3,10 +3,8 @@
 Launches per layer: one each for moments, affine, gradient sums and input gradient, so 2 forward
 and 2 backward, and one more in each direction if the pixels of a sum are divided. A ReLU and a
 residual add none. In between, the built-in methods combine their [N, C] tables with 2 launches
-forward, which also update the running statistics, and 2 backward (closed_form/), so 8 in all, up to
-10 with divided sums. If BN's statistics span ranks, combining them takes 7 more small launches and
-2 collectives. Other methods use PyTorch's small operators on the tables: 81 launches with SN's
-``combine``, 33 with BN's.
+forward, which also update the running statistics, and 2 backward (closed_form/). If BN's statistics
+span ranks, combining them takes 7 more small launches and 2 collectives.
 """
 
 from __future__ import annotations
@@ -107,13 +105,7 @@ class TritonBackend:
         return y
 
     def gradient_sums(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        mean: Tensor,
-        tables: Tensor,
-        relu: bool = False,
-        y: Tensor | None = None,
+        self, grad: Tensor, x: Tensor, mean: Tensor, tables: Tensor, relu: bool, y: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         from sn_imagenet.norms.kernels import triton_kernels as kernels
 
@@ -136,13 +128,7 @@ class TritonBackend:
         return both.view(2, *x.shape[:2]), masked
 
     def input_gradient(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        mean: Tensor,
-        tables: Tensor,
-        line: Tensor,
-        relu: bool = False,
+        self, grad: Tensor, x: Tensor, mean: Tensor, tables: Tensor, line: Tensor, relu: bool
     ) -> Tensor:
         from sn_imagenet.norms.kernels import triton_kernels as kernels
 
