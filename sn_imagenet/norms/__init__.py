@@ -17,11 +17,7 @@ Limits:
   transformed inputs: call eval(), or pass them to torch.func.functional_call.
 """
 
-from sn_imagenet.norms.batch_variants import (
-    BatchRenorm2d,
-    FrozenBatchNorm2d,
-    SyncBatchNorm2d,
-)
+from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
 from sn_imagenet.norms.control import (
     StoredStatistics,
     collect_batch_averages,

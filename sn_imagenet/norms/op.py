@@ -90,11 +90,7 @@ def normalize(
 
 
 def normalize_with(
-    combiner: Combiner,
-    x: Tensor,
-    residual: Tensor | None,
-    kernels: Backend,
-    relu: bool,
+    combiner: Combiner, x: Tensor, residual: Tensor | None, kernels: Backend, relu: bool
 ) -> Tensor:
     """:func:`normalize` with the tables of ``combiner``; ``x`` is from :func:`as_dense`."""
     if residual is not None:
