@@ -26,7 +26,7 @@ from sn_imagenet.benchmark.timing import StorageLog, capture_graph, median_secon
 from sn_imagenet.errors import UserError
 from sn_imagenet.norms.control import set_replicas
 from sn_imagenet.norms.kernels import select_backend
-from sn_imagenet.norms.layers import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d
+from sn_imagenet.norms.mixture import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d
 from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm2d
 

@@ -20,7 +20,7 @@ from sn_imagenet.norms import (
     norm_layers,
     set_replicas,
 )
-from sn_imagenet.norms.batch_average import BatchAverage
+from sn_imagenet.norms.moments import BatchAverage
 
 Samples = int | Literal["all"]
 

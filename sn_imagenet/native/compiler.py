@@ -20,8 +20,6 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -54,17 +52,25 @@ def load_library(source: Path, *flags: str, otherwise: str) -> ctypes.CDLL | Non
         flags: compiler flags in addition to :data:`FLAGS`.
         otherwise: what happens without the library, for the warning.
     """
-    command = _compiler()
-    if not command:
+    compiler = _compiler()
+    if not compiler:
         LOG.warning("no C++ compiler found: %s", otherwise)
         return None
+    command = [*compiler, *FLAGS, *flags]
     try:
         folder = cache_directory()
-        return _load([*command, *FLAGS, *flags], source, folder)
+        library = folder / f"{source.stem}-{_fingerprint(command, source)}.so"
+        if not _is_valid(library):
+            with open(folder / "lock", "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # ranks that start together build once
+                if not _is_valid(library):
+                    LOG.info("Compiling %s for this CPU (once, up to half a minute)", source.name)
+                    _build(command, source, library)
+        return ctypes.CDLL(str(library))
     except BuildError as error:
         reason = str(error).splitlines()[0]
         LOG.warning(
-            "%s cannot build %s (%s): %s", shlex.join(command), source.name, reason, otherwise
+            "%s cannot build %s (%s): %s", shlex.join(compiler), source.name, reason, otherwise
         )
     except OSError as error:
         LOG.warning(
@@ -93,16 +99,6 @@ def compiler_version() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode(errors="replace").partition("\n")[0] or None
-
-
-def _load(command: list[str], source: Path, folder: Path) -> ctypes.CDLL:
-    library = folder / f"{source.stem}-{_fingerprint(command, source)}.so"
-    if not _is_valid(library):
-        with _build_lock(folder):
-            if not _is_valid(library):
-                LOG.info("Compiling %s for this CPU (once, up to half a minute)", source.name)
-                _build(command, source, library)
-    return ctypes.CDLL(str(library))
 
 
 def _build(command: list[str], source: Path, library: Path) -> None:
@@ -155,14 +151,6 @@ def _is_private(status: os.stat_result) -> bool:
     return status.st_uid in (0, os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-@contextmanager
-def _build_lock(folder: Path) -> Iterator[None]:
-    """Lock ``folder`` for building, so that ranks that start together build each source once."""
-    with open(folder / "lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
-        yield
-
-
 def _fingerprint(command: list[str], source: Path) -> str:
     """Hash of everything that determines the machine code; machines may share a home directory."""
     digest = hashlib.sha256(source.read_bytes())
@@ -198,12 +186,6 @@ def cache_directory() -> Path:
             raise OSError(f"{parent} is writable by everybody")
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode):
-        raise OSError(f"{folder} is not a folder")
-    if status.st_uid == os.geteuid() and status.st_mode & 0o077:
-        # _is_valid checks the owner of each file that others may have put there before.
-        folder.chmod(0o700)
-        status = folder.lstat()
-    if not _is_private(status):
-        raise OSError(f"{folder} belongs to another user")
+    if not stat.S_ISDIR(status.st_mode) or not _is_private(status):
+        raise OSError(f"{folder} is not a folder of this user alone")
     return folder

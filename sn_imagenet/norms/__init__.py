@@ -12,18 +12,12 @@ Limits:
 
 - Under torch.compile, torch.jit.trace, make_fx, torch.func (grad, jvp, vmap) and forward-mode
   differentiation the layers run as plain PyTorch operators, whatever ``backend`` says.
-- Second derivatives and ``is_grads_batched`` work for mixtures of in, ln, bn and gn on a CPU with a
-  C++ compiler, and with ``backend = "formula"``. Otherwise they raise.
+- Second derivatives need ``backend = "formula"``; otherwise they raise.
 - torch.func raises if a layer in training mode updates running statistics that are not among the
   transformed inputs: call eval(), or pass them to torch.func.functional_call.
 """
 
-from sn_imagenet.norms.batch_average import BatchAverage
-from sn_imagenet.norms.batch_variants import (
-    BatchRenorm2d,
-    FrozenBatchNorm2d,
-    SyncBatchNorm2d,
-)
+from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
 from sn_imagenet.norms.control import (
     StoredStatistics,
     collect_batch_averages,
@@ -34,15 +28,15 @@ from sn_imagenet.norms.control import (
     stored_statistics,
 )
 from sn_imagenet.norms.conversion import convert_norm
-from sn_imagenet.norms.layers import (
+from sn_imagenet.norms.mixture import (
     BatchNorm2d,
     GroupNorm2d,
     InstanceNorm2d,
     LayerNorm2d,
+    MixtureNorm2d,
 )
-from sn_imagenet.norms.mixture import MixtureNorm2d
 from sn_imagenet.norms.moment_norm import MomentNorm2d, Replicas
-from sn_imagenet.norms.moments import Moments, Statistics
+from sn_imagenet.norms.moments import BatchAverage, Moments, Statistics
 from sn_imagenet.norms.op import normalize
 from sn_imagenet.norms.rivals import (
     BatchInstanceNorm2d,

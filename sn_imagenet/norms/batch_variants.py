@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sn_imagenet.norms.layers import BatchNorm2d
+from sn_imagenet.norms.mixture import BatchNorm2d
 from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.moments import Moments, Statistics
 

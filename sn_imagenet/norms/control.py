@@ -11,10 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sn_imagenet.norms.batch_average import BatchAverage
-from sn_imagenet.norms.layers import BatchNorm2d
+from sn_imagenet.norms.mixture import BatchNorm2d
 from sn_imagenet.norms.moment_norm import MomentNorm2d, Replicas
-from sn_imagenet.norms.moments import Moments, Statistics
+from sn_imagenet.norms.moments import BatchAverage, Moments, Statistics
 from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
 StoredStatistics = Mapping[str, tuple[Tensor, Tensor]]

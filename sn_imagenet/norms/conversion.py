@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
-from sn_imagenet.norms.layers import BatchNorm2d, InstanceNorm2d
 from sn_imagenet.norms.methods import METHODS
+from sn_imagenet.norms.mixture import BatchNorm2d, InstanceNorm2d
 from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.switch_norm import SwitchNorm1d, SwitchNorm2d, SwitchNorm3d
 

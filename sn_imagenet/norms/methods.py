@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
-from sn_imagenet.norms.layers import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d
+from sn_imagenet.norms.mixture import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d
 from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.rivals import (
     BatchInstanceNorm2d,

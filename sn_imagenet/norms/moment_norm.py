@@ -5,16 +5,15 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sn_imagenet.norms.batch_average import BatchAverage
 from sn_imagenet.norms.kernels import statistics_dtype
-from sn_imagenet.norms.moments import Moments, Statistics, update_running
+from sn_imagenet.norms.moments import BatchAverage, Moments, Statistics
 from sn_imagenet.norms.op import normalize
 
 
@@ -36,13 +35,6 @@ class Replicas:
     process_group: dist.ProcessGroup | None = None
     holds_first: bool = True
     average: BatchAverage | None = None
-
-
-class BatchTables(Protocol):
-    """The batch statistics of a training-mode forward pass."""
-
-    def batch(self) -> Statistics:
-        """BN's mean and biased variance of this batch, each [1, R, C]."""
 
 
 class MomentNorm2d(nn.Module, ABC):
@@ -160,7 +152,16 @@ class MomentNorm2d(nn.Module, ABC):
 
     def coefficients(self, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. (1) as center, scale and shift, each [N, C], from the result of :meth:`combine`."""
-        return moments.coefficients(self.combine(moments), self.eps, self.weight, self.bias)
+        center, var = self.combine(moments)
+        scale = torch.rsqrt(var + self.eps)
+        rows = moments.mean.flatten(0, 1)  # [N, C]
+        if self.weight is not None:
+            scale = scale * self.weight.to(scale.dtype)
+        shift = torch.zeros_like(rows)
+        if self.bias is not None:
+            shift = self.bias.to(rows.dtype).expand_as(rows)
+        shape = moments.mean.shape
+        return center.expand(shape).reshape_as(rows), scale.expand(shape).reshape_as(rows), shift
 
     def batch_statistics(self, moments: Moments) -> Statistics:
         """BN's statistics: the batch's in training, the stored ones in evaluation."""
@@ -200,9 +201,9 @@ class MomentNorm2d(nn.Module, ABC):
         self._check_input(x, residual)
         if x.numel() == 0 or self._stored_statistics_suffice:
             return self._forward_without_moments(x, residual)
-        y, tables = self._normalize(x, residual)
-        if tables is not None and self.training and self.stores_statistics:
-            self._store_statistics(tables, x.shape)
+        y, batch = self._normalize(x, residual)
+        if batch is not None:
+            self._store_statistics(batch, x.shape)
         return y
 
     @property
@@ -213,7 +214,7 @@ class MomentNorm2d(nn.Module, ABC):
     def _forward_without_moments(self, x: Tensor, residual: Tensor | None) -> Tensor:
         if x.numel() == 0:
             # Like nn.BatchNorm2d: zero gradients; the batch counts, but changes no statistics.
-            if self.training and self.stores_statistics:
+            if self._stores_batch:
                 self._running_update(x.shape)
             used = [*self.parameters(recurse=False), *([] if residual is None else [residual])]
             return sum((tensor.sum() for tensor in used), x.clone())
@@ -225,9 +226,9 @@ class MomentNorm2d(nn.Module, ABC):
             y += residual
         return F.relu_(y) if self.relu else y
 
-    def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, BatchTables | None]:
-        """The output by :meth:`combine` and autograd, and its tables, or None if they have already
-        updated the running statistics.
+    def _normalize(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Statistics | None]:
+        """The output by :meth:`combine` and autograd, and the batch's statistics [1, R, C] that are
+        yet to be stored.
         """
         batch_moments: list[Moments] = []
         pixels = x.shape[2] * x.shape[3]
@@ -246,7 +247,14 @@ class MomentNorm2d(nn.Module, ABC):
         parameters = list(self.parameters(recurse=False))
         y = normalize(x, coefficients, parameters, self.backend, self.relu, residual)
         self._check_use_of_batch(batch_moments[0])
-        return y, batch_moments[0]
+        return y, self._statistics_to_store(batch_moments[0]) if self._stores_batch else None
+
+    @property
+    def _stores_batch(self) -> bool:
+        return self.training and self.stores_statistics
+
+    def _statistics_to_store(self, moments: Moments) -> Statistics:
+        return moments.batch()
 
     def _check_use_of_batch(self, moments: Moments) -> None:
         """Require that evaluation does not depend on its batches, unless the user wants it so."""
@@ -277,16 +285,19 @@ class MomentNorm2d(nn.Module, ABC):
         count.add_(1)
         return count.double().reciprocal() if self.momentum is None else self.momentum
 
-    def _store_statistics(self, tables: BatchTables, shape: torch.Size) -> None:
-        """Add the statistics of a batch of ``shape`` to the batch average or the running ones."""
+    @torch.no_grad()
+    def _store_statistics(self, batch: Statistics, shape: torch.Size) -> None:
+        """Add the statistics of a batch of ``shape`` to the batch average, or update the running
+        ones by those of the first replica."""
         if self.replicas.average is not None:
-            with torch.no_grad():
-                mean, var = tables.batch()
-                self.replicas.average.add(mean[0], var[0])
-        else:
-            update = self._running_update(shape)
-            if update is not None:
-                update_running(self._stored(), tables.batch(), *update)
+            self.replicas.average.add(batch[0][0], batch[1][0])
+        elif (update := self._running_update(shape)) is not None:
+            momentum, unbias = update
+            mean, var = self._stored()
+            if isinstance(momentum, Tensor):
+                momentum = momentum.to(mean.dtype)
+            mean.lerp_(batch[0][0, 0].to(mean.dtype), momentum)
+            var.lerp_((batch[1][0, 0] * unbias).to(var.dtype), momentum)
 
     @property
     def _updates_running(self) -> bool:

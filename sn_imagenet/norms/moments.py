@@ -7,7 +7,6 @@ variances + variance of means. This is Eq. (5) without the cancellation of E[x^2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,12 +54,6 @@ class Moments:
         self.process_group = process_group
         self._batch: Statistics | None = None  # for output and running statistics
 
-    @property
-    def samples_per_group(self) -> int:
-        """Number of samples in a statistics group, over all ranks that share it."""
-        ranks = dist.get_world_size(self.process_group) if self.process_group else 1
-        return self.mean.shape[0] * ranks
-
     def instance(self) -> Statistics:
         """Over each (sample, channel): [n, R, C] (Eq. (5), first line)."""
         return self.mean, self.var
@@ -83,10 +76,6 @@ class Moments:
         """Whether :meth:`batch` has been called."""
         return self._batch is not None
 
-    def averaged_instances(self) -> Moments:
-        """The averages over the samples of each group, as the moments of one sample per group."""
-        return Moments(self.mean.mean(dim=0), self.var.mean(dim=0), self.mean.shape[1])
-
     def group(self, channel_groups: int) -> Statistics:
         """Over each of ``channel_groups`` equal groups of a sample's channels: [n, R, C]."""
         n, replicas, channels = self.mean.shape
@@ -97,59 +86,6 @@ class Moments:
             mean.expand(grouped).reshape(self.mean.shape),
             var.expand(grouped).reshape(self.mean.shape),
         )
-
-    def mixture(
-        self,
-        omega: Sequence[str],
-        channel_groups: int,
-        batch: Statistics | None,
-        logits: Sequence[Tensor | None] | None,
-    ) -> Statistics:
-        """Eq. (3): the members' statistics, weighted with the softmax of the logits (Eq. (4)).
-
-        Args:
-            omega: non-empty, of in, ln, bn and gn.
-            channel_groups: of gn.
-            batch: the statistics of bn.
-            logits: for means and for variances, each [len(omega)]; None for a single member.
-        """
-        statistics = [self._member(member, channel_groups, batch) for member in omega]
-        mean_logits, var_logits = logits or (None, None)
-        if mean_logits is None or var_logits is None:
-            return statistics[0]
-        means, variances = zip(*statistics, strict=True)
-        return _weighted_sum(mean_logits, means), _weighted_sum(var_logits, variances)
-
-    def _member(self, name: str, channel_groups: int, batch: Statistics | None) -> Statistics:
-        if name == "in":
-            return self.instance()
-        if name == "ln":
-            return self.layer()
-        if name == "gn":
-            return self.group(channel_groups)
-        assert batch is not None
-        return batch
-
-    def coefficients(
-        self, statistics: Statistics, eps: float, weight: Tensor | None, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Eq. (1) with ``statistics`` as center, scale and shift, each [N, C]."""
-        center, variance = statistics
-        scale = torch.rsqrt(variance + eps)
-        shape = self.mean.shape
-        rows = self.mean.flatten(0, 1)  # [N, C]
-        if weight is not None:
-            scale = scale * weight.to(scale.dtype)
-        shift = torch.zeros_like(rows) if bias is None else bias.to(rows.dtype).expand_as(rows)
-        return center.expand(shape).reshape_as(rows), scale.expand(shape).reshape_as(rows), shift
-
-
-def _weighted_sum(logits: Tensor, tables: Sequence[Tensor]) -> Tensor:
-    weights = torch.softmax(logits.to(tables[0].dtype), dim=0).unbind()
-    total = weights[0] * tables[0]
-    for weight, table in zip(weights[1:], tables[1:], strict=True):
-        total = total + weight * table
-    return total
 
 
 def _combine_samples(mean: Tensor, var: Tensor) -> Statistics:
@@ -169,21 +105,6 @@ def combine_ranks(local: Statistics, group: dist.ProcessGroup) -> Statistics:
     return _combine_samples(mean, var)
 
 
-@torch.no_grad()
-def update_running(
-    running: Statistics, batch: Statistics, momentum: float | Tensor, unbias: float
-) -> None:
-    """Update the running statistics [C] in place from the first replica's of a batch [1, R, C].
-
-    The batch's variance is multiplied by ``unbias``; ``momentum`` is a number or a 0-d tensor.
-    """
-    mean, var = running
-    if isinstance(momentum, Tensor):
-        momentum = momentum.to(mean.dtype)
-    mean.lerp_(batch[0][0, 0].to(mean.dtype), momentum)
-    var.lerp_((batch[1][0, 0] * unbias).to(var.dtype), momentum)
-
-
 class _GatherOverRanks(torch.autograd.Function):
     """All-gather [...] -> [ranks, ...]; backward sums the gradients of all ranks."""
 
@@ -199,3 +120,40 @@ class _GatherOverRanks(torch.autograd.Function):
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=ctx.group)
         return total[dist.get_rank(ctx.group)], None
+
+
+class BatchAverage:
+    """Sums over minibatches of one layer's BN statistics, in float64, for recalibrated statistics
+    ("PreciseBN"; paper Sec. 2.1, "Inference").
+
+    ``tables`` is [3, C]: the sums of mean, of var and of mean^2. ``count`` is the number of
+    minibatches, as a 0-d float64 tensor, so that both can be all-reduced over ranks.
+    """
+
+    def __init__(self, num_features: int, device: torch.device) -> None:
+        self.tables = torch.zeros(3, num_features, dtype=torch.float64, device=device)
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, mean: Tensor, var: Tensor) -> None:
+        """Add the statistics of R minibatches, each [R, C]; variances are biased."""
+        mean, var = mean.double(), var.double()
+        self.tables += torch.stack([mean.sum(0), var.sum(0), mean.square().sum(0)])
+        self.count += mean.shape[0]
+
+    def statistics(self, estimator: str) -> tuple[Tensor, Tensor]:
+        """Mean and variance, each [C] float64.
+
+        ``mean_of_variances`` averages the minibatches' variances, as the paper describes it.
+        ``population`` is E[mean^2 + var] - E[mean]^2, the variance over all samples together.
+
+        Raises:
+            ValueError: no minibatch was added, or the estimator is unknown.
+        """
+        if not self.count:
+            raise ValueError("no minibatch was collected: run training-mode forward passes first")
+        mean, var, square = self.tables / self.count
+        if estimator == "mean_of_variances":
+            return mean, var
+        if estimator == "population":
+            return mean, var + (square - mean.square()).clamp_min(0)
+        raise ValueError(f"estimator={estimator!r}: expected mean_of_variances or population")

@@ -13,50 +13,45 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sn_imagenet.norms.kernels import (
-    Affine,
     Backend,
     Coefficients,
+    NotDifferentiable,
     as_dense,
     formula,
     kernels_for,
     with_layout_of,
 )
 
-Gradients = tuple[Tensor, Tensor, Sequence[Tensor | None]]
-"""b and c of the input gradient a * dy + b * (x - mean) + c, each [N, C]; parameter gradients."""
-
 
 class Combiner(ABC):
-    """The tables of one forward pass, from the moments to the affine map, and their derivative."""
+    """The tables of one forward pass, from the moments to the affine map, and their derivative.
 
-    @property
-    @abstractmethod
-    def inputs(self) -> Sequence[Tensor | None]:
-        """The tensors whose gradients :meth:`backward` returns, in this order."""
+    Attributes:
+        inputs: the tensors whose gradients :meth:`backward` returns, in this order.
+        saved: parameters that must not change before :meth:`backward`.
+        mean: x's means over (H, W), [N, C], after :meth:`forward`.
+    """
 
-    @property
-    @abstractmethod
-    def mean(self) -> Tensor:
-        """x's means over (H, W), [N, C], after :meth:`forward`."""
+    inputs: Sequence[Tensor | None]
+    saved: tuple[Tensor, ...] = ()
+    mean: Tensor
 
     @abstractmethod
-    def forward(self, x: Tensor, kernels: Backend, differentiable: bool) -> Affine:
+    def forward(self, x: Tensor, kernels: Backend, differentiable: bool) -> Tensor:
         """The affine map's tables; :meth:`backward` follows only if ``differentiable``."""
 
     @abstractmethod
-    def parameters_to_save(self) -> tuple[Tensor, ...]:
-        """Parameters that must not change before :meth:`backward`."""
-
-    @abstractmethod
-    def backward(self, sums: Tensor, wanted: Sequence[bool]) -> Gradients:
-        """Gradients from the sums over (H, W) of dy and of dy * (x - mean), [2, N, C]; ``wanted``
-        says which parameters need one.
+    def backward(
+        self, sums: Tensor, wanted: Sequence[bool]
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """The ``line`` of the input gradient (see Backend), and the gradients of the parameters
+        that are ``wanted``, from the result of Backend.gradient_sums.
         """
 
 
@@ -95,11 +90,7 @@ def normalize(
 
 
 def normalize_with(
-    combiner: Combiner,
-    x: Tensor,
-    residual: Tensor | None,
-    kernels: Backend,
-    relu: bool,
+    combiner: Combiner, x: Tensor, residual: Tensor | None, kernels: Backend, relu: bool
 ) -> Tensor:
     """:func:`normalize` with the tables of ``combiner``; ``x`` is from :func:`as_dense`."""
     if residual is not None:
@@ -116,60 +107,44 @@ class AutogradCombiner(Combiner):
     and parameters to coefficients, so that a new method takes only ten lines of [N, C] algebra.
     """
 
+    inputs: Sequence[Tensor]
+
     def __init__(self, coefficients: Coefficients, parameters: Sequence[Tensor]) -> None:
         self.coefficients = coefficients
-        self.parameters = parameters
+        self.inputs = parameters
 
-    @property
-    def inputs(self) -> Sequence[Tensor]:
-        return self.parameters
-
-    @property
-    def mean(self) -> Tensor:
-        return self._mean
-
-    def forward(self, x: Tensor, kernels: Backend, differentiable: bool) -> Affine:
-        self._mean, var = kernels.moments(x)
+    def forward(self, x: Tensor, kernels: Backend, differentiable: bool) -> Tensor:
+        self.mean, var = kernels.moments(x)
         if not differentiable:
-            return Affine(*self.coefficients(self.mean, var))
+            return torch.stack(self.coefficients(self.mean, var))
         self.pixels = x.shape[2] * x.shape[3]
         self.leaves = self.mean.detach().requires_grad_(), var.requires_grad_()
         with torch.enable_grad():
-            self.tables = self.coefficients(*self.leaves)
-        return Affine(*(table.detach() for table in self.tables))
-
-    def parameters_to_save(self) -> tuple[Tensor, ...]:
-        return ()  # autograd checks the tensors of its graph itself
+            self.tables = torch.stack(self.coefficients(*self.leaves))
+        return self.tables.detach()
 
     @torch.no_grad()
-    def backward(self, sums: Tensor, wanted: Sequence[bool]) -> Gradients:
+    def backward(
+        self, sums: Tensor, wanted: Sequence[bool]
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
         center, scale, _ = self.tables
-        sum_grad, sum_grad_x = sums.unbind()
-        table_grads = (
-            -scale * sum_grad,
-            sum_grad_x + (self.mean - center) * sum_grad,
-            sum_grad,
-        )
-        outputs = [(t, g) for t, g in zip(self.tables, table_grads, strict=True) if t.requires_grad]
-        chosen = [p for p, want in zip(self.parameters, wanted, strict=True) if want]
-        mean_grad, var_grad, *grads = (
-            torch.autograd.grad(
-                [t for t, _ in outputs],
+        sum_grad, sum_grad_x = sums
+        table_grads = (-scale * sum_grad, sum_grad_x + (self.mean - center) * sum_grad, sum_grad)
+        chosen = [p for p, want in zip(self.inputs, wanted, strict=True) if want]
+        grads: Sequence[Tensor | None] = [None] * (2 + len(chosen))
+        if self.tables.requires_grad:  # not of a frozen layer with stored statistics
+            grads = torch.autograd.grad(
+                self.tables,
                 (*self.leaves, *chosen),
-                [g for _, g in outputs],
+                torch.stack(table_grads),
                 allow_unused=True,
                 retain_graph=True,
             )
-            if outputs  # empty for a frozen layer with stored statistics
-            else [None] * (2 + len(chosen))
-        )
         zero = torch.zeros_like(sum_grad)
-        by_parameter = iter(grads)
-        return (
-            zero if var_grad is None else var_grad * (2 / self.pixels),
-            zero if mean_grad is None else mean_grad / self.pixels,
-            [next(by_parameter) if want else None for want in wanted],
-        )
+        mean_grad, var_grad = (zero if grad is None else grad for grad in grads[:2])
+        line = torch.stack((var_grad * (2 / self.pixels), mean_grad / self.pixels))
+        by_parameter = iter(grads[2:])
+        return line, [next(by_parameter) if want else None for want in wanted]
 
 
 class _Normalize(torch.autograd.Function):
@@ -185,11 +160,12 @@ class _Normalize(torch.autograd.Function):
         *parameters: Tensor | None,
     ) -> Tensor:
         needed = differentiable and any(ctx.needs_input_grad)
-        ctx.affine = combiner.forward(x, kernels, needed)
-        y = kernels.affine(x, ctx.affine, relu, residual)
-        ctx.kernels, ctx.combiner, ctx.relu = kernels, combiner, relu
+        ctx.tables = combiner.forward(x, kernels, needed)
+        y = kernels.affine(x, ctx.tables, relu, residual)
+        ctx.kernels, ctx.combiner = kernels, combiner
+        ctx.recompute = relu and residual is None
         saved_y = y if relu and residual is not None else None
-        ctx.save_for_backward(x, saved_y, *combiner.parameters_to_save())
+        ctx.save_for_backward(x, saved_y, *combiner.saved)
         return y
 
     @staticmethod
@@ -204,7 +180,7 @@ class _Normalize(torch.autograd.Function):
             results = _Normalize.gradients(ctx, grad)
         if torch.is_grad_enabled():
             inputs = (grad, ctx.saved_tensors[0], *ctx.combiner.inputs)
-            return _NotDifferentiable.apply(len(results), *results, *inputs)
+            return NotDifferentiable.apply(results, *inputs)
         return results
 
     @staticmethod
@@ -212,26 +188,10 @@ class _Normalize(torch.autograd.Function):
         x, y, *_ = ctx.saved_tensors
         kernels, mean = ctx.kernels, ctx.combiner.mean
         want_x, want_residual, _, _, _, _, *wanted = ctx.needs_input_grad
-        relu_mask = ctx.affine if ctx.relu else None
-        sums, grad = kernels.gradient_sums(grad, x, mean, relu_mask if y is None else y)
-        b, c, parameters = ctx.combiner.backward(sums, wanted)
+        grad = with_layout_of(grad, x)
+        sums, grad = kernels.gradient_sums(grad, x, mean, ctx.tables, ctx.recompute, y)
+        line, parameters = ctx.combiner.backward(sums, wanted)
         dx = None
         if want_x:
-            mask = relu_mask if y is None else None
-            dx = kernels.input_gradient(grad, x, mean, ctx.affine.scale, b, c, mask)
+            dx = kernels.input_gradient(grad, x, mean, ctx.tables, line, ctx.recompute)
         return dx, grad if want_residual else None, None, None, None, None, *parameters
-
-
-class _NotDifferentiable(torch.autograd.Function):
-    """Gradients with a graph that leads to the inputs and raises."""
-
-    @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(t if t is None else t.view_as(t) for t in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
-        raise RuntimeError(
-            "the gradient of this normalization layer cannot be differentiated: set its "
-            'backend = "formula"'
-        )

@@ -61,7 +61,8 @@ class SwitchNorm2d(MixtureNorm2d):
     @torch.no_grad()
     def importance_weights(self) -> dict[str, dict[str, float]]:
         """Softmax of the logits: {"mean": {member: w}, "variance": {member: w'}} (Eq. (4))."""
-        mean, var = (_weights_by_member(self.omega, logits) for logits in self.logits)
+        both = (torch.softmax(logits.double(), dim=0).tolist() for logits in self.logits)
+        mean, var = (dict(zip(self.omega, weights, strict=True)) for weights in both)
         return {"mean": mean, "variance": var}
 
     def extra_repr(self) -> str:
@@ -112,8 +113,3 @@ def _as_4d(
     if residual is None or residual.shape != x.shape:
         return x.reshape(*x.shape[:2], *area), residual
     return x.reshape(*x.shape[:2], *area), residual.reshape(*x.shape[:2], *area)
-
-
-def _weights_by_member(omega: Sequence[str], logits: Tensor) -> dict[str, float]:
-    weights = torch.softmax(logits.double(), dim=0).tolist()
-    return dict(zip(omega, weights, strict=True))

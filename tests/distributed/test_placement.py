@@ -11,7 +11,7 @@ from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.distributed import Placement, fitting_world_sizes, set_norm_replicas
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.norms import norm_layers
-from sn_imagenet.norms.layers import BatchNorm2d
+from sn_imagenet.norms.mixture import BatchNorm2d
 
 
 @st.composite

@@ -155,7 +155,7 @@ def test_without_a_private_cache_nothing_is_built_or_loaded(
     reason = {
         "a file": "File exists",
         "writable by all": "writable by everybody",
-        "another user's": "belongs to another user",
+        "another user's": "not a folder of this user alone",
         "no home": "no home directory",
     }[fault]
     if fault == "a file":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import MethodType
 
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.kernels import cpp
+from sn_imagenet.norms import MomentNorm2d, SwitchNorm2d, set_replicas
+from sn_imagenet.norms.kernels import cpp, statistics_dtype
 
 BACKENDS = ("native", "cpp") if cpp.supports(torch.zeros(1, 1, 1, 1)) else ("native",)
 OMEGAS = (
@@ -25,6 +27,20 @@ OMEGAS = (
     ("ln", "bn", "gn"),
     ("in", "ln", "bn", "gn"),
 )
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "strided": lambda x: x.repeat_interleave(2, dim=3)[..., ::2],
+}
+
+
+def activation(*shape: int, seed: int = 2) -> Tensor:
+    """In float64; each (sample, channel) has another mean and spread, so that the members of Omega
+    differ."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    spread = torch.rand(*shape[:2], 1, 1, generator=generator, dtype=torch.float64)
+    return ((x * (0.5 + spread)) + 3 * spread).requires_grad_()
 
 
 def member_moments(x: Tensor, member: str, num_groups: int = 32) -> tuple[Tensor, Tensor]:
@@ -86,3 +102,59 @@ def gradients(y: Tensor, inputs: Sequence[Tensor], seed: int = 1) -> tuple[Tenso
     generator = torch.Generator("cpu").manual_seed(seed)
     direction = torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu")
     return torch.autograd.grad(y, inputs, direction.to(y))
+
+
+def check_switch_norm(
+    x: Tensor,
+    tolerance: float,
+    backend: str | None,
+    *,
+    omega: Sequence[str] = ("in", "ln", "bn"),
+    replicas: int = 1,
+    relu: bool = False,
+    with_residual: bool = False,
+    by_autograd: bool = False,
+    layout: Callable[[Tensor], Tensor] = LAYOUTS["contiguous"],
+) -> None:
+    """Compare SwitchNorm2d of ``x`` to :func:`fig7` in float64, with the residual and the gradient
+    in ``layout``; the output's dtype and memory format are x's.
+
+    ``by_autograd``: as a custom method runs.
+    """
+    eps = 1e-2  # bounds 1 / std where all pixels of a set are equal
+    layer = SwitchNorm2d(x.shape[1], eps, omega=omega, num_groups=4)
+    randomize(layer)
+    layer = layer.to(statistics_dtype(x.dtype))
+    layer.backend, layer.relu = backend, relu
+    set_replicas(layer, replicas)
+    if by_autograd:
+        layer._normalize = MethodType(MomentNorm2d._normalize, layer)
+    direction, added = (torch.randn(x.shape).to(x.dtype) for _ in range(2))
+    residual = [layout(added).requires_grad_()] if with_residual else []
+    parameters = [layer.weight, layer.bias, layer.mean_weight, layer.var_weight]
+    inputs = [x.requires_grad_(), *parameters, *residual]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    options = {"omega": omega, "eps": eps, "num_groups": layer.num_groups, "replicas": replicas}
+    expected = fig7(*exact[:5], **options)
+    if with_residual:
+        expected = expected + exact[5]
+    if relu:
+        # No gradient where rounding may decide the sign.
+        direction = direction.masked_fill(expected.abs() < 10 * tolerance, 0)
+        expected = torch.relu(expected)
+    direction = layout(direction)
+
+    y = layer(x, *residual)
+    assert y.dtype == x.dtype and y.shape == x.shape
+    if x.numel() > 1 and min(x.stride()) > 0:
+        if x.is_contiguous():
+            assert y.is_contiguous()
+        elif x.is_contiguous(memory_format=torch.channels_last):
+            assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+    grads = torch.autograd.grad(y, inputs, direction)
+    expected_grads = torch.autograd.grad(expected, exact, direction.double())
+    # A parameter's gradient is a sum over many elements, so its error scales with their norm.
+    for grad, reference in zip(grads, expected_grads, strict=True):
+        scale = tolerance * max(1.0, float(reference.abs().max()), x.numel() ** 0.5)
+        torch.testing.assert_close(grad.double(), reference, rtol=tolerance, atol=scale)

@@ -14,7 +14,7 @@ from norm_reference import randomize
 from timm.models.resnet import Bottleneck
 from torch import nn
 
-from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, MomentNorm2d, SwitchNorm2d, set_replicas
+from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, MomentNorm2d, SwitchNorm2d
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None, reason="no g++ to compile the generated code"
@@ -25,31 +25,6 @@ needs_compiler = pytest.mark.skipif(
 def _empty_cache() -> None:
     """Dynamo caches by code object, for all networks together, up to a limit."""
     torch.compiler.reset()
-
-
-@pytest.mark.parametrize("replicas", [1, 2])
-@pytest.mark.parametrize("omega", [("in", "ln", "bn"), ("in", "ln", "bn", "gn")], ids="+".join)
-@pytest.mark.parametrize("momentum", [0.1, None])
-def test_the_formula_equals_the_fused_op(
-    omega: tuple[str, ...], replicas: int, momentum: float | None
-) -> None:
-    fused = SwitchNorm2d(6, momentum=momentum, omega=omega, num_groups=2).double()
-    randomize(fused)
-    set_replicas(fused, replicas)
-    plain = copy.deepcopy(fused)
-    plain.backend = "formula"
-    for seed in range(2):
-        torch.manual_seed(seed)
-        x = torch.randn(4, 6, 3, 2, dtype=torch.float64, requires_grad=True)
-        direction = torch.randn_like(x)
-        y, expected = fused(x), plain(x)
-        torch.testing.assert_close(y, expected)
-        torch.testing.assert_close(
-            torch.autograd.grad(y, [x, *fused.parameters()], direction),
-            torch.autograd.grad(expected, [x, *plain.parameters()], direction),
-        )
-    torch.testing.assert_close(dict(fused.named_buffers()), dict(plain.named_buffers()))
-    torch.testing.assert_close(fused.eval()(x), plain.eval()(x))
 
 
 @pytest.mark.parametrize("layer_class", [BatchNorm2d, GroupNorm2d, SwitchNorm2d])

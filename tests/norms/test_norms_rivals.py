@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from norm_reference import BACKENDS, fig7, gradients, randomize
-from test_norms_formula import activation, check_gradients
+from norm_reference import BACKENDS, activation, fig7, gradients, randomize
+from test_norms_formula import check_gradients
 from torch import Tensor, nn
 
 from sn_imagenet.norms import (

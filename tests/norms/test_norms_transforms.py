@@ -116,7 +116,7 @@ def test_a_change_of_num_groups_takes_effect_at_once(layer_class: type[MomentNor
     torch.testing.assert_close(changed(x), expected(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("shape", [(0, 6, 3, 5), (4, 6, 0, 5)])
+@pytest.mark.parametrize("shape", [(0, 6, 3, 5), (0, 6, 1, 1), (4, 6, 0, 5)])
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("layer_class", LAYERS)
 def test_an_empty_batch_has_zero_gradients(

@@ -4,17 +4,16 @@ their own, with TRITON_INTERPRET=1 set before Triton is imported, or compiled on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import pytest
 import torch
-from norm_reference import fig7, randomize
+from norm_reference import LAYOUTS, check_switch_norm, randomize
 from test_norms_ranks import check_two_ranks
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from sn_imagenet.data.triton_pixels import normalize
@@ -31,7 +30,6 @@ from sn_imagenet.norms import (
 from sn_imagenet.norms.closed_form import triton_tables
 from sn_imagenet.norms.kernels import (
     BACKENDS,
-    Affine,
     triton_backend,
     triton_launch,
 )
@@ -40,11 +38,6 @@ from sn_imagenet.norms.methods import METHODS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": lambda x: x.contiguous(),
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "strided": lambda x: x.repeat_interleave(2, dim=3)[..., ::2],
-}
 SHAPES = [
     (2, 3, 1, 1),
     (1, 3, 7, 7),
@@ -56,47 +49,7 @@ SHAPES = [
 ]
 
 
-def check(
-    x: Tensor,
-    tolerance: float,
-    eps: float = 1e-2,
-    omega: Sequence[str] = ("in", "ln", "bn"),
-    replicas: int = 1,
-    relu: bool = False,
-    with_residual: bool = False,
-) -> None:
-    channels = x.shape[1]
-    layer = SwitchNorm2d(channels, eps, omega=omega, num_groups=4, dtype=torch.float64)
-    randomize(layer)
-    exact = [layer.weight, layer.bias, layer.mean_weight, layer.var_weight]
-    x64 = x.detach().double().requires_grad_()
-    groups = layer.num_groups
-    expected = fig7(x64, *exact, eps=eps, omega=omega, num_groups=groups, replicas=replicas)
-    direction = torch.randn(x.shape, dtype=torch.float64).to(x)
-    residual = torch.randn(x.shape).to(x.dtype).requires_grad_() if with_residual else None
-    residual64 = residual.detach().double().requires_grad_() if with_residual else None
-    expected = expected if residual64 is None else expected + residual64
-    if relu:
-        # No gradient where rounding may decide the sign.
-        direction = direction.masked_fill(expected.abs() < 10 * tolerance, 0)
-        expected = torch.relu(expected)
-    inputs = [x64, *exact, *([] if residual64 is None else [residual64])]
-    expected_grads = torch.autograd.grad(expected, inputs, direction.double())
-    if x.dtype != torch.float64:
-        layer = layer.float()
-    layer.backend = "triton"
-    layer.relu = relu
-    set_replicas(layer, replicas)
-    x = x.requires_grad_()
-    y = layer(x, residual)
-    assert y.dtype == x.dtype
-    parameters = [layer.weight, layer.bias, layer.mean_weight, layer.var_weight]
-    inputs = [x, *parameters, *([] if residual is None else [residual])]
-    grads = torch.autograd.grad(y, inputs, direction)
-    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
-    for grad, reference in zip(grads, expected_grads, strict=True):
-        scale = tolerance * max(1.0, float(reference.abs().max()), x.numel() ** 0.5)
-        torch.testing.assert_close(grad.double(), reference, rtol=tolerance, atol=scale)
+check = partial(check_switch_norm, backend="triton")
 
 
 @pytest.fixture(autouse=True)
@@ -112,9 +65,13 @@ def test_odd_shapes_equal_the_formula(shape: tuple[int, ...], layout: str) -> No
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("fused", [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_dtypes_equal_the_formula(dtype: torch.dtype, layout: str) -> None:
-    check(LAYOUTS[layout](torch.randn(2, 10, 6, 7).to(dtype)), TOLERANCE[dtype])
+def test_dtypes_equal_the_formula(
+    dtype: torch.dtype, fused: tuple[bool, bool], layout: str
+) -> None:
+    x = LAYOUTS[layout](torch.randn(2, 10, 6, 7).to(dtype))
+    check(x, TOLERANCE[dtype], relu=fused[0], with_residual=fused[1])
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -124,27 +81,20 @@ def test_relu_equals_the_formula(shape: tuple[int, ...], with_residual: bool, la
     check(LAYOUTS[layout](torch.randn(shape)), 1e-4, relu=True, with_residual=with_residual)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_relu_of_other_dtypes_equals_the_formula(dtype: torch.dtype) -> None:
-    x = torch.randn(2, 10, 6, 7).to(dtype)
-    check(x, TOLERANCE[dtype], relu=True)
-    check(x.detach(), TOLERANCE[dtype], relu=True, with_residual=True)
-    check(x.detach(), TOLERANCE[dtype], with_residual=True)
-
-
 def test_special_values_equal_torchs() -> None:
     """No gradient at 0; NaN and its gradient pass."""
     values = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf"), 1, -1, 1e-30])
     x = values[:, None, None].expand(8, 3, 3).repeat(2, 1, 1, 1).requires_grad_()
     zeros, ones = torch.zeros(2, 8), torch.ones(2, 8)
-    kernels, identity, grad = BACKENDS["triton"], Affine(zeros, ones, zeros), torch.ones_like(x)
+    identity, grad = torch.stack([zeros, ones, zeros]), torch.ones_like(x)
+    kernels = BACKENDS["triton"]
     expected = torch.relu(x)
     (expected_grad,) = torch.autograd.grad(expected, x, grad)
     for residual in (None, torch.zeros_like(x)):
         y = kernels.affine(x.detach(), identity, True, residual)
         torch.testing.assert_close(y, expected.detach(), rtol=0, atol=0, equal_nan=True)
-        relu_mask = identity if residual is None else y
-        sums, masked = kernels.gradient_sums(grad, x.detach(), zeros, relu_mask)
+        mask = (True, None) if residual is None else (False, y)
+        sums, masked = kernels.gradient_sums(grad, x.detach(), zeros, identity, *mask)
         torch.testing.assert_close(sums[0], expected_grad.sum((2, 3)), rtol=0, atol=0)
         assert residual is None or masked.equal(expected_grad)
 
@@ -236,10 +186,11 @@ def test_moments_of_a_large_mean_keep_precision(layout: str) -> None:
 
 def test_every_call_gives_the_same_bits() -> None:
     x, grad = torch.randn(2, 2, 3, 40, 70).unbind()
-    mean = torch.randn(2, 3)
+    mean, tables = torch.randn(2, 3), torch.randn(3, 2, 3)
     kernels = BACKENDS["triton"]
     first, again = (
-        (*kernels.moments(x), kernels.gradient_sums(grad, x, mean)[0]) for _ in range(2)
+        (*kernels.moments(x), kernels.gradient_sums(grad, x, mean, tables, False, None)[0])
+        for _ in range(2)
     )
     assert all(map(torch.equal, first, again))
 

@@ -113,7 +113,7 @@ def test_a_run_that_ends_without_a_result_number(
 @pytest.mark.parametrize(
     ("norm", "target", "method"),
     [
-        ("bn", "sn_imagenet.norms.layers.BatchNorm2d", "bn"),
+        ("bn", "sn_imagenet.norms.mixture.BatchNorm2d", "bn"),
         ("bn", "sn_imagenet.norms.SyncBatchNorm2d", "bn (sn_imagenet.norms.SyncBatchNorm2d)"),
         ("bn", "mine.BatchNorm2d", "bn (mine.BatchNorm2d)"),
         ("half", "mine.HalfNorm2d", "half"),

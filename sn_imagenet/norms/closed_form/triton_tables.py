@@ -12,13 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sn_imagenet.norms.kernels import TRITON, Affine, Backend, statistics_dtype, triton_launch
+from sn_imagenet.norms.kernels import TRITON, Backend, statistics_dtype, triton_launch
 from sn_imagenet.norms.kernels.cpp import MEMBERS
-from sn_imagenet.norms.moments import (
-    Statistics,
-    check_divides,
-    combine_ranks,
-)
+from sn_imagenet.norms.moments import Statistics, check_divides, combine_ranks
 from sn_imagenet.norms.op import Combiner
 
 # Entries of a table row per program, and samples of a column at a time: 2048 elements as in the
@@ -96,6 +92,8 @@ class TritonTables(Combiner):
         running: the running statistics that forward updates, if it does.
     """
 
+    inputs: Parameters
+
     def __init__(
         self,
         layout: Layout,
@@ -105,7 +103,9 @@ class TritonTables(Combiner):
         running: Running | None = None,
     ) -> None:
         self.layout = layout
-        self.parameters = parameters
+        self.inputs = parameters
+        if parameters.weight is not None:
+            self.saved = (parameters.weight,)
         self.stored = stored
         self.group = group if "bn" in layout.member_at and stored is None else None
         self.running = running
@@ -117,35 +117,23 @@ class TritonTables(Combiner):
         self._offsets = tuple(layout.member_at.get(name, 0) for name in ("ln", "gn", "bn"))
         self._blocks = -(-layout.channels // _ROW_BLOCK)
 
-    @property
-    def inputs(self) -> Parameters:
-        return self.parameters
-
-    @property
-    def mean(self) -> Tensor:
-        return self._mean
-
-    def forward(self, x: Tensor, kernels: Backend, differentiable: bool) -> Affine:
+    def forward(self, x: Tensor, kernels: Backend, differentiable: bool) -> Tensor:
         layout = self.layout
         self.buffer = x.new_empty(layout.size, dtype=statistics_dtype(x.dtype))
         tables = self.buffer.narrow(0, 0, layout.weights).view(6, layout.rows, layout.channels)
-        self._mean, var, center, scale, shift, _ = tables.unbind()
-        TRITON.moments_into(x, self._mean, var)
+        self.mean, var, *_ = tables.unbind()
+        TRITON.moments_into(x, self.mean, var)
         self._combine_statistics()
         if self.group is not None:
             local = self.batch()
             for table, combined in zip(local, combine_ranks(local, self.group), strict=True):
                 table.copy_(combined)
         self._combine_coefficients()
-        return Affine(center, scale, shift)
-
-    def parameters_to_save(self) -> tuple[Tensor, ...]:
-        weight = self.parameters.weight
-        return () if weight is None else (weight,)
+        return tables[2:5]
 
     def backward(
         self, sums: Tensor, wanted: Sequence[bool]
-    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
         from sn_imagenet.norms.closed_form import triton_backward as kernels
 
         layout, new = self.layout, self.buffer.new_empty
@@ -153,8 +141,8 @@ class TritonTables(Combiner):
         # Sums of the tables' gradients over each member's sets.
         columns = new((4, replicas, channels))
         scratch = (new(4 * rows), new(2 * rows * groups), columns)
-        inputs = (self.buffer, sums, self._or_unused(self.parameters.weight), *scratch)
-        flags = {"GAMMA": self.parameters.weight is not None, "BLOCK": _ROW_BLOCK}
+        inputs = (self.buffer, sums, self._or_unused(self.inputs.weight), *scratch)
+        flags = {"GAMMA": self.inputs.weight is not None, "BLOCK": _ROW_BLOCK}
         gn = self._positions["GN_K"]
         triton_launch.call(
             kernels.combine_gradient_sums_kernel,
@@ -167,12 +155,12 @@ class TritonTables(Combiner):
         if self.group is not None:
             batch = batch / dist.get_world_size(self.group)
             dist.all_reduce(batch, group=self.group)
-        b, c = new((2, rows, channels)).unbind()
+        line = new((2, rows, channels))
         logits = new((2, layout.count))
         triton_launch.call(
             kernels.combine_gradient_kernel,
             rows * self._blocks + 1,
-            (*inputs, batch, b, c, logits),
+            (*inputs, batch, *line.unbind(), logits),
             (layout.area, *layout.sizes, layout.weights, *self._offsets),
             {
                 "COUNT": layout.count,
@@ -185,7 +173,7 @@ class TritonTables(Combiner):
         affine = columns[2:]
         affine = affine[:, 0] if replicas == 1 else affine.sum(dim=1)
         gradients = [*affine.unbind(), *logits.unbind()]
-        return b, c, [g if want else None for g, want in zip(gradients, wanted, strict=True)]
+        return line, [g if want else None for g, want in zip(gradients, wanted, strict=True)]
 
     def batch(self) -> Statistics:
         """BN's statistics of this batch, each [1, R, C]."""
@@ -225,7 +213,7 @@ class TritonTables(Combiner):
         from sn_imagenet.norms.closed_form import triton_forward as kernels
 
         layout, running, unused = self.layout, self.running, self.buffer
-        weight, bias, mean_logits, var_logits = self.parameters
+        weight, bias, mean_logits, var_logits = self.inputs
         parameters = (mean_logits, var_logits, weight, bias)
         ranks = 1 if self.group is None else dist.get_world_size(self.group)
         values = layout.rows // layout.replicas * layout.area * ranks

@@ -17,9 +17,8 @@ from sn_imagenet.norms.kernels import cpp, triton_backend
 from sn_imagenet.norms.kernels.cpp import CppBackend
 from sn_imagenet.norms.kernels.native import NativeBackend
 from sn_imagenet.norms.kernels.tables import (
-    Affine,
     Coefficients,
-    ReluMask,
+    NotDifferentiable,
     formula,
     statistics_dtype,
     with_layout_of,
@@ -28,10 +27,9 @@ from sn_imagenet.norms.kernels.triton_backend import TritonBackend
 
 __all__ = [
     "BACKENDS",
-    "Affine",
     "Backend",
     "Coefficients",
-    "ReluMask",
+    "NotDifferentiable",
     "as_dense",
     "formula",
     "kernels_for",
@@ -42,7 +40,11 @@ __all__ = [
 
 
 class Backend(Protocol):
-    """Four kernels over an activation of shape [N, C, H, W]; every table is [N, C]."""
+    """Four kernels over an activation of shape [N, C, H, W].
+
+    Every table is [N, C]. ``tables`` [3, N, C] are center, scale and shift, contiguous. Gradients
+    and residuals have x's shape, dtype and memory format.
+    """
 
     name: str
 
@@ -50,33 +52,24 @@ class Backend(Protocol):
         """Mean and biased variance over (H, W)."""
 
     def affine(
-        self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
+        self, x: Tensor, tables: Tensor, relu: bool = False, residual: Tensor | None = None
     ) -> Tensor:
-        """(x - center) * scale + shift, plus the residual, then the ReLU; x's dtype and layout.
-
-        ``residual`` has x's shape, dtype and memory format.
-        """
+        """(x - center) * scale + shift, plus the residual, then the ReLU; x's dtype and layout."""
 
     def gradient_sums(
-        self, grad: Tensor, x: Tensor, mean: Tensor, relu_mask: ReluMask = None
+        self, grad: Tensor, x: Tensor, mean: Tensor, tables: Tensor, relu: bool, y: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Sums over (H, W) of g and of g * (x - mean), [2, N, C]; g is the masked ``grad``.
+        """Sums over (H, W) of g and of g * (x - mean), [2, N, C].
 
-        The second return value is the gradient for :meth:`input_gradient`: g if ``relu_mask`` is an
-        output (then pass no mask), otherwise ``grad``.
+        g is ``grad``. After a ReLU it is 0 where the affine map was not positive: the sign is
+        recomputed if ``relu``, or read from the output ``y``. Then the second return value, the
+        gradient for :meth:`input_gradient`, is g too; otherwise it is ``grad``.
         """
 
     def input_gradient(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        mean: Tensor,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor,
-        relu_mask: Affine | None = None,
+        self, grad: Tensor, x: Tensor, mean: Tensor, tables: Tensor, line: Tensor, relu: bool
     ) -> Tensor:
-        """a * g + b * (x - mean) + c, in x's dtype; the scale of ``relu_mask`` is ``a``."""
+        """scale * g + b * (x - mean) + c, for ``line`` = (b, c) [2, N, C]; g as above."""
 
 
 CPP = CppBackend()

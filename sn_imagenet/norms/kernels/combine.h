@@ -6,14 +6,10 @@
 
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <vector>
+#include "kernels.h"
 
 namespace {
 
-using Index = int64_t;
 enum Member { kInstance, kLayer, kBatch, kGroup, kMembers };
 
 // The sets over which a member averages: sample j and channel c are in set
@@ -26,10 +22,9 @@ struct Sets {
 };
 
 // What the tables of a layer depend on.
-struct Layout {
-  Index samples, channels, area, replicas, channel_groups, count;
+struct Layout : Sizes {
+  Index replicas, channel_groups, count;
   const int64_t* members;
-  int threads;
 
   Sets sets_of(Index member) const {
     switch (member) {

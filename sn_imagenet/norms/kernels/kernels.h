@@ -9,9 +9,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <type_traits>
 #include <vector>
+
+#include <c10/util/BFloat16.h>
 
 namespace {
 
@@ -25,26 +26,11 @@ struct Sizes {
   Index tables() const { return samples * channels; }  // entries of a table
 };
 
-struct BFloat16 {
-  uint16_t bits;
-};
+// ---- elements ----------------------------------------------------------------------------------
 
 template <typename S> inline S load(const S* x) { return *x; }
-inline float load(const BFloat16* x) {
-  uint32_t bits = uint32_t(x->bits) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-template <typename S> inline void store(S* y, S value) { *y = value; }
-inline void store(BFloat16* y, float value) {  // round to nearest even; NaN stays NaN
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  y->bits = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
-
-// ---- elements ----------------------------------------------------------------------------------
+inline float load(const c10::BFloat16* x) { return *x; }
+template <typename T, typename S> inline void store(T* y, S value) { *y = value; }
 
 template <typename S> inline S affine_value(S x, S center, S scale, S shift) {
   return (x - center) * scale + shift;
@@ -257,10 +243,8 @@ void gradient_sums_of_rows(const T* grad, const T* x, const S* mean, S* sums, co
     const T* __restrict out = M == kOutput ? y + at : nullptr;
     T* __restrict to = M == kOutput ? masked + at : nullptr;
     const S mu = mean[table];
-    const auto entry = [=](Index k) {
-      return M == kRecomputed ? tables[k * s.tables() + table] : S(0);
-    };
-    const S a = entry(0), b = entry(1), c = entry(2);
+    const S *entry = tables + table;
+    const S a = entry[0], b = entry[s.tables()], c = entry[2 * s.tables()];
     two_sums(area, sums[table], products[table], [=](Index i, S& total, S& product) {
       const S value = load(row + i);
       const S g = masked_gradient<M>(from + i, value, a, b, c, out + i, to + i);
@@ -277,10 +261,8 @@ void gradient_sums_of_columns(const T* grad, const T* x, const S* mean, S* sums,
   const Index next = Columns ? s.channels : 1, step = Columns ? 1 : area;  // pixel, channel
   S* products = sums + s.tables();
   over_samples<Columns>(s, [=](Index at, Index table, Index width) {
-    const S* __restrict mu = mean + table;
-    const S* __restrict a = M == kRecomputed ? tables + table : mu;
-    const S* __restrict b = M == kRecomputed ? a + s.tables() : mu;
-    const S* __restrict d = M == kRecomputed ? b + s.tables() : mu;
+    const S *__restrict mu = mean + table, *__restrict a = tables + table;
+    const S *__restrict b = a + s.tables(), *__restrict d = b + s.tables();
     S *__restrict total = sums + table, *__restrict total_product = products + table;
     std::fill_n(total, width, S(0));
     std::fill_n(total_product, width, S(0));
@@ -317,33 +299,33 @@ void gradient_sums_of_columns(const T* grad, const T* x, const S* mean, S* sums,
   });
 }
 
-// ---- dx = a * g + b * (x - mean) + c; g as above, with a as the scale of the ReLU's map --------
+// ---- dx = scale * g + b * (x - mean) + c; g as above -------------------------------------------
 
 template <bool Columns, ReluMask M, typename T, typename S>
-void input_gradient_of_runs(const T* grad, const T* x, const S* mean, const S* a, const S* b,
-                            const S* c, const S* center, const S* shift, T* dx, const Sizes& s) {
+void input_gradient_of_runs(const T* grad, const T* x, const S* mean, const S* tables,
+                            const S* line, T* dx, const Sizes& s) {
+  const Index size = s.tables();
   over_runs<Columns>(s, [=](Index run, Index table, Index length) {
-    const S *__restrict mu = mean + table, *__restrict at = a + table;
-    const S *__restrict bt = b + table, *__restrict ct = c + table;
-    const S* __restrict mid = M == kRecomputed ? center + table : mu;
-    const S* __restrict offset = M == kRecomputed ? shift + table : mu;
+    const S *__restrict mu = mean + table, *__restrict center = tables + table;
+    const S *__restrict scale = center + size, *__restrict shift = scale + size;
+    const S *__restrict b = line + table, *__restrict c = b + size;
     const T *__restrict from = grad + run, *__restrict values = x + run;
     T* __restrict to = dx + run;
 #pragma omp simd
     for (Index i = 0; i < length; ++i) {
       const Index k = Columns ? i : 0;
       const S value = load(values + i);
-      const S g = masked_gradient<M, T, S>(from + i, value, mid[k], at[k], offset[k], nullptr,
+      const S g = masked_gradient<M, T, S>(from + i, value, center[k], scale[k], shift[k], nullptr,
                                            nullptr);
-      store(to + i, at[k] * g + (bt[k] * (value - mu[k]) + ct[k]));
+      store(to + i, scale[k] * g + (b[k] * (value - mu[k]) + c[k]));
     }
   });
 }
 
 // ---- each kernel, for either layout ------------------------------------------------------------
-// `tables` are center, scale and shift, [3, N, C], and `sums` is [2, N, C]. A null residual adds
-// nothing. In backward, the sign of the ReLU is read from y if y is given, else recomputed if
-// `tables` or `center` is given; without either there is no ReLU.
+// `tables` are center, scale and shift, [3, N, C]; `sums` and `line` (b and c) are [2, N, C]. A null
+// residual adds nothing. In backward, the sign of the ReLU is read from y if y is given, else
+// recomputed if `relu`.
 
 // Calls body with `flag` as a constant.
 template <typename Body> inline void with_flag(bool flag, Body body) {
@@ -371,9 +353,9 @@ void compute_affine(const T* x, const S* tables, const T* residual, T* y, bool r
 
 template <typename T, typename S>
 void compute_gradient_sums(const T* grad, const T* x, const S* mean, S* sums, const S* tables,
-                           const T* y, T* masked, const Sizes& s) {
+                           bool relu, const T* y, T* masked, const Sizes& s) {
   with_flag(y, [&](auto output) {
-    with_flag(tables && !y, [&](auto recomputed) {
+    with_flag(relu && !y, [&](auto recomputed) {
       constexpr ReluMask mask = output() ? kOutput : recomputed() ? kRecomputed : kNoMask;
       const auto kernel = s.columns            ? gradient_sums_of_columns<true, mask, T, S>
                           : s.area < kShortRow ? gradient_sums_of_columns<false, mask, T, S>
@@ -384,12 +366,12 @@ void compute_gradient_sums(const T* grad, const T* x, const S* mean, S* sums, co
 }
 
 template <typename T, typename S>
-void compute_input_gradient(const T* grad, const T* x, const S* mean, const S* a, const S* b,
-                            const S* c, const S* center, const S* shift, T* dx, const Sizes& s) {
+void compute_input_gradient(const T* grad, const T* x, const S* mean, const S* tables,
+                            const S* line, bool relu, T* dx, const Sizes& s) {
   with_flag(s.columns, [&](auto columns) {
-    with_flag(center, [&](auto recomputed) {
+    with_flag(relu, [&](auto recomputed) {
       constexpr ReluMask mask = recomputed() ? kRecomputed : kNoMask;
-      input_gradient_of_runs<columns(), mask>(grad, x, mean, a, b, c, center, shift, dx, s);
+      input_gradient_of_runs<columns(), mask>(grad, x, mean, tables, line, dx, s);
     });
   });
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sn_imagenet.norms.kernels.tables import Affine, ReluMask, statistics_dtype
+from sn_imagenet.norms.kernels.tables import statistics_dtype
 
 
 def _over_map(table: Tensor) -> Tensor:
@@ -37,12 +37,12 @@ class NativeBackend:
         return mean, (x - _over_map(mean)).square_().mean(dim=(2, 3))
 
     def affine(
-        self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
+        self, x: Tensor, tables: Tensor, relu: bool = False, residual: Tensor | None = None
     ) -> Tensor:
         center, scale, shift = tables
         if x.is_contiguous() and x.dtype == scale.dtype:
             folded = x.view(1, -1, *x.shape[2:])
-            center, scale, shift = center.reshape(-1), scale.reshape(-1), shift.reshape(-1)
+            center, scale, shift = tables.flatten(1)
             y = torch.native_batch_norm(
                 folded, scale, shift, center, torch.ones_like(center), False, 0.0, 0.0
             )[0]
@@ -57,31 +57,23 @@ class NativeBackend:
         return y.to(x.dtype)
 
     def gradient_sums(
-        self, grad: Tensor, x: Tensor, mean: Tensor, relu_mask: ReluMask = None
+        self, grad: Tensor, x: Tensor, mean: Tensor, tables: Tensor, relu: bool, y: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        masked = self._mask_gradient(grad, x, relu_mask)
-        values = masked.to(mean.dtype)
+        masked = grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
+        values = (self._mask(grad, x, tables) if relu else masked).to(mean.dtype)
         centered = x - _over_map(mean)
         sums = torch.stack([values.sum(dim=(2, 3)), centered.mul_(values).sum(dim=(2, 3))])
-        return sums, masked if isinstance(relu_mask, Tensor) else grad
+        return sums, masked
 
     def input_gradient(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        mean: Tensor,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor,
-        relu_mask: Affine | None = None,
+        self, grad: Tensor, x: Tensor, mean: Tensor, tables: Tensor, line: Tensor, relu: bool
     ) -> Tensor:
+        b, c = line
         offset = torch.addcmul(c, b, mean, value=-1)
-        dx = torch.mul(self._mask_gradient(grad, x, relu_mask), _over_map(a))
-        return dx.addcmul_(x.to(a.dtype), _over_map(b)).add_(_over_map(offset)).to(x.dtype)
+        masked = self._mask(grad, x, tables) if relu else grad
+        dx = torch.mul(masked, _over_map(tables[1]))
+        return dx.addcmul_(x.to(b.dtype), _over_map(b)).add_(_over_map(offset)).to(x.dtype)
 
-    def _mask_gradient(self, grad: Tensor, x: Tensor, relu_mask: ReluMask) -> Tensor:
-        if relu_mask is None:
-            return grad
-        y = relu_mask if isinstance(relu_mask, Tensor) else self.affine(x, relu_mask)
-        masked: Tensor = torch.ops.aten.threshold_backward(grad, y, 0)
+    def _mask(self, grad: Tensor, x: Tensor, tables: Tensor) -> Tensor:
+        masked: Tensor = torch.ops.aten.threshold_backward(grad, self.affine(x, tables), 0)
         return masked

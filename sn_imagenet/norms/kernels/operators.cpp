@@ -1,8 +1,8 @@
 // The kernels over an activation, and a whole mixture layer, as operators of PyTorch, for CPUs.
 //
-// cpp.py compiles this file at first use. All arithmetic is in headers without PyTorch's. Each
-// operator is its own fake implementation: for tensors on the meta device it allocates the results,
-// of any symbolic shape, and computes nothing.
+// cpp.py compiles this file at first use. All arithmetic is in the headers. Each operator is its own
+// fake implementation: for tensors on the meta device it allocates the results, of any symbolic
+// shape, and computes nothing.
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
@@ -12,7 +12,6 @@
 #include <torch/library.h>
 
 #include "combine.h"
-#include "kernels.h"
 
 namespace {
 
@@ -35,7 +34,7 @@ template <typename Body> void by_type(const Tensor& x, Body body) {
   switch (x.scalar_type()) {
     case at::kFloat: return body.template operator()<float, float>(sizes);
     case at::kDouble: return body.template operator()<double, double>(sizes);
-    case at::kBFloat16: return body.template operator()<BFloat16, float>(sizes);
+    case at::kBFloat16: return body.template operator()<c10::BFloat16, float>(sizes);
     default: TORCH_CHECK(false, "expected float32, float64 or bfloat16, got ", x.scalar_type());
   }
 }
@@ -91,7 +90,7 @@ std::tuple<Tensor, Tensor> moments(const Tensor& x) {
   return {mean, var};
 }
 
-Tensor affine(const Tensor& x, const Tensor& tables, const MaybeTensor& residual, bool relu) {
+Tensor affine(const Tensor& x, const Tensor& tables, bool relu, const MaybeTensor& residual) {
   const Tensor y = new_like(x);
   by_type(x, [&]<typename T, typename S>(const Sizes& s) {
     compute_affine(pixels<T>(x, x), table<S>(tables, 3 * s.tables()), pixels<T>(residual, x),
@@ -102,25 +101,23 @@ Tensor affine(const Tensor& x, const Tensor& tables, const MaybeTensor& residual
 
 // Returns the sums [2, N, C] and, if y is given, the masked gradient.
 std::tuple<Tensor, Tensor> gradient_sums(const Tensor& grad, const Tensor& x, const Tensor& mean,
-                                         const MaybeTensor& tables, const MaybeTensor& y) {
+                                         const Tensor& tables, bool relu, const MaybeTensor& y) {
   const Tensor sums = new_table(x, {2, x.sym_size(0), x.sym_size(1)});
   const Tensor masked = y ? new_like(x) : Tensor();
   by_type(x, [&]<typename T, typename S>(const Sizes& s) {
     compute_gradient_sums(pixels<T>(grad, x), pixels<T>(x, x), table<S>(mean, s.tables()),
-                          sums.data_ptr<S>(), table<S>(tables, 3 * s.tables()), pixels<T>(y, x),
-                          pixels<T>(masked, x), s);
+                          sums.data_ptr<S>(), table<S>(tables, 3 * s.tables()), relu,
+                          pixels<T>(y, x), pixels<T>(masked, x), s);
   });
   return {sums, masked};
 }
 
-// The tables are the mean, a, b and c; with a ReLU to recompute also center and shift.
-Tensor input_gradient(const Tensor& grad, const Tensor& x, const Tensor& tables, bool relu) {
+Tensor input_gradient(const Tensor& grad, const Tensor& x, const Tensor& mean,
+                      const Tensor& tables, const Tensor& line, bool relu) {
   const Tensor dx = new_like(x);
   by_type(x, [&]<typename T, typename S>(const Sizes& s) {
-    const Index size = s.tables();
-    const S *mean = table<S>(tables, (relu ? 6 : 4) * size), *a = mean + size, *b = a + size;
-    const S *c = b + size, *center = relu ? c + size : nullptr, *shift = relu ? center + size : c;
-    compute_input_gradient(pixels<T>(grad, x), pixels<T>(x, x), mean, a, b, c, center, shift,
+    compute_input_gradient(pixels<T>(grad, x), pixels<T>(x, x), table<S>(mean, s.tables()),
+                           table<S>(tables, 3 * s.tables()), table<S>(line, 2 * s.tables()), relu,
                            pixels<T>(dx, x), s);
   });
   return dx;
@@ -146,8 +143,7 @@ Layout layout_for(const Sizes& s, at::IntArrayRef members, Index channel_groups,
                     "divided evenly into ", replicas, " statistics groups; see set_replicas");
   TORCH_CHECK_VALUE(s.channels % channel_groups == 0, "num_groups=", channel_groups,
                     " does not divide ", s.channels, " channels");
-  return {s.samples,      s.channels, s.area,         replicas,
-          channel_groups, count,      members.data(), s.threads};
+  return {s, replicas, channel_groups, count, members.data()};
 }
 
 // Returns y and the tables, which backward needs. The running statistics are used (`stored`), or
@@ -183,11 +179,12 @@ std::tuple<Tensor, Tensor> mixture(const Tensor& x, const MaybeTensor& residual,
 
 // Returns the gradients of x, of the residual if y is given (the output, from which the ReLU's sign
 // is then read), weight, bias, mean_logits and var_logits; undefined where they are not wanted.
+// The bias and the logits are arguments because the gradients depend on them.
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 Gradients mixture_backward(const Tensor& grad, const Tensor& x, const MaybeTensor& y,
                            const Tensor& tables, const MaybeTensor& weight, const MaybeTensor&,
                            const MaybeTensor&, const MaybeTensor&, at::IntArrayRef members,
-                           Index channel_groups, Index replicas, double, bool relu, bool stored,
+                           Index channel_groups, Index replicas, bool relu, bool stored,
                            std::array<bool, 4> wanted) {
   const auto new_if = [&x](bool want, const SymInt& size) {
     return want ? new_table(x, {size}) : Tensor();
@@ -204,16 +201,15 @@ Gradients mixture_backward(const Tensor& grad, const Tensor& x, const MaybeTenso
     const Tensor gradients = new_table(x, {size});
     const Tables<S> t(layout, table<S>(tables, size)), g(layout, table<S>(gradients, size));
     const T *from = pixels<T>(x, x), *change = pixels<T>(dy, x), *sign = pixels<T>(y, x);
-    const bool recompute = relu && !sign;
-    const S *center = recompute ? t.center : nullptr, *shift = recompute ? t.shift : nullptr;
-    compute_gradient_sums(change, from, t.mean, g.center, center, sign, pixels<T>(masked, x), s);
+    compute_gradient_sums(change, from, t.mean, g.center, t.center, relu, sign,
+                          pixels<T>(masked, x), s);
     combine_parameter_gradients(t, g, table<S>(gamma, s.channels), table<S>(dweight, s.channels),
                                 table<S>(dbias, s.channels), table<S>(dmean, k),
                                 table<S>(dvar, k));
     if (!wanted[0]) return;
     combine_input_gradient(t, g, stored);
-    compute_input_gradient(sign ? pixels<T>(masked, x) : change, from, t.mean, t.scale, g.shift,
-                           g.rstd, center, shift, pixels<T>(dx, x), s);
+    compute_input_gradient(sign ? pixels<T>(masked, x) : change, from, t.mean, t.center, g.shift,
+                           relu && !sign, pixels<T>(dx, x), s);
   });
   return {dx, masked, dweight, dbias, dmean, dvar};
 }
@@ -223,18 +219,14 @@ template <typename Function> auto find_operator(const char* name, Function*) {
 }
 
 struct Mixture : torch::autograd::Function<Mixture> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const MaybeTensor& residual,
-                               const MaybeTensor& weight, const MaybeTensor& bias,
-                               const MaybeTensor& mean_logits, const MaybeTensor& var_logits,
-                               const MaybeTensor& running_mean, const MaybeTensor& running_var,
-                               at::IntArrayRef members, Index channel_groups, Index replicas,
-                               double eps, bool relu, bool stored, std::optional<double> momentum,
-                               double unbias) {
+  template <typename... Arguments>  // those of mixture
+  static variable_list forward(AutogradContext* ctx, const Arguments&... arguments) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     static const auto forward = find_operator("sn_imagenet::mixture", mixture);
-    const auto [y, tables] =
-        forward.call(x, residual, weight, bias, mean_logits, var_logits, running_mean, running_var,
-                     members, channel_groups, replicas, eps, relu, stored, momentum, unbias);
+    const auto [y, tables] = forward.call(arguments...);
+    const auto& [x, residual, weight, bias, mean_logits, var_logits, running_mean, running_var,
+                 members, channel_groups, replicas, eps, relu, stored, momentum, unbias] =
+        std::tie(arguments...);
     // After a residual the ReLU's sign is read from the output.
     ctx->save_for_backward({x, relu && residual ? y : Tensor(), tables, weight.value_or(Tensor()),
                             bias.value_or(Tensor()), mean_logits.value_or(Tensor()),
@@ -242,7 +234,7 @@ struct Mixture : torch::autograd::Function<Mixture> {
     ctx->mark_non_differentiable({tables});
     ctx->set_materialize_grads(false);
     ctx->saved_data["options"] = c10::ivalue::Tuple::create(
-        {members, channel_groups, replicas, eps, relu, stored, residual.has_value()});
+        {members, channel_groups, replicas, relu, stored, residual.has_value()});
     return {y, tables};
   }
 
@@ -255,7 +247,7 @@ struct Mixture : torch::autograd::Function<Mixture> {
     };
     const auto wanted = [&saved](int i) { return saved[i].defined() && saved[i].requires_grad(); };
     const auto& options = ctx->saved_data["options"].toTupleRef().elements();
-    // With create_graph=True cpp.py's differentiable implementation runs instead of this file's.
+    // With create_graph=True cpp.py's implementation runs, whose results raise if differentiated.
     std::optional<at::AutoDispatchBelowADInplaceOrView> guard;
     if (!at::GradMode::is_enabled()) guard.emplace();
     static const auto backward = find_operator("sn_imagenet::mixture_backward", mixture_backward);
@@ -263,9 +255,9 @@ struct Mixture : torch::autograd::Function<Mixture> {
     std::tie(results[0], masked, results[2], results[3], results[4], results[5]) = backward.call(
         grads[0], saved[0], optional(1), saved[2], optional(3), optional(4), optional(5),
         optional(6), options[0].toIntVector(), options[1].toInt(), options[2].toInt(),
-        options[3].toDouble(), options[4].toBool(), options[5].toBool(),
+        options[3].toBool(), options[4].toBool(),
         {wanted(0), wanted(3), wanted(4), wanted(5) || wanted(6)});
-    if (options[6].toBool()) results[1] = saved[1].defined() ? masked : grads[0];
+    if (options[5].toBool()) results[1] = saved[1].defined() ? masked : grads[0];
     return results;
   }
 };
@@ -292,17 +284,18 @@ extern "C" void register_operators() {
     meta.impl(name.c_str(), function);
   };
   add("moments(Tensor x) -> (Tensor mean, Tensor var)", moments);
-  add("affine(Tensor x, Tensor tables, Tensor? residual, bool relu) -> Tensor", affine);
-  add("gradient_sums(Tensor grad, Tensor x, Tensor mean, Tensor? tables, Tensor? y) "
+  add("affine(Tensor x, Tensor tables, bool relu, Tensor? residual) -> Tensor", affine);
+  add("gradient_sums(Tensor grad, Tensor x, Tensor mean, Tensor tables, bool relu, Tensor? y) "
       "-> (Tensor sums, Tensor masked)", gradient_sums);
-  add("input_gradient(Tensor grad, Tensor x, Tensor tables, bool relu) -> Tensor", input_gradient);
+  add("input_gradient(Tensor grad, Tensor x, Tensor mean, Tensor tables, Tensor line, bool relu) "
+      "-> Tensor", input_gradient);
   add("mixture(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? mean_logits, "
       "Tensor? var_logits, Tensor(a!)? running_mean, Tensor(b!)? running_var, int[] members, "
       "int channel_groups, int replicas, float eps, bool relu, bool stored, float? momentum, "
       "float unbias) -> (Tensor y, Tensor tables)", mixture);
   add("mixture_backward(Tensor grad, Tensor x, Tensor? y, Tensor tables, Tensor? weight, "
       "Tensor? bias, Tensor? mean_logits, Tensor? var_logits, int[] members, int channel_groups, "
-      "int replicas, float eps, bool relu, bool stored, bool[4] wanted) "
+      "int replicas, bool relu, bool stored, bool[4] wanted) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)", mixture_backward);
   autograd.impl("mixture", static_cast<decltype(&mixture)>(differentiable));
 }

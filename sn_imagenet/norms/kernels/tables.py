@@ -1,28 +1,15 @@
-"""What the kernels share: the affine map's tables, their dtype, the ReLU mask, the formula."""
+"""What the kernels share: the dtype and layout of tensors, the formula, and single derivatives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-
-class Affine(NamedTuple):
-    """The map (x - center) * scale + shift; each table is [N, C]."""
-
-    center: Tensor
-    scale: Tensor
-    shift: Tensor
-
-
 Coefficients = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(mean, biased var) -> (center, scale, shift), all [N, C]; differentiable."""
-
-ReluMask = Affine | Tensor | None
-"""The ReLU between the incoming gradient and the affine map: None for no ReLU; Affine for a ReLU of
-the map's value, whose sign is recomputed from x; a tensor for a ReLU whose output it is."""
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -45,3 +32,20 @@ def formula(x: Tensor, coefficients: Coefficients, relu: bool, residual: Tensor 
     if residual is not None:
         y = y + residual
     return (torch.relu(y) if relu else y).to(x.dtype)
+
+
+class NotDifferentiable(torch.autograd.Function):
+    """Gradients with a graph that leads to the inputs and raises."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gradients: Sequence[Tensor | None], *inputs: Any
+    ) -> tuple[Tensor | None, ...]:
+        return tuple(t if t is None else t.view_as(t) for t in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> NoReturn:
+        raise RuntimeError(
+            "the gradient of this normalization layer cannot be differentiated: set its "
+            'backend = "formula"'
+        )

@@ -3,10 +3,8 @@
 Launches per layer: one each for moments, affine, gradient sums and input gradient, so 2 forward
 and 2 backward, and one more in each direction if the pixels of a sum are divided. A ReLU and a
 residual add none. In between, the built-in methods combine their [N, C] tables with 2 launches
-forward, which also update the running statistics, and 2 backward (closed_form/), so 8 in all, up to
-10 with divided sums. If BN's statistics span ranks, combining them takes 7 more small launches and
-2 collectives. Other methods use PyTorch's small operators on the tables: 81 launches with SN's
-``combine``, 33 with BN's.
+forward, which also update the running statistics, and 2 backward (closed_form/). If BN's statistics
+span ranks, combining them takes 7 more small launches and 2 collectives.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.norms.kernels import triton_launch
-from sn_imagenet.norms.kernels.tables import Affine, ReluMask, statistics_dtype, with_layout_of
+from sn_imagenet.norms.kernels.tables import statistics_dtype
 from sn_imagenet.norms.kernels.triton_tiles import Tile, Tuner, launch, power_of_two
 
 JOIN_BLOCK = 32
@@ -85,12 +83,11 @@ class TritonBackend:
         run(TUNER.tile("moments", x, run))
 
     def affine(
-        self, x: Tensor, tables: Affine, relu: bool = False, residual: Tensor | None = None
+        self, x: Tensor, tables: Tensor, relu: bool = False, residual: Tensor | None = None
     ) -> Tensor:
         from sn_imagenet.norms.kernels import triton_kernels as kernels
 
         y = torch.empty_like(x)
-        maps = [table.contiguous() for table in tables]
         flags = {"RELU": relu, "RESIDUAL": residual is not None}
         added = x if residual is None else residual
 
@@ -99,7 +96,7 @@ class TritonBackend:
             triton_launch.call(
                 kernels.affine_kernel,
                 tiles.elementwise_programs,
-                (x, *maps, added, y),
+                (x, *tables.unbind(), added, y),
                 tiles.elementwise,
                 {**flags, **tiles.blocks},
             )
@@ -108,15 +105,12 @@ class TritonBackend:
         return y
 
     def gradient_sums(
-        self, grad: Tensor, x: Tensor, mean: Tensor, relu_mask: ReluMask = None
+        self, grad: Tensor, x: Tensor, mean: Tensor, tables: Tensor, relu: bool, y: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         from sn_imagenet.norms.kernels import triton_kernels as kernels
 
-        grad = with_layout_of(grad, x)
-        masked = torch.empty_like(x) if isinstance(relu_mask, Tensor) else grad
-        center, scale, shift = _mask_tables(relu_mask, mean)
-        y = relu_mask if isinstance(relu_mask, Tensor) else x
-        kind = 0 if relu_mask is None else 1 if isinstance(relu_mask, Affine) else 2
+        masked = grad if y is None else torch.empty_like(x)
+        output, kind = (x, int(relu)) if y is None else (y, 2)
 
         def run(tile: Tile) -> Tensor:
             tiles = launch(x, tile.half())
@@ -124,7 +118,7 @@ class TritonBackend:
             triton_launch.call(
                 kernels.gradient_sums_kernel,
                 tiles.reduction_programs,
-                (grad, x, mean, *both.unbind(), center, scale, shift, y, masked),
+                (grad, x, mean, *both.unbind(), *tables.unbind(), output, masked),
                 tiles.reduction,
                 {"RELU_MASK": kind, **tiles.blocks},
             )
@@ -134,37 +128,22 @@ class TritonBackend:
         return both.view(2, *x.shape[:2]), masked
 
     def input_gradient(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        mean: Tensor,
-        a: Tensor,
-        b: Tensor,
-        c: Tensor,
-        relu_mask: Affine | None = None,
+        self, grad: Tensor, x: Tensor, mean: Tensor, tables: Tensor, line: Tensor, relu: bool
     ) -> Tensor:
         from sn_imagenet.norms.kernels import triton_kernels as kernels
 
-        grad, dx = with_layout_of(grad, x), torch.empty_like(x)
-        tables = [table.contiguous() for table in (mean, a, b, c)]
-        center, _, shift = _mask_tables(relu_mask, mean)
+        dx = torch.empty_like(x)
+        center, scale, shift = tables.unbind()
 
         def run(tile: Tile) -> None:
             tiles = launch(x, tile.half())
             triton_launch.call(
                 kernels.input_gradient_kernel,
                 tiles.elementwise_programs,
-                (grad, x, *tables, center, shift, dx),
+                (grad, x, mean, scale, *line.unbind(), center, shift, dx),
                 tiles.elementwise,
-                {"RELU_MASK": int(relu_mask is not None), **tiles.blocks},
+                {"RELU_MASK": int(relu), **tiles.blocks},
             )
 
         run(TUNER.tile("input_gradient", x, run))
         return dx
-
-
-def _mask_tables(relu_mask: ReluMask, unused: Tensor) -> tuple[Tensor, ...]:
-    """The tables of ``relu_mask``; otherwise ``unused``, which the kernel does not read."""
-    if isinstance(relu_mask, Affine):
-        return tuple(table.contiguous() for table in relu_mask)
-    return unused, unused, unused
