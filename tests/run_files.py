@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,25 @@ def result_of(run: Run) -> dict[str, Any]:
 def markdown_of(written: Written) -> str:
     """The Markdown files that a script has written."""
     return "".join(path.read_text() for path in written.paths if path.suffix == ".md")
+
+
+def table_rows(markdown: str, heading: str = "") -> list[list[str]]:
+    """Cells of the first table after ``heading``, header first, without the line of dashes."""
+    lines = markdown[markdown.index(heading) :].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    table = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        table.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return [table[0], *table[2:]]
+
+
+def csv_rows(path: Path, *keys: str) -> dict[Any, dict[str, str]]:
+    """The rows of a CSV file by the values of ``keys``: one value, or a tuple of several."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {row[keys[0]] if len(keys) == 1 else tuple(row[k] for k in keys): row for row in rows}
 
 
 def config(

@@ -37,7 +37,7 @@ class PublishedAccuracy:
 @dataclass(frozen=True)
 class Paper:
     """The paper's numbers (``cells``), other sources' numbers for the same cells (``elsewhere``),
-    and SN's under different evaluation statistics (``statistics``, named in the notes).
+    and SN's under different evaluation statistics in words (``averages``).
 
     All are for one data set and network, ``data`` and ``model``; ``label`` describes these.
     ``table1``: the entries of Table 1 as printed, by method and column. ``detection``: Tables 3, 4
@@ -48,7 +48,7 @@ class Paper:
     label: str
     cells: tuple[PublishedAccuracy, ...]
     elsewhere: tuple[PublishedAccuracy, ...]
-    statistics: tuple[PublishedAccuracy, ...]
+    averages: str
     table1: Mapping[str, Mapping[str, str | None]]
     detection: Mapping[str, Any]
 
@@ -74,7 +74,7 @@ class Paper:
         return (data, model) == (self.data, self.model)
 
 
-NO_PAPER = Paper("", "", "", (), (), (), {}, {})  # nothing is published on these runs
+NO_PAPER = Paper("", "", "", (), (), "", {}, {})  # nothing is published on these runs
 
 
 def read_paper(file: Path | None) -> Paper:
@@ -87,18 +87,11 @@ def read_paper(file: Path | None) -> Paper:
         return NO_PAPER
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        statistics = content["statistics"]
-        setting = Setting.parse(statistics["setting"])
         return Paper(
             **{key: content["task"][key] for key in ("data", "model", "label")},
             cells=_published(content["paper"]),
             elsewhere=_published(content["elsewhere"]),
-            statistics=tuple(
-                PublishedAccuracy(
-                    statistics["method"], setting, float(top1), statistics["source"], note
-                )
-                for note, top1 in statistics["top1"].items()
-            ),
+            averages=str(content["averages"]),
             table1={row["method"]: row for row in content["table1"]["rows"]},
             detection=dict(content["detection"]),
         )

@@ -45,7 +45,8 @@ class RunCollection:
     ``median5``).
 
     None shows what was run, beside published numbers also the paper's settings and methods. By
-    default the pairs of the paper's Table 2 are compared, and one's own methods with all others."""
+    default the pairs of the paper's Table 2 are compared, built-in methods with SN, and one's own
+    with all others."""
 
     runs: Sequence[Run]
     root: Path
@@ -169,7 +170,12 @@ class Study:
         if not self.is_classification:
             return pairs
         papers = [pair for pair in TABLE_2_DIFFERENCES if {*pair} <= {*self.methods}]
-        return papers + [pair for pair in pairs if pair[0] in self.own_methods]
+        own = self.own_methods
+        return papers + [
+            (m, other)
+            for m, other in pairs
+            if m in own or (other == "sn" and m not in TABLE_2_METHODS)
+        ]
 
     def label(self, method: str) -> str:
         """The method as shown: as its config says, or :func:`method_label`."""
@@ -182,7 +188,7 @@ class Study:
 
     def difference(self, first: str, second: str, setting: Setting) -> Difference:
         """``first`` minus ``second`` at one setting."""
-        return Difference(self.cell(first, setting), self.cell(second, setting))
+        return Difference(((1.0, self.cell(first, setting)), (-1.0, self.cell(second, setting))))
 
     def settings_of(self, method: str) -> list[Setting]:
         """The settings at which ``method`` has runs, in the paper's order."""
@@ -312,11 +318,20 @@ def _study(collection: RunCollection, key: StudyKey, score: Score, runs: Sequenc
 def conflict_warnings(study: Study, verb: str) -> list[str]:
     """One line for each cell that is not ``verb`` (averaged, drawn)."""
     return [
-        f"{study.title}, {study.cell_name(method, setting)}: not {verb}, the runs are not seeds "
-        f"of one experiment: {cell.conflict}: {', '.join(study.collection.folders(cell.runs))}"
+        conflict_warning(
+            study.collection, f"{study.title}, {study.cell_name(method, setting)}", cell, verb
+        )
         for (method, setting), cell in study.cells.items()
         if cell.conflict
     ]
+
+
+def conflict_warning(collection: RunCollection, name: str, cell: Summary, verb: str) -> str:
+    """Why a cell is not ``verb``."""
+    folders = ", ".join(collection.folders(cell.runs))
+    return (
+        f"{name}: not {verb}, the runs are not seeds of one experiment: {cell.conflict}: {folders}"
+    )
 
 
 def study_warnings(study: Study) -> list[str]:
