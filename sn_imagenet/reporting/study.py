@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sn_imagenet.errors import UserError, as_text
 from sn_imagenet.reporting.cells import (
@@ -23,9 +23,9 @@ from sn_imagenet.reporting.cells import (
 from sn_imagenet.reporting.curves import (
     Epoch,
     recorded_score,
+    score_of_epochs,
     try_epochs,
     validates_by_step,
-    why_no_epochs,
 )
 from sn_imagenet.reporting.paper import NO_PAPER, PAPER_SETTINGS, Paper, in_paper_order
 from sn_imagenet.runs import FINISHED, Run, Setting, find_runs
@@ -62,12 +62,10 @@ class RunCollection:
         root: Path,
         paper: Paper = NO_PAPER,
         settings: Sequence[str] | None = None,
-        methods: Sequence[str] | None = None,
-        against: Sequence[str] | None = None,
-        epoch: str = "final",
+        **options: Any,
     ) -> tuple[RunCollection, list[str]]:
         """The runs below ``root``, and one line for each that cannot be read. ``settings``: names
-        such as ``8x32``.
+        such as ``8x32``; ``options``: the other fields.
 
         Raises:
             UserError: no runs, or none that can be read; a name is not a setting, or no run is of
@@ -78,10 +76,10 @@ class RunCollection:
         if not runs:
             raise UserError(f"{root}: holds no readable runs: {'; '.join(warnings)}")
         norms = sorted({run.cell.norm for run in runs})
-        for name in (*(methods or ()), *(against or ())):
+        for name in (*(options.get("methods") or ()), *(options.get("against") or ())):
             if name not in norms:
                 raise UserError(f"method '{name}': expected one of the runs': {', '.join(norms)}")
-        return cls(runs, root, paper, columns, methods, against, epoch), warnings
+        return cls(runs, root, paper, columns, **options), warnings
 
     def folders(self, runs: Sequence[Run]) -> list[str]:
         """The runs' folders relative to ``root``."""
@@ -211,14 +209,9 @@ class Study:
     def drawn_settings(self) -> list[Setting]:
         return [s for s in self.settings if any((m, s) in self.drawn for m in self.methods)]
 
-    @cached_property
-    def curves(self) -> dict[tuple[str, Setting], list[list[Epoch]]]:
-        """The epochs of each seed that has any, finished or not, in each of the cells drawn."""
-        return {key: [epochs for epochs, _ in read if epochs] for key, read in self._read.items()}
-
     def curves_of(self, method: str, setting: Setting) -> list[list[Epoch]]:
-        """The :attr:`curves` of a cell, none if it is not drawn."""
-        return self.curves.get((method, setting), [])
+        """The epochs of each seed that has any, finished or not; none if the cell is not drawn."""
+        return [epochs for epochs, _ in self._read.get((method, setting), []) if epochs]
 
     @property
     def damaged(self) -> list[str]:
@@ -296,47 +289,39 @@ def _study(collection: RunCollection, key: StudyKey, score: Score, runs: Sequenc
         methods = [method for method in collection.methods if method in norms]
     runs = [run for run in runs if run.cell.setting in columns and run.cell.norm in methods]
     seeds = {(cell.norm, cell.setting): same for cell, same in by_cell(runs).items()}
+    for setting in columns:
+        bn = seeds.get(("bn", setting), [])
+        if evaluated := [run for run in bn if EVALNORM in run.counted_evaluations]:
+            seeds[EVALNORM, setting] = [replace(run, statistics=EVALNORM) for run in evaluated]
+    methods += [EVALNORM] if any(norm == EVALNORM for norm, _ in seeds) else []
     cells = {
         (m, s): summarize(seeds.get((m, s), []), epoch=collection.epoch)
         for m in methods
         for s in columns
     }
-    evaluated = {
-        setting: [
-            replace(run, statistics=EVALNORM)
-            for run in seeds.get(("bn", setting), [])
-            if EVALNORM in run.counted_evaluations
-        ]
-        for setting in columns
-    }
-    if any(evaluated.values()):
-        methods.append(EVALNORM)
-        cells |= {(EVALNORM, s): summarize(found) for s, found in evaluated.items()}
     return Study(*key, score, columns, methods, cells, runs, collection)
 
 
-def conflict_warnings(study: Study, verb: str) -> list[str]:
-    """One line for each cell that is not ``verb`` (averaged, drawn)."""
+def conflict_warnings(
+    study: Study, verb: str, cells: Iterable[tuple[str, Summary]] | None = None
+) -> list[str]:
+    """One line for each cell that is not ``verb`` (averaged, drawn), of the study or among those
+    named."""
+    if cells is None:
+        cells = ((f"{study.title}, {study.cell_name(*key)}", c) for key, c in study.cells.items())
     return [
-        conflict_warning(
-            study.collection, f"{study.title}, {study.cell_name(method, setting)}", cell, verb
-        )
-        for (method, setting), cell in study.cells.items()
+        f"{name}: not {verb}, the runs are not seeds of one experiment: {cell.conflict}: "
+        f"{', '.join(study.collection.folders(cell.runs))}"
+        for name, cell in cells
         if cell.conflict
     ]
 
 
-def conflict_warning(collection: RunCollection, name: str, cell: Summary, verb: str) -> str:
-    """Why a cell is not ``verb``."""
-    folders = ", ".join(collection.folders(cell.runs))
-    return (
-        f"{name}: not {verb}, the runs are not seeds of one experiment: {cell.conflict}: {folders}"
-    )
-
-
 def study_warnings(study: Study) -> list[str]:
     """One line for each cell that is not averaged, and for each run without the chosen epoch."""
-    mixed = conflict_warnings(study, "averaged")
-    finished = [run for run in study.runs if run.state == FINISHED]
-    without = [why for run in finished if (why := why_no_epochs(run))]
-    return mixed + (without if study.collection.epoch != "final" else [])
+    return conflict_warnings(study, "averaged") + [
+        f"{run.path}: no epoch that can be read was validated under {run.statistics}, which "
+        "represents the run in tables; it has a final score only"
+        for run in study.runs
+        if run.state == FINISHED and score_of_epochs(run, study.collection.epoch) is None
+    ]

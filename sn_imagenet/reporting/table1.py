@@ -70,7 +70,7 @@ def table1(
             "members": ";".join(row["members"]),
             **{f"exponent_{name}": value for name, value in (row["exponents"] or {}).items()},
             "elements_moved": row["work"],
-            **{f"paper_{column}": entry for column, entry in (paper or {}).items()},
+            **{f"paper_{column}": paper[column] for column in COLUMNS if paper},
             "differs": ";".join(differing),
         }
         rows.append(Row(_label(method), list(texts.values()), rule=bool(rows), csv=[csv]))

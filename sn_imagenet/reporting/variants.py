@@ -22,7 +22,7 @@ from sn_imagenet.reporting.cells import (
 )
 from sn_imagenet.reporting.paper import in_paper_order
 from sn_imagenet.reporting.render import Document, Grid, Row
-from sn_imagenet.reporting.study import RunCollection, Study, conflict_warning, studies_of
+from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
 from sn_imagenet.reporting.table2 import accuracy_document
 from sn_imagenet.runs import Run, Setting
 
@@ -142,12 +142,9 @@ def variants_grid(study: Study) -> Grid | None:
 
 def variants_warnings(study: Study) -> list[str]:
     """One line for each cell that is not averaged, in the first row that shows it."""
-    return [
-        conflict_warning(study.collection, f"{v.label} {v.setting}", cell, "averaged")
-        for v in variants_of(study)
-        for cell in (v.sn, v.bn)
-        if cell.conflict and cell not in v.base
-    ]
+    cells = [(v, cell) for v in variants_of(study) for cell in (v.sn, v.bn)]
+    named = [(f"{v.label} {v.setting}", cell) for v, cell in cells if cell not in v.base]
+    return conflict_warnings(study, "averaged", named)
 
 
 def variants(collection: RunCollection) -> Document:
