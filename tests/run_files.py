@@ -15,8 +15,10 @@ from omegaconf import OmegaConf
 from sn_imagenet.reporting.command import Written
 from sn_imagenet.runs import Run
 from sn_imagenet.runs.methods import BUILT_IN
+from sn_imagenet.runs.scores import Score
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PAPER = REPOSITORY / "results" / "paper.yaml"
 TEST_STATISTICS = {"bn": "moving_average", "sn": "batch_average"}
 
 
@@ -176,6 +178,22 @@ def result(
         "config": run_config,
     }
     return {**content, **entries}
+
+
+def scored_result(
+    run_config: dict[str, Any],
+    score: Score,
+    numbers: dict[str, Any],
+    importance_weights: list[dict[str, Any]] | None = None,
+    **cell: str,
+) -> dict[str, Any]:
+    """A result of a task with another score than top-1, and one evaluation, of ``numbers``.
+    ``cell`` replaces entries of the cell."""
+    outcome = result(run_config)
+    images = {"top1", "top5", "top1_correct", "top5_correct", "seen", "loss"}
+    evaluation = {k: v for k, v in outcome["evaluations"][0].items() if k not in images} | numbers
+    outcome |= {"score": score.to_dict(), "evaluations": [evaluation]}
+    return outcome | {"importance_weights": importance_weights, "cell": outcome["cell"] | cell}
 
 
 def write_run(

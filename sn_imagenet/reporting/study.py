@@ -124,7 +124,8 @@ class Study:
     @property
     def matches_paper(self) -> bool:
         """Whether data and network are the paper's, so that its numbers and thresholds apply."""
-        return not self.row and self.paper.matches(self.data, self.model)
+        theirs = (self.paper.data, self.paper.model)
+        return not self.row and (self.data, self.model) == theirs
 
     @property
     def name(self) -> str:

@@ -141,14 +141,12 @@ def table2_grid(study: Study) -> Grid:
         rows.extend(Row(key, texts, indent=True) for key, texts in below.items() if any(texts))
 
     def entry_text(method: str, setting: Setting) -> str:
-        entry = paper.cell(method, setting)
-        if not entry:
+        if not (entry := paper.cells.get((method, setting))):
             return ""
         number = MISSING if entry.top1 is None else str(round_half_up(entry.top1, 1))
         if not entry.note:
             return number
-        source = "published" if entry in paper.elsewhere else "paper"
-        note = f"{source}, {study.label(method)} at {setting}: {entry.note} ({entry.source})"
+        note = f"{entry.by}, {study.label(method)} at {setting}: {entry.note} ({entry.source})"
         return number + footnotes.setdefault(note, FOOTNOTES[len(footnotes)])
 
     source = "" if study.matches_paper else f" ({paper.label})"
@@ -157,8 +155,8 @@ def table2_grid(study: Study) -> Grid:
         ours = [study.cell(method, s) for s in settings]
         theirs = [paper.top1(method, s) for s in settings]
         texts = [entry_text(method, s) for s in settings]
-        in_paper = any(entry.method == method for entry in paper.cells)
-        below = {("paper" if in_paper else "published") + source: texts}
+        by = next((entry.by for (m, _), entry in paper.cells.items() if m == method), "")
+        below = {by + source: texts}
         if study.matches_paper and any(texts):
             below["ours − paper"] = [
                 signed_text(minus(cell.mean, top1), 1) + "‡" * cell.omits_diverged

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from run_files import REPOSITORY, config, csv_rows, result, table_rows, write_run
+from run_files import PAPER, config, csv_rows, result, table_rows, write_run
 
 from sn_imagenet.reporting.claims_report import judge_claims
 from sn_imagenet.reporting.figures.rivals import draw_rivals, figure_rivals
@@ -14,7 +14,6 @@ from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.study import RunCollection, studies_of
 from sn_imagenet.reporting.tables import write_tables
 
-PAPER = REPOSITORY / "results" / "paper.yaml"
 TOP1 = {
     ("bn", "8x32"): [60.0, 61.0, 62.0],
     ("bn", "8x2"): [40.0, 42.0, 44.0],

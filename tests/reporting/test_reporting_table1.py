@@ -8,12 +8,10 @@ import re
 from typing import Any
 
 import pytest
-from run_files import REPOSITORY
+from run_files import PAPER
 
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.table1 import complexity, differences, table1
-
-PAPER = REPOSITORY / "results" / "paper.yaml"
 
 
 def row(method: str = "bn", **entries: Any) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from run_files import REPOSITORY, config, csv_rows, markdown_of, result, write_run
+from run_files import PAPER, config, csv_rows, markdown_of, result, write_run
 from scipy import stats
 
 from sn_imagenet.reporting.tables import write_tables
 
-PAPER = REPOSITORY / "results" / "paper.yaml"
 BN, SN = [80.0, 81.0, 82.5], [84.0, 85.5, 85.0]
 BN_DROPPED, SN_DROPPED = [78.0, 80.0, 79.5], [86.0, 86.5, 87.5]
 SN_CORRECTED = [83.0, 84.0, 84.5]
