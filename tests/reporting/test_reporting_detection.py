@@ -14,7 +14,6 @@ from run_files import PAPER, config, csv_rows, scored_result, table_rows, write_
 from sn_imagenet.reporting.claims_report import write_claims
 from sn_imagenet.reporting.detection import pair_label
 from sn_imagenet.reporting.figures.files import TASK_FIGURES
-from sn_imagenet.reporting.page import write_page
 from sn_imagenet.reporting.study import RunCollection, studies_of
 from sn_imagenet.reporting.tables import write_tables
 from sn_imagenet.runs import stage_of
@@ -122,12 +121,6 @@ def test_claims_about_detection(runs: Path, tmp_path: Path) -> None:
     assert effects["BN frozen + SN - BN frozen + GN (8,2)"]["effect"] == pytest.approx(0.5)
     assert effects["BN frozen - BN (8,2)"]["not_tested_because"] is None
     assert effects["LN's weight, heads - backbone (8,2)"]["effect"] == pytest.approx(0.3)
-
-
-def test_the_report_shows_detection(runs: Path, tmp_path: Path) -> None:
-    write_page(runs, tmp_path / "out", PAPER)
-    html = (tmp_path / "out" / "report.html").read_text()
-    assert "BN trained with few images per GPU is below frozen BN." in html
 
 
 def test_figures_of_detection(runs: Path, tmp_path: Path) -> None:

@@ -3,10 +3,12 @@ escapes in each format."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,26 +81,33 @@ def test_papers_numbers_give_the_papers_differences() -> None:
     assert list(columns) == [setting.name for setting in PAPER_SETTINGS]
 
 
-def test_mean_and_deviation_over_seeds(tmp_path: Path) -> None:
+def test_mean_deviation_and_interval_over_seeds(tmp_path: Path) -> None:
     values = {"bn": [76.1, 76.6, 76.45], "gn": [75.2, 75.9, 75.3], "sn": [76.8, 77.3, 77.1]}
     for norm, tops in values.items():
         for seed, top1 in enumerate(tops):
             finished_run(tmp_path / "runs", top1, norm=norm, batch="8x32", seed=seed, **IMAGENET)
-    table = table_of(make(tmp_path), "## imagenet, resnet50")
+    rows = table_rows(markdown_of(make(tmp_path)), "## imagenet, resnet50")[1:]
+    shown = {row[0]: (row[1], below[1]) for row, below in itertools.pairwise(rows)}
     tidy = csv_of(tmp_path)
     for norm, tops in values.items():
-        row = tidy[norm, "8x32"]
+        row, own = tidy[norm, "8x32"], stats.ttest_1samp(tops, 0).confidence_interval()
+        number = f"{np.mean(tops):.1f} ± {np.std(tops, ddof=1):.1f} (3)"
+        number = f"**{number}**" if norm == "sn" else number
+        assert shown[norm.upper()] == (number, f"[{own.low:.1f}, {own.high:.1f}]")
         assert float(row["mean"]) == pytest.approx(np.mean(tops), abs=1e-6)
         assert float(row["std"]) == pytest.approx(np.std(tops, ddof=1), abs=1e-6)
+        assert float(row["ci95_high"]) == pytest.approx(own.high, abs=1e-6)
         assert (row["n_seeds"], row["states"]) == ("3", "finished:3")
-        assert table[norm.upper()][0] == f"{np.mean(tops):.1f} ± {np.std(tops, ddof=1):.1f} (3)"
     assert tidy["sn", "8x32"]["paper"] == "76.9"
     assert tidy["sn", "8x32"]["run_dirs"].split(";") == [
         f"imagenet/resnet50/sn/8x32/seed{seed}" for seed in range(3)
     ]
     gap = np.mean(values["sn"]) - np.mean(values["gn"])
-    assert table["SN-GN"][0] == f"{gap:+.1f}"
-    assert table["SN-GN"][1:] == ["—"] * 8
+    welch = stats.ttest_ind(values["sn"], values["gn"], equal_var=False).confidence_interval()
+    assert shown["SN-GN"] == (f"{gap:+.1f}", f"[{welch.low:.1f}, {welch.high:.1f}]")
+    assert float(tidy["sn-gn", "8x32"]["mean"]) == pytest.approx(gap, abs=1e-6)
+    assert float(tidy["sn-gn", "8x32"]["ci95_low"]) == pytest.approx(welch.low, abs=1e-6)
+    assert r"\textbf{77.1 $\pm$ 0.3 (3)}" in (tmp_path / "out" / "table2.tex").read_text()
 
 
 def test_the_papers_rows_are_below_ours(tmp_path: Path) -> None:
@@ -210,15 +219,6 @@ def test_another_calibration_at_evaluation_does_not_count(tmp_path: Path) -> Non
     assert table["SN, batch average, all samples"] == ["80.00 ± 0.00 (2)"]
 
 
-def test_a_repeated_seed_is_not_averaged(tmp_path: Path) -> None:
-    finished_run(tmp_path / "runs", 80.0)
-    settings = config()
-    write_run(tmp_path / "runs", settings, result(settings, 81.0), folder="again")
-    written = make(tmp_path, settings=["8x2"])
-    assert "mixed configs (2 runs)" in markdown_of(written)
-    assert "seed 0 occurs more than once" in written.warnings[0]
-
-
 def test_both_statistics_are_shown_and_the_one_in_the_table_is_named(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for seed, (moving, batch) in enumerate([(60.0, 66.0), (61.0, 67.5)]):
@@ -237,25 +237,6 @@ def test_both_statistics_are_shown_and_the_one_in_the_table_is_named(tmp_path: P
     assert "SN chooses from {IN, LN, BN} (at (8,1) {IN, LN})." in markdown
     assert "At one sample per GPU SN is {IN, LN}" in markdown
     assert "mean_of_variances, 50000 training samples requested, 1396 used" in markdown
-
-
-def test_departures_and_revisions_are_listed(tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    finished_run(runs, 90.0, norm="gn")
-    settings = config("sn")
-    lr = {"item": "initial LR", "paper": "0.1", "ours": "0.00625"}
-    provenance = {"git_revision": "f" * 40, "git_dirty": True}
-    outcome = result(settings, 91.0, provenance=provenance)
-    outcome["departures"].append(lr)
-    write_run(runs, settings, outcome)
-    markdown = markdown_of(make(tmp_path))
-    table = table_rows(markdown, "### Departures")
-    assert table[1:] == [
-        ["epochs", "100", "10", "all 2"],
-        ["initial LR", "0.1", "0.00625", "1 of 2: SN (8,2)"],
-    ]
-    assert "- `0123456789ab`: 1 run\n" in markdown
-    assert "- `ffffffffffff`, with uncommitted changes: 1 run" in markdown
 
 
 def test_other_methods_and_settings_are_appended(tmp_path: Path) -> None:
@@ -297,15 +278,6 @@ def test_latex_is_well_formed(tmp_path: Path) -> None:
         assert latex.count(rf"\begin{{{name}}}") == latex.count(rf"\end{{{name}}}")
     unescaped = re.sub(r"\\[{}]", "", latex)
     assert unescaped.count("{") == unescaped.count("}")
-
-
-def test_latex_escape() -> None:
-    assert latex_escape("50% of a_b & {c} #1 $x$ ^ ~") == (
-        r"50\% of a\_b \& \{c\} \#1 \$x\$ \textasciicircum{} \textasciitilde{}"
-    )
-    assert latex_escape("-0.5") == "$-$0.5"
-    assert latex_escape("GN-BN ResNet-50 2024-01-02") == "GN-BN ResNet-50 2024-01-02"
-    assert latex_escape("a\\b") == r"a\textbackslash{}b"
 
 
 @pytest.mark.parametrize(
@@ -359,35 +331,15 @@ def test_top1_table() -> None:
     ]
 
 
-def test_intervals_and_bold(tmp_path: Path) -> None:
-    bn, sn = [76.1, 76.6, 76.45], [77.0, 77.3, 76.8]
-    for norm, values in (("bn", bn), ("sn", sn)):
-        for seed, value in enumerate(values):
-            finished_run(tmp_path / "runs", value, norm=norm, seed=seed)
-    table = table_rows(markdown_of(make(tmp_path, settings=["8x2"])), "## digits")
-    labels = [label for label, _ in table]
-    own = stats.ttest_1samp(bn, 0).confidence_interval()
-    gap = stats.ttest_ind(sn, bn, equal_var=False).confidence_interval()
-    for label, interval in (("BN", own), ("SN-BN", gap)):
-        below = table[labels.index(label) + 1]
-        assert below == ["– 95 % interval", f"[{interval.low:.1f}, {interval.high:.1f}]"]
-    assert table[labels.index("SN")][1].startswith("**77.0 ")
-    assert not table[labels.index("BN")][1].startswith("*")
-    assert r"\textbf{77.0 $\pm$ 0.3 (3)}" in (tmp_path / "out" / "table2.tex").read_text()
-    rows = csv_of(tmp_path)
-    assert float(rows["sn-bn", "8x2"]["ci95_low"]) == pytest.approx(gap.low, abs=1e-6)
-    assert float(rows["sn-bn", "8x2"]["mean"]) == pytest.approx(np.mean(sn) - np.mean(bn), abs=1e-6)
-    assert float(rows["bn", "8x2"]["ci95_high"]) == pytest.approx(own.high, abs=1e-6)
-
-
-def test_differences_carry_their_marks(tmp_path: Path) -> None:
+def test_differences_carry_their_marks_and_runs_their_departures(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for seed in (0, 1):
         finished_run(runs, 70.0 + seed, norm="bn", seed=seed)
         finished_run(runs, 72.0 + seed, norm="gn", seed=seed + 1)
         settings = config("sn", seed=seed)
         settings["protocol"]["dropout"] = 0.5
-        outcome = result(settings, 80.0 + seed)
+        provenance = {"git_revision": "f" * 40, "git_dirty": True}
+        outcome = result(settings, 80.0 + seed, provenance=provenance)
         outcome["departures"].append({"item": "dropout", "paper": "0.0", "ours": "0.5"})
         write_run(runs, settings, outcome)
     lost = config("bn", seed=2)
@@ -395,13 +347,20 @@ def test_differences_carry_their_marks(tmp_path: Path) -> None:
     written = make(tmp_path, settings=["8x2"])
     differences = {"GN-BN": ["+2.0†‡"], "SN-BN": ["+10.0‡§"], "SN-GN": ["+8.0†§"]}
     assert table_of(written).items() >= differences.items()
+    assert csv_of(tmp_path)["sn-bn", "8x2"]["marks"] == "‡§"
     latex = (tmp_path / "out" / "table2.tex").read_text()
     for text in (written.text, latex):
         assert "GN-BN (8,2) (seeds 1 2 against 0 1)" in text
         assert "protocol.dropout = 0.5 / absent" in text
         assert "Departure of 2 of 7: SN (8,2): dropout: 0.5 (paper: 0.0)" in text
     assert r"$+$" not in latex and r"+10.0$\ddagger$\S{}" in latex
-    assert csv_of(tmp_path)["sn-bn", "8x2"]["marks"] == "‡§"
+    markdown = markdown_of(written)
+    assert table_rows(markdown, "### Departures")[1:] == [
+        ["epochs", "100", "10", "all 7"],
+        ["dropout", "0.0", "0.5", "2 of 7: SN (8,2)"],
+    ]
+    assert "- `0123456789ab`: 5 runs\n" in markdown
+    assert "- `ffffffffffff`, with uncommitted changes: 2 runs" in markdown
 
 
 def test_linear_scaling_is_one_rule(tmp_path: Path) -> None:
@@ -466,23 +425,30 @@ def test_other_methods_and_averages_by_samples(tmp_path: Path) -> None:
     assert table["BN, batch average, 50,000 samples"] == ["65.00"]
 
 
+@pytest.mark.parametrize(
+    ("escape", "text", "shown"),
+    [
+        (latex_escape, "50% of a_b & {c} #1 $x$", r"50\% of a\_b \& \{c\} \#1 \$x\$"),
+        (latex_escape, "^ ~ a\\b", r"\textasciicircum{} \textasciitilde{} a\textbackslash{}b"),
+        (latex_escape, "-0.5 GN-BN ResNet-50 2024-01-02", "$-$0.5 GN-BN ResNet-50 2024-01-02"),
+        (latex_escape, "[a] 中\x00", r"{[}a{]} U+4E2D\textbackslash{}x00"),
+        (markdown_escape, "resnet50_mini *x* _y_ `z`", r"resnet50_mini \*x\* \_y\_ \`z\`"),
+        (markdown_escape, "a|b <b>&amp; [30, 60] [a](b)", r"a\|b &lt;b>&amp;amp; [30, 60] \[a](b)"),
+        (markdown_escape, "\x1b[31mred\n# x", r"\\x1b[31mred\\n# x"),
+        (code_span, "a`b", "`` a`b ``"),
+        (plain, "a\x1b]0;b\x07\r", "a\\x1b]0;b\\x07\\r"),
+    ],
+)
+def test_text_is_shown_literally(escape: Callable[[str], str], text: str, shown: str) -> None:
+    assert escape(text) == shown
+
+
 def test_half_up() -> None:
     values = (75.25, 75.35, -8.75, 0.04, -0.04, -1e-12, 2.0)
     shown = [str(round_half_up(value, 1)) for value in values]
     assert shown == ["75.3", "75.4", "-8.8", "0.0", "-0.0", "0.0", "2.0"]
     assert (signed_text(-0.03, 1), signed_text(0.0, 1)) == ("-0.0", "+0.0")
     assert interval_text((-0.011, 1.111), 1) == "[-0.0, 1.1]"
-
-
-def test_text_is_shown_literally() -> None:
-    assert markdown_escape("resnet50_mini *x* _y_ `z` a|b <b>&amp;") == (
-        r"resnet50_mini \*x\* \_y\_ \`z\` a\|b &lt;b>&amp;amp;"
-    )
-    assert markdown_escape("[30, 60] [a](b)") == r"[30, 60] \[a](b)"
-    assert markdown_escape("\x1b[31mred\n# x") == r"\\x1b[31mred\\n# x"
-    assert code_span("a`b") == "`` a`b ``"
-    assert plain("a\x1b]0;b\x07\r") == "a\\x1b]0;b\\x07\\r"
-    assert latex_escape("[a] 中\x00") == r"{[}a{]} U+4E2D\textbackslash{}x00"
     assert csv_text([{"a": "=1+1", "b": -1.5, "c": "@x"}]) == "a,b,c\n'=1+1,-1.5,'@x\n"
 
 
