@@ -66,8 +66,7 @@ def _row(
     """The row of a cell; its rows of the CSV are one for each number."""
     cell, keys = study.cell(method, setting), published["keys"]
     paper = published.get(study.row, {}).get(method) or [None] * len(keys)
-    of_row = {"data": study.data, "model": study.model, "setting": setting.name}
-    of_row |= {"start": study.row, "method": method}
+    of_row = {**study.columns, "setting": setting.name, "method": method}
     texts, csv = [], []
     for key, there in zip(keys, paper, strict=True):
         numbers = [run.counted_evaluations[run.statistics].get(key) for run in cell.counted]

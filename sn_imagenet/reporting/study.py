@@ -28,6 +28,7 @@ from sn_imagenet.reporting.curves import (
     validates_by_step,
 )
 from sn_imagenet.reporting.paper import NO_PAPER, PAPER_SETTINGS, Paper, in_paper_order
+from sn_imagenet.reporting.render import Columns
 from sn_imagenet.runs import FINISHED, Run, Setting, find_runs
 from sn_imagenet.runs.evaluations import EVALNORM
 from sn_imagenet.runs.methods import BUILT_IN, IMPORTED
@@ -137,6 +138,12 @@ class Study:
         """:attr:`name`; for other tasks than classification with the task and its score."""
         label = "" if self.score == TOP1 else self.score.label
         return ", ".join(filter(None, (self.name, self.task, label)))
+
+    @property
+    def columns(self) -> Columns:
+        """Its columns in CSV files."""
+        names = {"data": self.data, "model": self.model, "row": self.row, "task": self.task}
+        return {**names, "score": self.score.key}
 
     @cached_property
     def digits(self) -> int:

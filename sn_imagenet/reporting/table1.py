@@ -63,11 +63,7 @@ def table1(
             texts[column] += DIFFERS
         csv = {
             "method": method,
-            **dict(zip("NCHW", row["size"], strict=True)),
             **ours,
-            "parameters_number": row["parameters"],
-            "count_number": row["count"],
-            "members": ";".join(row["members"]),
             **{f"exponent_{name}": value for name, value in (row["exponents"] or {}).items()},
             "elements_moved": row["work"],
             **{f"paper_{column}": paper[column] for column in COLUMNS if paper},

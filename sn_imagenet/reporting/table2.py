@@ -126,9 +126,12 @@ def table2_grid(study: Study) -> Grid:
         folders = [study.collection.folders(cell.runs) for cell in cells]
         csv = [
             {
-                **{"data": study.data, "model": study.model, "row": study.row, "task": study.task},
-                **{"score": study.score.key, "epoch": study.collection.epoch, "method": name},
-                **{"setting": s.name, "gpus": s.gpus, "samples_per_gpu": s.samples_per_gpu},
+                **study.columns,
+                "epoch": study.collection.epoch,
+                "method": name,
+                "setting": s.name,
+                "gpus": s.gpus,
+                "samples_per_gpu": s.samples_per_gpu,
                 **cell.columns,
                 "paper": there if study.matches_paper else None,
                 "run_dirs": ";".join(runs),
@@ -238,11 +241,6 @@ def _reading_notes(study: Study) -> list[str]:
         for m in study.methods
         if (omega := _by_setting(study, m, _omega))
     ]
-    single = [run for run in study.runs if run.cell.norm == "sn"]
-    single = [run for run in single if run.cell.setting.samples_per_gpu == 1]
-    if single and all("bn" not in (run.norm_args.get("omega") or ()) for run in single):
-        papers = ", as in the paper" if study.paper is not NO_PAPER else ""
-        notes.append(f"At one sample per GPU SN is {{IN, LN}}{papers}: BN would equal IN.")
     return notes
 
 

@@ -119,8 +119,7 @@ def variants_grid(study: Study) -> Grid | None:
             else:
                 interval = interval_text(number.interval, digits, "+")
                 texts.append(f"{signed_text(number.mean, digits)} {interval}".rstrip())
-        of_row = {"data": study.data, "model": study.model, "setting": v.setting.name}
-        of_row["change"] = v.label
+        of_row = {**study.columns, "setting": v.setting.name, "change": v.label}
         csv = [{**of_row, "number": name, **number.columns} for name, number in numbers.items()]
         rule = bool(rows) and rows[-1].cells[0] != texts[0]
         rows.append(Row(v.label, texts, rule=rule, csv=csv))

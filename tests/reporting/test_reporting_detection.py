@@ -93,7 +93,7 @@ def test_table5_has_pairs_in_the_papers_order(runs: Path, tmp_path: Path) -> Non
     assert "30.1 ± 0.1 (3)" in rows[0] and "28.1 ± 0.1 (3)" in rows[0]
     assert "38.6" in rows[1] and rows[1][0] == "– paper, COCO"
     assert "Table 5 of the GN paper" in text and not files.warnings
-    keys = ("start", "method", "number")
+    keys = ("row", "method", "number")
     one = csv_rows(tmp_path / "out" / "table5.csv", *keys)["pretrained", "sn", "mask_ap"]
     assert (float(one["mean"]), one["paper"], one["n_seeds"]) == (pytest.approx(30.1), "36.5", "3")
     low, high = float(one["ci95_low"]), float(one["ci95_high"])
