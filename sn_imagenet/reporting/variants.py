@@ -70,7 +70,7 @@ def variants_of(study: Study) -> list[Variant]:
         for run, changed in changes.items():
             if run.cell.setting == setting:
                 groups.setdefault(changed, []).append(run)
-        base = ()
+        base: tuple[Summary, ...] = ()
         for changed, runs in sorted(groups.items()):
             sn, bn = (summarize([r for r in runs if r.cell.norm == norm]) for norm in ("sn", "bn"))
             if base and not bn.runs and all(key.startswith(_SN_KEYS) for key in changed):
@@ -111,7 +111,8 @@ def variants_grid(study: Study) -> Grid | None:
         return None
     rows: list[Row] = []
     for v in variants:
-        numbers = {"BN": v.bn, "SN": v.sn, "SN-BN": v.difference, "moves it by": v.move}
+        numbers: dict[str, Summary | Difference] = {"BN": v.bn, "SN": v.sn}
+        numbers |= {"SN-BN": v.difference, "moves it by": v.move}
         texts = [str(v.setting)]
         for number in numbers.values():
             if isinstance(number, Summary):
