@@ -6,11 +6,9 @@ EXPECTED = $(addprefix --expected ,$(wildcard results/expected/$(STUDY).yaml))
 SWEEP = $(addprefix --sweep ,$(notdir $(basename $(wildcard configs/sweep/$(STUDY).yaml))))
 # RUNS=again trains a committed study again, beside its committed runs, and compares them.
 RUNS := runs
-TABLES_digits := table2,methods
-TABLES_depth := networks,table2
+TABLES_depth := variants,table2
 TABLES_nuclei := table5
 TABLES_blood_cells := table4
-TABLES_small_batch := methods
 TABLES = $(or $(TABLES_$(STUDY)),table2)
 
 STUDIES := $(notdir $(basename $(wildcard configs/sweep/*.yaml)))

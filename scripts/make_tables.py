@@ -6,11 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 from sn_imagenet.command_line import run_script
-from sn_imagenet.errors import UserError
-
-
-def _size(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
 
 
 def main() -> None:
@@ -26,19 +21,13 @@ def main() -> None:
     parser.add_argument("--no-paper", action="store_true", help=no_paper)
     epochs = f"epoch whose accuracy counts: {', '.join(EPOCH_CHOICES)}"
     parser.add_argument("--epoch", default="final", help=epochs)
-    parser.add_argument(
-        "--size", type=_size, metavar="N,C,H,W", help="input size for Table 1; default 32,64,56,56"
-    )
     args = parser.parse_args()
 
     def take_census() -> list[dict[str, Any]]:
         # Imported here so that tables of runs need no torch.
-        from sn_imagenet.benchmark.census import SIZE, census
+        from sn_imagenet.benchmark.census import census
 
-        try:
-            return [asdict(row) for row in census(size=args.size or SIZE)]
-        except ValueError as error:
-            raise UserError(f"--size: {error}") from error
+        return [asdict(row) for row in census()]
 
     paper = None if args.no_paper else PAPER
     written = write_tables(args.runs, args.out, paper, args.only, take_census, **chosen(args))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from omegaconf import OmegaConf
 from sn_imagenet.reporting.command import Written
 from sn_imagenet.runs import Run
 from sn_imagenet.runs.methods import BUILT_IN
+from sn_imagenet.runs.scores import Score
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PAPER = REPOSITORY / "results" / "paper.yaml"
 TEST_STATISTICS = {"bn": "moving_average", "sn": "batch_average"}
 
 
@@ -28,6 +32,25 @@ def result_of(run: Run) -> dict[str, Any]:
 def markdown_of(written: Written) -> str:
     """The Markdown files that a script has written."""
     return "".join(path.read_text() for path in written.paths if path.suffix == ".md")
+
+
+def table_rows(markdown: str, heading: str = "") -> list[list[str]]:
+    """Cells of the first table after ``heading``, header first, without the line of dashes."""
+    lines = markdown[markdown.index(heading) :].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    table = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        table.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return [table[0], *table[2:]]
+
+
+def csv_rows(path: Path, *keys: str) -> dict[Any, dict[str, str]]:
+    """The rows of a CSV file by the values of ``keys``: one value, or a tuple of several."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {row[keys[0]] if len(keys) == 1 else tuple(row[k] for k in keys): row for row in rows}
 
 
 def config(
@@ -156,6 +179,22 @@ def result(
         "config": run_config,
     }
     return {**content, **entries}
+
+
+def scored_result(
+    run_config: dict[str, Any],
+    score: Score,
+    numbers: dict[str, Any],
+    importance_weights: list[dict[str, Any]] | None = None,
+    **cell: str,
+) -> dict[str, Any]:
+    """A result of a task with another score than top-1, and one evaluation, of ``numbers``.
+    ``cell`` replaces entries of the cell."""
+    outcome = result(run_config)
+    images = {"top1", "top5", "top1_correct", "top5_correct", "seen", "loss"}
+    evaluation = {k: v for k, v in outcome["evaluations"][0].items() if k not in images} | numbers
+    outcome |= {"score": score.to_dict(), "evaluations": [evaluation]}
+    return outcome | {"importance_weights": importance_weights, "cell": outcome["cell"] | cell}
 
 
 def write_run(

@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any
 
 from sn_imagenet.config import NON_EXPERIMENT_KEYS
 from sn_imagenet.reporting.curves import score_of_epochs
-from sn_imagenet.reporting.render import plain, round_half_up
-from sn_imagenet.reporting.statistics import Interval, contrast, mean_interval
+from sn_imagenet.reporting.render import Columns, plain, round_half_up
+from sn_imagenet.reporting.statistics import Estimate, Interval, contrast, mean_interval
 from sn_imagenet.runs import (
     DIVERGED,
     FINISHED,
@@ -115,6 +116,19 @@ class Summary:
             return f"{number} ({len(self.values)} of {total}; {others})"
         return f"{number} ({total})" if total > 1 else number
 
+    @property
+    def columns(self) -> Columns:
+        """The columns of the CSV."""
+        states = {"mixed configs": len(self.runs)} if self.conflict else self.states
+        return {
+            "n_seeds": len(self.values),
+            "mean": self.mean,
+            "std": self.std,
+            **_interval_columns(self.interval),
+            "states": ";".join(f"{state}:{n}" for state, n in states.items()) or "missing",
+            "statistics": ";".join(sorted({run.statistics for run in self.runs} - {""})),
+        }
+
     def _state_text(self, state: str) -> str:
         details = ", ".join(run.detail for run in self.runs if run.state == state)
         return f"{state} {details}" if state in (RUNNING, INTERRUPTED) else state
@@ -122,27 +136,43 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """One cell minus another. ``mean``: of the unrounded means, ``interval``: Welch's 95 % interval
-    over seeds; None where they are missing. ``marks``: what limits what the difference tells
-    (:data:`MARKS`), each with the details."""
+    """A sum of cells, each with a sign; usually one minus another. ``mean``: of the unrounded
+    means, ``interval``: Welch's 95 % interval over seeds; None where they are missing. ``marks``:
+    what limits what the difference of two cells tells (:data:`MARKS`), each with the details."""
 
-    first: Summary
-    second: Summary
+    terms: tuple[tuple[float, Summary], ...]
+    runs = ()
+
+    @cached_property
+    def estimate(self) -> Estimate | None:
+        groups = [cell.values for _, cell in self.terms]
+        return contrast(groups, [sign for sign, _ in self.terms]) if groups else None
 
     @property
     def mean(self) -> float | None:
-        return minus(self.first.mean, self.second.mean)
+        return self.estimate.effect if self.estimate else None
 
     @property
     def interval(self) -> Interval | None:
-        estimate = contrast([self.first.values, self.second.values], [1.0, -1.0])
-        return estimate.interval if estimate else None
+        return self.estimate.interval if self.estimate else None
+
+    def text(self, digits: int = 1) -> str:
+        """``+0.4†``; a dash without a difference."""
+        return signed_text(self.mean, digits) + "".join(self.marks)
 
     @property
+    def columns(self) -> Columns:
+        """The columns of the CSV."""
+        seeds = min((len(cell.values) for _, cell in self.terms), default=0)
+        columns: Columns = {"n_seeds": seeds, "mean": self.mean, "marks": "".join(self.marks)}
+        return columns | _interval_columns(self.interval)
+
+    @cached_property
     def marks(self) -> dict[str, str]:
-        first, second = self.first, self.second
-        if not first.values or not second.values:
+        cells = [cell for _, cell in self.terms]
+        if len(cells) != 2 or not all(cell.values for cell in cells):
             return {}
+        first, second = cells
         marks = {}
         seeds = [[run.seed for run in cell.counted] for cell in (first, second)]
         if set(seeds[0]) != set(seeds[1]):
@@ -152,6 +182,10 @@ class Difference:
         if different := run_differences(first.runs, second.runs):
             marks["§"] = different
         return marks
+
+
+def _interval_columns(interval: Interval | None) -> Columns:
+    return dict(zip(("ci95_low", "ci95_high"), interval or (None, None), strict=True))
 
 
 def summarize(runs: Sequence[Run], statistics: str | None = None, epoch: str = "final") -> Summary:

@@ -138,27 +138,16 @@ def score_of_epochs(run: Run, choice: str) -> float | None:
     """A run's score under its own statistics: ``choice`` is ``final`` (its evaluation), ``best`` of
     its epochs, or ``median5``, the median of the last five.
 
-    None without a final score, or for the reason that :func:`why_no_epochs` gives.
+    None without a final score, without an epoch that was validated under these statistics, and
+    where ``metrics.jsonl`` cannot be read.
     """
     final = run.score_value()
-    if choice == "final" or final is None or why_no_epochs(run):
-        return final if choice == "final" else None
-    curve = [e.validation.get(run.statistics) for e in read_epochs(run)]
+    if choice == "final" or final is None:
+        return final
+    curve = [epoch.validation.get(run.statistics) for epoch in try_epochs(run)[0]]
     values = [value for value in curve if value is not None]
     best = max if run.score.higher_is_better else min
-    return best(values) if choice == "best" else median(values[-5:])
-
-
-def why_no_epochs(run: Run) -> str:
-    """Why no epoch's score can represent ``run``: unreadable metrics, or no epoch validated under
-    its statistics. Empty if one can."""
-    epochs, why = try_epochs(run)
-    if why or any(run.statistics in epoch.validation for epoch in epochs):
-        return why
-    return (
-        f"{run.path}: none of its {len(epochs)} epochs was validated under {run.statistics}, which "
-        "represents the run in tables; it has a final score only"
-    )
+    return (best(values) if choice == "best" else median(values[-5:])) if values else None
 
 
 def mean_weight(

@@ -6,17 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sn_imagenet.reporting.cells import MISSING, Summary, method_label
+from sn_imagenet.reporting.cells import MISSING, method_label
 from sn_imagenet.reporting.departures import departure_notes
-from sn_imagenet.reporting.render import (
-    Document,
-    Grid,
-    Row,
-    grid_markdown,
-    interval_columns,
-    markdown_escape,
-    rounded,
-)
+from sn_imagenet.reporting.render import Document, Grid, Row, grid_markdown, markdown_escape
 from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings, studies_of
 from sn_imagenet.runs import Setting
 
@@ -40,70 +32,46 @@ def detection_table(title: str, collection: RunCollection) -> Document:
     published = collection.paper.detection[title.lower().replace(" ", "")]
     order = list(STARTS)
     groups: dict[tuple[str, str, Setting], list[Study]] = {}
+    warnings: list[str] = []
     for study in sorted(studies_of(collection), key=lambda s: (s.data != "coco", s.data, s.model)):
         if study.task == TASK and study.model.removesuffix("_mini") == published["model"]:
+            warnings += conflict_warnings(study, "averaged")
             for setting in study.settings:
                 groups.setdefault((study.data, study.model, setting), []).append(study)
-    grids, columns = [], []
+    grids = []
     for (data, model, setting), studies in groups.items():
         rows: list[Row] = []
         for study in sorted(studies, key=lambda s: (*order, s.row).index(s.row)):
             in_order = (*published.get(study.row, ()), *study.methods).index
             methods = [m for m in study.methods if study.cell(m, setting).runs]
             for position, method in enumerate(sorted(methods, key=in_order)):
-                (first, *others), numbers = _row(study, method, setting, published)
                 rule = bool(rows) and position == 0
-                rows += [replace(first, rule=rule), *others]
-                columns += numbers
+                rows.append(_row(study, method, setting, published, rule))
+                if paper := published.get(study.row, {}).get(method):
+                    rows.append(Row("paper, COCO", list(map(str, paper)), indent=True))
         notes = ["Mean ± standard deviation (number of seeds), in percent. CSV has 95 % intervals."]
         if setting != Setting.parse(published["setting"]):
             notes.append(f"The paper's setting is {Setting.parse(published['setting'])}.")
         notes += [" ".join(note.split()) for note in published.get("notes", ())]
         notes += departure_notes([r for s in studies for r in s.runs if r.cell.setting == setting])
-        caption = f"Average precision, {data}, {model}, {setting}."
-        headings = tuple(_HEADINGS[key] for key in published["keys"])
-        grids.append(Grid(caption, headings, tuple(rows), tuple(notes)))
+        headings = [_HEADINGS[key] for key in published["keys"]]
+        grids.append(Grid(f"Average precision, {data}, {model}, {setting}.", headings, rows, notes))
     sections = [f"## {markdown_escape(grid.caption)}\n\n{grid_markdown(grid)}" for grid in grids]
-    unique = {id(study): study for group in groups.values() for study in group}.values()
-    warnings = [line for study in unique for line in conflict_warnings(study, "averaged")]
-    return Document(title, sections, [[grid] for grid in grids], columns, warnings)
+    return Document(title, sections, [[grid] for grid in grids], warnings)
 
 
 def _row(
-    study: Study, method: str, setting: Setting, published: Mapping[str, Any]
-) -> tuple[list[Row], list[dict[str, object]]]:
-    """The row of a cell, and the paper's below it if it has one, and the rows of the CSV, one for
-    each number."""
+    study: Study, method: str, setting: Setting, published: Mapping[str, Any], rule: bool
+) -> Row:
+    """The row of a cell; its rows of the CSV are one for each number."""
     cell, keys = study.cell(method, setting), published["keys"]
-    paper = published.get(study.row, {}).get(method)
-    numbers = {key: _with_values(cell, key) for key in keys}
-    texts = (MISSING if cell.values and not n.values else n.text() for n in numbers.values())
+    paper = published.get(study.row, {}).get(method) or [None] * len(keys)
+    of_row = {**study.columns, "setting": setting.name, "method": method}
+    texts, csv = [], []
+    for key, there in zip(keys, paper, strict=True):
+        numbers = [run.counted_evaluations[run.statistics].get(key) for run in cell.counted]
+        number = replace(cell, values=tuple(float(n) for n in numbers if n is not None))
+        texts.append(MISSING if cell.values and not number.values else number.text())
+        csv.append({**of_row, "number": key, **number.columns, "paper": there})
     label = pair_label(method) + STARTS.get(study.row, f", {study.row}")
-    rows = [Row(label, tuple(texts))]
-    if paper:
-        rows.append(Row("paper, COCO", tuple(map(str, paper)), indent=True))
-    columns: list[dict[str, object]] = [
-        {
-            "data": study.data,
-            "model": study.model,
-            "setting": setting.name,
-            "start": study.row,
-            "method": method,
-            "number": key,
-            "n_seeds": len(number.values),
-            "mean": rounded(number.mean),
-            "std": rounded(number.std),
-            **interval_columns(number.interval),
-            "paper": value,
-            "states": ";".join(f"{state}:{n}" for state, n in cell.states.items()),
-            "statistics": ";".join(sorted({run.statistics for run in cell.runs} - {""})),
-        }
-        for (key, number), value in zip(numbers.items(), paper or [None] * len(keys), strict=True)
-    ]
-    return rows, columns
-
-
-def _with_values(cell: Summary, key: str) -> Summary:
-    """The cell with another number of its counted evaluations as its values."""
-    numbers = [run.counted_evaluations[run.statistics].get(key) for run in cell.counted]
-    return replace(cell, values=tuple(float(n) for n in numbers if n is not None))
+    return Row(label, texts, rule=rule, csv=csv)

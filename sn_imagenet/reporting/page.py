@@ -39,8 +39,8 @@ from sn_imagenet.reporting.figures.style import STYLE
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Grid
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of
-from sn_imagenet.reporting.table2 import averages_grid, methods_grid, table2_grid
-from sn_imagenet.reporting.variants import networks, variants_grid
+from sn_imagenet.reporting.table2 import averages_grid, table2_grid
+from sn_imagenet.reporting.variants import variants
 from sn_imagenet.reporting.verdict import RULES
 from sn_imagenet.runs import Run, flatten_config, write_text
 from sn_imagenet.runs.scores import TOP1
@@ -103,7 +103,7 @@ def write_page(
         groups=judge_claims(collection, expected_file),
         rules=RULES,
         notes=claim_notes(collection),
-        networks=[grid for grids in networks(collection).grids for grid in grids],
+        changes=[grid for grids in variants(collection).grids for grid in grids],
         studies=[_study(study, warnings) for study in studies],
         score=labels.pop() if len(labels) == 1 else "score",
         runs=[describe_run(*pair, sweep, warnings) for pair in zip(runs, folders, strict=True)],
@@ -124,15 +124,12 @@ def write_page(
 
 
 def _study(study: Study, warnings: list[str]) -> dict[str, Any]:
-    tried = {run.cell.norm for run in study.runs} & {"in", "ln", "brn"}
     ran = replace(study, settings=[s for s in study.settings if any(
         study.cell(method, s).runs for method in study.methods
     )])  # fmt: skip
     grids: dict[str, Grid | None] = {
         "Table 2" if study.is_classification else "Table": table2_grid(ran),
-        "Other methods (Sec. 4.1)": methods_grid(ran) if tried else None,
         "Moving and batch average": averages_grid(ran),
-        "Changes of the protocol": variants_grid(study),
     }
     figures = []
     with rc_context(STYLE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,43 +25,35 @@ def in_paper_order(settings: set[Setting]) -> list[Setting]:
 
 @dataclass(frozen=True)
 class PublishedAccuracy:
-    """One published number: top-1 in percent, None where the source states that there is none."""
+    """One published number: top-1 in percent, None where the source states that there is none.
+    ``by``: ``paper``, or ``published`` for another source."""
 
-    method: str
-    setting: Setting
     top1: float | None
+    by: str
     source: str
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Paper:
-    """The paper's numbers (``cells``), other sources' numbers for the same cells (``elsewhere``),
-    and SN's under different evaluation statistics (``statistics``, named in the notes).
+    """The paper's numbers; for methods that it does not have, those of the first other source
+    (``cells``); and SN's under different evaluation statistics in words (``averages``).
 
     All are for one data set and network, ``data`` and ``model``; ``label`` describes these.
     ``table1``: the entries of Table 1 as printed, by method and column. ``detection``: Tables 3, 4
     and 5 by name, as the file has them."""
 
-    data: str
-    model: str
-    label: str
-    cells: tuple[PublishedAccuracy, ...]
-    elsewhere: tuple[PublishedAccuracy, ...]
-    statistics: tuple[PublishedAccuracy, ...]
-    table1: Mapping[str, Mapping[str, str | None]]
-    detection: Mapping[str, Any]
-
-    def cell(self, method: str, setting: Setting) -> PublishedAccuracy | None:
-        """The paper's entry for a cell; for a method that it does not have, the first of another
-        source; None without an entry."""
-        known = any(c.method == method for c in self.cells)
-        entries = self.cells if known else self.elsewhere
-        return next((c for c in entries if (c.method, c.setting) == (method, setting)), None)
+    data: str = ""
+    model: str = ""
+    label: str = ""
+    cells: Mapping[tuple[str, Setting], PublishedAccuracy] = field(default_factory=dict)
+    averages: str = ""
+    table1: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    detection: Mapping[str, Any] = field(default_factory=dict)
 
     def top1(self, method: str, setting: Setting) -> float | None:
-        """The paper's top-1 in percent, None without a number."""
-        entry = self.cell(method, setting)
+        """The published top-1 in percent, None without a number."""
+        entry = self.cells.get((method, setting))
         return entry.top1 if entry else None
 
     def difference(self, first: str, second: str, setting: Setting) -> float | None:
@@ -69,12 +61,8 @@ class Paper:
         a, b = self.top1(first, setting), self.top1(second, setting)
         return None if a is None or b is None else a - b
 
-    def matches(self, data: str, model: str) -> bool:
-        """Whether data set and network are the paper's, so that differences are meaningful."""
-        return (data, model) == (self.data, self.model)
 
-
-NO_PAPER = Paper("", "", "", (), (), (), {}, {})  # nothing is published on these runs
+NO_PAPER = Paper()  # nothing is published on these runs
 
 
 def read_paper(file: Path | None) -> Paper:
@@ -87,18 +75,20 @@ def read_paper(file: Path | None) -> Paper:
         return NO_PAPER
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        statistics = content["statistics"]
-        setting = Setting.parse(statistics["setting"])
+        cells: dict[tuple[str, Setting], PublishedAccuracy] = {}
+        papers = {row["method"] for row in content["paper"]}
+        others = [row for row in content["elsewhere"] if row["method"] not in papers]
+        for by, rows in {"paper": content["paper"], "published": others}.items():
+            for row in rows:
+                for name, top1 in row["top1"].items():
+                    number = None if top1 is None else float(top1)
+                    note = row.get("notes", {}).get(name, "")
+                    entry = PublishedAccuracy(number, by, row["source"], note)
+                    cells.setdefault((row["method"], Setting.parse(name)), entry)
         return Paper(
             **{key: content["task"][key] for key in ("data", "model", "label")},
-            cells=_published(content["paper"]),
-            elsewhere=_published(content["elsewhere"]),
-            statistics=tuple(
-                PublishedAccuracy(
-                    statistics["method"], setting, float(top1), statistics["source"], note
-                )
-                for note, top1 in statistics["top1"].items()
-            ),
+            cells=cells,
+            averages=str(content["averages"]),
             table1={row["method"]: row for row in content["table1"]["rows"]},
             detection=dict(content["detection"]),
         )
@@ -106,17 +96,3 @@ def read_paper(file: Path | None) -> Paper:
         raise UserError(f"{file}: cannot read the paper's numbers: {error.strerror}") from error
     except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: not a file of published numbers: {error!r}") from error
-
-
-def _published(rows: list[dict[str, Any]]) -> tuple[PublishedAccuracy, ...]:
-    return tuple(
-        PublishedAccuracy(
-            row["method"],
-            Setting.parse(name),
-            None if top1 is None else float(top1),
-            row["source"],
-            row.get("notes", {}).get(name, ""),
-        )
-        for row in rows
-        for name, top1 in row["top1"].items()
-    )

@@ -25,19 +25,22 @@ _LATEX = {
 }
 # fmt: on
 FOOTNOTES = "ᵃᵇᶜᵈ"
+Columns = dict[str, object]  # of a row of a CSV file
 
 
 @dataclass(frozen=True)
 class Row:
     """``indent``: the row belongs to the one above. ``rule``: a line above it. ``bold``: columns in
-    bold. ``runs``: for each cell the folders of its runs, for links."""
+    bold. ``runs``: for each cell the folders of its runs, for links. ``csv``: its rows of the CSV.
+    """
 
     label: str
-    cells: tuple[str, ...]
+    cells: Sequence[str]
     indent: bool = False
     rule: bool = False
-    bold: frozenset[int] = frozenset()
-    runs: tuple[tuple[str, ...], ...] = ()
+    bold: Sequence[int] = ()
+    runs: Sequence[Sequence[str]] = ()
+    csv: Sequence[Columns] = ()
 
 
 @dataclass(frozen=True)
@@ -45,20 +48,19 @@ class Grid:
     """A table in plain text, which the renderers escape. Every row has one cell per column."""
 
     caption: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Document:
     """One table of the paper: its grids in Markdown with all that belongs to them, one text for
-    each study; the grids themselves; the rows of the CSV; and one line for each problem."""
+    each study; the grids themselves; and one line for each problem."""
 
     title: str
     sections: Sequence[str]
     grids: Sequence[Sequence[Grid]]
-    rows: Sequence[dict[str, object]]
     warnings: Sequence[str] = ()
 
     @property
@@ -85,7 +87,9 @@ class Document:
 
     @property
     def csv(self) -> str:
-        return csv_text(self.rows) if self.rows else ""
+        grids = [grid for grids in self.grids for grid in grids]
+        rows = [columns for grid in grids for row in grid.rows for columns in row.csv]
+        return csv_text(rows) if rows else ""
 
 
 def markdown_table(
@@ -124,8 +128,13 @@ def grid_markdown(grid: Grid, notes: bool = True) -> str:
         rows.append([("– " if row.indent else "") + markdown_escape(row.label), *cells])
     header = ["", *map(markdown_escape, grid.columns)]
     table = markdown_table(header, rows, "l" + "r" * len(grid.columns), escape=False)
-    items = [f"- {markdown_escape(note)}" for note in grid.notes if notes]
-    return "\n".join([table, *(["", *items] if items else [])])
+    items = markdown_list([markdown_escape(note) for note in grid.notes if notes])
+    return f"{table}\n\n{items}" if items else table
+
+
+def markdown_list(items: Sequence[str]) -> str:
+    """A list of ``items``, which are Markdown."""
+    return "\n".join(f"- {item}" for item in items)
 
 
 def markdown_escape(text: str) -> str:
@@ -151,17 +160,6 @@ def round_half_up(value: float, digits: int) -> Decimal:
     are noise."""
     exact = Decimal(f"{value:.{max(9, digits)}f}") + 0  # + 0: no sign of nothing
     return exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
-
-
-def rounded(value: float | None) -> float | None:
-    """A number as written in CSV files."""
-    return None if value is None else round(value, 6)
-
-
-def interval_columns(interval: tuple[float, float] | None, name: str = "") -> dict[str, object]:
-    """The two columns of an interval in CSV files."""
-    low, high = interval or (None, None)
-    return {f"{name}ci95_low": rounded(low), f"{name}ci95_high": rounded(high)}
 
 
 def latex_escape(text: str) -> str:
@@ -213,9 +211,9 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def csv_text(rows: Sequence[dict[str, object]]) -> str:
-    """``rows`` with a header line; None or a missing key is an empty field. Text that a spreadsheet
-    would run as a formula is prefixed with an apostrophe."""
+def csv_text(rows: Sequence[Columns]) -> str:
+    """``rows`` with a header line; None or a missing key is an empty field, numbers have six
+    decimals. Text that a spreadsheet would run as a formula is prefixed with an apostrophe."""
     buffer = io.StringIO()
     writer = csv.DictWriter(
         buffer,
@@ -224,11 +222,11 @@ def csv_text(rows: Sequence[dict[str, object]]) -> str:
     )
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: _no_formula(value) for key, value in row.items()})
+        writer.writerow({key: _csv_field(value) for key, value in row.items()})
     return buffer.getvalue()
 
 
-def _no_formula(value: object) -> object:
+def _csv_field(value: object) -> object:
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"
-    return value
+    return round(value, 6) if isinstance(value, float) else value

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sn_imagenet.errors import UserError, as_text
 from sn_imagenet.reporting.cells import (
@@ -23,11 +23,12 @@ from sn_imagenet.reporting.cells import (
 from sn_imagenet.reporting.curves import (
     Epoch,
     recorded_score,
+    score_of_epochs,
     try_epochs,
     validates_by_step,
-    why_no_epochs,
 )
 from sn_imagenet.reporting.paper import NO_PAPER, PAPER_SETTINGS, Paper, in_paper_order
+from sn_imagenet.reporting.render import Columns
 from sn_imagenet.runs import FINISHED, Run, Setting, find_runs
 from sn_imagenet.runs.evaluations import EVALNORM
 from sn_imagenet.runs.methods import BUILT_IN, IMPORTED
@@ -45,7 +46,8 @@ class RunCollection:
     ``median5``).
 
     None shows what was run, beside published numbers also the paper's settings and methods. By
-    default the pairs of the paper's Table 2 are compared, and one's own methods with all others."""
+    default the pairs of the paper's Table 2 are compared, built-in methods with SN, and one's own
+    with all others."""
 
     runs: Sequence[Run]
     root: Path
@@ -61,12 +63,10 @@ class RunCollection:
         root: Path,
         paper: Paper = NO_PAPER,
         settings: Sequence[str] | None = None,
-        methods: Sequence[str] | None = None,
-        against: Sequence[str] | None = None,
-        epoch: str = "final",
+        **options: Any,
     ) -> tuple[RunCollection, list[str]]:
         """The runs below ``root``, and one line for each that cannot be read. ``settings``: names
-        such as ``8x32``.
+        such as ``8x32``; ``options``: the other fields.
 
         Raises:
             UserError: no runs, or none that can be read; a name is not a setting, or no run is of
@@ -77,10 +77,10 @@ class RunCollection:
         if not runs:
             raise UserError(f"{root}: holds no readable runs: {'; '.join(warnings)}")
         norms = sorted({run.cell.norm for run in runs})
-        for name in (*(methods or ()), *(against or ())):
+        for name in (*(options.get("methods") or ()), *(options.get("against") or ())):
             if name not in norms:
                 raise UserError(f"method '{name}': expected one of the runs': {', '.join(norms)}")
-        return cls(runs, root, paper, columns, methods, against, epoch), warnings
+        return cls(runs, root, paper, columns, **options), warnings
 
     def folders(self, runs: Sequence[Run]) -> list[str]:
         """The runs' folders relative to ``root``."""
@@ -125,7 +125,8 @@ class Study:
     @property
     def matches_paper(self) -> bool:
         """Whether data and network are the paper's, so that its numbers and thresholds apply."""
-        return not self.row and self.paper.matches(self.data, self.model)
+        theirs = (self.paper.data, self.paper.model)
+        return not self.row and (self.data, self.model) == theirs
 
     @property
     def name(self) -> str:
@@ -137,6 +138,12 @@ class Study:
         """:attr:`name`; for other tasks than classification with the task and its score."""
         label = "" if self.score == TOP1 else self.score.label
         return ", ".join(filter(None, (self.name, self.task, label)))
+
+    @property
+    def columns(self) -> Columns:
+        """Its columns in CSV files."""
+        names = {"data": self.data, "model": self.model, "row": self.row, "task": self.task}
+        return {**names, "score": self.score.key}
 
     @cached_property
     def digits(self) -> int:
@@ -169,7 +176,12 @@ class Study:
         if not self.is_classification:
             return pairs
         papers = [pair for pair in TABLE_2_DIFFERENCES if {*pair} <= {*self.methods}]
-        return papers + [pair for pair in pairs if pair[0] in self.own_methods]
+        own = self.own_methods
+        return papers + [
+            (m, other)
+            for m, other in pairs
+            if m in own or (other == "sn" and m not in TABLE_2_METHODS)
+        ]
 
     def label(self, method: str) -> str:
         """The method as shown: as its config says, or :func:`method_label`."""
@@ -182,7 +194,7 @@ class Study:
 
     def difference(self, first: str, second: str, setting: Setting) -> Difference:
         """``first`` minus ``second`` at one setting."""
-        return Difference(self.cell(first, setting), self.cell(second, setting))
+        return Difference(((1.0, self.cell(first, setting)), (-1.0, self.cell(second, setting))))
 
     def settings_of(self, method: str) -> list[Setting]:
         """The settings at which ``method`` has runs, in the paper's order."""
@@ -205,14 +217,9 @@ class Study:
     def drawn_settings(self) -> list[Setting]:
         return [s for s in self.settings if any((m, s) in self.drawn for m in self.methods)]
 
-    @cached_property
-    def curves(self) -> dict[tuple[str, Setting], list[list[Epoch]]]:
-        """The epochs of each seed that has any, finished or not, in each of the cells drawn."""
-        return {key: [epochs for epochs, _ in read if epochs] for key, read in self._read.items()}
-
     def curves_of(self, method: str, setting: Setting) -> list[list[Epoch]]:
-        """The :attr:`curves` of a cell, none if it is not drawn."""
-        return self.curves.get((method, setting), [])
+        """The epochs of each seed that has any, finished or not; none if the cell is not drawn."""
+        return [epochs for epochs, _ in self._read.get((method, setting), []) if epochs]
 
     @property
     def damaged(self) -> list[str]:
@@ -290,38 +297,39 @@ def _study(collection: RunCollection, key: StudyKey, score: Score, runs: Sequenc
         methods = [method for method in collection.methods if method in norms]
     runs = [run for run in runs if run.cell.setting in columns and run.cell.norm in methods]
     seeds = {(cell.norm, cell.setting): same for cell, same in by_cell(runs).items()}
+    for setting in columns:
+        bn = seeds.get(("bn", setting), [])
+        if evaluated := [run for run in bn if EVALNORM in run.counted_evaluations]:
+            seeds[EVALNORM, setting] = [replace(run, statistics=EVALNORM) for run in evaluated]
+    methods += [EVALNORM] if any(norm == EVALNORM for norm, _ in seeds) else []
     cells = {
         (m, s): summarize(seeds.get((m, s), []), epoch=collection.epoch)
         for m in methods
         for s in columns
     }
-    evaluated = {
-        setting: [
-            replace(run, statistics=EVALNORM)
-            for run in seeds.get(("bn", setting), [])
-            if EVALNORM in run.counted_evaluations
-        ]
-        for setting in columns
-    }
-    if any(evaluated.values()):
-        methods.append(EVALNORM)
-        cells |= {(EVALNORM, s): summarize(found) for s, found in evaluated.items()}
     return Study(*key, score, columns, methods, cells, runs, collection)
 
 
-def conflict_warnings(study: Study, verb: str) -> list[str]:
-    """One line for each cell that is not ``verb`` (averaged, drawn)."""
+def conflict_warnings(
+    study: Study, verb: str, cells: Iterable[tuple[str, Summary]] | None = None
+) -> list[str]:
+    """One line for each cell that is not ``verb`` (averaged, drawn), of the study or among those
+    named."""
+    if cells is None:
+        cells = ((f"{study.title}, {study.cell_name(*key)}", c) for key, c in study.cells.items())
     return [
-        f"{study.title}, {study.cell_name(method, setting)}: not {verb}, the runs are not seeds "
-        f"of one experiment: {cell.conflict}: {', '.join(study.collection.folders(cell.runs))}"
-        for (method, setting), cell in study.cells.items()
+        f"{name}: not {verb}, the runs are not seeds of one experiment: {cell.conflict}: "
+        f"{', '.join(study.collection.folders(cell.runs))}"
+        for name, cell in cells
         if cell.conflict
     ]
 
 
 def study_warnings(study: Study) -> list[str]:
     """One line for each cell that is not averaged, and for each run without the chosen epoch."""
-    mixed = conflict_warnings(study, "averaged")
-    finished = [run for run in study.runs if run.state == FINISHED]
-    without = [why for run in finished if (why := why_no_epochs(run))]
-    return mixed + (without if study.collection.epoch != "final" else [])
+    return conflict_warnings(study, "averaged") + [
+        f"{run.path}: no epoch that can be read was validated under {run.statistics}, which "
+        "represents the run in tables; it has a final score only"
+        for run in study.runs
+        if run.state == FINISHED and score_of_epochs(run, study.collection.epoch) is None
+    ]

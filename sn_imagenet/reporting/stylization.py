@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from sn_imagenet.reporting.curves import KIND_SYMBOLS, Epoch, mean_weight
+from sn_imagenet.errors import UserError
+from sn_imagenet.reporting.curves import KIND_SYMBOLS, Epoch, mean_weight, metrics_lines
 from sn_imagenet.reporting.study import Study
 from sn_imagenet.reporting.verdict import Claim, Judgment, Term, Verdict, compare, judge
 from sn_imagenet.runs import FINISHED, Run
-from sn_imagenet.runs.reading import number, open_to_read, parse_json
+from sn_imagenet.runs.reading import number, parse_json
 
 STYLIZATION = "stylization"  # the task's name
 
@@ -20,13 +21,12 @@ def loss_curve(run: Run, key: str = "loss") -> list[Epoch]:
     points: dict[int, tuple[int, float, int]] = {}  # (last step, sum of losses, steps)
     try:
         every = int(run.config["trainer"]["log_every"])
-        with open_to_read(run.path / "metrics.jsonl") as file:
-            rows = [parse_json(line, finite=False) for line in file.read().split(b"\n")[:-1]]
+        rows = [parse_json(line, finite=False) for line in metrics_lines(run)]
         for row in (row for row in rows if row["kind"] == "train"):
             step, steps = int(row["step"]), int(row["steps"])
             _, total, before = points.get(-(-step // every), (0, 0.0, 0))
             points[-(-step // every)] = step, total + steps * number(row[key]), before + steps
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, ValueError, KeyError, TypeError):
         return []
     return [Epoch(step, total / steps, {}) for step, total, steps in points.values()]
 

@@ -46,7 +46,6 @@ def table1(
     """
     rows: list[Row] = []
     notes: list[str] = []
-    lines: list[dict[str, object]] = []
     for row in census:
         method, ours, paper = row["method"], _entries(row), published.get(row["method"])
         differing = differences(row, paper)
@@ -62,23 +61,16 @@ def table1(
                 + (f": {'; '.join(reasons)}." if reasons else ".")
             )
             texts[column] += DIFFERS
-        rows.append(Row(_label(method), tuple(texts.values()), rule=bool(rows)))
+        csv = {
+            "method": method,
+            **ours,
+            **{f"exponent_{name}": value for name, value in (row["exponents"] or {}).items()},
+            "elements_moved": row["work"],
+            **{f"paper_{column}": paper[column] for column in COLUMNS if paper},
+            "differs": ";".join(differing),
+        }
+        rows.append(Row(_label(method), list(texts.values()), rule=bool(rows), csv=[csv]))
         rows += [_paper_row(paper)] if paper else []
-        exponents = row["exponents"] or dict.fromkeys(("N", "C", "HW"))
-        lines.append(
-            {
-                "method": method,
-                **dict(zip("NCHW", row["size"], strict=True)),
-                **ours,
-                "parameters_number": row["parameters"],
-                "count_number": row["count"],
-                "members": ";".join(row["members"]),
-                **{f"exponent_{name}": exponent for name, exponent in exponents.items()},
-                "elements_moved": row["work"],
-                **{f"paper_{column}": paper[column] if paper else None for column in COLUMNS},
-                "differs": ";".join(differing),
-            }
-        )
     counted = {row["method"] for row in census}
     for method in (method for method in published if method not in counted):
         rows.append(Row(_label(method), ("not in this project",) + (MISSING,) * 5, rule=True))
@@ -87,8 +79,8 @@ def table1(
     grid = Grid(
         caption="Normalization methods: what they learn, estimate and cost, counted in the modules "
         f"(numbers at N, C, H, W = {n}, {c}, {h}, {w}), and as printed in the paper.",
-        columns=tuple(COLUMNS.values()),
-        rows=tuple(rows),
+        columns=list(COLUMNS.values()),
+        rows=rows,
         notes=(
             *(notes or ["No module differs from the paper's row."]),
             "Learned parameters have a gradient. Hyper-parameters are constructor arguments that "
@@ -98,7 +90,7 @@ def table1(
             "The paper's columns of networks and tasks do not concern modules and are left out.",
         ),
     )
-    return Document("Table 1", [f"{grid.caption}\n\n{grid_markdown(grid)}"], [[grid]], lines)
+    return Document("Table 1", [f"{grid.caption}\n\n{grid_markdown(grid)}"], [[grid]])
 
 
 def complexity(exponents: Mapping[str, float] | None) -> str | None:

@@ -1,12 +1,10 @@
-"""The accuracy tables: Table 2, other methods (Sec. 4.1), and the moving and batch average of the
-statistics."""
+"""The accuracy tables: Table 2, and the moving and batch average of the statistics."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 from sn_imagenet.reporting.cells import (
@@ -33,52 +31,16 @@ from sn_imagenet.reporting.render import (
     Row,
     code_span,
     grid_markdown,
-    interval_columns,
     markdown_escape,
+    markdown_list,
     markdown_table,
     round_half_up,
-    rounded,
 )
-from sn_imagenet.reporting.rivals import rivals_of
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_warnings
 from sn_imagenet.runs import FINISHED, NOT_EVALUATED, Run, Setting
 from sn_imagenet.runs.reading import mapping
 
-OTHER_METHODS = ("in", "ln", "brn", "bkn", "bn", "sn")
-OTHER_DIFFERENCES = (("in", "sn"), ("ln", "sn"), ("brn", "bn"), ("brn", "sn"))
-OTHER_SETTINGS = (Setting(8, 32), Setting(8, 4))
 STORED_STATISTICS = {"moving_average", "batch_average"}
-
-GridOf = Callable[[Study], Grid | None]
-Columns = dict[str, object]  # of a row of the CSV
-
-
-def table2_grid(study: Study) -> Grid:
-    """BN, GN, SN and every other method that was run."""
-    return accuracy_grid(study, study.methods, study.compared_methods)
-
-
-def methods_grid(study: Study) -> Grid | None:
-    """IN, LN, BRN and BKN beside BN and SN (Sec. 4.1), at the paper's two settings and wherever one
-    of the four was run; or, if rivals of SN were run, these beside BN, GN and SN at the settings of
-    all runs. None if no such setting is shown, and for other tasks."""
-    tried = {run.cell.setting for run in study.runs if run.cell.norm in OTHER_METHODS[:4]}
-    shown = {*tried, *OTHER_SETTINGS}
-    if rivals_of(study):
-        shown = {run.cell.setting for run in study.runs}
-    settings = [s for s in study.settings if s in shown]
-    if not settings or not study.is_classification:
-        return None
-    return accuracy_grid(replace(study, settings=settings), *_other_methods(study))
-
-
-def _other_methods(study: Study) -> tuple[Sequence[str], Sequence[tuple[str, str]]]:
-    """The rows of :func:`methods_grid` and its differences."""
-    if not (rivals := rivals_of(study)):
-        return OTHER_METHODS, OTHER_DIFFERENCES
-    others = [m for m in study.methods if m in OTHER_METHODS[:4]]
-    pairs = [("sn", "bn"), *((m, "sn") for m in rivals), *((m, "bn") for m in rivals)]
-    return ["bn", "gn", "sn", *others, *rivals], pairs
 
 
 def table2(collection: RunCollection) -> Document:
@@ -90,229 +52,141 @@ def table2(collection: RunCollection) -> Document:
     """
     studies = studies_of(collection)
     title = "Table 2" if any(study.is_classification for study in studies) else "Scores"
-    rows = [_rows(study, study.methods, study.compared_methods) for study in studies]
-    return accuracy_document(title, studies, [table2_grid, averages_grid], rows)
+    return accuracy_document(title, studies, [table2_grid, averages_grid])
 
 
 def averages(collection: RunCollection) -> Document:
     """The moving and the batch average of the methods that store statistics."""
-    studies = studies_of(collection)
-    return accuracy_document(
-        "Moving and batch average", studies, [averages_grid], [[] for _ in studies]
-    )
-
-
-def methods(collection: RunCollection) -> Document:
-    """The other methods of Sec. 4.1, in the formats of :func:`table2`."""
-    studies = [study for study in studies_of(collection) if study.is_classification]
-    rows = [_rows(study, *_other_methods(study)) for study in studies]
-    return accuracy_document("Other methods (Sec. 4.1)", studies, [methods_grid], rows)
+    return accuracy_document("Moving and batch average", studies_of(collection), [averages_grid])
 
 
 def accuracy_document(
     title: str,
     studies: Sequence[Study],
-    grids: Sequence[GridOf],
-    rows: Sequence[list[Columns]],
-    warnings: Sequence[str] | None = None,
+    grids: Sequence[Callable[[Study], Grid | None]],
+    warnings_of: Callable[[Study], list[str]] = study_warnings,
 ) -> Document:
-    if warnings is None:
-        warnings = [line for study in studies for line in study_warnings(study)]
+    """The grids of each study, where they have rows, and what belongs to them."""
     grids_of = [[g for grid in grids if (g := grid(study))] for study in studies]
-    sections = [_section(*pair) for pair in zip(studies, grids_of, strict=True)]
-    several = any(study.row or not study.is_classification for study in studies)
-    for study, of_study in zip(studies, rows, strict=True):
-        for row in of_study if several else ():  # tells rows and tasks apart
-            row |= {"task_row": study.row, "task": study.task, "score": study.score.key}
-    return Document(title, sections, grids_of, [row for group in rows for row in group], warnings)
+    warnings = [warnings_of(study) for study in studies]
+    sections = list(map(_section, studies, grids_of, warnings))
+    return Document(title, sections, grids_of, [line for lines in warnings for line in lines])
 
 
-def _section(study: Study, grids: Sequence[Grid]) -> str:
-    """The Markdown of a study: its tables, and what belongs to them."""
-    folders, runs = study.collection.folders, study.runs
-    parts = [f"## {markdown_escape(study.title)}"]
+def _section(study: Study, grids: Sequence[Grid], warnings: Sequence[str]) -> str:
+    runs = study.runs
+    texts = [f"## {markdown_escape(study.title)}"]
     for i, grid in enumerate(grids):
         heading = "### Moving average and batch average" if i else markdown_escape(grid.caption)
-        parts += [heading, grid_markdown(grid)]
-
-    def add_list(heading: str, items: Iterable[str]) -> None:
-        if lines := [f"- {item}" for item in items]:
-            parts.extend([heading, "\n".join(lines)])
-
-    if study.matches_paper:
-        add_list("Other published numbers:", _published_elsewhere(study))
-    add_list(
-        "### Cells whose runs are not seeds of one experiment",
-        (
-            f"{markdown_escape(f'{study.cell_name(method, setting)}: {cell.conflict}')} "
-            f"({', '.join(map(code_span, folders(cell.runs)))})"
-            for (method, setting), cell in study.cells.items()
-            if cell.conflict
-        ),
-    )
-    add_list(
-        "### Runs without a number",
-        (
-            f"{code_span(folders([run])[0])}: {run.state}"
-            + (f", {markdown_escape(run.detail)}" if run.detail else "")
-            for run in runs
-            if run.state != FINISHED
-        ),
-    )
-    published = study.collection.paper is not NO_PAPER
-    if published and any(run.evaluations or run.departures for run in runs):
-        rows = [[d.item, d.paper, d.ours, d.which] for d in gather_departures(runs)]
-        parts.append("### Departures from the paper's protocol, as recorded by the runs")
-        header = ["item", "paper", "ours", "runs"]
-        parts.append(markdown_table(header, rows) if rows else "None.")
-    revisions = Counter((r.git_revision, r.git_dirty) for r in runs if r.git_revision)
-    add_list(
-        "### Git revisions",
-        (
-            f"{code_span(revision[:12])}{', with uncommitted changes' if dirty else ''}: {count} "
-            f"run{'s' if count > 1 else ''}"
-            for (revision, dirty), count in sorted(revisions.items())
-        ),
-    )
-    return "\n\n".join(parts)
-
-
-def _published_elsewhere(study: Study) -> list[str]:
-    paper = study.paper
-    return [
-        f"{method_label(entry.method)} {entry.setting}: {entry.top1}, {entry.source}"
-        + (f" ({entry.note})" if entry.note else "")
-        for entry in (*paper.elsewhere, *paper.cells)
-        if entry.setting in study.settings
-        and (entry in paper.elsewhere or entry.method not in study.methods)
+        texts += [heading, grid_markdown(grid)]
+    unfinished = [
+        f"{code_span(study.collection.folders([run])[0])}: {run.state}"
+        + (f", {markdown_escape(run.detail)}" if run.detail else "")
+        for run in runs
+        if run.state != FINISHED
     ]
+    departures = ""
+    if study.collection.paper is not NO_PAPER and any(r.evaluations or r.departures for r in runs):
+        rows = [[d.item, d.paper, d.ours, d.which] for d in gather_departures(runs)]
+        departures = markdown_table(["item", "paper", "ours", "runs"], rows) if rows else "None."
+    counts = Counter((r.git_revision, r.git_dirty) for r in runs if r.git_revision)
+    revisions = [
+        f"{code_span(revision[:12])}{', with uncommitted changes' if dirty else ''}: {count} "
+        f"run{'s' if count > 1 else ''}"
+        for (revision, dirty), count in sorted(counts.items())
+    ]
+    below = {
+        "Warnings": markdown_list(list(map(markdown_escape, warnings))),
+        "Runs without a number": markdown_list(unfinished),
+        "Departures from the paper's protocol, as recorded by the runs": departures,
+        "Git revisions": markdown_list(revisions),
+    }
+    texts += [f"### {heading}\n\n{text}" for heading, text in below.items() if text]
+    return "\n\n".join(texts)
 
 
-def _rows(study: Study, methods: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[Columns]:
-    """The rows of the CSV: a method, or a difference such as ``sn-bn``, at one setting."""
-    gathered, matches = gather_departures(study.runs), study.matches_paper
-
-    def columns(label: str, setting: Setting, own: Columns) -> Columns:
-        return {
-            "data": study.data,
-            "model": study.model,
-            "method": label,
-            "setting": setting.name,
-            "gpus": setting.gpus,
-            "samples_per_gpu": setting.samples_per_gpu,
-            **own,
-            "paper_is_same_task": "yes" if matches else "no",
-            "epoch": study.collection.epoch,
-        }
-
-    rows: list[Columns] = []
-    for method, setting in product(methods, study.settings):
-        cell, paper = study.cell(method, setting), study.paper.top1(method, setting)
-        states = {"mixed configs": len(cell.runs)} if cell.conflict else dict(cell.states)
-        departures = [d for d in gathered if set(d.runs) & set(cell.runs)]
-        own = {
-            "n_seeds": len(cell.values),
-            "mean": rounded(cell.mean),
-            "std": rounded(cell.std),
-            **interval_columns(cell.interval),
-            "paper": paper,
-            "paper_is_same_task": None,
-            "difference": rounded(minus(cell.mean, paper)) if matches else None,
-            "epoch": None,
-            "states": ";".join(f"{s}:{n}" for s, n in states.items()) or "missing",
-            "statistics": ";".join(sorted({r.statistics for r in cell.runs} - {""})),
-            "marks": "",
-            "departures": "; ".join(f"{d.item}: {d.paper} -> {d.ours}" for d in departures),
-            "run_dirs": ";".join(study.collection.folders(cell.runs)),
-        }
-        rows.append(columns(method, setting, own))
-    for pair, setting in product(pairs, study.settings):
-        difference = study.difference(*pair, setting)
-        own = {
-            "n_seeds": min(len(difference.first.values), len(difference.second.values)),
-            "mean": rounded(difference.mean),
-            **interval_columns(difference.interval),
-            "paper": rounded(study.paper.difference(*pair, setting)),
-            "marks": " ".join(MARK_WORDS[mark] for mark in difference.marks),
-        }
-        rows.append(columns("-".join(pair), setting, own))
-    return rows
-
-
-MARK_WORDS = {"†": "different_seeds", "‡": "survivors", "§": "unlike_runs"}
-
-
-def accuracy_grid(study: Study, methods: Sequence[str], pairs: Sequence[tuple[str, str]]) -> Grid:
-    """A row per method above the paper's row, then a row per difference (first - second)."""
+def table2_grid(study: Study) -> Grid:
+    """A row for each method above those for differences; beneath each its 95 % intervals, the
+    paper's numbers and, for methods on the paper's task, the difference from them."""
     paper, digits, settings = study.paper, study.digits, study.settings
-    paper_label = "paper" if study.matches_paper else f"paper ({paper.label})"
     footnotes: dict[str, str] = {}
     marked: dict[str, list[str]] = {}
     if any(cell.omits_diverged for cell in study.cells.values()):
         marked["‡"] = []
     rows: list[Row] = []
 
-    def published(method: str, setting: Setting) -> str:
-        entry = paper.cell(method, setting)
-        if not entry:
+    def add(
+        name: str,
+        label: str,
+        cells: Sequence[Summary | Difference],
+        published: Sequence[float | None],
+        below: Mapping[str, Sequence[str]],
+        bold: Sequence[int] = (),
+    ) -> None:
+        folders = [study.collection.folders(cell.runs) for cell in cells]
+        csv = [
+            {
+                **study.columns,
+                "epoch": study.collection.epoch,
+                "method": name,
+                "setting": s.name,
+                "gpus": s.gpus,
+                "samples_per_gpu": s.samples_per_gpu,
+                **cell.columns,
+                "paper": there if study.matches_paper else None,
+                "run_dirs": ";".join(runs),
+            }
+            for s, cell, there, runs in zip(settings, cells, published, folders, strict=True)
+        ]
+        texts = [cell.text(digits) for cell in cells]
+        rows.append(Row(label, texts, rule=bool(rows), bold=bold, runs=folders, csv=csv))
+        below = {"95 % interval": [interval_text(cell.interval, digits) for cell in cells], **below}
+        rows.extend(Row(key, texts, indent=True) for key, texts in below.items() if any(texts))
+
+    def entry_text(method: str, setting: Setting) -> str:
+        if not (entry := paper.cells.get((method, setting))):
             return ""
         number = MISSING if entry.top1 is None else str(round_half_up(entry.top1, 1))
         if not entry.note:
             return number
-        source = "published" if entry in paper.elsewhere else "paper"
-        note = f"{source}, {study.label(method)} at {setting}: {entry.note} ({entry.source})"
+        note = f"{entry.by}, {study.label(method)} at {setting}: {entry.note} ({entry.source})"
         return number + footnotes.setdefault(note, FOOTNOTES[len(footnotes)])
 
-    def add(
-        row: Row,
-        cells: Sequence[Summary | Difference],
-        theirs: tuple[str, ...],
-        source: str = "paper",
-    ) -> None:
-        texts = tuple(interval_text(cell.interval, digits) for cell in cells)
-        below = {"95 % interval": texts, paper_label.replace("paper", source, 1): theirs}
-        rows.append(replace(row, rule=bool(rows)))
-        rows.extend(Row(label, t, indent=True) for label, t in below.items() if any(t))
-
-    best = best_methods(study, methods)
-    for method in methods:
+    source = "" if study.matches_paper else f" ({paper.label})"
+    best = _best_methods(study)
+    for method in study.methods:
         ours = [study.cell(method, s) for s in settings]
-        row = Row(
-            study.label(method),
-            tuple(cell.text(digits) for cell in ours),
-            bold=frozenset(i for i, s in enumerate(settings) if method in best[s]),
-            runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in ours),
-        )
-        theirs = tuple(published(method, s) for s in settings)
-        in_paper = any(entry.method == method for entry in paper.cells)
-        add(row, ours, theirs, "paper" if in_paper else "published")
-        if study.matches_paper and any(theirs):
-            gaps = tuple(
-                signed_text(minus(cell.mean, paper.top1(method, s)), 1) + "‡" * cell.omits_diverged
-                for cell, s in zip(ours, settings, strict=True)
-            )
-            rows.append(Row("ours − paper", gaps, indent=True))
-    for pair in pairs:
-        name = "-".join(map(study.label, pair))
-        differences = {s: study.difference(*pair, s) for s in settings}
-        texts = tuple(signed_text(d.mean, digits) + "".join(d.marks) for d in differences.values())
-        gaps_there = [paper.difference(*pair, s) for s in settings]
-        known = any(gap is not None for gap in gaps_there)
-        theirs = tuple(signed_text(gap, 1) for gap in gaps_there) if known else ()
-        add(Row(name, texts), list(differences.values()), theirs)
-        for setting, difference in differences.items():
+        theirs = [paper.top1(method, s) for s in settings]
+        texts = [entry_text(method, s) for s in settings]
+        by = next((entry.by for (m, _), entry in paper.cells.items() if m == method), "")
+        below = {by + source: texts}
+        if study.matches_paper and any(texts):
+            below["ours − paper"] = [
+                signed_text(minus(cell.mean, top1), 1) + "‡" * cell.omits_diverged
+                for cell, top1 in zip(ours, theirs, strict=True)
+            ]
+        bold = [i for i, methods in enumerate(best) if method in methods]
+        add(method, study.label(method), ours, theirs, below, bold)
+    for pair in study.compared_methods:
+        label = "-".join(map(study.label, pair))
+        differences = [study.difference(*pair, s) for s in settings]
+        gaps = [paper.difference(*pair, s) for s in settings]
+        known = any(gap is not None for gap in gaps)
+        below = {"paper" + source: [signed_text(gap, 1) for gap in gaps if known]}
+        add("-".join(pair), label, differences, gaps, below)
+        for setting, difference in zip(settings, differences, strict=True):
             for mark, detail in difference.marks.items():
-                where = f"{name} {setting}" + (f" ({detail})" if detail else "")
+                where = f"{label} {setting}" + (f" ({detail})" if detail else "")
                 marked.setdefault(mark, []).append(where)
     heading = score_heading(study.score)
     where = "the validation set of " if study.is_classification else ""
     lower = "" if study.score.higher_is_better else "; lower is better"
     return Grid(
-        caption=f"{heading[:1].upper()}{heading[1:]} on {where}{study.name}, by (GPUs, samples per "
-        f"GPU){lower}.",
-        columns=tuple(map(str, settings)),
-        rows=tuple(rows),
-        notes=(
+        f"{heading[:1].upper()}{heading[1:]} on {where}{study.name}, by (GPUs, samples per GPU)"
+        f"{lower}.",
+        list(map(str, settings)),
+        rows,
+        [
             *(f"{mark} {note}." for note, mark in footnotes.items()),
             *(
                 f"{mark} {text}{': ' * bool(marked[mark])}{', '.join(marked[mark])}."
@@ -321,23 +195,23 @@ def accuracy_grid(study: Study, methods: Sequence[str], pairs: Sequence[tuple[st
             ),
             *_reading_notes(study),
             *(departure_notes(study.runs) if study.collection.paper is not NO_PAPER else ()),
-        ),
+        ],
     )
 
 
-def best_methods(study: Study, methods: Sequence[str]) -> dict[Setting, set[str]]:
-    """Setting -> the methods with the best mean as printed; none where fewer than two methods
-    have a mean. A mean that leaves out diverged seeds does not count."""
-    best: dict[Setting, set[str]] = {}
+def _best_methods(study: Study) -> list[set[str]]:
+    """For each setting the methods with the best mean as printed; none where fewer than two have a
+    mean. A mean that leaves out diverged seeds does not count."""
+    choose = max if study.score.higher_is_better else min
+    best = []
     for setting in study.settings:
         means = {
             m: round_half_up(cell.mean, study.digits)
-            for m in methods
+            for m in study.methods
             if (cell := study.cell(m, setting)).mean is not None and not cell.omits_diverged
         }
-        choose = max if study.score.higher_is_better else min
         top = choose(means.values(), default=None)
-        best[setting] = {m for m, mean in means.items() if mean == top and len(means) > 1}
+        best.append({m for m, mean in means.items() if mean == top and len(means) > 1})
     return best
 
 
@@ -355,44 +229,36 @@ def _reading_notes(study: Study) -> list[str]:
             f"The paper's numbers are for {study.paper.label}. They are shown for orientation "
             "only; no difference from them is computed."
         )
-    statistics: list[str] = []
-    omegas: list[str] = []
-    for method in study.methods:
-        used: dict[str, list[Setting]] = {}
-        chosen: dict[str, list[Setting]] = {}
-        for setting in study.settings:
-            runs = study.cell(method, setting).runs
-            for name in {run.statistics for run in runs if run.statistics}:
-                used.setdefault(statistics_label(name), []).append(setting)
-            for omega in {tuple(run.norm_args.get("omega") or ()) for run in runs} - {()}:
-                members = f"{{{', '.join(map(method_label, omega))}}}"
-                chosen.setdefault(members, []).append(setting)
-        if used:
-            statistics.append(f"{study.label(method)} {_with_exceptions(used)}")
-        if chosen:  # Omega may differ between settings
-            omegas.append(f"{study.label(method)} chooses from {_with_exceptions(chosen)}.")
+    statistics = [
+        f"{study.label(m)} {used}"
+        for m in study.methods
+        if (used := _by_setting(study, m, lambda run: statistics_label(run.statistics)))
+    ]
     if statistics:
         notes.append(f"Evaluation statistics: {'; '.join(statistics)}.")
-    notes += omegas
-    single = [
-        run
-        for setting in study.settings
-        if setting.samples_per_gpu == 1
-        for run in study.cell("sn", setting).runs
+    notes += [
+        f"{study.label(m)} chooses from {omega}."
+        for m in study.methods
+        if (omega := _by_setting(study, m, _omega))
     ]
-    if single and all("bn" not in (run.norm_args.get("omega") or ()) for run in single):
-        papers = ", as in the paper" if study.paper is not NO_PAPER else ""
-        notes.append(f"At one sample per GPU SN is {{IN, LN}}{papers}: BN would equal IN.")
     return notes
 
 
-def _with_exceptions(choices: dict[str, list[Setting]]) -> str:
-    """``batch average (at (8,1) per-sample statistics)``: the most common choice first."""
-    first, *others = sorted(choices, key=lambda words: -len(choices[words]))
-    if not others:
-        return first
+def _omega(run: Run) -> str:
+    members = ", ".join(map(method_label, run.norm_args.get("omega") or ()))
+    return f"{{{members}}}" if members else ""
+
+
+def _by_setting(study: Study, method: str, describe: Callable[[Run], str]) -> str:
+    """What the runs of a method have in common, with exceptions by setting: ``batch average (at
+    (8,1) per-sample statistics)``. Empty without any."""
+    choices: dict[str, list[Setting]] = {}
+    for setting in study.settings:
+        for words in {describe(run): None for run in study.cell(method, setting).runs}:
+            choices.setdefault(words, []).append(setting)
+    first, *others = sorted(filter(None, choices), key=lambda w: -len(choices[w])) or [""]
     exceptions = (f"at {', '.join(map(str, choices[words]))} {words}" for words in others)
-    return f"{first} ({'; '.join(exceptions)})"
+    return f"{first} ({'; '.join(exceptions)})" if others else first
 
 
 def averages_grid(study: Study) -> Grid | None:
@@ -413,62 +279,42 @@ def averages_grid(study: Study) -> Grid | None:
             label = f"batch average, {count} samples" if len(requested) > 1 else "batch average"
             averages.append((label, "batch_average", requested[text]["samples_requested"]))
         for i, (label, statistics, samples) in enumerate(averages):
-            seeds = by_cell(calibrated_with(run, samples) for run in runs)
+            seeds = by_cell(_calibrated_with(run, samples) for run in runs)
             at = {cell.setting: same for cell, same in seeds.items()}
-            cells = [_summarize(at.get(s, []), statistics) for s in study.settings]
-            rows.append(
-                Row(
-                    f"{study.label(method)}, {label}",
-                    tuple(cell.text(study.digits + 1) for cell in cells),
-                    rule=bool(rows) and i == 0,
-                    runs=tuple(tuple(study.collection.folders(cell.runs)) for cell in cells),
-                )
-            )
+            cells = [summarize(at.get(s, []), statistics) for s in study.settings]
+            texts = [cell.text(study.digits + 1) for cell in cells]
+            folders = [study.collection.folders(cell.runs) for cell in cells]
+            rule = bool(rows) and i == 0
+            rows.append(Row(f"{study.label(method)}, {label}", texts, rule=rule, runs=folders))
     if not rows:
         return None
     used: dict[str, list[int]] = {}
     for calibration in (c for run in study.runs for c in _calibrations(run)):
         request = f"{calibration.get('estimator')}, {calibration['samples_requested']}"
         used.setdefault(request, []).append(calibration.get("samples_used") or 0)
-    notes = [
-        f"Batch average: {request} training samples requested, "
-        f"{' to '.join(map(str, sorted({min(counts), max(counts)})))} used."
-        for request, counts in used.items()
-    ]
-    notes.append(
-        f"{MISSING}: no run, or a run that stores no statistics (SN at one sample per GPU)."
-    )
-    if study.matches_paper:
-        notes += [
-            f"Paper ({entry.source}), {method_label(entry.method)} at {entry.setting}, "
-            f"{entry.note}: {entry.top1:.2f}."
-            for entry in study.paper.statistics
-            if entry.setting in study.settings
-        ]
     return Grid(
-        caption=f"Moving average and batch average: {score_heading(study.score)} on {study.name}.",
-        columns=tuple(map(str, study.settings)),
-        rows=tuple(rows),
-        notes=tuple(notes),
+        f"Moving average and batch average: {score_heading(study.score)} on {study.name}.",
+        list(map(str, study.settings)),
+        rows,
+        [
+            *(
+                f"Batch average: {request} training samples requested, "
+                f"{' to '.join(map(str, sorted({min(counts), max(counts)})))} used."
+                for request, counts in used.items()
+            ),
+            f"{MISSING}: no run, or a run that stores no statistics (SN at one sample per GPU).",
+            *([study.paper.averages] if study.matches_paper else []),
+        ],
     )
 
 
-def calibrated_with(run: Run, samples: Any) -> Run:
+def _calibrated_with(run: Run, samples: Any) -> Run:
     """``run`` as if its config requested a batch average over ``samples``, so that the evaluations
     with that number of samples count."""
     if not run.config:
         return run
     calibration = {**mapping(run.config.get("calibration")), "samples": samples}
     return replace(run, config={**run.config, "calibration": calibration})
-
-
-def _summarize(runs: Sequence[Run], statistics: str) -> Summary:
-    """Each seed once, even if it was trained several times with different calibrations."""
-    first: dict[tuple[int, str, float | None], Run] = {}
-    for run in runs:
-        if run.state != FINISHED or statistics in run.counted_evaluations:
-            first.setdefault((run.seed, run.state, run.score_value(statistics)), run)
-    return summarize(list(first.values()), statistics)
 
 
 def _calibrations(run: Run) -> list[dict[str, Any]]:

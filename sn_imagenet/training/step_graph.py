@@ -42,7 +42,7 @@ def require_graph(
     for obstacle, reason in (
         (device.type != "cuda", f"needs a CUDA device, not {device.type}"),
         (not task.capturable, f"task={name} does not do the same work on the device at each step"),
-        (task.uses_global_rng, f"task={name} is seeded by the host at each step"),
+        (task.replica_by_replica, f"task={name} is seeded by the host at each step"),
         (config.trainer.precision == "fp16", "trainer.precision=fp16 needs the gradient scaler"),
         (config.protocol.dropout, "protocol.dropout draws on the host at each step"),
         (changing, f"norm={config.norm.name} changes its layers by the host's clock at each step"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,17 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
-from run_files import REPOSITORY, config, result, write_run
+from run_files import PAPER, config, csv_rows, scored_result, table_rows, write_run
 
 from sn_imagenet.reporting.claims_report import write_claims
 from sn_imagenet.reporting.detection import pair_label
 from sn_imagenet.reporting.figures.files import TASK_FIGURES
-from sn_imagenet.reporting.page import write_page
 from sn_imagenet.reporting.study import RunCollection, studies_of
 from sn_imagenet.reporting.tables import write_tables
 from sn_imagenet.runs import stage_of
+from sn_imagenet.runs.scores import Score
 
-PAPER = REPOSITORY / "results" / "paper.yaml"
-SCORE = {"key": "ap", "label": "AP", "unit": "%", "higher_is_better": True}
+SCORE = Score("ap", "AP", "%")
 # AP by start and method, of seed 0; the two other seeds are 0.1 and 0.2 above.
 APS = {
     ("pretrained", "frozen_bn"): 30.0,
@@ -65,18 +63,12 @@ def runs(tmp_path: Path) -> Path:
                 folder = backbone.replace("frozen_", "")
                 values["init"] = f"classifiers/resnet14_mini/{folder}/8x8/seed{seed}"
             values["run_dir"] = f"runs/cells/{start}/{method}/8x2/seed{seed}"
-            outcome = result(values)
             number = ap + seed / 10
-            (evaluation,) = outcome["evaluations"]
-            for name in ("top1", "top5", "top1_correct", "top5_correct", "loss"):
-                del evaluation[name]
-            evaluation |= {"seen": 84, "ap": number}
-            evaluation |= {"ap50": 2 * number, "ap75": number - 1, "ap_s": number, "ap_m": None,
-                           "ap_l": None, "mask_ap": number - 2, "mask_ap50": number - 3,
-                           "mask_ap75": number - 4}  # fmt: skip
-            cell = {**outcome["cell"], "norm": method, "row": start, "test_statistics": "sample"}
-            outcome |= {"score": SCORE, "evaluations": [evaluation], "cell": cell}
-            outcome |= {"importance_weights": weights(method, seed)}
+            numbers = {"seen": 84, "ap": number, "ap50": 2 * number, "ap75": number - 1,
+                       "ap_s": number, "ap_m": None, "ap_l": None, "mask_ap": number - 2,
+                       "mask_ap50": number - 3, "mask_ap75": number - 4}  # fmt: skip
+            layers = weights(method, seed)
+            outcome = scored_result(values, SCORE, numbers, layers, norm=method, row=start)
             write_run(tmp_path / "runs", values, outcome)
     return tmp_path / "runs"
 
@@ -94,17 +86,15 @@ def test_the_paper_rows_are_complete() -> None:
 def test_table5_has_pairs_in_the_papers_order(runs: Path, tmp_path: Path) -> None:
     files = write_tables(runs, tmp_path / "out", PAPER, ["table5", "table3"])
     text = (tmp_path / "out" / "table5.md").read_text()
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    labels = [line.split("|")[1].strip() for line in lines[2:]]
-    ours = [label for label in labels if not label.startswith("–") and "paper" not in label]
+    _, *rows = table_rows(text)
+    ours = [label for label, *_ in rows if "paper" not in label]
     assert ours[:6] == ["BN frozen", "BN frozen + GN", "BN frozen + SN", "GN", "SN", "BN"]
     assert ours[6:9] == ["BN, from scratch", "GN, from scratch", "SN, from scratch"]
-    assert "30.1 ± 0.1 (3)" in lines[2] and "28.1 ± 0.1 (3)" in lines[2]
-    assert "38.6" in lines[3] and "paper, COCO" in lines[3]
+    assert "30.1 ± 0.1 (3)" in rows[0] and "28.1 ± 0.1 (3)" in rows[0]
+    assert "38.6" in rows[1] and rows[1][0] == "– paper, COCO"
     assert "Table 5 of the GN paper" in text and not files.warnings
-    with (tmp_path / "out" / "table5.csv").open() as file:
-        entries = list(csv.DictReader(file))
-    one = next(e for e in entries if (e["method"], e["number"]) == ("sn", "mask_ap"))
+    keys = ("row", "method", "number")
+    one = csv_rows(tmp_path / "out" / "table5.csv", *keys)["pretrained", "sn", "mask_ap"]
     assert (float(one["mean"]), one["paper"], one["n_seeds"]) == (pytest.approx(30.1), "36.5", "3")
     low, high = float(one["ci95_low"]), float(one["ci95_high"])
     assert low < 30.1 < high and high - low == pytest.approx(2 * 4.303 * 0.1 / 3**0.5, rel=1e-3)
@@ -133,12 +123,6 @@ def test_claims_about_detection(runs: Path, tmp_path: Path) -> None:
     assert effects["LN's weight, heads - backbone (8,2)"]["effect"] == pytest.approx(0.3)
 
 
-def test_the_report_shows_detection(runs: Path, tmp_path: Path) -> None:
-    write_page(runs, tmp_path / "out", PAPER)
-    html = (tmp_path / "out" / "report.html").read_text()
-    assert "BN trained with few images per GPU is below frozen BN." in html
-
-
 def test_figures_of_detection(runs: Path, tmp_path: Path) -> None:
     """Fig. 5, the weights of SN by part, and pictures of the images that all methods have."""
     for method in ("gn", "sn"):
@@ -148,7 +132,7 @@ def test_figures_of_detection(runs: Path, tmp_path: Path) -> None:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (8, 6)).save(folder / file)
         rows = [
-            {"kind": "validation", "step": step, "score": SCORE,
+            {"kind": "validation", "step": step, "score": SCORE.to_dict(),
              "val": {"statistics": "sample", "ap": 3 * step, "seen": 84}}
             for step in (5, 10)
         ]  # fmt: skip

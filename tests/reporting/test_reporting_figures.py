@@ -176,7 +176,7 @@ def test_an_unfinished_sweep_is_drawn_up_to_its_last_common_epoch(tmp_path: Path
     lengths = {len(line.get_xdata()) for line in curves}
     assert lengths == {4}  # where one seed stopped
     expected = np.mean(
-        [curve[3].validation["batch_average"] for curve in data.curves["sn", Setting(8, 32)]]
+        [curve[3].validation["batch_average"] for curve in data.curves_of("sn", Setting(8, 32))]
     )
     assert curves[0].get_ydata()[3] == pytest.approx(expected)
     assert [axes.get_title() for axes in draw_side_by_side(figure8(data)).axes] == [
@@ -201,7 +201,7 @@ def test_a_damaged_curve_gives_a_warning_and_hides_no_other(tmp_path: Path, row:
     data = study_of(tmp_path)
     (warning,) = data.damaged
     assert "gn/8x2/seed0/metrics.jsonl, line 1: not a row of a run's metrics" in warning
-    assert len(data.curves["bn", Setting(8, 2)][0]) == 10
+    assert len(data.curves_of("bn", Setting(8, 2))[0]) == 10
 
 
 def test_nothing_to_plot(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from run_files import REPOSITORY, config, finished_run, result, write_run
+from run_files import PAPER, config, csv_rows, finished_run, result, scored_result, write_run
 
 from sn_imagenet.reporting.claims_report import write_claims
 from sn_imagenet.reporting.curves import read_epochs, score_of_epochs
@@ -23,7 +22,6 @@ from sn_imagenet.reporting.tables import RUN_TABLES, write_tables
 from sn_imagenet.runs import find_runs, run_from_result
 from sn_imagenet.runs.scores import Score
 
-PAPER = REPOSITORY / "results" / "paper.yaml"
 SCORE = Score("error", "median error", "", higher_is_better=False)
 ERRORS = {"bn": 0.0421, "frozen_bn+sn": 0.0312}
 
@@ -40,14 +38,9 @@ def of_task(norm: str, seed: int, row: str = "", batch: str = "8x2") -> dict[str
 
 
 def outcome_of(run_config: dict[str, Any], norm: str, error: float) -> dict[str, Any]:
-    outcome = result(run_config)
-    (evaluation,) = [e for e in outcome["evaluations"] if e["statistics"] == "moving_average"]
-    for name in ("top1", "top5", "top1_correct", "top5_correct", "seen", "loss"):
-        del evaluation[name]
-    evaluation |= {"error": error, "worst": 1.5, "points": 400, "curve": [1, 2]}
-    cell = {**outcome["cell"], "norm": norm, "row": run_config["task"].get("row", "")}
-    more = {"score": SCORE.to_dict(), "evaluations": [evaluation], "cell": cell}
-    return {**outcome, **more, "importance_weights": None}
+    numbers = {"error": error, "worst": 1.5, "points": 400, "curve": [1, 2]}
+    row = run_config["task"].get("row", "")
+    return scored_result(run_config, SCORE, numbers, norm=norm, row=row)
 
 
 def metrics_of(error: float, by_step: bool = False) -> str:
@@ -113,9 +106,9 @@ def test_tables_are_in_the_scores_direction_and_digits(runs: Path, tmp_path: Pat
     assert "**0.03220 ± 0.00100 (3)**" in rows[4] and "frozen_bn+SN" in rows[4]
     assert "frozen_bn+SN-BN" in rows[6] and "-0.01090" in rows[6]
     assert "Score of a run: the evaluation after the last epoch." in regression
-    entries = list(csv.DictReader((tmp_path / "table2" / "table2.csv").open()))
-    assert {(e["task"], e["score"]) for e in entries} == {("", "top1"), ("regression", "error")}
-    (ours,) = [e for e in entries if e["method"] == "frozen_bn+sn"]
+    entries = csv_rows(tmp_path / "table2" / "table2.csv", "task", "score", "method", "setting")
+    assert {key[:2] for key in entries} == {("", "top1"), ("regression", "error")}
+    ours = entries["regression", "error", "frozen_bn+sn", "8x2"]
     assert (float(ours["mean"]), ours["paper"]) == (pytest.approx(0.0322), "")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 from pathlib import Path
@@ -13,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from run_files import REPOSITORY, config, epoch_rows, markdown_of, result, write_run
+from run_files import PAPER, config, csv_rows, epoch_rows, markdown_of, result, write_run
 from scipy import stats
 
 from sn_imagenet.errors import UserError
@@ -24,7 +23,6 @@ from sn_imagenet.reporting.page import write_page
 from sn_imagenet.reporting.study import RunCollection, studies_of
 from sn_imagenet.reporting.tables import write_tables
 
-PAPER = REPOSITORY / "results" / "paper.yaml"
 VALUES = {
     "bn": [70.0, 71.5, 70.2],
     "gn": [75.0, 74.0, 74.4],
@@ -61,8 +59,7 @@ def test_it_is_compared_with_every_other_method_in_all_formats(runs: Path, tmp_p
         low, high = welch.confidence_interval()
         assert table[i + 1] == ("– 95 % interval", f"[{low:.1f}, {high:.1f}]")
     assert r"Half \& half-SN & " in (tmp_path / "table2.tex").read_text()
-    with open(tmp_path / "table2.csv", newline="") as file:
-        tidy = {row["method"]: row for row in csv.DictReader(file)}
+    tidy = csv_rows(tmp_path / "table2.csv", "method")
     assert {"half", "half-bn", "half-gn", "half-sn", "sn-bn"} <= tidy.keys()
     html = write_page(runs, tmp_path, PAPER).paths[0].read_text()
     assert "Half &amp; half-SN" in html
@@ -81,8 +78,7 @@ def test_methods_to_show_and_to_compare_with(
     runs: Path, tmp_path: Path, options: dict[str, list[str]], names: list[str]
 ) -> None:
     write_tables(runs, tmp_path, PAPER, ["table2"], **options)
-    with open(tmp_path / "table2.csv", newline="") as file:
-        methods = list(dict.fromkeys(row["method"] for row in csv.DictReader(file)))
+    methods = list(csv_rows(tmp_path / "table2.csv", "method"))
     shown = options.get("methods") or ["bn", "gn", "sn", "half"]
     assert methods[: len(shown)] == shown
     if options != {"methods": ["half", "sn"]}:  # its pairs: the one's own method minus the other

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from statistics import fmean
 
 import pytest
-from run_files import REPOSITORY, config, result, write_run
+from run_files import PAPER, config, csv_rows, result, table_rows, write_run
 
 from sn_imagenet.reporting.claims_report import judge_claims
 from sn_imagenet.reporting.figures.means import draw_rivals, figure_rivals
@@ -15,7 +14,6 @@ from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.study import RunCollection, studies_of
 from sn_imagenet.reporting.tables import write_tables
 
-PAPER = REPOSITORY / "results" / "paper.yaml"
 TOP1 = {
     ("bn", "8x32"): [60.0, 61.0, 62.0],
     ("bn", "8x2"): [40.0, 42.0, 44.0],
@@ -47,23 +45,23 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> RunCollection:
     return found
 
 
-def test_the_table_of_methods(collection: RunCollection, tmp_path: Path) -> None:
-    written = write_tables(collection.root, tmp_path, PAPER, ["methods"])
-    lines = [line.split("|") for line in written.text.splitlines() if line.startswith("| ")]
-    rows = {line[1].strip(): [cell.strip() for cell in line[2:-1]] for line in lines[1:]}
-    before = {line[1].strip(): lines[i - 1][1].strip() for i, line in enumerate(lines)}
+def test_the_table(collection: RunCollection, tmp_path: Path) -> None:
+    settings = ["8x32", "8x8", "8x2", "8x1"]
+    written = write_tables(collection.root, tmp_path, PAPER, ["table2"], settings=settings)
+    table = table_rows(written.text)
+    rows = {label: cells for label, *cells in table}
     assert rows["BN (EvalNorm)"] == ["—", "—", "50.5 ± 1.8 (3)", "—"]
     assert rows["FRN"][2:] == ["**55.5 ± 0.5 (3)**", "55.5 ± 0.5 (3)"]
     assert rows["SSN-SN"][0] == "+6.0" and rows["SSN-SN"][2] == "-7.0"
-    assert rows["BN (EvalNorm)-BN"][2] == "+8.5"
-    published = next(i for i, line in enumerate(lines) if "published" in line[1])
-    assert [cell.strip() for cell in lines[published][2:5]] == ["77.3", "76.8", "75.9"]
-    assert before["BN (EvalNorm)"].startswith("– published (ImageNet, ResNet-50)")
+    assert rows["BN (EvalNorm)-SN"][2] == "-2.0"
+    published = table[[label for label, *_ in table].index("SSN") + 2]
+    assert published == [
+        "– published (ImageNet, ResNet-50)", "77.3", "76.8", "75.9", ""
+    ]  # fmt: skip
     assert "BN (EvalNorm) EvalNorm" in written.text
-    with open(tmp_path / "methods.csv", newline="") as file:
-        means = {(r["method"], r["setting"]): r["mean"] for r in csv.DictReader(file)}
-    assert float(means["evalnorm", "8x2"]) == pytest.approx(fmean(EVALNORM))
-    assert float(means["frn-sn", "8x2"]) == pytest.approx(3)
+    csv = csv_rows(tmp_path / "table2.csv", "method", "setting")
+    assert float(csv["evalnorm", "8x2"]["mean"]) == pytest.approx(fmean(EVALNORM))
+    assert float(csv["frn-sn", "8x2"]["mean"]) == pytest.approx(3)
 
 
 def test_the_claims_about_rivals_that_were_run(collection: RunCollection) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from matplotlib.text import Annotation, Text
-from run_files import REPOSITORY, config, result, write_run
+from run_files import PAPER, config, result, scored_result, write_run
 
 from sn_imagenet.reporting.claims_report import write_claims
 from sn_imagenet.reporting.figures.cells import draw_cells
@@ -16,7 +16,6 @@ from sn_imagenet.reporting.figures.files import plot_run, write_figures
 from sn_imagenet.runs import run_from_result
 from sn_imagenet.runs.scores import Score
 
-PAPER = REPOSITORY / "results" / "paper.yaml"
 SCORE = Score("val_accuracy", "validation accuracy", "%")
 ARCHITECTURE = {
     "normal": [[0, "sep3x3", 1, "identity"], [2, "max3x3", 2, "sep5x5"]],
@@ -30,17 +29,13 @@ def of_search(norm: str, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     searched = config(norm, "1x32", seed, model="cell")
     searched["task"] = {"name": "architecture_search", "target": "t"}
     searched["norm"] |= {"test_statistics": "sample", "args": {}}
-    outcome = result(searched)
-    (evaluation,) = outcome["evaluations"]
-    for name in ("top1", "top5", "top1_correct", "top5_correct", "loss"):
-        del evaluation[name]
     value = ACCURACY[norm] + 0.1 * seed
-    evaluation |= {"val_accuracy": value, "best_val_accuracy": value + 5, "test_accuracy": value}
-    evaluation |= {"architecture": ARCHITECTURE}
+    numbers = {"val_accuracy": value, "best_val_accuracy": value + 5, "test_accuracy": value}
+    numbers |= {"architecture": ARCHITECTURE}
     weights = {"ln": 0.6 + 0.01 * seed, "gn": 0.4 - 0.01 * seed}
     layer = {"name": "policy.norm_input", "stage": "", "place": "", "mean": weights}
     importance = [{**layer, "variance": weights}] if norm == "sn" else None
-    return searched, {**outcome, "score": SCORE.to_dict(), "importance_weights": importance}
+    return searched, scored_result(searched, SCORE, numbers, importance)
 
 
 def of_scratch(norm: str, seed: int, top1: float) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,14 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
-from run_files import REPOSITORY
+from run_files import PAPER, REPOSITORY
 
 from sn_imagenet.reporting.claims_report import write_claims
 from sn_imagenet.reporting.figures.files import write_figures
 from sn_imagenet.reporting.tables import RUN_TABLES, write_tables
 
 RESULTS = REPOSITORY / "results"
-PAPER = RESULTS / "paper.yaml"
 STUDIES = [
     folder.parent for folder in sorted(RESULTS.glob("*/runs")) if folder.parent.name != "demo"
 ]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imsave
 from matplotlib.text import Text
-from run_files import REPOSITORY, config, result, write_run
+from run_files import PAPER, config, scored_result, write_run
 
 from sn_imagenet.reporting.claims_report import write_claims
 from sn_imagenet.reporting.figures.files import write_figures
@@ -18,7 +18,6 @@ from sn_imagenet.reporting.stylization import loss_curve, mean_loss
 from sn_imagenet.runs import read_run
 from sn_imagenet.runs.scores import Score
 
-PAPER = REPOSITORY / "results" / "paper.yaml"
 SCORE = Score("total_loss", "total loss", "", higher_is_better=False)
 LEVELS = {"bn": 3.0, "in": 2.0, "sn": 1.0}
 
@@ -35,17 +34,12 @@ def write_study(root: Path, weight_of_in: float = 0.4, methods: tuple[str, ...] 
             run_config["task"] = {"name": "stylization", "row": "wave"}
             run_config["trainer"]["log_every"] = 10
             run_config["run_dir"] = f"runs/{norm}/seed{seed}"
-            outcome = result(run_config)
-            for evaluation in outcome["evaluations"]:
-                for name in ("top1", "top5", "top1_correct", "top5_correct"):
-                    del evaluation[name]
-                evaluation["total_loss"] = losses(norm, seed)[-1]
             shares = {"in": weight_of_in + seed / 100, "ln": 0.1, "bn": 0.2}
             layer = {"name": "down.0.1", "stage": "", "place": "9x9"}
             layer |= {"mean": shares, "variance": shares}
-            more: dict[str, Any] = {"score": SCORE.to_dict(), "importance_weights": None}
-            more["cell"] = {**outcome["cell"], "row": "wave"}
-            more |= {"importance_weights": [layer] * 15} if norm == "sn" else {}
+            numbers = {"total_loss": losses(norm, seed)[-1]}
+            weights = [layer] * 15 if norm == "sn" else None
+            outcome = scored_result(run_config, SCORE, numbers, weights, row="wave")
             rows = [
                 {"kind": "train", "step": step, "steps": steps, "loss": loss, "style": loss / 2}
                 for step, steps, loss in zip(
@@ -55,7 +49,7 @@ def write_study(root: Path, weight_of_in: float = 0.4, methods: tuple[str, ...] 
             metrics = "".join(
                 json.dumps({**row, "feature": row["loss"] / 4}) + "\n" for row in rows
             )
-            write_run(root, run_config, {**outcome, **more}, metrics=metrics)
+            write_run(root, run_config, outcome, metrics=metrics)
 
 
 def verdicts(root: Path, out: Path, expected: Path | None = None) -> dict[str, list[str]]:

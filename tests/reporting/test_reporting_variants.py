@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
-from run_files import REPOSITORY, config, markdown_of, result, write_run
+from run_files import PAPER, config, csv_rows, markdown_of, result, write_run
 from scipy import stats
 
 from sn_imagenet.reporting.tables import write_tables
 
-PAPER = REPOSITORY / "results" / "paper.yaml"
 BN, SN = [80.0, 81.0, 82.5], [84.0, 85.5, 85.0]
 BN_DROPPED, SN_DROPPED = [78.0, 80.0, 79.5], [86.0, 86.5, 87.5]
 SN_CORRECTED = [83.0, 84.0, 84.5]
+Rows = dict[tuple[str, str], dict[str, str]]  # (change, number) -> row of the CSV
 
 
 def write(
@@ -33,7 +32,7 @@ def write(
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str, str]], str]:
+def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[Rows, str]:
     root = tmp_path_factory.mktemp("variants")
     write(root / "runs", "plain", "bn", BN)
     write(root / "runs", "plain", "sn", SN)
@@ -44,15 +43,18 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict[str,
     write(root / "runs", "corrected", "sn", SN_CORRECTED, own)
     written = write_tables(root / "runs", root / "out", PAPER, ["variants"])
     assert not written.warnings
-    with open(root / "out" / "variants.csv", newline="") as file:
-        return {row["change"]: row for row in csv.DictReader(file)}, markdown_of(written)
+    return csv_rows(root / "out" / "variants.csv", "change", "number"), markdown_of(written)
+
+
+def mean(rows: Rows, change: str, number: str) -> float:
+    return float(rows[change, number]["mean"])
 
 
 def test_a_row_for_each_change_and_one_for_bns_batch_average(
-    table: tuple[dict[str, dict[str, str]], str],
+    table: tuple[Rows, str],
 ) -> None:
     rows, markdown = table
-    assert list(rows) == [
+    assert list(dict.fromkeys(change for change, _ in rows)) == [
         "as most runs",
         "norm.args.instance_correction=1",
         "protocol.dropout=0.5",
@@ -64,30 +66,31 @@ def test_a_row_for_each_change_and_one_for_bns_batch_average(
 
 
 def test_the_move_is_welchs_over_the_four_cells(
-    table: tuple[dict[str, dict[str, str]], str],
+    table: tuple[Rows, str],
 ) -> None:
-    row = table[0]["protocol.dropout=0.5"]
-    assert float(row["difference"]) == pytest.approx(fmean(SN_DROPPED) - fmean(BN_DROPPED))
-    assert float(row["move"]) == pytest.approx(
-        fmean(SN_DROPPED) - fmean(BN_DROPPED) - fmean(SN) + fmean(BN)
-    )
+    rows, changed = table[0], "protocol.dropout=0.5"
+    difference = fmean(SN_DROPPED) - fmean(BN_DROPPED)
+    assert mean(rows, changed, "SN-BN") == pytest.approx(difference)
+    row = rows[changed, "moves it by"]
+    assert float(row["mean"]) == pytest.approx(difference - fmean(SN) + fmean(BN))
     groups = [SN_DROPPED, BN_DROPPED, SN, BN]
     parts = [stats.sem(group) ** 2 for group in groups]
     degrees = sum(parts) ** 2 / sum(part**2 / 2 for part in parts)
     half = stats.t.ppf(0.975, degrees) * sum(parts) ** 0.5
-    assert float(row["move_ci95_high"]) - float(row["move"]) == pytest.approx(half, abs=1e-5)
+    assert float(row["ci95_high"]) - float(row["mean"]) == pytest.approx(half, abs=1e-5)
 
 
-def test_runs_shared_by_two_rows_cancel(table: tuple[dict[str, dict[str, str]], str]) -> None:
-    corrected = table[0]["norm.args.instance_correction=1"]
-    assert float(corrected["bn"]) == pytest.approx(fmean(BN))
+def test_runs_shared_by_two_rows_cancel(table: tuple[Rows, str]) -> None:
+    rows, corrected, undecayed = (
+        table[0], "norm.args.instance_correction=1", "protocol.lambda_weight_decay=0.0"
+    )  # fmt: skip
+    assert mean(rows, corrected, "BN") == pytest.approx(fmean(BN))
     welch = stats.ttest_ind(SN_CORRECTED, SN, equal_var=False).confidence_interval()
-    assert float(corrected["move_ci95_low"]) == pytest.approx(welch.low, abs=1e-5)
-    undecayed = table[0]["protocol.lambda_weight_decay=0.0"]  # BN has no lambdas
-    assert float(undecayed["bn"]) == pytest.approx(fmean(BN))
-    assert float(undecayed["move"]) == pytest.approx(fmean(SN_DROPPED) - fmean(SN))
-    by_batch = table[0]["BN by batch average"]
-    assert float(by_batch["move"]) == pytest.approx(-5.0)
+    low = float(rows[corrected, "moves it by"]["ci95_low"])
+    assert low == pytest.approx(welch.low, abs=1e-5)
+    assert mean(rows, undecayed, "BN") == pytest.approx(fmean(BN))  # which has no lambdas
+    assert mean(rows, undecayed, "moves it by") == pytest.approx(fmean(SN_DROPPED) - fmean(SN))
+    assert mean(rows, "BN by batch average", "moves it by") == pytest.approx(-5.0)
 
 
 def test_runs_that_are_not_seeds_of_one_experiment_are_not_averaged(tmp_path: Path) -> None:
@@ -100,18 +103,15 @@ def test_runs_that_are_not_seeds_of_one_experiment_are_not_averaged(tmp_path: Pa
     assert "seed 0 occurs more than once" in line
 
 
-def test_networks_are_compared_with_the_first(tmp_path: Path) -> None:
-    values = {"resnet14_mini": (BN, SN), "resnet101": (BN_DROPPED, SN_DROPPED)}
+def test_a_network_is_a_change(tmp_path: Path) -> None:
+    values = {"resnet101": (BN, SN), "resnet14_mini": (BN_DROPPED, SN_DROPPED)}
     for model, (bn, sn) in values.items():
         write(tmp_path / "runs", model, "bn", bn, {"model.name": model})
         write(tmp_path / "runs", model, "sn", sn, {"model.name": model})
-    written = write_tables(tmp_path / "runs", tmp_path / "out", PAPER, ["networks"])
+    written = write_tables(tmp_path / "runs", tmp_path / "out", PAPER, ["variants"])
     assert not written.warnings
     assert "2 networks" in written.text
-    with open(tmp_path / "out" / "networks.csv", newline="") as file:
-        first, second = csv.DictReader(file)
-    assert (first["model"], second["model"]) == ("resnet14_mini", "resnet101")
-    assert first["move"] == ""
-    assert float(second["difference"]) == pytest.approx(fmean(SN_DROPPED) - fmean(BN_DROPPED))
+    rows = csv_rows(tmp_path / "out" / "variants.csv", "change", "number")
+    assert rows["as most runs (resnet101)", "moves it by"]["mean"] == ""
     moved = fmean(SN_DROPPED) - fmean(BN_DROPPED) - fmean(SN) + fmean(BN)
-    assert float(second["move"]) == pytest.approx(moved)
+    assert mean(rows, 'model.name="resnet14_mini"', "moves it by") == pytest.approx(moved)

@@ -235,7 +235,7 @@ def test_two_ranks_equal_distributed_data_parallel(composed: Compose, tmp_path: 
 
 
 class Drawing(Classification):
-    uses_global_rng = True
+    replica_by_replica = True
 
 
 @pytest.mark.parametrize(
