@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from sn_imagenet.config import DataConfig, ExperimentConfig
     from sn_imagenet.session import Session
 
-CONFIGS = (Path(__file__).parent / "configs").resolve()  # a link to configs/ in a checkout
 _FILES = (
     *("data.train", "data.val", "data.train_annotations", "data.val_annotations"),
     *("task.style", "task.features"),
@@ -42,7 +41,7 @@ def hydra_program(
     """Turn a script's function of options and session into its program; see :class:`.Session`.
 
     Args:
-        folder: the config's, in :data:`CONFIGS`; empty for this itself.
+        folder: the config's, in ``configs/``; empty for this itself.
         read: the options in the composed config; called before torch is imported, under multirun
             within the run, which reports its errors.
 
@@ -66,7 +65,7 @@ def hydra_program(
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
 
-            import sn_imagenet.config  # noqa: F401  # its resolvers, for --cfg job --resolve
+            from sn_imagenet.config import CONFIGS
 
             with exit_on_user_error(), _command_line() as line:
 

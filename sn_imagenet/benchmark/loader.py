@@ -8,7 +8,6 @@ import statistics
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,34 +17,22 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from sn_imagenet.benchmark.command import Command, Report, align_columns, compose_config
+from sn_imagenet.benchmark.command import Report, align_columns, compose_config
 from sn_imagenet.benchmark.timing import time_interleaved
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.datasets import build
 from sn_imagenet.data.decode import decode
 from sn_imagenet.data.loaders import TrainLoader, train_loader
-from sn_imagenet.data.sources import Source
 from sn_imagenet.errors import UserError
 
 TORCHVISION = "torchvision's reference"
 PILLOW = "Pillow's decoding alone"
 LIMIT = "simplejpeg's decoding alone"
 NORMALIZED = ", normalized"
+OVERRIDES = "are of the loader, as for train.py: augment=he2016"
 
 Batches = Callable[[int], Iterable[object]]
 """``batches(epoch)`` yields the batches of one pass over the images."""
-
-
-@dataclass(frozen=True)
-class LoaderSpeed:
-    """Images/s of one contender with ``workers`` loader processes on a core each: median, slowest
-    and fastest round."""
-
-    contender: str
-    workers: int
-    images_per_s: float
-    slowest: float
-    fastest: float
 
 
 def loader_contenders(
@@ -74,30 +61,23 @@ def loader_contenders(
         loader = DataLoader(dataset, batch, shuffle=True, drop_last=True, **options)
         return lambda epoch: loader
 
-    exact, fast = (_train_loader(config(decode), batch, workers) for decode in ("exact", "fast"))
-    source = build(data, config("exact").augment, seed=0).train.source
-    return {
+    contenders = {
         TORCHVISION: plain_loader(ImageFolder(folder, reference)),
         PILLOW: plain_loader(ImageFolder(folder), collate_fn=len),
-        LIMIT: plain_loader(_DecodedImages(source), collate_fn=len),
-        "exact": _stored_batches(exact),
-        f"exact{NORMALIZED}": exact.epoch,
-        "fast": _stored_batches(fast),
-        f"fast{NORMALIZED}": fast.epoch,
+        LIMIT: plain_loader(_DecodedImages(folder), collate_fn=len),
     }
+    for name in ("exact", "fast"):
+        loader = _train_loader(config(name), batch, workers)
+        contenders[name] = partial(_stored_batches, loader)
+        contenders[f"{name}{NORMALIZED}"] = loader.epoch
+    return contenders
 
 
-class _DecodedImages(Dataset[Any]):
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
+class _DecodedImages(ImageFolder):
+    """Images that simplejpeg decodes, and nothing else."""
 
     def __getitem__(self, index: int) -> object:
-        stored = self.source.open(index).stored
-        assert isinstance(stored, bytes)
-        return decode(stored)
+        return decode(Path(self.samples[index][0]).read_bytes())
 
 
 def _train_loader(config: ExperimentConfig, batch: int, workers: int) -> TrainLoader:
@@ -106,14 +86,10 @@ def _train_loader(config: ExperimentConfig, batch: int, workers: int) -> TrainLo
     return train_loader(data, workers=workers, device=torch.device(device), **sampling)
 
 
-def _stored_batches(loader: TrainLoader) -> Batches:
+def _stored_batches(loader: TrainLoader, epoch: int) -> Iterable[object]:
     """The loader's batches before the transforms on the device: color shift, normalization."""
-
-    def batches(epoch: int) -> Iterable[object]:
-        loader.sampler.set_epoch(epoch)
-        return loader.data_loader
-
-    return batches
+    loader.sampler.set_epoch(epoch)
+    return loader.data_loader
 
 
 def time_loader(
@@ -123,9 +99,18 @@ def time_loader(
     workers: Sequence[int],
     repeats: int,
     images: int,
-) -> list[LoaderSpeed]:
+) -> list[dict[str, Any]]:
     """Time one pass of every contender at every number of workers per round, in random order. A
-    first, untimed pass starts the workers and fills the file cache. ``images``: of a pass."""
+    first, untimed pass starts the workers and fills the file cache.
+
+    Args:
+        workers: numbers of loader processes, each on a core of its own.
+        images: number of images of a pass.
+
+    Returns:
+        By ``contender`` and ``workers``, ``images_per_s`` of the median, the ``slowest`` and the
+        ``fastest`` round.
+    """
 
     def passes(batches: Batches) -> Callable[[], int]:
         epochs = itertools.count()
@@ -137,12 +122,13 @@ def time_loader(
         for name, batches in loader_contenders(config, folder, batch, count).items()
     }
     pinned = {key: partial(_pinned_to_cores, max(key[1], 1)) for key in calls}
-    seconds = time_interleaved(calls, repeats, torch.device("cpu"), pinned, warm_up=1)
-    rates = {key: [images / each for each in taken] for key, taken in seconds.items()}
-    return [
-        LoaderSpeed(*key, statistics.median(speeds), min(speeds), max(speeds))
-        for key, speeds in rates.items()
-    ]
+    speeds = []
+    timed = time_interleaved(calls, repeats, torch.device("cpu"), pinned, warm_up=1)
+    for (name, count), seconds in timed.items():
+        rates = {"images_per_s": images / statistics.median(seconds)}
+        rates |= {"slowest": images / max(seconds), "fastest": images / min(seconds)}
+        speeds.append({"contender": name, "workers": count, **rates})
+    return speeds
 
 
 @contextmanager
@@ -160,10 +146,10 @@ def _pinned_to_cores(cores: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def ratios(speeds: Sequence[LoaderSpeed]) -> dict[str, float]:
+def ratios(speeds: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Speed of our loader relative to the others, on one core without workers: up to normalized
     floats, as the reference, and "as stored", without the transforms that a GPU would do."""
-    one = {speed.contender: speed.images_per_s for speed in speeds if speed.workers == 0}
+    one = {speed["contender"]: speed["images_per_s"] for speed in speeds if not speed["workers"]}
     pairs = [
         ("exact", "reference", TORCHVISION),
         ("fast", "reference", TORCHVISION),
@@ -177,20 +163,20 @@ def ratios(speeds: Sequence[LoaderSpeed]) -> dict[str, float]:
     }
 
 
-def _table(speeds: Sequence[LoaderSpeed], ratios: dict[str, float]) -> str:
-    counts = sorted({speed.workers for speed in speeds})
-    labels = [f"{n} worker{'s' if n > 1 else ''}" if n else "in process" for n in counts]
-    images_per_s = {(speed.contender, speed.workers): speed.images_per_s for speed in speeds}
-    rows = [["images/s", *labels]]
-    rows += [
-        [name, *(f"{images_per_s[name, n]:.0f}" for n in counts)]
-        for name in dict.fromkeys(speed.contender for speed in speeds)
-    ]
+def _table(speeds: Sequence[dict[str, Any]], ratios: dict[str, float]) -> str:
+    columns: dict[str, list[str]] = {"images/s": []}
+    for speed in speeds:
+        count, rate = speed["workers"], f"{speed['images_per_s']:.0f}"
+        label = f"{count} worker{'s' if count > 1 else ''}" if count else "in process"
+        if label not in columns["images/s"]:
+            columns["images/s"].append(label)
+        columns.setdefault(speed["contender"], []).append(rate)
     lines = [["on one core", ""], *([name, f"{value:.2f}"] for name, value in ratios.items())]
+    rows = [[name, *cells] for name, cells in columns.items()]
     return f"{align_columns(rows)}\n\n{align_columns(lines)}"
 
 
-def _add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="class folders")
     parser.add_argument(
@@ -204,7 +190,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=20, help="images per batch; default 20")
 
 
-def _measure(args: Namespace, device: torch.device) -> Report:
+def measure(args: Namespace, device: torch.device) -> Report:
     cores = len(os.sched_getaffinity(0))
     wrong = [count for count in args.workers if not 0 <= count <= cores]
     if wrong:
@@ -215,7 +201,7 @@ def _measure(args: Namespace, device: torch.device) -> Report:
     def config(decode: str) -> ExperimentConfig:
         images = [f"data.train={args.images}", f"data.val={args.images}", f"data.decode={decode}"]
         chosen = ["data=imagefolder", *images, f"trainer.device={device.type}", *args.overrides]
-        return compose_config(args.configs, chosen)
+        return compose_config(chosen)
 
     workers = sorted({0, *args.workers})
     exact = config("exact")
@@ -227,15 +213,7 @@ def _measure(args: Namespace, device: torch.device) -> Report:
         "images": len(data.train),
         "fingerprint": data.fingerprint["train"],
         "batch": args.batch,
-        "speeds": [speed.__dict__ for speed in speeds],
+        "speeds": speeds,
         "ratios": speed_ratios,
     }
     return facts, _table(speeds, speed_ratios)
-
-
-COMMAND = Command(
-    "images/s of the loader against torchvision's reference pipeline and decoding alone",
-    _add_arguments,
-    _measure,
-    overrides="of the loader, as for train.py: augment=he2016",
-)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from sn_imagenet.benchmark.command import run
 from sn_imagenet.errors import UserError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ONE_SHAPE = ["norms", "--samples", "2", "--every", "12"]
 DIGITS = ["train", "data=digits", "model=resnet14_mini", "norm=sn"]
 
@@ -37,14 +34,14 @@ DIGITS = ["train", "data=digits", "model=resnet14_mini", "norm=sn"]
 )
 def test_user_errors(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        run("", CONFIGS, [*arguments, "--device", "cpu", "--repeats", "1"])
+        run("", [*arguments, "--device", "cpu", "--repeats", "1"])
     assert message in str(caught.value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="requires a machine without CUDA")
 def test_a_missing_device_is_a_user_error() -> None:
     with pytest.raises(UserError, match="PyTorch finds no CUDA device; use --device cpu"):
-        run("", CONFIGS, ["norms", "--device", "cuda"])
+        run("", ["norms", "--device", "cuda"])
 
 
 @pytest.mark.parametrize(
@@ -57,5 +54,5 @@ def test_a_missing_device_is_a_user_error() -> None:
 )
 def test_unknown_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run("", CONFIGS, arguments)
+        run("", arguments)
     assert f"unrecognized arguments: {arguments[-1]}" in capsys.readouterr().err
