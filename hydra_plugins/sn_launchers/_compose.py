@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
@@ -42,30 +41,24 @@ def compose_runs(
         )
     load = context.config_loader.load_sweep_config
     checked: list[DataConfig] = []
-    scores: list[Score] = []
 
-    def check(run: ExperimentConfig) -> None:
+    def check(run: ExperimentConfig) -> Score:
         per_pass = run.trainer.replicas_per_pass
         Placement(run.batch.gpus, run.batch.samples_per_gpu, processes, 0, per_pass)
         directory = RunDirectory(Path(run.run_dir))
         with blame_config(directory, run.to_dict()):
             directory.check(run)
-        scores.append(_checked_score(run))
+        score = TOP1
+        if run.task != CLASSIFICATION:
+            from sn_imagenet.tasks import build_task  # takes seconds
+
+            task = build_task(run)
+            task.check_options()
+            score = task.score
         check_data(run, checked)
+        return score
 
-    composed = ((own, load(config, list(own))) for own in job_overrides)
-    runs = plan_runs(composed, check)
-    return [replace(run, score=score) for run, score in zip(runs, scores, strict=True)]
-
-
-def _checked_score(config: ExperimentConfig) -> Score:
-    if config.task == CLASSIFICATION:
-        return TOP1  # the import of a task takes seconds
-    from sn_imagenet.tasks import build_task
-
-    task = build_task(config)
-    task.check_options()
-    return task.score
+    return plan_runs(((own, load(config, list(own))) for own in job_overrides), check)
 
 
 def script_and_options(config: DictConfig) -> list[str]:

@@ -54,8 +54,8 @@ class LocalLauncher(Launcher):
         from hydra_plugins.sn_launchers._compose import compose_runs, script_and_options
         from sn_imagenet.sweeps.board import Board
         from sn_imagenet.sweeps.plan import plan
+        from sn_imagenet.sweeps.planned import sweep_settings
         from sn_imagenet.sweeps.pool import Pool
-        from sn_imagenet.sweeps.settings import sweep_settings
         from sn_imagenet.sweeps.slots import machine_slots
         from sn_imagenet.sweeps.starters import make_starter
 

@@ -16,7 +16,7 @@ from sn_imagenet.runs.scores import TOP1, UNKNOWN, Score
 ACTIVE = "running"
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunStatus:
     """A table row: a run's name, its state, and a note on where it runs or what failed.
 

@@ -1,20 +1,52 @@
-"""The runs of a sweep, created from the configs that Hydra composed."""
+"""The options of a sweep and its runs, from the configs that Hydra composed."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from sn_imagenet.config import ExperimentConfig, InitialRunError, from_hydra
+from sn_imagenet.config import ExperimentConfig, InitialRunError, from_hydra, structured
+from sn_imagenet.config.checks import require_at_least
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.runs import DIVERGED, FINISHED, NOT_EVALUATED, Progress, read_progress
 from sn_imagenet.runs.scores import TOP1, Score
 
 COMPLETE = (FINISHED, DIVERGED)
+
+
+@dataclass
+class SweepSettings:
+    """The ``sweep`` section of the config: options that change no result and are not part of a
+    run's config.
+
+    ``gpus_per_run``: processes of one run, each with its own GPU if there are GPUs. ``slots``:
+    concurrent runs; None for as many as fit on the GPUs, or without GPUs on the cores. ``retries``:
+    how often a failed run is started again, from its last checkpoint. ``dry_run``: list the runs
+    and start none. ``measured``: JSON reports of ``scripts/benchmark.py train``, whose images/s a
+    dry run uses.
+    """
+
+    gpus_per_run: int = 1
+    slots: int | None = None
+    retries: int = 1
+    dry_run: bool = False
+    measured: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require_at_least("sweep", self, gpus_per_run=1, slots=1, retries=0)
+
+
+def sweep_settings(composed: DictConfig) -> SweepSettings:
+    """Validate the ``sweep`` section of a composed config.
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type or range.
+    """
+    return structured(SweepSettings, composed.get("sweep") or {}, "sweep.")
 
 
 @dataclass(frozen=True)
@@ -50,13 +82,14 @@ class PlannedRun:
 
 def plan_runs(
     composed: Iterable[tuple[Sequence[str], DictConfig]],
-    check: Callable[[ExperimentConfig], None] = lambda config: None,
+    check: Callable[[ExperimentConfig], Score] = lambda config: TOP1,
 ) -> list[PlannedRun]:
     """Validate the runs of a sweep before the first one starts.
 
     Args:
         composed: the overrides of each run and the config composed from them.
-        check: called with each config before the next one is composed, which takes a second.
+        check: called with each config before the next one is composed, which takes a second;
+            returns the score of its task.
 
     Raises:
         UserError: a config is invalid, runs to start from are missing (all are listed), or two runs
@@ -68,13 +101,13 @@ def plan_runs(
         own = tuple(text for text in overrides if is_run_override(text))
         try:
             experiment = [str(key) for key in config if key not in ("hydra", "sweep")]
-            run = PlannedRun(from_hydra(OmegaConf.masked_copy(config, experiment)), own)
+            run_config = from_hydra(OmegaConf.masked_copy(config, experiment))
         except InitialRunError as error:
             missing.append(str(error))
             continue
         except UserError as error:
             raise ConfigError(f"run {' '.join(own)}: {error}") from error
-        check(run.config)
+        run = PlannedRun(run_config, own, check(run_config))
         other = planned.setdefault(run.run_dir.absolute(), run)
         if other is not run:
             raise ConfigError(

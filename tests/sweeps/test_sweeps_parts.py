@@ -20,9 +20,14 @@ from sn_imagenet.runs import FAILED, Progress, RunInUseError
 from sn_imagenet.runs.scores import Score
 from sn_imagenet.sweeps.board import Board, RunStatus, duration, table
 from sn_imagenet.sweeps.plan import TrainingSpeed, measured_speeds, plan, process_hours
-from sn_imagenet.sweeps.planned import PlannedRun, is_run_override, plan_runs
+from sn_imagenet.sweeps.planned import (
+    PlannedRun,
+    SweepSettings,
+    is_run_override,
+    plan_runs,
+    sweep_settings,
+)
 from sn_imagenet.sweeps.pool import Pool
-from sn_imagenet.sweeps.settings import SweepSettings, sweep_settings
 from sn_imagenet.sweeps.slots import Slot, machine_slots
 from sn_imagenet.sweeps.starters import Starter
 
