@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import sn_imagenet.config
-from sn_imagenet.config import ExperimentConfig, from_dict
+from sn_imagenet.config import ExperimentConfig, SettingConfig, from_dict
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.runs import config_differences
 
@@ -85,12 +85,8 @@ def test_the_lr_scales_with_the_global_batch(composed: Compose, batch: str, lr: 
     assert config.initial_lr == pytest.approx(lr, rel=1e-12)
 
 
-def test_a_setting_in_a_searched_folder_has_precedence(composed: Compose, tmp_path: Path) -> None:
-    (tmp_path / "batch").mkdir()
-    (tmp_path / "batch" / "4x6.yaml").write_text("gpus: 4\nsamples_per_gpu: 6\nname: mine\n")
-    search = f"hydra.searchpath=[file://{tmp_path}]"
-    assert composed(search, "batch=4x6").batch.name == "mine"
-    assert composed(search, "batch=4x7").batch.name == "4x7"
+def test_any_two_numbers_are_a_setting(composed: Compose) -> None:
+    assert composed("batch=4x7").batch == SettingConfig(4, 7, "4x7")
 
 
 def test_one_sample_per_gpu_removes_bn_from_sn(composed: Compose) -> None:

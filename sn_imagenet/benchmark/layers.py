@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import groupby
+from itertools import product
 from statistics import geometric_mean
 from typing import Any
 
@@ -185,78 +185,61 @@ def measure_layer(
         return values.contiguous(memory_format=memory_format)
 
     x, grad = activation().requires_grad_(), activation()
-    layers = choose(layer_contenders(x, kind.replicas, relu), only)
     kept: dict[str, float] = {}
     calls: dict[str, Callable[[], object]] = {COPY: x.detach().clone}
-    for name, layer in layers.items():
-        calls[name] = _step(layer, x, grad)
-        with CONTEXTS.get(name, nullcontext)():
-            kept[name] = _kept_activations(layer, x)
-            if graph:
-                calls[name] = capture_graph(calls[name], device)
+    for name, layer in choose(layer_contenders(x, kind.replicas, relu), only).items():
+        inputs = [x, *layer.parameters()]
+        calls[name] = partial(_forward_backward, layer, x, inputs, grad)
+        with CONTEXTS.get(name, nullcontext)(), StorageLog() as log:
+            y = layer(x)
+        kept[name] = 1 + log.live_bytes(x, y, *layer.buffers()) / x.untyped_storage().nbytes()
+        del y
     if graph:
-        calls[COPY] = capture_graph(calls[COPY], device)
+        for name, call in calls.items():
+            with CONTEXTS.get(name, nullcontext)():
+                calls[name] = capture_graph(call, device)
     seconds = median_seconds(calls, repeats, device, contexts=CONTEXTS)
     return layer_case(kind, shape, select_backend(x).name, seconds, kept)
 
 
-def _step(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], object]:
-    inputs = [x, *layer.parameters()]
-    return lambda: torch.autograd.grad(layer(x), inputs, grad)
+def _forward_backward(layer: nn.Module, x: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> None:
+    torch.autograd.grad(layer(x), inputs, grad)
 
 
-def _kept_activations(layer: nn.Module, x: Tensor) -> float:
-    with StorageLog() as log:
-        y = layer(x)
-    return 1 + log.live_bytes(x, y, *layer.buffers()) / x.untyped_storage().nbytes()
-
-
-def geometric_means(cases: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Means over the shapes, by kind and contender: geometric mean and maximum of the ratio to
+def geometric_means(cases: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Means over the shapes, by contender: geometric mean and maximum of the ratio to
     nn.BatchNorm2d, and the geometric mean of the share of the copy's bandwidth."""
     means = {}
-    for title, group in _by_kind(cases):
-        means[title] = {
-            name: {
-                "geometric_mean": geometric_mean(case["ratios"][name] for case in group),
-                "max": max(case["ratios"][name] for case in group),
-                "copy_bandwidth_share": geometric_mean(
-                    case["copy_bandwidth_share"][name] for case in group
-                ),
-            }
-            for name in group[0]["seconds"]
-        }
+    for name in cases[0]["seconds"]:
+        ratios = [case["ratios"][name] for case in cases]
+        shares = [case["copy_bandwidth_share"][name] for case in cases]
+        means[name] = {"geometric_mean": geometric_mean(ratios), "max": max(ratios)}
+        means[name]["copy_bandwidth_share"] = geometric_mean(shares)
     return means
 
 
-def _by_kind(cases: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    for title, group in groupby(cases, key=lambda case: str(case["title"])):
-        yield title, list(group)
-
-
 def layers_table(cases: Sequence[dict[str, Any]]) -> str:
-    """A table per kind of activation with times relative to nn.BatchNorm2d (its fastest backend):
-    a row per shape, then geometric means, shares of the copy's bandwidth and kept memory."""
-    tables = []
-    for title, group in _by_kind(cases):
-        means = geometric_means(group)[title]
-        kept = {name: f"{count:.2f}" for name, count in group[0]["kept"].items()}
-        names = [name for name in means if name != REFERENCE]
-        rows = [[f"{title}, {group[0]['backend']}", f"{REFERENCE} ms", *names]]
-        for case in group:
-            size = "x".join(map(str, (ActivationKind(**case["kind"]).total, *case["shape"])))
-            reference = case["seconds"][REFERENCE] / case["ratios"][REFERENCE]
-            ratios = (f"{case['ratios'][name]:.2f}" for name in names)
-            rows.append([size, f"{reference * 1e3:.2f}", *ratios])
-        shares = {n: f"{100 * m['copy_bandwidth_share']:.0f} %" for n, m in means.items()}
-        rows += [
+    """A table of one kind of activation, with times relative to nn.BatchNorm2d (its fastest
+    backend): a row per shape, then means, shares of the copy's bandwidth and kept memory."""
+    means, first = geometric_means(cases), cases[0]
+    kept = {name: f"{count:.2f}" for name, count in first["kept"].items()}
+    shares = {n: f"{100 * m['copy_bandwidth_share']:.0f} %" for n, m in means.items()}
+    names = [name for name in means if name != REFERENCE]
+    rows = [[f"{first['title']}, {first['backend']}", f"{REFERENCE} ms", *names]]
+    for case in cases:
+        size = "x".join(map(str, (ActivationKind(**case["kind"]).total, *case["shape"])))
+        reference = case["seconds"][REFERENCE] / case["ratios"][REFERENCE]
+        ratios = (f"{case['ratios'][name]:.2f}" for name in names)
+        rows.append([size, f"{reference * 1e3:.2f}", *ratios])
+    return align_columns(
+        [
+            *rows,
             ["geometric mean", "", *(f"{means[n]['geometric_mean']:.2f}" for n in names)],
             ["largest", "", *(f"{means[n]['max']:.2f}" for n in names)],
             ["copy's bandwidth", *(shares[n] for n in (REFERENCE, *names))],
             ["kept, activations", *(kept.get(n, "") for n in (REFERENCE, *names))],
         ]
-        tables.append(align_columns(rows))
-    return "\n\n".join(tables)
+    )
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -283,21 +266,19 @@ def add_arguments(parser: ArgumentParser) -> None:
 def measure(args: Namespace, device: torch.device) -> Report:
     if args.graph and device.type != "cuda":
         raise UserError(f"--graph needs a CUDA device, not {device.type}; leave it out")
-    cases = []
-    for replicas, samples in args.samples:
-        for dtype in args.dtype:
-            for layout in args.layout:
-                kind = ActivationKind(samples, layout, dtype, replicas)
-                for shape in SHAPES[:: args.every]:
-                    print(f"{kind} {shape}", file=sys.stderr)
-                    options = args.repeats, args.graph, args.only, args.relu
-                    cases.append(measure_layer(kind, shape, device, *options))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for (replicas, samples), dtype, layout in product(args.samples, args.dtype, args.layout):
+        kind = ActivationKind(samples, layout, dtype, replicas)
+        print(kind, file=sys.stderr)
+        options = args.repeats, args.graph, args.only, args.relu
+        shapes = SHAPES[:: args.every]
+        groups[str(kind)] = [measure_layer(kind, shape, device, *options) for shape in shapes]
     facts = {
         "reference": REFERENCE,
         "graph": args.graph,
         "only": args.only,
         "relu": args.relu,
-        "geometric_means": geometric_means(cases),
-        "cases": cases,
+        "geometric_means": {title: geometric_means(cases) for title, cases in groups.items()},
+        "cases": [case for cases in groups.values() for case in cases],
     }
-    return facts, layers_table(cases)
+    return facts, "\n\n".join(map(layers_table, groups.values()))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
-from sn_imagenet.errors import EXIT_CODES, UserError
+from sn_imagenet.errors import UserError
 from sn_imagenet.runs import FAILED, RUNNING, RunDirectory, RunInUseError
 from sn_imagenet.sweeps.board import Board, RunStatus
 from sn_imagenet.sweeps.planned import COMPLETE, PlannedRun
@@ -39,7 +38,6 @@ class _ScheduledRun(RunStatus):
         self.slot: Slot | None = None
         self.process: Process | None = None
         self.log_start = 0
-        self.exit_codes: tempfile.TemporaryDirectory[str] | None = None  # one file per rank
         self.next_read = 0.0
 
     def read_state(self) -> str | None:
@@ -58,11 +56,14 @@ class _ScheduledRun(RunStatus):
             self.state, self.note = ELSEWHERE, ""
         return state in (RUNNING, *COMPLETE)
 
-    def ended_with(self, error: type[UserError]) -> bool:
-        """Whether a process of the last attempt has the exit code of ``error``."""
-        assert self.exit_codes is not None
-        codes = [file.read_text() for file in Path(self.exit_codes.name).iterdir()]
-        return str(error.exit_code) in codes
+    def read_log(self) -> str:
+        """What the last attempt has written to the log; empty if it cannot be read."""
+        try:
+            with open(self.log, "rb") as log:
+                log.seek(self.log_start)
+                return log.read().decode(errors="replace")
+        except OSError:
+            return ""
 
 
 class Pool:
@@ -148,9 +149,7 @@ class Pool:
                 run.log_start = log.tell()
                 log.write(f"# attempt {run.attempts}: {command}\n".encode())
                 log.flush()
-                run.exit_codes = tempfile.TemporaryDirectory(prefix="sn_imagenet_")
-                codes = {EXIT_CODES: run.exit_codes.name}
-                run.process = self._starter.start(overrides, {**slot.environment, **codes}, log)
+                run.process = self._starter.start(overrides, slot.environment, log)
         except OSError as error:
             raise UserError(
                 f"cannot start {run.planned.name}: {run.planned.run_dir}: "
@@ -162,33 +161,23 @@ class Pool:
         assert run.slot is not None
         self._free_slots.append(run.slot)
         run.process = run.slot = None
-        if run.is_settled() or run.ended_with(RunInUseError):
+        log = run.read_log()
+        # torchrun exits with 1, and its report has the exit codes of its processes.
+        codes = {code, *map(int, re.findall(r"^ *exitcode *: (\d+) ", log, re.MULTILINE))}
+        if run.is_settled() or RunInUseError.exit_code in codes:
             if run.state not in COMPLETE:
                 # Another process holds the lock, or held it when ours failed to acquire it.
                 run.attempts -= 1
                 run.state, run.note = ELSEWHERE, ""
             return
-        reason = self._failure_reason(run, code)
-        hopeless = code == UserError.exit_code or run.ended_with(UserError)
-        if run.attempts <= self._retries and not self._signals and not hopeless:
+        reason = failure_reason(log) or (run.progress and run.progress.detail)
+        if not reason:
+            reason = f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+        may_help = UserError.exit_code not in codes and not self._signals
+        if may_help and run.attempts <= self._retries:
             self._enqueue(run, f"attempt {run.attempts} failed: {reason}")
         else:
             run.state, run.note = FAILED, f"{reason} (see {run.log})"
-
-    def _failure_reason(self, run: _ScheduledRun, code: int) -> str:
-        """The last error in the run's log, without torchrun's report around it."""
-        with suppress(OSError):
-            with open(run.log, "rb") as log:
-                log.seek(run.log_start)
-                text = log.read().decode(errors="replace")
-            errors = re.findall(r"^error: (.+)$", text, re.MULTILINE)
-            raised = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception)\b.*)$", text, re.MULTILINE)
-            raised = [line for line in raised if not line.startswith("ChildFailedError")]
-            if errors or raised:
-                return str((errors or raised)[-1])
-        if run.progress is not None and run.progress.detail:
-            return run.progress.detail
-        return f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
 
     @contextmanager
     def _handle_signals(self) -> Iterator[None]:
@@ -231,6 +220,14 @@ class Pool:
             run.process = None
             state = run.read_state()
             run.state, run.note = (state, "") if state in COMPLETE else (STOPPED, "")
+
+
+def failure_reason(log: str) -> str:
+    """The last error in a run's log, without torchrun's report around it; empty without any."""
+    errors = re.findall(r"^error: (.+)$", log, re.MULTILINE)
+    raised = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception)\b.*)$", log, re.MULTILINE)
+    raised = [line for line in raised if not line.startswith("ChildFailedError")]
+    return str([*raised, *errors][-1]) if errors or raised else ""
 
 
 def process_tree(pid: int) -> list[int]:

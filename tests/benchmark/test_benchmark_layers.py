@@ -42,7 +42,7 @@ def test_ratios_and_means() -> None:
     # 8 units of traffic in 0.5 s against 2 in 0.1 s; and in 4 s against 2 in 0.2 s.
     shares = {REFERENCE: 0.4, "SN": 0.8, "copy": 1.0}
     assert cases[0]["copy_bandwidth_share"] == pytest.approx(shares)
-    means = geometric_means(cases)["N=32 contiguous fp32"]
+    means = geometric_means(cases)
     expected = {"geometric_mean": 1.0, "max": 2.0, "copy_bandwidth_share": (0.8 * 0.2) ** 0.5}
     assert means["SN"] == pytest.approx(expected)
     # 2 x 4 bytes for each of 32 x 64 x 2 x 2 values in 0.1 s.

@@ -217,11 +217,7 @@ def test_a_run_that_only_the_user_can_mend_is_not_tried_again(tmp_path, where):
     """torchrun exits with 1, whatever exit code its rank has."""
     program = "import sys; sys.exit(2)"
     if where == "torchrun":
-        program = (
-            "import os, pathlib, sys\n"
-            "pathlib.Path(os.environ['SN_IMAGENET_EXIT_CODES'], '0').write_text('2')\n"
-            "sys.exit(1)"
-        )
+        program = "import sys; print('  rank      : 0\\n  exitcode  : 2 (pid: 9)'); sys.exit(1)"
     starter = Starter([sys.executable, "-c", program])
     assert Pool([planned(tmp_path, "a")], [Slot("s", {})], starter, 5, Board(io.StringIO())).run()
     assert (tmp_path / "a" / "log.txt").read_text().count("# attempt") == 1
@@ -230,11 +226,11 @@ def test_a_run_that_only_the_user_can_mend_is_not_tried_again(tmp_path, where):
 def test_a_run_refused_by_a_lock_is_running_elsewhere_and_not_failed(tmp_path):
     """Like torchrun, the program exits with 1, whatever exit code its rank has."""
     program = (
-        "import os, pathlib, sys\n"
+        "import pathlib, sys\n"
         "first = not pathlib.Path(sys.argv[1]).exists()\n"
         "pathlib.Path(sys.argv[1]).touch()\n"
         "code = REFUSED if first else 2\n"
-        "pathlib.Path(os.environ['SN_IMAGENET_EXIT_CODES'], '0').write_text(str(code))\n"
+        "print(f'  exitcode  : {code} (pid: 9)')\n"
         "sys.exit(1)"
     ).replace("REFUSED", str(RunInUseError.exit_code))
     run = PlannedRun(planned(tmp_path, "a").config, (str(tmp_path / "started"),))
