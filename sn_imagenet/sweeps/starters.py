@@ -15,8 +15,6 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import IO, TypeAlias, Union
 
-from sn_imagenet.sweeps.slots import Slot
-
 PACKAGE = Path(__file__).parents[1]
 Process: TypeAlias = Union[subprocess.Popen[bytes], "_ForkedRun"]
 
@@ -141,23 +139,6 @@ def _code_versions() -> dict[Path, int]:
             with suppress(OSError):  # an editor's lock file, or a file that it replaces now
                 versions[file] = file.stat().st_mtime_ns
     return versions
-
-
-def make_starter(
-    script: Sequence[str],
-    processes: int,
-    slots: Sequence[Slot],
-    modules: Sequence[str],
-    print_line: Callable[[str], None],
-) -> Starter:
-    """The starter for runs of ``processes`` processes each on ``slots``: forked if they have one
-    process and no GPU."""
-    if processes > 1:
-        return Starter(torchrun(processes, script))
-    if sys.platform != "linux" or any(s.environment["CUDA_VISIBLE_DEVICES"] for s in slots):
-        # Unbuffered, as under torchrun, because the log is read while the run is active.
-        return Starter([sys.executable, "-u", *script])
-    return ForkingStarter(script, modules, slots[0].environment, print_line)
 
 
 def torchrun(processes: int, script: Sequence[str], rendezvous: Sequence[str] = ()) -> list[str]:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
+from run_files import config, result, write_run
 
 from hydra_plugins.sn_launchers._compose import compose_runs
 from hydra_plugins.sn_launchers.local_launcher import LocalLauncher
@@ -328,18 +329,8 @@ def test_missing_data_are_told_before_the_other_runs_are_composed(tmp_path, monk
 
 
 def test_a_dry_run_of_a_complete_sweep_has_nothing_to_do(tmp_path):
-    (run,) = plan_runs([((), composed(f"runs_dir={tmp_path}", "data=digits"))])
-    run.run_dir.mkdir(parents=True)
-    cell = {
-        "data": "digits",
-        "model": "resnet50",
-        "norm": "sn",
-        "gpus": 8,
-        "samples_per_gpu": 32,
-        "seed": 0,
-        "test_statistics": "batch_average",
-    }
-    result = {"version": 2, "status": "diverged", "cell": cell}
-    (run.run_dir / "result.json").write_text(json.dumps(result))
-    lines = plan([run], slots=1)
+    values = config("sn", "8x32")
+    write_run(tmp_path, values, result(values, status="diverged"))
+    overrides = (f"runs_dir={tmp_path}", "data=digits", "model=resnet50_mini")
+    lines = plan(plan_runs([((), composed(*overrides))]), slots=1)
     assert "already diverged" in lines[1] and lines[-1].startswith("nothing to do")
