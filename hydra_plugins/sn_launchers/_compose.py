@@ -16,7 +16,6 @@ from sn_imagenet.config import CLASSIFICATION, DataConfig, ExperimentConfig
 from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs import RunDirectory
-from sn_imagenet.runs.scores import TOP1, Score
 from sn_imagenet.runs.start import blame_config
 from sn_imagenet.sweeps.planned import PlannedRun, plan_runs
 
@@ -42,21 +41,17 @@ def compose_runs(
     load = context.config_loader.load_sweep_config
     checked: list[DataConfig] = []
 
-    def check(run: ExperimentConfig) -> Score:
+    def check(run: ExperimentConfig) -> None:
         per_pass = run.trainer.replicas_per_pass
         Placement(run.batch.gpus, run.batch.samples_per_gpu, processes, 0, per_pass)
         directory = RunDirectory(Path(run.run_dir))
         with blame_config(directory, run.to_dict()):
             directory.check(run)
-        score = TOP1
         if run.task != CLASSIFICATION:
             from sn_imagenet.tasks import build_task  # takes seconds
 
-            task = build_task(run)
-            task.check_options()
-            score = task.score
+            build_task(run).check_options()
         check_data(run, checked)
-        return score
 
     return plan_runs(((own, load(config, list(own))) for own in job_overrides), check)
 

@@ -58,10 +58,10 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
     for run in runs:
         state, progress = run.state()
         if state in COMPLETE:
-            rows.append(RunStatus(run.name, "skip", progress, f"already {state}", run.score))
+            rows.append(RunStatus(run.name, "skip", progress, f"already {state}"))
             continue
         if state == RUNNING:
-            rows.append(RunStatus(run.name, ELSEWHERE, progress, "", run.score))
+            rows.append(RunStatus(run.name, ELSEWHERE, progress))
             continue
         done = progress.epoch or 0 if progress else 0
         estimates = {name: process_hours(run.config, found, done) for name, found in speeds.items()}
@@ -70,7 +70,7 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
         estimate = estimates.get(source) or 0.0
         hours.setdefault(source, []).append(estimate)
         note = duration(3600 * estimate) if source in speeds else "not measured"
-        rows.append(RunStatus(run.name, "resume" if state else "start", progress, note, run.score))
+        rows.append(RunStatus(run.name, "resume" if state else "start", progress, note))
     lines = table(rows)
     if all(row.state == "skip" for row in rows):
         return [*lines, "nothing to do: every run has its result"]
@@ -83,7 +83,7 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
             line += f"{', '.join(gpus)}, by published logs of BN at a large batch; few samples per "
             line += "GPU take longer (docs/studies.md)"
         else:
-            line += f"{total:.3g}, training only, at the {runs[0].score.speed_unit} {source}; "
+            line += f"{total:.3g}, training only, at the speed {source}; "
             line += f"{total / slots:.3g} hours on {slots} slots"
         lines.append(line)
     return lines
@@ -146,7 +146,7 @@ def benchmarked_speed(file: Path) -> TrainingSpeed:
     """
     try:
         report = read_json(file)
-        samples = float(report["steps_per_epoch"] * report["batch"])
+        samples = float(report["batch"] * report["steps_per_epoch"])
         key = _comparison_key(report["config"])
         return TrainingSpeed(key, float(report["training"]), samples)
     except (OSError, RunError, KeyError, TypeError, ValueError) as error:

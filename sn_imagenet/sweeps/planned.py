@@ -13,7 +13,6 @@ from sn_imagenet.config import ExperimentConfig, InitialRunError, from_hydra, st
 from sn_imagenet.config.checks import require_at_least
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.runs import DIVERGED, FINISHED, NOT_EVALUATED, Progress, read_progress
-from sn_imagenet.runs.scores import TOP1, Score
 
 COMPLETE = (FINISHED, DIVERGED)
 
@@ -51,12 +50,10 @@ def sweep_settings(composed: DictConfig) -> SweepSettings:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that a sweep has to complete, the overrides that it passes to ``train.py``, and the
-    score of its task."""
+    """A run that a sweep has to complete, and the overrides that it passes to ``train.py``."""
 
     config: ExperimentConfig
     overrides: tuple[str, ...]
-    score: Score = TOP1
 
     @property
     def run_dir(self) -> Path:
@@ -82,14 +79,13 @@ class PlannedRun:
 
 def plan_runs(
     composed: Iterable[tuple[Sequence[str], DictConfig]],
-    check: Callable[[ExperimentConfig], Score] = lambda config: TOP1,
+    check: Callable[[ExperimentConfig], None] = lambda config: None,
 ) -> list[PlannedRun]:
     """Validate the runs of a sweep before the first one starts.
 
     Args:
         composed: the overrides of each run and the config composed from them.
-        check: called with each config before the next one is composed, which takes a second;
-            returns the score of its task.
+        check: called with each config before the next one is composed, which takes a second.
 
     Raises:
         UserError: a config is invalid, runs to start from are missing (all are listed), or two runs
@@ -101,13 +97,13 @@ def plan_runs(
         own = tuple(text for text in overrides if is_run_override(text))
         try:
             experiment = [str(key) for key in config if key not in ("hydra", "sweep")]
-            run_config = from_hydra(OmegaConf.masked_copy(config, experiment))
+            run = PlannedRun(from_hydra(OmegaConf.masked_copy(config, experiment)), own)
         except InitialRunError as error:
             missing.append(str(error))
             continue
         except UserError as error:
             raise ConfigError(f"run {' '.join(own)}: {error}") from error
-        run = PlannedRun(run_config, own, check(run_config))
+        check(run.config)
         other = planned.setdefault(run.run_dir.absolute(), run)
         if other is not run:
             raise ConfigError(

@@ -31,7 +31,7 @@ class _ScheduledRun(RunStatus):
     """A planned run and its state in the pool."""
 
     def __init__(self, planned: PlannedRun) -> None:
-        super().__init__(planned.name, WAITING, task_score=planned.score)
+        super().__init__(planned.name, WAITING)
         self.planned = planned
         self.log = RunDirectory(planned.run_dir).log
         self.attempts = 0
