@@ -67,7 +67,12 @@ def hydra_program(
 
             from sn_imagenet.config import CONFIGS
 
-            with exit_on_user_error(), _command_line() as line:
+            with exit_on_user_error(), ExitStack() as sessions, ExitStack() as stack:
+                line = _CommandLine(sessions)
+                if RAISE_ERRORS not in os.environ:  # else a user wants the traceback
+                    os.environ[RAISE_ERRORS] = "1"
+                    stack.callback(os.environ.pop, RAISE_ERRORS)
+                    stack.enter_context(line.exit_on_error())
 
                 @hydra.main(str(CONFIGS / folder), config_name, version_base="1.3")
                 @wraps(function)
@@ -218,19 +223,3 @@ class _CommandLine:
             if world_size() > 1:  # the session waits for the other processes on exit
                 self.session.unreported = message if rank() > 0 else ""
             raise SystemExit(2) from error
-
-
-@contextmanager
-def _command_line() -> Iterator[_CommandLine]:
-    """Wrap ``hydra.main``: errors in composing the config are reported in one line."""
-    with ExitStack() as stack:
-        line = _CommandLine(stack)
-        if RAISE_ERRORS in os.environ:  # set by a user who wants the traceback
-            yield line
-            return
-        os.environ[RAISE_ERRORS] = "1"
-        try:
-            with line.exit_on_error():
-                yield line
-        finally:
-            del os.environ[RAISE_ERRORS]

@@ -6,7 +6,7 @@ import itertools
 import os
 import statistics
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -92,45 +92,6 @@ def _stored_batches(loader: TrainLoader, epoch: int) -> Iterable[object]:
     return loader.data_loader
 
 
-def time_loader(
-    config: Callable[[str], ExperimentConfig],
-    folder: Path,
-    batch: int,
-    workers: Sequence[int],
-    repeats: int,
-    images: int,
-) -> list[dict[str, Any]]:
-    """Time one pass of every contender at every number of workers per round, in random order. A
-    first, untimed pass starts the workers and fills the file cache.
-
-    Args:
-        workers: numbers of loader processes, each on a core of its own.
-        images: number of images of a pass.
-
-    Returns:
-        By ``contender`` and ``workers``, ``images_per_s`` of the median, the ``slowest`` and the
-        ``fastest`` round.
-    """
-
-    def passes(batches: Batches) -> Callable[[], int]:
-        epochs = itertools.count()
-        return lambda: sum(1 for _ in batches(next(epochs)))
-
-    calls = {
-        (name, count): passes(batches)
-        for count in workers
-        for name, batches in loader_contenders(config, folder, batch, count).items()
-    }
-    pinned = {key: partial(_pinned_to_cores, max(key[1], 1)) for key in calls}
-    speeds = []
-    timed = time_interleaved(calls, repeats, torch.device("cpu"), pinned, warm_up=1)
-    for (name, count), seconds in timed.items():
-        rates = {"images_per_s": images / statistics.median(seconds)}
-        rates |= {"slowest": images / max(seconds), "fastest": images / min(seconds)}
-        speeds.append({"contender": name, "workers": count, **rates})
-    return speeds
-
-
 @contextmanager
 def _pinned_to_cores(cores: int) -> Iterator[None]:
     """Pin this process and the workers that it starts to the first ``cores`` cores, with at most as
@@ -146,10 +107,9 @@ def _pinned_to_cores(cores: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def ratios(speeds: Sequence[dict[str, Any]]) -> dict[str, float]:
+def ratios(images_per_s: Mapping[tuple[str, int], float]) -> dict[str, float]:
     """Speed of our loader relative to the others, on one core without workers: up to normalized
     floats, as the reference, and "as stored", without the transforms that a GPU would do."""
-    one = {speed["contender"]: speed["images_per_s"] for speed in speeds if not speed["workers"]}
     pairs = [
         ("exact", "reference", TORCHVISION),
         ("fast", "reference", TORCHVISION),
@@ -157,23 +117,10 @@ def ratios(speeds: Sequence[dict[str, Any]]) -> dict[str, float]:
         ("fast", "limit", LIMIT),
     ]
     return {
-        f"{ours}/{short}{note}": one[f"{ours}{share}"] / one[other]
+        f"{ours}/{short}{note}": images_per_s[f"{ours}{share}", 0] / images_per_s[other, 0]
         for share, note in ((NORMALIZED, ""), ("", ", as stored"))
         for ours, short, other in pairs
     }
-
-
-def _table(speeds: Sequence[dict[str, Any]], ratios: dict[str, float]) -> str:
-    columns: dict[str, list[str]] = {"images/s": []}
-    for speed in speeds:
-        count, rate = speed["workers"], f"{speed['images_per_s']:.0f}"
-        label = f"{count} worker{'s' if count > 1 else ''}" if count else "in process"
-        if label not in columns["images/s"]:
-            columns["images/s"].append(label)
-        columns.setdefault(speed["contender"], []).append(rate)
-    lines = [["on one core", ""], *([name, f"{value:.2f}"] for name, value in ratios.items())]
-    rows = [[name, *cells] for name, cells in columns.items()]
-    return f"{align_columns(rows)}\n\n{align_columns(lines)}"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -203,17 +150,36 @@ def measure(args: Namespace, device: torch.device) -> Report:
         chosen = ["data=imagefolder", *images, f"trainer.device={device.type}", *args.overrides]
         return compose_config(chosen)
 
+    def passes(batches: Batches) -> Callable[[], int]:
+        epochs = itertools.count()
+        return lambda: sum(1 for _ in batches(next(epochs)))
+
     workers = sorted({0, *args.workers})
+    calls = {
+        (name, count): passes(batches)
+        for count in workers
+        for name, batches in loader_contenders(config, args.images, args.batch, count).items()
+    }
+    pinned = {key: partial(_pinned_to_cores, max(key[1], 1)) for key in calls}
+    # The untimed pass starts the workers and fills the file cache.
+    timed = time_interleaved(calls, args.repeats, torch.device("cpu"), pinned, warm_up=1)
     exact = config("exact")
     data = build(exact.data, exact.augment, seed=0)
     passed = len(data.train) // args.batch * args.batch
-    speeds = time_loader(config, args.images, args.batch, workers, args.repeats, passed)
-    speed_ratios = ratios(speeds)
+    speeds = {key: passed / statistics.median(seconds) for key, seconds in timed.items()}
     facts = {
         "images": len(data.train),
         "fingerprint": data.fingerprint["train"],
         "batch": args.batch,
-        "speeds": speeds,
-        "ratios": speed_ratios,
+        "speeds": [
+            {"contender": name, "workers": count, "images_per_s": speed}
+            for (name, count), speed in speeds.items()
+        ],
+        "ratios": ratios(speeds),
     }
-    return facts, _table(speeds, speed_ratios)
+    rows = [["images/s by workers", *map(str, workers)]]
+    for name in dict.fromkeys(name for name, _ in speeds):
+        rows.append([name, *(f"{speeds[name, count]:.0f}" for count in workers)])
+    on_one = [["on one core", ""]]
+    on_one += [[name, f"{ratio:.2f}"] for name, ratio in ratios(speeds).items()]
+    return facts, f"{align_columns(rows)}\n\n{align_columns(on_one)}"

@@ -62,4 +62,4 @@ def test_the_report(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     )
     assert report["images"] == 8
     output = capsys.readouterr().out
-    assert "in process  1 worker" in output and "fast/limit" in output
+    assert "images/s by workers" in output and "fast/limit" in output
