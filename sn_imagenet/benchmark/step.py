@@ -166,19 +166,6 @@ def trainer_step(
     return Step(network, forward, run)
 
 
-def check(kind: StepKind, device: torch.device) -> None:
-    """Check a kind before anything slow starts, and set its precision.
-
-    Raises:
-        UserError: the network is unknown, or the device lacks the precision.
-    """
-    if kind.network not in MINI_LAYERS and not timm.is_model(kind.network):
-        raise UserError(
-            f"--network {kind.network}: expected {', '.join(MINI_LAYERS)} or a timm model"
-        )
-    set_precision(kind.dtype, device)
-
-
 def measure_steps(
     kind: StepKind,
     device: torch.device,
@@ -199,8 +186,9 @@ def measure_steps(
         See :func:`compare_steps`; the reference is nn.BatchNorm2d over the whole batch.
 
     Raises:
-        UserError: a contender does not exist.
+        UserError: a contender does not exist, or the device lacks the precision.
     """
+    set_precision(kind.dtype, device)
     batch = noise(kind, device)
 
     def ours(config: ExperimentConfig) -> Step:
@@ -326,8 +314,11 @@ def measure(args: Namespace, device: torch.device) -> Report:
         for dtype in args.dtype
         for replicas, samples in args.batch
     ]
+    if args.network not in MINI_LAYERS and not timm.is_model(args.network):
+        names = ", ".join(MINI_LAYERS)
+        raise UserError(f"--network {args.network}: expected {names} or a timm model")
     for kind in kinds:
-        check(kind, device)
+        set_precision(kind.dtype, device)  # refuses it here, before anything slow starts
     cases = []
     for kind in kinds:
         print(kind, file=sys.stderr)
