@@ -30,7 +30,7 @@ from sn_imagenet.sweeps.planned import (
 )
 from sn_imagenet.sweeps.pool import Pool
 from sn_imagenet.sweeps.slots import Slot, machine_slots
-from sn_imagenet.sweeps.starters import Starter
+from sn_imagenet.sweeps.starters import Starter, torchrun
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
@@ -193,50 +193,46 @@ def planned(folder, name):
     return PlannedRun(run.config, (name,))
 
 
+def run_pool(runs, command, retries):
+    """Run a pool with one slot, to its exit code of 1; returns its output."""
+    out = io.StringIO()
+    assert Pool(runs, [Slot("slot", {})], Starter(command), retries, Board(out)).run() == 1
+    return out.getvalue()
+
+
 def test_a_failing_run_is_retried_after_the_others_and_then_reported(tmp_path):
     program = "import sys, pathlib; print('error: no such thing', sys.argv[1]); sys.exit(3)"
     runs = [planned(tmp_path, name) for name in ("a", "b")]
-    out = io.StringIO()
-    code = Pool(
-        runs, [Slot("slot", {})], Starter([sys.executable, "-c", program]), 1, Board(out)
-    ).run()
-    assert code == 1
-    starts = [line for line in out.getvalue().splitlines() if "running" in line]
+    output = run_pool(runs, [sys.executable, "-c", program], 1)
+    starts = [line for line in output.splitlines() if "running" in line]
     assert [line[0] for line in starts] == ["a", "b", "a", "b"]
     for name in ("a", "b"):
         assert (tmp_path / name / "log.txt").read_text().count("# attempt") == 2
-        assert f"no such thing {name} (see {tmp_path / name / 'log.txt'})" in out.getvalue()
-    assert f"2 runs: 2 {FAILED}" in out.getvalue()
+        assert f"no such thing {name} (see {tmp_path / name / 'log.txt'})" in output
+    assert f"2 runs: 2 {FAILED}" in output
 
 
 @pytest.mark.parametrize("where", ["python", "torchrun"])
 def test_a_run_that_only_the_user_can_mend_is_not_tried_again(tmp_path, where):
     """torchrun exits with 1, whatever exit code its rank has."""
-    program = "import sys; sys.exit(2)"
-    if where == "torchrun":
-        program = "import sys; print('  rank      : 0\\n  exitcode  : 2 (pid: 9)'); sys.exit(1)"
-    starter = Starter([sys.executable, "-c", program])
-    assert Pool([planned(tmp_path, "a")], [Slot("s", {})], starter, 5, Board(io.StringIO())).run()
+    script = tmp_path / "script.py"
+    script.write_text("import sys; sys.exit(2)")
+    command = [sys.executable, script] if where == "python" else torchrun(1, [script])
+    run_pool([planned(tmp_path, "a")], list(map(str, command)), 5)
     assert (tmp_path / "a" / "log.txt").read_text().count("# attempt") == 1
 
 
 def test_a_run_refused_by_a_lock_is_running_elsewhere_and_not_failed(tmp_path):
-    """Like torchrun, the program exits with 1, whatever exit code its rank has."""
-    program = (
+    started, script = tmp_path / "started", tmp_path / "script.py"
+    script.write_text(
         "import pathlib, sys\n"
-        "first = not pathlib.Path(sys.argv[1]).exists()\n"
-        "pathlib.Path(sys.argv[1]).touch()\n"
-        "code = REFUSED if first else 2\n"
-        "print(f'  exitcode  : {code} (pid: 9)')\n"
-        "sys.exit(1)"
-    ).replace("REFUSED", str(RunInUseError.exit_code))
-    run = PlannedRun(planned(tmp_path, "a").config, (str(tmp_path / "started"),))
-    out = io.StringIO()
-    code = Pool(
-        [run], [Slot("slot", {})], Starter([sys.executable, "-c", program]), 0, Board(out)
-    ).run()
-    assert code == 1
-    states = [line.split("  ")[0] for line in out.getvalue().splitlines() if line.startswith("a:")]
+        f"started = pathlib.Path({str(started)!r})\n"
+        f"code = 2 if started.exists() else {RunInUseError.exit_code}\n"
+        "started.touch()\n"
+        "sys.exit(code)"
+    )
+    output = run_pool([planned(tmp_path, "a")], torchrun(1, [str(script)]), 0)
+    states = [line.split("  ")[0] for line in output.splitlines() if line.startswith("a:")]
     assert states == ["a: running", "a: running elsewhere", "a: running", "a: failed"]
 
 
