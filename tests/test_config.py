@@ -47,7 +47,12 @@ def test_every_choice_composes_with_many_others(composed: Compose, shift: int) -
 
 @pytest.mark.parametrize(
     ("data", "augment"),
-    [("digits", "crop"), ("cifar10", "crop_flip"), ("imagenet", "official")],
+    [
+        ("digits", "crop"),
+        ("cifar10", "crop_flip"),
+        ("imagefolder_small", "crop_flip"),
+        ("imagenet", "official"),
+    ],
 )
 def test_data_chooses_the_default_augmentation(composed: Compose, data: str, augment: str) -> None:
     assert composed(f"data={data}").augment.name == augment
@@ -214,13 +219,3 @@ def test_the_local_processes_share_the_cores_among_their_workers(
     monkeypatch.setenv("SN_IMAGENET_CORES", "4")
     assert composed().data.workers == 3
     assert composed("data.workers=5").data.workers == 5
-
-
-def test_imagefolder_small_is_for_small_images(composed: Compose) -> None:
-    config = composed("data=imagefolder_small", "data.train=a", "data.val=b")
-    assert (config.data.source, config.data.image_size, config.data.resize_size) == (
-        "imagefolder",
-        32,
-        32,
-    )
-    assert config.augment.name == "crop_flip"

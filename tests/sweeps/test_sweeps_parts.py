@@ -55,14 +55,6 @@ def composed(*overrides):
         return compose("config", list(overrides), return_hydra_config=True)
 
 
-def test_importing_the_package_imports_no_torch():
-    code = (
-        "import sys, sn_imagenet.sweeps.pool, sn_imagenet.sweeps.plan;"
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
-
-
 @pytest.mark.parametrize("name", SWEEPS)
 def test_the_sweeps_of_the_repository_use_known_choices_only(name):
     config = composed(f"sweep={name}")
