@@ -2,7 +2,7 @@
 
 import re
 
-from hydra.core.config_search_path import ConfigSearchPath, SearchPathElement
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -47,20 +47,8 @@ def _match(config_path: str) -> re.Match[str] | None:
     return re.fullmatch(r"batch/([0-9]+)x([0-9]+)(\.yaml)?", config_path)
 
 
-class _FoldersFirst(list[SearchPathElement]):
-    """A search path that keeps the settings behind the folders of ``hydra.searchpath``, which Hydra
-    appends to a copy of it."""
-
-    def append(self, element: SearchPathElement) -> None:
-        settings = [i for i, other in enumerate(self) if other.path == SETTINGS]
-        is_folder = element.provider != "schema"
-        self.insert(settings[0] if settings and is_folder else len(self), element)
-
-
 class AppendSettings(SearchPathPlugin):
-    """Searches the settings last. Hydra puts ``--config-dir`` before the provider ``schema``."""
+    """Searches the settings behind configs/. Hydra puts ``--config-dir`` before ``schema``."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("schema", SETTINGS)
-        # Public, but not in the interface.
-        search_path.config_search_path = _FoldersFirst(search_path.get_path())  # type: ignore[attr-defined]

@@ -10,12 +10,8 @@ python scripts/benchmark.py loader --images /data/imagenet/val --json loader.jso
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sn_imagenet.benchmark.command import run
 from sn_imagenet.command_line import run_script
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
 if __name__ == "__main__":
-    run_script(lambda: run(__doc__, CONFIGS))
+    run_script(lambda: run(__doc__))

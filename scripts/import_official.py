@@ -14,8 +14,6 @@ from sn_imagenet.benchmark.command import compose_config
 from sn_imagenet.command_line import run_script, script_parser
 from sn_imagenet.evaluation.import_weights import import_official
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
 
 def main() -> int:
     parser = script_parser(__doc__)
@@ -23,7 +21,7 @@ def main() -> int:
     parser.add_argument("--out", required=True, metavar="RUN", help="a new run directory")
     parser.add_argument("overrides", nargs="*", metavar="OPTION", help="option of train.py")
     args = parser.parse_intermixed_args()
-    config = compose_config(CONFIGS, ["norm=sn", "protocol=official_code", *args.overrides])
+    config = compose_config(["norm=sn", "protocol=official_code", *args.overrides])
     path = import_official(args.file, replace(config, run_dir=args.out))
     print(path)
     return 0

@@ -17,8 +17,6 @@ from sn_imagenet.command_line import run_script, script_parser
 from sn_imagenet.evaluation.import_weights import import_published
 from sn_imagenet.models.published import published_url
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
 
 def main() -> int:
     parser = script_parser(__doc__)
@@ -33,7 +31,7 @@ def main() -> int:
     if args.url:
         print(published_url(args.name))
         return 0
-    config = compose_config(CONFIGS, ["norm=bn", *args.overrides])
+    config = compose_config(["norm=bn", *args.overrides])
     print(import_published(args.file, args.name, replace(config, run_dir=args.out)))
     return 0
 

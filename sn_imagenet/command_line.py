@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from sn_imagenet.config import DataConfig, ExperimentConfig
     from sn_imagenet.session import Session
 
-CONFIGS = (Path(__file__).parent / "configs").resolve()  # a link to configs/ in a checkout
 _FILES = (
     *("data.train", "data.val", "data.train_annotations", "data.val_annotations"),
     *("task.style", "task.features"),
@@ -42,7 +41,7 @@ def hydra_program(
     """Turn a script's function of options and session into its program; see :class:`.Session`.
 
     Args:
-        folder: the config's, in :data:`CONFIGS`; empty for this itself.
+        folder: the config's, in ``configs/``; empty for this itself.
         read: the options in the composed config; called before torch is imported, under multirun
             within the run, which reports its errors.
 
@@ -66,9 +65,14 @@ def hydra_program(
             from hydra.core.hydra_config import HydraConfig
             from hydra.types import RunMode
 
-            import sn_imagenet.config  # noqa: F401  # its resolvers, for --cfg job --resolve
+            from sn_imagenet.config import CONFIGS
 
-            with exit_on_user_error(), _command_line() as line:
+            with exit_on_user_error(), ExitStack() as sessions, ExitStack() as stack:
+                line = _CommandLine(sessions)
+                if RAISE_ERRORS not in os.environ:  # else a user wants the traceback
+                    os.environ[RAISE_ERRORS] = "1"
+                    stack.callback(os.environ.pop, RAISE_ERRORS)
+                    stack.enter_context(line.exit_on_error())
 
                 @hydra.main(str(CONFIGS / folder), config_name, version_base="1.3")
                 @wraps(function)
@@ -219,19 +223,3 @@ class _CommandLine:
             if world_size() > 1:  # the session waits for the other processes on exit
                 self.session.unreported = message if rank() > 0 else ""
             raise SystemExit(2) from error
-
-
-@contextmanager
-def _command_line() -> Iterator[_CommandLine]:
-    """Wrap ``hydra.main``: errors in composing the config are reported in one line."""
-    with ExitStack() as stack:
-        line = _CommandLine(stack)
-        if RAISE_ERRORS in os.environ:  # set by a user who wants the traceback
-            yield line
-            return
-        os.environ[RAISE_ERRORS] = "1"
-        try:
-            with line.exit_on_error():
-                yield line
-        finally:
-            del os.environ[RAISE_ERRORS]

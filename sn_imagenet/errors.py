@@ -7,10 +7,6 @@ import errno
 from collections.abc import Iterable
 from typing import Any
 
-# Environment variable with a folder in which each rank writes its exit code, to a file named by the
-# rank. Launchers need it because torchrun exits with 1 whatever its processes exit with.
-EXIT_CODES = "SN_IMAGENET_EXIT_CODES"
-
 
 def as_text(value: Any) -> str:
     """``str(value)`` as it can be printed and written: the bytes of a name that is not UTF-8 (a

@@ -9,14 +9,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import torch.distributed as dist
 
 from sn_imagenet.distributed import connect_store, rank, report_lost_peers, world_size
-from sn_imagenet.errors import EXIT_CODES, UserError, machine_error
+from sn_imagenet.errors import UserError, machine_error
 from sn_imagenet.output import fail_safe_output
 from sn_imagenet.runs import RunInUseError
 
@@ -91,10 +90,8 @@ def session() -> Iterator[Session]:
         try:
             yield current
             same_reason = current.exit_code > 0  # an error on one rank alone raised SystemExit
-            _write_exit_code(current.exit_code)
-        except SystemExit as error:
+        except SystemExit:
             same_reason = not current.run_started  # for example, Hydra cannot compose the config
-            _write_exit_code(error.code)
             raise
         finally:
             sys.stderr, threading.excepthook = current._stderr, hook
@@ -109,13 +106,6 @@ def _on_thread_error(args: threading.ExceptHookArgs) -> None:
     """TensorBoard's thread raises its OSError again in the training, which reports it."""
     if not isinstance(args.exc_value, OSError):
         threading.__excepthook__(args)
-
-
-def _write_exit_code(code: object) -> None:
-    """Write this rank's exit code for the launcher, see :data:`~sn_imagenet.errors.EXIT_CODES`."""
-    if EXIT_CODES in os.environ:
-        with suppress(OSError):  # the launcher then knows only torchrun's exit code
-            Path(os.environ[EXIT_CODES], str(rank())).write_text(str(code))
 
 
 def _wait_for_other_ranks(unreported: str) -> None:

@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import sn_imagenet.config
-from sn_imagenet.config import ExperimentConfig, from_dict
+from sn_imagenet.config import ExperimentConfig, SettingConfig, from_dict
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.runs import config_differences
 
@@ -47,7 +47,12 @@ def test_every_choice_composes_with_many_others(composed: Compose, shift: int) -
 
 @pytest.mark.parametrize(
     ("data", "augment"),
-    [("digits", "crop"), ("cifar10", "crop_flip"), ("imagenet", "official")],
+    [
+        ("digits", "crop"),
+        ("cifar10", "crop_flip"),
+        ("imagefolder_small", "crop_flip"),
+        ("imagenet", "official"),
+    ],
 )
 def test_data_chooses_the_default_augmentation(composed: Compose, data: str, augment: str) -> None:
     assert composed(f"data={data}").augment.name == augment
@@ -64,33 +69,20 @@ def test_the_defaults_are_the_papers_sn_at_8x32(composed: Compose) -> None:
     assert config.trainer.precision == "fp32"
 
 
-def test_batch_lists_the_settings_of_table_2() -> None:
-    assert set(choices("batch")) == {
-        "8x32", "8x16", "8x8", "8x4", "8x2", "1x16", "1x32", "8x1", "1x8"
+def test_the_lr_scales_with_the_global_batch_of_the_settings_of_table_2(composed: Compose) -> None:
+    rates = {
+        "8x32": 0.1, "8x16": 0.05, "8x8": 0.025, "8x4": 0.0125, "8x2": 0.00625,
+        "1x16": 0.00625, "1x32": 0.0125, "8x1": 0.003125, "1x8": 0.003125,
     }  # fmt: skip
+    assert set(choices("batch")) == rates.keys()
+    for batch, lr in rates.items():
+        config = composed(f"batch={batch}")
+        assert config.batch == SettingConfig(*map(int, batch.split("x")), batch)
+        assert config.initial_lr == pytest.approx(lr, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("batch", "lr"),
-    [
-        ("8x32", 0.1), ("8x16", 0.05), ("8x8", 0.025), ("8x4", 0.0125), ("8x2", 0.00625),
-        ("1x16", 0.00625), ("1x32", 0.0125), ("8x1", 0.003125), ("1x8", 0.003125),
-    ],
-)  # fmt: skip
-def test_the_lr_scales_with_the_global_batch(composed: Compose, batch: str, lr: float) -> None:
-    config = composed(f"batch={batch}")
-    gpus, samples = map(int, batch.split("x"))
-    assert (config.batch.gpus, config.batch.samples_per_gpu) == (gpus, samples)
-    assert config.batch.name == batch
-    assert config.initial_lr == pytest.approx(lr, rel=1e-12)
-
-
-def test_a_setting_in_a_searched_folder_has_precedence(composed: Compose, tmp_path: Path) -> None:
-    (tmp_path / "batch").mkdir()
-    (tmp_path / "batch" / "4x6.yaml").write_text("gpus: 4\nsamples_per_gpu: 6\nname: mine\n")
-    search = f"hydra.searchpath=[file://{tmp_path}]"
-    assert composed(search, "batch=4x6").batch.name == "mine"
-    assert composed(search, "batch=4x7").batch.name == "4x7"
+def test_any_two_numbers_are_a_setting(composed: Compose) -> None:
+    assert composed("batch=4x7").batch == SettingConfig(4, 7, "4x7")
 
 
 def test_one_sample_per_gpu_removes_bn_from_sn(composed: Compose) -> None:
@@ -227,13 +219,3 @@ def test_the_local_processes_share_the_cores_among_their_workers(
     monkeypatch.setenv("SN_IMAGENET_CORES", "4")
     assert composed().data.workers == 3
     assert composed("data.workers=5").data.workers == 5
-
-
-def test_imagefolder_small_is_for_small_images(composed: Compose) -> None:
-    config = composed("data=imagefolder_small", "data.train=a", "data.val=b")
-    assert (config.data.source, config.data.image_size, config.data.resize_size) == (
-        "imagefolder",
-        32,
-        32,
-    )
-    assert config.augment.name == "crop_flip"

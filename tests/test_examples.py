@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted(ROOT.glob("examples/*.py"))
 
 
 def run(*arguments: object) -> str:
@@ -19,11 +18,6 @@ def run(*arguments: object) -> str:
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
-def test_an_example_is_short(example: Path) -> None:
-    assert len(example.read_text().splitlines()) <= 40
 
 
 def test_the_layer_in_a_network_of_ones_own() -> None:

@@ -16,9 +16,6 @@ FILES = sorted(
     if not any(part.startswith(".") or part == "build" for part in file.relative_to(ROOT).parts)
 )
 MODULES = [file for file in FILES if file.is_relative_to(ROOT / PACKAGE)]
-ENTRY_POINTS = [
-    file for file in FILES if file.parent in (ROOT, ROOT / "scripts") and file.name != "conftest.py"
-]
 
 # A package imports itself and packages of lower rank.
 RANKS = {
@@ -87,16 +84,9 @@ def top_level_imports(file: Path) -> set[str]:
 
 
 def test_the_file_lists_are_complete() -> None:
-    assert {"train.py", "scripts/make_tables.py", "sn_imagenet/norms/op.py"} <= {
-        str(file.relative_to(ROOT)) for file in FILES
-    }
-    assert ROOT / "train.py" in ENTRY_POINTS
+    assert {ROOT / "train.py", ROOT / "scripts" / "make_tables.py"} <= set(FILES)
     assert "torch" in top_level_imports(ROOT / PACKAGE / "norms" / "op.py")
     assert f"{PACKAGE}.programs" in project_imports(ROOT / "train.py")
-
-
-def test_the_exceptions_exist() -> None:
-    assert {name_of(module) for module in MODULES} >= NOT_LIGHT
 
 
 def test_every_package_has_a_rank_or_a_list() -> None:
@@ -137,12 +127,6 @@ def test_light_packages_do_not_import(package: str, excluded: set[str]) -> None:
         pending += [".".join(parents[:depth]) for depth in range(1, len(parents))]
         pending += project_imports(files[name])
     assert any(package_of(name) == package for name in visited)
-
-
-@pytest.mark.parametrize("entry", ENTRY_POINTS, ids=name_of)
-def test_entry_points_are_short(entry: Path) -> None:
-    lines = len(entry.read_text().splitlines())
-    assert lines < 80, f"{entry.name} has {lines} lines: an entry point calls one function"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

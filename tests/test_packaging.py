@@ -98,11 +98,3 @@ def test_the_layers_need_only_torch_and_can_be_copied(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", train], capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "install with the extra train" in done.stderr
-
-
-def test_the_dev_extra_includes_every_other_extra() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    (requirement,) = (entry for entry in extras["dev"] if entry.startswith(project["name"]))
-    included = requirement.removeprefix(f"{project['name']}[").rstrip("]").split(",")
-    assert set(included) == extras.keys() - {"dev"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
@@ -17,7 +16,6 @@ from sn_imagenet.config import CLASSIFICATION, DataConfig, ExperimentConfig
 from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs import RunDirectory
-from sn_imagenet.runs.scores import TOP1, Score
 from sn_imagenet.runs.start import blame_config
 from sn_imagenet.sweeps.planned import PlannedRun, plan_runs
 
@@ -42,7 +40,6 @@ def compose_runs(
         )
     load = context.config_loader.load_sweep_config
     checked: list[DataConfig] = []
-    scores: list[Score] = []
 
     def check(run: ExperimentConfig) -> None:
         per_pass = run.trainer.replicas_per_pass
@@ -50,22 +47,13 @@ def compose_runs(
         directory = RunDirectory(Path(run.run_dir))
         with blame_config(directory, run.to_dict()):
             directory.check(run)
-        scores.append(_checked_score(run))
+        if run.task != CLASSIFICATION:
+            from sn_imagenet.tasks import build_task  # takes seconds
+
+            build_task(run).check_options()
         check_data(run, checked)
 
-    composed = ((own, load(config, list(own))) for own in job_overrides)
-    runs = plan_runs(composed, check)
-    return [replace(run, score=score) for run, score in zip(runs, scores, strict=True)]
-
-
-def _checked_score(config: ExperimentConfig) -> Score:
-    if config.task == CLASSIFICATION:
-        return TOP1  # the import of a task takes seconds
-    from sn_imagenet.tasks import build_task
-
-    task = build_task(config)
-    task.check_options()
-    return task.score
+    return plan_runs(((own, load(config, list(own))) for own in job_overrides), check)
 
 
 def script_and_options(config: DictConfig) -> list[str]:

@@ -53,7 +53,7 @@ def follow(runs: Sequence[PlannedRun], jobs: Mapping[Path, str], logs: str) -> i
                 why = progress.detail if progress and progress.detail else "ended without a result"
                 log = logs.replace("%j", str(job).split("_")[0])
                 state, note = FAILED, f"job {job}: {why} (see {log})"
-            rows.append(RunStatus(run.name, str(state), progress, note, run.score))
+            rows.append(RunStatus(run.name, str(state), progress, note))
         if not is_open:
             board.end(rows)
             return 0 if all(row.state in COMPLETE for row in rows) else 1

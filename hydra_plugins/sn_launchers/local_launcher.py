@@ -3,6 +3,7 @@
 Hydra imports this file at every start, so the other imports wait until a sweep starts.
 """
 
+import sys
 from collections.abc import Sequence
 
 from hydra.core.utils import JobReturn
@@ -54,10 +55,10 @@ class LocalLauncher(Launcher):
         from hydra_plugins.sn_launchers._compose import compose_runs, script_and_options
         from sn_imagenet.sweeps.board import Board
         from sn_imagenet.sweeps.plan import plan
+        from sn_imagenet.sweeps.planned import sweep_settings
         from sn_imagenet.sweeps.pool import Pool
-        from sn_imagenet.sweeps.settings import sweep_settings
         from sn_imagenet.sweeps.slots import machine_slots
-        from sn_imagenet.sweeps.starters import make_starter
+        from sn_imagenet.sweeps.starters import ForkingStarter, Starter, torchrun
 
         settings = sweep_settings(self.config)
         runs = compose_runs(self.context, self.config, job_overrides, settings.gpus_per_run)
@@ -66,6 +67,12 @@ class LocalLauncher(Launcher):
             print("\n".join(plan(runs, len(slots), settings.measured)), flush=True)
             return 0
         script, board = script_and_options(self.config), Board()
-        processes = settings.gpus_per_run
-        starter = make_starter(script, processes, slots, PRELOADED_MODULES, board.print_line)
+        if settings.gpus_per_run > 1:
+            starter = Starter(torchrun(settings.gpus_per_run, script))
+        elif sys.platform != "linux" or slots[0].environment["CUDA_VISIBLE_DEVICES"]:
+            # Unbuffered, as under torchrun, because the log is read while the run is active.
+            starter = Starter([sys.executable, "-u", *script])
+        else:
+            environment = slots[0].environment
+            starter = ForkingStarter(script, PRELOADED_MODULES, environment, board.print_line)
         return Pool(runs, slots, starter, settings.retries, board).run()

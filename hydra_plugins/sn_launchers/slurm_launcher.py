@@ -94,8 +94,7 @@ class TorchrunSlurmLauncher(_Submitit or Launcher):  # type: ignore[misc]
         from hydra_plugins.sn_launchers._slurm_jobs import follow
         from sn_imagenet.errors import ConfigError
         from sn_imagenet.sweeps.plan import plan
-        from sn_imagenet.sweeps.planned import COMPLETE
-        from sn_imagenet.sweeps.settings import sweep_settings
+        from sn_imagenet.sweeps.planned import COMPLETE, sweep_settings
 
         settings = sweep_settings(self.config)
         nodes = int(self.params["nodes"])

@@ -77,29 +77,22 @@ def checkout(name: str) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", folder], check=True)
 
 
-def run(command: str, checkout: Path, runs: str) -> None:
-    """Run ``command`` in ``checkout`` until it finishes; with --interrupt, interrupt it once."""
-    words = shlex.split(command)
-    interrupt = words[0] == "--interrupt"
-    if interrupt:
-        del words[0]
+def results(checkout: Path, command: str) -> dict[str, Any]:
+    """Run ``command`` in ``checkout``, interrupted once with --interrupt, and read its files."""
+    interrupt, words = command.startswith("--interrupt "), shlex.split(command)
+    words = words[interrupt:]
     if words[0].startswith("-"):
         words = ["-m", "torch.distributed.run", "--standalone", *words]
-    line = [sys.executable, *words, f"runs_dir={runs}"]
-    if interrupt:
-        process = subprocess.Popen(line, cwd=checkout, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not any(Path(runs).rglob("metrics.jsonl")):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        if process.wait() != INTERRUPTED:
-            sys.exit(f"{command}: exit code {process.returncode}, expected {INTERRUPTED}")
-    subprocess.run(line, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
-
-
-def results(checkout: Path, command: str) -> dict[str, Any]:
-    """Run ``command`` in ``checkout`` and read the files that it writes."""
     with tempfile.TemporaryDirectory() as runs:
-        run(command, checkout, runs)
+        line = [sys.executable, *words, f"runs_dir={runs}"]
+        if interrupt:
+            process = subprocess.Popen(line, cwd=checkout, stdout=subprocess.DEVNULL)
+            while process.poll() is None and not any(Path(runs).rglob("metrics.jsonl")):
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            if process.wait() != INTERRUPTED:
+                sys.exit(f"{command}: exit code {process.returncode}, expected {INTERRUPTED}")
+        subprocess.run(line, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
         return read_results(Path(runs))
 
 

@@ -1,4 +1,4 @@
-"""The command line of scripts/benchmark.py: a subcommand's interface, its table and its JSON."""
+"""The command line of scripts/benchmark.py: the benchmarks, their tables and their JSON."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import os
 import shutil
 import subprocess
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from sn_imagenet.config import ExperimentConfig, from_hydra
+from sn_imagenet.config import CONFIGS, ExperimentConfig, from_hydra
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.overrides import describe_error
 from sn_imagenet.runs.provenance import provenance
@@ -31,27 +31,11 @@ Report = tuple[dict[str, Any], str]
 """The contents of the JSON, apart from the machine, and the table for the terminal."""
 
 
-@dataclass(frozen=True)
-class Command:
-    """One subcommand of scripts/benchmark.py.
-
-    Attributes:
-        help: one line for the command line.
-        add_arguments: adds its own arguments to those that all have.
-        measure: takes the arguments and the device. Raises UserError for a user's mistake.
-        repeats: default of ``--repeats``.
-        overrides: help on overrides of the config, if it takes any.
+def benchmarks() -> dict[str, ModuleType]:
+    """The benchmarks by name: modules with ``add_arguments(parser)`` for their own arguments and
+    ``measure(args, device) -> Report``. One that takes overrides of the config explains them in
+    ``OVERRIDES``.
     """
-
-    help: str
-    add_arguments: Callable[[ArgumentParser], None]
-    measure: Callable[[Namespace, torch.device], Report]
-    repeats: int = 9
-    overrides: str = ""
-
-
-def commands() -> dict[str, Command]:
-    """The subcommands by name. To add one, write a module and list it here."""
     from sn_imagenet.benchmark import (  # they import this module
         detection,
         layers,
@@ -61,40 +45,35 @@ def commands() -> dict[str, Command]:
     )
 
     return {
-        "norms": layers.COMMAND,
-        "step": step.COMMAND,
-        "train": train.COMMAND,
-        "loader": loader.COMMAND,
-        "detection": detection.COMMAND,
+        "norms": layers,
+        "step": step,
+        "train": train,
+        "loader": loader,
+        "detection": detection,
     }
 
 
-def run(description: str, configs: Path, arguments: list[str] | None = None) -> None:
+def run(description: str, arguments: list[str] | None = None) -> None:
     """Run a benchmark, print its table and write the requested files.
-
-    Args:
-        configs: the folder from which train.py composes its configuration.
 
     Raises:
         UserError: an argument is invalid.
     """
-    args = _parse(description, configs, arguments)
+    args = _parse(description, arguments)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no CUDA device; use --device cpu")
     if args.threads:
         torch.set_num_threads(args.threads)
-    facts, table = commands()[args.benchmark].measure(args, device)
+    facts, table = benchmarks()[args.benchmark].measure(args, device)
     print(table)
     if args.json:
         # Over 15 minutes; a load above the number of threads means a shared machine.
         machine = {**provenance(device), "load_average": os.getloadavg()[2], **_clocks(device)}
         content = {"version": VERSION, "benchmark": args.benchmark, "machine": machine}
-        content["repeats"] = args.repeats
-        if "overrides" in args:
-            content["overrides"] = args.overrides
+        content |= {"repeats": args.repeats, "overrides": args.overrides, **facts}
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({**content, **facts}, indent=1) + "\n")
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _clocks(device: torch.device) -> dict[str, str]:
@@ -106,38 +85,36 @@ def _clocks(device: torch.device) -> dict[str, str]:
     return {"clocks": subprocess.run(command, capture_output=True, text=True, timeout=60).stdout}
 
 
-def _parse(description: str, configs: Path, arguments: list[str] | None) -> Namespace:
+def _parse(description: str, arguments: list[str] | None) -> Namespace:
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
-    parser.set_defaults(configs=configs)
     kinds = parser.add_subparsers(dest="benchmark", required=True)
-    for name, command in commands().items():
-        kind = kinds.add_parser(name, help=command.help)
-        command.add_arguments(kind)
-        if command.overrides:
-            kind.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=command.overrides)
-        help = f"rounds, whose medians are reported; default {command.repeats}"
-        kind.add_argument("--repeats", type=int, default=command.repeats, help=help)
+    for name, module in benchmarks().items():
+        overrides = getattr(module, "OVERRIDES", "")
+        epilog = f"Overrides KEY=VALUE {overrides}" if overrides else None
+        kind = kinds.add_parser(name, help=module.__doc__, epilog=epilog)
+        help = "rounds, whose medians are reported; default %(default)s"
+        kind.add_argument("--repeats", type=int, default=9, help=help)
         kind.add_argument("--threads", type=int, help="CPU threads")
         kind.add_argument("--device", help="cpu or cuda; default cuda if available")
         kind.add_argument("--json", type=Path, help="write the report")
-    args, rest = parser.parse_known_args(arguments)
-    # argparse accepts positional words only in one group, but Hydra overrides may be anywhere.
-    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
-    if len(overrides) < len(rest) or (rest and "overrides" not in args):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if overrides:
-        args.overrides = [*args.overrides, *overrides]
+        module.add_arguments(kind)
+    # argparse accepts positional words only in one group, but overrides may be anywhere.
+    args, overrides = parser.parse_known_args(arguments)
+    known = hasattr(benchmarks()[args.benchmark], "OVERRIDES")
+    if unknown := [w for w in overrides if not known or w.startswith("-") or "=" not in w]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    args.overrides = overrides
     return args
 
 
-def compose_config(configs: Path, overrides: Sequence[str]) -> ExperimentConfig:
-    """The configuration that ``train.py OVERRIDES`` would run, from the folder ``configs``.
+def compose_config(overrides: Sequence[str]) -> ExperimentConfig:
+    """The configuration that ``train.py OVERRIDES`` would run.
 
     Raises:
         ConfigError: a choice does not exist, or a value is invalid.
     """
     try:
-        with initialize_config_dir(str(configs), version_base="1.3"):
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return from_hydra(compose("config", list(overrides)))
     except HydraException as error:
         raise ConfigError(describe_error(error)) from error
@@ -149,13 +126,10 @@ def parse_setting(text: str) -> tuple[int, int]:
     return int(replicas or 1), int(samples)
 
 
-ONLY: dict[str, Any] = {
-    "nargs": "+",
-    "default": [],
-    "metavar": "NAME",
-    "help": f"contenders to time beside {REFERENCE}, such as SN; default all",
-}
-"""The argument ``--only``."""
+def add_only(parser: ArgumentParser) -> None:
+    """Add the argument ``--only``, for :func:`choose`."""
+    help = f"contenders to time beside {REFERENCE}, such as SN; default all"
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=help)
 
 
 def choose(contenders: Mapping[str, T], only: Sequence[str]) -> dict[str, T]:

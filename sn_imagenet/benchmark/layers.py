@@ -1,23 +1,25 @@
-"""Times one normalization layer, forward and backward, on ResNet-50's shapes."""
+"""One normalization layer, forward and backward, on ResNet-50's shapes."""
 
 from __future__ import annotations
 
+import math
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from statistics import geometric_mean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sn_imagenet.benchmark.command import (
-    ONLY,
     REFERENCE,
-    Command,
     Report,
+    add_only,
     align_columns,
     choose,
     parse_setting,
@@ -75,44 +77,35 @@ class ActivationKind:
         return self.replicas * self.samples
 
 
-@dataclass
-class LayerCase:
-    """Median seconds of forward + backward by contender, for one activation.
-
-    ``copy`` is x.clone(). ``kept`` counts activations kept for backward beside the output: 1 is x
+def layer_case(
+    kind: ActivationKind,
+    shape: tuple[int, int, int],
+    backend: str,
+    seconds: dict[str, float],
+    kept: dict[str, float],
+) -> dict[str, Any]:
+    """The JSON of one activation: median ``seconds`` of forward + backward by contender, and what
+    follows from them. ``kept`` counts activations kept for backward beside the output: 1 is x
     itself. ``backend`` is that of our layers.
+
+    ``ratios`` are relative to nn.BatchNorm2d under its fastest backend. ``copy_bandwidth_share`` is
+    the bandwidth of the bytes that must move, as a share of the copy's: a layer must read 6 and
+    write 2 activations, the copy (x.clone()) reads and writes one.
     """
-
-    kind: ActivationKind
-    shape: tuple[int, int, int]
-    backend: str
-    seconds: dict[str, float]
-    kept: dict[str, float]
-
-    @property
-    def reference(self) -> float:
-        """Seconds of nn.BatchNorm2d under its fastest backend."""
-        return min(s for name, s in self.seconds.items() if name.startswith(REFERENCE))
-
-    def ratios(self) -> dict[str, float]:
-        """Time relative to nn.BatchNorm2d, by contender."""
-        return {name: seconds / self.reference for name, seconds in self.seconds.items()}
-
-    def copy_share(self, name: str) -> float:
-        """Bandwidth of the bytes that must move, as a share of the copy's. A layer must read 6 and
-        write 2 activations, the copy reads and writes one."""
-        return (1 if name == COPY else 4) * self.seconds[COPY] / self.seconds[name]
-
-    def as_dict(self) -> dict[str, object]:
-        shares = {name: self.copy_share(name) for name in self.seconds}
-        size = self.kind.total * self.shape[0] * self.shape[1] * self.shape[2]
-        moved = 2 * size * DTYPES[self.kind.dtype].itemsize
-        return {
-            **asdict(self),
-            "ratios": self.ratios(),
-            "copy_bytes_per_second": moved / self.seconds[COPY],
-            "copy_bandwidth_share": shares,
-        }
+    reference = min(s for name, s in seconds.items() if name.startswith(REFERENCE))
+    moved = 2 * kind.total * math.prod(shape) * DTYPES[kind.dtype].itemsize
+    shares = {n: (1 if n == COPY else 4) * seconds[COPY] / s for n, s in seconds.items()}
+    return {
+        "title": str(kind),
+        "kind": asdict(kind),
+        "shape": shape,
+        "backend": backend,
+        "seconds": seconds,
+        "kept": kept,
+        "ratios": {name: each / reference for name, each in seconds.items()},
+        "copy_bytes_per_second": moved / seconds[COPY],
+        "copy_bandwidth_share": shares,
+    }
 
 
 class Fig7(nn.Module):
@@ -174,7 +167,7 @@ def measure_layer(
     graph: bool = False,
     only: Sequence[str] = (),
     relu: bool = False,
-) -> LayerCase:
+) -> dict[str, Any]:
     """Time every contender on one random activation [kind.total, *shape] and its gradient.
 
     Every call allocates the output and the gradients of x and of all parameters. ``graph``: run
@@ -192,82 +185,64 @@ def measure_layer(
         return values.contiguous(memory_format=memory_format)
 
     x, grad = activation().requires_grad_(), activation()
-    layers = choose(layer_contenders(x, kind.replicas, relu), only)
     kept: dict[str, float] = {}
     calls: dict[str, Callable[[], object]] = {COPY: x.detach().clone}
-    for name, layer in layers.items():
-        calls[name] = _step(layer, x, grad)
-        with CONTEXTS.get(name, nullcontext)():
-            kept[name] = _kept_activations(layer, x)
-            if graph:
-                calls[name] = capture_graph(calls[name], device)
+    for name, layer in choose(layer_contenders(x, kind.replicas, relu), only).items():
+        inputs = [x, *layer.parameters()]
+        calls[name] = partial(_forward_backward, layer, x, inputs, grad)
+        with CONTEXTS.get(name, nullcontext)(), StorageLog() as log:
+            y = layer(x)
+        kept[name] = 1 + log.live_bytes(x, y, *layer.buffers()) / x.untyped_storage().nbytes()
+        del y
     if graph:
-        calls[COPY] = capture_graph(calls[COPY], device)
+        for name, call in calls.items():
+            with CONTEXTS.get(name, nullcontext)():
+                calls[name] = capture_graph(call, device)
     seconds = median_seconds(calls, repeats, device, contexts=CONTEXTS)
-    return LayerCase(kind, shape, select_backend(x).name, seconds, kept)
+    return layer_case(kind, shape, select_backend(x).name, seconds, kept)
 
 
-def _step(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], object]:
-    inputs = [x, *layer.parameters()]
-    return lambda: torch.autograd.grad(layer(x), inputs, grad)
+def _forward_backward(layer: nn.Module, x: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> None:
+    torch.autograd.grad(layer(x), inputs, grad)
 
 
-def _kept_activations(layer: nn.Module, x: Tensor) -> float:
-    with StorageLog() as log:
-        y = layer(x)
-    return 1 + log.live_bytes(x, y, *layer.buffers()) / x.untyped_storage().nbytes()
-
-
-def group_by_kind(cases: Sequence[LayerCase]) -> dict[ActivationKind, list[LayerCase]]:
-    groups: dict[ActivationKind, list[LayerCase]] = {}
-    for case in cases:
-        groups.setdefault(case.kind, []).append(case)
-    return groups
-
-
-def geometric_means(cases: Sequence[LayerCase]) -> dict[str, dict[str, dict[str, float]]]:
-    """Means over the shapes, by kind and contender: geometric mean and maximum of the ratio to
+def geometric_means(cases: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Means over the shapes, by contender: geometric mean and maximum of the ratio to
     nn.BatchNorm2d, and the geometric mean of the share of the copy's bandwidth."""
-    return {
-        str(kind): {
-            name: {
-                "geometric_mean": geometric_mean(case.ratios()[name] for case in group),
-                "max": max(case.ratios()[name] for case in group),
-                "copy_bandwidth_share": geometric_mean(c.copy_share(name) for c in group),
-            }
-            for name in group[0].seconds
-            if all(name in case.seconds for case in group)
-        }
-        for kind, group in group_by_kind(cases).items()
-    }
+    means = {}
+    for name in cases[0]["seconds"]:
+        ratios = [case["ratios"][name] for case in cases]
+        shares = [case["copy_bandwidth_share"][name] for case in cases]
+        means[name] = {"geometric_mean": geometric_mean(ratios), "max": max(ratios)}
+        means[name]["copy_bandwidth_share"] = geometric_mean(shares)
+    return means
 
 
-def layers_table(cases: Sequence[LayerCase]) -> str:
-    """A table per kind of activation with times relative to nn.BatchNorm2d (its fastest backend):
-    a row per shape, then geometric means, shares of the copy's bandwidth and kept memory."""
-    tables = []
-    for kind, group in group_by_kind(cases).items():
-        means = geometric_means(group)[str(kind)]
-        names = [name for name in group[0].seconds if name in means and name != REFERENCE]
-        all_names = (REFERENCE, *names)
-        rows = [[f"{kind}, {group[0].backend}", f"{REFERENCE} ms", *names]]
-        for case in group:
-            size = "x".join(map(str, (kind.total, *case.shape)))
-            ratios = case.ratios()
-            rows.append([size, f"{case.reference * 1e3:.2f}", *(f"{ratios[n]:.2f}" for n in names)])
-        kept = group[0].kept
-        shares = {n: f"{100 * m['copy_bandwidth_share']:.0f} %" for n, m in means.items()}
-        rows += [
+def layers_table(cases: Sequence[dict[str, Any]]) -> str:
+    """A table of one kind of activation, with times relative to nn.BatchNorm2d (its fastest
+    backend): a row per shape, then means, shares of the copy's bandwidth and kept memory."""
+    means, first = geometric_means(cases), cases[0]
+    kept = {name: f"{count:.2f}" for name, count in first["kept"].items()}
+    shares = {n: f"{100 * m['copy_bandwidth_share']:.0f} %" for n, m in means.items()}
+    names = [name for name in means if name != REFERENCE]
+    rows = [[f"{first['title']}, {first['backend']}", f"{REFERENCE} ms", *names]]
+    for case in cases:
+        size = "x".join(map(str, (ActivationKind(**case["kind"]).total, *case["shape"])))
+        reference = case["seconds"][REFERENCE] / case["ratios"][REFERENCE]
+        ratios = (f"{case['ratios'][name]:.2f}" for name in names)
+        rows.append([size, f"{reference * 1e3:.2f}", *ratios])
+    return align_columns(
+        [
+            *rows,
             ["geometric mean", "", *(f"{means[n]['geometric_mean']:.2f}" for n in names)],
             ["largest", "", *(f"{means[n]['max']:.2f}" for n in names)],
-            ["copy's bandwidth", shares.get(REFERENCE, ""), *(shares[n] for n in names)],
-            ["kept, activations", *(f"{kept[n]:.2f}" if n in kept else "" for n in all_names)],
+            ["copy's bandwidth", *(shares[n] for n in (REFERENCE, *names))],
+            ["kept, activations", *(kept.get(n, "") for n in (REFERENCE, *names))],
         ]
-        tables.append(align_columns(rows))
-    return "\n\n".join(tables)
+    )
 
 
-def _add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--samples",
         type=parse_setting,
@@ -282,33 +257,28 @@ def _add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="run each call as a CUDA graph: device time without the host's",
     )
-    parser.add_argument("--only", **ONLY)
+    add_only(parser)
     parser.add_argument("--relu", action="store_true", help="with a ReLU after each layer")
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
 
 
-def _measure(args: Namespace, device: torch.device) -> Report:
+def measure(args: Namespace, device: torch.device) -> Report:
     if args.graph and device.type != "cuda":
         raise UserError(f"--graph needs a CUDA device, not {device.type}; leave it out")
-    cases = []
-    for replicas, samples in args.samples:
-        for dtype in args.dtype:
-            for layout in args.layout:
-                kind = ActivationKind(samples, layout, dtype, replicas)
-                for shape in SHAPES[:: args.every]:
-                    print(f"{kind} {shape}", file=sys.stderr)
-                    options = args.repeats, args.graph, args.only, args.relu
-                    cases.append(measure_layer(kind, shape, device, *options))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for (replicas, samples), dtype, layout in product(args.samples, args.dtype, args.layout):
+        kind = ActivationKind(samples, layout, dtype, replicas)
+        print(kind, file=sys.stderr)
+        options = args.repeats, args.graph, args.only, args.relu
+        shapes = SHAPES[:: args.every]
+        groups[str(kind)] = [measure_layer(kind, shape, device, *options) for shape in shapes]
     facts = {
         "reference": REFERENCE,
         "graph": args.graph,
         "only": args.only,
         "relu": args.relu,
-        "geometric_means": geometric_means(cases),
-        "cases": [case.as_dict() for case in cases],
+        "geometric_means": {title: geometric_means(cases) for title, cases in groups.items()},
+        "cases": [case for cases in groups.values() for case in cases],
     }
-    return facts, layers_table(cases)
-
-
-COMMAND = Command("one layer, forward + backward, on ResNet-50's shapes", _add_arguments, _measure)
+    return facts, "\n\n".join(map(layers_table, groups.values()))

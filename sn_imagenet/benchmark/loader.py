@@ -6,9 +6,8 @@ import itertools
 import os
 import statistics
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,34 +17,22 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from sn_imagenet.benchmark.command import Command, Report, align_columns, compose_config
+from sn_imagenet.benchmark.command import Report, align_columns, compose_config
 from sn_imagenet.benchmark.timing import time_interleaved
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.datasets import build
 from sn_imagenet.data.decode import decode
 from sn_imagenet.data.loaders import TrainLoader, train_loader
-from sn_imagenet.data.sources import Source
 from sn_imagenet.errors import UserError
 
 TORCHVISION = "torchvision's reference"
 PILLOW = "Pillow's decoding alone"
 LIMIT = "simplejpeg's decoding alone"
 NORMALIZED = ", normalized"
+OVERRIDES = "are of the loader, as for train.py: augment=he2016"
 
 Batches = Callable[[int], Iterable[object]]
 """``batches(epoch)`` yields the batches of one pass over the images."""
-
-
-@dataclass(frozen=True)
-class LoaderSpeed:
-    """Images/s of one contender with ``workers`` loader processes on a core each: median, slowest
-    and fastest round."""
-
-    contender: str
-    workers: int
-    images_per_s: float
-    slowest: float
-    fastest: float
 
 
 def loader_contenders(
@@ -74,30 +61,23 @@ def loader_contenders(
         loader = DataLoader(dataset, batch, shuffle=True, drop_last=True, **options)
         return lambda epoch: loader
 
-    exact, fast = (_train_loader(config(decode), batch, workers) for decode in ("exact", "fast"))
-    source = build(data, config("exact").augment, seed=0).train.source
-    return {
+    contenders = {
         TORCHVISION: plain_loader(ImageFolder(folder, reference)),
         PILLOW: plain_loader(ImageFolder(folder), collate_fn=len),
-        LIMIT: plain_loader(_DecodedImages(source), collate_fn=len),
-        "exact": _stored_batches(exact),
-        f"exact{NORMALIZED}": exact.epoch,
-        "fast": _stored_batches(fast),
-        f"fast{NORMALIZED}": fast.epoch,
+        LIMIT: plain_loader(_DecodedImages(folder), collate_fn=len),
     }
+    for name in ("exact", "fast"):
+        loader = _train_loader(config(name), batch, workers)
+        contenders[name] = partial(_stored_batches, loader)
+        contenders[f"{name}{NORMALIZED}"] = loader.epoch
+    return contenders
 
 
-class _DecodedImages(Dataset[Any]):
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
+class _DecodedImages(ImageFolder):
+    """Images that simplejpeg decodes, and nothing else."""
 
     def __getitem__(self, index: int) -> object:
-        stored = self.source.open(index).stored
-        assert isinstance(stored, bytes)
-        return decode(stored)
+        return decode(Path(self.samples[index][0]).read_bytes())
 
 
 def _train_loader(config: ExperimentConfig, batch: int, workers: int) -> TrainLoader:
@@ -106,43 +86,10 @@ def _train_loader(config: ExperimentConfig, batch: int, workers: int) -> TrainLo
     return train_loader(data, workers=workers, device=torch.device(device), **sampling)
 
 
-def _stored_batches(loader: TrainLoader) -> Batches:
+def _stored_batches(loader: TrainLoader, epoch: int) -> Iterable[object]:
     """The loader's batches before the transforms on the device: color shift, normalization."""
-
-    def batches(epoch: int) -> Iterable[object]:
-        loader.sampler.set_epoch(epoch)
-        return loader.data_loader
-
-    return batches
-
-
-def time_loader(
-    config: Callable[[str], ExperimentConfig],
-    folder: Path,
-    batch: int,
-    workers: Sequence[int],
-    repeats: int,
-    images: int,
-) -> list[LoaderSpeed]:
-    """Time one pass of every contender at every number of workers per round, in random order. A
-    first, untimed pass starts the workers and fills the file cache. ``images``: of a pass."""
-
-    def passes(batches: Batches) -> Callable[[], int]:
-        epochs = itertools.count()
-        return lambda: sum(1 for _ in batches(next(epochs)))
-
-    calls = {
-        (name, count): passes(batches)
-        for count in workers
-        for name, batches in loader_contenders(config, folder, batch, count).items()
-    }
-    pinned = {key: partial(_pinned_to_cores, max(key[1], 1)) for key in calls}
-    seconds = time_interleaved(calls, repeats, torch.device("cpu"), pinned, warm_up=1)
-    rates = {key: [images / each for each in taken] for key, taken in seconds.items()}
-    return [
-        LoaderSpeed(*key, statistics.median(speeds), min(speeds), max(speeds))
-        for key, speeds in rates.items()
-    ]
+    loader.sampler.set_epoch(epoch)
+    return loader.data_loader
 
 
 @contextmanager
@@ -160,10 +107,9 @@ def _pinned_to_cores(cores: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def ratios(speeds: Sequence[LoaderSpeed]) -> dict[str, float]:
+def ratios(images_per_s: Mapping[tuple[str, int], float]) -> dict[str, float]:
     """Speed of our loader relative to the others, on one core without workers: up to normalized
     floats, as the reference, and "as stored", without the transforms that a GPU would do."""
-    one = {speed.contender: speed.images_per_s for speed in speeds if speed.workers == 0}
     pairs = [
         ("exact", "reference", TORCHVISION),
         ("fast", "reference", TORCHVISION),
@@ -171,26 +117,13 @@ def ratios(speeds: Sequence[LoaderSpeed]) -> dict[str, float]:
         ("fast", "limit", LIMIT),
     ]
     return {
-        f"{ours}/{short}{note}": one[f"{ours}{share}"] / one[other]
+        f"{ours}/{short}{note}": images_per_s[f"{ours}{share}", 0] / images_per_s[other, 0]
         for share, note in ((NORMALIZED, ""), ("", ", as stored"))
         for ours, short, other in pairs
     }
 
 
-def _table(speeds: Sequence[LoaderSpeed], ratios: dict[str, float]) -> str:
-    counts = sorted({speed.workers for speed in speeds})
-    labels = [f"{n} worker{'s' if n > 1 else ''}" if n else "in process" for n in counts]
-    images_per_s = {(speed.contender, speed.workers): speed.images_per_s for speed in speeds}
-    rows = [["images/s", *labels]]
-    rows += [
-        [name, *(f"{images_per_s[name, n]:.0f}" for n in counts)]
-        for name in dict.fromkeys(speed.contender for speed in speeds)
-    ]
-    lines = [["on one core", ""], *([name, f"{value:.2f}"] for name, value in ratios.items())]
-    return f"{align_columns(rows)}\n\n{align_columns(lines)}"
-
-
-def _add_arguments(parser: ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="class folders")
     parser.add_argument(
@@ -204,7 +137,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=20, help="images per batch; default 20")
 
 
-def _measure(args: Namespace, device: torch.device) -> Report:
+def measure(args: Namespace, device: torch.device) -> Report:
     cores = len(os.sched_getaffinity(0))
     wrong = [count for count in args.workers if not 0 <= count <= cores]
     if wrong:
@@ -215,27 +148,38 @@ def _measure(args: Namespace, device: torch.device) -> Report:
     def config(decode: str) -> ExperimentConfig:
         images = [f"data.train={args.images}", f"data.val={args.images}", f"data.decode={decode}"]
         chosen = ["data=imagefolder", *images, f"trainer.device={device.type}", *args.overrides]
-        return compose_config(args.configs, chosen)
+        return compose_config(chosen)
+
+    def passes(batches: Batches) -> Callable[[], int]:
+        epochs = itertools.count()
+        return lambda: sum(1 for _ in batches(next(epochs)))
 
     workers = sorted({0, *args.workers})
+    calls = {
+        (name, count): passes(batches)
+        for count in workers
+        for name, batches in loader_contenders(config, args.images, args.batch, count).items()
+    }
+    pinned = {key: partial(_pinned_to_cores, max(key[1], 1)) for key in calls}
+    # The untimed pass starts the workers and fills the file cache.
+    timed = time_interleaved(calls, args.repeats, torch.device("cpu"), pinned, warm_up=1)
     exact = config("exact")
     data = build(exact.data, exact.augment, seed=0)
     passed = len(data.train) // args.batch * args.batch
-    speeds = time_loader(config, args.images, args.batch, workers, args.repeats, passed)
-    speed_ratios = ratios(speeds)
+    speeds = {key: passed / statistics.median(seconds) for key, seconds in timed.items()}
     facts = {
         "images": len(data.train),
         "fingerprint": data.fingerprint["train"],
         "batch": args.batch,
-        "speeds": [speed.__dict__ for speed in speeds],
-        "ratios": speed_ratios,
+        "speeds": [
+            {"contender": name, "workers": count, "images_per_s": speed}
+            for (name, count), speed in speeds.items()
+        ],
+        "ratios": ratios(speeds),
     }
-    return facts, _table(speeds, speed_ratios)
-
-
-COMMAND = Command(
-    "images/s of the loader against torchvision's reference pipeline and decoding alone",
-    _add_arguments,
-    _measure,
-    overrides="of the loader, as for train.py: augment=he2016",
-)
+    rows = [["images/s by workers", *map(str, workers)]]
+    for name in dict.fromkeys(name for name, _ in speeds):
+        rows.append([name, *(f"{speeds[name, count]:.0f}" for count in workers)])
+    on_one = [["on one core", ""]]
+    on_one += [[name, f"{ratio:.2f}"] for name, ratio in ratios(speeds).items()]
+    return facts, f"{align_columns(rows)}\n\n{align_columns(on_one)}"

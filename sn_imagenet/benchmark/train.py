@@ -1,4 +1,4 @@
-"""Times a training run against its loader alone and its step alone, to find the bottleneck."""
+"""A training run against its loader alone and its step alone, to find the bottleneck."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import statistics
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,89 +14,35 @@ from typing import Any
 
 import torch
 
-from sn_imagenet.benchmark.command import Command, Report, align_columns, compose_config
+from sn_imagenet.benchmark.command import Report, align_columns, compose_config
+from sn_imagenet.benchmark.step import trainer_step
 from sn_imagenet.benchmark.timing import seconds_per_call
-from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data.loaders import TrainLoader
-from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs import RunDirectory
-from sn_imagenet.tasks import Clock, Prepared, prepare
-from sn_imagenet.tasks.task import require_task_placement
-from sn_imagenet.training import Stepper, train
+from sn_imagenet.tasks import Prepared, prepare
+from sn_imagenet.training import train
+
+OVERRIDES = "are those of train.py that define the run: data=digits model=resnet50_mini batch=8x2"
 
 
-@dataclass(frozen=True)
-class Throughput:
-    """Images/s of one configuration in one process; medians of the rounds.
-
-    Attributes:
-        batch: images per step.
-        workers: loader processes; with 0, loader and step take turns.
-        steps_per_epoch: steps per epoch of the run.
-        loader: images/s of fetching batches and discarding them.
-        step: images/s of repeating one batch: to the device, forward, backward, update.
-        training: images/s of train.py's run with logging, without validation and checkpoints.
-        data_wait_pct: percentage of its time that the run reports as waiting for data.
-    """
-
-    batch: int
-    workers: int
-    steps_per_epoch: int
-    loader: float
-    step: float
-    training: float
-    data_wait_pct: float
-
-    @property
-    def limit(self) -> float:
-        """Images/s of loader and step alone: in turn without workers, else in parallel."""
-        if self.workers:
-            return min(self.loader, self.step)
-        return 1 / (1 / self.loader + 1 / self.step)
-
-    @property
-    def bound(self) -> str:
-        """The slower part, ``loader`` or ``step``."""
-        return "loader" if self.loader < self.step else "step"
-
-    def as_dict(self) -> dict[str, Any]:
-        share = self.training / self.limit
-        return {**asdict(self), "limit": self.limit, "bound": self.bound, "limit_share": share}
-
-    def table(self, title: str) -> str:
-        """A table of images/s and milliseconds per step, and a sentence on the bottleneck."""
-        both = f"both, {'in parallel' if self.workers else 'in turn'}"
-        speeds = {"loader alone": self.loader, "step alone": self.step, both: self.limit}
-        speeds["training"] = self.training
-        rows = [[title, "images/s", "ms per step"]]
-        rows += [
-            [name, f"{speed:.1f}", f"{1e3 * self.batch / speed:.2f}"]
-            for name, speed in speeds.items()
-        ]
-        slow, fast = sorted((self.loader, self.step))
-        other = "step" if self.bound == "loader" else "loader"
-        return (
-            f"{align_columns(rows)}\nbound by the {self.bound}: the {other} alone is "
-            f"{fast / slow:.1f} times as fast. Training reaches "
-            f"{100 * self.training / self.limit:.0f} % of the speed of both, and waits "
-            f"{self.data_wait_pct:.0f} % of its time for data."
-        )
-
-
-def measure_training(
-    configs: Path, overrides: Sequence[str], steps: int, repeats: int
-) -> tuple[ExperimentConfig, Throughput]:
+def measure_training(overrides: Sequence[str], steps: int, repeats: int) -> dict[str, Any]:
     """Time, in this process, the run of ``train.py OVERRIDES`` and its parts.
 
     Each of ``repeats`` rounds trains a new run in a temporary folder for ``steps`` steps, fetches
     as many batches and repeats as many steps. The steps up to the run's first report
     (``trainer.log_every``), and as many of the loader and of the step, are a warm-up.
 
+    Returns:
+        Medians of the rounds: images/s of fetching batches and discarding them (``loader``), of
+        repeating one batch (``step``), and of train.py's run with logging, without validation and
+        checkpoints (``training``); ``data_wait_pct``, the percentage of its time that the run
+        reports as waiting for data. Also the config, images per step (``batch``), ``workers`` and
+        ``steps_per_epoch``.
+
     Raises:
         UserError: there are too few steps for two reports, or train.py would refuse the run.
     """
-    config = compose_config(configs, overrides)
+    config = compose_config(overrides)
     warm_up = config.trainer.log_every
     if steps < 2 * warm_up:
         raise UserError(
@@ -105,9 +50,8 @@ def measure_training(
             f"trainer.log_every={max(steps // 2, 1)}"
         )
     prepared = prepare(config)
-    task = prepared.task
-    placement = require_task_placement(task, config, world_size=1)
-    loaders = [task.batches(phase, prepared.data, prepared.device) for phase in task.phases]
+    task, device = prepared.task, prepared.device
+    loaders = [task.batches(phase, prepared.data, device) for phase in task.phases]
     loader, steps_per_epoch = loaders[0], sum(map(len, loaders))
     available = steps_per_epoch * (config.trainer.epochs or 1)
     if steps > available:
@@ -115,16 +59,23 @@ def measure_training(
             f"--steps {steps}: the run has only {available} steps; use fewer, or more "
             "trainer.epochs"
         )
-    step = _step(prepared, placement, loader)
+    step = trainer_step(task, prepared.network, config, next(loader.epoch(0)), device)
     timed = steps - warm_up
     rounds = []
     for _ in range(repeats):
-        trained, waited = _train(configs, overrides, steps, warm_up)
+        trained, waited = _train(overrides, steps, warm_up)
         batches = itertools.chain.from_iterable(map(loader.epoch, itertools.count()))
         fetched = _image_rate(partial(next, batches), warm_up, timed, prepared)
-        rounds.append((fetched, _image_rate(step, warm_up, timed, prepared), trained, waited))
-    medians = [statistics.median(values) for values in zip(*rounds, strict=True)]
-    return config, Throughput(config.batch.total, config.data.workers, steps_per_epoch, *medians)
+        rounds.append((fetched, _image_rate(step.run, warm_up, timed, prepared), trained, waited))
+    medians = map(statistics.median, zip(*rounds, strict=True))
+    return {
+        "steps": steps,
+        "config": config.to_dict(),
+        "batch": config.batch.total,
+        "workers": config.data.workers,
+        "steps_per_epoch": steps_per_epoch,
+        **dict(zip(("loader", "step", "training", "data_wait_pct"), medians, strict=True)),
+    }
 
 
 def _image_rate(call: Callable[[], object], warm_up: int, calls: int, prepared: Prepared) -> float:
@@ -134,26 +85,11 @@ def _image_rate(call: Callable[[], object], warm_up: int, calls: int, prepared: 
     return prepared.config.batch.total / seconds_per_call(call, calls, prepared.device)
 
 
-def _step(prepared: Prepared, placement: Placement, loader: TrainLoader) -> Callable[[], object]:
-    config = prepared.config
-    clock = Clock(len(loader), len(loader))
-    stepper = Stepper(prepared.task, prepared.network, config, placement, prepared.device, clock)
-    batch = next(loader.epoch(0))
-
-    def step() -> None:
-        stepper.step(batch, 0)
-        list(stepper.outcomes(wait=False))
-
-    return step
-
-
-def _train(
-    configs: Path, overrides: Sequence[str], steps: int, warm_up: int
-) -> tuple[float, float]:
+def _train(overrides: Sequence[str], steps: int, warm_up: int) -> tuple[float, float]:
     """Images/s after the warm-up, and the percentage of the time spent waiting for data."""
     with TemporaryDirectory() as folder:
         run = [f"trainer.max_steps={steps}", "evaluate=false", f"run_dir={folder}/run"]
-        config = compose_config(configs, [*overrides, *run])
+        config = compose_config([*overrides, *run])
         train(config)
         lines = RunDirectory(Path(config.run_dir)).metrics.read_text().splitlines()
     images = seconds = waited = 0.0
@@ -166,30 +102,41 @@ def _train(
     return images / seconds, waited / seconds
 
 
-def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--steps", type=int, default=200, help="steps per round; default 200")
+def bottleneck(measured: dict[str, Any]) -> dict[str, Any]:
+    """The slower part (``bound``: loader or step), images/s of loader and step alone (``limit``: in
+    turn without workers, else in parallel), and the share of it that training reaches."""
+    loader, step = measured["loader"], measured["step"]
+    limit = min(loader, step) if measured["workers"] else 1 / (1 / loader + 1 / step)
+    bound = "loader" if loader < step else "step"
+    return {"limit": limit, "bound": bound, "limit_share": measured["training"] / limit}
 
 
-def _measure(args: Namespace, device: torch.device) -> Report:
-    overrides = [*args.overrides, f"trainer.device={device.type}"]
-    config, throughput = measure_training(args.configs, overrides, args.steps, args.repeats)
-    title = (
-        f"{config.data.name}, {config.model.name}, {config.norm.name} {config.batch.name}, "
-        f"{config.data.workers} workers, {device.type}"
+def training_table(title: str, facts: dict[str, Any]) -> str:
+    """A table of images/s and milliseconds per step, and a sentence on the bottleneck."""
+    both = f"both, {'in parallel' if facts['workers'] else 'in turn'}"
+    keys = {"loader alone": "loader", "step alone": "step", both: "limit", "training": "training"}
+    rows = [[title, "images/s", "ms per step"]]
+    for name, key in keys.items():
+        rows.append([name, f"{facts[key]:.1f}", f"{1e3 * facts['batch'] / facts[key]:.2f}"])
+    slow, fast = sorted((facts["loader"], facts["step"]))
+    other = "step" if facts["bound"] == "loader" else "loader"
+    return (
+        f"{align_columns(rows)}\nbound by the {facts['bound']}: the {other} alone is "
+        f"{fast / slow:.1f} times as fast. Training reaches {100 * facts['limit_share']:.0f} % of "
+        f"the speed of both, and waits {facts['data_wait_pct']:.0f} % of its time for data."
     )
-    facts = {
-        "steps": args.steps,
-        "title": title,
-        "config": config.to_dict(),
-        **throughput.as_dict(),
-    }
-    return facts, throughput.table(title)
 
 
-COMMAND = Command(
-    "images/s of a training run against its loader alone and its step alone",
-    _add_arguments,
-    _measure,
-    repeats=3,
-    overrides="of train.py that define the run: data=digits model=resnet50_mini batch=8x2",
-)
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=200, help="steps per round; default 200")
+    parser.set_defaults(repeats=3)
+
+
+def measure(args: Namespace, device: torch.device) -> Report:
+    overrides = [*args.overrides, f"trainer.device={device.type}"]
+    facts = measure_training(overrides, args.steps, args.repeats)
+    facts |= bottleneck(facts)
+    parts = ("data", "model", "norm", "batch")
+    data, model, norm, batch = (facts["config"][part]["name"] for part in parts)
+    facts["title"] = f"{data}, {model}, {norm} {batch}, {facts['workers']} workers, {device.type}"
+    return facts, training_table(facts["title"], facts)

@@ -7,6 +7,7 @@ what was expected and how to fix it. Only keys that a YAML file may omit have a 
 
 from sn_imagenet.config.experiment import (
     CLASSIFICATION,
+    CONFIGS,
     NON_EXPERIMENT_KEYS,
     ExperimentConfig,
     InitialRunError,

@@ -30,6 +30,7 @@ from sn_imagenet.errors import ConfigError, closest_name
 
 C = TypeVar("C")
 
+CONFIGS = (Path(__file__).parents[1] / "configs").resolve()  # a link to configs/ in a checkout
 # The task of a config that names none.
 CLASSIFICATION = {
     "name": "classification",

@@ -11,46 +11,30 @@ from typing import TextIO
 
 from sn_imagenet.reporting.render import plain
 from sn_imagenet.runs import Progress
-from sn_imagenet.runs.scores import TOP1, UNKNOWN, Score
 
 ACTIVE = "running"
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunStatus:
-    """A table row: a run's name, its state, and a note on where it runs or what failed.
-
-    ``task_score``: of its task, for a run without a value; None if only its files are known.
-    """
+    """A table row: a run's name, its state, and a note on where it runs or what failed."""
 
     name: str
     state: str
     progress: Progress | None = None
     note: str = ""
-    task_score: Score | None = None
 
-    @property
-    def score(self) -> Score:
-        p = self.progress
-        if p is None or (p.value is None and self.task_score):
-            return self.task_score or TOP1
-        return p.score
-
-    def columns(self, heading: str = "") -> tuple[str, ...]:
-        """The texts of the table's columns. ``heading``: of the score, which is repeated before the
-        value if it is another label."""
-        p, name = self.progress, plain(self.name)
-        note = plain((self.note or (p.detail if p else "")).split("\n")[0])
-        if p is None:
-            return (name, self.state, "-", "-", "-", "-", note)
+    def columns(self) -> tuple[str, ...]:
+        """The texts of the table's columns."""
+        p = self.progress or Progress(self.state)
         return (
-            name,
+            plain(self.name),
             self.state,
             p.done,
-            "-" if p.value is None else p.score.format(p.value).removeprefix(f"{heading} "),
-            "-" if p.images_per_s is None else f"{p.images_per_s:.0f}",
+            "-" if p.value is None else p.score.format(p.value),
+            "-" if p.images_per_s is None else f"{p.images_per_s:.0f} {p.score.speed_unit}",
             "-" if p.eta_s is None else duration(p.eta_s),
-            note,
+            plain((self.note or p.detail).split("\n")[0]),
         )
 
 
@@ -64,19 +48,13 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: Sequence[RunStatus], width: int | None = None) -> list[str]:
-    """The lines of the table and its summary, cut to ``width`` characters. The score's column has
-    the label that all values share, or else ``score``."""
-    valued = [row.score for row in rows if row.progress and row.progress.value is not None]
-    scores = set(valued or [row.score for row in rows])
-    heading = scores.pop() if len(scores) == 1 else UNKNOWN
-    score = heading.label
-    head = ("run", "state", "epoch", score, heading.speed_unit, "ETA", "")
-    texts = [head, *(row.columns(score) for row in rows)]
-    widths = [max(len(text[i]) for text in texts) for i in range(len(head) - 1)]
+    """The lines of the table and its summary, cut to ``width`` characters."""
+    texts = [("run", "state", "epoch", "score", "speed", "ETA", ""), *(r.columns() for r in rows)]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = []
     for text in texts:
-        left = [f"{text[i]:<{widths[i]}}" for i in (0, 1)]
-        right = [f"{text[i]:>{widths[i]}}" for i in range(2, len(widths))]
+        left = map(str.ljust, text[:2], widths)
+        right = map(str.rjust, text[2:-1], widths[2:])
         lines.append("  ".join([*left, *right, text[-1]]))
     return [line.rstrip()[:width] for line in [*lines, summary(rows)]]
 
@@ -146,13 +124,12 @@ class Board:
             if self._printed.get(row.name, ("waiting", "", "")) == now:
                 continue
             self._printed[row.name] = now
-            _, state, done, score, speed, eta, note = row.columns()
-            words = [f"{row.name}: {state}", note]
-            if row.progress is not None and done != "-":
-                score = f"{row.score.label} -" if score == "-" else score
-                epoch = done if "steps" in done else f"epoch {done}"
-                words += [epoch, score, f"{speed} {row.score.speed_unit}", f"ETA {eta}"]
-            self._write(["  ".join(word for word in words if word)])
+            name, state, done, *others, eta, note = row.columns()
+            words = [f"{name}: {state}", note]
+            if done != "-":
+                words += [done if "steps" in done else f"epoch {done}", *others]
+                words += [f"ETA {eta}" if eta != "-" else ""]
+            self._write(["  ".join(word for word in words if word not in ("", "-"))])
 
     def _write(self, lines: Sequence[str]) -> None:
         self._stream.write("".join(f"{line}\n" for line in lines))

@@ -8,7 +8,6 @@ for ResNet-50 on ImageNet from published logs.
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ from sn_imagenet.sweeps.planned import COMPLETE, PlannedRun
 from sn_imagenet.sweeps.pool import ELSEWHERE
 from sn_imagenet.sweeps.slots import gpu_names
 
-# Training samples of data sets with a fixed size: official splits, and our own split of digits.
 COMMITTED = Path(__file__).resolve().parents[2] / "results"  # of a checkout
 # GPU-hours of 90 epochs of ResNet-50 with BN on ImageNet, at a large batch: docs/studies.md.
 PUBLISHED = {"V100": 27, "A100": 13, "H200": 4}
+# Training samples of data sets with a fixed size: official splits, and our own split of digits.
 TRAIN_SAMPLES = {"imagenet": IMAGENET_SAMPLES["train"], "cifar10": 50_000, "digits": 1_397}
 
 
@@ -53,39 +52,27 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
     Raises:
         UserError: a file is not such a report.
     """
-    speeds: dict[str, list[TrainingSpeed]] = {}
-    if measured:
-        files = ", ".join(measured)
-        speeds[f"of {files}"] = [benchmarked_speed(Path(file)) for file in measured]
-    else:
-        device = runs[0].config.trainer.device
-        folders = {Path(run.config.runs_dir) for run in runs}
-        speeds["measured here"] = measured_speeds(folders, device)
-        if any(process_hours(run.config, speeds["measured here"], 0) is None for run in runs):
-            committed = measured_speeds([COMMITTED], device)
-            speeds["of the committed studies, perhaps on a faster or slower machine"] = committed
-    rows, remaining = [], 0
-    hours: dict[str, list[float]] = {}
+    speeds = _known_speeds(runs, measured)
+    rows = []
+    hours: dict[str, list[float]] = {}  # by where the estimate comes from; epochs if "published"
     for run in runs:
         state, progress = run.state()
         if state in COMPLETE:
-            rows.append(RunStatus(run.name, "skip", progress, f"already {state}", run.score))
+            rows.append(RunStatus(run.name, "skip", progress, f"already {state}"))
             continue
-        remaining += 1
         if state == RUNNING:
-            rows.append(RunStatus(run.name, ELSEWHERE, progress, "", run.score))
+            rows.append(RunStatus(run.name, ELSEWHERE, progress))
             continue
         done = progress.epoch or 0 if progress else 0
         estimates = {name: process_hours(run.config, found, done) for name, found in speeds.items()}
+        estimates["published"] = _published_epochs(run.config, done) or None
         source = next((name for name, known in estimates.items() if known is not None), "")
-        epochs = 0.0 if source else _published_epochs(run.config, done)
-        source = source or ("published" if epochs else "")
-        estimate = estimates.get(source) or epochs
+        estimate = estimates.get(source) or 0.0
         hours.setdefault(source, []).append(estimate)
         note = duration(3600 * estimate) if source in speeds else "not measured"
-        rows.append(RunStatus(run.name, "resume" if state else "start", progress, note, run.score))
+        rows.append(RunStatus(run.name, "resume" if state else "start", progress, note))
     lines = table(rows)
-    if not remaining:
+    if all(row.state == "skip" for row in rows):
         return [*lines, "nothing to do: every run has its result"]
     for source, parts in sorted(hours.items()):
         line, total = f"GPU-hours of {run_count(len(parts))}: ", sum(parts)
@@ -96,10 +83,25 @@ def plan(runs: Sequence[PlannedRun], slots: int, measured: Sequence[str] = ()) -
             line += f"{', '.join(gpus)}, by published logs of BN at a large batch; few samples per "
             line += "GPU take longer (docs/studies.md)"
         else:
-            line += f"{total:.3g}, training only, at the {runs[0].score.speed_unit} {source}; "
+            line += f"{total:.3g}, training only, at the speed {source}; "
             line += f"{total / slots:.3g} hours on {slots} slots"
         lines.append(line)
     return lines
+
+
+def _known_speeds(
+    runs: Sequence[PlannedRun], measured: Sequence[str]
+) -> dict[str, list[TrainingSpeed]]:
+    """The speeds by where they come from, the best first."""
+    if measured:
+        return {f"of {', '.join(measured)}": [benchmarked_speed(Path(file)) for file in measured]}
+    device = runs[0].config.trainer.device
+    here = measured_speeds({Path(run.config.runs_dir) for run in runs}, device)
+    speeds = {"measured here": here}
+    if any(process_hours(run.config, here, 0) is None for run in runs):
+        committed = "of the committed studies, perhaps on a faster or slower machine"
+        speeds[committed] = measured_speeds([COMMITTED], device)
+    return speeds
 
 
 def _published_epochs(config: ExperimentConfig, done: int) -> float:
@@ -144,12 +146,9 @@ def benchmarked_speed(file: Path) -> TrainingSpeed:
     """
     try:
         report = read_json(file)
-        batch = report["batch"]
-        return TrainingSpeed(
-            _comparison_key(report["config"]),
-            float(report["training"]),
-            float(report["steps_per_epoch"] * batch),
-        )
+        samples = float(report["batch"] * report["steps_per_epoch"])
+        key = _comparison_key(report["config"])
+        return TrainingSpeed(key, float(report["training"]), samples)
     except (OSError, RunError, KeyError, TypeError, ValueError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
@@ -168,30 +167,23 @@ def measured_speeds(folders: Iterable[Path], device: str) -> list[TrainingSpeed]
     if device == "auto":
         device = "cuda" if gpus else "cpu"
     speeds = []
-    for folder in folders:
-        for directory, _, files in os.walk(folder):
-            if RESULT not in files:
-                continue
-            try:
-                result = RunDirectory(Path(directory)).read_result()
-                if result is None:
-                    continue  # deleted meanwhile
-                hardware = result["provenance"]["hardware"]
-                if hardware["device"] == device and _is_same_hardware(hardware, gpus):
-                    speeds.append(_result_speed(result))
-            except (RunError, KeyError, TypeError, ValueError, ZeroDivisionError):
-                continue  # another version, malformed, or stopped before the first step
+    for file in (file for folder in folders for file in folder.rglob(RESULT)):
+        try:
+            result = RunDirectory(file.parent).read_result()
+            if result is None:
+                continue  # deleted meanwhile
+            hardware, training = result["provenance"]["hardware"], result["training"]
+            is_cuda = hardware["device"] == "cuda"
+            same = hardware["gpu"] in gpus if is_cuda else hardware["machine"] == platform.machine()
+            if same and hardware["device"] == device:
+                batch = result["config"]["batch"]
+                speed = float(training["images_per_s"]) / int(training["world_size"])
+                samples = training["steps_per_epoch"] * batch["gpus"] * batch["samples_per_gpu"]
+                key = _comparison_key(result["config"])
+                speeds.append(TrainingSpeed(key, speed, float(samples)))
+        except (RunError, KeyError, TypeError, ValueError, ZeroDivisionError):
+            continue  # another version, malformed, or stopped before the first step
     return speeds
-
-
-def _result_speed(result: dict[str, Any]) -> TrainingSpeed:
-    training, config = result["training"], result["config"]
-    batch = config["batch"]["gpus"] * config["batch"]["samples_per_gpu"]
-    return TrainingSpeed(
-        _comparison_key(config),
-        float(training["images_per_s"]) / int(training["world_size"]),
-        float(training["steps_per_epoch"]) * batch,
-    )
 
 
 def _comparison_key(config: dict[str, Any]) -> tuple[str, ...]:
@@ -206,9 +198,3 @@ def _comparison_key(config: dict[str, Any]) -> tuple[str, ...]:
         str(norm["name"]),
         f"{batch['gpus']}x{batch['samples_per_gpu']}",
     )
-
-
-def _is_same_hardware(hardware: dict[str, Any], gpus: set[str]) -> bool:
-    if hardware["device"] == "cuda":
-        return hardware["gpu"] in gpus
-    return bool(hardware["machine"] == platform.machine())

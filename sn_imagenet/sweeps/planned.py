@@ -1,30 +1,59 @@
-"""The runs of a sweep, created from the configs that Hydra composed."""
+"""The options of a sweep and its runs, from the configs that Hydra composed."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from sn_imagenet.config import ExperimentConfig, InitialRunError, from_hydra
+from sn_imagenet.config import ExperimentConfig, InitialRunError, from_hydra, structured
+from sn_imagenet.config.checks import require_at_least
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.runs import DIVERGED, FINISHED, NOT_EVALUATED, Progress, read_progress
-from sn_imagenet.runs.scores import TOP1, Score
 
 COMPLETE = (FINISHED, DIVERGED)
 
 
+@dataclass
+class SweepSettings:
+    """The ``sweep`` section of the config: options that change no result and are not part of a
+    run's config.
+
+    ``gpus_per_run``: processes of one run, each with its own GPU if there are GPUs. ``slots``:
+    concurrent runs; None for as many as fit on the GPUs, or without GPUs on the cores. ``retries``:
+    how often a failed run is started again, from its last checkpoint. ``dry_run``: list the runs
+    and start none. ``measured``: JSON reports of ``scripts/benchmark.py train``, whose images/s a
+    dry run uses.
+    """
+
+    gpus_per_run: int = 1
+    slots: int | None = None
+    retries: int = 1
+    dry_run: bool = False
+    measured: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require_at_least("sweep", self, gpus_per_run=1, slots=1, retries=0)
+
+
+def sweep_settings(composed: DictConfig) -> SweepSettings:
+    """Validate the ``sweep`` section of a composed config.
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type or range.
+    """
+    return structured(SweepSettings, composed.get("sweep") or {}, "sweep.")
+
+
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that a sweep has to complete, the overrides that it passes to ``train.py``, and the
-    score of its task."""
+    """A run that a sweep has to complete, and the overrides that it passes to ``train.py``."""
 
     config: ExperimentConfig
     overrides: tuple[str, ...]
-    score: Score = TOP1
 
     @property
     def run_dir(self) -> Path:

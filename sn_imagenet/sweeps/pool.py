@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
-from sn_imagenet.errors import EXIT_CODES, UserError
-from sn_imagenet.runs import FAILED, RUNNING, Progress, RunDirectory, RunInUseError
+from sn_imagenet.errors import UserError
+from sn_imagenet.runs import FAILED, RUNNING, RunDirectory, RunInUseError
 from sn_imagenet.sweeps.board import Board, RunStatus
 from sn_imagenet.sweeps.planned import COMPLETE, PlannedRun
 from sn_imagenet.sweeps.slots import Slot
@@ -27,24 +27,18 @@ READ_INTERVAL_S = 2.0  # between two reads of a run's files
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
-class _ScheduledRun:
+class _ScheduledRun(RunStatus):
     """A planned run and its state in the pool."""
 
     def __init__(self, planned: PlannedRun) -> None:
+        super().__init__(planned.name, WAITING)
         self.planned = planned
-        self.state = WAITING
-        self.note = ""
-        self.progress: Progress | None = None
+        self.log = RunDirectory(planned.run_dir).log
         self.attempts = 0
         self.slot: Slot | None = None
         self.process: Process | None = None
         self.log_start = 0
-        self.exit_codes: tempfile.TemporaryDirectory[str] | None = None  # one file per rank
         self.next_read = 0.0
-
-    @property
-    def log(self) -> Path:
-        return RunDirectory(self.planned.run_dir).log
 
     def read_state(self) -> str | None:
         """Read the run's files again and return their state."""
@@ -52,11 +46,24 @@ class _ScheduledRun:
         self.next_read = time.monotonic() + READ_INTERVAL_S
         return state
 
-    def ended_with(self, error: type[UserError]) -> bool:
-        """Whether a process of the last attempt has the exit code of ``error``."""
-        assert self.exit_codes is not None
-        codes = [file.read_text() for file in Path(self.exit_codes.name).iterdir()]
-        return str(error.exit_code) in codes
+    def is_settled(self, note: str = "") -> bool:
+        """Whether the run's files say that it is complete, with this ``note`` for the table, or
+        that another process trains it."""
+        state = self.read_state()
+        if state in COMPLETE:
+            self.state, self.note = str(state), note
+        elif state == RUNNING:
+            self.state, self.note = ELSEWHERE, ""
+        return state in (RUNNING, *COMPLETE)
+
+    def read_log(self) -> str:
+        """What the last attempt has written to the log; empty if it cannot be read."""
+        try:
+            with open(self.log, "rb") as log:
+                log.seek(self.log_start)
+                return log.read().decode(errors="replace")
+        except OSError:
+            return ""
 
 
 class Pool:
@@ -83,7 +90,7 @@ class Pool:
         self._starter = starter
         self._retries = retries
         self._board = board
-        self._queue = list(self._runs)
+        self._queue: list[_ScheduledRun] = []
         self._signals = 0
 
     def run(self) -> int:
@@ -97,53 +104,42 @@ class Pool:
             UserError: a run directory cannot be written.
         """
         with self._handle_signals():
-            for run in self._runs:
-                if run.read_state() in COMPLETE:
-                    self._mark_complete(run, "done earlier")
+            self._queue = [run for run in self._runs if not run.is_settled("done earlier")]
             try:
                 while self._has_open_runs() and not self._signals:
                     self._poll()
                     time.sleep(POLL_INTERVAL_S)
             finally:
                 self._stop_children()
-        self._board.end(self._rows())
+        self._board.end(self._runs)
         if all(run.state in COMPLETE for run in self._runs):
             return 0
         return os.EX_TEMPFAIL if self._signals else 1
 
     def _poll(self) -> None:
         for run in self._runs:
-            if run.process is not None:
-                code = run.process.poll()
-                if code is not None:
-                    self._handle_exit(run, code)
-                elif time.monotonic() >= run.next_read:
-                    run.read_state()
-            elif run.state == ELSEWHERE and time.monotonic() >= run.next_read:
-                self._check_elsewhere(run)
+            if run.process is not None and (code := run.process.poll()) is not None:
+                self._handle_exit(run, code)
+            elif time.monotonic() < run.next_read:
+                continue
+            elif run.process is not None:
+                run.read_state()
+            elif run.state == ELSEWHERE and not run.is_settled("by another process"):
+                self._enqueue(run, "the other process ended")
         while self._free_slots and self._queue:
-            self._start(self._queue.pop(0), self._free_slots.pop(0))
-        self._board.show(self._rows())
+            run = self._queue.pop(0)
+            if not run.is_settled("by another process"):
+                self._start(run, self._free_slots.pop(0))
+        self._board.show(self._runs)
 
     def _has_open_runs(self) -> bool:
         return any(run.state in (WAITING, RUNNING, ELSEWHERE) for run in self._runs)
 
-    def _mark_complete(self, run: _ScheduledRun, note: str = "") -> None:
-        """Copy the final state from the run's files."""
-        state, run.progress = run.planned.state()
-        run.state, run.note = str(state), note
-        if run in self._queue:
-            self._queue.remove(run)
+    def _enqueue(self, run: _ScheduledRun, note: str) -> None:
+        run.state, run.note = WAITING, note
+        self._queue.append(run)
 
     def _start(self, run: _ScheduledRun, slot: Slot) -> None:
-        state = run.read_state()
-        if state in COMPLETE or state == RUNNING:
-            self._free_slots.append(slot)
-            if state == RUNNING:
-                run.state, run.note = ELSEWHERE, ""
-            else:
-                self._mark_complete(run, "by another process")
-            return
         overrides = run.planned.overrides
         command = " ".join([*self._starter.command, *overrides])
         run.attempts += 1
@@ -153,11 +149,8 @@ class Pool:
                 run.log_start = log.tell()
                 log.write(f"# attempt {run.attempts}: {command}\n".encode())
                 log.flush()
-                run.exit_codes = tempfile.TemporaryDirectory(prefix="sn_imagenet_")
-                codes = {EXIT_CODES: run.exit_codes.name}
-                run.process = self._starter.start(overrides, {**slot.environment, **codes}, log)
+                run.process = self._starter.start(overrides, slot.environment, log)
         except OSError as error:
-            self._free_slots.append(slot)
             raise UserError(
                 f"cannot start {run.planned.name}: {run.planned.run_dir}: "
                 f"{error.strerror or type(error).__name__}; choose another folder with runs_dir="
@@ -168,50 +161,23 @@ class Pool:
         assert run.slot is not None
         self._free_slots.append(run.slot)
         run.process = run.slot = None
-        state = run.read_state()
-        if state in COMPLETE:
-            self._mark_complete(run)
-        elif state == RUNNING or run.ended_with(RunInUseError):
-            # Another process holds the lock, or held it when ours failed to acquire it.
-            run.attempts -= 1
-            run.state, run.note = ELSEWHERE, ""
+        log = run.read_log()
+        # torchrun exits with 1, and its report has the exit codes of its processes.
+        codes = {code, *map(int, re.findall(r"^ *exitcode *: (\d+) ", log, re.MULTILINE))}
+        if run.is_settled() or RunInUseError.exit_code in codes:
+            if run.state not in COMPLETE:
+                # Another process holds the lock, or held it when ours failed to acquire it.
+                run.attempts -= 1
+                run.state, run.note = ELSEWHERE, ""
+            return
+        reason = failure_reason(log) or (run.progress and run.progress.detail)
+        if not reason:
+            reason = f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
+        may_help = UserError.exit_code not in codes and not self._signals
+        if may_help and run.attempts <= self._retries:
+            self._enqueue(run, f"attempt {run.attempts} failed: {reason}")
         else:
-            reason = self._failure_reason(run, code)
-            hopeless = code == UserError.exit_code or run.ended_with(UserError)
-            if run.attempts <= self._retries and not self._signals and not hopeless:
-                run.state, run.note = WAITING, f"attempt {run.attempts} failed: {reason}"
-                self._queue.append(run)
-            else:
-                run.state, run.note = FAILED, f"{reason} (see {run.log})"
-
-    def _check_elsewhere(self, run: _ScheduledRun) -> None:
-        state = run.read_state()
-        if state in COMPLETE:
-            self._mark_complete(run, "by another process")
-        elif state != RUNNING:
-            run.state, run.note = WAITING, "the other process ended"
-            self._queue.append(run)
-
-    def _failure_reason(self, run: _ScheduledRun, code: int) -> str:
-        """The last error in the run's log, without torchrun's report around it."""
-        with suppress(OSError):
-            with open(run.log, "rb") as log:
-                log.seek(run.log_start)
-                text = log.read().decode(errors="replace")
-            errors = re.findall(r"^error: (.+)$", text, re.MULTILINE)
-            raised = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception)\b.*)$", text, re.MULTILINE)
-            raised = [line for line in raised if not line.startswith("ChildFailedError")]
-            if errors or raised:
-                return str((errors or raised)[-1])
-        if run.progress is not None and run.progress.detail:
-            return run.progress.detail
-        return f"ended with {signal.Signals(-code).name if code < 0 else f'exit code {code}'}"
-
-    def _rows(self) -> list[RunStatus]:
-        return [
-            RunStatus(r.planned.name, r.state, r.progress, r.note, r.planned.score)
-            for r in self._runs
-        ]
+            run.state, run.note = FAILED, f"{reason} (see {run.log})"
 
     @contextmanager
     def _handle_signals(self) -> Iterator[None]:
@@ -241,27 +207,27 @@ class Pool:
             self._board.print_line(
                 f"Interrupted: {saving}. Run the same command to resume. (Interrupt again to kill.)"
             )
-        for run in running:
-            assert run.process is not None
-            with suppress(ProcessLookupError):
-                run.process.terminate()
-        killed = False
-        while any(run.process is not None and run.process.poll() is None for run in running):
-            if self._signals > 1 and not killed:
-                killed = True
-                for run in running:
-                    assert run.process is not None
-                    for pid in process_tree(run.process.pid):
-                        with suppress(ProcessLookupError):
-                            os.kill(pid, signal.SIGKILL)
+        processes = [run.process for run in running if run.process is not None]
+        for process in processes:
+            process.terminate()
+        while alive := [process for process in processes if process.poll() is None]:
+            trees = [process_tree(process.pid) for process in alive] if self._signals > 1 else []
+            for pid in chain.from_iterable(trees):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(POLL_INTERVAL_S)
         for run in running:
             run.process = None
             state = run.read_state()
             run.state, run.note = (state, "") if state in COMPLETE else (STOPPED, "")
-        for run in self._runs:
-            if run.state == WAITING:
-                run.state = STOPPED if run.attempts else WAITING
+
+
+def failure_reason(log: str) -> str:
+    """The last error in a run's log, without torchrun's report around it; empty without any."""
+    errors = re.findall(r"^error: (.+)$", log, re.MULTILINE)
+    raised = re.findall(r"^(?:\w+\.)*(\w+(?:Error|Exception)\b.*)$", log, re.MULTILINE)
+    raised = [line for line in raised if not line.startswith("ChildFailedError")]
+    return str([*raised, *errors][-1]) if errors or raised else ""
 
 
 def process_tree(pid: int) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sn_imagenet.config.experiment import CORES
 from sn_imagenet.errors import UserError
-from sn_imagenet.sweeps.settings import SweepSettings
+from sn_imagenet.sweeps.planned import SweepSettings
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,6 @@ class Slot:
 
     name: str
     environment: dict[str, str]
-
-    @property
-    def is_cpu(self) -> bool:
-        """Whether a run in this slot sees no GPU."""
-        return not self.environment.get("CUDA_VISIBLE_DEVICES")
 
 
 def machine_slots(settings: SweepSettings, device: str) -> list[Slot]:
@@ -42,23 +37,16 @@ def machine_slots(settings: SweepSettings, device: str) -> list[Slot]:
         environment = _threads(cores, slots * per_run) | {"CUDA_VISIBLE_DEVICES": ""}
         return [Slot(f"CPU slot {i}", environment) for i in range(slots)]
 
-    if len(gpus) < per_run:
+    slots = settings.slots or len(gpus) // per_run
+    if not 0 < slots * per_run <= len(gpus):
+        number = f"sweep.slots={settings.slots} with " if settings.slots else ""
         raise UserError(
-            f"sweep.gpus_per_run={per_run}: this machine has {len(gpus)} GPU"
+            f"{number}sweep.gpus_per_run={per_run}: this machine has {len(gpus)} GPU"
             f"{'s' if len(gpus) > 1 else ''}; replicas give the same result on fewer GPUs"
         )
-    slots = settings.slots or len(gpus) // per_run
-    if slots * per_run > len(gpus):
-        raise UserError(
-            f"sweep.slots={slots} with sweep.gpus_per_run={per_run}: this machine has "
-            f"{len(gpus)} GPUs"
-        )
-    gpu_slots = []
-    for i in range(slots):
-        group = ",".join(gpus[i * per_run : (i + 1) * per_run])
-        threads = _threads(cores, slots * per_run)
-        gpu_slots.append(Slot(f"GPU {group}", threads | {"CUDA_VISIBLE_DEVICES": group}))
-    return gpu_slots
+    threads = _threads(cores, slots * per_run)
+    groups = [",".join(gpus[i * per_run : (i + 1) * per_run]) for i in range(slots)]
+    return [Slot(f"GPU {group}", threads | {"CUDA_VISIBLE_DEVICES": group}) for group in groups]
 
 
 def visible_gpus() -> list[str]:

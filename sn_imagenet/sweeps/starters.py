@@ -15,8 +15,6 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import IO, TypeAlias, Union
 
-from sn_imagenet.sweeps.slots import Slot
-
 PACKAGE = Path(__file__).parents[1]
 Process: TypeAlias = Union[subprocess.Popen[bytes], "_ForkedRun"]
 
@@ -80,12 +78,6 @@ class ForkingStarter(Starter):
         self._versions: dict[Path, int] | None = _code_versions()
         os.environ.update(environment)
         forkserver.set_forkserver_preload(["sn_imagenet.sweeps.detached", *modules])
-        self._ensure_server()
-
-    def _ensure_server(self) -> None:
-        """Start the fork server unless it runs, where its imports resolve as in the script."""
-        with chdir(Path(self._script[0]).parent):
-            forkserver.ensure_running()
 
     def start(
         self, overrides: Sequence[str], environment: Mapping[str, str], log: IO[bytes]
@@ -97,7 +89,8 @@ class ForkingStarter(Starter):
         if self._versions is not None:
             run = _ForkedRun([*self._script, *overrides], environment, log.name)
             try:
-                self._ensure_server()
+                with chdir(Path(self._script[0]).parent):  # its imports resolve as in the script
+                    forkserver.ensure_running()
                 run.start()
                 return run
             except (EOFError, ConnectionError):
@@ -122,12 +115,9 @@ class _ForkedRun(ForkServerProcess):
 
     def run(self) -> None:
         os.setsid()
-        null = os.open(os.devnull, os.O_RDONLY)
-        log = os.open(self._log, os.O_WRONLY | os.O_APPEND)
-        for opened, standard in ((null, 0), (log, 1), (log, 2)):
-            os.dup2(opened, standard)
-        os.close(null)
-        os.close(log)
+        with open(os.devnull, "rb") as null, open(self._log, "ab") as log:
+            for opened, standard in ((null, 0), (log, 1), (log, 2)):
+                os.dup2(opened.fileno(), standard)
         # The server's own are None if the sweep was started with closed ones.
         sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
         os.environ.update(self._environment)
@@ -149,23 +139,6 @@ def _code_versions() -> dict[Path, int]:
             with suppress(OSError):  # an editor's lock file, or a file that it replaces now
                 versions[file] = file.stat().st_mtime_ns
     return versions
-
-
-def make_starter(
-    script: Sequence[str],
-    processes: int,
-    slots: Sequence[Slot],
-    modules: Sequence[str],
-    print_line: Callable[[str], None],
-) -> Starter:
-    """The starter for runs of ``processes`` processes each on ``slots``: forked if they have one
-    process and no GPU."""
-    if processes > 1:
-        return Starter(torchrun(processes, script))
-    if sys.platform != "linux" or not all(slot.is_cpu for slot in slots):
-        # Unbuffered, as under torchrun, because the log is read while the run is active.
-        return Starter([sys.executable, "-u", *script])
-    return ForkingStarter(script, modules, slots[0].environment, print_line)
 
 
 def torchrun(processes: int, script: Sequence[str], rendezvous: Sequence[str] = ()) -> list[str]:

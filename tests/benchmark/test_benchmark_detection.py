@@ -10,21 +10,18 @@ import torch
 from coco_files import draw_data
 
 from sn_imagenet.benchmark.command import compose_config, run
-from sn_imagenet.benchmark.detection import Contender
-
-ROOT = Path(__file__).parents[2]
+from sn_imagenet.benchmark.detection import detector_step
 
 
 @pytest.mark.slow
 def test_pytorchs_layers_give_the_same_step(tmp_path: Path) -> None:
     words = ["task=detection", "model=mask_rcnn_fpn_mini", "norm=gn", "batch.gpus=2",
              "model.args.min_size=64", "trainer.device=cpu", *draw_data(tmp_path)]  # fmt: skip
-    configs = ROOT / "configs"
-    ours = Contender(compose_config(configs, words))
-    plain = compose_config(configs, [*words, "model.fuse_relu=false"])
-    theirs = Contender(plain, pytorch_layers=True)
-    for contender in (ours, theirs):
-        contender.step()
+    ours = detector_step(compose_config(words))
+    plain = compose_config([*words, "model.fuse_relu=false"])
+    theirs = detector_step(plain, pytorch_layers=True)
+    for step in (ours, theirs):
+        step.run()
     expected = theirs.network.state_dict()
     for name, value in ours.network.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
@@ -40,9 +37,10 @@ def test_the_report_has_ratios_memory_and_evaluation(
     report = tmp_path / "report.json"
     line = ["detection", *words, "--norm", "sn", "--evaluate", "--repeats", "1",
             "--device", "cpu", "--json", str(report)]  # fmt: skip
-    run("", ROOT / "configs", line)
+    run("", line)
     content = json.loads(report.read_text())
-    assert set(content["seconds"]) == {"SN", "nn.GroupNorm(32)"} == set(content["kept"])
-    assert content["ratios"]["nn.GroupNorm(32)"] == 1
+    (case,) = content["cases"]
+    assert set(case["seconds"]) == {"SN", "nn.GroupNorm(32)"} == set(case["kept"])
+    assert case["ratios"]["nn.GroupNorm(32)"] == 1
     assert content["evaluation"]["forward"] > 0 < content["evaluation"]["other"]
     assert "of the time is not the network's" in capsys.readouterr().out

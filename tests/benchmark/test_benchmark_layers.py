@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,50 +18,44 @@ from sn_imagenet.benchmark.layers import (
     NATIVE,
     ActivationKind,
     Fig7,
-    LayerCase,
     geometric_means,
+    layer_case,
     layer_contenders,
     layers_table,
 )
 from sn_imagenet.benchmark.timing import WARM_UP, time_interleaved
 from sn_imagenet.norms import SwitchNorm2d
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "benchmark.py"
 KIND = ActivationKind(32, "contiguous", "fp32")
 CPU = torch.device("cpu")
 
 
-def make_case(shape: tuple[int, int, int], reference: float, ours: float) -> LayerCase:
+def make_case(shape: tuple[int, int, int], reference: float, ours: float) -> dict[str, Any]:
     seconds = {REFERENCE: reference, "SN": ours, "copy": reference / 10}
     kept = {REFERENCE: 1.0, "SN": 1.0}
-    return LayerCase(KIND, shape, "cpp", seconds, kept)
+    return layer_case(KIND, shape, "cpp", seconds, kept)
 
 
 def test_ratios_and_means() -> None:
     cases = [make_case((64, 2, 2), 1.0, 0.5), make_case((8, 2, 2), 2.0, 4.0)]
-    assert cases[0].ratios() == {REFERENCE: 1.0, "SN": 0.5, "copy": 0.1}
+    assert cases[0]["ratios"] == {REFERENCE: 1.0, "SN": 0.5, "copy": 0.1}
     # 8 units of traffic in 0.5 s against 2 in 0.1 s; and in 4 s against 2 in 0.2 s.
-    assert cases[0].copy_share("SN") == pytest.approx(0.8)
-    assert cases[0].copy_share("copy") == 1
-    means = geometric_means(cases)["N=32 contiguous fp32"]
+    shares = {REFERENCE: 0.4, "SN": 0.8, "copy": 1.0}
+    assert cases[0]["copy_bandwidth_share"] == pytest.approx(shares)
+    means = geometric_means(cases)
     expected = {"geometric_mean": 1.0, "max": 2.0, "copy_bandwidth_share": (0.8 * 0.2) ** 0.5}
     assert means["SN"] == pytest.approx(expected)
     # 2 x 4 bytes for each of 32 x 64 x 2 x 2 values in 0.1 s.
-    assert cases[0].as_dict()["copy_bytes_per_second"] == pytest.approx(655_360)
+    assert cases[0]["copy_bytes_per_second"] == pytest.approx(655_360)
     assert "geometric mean" in layers_table(cases)
 
 
-def test_the_fastest_backend_is_the_reference() -> None:
+def test_the_fastest_backend_is_the_reference_of_all_replicas() -> None:
     seconds = {REFERENCE: 2.0, NATIVE: 1.0, "SN": 0.5, "copy": 0.1}
-    assert LayerCase(KIND, (8, 2, 2), "triton", seconds, {}).ratios()["SN"] == 0.5
-
-
-def test_kinds_differ_by_their_replicas() -> None:
     many = ActivationKind(2, "contiguous", "bf16", 16)
-    one = ActivationKind(32, "contiguous", "bf16")
-    assert (str(many), many.total) == ("N=16x2 contiguous bf16", 32)
-    assert str(many) != str(one) and one.total == 32
+    case = layer_case(many, (8, 2, 2), "triton", seconds, {})
+    assert (case["title"], case["ratios"]["SN"]) == ("N=16x2 contiguous bf16", 0.5)
+    assert case["copy_bytes_per_second"] == pytest.approx(2 * 2 * 32 * 8 * 2 * 2 / 0.1)
 
 
 def test_every_contender_is_warmed_up_and_called_in_its_context() -> None:
@@ -111,35 +104,23 @@ def test_fig_7_equals_switch_norm() -> None:
     torch.testing.assert_close(paper(x), ours(x))
 
 
-def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *arguments, "--repeats", "1", "--threads", "1"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=1800)
-
-
-@pytest.mark.slow
-def test_norms_writes_its_report(tmp_path: Path) -> None:
+@pytest.mark.parametrize("relu", [False, True])
+def test_norms_writes_its_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], relu: bool
+) -> None:
     out = tmp_path / "norms.json"
     chosen = ["--samples", "1", "2x1", "--every", "11", "--layout", "channels_last"]
-    result = run_script("norms", *chosen, "--dtype", "bf16", "--json", str(out))
-    assert result.returncode == 0, result.stderr
+    chosen += ["--dtype", "bf16", "--only", "SN", "SN (native)", *(["--relu"] if relu else [])]
+    chosen += ["--repeats", "1", "--device", "cpu", "--threads", "1", "--json", str(out)]
+    run("", ["norms", *chosen])
     report = json.loads(out.read_text())
-    assert report["version"] == VERSION
+    assert report["version"] == VERSION and report["relu"] == relu
     assert report["machine"]["hardware"]["cpu_threads"] == 1
-    shapes = [c["shape"] for c in report["cases"]]
-    assert shapes == 2 * [[64, 112, 112], [2048, 7, 7]]
+    assert [c["shape"] for c in report["cases"]] == 2 * [[64, 112, 112], [2048, 7, 7]]
     assert set(report["geometric_means"]) == {
         "N=1 channels_last bf16",
         "N=2x1 channels_last bf16",
     }
+    assert set(report["cases"][0]["seconds"]) == {REFERENCE, "SN", "SN (native)", COPY}
     assert report["cases"][0]["kept"]["SN"] == pytest.approx(1, abs=0.01)
-    assert "SN (native)" in result.stdout
-
-
-def test_only_selects_contenders(tmp_path: Path) -> None:
-    out = tmp_path / "norms.json"
-    chosen = ["--samples", "2", "--every", "12", "--layout", "contiguous", "--dtype", "fp32"]
-    chosen += ["--only", "SN", "--relu", "--repeats", "1", "--device", "cpu", "--json", str(out)]
-    run("", ROOT / "configs", ["norms", *chosen])
-    report = json.loads(out.read_text())
-    assert set(report["cases"][0]["seconds"]) == {REFERENCE, "SN", COPY}
-    assert report["only"] == ["SN"] and report["relu"]
+    assert "SN (native)" in capsys.readouterr().out

@@ -9,67 +9,64 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from sn_imagenet.benchmark.command import REFERENCE, VERSION, run
 from sn_imagenet.benchmark.step import (
     PYTORCH_LAYERS,
-    StepContender,
-    StepData,
+    Step,
     StepKind,
+    noise,
     timm_step,
     trainer_step,
 )
 from sn_imagenet.config import ExperimentConfig
+from sn_imagenet.models import build_model
 from sn_imagenet.norms import norm_layers
+from sn_imagenet.tasks import build_task
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 CPU = torch.device("cpu")
 KIND = StepKind(4, 2, 16, network="resnet14_mini", classes=10)
 Compose = Callable[..., ExperimentConfig]
 
 
-def weights(network: nn.Module) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in network.parameters()]
+def trained(config: ExperimentConfig) -> Step:
+    network = build_model(config.model, config.norm, config.protocol, KIND.classes, 0)
+    return trainer_step(build_task(config), network, config, noise(KIND, CPU), CPU)
 
 
 def test_images_have_the_precision_that_training_gives_them() -> None:
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        assert StepData(replace(KIND, dtype=name), CPU).images.dtype == dtype
+        assert noise(replace(KIND, dtype=name), CPU).images.dtype == dtype
 
 
 def test_a_step_moves_the_weights(composed: Compose) -> None:
-    data = StepData(KIND, CPU)
-    sn = composed("norm=sn", *KIND.overrides)
-    contenders: list[StepContender] = [timm_step(layer, data) for layer in PYTORCH_LAYERS.values()]
-    contenders.append(trainer_step(sn, data))
-    for index, contender in enumerate(contenders):
-        assert contender.forward().shape == (8, 10)
-        before = weights(contender.network)
-        contender.step()
-        after = weights(contender.network)
-        unchanged = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    steps = [timm_step(layer, KIND, noise(KIND, CPU), CPU) for layer in PYTORCH_LAYERS.values()]
+    for step in (*steps, trained(composed("norm=sn", *KIND.overrides))):
+        loss = step.forward()
+        before = [parameter.detach().clone() for parameter in step.network.parameters()]
+        step.run()
+        pairs = zip(before, step.network.parameters(), strict=True)
+        moved = [not torch.equal(a, b) for a, b in pairs]
         # timm's blocks start with a last gamma of 0: the layers before it get no gradient yet.
-        assert not all(unchanged) if index < len(PYTORCH_LAYERS) else not any(unchanged)
+        assert any(moved) if step in steps else all(moved)
+        assert step.forward() < loss
 
 
 @pytest.mark.parametrize("passes", [None, 1])
 def test_the_networks_are_those_of_training(composed: Compose, passes: int | None) -> None:
     """They have fused ReLUs, and the setting's replicas in the configured number of passes."""
-    config = composed("norm=sn", *KIND.overrides, f"trainer.replicas_per_pass={passes or 'null'}")
-    contender = trainer_step(config, StepData(KIND, CPU))
-    layers = norm_layers(contender.network).values()
+    per_pass = f"trainer.replicas_per_pass={passes or 'null'}"
+    layers = norm_layers(trained(composed("norm=sn", *KIND.overrides, per_pass)).network).values()
     # All layers but the four of the shortcuts end in a ReLU.
     assert sum(not layer.relu for layer in layers) == 4
     assert {layer.replicas.count for layer in layers} == {passes or 4}
-    assert len(contender.forward()) == (2 if passes else 8)
 
 
 def test_step_writes_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "step.json"
     chosen = ["--network", "resnet14_mini", "--classes", "10", "--batch", "2", "2x1"]
     chosen += ["--image-size", "16", "--repeats", "1", "--device", "cpu"]
-    run("", CONFIGS, ["step", *chosen, "--json", str(out)])
+    run("", ["step", *chosen, "--json", str(out)])
     report = json.loads(out.read_text())
     assert (report["version"], report["benchmark"], report["reference"]) == (
         VERSION,

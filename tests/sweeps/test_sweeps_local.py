@@ -1,4 +1,5 @@
-"""``hydra/launcher=local`` end to end: sweeps of short runs on the digits."""
+"""Sweeps of short runs on the digits, end to end: ``hydra/launcher=local``, and Hydra's basic
+launcher, which executes runs one by one in the same processes."""
 
 from __future__ import annotations
 
@@ -18,11 +19,13 @@ SHORT = ["data=digits", "model=resnet14_mini", "batch=8x8", "trainer.max_steps=3
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def sweep(runs, *overrides, launcher="local"):
+def sweep(runs, *overrides, launcher="local", processes=1):
     """Start a sweep and return its process."""
-    command = [sys.executable, str(ROOT / "train.py"), "-m", f"hydra/launcher={launcher}"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / "train.py")]
+    command += ["-m", f"hydra/launcher={launcher}", f"runs_dir={runs}"]
     return subprocess.Popen(
-        [*command, f"runs_dir={runs}", *SHORT, *overrides],
+        [*command, *SHORT, *overrides],
         cwd=ROOT,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -41,6 +44,13 @@ def finish(process, timeout=1800):
 
 def run_dir(runs, norm, seed=0):
     return runs / "digits" / "resnet14_mini" / norm / "8x8" / f"seed{seed}"
+
+
+def await_first_step(runs, process):
+    metrics = run_dir(runs, "bn") / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None, finish(process)
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -99,10 +109,7 @@ def test_an_interrupted_sweep_stops_its_run_and_resumes_later(tmp_path, monkeypa
     long = ["norm=bn", "norm.target=slow_norms.BN", "trainer.max_steps=25", "trainer.log_every=1"]
     long.append("data.workers=1")
     process = sweep(tmp_path, *long, "evaluate=false")
-    metrics = run_dir(tmp_path, "bn") / "metrics.jsonl"
-    while not (metrics.exists() and metrics.stat().st_size):
-        assert process.poll() is None, finish(process)
-        time.sleep(0.05)
+    await_first_step(tmp_path, process)
     os.killpg(process.pid, signal.SIGINT)
     output, code = finish(process)
     assert code == os.EX_TEMPFAIL, output
@@ -114,6 +121,21 @@ def test_an_interrupted_sweep_stops_its_run_and_resumes_later(tmp_path, monkeypa
     output, code = finish(sweep(tmp_path, *long, "evaluate=false"))
     assert code == 0 and "1 run: 1 finished" in output
     assert "Resuming from" in (run_dir(tmp_path, "bn") / "log.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_ends_a_basic_sweep_with_its_current_run(tmp_path, processes):
+    long = ("norm=bn,gn", "trainer.max_steps=null", "trainer.log_every=1", "evaluate=false")
+    process = sweep(tmp_path, *long, launcher="basic", processes=processes)
+    await_first_step(tmp_path, process)
+    process.send_signal(signal.SIGTERM)
+    output, code = finish(process)
+    assert output.count("Interrupted: checkpoint saved at step") == 1, output
+    assert code == (os.EX_TEMPFAIL if processes == 1 else 1), output
+    assert (run_dir(tmp_path, "bn") / "last.pt").exists()
+    assert not (run_dir(tmp_path, "bn") / "lock.json").exists()
+    assert not run_dir(tmp_path, "gn").exists()
 
 
 @pytest.mark.parametrize(

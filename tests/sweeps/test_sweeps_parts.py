@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
+from run_files import config, result, write_run
 
 from hydra_plugins.sn_launchers._compose import compose_runs
 from hydra_plugins.sn_launchers.local_launcher import LocalLauncher
@@ -20,41 +21,25 @@ from sn_imagenet.runs import FAILED, Progress, RunInUseError
 from sn_imagenet.runs.scores import Score
 from sn_imagenet.sweeps.board import Board, RunStatus, duration, table
 from sn_imagenet.sweeps.plan import TrainingSpeed, measured_speeds, plan, process_hours
-from sn_imagenet.sweeps.planned import PlannedRun, is_run_override, plan_runs
+from sn_imagenet.sweeps.planned import (
+    PlannedRun,
+    SweepSettings,
+    is_run_override,
+    plan_runs,
+    sweep_settings,
+)
 from sn_imagenet.sweeps.pool import Pool
-from sn_imagenet.sweeps.settings import SweepSettings, sweep_settings
 from sn_imagenet.sweeps.slots import Slot, machine_slots
-from sn_imagenet.sweeps.starters import Starter
+from sn_imagenet.sweeps.starters import Starter, torchrun
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
-RUN_COUNTS = {
-    "table2": 27,
-    "table2_small": 9,
-    "in_ln_brn": 6,
-    "averages": 12,
-    "table2_averages": 6,
-    "demo": 27,
-    "depth": 18,
-    "digits": 270,
-    "cifar10": 12,
-    "cifar10_small": 54,
-    "search": 15,
-    "search_scratch": 15,
-}
+RUN_COUNTS = {"table2": 27, "demo": 27, "digits": 270}  # as the documentation says
 
 
 def composed(*overrides):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("config", list(overrides), return_hydra_config=True)
-
-
-def test_importing_the_package_imports_no_torch():
-    code = (
-        "import sys, sn_imagenet.sweeps.pool, sn_imagenet.sweeps.plan;"
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -140,7 +125,7 @@ def test_a_terminal_redraws_the_table_in_place():
     board.show(rows)
     lines = len(table(rows))
     assert f"\x1b[{lines}A" in screen.getvalue()
-    assert "1/8  50.00       321  1:01:40  GPU 0" in screen.getvalue()
+    assert "1/8  top-1 50.00  321 images/s  1:01:40  GPU 0" in screen.getvalue()
 
 
 def test_without_a_terminal_each_change_is_printed_as_a_line():
@@ -156,29 +141,25 @@ def test_without_a_terminal_each_change_is_printed_as_a_line():
     ]
 
 
-def test_the_heading_is_the_label_of_all_scores():
+def test_a_score_has_its_label_and_a_speed_its_unit():
     error = Score("error", "median error", higher_is_better=False)
-    top1 = RunStatus("a", "running", Progress("running", 1, 8, 50.0))
     waiting = RunStatus("b", "waiting")
-    others = [
+    rows = [
         RunStatus(name, "running", Progress("running", value=0.031234567, score=error, **length))
-        for name, length in (("c", {"epoch": 1, "epochs": 8}), ("d", {"step": 200, "steps": 4000}))
+        for name, length in (
+            ("c", {"epoch": 1, "epochs": 8, "images_per_s": 12.3}),
+            ("d", {"step": 200, "steps": 4000}),
+        )
     ]
-    assert table([waiting])[0].split() == ["run", "state", "epoch", "top-1", "images/s", "ETA"]
-    assert table([top1, waiting])[1].split() == ["a", "running", "1/8", "50.00", "-", "-"]
-    head, c, d, _ = table(others)
-    assert "median error" in head and "0.031235" in c and "median" not in c
-    assert "200/4000 steps" in d
-    head, _, a, c, _, _ = table([waiting, top1, *others])
-    assert "score" in head and "top-1 50.00" in a and "median error 0.031235" in c
-    planned = RunStatus("e", "waiting", task_score=error)
-    started = RunStatus("f", "running", Progress("running", 0, 8), task_score=error)
-    assert "median error  samples/s" in table([planned, started])[0]
+    head, b, c, d, _ = table([waiting, *rows])
+    assert head.split() == ["run", "state", "epoch", "score", "speed", "ETA"]
+    assert b.split() == ["b", "waiting", "-", "-", "-", "-"]
+    assert "median error 0.031235  12 samples/s" in c and "200/4000 steps" in d
     out = io.StringIO()
-    Board(out).show(others)
+    Board(out).show(rows)
     assert out.getvalue().splitlines() == [
-        "c: running  epoch 1/8  median error 0.031235  - samples/s  ETA -",
-        "d: running  200/4000 steps  median error 0.031235  - samples/s  ETA -",
+        "c: running  epoch 1/8  median error 0.031235  12 samples/s",
+        "d: running  200/4000 steps  median error 0.031235",
     ]
 
 
@@ -191,54 +172,46 @@ def planned(folder, name):
     return PlannedRun(run.config, (name,))
 
 
+def run_pool(runs, command, retries):
+    """Run a pool with one slot, to its exit code of 1; returns its output."""
+    out = io.StringIO()
+    assert Pool(runs, [Slot("slot", {})], Starter(command), retries, Board(out)).run() == 1
+    return out.getvalue()
+
+
 def test_a_failing_run_is_retried_after_the_others_and_then_reported(tmp_path):
     program = "import sys, pathlib; print('error: no such thing', sys.argv[1]); sys.exit(3)"
     runs = [planned(tmp_path, name) for name in ("a", "b")]
-    out = io.StringIO()
-    code = Pool(
-        runs, [Slot("slot", {})], Starter([sys.executable, "-c", program]), 1, Board(out)
-    ).run()
-    assert code == 1
-    starts = [line for line in out.getvalue().splitlines() if "running" in line]
+    output = run_pool(runs, [sys.executable, "-c", program], 1)
+    starts = [line for line in output.splitlines() if "running" in line]
     assert [line[0] for line in starts] == ["a", "b", "a", "b"]
     for name in ("a", "b"):
         assert (tmp_path / name / "log.txt").read_text().count("# attempt") == 2
-        assert f"no such thing {name} (see {tmp_path / name / 'log.txt'})" in out.getvalue()
-    assert f"2 runs: 2 {FAILED}" in out.getvalue()
+        assert f"no such thing {name} (see {tmp_path / name / 'log.txt'})" in output
+    assert f"2 runs: 2 {FAILED}" in output
 
 
 @pytest.mark.parametrize("where", ["python", "torchrun"])
 def test_a_run_that_only_the_user_can_mend_is_not_tried_again(tmp_path, where):
     """torchrun exits with 1, whatever exit code its rank has."""
-    program = "import sys; sys.exit(2)"
-    if where == "torchrun":
-        program = (
-            "import os, pathlib, sys\n"
-            "pathlib.Path(os.environ['SN_IMAGENET_EXIT_CODES'], '0').write_text('2')\n"
-            "sys.exit(1)"
-        )
-    starter = Starter([sys.executable, "-c", program])
-    assert Pool([planned(tmp_path, "a")], [Slot("s", {})], starter, 5, Board(io.StringIO())).run()
+    script = tmp_path / "script.py"
+    script.write_text("import sys; sys.exit(2)")
+    command = [sys.executable, script] if where == "python" else torchrun(1, [script])
+    run_pool([planned(tmp_path, "a")], list(map(str, command)), 5)
     assert (tmp_path / "a" / "log.txt").read_text().count("# attempt") == 1
 
 
 def test_a_run_refused_by_a_lock_is_running_elsewhere_and_not_failed(tmp_path):
-    """Like torchrun, the program exits with 1, whatever exit code its rank has."""
-    program = (
-        "import os, pathlib, sys\n"
-        "first = not pathlib.Path(sys.argv[1]).exists()\n"
-        "pathlib.Path(sys.argv[1]).touch()\n"
-        "code = REFUSED if first else 2\n"
-        "pathlib.Path(os.environ['SN_IMAGENET_EXIT_CODES'], '0').write_text(str(code))\n"
-        "sys.exit(1)"
-    ).replace("REFUSED", str(RunInUseError.exit_code))
-    run = PlannedRun(planned(tmp_path, "a").config, (str(tmp_path / "started"),))
-    out = io.StringIO()
-    code = Pool(
-        [run], [Slot("slot", {})], Starter([sys.executable, "-c", program]), 0, Board(out)
-    ).run()
-    assert code == 1
-    states = [line.split("  ")[0] for line in out.getvalue().splitlines() if line.startswith("a:")]
+    started, script = tmp_path / "started", tmp_path / "script.py"
+    script.write_text(
+        "import pathlib, sys\n"
+        f"started = pathlib.Path({str(started)!r})\n"
+        f"code = 2 if started.exists() else {RunInUseError.exit_code}\n"
+        "started.touch()\n"
+        "sys.exit(code)"
+    )
+    output = run_pool([planned(tmp_path, "a")], torchrun(1, [str(script)]), 0)
+    states = [line.split("  ")[0] for line in output.splitlines() if line.startswith("a:")]
     assert states == ["a: running", "a: running elsewhere", "a: running", "a: failed"]
 
 
@@ -278,8 +251,7 @@ def test_a_dry_run_uses_the_given_benchmark(tmp_path):
     hours = 10 * (21 * 64 + 87 * 16) / 1000 / 3600
     assert lines[-2].startswith("GPU-hours of 1 run: not measured")
     assert (
-        f"GPU-hours of 2 runs: {hours:.3g}, training only, at the images/s of {report}"
-        in (lines[-1])
+        f"GPU-hours of 2 runs: {hours:.3g}, training only, at the speed of {report}" in (lines[-1])
     )
     report.write_text("{}")
     with pytest.raises(UserError, match=r"train\.json is not a report .*\(no entry 'batch'\)"):
@@ -327,18 +299,8 @@ def test_missing_data_are_told_before_the_other_runs_are_composed(tmp_path, monk
 
 
 def test_a_dry_run_of_a_complete_sweep_has_nothing_to_do(tmp_path):
-    (run,) = plan_runs([((), composed(f"runs_dir={tmp_path}", "data=digits"))])
-    run.run_dir.mkdir(parents=True)
-    cell = {
-        "data": "digits",
-        "model": "resnet50",
-        "norm": "sn",
-        "gpus": 8,
-        "samples_per_gpu": 32,
-        "seed": 0,
-        "test_statistics": "batch_average",
-    }
-    result = {"version": 2, "status": "diverged", "cell": cell}
-    (run.run_dir / "result.json").write_text(json.dumps(result))
-    lines = plan([run], slots=1)
+    values = config("sn", "8x32")
+    write_run(tmp_path, values, result(values, status="diverged"))
+    overrides = (f"runs_dir={tmp_path}", "data=digits", "model=resnet50_mini")
+    lines = plan(plan_runs([((), composed(*overrides))]), slots=1)
     assert "already diverged" in lines[1] and lines[-1].startswith("nothing to do")
