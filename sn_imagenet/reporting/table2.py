@@ -55,6 +55,11 @@ def table2(collection: RunCollection) -> Document:
     return accuracy_document(title, studies, [table2_grid, averages_grid])
 
 
+def methods(collection: RunCollection) -> Document:
+    """Every method beside its difference from SN, as in Sec. 4.1, in the formats of :func:`table2`."""
+    return table2(replace(collection, against=["sn"]))
+
+
 def averages(collection: RunCollection) -> Document:
     """The moving and the batch average of the methods that store statistics."""
     return accuracy_document("Moving and batch average", studies_of(collection), [averages_grid])

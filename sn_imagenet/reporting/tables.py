@@ -15,13 +15,14 @@ from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Document
 from sn_imagenet.reporting.study import RunCollection
 from sn_imagenet.reporting.table1 import TakeCensus, table1
-from sn_imagenet.reporting.table2 import averages, table2
+from sn_imagenet.reporting.table2 import averages, methods, table2
 from sn_imagenet.reporting.variants import variants
 from sn_imagenet.runs import write_text
 
 # A new table of runs is one function and one line here. Table 1 describes the modules instead.
 RUN_TABLES: dict[str, Callable[[RunCollection], Document]] = {
     "table2": table2,
+    "methods": methods,
     "averages": averages,
     "variants": variants,
     "table3": partial(detection_table, "Table 3"),
