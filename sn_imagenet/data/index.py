@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -134,37 +134,41 @@ def build_index(
     )
 
 
-def open_index(origin: Path, scan: Callable[[], Index]) -> Index:
-    """The stored index of ``origin`` that fits the data. If there is none, ``scan`` lists the
-    samples; the marks of a stored index of the same samples, such as that of a copied folder, are
-    kept. If several processes of a machine start at once, only one scans.
+class Split(NamedTuple):
+    """``scan()`` lists the samples at ``origin``, a folder or an archive."""
 
-    Raises:
-        DataError: the samples are not those of a stored index, or ``scan`` failed.
-    """
-    index = load_index(origin)
-    if index is None:
-        with exclusive_lock(origin):
-            index = load_index(origin)
-            if index is None:
-                index = scan()
-                for note in index.notes:
-                    LOG.warning("%s: %s", as_text(origin), as_text(note))
-                stored = stored_indices(origin)
-                for _, old in stored:
-                    if isinstance(old, Index) and index.lists_same(old):
-                        index = replace(index, bad=old.bad, checksums=old.checksums)
-                        break
-                else:
-                    if stored:
-                        raise DataError(
-                            f"{_problem(*stored[0])}. Rebuild it: {prepare_command(origin)}"
-                        )
-                try:
-                    save_index(index)
-                except DataError as error:
-                    LOG.warning("%s: the next start lists %s again", error, as_text(origin))
-    return index
+    origin: Path
+    scan: Callable[[], Index]
+
+    def open(self) -> Index:
+        """The stored index that fits the data. If there is none, a new one; the marks of a stored
+        index of the same samples, such as that of a copied folder, are kept. If several processes
+        of a machine start at once, only one scans.
+
+        Raises:
+            DataError: the samples are not those of a stored index, or ``scan`` failed.
+        """
+        index = load_index(self.origin)
+        if index is None:
+            with exclusive_lock(self.origin):
+                index = load_index(self.origin) or self._rebuild()
+        return index
+
+    def _rebuild(self) -> Index:
+        index = self.scan()
+        for note in index.notes:
+            LOG.warning("%s: %s", as_text(self.origin), as_text(note))
+        stored = stored_indices(self.origin)
+        same = [old for _, old in stored if isinstance(old, Index) and index.lists_same(old)]
+        if same:
+            index = replace(index, bad=same[0].bad, checksums=same[0].checksums)
+        elif stored:
+            raise DataError(f"{_problem(*stored[0])}. Rebuild it: {prepare_command(self.origin)}")
+        try:
+            save_index(index)
+        except DataError as error:
+            LOG.warning("%s: the next start lists %s again", error, as_text(self.origin))
+        return index
 
 
 def index_paths(origin: Path) -> list[Path]:

@@ -12,31 +12,26 @@ from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import Index, build_index
 from sn_imagenet.data.scanning import progress
 
-_SHARD = re.compile(r"(\w+)-(\d{5})-of-(\d{5})\.parquet")
+_NUMBER = "[0-9]" * 5
 # ILSVRC2012_val_00000293_n01440764.JPEG: the file's name and its class.
 _NAME_WITH_WNID = re.compile(r"(.+)_(n\d{8})(\.\w+)")
 _OPEN_FILES = 32
 
 
-def find_shards(root: Path, split: str) -> tuple[Path, list[Path]] | None:
-    """The parquet files of ``split`` (train, validation) in ``root`` or ``root/data``, and a path
-    that stands for them: ``train``, which does not exist, beside ``train-00000-of-...``.
+def find_shards(path: Path) -> list[Path]:
+    """The parquet files ``path-00000-of-...``, for which ``path`` stands; it does not exist.
 
     Raises:
-        DataError: some of the files are missing.
+        DataError: some of them are missing.
     """
-    for folder in (root, root / "data"):
-        files = sorted(filter(Path.is_file, folder.glob(f"{split}-*-of-*.parquet")))
-        matches = [match for file in files if (match := _SHARD.fullmatch(file.name))]
-        if matches:
-            total = int(matches[0][3])
-            if [int(match[2]) for match in matches] != list(range(total)):
-                raise DataError(
-                    f"{folder} holds {len(matches)} of the {total} files {split}-*.parquet. "
-                    "Download the others."
-                )
-            return folder / split, files
-    return None
+    files = sorted(path.parent.glob(f"{path.name}-{_NUMBER}-of-{_NUMBER}.parquet"))
+    total = int(files[0].stem[-5:]) if files else 0
+    if len(files) != total:
+        raise DataError(
+            f"{path.parent} holds {len(files)} of the {total} files {path.name}-*.parquet. "
+            "Download the others."
+        )
+    return files
 
 
 def scan_shards(origin: Path, files: list[Path]) -> Index:

@@ -18,13 +18,14 @@ from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.imagenet_labels import IMAGENET_CLASSES
 from sn_imagenet.data.index import (
     Index,
+    Split,
     exclusive_lock,
     prepare_command,
     save_index,
     stored_indices,
 )
 from sn_imagenet.data.indexed import IndexedSource
-from sn_imagenet.data.layouts import Split, find_imagenet_train, find_imagenet_val, split_at
+from sn_imagenet.data.layouts import find_imagenet, split_at
 from sn_imagenet.data.sources import open_source
 from sn_imagenet.errors import as_text
 from sn_imagenet.overrides import quoted
@@ -57,7 +58,7 @@ def prepare_data(path: Path, *, verify: bool, mark: bool, workers: int, log: Log
         log(as_text(line))
 
     try:
-        splits = find_splits(path)
+        splits = find_imagenet(path) or {"only": split_at(path, "given")}
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     usable = True
@@ -122,19 +123,6 @@ def _marked_names(origin: Path) -> set[tuple[str, bytes]]:
         if isinstance(index, Index):
             return {name for name, bad in zip(_names(index), index.bad, strict=True) if bad}
     return set()
-
-
-def find_splits(path: Path) -> dict[str, Split]:
-    """The splits of the data set at ``path``, by name.
-
-    Raises:
-        DataError: there is no data set.
-    """
-    if path.is_dir():
-        found = {"training": find_imagenet_train(path), "validation": find_imagenet_val(path)}
-        if splits := {name: split for name, split in found.items() if split is not None}:
-            return splits
-    return {"only": split_at(path, "given")}
 
 
 def find_bad(index: Index, workers: int) -> tuple[list[tuple[int, str]], np.ndarray]:

@@ -29,9 +29,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def open_sources(root: Path) -> tuple[IndexedSource, IndexedSource]:
-    train, val = layouts.find_imagenet_train(root), layouts.find_imagenet_val(root)
-    assert train is not None and val is not None
-    return IndexedSource(train.open()), IndexedSource(val.open())
+    splits = layouts.find_imagenet(root)
+    return layouts.open_splits(splits["training"], splits["validation"])
 
 
 def mark(index: indexing.Index, *entries: int) -> Path:
@@ -86,7 +85,7 @@ def test_order_of_folders_within_a_class(tmp_path: Path) -> None:
 
     for name in ("b.jpg", "a/z.jpg", "a-b/y.jpg", "a/c/x.JPEG", "a.png", "B.jpg"):
         imagenets.write({f"{cls}/{name}": jpeg(0) for cls in ("cat", "Dog")}, tmp_path / "d")
-    index = layouts.class_folder_split(tmp_path / "d", "data.train").open()
+    index = layouts.split_at(tmp_path / "d", "data.train").open()
     paths = [str(index.path(i)) for i in range(len(index.bad))]
     assert paths == [path for path, _ in ImageFolder(str(tmp_path / "d")).samples]
 
@@ -119,9 +118,8 @@ def test_index_is_stored_beside_the_data_or_in_the_cache(
 def test_stored_index_is_reused(tmp_path: Path) -> None:
     root = imagenets.folders(tmp_path)
     open_sources(root)
-    split = layouts.find_imagenet_train(root)
-    assert split is not None
-    index = indexing.open_index(split.origin, lambda: pytest.fail("listed again"))
+    split = layouts.find_imagenet(root)["training"]
+    index = split._replace(scan=lambda: pytest.fail("listed again")).open()
     before = IndexedSource(index).fingerprint()
     mark(index, 0, 5)
     source = IndexedSource(split.open())
@@ -326,7 +324,7 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
 def test_folders_reached_twice_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "train"
     imagenets.write({"cat/1.jpg": jpeg(0), "dog/1.jpg": jpeg(1)}, folder)
-    split = layouts.class_folder_split(folder, "data.train")
+    split = layouts.split_at(folder, "data.train")
     for link, target in (("cat/x", "."), ("cat/y", ".."), ("dog/z", "../cat"), ("eel", "dog")):
         (folder / link).symlink_to(target)
         with pytest.raises(DataError, match="are the same folder, so its images would count"):

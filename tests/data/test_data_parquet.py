@@ -14,9 +14,8 @@ from sn_imagenet.data.prepare import prepare_data
 
 
 def open_sources(root: Path) -> tuple[IndexedSource, IndexedSource]:
-    train, val = layouts.find_imagenet_train(root), layouts.find_imagenet_val(root)
-    assert train is not None and val is not None
-    return IndexedSource(train.open()), IndexedSource(val.open())
+    splits = layouts.find_imagenet(root)
+    return layouts.open_splits(splits["training"], splits["validation"])
 
 
 @pytest.fixture
