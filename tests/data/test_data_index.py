@@ -192,7 +192,7 @@ def block(path: Path) -> None:
 
 
 def test_the_index_that_fits_is_read_and_of_two_the_newer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another user's index is beside the data, where one may not write."""
     root = imagenets.folders(tmp_path / "data")
@@ -211,9 +211,8 @@ def test_the_index_that_fits_is_read_and_of_two_the_newer(
     add_file(root)  # both are stale
     with pytest.raises(DataError, match="changed since the index"):
         open_sources(root)
-    lines: list[str] = []
-    assert prepare_data(root, verify=True, mark=False, workers=1, log=lines.append)
-    assert f"  index: {cached}" in lines and beside.exists()
+    assert prepare_data(root, verify=True, mark=False, workers=1)
+    assert f"  index: {cached}\n" in capsys.readouterr().out and beside.exists()
     assert len(open_sources(root)[0]) == 13
 
 
@@ -318,6 +317,20 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
     (root / "ILSVRC2012_img_train.tar.index.npz").unlink()
     shutil.copy(root / "ILSVRC2012_img_val.tar", root / "ILSVRC2012_img_train.tar")
     with pytest.raises(DataError, match="expected one tar per class"):
+        open_sources(root)
+
+
+def test_missing_changed_and_other_parquet_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"00000-of-00003\.parquet .*row 0 of row group 0: None, "):
+        open_sources(imagenets.parquet(tmp_path / "unnamed", named=False))
+    root = imagenets.parquet(tmp_path / "named")
+    open_sources(root)
+    first = root / "data" / "train-00000-of-00003.parquet"
+    first.write_bytes(first.read_bytes()[:-4])
+    with pytest.raises(DataError, match=r"00000-of-00003\.parquet is not a parquet file of images"):
+        open_sources(root)
+    first.unlink()
+    with pytest.raises(DataError, match="holds 2 of the 3 files train-"):
         open_sources(root)
 
 
