@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from sn_imagenet.data.scanning import progress
 _NUMBER = "[0-9]" * 5
 # ILSVRC2012_val_00000293_n01440764.JPEG: the file's name and its class.
 _NAME_WITH_WNID = re.compile(r"(.+)_(n\d{8})(\.\w+)")
-_OPEN_FILES = 32
 
 
 def find_shards(path: Path) -> list[Path]:
@@ -65,24 +66,26 @@ def scan_shards(origin: Path, files: list[Path]) -> Index:
     return build_index(origin, rows, [f"../{file.name}" for file in files], parquet=True)
 
 
-class ParquetReader:
-    """Reads the bytes of images by their location in ``files``. Holds one row group (about 100
-    images) and up to :data:`_OPEN_FILES` memory-mapped files, which forked workers can share."""
+def read_bytes(origin: Path, files: Sequence[str], location: int) -> bytes:
+    """The bytes of an image by its location in ``files``, which are relative to ``origin``.
 
-    def __init__(self, files: list[Path]) -> None:
-        parquet = lru_cache(_OPEN_FILES)(lambda number: _parquet_file(files[number]))
-        self._group = lru_cache(1)(
-            lambda number, group: _read_group(parquet(number), group, "image.bytes").field("bytes")
-        )
+    Raises:
+        OSError: the file cannot be read.
+    """
+    file = Path(os.path.normpath(origin / files[location >> 40]))
+    group = _row_group(file, location >> 20 & 0xFFFFF)
+    data: bytes = group[location & 0xFFFFF].as_py()
+    return data
 
-    def read(self, location: int) -> bytes:
-        """
-        Raises:
-            OSError: the file cannot be read.
-        """
-        group = self._group(location >> 40, location >> 20 & 0xFFFFF)
-        data: bytes = group[location & 0xFFFFF].as_py()
-        return data
+
+@lru_cache(1)  # about 100 images
+def _row_group(file: Path, group: int) -> Any:
+    return _read_group(_kept_open(file), group, "image.bytes").field("bytes")
+
+
+@lru_cache(32)
+def _kept_open(file: Path) -> Any:
+    return _parquet_file(file)  # memory-mapped, so forked workers can share it
 
 
 def _read_group(parquet: Any, group: int, *columns: str) -> Any:

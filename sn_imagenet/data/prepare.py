@@ -104,7 +104,7 @@ def _make_index(
     found = np.array([bool(reason) for reason in reasons])
     bad = found if mark else found & bad
     index = replace(index, bad=bad, checksums=np.array(checksums, dtype=np.uint32))
-    return index, {entry: reasons[entry] for entry in np.flatnonzero(found)}
+    return index, {entry: reasons[entry] for entry in np.flatnonzero(found).tolist()}
 
 
 def _names(index: Index) -> Iterator[tuple[str, bytes]]:
