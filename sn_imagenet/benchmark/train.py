@@ -18,7 +18,7 @@ import torch
 from sn_imagenet.benchmark.command import Command, Report, align_columns, compose_config
 from sn_imagenet.benchmark.timing import seconds_per_call
 from sn_imagenet.config import ExperimentConfig
-from sn_imagenet.data.loaders import TrainLoader
+from sn_imagenet.data.loaders import BatchLoader
 from sn_imagenet.distributed import Placement
 from sn_imagenet.errors import UserError
 from sn_imagenet.runs import RunDirectory
@@ -134,7 +134,7 @@ def _image_rate(call: Callable[[], object], warm_up: int, calls: int, prepared: 
     return prepared.config.batch.total / seconds_per_call(call, calls, prepared.device)
 
 
-def _step(prepared: Prepared, placement: Placement, loader: TrainLoader) -> Callable[[], object]:
+def _step(prepared: Prepared, placement: Placement, loader: BatchLoader) -> Callable[[], object]:
     config = prepared.config
     clock = Clock(len(loader), len(loader))
     stepper = Stepper(prepared.task, prepared.network, config, placement, prepared.device, clock)

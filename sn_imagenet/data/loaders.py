@@ -7,17 +7,15 @@ depend on ``workers``. DataLoader limits each worker to one thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.pixels import DeviceTransform, StoredBatch
 from sn_imagenet.data.seeding import Key, epoch_order
 from sn_imagenet.data.workers import block_signals, ignore_outside_signals
 
@@ -44,8 +42,6 @@ class TrainBatchSampler(Sampler[list[Key]]):
         rank: int,
         world_size: int,
         seed: int,
-        epoch: int = 0,
-        start_step: int = 0,
     ) -> None:
         if global_batch > num_samples:
             raise DataError(
@@ -58,7 +54,7 @@ class TrainBatchSampler(Sampler[list[Key]]):
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
-        self.set_epoch(epoch, start_step)
+        self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Make the next iteration yield ``epoch``, from ``start_step`` on."""
@@ -169,29 +165,36 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
 
 
 class BatchLoader:
-    """The batches of ``sampler``. Workers read and crop the images; the rest of the transform runs
-    on ``device``. ``len()`` is the number of batches.
+    """The batches of ``sampler`` on ``device``; ``len()`` is their number. Workers read and crop
+    the images, and the rest of the transform (``dataset.finisher``) runs on the device.
+
+    ``for images, labels in loader.epoch(epoch, start_step)`` iterates over an epoch of training.
+    Workers stay alive between iterations, because restarting them would take longer than an epoch
+    of a small data set. The keys tell them the epoch. An iteration may stop early, but only one can
+    be active at a time.
 
     Args:
-        persistent: whether the workers stay alive between iterations.
+        persistent: whether the workers stay alive.
 
-    Raises (while iterating):
-        DataError: a file cannot be decoded; the message names it.
+    Raises:
+        DataError: the batches that the workers prepare do not fit into shared memory; while
+            iterating, a file cannot be decoded (the message names it).
     """
 
     def __init__(
         self,
-        dataset: AugmentedDataset,
+        dataset: Any,
         sampler: Any,
         workers: int,
         device: torch.device,
         persistent: bool = True,
     ) -> None:
         self.sampler = sampler
-        self.device = device
-        self.finish = self.finisher(dataset, workers)
-        self.data_loader: DataLoader[StoredBatch] = DataLoader(
-            dataset,  # type: ignore[arg-type]  # __getitems__ returns whole batches
+        if isinstance(dataset, AugmentedDataset):
+            _require_shared_memory(dataset, sampler, workers)
+        self.finish = dataset.finisher(device)
+        self.data_loader: DataLoader[Any] = DataLoader(
+            dataset,
             batch_sampler=sampler,
             collate_fn=_identity,
             num_workers=workers,
@@ -206,35 +209,13 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self.data_loader)
 
-    def __iter__(self) -> Iterator[ImageBatch]:
+    def __iter__(self) -> Iterator[Any]:
         # Start the workers now, not at the first batch.
         with block_signals():
             stored_batches = iter(self.data_loader)
         return map(self.finish, stored_batches)
 
-    def finisher(self, dataset: Any, workers: int) -> Callable[[Any], Any]:
-        """What turns a batch of the dataset into one on the device.
-
-        Raises:
-            DataError: the batches that the workers prepare do not fit into shared memory.
-        """
-        _require_shared_memory(dataset, self.sampler, workers)
-        transform = DeviceTransform(dataset.data, self.device)
-        return lambda batch: ImageBatch(
-            transform(batch), batch.labels.to(self.device, non_blocking=True)
-        )
-
-
-class TrainLoader(BatchLoader):
-    """The training batches of a rank; created once per run.
-
-    ``for images, labels in loader.epoch(epoch, start_step)`` iterates over one epoch; ``len()`` is
-    its number of steps. Workers stay alive between epochs, because restarting them would take
-    longer than an epoch of a small data set. The keys tell them the epoch. An iteration may stop
-    early, but only one can be active at a time.
-    """
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ImageBatch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Any]:
         """The batches of ``epoch`` (0, 1, ...) from ``start_step`` on."""
         self.sampler.set_epoch(epoch, start_step)
         return iter(self)
@@ -242,13 +223,13 @@ class TrainLoader(BatchLoader):
 
 def train_loader(
     dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
-) -> TrainLoader:
+) -> BatchLoader:
     """Training batches of ``TrainBatchSampler(len(dataset), **sampling)``.
 
     Raises:
         DataError: the global batch is larger than the training set.
     """
-    return TrainLoader(dataset, TrainBatchSampler(len(dataset), **sampling), workers, device)
+    return BatchLoader(dataset, TrainBatchSampler(len(dataset), **sampling), workers, device)
 
 
 def eval_loader(

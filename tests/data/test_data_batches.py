@@ -145,12 +145,13 @@ def test_train_sampler_distributes_a_permutation(
 ) -> None:
     if batch > num_samples:
         with pytest.raises(DataError, match=rf"\b{batch}\b.*\b{num_samples}\b"):
-            TrainBatchSampler(num_samples, batch, 0, world_size, seed, epoch)
+            TrainBatchSampler(num_samples, batch, 0, world_size, seed)
         return
     order = epoch_order(num_samples, seed, epoch).tolist()
     assert sorted(order) == list(range(num_samples))
     for rank in range(world_size):
-        sampler = TrainBatchSampler(num_samples, batch, rank, world_size, seed, epoch)
+        sampler = TrainBatchSampler(num_samples, batch, rank, world_size, seed)
+        sampler.set_epoch(epoch)
         steps = list(sampler)
         assert len(steps) == len(sampler) == num_samples // batch
         for b, keys in enumerate(steps):

@@ -18,6 +18,7 @@ from test_tasks_custom import run
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import index as index_files
 from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.loaders import BatchLoader
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.tasks import build_task
 from sn_imagenet.tasks.detection import coco
@@ -26,7 +27,6 @@ from sn_imagenet.tasks.detection.images import DetectionDataset, read_image
 from sn_imagenet.tasks.detection.prepare import prepare_coco
 from sn_imagenet.tasks.detection.sampling import (
     CalibrationSampler,
-    DetectionLoader,
     GroupSampler,
     grouped_order,
 )
@@ -322,7 +322,7 @@ def test_batches_do_not_depend_on_workers(drawn: Path) -> None:
     for workers in (0, 2):
         data = training(drawn, masks=True, flip=True)
         sampler = GroupSampler(data.aspect_ratios, 2, 2, rank=0, world_size=1, seed=0)
-        loader = DetectionLoader(data, sampler, workers, torch.device("cpu"), persistent=True)
+        loader = BatchLoader(data, sampler, workers, torch.device("cpu"), persistent=True)
         batches.append([*loader.epoch(0), *loader.epoch(1, 1)])
     assert len(batches[0]) == len(batches[1]) == 3
     for one, other in zip(*batches, strict=True):
