@@ -159,11 +159,11 @@ class Split(NamedTuple):
         for note in index.notes:
             LOG.warning("%s: %s", as_text(self.origin), as_text(note))
         stored = stored_indices(self.origin)
-        same = [old for _, old in stored if isinstance(old, Index) and index.lists_same(old)]
+        same = [old for old, _ in stored if old is not None and index.lists_same(old)]
         if same:
             index = replace(index, bad=same[0].bad, checksums=same[0].checksums)
         elif stored:
-            raise DataError(f"{_problem(*stored[0])}. Rebuild it: {prepare_command(self.origin)}")
+            raise DataError(f"{stored[0][1]}. Rebuild it: {prepare_command(self.origin)}")
         try:
             save_index(index)
         except DataError as error:
@@ -225,49 +225,42 @@ def save_index(index: Index) -> Path:
 
 def load_index(origin: Path) -> Index | None:
     """The stored index of ``origin`` that fits it, the newest of them, or None."""
-    fitting = (index for path, index in stored_indices(origin) if not _problem(path, index))
-    return next((index for index in fitting if isinstance(index, Index)), None)
+    return next((index for index, problem in stored_indices(origin) if not problem), None)
 
 
-def stored_indices(origin: Path) -> list[tuple[Path, Index | str]]:
-    """Every file with an index of ``origin``, the newest first, and the index or what is wrong."""
+def stored_indices(origin: Path) -> list[tuple[Index | None, str]]:
+    """Each stored index of ``origin``, the newest first; None if it cannot be read. With it, why it
+    does not fit the data, as a clause that is empty if it does."""
     paths = [path for path in index_paths(origin) if path.is_file()]
     paths.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return [(path, _read_index(origin, path)) for path in paths]
+    return [_read_index(origin, path) for path in paths]
 
 
-def _read_index(origin: Path, path: Path) -> Index | str:
+def _read_index(origin: Path, path: Path) -> tuple[Index | None, str]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         about = json.loads(str(arrays.pop("about")))
         version, sha256 = about.pop("version"), about.pop("sha256", None)
         if version != VERSION:
-            return "was written by another version of this project"
+            return None, f"{path} was written by another version of this project"
         about = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
         index = Index(origin, **about, **arrays)
     except OSError as error:
-        return f"cannot be read ({error})"
+        return None, f"{path} cannot be read ({error})"
     except Exception as error:  # numpy, zipfile and json raise errors of many types
-        return f"is not a complete index of {origin} ({error})"
+        return None, f"{path} is not a complete index of {origin} ({error})"
     if sha256:  # computing it again takes 7 s for ImageNet
         vars(index)["sha256"] = sha256
-    return index
-
-
-def _problem(path: Path, index: Index | str) -> str:
-    """Why the index in ``path`` does not fit the data; empty if it does."""
-    if isinstance(index, str):
-        return f"{path} {index}"
     for name, stamp in index.stamps.items():
         try:
-            unchanged = _stamp(index.origin, name) == stamp
+            unchanged = _stamp(origin, name) == stamp
         except OSError:
             unchanged = False
         if not unchanged:
-            changed = os.path.normpath(index.origin / name)
-            return f"{changed} changed since the index {path} was built"
-    return ""
+            changed = os.path.normpath(origin / name)
+            return index, f"{changed} changed since the index {path} was built"
+    return index, ""
 
 
 def _stamp(origin: Path, name: str) -> list[int]:

@@ -115,8 +115,8 @@ def _names(index: Index) -> Iterator[tuple[str, bytes]]:
 
 def _marked_names(origin: Path) -> set[tuple[str, bytes]]:
     """The files that a stored index marks, whether it still fits or not."""
-    for _, index in stored_indices(origin):
-        if isinstance(index, Index):
+    for index, _ in stored_indices(origin):
+        if index is not None:
             return {name for name, bad in zip(_names(index), index.bad, strict=True) if bad}
     return set()
 
