@@ -102,7 +102,7 @@ class _DecodedImages(Dataset[Any]):
 
 def _train_loader(config: ExperimentConfig, batch: int, workers: int) -> BatchLoader:
     data, device = build(config.data, config.augment, seed=0).train, config.trainer.device
-    sampling = {"global_batch": batch, "rank": 0, "world_size": 1, "seed": 0}
+    sampling: dict[str, Any] = {"global_batch": batch, "rank": 0, "world_size": 1, "seed": 0}
     return train_loader(data, workers=workers, device=torch.device(device), **sampling)
 
 

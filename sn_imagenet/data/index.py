@@ -92,17 +92,9 @@ class Index:
         return folder / os.fsdecode(self.names[entry])
 
 
-def build_index(
-    origin: Path,
-    rows: list[Any],
-    scanned: Iterable[str],
-    *,
-    flat: bool = False,
-    parquet: bool = False,
-    notes: tuple[str, ...] = (),
-) -> Index:
+def build_index(origin: Path, rows: list[Any], scanned: Iterable[str], **options: Any) -> Index:
     """A new index without marks, from rows (class, name, size; offset if in an archive) in any
-    order. ``scanned``: the paths to stamp, relative to ``origin``.
+    order. ``scanned``: the paths to stamp, relative to ``origin``. ``options``: of the index.
 
     Raises:
         DataError: there are no rows, two samples of a class have the same name, or validation
@@ -128,9 +120,7 @@ def build_index(
         np.zeros(len(rows), dtype=bool),
         {name: _stamp(origin, name) for name in scanned},
         np.array(offsets[0], dtype=np.int64) if offsets else None,
-        flat,
-        parquet,
-        notes=notes,
+        **options,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -221,35 +222,23 @@ class BatchLoader:
         return iter(self)
 
 
-def train_loader(
-    dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
+def _make_loader(
+    sampler: type[Any],
+    dataset: AugmentedDataset,
+    *,
+    workers: int,
+    device: torch.device = CPU,
+    persistent: bool = True,
+    **sampling: Any,
 ) -> BatchLoader:
-    """Training batches of ``TrainBatchSampler(len(dataset), **sampling)``.
-
-    Raises:
-        DataError: the global batch is larger than the training set.
-    """
-    return BatchLoader(dataset, TrainBatchSampler(len(dataset), **sampling), workers, device)
+    """The batches of ``sampler(len(dataset), **sampling)``, which may raise a DataError."""
+    return BatchLoader(dataset, sampler(len(dataset), **sampling), workers, device, persistent)
 
 
-def eval_loader(
-    dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
-) -> BatchLoader:
-    """Batches of ``EvalBatchSampler(len(dataset), **sampling)``, each sample once over all."""
-    return BatchLoader(dataset, EvalBatchSampler(len(dataset), **sampling), workers, device)
-
-
-def calibration_loader(
-    dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
-) -> BatchLoader:
-    """Minibatches of ``CalibrationBatchSampler(len(dataset), **sampling)``, with training
-    augmentation. A ``samples`` larger than the training set means all of it.
-
-    Raises:
-        DataError: too few samples for one minibatch.
-    """
-    sampler = CalibrationBatchSampler(len(dataset), **sampling)
-    return BatchLoader(dataset, sampler, workers, device, persistent=False)
+# The arguments after the data set are those of the sampler, ``workers`` and ``device``.
+train_loader = partial(_make_loader, TrainBatchSampler)
+eval_loader = partial(_make_loader, EvalBatchSampler)
+calibration_loader = partial(_make_loader, CalibrationBatchSampler, persistent=False)
 
 
 def _require_shared_memory(dataset: AugmentedDataset, sampler: Any, workers: int) -> None:

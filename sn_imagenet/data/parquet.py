@@ -43,7 +43,7 @@ def scan_shards(origin: Path, files: list[Path]) -> Index:
         DataError: pyarrow is not installed, or a file does not have this format.
     """
     rows: list[tuple[str, str, int, int]] = []  # class, name, size, location
-    for number, file in enumerate(progress(files, f"listing {origin}", " files")):
+    for number, file in enumerate(progress(files, f"listing {origin}", unit=" files")):
         try:
             parquet = _parquet_file(file)
             for group in range(parquet.num_row_groups):

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from sn_imagenet.config import IMAGENET_SAMPLES
 from sn_imagenet.data.decode import UndecodableError, decode
@@ -26,6 +25,7 @@ from sn_imagenet.data.index import (
 )
 from sn_imagenet.data.indexed import IndexedSource
 from sn_imagenet.data.layouts import find_imagenet, open_splits, split_at
+from sn_imagenet.data.scanning import progress
 from sn_imagenet.errors import as_text
 from sn_imagenet.overrides import quoted
 
@@ -99,7 +99,7 @@ def _make_index(
     count = len(bad)
     with multiprocessing.Pool(workers, _open_source, (index,)) as pool:
         checks = pool.imap(_check, range(count), chunksize=64)
-        bar = tqdm(checks, "decoding", count, unit=" files", delay=2, disable=None)
+        bar = progress(checks, "decoding", count, unit=" files")
         checksums, reasons = zip(*bar, strict=True)
     found = np.array([bool(reason) for reason in reasons])
     bad = found if mark else found & bad

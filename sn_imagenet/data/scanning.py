@@ -9,8 +9,9 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
@@ -27,7 +28,6 @@ IMG_EXTENSIONS = (
 # Folders of file managers and archives.
 _HIDDEN = ("@eaDir", "__MACOSX", "lost+found")
 UNREADABLE = -1  # size of an image that is no regular file or a link that leads nowhere
-T = TypeVar("T")
 
 
 class UnreadableError(OSError):
@@ -111,7 +111,7 @@ def scan_class_folders(folder: Path, option: str) -> Index:
             "with that class's images."
         )
     visited = {_inode(folder): str(folder)}
-    for name in progress(classes, f"listing {folder}", " classes"):
+    for name in progress(classes, f"listing {folder}", unit=" classes"):
         walk = os.walk(folder / name, onerror=found.problems.append, followlinks=True)
         for here, below, files in walk:
             below[:] = filter(found.is_visible, below)
@@ -154,7 +154,7 @@ def scan_tar_of_tars(archive: Path) -> Index:
     """
     found = _Found()
     with _open_tar(archive) as outer:
-        for member in progress(outer, f"listing {archive.name}", " classes"):
+        for member in progress(outer, f"listing {archive.name}", unit=" classes"):
             wnid, extension = os.path.splitext(os.path.basename(member.name))
             inner = outer.extractfile(member)
             if extension != ".tar" or inner is None:
@@ -178,7 +178,7 @@ def scan_tar_of_images(archive: Path) -> Index:
     """
     labels, found = read_val_labels(archive), _Found()
     with _open_tar(archive) as images:
-        members = found.members(progress(images, f"listing {archive.name}", " images"))
+        members = found.members(progress(images, f"listing {archive.name}", unit=" images"))
         found.rows = [(labels.wnid(name), name, size, offset) for name, size, offset in members]
     return _tar_index(archive, found, os.path.relpath(labels.path, archive))
 
@@ -199,10 +199,8 @@ def _inode(folder: Path | str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def progress(items: Iterable[T], what: str, unit: str) -> Iterable[T]:
-    # Shown only on a terminal, and only after 2 s.
-    bar: Iterable[T] = tqdm(items, what, unit=unit, delay=2, disable=None)
-    return bar
+# Shown only on a terminal, and only after 2 s.
+progress = partial(tqdm, delay=2, disable=None)
 
 
 @contextmanager

@@ -28,14 +28,19 @@ def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_real_photographs(imagenet_photos: Path) -> None:
-    modes = set()
+def test_real_photographs_and_their_first_rows(imagenet_photos: Path) -> None:
+    rng, modes, fewer = random.Random(0), set(), 0
     for path in sorted((imagenet_photos / "train").rglob("*.JPEG")):
         data = path.read_bytes()
         with Image.open(path) as image:
             modes.add(image.mode)
-        assert np.array_equal(decode(data), pillow_pixels(data)), path
-    assert modes == {"L", "RGB"}
+        whole = pillow_pixels(data)
+        assert np.array_equal(decode(data), whole), path
+        rows = rng.randrange(1, len(whole) + 1)
+        top = decode(data, rows)
+        assert len(top) in (rows, len(whole)) and np.array_equal(top, whole[: len(top)]), path
+        fewer += len(top) < len(whole)
+    assert modes == {"L", "RGB"} and fewer > 150
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +86,6 @@ def test_formats_that_simplejpeg_decodes_differently(
 
     monkeypatch.setattr(decoding, "_decode_with_pillow", lambda data: pytest.fail("by Pillow"))
     decode(files["exif"]), decode(files["gray"]), decode(rgb_jpeg)
-
-
-def test_first_rows_of_real_photographs(imagenet_photos: Path) -> None:
-    rng = random.Random(0)
-    fewer = 0
-    for path in sorted((imagenet_photos / "train").rglob("*.JPEG")):
-        data = path.read_bytes()
-        whole = pillow_pixels(data)
-        rows = rng.randrange(1, len(whole) + 1)
-        top = decode(data, rows)
-        assert len(top) in (rows, len(whole)) and np.array_equal(top, whole[: len(top)]), path
-        fewer += len(top) < len(whole)
-    assert fewer > 150
 
 
 @pytest.mark.parametrize(

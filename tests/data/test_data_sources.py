@@ -24,7 +24,6 @@ from torchvision.datasets import CIFAR10
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import sources
 from sn_imagenet.data.datasets import DataSets, build
-from sn_imagenet.data.decode import decode
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import index_paths
 from sn_imagenet.data.loaders import train_loader
@@ -82,20 +81,6 @@ def test_digits_are_normalized_by_their_own_mean_and_std(
     assert torch.equal(images[:, 0], images[:, 2])
     torch.testing.assert_close(images.mean(), torch.tensor(0.0), atol=1e-3, rtol=0)
     torch.testing.assert_close(images.std(), torch.tensor(1.0), atol=1e-3, rtol=0)
-
-
-def test_sample_id_is_the_position_in_sorted_order(
-    open_folders: Callable[[], DataSets], folders: Path
-) -> None:
-    data = open_folders()
-    files = sorted((folders / "train").rglob("*.jpg"), key=lambda f: (f.parent.name, f.name))
-    assert data.classes == ("cat", "dog", "eel")
-    for index, file in enumerate(files):
-        opened = data.train.source.open(index)
-        with Image.open(file) as expected:
-            assert np.array_equal(decode(opened.stored), np.asarray(expected))
-            assert opened.size == (expected.height, expected.width)
-        assert data.classes[opened.label] == file.parent.name
 
 
 def delete_index(folder: Path) -> None:
@@ -264,15 +249,6 @@ def test_imagenet_requires_1000_classes(imagenet_like: Path, tmp_path: Path) -> 
     shutil.copytree(imagenet_like / "val", tmp_path / "val")
     (tmp_path / "val" / "n00000123").rename(tmp_path / "val" / "n99999999")
     with pytest.raises(DataError, match=r"train: n00000123; only in .*val: n99999999\."):
-        imagenet(tmp_path)
-
-
-def test_flat_imagenet_val_without_labels(imagenet_like: Path, tmp_path: Path) -> None:
-    (tmp_path / "train").symlink_to(imagenet_like / "train")
-    (tmp_path / "val").mkdir()
-    for i in range(3):
-        (tmp_path / "val" / f"ILSVRC2012_val_{i + 1:08d}.JPEG").write_bytes(jpeg(i))
-    with pytest.raises(DataError, match=r"val has no labels for its images.*put .*devkit"):
         imagenet(tmp_path)
 
 
