@@ -44,13 +44,10 @@ GOLDEN = (
 IGNORED = (
     "images_per_s", "data_wait_pct",  # of a row
     "training.wall_time_s", "training.images_per_s", "training.git_revisions.*",
-    "training.compiled.*", "config.trainer.compile", "config.checkpoint.on_error",  # earlier
     "provenance.git_revision", "provenance.git_dirty", "provenance.written_at", "evaluations.*.at",
     "config.runs_dir", "config.run_dir",
-    "*provenance.hardware.*", "config.norm.label",  # which earlier revisions do not record
 )
 # fmt: on
-ABSENT = ...
 
 
 def flatten(value: Any, key: str = "") -> dict[str, Any]:
@@ -77,29 +74,25 @@ def checkout(name: str) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", folder], check=True)
 
 
-def run(command: str, checkout: Path, runs: str) -> None:
-    """Run ``command`` in ``checkout`` until it finishes; with --interrupt, interrupt it once."""
+def results(command: str, checkout: Path) -> dict[str, Any]:
+    """Run ``command`` in ``checkout`` until it finishes, interrupted once by --interrupt, and read
+    the files that it writes."""
     words = shlex.split(command)
     interrupt = words[0] == "--interrupt"
     if interrupt:
         del words[0]
     if words[0].startswith("-"):
         words = ["-m", "torch.distributed.run", "--standalone", *words]
-    line = [sys.executable, *words, f"runs_dir={runs}"]
-    if interrupt:
-        process = subprocess.Popen(line, cwd=checkout, stdout=subprocess.DEVNULL)
-        while process.poll() is None and not any(Path(runs).rglob("metrics.jsonl")):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        if process.wait() != INTERRUPTED:
-            sys.exit(f"{command}: exit code {process.returncode}, expected {INTERRUPTED}")
-    subprocess.run(line, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
-
-
-def results(checkout: Path, command: str) -> dict[str, Any]:
-    """Run ``command`` in ``checkout`` and read the files that it writes."""
     with tempfile.TemporaryDirectory() as runs:
-        run(command, checkout, runs)
+        line = [sys.executable, *words, f"runs_dir={runs}"]
+        if interrupt:
+            process = subprocess.Popen(line, cwd=checkout, stdout=subprocess.DEVNULL)
+            while process.poll() is None and not any(Path(runs).rglob("metrics.jsonl")):
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            if process.wait() != INTERRUPTED:
+                sys.exit(f"{command}: exit code {process.returncode}, expected {INTERRUPTED}")
+        subprocess.run(line, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
         return read_results(Path(runs))
 
 
@@ -128,22 +121,19 @@ def main() -> int:
     differing = 0
     with checkout(options.before) as before, checkout(options.after) as after:
         for command in options.commands or GOLDEN:
-            differing += not same(command, results(before, command), results(after, command))
+            differing += not same(command, results(command, before), results(command, after))
     return min(differing, 1)
 
 
 def same(command: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
     """Print how many values of a command differ, and the first 20 of them."""
     # NaN is not equal to itself, so compare representations.
-    keys = [
-        key
-        for key in before | after
-        if repr(before.get(key, ABSENT)) != repr(after.get(key, ABSENT))
-    ]
-    print(f"{command}: {len(before)} values, {len(keys)} differ", flush=True)
-    for key in keys[:20]:
-        print(f"  {key}: {before.get(key, ABSENT)!r} -> {after.get(key, ABSENT)!r}")
-    return bool(before) and not keys
+    pairs = {key: (repr(before.get(key, ...)), repr(after.get(key, ...))) for key in before | after}
+    differing = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    print(f"{command}: {len(before)} values, {len(differing)} differ", flush=True)
+    for key, (old, new) in list(differing.items())[:20]:
+        print(f"  {key}: {old} -> {new}")
+    return bool(before) and not differing
 
 
 if __name__ == "__main__":
