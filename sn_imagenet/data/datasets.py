@@ -103,21 +103,18 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
         try:
             yield
         except (UndecodableError, DataError) as error:
-            raise DataError(self._explain(error, epoch, index)) from error
-
-    def _explain(self, error: Exception, epoch: int, index: int) -> str:
-        text = str(error)
-        if isinstance(error, UndecodableError):
-            folder = self.data.root or (self.data.train if self.training else self.data.val)
-            text = (
-                f"{self.source.location(index)} cannot be read as an image ({error}): sample "
-                f"{index}, class {self.source.classes[self.source.labels[index]]}. Nothing is "
-                "substituted for it. Replace it with an intact copy, or mark all such files, which "
-                f"leaves them out: {prepare_command(str(folder))} --mark"
-            )
-        if not self.training:
-            return text
-        return f"in {f'epoch {epoch + 1}' if epoch >= 0 else 'the calibration'}: {text}"
+            text = str(error)
+            if isinstance(error, UndecodableError):
+                folder = self.data.root or (self.data.train if self.training else self.data.val)
+                text = (
+                    f"{self.source.location(index)} cannot be read as an image ({error}): sample "
+                    f"{index}, class {self.source.classes[self.source.labels[index]]}. Nothing is "
+                    "substituted for it. Replace it with an intact copy, or mark all such files, "
+                    f"which leaves them out: {prepare_command(str(folder))} --mark"
+                )
+            if self.training:
+                text = f"in {f'epoch {epoch + 1}' if epoch >= 0 else 'the calibration'}: {text}"
+            raise DataError(text) from error
 
 
 @dataclass(frozen=True)

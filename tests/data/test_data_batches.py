@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 
@@ -72,21 +71,6 @@ def test_global_batches_do_not_depend_on_ranks_or_workers(
     assert (images.shape, images.dtype) == ((200, 3, 16, 16), torch.float32)
     assert (labels.shape, labels.dtype) == ((200,), torch.int64)
     assert equal_batches(global_batches(digits, world_size, workers), reference)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_random_resized_crops_of_files_do_not_depend_on_ranks_or_workers(
-    open_folders: Callable[[], DataSets], workers: int
-) -> None:
-    data = open_folders()
-    parts = [
-        train_loader(data.train, global_batch=6, rank=rank, world_size=2, seed=0, workers=workers)
-        for rank in range(2)
-    ]
-    whole = train_loader(data.train, global_batch=6, rank=0, world_size=1, seed=0, workers=0)
-    for rank, part in enumerate(parts):
-        expected = [(x[rank::2], y[rank::2]) for x, y in whole.epoch(1)]
-        assert equal_batches(list(part.epoch(1)), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
