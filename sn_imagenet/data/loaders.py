@@ -7,7 +7,7 @@ depend on ``workers``. DataLoader limits each worker to one thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -77,26 +77,17 @@ class TrainBatchSampler(Sampler[list[Key]]):
             yield [Key(epoch, index) for index in batch[self.rank :: self.world_size].tolist()]
 
 
-class EvalBatchSampler(Sampler[list[Key]]):
-    """Batch b is samples [b*batch_size, (b+1)*batch_size), with a partial last batch, and goes to
-    rank b mod ``world_size``. Over all ranks, each sample occurs exactly once. Ranks may have
-    different numbers of batches, even none.
+def eval_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
+    """The rank's batches of an evaluation. Batch b is samples [b*batch_size, (b+1)*batch_size),
+    with a partial last batch, and goes to rank b mod ``world_size``. Over all ranks, each sample
+    occurs exactly once. Ranks may have different numbers of batches, even none.
 
     Batches are not split among ranks, because the last bits of an image's outputs depend on the
     size of its batch. So the outputs are the same on any number of ranks.
     """
-
-    def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int) -> None:
-        self.samples = range(num_samples)
-        self.batch_size = batch_size
-        self.starts = range(rank * batch_size, num_samples, world_size * batch_size)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for start in self.starts:
-            yield [Key(0, index) for index in self.samples[start : start + self.batch_size]]
+    keys = [Key(0, index) for index in range(num_samples)]
+    starts = range(rank * batch_size, num_samples, world_size * batch_size)
+    return [keys[start : start + batch_size] for start in starts]
 
 
 def calibration_minibatches(num_samples: int, minibatch: int, samples: int | Literal["all"]) -> int:
@@ -122,7 +113,7 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
     of that order, up to ``samples`` in all; a partial last one is dropped. The first ``skip``
     minibatches are left out. A batch holds up to ``minibatches_per_batch`` minibatches (k'),
     interleaved: sample j belongs to minibatch j mod k', the order in which the normalization layers
-    expect their groups. Batches are not split among ranks, as in :class:`EvalBatchSampler`.
+    expect their groups. Batches are not split among ranks, as in :func:`eval_batches`.
     ``minibatches`` and ``samples_used`` are totals over all ranks, with the skipped ones.
     Augmentation draws are those of epoch -1 - seed, which no training epoch uses.
 
@@ -223,7 +214,7 @@ class BatchLoader:
 
 
 def _make_loader(
-    sampler: type[Any],
+    sampler: Callable[..., Any],
     dataset: AugmentedDataset,
     *,
     workers: int,
@@ -237,7 +228,7 @@ def _make_loader(
 
 # The arguments after the data set are those of the sampler, ``workers`` and ``device``.
 train_loader = partial(_make_loader, TrainBatchSampler)
-eval_loader = partial(_make_loader, EvalBatchSampler)
+eval_loader = partial(_make_loader, eval_batches)
 calibration_loader = partial(_make_loader, CalibrationBatchSampler, persistent=False)
 
 

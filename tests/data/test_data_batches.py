@@ -17,9 +17,9 @@ from sn_imagenet.data.datasets import DataSets
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.loaders import (
     CalibrationBatchSampler,
-    EvalBatchSampler,
     TrainBatchSampler,
     calibration_loader,
+    eval_batches,
     eval_loader,
     train_loader,
 )
@@ -151,13 +151,11 @@ def test_order_depends_on_seed_and_epoch() -> None:
 
 
 @given(num_samples=st.integers(1, 40), batch=st.integers(1, 12), world_size=st.integers(1, 50))
-def test_eval_sampler_keeps_batches_whole(num_samples: int, batch: int, world_size: int) -> None:
+def test_eval_batches_are_whole(num_samples: int, batch: int, world_size: int) -> None:
     """The ranks get the batches of a single rank in turn."""
     whole = [range(num_samples)[i : i + batch] for i in range(0, num_samples, batch)]
     for rank in range(world_size):
-        sampler = EvalBatchSampler(num_samples, batch, rank, world_size)
-        batches = list(sampler)
-        assert len(batches) == len(sampler)
+        batches = eval_batches(num_samples, batch, rank, world_size)
         assert batches == [[(0, index) for index in keys] for keys in whole[rank::world_size]]
 
 

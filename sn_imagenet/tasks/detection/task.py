@@ -15,7 +15,7 @@ from torch import nn
 from sn_imagenet.config import DetectionProtocolConfig, ExperimentConfig
 from sn_imagenet.data.datasets import DataSets
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.loaders import BatchLoader, EvalBatchSampler
+from sn_imagenet.data.loaders import BatchLoader, eval_batches
 from sn_imagenet.data.seeding import epoch_order, seeded_pass
 from sn_imagenet.distributed import Batch, Microbatch, print_rank0, rank, world_size
 from sn_imagenet.errors import ConfigError
@@ -201,8 +201,8 @@ class Detection(Task):
 
     def evaluation_batches(self, data: Any, batch_size: int, device: torch.device) -> BatchLoader:
         """One image at a time, since the padding of a batch enters IN's and LN's statistics."""
-        sampler = EvalBatchSampler(len(data.val), 1, rank(), world_size())
-        return BatchLoader(data.val, sampler, self.config.data.workers, device)
+        batches = eval_batches(len(data.val), 1, rank(), world_size())
+        return BatchLoader(data.val, batches, self.config.data.workers, device)
 
     def evaluator(
         self, data: Any, device: torch.device, batch_size: int, artifacts: Mapping[str, str]
