@@ -283,8 +283,10 @@ def test_any_number_of_ranks_trains_the_same_replicas(world_size: int) -> None:
 
     def replicas(ranks: int, start: int) -> list[list[list[int]]]:
         steps = []
-        options = {"world_size": ranks, "seed": 5, "epoch": 7, "start_step": start}
+        options = {"world_size": ranks, "seed": 5}
         samplers = [GroupSampler(ratios, 4, 2, rank=rank, **options) for rank in range(ranks)]
+        for sampler in samplers:
+            sampler.set_epoch(7, start)
         for parts in zip(*samplers, strict=True):
             batch = [0] * 8
             for rank, part in enumerate(parts):
