@@ -25,10 +25,10 @@ _ARCHIVES = {
     "ILSVRC2012_img_val.tar": scan_tar_of_images,
 }
 _TRAIN_TAR, _VAL_TAR = _ARCHIVES
-# Where each split of ImageNet may be, the first that exists counts. The last two stand for Hugging
-# Face's parquet files.
+# Where each split of ImageNet may be; the first that exists counts. The last of each, and the same
+# without data/, stand for Hugging Face's parquet files.
 _PLACES = {
-    "training": ("train", "Train", f"{_KAGGLE}/train", _TRAIN_TAR, "train", "data/train"),
+    "training": ("train", "Train", f"{_KAGGLE}/train", _TRAIN_TAR, "data/train"),
     "validation": ("val", "Val", f"{_KAGGLE}/val", _VAL_TAR, "validation", "data/validation"),
 }
 
@@ -75,7 +75,8 @@ def _is_flat(folder: Path) -> bool:
 
 
 def open_splits(train: Split, val: Split) -> tuple[IndexedSource, IndexedSource]:
-    """
+    """Open the two splits of a data set.
+
     Raises:
         DataError: one cannot be used, or the two have different classes.
     """
