@@ -30,7 +30,12 @@ from sn_imagenet.benchmark.command import (
 from sn_imagenet.benchmark.timing import WARM_UP, StorageLog, median_seconds
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
-from sn_imagenet.distributed import autocast_for, set_norm_replicas, set_precision
+from sn_imagenet.distributed import (
+    autocast_for,
+    convolution_dtype,
+    set_norm_replicas,
+    set_precision,
+)
 from sn_imagenet.errors import UserError
 from sn_imagenet.models import build_model
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
@@ -90,7 +95,8 @@ class StepKind:
 
 
 class StepData:
-    """One batch of noise and random labels on the device, channels_last as in training."""
+    """One batch of noise and random labels on the device, with the images' dtype and layout in
+    training."""
 
     def __init__(self, kind: StepKind, device: torch.device) -> None:
         self.kind, self.device = kind, device
@@ -98,7 +104,8 @@ class StepData:
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(kind.total, 3, kind.image_size, kind.image_size, generator=generator)
         labels = torch.randint(kind.classes, (kind.total,), generator=generator)
-        self.images = images.to(device, memory_format=torch.channels_last)
+        dtype = convolution_dtype(kind.dtype)
+        self.images = images.to(device, dtype, memory_format=torch.channels_last)
         self.labels = labels.to(device)
 
     def to_device(self, network: nn.Module) -> nn.Module:
@@ -164,7 +171,7 @@ def trainer_step(config: ExperimentConfig, data: StepData) -> StepContender:
 
     def step() -> None:
         stepper.step(batch, 0)
-        list(stepper.outcomes())
+        list(stepper.outcomes(wait=False))  # as in training
 
     return StepContender(network, forward, step)
 

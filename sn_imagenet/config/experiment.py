@@ -55,11 +55,11 @@ NON_EXPERIMENT_KEYS = frozenset({
 # fmt: on
 
 
-def _spare_cores(most: int) -> int:
-    """The cores of this process but one, at least 1 and at most ``most``."""
+def _spare_cores() -> int:
+    """The cores of this process but one, at least 1."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     share = os.environ.get(CORES) or len(os.sched_getaffinity(0)) // processes
-    return max(1, min(int(share) - 1, most))
+    return max(1, int(share) - 1)
 
 
 def _join(separator: str, name: str, other: Any) -> str:

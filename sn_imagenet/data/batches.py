@@ -11,7 +11,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """``images`` float32 [n, 3, S, S] and ``labels`` int64 [n]; iterates over the two."""
+    """``images`` [n, 3, S, S], float32 or of the step's precision, and ``labels`` int64 [n];
+    iterates over the two."""
 
     images: Tensor
     labels: Tensor

@@ -74,9 +74,11 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
         labels = torch.tensor([sample.label for sample, _, _ in drawn])
         return StoredBatch(images, labels, torch.tensor(shifts) if any(map(any, shifts)) else None)
 
-    def finisher(self, device: torch.device) -> Callable[[StoredBatch], ImageBatch]:
+    def finisher(
+        self, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> Callable[[StoredBatch], ImageBatch]:
         """What turns the batches of :meth:`__getitems__` into those of the network."""
-        transform = DeviceTransform(self.data, device)
+        transform = DeviceTransform(self.data, device, dtype)
         return lambda batch: ImageBatch(
             transform(batch), batch.labels.to(device, non_blocking=True)
         )

@@ -1,7 +1,8 @@
 """Batch samplers, which assign sample keys to batches and ranks, and the loaders that use them.
 
-All loaders yield (images float32 [n, 3, S, S], labels int64 [n]) on ``device``. The output does not
-depend on ``workers``. DataLoader limits each worker to one thread.
+All loaders yield (images [n, 3, S, S], labels int64 [n]) on ``device``; images are float32 unless
+a ``dtype`` is given. The output does not depend on ``workers``. DataLoader limits each worker to
+one thread.
 """
 
 from __future__ import annotations
@@ -167,6 +168,7 @@ class BatchLoader:
 
     Args:
         persistent: whether the workers stay alive.
+        finishing: further arguments of ``dataset.finisher``.
 
     Raises:
         DataError: the batches that the workers prepare do not fit into shared memory; while
@@ -180,11 +182,12 @@ class BatchLoader:
         workers: int,
         device: torch.device,
         persistent: bool = True,
+        **finishing: Any,
     ) -> None:
         self.sampler = sampler
         if isinstance(dataset, AugmentedDataset):
             _require_shared_memory(dataset, sampler, workers)
-        self.finish = dataset.finisher(device)
+        self.finish = dataset.finisher(device, **finishing)
         self.data_loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -220,13 +223,15 @@ def _make_loader(
     workers: int,
     device: torch.device = CPU,
     persistent: bool = True,
+    dtype: torch.dtype = torch.float32,
     **sampling: Any,
 ) -> BatchLoader:
     """The batches of ``sampler(len(dataset), **sampling)``, which may raise a DataError."""
-    return BatchLoader(dataset, sampler(len(dataset), **sampling), workers, device, persistent)
+    batches = sampler(len(dataset), **sampling)
+    return BatchLoader(dataset, batches, workers, device, persistent, dtype=dtype)
 
 
-# The arguments after the data set are those of the sampler, ``workers`` and ``device``.
+# The arguments after the data set are those of the sampler, ``workers``, ``device`` and ``dtype``.
 train_loader = partial(_make_loader, TrainBatchSampler)
 eval_loader = partial(_make_loader, eval_batches)
 calibration_loader = partial(_make_loader, CalibrationBatchSampler, persistent=False)

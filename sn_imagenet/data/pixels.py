@@ -33,11 +33,15 @@ class StoredBatch(NamedTuple):
 
 
 class DeviceTransform:
-    """``transform(batch)``: float32 [n, 3, S, S], channels_last; scaled to [0, 1], color shifted
+    """``transform(batch)``: ``dtype`` [n, 3, S, S], channels_last; scaled to [0, 1], color shifted
     and normalized with ``data.mean`` and ``data.std``. Each value is rounded in the same way as by
-    torchvision's transforms of a single image. The copy from pinned memory is asynchronous."""
+    torchvision's transforms of a single image, and then to ``dtype``. The copy from pinned memory
+    is asynchronous."""
 
-    def __init__(self, data: DataConfig, device: torch.device) -> None:
+    def __init__(
+        self, data: DataConfig, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.dtype = dtype
         self.mean = torch.tensor(data.mean, device=device)
         self.std = torch.tensor(data.std, device=device)
 
@@ -49,16 +53,16 @@ class DeviceTransform:
             stored = stored.contiguous(memory_format=torch.channels_last)
             if shifts is not None:
                 shifts = shifts.to(stored.device, non_blocking=True)
-            return normalize(stored, shifts, self.mean, self.std)
+            return normalize(stored, shifts, self.mean, self.std, self.dtype)
         on_cpu = stored.dtype == torch.uint8 and stored.device.type == "cpu"
         if on_cpu and (compiled := _compiled_normalize()) is not None:
-            return self._run_compiled(compiled, stored, shifts)
+            return self._run_compiled(compiled, stored, shifts).to(self.dtype)
         images = stored.to(torch.float32, copy=True, memory_format=torch.channels_last)
         if stored.dtype == torch.uint8:
             images.mul_(1 / 255)
         if shifts is not None:
             images.add_(shifts.to(images.device, non_blocking=True)[:, :, None, None])
-        return images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
+        return images.sub_(self.mean[:, None, None]).div_(self.std[:, None, None]).to(self.dtype)
 
     def _run_compiled(
         self, compiled: Callable[..., None], stored: Tensor, shifts: Tensor | None

@@ -31,14 +31,17 @@ def normalize_kernel(
     tl.store(out + at, tl.div_rn(pixels, tl.load(std + channel)), mask=mask)
 
 
-def normalize(stored: Tensor, shifts: Tensor | None, mean: Tensor, std: Tensor) -> Tensor:
-    """Each operation rounds its result, so the numbers are those of a sequence of operators.
+def normalize(
+    stored: Tensor, shifts: Tensor | None, mean: Tensor, std: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Each operation rounds its result, so the numbers are those of a sequence of operators; the
+    last rounds to ``dtype``.
 
     Args:
         stored: uint8 [n, 3, H, W], channels_last; ``shifts`` [n, 3], ``mean``, ``std`` [3]: float32
             on its device.
     """
-    out = torch.empty_like(stored, dtype=torch.float32)
+    out = torch.empty_like(stored, dtype=dtype)
     triton_launch.call(
         normalize_kernel,
         -(-stored.numel() // BLOCK),

@@ -76,6 +76,11 @@ def set_determinism(deterministic: bool, device: torch.device) -> None:
             torch.backends.cudnn.benchmark = False
 
 
+def convolution_dtype(precision: str) -> torch.dtype:
+    """The dtype in which :func:`autocast_for` convolves."""
+    return _HALF.get(precision, torch.float32)
+
+
 def autocast_for(
     precision: str, device: torch.device
 ) -> Callable[[], AbstractContextManager[None]]:

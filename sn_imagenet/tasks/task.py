@@ -183,6 +183,11 @@ class Task(ABC):
             UserError: they do not.
         """
 
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """The dtype of training images on the device."""
+        return torch.float32
+
     def batches(self, phase: str, data: DataSets, device: torch.device) -> BatchLoader:
         """This rank's batches of a phase: by default global batches of the training data, in
         another order in each phase."""
@@ -194,6 +199,7 @@ class Task(ABC):
             seed=self.config.seed + (self.phases.index(phase) << 32),
             workers=self.config.data.workers,
             device=device,
+            dtype=self.image_dtype,
         )
 
     @abstractmethod
@@ -220,7 +226,7 @@ class Task(ABC):
         images."""
         side = self.config.data.image_size
         labels = torch.zeros(samples, dtype=torch.int64)
-        return ImageBatch(torch.zeros(samples, 3, side, side), labels)
+        return ImageBatch(torch.zeros(samples, 3, side, side, dtype=self.image_dtype), labels)
 
     def after_step(self, network: nn.Module, step: int) -> None:  # noqa: B027
         """Change weights after optimizer step ``step``, such as clamping them."""

@@ -42,6 +42,7 @@ def require_graph(
     for obstacle, reason in (
         (device.type != "cuda", f"needs a CUDA device, not {device.type}"),
         (not task.capturable, f"task={name} does not do the same work on the device at each step"),
+        (task.uses_global_rng, f"task={name} is seeded by the host at each step"),
         (config.trainer.precision == "fp16", "trainer.precision=fp16 needs the gradient scaler"),
         (config.protocol.dropout, "protocol.dropout draws on the host at each step"),
         (changing, f"norm={config.norm.name} changes its layers by the host's clock at each step"),
@@ -82,6 +83,8 @@ class StepGraph:
     ) -> None:
         self._forward_backward, self._update = forward_backward, update
         self._device = device
+        # Of the warm-up; one, because the allocator keeps the memory of each stream apart.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._broken = torch.zeros((), device=device)  # 1 after a loss that is not finite
         for optimizer in optimizers:
             optimizer.found_inf = self._broken  # type: ignore[attr-defined]
@@ -130,14 +133,14 @@ class StepGraph:
             yield step, read.tolist()
 
     def _warm_up(self, step: int) -> None:
-        if self._device.type != "cuda":
+        if self._stream is None:
             self._step(step)
             return
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             self._step(step)
-        current.wait_stream(stream)
+        current.wait_stream(self._stream)
 
     def _step(self, step: int) -> None:
         self._forward_backward(self._inputs, self._totals, step)

@@ -102,6 +102,7 @@ class Stepper:
         graph = config.trainer.graph
         if graph:
             require_graph(task, config, placement, device, self._changed_by_steps)
+            broadcast_tensors([*network.parameters(), *network.buffers()])  # as DDP below does
         elif dist.is_initialized():
             sync_buffers: dict[str, Any] = {_SYNC_BUFFERS: False}
             # DDP must not sync buffers; broadcast_statistics copies rank 0's when they are needed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,11 @@ Compose = Callable[..., ExperimentConfig]
 
 def weights(network: nn.Module) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in network.parameters()]
+
+
+def test_images_have_the_precision_that_training_gives_them() -> None:
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        assert StepData(replace(KIND, dtype=name), CPU).images.dtype == dtype
 
 
 def test_a_step_moves_the_weights(composed: Compose) -> None:

@@ -151,6 +151,9 @@ def test_compiled_normalization_matches_the_operators(
     assert compiled.is_contiguous(memory_format=torch.channels_last)
     monkeypatch.setattr(pixels, "_compiled_normalize", lambda: None)
     assert torch.equal(compiled, DeviceTransform(DATA, CPU)(batch))
+    half = DeviceTransform(DATA, CPU, torch.bfloat16)(batch)
+    assert torch.equal(half, compiled.bfloat16())
+    assert half.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_fast_differs_by_at_most_1_of_255(photographs: list[np.ndarray]) -> None:
@@ -225,8 +228,9 @@ def test_normalization_matches_the_formula_in_float64() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_batches_on_cuda_match_the_cpu() -> None:
-    transform = DeviceTransform(DATA, torch.device("cuda"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_batches_on_cuda_match_the_cpu(dtype: torch.dtype) -> None:
+    transform = DeviceTransform(DATA, torch.device("cuda"), dtype)
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)
         images = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=generator)
@@ -237,4 +241,5 @@ def test_batches_on_cuda_match_the_cpu() -> None:
         on_cuda = transform(StoredBatch(*(part.pin_memory() for part in batch)))
         assert on_cuda.is_contiguous(memory_format=torch.channels_last)
         expected = DeviceTransform(DATA, CPU)(batch)
-        torch.testing.assert_close(on_cuda.cpu(), expected, rtol=0, atol=1e-6)
+        unit = 0 if dtype == torch.float32 else 2**-7  # in the last place
+        torch.testing.assert_close(on_cuda.cpu(), expected.to(dtype), rtol=unit, atol=1e-6)

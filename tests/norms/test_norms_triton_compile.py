@@ -32,7 +32,8 @@ KERNELS = {
     for name, kernel in vars(module).items()
     if name.endswith("_kernel")
 }
-ACTIVATIONS = {"stored", "x", "y", "grad", "dx", "residual", "masked"}
+ACTIVATIONS = {"x", "y", "grad", "dx", "residual", "masked", "out"}
+DTYPES = {"batches": "i64", "stored": "u8"}
 SIZES = {"area", "per_part", "tables", "parts", "rows", "replicas", "channels", "groups"}
 SIZES |= {"weights_at", "ln_at", "gn_at", "bn_at", "values"}
 # Index of each member in Omega, -1 if it is not in Omega.
@@ -49,6 +50,7 @@ PASSES: dict[str, list[dict[str, Any]]] = {
     "input_gradient": [{"RELU_MASK": 1}],
 }
 SHAPE = torch.Size((32, 256, 56, 56))
+CAPABILITIES = (80, 90, 100, 120)
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -69,7 +71,7 @@ def compile_for(
         if parameter.is_constexpr:
             signature[name], constexprs[name] = "constexpr", constants[name]
         elif index < first:
-            dtype = activation if name in ACTIVATIONS else "i64" if name == "batches" else "fp32"
+            dtype = activation if name in ACTIVATIONS else DTYPES.get(name, "fp32")
             signature[name] = f"*{dtype}"
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif (number := numbers[index - first]) == 1:
@@ -145,27 +147,32 @@ def test_a_pass_compiles_for_odd_shapes(name: str, shape: tuple[int, ...]) -> No
     assert compile_pass(name, flags, 90, "fp16", tiles).asm["cubin"]
 
 
-@pytest.mark.parametrize("capability", [80, 90, 120])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_joining_moments_compiles(capability: int) -> None:
     numbers, constants = (3136, 64, 2048, 49), {"PARTS": 64, "BLOCK": 32}
     kernel = KERNELS["join_moments_kernel"]
     assert compile_for(capability, kernel, "fp32", numbers, constants).asm["cubin"]
 
 
-@pytest.mark.parametrize("capability", [80, 90, 120])
-def test_images_are_normalized_without_fused_rounding(capability: int) -> None:
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_images_are_normalized_without_fused_rounding(capability: int, dtype: str) -> None:
     constants = {"SCALE": 1 / 255, "SHIFTS": True, "BLOCK": BLOCK}
     options = {"enable_fp_fusion": False}
     compiled = compile_for(
-        capability, normalize_kernel, "u8", (2**24, 3 * 2**16), constants, options=options
+        capability, normalize_kernel, dtype, (2**24, 3 * 2**16), constants, options=options
     )
     assert "fma" not in compiled.asm["ptx"] and "st.global.v4.b32" in compiled.asm["ptx"]
+    assert ("cvt.rn.bf16" in compiled.asm["ptx"]) == (dtype == "bf16")
 
 
+@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("omega", OMEGA_CONSTANTS)
 @pytest.mark.parametrize("name", [name for name in KERNELS if name.startswith("combine_")])
-def test_every_combine_kernel_compiles_for_hopper(name: str, omega: str, stored: bool) -> None:
+def test_every_combine_kernel_compiles(
+    name: str, omega: str, stored: bool, capability: int
+) -> None:
     indices = OMEGA_CONSTANTS[omega]
     constants = {
         **indices,
@@ -182,4 +189,4 @@ def test_every_combine_kernel_compiles_for_hopper(name: str, omega: str, stored:
     count = sum(p.name in SIZES and not p.is_constexpr for p in kernel.params)
     numbers = [1 if p.name == "replicas" else 48 for p in kernel.params if p.name in SIZES]
     assert count == len(numbers)
-    assert compile_for(90, kernel, "fp32", numbers, constants).asm["cubin"]
+    assert compile_for(capability, kernel, "fp32", numbers, constants).asm["cubin"]

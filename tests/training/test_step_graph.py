@@ -18,11 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sn_imagenet.benchmark.timing import StorageLog
 from sn_imagenet.config import ExperimentConfig, from_dict
 from sn_imagenet.data.batches import ImageBatch
-from sn_imagenet.distributed import Placement
+from sn_imagenet.distributed import Placement, autocast_for
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import build_model
 from sn_imagenet.norms import SparseSwitchNorm2d
 from sn_imagenet.tasks import build_task
+from sn_imagenet.tasks.classification import Classification
 from sn_imagenet.training import Stepper, step_graph
 from sn_imagenet.training import stepper as stepper_module
 
@@ -49,10 +50,10 @@ def batches(count: int, rank: int = 0, world_size: int = 1) -> Iterator[ImageBat
 
 
 def stepper_of(
-    config: ExperimentConfig, placement: Placement | None = None, device: str = "cpu"
+    config: ExperimentConfig, placement: Placement | None = None, device: str = "cpu", seed: int = 0
 ) -> Stepper:
     """Its learning rate drops at step 12."""
-    network = build_model(config.model, config.norm, config.protocol, 10, 0)
+    network = build_model(config.model, config.norm, config.protocol, 10, seed)
     network = network.to(device).to(memory_format=torch.channels_last)
     rate = lambda step: 0.1 if step < 12 else 0.01  # noqa: E731
     return make_stepper(network, config, placement or Placement(4, 2), rate, device)
@@ -113,6 +114,22 @@ def test_graphs_equal_eager_steps_bit_for_bit(
     assert_same(graph.state_dict(), eager.state_dict())
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_step_on_images_in_its_precision_is_the_same(precision: str, composed: Compose) -> None:
+    """The first convolution would round them alike."""
+    network = stepper_of(composed(*TINY)).network
+    (images, labels), *_ = batches(1)
+    task = build_task(composed(*TINY, f"trainer.precision={precision}"))
+    half = task.image_dtype
+    assert task.warm_up_batch(1).images.dtype == half
+    outcomes = []
+    for given in (images, images.to(half)):
+        with autocast_for(precision, torch.device("cpu"))():
+            loss = torch.nn.functional.cross_entropy(network(given), labels)
+        outcomes.append((loss, *torch.autograd.grad(loss, list(network.parameters()))))
+    assert half != torch.float32 and all(map(torch.equal, *outcomes))
+
+
 def test_after_a_loss_that_is_not_finite_no_graph_updates(
     composed: Compose, captures: list[Any]
 ) -> None:
@@ -165,7 +182,7 @@ def test_the_device_part_neither_waits_nor_keeps_memory(
 def _two_ranks(rank: int, values: dict[str, Any]) -> dict[str, Any]:
     stepper_module.require_graph = lambda *_: None  # type: ignore[assignment]
     step_graph.capture = lambda run: run  # type: ignore[assignment]
-    stepper = stepper_of(from_dict(values), Placement(4, 2, 2, rank))
+    stepper = stepper_of(from_dict(values), Placement(4, 2, 2, rank), seed=rank)
     for step, batch in enumerate(batches(6, rank, 2)):
         stepper.step(batch, step)
     return {"loss": [outcome.loss for outcome in stepper.outcomes()], **stepper.state_dict()}
@@ -209,11 +226,16 @@ def test_memory_does_not_grow(
 
 @pytest.mark.slow
 def test_two_ranks_equal_distributed_data_parallel(composed: Compose, tmp_path: Path) -> None:
+    """Both start from rank 0's weights."""
     eager, graph = (
         run_on_ranks(2, _two_ranks, tmp_path / kind, composed(*TINY, *options).to_dict())
         for kind, options in (("eager", ()), ("graph", ("trainer.graph=true",)))
     )
     assert_same(graph, eager)
+
+
+class Drawing(Classification):
+    uses_global_rng = True
 
 
 @pytest.mark.parametrize(
@@ -224,6 +246,7 @@ def test_two_ranks_equal_distributed_data_parallel(composed: Compose, tmp_path: 
         (("protocol.dropout=0.5",), "cuda", "protocol.dropout"),
         (("trainer.replicas_per_pass=1",), "cuda", "4 forward passes; use trainer.replicas"),
         (("norm=ssn",), "cuda", "norm=ssn changes its layers"),
+        ((f"task.target={__name__}.Drawing",), "cuda", "task=classification is seeded by the host"),
         (("task=stylization", "task.style=a", "task.features=b"), "cuda", "task=stylization"),
     ],
 )

@@ -16,7 +16,7 @@ from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets
 from sn_imagenet.data.decode import UndecodableError
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.distributed import Microbatch, print_rank0
+from sn_imagenet.distributed import Microbatch, convolution_dtype, print_rank0
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import SavedWeights, build_model, classifier_of, load_weights
 from sn_imagenet.norms import SwitchNorm2d, norm_layers
@@ -67,6 +67,11 @@ class Classification(Task):
             return []
         load_weights(network, saved, new=own)
         return [f"a new {head}, because its classes differ"]
+
+    @property
+    def image_dtype(self) -> torch.dtype:
+        """As autocast gives images to the first convolution."""
+        return convolution_dtype(self.config.trainer.precision)
 
     def check(self, network: nn.Module, data: DataSets) -> None:
         if self.config.trainer.epochs is None:
