@@ -12,10 +12,11 @@ to ~/.cache/sn-imagenet.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from sn_imagenet.command_line import run_script, script_parser
-from sn_imagenet.data.prepare import default_workers, prepare_data
+from sn_imagenet.data.prepare import prepare_data
 
 
 def main() -> int:
@@ -25,7 +26,8 @@ def main() -> int:
     parser.add_argument(
         "--no-verify", action="store_true", help="index only, and keep existing marks"
     )
-    parser.add_argument("--workers", type=int, default=default_workers(), help="%(default)s")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--workers", type=int, default=cores, help="%(default)s")
     options = parser.parse_args()
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: expected at least 1")

@@ -22,7 +22,7 @@ from sn_imagenet.benchmark.timing import time_interleaved
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.datasets import build
 from sn_imagenet.data.decode import decode
-from sn_imagenet.data.loaders import TrainLoader, train_loader
+from sn_imagenet.data.loaders import BatchLoader, train_loader
 from sn_imagenet.errors import UserError
 
 TORCHVISION = "torchvision's reference"
@@ -80,13 +80,13 @@ class _DecodedImages(ImageFolder):
         return decode(Path(self.samples[index][0]).read_bytes())
 
 
-def _train_loader(config: ExperimentConfig, batch: int, workers: int) -> TrainLoader:
+def _train_loader(config: ExperimentConfig, batch: int, workers: int) -> BatchLoader:
     data, device = build(config.data, config.augment, seed=0).train, config.trainer.device
     sampling: dict[str, Any] = {"global_batch": batch, "rank": 0, "world_size": 1, "seed": 0}
     return train_loader(data, workers=workers, device=torch.device(device), **sampling)
 
 
-def _stored_batches(loader: TrainLoader, epoch: int) -> Iterable[object]:
+def _stored_batches(loader: BatchLoader, epoch: int) -> Iterable[object]:
     """The loader's batches before the transforms on the device: color shift, normalization."""
     loader.sampler.set_epoch(epoch)
     return loader.data_loader

@@ -52,39 +52,32 @@ def crop_image(image: Tensor, crop: CropParams, side: int, decode: str = "exact"
     if crop.box is not None:
         top, left, height, width = crop.box
         image = image[:, top : top + height, left : left + width]
-    corner = crop.corner
-    if crop.size[0] * crop.size[1] > MAX_RESIZED and image.dtype == torch.uint8:
-        image, corner = _resize_square(image, crop, side), (0, 0)
+    (top, left), (height, width) = crop.corner, crop.size
+    if height * width > MAX_RESIZED and image.dtype == torch.uint8:
+        down, right = image.shape[1] / height, image.shape[2] / width
+        box = (left * right, top * down, (left + side) * right, (top + side) * down)
+        image, top, left = _resize_with_pillow(image, crop.interpolation, (side, side), box), 0, 0
     elif image.shape[1:] != crop.size:
         if decode == "exact" and image.dtype == torch.uint8:
-            image = _resize_with_pillow(image, crop, crop.size)
+            image = _resize_with_pillow(image, crop.interpolation, crop.size)
         else:
             # With the strides of a channels_last batch, which image[None] has not, torch resizes
             # faster, and into the layout of the batch.
             batch = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
             image = F.interpolate(batch, crop.size, mode=crop.interpolation, antialias=True)[0]
-    (top, left), (down, right) = corner, crop.translate
     if image.shape[1:] != (side, side):
         image = image[:, top : top + side, left : left + side]
-    return F.pad(image, (-right, right, -down, down)) if crop.translate != (0, 0) else image
+    y, x = crop.translate
+    return F.pad(image, (-x, x, -y, y)) if crop.translate != (0, 0) else image
 
 
 def _resize_with_pillow(
     image: Tensor,
-    crop: CropParams,
+    interpolation: str,
     size: tuple[int, int],
     box: tuple[float, float, float, float] | None = None,
 ) -> Tensor:
     """``image``, or only its ``box`` (left, top, right, bottom), resized to (height, width)."""
-    resample = Image.Resampling[crop.interpolation.upper()]
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-    resized = np.array(picture.resize(size[::-1], resample, box))
-    return torch.from_numpy(resized).permute(2, 0, 1)
-
-
-def _resize_square(image: Tensor, crop: CropParams, side: int) -> Tensor:
-    """The square of an image that would be too large once resized, without the rest of it."""
-    (top, left), (height, width) = crop.corner, crop.size
-    down, right = image.shape[1] / height, image.shape[2] / width
-    box = (left * right, top * down, (left + side) * right, (top + side) * down)
-    return _resize_with_pillow(image, crop, (side, side), box)
+    resized = picture.resize(size[::-1], Image.Resampling[interpolation.upper()], box)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)

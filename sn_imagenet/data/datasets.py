@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from sn_imagenet.config import AugmentConfig, DataConfig
 from sn_imagenet.data.augment import Apply, Augmentation, Square
+from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.crop import CropParams, crop_image
 from sn_imagenet.data.decode import UndecodableError, decode
 from sn_imagenet.data.errors import DataError
@@ -24,7 +25,6 @@ from sn_imagenet.data.subset import select_subset
 from sn_imagenet.errors import as_text
 
 Drawn = tuple[Sample, CropParams, list[Apply]]
-_CPU = torch.device("cpu")
 
 
 class AugmentedDataset(Dataset[tuple[Tensor, int]]):
@@ -52,8 +52,8 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
         return len(self.source)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        batch = self.__getitems__([key])
-        return DeviceTransform(self.data, _CPU)(batch)[0], int(batch.labels[0])
+        images, labels = self.finisher(torch.device("cpu"))(self.__getitems__([key]))
+        return images[0], int(labels[0])
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> StoredBatch:
         """The samples of ``keys`` as one batch."""
@@ -73,6 +73,15 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
             shifts.append(shift)
         labels = torch.tensor([sample.label for sample, _, _ in drawn])
         return StoredBatch(images, labels, torch.tensor(shifts) if any(map(any, shifts)) else None)
+
+    def finisher(
+        self, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> Callable[[StoredBatch], ImageBatch]:
+        """What turns the batches of :meth:`__getitems__` into those of the network."""
+        transform = DeviceTransform(self.data, device, dtype)
+        return lambda batch: ImageBatch(
+            transform(batch), batch.labels.to(device, non_blocking=True)
+        )
 
     def _draw(self, epoch: int, index: int) -> Drawn:
         with self._explained(epoch, index):
@@ -96,21 +105,18 @@ class AugmentedDataset(Dataset[tuple[Tensor, int]]):
         try:
             yield
         except (UndecodableError, DataError) as error:
-            raise DataError(self._explain(error, epoch, index)) from error
-
-    def _explain(self, error: Exception, epoch: int, index: int) -> str:
-        text = str(error)
-        if isinstance(error, UndecodableError):
-            folder = self.data.root or (self.data.train if self.training else self.data.val)
-            text = (
-                f"{self.source.location(index)} cannot be read as an image ({error}): sample "
-                f"{index}, class {self.source.classes[self.source.labels[index]]}. Nothing is "
-                "substituted for it. Replace it with an intact copy, or mark all such files, which "
-                f"leaves them out: {prepare_command(str(folder))} --mark"
-            )
-        if not self.training:
-            return text
-        return f"in {f'epoch {epoch + 1}' if epoch >= 0 else 'the calibration'}: {text}"
+            text = str(error)
+            if isinstance(error, UndecodableError):
+                folder = self.data.root or (self.data.train if self.training else self.data.val)
+                text = (
+                    f"{self.source.location(index)} cannot be read as an image ({error}): sample "
+                    f"{index}, class {self.source.classes[self.source.labels[index]]}. Nothing is "
+                    "substituted for it. Replace it with an intact copy, or mark all such files, "
+                    f"which leaves them out: {prepare_command(str(folder))} --mark"
+                )
+            if self.training:
+                text = f"in {f'epoch {epoch + 1}' if epoch >= 0 else 'the calibration'}: {text}"
+            raise DataError(text) from error
 
 
 @dataclass(frozen=True)

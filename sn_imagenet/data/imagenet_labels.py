@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scipy.io import loadmat
 
 from sn_imagenet.data.errors import DataError
 
-WnidLookup = Callable[[str], str]
-"""Maps the file name of a validation image to its WNID."""
-
 IMAGENET_CLASSES = 1000
-DEVKIT = "ILSVRC2012_devkit_t12"
+_DEVKIT = "ILSVRC2012_devkit_t12"
 _SYNSETS, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
-SOLUTION = "LOC_val_solution.csv"
-_VAL_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+_SOLUTION = "LOC_val_solution.csv"
 # From public val.txt files with WNIDs; classes 65, 970, 230, 809 of the sorted 1,000.
 KNOWN_LABELS = {
     "ILSVRC2012_val_00000001.JPEG": "n01751748",
@@ -31,23 +25,39 @@ KNOWN_LABELS = {
 }
 
 
-def find_val_labels(folders: list[Path]) -> tuple[WnidLookup, Path] | None:
-    """Read the validation labels from the first labels file in ``folders``: Kaggle's solution or
-    the devkit (archive or unpacked). Returns the lookup and the file.
+class ValLabels(NamedTuple):
+    """``wnids``: the WNID of each validation image by its file name, from the file ``path``."""
+
+    path: Path
+    wnids: dict[str, str]
+
+    def wnid(self, name: str) -> str:
+        """
+        Raises:
+            DataError: the file has no label for ``name``.
+        """
+        if name not in self.wnids:
+            raise DataError(f"{self.path} has no label for {name}.")
+        return self.wnids[name]
+
+
+def read_val_labels(val: Path) -> ValLabels:
+    """The labels of the images in ``val``, from the first labels file in the folders above it:
+    Kaggle's solution or the devkit (archive or unpacked).
 
     Raises:
-        DataError: the file exists but is not what its name says.
+        DataError: there is none, or one that is not what its name says.
     """
-    for folder in folders:
+    for folder in list(val.parents)[:4]:  # Kaggle's val/ is four folders below its solution
         for name, read in (
-            (SOLUTION, _read_kaggle_solution),
-            (f"{DEVKIT}.tar.gz", _read_devkit_archive),
-            (f"{DEVKIT}/data/{_SYNSETS}", _read_devkit_folder),
+            (_SOLUTION, _read_kaggle_solution),
+            (f"{_DEVKIT}.tar.gz", _read_devkit_archive),
+            (f"{_DEVKIT}/data/{_SYNSETS}", _read_devkit_folder),
         ):
             path = folder / name
             if path.is_file():
                 try:
-                    return _named(read(path), path), path
+                    return ValLabels(path, read(path))
                 except OSError:
                     raise
                 except Exception as error:  # scipy, tarfile and csv raise errors of many types
@@ -55,50 +65,36 @@ def find_val_labels(folders: list[Path]) -> tuple[WnidLookup, Path] | None:
                         f"{path} does not hold the validation labels in ImageNet's format "
                         f"({error}). Download it again."
                     ) from error
-    return None
+    raise DataError(
+        f"{val} has no labels for its images. They are in ImageNet's devkit: put {_DEVKIT}.tar.gz "
+        f"(or Kaggle's {_SOLUTION}) into {val.parent}."
+    )
 
 
-def _read_kaggle_solution(path: Path) -> WnidLookup:
+def _read_kaggle_solution(path: Path) -> dict[str, str]:
     """Columns ``ImageId,PredictionString``; the latter begins with the WNID."""
     with open(path, newline="") as file:
-        table = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
-    return lambda name: table[name.removesuffix(".JPEG")]
+        rows = csv.DictReader(file)
+        return {f"{row['ImageId']}.JPEG": row["PredictionString"].split()[0] for row in rows}
 
 
-def _read_devkit_archive(path: Path) -> WnidLookup:
+def _read_devkit_archive(path: Path) -> dict[str, str]:
     with tarfile.open(path) as tar:
-        members = (tar.extractfile(f"{DEVKIT}/data/{name}") for name in (_SYNSETS, _TRUTH))
+        members = (tar.extractfile(f"{_DEVKIT}/data/{name}") for name in (_SYNSETS, _TRUTH))
         return _read_devkit(*(member.read() for member in members if member))
 
 
-def _read_devkit_folder(path: Path) -> WnidLookup:
+def _read_devkit_folder(path: Path) -> dict[str, str]:
     return _read_devkit(path.read_bytes(), path.with_name(_TRUTH).read_bytes())
 
 
-def _read_devkit(synsets_file: bytes, truth: bytes) -> WnidLookup:
+def _read_devkit(synsets_file: bytes, truth: bytes) -> dict[str, str]:
     """Line k of the ground truth is the ``ILSVRC2012_ID`` of image k. These IDs follow the devkit's
     own order of classes, not the sorted WNIDs; meta.mat maps IDs to WNIDs."""
     synsets = loadmat(io.BytesIO(synsets_file), squeeze_me=True)["synsets"]
     wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
-    ids = [int(line) for line in truth.split()]
-
-    def wnid(name: str) -> str:
-        match = _VAL_IMAGE.fullmatch(name)
-        if match is None or int(match[1]) == 0:
-            raise KeyError(name)
-        return wnids[ids[int(match[1]) - 1]]
-
-    return wnid
-
-
-def _named(wnid: WnidLookup, path: Path) -> WnidLookup:
-    def wnid_of(name: str) -> str:
-        try:
-            return wnid(name)
-        except (KeyError, IndexError):
-            raise DataError(f"{path} has no label for {name}.") from None
-
-    return wnid_of
+    ids = map(int, truth.split())
+    return {f"ILSVRC2012_val_{k:08d}.JPEG": wnids[i] for k, i in enumerate(ids, start=1)}
 
 
 def check_known_labels(origin: Path, rows: list[Any]) -> None:

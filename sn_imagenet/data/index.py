@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,17 +92,9 @@ class Index:
         return folder / os.fsdecode(self.names[entry])
 
 
-def build_index(
-    origin: Path,
-    rows: list[Any],
-    scanned: Iterable[str],
-    *,
-    flat: bool = False,
-    parquet: bool = False,
-    notes: tuple[str, ...] = (),
-) -> Index:
+def build_index(origin: Path, rows: list[Any], scanned: Iterable[str], **options: Any) -> Index:
     """A new index without marks, from rows (class, name, size; offset if in an archive) in any
-    order. ``scanned``: the paths to stamp, relative to ``origin``.
+    order. ``scanned``: the paths to stamp, relative to ``origin``. ``options``: of the index.
 
     Raises:
         DataError: there are no rows, two samples of a class have the same name, or validation
@@ -128,43 +120,45 @@ def build_index(
         np.zeros(len(rows), dtype=bool),
         {name: _stamp(origin, name) for name in scanned},
         np.array(offsets[0], dtype=np.int64) if offsets else None,
-        flat,
-        parquet,
-        notes=notes,
+        **options,
     )
 
 
-def open_index(origin: Path, scan: Callable[[], Index]) -> Index:
-    """The stored index of ``origin`` that fits the data. If there is none, ``scan`` lists the
-    samples; the marks of a stored index of the same samples, such as that of a copied folder, are
-    kept. If several processes of a machine start at once, only one scans.
+class Split(NamedTuple):
+    """``scan()`` lists the samples at ``origin``, a folder or an archive."""
 
-    Raises:
-        DataError: the samples are not those of a stored index, or ``scan`` failed.
-    """
-    index = load_index(origin)
-    if index is None:
-        with exclusive_lock(origin):
-            index = load_index(origin)
-            if index is None:
-                index = scan()
-                for note in index.notes:
-                    LOG.warning("%s: %s", as_text(origin), as_text(note))
-                stored = stored_indices(origin)
-                for _, old in stored:
-                    if isinstance(old, Index) and index.lists_same(old):
-                        index = replace(index, bad=old.bad, checksums=old.checksums)
-                        break
-                else:
-                    if stored:
-                        raise DataError(
-                            f"{_problem(*stored[0])}. Rebuild it: {prepare_command(origin)}"
-                        )
-                try:
-                    save_index(index)
-                except DataError as error:
-                    LOG.warning("%s: the next start lists %s again", error, as_text(origin))
-    return index
+    origin: Path
+    scan: Callable[[], Index]
+
+    def open(self) -> Index:
+        """The stored index that fits the data. If there is none, a new one; the marks of a stored
+        index of the same samples, such as that of a copied folder, are kept. If several processes
+        of a machine start at once, only one scans.
+
+        Raises:
+            DataError: the samples are not those of a stored index, or ``scan`` failed.
+        """
+        index = load_index(self.origin)
+        if index is None:
+            with exclusive_lock(self.origin):
+                index = load_index(self.origin) or self._rebuild()
+        return index
+
+    def _rebuild(self) -> Index:
+        index = self.scan()
+        for note in index.notes:
+            LOG.warning("%s: %s", as_text(self.origin), as_text(note))
+        stored = stored_indices(self.origin)
+        same = [old for old, _ in stored if old is not None and index.lists_same(old)]
+        if same:
+            index = replace(index, bad=same[0].bad, checksums=same[0].checksums)
+        elif stored:
+            raise DataError(f"{stored[0][1]}. Rebuild it: {prepare_command(self.origin)}")
+        try:
+            save_index(index)
+        except DataError as error:
+            LOG.warning("%s: the next start lists %s again", error, as_text(self.origin))
+        return index
 
 
 def index_paths(origin: Path) -> list[Path]:
@@ -221,49 +215,42 @@ def save_index(index: Index) -> Path:
 
 def load_index(origin: Path) -> Index | None:
     """The stored index of ``origin`` that fits it, the newest of them, or None."""
-    fitting = (index for path, index in stored_indices(origin) if not _problem(path, index))
-    return next((index for index in fitting if isinstance(index, Index)), None)
+    return next((index for index, problem in stored_indices(origin) if not problem), None)
 
 
-def stored_indices(origin: Path) -> list[tuple[Path, Index | str]]:
-    """Every file with an index of ``origin``, the newest first, and the index or what is wrong."""
+def stored_indices(origin: Path) -> list[tuple[Index | None, str]]:
+    """Each stored index of ``origin``, the newest first; None if it cannot be read. With it, why it
+    does not fit the data, as a clause that is empty if it does."""
     paths = [path for path in index_paths(origin) if path.is_file()]
     paths.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return [(path, _read_index(origin, path)) for path in paths]
+    return [_read_index(origin, path) for path in paths]
 
 
-def _read_index(origin: Path, path: Path) -> Index | str:
+def _read_index(origin: Path, path: Path) -> tuple[Index | None, str]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         about = json.loads(str(arrays.pop("about")))
         version, sha256 = about.pop("version"), about.pop("sha256", None)
         if version != VERSION:
-            return "was written by another version of this project"
+            return None, f"{path} was written by another version of this project"
         about = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
         index = Index(origin, **about, **arrays)
     except OSError as error:
-        return f"cannot be read ({error})"
+        return None, f"{path} cannot be read ({error})"
     except Exception as error:  # numpy, zipfile and json raise errors of many types
-        return f"is not a complete index of {origin} ({error})"
+        return None, f"{path} is not a complete index of {origin} ({error})"
     if sha256:  # computing it again takes 7 s for ImageNet
         vars(index)["sha256"] = sha256
-    return index
-
-
-def _problem(path: Path, index: Index | str) -> str:
-    """Why the index in ``path`` does not fit the data; empty if it does."""
-    if isinstance(index, str):
-        return f"{path} {index}"
     for name, stamp in index.stamps.items():
         try:
-            unchanged = _stamp(index.origin, name) == stamp
+            unchanged = _stamp(origin, name) == stamp
         except OSError:
             unchanged = False
         if not unchanged:
-            changed = os.path.normpath(index.origin / name)
-            return f"{changed} changed since the index {path} was built"
-    return ""
+            changed = os.path.normpath(origin / name)
+            return index, f"{changed} changed since the index {path} was built"
+    return index, ""
 
 
 def _stamp(origin: Path, name: str) -> list[int]:

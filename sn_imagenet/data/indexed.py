@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from sn_imagenet.data.decode import image_size
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import Index, prepare_command
-from sn_imagenet.data.parquet import ParquetReader
+from sn_imagenet.data.parquet import read_bytes
 from sn_imagenet.data.scanning import UNREADABLE
 from sn_imagenet.data.sources import Sample
 from sn_imagenet.errors import as_text
@@ -33,7 +34,6 @@ class IndexedSource:
         self.classes = index.classes
         self.entries = np.flatnonzero(~index.bad)
         self.labels = index.labels[self.entries]
-        self._archive: int | ParquetReader | None = None
         for sample in np.flatnonzero(index.sizes[self.entries] == UNREADABLE)[:1]:
             self.read(int(sample))  # raises: now, and not in the middle of an epoch
 
@@ -59,8 +59,11 @@ class IndexedSource:
             if index.offsets is None:
                 with open_to_read(index.path(entry)) as file:
                     data = file.read()
+            elif index.parquet:
+                data = read_bytes(index.origin, list(index.stamps), int(index.offsets[entry]))
             else:
-                data = self._read_archive(int(index.offsets[entry]), size)
+                # pread uses no file position, so forked workers can share the open archive.
+                data = os.pread(_open_archive(index.origin), size, int(index.offsets[entry]))
         except OSError as error:
             raise DataError(
                 f"{index.location(entry)} cannot be read: {error}. Replace it, or leave it out: "
@@ -78,19 +81,6 @@ class IndexedSource:
             )
         return data
 
-    def _read_archive(self, offset: int, size: int) -> bytes:
-        if self._archive is None:
-            origin = self.index.origin
-            if self.index.parquet:
-                files = [Path(os.path.normpath(origin / name)) for name in self.index.stamps]
-                self._archive = ParquetReader(files)
-            else:
-                self._archive = os.open(origin, os.O_RDONLY)
-        if isinstance(self._archive, ParquetReader):
-            return self._archive.read(offset)
-        # pread uses no file position, so forked workers can share the open archive.
-        return os.pread(self._archive, size, offset)
-
     def fingerprint(self) -> dict[str, Any]:
         """Over (class, file name, size) of each sample, and ``contents`` over their bytes if
         scripts/prepare_data.py has read them. ``left_out`` lists files marked as bad."""
@@ -102,9 +92,8 @@ class IndexedSource:
         left_out = [as_text(os.fsdecode(name)) for name in index.names[index.bad].tolist()]
         return {**fingerprint, "left_out": left_out} if left_out else fingerprint
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_archive": None}  # a spawned worker opens its own files
 
-    def __del__(self) -> None:
-        if isinstance(self._archive, int):
-            os.close(self._archive)
+@cache
+def _open_archive(path: Path) -> int:
+    """Kept open until the process ends: opening it for each sample is slow on a network."""
+    return os.open(path, os.O_RDONLY)

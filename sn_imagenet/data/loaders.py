@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.pixels import DeviceTransform, StoredBatch
 from sn_imagenet.data.seeding import Key, epoch_order
 from sn_imagenet.data.workers import block_signals, ignore_outside_signals
 
@@ -45,8 +44,6 @@ class TrainBatchSampler(Sampler[list[Key]]):
         rank: int,
         world_size: int,
         seed: int,
-        epoch: int = 0,
-        start_step: int = 0,
     ) -> None:
         if global_batch > num_samples:
             raise DataError(
@@ -59,7 +56,7 @@ class TrainBatchSampler(Sampler[list[Key]]):
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
-        self.set_epoch(epoch, start_step)
+        self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Make the next iteration yield ``epoch``, from ``start_step`` on."""
@@ -81,26 +78,17 @@ class TrainBatchSampler(Sampler[list[Key]]):
             yield [Key(epoch, index) for index in batch[self.rank :: self.world_size].tolist()]
 
 
-class EvalBatchSampler(Sampler[list[Key]]):
-    """Batch b is samples [b*batch_size, (b+1)*batch_size), with a partial last batch, and goes to
-    rank b mod ``world_size``. Over all ranks, each sample occurs exactly once. Ranks may have
-    different numbers of batches, even none.
+def eval_batches(num_samples: int, batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
+    """The rank's batches of an evaluation. Batch b is samples [b*batch_size, (b+1)*batch_size),
+    with a partial last batch, and goes to rank b mod ``world_size``. Over all ranks, each sample
+    occurs exactly once. Ranks may have different numbers of batches, even none.
 
     Batches are not split among ranks, because the last bits of an image's outputs depend on the
     size of its batch. So the outputs are the same on any number of ranks.
     """
-
-    def __init__(self, num_samples: int, batch_size: int, rank: int, world_size: int) -> None:
-        self.samples = range(num_samples)
-        self.batch_size = batch_size
-        self.starts = range(rank * batch_size, num_samples, world_size * batch_size)
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for start in self.starts:
-            yield [Key(0, index) for index in self.samples[start : start + self.batch_size]]
+    keys = [Key(0, index) for index in range(num_samples)]
+    starts = range(rank * batch_size, num_samples, world_size * batch_size)
+    return [keys[start : start + batch_size] for start in starts]
 
 
 def calibration_minibatches(num_samples: int, minibatch: int, samples: int | Literal["all"]) -> int:
@@ -126,7 +114,7 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
     of that order, up to ``samples`` in all; a partial last one is dropped. The first ``skip``
     minibatches are left out. A batch holds up to ``minibatches_per_batch`` minibatches (k'),
     interleaved: sample j belongs to minibatch j mod k', the order in which the normalization layers
-    expect their groups. Batches are not split among ranks, as in :class:`EvalBatchSampler`.
+    expect their groups. Batches are not split among ranks, as in :func:`eval_batches`.
     ``minibatches`` and ``samples_used`` are totals over all ranks, with the skipped ones.
     Augmentation draws are those of epoch -1 - seed, which no training epoch uses.
 
@@ -170,32 +158,38 @@ class CalibrationBatchSampler(Sampler[list[Key]]):
 
 
 class BatchLoader:
-    """The batches of ``sampler``. Workers read and crop the images; the rest of the transform runs
-    on ``device``. ``len()`` is the number of batches.
+    """The batches of ``sampler`` on ``device``; ``len()`` is their number. Workers read and crop
+    the images, and the rest of the transform (``dataset.finisher``) runs on the device.
+
+    ``for images, labels in loader.epoch(epoch, start_step)`` iterates over an epoch of training.
+    Workers stay alive between iterations, because restarting them would take longer than an epoch
+    of a small data set. The keys tell them the epoch. An iteration may stop early, but only one can
+    be active at a time.
 
     Args:
-        persistent: whether the workers stay alive between iterations.
-        dtype: of the images.
+        persistent: whether the workers stay alive.
+        finishing: further arguments of ``dataset.finisher``.
 
-    Raises (while iterating):
-        DataError: a file cannot be decoded; the message names it.
+    Raises:
+        DataError: the batches that the workers prepare do not fit into shared memory; while
+            iterating, a file cannot be decoded (the message names it).
     """
 
     def __init__(
         self,
-        dataset: AugmentedDataset,
+        dataset: Any,
         sampler: Any,
         workers: int,
         device: torch.device,
         persistent: bool = True,
-        dtype: torch.dtype = torch.float32,
+        **finishing: Any,
     ) -> None:
         self.sampler = sampler
-        self.device = device
-        self.dtype = dtype
-        self.finish = self.finisher(dataset, workers)
-        self.data_loader: DataLoader[StoredBatch] = DataLoader(
-            dataset,  # type: ignore[arg-type]  # __getitems__ returns whole batches
+        if isinstance(dataset, AugmentedDataset):
+            _require_shared_memory(dataset, sampler, workers)
+        self.finish = dataset.finisher(device, **finishing)
+        self.data_loader: DataLoader[Any] = DataLoader(
+            dataset,
             batch_sampler=sampler,
             collate_fn=_identity,
             num_workers=workers,
@@ -210,75 +204,37 @@ class BatchLoader:
     def __len__(self) -> int:
         return len(self.data_loader)
 
-    def __iter__(self) -> Iterator[ImageBatch]:
+    def __iter__(self) -> Iterator[Any]:
         # Start the workers now, not at the first batch.
         with block_signals():
             stored_batches = iter(self.data_loader)
         return map(self.finish, stored_batches)
 
-    def finisher(self, dataset: Any, workers: int) -> Callable[[Any], Any]:
-        """What turns a batch of the dataset into one on the device.
-
-        Raises:
-            DataError: the batches that the workers prepare do not fit into shared memory.
-        """
-        _require_shared_memory(dataset, self.sampler, workers)
-        transform = DeviceTransform(dataset.data, self.device, self.dtype)
-        return lambda batch: ImageBatch(
-            transform(batch), batch.labels.to(self.device, non_blocking=True)
-        )
-
-
-class TrainLoader(BatchLoader):
-    """The training batches of a rank; created once per run.
-
-    ``for images, labels in loader.epoch(epoch, start_step)`` iterates over one epoch; ``len()`` is
-    its number of steps. Workers stay alive between epochs, because restarting them would take
-    longer than an epoch of a small data set. The keys tell them the epoch. An iteration may stop
-    early, but only one can be active at a time.
-    """
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[ImageBatch]:
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Any]:
         """The batches of ``epoch`` (0, 1, ...) from ``start_step`` on."""
         self.sampler.set_epoch(epoch, start_step)
         return iter(self)
 
 
-def train_loader(
+def _make_loader(
+    sampler: Callable[..., Any],
     dataset: AugmentedDataset,
     *,
     workers: int,
     device: torch.device = CPU,
+    persistent: bool = True,
     dtype: torch.dtype = torch.float32,
     **sampling: Any,
-) -> TrainLoader:
-    """Training batches of ``TrainBatchSampler(len(dataset), **sampling)``.
-
-    Raises:
-        DataError: the global batch is larger than the training set.
-    """
-    sampler = TrainBatchSampler(len(dataset), **sampling)
-    return TrainLoader(dataset, sampler, workers, device, dtype=dtype)
-
-
-def eval_loader(
-    dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
 ) -> BatchLoader:
-    """Batches of ``EvalBatchSampler(len(dataset), **sampling)``, each sample once over all."""
-    return BatchLoader(dataset, EvalBatchSampler(len(dataset), **sampling), workers, device)
+    """The batches of ``sampler(len(dataset), **sampling)``, which may raise a DataError."""
+    batches = sampler(len(dataset), **sampling)
+    return BatchLoader(dataset, batches, workers, device, persistent, dtype=dtype)
 
 
-def calibration_loader(
-    dataset: AugmentedDataset, *, workers: int, device: torch.device = CPU, **sampling: Any
-) -> BatchLoader:
-    """Minibatches of ``CalibrationBatchSampler(len(dataset), **sampling)``, with training
-    augmentation. A ``samples`` larger than the training set means all of it.
-
-    Raises:
-        DataError: too few samples for one minibatch.
-    """
-    sampler = CalibrationBatchSampler(len(dataset), **sampling)
-    return BatchLoader(dataset, sampler, workers, device, persistent=False)
+# The arguments after the data set are those of the sampler, ``workers``, ``device`` and ``dtype``.
+train_loader = partial(_make_loader, TrainBatchSampler)
+eval_loader = partial(_make_loader, eval_batches)
+calibration_loader = partial(_make_loader, CalibrationBatchSampler, persistent=False)
 
 
 def _require_shared_memory(dataset: AugmentedDataset, sampler: Any, workers: int) -> None:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,31 +14,25 @@ from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import Index, build_index
 from sn_imagenet.data.scanning import progress
 
-_SHARD = re.compile(r"(\w+)-(\d{5})-of-(\d{5})\.parquet")
+_NUMBER = "[0-9]" * 5
 # ILSVRC2012_val_00000293_n01440764.JPEG: the file's name and its class.
 _NAME_WITH_WNID = re.compile(r"(.+)_(n\d{8})(\.\w+)")
-_OPEN_FILES = 32
 
 
-def find_shards(root: Path, split: str) -> tuple[Path, list[Path]] | None:
-    """The parquet files of ``split`` (train, validation) in ``root`` or ``root/data``, and a path
-    that stands for them: ``train``, which does not exist, beside ``train-00000-of-...``.
+def find_shards(path: Path) -> list[Path]:
+    """The parquet files ``path-00000-of-...``, for which ``path`` stands; it does not exist.
 
     Raises:
-        DataError: some of the files are missing.
+        DataError: some of them are missing.
     """
-    for folder in (root, root / "data"):
-        files = sorted(filter(Path.is_file, folder.glob(f"{split}-*-of-*.parquet")))
-        matches = [match for file in files if (match := _SHARD.fullmatch(file.name))]
-        if matches:
-            total = int(matches[0][3])
-            if [int(match[2]) for match in matches] != list(range(total)):
-                raise DataError(
-                    f"{folder} holds {len(matches)} of the {total} files {split}-*.parquet. "
-                    "Download the others."
-                )
-            return folder / split, files
-    return None
+    files = sorted(path.parent.glob(f"{path.name}-{_NUMBER}-of-{_NUMBER}.parquet"))
+    total = int(files[0].stem[-5:]) if files else 0
+    if len(files) != total:
+        raise DataError(
+            f"{path.parent} holds {len(files)} of the {total} files {path.name}-*.parquet. "
+            "Download the others."
+        )
+    return files
 
 
 def scan_shards(origin: Path, files: list[Path]) -> Index:
@@ -47,7 +43,7 @@ def scan_shards(origin: Path, files: list[Path]) -> Index:
         DataError: pyarrow is not installed, or a file does not have this format.
     """
     rows: list[tuple[str, str, int, int]] = []  # class, name, size, location
-    for number, file in enumerate(progress(files, f"listing {origin}", " files")):
+    for number, file in enumerate(progress(files, f"listing {origin}", unit=" files")):
         try:
             parquet = _parquet_file(file)
             for group in range(parquet.num_row_groups):
@@ -70,24 +66,26 @@ def scan_shards(origin: Path, files: list[Path]) -> Index:
     return build_index(origin, rows, [f"../{file.name}" for file in files], parquet=True)
 
 
-class ParquetReader:
-    """Reads the bytes of images by their location in ``files``. Holds one row group (about 100
-    images) and up to :data:`_OPEN_FILES` memory-mapped files, which forked workers can share."""
+def read_bytes(origin: Path, files: Sequence[str], location: int) -> bytes:
+    """The bytes of an image by its location in ``files``, which are relative to ``origin``.
 
-    def __init__(self, files: list[Path]) -> None:
-        parquet = lru_cache(_OPEN_FILES)(lambda number: _parquet_file(files[number]))
-        self._group = lru_cache(1)(
-            lambda number, group: _read_group(parquet(number), group, "image.bytes").field("bytes")
-        )
+    Raises:
+        OSError: the file cannot be read.
+    """
+    file = Path(os.path.normpath(origin / files[location >> 40]))
+    group = _row_group(file, location >> 20 & 0xFFFFF)
+    data: bytes = group[location & 0xFFFFF].as_py()
+    return data
 
-    def read(self, location: int) -> bytes:
-        """
-        Raises:
-            OSError: the file cannot be read.
-        """
-        group = self._group(location >> 40, location >> 20 & 0xFFFFF)
-        data: bytes = group[location & 0xFFFFF].as_py()
-        return data
+
+@lru_cache(1)  # about 100 images
+def _row_group(file: Path, group: int) -> Any:
+    return _read_group(_kept_open(file), group, "image.bytes").field("bytes")
+
+
+@lru_cache(32)
+def _kept_open(file: Path) -> Any:
+    return _parquet_file(file)  # memory-mapped, so forked workers can share it
 
 
 def _read_group(parquet: Any, group: int, *columns: str) -> Any:

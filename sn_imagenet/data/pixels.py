@@ -46,8 +46,7 @@ class DeviceTransform:
         self.std = torch.tensor(data.std, device=device)
 
     def __call__(self, batch: StoredBatch) -> Tensor:
-        stored = batch.images.to(self.mean.device, non_blocking=True)
-        shifts = batch.shifts
+        stored, shifts = batch.images.to(self.mean.device, non_blocking=True), batch.shifts
         if stored.dtype == torch.uint8 and triton_backend.runs_for(stored):
             from sn_imagenet.data.triton_pixels import normalize
 
@@ -55,10 +54,9 @@ class DeviceTransform:
             if shifts is not None:
                 shifts = shifts.to(stored.device, non_blocking=True)
             return normalize(stored, shifts, self.mean, self.std, self.dtype)
-        if stored.dtype == torch.uint8:
-            compiled = _compiled_normalize() if stored.device.type == "cpu" else None
-            if compiled is not None:
-                return self._run_compiled(compiled, stored, shifts).to(self.dtype)
+        on_cpu = stored.dtype == torch.uint8 and stored.device.type == "cpu"
+        if on_cpu and (compiled := _compiled_normalize()) is not None:
+            return self._run_compiled(compiled, stored, shifts).to(self.dtype)
         images = stored.to(torch.float32, copy=True, memory_format=torch.channels_last)
         if stored.dtype == torch.uint8:
             images.mul_(1 / 255)

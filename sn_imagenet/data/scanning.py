@@ -9,13 +9,14 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.imagenet_labels import WnidLookup
+from sn_imagenet.data.imagenet_labels import read_val_labels
 from sn_imagenet.data.index import Index, build_index
 
 # As in torchvision, whose import takes seconds.
@@ -27,7 +28,6 @@ IMG_EXTENSIONS = (
 # Folders of file managers and archives.
 _HIDDEN = ("@eaDir", "__MACOSX", "lost+found")
 UNREADABLE = -1  # size of an image that is no regular file or a link that leads nowhere
-T = TypeVar("T")
 
 
 class UnreadableError(OSError):
@@ -75,6 +75,13 @@ class _Found:
                 else:
                     yield name, status.st_size if stat.S_ISREG(status.st_mode) else UNREADABLE
 
+    def members(self, tar: Iterable[tarfile.TarInfo]) -> Iterator[tuple[str, int, int]]:
+        """(name, size in bytes, offset) of the images in an archive."""
+        for member in tar:
+            name = os.path.basename(member.name)
+            if member.isfile() and self.is_image(name):
+                yield name, member.size, member.offset_data
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What was passed over, one line each."""
@@ -90,11 +97,9 @@ def scan_class_folders(folder: Path, option: str) -> Index:
     """One folder per class, with images at any depth. Follows links.
 
     Raises:
-        DataError: no such folder, no class folders in it, a class folder without an image, or a
-            folder that is reached twice.
+        DataError: no class folders in it, a class folder without an image, or a folder that is
+            reached twice.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder} ({option}): there is no such folder.")
     found = _Found()
     entries = [name for name in sorted(os.listdir(folder)) if found.is_visible(name)]
     classes = [name for name in entries if (folder / name).is_dir()]
@@ -106,7 +111,7 @@ def scan_class_folders(folder: Path, option: str) -> Index:
             "with that class's images."
         )
     visited = {_inode(folder): str(folder)}
-    for name in progress(classes, f"listing {folder}", " classes"):
+    for name in progress(classes, f"listing {folder}", unit=" classes"):
         walk = os.walk(folder / name, onerror=found.problems.append, followlinks=True)
         for here, below, files in walk:
             below[:] = filter(found.is_visible, below)
@@ -130,14 +135,14 @@ def scan_class_folders(folder: Path, option: str) -> Index:
     return build_index(folder, found.rows, folders, notes=found.notes)
 
 
-def scan_flat_folder(folder: Path, wnid_of: WnidLookup, labels_file: Path) -> Index:
-    """Images in one folder, with classes by ``wnid_of``, which was read from ``labels_file``."""
-    found = _Found()
+def scan_flat_folder(folder: Path) -> Index:
+    """Validation images in one folder, whose classes are in another file."""
+    labels, found = read_val_labels(folder), _Found()
     sizes = found.sizes(str(folder), os.listdir(folder))
-    rows = [(wnid_of(name), name, size) for name, size in sizes]
+    rows = [(labels.wnid(name), name, size) for name, size in sizes]
     if found.problems:
         raise UnreadableError(found.problems)
-    scanned = [".", os.path.relpath(labels_file, folder)]
+    scanned = [".", os.path.relpath(labels.path, folder)]
     return build_index(folder, rows, scanned, flat=True, notes=found.notes)
 
 
@@ -148,10 +153,9 @@ def scan_tar_of_tars(archive: Path) -> Index:
         DataError: the archive is damaged or has other contents.
     """
     found = _Found()
-    rows: list[tuple[str, str, int, int]] = []
     with _open_tar(archive) as outer:
-        for member in progress(outer, f"listing {archive.name}", " classes"):
-            name, extension = os.path.splitext(os.path.basename(member.name))
+        for member in progress(outer, f"listing {archive.name}", unit=" classes"):
+            wnid, extension = os.path.splitext(os.path.basename(member.name))
             inner = outer.extractfile(member)
             if extension != ".tar" or inner is None:
                 raise DataError(
@@ -159,28 +163,24 @@ def scan_tar_of_tars(archive: Path) -> Index:
                     "ILSVRC2012_img_train.tar."
                 )
             with _open_tar(archive, inner) as images:
-                rows.extend(
-                    (name, os.path.basename(i.name), i.size, member.offset_data + i.offset_data)
-                    for i in images
-                    if i.isfile() and found.is_image(os.path.basename(i.name))
+                found.rows.extend(
+                    (wnid, name, size, member.offset_data + offset)
+                    for name, size, offset in found.members(images)
                 )
-    return _tar_index(archive, rows, found)
+    return _tar_index(archive, found)
 
 
-def scan_tar_of_images(archive: Path, wnid_of: WnidLookup, labels_file: Path) -> Index:
-    """The images of ILSVRC2012_img_val.tar, with classes by ``wnid_of``, which was read from
-    ``labels_file``.
+def scan_tar_of_images(archive: Path) -> Index:
+    """The images of ILSVRC2012_img_val.tar, whose classes are in another file.
 
     Raises:
         DataError: the archive is damaged or has other contents.
     """
-    found, rows = _Found(), []
+    labels, found = read_val_labels(archive), _Found()
     with _open_tar(archive) as images:
-        for image in progress(images, f"listing {archive.name}", " images"):
-            if image.isfile() and found.is_image(image.name):
-                name = os.path.basename(image.name)
-                rows.append((wnid_of(name), name, image.size, image.offset_data))
-    return _tar_index(archive, rows, found, os.path.relpath(labels_file, archive))
+        members = found.members(progress(images, f"listing {archive.name}", unit=" images"))
+        found.rows = [(labels.wnid(name), name, size, offset) for name, size, offset in members]
+    return _tar_index(archive, found, os.path.relpath(labels.path, archive))
 
 
 def shorten_list(names: Iterable[str], most: int = 5) -> str:
@@ -199,10 +199,8 @@ def _inode(folder: Path | str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def progress(items: Iterable[T], what: str, unit: str) -> Iterable[T]:
-    # Shown only on a terminal, and only after 2 s.
-    bar: Iterable[T] = tqdm(items, what, unit=unit, delay=2, disable=None)
-    return bar
+# Shown only on a terminal, and only after 2 s.
+progress = partial(tqdm, delay=2, disable=None)
 
 
 @contextmanager
@@ -220,7 +218,8 @@ def _damaged_archive(archive: Path, reason: str) -> DataError:
     return DataError(f"{archive} is not a complete tar archive ({reason}). Download it again.")
 
 
-def _tar_index(archive: Path, rows: list[Any], found: _Found, *scanned: str) -> Index:
-    if max((size + offset for *_, size, offset in rows), default=0) > archive.stat().st_size:
+def _tar_index(archive: Path, found: _Found, *scanned: str) -> Index:
+    ends = (offset + size for *_, size, offset in found.rows)
+    if max(ends, default=0) > archive.stat().st_size:
         raise _damaged_archive(archive, "it ends early")
-    return build_index(archive, rows, [".", *scanned], notes=found.notes)
+    return build_index(archive, found.rows, [".", *scanned], notes=found.notes)

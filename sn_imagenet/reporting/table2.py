@@ -56,7 +56,7 @@ def table2(collection: RunCollection) -> Document:
 
 
 def methods(collection: RunCollection) -> Document:
-    """Every method beside its difference from SN, as in Sec. 4.1, in the formats of :func:`table2`."""
+    """:func:`table2` with the difference of every method from SN, as in Sec. 4.1."""
     return table2(replace(collection, against=["sn"]))
 
 

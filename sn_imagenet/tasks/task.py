@@ -18,7 +18,7 @@ from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets, build
 from sn_imagenet.data.loaders import (
-    TrainLoader,
+    BatchLoader,
     calibration_loader,
     eval_loader,
     train_loader,
@@ -176,7 +176,7 @@ class Task(ABC):
         """The dtype of training images on the device."""
         return torch.float32
 
-    def batches(self, phase: str, data: DataSets, device: torch.device) -> TrainLoader:
+    def batches(self, phase: str, data: DataSets, device: torch.device) -> BatchLoader:
         """This rank's batches of a phase: by default global batches of the training data, in
         another order in each phase."""
         return train_loader(

@@ -87,16 +87,3 @@ def open_folders(folders: Path) -> Callable[[], DataSets]:
         "random_resized", flip=True, lighting=0.1, scale=[0.08, 1.0], ratio=[3 / 4, 4 / 3]
     )
     return lambda: build(data, augment, seed=0)
-
-
-@pytest.fixture(scope="session")
-def imagenet_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """train/ and val/ with 1,000 WNID folders of one image each."""
-    root = tmp_path_factory.mktemp("imagenet")
-    image = jpeg(0)
-    for split in ("train", "val"):
-        for i in range(1000):
-            folder = root / split / f"n{i:08d}"
-            folder.mkdir(parents=True)
-            (folder / "0.JPEG").write_bytes(image)
-    return root

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from sn_imagenet.config import ExperimentConfig
@@ -66,15 +65,6 @@ def test_samples_are_pixels_of_the_center(opened: Build, folder: Path) -> None:
     expected = noise(int(Path(names(data)[0][0]).stem))[:, 4:16]
     np.testing.assert_allclose(images.permute(1, 2, 0).numpy(), expected, atol=1e-4)
     assert label == 0 and data.classes == ("image",)
-
-
-def test_crops_depend_on_seed_epoch_and_image_alone(opened: Build, folder: Path) -> None:
-    crop = ("augment=he2016", "augment.args.between=[8,30]")
-    first, second = (opened(f"data.train={folder}", *crop) for _ in range(2))
-    assert torch.equal(first.train[3, 5][0], second.train[3, 5][0])
-    assert not torch.equal(first.train[3, 5][0], first.train[4, 5][0])
-    other = opened(f"data.train={folder}", *crop, seed=1)
-    assert not torch.equal(first.train[3, 5][0], other.train[3, 5][0])
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def open_sources(root: Path) -> tuple[IndexedSource, IndexedSource]:
-    train, val = layouts.find_imagenet_train(root), layouts.find_imagenet_val(root)
-    assert train is not None and val is not None
-    return IndexedSource(train.open()), IndexedSource(val.open())
+    splits = layouts.find_imagenet(root)
+    return layouts.open_splits(splits["training"], splits["validation"])
 
 
 def mark(index: indexing.Index, *entries: int) -> Path:
@@ -86,7 +85,7 @@ def test_order_of_folders_within_a_class(tmp_path: Path) -> None:
 
     for name in ("b.jpg", "a/z.jpg", "a-b/y.jpg", "a/c/x.JPEG", "a.png", "B.jpg"):
         imagenets.write({f"{cls}/{name}": jpeg(0) for cls in ("cat", "Dog")}, tmp_path / "d")
-    index = layouts.class_folder_split(tmp_path / "d", "data.train").open()
+    index = layouts.split_at(tmp_path / "d", "data.train").open()
     paths = [str(index.path(i)) for i in range(len(index.bad))]
     assert paths == [path for path, _ in ImageFolder(str(tmp_path / "d")).samples]
 
@@ -119,9 +118,8 @@ def test_index_is_stored_beside_the_data_or_in_the_cache(
 def test_stored_index_is_reused(tmp_path: Path) -> None:
     root = imagenets.folders(tmp_path)
     open_sources(root)
-    split = layouts.find_imagenet_train(root)
-    assert split is not None
-    index = indexing.open_index(split.origin, lambda: pytest.fail("listed again"))
+    split = layouts.find_imagenet(root)["training"]
+    index = split._replace(scan=lambda: pytest.fail("listed again")).open()
     before = IndexedSource(index).fingerprint()
     mark(index, 0, 5)
     source = IndexedSource(split.open())
@@ -194,7 +192,7 @@ def block(path: Path) -> None:
 
 
 def test_the_index_that_fits_is_read_and_of_two_the_newer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another user's index is beside the data, where one may not write."""
     root = imagenets.folders(tmp_path / "data")
@@ -213,9 +211,8 @@ def test_the_index_that_fits_is_read_and_of_two_the_newer(
     add_file(root)  # both are stale
     with pytest.raises(DataError, match="changed since the index"):
         open_sources(root)
-    lines: list[str] = []
-    assert prepare_data(root, verify=True, mark=False, workers=1, log=lines.append)
-    assert f"  index: {cached}" in lines and beside.exists()
+    assert prepare_data(root, verify=True, mark=False, workers=1)
+    assert f"  index: {cached}\n" in capsys.readouterr().out and beside.exists()
     assert len(open_sources(root)[0]) == 13
 
 
@@ -323,10 +320,24 @@ def test_damaged_archives_are_refused(tmp_path: Path) -> None:
         open_sources(root)
 
 
+def test_missing_changed_and_other_parquet_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"00000-of-00003\.parquet .*row 0 of row group 0: None, "):
+        open_sources(imagenets.parquet(tmp_path / "unnamed", named=False))
+    root = imagenets.parquet(tmp_path / "named")
+    open_sources(root)
+    first = root / "data" / "train-00000-of-00003.parquet"
+    first.write_bytes(first.read_bytes()[:-4])
+    with pytest.raises(DataError, match=r"00000-of-00003\.parquet is not a parquet file of images"):
+        open_sources(root)
+    first.unlink()
+    with pytest.raises(DataError, match="holds 2 of the 3 files train-"):
+        open_sources(root)
+
+
 def test_folders_reached_twice_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "train"
     imagenets.write({"cat/1.jpg": jpeg(0), "dog/1.jpg": jpeg(1)}, folder)
-    split = layouts.class_folder_split(folder, "data.train")
+    split = layouts.split_at(folder, "data.train")
     for link, target in (("cat/x", "."), ("cat/y", ".."), ("dog/z", "../cat"), ("eel", "dog")):
         (folder / link).symlink_to(target)
         with pytest.raises(DataError, match="are the same folder, so its images would count"):

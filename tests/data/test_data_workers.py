@@ -13,14 +13,14 @@ import pytest
 LOADING = """
 import time
 from multiprocessing import active_children
-from types import SimpleNamespace
 from torch.utils.data import Dataset
 from sn_imagenet.data.loaders import train_loader
 
 class Stuck(Dataset):
-    data = SimpleNamespace(image_size=4, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     def __len__(self):
         return 40
+    def finisher(self, device):
+        return lambda batch: batch
     def __getitems__(self, keys):
         time.sleep(10_000)
 

@@ -17,6 +17,7 @@ from test_tasks_custom import run
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data import index as index_files
 from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.loaders import BatchLoader
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.tasks import build_task
 from sn_imagenet.tasks.detection import coco
@@ -25,7 +26,6 @@ from sn_imagenet.tasks.detection.images import DetectionDataset
 from sn_imagenet.tasks.detection.prepare import prepare_coco
 from sn_imagenet.tasks.detection.sampling import (
     CalibrationSampler,
-    DetectionLoader,
     GroupSampler,
     grouped_order,
 )
@@ -282,8 +282,10 @@ def test_any_number_of_ranks_trains_the_same_replicas(world_size: int) -> None:
 
     def replicas(ranks: int, start: int) -> list[list[list[int]]]:
         steps = []
-        options = {"world_size": ranks, "seed": 5, "epoch": 7, "start_step": start}
+        options = {"world_size": ranks, "seed": 5}
         samplers = [GroupSampler(ratios, 4, 2, rank=rank, **options) for rank in range(ranks)]
+        for sampler in samplers:
+            sampler.set_epoch(7, start)
         for parts in zip(*samplers, strict=True):
             batch = [0] * 8
             for rank, part in enumerate(parts):
@@ -321,7 +323,7 @@ def test_batches_do_not_depend_on_workers(drawn: Path) -> None:
     for workers in (0, 2):
         data = training(drawn, masks=True, flip=True)
         sampler = GroupSampler(data.aspect_ratios, 2, 2, rank=0, world_size=1, seed=0)
-        loader = DetectionLoader(data, sampler, workers, torch.device("cpu"), persistent=True)
+        loader = BatchLoader(data, sampler, workers, torch.device("cpu"), persistent=True)
         batches.append([*loader.epoch(0), *loader.epoch(1, 1)])
     assert len(batches[0]) == len(batches[1]) == 3
     for one, other in zip(*batches, strict=True):

@@ -65,7 +65,15 @@ def open_source(data: DataConfig) -> tuple[Source, Source]:
     if data.source not in names:
         raise ConfigError(f"data.source={data.source}: expected one of {', '.join(names)}")
     module = importlib.import_module(f"{__name__}.{data.source}")
-    _reject_unused_paths(data, module.PATH_OPTIONS)
+    for option in ("root", "train", "val"):
+        value = getattr(data, option)
+        if value and option not in module.PATH_OPTIONS:
+            uses = " ".join(f"data.{name}=DIR" for name in module.PATH_OPTIONS)
+            raise DataError(
+                f"data.{option}={value} would not be read: data={data.source} uses "
+                f"{uses or 'no folder at all'}. For your own folders use data=imagefolder "
+                "data.train=DIR data.val=DIR."
+            )
     try:
         sources: tuple[Source, Source] = module.open_source(data)
     except OSError as error:  # no permission, a dangling link, a lost network file system
@@ -81,14 +89,3 @@ def check_files(data: DataConfig) -> None:
     """
     if data.source in _INDEXED_SOURCES:
         open_source(data)
-
-
-def _reject_unused_paths(data: DataConfig, path_options: tuple[str, ...]) -> None:
-    for option in ("root", "train", "val"):
-        value = getattr(data, option)
-        if value and option not in path_options:
-            uses = " ".join(f"data.{name}=DIR" for name in path_options) or "no folder at all"
-            raise DataError(
-                f"data.{option}={value} would not be read: data={data.source} uses {uses}. For "
-                "your own folders use data=imagefolder data.train=DIR data.val=DIR."
-            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from torchvision.datasets import CIFAR10
 from sn_imagenet.config import DataConfig
 from sn_imagenet.data.arrays import ArraySource
 from sn_imagenet.data.errors import DataError
+from sn_imagenet.data.index import exclusive_lock
 
 PATH_OPTIONS = ("root",)
 
@@ -47,8 +47,6 @@ def _open_or_download(folder: Path, train: bool) -> CIFAR10:
     try:
         return CIFAR10(folder, train=train)
     except RuntimeError:  # absent or damaged
-        folder.mkdir(parents=True, exist_ok=True)
         # All ranks of a node start at once. One downloads, and the others find the result.
-        with open(folder / ".download.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with exclusive_lock(folder):
             return CIFAR10(folder, train=train, download=True)

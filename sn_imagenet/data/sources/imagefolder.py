@@ -6,9 +6,8 @@ from pathlib import Path
 
 from sn_imagenet.config import DataConfig
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.index import Index
 from sn_imagenet.data.indexed import IndexedSource
-from sn_imagenet.data.layouts import require_same_classes, split_at
+from sn_imagenet.data.layouts import open_splits, split_at
 
 PATH_OPTIONS = ("train", "val")
 
@@ -19,15 +18,12 @@ def open_source(data: DataConfig) -> tuple[IndexedSource, IndexedSource]:
     Raises:
         DataError: a folder is not given or unusable, or the classes of the two differ.
     """
-    train, val = _open_index("data.train", data.train), _open_index("data.val", data.val)
-    require_same_classes(train, val)
-    return IndexedSource(train), IndexedSource(val)
-
-
-def _open_index(option: str, value: str | None) -> Index:
-    if not value:
-        raise DataError(
-            f"data=imagefolder needs {option}: give data.train=DIR data.val=DIR, each with one "
-            "folder of images per class."
-        )
-    return split_at(Path(value).expanduser(), option).open()
+    splits = []
+    for option, value in (("data.train", data.train), ("data.val", data.val)):
+        if not value:
+            raise DataError(
+                f"data=imagefolder needs {option}: give data.train=DIR data.val=DIR, each with one "
+                "folder of images per class."
+            )
+        splits.append(split_at(Path(value).expanduser(), option))
+    return open_splits(*splits)

@@ -8,12 +8,7 @@ from sn_imagenet.config import DataConfig
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.imagenet_labels import IMAGENET_CLASSES
 from sn_imagenet.data.indexed import IndexedSource
-from sn_imagenet.data.layouts import (
-    class_differences,
-    find_imagenet_train,
-    find_imagenet_val,
-    require_same_classes,
-)
+from sn_imagenet.data.layouts import find_imagenet, open_splits
 
 PATH_OPTIONS = ("root",)
 
@@ -32,20 +27,14 @@ def open_source(data: DataConfig) -> tuple[IndexedSource, IndexedSource]:
     if not data.root:
         raise DataError(f"ImageNet is required, but data.root is not set. {alternative}")
     root = Path(data.root).expanduser()
-    splits = {"training": find_imagenet_train(root), "validation": find_imagenet_val(root)}
-    indices = []
-    for name, split in splits.items():
-        if split is None:
+    splits = find_imagenet(root)
+    for name in ("training", "validation"):
+        if name not in splits:
             raise DataError(f"ImageNet is required, but {root} has no {name} set. {alternative}")
-        indices.append(split.open())
-    for index in indices:
-        if len(index.classes) != IMAGENET_CLASSES:
-            differences = class_differences(*indices)
-            raise DataError(
-                f"{index.origin} has {len(index.classes)} classes, but ImageNet-1k has "
-                f"{IMAGENET_CLASSES}{'; ' if differences else ''}{differences}. "
-                "For another set of classes use data=imagefolder data.train=DIR data.val=DIR."
-            )
-    require_same_classes(*indices)
-    train, val = map(IndexedSource, indices)
+    train, val = open_splits(splits["training"], splits["validation"])
+    if len(train.classes) != IMAGENET_CLASSES:
+        raise DataError(
+            f"{root} has {len(train.classes)} classes, but ImageNet-1k has {IMAGENET_CLASSES}. For "
+            "another set of classes use data=imagefolder data.train=DIR data.val=DIR."
+        )
     return train, val

@@ -11,7 +11,7 @@ import torch
 
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import AugmentedDataset
-from sn_imagenet.data.loaders import BatchLoader, TrainLoader
+from sn_imagenet.data.loaders import BatchLoader
 from sn_imagenet.data.seeding import Key, epoch_order
 from sn_imagenet.models.cell import Architecture
 from sn_imagenet.tasks.architecture_search.controller import to_architectures
@@ -23,7 +23,7 @@ REWARDS, TEST = 0, 1  # parts of the data
 class RepeatedLoader:
     """Passes over a data set one after another, dealt to epochs of ``steps`` batches each."""
 
-    loader: TrainLoader
+    loader: BatchLoader
     steps: int
 
     def __len__(self) -> int:

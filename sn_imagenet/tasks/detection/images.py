@@ -110,6 +110,10 @@ class DetectionDataset(Dataset[Any]):
         indices = tuple(index for _, index in keys)
         return DetectionBatch(images, targets if self.training else (), indices)
 
+    def finisher(self, device: torch.device) -> Callable[[DetectionBatch], DetectionBatch]:
+        """What moves the batches of :meth:`__getitems__` to the device."""
+        return lambda batch: batch.to(device)
+
     def _sample(self, epoch: int, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         entry = self.annotations.image(int(self.chosen[index]))
         image = read_image(entry, self.folder)

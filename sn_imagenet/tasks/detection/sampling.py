@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.loaders import CalibrationBatchSampler, TrainBatchSampler, TrainLoader
+from sn_imagenet.data.loaders import CalibrationBatchSampler, TrainBatchSampler
 from sn_imagenet.data.seeding import epoch_order
 
 
@@ -71,10 +70,3 @@ class CalibrationSampler(CalibrationBatchSampler):
     def order(self, epoch: int) -> Tensor:
         groups = grouped_order(self.ratios, self.minibatch, self.seed, epoch)
         return torch.from_numpy(groups.reshape(-1))
-
-
-class DetectionLoader(TrainLoader):
-    """The :class:`~.images.DetectionBatch` of ``sampler`` on the device."""
-
-    def finisher(self, dataset: Any, workers: int) -> Callable[[Any], Any]:
-        return lambda batch: batch.to(self.device)

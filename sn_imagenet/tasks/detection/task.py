@@ -15,7 +15,7 @@ from torch import nn
 from sn_imagenet.config import DetectionProtocolConfig, ExperimentConfig
 from sn_imagenet.data.datasets import DataSets
 from sn_imagenet.data.errors import DataError
-from sn_imagenet.data.loaders import EvalBatchSampler
+from sn_imagenet.data.loaders import BatchLoader, eval_batches
 from sn_imagenet.data.seeding import epoch_order, seeded_pass
 from sn_imagenet.distributed import Batch, Microbatch, print_rank0, rank, world_size
 from sn_imagenet.errors import ConfigError
@@ -26,7 +26,7 @@ from sn_imagenet.tasks.detection.departures import departures
 from sn_imagenet.tasks.detection.evaluator import CocoEvaluator, category_csv
 from sn_imagenet.tasks.detection.images import DetectionBatch, DetectionDataset
 from sn_imagenet.tasks.detection.models import C4Head, build_detector
-from sn_imagenet.tasks.detection.sampling import CalibrationSampler, DetectionLoader, GroupSampler
+from sn_imagenet.tasks.detection.sampling import CalibrationSampler, GroupSampler
 from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task, parameter_groups
 
 PARTS = ("train", "val")
@@ -138,9 +138,9 @@ class Detection(Task):
         ratios, seed = data.train.aspect_ratios, self.config.seed
         return GroupSampler(ratios, batch.gpus, batch.samples_per_gpu, **ranks, seed=seed)
 
-    def batches(self, phase: str, data: Any, device: torch.device) -> DetectionLoader:
+    def batches(self, phase: str, data: Any, device: torch.device) -> BatchLoader:
         workers = self.config.data.workers
-        return DetectionLoader(data.train, self._sampler(data), workers, device)
+        return BatchLoader(data.train, self._sampler(data), workers, device)
 
     def optimizations(self, network: nn.Module, clock: Clock) -> dict[str, Optimization]:
         """SGD. Milestones are fractions of the training, rounded to steps."""
@@ -206,17 +206,15 @@ class Detection(Task):
         with seeded_pass(True, device, "calibration", *key):
             network(list(batch.images), list(batch.targets))
 
-    def calibration_loader(self, train: Any, **options: Any) -> DetectionLoader:
+    def calibration_loader(self, train: Any, **options: Any) -> BatchLoader:
         workers, device = options.pop("workers"), options.pop("device")
         sampler = CalibrationSampler(train.aspect_ratios, **options)
-        return DetectionLoader(train, sampler, workers, device, persistent=False)
+        return BatchLoader(train, sampler, workers, device, persistent=False)
 
-    def evaluation_batches(
-        self, data: Any, batch_size: int, device: torch.device
-    ) -> DetectionLoader:
+    def evaluation_batches(self, data: Any, batch_size: int, device: torch.device) -> BatchLoader:
         """One image at a time, since the padding of a batch enters IN's and LN's statistics."""
-        sampler = EvalBatchSampler(len(data.val), 1, rank(), world_size())
-        return DetectionLoader(data.val, sampler, self.config.data.workers, device)
+        batches = eval_batches(len(data.val), 1, rank(), world_size())
+        return BatchLoader(data.val, batches, self.config.data.workers, device)
 
     def evaluator(
         self, data: Any, device: torch.device, batch_size: int, artifacts: Mapping[str, str]
