@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import io
 import os
 import zipfile
@@ -33,7 +34,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         RunError: the file cannot be written; an existing file at ``path`` is unchanged.
     """
-    write_atomically(path, _serialize(state))
+    write_atomically(path, serialize(state))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def _serialize(state: dict[str, Any]) -> bytes:
+def serialize(state: dict[str, Any]) -> bytes:
+    """The content of the checkpoint of ``state``."""
     buffer = io.BytesIO()
     torch.save({"version": VERSION, **state}, buffer)
     return buffer.getvalue()
@@ -76,15 +78,15 @@ def _verify_checksums(file: IO[bytes]) -> None:
         raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
-def save_last(directory: RunDirectory, state: dict[str, Any]) -> None:
-    """Write ``state`` as the run's newest checkpoint and keep the previous one.
+def save_last(directory: RunDirectory, content: bytes) -> None:
+    """Write ``content``, of :func:`serialize`, as the run's newest checkpoint and keep the previous
+    one.
 
     Raises:
         RunError: the file cannot be written; the older checkpoints are unchanged.
     """
     # Write all of it to the disk before replacing an older one, which may be the only readable one.
     # The temporary name is fixed, so that killed runs leave at most one such file behind.
-    content = _serialize(state)
     overwrite(directory.newest, content)
     try:
         if directory.last.exists():
@@ -92,6 +94,51 @@ def save_last(directory: RunDirectory, state: dict[str, Any]) -> None:
         os.replace(directory.newest, directory.last)
     except OSError as error:
         raise file_error("write", directory.last, error) from error
+
+
+class CheckpointSaver:
+    """Writes one checkpoint at a time, in order; training waits only for the copy in memory.
+
+    Args:
+        before_write: called in the writing thread before each checkpoint, to flush what must be on
+            the disk by then. May raise RunError.
+    """
+
+    def __init__(self, directory: RunDirectory, before_write: Callable[[], None]) -> None:
+        self._directory = directory
+        self._before_write = before_write
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: concurrent.futures.Future[None] | None = None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Copy ``state`` and write it after the previous one. :meth:`wait` raises errors."""
+        if self._pending is not None:
+            concurrent.futures.wait([self._pending])
+        if not self.failed:
+            self._pending = self._thread.submit(self._write, serialize(state))
+
+    @property
+    def failed(self) -> bool:
+        """Whether a checkpoint could not be written; does not wait for a write in progress."""
+        write = self._pending
+        return write is not None and write.done() and write.exception() is not None
+
+    def wait(self) -> None:
+        """Wait until everything is on the disk.
+
+        Raises:
+            RunError: a checkpoint could not be written.
+        """
+        if self._pending is not None:
+            self._pending.result()
+
+    def close(self) -> None:
+        """Finish the write in progress. Does not raise errors; :meth:`wait` does."""
+        self._thread.shutdown()
+
+    def _write(self, content: bytes) -> None:
+        self._before_write()
+        save_last(self._directory, content)
 
 
 def load_last(

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from sn_imagenet.distributed import broadcast_object, raise_on_all_ranks, rank
-from sn_imagenet.runs import RunDirectory, RunError, checkpoint
+from sn_imagenet.runs import RunDirectory, RunError, checkpoint, decompress_rows
 from sn_imagenet.tasks import Prepared, require_same_data
-from sn_imagenet.training.metrics_log import unpack_rows
 from sn_imagenet.training.recorder import METERS
 from sn_imagenet.training.stepper import Stepper
 
@@ -51,7 +50,7 @@ def load_newest_checkpoint(
                     raise TypeError(f"{key} is of type {type(state[key]).__name__}")
             for key in (*METERS, *stepper.task.sums):
                 float(state["meters"][key])
-            unpack_rows(state["metrics"])
+            decompress_rows(state["metrics"].numpy().tobytes())
             stepper.load_state_dict(state)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)

@@ -217,8 +217,8 @@ def _finish(
             directory.write_result(result)
             run = run_from_result(result, directory.path)
             score = run.score_value()
-            if score is not None and trainer.log is not None:
-                with trainer.log.tracker() as tracker:
-                    tracker.finish(prepared.config, score)
+            if score is not None:
+                with trainer.recorder.tracker() as tracker:
+                    tracker.finish(score)
     finished: Run = broadcast_object(run)
     return finished

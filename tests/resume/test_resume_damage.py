@@ -20,7 +20,7 @@ from run_processes import steps
 from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation import EvaluationRequest, evaluate_run
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
-from sn_imagenet.runs.saver import CheckpointSaver
+from sn_imagenet.runs.checkpoint import CheckpointSaver
 from sn_imagenet.training import train
 from sn_imagenet.training.stop import Interrupted, SignalHandler
 

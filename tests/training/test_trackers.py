@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -22,25 +24,32 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEPARTURE = {"item": "epochs", "paper": "100", "ours": "8"}
 
 
+def prepared_of(tracker: str) -> Any:
+    """What a tracker needs of a :class:`Prepared`."""
+    task = SimpleNamespace(score=TOP1, departures=lambda fingerprint: [DEPARTURE])
+    return SimpleNamespace(
+        config=config_of(tracker), task=task, data=SimpleNamespace(fingerprint={})
+    )
+
+
 def config_of(tracker: str) -> ExperimentConfig:
     with initialize_config_dir(str(CONFIGS), version_base=None):
         return from_hydra(compose("config", ["data=digits", "batch=8x2", f"tracker={tracker}"]))
 
 
-def log_steps(tracker: Tracker, config: ExperimentConfig, steps: range) -> None:
-    tracker.describe(config, [DEPARTURE])
+def log_steps(tracker: Tracker, steps: range) -> None:
     for step in steps:
         tracker.scalars({"train/loss": 1 / step, "val/top1": 10.0 * step}, step)
 
 
 def test_tensorboard_has_config_departures_metrics_and_final_top1(tmp_path: Path) -> None:
-    directory, config = RunDirectory(tmp_path), config_of("tensorboard")
-    first = make_tracker(directory, config, 0, TOP1)
-    log_steps(first, config, range(1, 4))
+    directory, prepared = RunDirectory(tmp_path), prepared_of("tensorboard")
+    first = make_tracker(prepared, directory, 0)
+    log_steps(first, range(1, 4))
     first.close()
-    second = make_tracker(directory, config, 2, TOP1)  # the third step is repeated
-    log_steps(second, config, range(3, 5))
-    second.finish(config, 41.5)
+    second = make_tracker(prepared, directory, 2)  # the third step is repeated
+    log_steps(second, range(3, 5))
+    second.finish(41.5)
     second.close()
     board = EventAccumulator(str(directory.tensorboard))
     board.Reload()
@@ -59,12 +68,12 @@ def test_tensorboard_has_config_departures_metrics_and_final_top1(tmp_path: Path
 def test_a_resumed_run_stays_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
     trackio = pytest.importorskip("trackio")
-    directory, config = RunDirectory(tmp_path / "run"), config_of("trackio")
+    directory, prepared = RunDirectory(tmp_path / "run"), prepared_of("trackio")
     for step, steps in ((0, range(1, 4)), (2, range(3, 5))):
-        tracker = make_tracker(directory, config, step, TOP1)
-        log_steps(tracker, config, steps)
+        tracker = make_tracker(prepared, directory, step)
+        log_steps(tracker, steps)
         if step:
-            tracker.finish(config, 41.5)
+            tracker.finish(41.5)
         tracker.close()
     (run,) = trackio.Api().runs("digits")
     assert run.name == directory.tracked_as.read_text().strip()
@@ -86,10 +95,9 @@ def test_a_missing_tracker_package_is_a_config_error(monkeypatch: pytest.MonkeyP
 
 
 def test_tracker_none_writes_nothing(tmp_path: Path) -> None:
-    config = config_of("none")
-    tracker = make_tracker(RunDirectory(tmp_path), config, 0, TOP1)
-    log_steps(tracker, config, range(1, 3))
-    tracker.finish(config, 1.0)
+    tracker = make_tracker(prepared_of("none"), RunDirectory(tmp_path), 0)
+    log_steps(tracker, range(1, 3))
+    tracker.finish(1.0)
     tracker.close()
     assert list(tmp_path.iterdir()) == []
 
