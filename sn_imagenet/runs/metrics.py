@@ -28,8 +28,8 @@ class MetricsFile:
         rows: the rows before the checkpoint that the run resumes from. Later rows in the file are
             removed, because the resumed run writes them again.
 
-    ``damage``: how the existing file differed from ``rows``, which then replaced it; empty if it
-    did not.
+    ``damage``: what the existing file was if it did not begin with ``rows``, which then replaced
+    it; else empty.
 
     Raises:
         RunError: the file cannot be written (a full or read-only disk).
@@ -176,32 +176,18 @@ def _check(row: dict[str, Any]) -> None:
 
 
 def repair(path: Path, rows: bytes) -> str:
-    """Write ``rows`` to a file that does not begin with them; returns how it differed, or ""."""
-    damage = _describe_damage(path, rows)
-    if damage:
-        write_atomically(path, rows)
-    return damage
-
-
-def _describe_damage(path: Path, rows: bytes) -> str:
-    """How a file deviates from beginning with ``rows``; empty if it does begin with them."""
+    """Write ``rows`` to a file that does not begin with them; returns what it was, or ""."""
     if not rows:
         return ""
-    total = rows.count(b"\n")
+    problem = "was damaged"
     try:
         with open_to_read(path) as file:
-            content = file.read(len(rows))
+            if file.read(len(rows)) == rows:
+                return ""
     except FileNotFoundError:
-        return f"was missing, with {total} rows"
+        problem = "was missing"
     except OSError as error:
         if error.errno != errno.EINVAL:  # a pipe or device, see open_to_read
             raise
-        return f"was not a regular file, with {total} rows"
-    if content == rows:
-        return ""
-    if rows.startswith(content):
-        left = content.count(b"\n")
-        return f"was truncated: {left} of {total} rows were left"
-    lines = zip(content.split(b"\n"), rows.split(b"\n"), strict=False)
-    wrong = next(number for number, (a, b) in enumerate(lines, start=1) if a != b)
-    return f"had a wrong line {wrong}"
+    write_atomically(path, rows)
+    return problem

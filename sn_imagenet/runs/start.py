@@ -22,7 +22,7 @@ from sn_imagenet.runs.files import (
     printable,
     write_text,
 )
-from sn_imagenet.runs.lock import acquire, release
+from sn_imagenet.runs.lock import locked
 from sn_imagenet.runs.metrics import decompress_rows, last_rows, repair, require_own_rows
 from sn_imagenet.runs.record import FAILED, FINISHED, NOT_EVALUATED, Run, run_from_result
 
@@ -188,12 +188,9 @@ def claimed(directory: RunDirectory, config: ExperimentConfig) -> Iterator[Start
         directory.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise file_error("write", directory.path, error) from error
-    acquire(directory.lock)
-    try:
+    with locked(directory.lock):
         clear_killed_writes(directory.path)
         start = open_run(directory, config)
         if not directory.config.exists():
             _write_config(directory, config)
         yield start
-    finally:
-        release(directory.lock)

@@ -29,7 +29,7 @@ from sn_imagenet.runs import (
     write_json,
     write_text,
 )
-from sn_imagenet.runs.lock import acquire, is_held
+from sn_imagenet.runs.lock import is_held, locked
 from sn_imagenet.runs.reading import read_json
 from sn_imagenet.runs.start import DONE, FRESH, RESUME, Start, claimed, open_run
 
@@ -326,7 +326,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name, kind):
             "last.pt": lambda: checkpoint.load(directory.last),
             "result.json": directory.read_result,
             "config.yaml": directory.read_config,
-            "lock.json": lambda: acquire(directory.lock),
+            "lock.json": locked(directory.lock).__enter__,
         }
         with pytest.raises((RunError, OSError), match="not a regular file"):
             readers[name]()

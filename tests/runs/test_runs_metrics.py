@@ -59,32 +59,25 @@ def test_a_new_run_removes_the_rows_of_an_earlier_one(directory: RunDirectory) -
 
 
 DAMAGE = {
-    "truncated": (lambda rows: rows[:25], "was truncated: 2 of 9 rows were left"),
-    "emptied": (lambda rows: b"", "was truncated: 0 of 9 rows were left"),
-    "garbage first": (lambda rows: b"\0\xff\n" + rows, "had a wrong line 1"),
-    "garbage within": (lambda rows: rows[:30] + b"#" + rows[31:], "had a wrong line 3"),
-    "a line less": (lambda rows: rows[:24] + rows[36:], "had a wrong line 3"),
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:25]),
+    "emptied": lambda file: file.write_bytes(b""),
+    "garbage first": lambda file: file.write_bytes(b"\0\xff\n" + file.read_bytes()),
+    "a line less": lambda file: file.write_bytes(file.read_bytes()[12:]),
+    "removed": lambda file: file.unlink(),
+    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
 }
 
 
-@pytest.mark.parametrize("damage", [*DAMAGE, "removed", "a pipe"])
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_reported_and_repaired(directory: RunDirectory, damage: str) -> None:
     log = MetricsFile(directory.metrics)
     write(log, *range(1, 10))
     at_checkpoint, whole = log.compressed_rows(), directory.metrics.read_bytes()
     write(log, 10)
     log.close()
-    if damage in DAMAGE:
-        change, message = DAMAGE[damage]
-        directory.metrics.write_bytes(change(directory.metrics.read_bytes()))
-    else:
-        directory.metrics.unlink()
-        message = "was missing, with 9 rows"
-    if damage == "a pipe":
-        os.mkfifo(directory.metrics)
-        message = "was not a regular file, with 9 rows"
+    DAMAGE[damage](directory.metrics)
     log = MetricsFile(directory.metrics, decompress_rows(at_checkpoint))
-    assert message in log.damage
+    assert log.damage == ("was missing" if damage == "removed" else "was damaged")
     write(log, 10)
     log.close()
     assert directory.metrics.read_bytes() == whole + b'{"step": 10}\n'

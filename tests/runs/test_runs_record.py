@@ -27,7 +27,7 @@ from sn_imagenet.runs import (
     read_progress,
     read_run,
 )
-from sn_imagenet.runs.lock import acquire, release
+from sn_imagenet.runs.lock import locked
 from sn_imagenet.runs.methods import BUILT_IN
 
 EPOCH_3 = '{"kind": "epoch", "epoch": 3, "step": 261, "epochs": 10, "val": {"top1": 88.0}}\n'
@@ -71,9 +71,8 @@ def test_departures_of_older_runs_have_the_current_wording(
 
 def test_running_when_the_process_lives(tmp_path: Path) -> None:
     path = write_run(tmp_path, config(), metrics=EPOCH_3)
-    acquire(path / "lock.json")
-    run = read_run(path)
-    release(path / "lock.json")
+    with locked(path / "lock.json"):
+        run = read_run(path)
     assert (run.state, run.detail) == (RUNNING, "3/10")
 
 
@@ -255,8 +254,7 @@ def test_a_running_run_shows_top1_under_the_statistics_of_its_cell(
 def test_a_locked_directory_is_running_before_it_has_a_config(tmp_path: Path) -> None:
     lock = tmp_path / "lock.json"
     assert read_progress(tmp_path) is None
-    acquire(lock)
-    progress = read_progress(tmp_path)
+    with locked(lock):
+        progress = read_progress(tmp_path)
     assert progress is not None and progress.state == RUNNING
-    release(lock)
     assert read_progress(tmp_path) is None
