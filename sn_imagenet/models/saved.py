@@ -171,27 +171,15 @@ def use_statistics(network: nn.Module, directory: RunDirectory, kind: str) -> No
 
 def _read_run(directory: RunDirectory) -> SavedWeights:
     config = from_dict(directory.read_config())
-    if not directory.final.exists():
-        raise RunError(
-            f"{directory.path} has no {directory.final.name}: training has not finished; run the "
-            "command that started it again to resume it"
-        )
-    state = checkpoint.load(directory.final)
     with blame_config(directory):
-        directory.require_own(directory.final, state.get("config"), directory.read_config())
-    try:
-        weights = mapping(state["model"])
-        classes = tuple(str(name) for name in state.get("classes", ()))
-    except (KeyError, TypeError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        raise RunError(f"{directory.final} is not a checkpoint of this run: {reason}") from error
+        state = checkpoint.load_final(directory, directory.read_config())
     return SavedWeights(
         path=directory.path,
-        weights=weights,
+        weights=state["model"],
         model=config.model,
         norm=config.norm,
         task=config.task["name"],
-        classes=classes,
+        classes=tuple(str(name) for name in state.get("classes", ())),
         data=config.data,
     )
 

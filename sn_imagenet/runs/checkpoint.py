@@ -171,6 +171,28 @@ def load_last(
     return None, []
 
 
+def load_final(directory: RunDirectory, config: dict[str, Any]) -> dict[str, Any]:
+    """The content of ``final.pt`` of the run with ``config``, at least ``model`` and ``config``.
+
+    Raises:
+        RunError: training has not finished, or the file is damaged or of another run.
+    """
+    if not directory.final.exists():
+        raise RunError(
+            f"{directory.path} has no {directory.final.name}: training has not finished; run the "
+            "command that started it again to resume it"
+        )
+    state = load(directory.final)
+    for key in ("model", "config"):
+        if not isinstance(state.get(key), dict):
+            raise RunError(
+                f"{directory.final} is not a checkpoint of this run: no entry '{key}'; "
+                f"{advice(directory.final)}"
+            )
+    directory.require_own(directory.final, state["config"], config)
+    return state
+
+
 def save_batch_average(
     directory: RunDirectory,
     statistics: Mapping[str, tuple[Tensor, Tensor]],

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import UserError
-from sn_imagenet.runs.checkpoint import load, load_last
+from sn_imagenet.runs.checkpoint import load, load_final, load_last
 from sn_imagenet.runs.directory import RunDirectory, config_differences
 from sn_imagenet.runs.files import (
     RunError,
@@ -117,11 +117,7 @@ def _damage_of_weights(
 ) -> str:
     """What is wrong with ``final.pt``; empty if nothing. ``training``: that of the result."""
     try:
-        state = load(directory.final)
-        directory.require_own(directory.final, state.get("config"), config.to_dict())
-        if not isinstance(state.get("model"), dict):
-            raise RunError(f"{directory.final} is not a checkpoint of this run: no entry 'model'")
-        require_same_training(directory, state, training)
+        require_same_training(directory, load_final(directory, config.to_dict()), training)
     except RunError as error:
         return str(error).partition("; ")[0]
     return ""

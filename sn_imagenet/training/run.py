@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,6 @@ from sn_imagenet.distributed import (
 from sn_imagenet.evaluation import (
     Evaluation,
     add_evaluations,
-    all_departures,
     evaluate,
     importance_weight_records,
     make_result,
@@ -107,15 +104,6 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
         require_one_microbatch(placement, prepared.network, fixed)
         set_determinism(config.trainer.deterministic, prepared.device)
         trainer = Trainer(prepared, placement, directory, signals)
-    make_run_result = partial(
-        make_result,
-        config,
-        score=prepared.task.score,
-        norm_args=prepared.task.norm_args(),
-        departures=all_departures(prepared.task, prepared.data.fingerprint),
-        fingerprint=prepared.data.fingerprint,
-        provenance=prepared.provenance,
-    )
     with on_rank0(claimed(directory, config)) as claim:
         try:
             with raise_peer_interrupts():
@@ -130,14 +118,15 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
                     trainer.start()
                     diverged = trainer.fit()
                 earlier = list(start.evaluations)
-                return _finish(prepared, directory, trainer, diverged, earlier, make_run_result)
+                return _finish(prepared, directory, trainer, diverged, earlier)
         except LostPeerError:
             raise  # the run has not failed: it resumes from its checkpoint
         except Exception as error:
             # Any rank may write it, because torchrun ends the others. The first error is the cause.
             with suppress(RunError):
                 if directory.read_result() is None:
-                    directory.write_result(make_run_result(status="failed", error=f"{error}"))
+                    failed = make_result(prepared, status="failed", error=f"{error}")
+                    directory.write_result(failed)
             raise
 
 
@@ -173,27 +162,19 @@ def _finish(
     trainer: Trainer,
     diverged: dict[str, Any] | None,
     earlier: list[dict[str, Any]],
-    make_run_result: Callable[..., dict[str, Any]],
 ) -> Run:
     """Save the trained network, evaluate it, and write the result. Collective.
 
     Args:
         earlier: evaluations by earlier starts.
-        make_run_result: :func:`make_result` with the arguments of this run.
     """
     training = trainer.summary()
-    make_trained = partial(
-        make_run_result,
-        training=training,
-        importance_weights=importance_weight_records(prepared.network),
-    )
     evaluated: list[Evaluation] = []
     if diverged is not None:
         print_rank0(
             f"{directory.path}: diverged at step {diverged['step']} (epoch {diverged['epoch']}): "
             f"{diverged['cause']}"
         )
-        result = make_trained(status="diverged", diverged=diverged)
     else:
         with raise_on_all_ranks():
             if rank() == 0:
@@ -209,10 +190,17 @@ def _finish(
         if prepared.config.evaluate:
             weights = {"file": directory.final.name, "epoch": trainer.epoch, "step": trainer.step}
             evaluated = evaluate(prepared, origin=origin(weights, "training"))
-        result = make_trained(status="finished", evaluations=earlier)
     run = None
     with raise_on_all_ranks():
         if rank() == 0:
+            result = make_result(
+                prepared,
+                status="finished" if diverged is None else "diverged",
+                diverged=diverged,
+                training=training,
+                evaluations=earlier if diverged is None else (),
+                importance_weights=importance_weight_records(prepared.network),
+            )
             result = add_evaluations(result, directory, evaluated)
             directory.write_result(result)
             run = run_from_result(result, directory.path)

@@ -130,7 +130,7 @@ def test_other_data_is_refused(composed, tmp_path):
     moved = train(composed(*run, f"data.train={tmp_path / 'moved'}", "evaluate=false"))
     assert result_of(moved)["training"]["steps"] == 6
     edit_checkpoint(tmp_path / "run" / "final.pt", UNUSABLE["nothing"])
-    with pytest.raises(RunError, match=r"final\.pt is not .*: no entry 'training'"):
+    with pytest.raises(RunError, match=r"final\.pt is not .*: no entry 'model'"):
         evaluate_run(
             tmp_path / "run", EvaluationRequest({"data": {"train": str(tmp_path / "moved")}})
         )
