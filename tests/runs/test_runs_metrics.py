@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disks import read_only, size_limit
 
-from sn_imagenet.runs import MetricsFile, RunDirectory, RunError, decompress_rows, last_rows
+from sn_imagenet.runs import MetricsFile, RunDirectory, decompress_rows, last_rows
 
 
 def rows(directory: RunDirectory) -> list[Any]:
@@ -88,24 +87,6 @@ def test_invalid_compressed_rows(directory: RunDirectory) -> None:
     for other in (b"", b"text", compressed[:-3]):
         with pytest.raises(ValueError, match="its metrics cannot be decompressed"):
             decompress_rows(other)
-
-
-def test_a_full_disk_is_one_clear_error(directory: RunDirectory) -> None:
-    log = MetricsFile(directory.metrics)
-    with size_limit(5000):
-        with pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: File too large"):
-            write(log, *range(1, 10_000))
-        log.close()  # raises nothing that would hide the error
-    whole = directory.metrics.read_bytes().rsplit(b"\n", 1)[0]
-    assert [json.loads(line)["step"] for line in whole.splitlines()][:2] == [1, 2]
-
-
-def test_a_read_only_folder(open_directory: RunDirectory) -> None:
-    with (
-        read_only(open_directory.path),
-        pytest.raises(RunError, match=r"cannot write .*metrics\.jsonl: Permission denied"),
-    ):
-        MetricsFile(open_directory.metrics)
 
 
 def test_the_last_rows_are_found_far_from_the_end_and_past_a_cut_off_line(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from sn_imagenet.runs import (
     FAILED,
     FINISHED,
     INTERRUPTED,
-    NOT_EVALUATED,
     RUNNING,
     UNREADABLE,
     Cell,
@@ -82,14 +81,6 @@ def test_interrupted_when_the_process_is_dead(tmp_path: Path, dead_pid: int) -> 
     assert (run.state, run.detail) == (INTERRUPTED, "3/10")
 
 
-@pytest.mark.parametrize("lock", ["", "[]", '{"host": "x"}', '{"pid": "many"}'])
-def test_no_usable_lock_is_interrupted(tmp_path: Path, lock: str) -> None:
-    directory = write_run(tmp_path, config())
-    assert read_run(directory).state == INTERRUPTED
-    (directory / "lock.json").write_text(lock)
-    assert read_run(directory).state == INTERRUPTED
-
-
 def test_progress_before_the_first_epoch_ends(tmp_path: Path) -> None:
     assert read_run(write_run(tmp_path, config(), metrics="")).detail == "0/10"
 
@@ -131,12 +122,6 @@ def test_another_class_under_a_built_in_name_is_another_method(
 
 def test_the_built_in_names_are_those_of_the_classes() -> None:
     assert {name: method.__name__ for name, method in METHODS.items()} == BUILT_IN
-
-
-def test_finished_without_its_evaluation(tmp_path: Path) -> None:
-    settings = config()
-    run = read_run(write_run(tmp_path, settings, result(settings, evaluations=[])))
-    assert (run.state, run.score_value()) == (NOT_EVALUATED, None)
 
 
 @pytest.mark.parametrize(
