@@ -1,20 +1,4 @@
-"""The names of the files in a run directory, and functions that write them atomically.
-
-::
-
-    config.yaml       the resolved config, written when the run starts
-    lock.json         host and pid of the training process, while it runs
-    metrics.jsonl     one line per logged step and per epoch
-    last.pt           the newest checkpoint; previous.pt is the one before
-    final.pt          the trained network
-    batch_average.pt  its recalibrated normalization statistics
-    result.json       the result: state, evaluations, provenance
-    top1.md, *.png    tables and figures of the evaluations and, for SN, the importance weights
-    score.md          the same as top1.md where the score is not top-1
-    tensorboard/      a live view; no table or figure reads it
-    tracked_as.txt    the run's name in an external tracker
-    log.txt           its output, if a sweep started it
-"""
+"""The names of the files in a run directory (docs/results.md), and atomic writing of them."""
 
 from __future__ import annotations
 
@@ -31,23 +15,12 @@ from sn_imagenet.errors import UserError, as_text
 from sn_imagenet.overrides import quoted
 
 CONFIG = "config.yaml"
-LOCK = "lock.json"
 METRICS = "metrics.jsonl"
-NEWEST = "newest.pt"  # a checkpoint that is being written
-LAST = "last.pt"
-PREVIOUS = "previous.pt"
 FINAL = "final.pt"
 BATCH_AVERAGE = "batch_average.pt"
 RESULT = "result.json"
 TOP1_TABLE = "top1.md"
-SCORE_TABLE = "score.md"
-TENSORBOARD = "tensorboard"
-TRACKED_AS = "tracked_as.txt"
-LOG = "log.txt"
-RUN_FILES = frozenset(
-    {CONFIG, LOCK, METRICS, NEWEST, LAST, PREVIOUS, FINAL, BATCH_AVERAGE, RESULT, TOP1_TABLE}
-    | {SCORE_TABLE, TENSORBOARD, TRACKED_AS, LOG}
-)
+SCORE_TABLE = "score.md"  # where the score is not top-1
 
 RUN_DIR_OPTIONS = "runs_dir= or run_dir="  # the options that set the run directory
 

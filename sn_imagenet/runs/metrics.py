@@ -16,8 +16,8 @@ from sn_imagenet.runs.files import RunError, advice, file_error, printable, writ
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 from sn_imagenet.runs.scores import read_score
 
-_FIRST_READ = 1 << 16  # bytes
-_LARGEST_READ = 1 << 24  # bytes; far more than the rows of one ImageNet epoch
+_ROW = 1 << 16  # bytes; more than a config
+_END = 1 << 24  # bytes; far more than the rows of one ImageNet epoch
 
 
 class MetricsFile:
@@ -113,16 +113,11 @@ def last_rows(path: Path) -> LastRows:
     """
     try:
         with open_to_read(path) as file:
-            size = file.seek(0, os.SEEK_END)
-            length = _FIRST_READ
-            while True:
-                file.seek(max(0, size - length))
-                lines = file.read(min(length, size)).split(b"\n")
-                # The first line may be cut off by the seek, the last by a concurrent writer.
-                last = _last_row_per_kind(lines[:-1] if length >= size else lines[1:-1])
-                if _is_complete(last._asdict()) or length >= min(size, _LARGEST_READ):
-                    return last
-                length *= 8
+            start = max(0, file.seek(0, os.SEEK_END) - _END)
+            file.seek(start)
+            lines = file.read().split(b"\n")
+        # The first line may be cut off by the seek, the last by a concurrent writer.
+        return _last_row_per_kind(lines[1:-1] if start else lines[:-1])
     except OSError:
         return LastRows()
     except (RunError, KeyError, TypeError, AttributeError) as error:
@@ -139,7 +134,7 @@ def require_own_rows(directory: RunDirectory, config: dict[str, Any]) -> None:
     """
     try:
         with open_to_read(directory.metrics) as file:
-            first = parse_json(file.readline(_FIRST_READ), finite=False)
+            first = parse_json(file.readline(_ROW), finite=False)
     except (OSError, RunError):
         return  # missing, or malformed as its readers will say
     if isinstance(first, dict) and first.get("kind") == "run":
@@ -153,16 +148,11 @@ def _last_row_per_kind(lines: list[bytes]) -> LastRows:
         if row["kind"] not in last:
             _check(row)
             last[row["kind"]] = row
-        if _is_complete(last):
+        # No earlier row is needed if the epoch has a validation, or a later one is known.
+        epoch = last.get("epoch", {})
+        if "train" in last and epoch and (epoch.get("val") or "validation" in last):
             break
     return LastRows(last.get("train"), last.get("epoch"), last.get("validation"))
-
-
-def _is_complete(last: dict[str, Any]) -> bool:
-    """Whether no earlier row is needed: the epoch has a validation, or a later one is known."""
-    epoch = last.get("epoch") or {}
-    validated = bool(epoch.get("val")) or (bool(epoch) and bool(last.get("validation")))
-    return bool(last.get("train")) and validated
 
 
 def _check(row: dict[str, Any]) -> None:

@@ -26,21 +26,16 @@ from sn_imagenet.runs.lock import locked
 from sn_imagenet.runs.metrics import decompress_rows, last_rows, repair, require_own_rows
 from sn_imagenet.runs.record import FAILED, FINISHED, NOT_EVALUATED, Run, run_from_result
 
-FRESH = "fresh"
-RESUME = "resume"  # from a checkpoint
-DONE = "done"
-
 
 @dataclass(frozen=True)
 class Start:
-    """What a start of a run finds: ``kind`` is :data:`FRESH`, :data:`RESUME` or :data:`DONE`.
-
-    ``run``: the complete run, if it is done. ``damage``: why a finished run resumes, to write its
-    weights again; empty if it does not. ``evaluations``: those of ``evaluate.py`` since an
-    earlier start, which a run that resumes keeps.
+    """What a start of a run finds. ``resumes``: from a checkpoint. ``run``: the complete run, if it
+    is done. ``damage``: why a finished run resumes, to write its weights again; empty if it does
+    not. ``evaluations``: those of ``evaluate.py`` since an earlier start, which a run that resumes
+    keeps.
     """
 
-    kind: str
+    resumes: bool = False
     run: Run | None = None
     damage: str = ""
     evaluations: tuple[dict[str, Any], ...] = ()
@@ -88,28 +83,28 @@ def open_run(directory: RunDirectory, config: ExperimentConfig) -> Start:
     """
     with blame_config(directory, config.to_dict()):
         directory.check(config)
-    kind = RESUME if directory.last.exists() or directory.previous.exists() else FRESH
-    if kind == RESUME and not directory.config.exists():
+    resumes = directory.last.exists() or directory.previous.exists()
+    if resumes and not directory.config.exists():
         state, _ = load_last(directory, _require_config)
         if state is not None:
             directory.require_same_experiment(state["config"], config)
     result = directory.read_result()
     if result is None or result.get("status") == FAILED:
-        return Start(kind)
+        return Start(resumes)
     run = run_from_result(result, directory.path)
     if run.state == NOT_EVALUATED and config.evaluate:
-        return Start(kind, evaluations=run.evaluations if kind == RESUME else ())
+        return Start(resumes, evaluations=run.evaluations if resumes else ())
     if run.state in (FINISHED, NOT_EVALUATED):
         damage = _damage_of_weights(directory, config, result.get("training"))
-        if damage and kind == RESUME:
+        if damage and resumes:
             own = tuple(each for each in run.evaluations if each.get("by") != "training")
-            return Start(RESUME, damage=damage, evaluations=own)
+            return Start(resumes, damage=damage, evaluations=own)
         if damage and directory.final.exists():
             raise RunError(
                 f"{directory.path} is finished, but {damage}. It has no other checkpoint: restore "
                 f"{directory.final}, or remove {directory.path} to train it again"
             )
-    return Start(DONE, run)
+    return Start(resumes, run)
 
 
 def _damage_of_weights(

@@ -127,17 +127,17 @@ class Recorder:
         self.meters["total_seconds"] += seconds
         self.meters["total_samples"] += samples
         metrics = self._task.metrics({n: self.meters[n] for n in self._task.sums}, samples)
-        loss, speed = self.meters["loss"] / steps, samples / seconds
-        wait = 100 * self.meters["waited"] / seconds
-        row = {"loss": loss, **metrics, "lr": lr, "images_per_s": speed, "data_wait_pct": wait}
+        speed = samples / seconds
+        train = {"loss": self.meters["loss"] / steps, **metrics}
+        rates = {"images_per_s": speed, "data_wait_pct": 100 * self.meters["waited"] / seconds}
+        row = {"kind": "train", "epoch": epoch, "step": step, "steps": steps}
+        groups = {"train": train, "opt": {"lr": lr}, "perf": rates}
         self.write(
-            {"kind": "train", "epoch": epoch, "step": step, "steps": steps, **row},
+            {**row, **train, "lr": lr, **rates},
             {
-                "train/loss": loss,
-                **{f"train/{name}": value for name, value in metrics.items()},
-                "opt/lr": lr,
-                "perf/images_per_s": speed,
-                "perf/data_wait_pct": wait,
+                f"{group}/{name}": value
+                for group, of in groups.items()
+                for name, value in of.items()
             },
             step,
         )
@@ -146,7 +146,12 @@ class Recorder:
             score.format(value) if name == score.key else f"{name} {value:.4f}"
             for name, value in metrics.items()
         ]
-        words = [f"loss {loss:.4f}", *words, f"lr {lr:.6g}", f"{speed:.0f} {score.speed_unit}"]
+        words = [
+            f"loss {train['loss']:.4f}",
+            *words,
+            f"lr {lr:.6g}",
+            f"{speed:.0f} {score.speed_unit}",
+        ]
         values = "  ".join(words)
         if self._bar.disable:
             per_step = (now - self._start_time) / max(step - self._start_step, 1)

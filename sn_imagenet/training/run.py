@@ -39,7 +39,7 @@ from sn_imagenet.runs import (
     checkpoint,
     run_from_result,
 )
-from sn_imagenet.runs.start import FRESH, claimed, open_run, repair_finished
+from sn_imagenet.runs.start import claimed, open_run, repair_finished
 from sn_imagenet.tasks import Prepared, prepare
 from sn_imagenet.tasks.task import require_task_placement
 from sn_imagenet.training.stop import (
@@ -49,7 +49,6 @@ from sn_imagenet.training.stop import (
     print_once,
     raise_peer_interrupts,
 )
-from sn_imagenet.training.trackers import require_tracker_installed
 from sn_imagenet.training.trainer import Trainer
 
 WEIGHT_NORM_SAMPLES = 128  # of the batch that initializes weight normalization
@@ -81,7 +80,6 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
     init_distributed(device=config.trainer.device)
     directory = RunDirectory(Path(config.run_dir))
     with raise_on_all_ranks():
-        require_tracker_installed(config.tracker)
         start = open_run(directory, config)
     if start.run is not None:
         return _report_done(directory, config, start.run)
@@ -92,13 +90,13 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
     with raise_on_all_ranks():
         prepared = prepare(config)
         placement = require_task_placement(prepared.task, config, world_size())
-        if config.init and start.kind == FRESH:
+        if config.init and not start.resumes:
             saved = read_weights(Path(config.init))
             changed = prepared.task.load_initial(prepared.network, prepared.data, saved)
             if saved.norm.args != config.norm.args:
                 changed.append(f"norm.args={config.norm.args} instead of {saved.norm.args}")
             print_rank0(f"starting from {config.init}" + "".join(f"; {part}" for part in changed))
-        elif start.kind == FRESH:
+        elif not start.resumes:
             initialize_weight_norm(prepared)
         fixed = placement.replicas_per_pass != config.trainer.replicas_per_pass  # by the task
         require_one_microbatch(placement, prepared.network, fixed)

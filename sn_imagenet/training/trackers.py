@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -110,8 +109,13 @@ class Trackio(Tracker):
     """
 
     def __init__(self, prepared: Prepared, directory: RunDirectory) -> None:
-        import trackio
-
+        try:
+            import trackio
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "tracker=trackio: trackio is not installed; pip install -e '.[trackio]', or "
+                "use tracker=tensorboard"
+            ) from error
         config, self._score = prepared.config, prepared.task.score
         self._image = trackio.Image
         prefix = f"{config.model.name}/{config.norm.name}/{config.batch.name}/seed{config.seed}-"
@@ -147,16 +151,3 @@ def make_tracker(prepared: Prepared, directory: RunDirectory, step: int) -> Trac
     if prepared.config.tracker == "tensorboard":
         return TensorBoard(prepared, directory, step)
     return Trackio(prepared, directory) if prepared.config.tracker == "trackio" else Tracker()
-
-
-def require_tracker_installed(name: str) -> None:
-    """Require that the tracker is installed.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if name == "trackio" and find_spec("trackio") is None:
-        raise ConfigError(
-            "tracker=trackio: trackio is not installed; pip install -e '.[trackio]', or "
-            "use tracker=tensorboard"
-        )

@@ -31,7 +31,7 @@ from sn_imagenet.tasks import Clock, Prepared
 from sn_imagenet.tasks.task import phase_position
 from sn_imagenet.training.recorder import Recorder
 from sn_imagenet.training.resume import load_newest_checkpoint
-from sn_imagenet.training.stepper import StepOutcome, Stepper
+from sn_imagenet.training.stepper import Stepper
 from sn_imagenet.training.stop import EXIT_CODE, Interrupted, SignalHandler
 
 
@@ -130,14 +130,11 @@ class Trainer:
                 loss = self._train_until_validation()
                 self.recorder.flush(self.epoch + 1, self.step, self._learning_rate(self.step - 1))
                 if loss is not None:
-                    self._wait_for_checkpoints()
-                    return self._describe_divergence(self.step + 1, f"the loss is {loss}", loss)
+                    return self._diverged(self.step + 1, f"the loss is {loss}", loss)
                 self.stepper.broadcast_statistics()
                 if not self.stepper.weights_are_finite():
-                    self._wait_for_checkpoints()
-                    return self._describe_divergence(
-                        self.step, "weights are not finite", self.last_finite_loss
-                    )
+                    cause = "weights are not finite"
+                    return self._diverged(self.step, cause, self.last_finite_loss)
                 self._save()
                 self._interrupt_if_signaled()
             if self._epoch_is_complete() or self._must_validate():
@@ -221,7 +218,9 @@ class Trainer:
                 self.step_in_epoch -= self.step - outcome.step
                 self.step = outcome.step
                 return outcome.loss, False, False
-            self._record(outcome)
+            self.last_finite_loss = outcome.loss
+            rate = self._learning_rate(outcome.step)
+            self.recorder.add_step(outcome, self.epoch + 1, outcome.step + 1, rate)
             signaled, checkpoint_failed, due = map(bool, outcome.flags)
             interrupted, save = interrupted or signaled, save or due
             if checkpoint_failed:
@@ -235,12 +234,6 @@ class Trainer:
         step = max(0, step)
         phase, _ = next(phase_position(self.phase_lengths, step % self.steps_per_epoch))
         return self.stepper.learning_rate(step, phase)
-
-    def _record(self, outcome: StepOutcome) -> None:
-        self.last_finite_loss = outcome.loss
-        self.recorder.add_step(
-            outcome, self.epoch + 1, outcome.step + 1, self._learning_rate(outcome.step)
-        )
 
     def close(self) -> None:
         """Finish the pending checkpoint, then close what is open."""
@@ -267,7 +260,9 @@ class Trainer:
         due = self.calibrate_every > 0 and self.step % self.calibrate_every == 0
         return due and stores_statistics(self.prepared.network) and self.task.calibrates
 
-    def _describe_divergence(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
+    def _diverged(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
+        """Where and how the run diverged, once the checkpoints are written. Collective."""
+        self._wait_for_checkpoints()
         return {
             "epoch": self.epoch + 1,
             "step": step,

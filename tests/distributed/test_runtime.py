@@ -18,7 +18,6 @@ from session_program import attempt, fail_before_the_first_run, main, wait_alone
 
 from sn_imagenet.distributed import (
     LostPeerError,
-    broadcast_tensors,
     choose_device,
     describe_precision,
     process_group,
@@ -210,18 +209,6 @@ def test_nccl_learns_the_device_of_each_rank(
     assert given["device_id"] == (None if expected is None else torch.device("cuda", expected))
 
 
-def test_tensors_are_broadcast_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[torch.dtype] = []
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "broadcast", lambda flat, src: calls.append(flat.add_(1).dtype))
-    tensors = [torch.zeros(2, 3), torch.tensor(4), torch.ones(5), torch.tensor(6)]
-    broadcast_tensors(tensors)
-    assert calls == [torch.float32, torch.int64]
-    assert (
-        tensors[0].eq(1).all() and tensors[2].eq(2).all() and [*map(int, tensors[1::2])] == [5, 7]
-    )
-
-
 MACHINE_ERRORS = [
     (OSError(errno.EMFILE, "Too many open files", "x.jpg"), "ulimit -n"),
     (PermissionError(errno.EACCES, "Permission denied", "/data"), "Allow this user"),
@@ -246,9 +233,3 @@ def test_an_error_of_the_machine_is_one_line(
     assert ended.value.code == 1
     assert text.count("\n") == 1 and text.startswith("error: ")
     assert re.search(advice, text) and "Then run the same command again." in text
-
-
-def test_another_error_has_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit), session() as current, current.run():
-        raise RuntimeError("a bug")
-    assert "Traceback" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,6 +91,22 @@ def test_options_of_a_methods_own_parameters(
         expected = before[name] - rate * (factor * gradients[name] + decay * before[name])
         expected = expected.clamp(0, 1) if name.endswith("rho") else expected
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1e3])
+def test_gradients_are_clipped_to_the_norm(composed: Compose, max_norm: float) -> None:
+    network, stepper = stepper_of(composed(*DIGITS, "norm=gn", "protocol.weight_decay=0"))
+    optimization = stepper.optimizations["optimizer"]
+    stepper.optimizations = {"optimizer": replace(optimization, max_norm=max_norm)}
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    stepper.forward_backward(batch(0), 0)
+    gradients = {name: p.grad.clone() for name, p in network.named_parameters()}
+    norm = sum(g.double().square().sum().item() for g in gradients.values()) ** 0.5
+    assert 1e-3 < norm < 1e3
+    stepper.optimizer_step(0)
+    for name, parameter in network.named_parameters():
+        expected = before[name] - LR * min(1.0, max_norm / norm) * gradients[name]
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_unknown_options_are_an_error(composed: Compose) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,8 @@ from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig, from_hydra
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.runs import RunDirectory
 from sn_imagenet.runs.scores import TOP1
-from sn_imagenet.training import trackers
 from sn_imagenet.training.recorder import stage_mean_weights
-from sn_imagenet.training.trackers import Tracker, make_tracker, require_tracker_installed
+from sn_imagenet.training.trackers import Tracker, make_tracker
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEPARTURE = {"item": "epochs", "paper": "100", "ours": "8"}
@@ -87,11 +87,12 @@ def test_a_resumed_run_stays_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [row["final/top1"] for _, row in rows if "final/top1" in row] == [41.5]
 
 
-def test_a_missing_tracker_package_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+def test_a_missing_tracker_package_is_a_config_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"trackio is not installed; pip install -e '\.\["):
-        require_tracker_installed("trackio")
-    require_tracker_installed("tensorboard")
+        make_tracker(prepared_of("trackio"), RunDirectory(tmp_path), 0)
 
 
 def test_tracker_none_writes_nothing(tmp_path: Path) -> None:
