@@ -131,28 +131,18 @@ class Recorder:
         train = {"loss": self.meters["loss"] / steps, **metrics}
         rates = {"images_per_s": speed, "data_wait_pct": 100 * self.meters["waited"] / seconds}
         row = {"kind": "train", "epoch": epoch, "step": step, "steps": steps}
-        groups = {"train": train, "opt": {"lr": lr}, "perf": rates}
-        self.write(
-            {**row, **train, "lr": lr, **rates},
-            {
-                f"{group}/{name}": value
-                for group, of in groups.items()
-                for name, value in of.items()
-            },
-            step,
-        )
+        scalars = {
+            f"{group}/{name}": value
+            for group, values in (("train", train), ("opt", {"lr": lr}), ("perf", rates))
+            for name, value in values.items()
+        }
+        self.write({**row, **train, "lr": lr, **rates}, scalars, step)
         score = self._task.score
         words = [
             score.format(value) if name == score.key else f"{name} {value:.4f}"
-            for name, value in metrics.items()
+            for name, value in train.items()
         ]
-        words = [
-            f"loss {train['loss']:.4f}",
-            *words,
-            f"lr {lr:.6g}",
-            f"{speed:.0f} {score.speed_unit}",
-        ]
-        values = "  ".join(words)
+        values = "  ".join([*words, f"lr {lr:.6g}", f"{speed:.0f} {score.speed_unit}"])
         if self._bar.disable:
             per_step = (now - self._start_time) / max(step - self._start_step, 1)
             left = tqdm.format_interval(per_step * (self._total_steps - step))
