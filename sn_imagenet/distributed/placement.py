@@ -138,14 +138,11 @@ class Placement:
         """
         if self.ranks_per_replica == 1:
             return None
-        own_group = None
-        for replica in range(self.gpus):
-            ranks = list(range(replica, self.world_size, self.gpus))
-            group = dist.new_group(ranks)
-            if self.rank in ranks:
-                own_group = group
-        assert isinstance(own_group, dist.ProcessGroup)
-        return own_group
+        replicas = range(self.gpus)
+        ranks = [list(range(replica, self.world_size, self.gpus)) for replica in replicas]
+        own: dist.ProcessGroup
+        own, _ = dist.new_subgroups_by_enumeration(ranks)
+        return own
 
     def describe(self) -> str:
         """One line for the log about the setting and its placement."""

@@ -34,7 +34,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     Raises:
         RunError: the file cannot be written; an existing file at ``path`` is unchanged.
     """
-    write_atomically(path, serialize(state))
+    write_atomically(path, _serialize(state))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -63,8 +63,7 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def serialize(state: dict[str, Any]) -> bytes:
-    """The content of the checkpoint of ``state``."""
+def _serialize(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save({"version": VERSION, **state}, buffer)
     return buffer.getvalue()
@@ -78,26 +77,9 @@ def _verify_checksums(file: IO[bytes]) -> None:
         raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
-def save_last(directory: RunDirectory, content: bytes) -> None:
-    """Write ``content``, of :func:`serialize`, as the run's newest checkpoint and keep the previous
-    one.
-
-    Raises:
-        RunError: the file cannot be written; the older checkpoints are unchanged.
-    """
-    # Write all of it to the disk before replacing an older one, which may be the only readable one.
-    # The temporary name is fixed, so that killed runs leave at most one such file behind.
-    overwrite(directory.newest, content)
-    try:
-        if directory.last.exists():
-            os.replace(directory.last, directory.previous)
-        os.replace(directory.newest, directory.last)
-    except OSError as error:
-        raise file_error("write", directory.last, error) from error
-
-
 class CheckpointSaver:
-    """Writes one checkpoint at a time, in order; training waits only for the copy in memory.
+    """Writes one checkpoint of a run at a time and keeps the previous one. Training waits only for
+    the copy in memory.
 
     Args:
         before_write: called in the writing thread before each checkpoint, to flush what must be on
@@ -115,7 +97,7 @@ class CheckpointSaver:
         if self._pending is not None:
             concurrent.futures.wait([self._pending])
         if not self.failed:
-            self._pending = self._thread.submit(self._write, serialize(state))
+            self._pending = self._thread.submit(self._write, _serialize(state))
 
     @property
     def failed(self) -> bool:
@@ -127,7 +109,7 @@ class CheckpointSaver:
         """Wait until everything is on the disk.
 
         Raises:
-            RunError: a checkpoint could not be written.
+            RunError: a checkpoint could not be written; the older ones are unchanged.
         """
         if self._pending is not None:
             self._pending.result()
@@ -138,7 +120,16 @@ class CheckpointSaver:
 
     def _write(self, content: bytes) -> None:
         self._before_write()
-        save_last(self._directory, content)
+        directory = self._directory
+        # Write all of it to the disk before replacing an older one, which may be the only readable
+        # one. The temporary name is fixed, so that killed runs leave at most one such file behind.
+        overwrite(directory.newest, content)
+        try:
+            if directory.last.exists():
+                os.replace(directory.last, directory.previous)
+            os.replace(directory.newest, directory.last)
+        except OSError as error:
+            raise file_error("write", directory.last, error) from error
 
 
 def load_last(

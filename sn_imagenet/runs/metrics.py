@@ -37,8 +37,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, rows: bytes = b"") -> None:
         self._path = path
-        self._compressor = zlib.compressobj()
-        self._compressed = bytearray(self._compressor.compress(rows))
+        self._rows = bytearray(rows)
         try:
             self.damage = repair(path, rows)
             self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
@@ -48,7 +47,7 @@ class MetricsFile:
 
     def compressed_rows(self) -> bytes:
         """All rows so far, to be saved in a checkpoint: some MB, compressed to about a quarter."""
-        return bytes(self._compressed) + self._compressor.copy().flush()
+        return zlib.compress(self._rows)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append ``row``.
@@ -62,7 +61,7 @@ class MetricsFile:
             self._file.flush()
         except OSError as error:
             raise file_error("write", self._path, error) from error
-        self._compressed += self._compressor.compress(line)
+        self._rows += line
 
     def sync(self) -> None:
         """Flush the rows to the disk, so that a checkpoint never holds more rows than the file.

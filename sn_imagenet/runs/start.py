@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -85,9 +84,9 @@ def open_run(directory: RunDirectory, config: ExperimentConfig) -> Start:
         directory.check(config)
     resumes = directory.last.exists() or directory.previous.exists()
     if resumes and not directory.config.exists():
-        state, _ = load_last(directory, _require_config)
+        state, _ = load_last(directory)
         if state is not None:
-            directory.require_same_experiment(state["config"], config)
+            directory.require_same_experiment(state.get("config", {}), config)
     result = directory.read_result()
     if result is None or result.get("status") == FAILED:
         return Start(resumes)
@@ -158,11 +157,6 @@ def repair_finished(directory: RunDirectory, config: ExperimentConfig) -> list[s
 
 def _write_config(directory: RunDirectory, config: ExperimentConfig) -> None:
     write_text(directory.config, OmegaConf.to_yaml(OmegaConf.create(config.to_dict())))
-
-
-def _require_config(path: Path, state: dict[str, Any]) -> None:
-    if not isinstance(state.get("config"), dict):
-        raise RunError(f"{path} does not record its experiment")
 
 
 @contextmanager

@@ -179,6 +179,8 @@ class Trainer:
         """
         if self._epoch_is_complete() or self._must_validate():
             return None  # a run that resumes before this validation
+        minutes = self.config.checkpoint.minutes
+        save_minutes = math.inf if minutes is None else minutes
         for phase, start in list(phase_position(self.phase_lengths, self.step_in_epoch)):
             if start == 0:  # a row of metrics is about one phase
                 self.recorder.flush(self.epoch + 1, self.step, self._learning_rate(self.step - 1))
@@ -186,7 +188,8 @@ class Trainer:
             for batch in self.recorder.timed(batches):
                 # Flags of this rank: signal received, checkpoint failed, checkpoint due.
                 failed = self.saver is not None and self.saver.failed
-                flags = [self.signals.received, failed, self._must_save()]
+                due = time.monotonic() - self.saved_at >= 60 * save_minutes
+                flags = [self.signals.received, failed, due]
                 self.stepper.step(batch, self.step, flags, phase)
                 self.step += 1
                 self.step_in_epoch += 1
@@ -291,10 +294,6 @@ class Trainer:
         with raise_on_all_ranks():
             if self.saver is not None:
                 self.saver.wait()
-
-    def _must_save(self) -> bool:
-        minutes = self.config.checkpoint.minutes
-        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
 
     def _save(self) -> None:
         """Start writing a checkpoint. If a weight is not finite, keep the last checkpoint instead,

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sn_imagenet.data.batches import ImageBatch
-from sn_imagenet.distributed import Placement, fitting_world_sizes
+from sn_imagenet.distributed import Placement
+from sn_imagenet.distributed.placement import fitting_world_sizes
 from sn_imagenet.errors import ConfigError, UserError
 
 

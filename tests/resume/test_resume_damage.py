@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from disks import size_limit
 from PIL import Image
 from run_files import result_of
 from run_processes import steps
@@ -162,18 +161,6 @@ def assert_same_weights(one: Path, other: Path) -> None:
     models = [torch.load(path / "final.pt", weights_only=True)["model"] for path in (one, other)]
     for name, tensor in models[0].items():
         assert torch.equal(tensor, models[1][name]), name
-
-
-def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
-    directory = RunDirectory(tmp_path)
-    saver = CheckpointSaver(directory, lambda: None)
-    saver.save({"step": 1})
-    saver.wait()
-    with size_limit(10_000):
-        saver.save({"step": 2, "w": torch.zeros(10_000)})
-        with pytest.raises(RunError, match=r"cannot write .*File too large"):
-            saver.wait()
-    assert saver.failed and checkpoint.load(directory.last)["step"] == 1
 
 
 def test_a_snapshot_is_the_state_at_the_time_of_saving(tmp_path):

@@ -38,7 +38,9 @@ def state(step: int) -> dict[str, Any]:
 
 
 def save_last(directory: RunDirectory, step: int) -> None:
-    checkpoint.save_last(directory, checkpoint.serialize(state(step)))
+    saver = checkpoint.CheckpointSaver(directory, lambda: None)
+    saver.save(state(step))
+    saver.wait()
 
 
 def assert_is_state(loaded: dict[str, Any] | None, step: int) -> None:

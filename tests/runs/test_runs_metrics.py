@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from sn_imagenet.runs import MetricsFile, RunDirectory, decompress_rows, last_rows
+from sn_imagenet.runs import MetricsFile, RunDirectory, decompress_rows
+from sn_imagenet.runs.metrics import last_rows
 
 
 def rows(directory: RunDirectory) -> list[Any]:
