@@ -18,7 +18,7 @@ from sn_imagenet.runs.directory import RunDirectory
 from sn_imagenet.runs.files import (
     RunError,
     advice,
-    file_error,
+    disk_errors,
     overwrite,
     printable,
     write_atomically,
@@ -124,12 +124,10 @@ class CheckpointSaver:
         # Write all of it to the disk before replacing an older one, which may be the only readable
         # one. The temporary name is fixed, so that killed runs leave at most one such file behind.
         overwrite(directory.newest, content)
-        try:
+        with disk_errors(directory.last):
             if directory.last.exists():
                 os.replace(directory.last, directory.previous)
             os.replace(directory.newest, directory.last)
-        except OSError as error:
-            raise file_error("write", directory.last, error) from error
 
 
 def load_last(

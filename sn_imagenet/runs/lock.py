@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-from sn_imagenet.runs.files import RunError, file_error
+from sn_imagenet.runs.files import RunError, disk_errors
 from sn_imagenet.runs.reading import open_to_read
 
 HEARTBEAT_S = 15.0
@@ -57,7 +57,7 @@ def locked(path: Path) -> Iterator[None]:
         RunInUseError: another process holds it.
         RunError: it cannot be written.
     """
-    try:
+    with disk_errors(path):
         file = _open_locked(path)
         try:
             holder = {
@@ -70,8 +70,6 @@ def locked(path: Path) -> Iterator[None]:
         except OSError:
             path.unlink()
             raise
-    except OSError as error:
-        raise file_error("write", path, error) from error
     stop = threading.Event()
     _held.add(file)
     threading.Thread(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sn_imagenet.runs.directory import RunDirectory
-from sn_imagenet.runs.files import RunError, advice, file_error, printable, write_atomically
+from sn_imagenet.runs.files import RunError, advice, disk_errors, printable, write_atomically
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 from sn_imagenet.runs.scores import read_score
 
@@ -38,12 +38,10 @@ class MetricsFile:
     def __init__(self, path: Path, rows: bytes = b"") -> None:
         self._path = path
         self._rows = bytearray(rows)
-        try:
+        with disk_errors(path):
             self.damage = repair(path, rows)
             self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
             self._file.truncate(len(rows))
-        except OSError as error:
-            raise file_error("write", path, error) from error
 
     def compressed_rows(self) -> bytes:
         """All rows so far, to be saved in a checkpoint: some MB, compressed to about a quarter."""
@@ -56,11 +54,9 @@ class MetricsFile:
             RunError: the disk is full or fails.
         """
         line = json.dumps(printable(row)).encode() + b"\n"
-        try:
+        with disk_errors(self._path):
             self._file.write(line)
             self._file.flush()
-        except OSError as error:
-            raise file_error("write", self._path, error) from error
         self._rows += line
 
     def sync(self) -> None:
@@ -69,10 +65,8 @@ class MetricsFile:
         Raises:
             RunError: the disk is full or fails.
         """
-        try:
+        with disk_errors(self._path):
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise file_error("write", self._path, error) from error
 
     def close(self) -> None:
         """Close the file. Errors are ignored: each row was flushed when written, and an error

@@ -17,7 +17,7 @@ from sn_imagenet.runs.files import (
     RunError,
     advice,
     clear_killed_writes,
-    file_error,
+    disk_errors,
     printable,
     write_text,
 )
@@ -169,10 +169,8 @@ def claimed(directory: RunDirectory, config: ExperimentConfig) -> Iterator[Start
         RunInUseError: another process holds the lock.
         UserError: as :func:`open_run`, or the directory cannot be written.
     """
-    try:
+    with disk_errors(directory.path):
         directory.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise file_error("write", directory.path, error) from error
     with locked(directory.lock):
         clear_killed_writes(directory.path)
         start = open_run(directory, config)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sn_imagenet.distributed import print_rank0, rank
 from sn_imagenet.runs import MetricsFile, RunDirectory, decompress_rows
-from sn_imagenet.runs.files import file_error
+from sn_imagenet.runs.files import disk_errors
 from sn_imagenet.runs.scores import score_entry
 from sn_imagenet.tasks import Prepared
 from sn_imagenet.training.stepper import StepOutcome
@@ -211,10 +211,8 @@ class Recorder:
     def tracker(self) -> Iterator[Tracker]:
         """The tracker, for what is no row; errors as :meth:`write`."""
         # Its thread may fail at any time on a full disk; the error names the metrics file.
-        try:
+        with disk_errors(self._path):
             yield self._tracker
-        except OSError as error:
-            raise file_error("write", self._path, error) from error
 
     def print(self, text: str) -> None:
         """Print a line, above the bar if there is one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
                 with raise_on_all_ranks():
                     if rank() == 0 and not start.evaluations and not start.damage:
                         directory.remove_result()
-                with closing(trainer):
+                with trainer.files:
                     trainer.start()
                     diverged = trainer.fit()
                 earlier = list(start.evaluations)

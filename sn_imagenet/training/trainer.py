@@ -81,7 +81,7 @@ class Trainer:
         }
         self.warnings: list[str] = []  # about damaged files, from this and earlier starts
         self.saver: CheckpointSaver | None = None  # on rank 0
-        self._open = ExitStack()
+        self.files = ExitStack()  # leaving it finishes the pending checkpoint and closes them
 
     def start(self) -> None:
         """Load the newest checkpoint, if any, and open the files that training writes. Collective.
@@ -102,7 +102,7 @@ class Trainer:
             print_rank0(f"one sample per GPU: norm={config.norm.name} uses {config.norm.args}")
         with raise_on_all_ranks():
             self.recorder = Recorder(prepared, directory, self.step, self.total_steps, state)
-            self._open.callback(self.recorder.close)
+            self.files.callback(self.recorder.close)
             if state is None:
                 own = experiment_values(config.to_dict())
                 self.recorder.write({"kind": "run", "config": own}, {}, 0)
@@ -110,7 +110,7 @@ class Trainer:
                 self._warn(f"{directory.metrics} {damage}; rebuilt from the checkpoint")
         if rank() == 0:
             self.saver = CheckpointSaver(directory, self.recorder.sync)
-            self._open.callback(self.saver.close)
+            self.files.callback(self.saver.close)
         self.saved_at = time.monotonic()
 
     def fit(self) -> dict[str, Any] | None:
@@ -237,10 +237,6 @@ class Trainer:
         step = max(0, step)
         phase, _ = next(phase_position(self.phase_lengths, step % self.steps_per_epoch))
         return self.stepper.learning_rate(step, phase)
-
-    def close(self) -> None:
-        """Finish the pending checkpoint, then close what is open."""
-        self._open.close()
 
     def summary(self) -> dict[str, Any]:
         """Steps, time, speed, processes and warnings of the training, ready for JSON."""
