@@ -140,8 +140,8 @@ class Placement:
             return None
         replicas = range(self.gpus)
         ranks = [list(range(replica, self.world_size, self.gpus)) for replica in replicas]
-        own: dist.ProcessGroup
         own, _ = dist.new_subgroups_by_enumeration(ranks)
+        assert isinstance(own, dist.ProcessGroup)
         return own
 
     def describe(self) -> str:

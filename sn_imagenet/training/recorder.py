@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sn_imagenet.distributed import print_rank0, rank
 from sn_imagenet.runs import MetricsFile, RunDirectory, decompress_rows
 from sn_imagenet.runs.files import disk_errors
-from sn_imagenet.runs.scores import score_entry
+from sn_imagenet.runs.scores import TOP1
 from sn_imagenet.tasks import Prepared
 from sn_imagenet.training.stepper import StepOutcome
 from sn_imagenet.training.trackers import MOMENTS, Tracker, make_tracker
@@ -179,7 +179,8 @@ class Recorder:
         if calibrated:
             row["calibrated"] = calibrated
             scalars |= _finite({f"val/{score.key}_batch_average": calibrated[score.key]})
-        row |= score_entry(score)
+        if score != TOP1:
+            row["score"] = score.to_dict()
         if weights:
             row["importance_weights"] = {
                 layer["name"]: {moment: layer[moment] for moment in MOMENTS} for layer in weights

@@ -5,36 +5,33 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig, from_hydra
+from sn_imagenet.config import NON_EXPERIMENT_KEYS
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.runs import RunDirectory
 from sn_imagenet.runs.scores import TOP1
 from sn_imagenet.training.recorder import stage_mean_weights
 from sn_imagenet.training.trackers import Tracker, make_tracker
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEPARTURE = {"item": "epochs", "paper": "100", "ours": "8"}
 
 
-def prepared_of(tracker: str) -> Any:
-    """What a tracker needs of a :class:`Prepared`."""
+@pytest.fixture
+def prepared_of(composed) -> Callable[[str], Any]:
+    """``prepared_of(tracker)``: what a tracker needs of a :class:`Prepared`."""
     task = SimpleNamespace(score=TOP1, departures=lambda fingerprint: [DEPARTURE])
-    return SimpleNamespace(
-        config=config_of(tracker), task=task, data=SimpleNamespace(fingerprint={})
+    return lambda tracker: SimpleNamespace(
+        config=composed("data=digits", "batch=8x2", f"tracker={tracker}"),
+        task=task,
+        data=SimpleNamespace(fingerprint={}),
     )
-
-
-def config_of(tracker: str) -> ExperimentConfig:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return from_hydra(compose("config", ["data=digits", "batch=8x2", f"tracker={tracker}"]))
 
 
 def log_steps(tracker: Tracker, steps: range) -> None:
@@ -42,7 +39,9 @@ def log_steps(tracker: Tracker, steps: range) -> None:
         tracker.scalars({"train/loss": 1 / step, "val/top1": 10.0 * step}, step)
 
 
-def test_tensorboard_has_config_departures_metrics_and_final_top1(tmp_path: Path) -> None:
+def test_tensorboard_has_config_departures_metrics_and_final_top1(
+    prepared_of: Callable[[str], Any], tmp_path: Path
+) -> None:
     directory, prepared = RunDirectory(tmp_path), prepared_of("tensorboard")
     first = make_tracker(prepared, directory, 0)
     log_steps(first, range(1, 4))
@@ -65,7 +64,9 @@ def test_tensorboard_has_config_departures_metrics_and_final_top1(tmp_path: Path
     assert "_hparams_/session_start_info" in board.summary_metadata
 
 
-def test_a_resumed_run_stays_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_stays_one_run(
+    prepared_of: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
     trackio = pytest.importorskip("trackio")
     directory, prepared = RunDirectory(tmp_path / "run"), prepared_of("trackio")
@@ -88,14 +89,14 @@ def test_a_resumed_run_stays_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_missing_tracker_package_is_a_config_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared_of: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"trackio is not installed; pip install -e '\.\["):
         make_tracker(prepared_of("trackio"), RunDirectory(tmp_path), 0)
 
 
-def test_tracker_none_writes_nothing(tmp_path: Path) -> None:
+def test_tracker_none_writes_nothing(prepared_of: Callable[[str], Any], tmp_path: Path) -> None:
     tracker = make_tracker(prepared_of("none"), RunDirectory(tmp_path), 0)
     log_steps(tracker, range(1, 3))
     tracker.finish(1.0)
@@ -103,10 +104,10 @@ def test_tracker_none_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_tracker_is_not_part_of_the_experiment() -> None:
+def test_the_tracker_is_not_part_of_the_experiment(prepared_of: Callable[[str], Any]) -> None:
     assert "tracker" in NON_EXPERIMENT_KEYS
     with pytest.raises(ConfigError, match="tracker=wandb: expected one of tensorboard, trackio"):
-        config_of("wandb")
+        prepared_of("wandb")
 
 
 def test_importance_weights_are_averaged_over_a_stage() -> None:
