@@ -110,6 +110,8 @@ def _damage_of_weights(
     directory: RunDirectory, config: ExperimentConfig, training: dict[str, Any] | None
 ) -> str:
     """What is wrong with ``final.pt``; empty if nothing. ``training``: that of the result."""
+    if not directory.final.exists():
+        return f"{directory.final} is missing"
     try:
         require_same_training(directory, load_final(directory, config.to_dict()), training)
     except RunError as error:
