@@ -87,18 +87,3 @@ def test_replicas_per_pass_must_divide_the_replicas_of_a_rank() -> None:
         Placement(8, 2, world_size=2, replicas_per_pass=3)
     with pytest.raises(UserError, match=r"replicas_per_pass=2: expected a divisor of the 1"):
         Placement(1, 8, world_size=2, replicas_per_pass=2)
-
-
-@pytest.mark.parametrize(
-    ("placement", "line"),
-    [
-        (Placement(8, 2), "(8,2): 8 replicas of 2 samples on 1 process, 8 per process in 1 "
-         "forward pass"),
-        (Placement(8, 2, 2, 0, 2), "(8,2): 8 replicas of 2 samples on 2 processes, 4 per process "
-         "in 2 forward passes"),
-        (Placement(1, 8, 4), "(1,8): 1 replicas of 8 samples on 4 processes, each spanning 4 "
-         "processes"),
-    ],
-)  # fmt: skip
-def test_describe(placement: Placement, line: str) -> None:
-    assert placement.describe() == line
