@@ -157,11 +157,6 @@ class RunDirectory:
         """
         write_json(self.result, result)
 
-    def remove_result(self) -> None:
-        """Remove the result of an earlier start, and the batch average of its weights."""
-        self.result.unlink(missing_ok=True)
-        self.batch_average.unlink(missing_ok=True)
-
     def _invalid_result(self, problem: str) -> RunError:
         return RunError(f"{self.result} {problem}; {advice(self.result)}")
 

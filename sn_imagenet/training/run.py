@@ -111,7 +111,9 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
                     return _report_done(directory, config, start.run)
                 with raise_on_all_ranks():
                     if rank() == 0 and not start.evaluations and not start.damage:
-                        directory.remove_result()
+                        # Of an earlier start; the batch average is that of its weights.
+                        directory.result.unlink(missing_ok=True)
+                        directory.batch_average.unlink(missing_ok=True)
                 with trainer.files:
                     trainer.start()
                     diverged = trainer.fit()

@@ -136,7 +136,10 @@ class Trainer:
                     cause = "weights are not finite"
                     return self._diverged(self.step, cause, self.last_finite_loss)
                 self._save()
-                self._interrupt_if_signaled()
+                # Of any rank.
+                signaled = all_reduce_sum(torch.tensor([float(self.signals.received)]))
+                if signaled.item():
+                    self._interrupt()
             if self._epoch_is_complete() or self._must_validate():
                 self._validate()
         self._wait_for_checkpoints()
@@ -269,12 +272,6 @@ class Trainer:
             "loss": str(loss),
             "last_finite_loss": self.last_finite_loss,
         }
-
-    def _interrupt_if_signaled(self) -> None:
-        """Stop all ranks if any of them has received a signal. Collective."""
-        signaled = all_reduce_sum(torch.tensor([float(self.signals.received)]))
-        if signaled.item():
-            self._interrupt()
 
     def _interrupt(self) -> None:
         """Stop all ranks once the checkpoint is on disk. Collective."""
