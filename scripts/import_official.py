@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sn_imagenet.benchmark.command import compose_config
 from sn_imagenet.command_line import run_script, script_parser
-from sn_imagenet.evaluation.import_weights import import_official
+from sn_imagenet.tasks.import_weights import import_official
 
 
 def main() -> int:

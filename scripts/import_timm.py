@@ -14,8 +14,8 @@ from pathlib import Path
 
 from sn_imagenet.benchmark.command import compose_config
 from sn_imagenet.command_line import run_script, script_parser
-from sn_imagenet.evaluation.import_weights import import_published
 from sn_imagenet.models.published import published_url
+from sn_imagenet.tasks.import_weights import import_published
 
 
 def main() -> int:

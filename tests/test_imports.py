@@ -48,7 +48,7 @@ ALLOWED = {
 # Packages that must not import HEAVY, not even indirectly.
 LIGHT = ("runs", "reporting", "sweeps")
 # Modules of light packages that import torch; they are imported by their full path only.
-NOT_LIGHT = {f"{PACKAGE}.runs.{name}" for name in ("checkpoint", "provenance", "saver", "start")}
+NOT_LIGHT = {f"{PACKAGE}.runs.{name}" for name in ("checkpoint", "provenance", "start")}
 HEAVY = {"torch", "torchvision", "timm"}
 
 

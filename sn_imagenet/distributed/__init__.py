@@ -13,7 +13,6 @@ from sn_imagenet.distributed.placement import (
     Batch,
     Microbatch,
     Placement,
-    fitting_world_sizes,
     require_one_microbatch,
     samples_that_share_statistics,
     set_norm_replicas,

@@ -138,29 +138,19 @@ class Placement:
         """
         if self.ranks_per_replica == 1:
             return None
-        own_group = None
-        for replica in range(self.gpus):
-            ranks = list(range(replica, self.world_size, self.gpus))
-            group = dist.new_group(ranks)
-            if self.rank in ranks:
-                own_group = group
-        assert isinstance(own_group, dist.ProcessGroup)
-        return own_group
+        replicas = range(self.gpus)
+        ranks = [list(range(replica, self.world_size, self.gpus)) for replica in replicas]
+        own, _ = dist.new_subgroups_by_enumeration(ranks)
+        assert isinstance(own, dist.ProcessGroup)
+        return own
 
     def describe(self) -> str:
         """One line for the log about the setting and its placement."""
-        if self.ranks_per_replica > 1:
-            where = f"each spanning {self.ranks_per_replica} processes"
-        else:
-            passes = self.microbatches_per_step
-            where = f"{self.replicas_per_rank} per process in {passes} forward pass" + (
-                "es" if passes > 1 else ""
-            )
+        samples = f"{self.samples_per_gpu} sample{'s' if self.samples_per_gpu > 1 else ''}"
+        processes = f"{self.world_size} process{'es' if self.world_size > 1 else ''}"
         return (
-            f"({self.gpus},{self.samples_per_gpu}): {self.gpus} replicas of "
-            f"{self.samples_per_gpu} sample{'s' if self.samples_per_gpu > 1 else ''} on "
-            f"{self.world_size} "
-            f"process{'es' if self.world_size > 1 else ''}, {where}"
+            f"({self.gpus},{self.samples_per_gpu}): {self.gpus} replicas of {samples} on "
+            f"{processes}, forward passes per step: {self.microbatches_per_step}"
         )
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.seeding import seeded_pass
 from sn_imagenet.distributed import (
     autocast_for,
@@ -21,7 +20,7 @@ from sn_imagenet.distributed import (
     world_size,
 )
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.evaluation.calibration import Samples, calibrate
+from sn_imagenet.evaluation.calibration import Samples, calibrate, eval_batch_size
 from sn_imagenet.evaluation.progress import progress_bar
 from sn_imagenet.models import layer_positions
 from sn_imagenet.norms import (
@@ -34,18 +33,6 @@ from sn_imagenet.norms import (
 from sn_imagenet.norms.control import stores_statistics
 from sn_imagenet.runs.evaluations import EVALNORM
 from sn_imagenet.tasks import Evaluator, Prepared
-
-
-def eval_batch_size(config: ExperimentConfig, device: torch.device) -> int:
-    """``trainer.eval_batch_size``, or if null a size for the device: 256 images on CUDA; on a CPU
-    at most 256 images and 2^21 pixels (41 images at 224 x 224), since larger batches take more
-    memory there and are not faster.
-    """
-    if config.trainer.eval_batch_size is not None:
-        return config.trainer.eval_batch_size
-    if device.type == "cuda":
-        return 256
-    return max(1, min(256, 2**21 // config.data.image_size**2))
 
 
 def validate(prepared: Prepared, evaluator: Evaluator | None = None) -> dict[str, Any]:
@@ -149,31 +136,10 @@ def evaluate(
     calibrates = prepared.task.calibrates and stores_statistics(network)
     for draw in range(draws if calibrates else 0):
         seed = config.calibration.seed + draw
-        for average, calibration in compute_batch_averages(prepared, samples, seed):
+        for average, calibration in calibrate(prepared, samples, seed):
             with stored_statistics(network, average):
                 evaluations.append(measure(calibration, average))
     return evaluations
-
-
-def compute_batch_averages(
-    prepared: Prepared, samples: Sequence[Samples] | None = None, seed: int | None = None
-) -> list[tuple[StoredStatistics, dict[str, Any]]]:
-    """Call :func:`calibrate` as the config says, but with ``samples`` and ``seed`` if given."""
-    config, network = prepared.config, prepared.network
-    calibration = config.calibration
-    return calibrate(
-        network,
-        prepared.task.forward,
-        prepared.data.train,
-        calibration if seed is None else replace(calibration, seed=seed),
-        samples_per_replica=samples_that_share_statistics(network, config.batch),
-        batch_size=eval_batch_size(config, prepared.device),
-        workers=config.data.workers,
-        device=prepared.device,
-        autocast=autocast_for(config.trainer.precision, prepared.device),
-        samples=samples,
-        make_loader=prepared.task.calibration_loader,
-    )
 
 
 def validate_calibrated(prepared: Prepared) -> dict[str, Any]:
@@ -182,7 +148,7 @@ def validate_calibrated(prepared: Prepared) -> dict[str, Any]:
     Returns what :func:`validate` returns, plus ``calibration`` and the ``seconds`` it took.
     """
     start = time.perf_counter()
-    ((statistics, calibration),) = compute_batch_averages(prepared)
+    ((statistics, calibration),) = calibrate(prepared)
     seconds = time.perf_counter() - start
     with stored_statistics(prepared.network, statistics):
         counts = validate(prepared)

@@ -10,8 +10,9 @@ from typing import Any
 from sn_imagenet.config import ESTIMATORS, CalibrationConfig
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation.calibration import Samples
+from sn_imagenet.runs.directory import RUN_FILES
 from sn_imagenet.runs.evaluations import EVALNORM
-from sn_imagenet.runs.files import FINAL, RUN_FILES
+from sn_imagenet.runs.files import FINAL
 
 # The artifacts with an option of their own, and the endings of their files.
 SUFFIXES = {"per_class": ".csv", "save_logits": ".npz"}

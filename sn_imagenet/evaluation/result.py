@@ -6,21 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.evaluation.evaluate import Evaluation
 from sn_imagenet.runs import RESULT_VERSION, RunDirectory, checkpoint, deviations_from_config
-from sn_imagenet.runs.scores import Score
-from sn_imagenet.tasks import Task
+from sn_imagenet.tasks import Prepared, Task
 
 
 def make_result(
-    config: ExperimentConfig,
+    prepared: Prepared,
     *,
-    score: Score,
-    norm_args: dict[str, Any],
-    departures: list[dict[str, str]],
-    fingerprint: dict[str, Any],
-    provenance: dict[str, Any],
     status: str,
     training: dict[str, Any] | None = None,
     evaluations: Sequence[dict[str, Any]] = (),
@@ -31,12 +24,12 @@ def make_result(
     """The content of ``result.json``.
 
     Args:
-        norm_args: arguments of the method, as the network uses them.
-        fingerprint, provenance: of the training.
+        prepared: the run, with the data and the provenance of its training.
         status: finished, diverged or failed.
         training: its duration and speed.
         evaluations: their records in chronological order.
     """
+    config, task, fingerprint = prepared.config, prepared.task, prepared.data.fingerprint
     return {
         "version": RESULT_VERSION,
         "status": status,
@@ -50,17 +43,17 @@ def make_result(
             "gpus": config.batch.gpus,
             "samples_per_gpu": config.batch.samples_per_gpu,
             "seed": config.seed,
-            "norm_args": norm_args,
+            "norm_args": task.norm_args(),
             "test_statistics": config.norm.test_statistics,
             **({"row": config.task["row"]} if config.task.get("row") else {}),
         },
-        "score": score.to_dict(),
+        "score": task.score.to_dict(),
         "evaluations": list(evaluations),
         "importance_weights": importance_weights,
         "training": training or {},
-        "departures": departures,
+        "departures": all_departures(task, fingerprint),
         "provenance": {
-            **provenance,
+            **prepared.provenance,
             "data_fingerprint": fingerprint,
             "written_at": now(),
         },

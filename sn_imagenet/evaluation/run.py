@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -26,7 +28,7 @@ from sn_imagenet.evaluation.evaluate import (
     importance_weight_records,
 )
 from sn_imagenet.evaluation.request import EvaluationRequest
-from sn_imagenet.evaluation.result import add_evaluations, all_departures, make_result, origin
+from sn_imagenet.evaluation.result import add_evaluations, make_result, origin
 from sn_imagenet.runs import (
     RunDirectory,
     RunError,
@@ -36,6 +38,7 @@ from sn_imagenet.runs import (
     write_atomically,
 )
 from sn_imagenet.runs.files import FINAL, advice
+from sn_imagenet.runs.reading import mapping
 from sn_imagenet.runs.scores import Score
 from sn_imagenet.runs.start import blame_config, claimed, require_same_training
 from sn_imagenet.tasks import Prepared, build_task, prepare, require_same_data
@@ -88,11 +91,7 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
         ):
             print_rank0(f"{path}: already evaluated with {request.statistics}, nothing to do")
             return previous
-        if not directory.final.exists():
-            raise RunError(
-                f"{path} has no {directory.final.name}: training has not finished; run the command "
-                "that started it again to resume it"
-            )
+        final = checkpoint.load_final(directory, run_config)
         prepared = prepare(from_dict(_merge(run_config, request.values)))
         if unknown := request.artifacts.keys() - set(prepared.task.artifacts):
             known = ", ".join(prepared.task.artifacts) or "none"
@@ -100,14 +99,12 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
                 f"artifacts.{min(unknown)}: the task of {path} writes no such file; expected one "
                 f"of {known}"
             )
-        final = _load_checkpoint(prepared.network, directory.final)
-        directory.require_own(directory.final, final["config"], run_config)
         if previous is not None and previous["status"] == "finished":
             require_same_training(directory, final, previous["training"])
+        weights = _load_final(prepared.network, directory, final)
         importance = importance_weight_records(prepared.network)
-        weights = _load_requested_checkpoint(
-            prepared.network, directory, run_config, request.checkpoint, final
-        )
+        if request.checkpoint != FINAL:
+            weights = _load_other(prepared.network, directory, run_config, request.checkpoint)
         _require_matching_data(path, run_config, final, prepared)
     result: dict[str, Any] = {}
     with on_rank0(claimed(directory, config)):
@@ -123,18 +120,20 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
             if rank() == 0:
                 # Read again, now that no other process can write it.
                 result = directory.read_result() or {}
-                # Imported weights have no fingerprint: the present data become the run's.
-                fingerprint = final["data_fingerprint"] or prepared.data.fingerprint
                 if result.get("status") != "finished":
+                    # Imported weights have no fingerprint: the present data become the run's.
+                    fingerprint = final["data_fingerprint"] or prepared.data.fingerprint
+                    trained = replace(
+                        prepared,
+                        config=config,
+                        task=build_task(config),
+                        data=replace(prepared.data, fingerprint=fingerprint),
+                        provenance=final["provenance"],
+                    )
                     result = make_result(
-                        config,
-                        score=prepared.task.score,
-                        norm_args=prepared.task.norm_args(),
-                        departures=all_departures(build_task(config), fingerprint),
+                        trained,
                         status="finished",
                         training=final["training"],
-                        provenance=final["provenance"],
-                        fingerprint=fingerprint,
                         importance_weights=importance,
                     )
                 result = add_evaluations(result, directory, evaluations)
@@ -144,56 +143,54 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
     return broadcast_object(result)
 
 
-def _load_checkpoint(network: nn.Module, path: Path) -> dict[str, Any]:
-    """Load the checkpoint at ``path`` and its weights into ``network``.
+def _load_final(
+    network: nn.Module, directory: RunDirectory, final: dict[str, Any]
+) -> dict[str, Any]:
+    """Load the weights of ``final``, the content of ``final.pt``. Returns the file, epoch and step
+    for the record of an evaluation.
 
     Raises:
-        RunError: it is not of this network, or lacks entries.
+        RunError: they are of another network, or it lacks entries.
     """
+    with _not_of_this_run(directory.final):
+        for key in ("training", "provenance", "data_fingerprint"):
+            mapping(final[key])
+        steps = final["training"]["steps"]  # 0 for imported weights
+        epoch = steps // final["training"]["steps_per_epoch"] if steps else 0
+        network.load_state_dict(final["model"])
+    return {"file": FINAL, "epoch": epoch, "step": steps}
+
+
+def _load_other(
+    network: nn.Module, directory: RunDirectory, run_config: dict[str, Any], name: str
+) -> dict[str, Any]:
+    """As :func:`_load_final`, for the checkpoint ``name``, a file in the directory or a path."""
+    path = directory.path / name
+    if not path.exists() and not Path(name).exists():
+        raise RunError(f"checkpoint={name}: no such file, in {directory.path} or as a path")
+    path = path if path.exists() else Path(name)
     state = checkpoint.load(path)
-    try:
-        if path.name == FINAL:
-            for key in ("training", "provenance", "data_fingerprint"):
-                if not isinstance(state[key], dict):
-                    raise TypeError(f"{key} is of type {type(state[key]).__name__}")
-            steps = state["training"]["steps"]  # 0 for imported weights
-            epoch = steps // state["training"]["steps_per_epoch"] if steps else 0
-            state |= {"epoch": epoch, "step": steps}
-        if not isinstance(state["config"], dict):
-            raise TypeError("config is not a mapping")
-        int(state["epoch"]), int(state["step"])
+    with _not_of_this_run(path):
+        differences = config_differences(mapping(state["config"]), run_config)
+        epoch, steps = int(state["epoch"]), int(state["step"])
         network.load_state_dict(state["model"])
+    if differences:
+        raise RunError(
+            f"checkpoint={name} is from another experiment than {directory.path}: "
+            f"{'; '.join(differences)}"
+        )
+    return {"file": name, "epoch": epoch, "step": steps}
+
+
+@contextmanager
+def _not_of_this_run(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(
             f"{path} is not a checkpoint of this run: {reason.splitlines()[0]}; {advice(path)}"
         ) from error
-    return state
-
-
-def _load_requested_checkpoint(
-    network: nn.Module,
-    directory: RunDirectory,
-    run_config: dict[str, Any],
-    name: str,
-    state: dict[str, Any],
-) -> dict[str, Any]:
-    """Load the checkpoint ``name`` unless it is the final one, which ``state`` holds already.
-
-    Returns its file, epoch and step for the record of the evaluation.
-    """
-    path = directory.path / name
-    if name != FINAL:
-        if not path.exists() and not Path(name).exists():
-            raise RunError(f"checkpoint={name}: no such file, in {directory.path} or as a path")
-        path = path if path.exists() else Path(name)
-        state = _load_checkpoint(network, path)
-        if differences := config_differences(state["config"], run_config):
-            raise RunError(
-                f"checkpoint={name} is from another experiment than {directory.path}: "
-                f"{'; '.join(differences)}"
-            )
-    return {"file": name, "epoch": state["epoch"], "step": state["step"]}
 
 
 def _require_matching_data(

@@ -15,7 +15,7 @@ from sn_imagenet.config import CLASSIFICATION, DataConfig, ModelConfig, NormConf
 from sn_imagenet.errors import ConfigError, UserError
 from sn_imagenet.models.build import build_network
 from sn_imagenet.norms import norm_layers
-from sn_imagenet.runs import RunDirectory, RunError, checkpoint, write_atomically
+from sn_imagenet.runs import RunDirectory, checkpoint, write_atomically
 from sn_imagenet.runs.reading import mapping, read_json
 from sn_imagenet.runs.start import blame_config
 
@@ -170,14 +170,8 @@ def use_statistics(network: nn.Module, saved: SavedWeights, statistics: str | No
 
 def _read_run(directory: RunDirectory) -> SavedWeights:
     config = from_dict(directory.read_config())
-    if not directory.final.exists():
-        raise RunError(
-            f"{directory.path} has no {directory.final.name}: training has not finished; run the "
-            "command that started it again to resume it"
-        )
-    state = checkpoint.load(directory.final)
     with blame_config(directory):
-        directory.require_own(directory.final, state.get("config"), directory.read_config())
+        state = checkpoint.load_final(directory, directory.read_config())
     return SavedWeights(
         path=directory.path,
         weights=state["model"],

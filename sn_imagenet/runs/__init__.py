@@ -1,7 +1,6 @@
 """Reading and writing of run directories: files, lock, config, metrics, result, progress.
 
-Only the modules ``checkpoint``, ``saver`` and ``start`` import torch; import them by their full
-paths.
+Only ``checkpoint``, ``provenance`` and ``start`` import torch; import them by their full paths.
 """
 
 from sn_imagenet.runs.directory import (
@@ -11,10 +10,10 @@ from sn_imagenet.runs.directory import (
     experiment_values,
     flatten_config,
 )
-from sn_imagenet.runs.evaluations import counted_evaluations, deviations_from_config
+from sn_imagenet.runs.evaluations import deviations_from_config
 from sn_imagenet.runs.files import RunError, write_atomically, write_json, write_text
 from sn_imagenet.runs.lock import RunInUseError
-from sn_imagenet.runs.metrics import LastRows, MetricsFile, decompress_rows, last_rows
+from sn_imagenet.runs.metrics import MetricsFile, decompress_rows
 from sn_imagenet.runs.record import (
     DIVERGED,
     FAILED,

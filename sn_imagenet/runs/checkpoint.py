@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import io
 import os
 import zipfile
@@ -17,7 +18,7 @@ from sn_imagenet.runs.directory import RunDirectory
 from sn_imagenet.runs.files import (
     RunError,
     advice,
-    file_error,
+    disk_errors,
     overwrite,
     printable,
     write_atomically,
@@ -76,22 +77,57 @@ def _verify_checksums(file: IO[bytes]) -> None:
         raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
-def save_last(directory: RunDirectory, state: dict[str, Any]) -> None:
-    """Write ``state`` as the run's newest checkpoint and keep the previous one.
+class CheckpointSaver:
+    """Writes one checkpoint of a run at a time and keeps the previous one. Training waits only for
+    the copy in memory.
 
-    Raises:
-        RunError: the file cannot be written; the older checkpoints are unchanged.
+    Args:
+        before_write: called in the writing thread before each checkpoint, to flush what must be on
+            the disk by then. May raise RunError.
     """
-    # Write all of it to the disk before replacing an older one, which may be the only readable one.
-    # The temporary name is fixed, so that killed runs leave at most one such file behind.
-    content = _serialize(state)
-    overwrite(directory.newest, content)
-    try:
-        if directory.last.exists():
-            os.replace(directory.last, directory.previous)
-        os.replace(directory.newest, directory.last)
-    except OSError as error:
-        raise file_error("write", directory.last, error) from error
+
+    def __init__(self, directory: RunDirectory, before_write: Callable[[], None]) -> None:
+        self._directory = directory
+        self._before_write = before_write
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: concurrent.futures.Future[None] | None = None
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Copy ``state`` and write it after the previous one. :meth:`wait` raises errors."""
+        if self._pending is not None:
+            concurrent.futures.wait([self._pending])
+        if not self.failed:
+            self._pending = self._thread.submit(self._write, _serialize(state))
+
+    @property
+    def failed(self) -> bool:
+        """Whether a checkpoint could not be written; does not wait for a write in progress."""
+        write = self._pending
+        return write is not None and write.done() and write.exception() is not None
+
+    def wait(self) -> None:
+        """Wait until everything is on the disk.
+
+        Raises:
+            RunError: a checkpoint could not be written; the older ones are unchanged.
+        """
+        if self._pending is not None:
+            self._pending.result()
+
+    def close(self) -> None:
+        """Finish the write in progress. Does not raise errors; :meth:`wait` does."""
+        self._thread.shutdown()
+
+    def _write(self, content: bytes) -> None:
+        self._before_write()
+        directory = self._directory
+        # Write all of it to the disk before replacing an older one, which may be the only readable
+        # one. The temporary name is fixed, so that killed runs leave at most one such file behind.
+        overwrite(directory.newest, content)
+        with disk_errors(directory.last):
+            if directory.last.exists():
+                os.replace(directory.last, directory.previous)
+            os.replace(directory.newest, directory.last)
 
 
 def load_last(
@@ -122,6 +158,28 @@ def load_last(
             + "\nRemove them to start it from the beginning."
         )
     return None, []
+
+
+def load_final(directory: RunDirectory, config: dict[str, Any]) -> dict[str, Any]:
+    """The content of ``final.pt`` of the run with ``config``, at least ``model`` and ``config``.
+
+    Raises:
+        RunError: training has not finished, or the file is damaged or of another run.
+    """
+    if not directory.final.exists():
+        raise RunError(
+            f"{directory.path} has no {directory.final.name}: training has not finished; run the "
+            "command that started it again to resume it"
+        )
+    state = load(directory.final)
+    for key in ("model", "config"):
+        if not isinstance(state.get(key), dict):
+            raise RunError(
+                f"{directory.final} is not a checkpoint of this run: no entry '{key}'; "
+                f"{advice(directory.final)}"
+            )
+    directory.require_own(directory.final, state["config"], config)
+    return state
 
 
 def save_batch_average(

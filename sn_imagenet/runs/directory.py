@@ -17,22 +17,22 @@ _SECTIONS = {"norm", "batch", "data", "model", "seed", "evaluate"}
 
 
 class RunDirectory:
-    """A run's directory and the paths of its files; :mod:`~sn_imagenet.runs.files` lists them."""
+    """A run's directory and the paths of its files; docs/results.md lists them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / files.CONFIG
-        self.lock = path / files.LOCK
+        self.lock = path / "lock.json"
         self.metrics = path / files.METRICS
-        self.newest = path / files.NEWEST
-        self.last = path / files.LAST
-        self.previous = path / files.PREVIOUS
+        self.newest = path / "newest.pt"  # a checkpoint that is being written
+        self.last = path / "last.pt"
+        self.previous = path / "previous.pt"
         self.final = path / files.FINAL
         self.batch_average = path / files.BATCH_AVERAGE
         self.result = path / files.RESULT
-        self.tensorboard = path / files.TENSORBOARD
-        self.tracked_as = path / files.TRACKED_AS
-        self.log = path / files.LOG
+        self.tensorboard = path / "tensorboard"
+        self.tracked_as = path / "tracked_as.txt"
+        self.log = path / "log.txt"  # its output, if a sweep started it
 
     def check(self, config: ExperimentConfig) -> None:
         """Check that the directory is free or holds this experiment.
@@ -157,13 +157,12 @@ class RunDirectory:
         """
         write_json(self.result, result)
 
-    def remove_result(self) -> None:
-        """Remove the result of an earlier start, and the batch average of its weights."""
-        self.result.unlink(missing_ok=True)
-        self.batch_average.unlink(missing_ok=True)
-
     def _invalid_result(self, problem: str) -> RunError:
         return RunError(f"{self.result} {problem}; {advice(self.result)}")
+
+
+RUN_FILES = frozenset(path.name for path in vars(RunDirectory(Path())).values())
+RUN_FILES |= {files.TOP1_TABLE, files.SCORE_TABLE}
 
 
 def _norm_targets(norm: dict[str, Any]) -> dict[tuple[str, str], str]:

@@ -1,20 +1,4 @@
-"""The names of the files in a run directory, and functions that write them atomically.
-
-::
-
-    config.yaml       the resolved config, written when the run starts
-    lock.json         host and pid of the training process, while it runs
-    metrics.jsonl     one line per logged step and per epoch
-    last.pt           the newest checkpoint; previous.pt is the one before
-    final.pt          the trained network
-    batch_average.pt  its recalibrated normalization statistics
-    result.json       the result: state, evaluations, provenance
-    top1.md, *.png    tables and figures of the evaluations and, for SN, the importance weights
-    score.md          the same as top1.md where the score is not top-1
-    tensorboard/      a live view; no table or figure reads it
-    tracked_as.txt    the run's name in an external tracker
-    log.txt           its output, if a sweep started it
-"""
+"""The names of the files in a run directory (docs/results.md), and atomic writing of them."""
 
 from __future__ import annotations
 
@@ -31,23 +15,12 @@ from sn_imagenet.errors import UserError, as_text
 from sn_imagenet.overrides import quoted
 
 CONFIG = "config.yaml"
-LOCK = "lock.json"
 METRICS = "metrics.jsonl"
-NEWEST = "newest.pt"  # a checkpoint that is being written
-LAST = "last.pt"
-PREVIOUS = "previous.pt"
 FINAL = "final.pt"
 BATCH_AVERAGE = "batch_average.pt"
 RESULT = "result.json"
 TOP1_TABLE = "top1.md"
-SCORE_TABLE = "score.md"
-TENSORBOARD = "tensorboard"
-TRACKED_AS = "tracked_as.txt"
-LOG = "log.txt"
-RUN_FILES = frozenset(
-    {CONFIG, LOCK, METRICS, NEWEST, LAST, PREVIOUS, FINAL, BATCH_AVERAGE, RESULT, TOP1_TABLE}
-    | {SCORE_TABLE, TENSORBOARD, TRACKED_AS, LOG}
-)
+SCORE_TABLE = "score.md"  # where the score is not top-1
 
 RUN_DIR_OPTIONS = "runs_dir= or run_dir="  # the options that set the run directory
 
@@ -83,7 +56,7 @@ def write_atomically(path: Path, content: bytes, chosen_by: str = RUN_DIR_OPTION
     """
     # Unique names, since two processes may write the same table or the failure of the same run.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-    with _convert_os_errors(path, temporary, chosen_by):
+    with disk_errors(path, chosen_by, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_and_flush(temporary, content)
         os.replace(temporary, path)
@@ -108,7 +81,7 @@ def overwrite(path: Path, content: bytes) -> None:
     Raises:
         RunError: the disk is full, read-only or fails; no file is left.
     """
-    with _convert_os_errors(path, path, RUN_DIR_OPTIONS):
+    with disk_errors(path, temporary=path):
         path.unlink(missing_ok=True)
         _write_and_flush(path, content)
         _flush_folder(path.parent)
@@ -135,23 +108,30 @@ def printable(content: Any) -> Any:
     return as_text(content) if isinstance(content, str) else content
 
 
-def file_error(verb: str, path: Path, error: OSError, chosen_by: str = RUN_DIR_OPTIONS) -> RunError:
-    """The error for a file that cannot be read or written, and how to fix it."""
-    reason = error.strerror or type(error).__name__
-    return RunError(
-        f"cannot {verb} {path}: {reason}; free some space or allow writing there, or choose "
-        f"another place with {chosen_by}"
-    )
-
-
 @contextmanager
-def _convert_os_errors(path: Path, temporary: Path, chosen_by: str) -> Iterator[None]:
+def disk_errors(
+    path: Path, chosen_by: str = RUN_DIR_OPTIONS, temporary: Path | None = None
+) -> Iterator[None]:
+    """Within it, an OSError becomes the error that ``path`` cannot be written, and how to fix it.
+
+    Args:
+        chosen_by: the option that sets the path.
+        temporary: a file to remove then.
+
+    Raises:
+        RunError: there was an OSError.
+    """
     try:
         yield
     except OSError as error:
-        with suppress(OSError):  # report the first error, not a second one
-            temporary.unlink(missing_ok=True)
-        raise file_error("write", path, error, chosen_by) from error
+        if temporary is not None:
+            with suppress(OSError):  # report the first error, not a second one
+                temporary.unlink(missing_ok=True)
+        reason = error.strerror or type(error).__name__
+        raise RunError(
+            f"cannot write {path}: {reason}; free some space or allow writing there, or choose "
+            f"another place with {chosen_by}"
+        ) from error
 
 
 def _write_and_flush(path: Path, content: bytes) -> None:

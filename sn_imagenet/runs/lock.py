@@ -16,12 +16,13 @@ import os
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
-from sn_imagenet.runs.files import RunError, file_error
+from sn_imagenet.runs.files import RunError, disk_errors
 from sn_imagenet.runs.reading import open_to_read
 
 HEARTBEAT_S = 15.0
@@ -35,34 +36,28 @@ class RunInUseError(RunError):
     exit_code = os.EX_UNAVAILABLE  # 69
 
 
-class _HeldLock(NamedTuple):
-    """A lock that this process holds: its open file, and an event that stops its heartbeat."""
-
-    file: IO[bytes]
-    stop: threading.Event
-
-
-_held_locks: dict[Path, _HeldLock] = {}
+_held: set[IO[bytes]] = set()  # the files of the locks that this process holds
 
 
 def _forget_all() -> None:
     """A forked worker that outlives a killed run must not keep its lock."""
-    for held in _held_locks.values():
-        held.file.close()
-    _held_locks.clear()
+    for file in _held:
+        file.close()
+    _held.clear()
 
 
 os.register_at_fork(after_in_child=_forget_all)
 
 
-def acquire(path: Path) -> None:
-    """Make this process the holder of the lock ``path``. A dead holder loses the lock.
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Within it, this process holds the lock ``path``. A dead holder loses the lock.
 
     Raises:
         RunInUseError: another process holds it.
         RunError: it cannot be written.
     """
-    try:
+    with disk_errors(path):
         file = _open_locked(path)
         try:
             holder = {
@@ -72,34 +67,28 @@ def acquire(path: Path) -> None:
             }
             file.truncate(0)
             file.write(json.dumps(holder).encode())
-            _require_alone(path, file, holder)
         except OSError:
             path.unlink()
             raise
-    except OSError as error:
-        raise file_error("write", path, error) from error
-    _held_locks[path] = held = _HeldLock(file, threading.Event())
-    threading.Thread(target=_keep_alive, args=(held,), name="lock heartbeat", daemon=True).start()
-
-
-def _require_alone(path: Path, file: IO[bytes], holder: dict[str, Any]) -> None:
-    """Without kernel locks, another process may have written its name at the same time.
-
-    Raises:
-        RunInUseError: it has.
-    """
+    stop = threading.Event()
+    _held.add(file)
+    threading.Thread(
+        target=_keep_alive, args=(file, stop), name="lock heartbeat", daemon=True
+    ).start()
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        time.sleep(RETRY_S)
-        found = _read_holder(file)
-        if found is None or (found["host"], found["pid"]) != (holder["host"], holder["pid"]):
-            file.close()
-            raise _in_use(path, found) from None
+        yield
+    finally:
+        stop.set()
+        with suppress(OSError, ValueError):  # ValueError: closed in a forked process
+            # Not that of a process that took over, as if this one were dead.
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                path.unlink()
+        _held.discard(file)
+        file.close()
 
 
 def _open_locked(path: Path) -> IO[bytes]:
-    """The lock file, locked; errors as :func:`acquire`, and OSError."""
+    """The lock file, locked; errors as :func:`locked`, and OSError."""
     deadline = time.monotonic() + RETRY_S
     while True:
         with suppress(FileNotFoundError):
@@ -114,17 +103,6 @@ def _open_locked(path: Path) -> IO[bytes]:
             raise _in_use(path, _read_holder(file))
         file.close()
         time.sleep(0.05)
-
-
-def release(path: Path) -> None:
-    """Release the lock if this process holds it."""
-    held = _held_locks.pop(path, None)
-    if held is not None:
-        held.stop.set()
-        with suppress(OSError):  # not that of a process that took over, as if this one were dead
-            if os.path.samestat(os.fstat(held.file.fileno()), path.stat()):
-                path.unlink()
-        held.file.close()
 
 
 def is_held(path: Path) -> bool:
@@ -180,7 +158,7 @@ def _in_use(path: Path, holder: dict[str, Any] | None) -> RunInUseError:
     )
 
 
-def _keep_alive(held: _HeldLock) -> None:
-    while not held.stop.wait(HEARTBEAT_S):
+def _keep_alive(file: IO[bytes], stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_S):
         with suppress(OSError, ValueError):  # ValueError: closed meanwhile
-            os.utime(held.file.fileno())
+            os.utime(file.fileno())

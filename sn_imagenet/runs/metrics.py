@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sn_imagenet.runs.directory import RunDirectory
-from sn_imagenet.runs.files import RunError, advice, file_error, printable, write_atomically
+from sn_imagenet.runs.files import RunError, advice, disk_errors, printable, write_atomically
 from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 from sn_imagenet.runs.scores import read_score
 
-_FIRST_READ = 1 << 16  # bytes
-_LARGEST_READ = 1 << 24  # bytes; far more than the rows of one ImageNet epoch
+_ROW = 1 << 16  # bytes; more than a config
+_END = 1 << 24  # bytes; far more than the rows of one ImageNet epoch
 
 
 class MetricsFile:
@@ -28,8 +28,8 @@ class MetricsFile:
         rows: the rows before the checkpoint that the run resumes from. Later rows in the file are
             removed, because the resumed run writes them again.
 
-    ``damage``: how the existing file differed from ``rows``, which then replaced it; empty if it
-    did not.
+    ``damage``: what the existing file was if it did not begin with ``rows``, which then replaced
+    it; else empty.
 
     Raises:
         RunError: the file cannot be written (a full or read-only disk).
@@ -37,18 +37,15 @@ class MetricsFile:
 
     def __init__(self, path: Path, rows: bytes = b"") -> None:
         self._path = path
-        self._compressor = zlib.compressobj()
-        self._compressed = bytearray(self._compressor.compress(rows))
-        try:
+        self._rows = bytearray(rows)
+        with disk_errors(path):
             self.damage = repair(path, rows)
             self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
             self._file.truncate(len(rows))
-        except OSError as error:
-            raise file_error("write", path, error) from error
 
     def compressed_rows(self) -> bytes:
         """All rows so far, to be saved in a checkpoint: some MB, compressed to about a quarter."""
-        return bytes(self._compressed) + self._compressor.copy().flush()
+        return zlib.compress(self._rows)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append ``row``.
@@ -57,12 +54,10 @@ class MetricsFile:
             RunError: the disk is full or fails.
         """
         line = json.dumps(printable(row)).encode() + b"\n"
-        try:
+        with disk_errors(self._path):
             self._file.write(line)
             self._file.flush()
-        except OSError as error:
-            raise file_error("write", self._path, error) from error
-        self._compressed += self._compressor.compress(line)
+        self._rows += line
 
     def sync(self) -> None:
         """Flush the rows to the disk, so that a checkpoint never holds more rows than the file.
@@ -70,10 +65,8 @@ class MetricsFile:
         Raises:
             RunError: the disk is full or fails.
         """
-        try:
+        with disk_errors(self._path):
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise file_error("write", self._path, error) from error
 
     def close(self) -> None:
         """Close the file. Errors are ignored: each row was flushed when written, and an error
@@ -113,16 +106,11 @@ def last_rows(path: Path) -> LastRows:
     """
     try:
         with open_to_read(path) as file:
-            size = file.seek(0, os.SEEK_END)
-            length = _FIRST_READ
-            while True:
-                file.seek(max(0, size - length))
-                lines = file.read(min(length, size)).split(b"\n")
-                # The first line may be cut off by the seek, the last by a concurrent writer.
-                last = _last_row_per_kind(lines[:-1] if length >= size else lines[1:-1])
-                if _is_complete(last._asdict()) or length >= min(size, _LARGEST_READ):
-                    return last
-                length *= 8
+            start = max(0, file.seek(0, os.SEEK_END) - _END)
+            file.seek(start)
+            lines = file.read().split(b"\n")
+        # The first line may be cut off by the seek, the last by a concurrent writer.
+        return _last_row_per_kind(lines[1:-1] if start else lines[:-1])
     except OSError:
         return LastRows()
     except (RunError, KeyError, TypeError, AttributeError) as error:
@@ -139,7 +127,7 @@ def require_own_rows(directory: RunDirectory, config: dict[str, Any]) -> None:
     """
     try:
         with open_to_read(directory.metrics) as file:
-            first = parse_json(file.readline(_FIRST_READ), finite=False)
+            first = parse_json(file.readline(_ROW), finite=False)
     except (OSError, RunError):
         return  # missing, or malformed as its readers will say
     if isinstance(first, dict) and first.get("kind") == "run":
@@ -153,16 +141,11 @@ def _last_row_per_kind(lines: list[bytes]) -> LastRows:
         if row["kind"] not in last:
             _check(row)
             last[row["kind"]] = row
-        if _is_complete(last):
+        # No earlier row is needed if the epoch has a validation, or a later one is known.
+        epoch = last.get("epoch", {})
+        if "train" in last and epoch and (epoch.get("val") or "validation" in last):
             break
     return LastRows(last.get("train"), last.get("epoch"), last.get("validation"))
-
-
-def _is_complete(last: dict[str, Any]) -> bool:
-    """Whether no earlier row is needed: the epoch has a validation, or a later one is known."""
-    epoch = last.get("epoch") or {}
-    validated = bool(epoch.get("val")) or (bool(epoch) and bool(last.get("validation")))
-    return bool(last.get("train")) and validated
 
 
 def _check(row: dict[str, Any]) -> None:
@@ -176,32 +159,18 @@ def _check(row: dict[str, Any]) -> None:
 
 
 def repair(path: Path, rows: bytes) -> str:
-    """Write ``rows`` to a file that does not begin with them; returns how it differed, or ""."""
-    damage = _describe_damage(path, rows)
-    if damage:
-        write_atomically(path, rows)
-    return damage
-
-
-def _describe_damage(path: Path, rows: bytes) -> str:
-    """How a file deviates from beginning with ``rows``; empty if it does begin with them."""
+    """Write ``rows`` to a file that does not begin with them; returns what it was, or ""."""
     if not rows:
         return ""
-    total = rows.count(b"\n")
+    problem = "was damaged"
     try:
         with open_to_read(path) as file:
-            content = file.read(len(rows))
+            if file.read(len(rows)) == rows:
+                return ""
     except FileNotFoundError:
-        return f"was missing, with {total} rows"
+        problem = "was missing"
     except OSError as error:
         if error.errno != errno.EINVAL:  # a pipe or device, see open_to_read
             raise
-        return f"was not a regular file, with {total} rows"
-    if content == rows:
-        return ""
-    if rows.startswith(content):
-        left = content.count(b"\n")
-        return f"was truncated: {left} of {total} rows were left"
-    lines = zip(content.split(b"\n"), rows.split(b"\n"), strict=False)
-    wrong = next(number for number, (a, b) in enumerate(lines, start=1) if a != b)
-    return f"had a wrong line {wrong}"
+    write_atomically(path, rows)
+    return problem

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,14 @@ _CODE = ("--", ":/", ":(top,exclude)results")
 def provenance(device: torch.device) -> dict[str, Any]:
     """Git revision and dirty flag of this checkout (None outside one), versions, hardware."""
     revision = _git("rev-parse", "HEAD")
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
     return {
         "git_revision": revision,
         "git_dirty": None if revision is None else bool(_git("status", "--porcelain", *_CODE)),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions,
         "hardware": _hardware(device),
     }
 
@@ -43,16 +48,6 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return process.stdout.strip()
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _processor() -> str | None:

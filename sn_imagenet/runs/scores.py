@@ -37,11 +37,6 @@ UNKNOWN = Score("score", "score")
 """Of a task other than classification, before its first value."""
 
 
-def score_entry(score: Score) -> dict[str, Any]:
-    """The entry ``score`` of a row of ``metrics.jsonl``: none for top-1, the default."""
-    return {} if score == TOP1 else {"score": score.to_dict()}
-
-
 def read_score(entry: Any) -> Score:
     """The score from its entry in ``result.json`` or ``metrics.jsonl``; without one, top-1.
 

@@ -5,42 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import UserError
-from sn_imagenet.runs.checkpoint import load, load_last
+from sn_imagenet.runs.checkpoint import load, load_final, load_last
 from sn_imagenet.runs.directory import RunDirectory, config_differences
 from sn_imagenet.runs.files import (
     RunError,
     advice,
     clear_killed_writes,
-    file_error,
+    disk_errors,
     printable,
     write_text,
 )
-from sn_imagenet.runs.lock import acquire, release
+from sn_imagenet.runs.lock import locked
 from sn_imagenet.runs.metrics import decompress_rows, last_rows, repair, require_own_rows
 from sn_imagenet.runs.record import FAILED, FINISHED, NOT_EVALUATED, Run, run_from_result
-
-FRESH = "fresh"
-RESUME = "resume"  # from a checkpoint
-DONE = "done"
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a start of a run finds: ``kind`` is :data:`FRESH`, :data:`RESUME` or :data:`DONE`.
-
-    ``run``: the complete run, if it is done. ``damage``: why a finished run resumes, to write its
-    weights again; empty if it does not. ``evaluations``: those of ``evaluate.py`` since an
-    earlier start, which a run that resumes keeps.
+    """What a start of a run finds. ``resumes``: from a checkpoint. ``run``: the complete run, if it
+    is done. ``damage``: why a finished run resumes, to write its weights again; empty if it does
+    not. ``evaluations``: those of ``evaluate.py`` since an earlier start, which a run that resumes
+    keeps.
     """
 
-    kind: str
+    resumes: bool = False
     run: Run | None = None
     damage: str = ""
     evaluations: tuple[dict[str, Any], ...] = ()
@@ -88,40 +82,38 @@ def open_run(directory: RunDirectory, config: ExperimentConfig) -> Start:
     """
     with blame_config(directory, config.to_dict()):
         directory.check(config)
-    kind = RESUME if directory.last.exists() or directory.previous.exists() else FRESH
-    if kind == RESUME and not directory.config.exists():
-        state, _ = load_last(directory, _require_config)
+    resumes = directory.last.exists() or directory.previous.exists()
+    if resumes and not directory.config.exists():
+        state, _ = load_last(directory)
         if state is not None:
-            directory.require_same_experiment(state["config"], config)
+            directory.require_same_experiment(state.get("config", {}), config)
     result = directory.read_result()
     if result is None or result.get("status") == FAILED:
-        return Start(kind)
+        return Start(resumes)
     run = run_from_result(result, directory.path)
     if run.state == NOT_EVALUATED and config.evaluate:
-        return Start(kind, evaluations=run.evaluations if kind == RESUME else ())
+        return Start(resumes, evaluations=run.evaluations if resumes else ())
     if run.state in (FINISHED, NOT_EVALUATED):
         damage = _damage_of_weights(directory, config, result.get("training"))
-        if damage and kind == RESUME:
+        if damage and resumes:
             own = tuple(each for each in run.evaluations if each.get("by") != "training")
-            return Start(RESUME, damage=damage, evaluations=own)
+            return Start(resumes, damage=damage, evaluations=own)
         if damage and directory.final.exists():
             raise RunError(
                 f"{directory.path} is finished, but {damage}. It has no other checkpoint: restore "
                 f"{directory.final}, or remove {directory.path} to train it again"
             )
-    return Start(DONE, run)
+    return Start(resumes, run)
 
 
 def _damage_of_weights(
     directory: RunDirectory, config: ExperimentConfig, training: dict[str, Any] | None
 ) -> str:
     """What is wrong with ``final.pt``; empty if nothing. ``training``: that of the result."""
+    if not directory.final.exists():
+        return f"{directory.final} is missing"
     try:
-        state = load(directory.final)
-        directory.require_own(directory.final, state.get("config"), config.to_dict())
-        if not isinstance(state.get("model"), dict):
-            raise RunError(f"{directory.final} is not a checkpoint of this run: no entry 'model'")
-        require_same_training(directory, state, training)
+        require_same_training(directory, load_final(directory, config.to_dict()), training)
     except RunError as error:
         return str(error).partition("; ")[0]
     return ""
@@ -169,11 +161,6 @@ def _write_config(directory: RunDirectory, config: ExperimentConfig) -> None:
     write_text(directory.config, OmegaConf.to_yaml(OmegaConf.create(config.to_dict())))
 
 
-def _require_config(path: Path, state: dict[str, Any]) -> None:
-    if not isinstance(state.get("config"), dict):
-        raise RunError(f"{path} does not record its experiment")
-
-
 @contextmanager
 def claimed(directory: RunDirectory, config: ExperimentConfig) -> Iterator[Start]:
     """Create the directory for this experiment and lock it for this process, until the block ends.
@@ -184,16 +171,11 @@ def claimed(directory: RunDirectory, config: ExperimentConfig) -> Iterator[Start
         RunInUseError: another process holds the lock.
         UserError: as :func:`open_run`, or the directory cannot be written.
     """
-    try:
+    with disk_errors(directory.path):
         directory.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise file_error("write", directory.path, error) from error
-    acquire(directory.lock)
-    try:
+    with locked(directory.lock):
         clear_killed_writes(directory.path)
         start = open_run(directory, config)
         if not directory.config.exists():
             _write_config(directory, config)
         yield start
-    finally:
-        release(directory.lock)

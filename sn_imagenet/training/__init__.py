@@ -1,4 +1,4 @@
 """Training of a run: the loop, the optimizer step, resuming, stopping and metrics."""
 
 from sn_imagenet.training.run import train
-from sn_imagenet.training.stepper import StepOutcome, Stepper
+from sn_imagenet.training.stepper import Stepper

@@ -6,29 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sn_imagenet.distributed import broadcast_object, raise_on_all_ranks, rank
-from sn_imagenet.runs import RunDirectory, RunError, checkpoint
+from sn_imagenet.runs import RunDirectory, RunError, checkpoint, decompress_rows
 from sn_imagenet.tasks import Prepared, require_same_data
-from sn_imagenet.training.metrics_log import unpack_rows
 from sn_imagenet.training.recorder import METERS
 from sn_imagenet.training.stepper import Stepper
 
-# Entries of a checkpoint besides those of the stepper, with their types.
-_ENTRIES: dict[str, Any] = {
-    "config": dict,
-    "data_fingerprint": dict,
-    "epoch": int,
-    "step": int,
-    "step_in_epoch": int,
-    "last_finite_loss": float | None,
-    "world_sizes": list,
-    "git_revisions": list,
-    "metrics": torch.Tensor,
-    "warnings": list,
-    "meters": dict,
-}
+# Entries of a checkpoint besides those of the stepper and the recorder.
+_ENTRIES = (
+    *("config", "data_fingerprint", "epoch", "step", "step_in_epoch", "last_finite_loss"),
+    *("world_sizes", "git_revisions", "warnings"),
+)
 
 
 def load_newest_checkpoint(
@@ -46,12 +34,11 @@ def load_newest_checkpoint(
 
     def require_usable(path: Path, state: dict[str, Any]) -> None:
         try:
-            for key, kind in _ENTRIES.items():
-                if not isinstance(state[key], kind):
-                    raise TypeError(f"{key} is of type {type(state[key]).__name__}")
+            for key in _ENTRIES:
+                state[key]
             for key in (*METERS, *stepper.task.sums):
                 float(state["meters"][key])
-            unpack_rows(state["metrics"])
+            decompress_rows(state["metrics"].numpy().tobytes())
             stepper.load_state_dict(state)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing, suppress
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,6 @@ from sn_imagenet.distributed import (
 from sn_imagenet.evaluation import (
     Evaluation,
     add_evaluations,
-    all_departures,
     evaluate,
     importance_weight_records,
     make_result,
@@ -42,7 +39,7 @@ from sn_imagenet.runs import (
     checkpoint,
     run_from_result,
 )
-from sn_imagenet.runs.start import FRESH, claimed, open_run, repair_finished
+from sn_imagenet.runs.start import claimed, open_run, repair_finished
 from sn_imagenet.tasks import Prepared, prepare
 from sn_imagenet.tasks.task import require_task_placement
 from sn_imagenet.training.stop import (
@@ -52,7 +49,6 @@ from sn_imagenet.training.stop import (
     print_once,
     raise_peer_interrupts,
 )
-from sn_imagenet.training.trackers import require_tracker_installed
 from sn_imagenet.training.trainer import Trainer
 
 WEIGHT_NORM_SAMPLES = 128  # of the batch that initializes weight normalization
@@ -84,7 +80,6 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
     init_distributed(device=config.trainer.device)
     directory = RunDirectory(Path(config.run_dir))
     with raise_on_all_ranks():
-        require_tracker_installed(config.tracker)
         start = open_run(directory, config)
     if start.run is not None:
         return _report_done(directory, config, start.run)
@@ -95,27 +90,18 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
     with raise_on_all_ranks():
         prepared = prepare(config)
         placement = require_task_placement(prepared.task, config, world_size())
-        if config.init and start.kind == FRESH:
+        if config.init and not start.resumes:
             saved = read_weights(Path(config.init))
             changed = prepared.task.load_initial(prepared.network, prepared.data, saved)
             if saved.norm.args != config.norm.args:
                 changed.append(f"norm.args={config.norm.args} instead of {saved.norm.args}")
             print_rank0(f"starting from {config.init}" + "".join(f"; {part}" for part in changed))
-        elif start.kind == FRESH:
+        elif not start.resumes:
             initialize_weight_norm(prepared)
         fixed = placement.replicas_per_pass != config.trainer.replicas_per_pass  # by the task
         require_one_microbatch(placement, prepared.network, fixed)
         set_determinism(config.trainer.deterministic, prepared.device)
         trainer = Trainer(prepared, placement, directory, signals)
-    make_run_result = partial(
-        make_result,
-        config,
-        score=prepared.task.score,
-        norm_args=prepared.task.norm_args(),
-        departures=all_departures(prepared.task, prepared.data.fingerprint),
-        fingerprint=prepared.data.fingerprint,
-        provenance=prepared.provenance,
-    )
     with on_rank0(claimed(directory, config)) as claim:
         try:
             with raise_peer_interrupts():
@@ -125,19 +111,22 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
                     return _report_done(directory, config, start.run)
                 with raise_on_all_ranks():
                     if rank() == 0 and not start.evaluations and not start.damage:
-                        directory.remove_result()
-                with closing(trainer):
+                        # Of an earlier start; the batch average is that of its weights.
+                        directory.result.unlink(missing_ok=True)
+                        directory.batch_average.unlink(missing_ok=True)
+                with trainer.files:
                     trainer.start()
                     diverged = trainer.fit()
                 earlier = list(start.evaluations)
-                return _finish(prepared, directory, trainer, diverged, earlier, make_run_result)
+                return _finish(prepared, directory, trainer, diverged, earlier)
         except LostPeerError:
             raise  # the run has not failed: it resumes from its checkpoint
         except Exception as error:
             # Any rank may write it, because torchrun ends the others. The first error is the cause.
             with suppress(RunError):
                 if directory.read_result() is None:
-                    directory.write_result(make_run_result(status="failed", error=f"{error}"))
+                    failed = make_result(prepared, status="failed", error=f"{error}")
+                    directory.write_result(failed)
             raise
 
 
@@ -173,27 +162,19 @@ def _finish(
     trainer: Trainer,
     diverged: dict[str, Any] | None,
     earlier: list[dict[str, Any]],
-    make_run_result: Callable[..., dict[str, Any]],
 ) -> Run:
     """Save the trained network, evaluate it, and write the result. Collective.
 
     Args:
         earlier: evaluations by earlier starts.
-        make_run_result: :func:`make_result` with the arguments of this run.
     """
     training = trainer.summary()
-    make_trained = partial(
-        make_run_result,
-        training=training,
-        importance_weights=importance_weight_records(prepared.network),
-    )
     evaluated: list[Evaluation] = []
     if diverged is not None:
         print_rank0(
             f"{directory.path}: diverged at step {diverged['step']} (epoch {diverged['epoch']}): "
             f"{diverged['cause']}"
         )
-        result = make_trained(status="diverged", diverged=diverged)
     else:
         with raise_on_all_ranks():
             if rank() == 0:
@@ -209,16 +190,23 @@ def _finish(
         if prepared.config.evaluate:
             weights = {"file": directory.final.name, "epoch": trainer.epoch, "step": trainer.step}
             evaluated = evaluate(prepared, origin=origin(weights, "training"))
-        result = make_trained(status="finished", evaluations=earlier)
     run = None
     with raise_on_all_ranks():
         if rank() == 0:
+            result = make_result(
+                prepared,
+                status="finished" if diverged is None else "diverged",
+                diverged=diverged,
+                training=training,
+                evaluations=earlier if diverged is None else (),
+                importance_weights=importance_weight_records(prepared.network),
+            )
             result = add_evaluations(result, directory, evaluated)
             directory.write_result(result)
             run = run_from_result(result, directory.path)
             score = run.score_value()
-            if score is not None and trainer.log is not None:
-                with trainer.log.tracker() as tracker:
-                    tracker.finish(prepared.config, score)
+            if score is not None:
+                with trainer.recorder.tracker() as tracker:
+                    tracker.finish(score)
     finished: Run = broadcast_object(run)
     return finished

@@ -26,7 +26,6 @@ from sn_imagenet.distributed import (
     broadcast_tensors,
     set_norm_replicas,
 )
-from sn_imagenet.errors import ConfigError
 from sn_imagenet.norms import MomentNorm2d, norm_layers
 from sn_imagenet.tasks import Clock, Optimization, Task
 from sn_imagenet.training.step_graph import StepGraph, require_graph
@@ -37,13 +36,6 @@ _SYNC_BUFFERS = (
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     else "broadcast_buffers"
 )
-
-# Entries of a checkpoint beside the optimizers.
-RESERVED_NAMES = {
-    "model", "scaler", "config", "data_fingerprint", "epoch", "step", "step_in_epoch",
-    "validated_step", "last_finite_loss", "world_sizes", "git_revisions", "norm_backends",
-    "metrics", "warnings", "meters",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,11 +106,6 @@ class Stepper:
                 **sync_buffers,
             )
         self.optimizations = task.optimizations(network, clock)
-        if reserved := RESERVED_NAMES & self.optimizations.keys():
-            raise ConfigError(
-                f"task={config.task['name']}: an optimizer cannot be named {min(reserved)}, which "
-                "is another entry of a checkpoint"
-            )
         for one in self.optimizations.values():
             _create_momentum_buffers(one.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.trainer.precision == "fp16")
@@ -261,15 +248,16 @@ class Stepper:
         """Weights, running statistics, optimizer and scaler as plain tensors and dicts."""
         return {
             "model": self.network.state_dict(),
-            **{name: o.optimizer.state_dict() for name, o in self.optimizations.items()},
+            "optimizers": {n: o.optimizer.state_dict() for n, o in self.optimizations.items()},
             "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.network.load_state_dict(state["model"])
+        optimizers = state.get("optimizers", state)  # older checkpoints have them beside the model
         for name, optimization in self.optimizations.items():
-            optimization.optimizer.load_state_dict(state[name])
+            optimization.optimizer.load_state_dict(optimizers[name])
         self.scaler.load_state_dict(state["scaler"])
 
     def _optimizations_of(self, phase: str) -> list[Optimization]:

@@ -87,7 +87,10 @@ class SignalHandler:
     def _interrupt(self) -> None:
         if not self._raised:
             self._raised = True
-            _announce_interrupt()
+            if dist.is_initialized():
+                # Tell the ranks that wait for this one in a collective why it is about to fail.
+                with suppress(RuntimeError):  # the store and its process are gone
+                    _get_default_store().set(_INTERRUPTED, "1")
             raise Interrupted
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -114,19 +117,6 @@ _RESEND_DELAY_S = 0.05
 _INTERRUPTED, _PRINTED = "sn_imagenet/interrupted", "sn_imagenet/printed"
 
 
-def _announce_interrupt() -> None:
-    """Tell the ranks that wait for this one in a collective why the collective is about to fail."""
-    if dist.is_initialized():
-        with suppress(RuntimeError):  # the store and its process are gone
-            _get_default_store().set(_INTERRUPTED, "1")
-
-
-def _peer_was_interrupted() -> bool:
-    with suppress(RuntimeError):
-        return bool(_get_default_store().check([_INTERRUPTED]))
-    return False
-
-
 def print_once(message: str) -> None:
     """Print once across ranks. The first rank to arrive prints, because the others may be dead."""
     first = rank() == 0
@@ -149,6 +139,7 @@ def raise_peer_interrupts() -> Iterator[None]:
         with report_lost_peers():
             yield
     except LostPeerError as error:
-        if _peer_was_interrupted():
-            raise Interrupted from error
+        with suppress(RuntimeError):
+            if _get_default_store().check([_INTERRUPTED]):
+                raise Interrupted from error
         raise

@@ -4,18 +4,18 @@ made from them."""
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 
-from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
+from sn_imagenet.evaluation import all_departures
 from sn_imagenet.runs import RunDirectory, write_text
 from sn_imagenet.runs.scores import Score
+from sn_imagenet.tasks import Prepared
 
 MOMENTS = ("mean", "variance")
 
@@ -42,16 +42,13 @@ def _layout(score: Score) -> dict[str, dict[str, list[Any]]]:
 class Tracker:
     """A metric logger; this one logs nothing. Disk errors are raised as OSError."""
 
-    def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
-        """Log the config and the departures from the paper's protocol."""
-
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers by tag, after optimizer step ``step``."""
 
     def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
         """Log a picture, uint8 [H, W, 3]."""
 
-    def finish(self, config: ExperimentConfig, value: float) -> None:
+    def finish(self, value: float) -> None:
         """Log the final score, the one that counts in the table."""
 
     def close(self) -> None:
@@ -65,18 +62,17 @@ class TensorBoard(Tracker):
         step: step from which the run resumes; later steps of an earlier start are dropped.
     """
 
-    def __init__(self, directory: RunDirectory, step: int, score: Score) -> None:
-        self._step, self._score = step, score
+    def __init__(self, prepared: Prepared, directory: RunDirectory, step: int) -> None:
+        self._config, self._score = prepared.config, prepared.task.score
         self._writer = SummaryWriter(str(directory.tensorboard), purge_step=step + 1)
-
-    def describe(self, config: ExperimentConfig, departures: Sequence[Mapping[str, str]]) -> None:
         self._writer.add_custom_scalars(_layout(self._score))
-        yaml = OmegaConf.to_yaml(OmegaConf.create(config.to_dict()))
+        yaml = OmegaConf.to_yaml(OmegaConf.create(self._config.to_dict()))
         indented = "".join(f"    {line}\n" for line in yaml.splitlines())  # verbatim in Markdown
-        self._writer.add_text("config", indented, self._step)
+        self._writer.add_text("config", indented, step)
+        departures = all_departures(prepared.task, prepared.data.fingerprint)
         rows = [f"| {row['item']} | {row['paper']} | {row['ours']} |\n" for row in departures]
         table = "| departure | paper | this run |\n|---|---|---|\n" + "".join(rows)
-        self._writer.add_text("departures", table if rows else "none", self._step)
+        self._writer.add_text("departures", table if rows else "none", step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():
@@ -85,7 +81,8 @@ class TensorBoard(Tracker):
     def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
         self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
-    def finish(self, config: ExperimentConfig, value: float) -> None:
+    def finish(self, value: float) -> None:
+        config = self._config
         distinguishing = {
             "data": config.data.name,
             "model": config.model.name,
@@ -111,10 +108,15 @@ class Trackio(Tracker):
     directory. The steps since the checkpoint appear twice: trackio cannot delete logged steps.
     """
 
-    def __init__(self, directory: RunDirectory, config: ExperimentConfig, score: Score) -> None:
-        import trackio
-
-        self._score = score
+    def __init__(self, prepared: Prepared, directory: RunDirectory) -> None:
+        try:
+            import trackio
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "tracker=trackio: trackio is not installed; pip install -e '.[trackio]', or "
+                "use tracker=tensorboard"
+            ) from error
+        config, self._score = prepared.config, prepared.task.score
         self._image = trackio.Image
         prefix = f"{config.model.name}/{config.norm.name}/{config.batch.name}/seed{config.seed}-"
         name = directory.tracked_as.read_text().strip() if directory.tracked_as.exists() else ""
@@ -137,30 +139,15 @@ class Trackio(Tracker):
     def picture(self, tag: str, pixels: np.ndarray, step: int) -> None:
         self._run.log({tag: self._image(pixels)}, step=step)
 
-    def finish(self, config: ExperimentConfig, value: float) -> None:
+    def finish(self, value: float) -> None:
         self._run.log({f"final/{self._score.key}": value})
 
     def close(self) -> None:
         self._run.finish()
 
 
-def make_tracker(
-    directory: RunDirectory, config: ExperimentConfig, step: int, score: Score
-) -> Tracker:
-    """The tracker that ``config`` names, for a run that starts or resumes at ``step``."""
-    if config.tracker == "tensorboard":
-        return TensorBoard(directory, step, score)
-    return Trackio(directory, config, score) if config.tracker == "trackio" else Tracker()
-
-
-def require_tracker_installed(name: str) -> None:
-    """Require that the tracker is installed.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if name == "trackio" and find_spec("trackio") is None:
-        raise ConfigError(
-            "tracker=trackio: trackio is not installed; pip install -e '.[trackio]', or "
-            "use tracker=tensorboard"
-        )
+def make_tracker(prepared: Prepared, directory: RunDirectory, step: int) -> Tracker:
+    """The tracker that the config names, for a run that starts or resumes at ``step``."""
+    if prepared.config.tracker == "tensorboard":
+        return TensorBoard(prepared, directory, step)
+    return Trackio(prepared, directory) if prepared.config.tracker == "trackio" else Tracker()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from functools import partial
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -24,19 +24,15 @@ from sn_imagenet.evaluation import (
     validate,
     validate_calibrated,
 )
-from sn_imagenet.evaluation.result import all_departures
 from sn_imagenet.norms.control import stores_statistics
 from sn_imagenet.runs import RunDirectory, experiment_values
-from sn_imagenet.runs.saver import CheckpointSaver
+from sn_imagenet.runs.checkpoint import CheckpointSaver
 from sn_imagenet.tasks import Clock, Prepared
 from sn_imagenet.tasks.task import phase_position
-from sn_imagenet.training.console import Console
-from sn_imagenet.training.metrics_log import MetricsLog, unpack_rows
 from sn_imagenet.training.recorder import Recorder
 from sn_imagenet.training.resume import load_newest_checkpoint
-from sn_imagenet.training.stepper import StepOutcome, Stepper
+from sn_imagenet.training.stepper import Stepper
 from sn_imagenet.training.stop import EXIT_CODE, Interrupted, SignalHandler
-from sn_imagenet.training.trackers import make_tracker
 
 
 class Trainer:
@@ -84,9 +80,8 @@ class Trainer:
             "norm_backends": [prepared.provenance["norm_backend"]],
         }
         self.warnings: list[str] = []  # about damaged files, from this and earlier starts
-        self.log: MetricsLog | None = None
-        self.saver: CheckpointSaver | None = None
-        self.console: Console | None = None
+        self.saver: CheckpointSaver | None = None  # on rank 0
+        self.files = ExitStack()  # leaving it finishes the pending checkpoint and closes them
 
     def start(self) -> None:
         """Load the newest checkpoint, if any, and open the files that training writes. Collective.
@@ -100,35 +95,22 @@ class Trainer:
             self.stepper.warm_up()
             self._load_state_dict(state)
             print_rank0(f"{directory.path}: Resuming from epoch {self.epoch}, step {self.step}")
-        with raise_on_all_ranks():
-            if rank() == 0:
-                rows = unpack_rows(state["metrics"]) if state else b""
-                make = partial(make_tracker, directory, config, self.step, self.task.score)
-                self.log = MetricsLog(directory, make, rows)
-                with self.log.tracker() as tracker:
-                    departures = all_departures(self.task, prepared.data.fingerprint)
-                    tracker.describe(config, departures)
-                if state is None:
-                    own = experiment_values(config.to_dict())
-                    self.log.write({"kind": "run", "config": own}, {}, 0)
-                if self.log.damage:
-                    self._warn(
-                        f"{directory.metrics} {self.log.damage}; rebuilt from the checkpoint"
-                    )
         print_rank0(f"{directory.path}: {self.placement.describe()}, on {prepared.device.type}")
         if line := describe_precision(config.trainer.precision, prepared.device):
             print_rank0(line)
         if config.uses_single_sample and config.norm.single_sample:
             print_rank0(f"one sample per GPU: norm={config.norm.name} uses {config.norm.args}")
-        epochs = config.trainer.epochs
-        self.console = Console(self.total_steps, self.step, epochs)
-        self.recorder = Recorder(
-            self.task, self.log, self.console, config.trainer.log_every, epochs
-        )
-        if state is not None:
-            self.recorder.load_state_dict(state["meters"])
-        if self.log is not None:
-            self.saver = CheckpointSaver(directory, self.log.sync)
+        with raise_on_all_ranks():
+            self.recorder = Recorder(prepared, directory, self.step, self.total_steps, state)
+            self.files.callback(self.recorder.close)
+            if state is None:
+                own = experiment_values(config.to_dict())
+                self.recorder.write({"kind": "run", "config": own}, {}, 0)
+            if damage := self.recorder.damage:
+                self._warn(f"{directory.metrics} {damage}; rebuilt from the checkpoint")
+        if rank() == 0:
+            self.saver = CheckpointSaver(directory, self.recorder.sync)
+            self.files.callback(self.saver.close)
         self.saved_at = time.monotonic()
 
     def fit(self) -> dict[str, Any] | None:
@@ -148,16 +130,16 @@ class Trainer:
                 loss = self._train_until_validation()
                 self.recorder.flush(self.epoch + 1, self.step, self._learning_rate(self.step - 1))
                 if loss is not None:
-                    self._wait_for_checkpoints()
-                    return self._describe_divergence(self.step + 1, f"the loss is {loss}", loss)
+                    return self._diverged(self.step + 1, f"the loss is {loss}", loss)
                 self.stepper.broadcast_statistics()
                 if not self.stepper.weights_are_finite():
-                    self._wait_for_checkpoints()
-                    return self._describe_divergence(
-                        self.step, "weights are not finite", self.last_finite_loss
-                    )
+                    cause = "weights are not finite"
+                    return self._diverged(self.step, cause, self.last_finite_loss)
                 self._save()
-                self._interrupt_if_signaled()
+                # Of any rank.
+                signaled = all_reduce_sum(torch.tensor([float(self.signals.received)]))
+                if signaled.item():
+                    self._interrupt()
             if self._epoch_is_complete() or self._must_validate():
                 self._validate()
         self._wait_for_checkpoints()
@@ -179,9 +161,9 @@ class Trainer:
             weights = importance_weight_records(self.network) or []
             epoch = self.epoch if epoch_is_complete else None
             self.recorder.add_validation(epoch, self.step, validation, calibrated, weights)
-            if validation and self.log is not None and self.config.tracker != "none":
+            if validation and rank() == 0 and self.config.tracker != "none":
                 network, data, device = self.network, self.prepared.data, self.prepared.device
-                with self.log.tracker() as tracker:
+                with self.recorder.tracker() as tracker:
                     for name, pixels in self.task.pictures(network, data, device).items():
                         tracker.picture(name, pixels, self.step)
             self._save()
@@ -200,6 +182,8 @@ class Trainer:
         """
         if self._epoch_is_complete() or self._must_validate():
             return None  # a run that resumes before this validation
+        minutes = self.config.checkpoint.minutes
+        save_minutes = math.inf if minutes is None else minutes
         for phase, start in list(phase_position(self.phase_lengths, self.step_in_epoch)):
             if start == 0:  # a row of metrics is about one phase
                 self.recorder.flush(self.epoch + 1, self.step, self._learning_rate(self.step - 1))
@@ -207,7 +191,8 @@ class Trainer:
             for batch in self.recorder.timed(batches):
                 # Flags of this rank: signal received, checkpoint failed, checkpoint due.
                 failed = self.saver is not None and self.saver.failed
-                flags = [self.signals.received, failed, self._must_save()]
+                due = time.monotonic() - self.saved_at >= 60 * save_minutes
+                flags = [self.signals.received, failed, due]
                 self.stepper.step(batch, self.step, flags, phase)
                 self.step += 1
                 self.step_in_epoch += 1
@@ -239,7 +224,9 @@ class Trainer:
                 self.step_in_epoch -= self.step - outcome.step
                 self.step = outcome.step
                 return outcome.loss, False, False
-            self._record(outcome)
+            self.last_finite_loss = outcome.loss
+            rate = self._learning_rate(outcome.step)
+            self.recorder.add_step(outcome, self.epoch + 1, outcome.step + 1, rate)
             signaled, checkpoint_failed, due = map(bool, outcome.flags)
             interrupted, save = interrupted or signaled, save or due
             if checkpoint_failed:
@@ -253,21 +240,6 @@ class Trainer:
         step = max(0, step)
         phase, _ = next(phase_position(self.phase_lengths, step % self.steps_per_epoch))
         return self.stepper.learning_rate(step, phase)
-
-    def _record(self, outcome: StepOutcome) -> None:
-        self.last_finite_loss = outcome.loss
-        self.recorder.add_step(
-            outcome, self.epoch + 1, outcome.step + 1, self._learning_rate(outcome.step)
-        )
-
-    def close(self) -> None:
-        """Finish the pending checkpoint, then close the files and the console."""
-        if self.saver is not None:
-            self.saver.close()
-        if self.console is not None:
-            self.console.close()
-        if self.log is not None:
-            self.log.close()
 
     def summary(self) -> dict[str, Any]:
         """Steps, time, speed, processes and warnings of the training, ready for JSON."""
@@ -290,7 +262,9 @@ class Trainer:
         due = self.calibrate_every > 0 and self.step % self.calibrate_every == 0
         return due and stores_statistics(self.prepared.network) and self.task.calibrates
 
-    def _describe_divergence(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
+    def _diverged(self, step: int, cause: str, loss: float | None) -> dict[str, Any]:
+        """Where and how the run diverged, once the checkpoints are written. Collective."""
+        self._wait_for_checkpoints()
         return {
             "epoch": self.epoch + 1,
             "step": step,
@@ -299,17 +273,10 @@ class Trainer:
             "last_finite_loss": self.last_finite_loss,
         }
 
-    def _interrupt_if_signaled(self) -> None:
-        """Stop all ranks if any of them has received a signal. Collective."""
-        signaled = all_reduce_sum(torch.tensor([float(self.signals.received)]))
-        if signaled.item():
-            self._interrupt()
-
     def _interrupt(self) -> None:
         """Stop all ranks once the checkpoint is on disk. Collective."""
         self._wait_for_checkpoints()
-        assert self.console is not None
-        self.console.print(
+        self.recorder.print(
             f"{self.directory.path}: Interrupted: checkpoint saved at step {self.step}. "
             f"Run the same command to resume (exit code {EXIT_CODE})."
         )
@@ -321,18 +288,12 @@ class Trainer:
             if self.saver is not None:
                 self.saver.wait()
 
-    def _must_save(self) -> bool:
-        minutes = self.config.checkpoint.minutes
-        return minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
-
     def _save(self) -> None:
         """Start writing a checkpoint. If a weight is not finite, keep the last checkpoint instead,
         because the run can only diverge from here.
         """
         self.saved_at = time.monotonic()
-        if self.log is None or self.saver is None:
-            return
-        if not self.stepper.weights_are_finite():
+        if self.saver is None or not self.stepper.weights_are_finite():
             return
         state = {
             "config": experiment_values(self.config.to_dict()),
@@ -343,15 +304,14 @@ class Trainer:
             "validated_step": self.validated_step,
             "last_finite_loss": self.last_finite_loss,
             **self.starts,
-            "metrics": self.log.state(),
             "warnings": self.warnings,
-            "meters": self.recorder.state_dict(),
+            **self.recorder.state_dict(),
             **self.stepper.state_dict(),
         }
         self.saver.save(state)
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`_save` stored; ``metrics`` and ``meters`` are restored elsewhere."""
+        """Restore what :meth:`_save` stored; :class:`Recorder` restores its own entries."""
         self.epoch, self.step = state["epoch"], state["step"]
         self.step_in_epoch = state["step_in_epoch"]
         self.validated_step = state.get("validated_step", 0)  # older checkpoints have none

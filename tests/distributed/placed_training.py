@@ -7,8 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from plain_norms import plain_layer
-from plain_rivals import PlainRival, complete
+from plain_layers import PlainLayer, complete, plain_layer
 from steppers import TOTAL_STEPS, make_stepper
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -81,7 +80,7 @@ def _plain(rank: int, config: ExperimentConfig) -> Outcome:
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         for module in network.modules():
-            if isinstance(module, PlainRival):
+            if isinstance(module, PlainLayer):
                 module.after_step((step + 1) / TOTAL_STEPS)
     return {"steps": steps, "state": network.state_dict()}
 

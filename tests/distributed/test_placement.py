@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sn_imagenet.data.batches import ImageBatch
-from sn_imagenet.distributed import Placement, fitting_world_sizes, set_norm_replicas
+from sn_imagenet.distributed import Placement
+from sn_imagenet.distributed.placement import fitting_world_sizes
 from sn_imagenet.errors import ConfigError, UserError
-from sn_imagenet.norms import norm_layers
-from sn_imagenet.norms.mixture import BatchNorm2d
 
 
 @st.composite
@@ -68,18 +67,6 @@ def test_each_sample_is_in_exactly_one_pass_with_its_replica(ranks: list[Placeme
     assert sorted(positions) == list(range(gpus * samples))
 
 
-@given(placements())
-def test_every_rank_has_equally_many_samples_of_each_replica(ranks: list[Placement]) -> None:
-    """So that gradients and statistics can be averaged with equal weights."""
-    for placement in ranks:
-        for part in placement.microbatches(ImageBatch(*rank_batch(placement))):
-            counts = torch.bincount(part.positions % placement.gpus)
-            nonzero = counts[counts > 0]
-            assert nonzero.tolist() == [
-                placement.samples_per_gpu // placement.ranks_per_replica
-            ] * len(nonzero)
-
-
 @given(st.integers(1, 16), st.integers(1, 16), st.integers(1, 300))
 def test_an_invalid_world_size_is_an_error(gpus: int, samples: int, world: int) -> None:
     fits = gpus % world == 0 or (world % gpus == 0 and samples % (world // gpus) == 0)
@@ -100,38 +87,3 @@ def test_replicas_per_pass_must_divide_the_replicas_of_a_rank() -> None:
         Placement(8, 2, world_size=2, replicas_per_pass=3)
     with pytest.raises(UserError, match=r"replicas_per_pass=2: expected a divisor of the 1"):
         Placement(1, 8, world_size=2, replicas_per_pass=2)
-
-
-def test_the_layers_get_the_replicas_of_a_pass() -> None:
-    network = torch.nn.Sequential(BatchNorm2d(1), torch.nn.ReLU(), BatchNorm2d(1))
-    placement = Placement(4, 2, replicas_per_pass=2)
-    layer_states = []
-    for part in placement.microbatches(ImageBatch(*rank_batch(placement))):
-        set_norm_replicas(network, part, None)
-        layer_states += [
-            (layer.replicas.count, layer.replicas.holds_first, layer.replicas.process_group)
-            for layer in norm_layers(network).values()
-        ]
-    # The first replica comes last: no pass sees running statistics updated by another pass.
-    assert layer_states == [(2, False, None)] * 2 + [(2, True, None)] * 2
-
-
-@pytest.mark.parametrize(
-    ("placement", "line"),
-    [
-        (Placement(8, 2), "(8,2): 8 replicas of 2 samples on 1 process, 8 per process in 1 "
-         "forward pass"),
-        (Placement(8, 2, 2, 0, 2), "(8,2): 8 replicas of 2 samples on 2 processes, 4 per process "
-         "in 2 forward passes"),
-        (Placement(1, 8, 4), "(1,8): 1 replicas of 8 samples on 4 processes, each spanning 4 "
-         "processes"),
-    ],
-)  # fmt: skip
-def test_describe(placement: Placement, line: str) -> None:
-    assert placement.describe() == line
-
-
-def test_a_replica_on_one_rank_has_no_group() -> None:
-    for world in (1, 2, 8):
-        assert Placement(8, 2, world).replica_group() is None
-    assert Placement(8, 2, 16).ranks_per_replica == 2

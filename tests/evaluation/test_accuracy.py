@@ -112,33 +112,23 @@ CASES = [(13, 3), (12, 5), (1, 4), (2, 1)]  # uneven, even, twice a rank without
 def evaluate_as_program(folder: str) -> None:
     with session():
         init_distributed()
-        torch.save([compute_accuracy(*case) for case in CASES], f"{folder}/{rank()}.pt")
-
-
-def test_two_processes_count_each_sample_once(tmp_path: Path) -> None:
-    for rank_result in run_programs(2, evaluate_as_program, tmp_path, str(tmp_path)):
-        assert rank_result.code == 0, rank_result.err
-    for number in (0, 1):
-        for (count, _), record in zip(CASES, torch.load(tmp_path / f"{number}.pt"), strict=True):
-            assert record == expected_accuracy(count)
-
-
-def detail_as_program(folder: str) -> None:
-    with session():
-        init_distributed()
         detail = Detail(CLASSES, 13, 3, torch.device("cpu"), keep_logits=True)
-        compute_accuracy(13, 3, detail)
-        torch.save((detail.by_class, detail.labels, detail.logits), f"{folder}/{rank()}.pt")
+        records = [compute_accuracy(*case) for case in CASES[1:]]
+        records.insert(0, compute_accuracy(*CASES[0], detail))
+        details = detail.by_class, detail.labels, detail.logits
+        torch.save((records, details), f"{folder}/{rank()}.pt")
 
 
-def test_two_processes_gather_the_details_in_the_order_of_the_data(tmp_path: Path) -> None:
-    for rank_result in run_programs(2, detail_as_program, tmp_path, str(tmp_path)):
+def test_two_processes_count_each_sample_once_in_the_order_of_the_data(tmp_path: Path) -> None:
+    for rank_result in run_programs(2, evaluate_as_program, tmp_path, str(tmp_path)):
         assert rank_result.code == 0, rank_result.err
     dataset = RandomImages(13)
     expected = network()(dataset.images).detach()
     correct = expected.argmax(1) == dataset.labels
     for number in (0, 1):
-        by_class, labels, logits = torch.load(tmp_path / f"{number}.pt")
+        records, (by_class, labels, logits) = torch.load(tmp_path / f"{number}.pt")
+        for (count, _), record in zip(CASES, records, strict=True):
+            assert record == expected_accuracy(count)
         assert torch.equal(labels, dataset.labels)
         assert torch.allclose(logits, expected, atol=1e-6)
         assert by_class == [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,6 @@ from process_groups import run_programs
 from torch import Tensor, nn
 
 from sn_imagenet.config import CalibrationConfig, ExperimentConfig, from_dict
-from sn_imagenet.data.batches import ImageBatch
-from sn_imagenet.data.datasets import AugmentedDataset, build
 from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.seeding import Key, epoch_order
 from sn_imagenet.distributed import init_distributed, rank
@@ -29,9 +27,11 @@ from sn_imagenet.norms import (
     set_replicas,
 )
 from sn_imagenet.session import session
+from sn_imagenet.tasks import Prepared, prepare
 from sn_imagenet.tasks.classification.dropout import PlacedDropout
 
 SAMPLES = 4  # per replica
+DIGITS = ("data=digits", "model=resnet14_mini", "batch=1x4", "data.workers=0")
 REQUESTED = 50  # 12 minibatches; the last two samples fill none
 Tables = dict[str, tuple[Tensor, Tensor]]
 Compose = Callable[..., ExperimentConfig]
@@ -75,35 +75,26 @@ def sync_network() -> nn.Sequential:
     return net
 
 
-def dataset(config: ExperimentConfig) -> AugmentedDataset:
-    return build(config.data, config.augment, config.seed).train
-
-
-def forward(net: nn.Module, batch: ImageBatch) -> None:
-    net(batch.images)
-
-
 def calibrated(
-    net: nn.Module, train: AugmentedDataset, batch_size: int = 64, **options: Any
+    net: nn.Module, prepared: Prepared, batch_size: int = 64, **options: Any
 ) -> tuple[Tables, dict[str, Any]]:
-    ((statistics, info),) = calibrate(
-        net,
-        forward,
-        train,
-        CalibrationConfig(
-            **{"samples": REQUESTED, "estimator": "mean_of_variances", "seed": 3, **options}
-        ),
-        samples_per_replica=SAMPLES,
-        batch_size=batch_size,
-        workers=0,
-        device=torch.device("cpu"),
-        autocast=nullcontext,
-    )
+    ((statistics, info),) = calibrate(prepared_with(net, prepared, batch_size, **options))
     return dict(statistics), info
 
 
-def expected_statistics(net: nn.Sequential, train: AugmentedDataset, estimator: str) -> Any:
+def prepared_with(net: nn.Module, prepared: Prepared, batch_size: int, **options: Any) -> Prepared:
+    options = {"samples": REQUESTED, "estimator": "mean_of_variances", "seed": 3, **options}
+    config = replace(
+        prepared.config,
+        trainer=replace(prepared.config.trainer, eval_batch_size=batch_size),
+        calibration=CalibrationConfig(**options),
+    )
+    return replace(prepared, config=config, network=net)
+
+
+def expected_statistics(net: nn.Sequential, prepared: Prepared, estimator: str) -> Any:
     """{layer: (mean, var)}, one minibatch after the other, in float64 NumPy."""
+    train = prepared.data.train
     w1, b1 = (t.detach().numpy() for t in (net[1].weight[:, :, 0, 0], net[1].bias))
     w2, b2 = (t.detach().numpy() for t in (net[5].weight[:, :, 0, 0], net[5].bias))
     gamma, beta = (t.detach().numpy() for t in (net[2].weight, net[2].bias))
@@ -131,8 +122,8 @@ def expected_statistics(net: nn.Sequential, train: AugmentedDataset, estimator: 
 
 
 @pytest.fixture(scope="module")
-def train(composed: Compose) -> AugmentedDataset:
-    return dataset(composed("data=digits"))
+def prepared(composed: Compose) -> Prepared:
+    return prepare(composed(*DIGITS))
 
 
 def assert_close(actual: Tables, expected: Any) -> None:
@@ -144,11 +135,11 @@ def assert_close(actual: Tables, expected: Any) -> None:
 
 @pytest.mark.parametrize("estimator", ["mean_of_variances", "population"])
 @pytest.mark.parametrize("batch_size", [1, 8, 12, 1000])
-def test_statistics_equal_numpys(train: AugmentedDataset, estimator: str, batch_size: int) -> None:
+def test_statistics_equal_numpys(prepared: Prepared, estimator: str, batch_size: int) -> None:
     """For every batch size of the passes. Dropout is off; both layers use batch statistics."""
     net = network()
-    actual, info = calibrated(net, train, batch_size, estimator=estimator)
-    assert_close(actual, expected_statistics(net, train, estimator))
+    actual, info = calibrated(net, prepared, batch_size, estimator=estimator)
+    assert_close(actual, expected_statistics(net, prepared, estimator))
     assert info == {
         "estimator": estimator,
         "samples_requested": REQUESTED,
@@ -160,31 +151,31 @@ def test_statistics_equal_numpys(train: AugmentedDataset, estimator: str, batch_
 
 @pytest.mark.parametrize("batch_size", [1, 8, 1000])
 def test_synchronized_layers_average_over_global_batches(
-    train: AugmentedDataset, batch_size: int
+    prepared: Prepared, batch_size: int
 ) -> None:
-    actual, _ = calibrated(sync_network(), train, batch_size)
-    assert_close(actual, expected_statistics(network(), train, "mean_of_variances"))
+    actual, _ = calibrated(sync_network(), prepared, batch_size)
+    assert_close(actual, expected_statistics(network(), prepared, "mean_of_variances"))
 
 
-def test_seed_and_samples_choose_the_minibatches(train: AugmentedDataset) -> None:
+def test_seed_and_samples_choose_the_minibatches(prepared: Prepared) -> None:
     net = network()
-    default, _ = calibrated(net, train)
-    assert not torch.equal(default["2"][0], calibrated(net, train, seed=4)[0]["2"][0])
-    all_samples, info = calibrated(net, train, samples="all")
+    default, _ = calibrated(net, prepared)
+    assert not torch.equal(default["2"][0], calibrated(net, prepared, seed=4)[0]["2"][0])
+    all_samples, info = calibrated(net, prepared, samples="all")
     assert (info["samples_requested"], info["samples_used"]) == ("all", 1397 // SAMPLES * SAMPLES)
     assert not torch.equal(default["2"][0], all_samples["2"][0])
-    too_many, info = calibrated(net, train, samples=50_000)
+    too_many, info = calibrated(net, prepared, samples=50_000)
     assert (info["samples_requested"], info["samples_used"]) == (50_000, 1396)
     torch.testing.assert_close(too_many, all_samples, rtol=0, atol=0)
     with pytest.raises(DataError, match=r"calibration\.samples=3.*minibatch of 4"):
-        calibrated(net, train, samples=3)
+        calibrated(net, prepared, samples=3)
 
 
-def test_calibration_does_not_change_the_network(train: AugmentedDataset) -> None:
+def test_calibration_does_not_change_the_network(prepared: Prepared) -> None:
     net = network()
     set_replicas(net, 3, holds_first_replica=True)  # as after training
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    calibrated(net, train)
+    calibrated(net, prepared)
     for name, tensor in net.state_dict().items():
         assert tensor.equal(before[name]), name
     assert not any(module.training for module in net.modules())
@@ -196,55 +187,46 @@ def test_calibration_does_not_change_the_network(train: AugmentedDataset) -> Non
 def calibrate_as_program(values: dict[str, Any], folder: str) -> None:
     with session():
         init_distributed()
-        train = dataset(from_dict(values))
+        prepared = prepare(from_dict(values))
         for estimator in ("mean_of_variances", "population"):
-            actual, info = calibrated(network(), train, 8, estimator=estimator)
+            actual, info = calibrated(network(), prepared, 8, estimator=estimator)
             torch.save((actual, info), f"{folder}/{estimator}{rank()}.pt")
         # Three minibatches in total: the second rank has one batch fewer than the first.
-        torch.save(calibrated(sync_network(), train, 4, samples=13)[0], f"{folder}/sync{rank()}.pt")
+        torch.save(
+            calibrated(sync_network(), prepared, 4, samples=13)[0], f"{folder}/sync{rank()}.pt"
+        )
         # One minibatch in total: the second rank has none.
-        torch.save(calibrated(network(), train, 8, samples=5)[0], f"{folder}/one{rank()}.pt")
+        torch.save(calibrated(network(), prepared, 8, samples=5)[0], f"{folder}/one{rank()}.pt")
 
 
 def test_two_processes_compute_the_same_statistics(
-    composed: Compose, train: AugmentedDataset, tmp_path: Path
+    composed: Compose, prepared: Prepared, tmp_path: Path
 ) -> None:
-    values = composed("data=digits").to_dict()
+    values = composed(*DIGITS).to_dict()
     for rank_result in run_programs(2, calibrate_as_program, tmp_path, values, str(tmp_path)):
         assert rank_result.code == 0, rank_result.err
     for number in (0, 1):
         for estimator in ("mean_of_variances", "population"):
             actual, info = torch.load(tmp_path / f"{estimator}{number}.pt")
-            assert_close(actual, expected_statistics(network(), train, estimator))
+            assert_close(actual, expected_statistics(network(), prepared, estimator))
             assert info["samples_used"] == 48
         sync = torch.load(tmp_path / f"sync{number}.pt")
-        assert_close(sync, calibrated(network(), train, samples=13)[0])
+        assert_close(sync, calibrated(network(), prepared, samples=13)[0])
         one = torch.load(tmp_path / f"one{number}.pt")
-        torch.testing.assert_close(one, calibrated(network(), train, samples=5)[0])
+        torch.testing.assert_close(one, calibrated(network(), prepared, samples=5)[0])
 
 
 @pytest.mark.parametrize("batch_size", [SAMPLES, 64])
-def test_one_pass_for_several_sample_counts(train: AugmentedDataset, batch_size: int) -> None:
+def test_one_pass_for_several_sample_counts(prepared: Prepared, batch_size: int) -> None:
     """Each result equals its own calibration up to rounding of sums; each sample is read once."""
     net, batch_sizes = network(), []
     net.register_forward_pre_hook(lambda _, inputs: batch_sizes.append(len(inputs[0])))
     requested = [REQUESTED, 3 * SAMPLES, SAMPLES]
-    results = calibrate(
-        net,
-        forward,
-        train,
-        CalibrationConfig(samples="all", estimator="mean_of_variances", seed=3),
-        samples_per_replica=SAMPLES,
-        batch_size=batch_size,
-        workers=0,
-        device=torch.device("cpu"),
-        autocast=nullcontext,
-        samples=requested,
-    )
+    results = calibrate(prepared_with(net, prepared, batch_size, samples="all"), requested)
     assert [info["samples_requested"] for _, info in results] == sorted(requested)
     assert sum(batch_sizes) == results[-1][1]["samples_used"]
     for statistics, info in results:
-        expected, own_info = calibrated(network(), train, samples=info["samples_requested"])
+        expected, own_info = calibrated(network(), prepared, samples=info["samples_requested"])
         assert info == own_info
         for name, tables in expected.items():
             for a, b in zip(statistics[name], tables, strict=True):

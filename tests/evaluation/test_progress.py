@@ -11,7 +11,7 @@ import torch
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.evaluation import progress
-from sn_imagenet.evaluation.evaluate import eval_batch_size
+from sn_imagenet.evaluation.calibration import eval_batch_size
 
 
 class Terminal(io.StringIO):

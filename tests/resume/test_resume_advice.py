@@ -37,13 +37,7 @@ def config_of(composed, tmp_path):
 def state_of(run: Path) -> tuple[dict, bytes, dict]:
     weights = torch.load(run / "final.pt")["model"]
     rows = (run / "metrics.jsonl").read_bytes()
-    return weights, rows, first_evaluations(result_of_path(run))
-
-
-def result_of_path(run: Path) -> dict:
-    result = RunDirectory(run).read_result()
-    assert result is not None
-    return result
+    return weights, rows, first_evaluations(result_of(read_run(run)))
 
 
 def try_all(path: Path, config) -> list[str]:
@@ -152,7 +146,7 @@ def test_files_of_another_training_of_the_same_experiment_are_not_believed(confi
             follow(errors[0], run)
         assert not errors, (name, errors)
         assert all(torch.equal(state_of(run)[0][key], weights[key]) for key in weights), run
-        assert torch.load(run / "final.pt")["training"] == result_of_path(run)["training"]
+        assert torch.load(run / "final.pt")["training"] == result_of(read_run(run))["training"]
 
 
 def test_metrics_that_cannot_be_rebuilt_are_told(config_of, tmp_path, capsys):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from disks import size_limit
 from PIL import Image
 from run_files import result_of
 from run_processes import steps
@@ -20,7 +19,7 @@ from run_processes import steps
 from sn_imagenet.errors import UserError
 from sn_imagenet.evaluation import EvaluationRequest, evaluate_run
 from sn_imagenet.runs import RunDirectory, RunError, checkpoint
-from sn_imagenet.runs.saver import CheckpointSaver
+from sn_imagenet.runs.checkpoint import CheckpointSaver
 from sn_imagenet.training import train
 from sn_imagenet.training.stop import Interrupted, SignalHandler
 
@@ -46,7 +45,7 @@ def edit_checkpoint(path: Path, change) -> None:
 UNUSABLE = {
     "nothing": lambda state: {"version": 1},
     "no model": lambda state: state.pop("model"),
-    "half an optimizer": lambda state: state["optimizer"].pop("param_groups"),
+    "half an optimizer": lambda state: state["optimizers"].clear(),
     "no meter": lambda state: state["meters"].pop("seconds"),
     "other metrics": lambda state: state["metrics"].fill_(0),
     "NaN": lambda state: state["model"]["fc.weight"].fill_(torch.nan),
@@ -130,7 +129,7 @@ def test_other_data_is_refused(composed, tmp_path):
     moved = train(composed(*run, f"data.train={tmp_path / 'moved'}", "evaluate=false"))
     assert result_of(moved)["training"]["steps"] == 6
     edit_checkpoint(tmp_path / "run" / "final.pt", UNUSABLE["nothing"])
-    with pytest.raises(RunError, match=r"final\.pt is not .*: no entry 'training'"):
+    with pytest.raises(RunError, match=r"final\.pt is not .*: no entry 'model'"):
         evaluate_run(
             tmp_path / "run", EvaluationRequest({"data": {"train": str(tmp_path / "moved")}})
         )
@@ -162,18 +161,6 @@ def assert_same_weights(one: Path, other: Path) -> None:
     models = [torch.load(path / "final.pt", weights_only=True)["model"] for path in (one, other)]
     for name, tensor in models[0].items():
         assert torch.equal(tensor, models[1][name]), name
-
-
-def test_a_full_disk_keeps_the_previous_checkpoint(tmp_path):
-    directory = RunDirectory(tmp_path)
-    saver = CheckpointSaver(directory, lambda: None)
-    saver.save({"step": 1})
-    saver.wait()
-    with size_limit(10_000):
-        saver.save({"step": 2, "w": torch.zeros(10_000)})
-        with pytest.raises(RunError, match=r"cannot write .*File too large"):
-            saver.wait()
-    assert saver.failed and checkpoint.load(directory.last)["step"] == 1
 
 
 def test_a_snapshot_is_the_state_at_the_time_of_saving(tmp_path):

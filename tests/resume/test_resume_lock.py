@@ -20,13 +20,14 @@ import pytest
 from run_processes import finish, let_read, start, start_reading, wait_until
 
 from sn_imagenet.runs import RunInUseError
-from sn_imagenet.runs.lock import HEARTBEAT_S, STALE_S, acquire, is_held, release
+from sn_imagenet.runs.lock import HEARTBEAT_S, STALE_S, is_held, locked
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from sn_imagenet.runs.lock import acquire
-acquire(Path(sys.argv[1]))
+from sn_imagenet.runs.lock import locked
+lock = locked(Path(sys.argv[1]))
+lock.__enter__()
 if os.fork() == 0:  # like a loader worker that outlives the run
     time.sleep(60)
 print("holds", flush=True)
@@ -58,16 +59,17 @@ def test_a_process_holds_the_lock_until_it_is_killed_whatever_the_clock_says(tmp
     with holder(lock) as process:
         for shift in (0, -10 * 365 * 86400, 10 * 365 * 86400):
             os.utime(lock, (time.time() + shift, time.time() + shift))
-            with pytest.raises(RunInUseError, match=rf"in use by process {process.pid}") as caught:
-                acquire(lock)
+            in_use = pytest.raises(RunInUseError, match=rf"in use by process {process.pid}")
+            with in_use as caught, locked(lock):
+                pass
             assert caught.value.exit_code == os.EX_UNAVAILABLE
             assert is_held(lock)
         os.kill(process.pid, signal.SIGSTOP)
         assert is_held(lock)
         os.kill(process.pid, signal.SIGKILL)
         wait_until(lambda: not is_held(lock), timeout=60)
-        acquire(lock)
-        release(lock)
+        with locked(lock):
+            assert is_held(lock)
         assert not lock.exists()
 
 
@@ -77,8 +79,8 @@ def test_a_container_on_this_machine_holds_it_until_it_is_killed(tmp_path):
         pytest.skip("needs permission to create a pid namespace")
     lock = tmp_path / "lock.json"
     with holder(lock, *namespace) as process:
-        with pytest.raises(RunInUseError, match="in use by process"):
-            acquire(lock)
+        with pytest.raises(RunInUseError, match="in use by process"), locked(lock):
+            pass
         os.kill(process.pid, signal.SIGKILL)
         wait_until(lambda: not is_held(lock), timeout=60)
 
@@ -97,13 +99,13 @@ def test_without_a_kernel_lock_a_process_holds_it_while_its_heart_beats(
 
         monkeypatch.setattr(fcntl, "flock", refuse)
     assert is_held(lock)
-    with pytest.raises(RunInUseError, match=f"in use by process 1 on {host}"):
-        acquire(lock)
+    with pytest.raises(RunInUseError, match=f"in use by process 1 on {host}"), locked(lock):
+        pass
     silent = time.time() - STALE_S - 1
     os.utime(lock, (silent, silent))
     assert not is_held(lock)
-    acquire(lock)
-    release(lock)
+    with locked(lock):
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
     assert STALE_S > 10 * HEARTBEAT_S
 
 
@@ -111,11 +113,13 @@ def test_only_one_of_many_processes_takes_a_stale_lock(tmp_path):
     """Four processes at once on a stale lock, 25 times."""
     program = (
         "import sys, time, pathlib\n"
-        "from sn_imagenet.runs.lock import RunInUseError, acquire\n"
+        "from sn_imagenet.runs.lock import RunInUseError, locked\n"
+        "held = []\n"
         "print('ready', flush=True)\n"
         "for line in sys.stdin:\n"
         "    try:\n"
-        "        acquire(pathlib.Path(line.strip()))\n"
+        "        held.append(locked(pathlib.Path(line.strip())))\n"
+        "        held[-1].__enter__()\n"
         "        print('took', flush=True)\n"
         "    except RunInUseError:\n"
         "        print('refused', flush=True)\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from run_processes import children, finish, start, steps, wait_until
 
-from sn_imagenet.runs.files import FINAL, LAST
+from sn_imagenet.runs import RunDirectory
 
 WORKERS = ("data.workers=2", "trainer.epochs=1", "checkpoint.minutes=null")
 
@@ -19,7 +19,7 @@ WORKERS = ("data.workers=2", "trainer.epochs=1", "checkpoint.minutes=null")
 @pytest.mark.parametrize("phase", ["training", "validation", "evaluation", "calibration"])
 def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it(tmp_path, pauses, phase):
     run = tmp_path / "run"
-    files = {"validation": run / LAST, "evaluation": run / FINAL}
+    files = {"validation": RunDirectory(run).last, "evaluation": RunDirectory(run).final}
     if phase == "training":
         pauses.slow_down()
     elif phase == "calibration":

@@ -37,6 +37,12 @@ def state(step: int) -> dict[str, Any]:
     }
 
 
+def save_last(directory: RunDirectory, step: int) -> None:
+    saver = checkpoint.CheckpointSaver(directory, lambda: None)
+    saver.save(state(step))
+    saver.wait()
+
+
 def assert_is_state(loaded: dict[str, Any] | None, step: int) -> None:
     assert loaded is not None
     expected = {"version": checkpoint.VERSION, **state(step)}
@@ -69,7 +75,7 @@ def test_the_advice_names_a_folder_as_the_shell_and_hydra_read_it(tmp_path: Path
 def test_the_last_two_are_kept(directory: RunDirectory) -> None:
     assert checkpoint.load_last(directory) == (None, [])
     for step in range(1, 5):
-        checkpoint.save_last(directory, state(step))
+        save_last(directory, step)
         loaded, warnings = checkpoint.load_last(directory)
         assert_is_state(loaded, step)
         assert warnings == []
@@ -127,7 +133,7 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_loaded(
     directory: RunDirectory, kind: str
 ) -> None:
     for step in (1, 2):
-        checkpoint.save_last(directory, state(step))
+        save_last(directory, step)
     DAMAGES[kind](directory.last)
     with pytest.raises(RunError) as caught:
         checkpoint.load(directory.last)
@@ -163,16 +169,16 @@ def test_a_flipped_bit_is_detected_or_harmless(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_old_checkpoints(directory: RunDirectory) -> None:
     for step in (1, 2):
-        checkpoint.save_last(directory, state(step))
+        save_last(directory, step)
     for size in (0, 1000, directory.last.stat().st_size - 1):
         with size_limit(size), pytest.raises(RunError, match=r"cannot write .*: File too large"):
-            checkpoint.save_last(directory, state(3))
+            save_last(directory, 3)
         loaded, warnings = checkpoint.load_last(directory)
         assert_is_state(loaded, 2)
         assert warnings == []
         assert {p.name for p in directory.path.iterdir()} == {"last.pt", "previous.pt"}
     # Once there is space, the next checkpoint is written normally.
-    checkpoint.save_last(directory, state(3))
+    save_last(directory, 3)
     assert_is_state(checkpoint.load(directory.last), 3)
     assert_is_state(checkpoint.load(directory.previous), 2)
     assert {p.name for p in directory.path.iterdir()} == {"last.pt", "previous.pt"}
@@ -183,30 +189,30 @@ def test_a_full_disk_keeps_the_checkpoint_that_the_run_resumed_from(
 ) -> None:
     """A full disk truncated last.pt, and it is still full when the resumed run saves."""
     for step in (1, 2):
-        checkpoint.save_last(directory, state(step))
+        save_last(directory, step)
     truncate(0.5)(directory.last)
     with size_limit(1000), pytest.raises(RunError, match="File too large"):
-        checkpoint.save_last(directory, state(2))
+        save_last(directory, 2)
     loaded, warnings = checkpoint.load_last(directory)
     assert_is_state(loaded, 1)
     assert len(warnings) == 1
 
 
 def test_leftover_files_of_a_killed_writer_are_harmless(directory: RunDirectory) -> None:
-    checkpoint.save_last(directory, state(1))
+    save_last(directory, 1)
     for name in ("last.pt.tmp", "previous.pt.tmp", "newest.pt", "newest.pt.tmp"):
         directory.path.joinpath(name).write_bytes(b"half of a checkp")
     loaded, warnings = checkpoint.load_last(directory)
     assert_is_state(loaded, 1)
     assert warnings == []
-    checkpoint.save_last(directory, state(2))
+    save_last(directory, 2)
     assert_is_state(checkpoint.load_last(directory)[0], 2)
     assert_is_state(checkpoint.load(directory.previous), 1)
 
 
 def test_a_run_killed_between_the_two_renames_is_resumed(directory: RunDirectory) -> None:
     for step in (1, 2):
-        checkpoint.save_last(directory, state(step))
+        save_last(directory, step)
     os.replace(directory.last, directory.previous)
     loaded, warnings = checkpoint.load_last(directory)
     assert_is_state(loaded, 2)
@@ -215,9 +221,9 @@ def test_a_run_killed_between_the_two_renames_is_resumed(directory: RunDirectory
 
 def test_a_read_only_folder(open_directory: RunDirectory) -> None:
     for step in (1, 2):
-        checkpoint.save_last(open_directory, state(step))
+        save_last(open_directory, step)
     with read_only(open_directory.path):
         with pytest.raises(RunError, match=r"cannot write .*: Permission denied"):
-            checkpoint.save_last(open_directory, state(3))
+            save_last(open_directory, 3)
         assert_is_state(checkpoint.load_last(open_directory)[0], 2)
         assert_is_state(checkpoint.load(open_directory.previous), 1)

@@ -29,9 +29,9 @@ from sn_imagenet.runs import (
     write_json,
     write_text,
 )
-from sn_imagenet.runs.lock import acquire, is_held
+from sn_imagenet.runs.lock import is_held, locked
 from sn_imagenet.runs.reading import read_json
-from sn_imagenet.runs.start import DONE, FRESH, RESUME, Start, claimed, open_run
+from sn_imagenet.runs.start import Start, claimed, open_run
 
 Compose = Callable[..., ExperimentConfig]
 
@@ -39,7 +39,7 @@ Compose = Callable[..., ExperimentConfig]
 def test_a_claim_writes_the_config_and_the_lock(tmp_path: Path, config: ExperimentConfig) -> None:
     directory = RunDirectory(tmp_path / "deep" / "run")
     with claimed(directory, config) as start:
-        assert start == Start(FRESH)
+        assert start == Start()
         assert directory.read_config() == config.to_dict()
         assert yaml.safe_load(directory.config.read_text()) == config.to_dict()
         holder = json.loads(directory.lock.read_text())
@@ -113,54 +113,27 @@ def test_a_name_that_is_not_utf8_is_refused(directory: RunDirectory, composed: C
         directory.check(here)
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "run_dir=elsewhere",
-        "runs_dir=elsewhere",
-        "evaluate=false",
-        "+data.root=elsewhere",
-        "data.workers=3",
-        "trainer.device=cpu",
-        "trainer.replicas_per_pass=2",
-        "trainer.log_every=7",
-        "trainer.eval_batch_size=3",
-    ],
-)
-def test_options_of_place_and_speed_are_no_difference(
-    directory: RunDirectory, config: ExperimentConfig, composed: Compose, override: str
-) -> None:
-    with claimed(directory, config):
-        pass
-    changed = composed("data=digits", "model=resnet14_mini", "batch=8x2", override)
-    assert changed.to_dict() != config.to_dict()
-    directory.check(changed)
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "norm=bn", "norm.args.omega=[in,ln]", "augment=none", "data.image_size=8", "seed=1",
-        "model=resnet50_mini", "+model.args.stem_width=16", "protocol=official_code",
-        "trainer.epochs=3", "trainer.max_steps=5", "trainer.precision=bf16",
-        "calibration.samples=100",
-    ],
+PLACE_AND_SPEED = (
+    "run_dir=elsewhere", "runs_dir=elsewhere", "evaluate=false", "+data.root=elsewhere",
+    "data.workers=3", "trainer.device=cpu", "trainer.replicas_per_pass=2", "trainer.log_every=7",
+    "trainer.eval_batch_size=3",
 )  # fmt: skip
-def test_options_of_the_experiment_are_a_difference(
+EXPERIMENT = (
+    "norm=bn", "norm.args.omega=[in,ln]", "augment=none", "data.image_size=8", "seed=1",
+    "model=resnet50_mini", "+model.args.stem_width=16", "protocol=official_code",
+    "trainer.epochs=3", "trainer.max_steps=5", "trainer.precision=bf16", "calibration.samples=100",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("override", [*PLACE_AND_SPEED, *EXPERIMENT])
+def test_only_options_of_the_experiment_are_a_difference(
     config: ExperimentConfig, composed: Compose, override: str
 ) -> None:
     changed = composed("data=digits", "model=resnet14_mini", "batch=8x2", override)
-    assert config_differences(config.to_dict(), changed.to_dict())
-    assert config_differences(changed.to_dict(), config.to_dict())
-
-
-@pytest.mark.parametrize("content", ["a: [", "- a list", "", "\x00"])
-def test_a_broken_config_is_named(
-    directory: RunDirectory, config: ExperimentConfig, content: str
-) -> None:
-    directory.config.write_text(content)
-    with pytest.raises(RunError, match=r"config\.yaml|another config"):
-        directory.check(config)
+    assert changed.to_dict() != config.to_dict()
+    differ = override in EXPERIMENT
+    assert bool(config_differences(config.to_dict(), changed.to_dict())) == differ
+    assert bool(config_differences(changed.to_dict(), config.to_dict())) == differ
 
 
 def test_a_directory_without_config_is_not_a_run(directory: RunDirectory) -> None:
@@ -188,20 +161,17 @@ def test_one_method_name_has_one_class(tmp_path: Path, composed: Compose) -> Non
     RunDirectory(tmp_path / "elsewhere").check(at("8x4", target)[1])
 
 
-@pytest.mark.parametrize("part", ["norm", "norm.head"])
-def test_a_pair_of_method_names_has_one_class_each(
-    tmp_path: Path, composed: Compose, part: str
-) -> None:
+def test_the_method_of_the_heads_has_one_class_too(tmp_path: Path, composed: Compose) -> None:
     pair = composed("norm=bn", "norm.head=gn", "batch=8x2", f"runs_dir={tmp_path}")
     with claimed(RunDirectory(Path(pair.run_dir)), pair):
         pass
     pair.run_dir = pair.run_dir.replace("8x2", "8x4")
     RunDirectory(Path(pair.run_dir)).check(pair)
-    if part == "norm":
-        pair.norm.target = "my.Norm"
-    else:
-        pair.norm.head["target"] = "my.Norm"
-    with pytest.raises(RunError, match=rf"^{part}\.target=my\.Norm: .* its own {part}\.name=$"):
+    assert pair.norm.head is not None
+    pair.norm.head["target"] = "my.Norm"
+    with pytest.raises(
+        RunError, match=r"^norm\.head\.target=my\.Norm: .* its own norm\.head\.name=$"
+    ):
         RunDirectory(Path(pair.run_dir)).check(pair)
 
 
@@ -283,16 +253,16 @@ def test_a_start_finds_what_the_directory_holds(
     with claimed(directory, config):
         pass
     checkpoint.save(directory.final, {"model": {}, "config": config.to_dict()})
-    for file, kind in ((None, FRESH), (directory.previous, RESUME)):
+    for file, resumes in ((None, False), (directory.previous, True)):
         if file is not None:
             file.touch()  # is only looked for, not read
         for content in (None, failed):
             if content is not None:
                 directory.write_result(content)
-            assert open_run(directory, config) == Start(kind)
+            assert open_run(directory, config) == Start(resumes)
         directory.write_result(unevaluated)
-        kept = tuple(other) if kind == RESUME else ()
-        assert open_run(directory, config) == Start(kind, evaluations=kept)
+        kept = tuple(other) if resumes else ()
+        assert open_run(directory, config) == Start(resumes, evaluations=kept)
         only_trained = open_run(directory, replace(config, evaluate=False))
         assert only_trained.run is not None and only_trained.run.state == NOT_EVALUATED
         for content, state in (
@@ -301,17 +271,17 @@ def test_a_start_finds_what_the_directory_holds(
         ):
             directory.write_result(content)
             start = open_run(directory, config)
-            assert start.run is not None and (start.kind, start.run.state) == (DONE, state)
+            assert start.run is not None and start.run.state == state
         directory.result.unlink()
 
 
 def test_a_run_that_another_process_finishes_meanwhile_is_done(
     directory: RunDirectory, config: ExperimentConfig
 ) -> None:
-    assert open_run(directory, config) == Start(FRESH)
+    assert open_run(directory, config) == Start()
     directory.write_result(_as_result(config))
     with claimed(directory, config) as start:
-        assert start.kind == DONE
+        assert start.run is not None
 
 
 @pytest.mark.parametrize("name", ["last.pt", "result.json", "config.yaml", "lock.json"])
@@ -326,7 +296,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name, kind):
             "last.pt": lambda: checkpoint.load(directory.last),
             "result.json": directory.read_result,
             "config.yaml": directory.read_config,
-            "lock.json": lambda: acquire(directory.lock),
+            "lock.json": locked(directory.lock).__enter__,
         }
         with pytest.raises((RunError, OSError), match="not a regular file"):
             readers[name]()

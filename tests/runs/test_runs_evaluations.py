@@ -12,11 +12,10 @@ from run_files import config, result, write_run
 from sn_imagenet.runs import (
     FINISHED,
     NOT_EVALUATED,
-    counted_evaluations,
     deviations_from_config,
     read_run,
 )
-from sn_imagenet.runs.evaluations import same_images
+from sn_imagenet.runs.evaluations import counted_evaluations, same_images
 
 SETTINGS = config("sn", "8x2")
 FINGERPRINT = {"train": {"samples": 1397, "digest": "a"}, "val": {"samples": 400, "digest": "b"}}

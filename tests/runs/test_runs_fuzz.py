@@ -26,11 +26,11 @@ from sn_imagenet.runs import (
     UNREADABLE,
     RunDirectory,
     find_runs,
-    last_rows,
     progress_of,
     read_progress,
 )
 from sn_imagenet.runs.lock import is_held
+from sn_imagenet.runs.metrics import last_rows
 from sn_imagenet.sweeps.board import RunStatus, table
 
 PAPER = read_paper(REPOSITORY / "results" / "paper.yaml")

@@ -437,14 +437,14 @@ def test_an_export_finds_the_same(finished: Path, drawn: Path, tmp_path: Path) -
 def test_calibration_leaves_frozen_statistics_alone(
     composed: Compose, drawn_options: tuple[str, ...]
 ) -> None:
-    from sn_imagenet.evaluation.evaluate import compute_batch_averages
+    from sn_imagenet.evaluation import calibrate
     from sn_imagenet.tasks import prepare
 
     config = composed(*SMALL, *drawn_options, "norm=bn", "init=some/run", "batch.gpus=2")
     prepared = prepare(config)
     before = {k: v.clone() for k, v in prepared.network.state_dict().items()}
-    ((first, record),) = compute_batch_averages(prepared)
-    ((second, _),) = compute_batch_averages(prepared)
+    ((first, record),) = calibrate(prepared)
+    ((second, _),) = calibrate(prepared)
     assert record["samples_used"] == 4
     layers = norm_layers(prepared.network)
     for name, (mean, var) in first.items():

@@ -1,9 +1,10 @@
-"""Rivals of SN in training: options of their own parameters, and an exact resume."""
+"""Weight decay and other options of a method's own parameters, and an exact resume of rivals."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,6 +41,9 @@ def batch(step: int) -> ImageBatch:
 @pytest.mark.parametrize(
     ("norm", "own"),
     [
+        ("gn", {}),
+        ("sn", {"lambda_weight_decay": 0.0}),
+        ("sn", {"lambda_weight_decay": 0.125}),
         ("ssn", {"lr_scale": 0.1, "weight_decay": 0.0, "max_norm": 1.0}),
         ("ssn", {"lr_scale": 3, "weight_decay": 0.25, "max_norm": 1e-3}),
         ("bin", {"lr_scale": 10.0, "weight_decay": 0.0}),
@@ -50,11 +54,16 @@ def batch(step: int) -> ImageBatch:
 def test_options_of_a_methods_own_parameters(
     composed: Compose, norm: str, own: dict[str, float]
 ) -> None:
+    own = dict(own)
+    decay_of_lambda = own.pop("lambda_weight_decay", None)
     options = ", ".join(f"{key}: {value}" for key, value in own.items())
     config = composed(
-        *DIGITS, f"norm={norm}", f"++norm.own_parameters={{{options}}}", "protocol.momentum=0",
+        *(*DIGITS, f"norm={norm}", f"++norm.own_parameters={{{options}}}", "protocol.momentum=0"),
         f"protocol.weight_decay={DECAY}",
-    )  # fmt: skip
+        f"protocol.lambda_weight_decay={'null' if decay_of_lambda is None else decay_of_lambda}",
+    )
+    if decay_of_lambda is not None:
+        own = {"weight_decay": decay_of_lambda}
     network, stepper = stepper_of(config)
     with torch.no_grad():  # within the limits of rho, so that clamping changes nothing
         for name, parameter in network.named_parameters():
@@ -70,10 +79,10 @@ def test_options_of_a_methods_own_parameters(
         for key, _ in layer.named_parameters()
         if key not in ("weight", "bias")
     }
-    assert owned
+    assert bool(owned) == (norm != "gn") and gradients.keys() == before.keys()
     stepper.optimizer_step(0)
-    total = torch.stack([gradients[name].norm() for name in owned]).norm()
-    clip = min(1.0, own.get("max_norm", float("inf")) / (total.item() + 1e-6))
+    total = sum(gradients[name].square().sum().item() for name in owned) ** 0.5
+    clip = min(1.0, own.get("max_norm", float("inf")) / (total + 1e-6))
     for name, parameter in network.named_parameters():
         rate, decay, factor = LR, DECAY, 1.0
         if name in owned:
@@ -82,6 +91,22 @@ def test_options_of_a_methods_own_parameters(
         expected = before[name] - rate * (factor * gradients[name] + decay * before[name])
         expected = expected.clamp(0, 1) if name.endswith("rho") else expected
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1e3])
+def test_gradients_are_clipped_to_the_norm(composed: Compose, max_norm: float) -> None:
+    network, stepper = stepper_of(composed(*DIGITS, "norm=gn", "protocol.weight_decay=0"))
+    optimization = stepper.optimizations["optimizer"]
+    stepper.optimizations = {"optimizer": replace(optimization, max_norm=max_norm)}
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    stepper.forward_backward(batch(0), 0)
+    gradients = {name: p.grad.clone() for name, p in network.named_parameters()}
+    norm = sum(g.double().square().sum().item() for g in gradients.values()) ** 0.5
+    assert 1e-3 < norm < 1e3
+    stepper.optimizer_step(0)
+    for name, parameter in network.named_parameters():
+        expected = before[name] - LR * min(1.0, max_norm / norm) * gradients[name]
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_unknown_options_are_an_error(composed: Compose) -> None:

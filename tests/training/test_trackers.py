@@ -4,43 +4,51 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig, from_hydra
+from sn_imagenet.config import NON_EXPERIMENT_KEYS
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.runs import RunDirectory
 from sn_imagenet.runs.scores import TOP1
-from sn_imagenet.training import trackers
 from sn_imagenet.training.recorder import stage_mean_weights
-from sn_imagenet.training.trackers import Tracker, make_tracker, require_tracker_installed
+from sn_imagenet.training.trackers import Tracker, make_tracker
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEPARTURE = {"item": "epochs", "paper": "100", "ours": "8"}
 
 
-def config_of(tracker: str) -> ExperimentConfig:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return from_hydra(compose("config", ["data=digits", "batch=8x2", f"tracker={tracker}"]))
+@pytest.fixture
+def prepared_of(composed) -> Callable[[str], Any]:
+    """``prepared_of(tracker)``: what a tracker needs of a :class:`Prepared`."""
+    task = SimpleNamespace(score=TOP1, departures=lambda fingerprint: [DEPARTURE])
+    return lambda tracker: SimpleNamespace(
+        config=composed("data=digits", "batch=8x2", f"tracker={tracker}"),
+        task=task,
+        data=SimpleNamespace(fingerprint={}),
+    )
 
 
-def log_steps(tracker: Tracker, config: ExperimentConfig, steps: range) -> None:
-    tracker.describe(config, [DEPARTURE])
+def log_steps(tracker: Tracker, steps: range) -> None:
     for step in steps:
         tracker.scalars({"train/loss": 1 / step, "val/top1": 10.0 * step}, step)
 
 
-def test_tensorboard_has_config_departures_metrics_and_final_top1(tmp_path: Path) -> None:
-    directory, config = RunDirectory(tmp_path), config_of("tensorboard")
-    first = make_tracker(directory, config, 0, TOP1)
-    log_steps(first, config, range(1, 4))
+def test_tensorboard_has_config_departures_metrics_and_final_top1(
+    prepared_of: Callable[[str], Any], tmp_path: Path
+) -> None:
+    directory, prepared = RunDirectory(tmp_path), prepared_of("tensorboard")
+    first = make_tracker(prepared, directory, 0)
+    log_steps(first, range(1, 4))
     first.close()
-    second = make_tracker(directory, config, 2, TOP1)  # the third step is repeated
-    log_steps(second, config, range(3, 5))
-    second.finish(config, 41.5)
+    second = make_tracker(prepared, directory, 2)  # the third step is repeated
+    log_steps(second, range(3, 5))
+    second.finish(41.5)
     second.close()
     board = EventAccumulator(str(directory.tensorboard))
     board.Reload()
@@ -56,15 +64,17 @@ def test_tensorboard_has_config_departures_metrics_and_final_top1(tmp_path: Path
     assert "_hparams_/session_start_info" in board.summary_metadata
 
 
-def test_a_resumed_run_stays_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_stays_one_run(
+    prepared_of: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
     trackio = pytest.importorskip("trackio")
-    directory, config = RunDirectory(tmp_path / "run"), config_of("trackio")
+    directory, prepared = RunDirectory(tmp_path / "run"), prepared_of("trackio")
     for step, steps in ((0, range(1, 4)), (2, range(3, 5))):
-        tracker = make_tracker(directory, config, step, TOP1)
-        log_steps(tracker, config, steps)
+        tracker = make_tracker(prepared, directory, step)
+        log_steps(tracker, steps)
         if step:
-            tracker.finish(config, 41.5)
+            tracker.finish(41.5)
         tracker.close()
     (run,) = trackio.Api().runs("digits")
     assert run.name == directory.tracked_as.read_text().strip()
@@ -78,26 +88,26 @@ def test_a_resumed_run_stays_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [row["final/top1"] for _, row in rows if "final/top1" in row] == [41.5]
 
 
-def test_a_missing_tracker_package_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+def test_a_missing_tracker_package_is_a_config_error(
+    prepared_of: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r"trackio is not installed; pip install -e '\.\["):
-        require_tracker_installed("trackio")
-    require_tracker_installed("tensorboard")
+        make_tracker(prepared_of("trackio"), RunDirectory(tmp_path), 0)
 
 
-def test_tracker_none_writes_nothing(tmp_path: Path) -> None:
-    config = config_of("none")
-    tracker = make_tracker(RunDirectory(tmp_path), config, 0, TOP1)
-    log_steps(tracker, config, range(1, 3))
-    tracker.finish(config, 1.0)
+def test_tracker_none_writes_nothing(prepared_of: Callable[[str], Any], tmp_path: Path) -> None:
+    tracker = make_tracker(prepared_of("none"), RunDirectory(tmp_path), 0)
+    log_steps(tracker, range(1, 3))
+    tracker.finish(1.0)
     tracker.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_tracker_is_not_part_of_the_experiment() -> None:
+def test_the_tracker_is_not_part_of_the_experiment(prepared_of: Callable[[str], Any]) -> None:
     assert "tracker" in NON_EXPERIMENT_KEYS
     with pytest.raises(ConfigError, match="tracker=wandb: expected one of tensorboard, trackio"):
-        config_of("wandb")
+        prepared_of("wandb")
 
 
 def test_importance_weights_are_averaged_over_a_stage() -> None:

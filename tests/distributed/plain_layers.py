@@ -1,6 +1,14 @@
-"""Rivals of SN as plain layers of a single process, differentiated by autograd; see plain_norms."""
+"""Plain normalization layers of a single process, as the paper's GPUs ran them: SN by Fig. 7 and
+Eq. (5), and its rivals, differentiated by autograd.
+
+Nothing here comes from the package under test. Keys are those of the package's layers, so that one
+state dict fits both.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from timm.models.resnet import Bottleneck
@@ -8,25 +16,37 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 
-class PlainRival(nn.Module):
-    """The formula of ``norm`` over this process's samples, with the package's keys.
+def plain_layer(norm: str, channels: int, omega: Sequence[str]) -> nn.Module:
+    """The unmodified per-process layer of ``norm``."""
+    if norm == "bn":
+        return nn.BatchNorm2d(channels)
+    if norm == "gn":
+        return nn.GroupNorm(math.gcd(32, channels), channels)
+    return PlainLayer(norm, channels, omega or ("in", "ln", "bn"))
+
+
+class PlainLayer(nn.Module):
+    """The formula of ``norm`` over this process's samples, with the package's keys. ``omega``: the
+    members of SN and sparse SN.
 
     Running statistics are as in nn.BatchNorm2d: momentum 0.1, unbiased variance.
     """
 
-    def __init__(self, norm: str, channels: int) -> None:
+    def __init__(self, norm: str, channels: int, omega: Sequence[str]) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm, self.omega = norm, omega
+        self.tracks = norm not in ("frn", "wn", "sn") or (norm == "sn" and "bn" in omega)
         if norm not in ("mean_bn", "wn"):
             self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
+        if norm in ("sn", "ssn"):
+            self.mean_weight = nn.Parameter(torch.ones(len(omega)))
+            self.var_weight = nn.Parameter(torch.ones(len(omega)))
         if norm == "ssn":
-            self.mean_weight = nn.Parameter(torch.ones(3))
-            self.var_weight = nn.Parameter(torch.ones(3))
             self.register_buffer("radius", torch.tensor(0.0))
         if norm == "bin":
             self.rho = nn.Parameter(torch.ones(channels))
-        if norm not in ("frn", "wn"):
+        if self.tracks:
             self.register_buffer("running_mean", torch.zeros(channels))
             self.register_buffer("running_var", torch.ones(channels))
             self.register_buffer("num_batches_tracked", torch.tensor(0))
@@ -40,7 +60,8 @@ class PlainRival(nn.Module):
         if self.norm == "frn":
             nu = (x**2).mean((2, 3), keepdim=True)
             return x / torch.sqrt(nu + 1e-6) * self.weight[:, None, None] + bias
-        self._track(x)
+        if self.tracks:
+            self._track(x)
         if self.norm == "mean_bn":
             return x - mean_bn + bias
         if self.norm == "bin":
@@ -51,14 +72,18 @@ class PlainRival(nn.Module):
             y = (x - mean_bn) / torch.sqrt(x.var(correction=0) + 1e-5)
         else:
             var_ln, mean_ln = torch.var_mean(x, (1, 2, 3), correction=0, keepdim=True)
+            means = {"in": mean_in, "ln": mean_ln, "bn": mean_bn}
+            variances = {"in": var_in, "ln": var_ln, "bn": var_bn}
             of_mean, of_var = self.shares(self.mean_weight), self.shares(self.var_weight)
-            mean = of_mean[0] * mean_in + of_mean[1] * mean_ln + of_mean[2] * mean_bn
-            var = of_var[0] * var_in + of_var[1] * var_ln + of_var[2] * var_bn
+            mean = sum(share * means[name] for share, name in zip(of_mean, self.omega, strict=True))
+            var = sum(share * variances[k] for share, k in zip(of_var, self.omega, strict=True))
             y = (x - mean) / torch.sqrt(var + 1e-5)
         return y * self.weight[:, None, None] + bias
 
     def shares(self, logits: Tensor) -> Tensor:
-        """Sparsestmax while all three weights are above 0."""
+        """Softmax; for sparse SN sparsestmax while all three weights are above 0."""
+        if self.norm == "sn":
+            return logits.softmax(0)
         weights = logits - (logits.sum() - 1) / 3
         offset = weights - 1 / 3
         if offset.norm() < self.radius:

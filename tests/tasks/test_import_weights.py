@@ -21,17 +21,17 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from sn_imagenet.config import ExperimentConfig, from_dict
 from sn_imagenet.errors import UserError
-from sn_imagenet.evaluation.import_weights import (
-    _read_weights,
-    import_official,
-    import_published,
-)
 from sn_imagenet.models import load
 from sn_imagenet.models.published import find_published
 from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import NOT_EVALUATED, RunDirectory, read_run
 from sn_imagenet.tasks.classification.departures import departures
 from sn_imagenet.tasks.detection.saved import load_detector
+from sn_imagenet.tasks.import_weights import (
+    _read_weights,
+    import_official,
+    import_published,
+)
 
 Compose = Callable[..., ExperimentConfig]
 
