@@ -163,7 +163,7 @@ gpu: setup
 # Compare the golden set (runs, tables, verdicts) of this working tree with the revision BEFORE.
 BEFORE ?= HEAD
 golden: setup
-	$(BIN)/python scripts/dev/same_results.py $(BEFORE) .
+	$(BIN)/python tests/same_results.py $(BEFORE) .
 	$(BIN)/python -m pytest -q tests/reporting/test_reporting_studies.py
 
 lint: setup

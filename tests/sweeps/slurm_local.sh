@@ -35,7 +35,7 @@ for norm in BN GN SN; do
   sed "s/^name: .*/name: slow_${norm,,}/; s/^target: .*/target: slow_norms.$norm/" \
     "$ROOT/configs/norm/${norm,,}.yaml" > "$WORK/configs/norm/slow_${norm,,}.yaml"
 done
-export PYTHONPATH=$ROOT/tests:$ROOT/scripts/dev${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$ROOT/tests${PYTHONPATH:+:$PYTHONPATH}
 PIDS=()
 end() {
   status=$?

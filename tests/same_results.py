@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 INTERRUPTED = 75  # exit code of a training that saved a checkpoint after a signal
 _DIGITS = (
     "data=digits model=resnet14_mini protocol=official_code tracker=none "
