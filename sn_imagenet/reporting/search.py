@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from statistics import fmean
 
 from sn_imagenet.reporting.cells import minus
+from sn_imagenet.reporting.claims import not_below_where_both_ran
 from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight
 from sn_imagenet.reporting.study import FOUND, Study
 from sn_imagenet.reporting.verdict import WEIGHT, Claim, Judgment, Term, compare, judge, paired
-from sn_imagenet.runs import FINISHED, Run
+from sn_imagenet.runs import Run
 
 SEARCH = "architecture_search"
-_UNIT = "points of validation accuracy"
 _NOT_IN_PAPER = "not in the paper"
 
 
@@ -26,16 +25,6 @@ def from_scratch(study: Study) -> Callable[[Run], float | None]:
         if run.cell.model == FOUND and run.cell.row
     }
     return lambda run: trained.get((run.cell.data, run.cell.norm, run.seed))
-
-
-def _above(pairs: Sequence[tuple[str, str]], study: Study) -> Judgment:
-    """The validation accuracy of the first method minus that of the second, above 0."""
-    comparisons = [
-        compare(study, Term(first, setting), Term(second, setting), low=0.0, unit=_UNIT)
-        for setting in study.settings
-        for first, second in pairs
-    ]
-    return judge(comparisons, all_parts=True)
 
 
 def found_above_random(study: Study) -> Judgment:
@@ -56,21 +45,18 @@ def lstm_prefers_ln(study: Study) -> Judgment:
         gaps = [value for value in map(minus, ln, gn) if value is not None]
         return fmean(gaps) if gaps else None
 
-    comparisons = []
-    for setting in study.settings:
-        runs = [run for run in study.cell("sn", setting).runs if run.state == FINISHED]
-        name = "SN's weight, LN - GN"
-        comparisons.append(paired(name, setting, runs, gap, low=0.0, unit=WEIGHT))
-    return judge(comparisons)
+    cells = {setting: study.cell("sn", setting).finished for setting in study.settings}
+    name = "SN's weight, LN - GN"
+    return judge([paired(name, s, runs, gap, low=0.0, unit=WEIGHT) for s, runs in cells.items()])
 
 
-sn_is_best = partial(_above, [("sn", "ln"), ("sn", "gn")])
-above_none = partial(_above, [("ln", "none"), ("gn", "none"), ("sn", "none")])
-above_random = partial(_above, [("sn", "random")])
 SEARCH_CLAIMS = (
-    Claim(1, "SN is better than LN and than GN.", "Fig. 6(b)", sn_is_best),
+    Claim(1, "SN is better than LN and than GN.", "Fig. 6(b)",
+          not_below_where_both_ran(("sn", "ln"), ("sn", "gn"), all_parts=True)),
     Claim(2, "SN's weight of LN is above its weight of GN.", "Fig. 1(c)", lstm_prefers_ln),
-    Claim(3, "LN, GN and SN are better than no normalization.", _NOT_IN_PAPER, above_none),
-    Claim(4, "SN is better than random search.", _NOT_IN_PAPER, above_random),
+    Claim(3, "LN, GN and SN are better than no normalization.", _NOT_IN_PAPER,
+          not_below_where_both_ran(*((m, "none") for m in ("ln", "gn", "sn")), all_parts=True)),
+    Claim(4, "SN is better than random search.", _NOT_IN_PAPER,
+          not_below_where_both_ran(("sn", "random"))),
     Claim(5, "From scratch, SN's cells are above random ones.", _NOT_IN_PAPER, found_above_random),
-)
+)  # fmt: skip
