@@ -41,7 +41,7 @@ MARKS = {
 _SAME_EXPERIMENT = {*NON_EXPERIMENT_KEYS, "seed", "batch.name"}
 _SAME_EXPERIMENT |= {f"model.args.architecture.{cell}" for cell in ("normal", "reduction")}
 # Config keys that define a cell and how its statistics are computed.
-CELL_KEYS = ("norm.", "batch.", "calibration.")
+CELL_KEYS = ("norm.", "batch.", "calibration.", "task.row")
 _ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn", "ssn", "bin", "frn", "ebn"}
 _STATISTICS = {
     "moving_average": "moving average",

@@ -18,11 +18,11 @@ _NOT_IN_PAPER = "not in the paper"
 
 def from_scratch(study: Study) -> Callable[[Run], float | None]:
     """The top-1 of the architecture that a search found, trained from scratch: by the run of
-    ``model=cell`` with its data, its method as row and its seed."""
+    ``model=cell`` with its data, its method and its seed."""
     trained = {
-        (run.cell.data, run.cell.row, run.seed): run.score_value()
+        (run.cell.data, run.cell.norm, run.seed): run.score_value()
         for run in study.collection.runs
-        if run.cell.model == FOUND and run.cell.row
+        if run.cell.model == FOUND and not run.cell.task
     }
     return lambda run: trained.get((run.cell.data, run.cell.norm, run.seed))
 

@@ -73,7 +73,8 @@ class RunCollection:
                 that method.
         """
         columns = list(dict.fromkeys(map(Setting.parse, settings))) if settings else None
-        runs, warnings = find_runs(root, compare_configs=True)
+        found, warnings = find_runs(root, compare_configs=True)
+        runs = list(map(_by_search, found))
         if not runs:
             raise UserError(f"{root}: holds no readable runs: {'; '.join(warnings)}")
         norms = sorted({run.cell.norm for run in runs})
@@ -131,7 +132,8 @@ class Study:
     @property
     def name(self) -> str:
         """``digits, resnet50_mini``, and the row if any."""
-        return ", ".join(filter(None, (self.data, self.model, self.row)))
+        row = "found and trained from scratch" if self.is_found else self.row
+        return ", ".join(filter(None, (self.data, self.model, row)))
 
     @property
     def title(self) -> str:
@@ -249,6 +251,14 @@ class Study:
             return next(iter(epoch.validation.values()), None)
 
         return of_epoch
+
+
+def _by_search(run: Run) -> Run:
+    """A network that a search found is a row of the method that found it."""
+    cell = run.cell
+    if cell.model != FOUND or cell.task or not cell.row:
+        return run
+    return replace(run, cell=replace(cell, norm=cell.row, row=""))
 
 
 def studies_of(collection: RunCollection) -> list[Study]:

@@ -13,6 +13,7 @@ from run_files import PAPER, config, result, scored_result, write_run
 from sn_imagenet.reporting.claims_report import write_claims
 from sn_imagenet.reporting.figures.cells import draw_cells
 from sn_imagenet.reporting.figures.files import plot_run, write_figures
+from sn_imagenet.reporting.tables import write_tables
 from sn_imagenet.runs import run_from_result
 from sn_imagenet.runs.scores import Score
 
@@ -96,10 +97,19 @@ def test_the_claims_are_judged_and_those_of_classification_are_not(
     assert content["claims"][0]["unit"] == "points of validation accuracy"
     assert content["claims"][1]["effect"] == pytest.approx(0.22)
     assert "Claims on digits, cell, architecture_search" in files.text
-    assert (
-        "No claims are stated about the task of digits, cell, random; digits, cell, sn"
-        in files.text
-    )
+    title = "digits, cell, found and trained from scratch"
+    assert f"No claims are stated about the task of {title}" in files.text
+
+
+def test_networks_from_scratch_share_a_table_by_the_method_of_their_search(
+    runs: Path, tmp_path: Path
+) -> None:
+    text = write_tables(runs, tmp_path / "out", PAPER, only=["table2"]).text
+    table = text[text.index("trained from scratch") :]
+    rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in table.splitlines()
+            if line.startswith("|")}  # fmt: skip
+    assert rows["SN"] == "80.5 ± 0.5 (3)" and rows["random"] == "**85.5 ± 0.5 (3)**"
+    assert rows["random-SN"] == "+5.0" and "BN" not in rows
 
 
 def test_a_search_leaves_its_architecture_as_file_and_picture(tmp_path: Path) -> None:
