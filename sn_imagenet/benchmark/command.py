@@ -142,7 +142,7 @@ def choose(contenders: Mapping[str, T], only: Sequence[str]) -> dict[str, T]:
         names = ", ".join(map(repr, contenders))
         raise UserError(f"--only {unknown[0]!r}: expected some of {names}")
     chosen = only or contenders
-    return {n: c for n, c in contenders.items() if n in chosen or n.startswith(REFERENCE)}
+    return {n: c for n, c in contenders.items() if n in chosen or n == REFERENCE}
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:

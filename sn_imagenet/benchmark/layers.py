@@ -6,7 +6,6 @@ import math
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -51,8 +50,6 @@ SHAPES = (
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COPY = "copy"
-NATIVE = f"{REFERENCE} (without cuDNN)"
-CONTEXTS = {NATIVE: partial(torch.backends.cudnn.flags, enabled=False)}
 
 
 @dataclass(frozen=True)
@@ -88,11 +85,10 @@ def layer_case(
     follows from them. ``kept`` counts activations kept for backward beside the output: 1 is x
     itself. ``backend`` is that of our layers.
 
-    ``ratios`` are relative to nn.BatchNorm2d under its fastest backend. ``copy_bandwidth_share`` is
-    the bandwidth of the bytes that must move, as a share of the copy's: a layer must read 6 and
-    write 2 activations, the copy (x.clone()) reads and writes one.
+    ``ratios`` are relative to nn.BatchNorm2d. ``copy_bandwidth_share`` is the bandwidth of the
+    bytes that must move, as a share of the copy's: a layer must read 6 and write 2 activations, the
+    copy (x.clone()) reads and writes one.
     """
-    reference = min(s for name, s in seconds.items() if name.startswith(REFERENCE))
     moved = 2 * kind.total * math.prod(shape) * DTYPES[kind.dtype].itemsize
     shares = {n: (1 if n == COPY else 4) * seconds[COPY] / s for n, s in seconds.items()}
     return {
@@ -102,7 +98,7 @@ def layer_case(
         "backend": backend,
         "seconds": seconds,
         "kept": kept,
-        "ratios": {name: each / reference for name, each in seconds.items()},
+        "ratios": {name: each / seconds[REFERENCE] for name, each in seconds.items()},
         "copy_bytes_per_second": moved / seconds[COPY],
         "copy_bandwidth_share": shares,
     }
@@ -133,14 +129,12 @@ def layer_contenders(x: Tensor, replicas: int = 1, relu: bool = False) -> dict[s
     ``relu``: with a ReLU, which is part of ours and a module after the others.
 
     Our BN and SN have ``replicas`` sets of statistics; PyTorch's layers and the paper's have one.
-    On CUDA, :data:`NATIVE` is nn.BatchNorm2d to be called without cuDNN.
     """
     channels = x.shape[1]
     native = SwitchNorm2d(channels)
     native.backend = "native"
     layers: dict[str, nn.Module] = {
         REFERENCE: nn.BatchNorm2d(channels),
-        **({NATIVE: nn.BatchNorm2d(channels)} if x.is_cuda else {}),
         "nn.GroupNorm(32)": nn.GroupNorm(32, channels).to(x.dtype),  # CUDA requires its input's
         "Fig. 7": Fig7(channels),
         "SN": SwitchNorm2d(channels),
@@ -190,15 +184,13 @@ def measure_layer(
     for name, layer in choose(layer_contenders(x, kind.replicas, relu), only).items():
         inputs = [x, *layer.parameters()]
         calls[name] = partial(_forward_backward, layer, x, inputs, grad)
-        with CONTEXTS.get(name, nullcontext)(), StorageLog() as log:
+        with StorageLog() as log:
             y = layer(x)
         kept[name] = 1 + log.live_bytes(x, y, *layer.buffers()) / x.untyped_storage().nbytes()
         del y
     if graph:
-        for name, call in calls.items():
-            with CONTEXTS.get(name, nullcontext)():
-                calls[name] = capture_graph(call, device)
-    seconds = median_seconds(calls, repeats, device, contexts=CONTEXTS)
+        calls = {name: capture_graph(call, device) for name, call in calls.items()}
+    seconds = median_seconds(calls, repeats, device)
     return layer_case(kind, shape, select_backend(x).name, seconds, kept)
 
 
@@ -219,8 +211,8 @@ def geometric_means(cases: Sequence[dict[str, Any]]) -> dict[str, dict[str, floa
 
 
 def layers_table(cases: Sequence[dict[str, Any]]) -> str:
-    """A table of one kind of activation, with times relative to nn.BatchNorm2d (its fastest
-    backend): a row per shape, then means, shares of the copy's bandwidth and kept memory."""
+    """A table of one kind of activation, with times relative to nn.BatchNorm2d: a row per shape,
+    then means, shares of the copy's bandwidth and kept memory."""
     means, first = geometric_means(cases), cases[0]
     kept = {name: f"{count:.2f}" for name, count in first["kept"].items()}
     shares = {n: f"{100 * m['copy_bandwidth_share']:.0f} %" for n, m in means.items()}
@@ -228,9 +220,8 @@ def layers_table(cases: Sequence[dict[str, Any]]) -> str:
     rows = [[f"{first['title']}, {first['backend']}", f"{REFERENCE} ms", *names]]
     for case in cases:
         size = "x".join(map(str, (ActivationKind(**case["kind"]).total, *case["shape"])))
-        reference = case["seconds"][REFERENCE] / case["ratios"][REFERENCE]
         ratios = (f"{case['ratios'][name]:.2f}" for name in names)
-        rows.append([size, f"{reference * 1e3:.2f}", *ratios])
+        rows.append([size, f"{case['seconds'][REFERENCE] * 1e3:.2f}", *ratios])
     return align_columns(
         [
             *rows,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import statistics
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from sn_imagenet.benchmark.command import Report, align_columns, compose_config
-from sn_imagenet.benchmark.timing import time_interleaved
+from sn_imagenet.benchmark.timing import median_seconds
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.datasets import build
 from sn_imagenet.data.decode import decode
@@ -67,7 +66,11 @@ def loader_contenders(
         LIMIT: plain_loader(_DecodedImages(folder), collate_fn=len),
     }
     for name in ("exact", "fast"):
-        loader = _train_loader(config(name), batch, workers)
+        chosen = config(name)
+        images = build(chosen.data, chosen.augment, seed=0).train
+        device = torch.device(chosen.trainer.device)
+        sampling: dict[str, Any] = {"global_batch": batch, "rank": 0, "world_size": 1, "seed": 0}
+        loader = train_loader(images, workers=workers, device=device, **sampling)
         contenders[name] = partial(_stored_batches, loader)
         contenders[f"{name}{NORMALIZED}"] = loader.epoch
     return contenders
@@ -78,12 +81,6 @@ class _DecodedImages(ImageFolder):
 
     def __getitem__(self, index: int) -> object:
         return decode(Path(self.samples[index][0]).read_bytes())
-
-
-def _train_loader(config: ExperimentConfig, batch: int, workers: int) -> BatchLoader:
-    data, device = build(config.data, config.augment, seed=0).train, config.trainer.device
-    sampling: dict[str, Any] = {"global_batch": batch, "rank": 0, "world_size": 1, "seed": 0}
-    return train_loader(data, workers=workers, device=torch.device(device), **sampling)
 
 
 def _stored_batches(loader: BatchLoader, epoch: int) -> Iterable[object]:
@@ -150,23 +147,22 @@ def measure(args: Namespace, device: torch.device) -> Report:
         chosen = ["data=imagefolder", *images, f"trainer.device={device.type}", *args.overrides]
         return compose_config(chosen)
 
-    def passes(batches: Batches) -> Callable[[], int]:
+    def passes(batches: Batches, cores: int) -> Callable[[], int]:
         epochs = itertools.count()
-        return lambda: sum(1 for _ in batches(next(epochs)))
+        return _pinned_to_cores(cores)(lambda: sum(1 for _ in batches(next(epochs))))
 
     workers = sorted({0, *args.workers})
     calls = {
-        (name, count): passes(batches)
+        (name, count): passes(batches, max(count, 1))
         for count in workers
         for name, batches in loader_contenders(config, args.images, args.batch, count).items()
     }
-    pinned = {key: partial(_pinned_to_cores, max(key[1], 1)) for key in calls}
     # The untimed pass starts the workers and fills the file cache.
-    timed = time_interleaved(calls, args.repeats, torch.device("cpu"), pinned, warm_up=1)
+    timed = median_seconds(calls, args.repeats, torch.device("cpu"), warm_up=1)
     exact = config("exact")
     data = build(exact.data, exact.augment, seed=0)
     passed = len(data.train) // args.batch * args.batch
-    speeds = {key: passed / statistics.median(seconds) for key, seconds in timed.items()}
+    speeds = {key: passed / seconds for key, seconds in timed.items()}
     facts = {
         "images": len(data.train),
         "fingerprint": data.fingerprint["train"],

@@ -7,7 +7,6 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,7 +16,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Key = TypeVar("Key", str, tuple[str, int])
-Context = Callable[[], AbstractContextManager[Any]]
 
 SHORTEST_SAMPLE = 2e-3
 """Minimum seconds of one timed sample; shorter calls are repeated within it."""
@@ -26,14 +24,13 @@ WARM_UP = 3
 """Untimed calls. The first compiles, tunes and allocates."""
 
 
-def time_interleaved(
+def median_seconds(
     contenders: Mapping[Key, Callable[[], object]],
     repeats: int,
     device: torch.device,
-    contexts: Mapping[Key, Context] | None = None,
     warm_up: int = WARM_UP,
-) -> dict[Key, list[float]]:
-    """Seconds per call of each contender in each round.
+) -> dict[Key, float]:
+    """Seconds per call of each contender, the median of the rounds.
 
     Every round calls every contender once, in a new random order. Other load on the machine, and
     memory left behind by a predecessor, thus affect all of them alike.
@@ -41,31 +38,16 @@ def time_interleaved(
     Args:
         contenders: functions by name; each is called ``warm_up`` times before the first round.
         repeats: rounds.
-        contexts: by name, the context to call a contender in; entering it is not timed.
     """
-    entered = {name: (contexts or {}).get(name, nullcontext) for name in contenders}
     calls: dict[Key, int] = {}
     for name, function in contenders.items():
-        with entered[name]():
-            warm = [seconds_per_call(function, 1, device) for _ in range(warm_up)]
+        warm = [seconds_per_call(function, 1, device) for _ in range(warm_up)]
         calls[name] = math.ceil(SHORTEST_SAMPLE / warm[-1])
     samples: dict[Key, list[float]] = {name: [] for name in contenders}
     order = random.Random(0)
     for _ in range(repeats):
         for name in order.sample(list(contenders), len(contenders)):
-            with entered[name]():
-                samples[name].append(seconds_per_call(contenders[name], calls[name], device))
-    return samples
-
-
-def median_seconds(
-    contenders: Mapping[str, Callable[[], object]],
-    repeats: int,
-    device: torch.device,
-    **options: Any,
-) -> dict[str, float]:
-    """The median over the rounds of :func:`time_interleaved`."""
-    samples = time_interleaved(contenders, repeats, device, **options)
+            samples[name].append(seconds_per_call(contenders[name], calls[name], device))
     return {name: statistics.median(values) for name, values in samples.items()}
 
 

@@ -32,6 +32,7 @@ class BatchRenorm2d(MomentNorm2d):
         warmup_steps, r_steps, d_steps: numbers of training-mode batches.
     """
 
+    stores_statistics = True
     trains_on_stored_statistics = True
 
     def __init__(
@@ -64,10 +65,6 @@ class BatchRenorm2d(MomentNorm2d):
         r_open = (step - self.warmup_steps) / max(self.r_steps - self.warmup_steps, 1)
         d_open = (step - self.warmup_steps) / max(self.d_steps - self.warmup_steps, 1)
         return 1 + (self.r_max - 1) * r_open.clamp(0, 1), self.d_max * d_open.clamp(0, 1)
-
-    @property
-    def stores_statistics(self) -> bool:
-        return True
 
     @property
     def _stored_statistics_suffice(self) -> bool:
@@ -137,8 +134,6 @@ class SyncBatchNorm2d(BatchNorm2d):
     def groups(self) -> tuple[int, dist.ProcessGroup | None]:
         if self.replicas.average is not None:
             return self.replicas.count, None
-        if not self.training:
-            return 1, None
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            return 1, dist.group.WORLD
-        return 1, None
+        initialized = dist.is_available() and dist.is_initialized()
+        shared = self.training and initialized and dist.get_world_size() > 1
+        return 1, dist.group.WORLD if shared else None

@@ -146,6 +146,7 @@ class InstanceNorm2d(MixtureNorm2d):
     """
 
     omega = ("in",)
+    stores_statistics = False
 
     def __init__(
         self,
@@ -156,12 +157,8 @@ class InstanceNorm2d(MixtureNorm2d):
         track_running_stats: bool = False,
         **options: Any,
     ) -> None:
-        self._tracks = track_running_stats
+        self.stores_statistics = track_running_stats
         super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
-
-    @property
-    def stores_statistics(self) -> bool:
-        return self._tracks
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if x.dim() != 3:

@@ -180,14 +180,12 @@ class MeanOnlyBatchNorm2d(MomentNorm2d):
     """Mean-only batch normalization (Salimans and Kingma 2016, Sec. 4): x - mean + bias, with the
     mean over (N, H, W). There is no ``weight``."""
 
+    stores_statistics = True
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.weight = None
         self.eps = 0.0  # nothing is divided by
-
-    @property
-    def stores_statistics(self) -> bool:
-        return True
 
     def combine(self, moments: Moments) -> Statistics:
         mean, _ = self.batch_statistics(moments)
@@ -212,11 +210,8 @@ class WeightNorm2d(MeanOnlyBatchNorm2d):
         self, *arguments: Any, mean_only_bn: bool = False, folded: bool = False, **options: Any
     ) -> None:
         self.mean_only_bn, self.folded = mean_only_bn, folded
+        self.stores_statistics = mean_only_bn
         super().__init__(*arguments, **options)
-
-    @property
-    def stores_statistics(self) -> bool:
-        return self.mean_only_bn
 
     def combine(self, moments: Moments) -> Statistics:
         if self.mean_only_bn:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from sn_imagenet.reporting.render import plain
-from sn_imagenet.runs import Progress
-
-ACTIVE = "running"
+from sn_imagenet.runs import RUNNING, Progress
 
 
 @dataclass
@@ -109,7 +107,7 @@ class Board:
         height = size.lines - 4  # minus header, summary, prompt and one spare line
         if len(shown) > height and not whole:
             # Prefer the active runs, then fill up with others; keep the order of the table.
-            first = sorted(range(len(shown)), key=lambda i: shown[i].state != ACTIVE)[:height]
+            first = sorted(range(len(shown)), key=lambda i: shown[i].state != RUNNING)[:height]
             shown = [shown[i] for i in sorted(first)]
         lines = [*table(shown, size.columns - 1)[:-1], summary(rows)]
         up = f"\x1b[{self._lines_drawn}A" if self._lines_drawn else ""
@@ -119,7 +117,7 @@ class Board:
 
     def _print_changes(self, rows: Sequence[RunStatus]) -> None:
         for row in rows:
-            epoch = str(row.progress.epoch or "") if row.progress and row.state == ACTIVE else ""
+            epoch = str(row.progress.epoch or "") if row.progress and row.state == RUNNING else ""
             now = (row.state, epoch, row.note)
             if self._printed.get(row.name, ("waiting", "", "")) == now:
                 continue

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from norm_reference import gradients, randomize
 from sn_imagenet.benchmark.command import REFERENCE, VERSION, run
 from sn_imagenet.benchmark.layers import (
     COPY,
-    NATIVE,
     ActivationKind,
     Fig7,
     geometric_means,
@@ -23,7 +21,7 @@ from sn_imagenet.benchmark.layers import (
     layer_contenders,
     layers_table,
 )
-from sn_imagenet.benchmark.timing import WARM_UP, time_interleaved
+from sn_imagenet.benchmark.timing import WARM_UP, median_seconds
 from sn_imagenet.norms import SwitchNorm2d
 
 KIND = ActivationKind(32, "contiguous", "fp32")
@@ -50,34 +48,22 @@ def test_ratios_and_means() -> None:
     assert "geometric mean" in layers_table(cases)
 
 
-def test_the_fastest_backend_is_the_reference_of_all_replicas() -> None:
-    seconds = {REFERENCE: 2.0, NATIVE: 1.0, "SN": 0.5, "copy": 0.1}
+def test_a_case_counts_the_samples_of_all_replicas() -> None:
+    seconds = {REFERENCE: 1.0, "SN": 0.5, "copy": 0.1}
     many = ActivationKind(2, "contiguous", "bf16", 16)
     case = layer_case(many, (8, 2, 2), "triton", seconds, {})
     assert (case["title"], case["ratios"]["SN"]) == ("N=16x2 contiguous bf16", 0.5)
     assert case["copy_bytes_per_second"] == pytest.approx(2 * 2 * 32 * 8 * 2 * 2 / 0.1)
 
 
-def test_every_contender_is_warmed_up_and_called_in_its_context() -> None:
+def test_every_contender_is_warmed_up_and_called_in_each_round() -> None:
     calls: list[str] = []
-    inside: list[str] = []
-
-    @contextmanager
-    def entered() -> Iterator[None]:
-        inside.append("b")
-        yield
-        inside.clear()
-
-    def call(name: str) -> None:
-        assert inside == (["b"] if name == "b" else [])
-        calls.append(name)
-
-    names = ("a", "b")
-    calls_by_name = {name: lambda name=name: call(name) for name in names}
-    seconds = time_interleaved(calls_by_name, 3, CPU, {"b": entered})
-    assert set(seconds) == set(names)
-    assert all(len(values) == 3 and min(values) > 0 for values in seconds.values())
+    sleep = {name: lambda name=name: (calls.append(name), time.sleep(0.003)) for name in "ab"}
+    seconds = median_seconds(sleep, 3, CPU)
+    assert set(seconds) == {"a", "b"} and min(seconds.values()) >= 0.003
     assert calls[: 2 * WARM_UP] == ["a"] * WARM_UP + ["b"] * WARM_UP
+    rounds = calls[2 * WARM_UP :]
+    assert [{*rounds[i : i + 2]} for i in (0, 2, 4)] == [{"a", "b"}] * 3 and len(rounds) == 6
 
 
 def test_every_contender_normalizes() -> None:

@@ -15,7 +15,7 @@ from timm.models.resnet import Bottleneck
 from torch import Tensor, nn
 
 from sn_imagenet.benchmark.command import REFERENCE
-from sn_imagenet.benchmark.layers import NATIVE, ActivationKind, measure_layer
+from sn_imagenet.benchmark.layers import ActivationKind, measure_layer
 from sn_imagenet.benchmark.step import StepKind, measure_steps
 from sn_imagenet.benchmark.timing import capture_graph
 from sn_imagenet.norms import (
@@ -191,7 +191,7 @@ def test_the_layer_benchmark_runs_every_contender() -> None:
     for dtype in ("fp32", "bf16"):
         for layout in ("contiguous", "channels_last"):
             case = measure_layer(ActivationKind(2, layout, dtype, 4), (256, 28, 28), CUDA, 1)
-            assert {REFERENCE, NATIVE} <= case["seconds"].keys()
+            assert REFERENCE in case["seconds"]
             assert case["backend"] == "triton" and case["kept"]["SN"] < 1.05
 
 

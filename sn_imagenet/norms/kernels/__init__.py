@@ -25,19 +25,6 @@ from sn_imagenet.norms.kernels.tables import (
 )
 from sn_imagenet.norms.kernels.triton_backend import TritonBackend
 
-__all__ = [
-    "BACKENDS",
-    "Backend",
-    "Coefficients",
-    "NotDifferentiable",
-    "as_dense",
-    "formula",
-    "kernels_for",
-    "select_backend",
-    "statistics_dtype",
-    "with_layout_of",
-]
-
 
 class Backend(Protocol):
     """Four kernels over an activation of shape [N, C, H, W].
