@@ -32,13 +32,13 @@ from sn_imagenet.distributed import (
     Batch,
     autocast_for,
     convolution_dtype,
-    set_norm_replicas,
     set_precision,
 )
 from sn_imagenet.errors import UserError
 from sn_imagenet.models import build_model
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS
 from sn_imagenet.models.mini import build_mini
+from sn_imagenet.norms import set_replicas
 from sn_imagenet.tasks import Clock, Task, build_task
 from sn_imagenet.tasks.task import require_task_placement
 from sn_imagenet.training import Stepper
@@ -160,7 +160,7 @@ def trainer_step(
     for name, optimization in stepper.optimizations.items():
         stepper.optimizations[name] = replace(optimization, learning_rate=lambda _: _LEARNING_RATE)
     first = next(placement.microbatches(batch.to(device)))
-    set_norm_replicas(network, first, None)
+    set_replicas(network, first.replicas, holds_first_replica=first.holds_first_replica)
     autocast = autocast_for(config.trainer.precision, device)
 
     def forward() -> Tensor:

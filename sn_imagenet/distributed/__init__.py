@@ -15,13 +15,11 @@ from sn_imagenet.distributed.placement import (
     Placement,
     require_one_microbatch,
     samples_that_share_statistics,
-    set_norm_replicas,
 )
 from sn_imagenet.distributed.precision import (
     autocast_for,
     choose_device,
     convolution_dtype,
-    describe_precision,
     set_determinism,
     set_precision,
 )

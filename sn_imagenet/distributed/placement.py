@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sn_imagenet.config import SettingConfig
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.norms import norm_layers, set_replicas
+from sn_imagenet.norms import norm_layers
 
 
 class Batch(Protocol):
@@ -191,15 +191,3 @@ def require_one_microbatch(placement: Placement, network: nn.Module, fixed: bool
             f"shares statistics across replicas: all {placement.replicas_per_rank} replicas of a "
             f"process must be in one forward pass; {advice}"
         )
-
-
-def set_norm_replicas(
-    network: nn.Module, microbatch: Microbatch[Any], group: dist.ProcessGroup | None
-) -> None:
-    """Set how the samples of ``microbatch`` share statistics in the normalization layers."""
-    set_replicas(
-        network,
-        microbatch.replicas,
-        process_group=group,
-        holds_first_replica=microbatch.holds_first_replica,
-    )

@@ -5,29 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from typing import Protocol, TypeVar
+from typing import Any
 
 from tqdm import tqdm
 
 from sn_imagenet.distributed import print_rank0, rank
 
-T = TypeVar("T", covariant=True)
 EVERY_S = 30.0
 LAYOUT = "{desc} {percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}, ETA {remaining}]"
 
 
-class Batches(Protocol[T]):
-    """The argument of :func:`progress_bar`; ``len()`` is the number of batches."""
-
-    def __iter__(self) -> Iterator[T]: ...
-
-    def __len__(self) -> int: ...
-
-
-def progress_bar(batches: Batches[T], label: str, every_s: float = EVERY_S) -> Iterator[T]:
+def progress_bar(batches: Any, label: str, every_s: float = EVERY_S) -> Iterator[Any]:
     """Yield the batches of this rank; rank 0 shows how many are done and the remaining time.
 
     Args:
+        batches: with ``len()``, their number.
         label: the name of the task.
         every_s: seconds between two lines if stderr is not a terminal.
     """

@@ -24,9 +24,8 @@ from sn_imagenet.distributed import (
     autocast_for,
     average_tensors,
     broadcast_tensors,
-    set_norm_replicas,
 )
-from sn_imagenet.norms import MomentNorm2d, norm_layers
+from sn_imagenet.norms import MomentNorm2d, norm_layers, set_replicas
 from sn_imagenet.tasks import Clock, Optimization, Task
 from sn_imagenet.training.step_graph import StepGraph, require_graph
 
@@ -170,7 +169,12 @@ class Stepper:
         self._zero_grad()
         samples = len(batch)
         for microbatch in self._placement.microbatches(batch):
-            set_norm_replicas(self._norms, microbatch, self._group)
+            set_replicas(
+                self._norms,
+                microbatch.replicas,
+                process_group=self._group,
+                holds_first_replica=microbatch.holds_first_replica,
+            )
             size = len(microbatch.batch)
             key = self._seed, step, microbatch.replica
             seeding = seeded_pass(self.task.replica_by_replica, self.device, "pass", *key)

@@ -224,16 +224,6 @@ def _arguments(photos: Path) -> list[str]:
     ]
 
 
-def test_enlarging_small_images_is_reported(photos: Path) -> None:
-    """The images have 20 x 24 pixels; the invalid norm then ends the command before any work."""
-    larger = ("data.image_size=224", "data.resize_size=256", "norm.target=nowhere.Norm")
-    done = train_forked(*_arguments(photos), *larger, folder=photos / "logs")
-    assert "shorter side of 20 pixels. Enlarging them to data.image_size=224" in done.out
-    assert "data=imagefolder_small" in done.out
-    done = train_forked(*_arguments(photos), "norm.target=nowhere.Norm", folder=photos / "small")
-    assert "enlarged" not in done.output
-
-
 def _shorten(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-200])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,9 +13,7 @@ from torch import nn
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets
-from sn_imagenet.data.decode import UndecodableError
-from sn_imagenet.data.errors import DataError
-from sn_imagenet.distributed import Microbatch, convolution_dtype, print_rank0
+from sn_imagenet.distributed import Microbatch, convolution_dtype
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import SavedWeights, build_model, classifier_of, load_weights
 from sn_imagenet.norms import SwitchNorm2d, norm_layers
@@ -39,11 +36,6 @@ class Classification(Task):
     def __init__(self, config: ExperimentConfig) -> None:
         super().__init__(config)
         self._dropout: PlacedDropout | None = None
-
-    def datasets(self) -> DataSets:
-        data = super().datasets()
-        _warn_of_enlarged_images(self.config, data)
-        return data
 
     def network(self, data: DataSets) -> nn.Module:
         config = self.config
@@ -158,20 +150,6 @@ class Classification(Task):
 
     def departures(self, fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
         return departures(self.config, fingerprint)
-
-
-def _warn_of_enlarged_images(config: ExperimentConfig, data: DataSets) -> None:
-    """Warn if the first of a user's own images is much smaller than the network's input."""
-    if config.data.source != "imagefolder":
-        return
-    with suppress(DataError, UndecodableError):  # training reports it when it reads the image
-        side = min(data.train.source.open(0).size)
-        if 2 * side <= config.data.image_size:
-            print_rank0(
-                f"warning: images of data.train have a shorter side of {side} pixels. Enlarging "
-                f"them to data.image_size={config.data.image_size} takes time and adds no detail; "
-                "set data.image_size= data.resize_size= or use data=imagefolder_small (32 pixels)"
-            )
 
 
 @torch.no_grad()
