@@ -20,6 +20,7 @@ from sn_imagenet.distributed.precision import (
     autocast_for,
     choose_device,
     convolution_dtype,
+    describe_precision,
     set_determinism,
     set_precision,
 )

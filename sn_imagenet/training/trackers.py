@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -13,9 +14,29 @@ from torch.utils.tensorboard import SummaryWriter
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.evaluation import all_departures
 from sn_imagenet.runs import RunDirectory, write_text
+from sn_imagenet.runs.scores import Score
 from sn_imagenet.tasks import Prepared
 
 MOMENTS = ("mean", "variance")
+
+
+def _layout(score: Score) -> dict[str, dict[str, list[Any]]]:
+    """Charts with several curves under TensorBoard's "custom scalars"."""
+    curves = [f"train/{score.key}", f"val/{score.key}.*"]
+    return {
+        "training": {
+            f"{score.label}, training and validation": ["Multiline", curves],
+            "loss": ["Multiline", ["train/loss"]],
+            "learning rate": ["Multiline", ["opt/lr"]],
+            score.speed_unit: ["Multiline", ["perf/images_per_s"]],
+            "waiting for data, %": ["Multiline", ["perf/data_wait_pct"]],
+        },
+        "importance weights": {
+            f"{moment}, {stage}": ["Multiline", [f"importance_{moment}/{stage}/.*"]]
+            for moment in MOMENTS
+            for stage in (*(f"res{number}" for number in range(1, 6)), "fpn", "box", "mask")
+        },
+    }
 
 
 class Tracker:
@@ -44,6 +65,7 @@ class TensorBoard(Tracker):
     def __init__(self, prepared: Prepared, directory: RunDirectory, step: int) -> None:
         self._config, self._score = prepared.config, prepared.task.score
         self._writer = SummaryWriter(str(directory.tensorboard), purge_step=step + 1)
+        self._writer.add_custom_scalars(_layout(self._score))
         yaml = OmegaConf.to_yaml(OmegaConf.create(self._config.to_dict()))
         indented = "".join(f"    {line}\n" for line in yaml.splitlines())  # verbatim in Markdown
         self._writer.add_text("config", indented, step)

@@ -12,6 +12,7 @@ import torch
 from sn_imagenet.distributed import (
     Placement,
     all_reduce_sum,
+    describe_precision,
     print_rank0,
     raise_on_all_ranks,
     rank,
@@ -95,6 +96,8 @@ class Trainer:
             self._load_state_dict(state)
             print_rank0(f"{directory.path}: Resuming from epoch {self.epoch}, step {self.step}")
         print_rank0(f"{directory.path}: {self.placement.describe()}, on {prepared.device.type}")
+        if line := describe_precision(config.trainer.precision, prepared.device):
+            print_rank0(line)
         if config.uses_single_sample and config.norm.single_sample:
             print_rank0(f"one sample per GPU: norm={config.norm.name} uses {config.norm.args}")
         with raise_on_all_ranks():

@@ -19,6 +19,7 @@ from session_program import attempt, fail_before_the_first_run, main, wait_alone
 from sn_imagenet.distributed import (
     LostPeerError,
     choose_device,
+    describe_precision,
     process_group,
     raise_on_all_ranks,
     report_lost_peers,
@@ -162,6 +163,19 @@ def test_a_missing_device_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> 
         assert choose_device("auto").type == "cpu"
         with pytest.raises(ConfigError, match="no CUDA device is available; use auto or cpu"):
             choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "told"),
+    [("fp32", (9, 0), True), ("bf16", (9, 0), False), ("fp32", (7, 0), False)],
+)
+def test_a_fast_gpu_in_fp32_gets_a_line(
+    precision: str, capability: tuple[int, int], told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    line = describe_precision(precision, torch.device("cuda"))
+    assert (line is not None and "trainer.precision=bf16" in line) == told
+    assert describe_precision(precision, torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def test_tensorboard_has_config_departures_metrics_and_final_top1(
     }
     assert "    samples_per_gpu: 2\n" in texts["config"]
     assert "| epochs | 100 | 8 |" in texts["departures"]
+    assert "custom_scalars__config__" in board.Tags()["tensors"]
     assert "_hparams_/session_start_info" in board.summary_metadata
 
 
