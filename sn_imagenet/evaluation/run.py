@@ -37,7 +37,7 @@ from sn_imagenet.runs import (
     run_from_result,
     write_atomically,
 )
-from sn_imagenet.runs.files import FINAL, advice
+from sn_imagenet.runs.files import FINAL, advice, write_json
 from sn_imagenet.runs.reading import mapping
 from sn_imagenet.runs.scores import Score
 from sn_imagenet.runs.start import blame_config, claimed, require_same_training
@@ -137,7 +137,7 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
                         importance_weights=importance,
                     )
                 result = add_evaluations(result, directory, evaluations)
-                directory.write_result(result)
+                write_json(directory.result, result)
                 _write_artifacts(directory, request, prepared, evaluations)
         _print_spread(path, prepared.task.score, evaluations)
     return broadcast_object(result)

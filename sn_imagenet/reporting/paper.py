@@ -56,11 +56,6 @@ class Paper:
         entry = self.cells.get((method, setting))
         return entry.top1 if entry else None
 
-    def difference(self, first: str, second: str, setting: Setting) -> float | None:
-        """``first`` minus ``second``; None where one of them has no number."""
-        a, b = self.top1(first, setting), self.top1(second, setting)
-        return None if a is None or b is None else a - b
-
 
 NO_PAPER = Paper()  # nothing is published on these runs
 

@@ -175,7 +175,7 @@ def table2_grid(study: Study) -> Grid:
     for pair in study.compared_methods:
         label = "-".join(map(study.label, pair))
         differences = [study.difference(*pair, s) for s in settings]
-        gaps = [paper.difference(*pair, s) for s in settings]
+        gaps = [minus(*(paper.top1(m, s) for m in pair)) for s in settings]
         known = any(gap is not None for gap in gaps)
         below = {"paper" + source: [signed_text(gap, 1) for gap in gaps if known]}
         add("-".join(pair), label, differences, gaps, below)
@@ -250,7 +250,7 @@ def _reading_notes(study: Study) -> list[str]:
 
 
 def _omega(run: Run) -> str:
-    members = ", ".join(map(method_label, run.norm_args.get("omega") or ()))
+    members = ", ".join(map(method_label, run.weights[0].mean)) if run.weights else ""
     return f"{{{members}}}" if members else ""
 
 

@@ -19,7 +19,6 @@ from sn_imagenet.runs.files import (
     RunError,
     advice,
     disk_errors,
-    overwrite,
     printable,
     write_atomically,
 )
@@ -122,8 +121,8 @@ class CheckpointSaver:
         self._before_write()
         directory = self._directory
         # Write all of it to the disk before replacing an older one, which may be the only readable
-        # one. The temporary name is fixed, so that killed runs leave at most one such file behind.
-        overwrite(directory.newest, content)
+        # one.
+        write_atomically(directory.newest, content)
         with disk_errors(directory.last):
             if directory.last.exists():
                 os.replace(directory.last, directory.previous)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sn_imagenet.config import NON_EXPERIMENT_KEYS, ExperimentConfig
 from sn_imagenet.runs import files
-from sn_imagenet.runs.files import RunError, advice, write_json
+from sn_imagenet.runs.files import RunError, advice
 from sn_imagenet.runs.reading import read_json, read_yaml
 
 RESULT_VERSION = 2
@@ -24,7 +24,7 @@ class RunDirectory:
         self.config = path / files.CONFIG
         self.lock = path / "lock.json"
         self.metrics = path / files.METRICS
-        self.newest = path / "newest.pt"  # a checkpoint that is being written
+        self.newest = path / files.NEWEST
         self.last = path / "last.pt"
         self.previous = path / "previous.pt"
         self.final = path / files.FINAL
@@ -148,14 +148,6 @@ class RunDirectory:
                 f"is a result of version {version}: expected {RESULT_VERSION}"
             )
         return dict(result)
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        """Write ``result.json``.
-
-        Raises:
-            RunError: it cannot be written.
-        """
-        write_json(self.result, result)
 
     def _invalid_result(self, problem: str) -> RunError:
         return RunError(f"{self.result} {problem}; {advice(self.result)}")

@@ -16,6 +16,7 @@ from sn_imagenet.overrides import quoted
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+NEWEST = "newest.pt"  # a checkpoint that is being written
 FINAL = "final.pt"
 BATCH_AVERAGE = "batch_average.pt"
 RESULT = "result.json"
@@ -58,7 +59,10 @@ def write_atomically(path: Path, content: bytes, chosen_by: str = RUN_DIR_OPTION
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     with disk_errors(path, chosen_by, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_and_flush(temporary, content)
+        with open(temporary, "xb") as file:  # never an existing link, which could lead anywhere
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
         _flush_folder(path.parent)
     return path
@@ -70,21 +74,9 @@ def clear_killed_writes(folder: Path) -> None:
     holds."""
     for path in folder.glob("*.tmp"):
         name = re.fullmatch(r"(.+)\.[0-9a-f]{16}\.tmp", path.name)
-        if name and name[1] in (CONFIG, METRICS, FINAL, BATCH_AVERAGE, RESULT):
+        if name and name[1] in (CONFIG, METRICS, NEWEST, FINAL, BATCH_AVERAGE, RESULT):
             with suppress(OSError):
                 path.unlink()
-
-
-def overwrite(path: Path, content: bytes) -> None:
-    """Write a file that has no readers under this name, replacing any old one, and flush it.
-
-    Raises:
-        RunError: the disk is full, read-only or fails; no file is left.
-    """
-    with disk_errors(path, temporary=path):
-        path.unlink(missing_ok=True)
-        _write_and_flush(path, content)
-        _flush_folder(path.parent)
 
 
 def write_text(path: Path, text: str, chosen_by: str = RUN_DIR_OPTIONS) -> Path:
@@ -132,13 +124,6 @@ def disk_errors(
             f"cannot write {path}: {reason}; free some space or allow writing there, or choose "
             f"another place with {chosen_by}"
         ) from error
-
-
-def _write_and_flush(path: Path, content: bytes) -> None:
-    with open(path, "xb") as file:  # never an existing link, which could lead anywhere
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

@@ -17,7 +17,6 @@ from sn_imagenet.runs.reading import mapping, number, open_to_read, parse_json
 from sn_imagenet.runs.scores import read_score
 
 _ROW = 1 << 16  # bytes; more than a config
-_END = 1 << 24  # bytes; far more than the rows of one ImageNet epoch
 
 
 class MetricsFile:
@@ -98,19 +97,14 @@ class LastRows(NamedTuple):
 
 
 def last_rows(path: Path) -> LastRows:
-    """The last rows of a ``metrics.jsonl``, read from its end. A row that is still being written is
-    skipped.
+    """The last rows of a ``metrics.jsonl``. A row that is still being written is skipped.
 
     Raises:
         RunError: a row that was read is malformed.
     """
     try:
         with open_to_read(path) as file:
-            start = max(0, file.seek(0, os.SEEK_END) - _END)
-            file.seek(start)
-            lines = file.read().split(b"\n")
-        # The first line may be cut off by the seek, the last by a concurrent writer.
-        return _last_row_per_kind(lines[1:-1] if start else lines[:-1])
+            return _last_row_per_kind(file.read().split(b"\n")[:-1])
     except OSError:
         return LastRows()
     except (RunError, KeyError, TypeError, AttributeError) as error:

@@ -126,7 +126,6 @@ class Run:
     statistics: str = ""
     detail: str = ""
     config: dict[str, Any] = field(default_factory=dict)
-    norm_args: dict[str, Any] = field(default_factory=dict)
     evaluations: tuple[dict[str, Any], ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)  # with the entries of training
     weights: tuple[LayerWeights, ...] = ()
@@ -227,7 +226,7 @@ def read_run(path: Path, compare_configs: bool = False) -> Run:
     if run.state == INTERRUPTED and not problem and directory.result.is_file():
         return read_run(path)  # it finished after read_result() found no result
     if problem:
-        return replace(run, state=UNREADABLE, detail=problem, norm_args={})
+        return replace(run, state=UNREADABLE, detail=problem)
     return run
 
 
@@ -261,11 +260,10 @@ def run_from_result(result: dict[str, Any], path: Path) -> Run:
             statistics=str(cell["test_statistics"]),
             detail=_state_detail(result),
             config=config,
-            norm_args=_checked_norm_args(cell.get("norm_args")),
             evaluations=check_evaluations(result.get("evaluations"), score),
             score=score,
             provenance=provenance,
-            weights=tuple(parse_layer_weights(w) for w in result.get("importance_weights") or ()),
+            weights=tuple(_layer_weights(w) for w in result.get("importance_weights") or ()),
             departures=tuple(_departure(d) for d in result.get("departures") or ()),
         )
         if state == FINISHED and run.statistics not in run.counted_evaluations:
@@ -325,19 +323,7 @@ def _label(config: dict[str, Any]) -> str:
     return "+".join(str(part.get("label") or part["name"]) for part in parts) if given else ""
 
 
-def _checked_norm_args(arguments: Any) -> dict[str, Any]:
-    omega = mapping(arguments).get("omega")
-    if omega is not None and not (isinstance(omega, list) and all(type(k) is str for k in omega)):
-        raise TypeError(f"omega {omega!r}: expected a list of names")
-    return mapping(arguments)
-
-
-def parse_layer_weights(entry: Mapping[str, Any]) -> LayerWeights:
-    """Parse an entry of ``importance_weights`` in ``result.json``.
-
-    Raises:
-        One of ``_MALFORMED``: the entry is malformed.
-    """
+def _layer_weights(entry: Mapping[str, Any]) -> LayerWeights:
     mean = {str(k): float(number(v)) for k, v in entry["mean"].items()}
     variance = {str(k): float(number(v)) for k, v in entry["variance"].items()}
     if not mean or mean.keys() != variance.keys():
@@ -370,7 +356,6 @@ def _run_without_result(directory: RunDirectory) -> Run:
         rows = LastRows()  # report the run as running, not its metrics as damaged
     idle_state = NOT_EVALUATED if config.get("imported") else INTERRUPTED
     try:
-        norm = config["norm"]
         names = {section: config[section]["name"] for section in ("data", "model", "norm")}
         names["row"] = mapping(config.get("task")).get("row")
         return Run(
@@ -378,10 +363,9 @@ def _run_without_result(directory: RunDirectory) -> Run:
             cell=_cell(names, config["batch"], config),
             seed=int(config["seed"]),
             state=RUNNING if is_running else idle_state,
-            statistics=str(norm.get("test_statistics", "")),
+            statistics=str(config["norm"].get("test_statistics", "")),
             detail=_completed_epochs(rows.epoch, config),
             config=_checked_config(config),
-            norm_args=_checked_norm_args(norm.get("args")),
             score=UNKNOWN if _task_name(config) else TOP1,
             rows=rows,
         )

@@ -38,6 +38,7 @@ from sn_imagenet.runs import (
     RunError,
     checkpoint,
     run_from_result,
+    write_json,
 )
 from sn_imagenet.runs.start import claimed, open_run, repair_finished
 from sn_imagenet.tasks import Prepared, prepare
@@ -126,7 +127,7 @@ def _train(config: ExperimentConfig, signals: SignalHandler) -> Run:
             with suppress(RunError):
                 if directory.read_result() is None:
                     failed = make_result(prepared, status="failed", error=f"{error}")
-                    directory.write_result(failed)
+                    write_json(directory.result, failed)
             raise
 
 
@@ -202,7 +203,7 @@ def _finish(
                 importance_weights=importance_weight_records(prepared.network),
             )
             result = add_evaluations(result, directory, evaluated)
-            directory.write_result(result)
+            write_json(directory.result, result)
             run = run_from_result(result, directory.path)
             score = run.score_value()
             if score is not None:

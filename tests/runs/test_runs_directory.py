@@ -61,7 +61,7 @@ def test_the_rest_of_a_killed_write_is_cleared(
         path.touch()
     killed = patch.object(os, "replace", side_effect=KeyboardInterrupt)
     with killed, pytest.raises(KeyboardInterrupt):
-        directory.write_result({})
+        write_json(directory.result, {})
     assert len(list(directory.path.glob("result.json.*.tmp"))) == 1
     with claimed(directory, config):
         assert sorted(directory.path.glob("*.tmp")) == sorted(others)
@@ -177,10 +177,10 @@ def test_the_method_of_the_heads_has_one_class_too(tmp_path: Path, composed: Com
 
 def test_results_are_json_or_an_error(directory: RunDirectory) -> None:
     assert directory.read_result() is None
-    directory.write_result({"version": 2, "top1": 76.9})
+    write_json(directory.result, {"version": 2, "top1": 76.9})
     assert directory.read_result() == {"version": 2, "top1": 76.9}
     with pytest.raises(ValueError, match="JSON"):
-        directory.write_result({"loss": float("nan")})
+        write_json(directory.result, {"loss": float("nan")})
     assert directory.read_result() == {"version": 2, "top1": 76.9}
     directory.result.write_text('{"version": 2,')
     with pytest.raises(RunError, match=r"result\.json cannot be read.*remove it"):
@@ -209,18 +209,18 @@ def test_a_read_only_folder(open_directory: RunDirectory, config: ExperimentConf
             with pytest.raises(RunError, match=f"cannot write .*{name}: Permission denied"), claim:
                 pass
         with pytest.raises(RunError, match=r"cannot write .*result\.json: Permission denied"):
-            open_directory.write_result({})
+            write_json(open_directory.result, {})
     with claimed(open_directory, config):
         pass
 
 
 def test_a_full_disk_leaves_the_old_file(directory: RunDirectory) -> None:
-    directory.write_result({"version": 2, "top1": 1})
+    write_json(directory.result, {"version": 2, "top1": 1})
     with (
         size_limit(1000),
         pytest.raises(RunError, match=r"cannot write .*result\.json: File too large; free some"),
     ):
-        directory.write_result({"top1": [0] * 1000})
+        write_json(directory.result, {"top1": [0] * 1000})
     assert directory.read_result() == {"version": 2, "top1": 1}
     assert [p.name for p in directory.path.iterdir()] == ["result.json"]
 
@@ -258,9 +258,9 @@ def test_a_start_finds_what_the_directory_holds(
             file.touch()  # is only looked for, not read
         for content in (None, failed):
             if content is not None:
-                directory.write_result(content)
+                write_json(directory.result, content)
             assert open_run(directory, config) == Start(resumes)
-        directory.write_result(unevaluated)
+        write_json(directory.result, unevaluated)
         kept = tuple(other) if resumes else ()
         assert open_run(directory, config) == Start(resumes, evaluations=kept)
         only_trained = open_run(directory, replace(config, evaluate=False))
@@ -269,7 +269,7 @@ def test_a_start_finds_what_the_directory_holds(
             (finished, FINISHED),
             ({**finished, "status": "diverged"}, DIVERGED),
         ):
-            directory.write_result(content)
+            write_json(directory.result, content)
             start = open_run(directory, config)
             assert start.run is not None and start.run.state == state
         directory.result.unlink()
@@ -279,7 +279,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_done(
     directory: RunDirectory, config: ExperimentConfig
 ) -> None:
     assert open_run(directory, config) == Start()
-    directory.write_result(_as_result(config))
+    write_json(directory.result, _as_result(config))
     with claimed(directory, config) as start:
         assert start.run is not None
 
