@@ -12,8 +12,10 @@ def main() -> None:
 
     description = "Make one HTML page from a folder of runs."
     parser = runs_parser(description, "folder for report.html", expected=True)
+    sweep = "the sweep that trained the runs, for the commands that repeat them"
+    parser.add_argument("--sweep", metavar="NAME", help=sweep)
     args = parser.parse_args()
-    page = write_page(args.runs, args.out, PAPER, args.expected, **chosen(args))
+    page = write_page(args.runs, args.out, PAPER, args.expected, args.sweep, **chosen(args))
     page.show(args.brief)
 
 

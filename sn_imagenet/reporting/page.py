@@ -70,12 +70,17 @@ def write_page(
     out: Path,
     paper_file: Path,
     expected_file: Path | None = None,
+    sweep: str | None = None,
     **options: Any,
 ) -> Written:
     """Write ``<out>/report.html`` from the runs below ``runs_dir``: the paper's verdicts, a study's
     regression checks if ``expected_file`` is given, tables, figures and every run. The page is
-    self-contained and requests nothing. Text from result files is escaped. ``options``: see
-    :meth:`.RunCollection.read`.
+    self-contained and requests nothing. Text from result files is escaped.
+
+    Args:
+        sweep: the name in ``configs/sweep`` that trained the runs, for the commands that repeat
+            them.
+        options: see :meth:`.RunCollection.read`.
 
     Raises:
         UserError: no runs, an input file cannot be read, or the page cannot be written.
@@ -101,7 +106,7 @@ def write_page(
         changes=[grid for grids in variants(collection).grids for grid in grids],
         studies=[_study(study, warnings) for study in studies],
         score=labels.pop() if len(labels) == 1 else "score",
-        runs=[describe_run(*pair, warnings) for pair in zip(runs, folders, strict=True)],
+        runs=[describe_run(*pair, sweep, warnings) for pair in zip(runs, folders, strict=True)],
         same_study=len(studies) == 1,
         numbers={folder: i for i, folder in enumerate(folders)},
         by_cell={
@@ -148,7 +153,7 @@ def svg(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def describe_run(run: Run, folder: str, warnings: list[str]) -> dict[str, Any]:
+def describe_run(run: Run, folder: str, sweep: str | None, warnings: list[str]) -> dict[str, Any]:
     """What the page shows of a run. Adds a line to ``warnings`` if its metrics cannot be read."""
     epochs, why = try_epochs(run)
     warnings += [why] if why else []
@@ -169,7 +174,7 @@ def describe_run(run: Run, folder: str, warnings: list[str]) -> dict[str, Any]:
         "provenance": {k: _text(v) for k, v in run.provenance.items() if v is not None},
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True),
         "curve": curve(epochs, score_heading(score), "step" if validates_by_step(run) else "epoch"),
-        "command": repeat_command(run),
+        "command": repeat_command(run, sweep),
     }
 
 
@@ -206,14 +211,15 @@ def curve(epochs: Sequence[Epoch], heading: str, unit: str) -> dict[str, Any]:
     return {"width": _WIDTH, "height": _HEIGHT, "lines": drawn, "caption": caption}
 
 
-def repeat_command(run: Run) -> str:
-    """The command that repeats a run. It sets every value in which the run departs from what the
-    names in it compose today; empty without a config."""
+def repeat_command(run: Run, sweep: str | None = None) -> str:
+    """The command that repeats a run, as one of ``sweep`` if that is given. It sets every value in
+    which the run departs from what the names in it compose today; empty without a config."""
     if not (flat := flatten_config(run.config)):
         return ""
     groups = ("norm", "batch", "data", "model", "task", "norm.head", "protocol")
     names = [f"{group}={flat[f'{group}.name']}" for group in groups if f"{group}.name" in flat]
-    words = [name for name in names if name not in ("task=classification", "protocol=paper")]
+    words = [f"sweep={sweep}"] * bool(sweep)
+    words += [name for name in names if name not in ("task=classification", "protocol=paper")]
     composed = _composed(tuple(words))
     changed = [
         f"++{key}={_hydra(value)}"
@@ -221,7 +227,8 @@ def repeat_command(run: Run) -> str:
         if key not in NON_EXPERIMENT_KEYS and key != "seed" and not key.endswith(".name")
         if not key.startswith("norm.head.") and composed.get(key, "") != value
     ]
-    return shlex.join(["python", "train.py", *words, f"seed={run.seed}", *changed])
+    program = ["python", "train.py", *["-m"] * bool(sweep)]
+    return shlex.join([*program, *words, f"seed={run.seed}", *changed])
 
 
 @cache

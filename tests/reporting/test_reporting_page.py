@@ -55,7 +55,10 @@ def test_a_click_leads_from_a_cell_to_its_run(page: Path, tmp_path: Path) -> Non
       const before = target.open;
       link.click();
       setTimeout(() => {
-        document.title = JSON.stringify({before, after: target.open,
+        const first = () => document.querySelector('#list tbody tr').cells[3].textContent;
+        const sort = document.querySelectorAll('#list th button')[3];
+        sort.click(); sort.click();
+        document.title = JSON.stringify({before, after: target.open, first: first(),
           command: target.querySelector('.command').textContent.slice(0, 15),
           requests: performance.getEntriesByType('resource')
             .filter((entry) => !entry.name.startsWith('data:')).length,
@@ -66,8 +69,10 @@ def test_a_click_leads_from_a_cell_to_its_run(page: Path, tmp_path: Path) -> Non
     clicked.write_text(page.read_text().replace("</body>", script))
     done = browse(clicked, "--dump-dom", "--window-size=500,900")
     state = json.loads(re.findall(r"<title>(.*?)</title>", done.stdout)[0])
+    tops = [run.score_value() for run in find_runs(page.parents[1] / "runs").runs]
     assert state == {
         **{"before": False, "after": True, "command": "python train.py"},
+        **{"first": f"{max(top for top in tops if top is not None):.2f}"},
         **{"requests": 0, "overflow": False},
     }
     assert "CONSOLE" not in done.stderr
@@ -87,13 +92,16 @@ def test_names_from_result_files_are_text(tmp_path: Path) -> None:
 def test_the_command_repeats_the_run(tmp_path: Path) -> None:
     (study,) = find_runs(REPOSITORY / "results/depth/runs/digits/resnet26_mini/bn/8x2/seed1").runs
     names = "norm=bn batch=8x2 data=digits model=resnet26_mini"
+    assert repeat_command(study, "depth") == f"python train.py -m sweep=depth {names} seed=1"
     alone = repeat_command(study).split()
     assert " ".join(alone[:6]) == f"python train.py {names}"
     assert alone[6:] == ["seed=1", "++protocol.base_lr=0.2", "++trainer.epochs=12"]
     # One's own method, which the configs here do not compose: every value is given.
     finished_run(tmp_path, 90.0, norm="mine", seed=3)
     (run,) = find_runs(tmp_path).runs
-    command = repeat_command(run)
-    assert command.startswith("python train.py norm=mine batch=8x2 data=digits model")
+    command = repeat_command(run, "depth")
+    assert command.startswith(
+        "python train.py -m sweep=depth norm=mine batch=8x2 data=digits model"
+    )
     for part in ("seed=3", "++trainer.epochs=10", "++protocol.weight_decay=0.0001"):
         assert part in command.split()

@@ -161,7 +161,7 @@ def read_everything(root: Path, victim: Path) -> str:
     for group in judge_claims(collection):
         json.dumps([claim_entry(one) for one in group.judged], allow_nan=False).encode()
     for run, folder in zip(runs, collection.folders(runs), strict=True):
-        json.dumps({**describe_run(run, folder, []), "run": None}).encode()
+        json.dumps({**describe_run(run, folder, None, []), "run": None}).encode()
     for study in studies_of(collection):
         for method in study.methods:
             if seeds := seeds_with_weights(study, method, []):
