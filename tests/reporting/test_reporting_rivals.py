@@ -64,6 +64,14 @@ def test_the_table(collection: RunCollection, tmp_path: Path) -> None:
     assert float(csv["frn-sn", "8x2"]["mean"]) == pytest.approx(3)
 
 
+def test_the_table_of_methods_has_their_differences_from_sn(
+    collection: RunCollection, tmp_path: Path
+) -> None:
+    rows = table_rows(write_tables(collection.root, tmp_path, PAPER, ["methods"]).text)
+    labels = [label for label, *_ in rows if "-" in label and not label.startswith("–")]
+    assert labels == ["BN-SN", "GN-SN", "FRN-SN", "SSN-SN", "BN (EvalNorm)-SN"]
+
+
 def test_the_claims_about_rivals_that_were_run(collection: RunCollection) -> None:
     paper, rivals = judge_claims(collection)
     assert [one.claim.number for one in paper.judged] == list(range(1, 13))
