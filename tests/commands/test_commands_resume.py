@@ -51,7 +51,7 @@ def test_killed_run_resumes_on_another_machine(tmp_path: Path) -> None:
     machine = ("trainer.eval_batch_size=100", "data.workers=1", "trainer.replicas_per_pass=4")
     done = check_ok(train(*arguments, *machine, "evaluate=false", CXX="false"))
     assert "Resuming from epoch 2, step 86" in done.out
-    assert "2 forward passes" in done.out
+    assert "forward passes per step: 2" in done.out
     assert done.err.count("normalization uses PyTorch's own operators") == 1
     assert read_result(runs / RUN)["training"]["norm_backends"] == ["cpp", "native"]
     assert read_result(runs / RUN)["status"] == "finished"

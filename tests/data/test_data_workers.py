@@ -19,7 +19,7 @@ from sn_imagenet.data.loaders import train_loader
 class Stuck(Dataset):
     def __len__(self):
         return 40
-    def finisher(self, device):
+    def finisher(self, device, dtype):
         return lambda batch: batch
     def __getitems__(self, keys):
         time.sleep(10_000)

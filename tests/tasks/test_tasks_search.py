@@ -163,9 +163,9 @@ def test_a_search_alternates_its_phases_and_keeps_both_optimizers(finished: Path
     assert keys == ([{"train_accuracy"}] * STEPS[0] + [{"reward", "entropy"}] * STEPS[1]) * 2
     assert [row["lr"] for row in training[11:13]] == pytest.approx([0.005, 0.0035])
     state = torch.load(run_dir / "last.pt")
-    momentum = state["weights"]["state"].values()
-    assert any(one["momentum_buffer"].any() for one in momentum)
-    assert {int(one["step"]) for one in state["controller"]["state"].values()} == {6}
+    weights, controller = (state["optimizers"][name]["state"] for name in ("weights", "controller"))
+    assert any(one["momentum_buffer"].any() for one in weights.values())
+    assert {int(one["step"]) for one in controller.values()} == {6}
     assert state["model"]["baseline"] > 0
     epochs = [row for row in rows(run_dir) if row["kind"] == "epoch"]
     assert [set(row["importance_weights"]) for row in epochs] == [
