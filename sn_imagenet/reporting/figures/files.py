@@ -100,7 +100,8 @@ def write_figures(runs_dir: Path, out: Path, **options: Any) -> Written:
     studies = studies_of(collection)
     paths: list[Path] = []
     for study in studies:
-        suffix = "" if len(studies) == 1 else f"_{study.title.replace(', ', '_')}"
+        several = sum(not each.is_found for each in studies) > 1
+        suffix = f"_{study.title.replace(', ', '_')}" if several else ""
         suffix = re.sub(r"[^\w.-]", "-", suffix)
         with rc_context(STYLE):
             for name, drawn, why_not in draw_study(study, warnings):
