@@ -70,12 +70,14 @@ def draw_figure3(data: FigureData) -> Figure:
         for member, color in COLORS.items()
         if method_label(member) in drawn
     ]
-    handles.append(Patch(facecolor="0.45", edgecolor="black", label="after 3×3 conv (shaded)"))
-    handles.append(Patch(facecolor="0.8", label="after 1×1 conv (flat)"))
-    handles.append(Line2D([], [], marker="s", ls="", color="black", ms=4, label="in a shortcut"))
-    if any(layer.conv == "7x7" for one in drawn.values() for layer in one.style["layers"]):
-        hatched = Patch(facecolor="0.8", edgecolor="black", hatch="////", label="after 7×7 conv")
-        handles.append(hatched)
+    marks: dict[str, Patch | Line2D] = {
+        "3x3": Patch(facecolor="0.45", edgecolor="black", label="after 3×3 conv (shaded)"),
+        "1x1": Patch(facecolor="0.8", label="after 1×1 conv (flat)"),
+        "shortcut": Line2D([], [], marker="s", ls="", color="black", ms=4, label="in a shortcut"),
+        "7x7": Patch(facecolor="0.8", edgecolor="black", hatch="////", label="after 7×7 conv"),
+    }
+    convs = {layer.conv for one in drawn.values() for layer in one.style["layers"]}
+    handles += [mark for conv, mark in marks.items() if conv in convs]
     legend_above(figure, handles, [str(handle.get_label()) for handle in handles])
     return figure
 
@@ -99,11 +101,13 @@ def _draw_stack(axes: Axes, series: Sequence[Series]) -> None:
     axes.set(xlim=(-0.7, len(layers) - 0.3), ylim=(0, 1.1), xticks=[], yticks=[0, 0.5, 1])
     axes.spines[["top", "right"]].set_visible(False)
     below: Any = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
-    for stage, group in groupby(positions, key=lambda i: layers[i].stage):
+    # A layer that follows no convolution has no stage, but a name.
+    parts = [w.stage if w.stage or w.conv else w.name.rpartition(".")[2] for w in layers]
+    for part, group in groupby(positions, key=parts.__getitem__):
         start, *_ = at = list(group)
         if start:
             axes.axvline(start - 0.5, color="black", lw=0.8, ls=(0, (4, 3)))
-        axes.text(fmean(at), -0.06, stage, fontsize=7.5, **below)
+        axes.text(fmean(at), -0.06, part, fontsize=7.5, **below)
 
 
 def figure4(seeds: Mapping[Any, Sequence[Run]]) -> FigureData:
