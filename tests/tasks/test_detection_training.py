@@ -308,7 +308,10 @@ def test_departures_from_the_paper(composed: Compose) -> None:
         "steps": ("180000", "90000"),
         "learning rate drops at steps": ("[120000, 160000]", "[60000, 80000]"),
     }
-    assert items("model=mask_rcnn_fpn_mini")["model"] == ("one of Sec. 4.2", "mask_rcnn_fpn_mini")
+    found = items("model=mask_rcnn_fpn_mini", "protocol.detection.steps=90")
+    assert found["model"] == ("mask_rcnn_fpn", "mask_rcnn_fpn_mini")
+    assert found["steps"] == ("180000", "90") and found["shorter side"] == ("800", "256")
+    assert found["learning rate drops at steps"] == ("[120000, 160000]", "[60, 80]")
 
 
 def test_the_heads_statistics_count_if_they_alone_store_some(composed: Compose) -> None:

@@ -9,7 +9,7 @@ from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.tasks.task import Fact, differences
 
 COCO_IMAGES = {"train": 118_287, "val": 5_000}
-# The paper's settings by their model.
+# The paper's settings by their model; the minis stand for them in small.
 _ITEMS = ("setting", "shorter side", "learning rate", "steps", "learning rate drops at steps")
 _SETTINGS: dict[str, tuple[Any, ...]] = {
     "faster_rcnn_c4": ("4x3", 600, 0.01, 120_000, [80_000]),
@@ -40,14 +40,14 @@ def departures(config: ExperimentConfig, fingerprint: Mapping[str, Any]) -> list
         ("precision", "fp32", config.trainer.precision),
         ("epochs", None, config.trainer.epochs),
     ]
-    if model.name in _SETTINGS:
+    name = model.name.removesuffix("_mini")
+    items.append(("model", name if name in _SETTINGS else "one of Sec. 4.2", model.name))
+    if name in _SETTINGS:
         steps, batch = config.trainer.max_steps or 0, config.batch
         drops = [round(part * steps) for part in protocol.lr_milestones]
         setting = f"{batch.gpus}x{batch.samples_per_gpu}"
         ours = (setting, model.args.get("min_size"), config.initial_lr, steps, drops)
-        items += zip(_ITEMS, _SETTINGS[model.name], ours, strict=True)
-    else:
-        items.append(("model", "one of Sec. 4.2", model.name))
+        items += zip(_ITEMS, _SETTINGS[name], ours, strict=True)
     if config.data.source == "coco":
         items += [(f"{p} images", n, fingerprint[p]["images"]) for p, n in COCO_IMAGES.items()]
     return differences(items)
