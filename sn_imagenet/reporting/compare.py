@@ -50,7 +50,8 @@ def compare_runs(first: Path, second: Path) -> tuple[str, bool]:
     Raises:
         UserError: a folder has no runs, they have none in common, or a file cannot be read.
     """
-    sides = [{_key(run): run for run in find_runs(folder).runs} for folder in (first, second)]
+    folders = (first, second)
+    sides = [{_key(run, folder): run for run in find_runs(folder).runs} for folder in folders]
     pairs = [(run, sides[1][key]) for key, run in sides[0].items() if key in sides[1]]
     if all(len(side) == 1 for side in sides):
         pairs = [(next(iter(sides[0].values())), next(iter(sides[1].values())))]
@@ -58,7 +59,7 @@ def compare_runs(first: Path, second: Path) -> tuple[str, bool]:
         raise UserError(f"{first} and {second} have no run of the same config and seed")
     cells: dict[Any, list[Pair]] = {}
     for pair in pairs:
-        cells.setdefault(_key(pair[0])[:-1], []).append(pair)
+        cells.setdefault(_key(pair[0], first)[:-1], []).append(pair)
     rows, means = [], []
     for group in cells.values():
         name = (
@@ -77,8 +78,11 @@ def compare_runs(first: Path, second: Path) -> tuple[str, bool]:
     return "\n\n".join(filter(None, parts)), all(row[4] != BEYOND for row in rows)
 
 
-def _key(run: Run) -> tuple[Any, ...]:
-    return run.cell, tuple(sorted(experiment(run).items())), run.seed
+def _key(run: Run, folder: Path) -> tuple[Any, ...]:
+    """What two runs share that should agree. A run that starts from one of its ``folder`` does so
+    in both."""
+    values = {key: value.replace(f'"{folder}/', '"') for key, value in experiment(run).items()}
+    return run.cell, tuple(sorted(values.items())), run.seed
 
 
 def _scores(group: Sequence[Pair], side: int) -> list[float]:

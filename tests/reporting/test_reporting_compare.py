@@ -22,6 +22,7 @@ Change = Callable[[dict[str, Any]], None]
 def write(root: Path, tops: list[float], change: Change = lambda row: None, **options: Any) -> Path:
     for seed, top1 in enumerate(tops):
         settings = config(seed=seed)
+        settings["init"] = f"{root}/classifiers/seed{seed}"  # each folder has its own
         rows = [json.loads(line) for line in epoch_rows(settings, 3).splitlines()]
         for row in rows:
             row["step"] = 10 * row["epoch"]
