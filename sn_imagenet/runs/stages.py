@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _NUMBERED = re.compile(r"(?:^|\.)(?:layer(\d)|stages\.(\d))\.")
-_PARTS = re.compile(r"(?:backbone\.(fpn)|roi_heads\.(box|mask)_head)\.(?!layer)")
+_PARTS = re.compile(r"(?:backbone\.(fpn)|roi_heads\.(box|mask)_head)\.")
 _STEM = re.compile(r"(?:backbone\.body\.)?(?:[^.]+|(?:conv1|stem)\..+)")
 
 

@@ -155,5 +155,6 @@ def test_figures_of_detection(runs: Path, tmp_path: Path) -> None:
 def test_labels_and_stages() -> None:
     assert pair_label("frozen_bn+sn") == "BN frozen + SN" and pair_label("gn") == "GN"
     assert [stage_of(name) for name in PARTS] == ["res2", "fpn", "box", "mask"]
+    assert stage_of("backbone.fpn.layer_blocks.0.1") == "fpn"
     assert stage_of("roi_heads.box_head.layer4.0.bn1") == "res5"
     assert stage_of("backbone.body.bn1") == "res1"
