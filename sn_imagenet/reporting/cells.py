@@ -42,6 +42,7 @@ _SAME_EXPERIMENT = {*NON_EXPERIMENT_KEYS, "seed", "batch.name"}
 _SAME_EXPERIMENT |= {f"model.args.architecture.{cell}" for cell in ("normal", "reduction")}
 # Config keys that define a cell and how its statistics are computed.
 CELL_KEYS = ("norm.", "batch.", "calibration.", "task.row")
+_LABELS = {EVALNORM: "BN (EvalNorm)", "frozen_bn": "BN frozen"}
 _ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn", "ssn", "bin", "frn", "ebn"}
 _STATISTICS = {
     "moving_average": "moving average",
@@ -265,12 +266,12 @@ def _without_cell(run: Run) -> str:
 
 
 def method_label(norm: str) -> str:
-    """``BN`` for ``bn``, ``BN (imported)`` for imported weights, ``frozen_bn+SN`` for a pair; other
-    names are unchanged. ``evalnorm`` is BN under these statistics."""
-    if norm == EVALNORM:
-        return "BN (EvalNorm)"
+    """``BN`` for ``bn``, ``BN (imported)`` for imported weights, ``BN frozen + SN`` for
+    ``frozen_bn+sn``; other names are unchanged. ``evalnorm`` is BN under these statistics."""
+    if norm in _LABELS:
+        return _LABELS[norm]
     if "+" in norm:
-        return "+".join(map(method_label, norm.split("+")))
+        return " + ".join(map(method_label, norm.split("+")))
     name = norm.removesuffix(IMPORTED)
     return norm.replace(name, name.upper(), 1) if name in _ABBREVIATIONS else plain(norm)
 

@@ -10,7 +10,6 @@ from statistics import fmean
 
 from sn_imagenet.reporting.cells import Summary, method_label, minus, run_differences
 from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight, try_epochs
-from sn_imagenet.reporting.detection import pair_label
 from sn_imagenet.reporting.paper import PAPER_SETTINGS
 from sn_imagenet.reporting.study import Study
 from sn_imagenet.reporting.verdict import (
@@ -55,7 +54,7 @@ def within(pairs: Iterable[tuple[Term, Term]], low: float, high: float) -> Judge
 def not_below_where_both_ran(
     *pairs: tuple[str, str],
     all_parts: bool = False,
-    label: Callable[[str], str] = pair_label,
+    label: Callable[[str], str] = method_label,
 ) -> Judge:
     """The first method minus the second, not below 0, at each setting where both were run.
     ``all_parts``: whether the claim needs all pairs."""

@@ -18,12 +18,6 @@ _HEADINGS = {
     "ap": "AP", "ap50": "AP.5", "ap75": "AP.75", "ap_l": "AP l", "ap_m": "AP m", "ap_s": "AP s",
     "mask_ap": "mask AP", "mask_ap50": "mask AP.5", "mask_ap75": "mask AP.75",
 }  # fmt: skip
-_NAMES = {"frozen_bn": "BN frozen"}
-
-
-def pair_label(norm: str) -> str:
-    """``BN frozen + SN`` for ``frozen_bn+sn``; ``GN`` where the heads have the same."""
-    return " + ".join(_NAMES.get(part, method_label(part)) for part in norm.split("+"))
 
 
 def detection_table(title: str, collection: RunCollection) -> Document:
@@ -73,5 +67,5 @@ def _row(
         number = replace(cell, values=tuple(float(n) for n in numbers if n is not None))
         texts.append(MISSING if cell.values and not number.values else number.text())
         csv.append({**of_row, "number": key, **number.columns, "paper": there})
-    label = pair_label(method) + STARTS.get(study.row, f", {study.row}")
+    label = method_label(method) + STARTS.get(study.row, f", {study.row}")
     return Row(label, texts, rule=rule, csv=csv)

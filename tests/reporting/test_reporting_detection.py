@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 from run_files import PAPER, config, csv_rows, scored_result, table_rows, write_run
 
+from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.claims_report import write_claims
-from sn_imagenet.reporting.detection import pair_label
 from sn_imagenet.reporting.figures.files import TASK_FIGURES
 from sn_imagenet.reporting.study import RunCollection, studies_of
 from sn_imagenet.reporting.tables import write_tables
@@ -153,7 +153,7 @@ def test_figures_of_detection(runs: Path, tmp_path: Path) -> None:
 
 
 def test_labels_and_stages() -> None:
-    assert pair_label("frozen_bn+sn") == "BN frozen + SN" and pair_label("gn") == "GN"
+    assert method_label("frozen_bn+sn") == "BN frozen + SN" and method_label("gn") == "GN"
     assert [stage_of(name) for name in PARTS] == ["res2", "fpn", "box", "mask"]
     assert stage_of("backbone.fpn.layer_blocks.0.1") == "fpn"
     assert stage_of("roi_heads.box_head.layer4.0.bn1") == "res5"

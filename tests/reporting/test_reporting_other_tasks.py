@@ -103,8 +103,8 @@ def test_tables_are_in_the_scores_direction_and_digits(runs: Path, tmp_path: Pat
     rows = [line for line in regression.splitlines() if line.startswith("|")]
     assert rows[0].split("|")[2].strip() == "(8,2)"
     assert "0.04310 ± 0.00100 (3 of 4; 1 interrupted 0/10)" in rows[2]
-    assert "**0.03220 ± 0.00100 (3)**" in rows[4] and "frozen_bn+SN" in rows[4]
-    assert "frozen_bn+SN-BN" in rows[6] and "-0.01090" in rows[6]
+    assert "**0.03220 ± 0.00100 (3)**" in rows[4] and "BN frozen + SN" in rows[4]
+    assert "BN frozen + SN-BN" in rows[6] and "-0.01090" in rows[6]
     assert "Score of a run: the evaluation after the last epoch." in regression
     entries = csv_rows(tmp_path / "table2" / "table2.csv", "task", "score", "method", "setting")
     assert {key[:2] for key in entries} == {("", "top1"), ("regression", "error")}
@@ -127,7 +127,7 @@ def test_figures_show_the_score(runs: Path, tmp_path: Path) -> None:
     assert (figure["y"], figure["lower_is_better"]) == ("median error", True)
     assert {one["label"]: one["values"] for one in figure["series"]} == {
         "BN": [[0.0421, 0.0431, 0.0441]],
-        "frozen_bn+SN": [[0.0312, 0.0322, 0.0332]],
+        "BN frozen + SN": [[0.0312, 0.0322, 0.0332]],
     }
     curves = json.loads((tmp_path / "out" / f"fig2_{name}.json").read_text())
     (curve,) = [s for s in curves["series"] if s["panel"][:3] == "(b)" and s["label"] == "BN"]
@@ -200,7 +200,7 @@ def test_the_table_of_a_run_has_all_its_numbers(tmp_path: Path) -> None:
     head, _, row = (tmp_path / "a" / "score.md").read_text().splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, row)]
     assert dict(zip(*cells, strict=True)) == {
-        **{"data": "digits", "model": "resnet50_mini, scratch", "norm": "frozen_bn+SN"},
+        **{"data": "digits", "model": "resnet50_mini, scratch", "norm": "BN frozen + SN"},
         **{"setting": "(8,2)", "seed": "0", "statistics": "moving average"},
         **{"median error": "0.0312", "worst": "1.5", "points": "400"},
     }
