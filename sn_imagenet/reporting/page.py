@@ -34,6 +34,7 @@ from sn_imagenet.reporting.claims_report import (
 from sn_imagenet.reporting.command import Written
 from sn_imagenet.reporting.curves import Epoch, recorded_score, try_epochs, validates_by_step
 from sn_imagenet.reporting.departures import gather_departures
+from sn_imagenet.reporting.detection import TASK as DETECTION
 from sn_imagenet.reporting.figures.files import draw_study
 from sn_imagenet.reporting.figures.style import STYLE
 from sn_imagenet.reporting.paper import read_paper
@@ -217,9 +218,15 @@ def repeat_command(run: Run, sweep: str | None = None) -> str:
     if not (flat := flatten_config(run.config)):
         return ""
     groups = ("norm", "batch", "data", "model", "task", "norm.head", "protocol")
-    names = [f"{group}={flat[f'{group}.name']}" for group in groups if f"{group}.name" in flat]
+    defaults = (None, "classification", "paper")
+    names = {g: name for g in groups if (name := flat.get(f"{g}.name")) not in defaults}
+    if not (CONFIGS / "data" / f"{names['data']}.yaml").is_file():  # the data have their own name
+        names |= {"data": flat.get("data.source"), "data.name": names["data"]}
+    task = names.get("task")
+    if task == DETECTION or (sweep and _composed((f"sweep={sweep}",)).get("task.name") != task):
+        sweep = None  # it has pairs of methods, or it is another task's
     words = [f"sweep={sweep}"] * bool(sweep)
-    words += [name for name in names if name not in ("task=classification", "protocol=paper")]
+    words += [f"{group}={name}" for group, name in names.items()]
     composed = _composed(tuple(words))
     changed = [
         f"++{key}={_hydra(value)}"

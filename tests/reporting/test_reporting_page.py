@@ -96,6 +96,14 @@ def test_the_command_repeats_the_run(tmp_path: Path) -> None:
     alone = repeat_command(study).split()
     assert " ".join(alone[:6]) == f"python train.py {names}"
     assert alone[6:] == ["seed=1", "++protocol.base_lr=0.2", "++trainer.epochs=12"]
+    # The data have their own name, and the sweep is another task's.
+    photographs = REPOSITORY / "results/cifar10_small/runs/cifar10_small/resnet14_mini/bn/8x2/seed1"
+    (run,) = find_runs(photographs).runs
+    assert repeat_command(run, "cifar10_small").startswith(
+        "python train.py -m sweep=cifar10_small norm=bn batch=8x2 data=imagefolder "
+        "model=resnet14_mini data.name=cifar10_small seed=1 "
+    )
+    assert repeat_command(run, "nuclei").startswith("python train.py norm=bn batch=8x2 data=image")
     # One's own method, which the configs here do not compose: every value is given.
     finished_run(tmp_path, 90.0, norm="mine", seed=3)
     (run,) = find_runs(tmp_path).runs
