@@ -79,8 +79,7 @@ def compare_runs(first: Path, second: Path) -> tuple[str, bool]:
 
 
 def _key(run: Run, folder: Path) -> tuple[Any, ...]:
-    """What two runs share that should agree. A run that starts from one of its ``folder`` does so
-    in both."""
+    """What two runs that should agree share; each may start from a run of its own ``folder``."""
     values = {key: value.replace(f'"{folder}/', '"') for key, value in experiment(run).items()}
     return run.cell, tuple(sorted(values.items())), run.seed
 
