@@ -173,7 +173,7 @@ def table2_grid(study: Study) -> Grid:
         bold = [i for i, methods in enumerate(best) if method in methods]
         add(method, study.label(method), ours, theirs, below, bold)
     for pair in study.compared_methods:
-        label = "-".join(map(study.label, pair))
+        label = (" - " if "+" in "".join(pair) else "-").join(map(study.label, pair))
         differences = [study.difference(*pair, s) for s in settings]
         gaps = [minus(*(paper.top1(m, s) for m in pair)) for s in settings]
         known = any(gap is not None for gap in gaps)

@@ -104,7 +104,7 @@ def test_tables_are_in_the_scores_direction_and_digits(runs: Path, tmp_path: Pat
     assert rows[0].split("|")[2].strip() == "(8,2)"
     assert "0.04310 ± 0.00100 (3 of 4; 1 interrupted 0/10)" in rows[2]
     assert "**0.03220 ± 0.00100 (3)**" in rows[4] and "BN frozen + SN" in rows[4]
-    assert "BN frozen + SN-BN" in rows[6] and "-0.01090" in rows[6]
+    assert "BN frozen + SN - BN" in rows[6] and "-0.01090" in rows[6]
     assert "Score of a run: the evaluation after the last epoch." in regression
     entries = csv_rows(tmp_path / "table2" / "table2.csv", "task", "score", "method", "setting")
     assert {key[:2] for key in entries} == {("", "top1"), ("regression", "error")}
