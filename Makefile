@@ -101,8 +101,9 @@ study-stylization: setup
 	done
 	@$(MAKE) --no-print-directory report STUDY=stylization
 
-# Detection. STUDY_DATA has nuclei/, blood_cells/ and imagenette_small/; OPTIONS go to the detectors. The
-# first seed of each method draws the objects that it finds in the validation images.
+# Detection. STUDY_DATA has nuclei/, blood_cells/ and imagenette_small/; OPTIONS go to the detectors, and
+# their seeds to the classifiers. The first seed of each method draws the objects that it finds in the
+# validation images.
 STUDY_DATA ?= data
 export STUDY_DATA
 DETECTORS = $(BIN)/python train.py -m sweep=$(1) runs_dir=results/$(1)/$(RUNS)
@@ -118,7 +119,7 @@ study-blood_cells: setup
 
 # From scratch, then from classifiers that the study trains itself.
 study-nuclei: setup
-	$(BIN)/python train.py -m sweep=nuclei_classifiers runs_dir=results/nuclei/$(RUNS)
+	$(BIN)/python train.py -m sweep=nuclei_classifiers runs_dir=results/nuclei/$(RUNS) $(filter seed=%,$(OPTIONS))
 	$(call DETECTORS,nuclei) $(OPTIONS)
 	$(call DETECTORS,nuclei) init_from=results/nuclei/$(RUNS)/imagenette_small \
 	  pair=frozen_bn,frozen_bn_gn,frozen_bn_sn,gn_gn,sn_sn $(OPTIONS)
