@@ -122,7 +122,7 @@ study-nuclei: setup
 	$(BIN)/python train.py -m sweep=nuclei_classifiers runs_dir=results/nuclei/$(RUNS) $(filter seed=%,$(OPTIONS))
 	$(call DETECTORS,nuclei) $(OPTIONS)
 	$(call DETECTORS,nuclei) init_from=results/nuclei/$(RUNS)/imagenette_small \
-	  pair=frozen_bn,frozen_bn_gn,frozen_bn_sn,gn_gn,sn_sn $(OPTIONS)
+	  pair=bn_bn,frozen_bn,frozen_bn_gn,frozen_bn_sn,gn_gn,sn_sn $(OPTIONS)
 	$(call FIND,nuclei)
 	@$(MAKE) --no-print-directory report STUDY=nuclei
 
