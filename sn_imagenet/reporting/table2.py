@@ -159,12 +159,12 @@ def table2_grid(study: Study) -> Grid:
 
     source = "" if study.matches_paper else f" ({paper.label})"
     best = _best_methods(study)
+    by = {method: entry.by for (method, _), entry in paper.cells.items()}
     for method in study.methods:
         ours = [study.cell(method, s) for s in settings]
         theirs = [paper.top1(method, s) for s in settings]
         texts = [entry_text(method, s) for s in settings]
-        by = next((entry.by for (m, _), entry in paper.cells.items() if m == method), "")
-        below = {by + source: texts}
+        below = {by.get(method, "") + source: texts}
         if study.matches_paper and any(texts):
             below["ours − paper"] = [
                 signed_text(minus(cell.mean, top1), 1) + "‡" * cell.omits_diverged
@@ -177,7 +177,8 @@ def table2_grid(study: Study) -> Grid:
         differences = [study.difference(*pair, s) for s in settings]
         gaps = [minus(*(paper.top1(m, s) for m in pair)) for s in settings]
         known = any(gap is not None for gap in gaps)
-        below = {"paper" + source: [signed_text(gap, 1) for gap in gaps if known]}
+        origin = "published" if "published" in map(by.get, pair) else "paper"
+        below = {origin + source: [signed_text(gap, 1) for gap in gaps if known]}
         add("-".join(pair), label, differences, gaps, below)
         for setting, difference in zip(settings, differences, strict=True):
             for mark, detail in difference.marks.items():

@@ -58,6 +58,10 @@ def test_the_table(collection: RunCollection, tmp_path: Path) -> None:
     assert published == [
         "– published (ImageNet, ResNet-50)", "77.3", "76.8", "75.9", ""
     ]  # fmt: skip
+    labels = [label for label, *_ in table]
+    for pair, by in {"SSN-SN": "published", "SN-GN": "paper"}.items():
+        below = table[labels.index(pair) :]
+        assert next(label for label, *_ in below if "ImageNet" in label).startswith(f"– {by} (")
     assert "BN (EvalNorm) EvalNorm" in written.text
     csv = csv_rows(tmp_path / "table2.csv", "method", "setting")
     assert float(csv["evalnorm", "8x2"]["mean"]) == pytest.approx(fmean(EVALNORM))
