@@ -98,8 +98,8 @@ study-small_batch: setup
 study-stylization: setup
 	$(BIN)/python train.py -m sweep=stylization runs_dir=results/stylization/$(RUNS) $(OPTIONS)
 	images=$$($(BIN)/python -c 'import sklearn.datasets as d; print(d.__path__[0] + "/images")'); \
-	for run in $$(find results/stylization/$(RUNS) -type d -name seed0); do \
-	  $(BIN)/python scripts/stylize.py --run $$run --images $$images --size 512 || exit 1; \
+	for file in $$(find results/stylization/$(RUNS) -path '*/seed0/final.pt'); do \
+	  $(BIN)/python scripts/stylize.py --run $$(dirname $$file) --images $$images --size 512 || exit 1; \
 	done
 	@$(MAKE) --no-print-directory report STUDY=stylization
 

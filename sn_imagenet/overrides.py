@@ -150,20 +150,32 @@ def _unknown_choice(group: str, choice: str, options: Iterable[str]) -> str:
 
 def _unknown_key(override: str, failing: str, parent: DictConfig) -> str:
     """``failing`` is the unknown first part of ``override``; ``parent`` is its config section."""
-    names = failing.split(".")
-    known = [str(name) for name in parent if name != "hydra"]
-    other = _OTHER_NAMES.get(names[-1]) or _elsewhere(names[-1], parent)
-    match = closest_name(names[-1], known)
-    if not known and not other:
+    from omegaconf import OmegaConf
+
+    section: Any = OmegaConf.to_container(parent)
+    section.pop("hydra", None)
+    key, _, value = override.partition("=")
+    *above, name = failing.split(".")
+    other = (_OTHER_NAMES.get(name) or _elsewhere(name, parent)) if key == failing else None
+    if not section and not other:
         return f"{override}: unknown config key; to add it, write +{override}"
-    guess = f"expected one of {', '.join(known)}"
+    guess = f"expected one of {', '.join(section)}"
     if other == "batch":
         guess = f"did you mean batch=GxN ({_setting('')})?"
     elif other:
-        guess = f"did you mean {other}{override[len(failing) :]}?"
-    elif match:
-        guess = f"did you mean {'.'.join([*names[:-1], match])}{override[len(failing) :]}?"
+        guess = f"did you mean {other}={value}?"
+    elif match := _closest_key(section, key.split(".")[len(above) :]):
+        guess = f"did you mean {'.'.join([*above, match])}={value}?"
     return f"{override}: unknown config key; {guess} (--cfg job shows all)"
+
+
+def _closest_key(section: Any, names: Sequence[str]) -> str | None:
+    """The key in ``section`` whose parts are the most similar to ``names``, if there is one."""
+    match = closest_name(names[0], section) if isinstance(section, dict) else None
+    if not match or not names[1:]:
+        return match
+    below = _closest_key(section[match], names[1:])
+    return below and f"{match}.{below}"
 
 
 def _elsewhere(name: str, parent: DictConfig) -> str | None:

@@ -110,9 +110,9 @@ class Summary:
                 return "no epochs" if finished else others
             (text,) = unfinished.values()
             return f"{text} ({total})" if total > 1 else text
-        number = str(round_half_up(fmean(self.values), digits))
+        number = f"{round_half_up(fmean(self.values), digits):f}"
         if self.std is not None:
-            number += f" ± {round_half_up(self.std, digits)}"
+            number += f" ± {round_half_up(self.std, digits):f}"
         if len(self.values) < total:
             return f"{number} ({len(self.values)} of {total}; {others})"
         return f"{number} ({total})" if total > 1 else number
@@ -312,12 +312,12 @@ def evaluation_label(run: Run, evaluation: dict[str, Any]) -> str:
 
 def signed_text(difference: float | None, digits: int) -> str:
     """``+0.4``; a dash without a difference."""
-    return MISSING if difference is None else f"{round_half_up(difference, digits):+}"
+    return MISSING if difference is None else f"{round_half_up(difference, digits):+f}"
 
 
 def interval_text(interval: Interval | None, digits: int, sign: str = "") -> str:
     """``[76.2, 77.6]``; empty without an interval. ``sign``: ``+`` for signed numbers."""
     if interval is None:
         return ""
-    low, high = (f"{round_half_up(end, digits):{sign}}" for end in interval)
+    low, high = (f"{round_half_up(end, digits):{sign}f}" for end in interval)
     return f"[{low}, {high}]"

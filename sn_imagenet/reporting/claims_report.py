@@ -110,8 +110,7 @@ def write_claims(
     groups, notes = judge_claims(collection, expected_file), claim_notes(collection)
     lists: dict[str, list[dict[str, Any]]] = {"claims": [], "expected": []}
     for group in groups:
-        entries = [claim_entry(one) for one in group.judged]
-        lists.setdefault(group.key, []).extend(entries)
+        lists.setdefault(group.key, []).extend(map(claim_entry, group.judged))
     head = {"version": CLAIMS_VERSION, "paper": "arXiv 1806.10779", "rules": list(RULES)}
     text = json.dumps(head | lists, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     paths = [
@@ -119,10 +118,8 @@ def write_claims(
         write_text(out / "claims.md", _markdown(groups, notes), "--out"),
     ]
     first = [g for g in groups if g.key == "expected"] or groups[:1]
-    text, brief = (
-        "\n".join([*map(_lines, groups), *notes]),
-        "\n".join(list(map(_lines, first)) or notes),
-    )
+    text = "\n".join([*map(_lines, groups), *notes])
+    brief = "\n".join([*map(_lines, first)] or notes)
     return Written(paths, warnings, text, brief)
 
 
@@ -180,9 +177,8 @@ def effect_text(comparison: Comparison, *, claimed: bool = True) -> str:
     interval = interval_text(c.interval, digits, "+") or "(no spread over seeds to judge by)"
     parts = [f"{signed_text(c.effect, digits)} {interval}"]
     parts += [f"claimed {c.threshold}"] if claimed else []
-    parts += (
-        [f"margin {signed_text(c.margin, digits)}"] if c.margin is not None and c.tested else []
-    )
+    if c.margin is not None and c.tested:
+        parts.append(f"margin {signed_text(c.margin, digits)}")
     return ", ".join(parts)
 
 

@@ -23,7 +23,7 @@ from sn_imagenet.reporting.cells import (
     statistics_label,
 )
 from sn_imagenet.reporting.curves import metrics_lines
-from sn_imagenet.reporting.render import markdown_table, plain
+from sn_imagenet.reporting.render import decimals, markdown_table, plain
 from sn_imagenet.reporting.statistics import LEVEL, contrast
 from sn_imagenet.runs import Run, find_runs, flatten_config
 from sn_imagenet.runs.reading import mapping, parse_json
@@ -62,14 +62,14 @@ def compare_runs(first: Path, second: Path) -> tuple[str, bool]:
         cells.setdefault(_key(pair[0], first)[:-1], []).append(pair)
     rows, means = [], []
     for group in cells.values():
-        name = (
-            f"{cell_label(group[0][0].cell)} {group[0][0].cell.setting}, {group[0][0].cell.model}"
-        )
-        rows += [[f"{name}, seed {pair[0].seed}", *_row(pair, _bound(group))] for pair in group]
-        estimate = contrast([_scores(group, 1), _scores(group, 0)], [1.0, -1.0])
+        (run, _), scores = group[0], [_scores(group, side) for side in (1, 0)]
+        name = f"{cell_label(run.cell)} {run.cell.setting}, {run.cell.model}"
+        bound, digits = _bound(scores), decimals([*scores[0], *scores[1]], run.score.unit)
+        rows += [[f"{name}, seed {pair[0].seed}", *_row(pair, bound, digits)] for pair in group]
+        estimate = contrast(scores, [1.0, -1.0])
         if estimate and estimate.interval:
-            interval = interval_text(estimate.interval, 2, "+")
-            means.append(f"{plain(name)}: mean {signed_text(estimate.effect, 2)} {interval}")
+            interval = interval_text(estimate.interval, digits, "+")
+            means.append(f"{plain(name)}: mean {signed_text(estimate.effect, digits)} {interval}")
     head = ["run", "first", "second", "difference", "agree", "largest relative", "since"]
     parts = [markdown_table(head, rows, "lrrrlrl"), "\n".join(means)]
     if alone := len(sides[0]) + len(sides[1]) - 2 * len(pairs):
@@ -88,17 +88,18 @@ def _scores(group: Sequence[Pair], side: int) -> list[float]:
     return [score for pair in group if (score := pair[side].score_value()) is not None]
 
 
-def _bound(group: Sequence[Pair]) -> float | None:
-    """The difference that two seeds of a cell exceed in 5 % of cases; None without two seeds."""
-    known = [scores for side in (0, 1) if len(scores := _scores(group, side)) > 1]
-    degrees = sum(len(scores) - 1 for scores in known)
+def _bound(scores: Sequence[Sequence[float]]) -> float | None:
+    """The difference that two seeds of a cell exceed in 5 % of cases, from the ``scores`` of seeds
+    in each folder; None without two seeds."""
+    known = [values for values in scores if len(values) > 1]
+    degrees = sum(len(values) - 1 for values in known)
     if not known:
         return None
-    pooled = sum((len(scores) - 1) * variance(scores) for scores in known) / degrees
+    pooled = sum((len(values) - 1) * variance(values) for values in known) / degrees
     return float(scipy.stats.t.ppf(0.5 + LEVEL / 2, degrees)) * math.sqrt(2 * pooled)
 
 
-def _row(pair: Pair, bound: float | None) -> list[str]:
+def _row(pair: Pair, bound: float | None, digits: int) -> list[str]:
     """Both scores, their difference, how they agree, the largest relative difference of any number
     that both recorded, and the first record in which they differ."""
     largest, since = 0.0, MISSING
@@ -119,7 +120,7 @@ def _row(pair: Pair, bound: float | None) -> list[str]:
         verdict = SPREAD if abs(difference) <= bound else BEYOND
     shown = [score_text(run.score, score) for run, score in zip(pair, scores, strict=True)]
     gap_text = f"{largest:.1e}" if largest else MISSING
-    return [*shown, signed_text(difference, 2), verdict, gap_text, since]
+    return [*shown, signed_text(difference, digits), verdict, gap_text, since]
 
 
 def _records(run: Run) -> dict[str, dict[str, Any]]:

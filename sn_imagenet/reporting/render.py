@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from statistics import median
 
 # fmt: off
 _LATEX = {
@@ -155,9 +157,16 @@ def code_span(text: str) -> str:
     return f"{fence}{space}{plain(text)}{space}{fence}"
 
 
+def decimals(values: Iterable[float | None], unit: str) -> int:
+    """Decimals to show ``values`` with: two in percent, else as many as give their median five
+    significant digits, below 0 for large ones."""
+    sizes = [abs(value) for value in values if value]
+    return 2 if unit == "%" or not sizes else 4 - math.floor(math.log10(median(sizes)))
+
+
 def round_half_up(value: float, digits: int) -> Decimal:
-    """``value`` rounded half up as a decimal: 75.25 to 75.3, -0.03 to -0.0. Digits after the ninth
-    are noise."""
+    """``value`` rounded half up as a decimal: 75.25 to 75.3, -0.03 to -0.0, with -2 ``digits`` 1250
+    to 1.3E+3. Digits after the ninth are noise."""
     exact = Decimal(f"{value:.{max(9, digits)}f}") + 0  # + 0: no sign of nothing
     return exact.quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
 

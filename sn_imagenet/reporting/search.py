@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from statistics import fmean
 
 from sn_imagenet.reporting.cells import minus
@@ -16,25 +16,20 @@ SEARCH = "architecture_search"
 _NOT_IN_PAPER = "not in the paper"
 
 
-def from_scratch(study: Study) -> Callable[[Run], float | None]:
-    """The top-1 of the architecture that a search found, trained from scratch: by the run of
-    ``model=cell`` with its data, its method and its seed."""
+def found_above_random(study: Study) -> Judgment:
+    """Top-1 of SN's architectures minus those of random search, above 0: trained from scratch, by
+    the runs of ``model=cell`` with the data, the methods and the seeds of the searches."""
     trained = {
         (run.cell.data, run.cell.norm, run.seed): run.score_value()
         for run in study.collection.runs
         if run.cell.model == FOUND and not run.cell.task
     }
-    return lambda run: trained.get((run.cell.data, run.cell.norm, run.seed))
 
+    def top1(run: Run) -> float | None:
+        return trained.get((run.cell.data, run.cell.norm, run.seed))
 
-def found_above_random(study: Study) -> Judgment:
-    """Top-1 of SN's architectures minus those of random search, trained from scratch, above 0."""
-    top1 = from_scratch(study)
-    terms = [(Term("sn", setting), Term("random", setting)) for setting in study.settings]
-    comparisons = [
-        compare(study, *pair, low=0.0, value=top1, unit="points of top-1") for pair in terms
-    ]
-    return judge(comparisons)
+    above = partial(compare, study, low=0.0, value=top1, unit="points of top-1")
+    return judge([above(Term("sn", s), Term("random", s)) for s in study.settings])
 
 
 def lstm_prefers_ln(study: Study) -> Judgment:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 from sn_imagenet.errors import UserError, as_text
@@ -28,7 +26,7 @@ from sn_imagenet.reporting.curves import (
     validates_by_step,
 )
 from sn_imagenet.reporting.paper import NO_PAPER, PAPER_SETTINGS, Paper, in_paper_order
-from sn_imagenet.reporting.render import Columns
+from sn_imagenet.reporting.render import Columns, decimals
 from sn_imagenet.runs import FINISHED, Run, Setting, find_runs
 from sn_imagenet.runs.evaluations import EVALNORM
 from sn_imagenet.runs.methods import BUILT_IN, IMPORTED
@@ -150,10 +148,7 @@ class Study:
     @cached_property
     def digits(self) -> int:
         """Decimals of a mean in tables: one in percent, else four significant digits in all."""
-        values = [abs(value) for run in self.runs if (value := run.score_value())]
-        if self.score.unit == "%" or not values:
-            return 1
-        return max(0, 3 - math.floor(math.log10(median(values))))
+        return decimals((run.score_value() for run in self.runs), self.score.unit) - 1
 
     def cell(self, method: str, setting: Setting) -> Summary:
         """The runs of a cell; empty where there are none."""
@@ -200,9 +195,7 @@ class Study:
 
     def settings_of(self, method: str) -> list[Setting]:
         """The settings at which ``method`` has runs, in the paper's order."""
-        return in_paper_order(
-            {s for (m, s), cell in self.cells.items() if m == method and cell.runs}
-        )
+        return in_paper_order({s for s in self.settings if self.cell(method, s).runs})
 
     @cached_property
     def drawn(self) -> dict[tuple[str, Setting], Summary]:

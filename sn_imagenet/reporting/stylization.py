@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 from sn_imagenet.errors import UserError
 from sn_imagenet.reporting.curves import KIND_SYMBOLS, Epoch, mean_weight, metrics_lines
 from sn_imagenet.reporting.study import Study
-from sn_imagenet.reporting.verdict import Claim, Judgment, Term, Verdict, compare, judge
+from sn_imagenet.reporting.verdict import Claim, Judgment, Term, compare, count_verdict, judge
 from sn_imagenet.runs import FINISHED, Run
 from sn_imagenet.runs.reading import number, parse_json
 
@@ -43,10 +44,8 @@ def mean_loss(run: Run) -> float | None:
 def sn_is_fastest(study: Study) -> Judgment:
     """Area under SN's curve of the total loss minus that of IN and of BN, below 0."""
     pairs = [(Term("sn", s), Term(other, s)) for s in study.settings for other in ("in", "bn")]
-    comparisons = [
-        compare(study, *pair, high=0.0, value=mean_loss, unit="mean loss") for pair in pairs
-    ]
-    return judge(comparisons, all_parts=True)
+    area = partial(compare, study, high=0.0, value=mean_loss, unit="mean loss")
+    return judge([area(*pair) for pair in pairs], all_parts=True)
 
 
 def sn_selects_in(study: Study) -> Judgment:
@@ -58,10 +57,8 @@ def sn_selects_in(study: Study) -> Judgment:
     weights = {
         s: [mean_weight(r.weights, k, "in") or 0.0 for r in runs] for k, s in KIND_SYMBOLS.items()
     }
-    above = {weight > 1 / 3 for group in weights.values() for weight in group}
-    verdict = Verdict.HOLDS if above else Verdict.NOT_TESTED
-    if False in above:
-        verdict = Verdict.UNDECIDED if True in above else Verdict.DOES_NOT
+    above = [weight > 1 / 3 for group in weights.values() for weight in group]
+    verdict = count_verdict(sum(above), len(above))
     ranges = [f"{s} {min(group):.4f} to {max(group):.4f}" for s, group in weights.items() if group]
     counted = f"IN's weight in {len(runs)} seeds: {', '.join(ranges)}" if ranges else ""
     settings = tuple(dict.fromkeys(run.cell.setting for run in runs))

@@ -99,9 +99,8 @@ def complexity(exponents: Mapping[str, float] | None) -> str | None:
         return None
     factors = []
     for name, exponent in exponents.items():
-        power = (
-            f"{round(exponent)}" if abs(exponent - round(exponent)) < 0.05 else f"{exponent:.2f}"
-        )
+        whole = round(exponent)
+        power = str(whole) if abs(exponent - whole) < 0.05 else f"{exponent:.2f}"
         if power != "0":
             factors.append(name if power == "1" else f"{name}^{power}")
     return "".join(factors) or "1"

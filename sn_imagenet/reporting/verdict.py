@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
+from itertools import chain
 from statistics import fmean
 from typing import NamedTuple
 
 from sn_imagenet.reporting.cells import Summary, run_differences
+from sn_imagenet.reporting.render import decimals
 from sn_imagenet.reporting.statistics import (
     Estimate,
     Interval,
@@ -91,7 +93,8 @@ class Comparison:
     @property
     def digits(self) -> int:
         """Decimals of the effect as shown."""
-        return 4 if self.unit == WEIGHT else 2
+        unit = "%" if self.unit.startswith("points") else ""
+        return 4 if self.unit == WEIGHT else decimals(chain(*self.groups.values()), unit)
 
     @property
     def tested(self) -> bool:

@@ -59,6 +59,10 @@ def test_the_invalid_value_is_named(overrides: list[str], parts: list[str], tmp_
         (["bacth=8x2"], ["bacth=8x2", "did you mean batch=8x2?"]),
         (["trainer.epoch=3"], ["trainer.epoch=3", "did you mean trainer.epochs=3?"]),
         (["trianer.epochs=3"], ["trianer.epochs=3", "did you mean trainer.epochs=3?"]),
+        (["trianer.epoch=3"], ["trianer.epoch=3", "did you mean trainer.epochs=3?"]),
+        # A suggestion is a key that exists.
+        (["sweep_options.jobs=2"], ["sweep_options.jobs=2: unknown config key; expected one of"]),
+        (["lr.high=2"], ["lr.high=2: unknown config key; expected one of norm, init"]),
         (["trainer.epochs=0"], ["trainer.epochs=0", "at least 1"]),
         (["norm=bn("], ["norm=bn(", "quote"]),
         (["norm=SN"], ["did you mean norm=sn?"]),

@@ -70,6 +70,18 @@ def test_the_command_works(command: str, cwd: Path, imagenet: Path, trained: Pat
         assert '"finished"' in results[0].read_text()
 
 
+@pytest.mark.parametrize(
+    "page", ["docs/studies.md", "configs/sweep/cifar10_small.yaml", "configs/sweep/search.yaml"]
+)
+def test_a_study_of_folders_may_read_all_of_cifar10(page: str) -> None:
+    """The folders of the study would not be read, which is refused."""
+    text = (ROOT / page).read_text().replace("\\\n#", "")
+    (words,) = re.findall(r"-m (sweep=\w+ data=cifar10 [^`\n]*)", text)
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        data = compose("config", [word for word in words.split() if "=" in word]).data
+    assert (data.source, data.train, data.val) == ("cifar10", None, None)
+
+
 def test_blocks_without_a_language_have_no_commands() -> None:
     lines = [line for block in blocks("") for line in block.splitlines()]
     assert lines

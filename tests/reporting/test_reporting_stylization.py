@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from run_files import PAPER, config, scored_result, write_run
 from sn_imagenet.reporting.claims_report import write_claims
 from sn_imagenet.reporting.figures.files import write_figures
 from sn_imagenet.reporting.stylization import loss_curve, mean_loss
+from sn_imagenet.reporting.tables import write_tables
 from sn_imagenet.runs import read_run
 from sn_imagenet.runs.scores import Score
 
@@ -75,6 +77,20 @@ def test_the_claims_hold_where_they_should(tmp_path: Path) -> None:
     text = (tmp_path / "claims.md").read_text()
     assert "SN (1,4) - IN (1,4)" in text
     assert "IN's weight in 3 seeds: μ 0.4000 to 0.4200, σ 0.4000 to 0.4200" in text
+
+
+def test_large_losses_are_rounded_to_significant_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for norm, level in LEVELS.items():
+        monkeypatch.setitem(LEVELS, norm, 1234567 * level)
+    write_study(tmp_path / "runs")
+    verdicts(tmp_path / "runs", tmp_path)
+    # The means over steps are 5.55 and 11.1 levels; their median has eight digits.
+    pattern = r"SN \(1,4\) - IN \(1,4\): -6852000 \[-\d{4}000, -\d{4}000\], claimed ≤ 0, margin \+"
+    assert re.search(pattern, (tmp_path / "claims.md").read_text())
+    table = write_tables(tmp_path / "runs", tmp_path, PAPER, ["table2"]).text
+    assert "2469000 ± 0 (3)" in table and "SN-BN" in table
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from sn_imagenet.reporting.paper import PAPER_SETTINGS, in_paper_order, read_pap
 from sn_imagenet.reporting.render import (
     code_span,
     csv_text,
+    decimals,
     latex_escape,
     markdown_escape,
     plain,
@@ -438,6 +439,25 @@ def test_half_up() -> None:
     assert (signed_text(-0.03, 1), signed_text(0.0, 1)) == ("-0.0", "+0.0")
     assert interval_text((-0.011, 1.111), 1) == "[-0.0, 1.1]"
     assert csv_text([{"a": "=1+1", "b": -1.5, "c": "@x"}]) == "a,b,c\n'=1+1,-1.5,'@x\n"
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "digits", "shown"),
+    [
+        ([95.25, 90.0, 100.0], "%", 2, "+95.25 [-95.25, 95.25]"),
+        ([1109264.0, 1315059.0, 4367775.0], "", -2, "+1109300 [-1109300, 1109300]"),
+        ([0.042149, None, 0.05], "", 6, "+0.042149 [-0.042149, 0.042149]"),
+        ([0.0], "", 2, "+0.00 [0.00, 0.00]"),
+        ([2e30], "", -26, f"+2{'0' * 30} [-2{'0' * 30}, 2{'0' * 30}]"),
+    ],
+)
+def test_scores_without_a_unit_have_five_significant_digits(
+    values: list[float], unit: str, digits: int, shown: str
+) -> None:
+    assert decimals(values, unit) == digits
+    first = values[0]
+    assert f"{signed_text(first, digits)} {interval_text((-first, first), digits)}" == shown
+    assert signed_text(0.0, -3) == "+0"
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")

@@ -26,6 +26,7 @@ from sn_imagenet.runs import FINISHED, Run, Setting, write_text
 
 NO_EPOCH = "no run has finished an epoch"
 NO_WEIGHTS = "no finished SN run with importance weights"
+NOT_STYLIZED = "no run has stylized images (scripts/stylize.py)"
 NOT_CALIBRATED = "no run was calibrated during training (calibration.every=)"
 # Drawn once per study: the functions that gather its data and draw it, and why there may be none.
 Plot = tuple[Callable[[Study], FigureData | None], Callable[[FigureData], Figure], str]
@@ -40,11 +41,7 @@ TASK_FIGURES: dict[str, dict[str, Plot]] = {
     SEARCH: {"fig6b": (learning.figure6b, learning.draw_side_by_side, NO_EPOCH)},
     STYLIZATION: {
         "fig6a": (learning.figure6a, learning.draw_losses, "no run has recorded a loss"),
-        "fig9": (
-            pictures.figure9,
-            pictures.draw,
-            "no run has stylized images (scripts/stylize.py)",
-        ),
+        "fig9": (pictures.figure9, pictures.draw, NOT_STYLIZED),
     },
     DETECTION: {
         "fig5": (learning.figure6b, learning.draw_side_by_side, "no run has been validated"),
