@@ -9,7 +9,7 @@ from itertools import combinations, pairwise, product
 from statistics import fmean
 
 from sn_imagenet.reporting.cells import Summary, method_label, minus, run_differences
-from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight, try_epochs
+from sn_imagenet.reporting.curves import BOTH, KIND_SYMBOLS, mean_weight, try_epochs
 from sn_imagenet.reporting.paper import PAPER_SETTINGS
 from sn_imagenet.reporting.study import Study
 from sn_imagenet.reporting.verdict import (
@@ -216,8 +216,7 @@ def ln_larger_in_heads(study: Study) -> Judgment:
 
     def average(run: Run, *stages: str) -> float | None:
         layers = [layer for layer in run.weights if layer.stage.startswith(stages)]
-        weights = [kind["ln"] for w in layers for kind in (w.mean, w.variance) if "ln" in kind]
-        return fmean(weights) if weights else None
+        return mean_weight(layers, BOTH, "ln")
 
     def gap(run: Run) -> float | None:
         return minus(average(run, "box", "mask"), average(run, "res"))

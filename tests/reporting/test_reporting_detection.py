@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
-from run_files import PAPER, config, csv_rows, scored_result, table_rows, write_run
+from run_files import (
+    PAPER,
+    config,
+    csv_rows,
+    finished_run,
+    result,
+    scored_result,
+    table_rows,
+    write_run,
+)
+from run_files import weights as layer_weights
 
 from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.claims_report import write_claims
+from sn_imagenet.reporting.figures import files
 from sn_imagenet.reporting.figures.files import TASK_FIGURES
+from sn_imagenet.reporting.figures.weights import figure1c
 from sn_imagenet.reporting.study import RunCollection, studies_of
 from sn_imagenet.reporting.tables import write_tables
 from sn_imagenet.runs import stage_of
@@ -152,9 +165,39 @@ def test_figures_of_detection(runs: Path, tmp_path: Path) -> None:
     assert ln.y == pytest.approx([0.3, 0.3, 0.6, 0.6]) and len(ln.values[2]) == 3
 
 
+def test_figure_1c_is_of_all_tasks(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "draw_study", lambda *args: ())  # the figures of a study take long
+    assert figure1c(studies_of(RunCollection.read(runs)[0])) is None  # detection alone
+    for seed in range(3):
+        for batch in ("8x32", "8x2"):
+            finished_run(runs, 90.0, norm="sn", batch=batch, seed=seed)
+    other = config("sn", "8x32", seed=3)
+    other["trainer"]["epochs"] = 20  # another protocol than most
+    write_run(runs, other, result(other))
+    written = files.write_figures(runs, tmp_path / "out")
+    data = json.loads((tmp_path / "out" / "fig1c.json").read_text())
+    cells = "(8,2)\ncells, pretrained\ncells, scratch"
+    assert data["ticks"] == [
+        "classification\n(8,32)\ndigits",
+        *(f"{part}\n{cells}" for part in ("detection backbone", "box head", "mask head")),
+        *(f"{part}\nno run of SN" for part in ("stylization", "LSTM of the search")),
+    ]
+    assert "fig1c: no finished SN run for stylization, LSTM of the search" in written.warnings
+    entries = [one for one in data["series"] if one["label"] == "LN"]
+    assert [one["panel"] for one in entries] == ["μ", "σ", "μ and σ"]
+    trained = [layer for seed in range(3) for layer in layer_weights(["in", "ln", "bn"], seed)]
+    means = [fmean(layer[kind]["ln"] for layer in trained) for kind in ("mean", "variance")]
+    for one, mean in zip(entries, [*means, fmean(means)], strict=True):
+        assert one["y"] == pytest.approx([mean, 0.3, 0.6, 0.6], rel=1e-5)
+        assert list(map(len, one["values"])) == [1, 2, 2, 2]
+
+
 def test_labels_and_stages() -> None:
     assert method_label("frozen_bn+sn") == "BN frozen + SN" and method_label("gn") == "GN"
     assert [stage_of(name) for name in PARTS] == ["res2", "fpn", "box", "mask"]
     assert stage_of("backbone.fpn.layer_blocks.0.1") == "fpn"
     assert stage_of("roi_heads.box_head.layer4.0.bn1") == "res5"
     assert stage_of("backbone.body.bn1") == "res1"
+    assert stage_of("backbone.fpn.layer_blocks.0.1") == "fpn"

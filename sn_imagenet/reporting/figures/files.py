@@ -87,8 +87,9 @@ def plot_run(run: Run) -> list[Path]:
 def write_figures(runs_dir: Path, out: Path, **options: Any) -> Written:
     """Write all figures for each study below ``runs_dir``: ``fig1.png`` etc. for one study, else
     ``fig1_<data>_<model>.png``, with the row, task and score if any. Figs. 3 and 4 have ``_<norm>``
-    appended for switchable methods other than ``sn``. A ``.json`` beside each figure has the
-    numbers that it shows. ``options``: see :meth:`.RunCollection.read`.
+    appended for switchable methods other than ``sn``. ``fig1c`` is of all studies, if these are of
+    several tasks. A ``.json`` beside each figure has the numbers that it shows. ``options``: see
+    :meth:`.RunCollection.read`.
 
     Raises:
         UserError: no runs that can be read, or a file cannot be written.
@@ -106,11 +107,22 @@ def write_figures(runs_dir: Path, out: Path, **options: Any) -> Written:
                     warnings.append(f"{study.title}: no {name}: {why_not}")
                     continue
                 head, _, norm = name.partition("_")
-                stem = out / f"{head}{suffix}{'_' * bool(norm)}{norm}"
-                paths += save(drawn[0], stem, "--out")
-                numbers = stem.with_name(f"{stem.name}.json")
-                paths.append(write_text(numbers, drawn[1].to_json(), "--out"))
+                paths += _write(drawn, out / f"{head}{suffix}{'_' * bool(norm)}{norm}")
+    if data := weights.figure1c(studies):
+        shown = {part for bars in data.panels["μ"] for part in bars.x}
+        missing = [part.split("\n")[0] for part in data.ticks if part not in shown]
+        warnings += [f"fig1c: no finished SN run for {', '.join(missing)}"] * bool(missing)
+        with rc_context(STYLE):
+            paths += _write((weights.draw_figure4(data), data), out / "fig1c")
     return Written(paths, warnings)
+
+
+def _write(drawn: tuple[Figure, FigureData], stem: Path) -> list[Path]:
+    numbers = stem.with_name(f"{stem.name}.json")
+    return [
+        *save(drawn[0], stem, "--out"),
+        write_text(numbers, drawn[1].to_json(), "--out"),
+    ]
 
 
 def draw_study(study: Study, warnings: list[str]) -> Iterator[NamedFigure]:

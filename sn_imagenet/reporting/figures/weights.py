@@ -1,5 +1,5 @@
-"""Figs. 3 and 4: the importance weights of every SN layer, and averaged over all layers or over
-those of a detector's parts (Fig. 1(c))."""
+"""Figs. 3, 4 and 1(c): the importance weights of every SN layer, and averaged over all layers or
+those of a part."""
 
 from __future__ import annotations
 
@@ -16,16 +16,28 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from sn_imagenet.reporting.cells import method_label
-from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight
+from sn_imagenet.reporting.cells import experiment, method_label
+from sn_imagenet.reporting.curves import BOTH, KIND_SYMBOLS, mean_weight
+from sn_imagenet.reporting.detection import TASK as DETECTION
 from sn_imagenet.reporting.figures.means import SETTINGS
 from sn_imagenet.reporting.figures.series import FigureData, Series, spread
 from sn_imagenet.reporting.figures.style import COLORS, COLUMN, PAGE, legend_above, new_figure
+from sn_imagenet.reporting.search import SEARCH
 from sn_imagenet.reporting.study import Study
+from sn_imagenet.reporting.stylization import STYLIZATION
 from sn_imagenet.runs import FINISHED, LayerWeights, Run, Setting
 
 # The parts of a detector, and how the stages of their layers begin.
 _PARTS = {"ResNet": "res", "FPN": "fpn", "box head": "box", "mask head": "mask"}
+# The parts of Fig. 1(c): the task of each, and how the stages of its layers begin.
+_TASK_PARTS = {
+    "classification": ("", ""),
+    "detection backbone": (DETECTION, "res"),
+    "box head": (DETECTION, "box"),
+    "mask head": (DETECTION, "mask"),
+    "stylization": (STYLIZATION, ""),
+    "LSTM of the search": (SEARCH, ""),
+}
 
 
 def figure3(seeds: Mapping[Setting, Sequence[Run]]) -> FigureData:
@@ -110,12 +122,14 @@ def _draw_stack(axes: Axes, series: Sequence[Series]) -> None:
         axes.text(fmean(at), -0.06, part, fontsize=7.5, **below)
 
 
-def figure4(seeds: Mapping[Any, Sequence[Run]]) -> FigureData:
-    """The weight of each member of Omega by setting (or part), panels for μ and σ: the mean over
-    layers of each seed, their mean and standard deviation. A member that is not in Omega (BN at
-    (8,1)) has no bar."""
-    panels: dict[str, list[Series]] = {symbol: [] for symbol in KIND_SYMBOLS.values()}
-    for (kind, symbol), (member, color) in product(KIND_SYMBOLS.items(), COLORS.items()):
+def figure4(
+    seeds: Mapping[Any, Sequence[Run]], kinds: Mapping[str, str] = KIND_SYMBOLS
+) -> FigureData:
+    """The weight of each member of Omega by setting (or part), panels for μ and σ (or ``kinds``):
+    the mean over layers of each seed, their mean and standard deviation. A member that is not in
+    Omega (BN at (8,1)) has no bar."""
+    panels: dict[str, list[Series]] = {symbol: [] for symbol in kinds.values()}
+    for (kind, symbol), (member, color) in product(kinds.items(), COLORS.items()):
         names, values = [], []
         for setting, runs in seeds.items():
             means = [mean_weight(run.weights, kind, member) for run in runs]
@@ -136,11 +150,51 @@ def by_part(study: Study) -> FigureData | None:
     for (norm, setting), cell in study.drawn.items():
         for part, stage in _PARTS.items():
             name = f"{part} {setting}" if len(study.drawn_settings) > 1 else part
-            for run in cell.runs:
-                layers = tuple(w for w in run.weights if w.stage.startswith(stage))
-                if norm == "sn" and run.state == FINISHED and layers:
-                    parts.setdefault(name, []).append(replace(run, weights=layers))
+            if norm == "sn" and (runs := _with_layers(cell.runs, stage)):
+                parts[name] = runs
     return replace(figure4(parts), x="part of the detector") if parts else None
+
+
+def figure1c(studies: Sequence[Study]) -> FigureData | None:
+    """The weight of each member of Omega in classification, in the ResNet and the heads of
+    detectors, in stylization and in the LSTM of architecture search; None below two tasks.
+
+    As in the paper a part has one setting, here the one with the most samples per GPU among its
+    finished runs of SN. Their weights are averaged over layers and seeds, then over networks, which
+    have a dot each. Where runs of a network differ in more than the seed, those of the protocol
+    that most of them have count. A part without a run has no bars."""
+    parts: dict[str, list[Run]] = {}
+    for part, (task, stage) in _TASK_PARTS.items():
+        networks = _networks([study for study in studies if study.task == task], stage)
+        setting = max(networks, key=lambda s: (s.samples_per_gpu, s.gpus), default=None)
+        runs = networks[setting] if setting else []
+        names = [", ".join(filter(None, (run.cell.data, run.cell.row))) for run in runs]
+        parts["\n".join((part, str(setting or "no run of SN"), *dict.fromkeys(names)))] = runs
+    if len({run.cell.task for runs in parts.values() for run in runs}) < 2:
+        return None
+    x = "mean over layers and seeds at the most samples per GPU; a dot for each network"
+    return replace(figure4(parts, {**KIND_SYMBOLS, BOTH: "μ and σ"}), x=x)
+
+
+def _networks(studies: Sequence[Study], stage: str) -> dict[Setting, list[Run]]:
+    """For each setting a run for each network: one of its runs, with the weights of all seeds."""
+    networks: dict[Setting, list[Run]] = {}
+    for study in studies:
+        for setting in study.settings_of("sn"):
+            protocols: dict[Any, list[Run]] = {}
+            for run in _with_layers(study.cell("sn", setting).runs, stage):
+                protocols.setdefault(frozenset(experiment(run).items()), []).append(run)
+            if protocols:
+                seeds = max(protocols.values(), key=len)
+                layers = tuple(layer for run in seeds for layer in run.weights)
+                networks.setdefault(setting, []).append(replace(seeds[0], weights=layers))
+    return networks
+
+
+def _with_layers(runs: Sequence[Run], stage: str) -> list[Run]:
+    """The finished runs that have importance weights in a stage, with these alone."""
+    chosen = {run: tuple(w for w in run.weights if w.stage.startswith(stage)) for run in runs}
+    return [replace(run, weights=w) for run, w in chosen.items() if w and run.state == FINISHED]
 
 
 def draw_figure4(data: FigureData) -> Figure:
@@ -149,20 +203,22 @@ def draw_figure4(data: FigureData) -> Figure:
     settings = data.ticks
     count = max(map(len, data.panels.values()))
     width = 0.8 / count
-    figure = new_figure(max(COLUMN, 1.0 + 0.62 * len(settings)), 3.6)
-    panels = figure.subplots(2, 1, sharex=True, sharey=True)
+    longest = max(len(line) for setting in settings for line in setting.split("\n"))
+    wide = 1.0 + max(0.62, 0.065 * longest) * len(settings)
+    figure = new_figure(max(COLUMN, wide), 1.8 * len(data.panels))
+    panels = figure.subplots(len(data.panels), 1, sharex=True, sharey=True)
     for axes, (symbol, series) in zip(panels, data.panels.items(), strict=True):
         for i, one in enumerate(series):
             x = [settings.index(str(s)) + (i - (count - 1) / 2) * width for s in one.x]
             style = {"error_kw": {"lw": 0.8, "capsize": 0}, "label": one.label, **one.style}
             axes.bar(x, one.y, 0.92 * width, yerr=one.errors, **style)
-            dots = [(at, v) for at, vs in zip(x, one.values, strict=True) for v in vs]
-            if one.high:
-                axes.plot(*zip(*dots, strict=True), "o", ms=1.8, mfc="white", mec="black", mew=0.4)
+            for at, values in zip(x, one.values, strict=True):
+                dots = values if len(values) > 1 else ()
+                axes.plot([at] * len(dots), dots, "o", ms=1.8, mfc="white", mec="black", mew=0.4)
         axes.set_ylabel(f"{data.y}, {symbol}")
     tops = [v for series in data.panels.values() for one in series for vs in one.values for v in vs]
     panels[0].set_ylim(0, 1.12 * max(tops))
-    panels[1].set_xticks(range(len(settings)), settings)
-    panels[1].set(xlim=(-0.6, len(settings) - 0.4), xlabel=data.x)
+    panels[-1].set_xticks(range(len(settings)), settings)
+    panels[-1].set(xlim=(-0.6, len(settings) - 0.4), xlabel=data.x)
     legend_above(figure, *panels[0].get_legend_handles_labels())
     return figure
