@@ -1,15 +1,20 @@
-"""Table 1: what each method learns, estimates and costs, counted in the modules, beside the
-paper's own entries."""
+"""Table 1: what each method learns, estimates and costs, counted in the modules, and the tasks in
+which it was run, beside the paper's own entries."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from sn_imagenet.reporting.cells import MISSING, method_label
+from sn_imagenet.reporting.detection import TASK as DETECTION
 from sn_imagenet.reporting.render import Document, Grid, Row, grid_markdown
+from sn_imagenet.reporting.search import SEARCH
+from sn_imagenet.reporting.study import FOUND
+from sn_imagenet.reporting.stylization import STYLIZATION
+from sn_imagenet.runs import FINISHED, Run
 
 CensusRow = Mapping[str, Any]
 """A :class:`sn_imagenet.benchmark.census.Census` as a dictionary."""
@@ -25,6 +30,9 @@ COLUMNS = {
     "complexity": "complexity",
     "count": "#statistics",
 }
+# The paper's columns of tasks, by ours; masks are a part of detection's runs.
+TASKS = {"": "classification", DETECTION: "detection", "masks": "segmentation"}
+TASKS |= {STYLIZATION: "image style", SEARCH: "NAS"}
 DIFFERS = " ≠"
 _LABELS = {"sync_bn": "SyncBN", "frozen_bn": "FrozenBN", "mean_bn": "mean-only BN"}
 # Why a module differs from the paper's table, by what its entry contains.
@@ -37,13 +45,17 @@ _REASONS = {
 
 
 def table1(
-    census: Sequence[CensusRow], published: Mapping[str, Mapping[str, str | None]]
+    census: Sequence[CensusRow],
+    published: Mapping[str, Mapping[str, str | None]],
+    runs: Sequence[Run] = (),
 ) -> Document:
     """Table 1 counted in the modules, with the paper's row beneath each and differences marked.
 
-    ``census``: a row per method, all at one size [N, C, H, W]. CSV: one row per method, with the
-    measured exponents and the elements that operators read and write.
+    ``census``: a row per method, all at one size [N, C, H, W]. ``runs``: whose tasks are marked.
+    CSV: one row per method, with the measured exponents and the elements that operators read and
+    write.
     """
+    tasks = tasks_of(runs)
     rows: list[Row] = []
     notes: list[str] = []
     for row in census:
@@ -68,18 +80,21 @@ def table1(
             "elements_moved": row["work"],
             **{f"paper_{column}": paper[column] for column in COLUMNS if paper},
             "differs": ";".join(differing),
+            "tasks": ";".join(task for task in TASKS.values() if task in tasks.get(method, ())),
         }
-        rows.append(Row(_label(method), list(texts.values()), rule=bool(rows), csv=[csv]))
+        cells = [*texts.values(), *_ticks(tasks.get(method, ()))]
+        rows.append(Row(_label(method), cells, rule=bool(rows), csv=[csv]))
         rows += [_paper_row(paper)] if paper else []
     counted = {row["method"] for row in census}
     for method in (method for method in published if method not in counted):
-        rows.append(Row(_label(method), ("not in this project",) + (MISSING,) * 5, rule=True))
+        cells = ["not in this project", *[MISSING] * 5, *_ticks(())]
+        rows.append(Row(_label(method), cells, rule=True))
         rows.append(_paper_row(published[method]))
     n, c, h, w = census[0]["size"]
     grid = Grid(
         caption="Normalization methods: what they learn, estimate and cost, counted in the modules "
         f"(numbers at N, C, H, W = {n}, {c}, {h}, {w}), and as printed in the paper.",
-        columns=list(COLUMNS.values()),
+        columns=[*COLUMNS.values(), *TASKS.values()],
         rows=rows,
         notes=(
             *(notes or ["No module differs from the paper's row."]),
@@ -87,10 +102,29 @@ def table1(
             "affect outputs or state. Statistics are the distinct means and variances computed for "
             "one batch; primed ones are stored. Complexity is how the number of elements that "
             "operators read and write to compute the statistics grows as N, C and HW double.",
-            "The paper's columns of networks and tasks do not concern modules and are left out.",
+            f"✓: a task in which a run of the method has finished, of {len(runs)} below --runs, or "
+            "a tick in the paper (not known for BKN and WN). NAS is the LSTM of Sec. 4.4, so that "
+            "the paper's columns of networks are left out.",
         ),
     )
     return Document("Table 1", [f"{grid.caption}\n\n{grid_markdown(grid)}"], [[grid]])
+
+
+def tasks_of(runs: Sequence[Run]) -> dict[str, set[str]]:
+    """Method -> the tasks of Table 1 in which a run of it has finished. A network that a search
+    found is not a run of the method that found it."""
+    tasks: dict[str, set[str]] = {}
+    for run in runs:
+        if run.state == FINISHED and (run.cell.model != FOUND or run.cell.task):
+            masks = {"masks"} if "mask_ap" in run.counted_evaluations[run.statistics] else set()
+            names = {TASKS[task] for task in {run.cell.task, *masks} & TASKS.keys()}
+            for method in run.cell.norm.split("+"):
+                tasks[method] = tasks.get(method, set()) | names
+    return tasks
+
+
+def _ticks(tasks: Collection[str]) -> list[str]:
+    return ["✓" if task in tasks else "" for task in TASKS.values()]
 
 
 def complexity(exponents: Mapping[str, float] | None) -> str | None:
@@ -142,8 +176,8 @@ def _label(method: str) -> str:
 
 
 def _paper_row(paper: Mapping[str, str | None]) -> Row:
-    cells = tuple(_entry_text(column, paper[column]) for column in COLUMNS)
-    return Row("paper", cells, indent=True)
+    cells = [_entry_text(column, paper[column]) for column in COLUMNS]
+    return Row("paper", [*cells, *_ticks((paper.get("tasks") or "").split(", "))], indent=True)
 
 
 def _entry_text(column: str, entry: str | None) -> str:

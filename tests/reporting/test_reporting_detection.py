@@ -28,8 +28,9 @@ from sn_imagenet.reporting.figures import files
 from sn_imagenet.reporting.figures.files import TASK_FIGURES
 from sn_imagenet.reporting.figures.weights import figure1c
 from sn_imagenet.reporting.study import RunCollection, studies_of
+from sn_imagenet.reporting.table1 import tasks_of
 from sn_imagenet.reporting.tables import write_tables
-from sn_imagenet.runs import stage_of
+from sn_imagenet.runs import find_runs, stage_of
 from sn_imagenet.runs.scores import Score
 
 SCORE = Score("ap", "AP", "%")
@@ -163,6 +164,12 @@ def test_figures_of_detection(runs: Path, tmp_path: Path) -> None:
     assert figures["parts"].ticks == ["ResNet", "FPN", "box head", "mask head"]
     ln = next(one for one in figures["parts"].panels["μ"] if one.label == "LN")
     assert ln.y == pytest.approx([0.3, 0.3, 0.6, 0.6]) and len(ln.values[2]) == 3
+
+
+def test_table_1_marks_the_tasks_of_finished_runs(runs: Path) -> None:
+    tasks = tasks_of(find_runs(runs).runs)
+    assert set(tasks) == {"frozen_bn", "bn", "gn", "sn"}
+    assert all(of_method == {"detection", "segmentation"} for of_method in tasks.values())
 
 
 def test_figure_1c_is_of_all_tasks(
