@@ -25,14 +25,13 @@ from sn_imagenet.reporting.figures.style import COLORS, COLUMN, PAGE, legend_abo
 from sn_imagenet.reporting.search import SEARCH
 from sn_imagenet.reporting.study import Study
 from sn_imagenet.reporting.stylization import STYLIZATION
-from sn_imagenet.runs import FINISHED, LayerWeights, Run, Setting
+from sn_imagenet.runs import LayerWeights, Run, Setting
 
-# The parts of a detector, and how the stages of their layers begin.
-_PARTS = {"ResNet": "res", "FPN": "fpn", "box head": "box", "mask head": "mask"}
 # The parts of Fig. 1(c): the task of each, and how the stages of its layers begin.
-_TASK_PARTS = {
+PARTS = {
     "classification": ("", ""),
     "detection backbone": (DETECTION, "res"),
+    "FPN": (DETECTION, "fpn"),
     "box head": (DETECTION, "box"),
     "mask head": (DETECTION, "mask"),
     "stylization": (STYLIZATION, ""),
@@ -144,57 +143,46 @@ def figure4(
     return FigureData(SETTINGS, "importance weight", panels, list(map(str, seeds)))
 
 
-def by_part(study: Study) -> FigureData | None:
-    """The weight of each member of Omega in the parts of SN's detectors, as in Fig. 4."""
-    parts: dict[Any, list[Run]] = {}
-    for (norm, setting), cell in study.drawn.items():
-        for part, stage in _PARTS.items():
-            name = f"{part} {setting}" if len(study.drawn_settings) > 1 else part
-            if norm == "sn" and (runs := _with_layers(cell.runs, stage)):
-                parts[name] = runs
-    return replace(figure4(parts), x="part of the detector") if parts else None
-
-
 def figure1c(studies: Sequence[Study]) -> FigureData | None:
-    """The weight of each member of Omega in classification, in the ResNet and the heads of
-    detectors, in stylization and in the LSTM of architecture search; None below two tasks.
+    """The weight of each member of Omega by task and part of SN's networks, for μ, σ and both; if
+    all studies are of one task, in its parts alone. None without a finished run.
 
     As in the paper a part has one setting, here the one with the most samples per GPU among its
-    finished runs of SN. Their weights are averaged over layers and seeds, then over networks, which
-    have a dot each. Where runs of a network differ in more than the seed, those of the protocol
-    that most of them have count. A part without a run has no bars."""
+    runs. Their weights are averaged over layers and seeds, then over the networks, if there are
+    several. Where runs of a network differ in more than the seed, those of the protocol that most
+    of them have count. A part without a run has no bars."""
     parts: dict[str, list[Run]] = {}
-    for part, (task, stage) in _TASK_PARTS.items():
+    tasks = {study.task for study in studies}
+    shown = [part for part in PARTS.items() if len(tasks) > 1 or part[1][0] in tasks]
+    for part, (task, stage) in shown:
         networks = _networks([study for study in studies if study.task == task], stage)
         setting = max(networks, key=lambda s: (s.samples_per_gpu, s.gpus), default=None)
-        runs = networks[setting] if setting else []
-        names = [", ".join(filter(None, (run.cell.data, run.cell.row))) for run in runs]
-        parts["\n".join((part, str(setting or "no run of SN"), *dict.fromkeys(names)))] = runs
-    if len({run.cell.task for runs in parts.values() for run in runs}) < 2:
-        return None
-    x = "mean over layers and seeds at the most samples per GPU; a dot for each network"
-    return replace(figure4(parts, {**KIND_SYMBOLS, BOTH: "μ and σ"}), x=x)
+        seeds = networks[setting] if setting else []
+        names = dict.fromkeys(", ".join(filter(None, (r.cell.data, r.cell.row))) for r, *_ in seeds)
+        name = "\n".join((part, str(setting or "no run of SN"), *names))
+        merged = [
+            replace(runs[0], weights=tuple(layer for run in runs for layer in run.weights))
+            for runs in seeds
+        ]
+        parts[name] = seeds[0] if len(seeds) == 1 else merged
+    x = "mean over layers at the most samples per GPU; dots: networks, or the seeds of the only one"
+    data = figure4(parts, {**KIND_SYMBOLS, BOTH: "μ and σ"})
+    return replace(data, x=x) if any(parts.values()) else None
 
 
-def _networks(studies: Sequence[Study], stage: str) -> dict[Setting, list[Run]]:
-    """For each setting a run for each network: one of its runs, with the weights of all seeds."""
-    networks: dict[Setting, list[Run]] = {}
+def _networks(studies: Sequence[Study], stage: str) -> dict[Setting, list[list[Run]]]:
+    """The seeds of each network by setting: finished runs of SN, with the layers of a stage."""
+    networks: dict[Setting, list[list[Run]]] = {}
     for study in studies:
         for setting in study.settings_of("sn"):
             protocols: dict[Any, list[Run]] = {}
-            for run in _with_layers(study.cell("sn", setting).runs, stage):
-                protocols.setdefault(frozenset(experiment(run).items()), []).append(run)
+            for run in study.cell("sn", setting).finished:
+                if layers := tuple(w for w in run.weights if w.stage.startswith(stage)):
+                    protocol = frozenset(experiment(run).items())
+                    protocols.setdefault(protocol, []).append(replace(run, weights=layers))
             if protocols:
-                seeds = max(protocols.values(), key=len)
-                layers = tuple(layer for run in seeds for layer in run.weights)
-                networks.setdefault(setting, []).append(replace(seeds[0], weights=layers))
+                networks.setdefault(setting, []).append(max(protocols.values(), key=len))
     return networks
-
-
-def _with_layers(runs: Sequence[Run], stage: str) -> list[Run]:
-    """The finished runs that have importance weights in a stage, with these alone."""
-    chosen = {run: tuple(w for w in run.weights if w.stage.startswith(stage)) for run in runs}
-    return [replace(run, weights=w) for run, w in chosen.items() if w and run.state == FINISHED]
 
 
 def draw_figure4(data: FigureData) -> Figure:
