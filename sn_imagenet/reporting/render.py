@@ -19,7 +19,7 @@ _LATEX = {
     "γ": r"$\gamma$", "β": r"$\beta$", "ϵ": r"$\epsilon$", "μ": r"$\mu$", "σ": r"$\sigma$",
     "ρ": r"$\rho$", "τ": r"$\tau$",
     "Σ": r"$\Sigma$", "Ω": r"$\Omega$", "′": r"$'$", "≠": r"$\neq$", "≥": r"$\geq$", "≤": r"$\leq$",
-    "✓": r"$\surd$", "—": "---", "–": "--", "±": r"$\pm$", "−": "$-$", "×": r"$\times$",
+    "—": "---", "–": "--", "±": r"$\pm$", "−": "$-$", "×": r"$\times$",
     "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}",
     **{mark: rf"\textsuperscript{{{letter}}}" for mark, letter in zip("ᵃᵇᶜᵈ", "abcd", strict=True)},
     # A row that begins with a bracket would be an argument of the line break before it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sn_imagenet.reporting.cells import MISSING, method_label
@@ -29,12 +29,12 @@ COLUMNS = {
     "statistics": "statistics",
     "complexity": "complexity",
     "count": "#statistics",
+    "tasks": "tasks",
 }
-# The paper's columns of tasks, by ours; masks are a part of detection's runs.
+# The paper's names of the tasks, by ours; masks are a part of detection's runs.
 TASKS = {"": "classification", DETECTION: "detection", "masks": "segmentation"}
 TASKS |= {STYLIZATION: "image style", SEARCH: "NAS"}
 DIFFERS = " ≠"
-_LABELS = {"sync_bn": "SyncBN", "frozen_bn": "FrozenBN", "mean_bn": "mean-only BN"}
 # Why a module differs from the paper's table, by what its entry contains.
 _REASONS = {
     "Ω": "Ω, the set of mixed methods, is an argument of the layer",
@@ -56,6 +56,7 @@ def table1(
     write.
     """
     tasks = tasks_of(runs)
+    census = [{**row, "tasks": tasks.get(row["method"])} for row in census]
     rows: list[Row] = []
     notes: list[str] = []
     for row in census:
@@ -68,7 +69,8 @@ def table1(
         for column in differing:
             reasons = [text for mark, text in _REASONS.items() if mark in (ours[column] or "")]
             notes.append(
-                f"{_label(method)}, {COLUMNS[column]}: {_entry_text(column, ours[column])} here, "
+                f"{method_label(method)}, {COLUMNS[column]}: "
+                f"{_entry_text(column, ours[column])} here, "
                 f"{_entry_text(column, paper[column] if paper else None)} in the paper"
                 + (f": {'; '.join(reasons)}." if reasons else ".")
             )
@@ -80,21 +82,18 @@ def table1(
             "elements_moved": row["work"],
             **{f"paper_{column}": paper[column] for column in COLUMNS if paper},
             "differs": ";".join(differing),
-            "tasks": ";".join(task for task in TASKS.values() if task in tasks.get(method, ())),
         }
-        cells = [*texts.values(), *_ticks(tasks.get(method, ()))]
-        rows.append(Row(_label(method), cells, rule=bool(rows), csv=[csv]))
+        rows.append(Row(method_label(method), list(texts.values()), rule=bool(rows), csv=[csv]))
         rows += [_paper_row(paper)] if paper else []
     counted = {row["method"] for row in census}
     for method in (method for method in published if method not in counted):
-        cells = ["not in this project", *[MISSING] * 5, *_ticks(())]
-        rows.append(Row(_label(method), cells, rule=True))
+        rows.append(Row(method_label(method), ("not in this project",) + (MISSING,) * 6, rule=True))
         rows.append(_paper_row(published[method]))
     n, c, h, w = census[0]["size"]
     grid = Grid(
         caption="Normalization methods: what they learn, estimate and cost, counted in the modules "
         f"(numbers at N, C, H, W = {n}, {c}, {h}, {w}), and as printed in the paper.",
-        columns=[*COLUMNS.values(), *TASKS.values()],
+        columns=list(COLUMNS.values()),
         rows=rows,
         notes=(
             *(notes or ["No module differs from the paper's row."]),
@@ -102,29 +101,24 @@ def table1(
             "affect outputs or state. Statistics are the distinct means and variances computed for "
             "one batch; primed ones are stored. Complexity is how the number of elements that "
             "operators read and write to compute the statistics grows as N, C and HW double.",
-            f"✓: a task in which a run of the method has finished, of {len(runs)} below --runs, or "
-            "a tick in the paper (not known for BKN and WN). NAS is the LSTM of Sec. 4.4, so that "
-            "the paper's columns of networks are left out.",
+            f"Tasks: those in which a run of the method has finished, of {len(runs)} below --runs; "
+            "the paper's are its ticks (not known for BKN and WN). NAS is the LSTM of Sec. 4.4, so "
+            "that the paper's columns of networks are left out.",
         ),
     )
     return Document("Table 1", [f"{grid.caption}\n\n{grid_markdown(grid)}"], [[grid]])
 
 
-def tasks_of(runs: Sequence[Run]) -> dict[str, set[str]]:
+def tasks_of(runs: Sequence[Run]) -> dict[str, str]:
     """Method -> the tasks of Table 1 in which a run of it has finished. A network that a search
     found is not a run of the method that found it."""
     tasks: dict[str, set[str]] = {}
     for run in runs:
         if run.state == FINISHED and (run.cell.model != FOUND or run.cell.task):
-            masks = {"masks"} if "mask_ap" in run.counted_evaluations[run.statistics] else set()
-            names = {TASKS[task] for task in {run.cell.task, *masks} & TASKS.keys()}
+            masks = ["masks"] * ("mask_ap" in run.counted_evaluations[run.statistics])
             for method in run.cell.norm.split("+"):
-                tasks[method] = tasks.get(method, set()) | names
-    return tasks
-
-
-def _ticks(tasks: Collection[str]) -> list[str]:
-    return ["✓" if task in tasks else "" for task in TASKS.values()]
+                tasks.setdefault(method, set()).update([run.cell.task, *masks])
+    return {m: ", ".join(TASKS[task] for task in TASKS if task in of) for m, of in tasks.items()}
 
 
 def complexity(exponents: Mapping[str, float] | None) -> str | None:
@@ -145,9 +139,8 @@ def differences(row: CensusRow, published: Mapping[str, str | None] | None) -> l
     if published is None:
         return []
     ours = _entries(row)
-    return [
-        column for column in COLUMNS if _unordered(ours[column]) != _unordered(published[column])
-    ]
+    columns = [column for column in COLUMNS if column != "tasks"]
+    return [c for c in columns if _unordered(ours[c]) != _unordered(published[c])]
 
 
 def _entries(row: CensusRow) -> dict[str, str | None]:
@@ -158,6 +151,7 @@ def _entries(row: CensusRow) -> dict[str, str | None]:
         "statistics": ", ".join(row["statistics"]) or None,
         "complexity": complexity(row["exponents"]),
         "count": row["count_formula"],
+        "tasks": row.get("tasks") or None,
     }
 
 
@@ -171,13 +165,9 @@ def _unordered(entry: str | None) -> Counter[str]:
     return Counter("".join(sorted(term)) for term in terms)
 
 
-def _label(method: str) -> str:
-    return _LABELS.get(method, method_label(method))
-
-
 def _paper_row(paper: Mapping[str, str | None]) -> Row:
-    cells = [_entry_text(column, paper[column]) for column in COLUMNS]
-    return Row("paper", [*cells, *_ticks((paper.get("tasks") or "").split(", "))], indent=True)
+    cells = tuple(_entry_text(column, paper[column]) for column in COLUMNS)
+    return Row("paper", cells, indent=True)
 
 
 def _entry_text(column: str, entry: str | None) -> str:
