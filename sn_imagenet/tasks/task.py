@@ -267,10 +267,13 @@ class Task(ABC):
         return []
 
 
-def parameter_groups(
-    network: nn.Module, options_of: Callable[[str, bool], Mapping[str, float]]
-) -> list[dict[str, Any]]:
-    """The trained parameters for an optimizer, in groups of equal options.
+def sgd(
+    network: nn.Module,
+    config: ExperimentConfig,
+    learning_rate: Callable[[int], float],
+    options_of: Callable[[str, bool], Mapping[str, float]],
+) -> dict[str, Optimization]:
+    """The protocol's SGD over the trained parameters, in groups of equal options.
 
     Args:
         options_of: the options of a parameter, from its name in its module and whether the module
@@ -283,7 +286,10 @@ def parameter_groups(
         if parameter.requires_grad:
             options = tuple(options_of(kind, module in layers).items())
             groups.setdefault(options, []).append(parameter)
-    return [{"params": parameters, **dict(options)} for options, parameters in groups.items()]
+    params = [{"params": parameters, **dict(options)} for options, parameters in groups.items()]
+    momentum = config.protocol.momentum
+    optimizer = torch.optim.SGD(params, lr=config.initial_lr, momentum=momentum, fused=True)
+    return {"optimizer": Optimization(optimizer, learning_rate)}
 
 
 Fact = tuple[str, Any, Any]
