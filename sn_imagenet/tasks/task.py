@@ -17,12 +17,7 @@ from torch import Tensor, nn
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets, build
-from sn_imagenet.data.loaders import (
-    BatchLoader,
-    calibration_loader,
-    eval_loader,
-    train_loader,
-)
+from sn_imagenet.data.loaders import BatchLoader, calibration_loader, eval_loader, train_loader
 from sn_imagenet.distributed import Batch, Microbatch, Placement, rank, world_size
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import SavedWeights, load_weights
