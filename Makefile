@@ -10,8 +10,6 @@ TABLES_depth := variants,table2
 TABLES_nuclei := table5
 TABLES_blood_cells := table4
 TABLES = $(or $(TABLES_$(STUDY)),table2)
-TABLE_OPTIONS_small_batch := --settings 8x32,8x8,8x2,8x1
-TABLE_OPTIONS = $(TABLE_OPTIONS_$(STUDY))
 
 STUDIES := $(notdir $(basename $(wildcard configs/sweep/*.yaml)))
 # Before anything is installed.
