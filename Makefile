@@ -10,15 +10,13 @@ TABLES_depth := variants,table2
 TABLES_nuclei := table5
 TABLES_blood_cells := table4
 TABLES = $(or $(TABLES_$(STUDY)),table2)
-TABLE_OPTIONS_small_batch := --settings 8x32,8x8,8x2,8x1
-TABLE_OPTIONS = $(TABLE_OPTIONS_$(STUDY))
 
 STUDIES := $(notdir $(basename $(wildcard configs/sweep/*.yaml)))
 # Before anything is installed.
 $(foreach goal,$(filter-out $(STUDIES:%=study-%),$(filter study-%,$(MAKECMDGOALS))),\
   $(error $(goal): no such study; expected study- and one of $(STUDIES)))
 
-.PHONY: help setup test test-all demo report figures tables variants gpu study-blood_cells study-nuclei study-search study-sensitivity study-small_batch study-stylization golden lint
+.PHONY: help setup test test-all demo report figures tables variants gpu study-blood_cells study-imagenette study-large_batch study-nuclei study-search study-sensitivity study-small_batch study-stylization golden lint
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -74,6 +72,15 @@ study-sensitivity: setup
 	$(SENSITIVITY) norm=sn +norm.args.instance_correction=1 runs_dir=results/sensitivity/$(RUNS)/correction
 	@$(MAKE) --no-print-directory $(if $(filter runs,$(RUNS)),variants,report) STUDY=sensitivity
 
+# What decides SN against BN at (8,32) on little data, in the same way. OPTIONS="data.train=DIR data.val=DIR".
+LARGE_BATCH := $(BIN)/python train.py -m sweep=large_batch
+study-large_batch: setup
+	$(LARGE_BATCH) runs_dir=results/large_batch/$(RUNS)/paper $(OPTIONS)
+	$(LARGE_BATCH) trainer.epochs=30 runs_dir=results/large_batch/$(RUNS)/epochs $(OPTIONS)
+	$(LARGE_BATCH) protocol.zero_init_last_gamma=true runs_dir=results/large_batch/$(RUNS)/zero_gamma $(OPTIONS)
+	$(LARGE_BATCH) norm=sn +norm.own_parameters.lr_scale=10 runs_dir=results/large_batch/$(RUNS)/lambda $(OPTIONS)
+	@$(MAKE) --no-print-directory $(if $(filter runs,$(RUNS)),variants,report) STUDY=large_batch
+
 # The report of a study in which runs of one cell differ on purpose.
 variants:
 	$(SHOW) scripts/make_tables.py $(RUNS_AND_OUT) --only variants
@@ -92,6 +99,12 @@ study-small_batch: setup
 	$(BIN)/python train.py -m sweep=small_batch runs_dir=$(SMALL_BATCH) $(OPTIONS)
 	$(BIN)/python evaluate.py run='$(SMALL_BATCH)/imagenette/*/bn/*/seed*' statistics=evalnorm
 	@$(MAKE) --no-print-directory report STUDY=small_batch
+
+# The paper's methods in eight settings: those of small_batch, and four more in the same folder of runs.
+study-imagenette: setup
+	$(BIN)/python train.py -m sweep=small_batch runs_dir=$(SMALL_BATCH) norm=bn,gn,sn $(OPTIONS)
+	$(BIN)/python train.py -m sweep=imagenette runs_dir=$(SMALL_BATCH) $(OPTIONS)
+	@$(MAKE) --no-print-directory report STUDY=imagenette
 
 # Needs data: OPTIONS="data.train=DIR task.style=FILE task.features=FILE". Fig. 9 shows the photographs
 # that scikit-learn bundles, by danielbuechele and vultilion (CC BY 2.0).
@@ -130,14 +143,18 @@ study-nuclei: setup
 
 # The figures, verdicts, tables and report of the runs of results/STUDY. The figures take longest and
 # are drawn in parallel. BRIEF=--brief prints the results alone.
-RUNS_AND_OUT = --runs results/$(STUDY)/runs --out results/$(STUDY) $(BRIEF)
+# small_batch and imagenette are reports of parts of one folder of runs.
+FOLDER = results/$(STUDY:imagenette=small_batch)
+PART_small_batch := --settings 8x32,8x8,8x2,8x1
+PART_imagenette := --methods bn,gn,sn
+RUNS_AND_OUT = --runs $(FOLDER)/runs --out results/$(STUDY) $(PART_$(STUDY)) $(BRIEF)
 SHOW = $(if $(BRIEF),@)$(BIN)/python
 report:
 ifeq ($(RUNS),runs)
 	@$(MAKE) --no-print-directory -j2 figures tables
 	$(SHOW) scripts/make_report.py $(RUNS_AND_OUT) $(EXPECTED) $(SWEEP)
 else
-	$(SHOW) scripts/compare_runs.py results/$(STUDY)/runs results/$(STUDY)/$(RUNS)
+	$(SHOW) scripts/compare_runs.py $(FOLDER)/runs $(FOLDER)/$(RUNS)
 endif
 
 figures:

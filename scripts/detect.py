@@ -10,7 +10,7 @@ from pathlib import Path
 from sn_imagenet.command_line import run_script, script_parser
 
 
-def main() -> int:
+def main() -> None:
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="RUN", help="the directory of a trained run")
@@ -25,7 +25,6 @@ def main() -> int:
 
     for path in detect_folder(**vars(args)):
         print(path, flush=True)
-    return 0
 
 
 if __name__ == "__main__":

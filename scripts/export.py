@@ -14,7 +14,7 @@ from sn_imagenet.reporting.model_card import UNKNOWN_LICENSE, model_card
 from sn_imagenet.runs import read_run, write_text
 
 
-def main() -> int:
+def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the directory of a trained run")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
@@ -46,7 +46,6 @@ def main() -> int:
     written.append(write_text(args.out / "README.md", card, "--out"))
     for path in written:
         print(path)
-    return 0
 
 
 if __name__ == "__main__":

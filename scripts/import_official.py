@@ -15,16 +15,14 @@ from sn_imagenet.command_line import run_script, script_parser
 from sn_imagenet.tasks.import_weights import import_official
 
 
-def main() -> int:
+def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE.pth")
     parser.add_argument("--out", required=True, metavar="RUN", help="a new run directory")
     parser.add_argument("overrides", nargs="*", metavar="OPTION", help="option of train.py")
     args = parser.parse_intermixed_args()
     config = compose_config(["norm=sn", "protocol=official_code", *args.overrides])
-    path = import_official(args.file, replace(config, run_dir=args.out))
-    print(path)
-    return 0
+    print(import_official(args.file, replace(config, run_dir=args.out)))
 
 
 if __name__ == "__main__":

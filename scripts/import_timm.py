@@ -18,7 +18,7 @@ from sn_imagenet.models.published import published_url
 from sn_imagenet.tasks.import_weights import import_published
 
 
-def main() -> int:
+def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help=".pth or .safetensors")
@@ -30,10 +30,9 @@ def main() -> int:
         parser.error("expected FILE and --out RUN, or --url")
     if args.url:
         print(published_url(args.name))
-        return 0
+        return
     config = compose_config(["norm=bn", *args.overrides])
     print(import_published(args.file, args.name, replace(config, run_dir=args.out)))
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from sn_imagenet.command_line import run_script, script_parser
 
 
-def main() -> int:
+def main() -> None:
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="RUN", help="a trained network")
@@ -23,7 +23,6 @@ def main() -> int:
 
     for path in stylize_folder(args.run, args.images, args.out, args.size):
         print(path, flush=True)
-    return 0
 
 
 if __name__ == "__main__":

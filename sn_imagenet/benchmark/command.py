@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ VERSION = 5
 since 4 it has no layout; since 5 ``machine`` is a result's provenance with ``load_average``."""
 
 REFERENCE = "nn.BatchNorm2d"
+_MODULES = {"norms": "layers"} | {name: name for name in ("step", "train", "loader", "detection")}
 T = TypeVar("T")
 Report = tuple[dict[str, Any], str]
 """The contents of the JSON, apart from the machine, and the table for the terminal."""
@@ -36,21 +38,8 @@ def benchmarks() -> dict[str, ModuleType]:
     ``measure(args, device) -> Report``. One that takes overrides of the config explains them in
     ``OVERRIDES``.
     """
-    from sn_imagenet.benchmark import (  # they import this module
-        detection,
-        layers,
-        loader,
-        step,
-        train,
-    )
-
-    return {
-        "norms": layers,
-        "step": step,
-        "train": train,
-        "loader": loader,
-        "detection": detection,
-    }
+    # Imported here, because they import this module.
+    return {name: import_module(f"sn_imagenet.benchmark.{m}") for name, m in _MODULES.items()}
 
 
 def run(description: str, arguments: list[str] | None = None) -> None:

@@ -28,12 +28,7 @@ from sn_imagenet.benchmark.command import (
 from sn_imagenet.benchmark.timing import WARM_UP, StorageLog, median_seconds
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
-from sn_imagenet.distributed import (
-    Batch,
-    autocast_for,
-    convolution_dtype,
-    set_precision,
-)
+from sn_imagenet.distributed import Batch, autocast_for, convolution_dtype, set_precision
 from sn_imagenet.errors import UserError
 from sn_imagenet.models import build_model
 from sn_imagenet.models.mini import LAYERS as MINI_LAYERS

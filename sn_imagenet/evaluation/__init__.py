@@ -9,10 +9,5 @@ from sn_imagenet.evaluation.evaluate import (
     validate_calibrated,
 )
 from sn_imagenet.evaluation.request import EvaluationRequest
-from sn_imagenet.evaluation.result import (
-    add_evaluations,
-    all_departures,
-    make_result,
-    origin,
-)
+from sn_imagenet.evaluation.result import add_evaluations, all_departures, make_result, origin
 from sn_imagenet.evaluation.run import evaluate_run, find_run_directories

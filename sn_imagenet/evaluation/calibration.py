@@ -19,12 +19,7 @@ from sn_imagenet.distributed import (
     world_size,
 )
 from sn_imagenet.evaluation.progress import progress_bar
-from sn_imagenet.norms import (
-    StoredStatistics,
-    collect_batch_averages,
-    norm_layers,
-    set_replicas,
-)
+from sn_imagenet.norms import StoredStatistics, collect_batch_averages, norm_layers, set_replicas
 from sn_imagenet.norms.moments import BatchAverage
 from sn_imagenet.tasks import Prepared
 

@@ -22,11 +22,7 @@ from sn_imagenet.distributed import (
     rank,
 )
 from sn_imagenet.errors import UserError
-from sn_imagenet.evaluation.evaluate import (
-    Evaluation,
-    evaluate,
-    importance_weight_records,
-)
+from sn_imagenet.evaluation.evaluate import Evaluation, evaluate, importance_weight_records
 from sn_imagenet.evaluation.request import EvaluationRequest
 from sn_imagenet.evaluation.result import add_evaluations, make_result, origin
 from sn_imagenet.runs import (

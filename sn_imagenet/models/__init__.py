@@ -1,11 +1,6 @@
 """timm networks with a chosen normalization layer."""
 
-from sn_imagenet.models.build import (
-    build_model,
-    initialized,
-    norm_layer,
-    require_complete_method,
-)
+from sn_imagenet.models.build import build_model, initialized, norm_layer, require_complete_method
 from sn_imagenet.models.fuse import fuse_relus
 from sn_imagenet.models.positions import LayerPosition, layer_positions
 from sn_imagenet.models.saved import SavedWeights, classifier_of, load, load_weights, read_weights

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from sn_imagenet.norms.batch_variants import BatchRenorm2d, FrozenBatchNorm2d, SyncBatchNorm2d
-from sn_imagenet.norms.mixture import BatchNorm2d, GroupNorm2d, InstanceNorm2d, LayerNorm2d
+from sn_imagenet.norms import batch_variants, mixture, rivals
 from sn_imagenet.norms.moment_norm import MomentNorm2d
-from sn_imagenet.norms.rivals import (
-    BatchInstanceNorm2d,
-    ExtendedBatchNorm2d,
-    FilterResponseNorm2d,
-    MeanOnlyBatchNorm2d,
-    SparseSwitchNorm2d,
-    WeightNorm2d,
-)
 from sn_imagenet.norms.switch_norm import SwitchNorm2d
 
 METHODS: dict[str, type[MomentNorm2d]] = {
-    "bn": BatchNorm2d,
-    "in": InstanceNorm2d,
-    "ln": LayerNorm2d,
-    "gn": GroupNorm2d,
-    "brn": BatchRenorm2d,
+    "bn": mixture.BatchNorm2d,
+    "in": mixture.InstanceNorm2d,
+    "ln": mixture.LayerNorm2d,
+    "gn": mixture.GroupNorm2d,
+    "brn": batch_variants.BatchRenorm2d,
     "sn": SwitchNorm2d,
-    "sync_bn": SyncBatchNorm2d,
-    "frozen_bn": FrozenBatchNorm2d,
-    "ssn": SparseSwitchNorm2d,
-    "bin": BatchInstanceNorm2d,
-    "frn": FilterResponseNorm2d,
-    "ebn": ExtendedBatchNorm2d,
-    "mean_bn": MeanOnlyBatchNorm2d,
-    "wn": WeightNorm2d,
+    "sync_bn": batch_variants.SyncBatchNorm2d,
+    "frozen_bn": batch_variants.FrozenBatchNorm2d,
+    "ssn": rivals.SparseSwitchNorm2d,
+    "bin": rivals.BatchInstanceNorm2d,
+    "frn": rivals.FilterResponseNorm2d,
+    "ebn": rivals.ExtendedBatchNorm2d,
+    "mean_bn": rivals.MeanOnlyBatchNorm2d,
+    "wn": rivals.WeightNorm2d,
 }

@@ -43,6 +43,7 @@ _SAME_EXPERIMENT |= {f"model.args.architecture.{cell}" for cell in ("normal", "r
 # Config keys that define a cell and how its statistics are computed.
 CELL_KEYS = ("norm.", "batch.", "calibration.", "task.row")
 _LABELS = {EVALNORM: "BN (EvalNorm)", "frozen_bn": "BN frozen"}
+_LABELS |= {"sync_bn": "SyncBN", "mean_bn": "mean-only BN"}
 _ABBREVIATIONS = {"bn", "gn", "sn", "in", "ln", "brn", "bkn", "wn", "ssn", "bin", "frn", "ebn"}
 _STATISTICS = {
     "moving_average": "moving average",

@@ -9,7 +9,7 @@ from itertools import combinations, pairwise, product
 from statistics import fmean
 
 from sn_imagenet.reporting.cells import Summary, method_label, minus, run_differences
-from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight, try_epochs
+from sn_imagenet.reporting.curves import BOTH, KIND_SYMBOLS, mean_weight, try_epochs
 from sn_imagenet.reporting.paper import PAPER_SETTINGS
 from sn_imagenet.reporting.study import Study
 from sn_imagenet.reporting.verdict import (
@@ -201,8 +201,6 @@ def six_parameters_a_layer(study: Study) -> Judgment:
     counted = ", ".join(f"{total} in {layers} layers" for layers, total in sorted(counts))
     return Judgment(
         count_verdict(len(counts & right), len(counts)),
-        (),
-        (),
         runs=tuple(runs),
         settings=tuple(dict.fromkeys(run.cell.setting for run in runs)),
         note="the paper: 318 in ResNet-50. The order of computation is measured for Table 1 "
@@ -214,13 +212,10 @@ def six_parameters_a_layer(study: Study) -> Judgment:
 def ln_larger_in_heads(study: Study) -> Judgment:
     """LN's weight, averaged over μ, σ and layers: in a detector's heads minus in the ResNet."""
 
-    def average(run: Run, *stages: str) -> float | None:
-        layers = [layer for layer in run.weights if layer.stage.startswith(stages)]
-        weights = [kind["ln"] for w in layers for kind in (w.mean, w.variance) if "ln" in kind]
-        return fmean(weights) if weights else None
-
     def gap(run: Run) -> float | None:
-        return minus(average(run, "box", "mask"), average(run, "res"))
+        heads = [layer for layer in run.weights if layer.stage in ("box", "mask")]
+        backbone = [layer for layer in run.weights if layer.stage.startswith("res")]
+        return minus(*(mean_weight(layers, BOTH, "ln") for layers in (heads, backbone)))
 
     name = "LN's weight, heads - backbone"
     comparisons = [

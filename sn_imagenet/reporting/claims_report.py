@@ -15,7 +15,7 @@ from sn_imagenet.reporting.detection import TASK as DETECTION
 from sn_imagenet.reporting.expected import read_expected
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import markdown_escape, plain
-from sn_imagenet.reporting.rivals import rival_claims
+from sn_imagenet.reporting.rivals import RIVAL_CLAIMS
 from sn_imagenet.reporting.search import SEARCH, SEARCH_CLAIMS
 from sn_imagenet.reporting.study import RunCollection, Study, studies_of, study_of
 from sn_imagenet.reporting.stylization import STYLIZATION, STYLIZATION_CLAIMS
@@ -52,10 +52,11 @@ def judge_claims(collection: RunCollection, expected_file: Path | None = None) -
     """
     groups = []
     for study in studies_of(collection):
+        rivals = [claim for claim, rival in RIVAL_CLAIMS.items() if rival in study.methods]
         whose = "The paper's claims" if study.is_classification else "Claims"
         for key, kind, claims in (
             ("claims", whose, claims_on(study)),
-            ("rivals", "Rivals of SN", rival_claims(study) if study.is_classification else []),
+            ("rivals", "Rivals of SN", rivals if study.is_classification else []),
             ("methods", "Your own methods", own_claims(study)),
         ):
             groups.append(_judge(key, f"{kind} on {study.title}", study, claims))

@@ -20,6 +20,7 @@ EPOCH_CHOICES = {  # which epoch's score counts
     "median5": "the median of the last five epochs",
 }
 KIND_SYMBOLS = {"mean": "μ", "variance": "σ"}  # kinds of importance weights
+BOTH = ""  # kinds, averaged
 
 
 @dataclass(frozen=True)
@@ -153,12 +154,14 @@ def score_of_epochs(run: Run, choice: str) -> float | None:
 def mean_weight(
     layers: Sequence[LayerWeights], kind: str, member: str, stage: str = "", conv: str = ""
 ) -> float | None:
-    """The importance weight of ``member`` for ``kind`` (mean, variance), averaged over the layers
-    of a stage and after a kind of convolution (by default all) whose Omega has it; None without."""
+    """The importance weight of ``member`` for ``kind`` (mean, variance, or both), averaged over the
+    layers of a stage and after a kind of convolution (by default all) whose Omega has it; None
+    without."""
     weights = [
         weight
         for layer in layers
         if stage in ("", layer.stage) and conv in ("", layer.conv)
-        if (weight := getattr(layer, kind).get(member)) is not None
+        for one in ((kind,) if kind else KIND_SYMBOLS)
+        if (weight := getattr(layer, one).get(member)) is not None
     ]
     return fmean(weights) if weights else None

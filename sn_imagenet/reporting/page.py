@@ -124,6 +124,7 @@ def write_page(
     return Written([path], warnings, brief=brief)
 
 
+@rc_context(STYLE)
 def _study(study: Study, warnings: list[str]) -> dict[str, Any]:
     ran = replace(study, settings=[s for s in study.settings if any(
         study.cell(method, s).runs for method in study.methods
@@ -133,12 +134,11 @@ def _study(study: Study, warnings: list[str]) -> dict[str, Any]:
         "Moving and batch average": averages_grid(ran),
     }
     figures = []
-    with rc_context(STYLE):
-        for name, drawn, why_not in draw_study(study, warnings):
-            stem, _, method = name.partition("_")
-            caption = _CAPTIONS.get(stem, name).format(score=study.score.label)
-            caption += f" ({method})" if method else ""
-            figures.append((caption, svg(drawn[0]) if drawn else "", why_not))
+    for name, drawn, why_not in draw_study(study, warnings):
+        stem, _, method = name.partition("_")
+        caption = _CAPTIONS.get(stem, name).format(score=study.score.label)
+        caption += f" ({method})" if method else ""
+        figures.append((caption, svg(drawn[0]) if drawn else "", why_not))
     return {
         "title": study.title,
         "grids": [(title, grid) for title, grid in grids.items() if grid],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sn_imagenet.reporting.cells import minus
 from sn_imagenet.reporting.claims import LARGE, SINGLE, SMALL, not_below
 from sn_imagenet.reporting.study import Study
 from sn_imagenet.reporting.verdict import Claim, Judgment, judge, paired
@@ -16,17 +17,11 @@ def rivals_of(study: Study) -> list[str]:
     return [method for method in RIVALS if method in study.methods]
 
 
-def rival_claims(study: Study) -> list[Claim]:
-    """The claims about the rivals that were run in a study."""
-    return [claim for claim, rival in CLAIMS.items() if rival in study.methods]
-
-
 def evalnorm_above_bn(study: Study) -> Judgment:
     """EvalNorm minus the moving average, of the same networks."""
 
     def gap(run: Run) -> float | None:
-        ours, theirs = run.score_value(EVALNORM), run.score_value("moving_average")
-        return None if ours is None or theirs is None else ours - theirs
+        return minus(run.score_value(EVALNORM), run.score_value("moving_average"))
 
     runs = study.cell("bn", SMALL).finished
     return judge([paired("EvalNorm - moving average", SMALL, runs, gap, low=0.0)])
@@ -34,7 +29,7 @@ def evalnorm_above_bn(study: Study) -> Judgment:
 
 # The claims, and the rival that each is about. The sources' thresholds, which are for ImageNet, are
 # not claimed here, only the direction.
-CLAIMS: dict[Claim, str] = {
+RIVAL_CLAIMS: dict[Claim, str] = {
     Claim(13, "SSN is at least as good as SN.", "SSN, model zoo",
           not_below(*(("ssn", "sn", s) for s in (LARGE, Setting(8, 8), SMALL)))): "ssn",
     Claim(14, "BIN is at least as good as BN where BN has enough samples.", "BIN, Sec. 4.1",

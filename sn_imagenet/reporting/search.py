@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from statistics import fmean
 
 from sn_imagenet.reporting.cells import minus
 from sn_imagenet.reporting.claims import not_below_where_both_ran
-from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight
+from sn_imagenet.reporting.curves import BOTH, mean_weight
 from sn_imagenet.reporting.study import FOUND, Study
 from sn_imagenet.reporting.verdict import WEIGHT, Claim, Judgment, Term, compare, judge, paired
 from sn_imagenet.runs import Run
@@ -36,9 +35,7 @@ def lstm_prefers_ln(study: Study) -> Judgment:
     """SN's weight of LN minus that of GN, averaged over layers and over μ and σ, above 0."""
 
     def gap(run: Run) -> float | None:
-        ln, gn = ([mean_weight(run.weights, k, m) for k in KIND_SYMBOLS] for m in ("ln", "gn"))
-        gaps = [value for value in map(minus, ln, gn) if value is not None]
-        return fmean(gaps) if gaps else None
+        return minus(*(mean_weight(run.weights, BOTH, member) for member in ("ln", "gn")))
 
     cells = {setting: study.cell("sn", setting).finished for setting in study.settings}
     name = "SN's weight, LN - GN"

@@ -1,5 +1,5 @@
-"""Table 1: what each method learns, estimates and costs, counted in the modules, beside the
-paper's own entries."""
+"""Table 1: what each method learns, estimates and costs, counted in the modules, and the tasks in
+which it was run, beside the paper's own entries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sn_imagenet.reporting.cells import MISSING, method_label
+from sn_imagenet.reporting.detection import TASK as DETECTION
 from sn_imagenet.reporting.render import Document, Grid, Row, grid_markdown
+from sn_imagenet.reporting.search import SEARCH
+from sn_imagenet.reporting.study import FOUND
+from sn_imagenet.reporting.stylization import STYLIZATION
+from sn_imagenet.runs import FINISHED, Run
 
 CensusRow = Mapping[str, Any]
 """A :class:`sn_imagenet.benchmark.census.Census` as a dictionary."""
@@ -24,9 +29,12 @@ COLUMNS = {
     "statistics": "statistics",
     "complexity": "complexity",
     "count": "#statistics",
+    "tasks": "tasks",
 }
+# The paper's names of the tasks, by ours; masks are a part of detection's runs.
+TASKS = {"": "classification", DETECTION: "detection", "masks": "segmentation"}
+TASKS |= {STYLIZATION: "image style", SEARCH: "NAS"}
 DIFFERS = " ≠"
-_LABELS = {"sync_bn": "SyncBN", "frozen_bn": "FrozenBN", "mean_bn": "mean-only BN"}
 # Why a module differs from the paper's table, by what its entry contains.
 _REASONS = {
     "Ω": "Ω, the set of mixed methods, is an argument of the layer",
@@ -37,13 +45,18 @@ _REASONS = {
 
 
 def table1(
-    census: Sequence[CensusRow], published: Mapping[str, Mapping[str, str | None]]
+    census: Sequence[CensusRow],
+    published: Mapping[str, Mapping[str, str | None]],
+    runs: Sequence[Run] = (),
 ) -> Document:
     """Table 1 counted in the modules, with the paper's row beneath each and differences marked.
 
-    ``census``: a row per method, all at one size [N, C, H, W]. CSV: one row per method, with the
-    measured exponents and the elements that operators read and write.
+    ``census``: a row per method, all at one size [N, C, H, W]. ``runs``: whose tasks are marked.
+    CSV: one row per method, with the measured exponents and the elements that operators read and
+    write.
     """
+    tasks = tasks_of(runs)
+    census = [{**row, "tasks": tasks.get(row["method"])} for row in census]
     rows: list[Row] = []
     notes: list[str] = []
     for row in census:
@@ -56,7 +69,8 @@ def table1(
         for column in differing:
             reasons = [text for mark, text in _REASONS.items() if mark in (ours[column] or "")]
             notes.append(
-                f"{_label(method)}, {COLUMNS[column]}: {_entry_text(column, ours[column])} here, "
+                f"{method_label(method)}, {COLUMNS[column]}: "
+                f"{_entry_text(column, ours[column])} here, "
                 f"{_entry_text(column, paper[column] if paper else None)} in the paper"
                 + (f": {'; '.join(reasons)}." if reasons else ".")
             )
@@ -69,11 +83,11 @@ def table1(
             **{f"paper_{column}": paper[column] for column in COLUMNS if paper},
             "differs": ";".join(differing),
         }
-        rows.append(Row(_label(method), list(texts.values()), rule=bool(rows), csv=[csv]))
+        rows.append(Row(method_label(method), list(texts.values()), rule=bool(rows), csv=[csv]))
         rows += [_paper_row(paper)] if paper else []
     counted = {row["method"] for row in census}
     for method in (method for method in published if method not in counted):
-        rows.append(Row(_label(method), ("not in this project",) + (MISSING,) * 5, rule=True))
+        rows.append(Row(method_label(method), ("not in this project",) + (MISSING,) * 6, rule=True))
         rows.append(_paper_row(published[method]))
     n, c, h, w = census[0]["size"]
     grid = Grid(
@@ -87,10 +101,24 @@ def table1(
             "affect outputs or state. Statistics are the distinct means and variances computed for "
             "one batch; primed ones are stored. Complexity is how the number of elements that "
             "operators read and write to compute the statistics grows as N, C and HW double.",
-            "The paper's columns of networks and tasks do not concern modules and are left out.",
+            f"Tasks: those in which a run of the method has finished, of {len(runs)} below --runs; "
+            "the paper's are its ticks (not known for BKN and WN). NAS is the LSTM of Sec. 4.4, so "
+            "that the paper's columns of networks are left out.",
         ),
     )
     return Document("Table 1", [f"{grid.caption}\n\n{grid_markdown(grid)}"], [[grid]])
+
+
+def tasks_of(runs: Sequence[Run]) -> dict[str, str]:
+    """Method -> the tasks of Table 1 in which a run of it has finished. A network that a search
+    found is not a run of the method that found it."""
+    tasks: dict[str, set[str]] = {}
+    for run in runs:
+        if run.state == FINISHED and (run.cell.model != FOUND or run.cell.task):
+            masks = ["masks"] * ("mask_ap" in run.counted_evaluations[run.statistics])
+            for method in run.cell.norm.split("+"):
+                tasks.setdefault(method, set()).update([run.cell.task, *masks])
+    return {m: ", ".join(TASKS[task] for task in TASKS if task in of) for m, of in tasks.items()}
 
 
 def complexity(exponents: Mapping[str, float] | None) -> str | None:
@@ -111,9 +139,8 @@ def differences(row: CensusRow, published: Mapping[str, str | None] | None) -> l
     if published is None:
         return []
     ours = _entries(row)
-    return [
-        column for column in COLUMNS if _unordered(ours[column]) != _unordered(published[column])
-    ]
+    columns = [column for column in COLUMNS if column != "tasks"]
+    return [c for c in columns if _unordered(ours[c]) != _unordered(published[c])]
 
 
 def _entries(row: CensusRow) -> dict[str, str | None]:
@@ -124,6 +151,7 @@ def _entries(row: CensusRow) -> dict[str, str | None]:
         "statistics": ", ".join(row["statistics"]) or None,
         "complexity": complexity(row["exponents"]),
         "count": row["count_formula"],
+        "tasks": row.get("tasks") or None,
     }
 
 
@@ -135,10 +163,6 @@ def _unordered(entry: str | None) -> Counter[str]:
         return Counter(part.strip() for part in entry.split(","))
     terms = (re.findall(r"[^\W\d](?:\^[\d.]+)?|\d+", term) for term in entry.split("+"))
     return Counter("".join(sorted(term)) for term in terms)
-
-
-def _label(method: str) -> str:
-    return _LABELS.get(method, method_label(method))
 
 
 def _paper_row(paper: Mapping[str, str | None]) -> Row:

@@ -44,11 +44,11 @@ def write_tables(
     ``<out>/<table>.md``, ``.tex`` and ``.csv``. What is printed has no sections beneath the tables,
     and with ``--brief`` no notes.
 
-    Table 1 needs no runs. By default it is left out without ``census``, and printed only if it was
-    requested, because it is always the same.
+    Table 1 needs no runs, whose tasks it marks. By default it is left out without ``census``, and
+    printed only if it was requested.
 
     Args:
-        runs_dir: folder of the runs for the other tables.
+        runs_dir: folder of the runs.
         paper_file: the published numbers; None leaves them out.
         census: takes the census of the modules for Table 1, see
             :func:`sn_imagenet.benchmark.census.census`.
@@ -71,13 +71,13 @@ def write_tables(
         raise UserError(f"epoch '{epoch}': expected one of {', '.join(EPOCH_CHOICES)}")
     paper = read_paper(paper_file)
     collection, warnings = RunCollection((), runs_dir), list[str]()
-    if RUN_TABLES.keys() & set(names):
+    if RUN_TABLES.keys() & set(names) or any(runs_dir.rglob("result.json")):
         collection, warnings = RunCollection.read(runs_dir, paper, **options)
     paths: list[Path] = []
     shown = []
     for name in names:
         if census and name == "table1":
-            document = table1(census(), paper.table1)
+            document = table1(census(), paper.table1, collection.runs)
         else:
             document = RUN_TABLES[name](collection)
         if only or name in RUN_TABLES:

@@ -26,9 +26,9 @@ from sn_imagenet.reporting.study import RunCollection, Study, conflict_warnings,
 from sn_imagenet.reporting.table2 import accuracy_document
 from sn_imagenet.runs import Run, Setting
 
-_NORM_ARGS = "norm.args."
+_NORM_KEYS = ("norm.args.", "norm.own_parameters.")
 # Keys that do not affect BN, which has no lambdas.
-_SN_KEYS = (_NORM_ARGS, "protocol.lambda_weight_decay")
+_SN_KEYS = (*_NORM_KEYS, "protocol.lambda_weight_decay")
 # Depends on the setting (no BN at one sample), so it is not a change of the protocol.
 _OMEGA_KEY = "norm.args.omega"
 Changes = tuple[str, ...]  # ``key=value``
@@ -90,7 +90,7 @@ def _changes(runs: Sequence[Run]) -> dict[Run, Changes]:
         run: {
             key: value
             for key, value in experiment(run).items()
-            if key != _OMEGA_KEY and (key.startswith(_NORM_ARGS) or not key.startswith(CELL_KEYS))
+            if key != _OMEGA_KEY and (key.startswith(_NORM_KEYS) or not key.startswith(CELL_KEYS))
         }
         for run in runs
     }

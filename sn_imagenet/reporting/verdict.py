@@ -283,9 +283,9 @@ class Judgment:
     ``seeds`` (by label of a cell) and ``settings``: what it is about."""
 
     verdict: Verdict
-    comparisons: tuple[Comparison, ...]
-    verdicts: tuple[Verdict, ...]
-    runs: tuple[Run, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    runs: tuple[Run, ...] = ()
     seeds: dict[str, int] = field(default_factory=dict)
     settings: tuple[Setting, ...] = ()
     note: str = ""

@@ -15,13 +15,7 @@ from torch import Tensor
 
 from sn_imagenet.overrides import quoted
 from sn_imagenet.runs.directory import RunDirectory
-from sn_imagenet.runs.files import (
-    RunError,
-    advice,
-    disk_errors,
-    printable,
-    write_atomically,
-)
+from sn_imagenet.runs.files import RunError, advice, disk_errors, printable, write_atomically
 from sn_imagenet.runs.reading import open_to_read
 
 VERSION = 1

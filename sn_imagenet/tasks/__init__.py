@@ -5,14 +5,7 @@
 """
 
 from sn_imagenet.tasks.prepare import Prepared, prepare, require_same_data
-from sn_imagenet.tasks.task import (
-    Clock,
-    Evaluator,
-    Losses,
-    Optimization,
-    Task,
-    build_task,
-)
+from sn_imagenet.tasks.task import Clock, Evaluator, Losses, Optimization, Task, build_task
 
 __all__ = [
     "Clock",

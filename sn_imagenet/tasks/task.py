@@ -17,12 +17,7 @@ from torch import Tensor, nn
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.data.batches import ImageBatch
 from sn_imagenet.data.datasets import DataSets, build
-from sn_imagenet.data.loaders import (
-    BatchLoader,
-    calibration_loader,
-    eval_loader,
-    train_loader,
-)
+from sn_imagenet.data.loaders import BatchLoader, calibration_loader, eval_loader, train_loader
 from sn_imagenet.distributed import Batch, Microbatch, Placement, rank, world_size
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import SavedWeights, load_weights
@@ -267,10 +262,13 @@ class Task(ABC):
         return []
 
 
-def parameter_groups(
-    network: nn.Module, options_of: Callable[[str, bool], Mapping[str, float]]
-) -> list[dict[str, Any]]:
-    """The trained parameters for an optimizer, in groups of equal options.
+def sgd(
+    network: nn.Module,
+    config: ExperimentConfig,
+    learning_rate: Callable[[int], float],
+    options_of: Callable[[str, bool], Mapping[str, float]],
+) -> dict[str, Optimization]:
+    """The protocol's SGD over the trained parameters, in groups of equal options.
 
     Args:
         options_of: the options of a parameter, from its name in its module and whether the module
@@ -283,7 +281,10 @@ def parameter_groups(
         if parameter.requires_grad:
             options = tuple(options_of(kind, module in layers).items())
             groups.setdefault(options, []).append(parameter)
-    return [{"params": parameters, **dict(options)} for options, parameters in groups.items()]
+    params = [{"params": parameters, **dict(options)} for options, parameters in groups.items()]
+    momentum = config.protocol.momentum
+    optimizer = torch.optim.SGD(params, lr=config.initial_lr, momentum=momentum, fused=True)
+    return {"optimizer": Optimization(optimizer, learning_rate)}
 
 
 Fact = tuple[str, Any, Any]

@@ -19,11 +19,7 @@ from sn_imagenet.distributed import (
     world_size,
 )
 from sn_imagenet.errors import ConfigError
-from sn_imagenet.evaluation import (
-    importance_weight_records,
-    validate,
-    validate_calibrated,
-)
+from sn_imagenet.evaluation import importance_weight_records, validate, validate_calibrated
 from sn_imagenet.norms.control import stores_statistics
 from sn_imagenet.runs import RunDirectory, experiment_values
 from sn_imagenet.runs.checkpoint import CheckpointSaver

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
-from run_files import PAPER, config, csv_rows, scored_result, table_rows, write_run
+from run_files import (
+    PAPER,
+    config,
+    csv_rows,
+    finished_run,
+    result,
+    scored_result,
+    table_rows,
+    write_run,
+)
+from run_files import weights as layer_weights
 
 from sn_imagenet.reporting.cells import method_label
 from sn_imagenet.reporting.claims_report import write_claims
+from sn_imagenet.reporting.figures import files
 from sn_imagenet.reporting.figures.files import TASK_FIGURES
 from sn_imagenet.reporting.study import RunCollection, studies_of
+from sn_imagenet.reporting.table1 import tasks_of
 from sn_imagenet.reporting.tables import write_tables
-from sn_imagenet.runs import stage_of
+from sn_imagenet.runs import find_runs, stage_of
 from sn_imagenet.runs.scores import Score
 
 SCORE = Score("ap", "AP", "%")
@@ -147,9 +160,46 @@ def test_figures_of_detection(runs: Path, tmp_path: Path) -> None:
     assert figures["found"].ticks == ["truth", "SN", "GN"] and len(figures["found"].panels) == 4
     curves = {one.label: (one.x, one.y) for one in figures["fig5"].panels["(8,2)"]}
     assert curves == {"GN": ([5, 10], [15, 30]), "SN": ([5, 10], [15, 30])}
-    assert figures["parts"].ticks == ["ResNet", "FPN", "box head", "mask head"]
+    parts = ["detection backbone", "FPN", "box head", "mask head"]
+    assert figures["parts"].ticks == [f"{part}\n(8,2)\ncells, pretrained" for part in parts]
     ln = next(one for one in figures["parts"].panels["μ"] if one.label == "LN")
     assert ln.y == pytest.approx([0.3, 0.3, 0.6, 0.6]) and len(ln.values[2]) == 3
+
+
+def test_table_1_marks_the_tasks_of_finished_runs(runs: Path) -> None:
+    tasks = tasks_of(find_runs(runs).runs)
+    assert set(tasks) == {"frozen_bn", "bn", "gn", "sn"}
+    assert set(tasks.values()) == {"detection, segmentation"}
+
+
+def test_figure_1c_is_of_all_tasks(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "draw_study", lambda *args: ())  # the figures of a study take long
+    assert not files.write_figures(runs, tmp_path / "out").paths  # detection alone
+    for seed in range(3):
+        for batch in ("8x32", "8x2"):
+            finished_run(runs, 90.0, norm="sn", batch=batch, seed=seed)
+    other = config("sn", "8x32", seed=3)
+    other["trainer"]["epochs"] = 20  # another protocol than most
+    write_run(runs, other, result(other))
+    written = files.write_figures(runs, tmp_path / "out")
+    data = json.loads((tmp_path / "out" / "fig1c.json").read_text())
+    cells = "(8,2)\ncells, pretrained\ncells, scratch"
+    parts = ("detection backbone", "FPN", "box head", "mask head")
+    assert data["ticks"] == [
+        "classification\n(8,32)\ndigits",
+        *(f"{part}\n{cells}" for part in parts),
+        *(f"{part}\nno run of SN" for part in ("stylization", "LSTM of the search")),
+    ]
+    assert "fig1c: no finished SN run for stylization, LSTM of the search" in written.warnings
+    entries = [one for one in data["series"] if one["label"] == "LN"]
+    assert [one["panel"] for one in entries] == ["μ", "σ", "μ and σ"]
+    trained = [layer for seed in range(3) for layer in layer_weights(["in", "ln", "bn"], seed)]
+    means = [fmean(layer[kind]["ln"] for layer in trained) for kind in ("mean", "variance")]
+    for one, mean in zip(entries, [*means, fmean(means)], strict=True):
+        assert one["y"] == pytest.approx([mean, 0.3, 0.3, 0.6, 0.6], rel=1e-5)
+        assert list(map(len, one["values"])) == [3, 2, 2, 2, 2]  # seeds, networks
 
 
 def test_labels_and_stages() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_files import PAPER, REPOSITORY
@@ -15,10 +16,19 @@ from sn_imagenet.reporting.page import write_page
 from sn_imagenet.reporting.tables import RUN_TABLES, write_tables
 
 RESULTS = REPOSITORY / "results"
-STUDIES = [
-    folder.parent for folder in sorted(RESULTS.glob("*/runs")) if folder.parent.name != "demo"
-]
+FILES = [*RESULTS.glob("*/runs"), *RESULTS.glob("*/report.html")]
+STUDIES = sorted({file.parent for file in FILES if file.parent.name != "demo"})
+# Reports of parts of one folder of runs, as in the Makefile.
+PARTS: dict[str, dict[str, Any]] = {
+    "small_batch": {"settings": ["8x32", "8x8", "8x2", "8x1"]},
+    "imagenette": {"methods": ["bn", "gn", "sn"]},
+}
 each_study = pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+
+
+def runs_of(study: Path) -> Path:
+    folder = study.with_name("small_batch") if study.name == "imagenette" else study
+    return folder / "runs"
 
 
 @each_study
@@ -26,7 +36,7 @@ def test_tables_regenerate_byte_for_byte(study: Path, tmp_path: Path) -> None:
     tables = [name for name in RUN_TABLES if (study / f"{name}.md").exists()]
     if not tables:
         pytest.skip("a study in progress, which has no tables yet")
-    write_tables(study / "runs", tmp_path, PAPER, tables)
+    write_tables(runs_of(study), tmp_path, PAPER, tables, **PARTS.get(study.name, {}))
     for file in tmp_path.iterdir():
         assert file.read_bytes() == (study / file.name).read_bytes(), file.name
 
@@ -40,7 +50,7 @@ def test_figures_show_the_same_numbers(study: Path, tmp_path: Path) -> None:
     committed = figures(study)
     if not committed:
         pytest.skip("a study without figures")
-    write_figures(study / "runs", tmp_path)
+    write_figures(runs_of(study), tmp_path, **PARTS.get(study.name, {}))
     assert figures(tmp_path) == committed
     for name in committed:
         assert json.loads((tmp_path / name).read_text()) == json.loads((study / name).read_text())
@@ -52,7 +62,8 @@ def test_verdicts_regenerate_byte_for_byte(study: Path, tmp_path: Path) -> None:
     if not (study / "claims.json").exists():
         pytest.skip("a study without verdicts")
     expected = RESULTS / "expected" / f"{study.name}.yaml"
-    write_claims(study / "runs", tmp_path, PAPER, expected if expected.exists() else None)
+    statements = expected if expected.exists() else None
+    write_claims(runs_of(study), tmp_path, PAPER, statements, **PARTS.get(study.name, {}))
     for name in ("claims.json", "claims.md"):
         assert (tmp_path / name).read_bytes() == (study / name).read_bytes()
 
@@ -70,7 +81,7 @@ def test_reports_regenerate_but_for_their_pictures(study: Path, tmp_path: Path) 
 
 @each_study
 def test_results_are_complete_and_contain_no_absolute_path(study: Path) -> None:
-    files = sorted((study / "runs").rglob("result.json"))
+    files = sorted(runs_of(study).rglob("result.json"))
     assert files
     for file in files:
         text = file.read_text()

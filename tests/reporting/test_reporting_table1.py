@@ -85,7 +85,8 @@ def test_the_document() -> None:
     assert labels[:5] == ["BN", "– paper", "BRN", "– paper", "SyncBN"]
     # Methods that the paper lists and the modules do not.
     assert labels[5::2] == ["IN", "LN", "GN", "BKN", "WN", "SN"]
-    assert lines[2][1:] == ["γ, β", "2C = 12", "ϵ, p", "μ, σ, μ′, σ′", "O(NCHW)", "2C = 12"]
+    assert lines[2][1:7] == ["γ, β", "2C = 12", "ϵ, p", "μ, σ, μ′, σ′", "O(NCHW)", "2C = 12"]
+    assert [line[7] for line in lines[2:4]] == ["—", "classification, detection"]
     assert lines[4][3] == "p, ϵ, r, d, warmup_steps ≠"
     (note,) = [line for line in document.markdown.splitlines() if line.startswith("- BRN")]
     assert "p, ϵ, r, d in the paper: the steps are the end points of Ioffe's" in note

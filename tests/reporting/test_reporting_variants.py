@@ -41,6 +41,8 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[Rows, str]:
     write(root / "runs", "undecayed", "sn", SN_DROPPED, {"protocol.lambda_weight_decay": 0.0})
     own = {"norm.args": {"omega": ["in", "ln", "bn"], "instance_correction": 1}}
     write(root / "runs", "corrected", "sn", SN_CORRECTED, own)
+    faster = {"norm.own_parameters": {"lr_scale": 10.0}}
+    write(root / "runs", "faster", "sn", SN_CORRECTED, faster)
     written = write_tables(root / "runs", root / "out", PAPER, ["variants"])
     assert not written.warnings
     return csv_rows(root / "out" / "variants.csv", "change", "number"), markdown_of(written)
@@ -57,6 +59,7 @@ def test_a_row_for_each_change_and_one_for_bns_batch_average(
     assert list(dict.fromkeys(change for change, _ in rows)) == [
         "as most runs",
         "norm.args.instance_correction=1",
+        "norm.own_parameters.lr_scale=10.0",
         "protocol.dropout=0.5",
         "protocol.lambda_weight_decay=0.0",
         "BN by batch average",

@@ -34,7 +34,8 @@ from sn_imagenet.sweeps.starters import Starter, torchrun
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
-RUN_COUNTS = {"table2": 27, "demo": 27, "digits": 270}  # as the documentation says
+# As the documentation says.
+RUN_COUNTS = {"table2": 27, "demo": 27, "digits": 270, "imagenette": 36, "imagenette_resnet50": 72}
 
 
 def composed(*overrides):
@@ -53,6 +54,12 @@ def test_the_sweeps_of_the_repository_use_known_choices_only(name):
         assert chosen <= known or group in ("seed", "task.row")
         count *= len(chosen)
     assert count == RUN_COUNTS.get(name, count)
+
+
+def test_studies_that_share_runs_have_one_protocol(composed):
+    for pair in (("imagenette", "small_batch"), ("large_batch", "cifar10_small")):
+        first, second = (composed(f"sweep={name}", "norm=sn", "batch=8x32") for name in pair)
+        assert first.to_dict() == second.to_dict()
 
 
 def test_runs_keep_their_overrides_without_those_of_the_sweep():

@@ -45,7 +45,11 @@ TASK_FIGURES: dict[str, dict[str, Plot]] = {
     },
     DETECTION: {
         "fig5": (learning.figure6b, learning.draw_side_by_side, "no run has been validated"),
-        "parts": (weights.by_part, weights.draw_figure4, NO_WEIGHTS),
+        "parts": (
+            lambda study: weights.figure1c([study]),
+            weights.draw_figure4,
+            NO_WEIGHTS,
+        ),
         "found": (pictures.found, pictures.draw, "no run has found objects (scripts/detect.py)"),
     },
 }
@@ -61,6 +65,7 @@ class NamedFigure(NamedTuple):
     why_not: str = ""
 
 
+@rc_context(STYLE)
 def plot_run(run: Run) -> list[Path]:
     """Figs. 3 and 4 of one run: ``fig3.png``, ``fig3.pdf``, ``fig4.png``, ``fig4.pdf`` in its
     directory, if it has importance weights. If it found an architecture, ``architecture.json``
@@ -72,23 +77,24 @@ def plot_run(run: Run) -> list[Path]:
     paths: list[Path] = []
     if run.state != FINISHED:
         return paths
-    with rc_context(STYLE):
-        if architecture := run.counted_evaluations[run.statistics].get("architecture"):
-            content = json.dumps(architecture, indent=1) + "\n"
-            paths.append(write_text(run.path / "architecture.json", content))
-            paths += save(draw_cells(architecture), run.path / "cells")
-        if run.weights:
-            seeds = {run.cell.setting: [run]}
-            paths += save(weights.draw_figure3(weights.figure3(seeds)), run.path / "fig3")
-            paths += save(weights.draw_figure4(weights.figure4(seeds)), run.path / "fig4")
+    if architecture := run.counted_evaluations[run.statistics].get("architecture"):
+        content = json.dumps(architecture, indent=1) + "\n"
+        paths.append(write_text(run.path / "architecture.json", content))
+        paths += save(draw_cells(architecture), run.path / "cells")
+    if run.weights:
+        seeds = {run.cell.setting: [run]}
+        paths += save(weights.draw_figure3(weights.figure3(seeds)), run.path / "fig3")
+        paths += save(weights.draw_figure4(weights.figure4(seeds)), run.path / "fig4")
     return paths
 
 
+@rc_context(STYLE)
 def write_figures(runs_dir: Path, out: Path, **options: Any) -> Written:
     """Write all figures for each study below ``runs_dir``: ``fig1.png`` etc. for one study, else
     ``fig1_<data>_<model>.png``, with the row, task and score if any. Figs. 3 and 4 have ``_<norm>``
-    appended for switchable methods other than ``sn``. A ``.json`` beside each figure has the
-    numbers that it shows. ``options``: see :meth:`.RunCollection.read`.
+    appended for switchable methods other than ``sn``. ``fig1c`` is of all studies, if these are of
+    several tasks. A ``.json`` beside each figure has the numbers that it shows. ``options``: see
+    :meth:`.RunCollection.read`.
 
     Raises:
         UserError: no runs that can be read, or a file cannot be written.
@@ -100,17 +106,23 @@ def write_figures(runs_dir: Path, out: Path, **options: Any) -> Written:
         several = sum(not each.is_found for each in studies) > 1
         suffix = f"_{study.title.replace(', ', '_')}" if several else ""
         suffix = re.sub(r"[^\w.-]", "-", suffix)
-        with rc_context(STYLE):
-            for name, drawn, why_not in draw_study(study, warnings):
-                if drawn is None:
-                    warnings.append(f"{study.title}: no {name}: {why_not}")
-                    continue
-                head, _, norm = name.partition("_")
-                stem = out / f"{head}{suffix}{'_' * bool(norm)}{norm}"
-                paths += save(drawn[0], stem, "--out")
-                numbers = stem.with_name(f"{stem.name}.json")
-                paths.append(write_text(numbers, drawn[1].to_json(), "--out"))
+        for name, drawn, why_not in draw_study(study, warnings):
+            if drawn is None:
+                warnings.append(f"{study.title}: no {name}: {why_not}")
+                continue
+            head, _, norm = name.partition("_")
+            paths += _write(drawn, out / f"{head}{suffix}{'_' * bool(norm)}{norm}")
+    tasks = {run.cell.task for run in collection.runs if run.state == FINISHED and run.weights}
+    if len(tasks) > 1 and (data := weights.figure1c(studies)):
+        missing = [part.split("\n")[0] for part in data.ticks if part.endswith("no run of SN")]
+        warnings += [f"fig1c: no finished SN run for {', '.join(missing)}"] * bool(missing)
+        paths += _write((weights.draw_figure4(data), data), out / "fig1c")
     return Written(paths, warnings)
+
+
+def _write(drawn: tuple[Figure, FigureData], stem: Path) -> list[Path]:
+    numbers = stem.with_name(f"{stem.name}.json")
+    return [*save(drawn[0], stem, "--out"), write_text(numbers, drawn[1].to_json(), "--out")]
 
 
 def draw_study(study: Study, warnings: list[str]) -> Iterator[NamedFigure]:

@@ -1,5 +1,5 @@
-"""Figs. 3 and 4: the importance weights of every SN layer, and averaged over all layers or over
-those of a detector's parts (Fig. 1(c))."""
+"""Figs. 3, 4 and 1(c): the importance weights of every SN layer, and averaged over all layers or
+those of a part."""
 
 from __future__ import annotations
 
@@ -16,16 +16,27 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from sn_imagenet.reporting.cells import method_label
-from sn_imagenet.reporting.curves import KIND_SYMBOLS, mean_weight
+from sn_imagenet.reporting.cells import experiment, method_label
+from sn_imagenet.reporting.curves import BOTH, KIND_SYMBOLS, mean_weight
+from sn_imagenet.reporting.detection import TASK as DETECTION
 from sn_imagenet.reporting.figures.means import SETTINGS
 from sn_imagenet.reporting.figures.series import FigureData, Series, spread
 from sn_imagenet.reporting.figures.style import COLORS, COLUMN, PAGE, legend_above, new_figure
+from sn_imagenet.reporting.search import SEARCH
 from sn_imagenet.reporting.study import Study
-from sn_imagenet.runs import FINISHED, LayerWeights, Run, Setting
+from sn_imagenet.reporting.stylization import STYLIZATION
+from sn_imagenet.runs import LayerWeights, Run, Setting
 
-# The parts of a detector, and how the stages of their layers begin.
-_PARTS = {"ResNet": "res", "FPN": "fpn", "box head": "box", "mask head": "mask"}
+# The parts of Fig. 1(c): the task of each, and how the stages of its layers begin.
+PARTS = {
+    "classification": ("", ""),
+    "detection backbone": (DETECTION, "res"),
+    "FPN": (DETECTION, "fpn"),
+    "box head": (DETECTION, "box"),
+    "mask head": (DETECTION, "mask"),
+    "stylization": (STYLIZATION, ""),
+    "LSTM of the search": (SEARCH, ""),
+}
 
 
 def figure3(seeds: Mapping[Setting, Sequence[Run]]) -> FigureData:
@@ -110,12 +121,14 @@ def _draw_stack(axes: Axes, series: Sequence[Series]) -> None:
         axes.text(fmean(at), -0.06, part, fontsize=7.5, **below)
 
 
-def figure4(seeds: Mapping[Any, Sequence[Run]]) -> FigureData:
-    """The weight of each member of Omega by setting (or part), panels for μ and σ: the mean over
-    layers of each seed, their mean and standard deviation. A member that is not in Omega (BN at
-    (8,1)) has no bar."""
-    panels: dict[str, list[Series]] = {symbol: [] for symbol in KIND_SYMBOLS.values()}
-    for (kind, symbol), (member, color) in product(KIND_SYMBOLS.items(), COLORS.items()):
+def figure4(
+    seeds: Mapping[Any, Sequence[Run]], kinds: Mapping[str, str] = KIND_SYMBOLS
+) -> FigureData:
+    """The weight of each member of Omega by setting (or part), panels for μ and σ (or ``kinds``):
+    the mean over layers of each seed, their mean and standard deviation. A member that is not in
+    Omega (BN at (8,1)) has no bar."""
+    panels: dict[str, list[Series]] = {symbol: [] for symbol in kinds.values()}
+    for (kind, symbol), (member, color) in product(kinds.items(), COLORS.items()):
         names, values = [], []
         for setting, runs in seeds.items():
             means = [mean_weight(run.weights, kind, member) for run in runs]
@@ -130,17 +143,46 @@ def figure4(seeds: Mapping[Any, Sequence[Run]]) -> FigureData:
     return FigureData(SETTINGS, "importance weight", panels, list(map(str, seeds)))
 
 
-def by_part(study: Study) -> FigureData | None:
-    """The weight of each member of Omega in the parts of SN's detectors, as in Fig. 4."""
-    parts: dict[Any, list[Run]] = {}
-    for (norm, setting), cell in study.drawn.items():
-        for part, stage in _PARTS.items():
-            name = f"{part} {setting}" if len(study.drawn_settings) > 1 else part
-            for run in cell.runs:
-                layers = tuple(w for w in run.weights if w.stage.startswith(stage))
-                if norm == "sn" and run.state == FINISHED and layers:
-                    parts.setdefault(name, []).append(replace(run, weights=layers))
-    return replace(figure4(parts), x="part of the detector") if parts else None
+def figure1c(studies: Sequence[Study]) -> FigureData | None:
+    """The weight of each member of Omega by task and part of SN's networks, for μ, σ and both; if
+    all studies are of one task, in its parts alone. None without a finished run.
+
+    As in the paper a part has one setting, here the one with the most samples per GPU among its
+    runs. Their weights are averaged over layers and seeds, then over the networks, if there are
+    several. Where runs of a network differ in more than the seed, those of the protocol that most
+    of them have count. A part without a run has no bars."""
+    parts: dict[str, list[Run]] = {}
+    tasks = {study.task for study in studies}
+    shown = [part for part in PARTS.items() if len(tasks) > 1 or part[1][0] in tasks]
+    for part, (task, stage) in shown:
+        networks = _networks([study for study in studies if study.task == task], stage)
+        setting = max(networks, key=lambda s: (s.samples_per_gpu, s.gpus), default=None)
+        seeds = networks[setting] if setting else []
+        names = dict.fromkeys(", ".join(filter(None, (r.cell.data, r.cell.row))) for r, *_ in seeds)
+        name = "\n".join((part, str(setting or "no run of SN"), *names))
+        merged = [
+            replace(runs[0], weights=tuple(layer for run in runs for layer in run.weights))
+            for runs in seeds
+        ]
+        parts[name] = seeds[0] if len(seeds) == 1 else merged
+    x = "mean over layers at the most samples per GPU; dots: networks, or the seeds of the only one"
+    data = figure4(parts, {**KIND_SYMBOLS, BOTH: "μ and σ"})
+    return replace(data, x=x) if any(parts.values()) else None
+
+
+def _networks(studies: Sequence[Study], stage: str) -> dict[Setting, list[list[Run]]]:
+    """The seeds of each network by setting: finished runs of SN, with the layers of a stage."""
+    networks: dict[Setting, list[list[Run]]] = {}
+    for study in studies:
+        for setting in study.settings_of("sn"):
+            protocols: dict[Any, list[Run]] = {}
+            for run in study.cell("sn", setting).finished:
+                if layers := tuple(w for w in run.weights if w.stage.startswith(stage)):
+                    protocol = frozenset(experiment(run).items())
+                    protocols.setdefault(protocol, []).append(replace(run, weights=layers))
+            if protocols:
+                networks.setdefault(setting, []).append(max(protocols.values(), key=len))
+    return networks
 
 
 def draw_figure4(data: FigureData) -> Figure:
@@ -149,20 +191,22 @@ def draw_figure4(data: FigureData) -> Figure:
     settings = data.ticks
     count = max(map(len, data.panels.values()))
     width = 0.8 / count
-    figure = new_figure(max(COLUMN, 1.0 + 0.62 * len(settings)), 3.6)
-    panels = figure.subplots(2, 1, sharex=True, sharey=True)
+    longest = max(len(line) for setting in settings for line in setting.split("\n"))
+    wide = 1.0 + max(0.62, 0.065 * longest) * len(settings)
+    figure = new_figure(max(COLUMN, wide), 1.8 * len(data.panels))
+    panels = figure.subplots(len(data.panels), 1, sharex=True, sharey=True)
     for axes, (symbol, series) in zip(panels, data.panels.items(), strict=True):
         for i, one in enumerate(series):
             x = [settings.index(str(s)) + (i - (count - 1) / 2) * width for s in one.x]
             style = {"error_kw": {"lw": 0.8, "capsize": 0}, "label": one.label, **one.style}
             axes.bar(x, one.y, 0.92 * width, yerr=one.errors, **style)
-            dots = [(at, v) for at, vs in zip(x, one.values, strict=True) for v in vs]
-            if one.high:
-                axes.plot(*zip(*dots, strict=True), "o", ms=1.8, mfc="white", mec="black", mew=0.4)
+            for at, values in zip(x, one.values, strict=True):
+                dots = values if len(values) > 1 else ()
+                axes.plot([at] * len(dots), dots, "o", ms=1.8, mfc="white", mec="black", mew=0.4)
         axes.set_ylabel(f"{data.y}, {symbol}")
     tops = [v for series in data.panels.values() for one in series for vs in one.values for v in vs]
     panels[0].set_ylim(0, 1.12 * max(tops))
-    panels[1].set_xticks(range(len(settings)), settings)
-    panels[1].set(xlim=(-0.6, len(settings) - 0.4), xlabel=data.x)
+    panels[-1].set_xticks(range(len(settings)), settings)
+    panels[-1].set(xlim=(-0.6, len(settings) - 0.4), xlabel=data.x)
     legend_above(figure, *panels[0].get_legend_handles_labels())
     return figure

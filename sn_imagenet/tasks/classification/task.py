@@ -22,7 +22,7 @@ from sn_imagenet.tasks.classification.accuracy import AccuracyEvaluator, correct
 from sn_imagenet.tasks.classification.departures import departures
 from sn_imagenet.tasks.classification.detail import Detail, classes_csv, logits_npz
 from sn_imagenet.tasks.classification.dropout import PlacedDropout
-from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task, parameter_groups
+from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task, sgd
 
 
 class Classification(Task):
@@ -95,13 +95,7 @@ class Classification(Task):
             is_own = in_norm and kind not in ("weight", "bias")
             return {"weight_decay": protocol.weight_decay, **(own if is_own else {})}
 
-        optimizer = torch.optim.SGD(
-            parameter_groups(network, options_of),
-            lr=config.initial_lr,
-            momentum=protocol.momentum,
-            fused=True,
-        )
-        return {"optimizer": Optimization(optimizer, learning_rate)}
+        return sgd(network, config, learning_rate, options_of)
 
     def losses(
         self,

@@ -27,7 +27,7 @@ from sn_imagenet.tasks.detection.evaluator import CocoEvaluator, category_csv
 from sn_imagenet.tasks.detection.images import DetectionBatch, DetectionDataset
 from sn_imagenet.tasks.detection.models import C4Head, build_detector
 from sn_imagenet.tasks.detection.sampling import CalibrationSampler, GroupSampler
-from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task, parameter_groups
+from sn_imagenet.tasks.task import Clock, Losses, Optimization, Task, sgd
 
 PARTS = ("train", "val")
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
@@ -169,13 +169,7 @@ class Detection(Task):
             options = (in_norms if in_norm else elsewhere).get(kind, (decay, 1.0))
             return dict(zip(("weight_decay", "lr_scale"), options, strict=True))
 
-        optimizer = torch.optim.SGD(
-            parameter_groups(network, options_of),
-            lr=config.initial_lr,
-            momentum=protocol.momentum,
-            fused=True,
-        )
-        return {"optimizer": Optimization(optimizer, learning_rate)}
+        return sgd(network, config, learning_rate, options_of)
 
     def losses(
         self,

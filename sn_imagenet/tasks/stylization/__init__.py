@@ -2,5 +2,3 @@
 
 from sn_imagenet.tasks.stylization.stylize import stylize_folder
 from sn_imagenet.tasks.stylization.task import Stylization
-
-__all__ = ["Stylization", "stylize_folder"]
