@@ -24,7 +24,7 @@ from sn_imagenet.norms.closed_form.triton_tables import (
     takes_tables,
 )
 from sn_imagenet.norms.kernels import CPP, TRITON, as_dense, kernels_for, with_layout_of
-from sn_imagenet.norms.kernels.cpp import batch_statistics, numbers_of
+from sn_imagenet.norms.kernels.cpp import MEMBERS
 from sn_imagenet.norms.moment_norm import MomentNorm2d
 from sn_imagenet.norms.moments import Moments, Statistics
 from sn_imagenet.norms.op import normalize_with
@@ -101,11 +101,12 @@ class MixtureNorm2d(MomentNorm2d):
             momentum, unbias = (None, 0.0) if update is None else (float(update[0]), update[1])
             y, tables = torch.ops.sn_imagenet.mixture.default(
                 *(x, residual, *parameters, *running),
-                *(numbers_of(tuple(self.omega)), self.num_groups, replicas),
+                *([MEMBERS[member] for member in self.omega], self.num_groups, replicas),
                 *(self.eps, self.relu, stored, momentum, unbias),
             )
             if self._stores_batch and update is None:
-                return y, batch_statistics(tables, replicas, self.num_features)
+                mean, var = tables[-2 * replicas * self.num_features :].chunk(2)  # BN's
+                return y, (mean.view(1, replicas, -1), var.view(1, replicas, -1))
             return y, None
         if kernels is TRITON and takes_tables(x, *parameters, *running):
             layout = _layout(tuple(self.omega), self.num_groups, x.shape, replicas, self.eps)

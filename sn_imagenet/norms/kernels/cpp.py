@@ -18,17 +18,10 @@ from sn_imagenet.norms.kernels.tables import NotDifferentiable
 
 SOURCE = Path(__file__).with_name("operators.cpp")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-OTHERWISE = "normalization uses PyTorch's own operators on the CPU"
-MEMBERS = ("in", "ln", "bn", "gn")
-"""The members of a mixture, in the order of their numbers in combine.h."""
+MEMBERS = {"in": 0, "ln": 1, "bn": 2, "gn": 3}
+"""The members of a mixture and their numbers in combine.h."""
 _BUILD_LOCK = threading.Lock()
 _LIBRARY = torch.library.Library("sn_imagenet", "IMPL")
-
-
-@cache
-def numbers_of(omega: tuple[str, ...]) -> tuple[int, ...]:
-    """The numbers of the members of ``omega``, for the operator ``mixture``."""
-    return tuple(MEMBERS.index(member) for member in omega)
 
 
 @cache
@@ -42,7 +35,7 @@ def is_built() -> bool:
             *("-std=c++20", f"-I{include}", f"-I{include / 'torch/csrc/api/include'}"),
             *("-Wl,--no-as-needed", f"-L{include.with_name('lib')}", "-ltorch_cpu", "-lc10"),
             f"-DBUILT_FOR_TORCH_{version}",
-            otherwise=OTHERWISE,
+            otherwise="normalization uses PyTorch's own operators on the CPU",
         )
         if library is not None and not hasattr(torch.ops.sn_imagenet, "mixture"):
             library.register_operators()
@@ -59,7 +52,7 @@ class CppBackend:
     """One vectorized loop per kernel and memory layout, over PyTorch's number of threads.
 
     Contiguous maps are centered on their exact mean in a second read, served by the cache.
-    channels_last maps are centered chunk by chunk and merged by Chan et al.'s update.
+    channels_last maps are read once, each chunk of pixels centered on the mean of those before it.
     """
 
     name = "cpp"
@@ -85,12 +78,6 @@ class CppBackend:
     ) -> Tensor:
         dx: Tensor = torch.ops.sn_imagenet.input_gradient(grad, x, mean, tables, line, relu)
         return dx
-
-
-def batch_statistics(tables: Tensor, replicas: int, channels: int) -> tuple[Tensor, Tensor]:
-    """BN's mean and biased variance, each [1, R, C], in the tables of the operator ``mixture``."""
-    mean, var = tables[-2 * replicas * channels :].view(2, 1, replicas, channels).unbind()
-    return mean, var
 
 
 def _backward_with_graph(*arguments: Any) -> tuple[Tensor | None, ...]:

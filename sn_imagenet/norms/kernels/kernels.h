@@ -127,8 +127,9 @@ template <bool Columns, typename Body> inline void over_samples(const Sizes& s, 
   }
 }
 
-// Pixels of channels_last memory that are summed before they are added to the total: few enough to
-// stay in cache for a second read, enough that merging costs little.
+// Pixels of channels_last memory that are summed before they are added to the total: enough that
+// merging costs little.
+constexpr Index kFirstChunk = 16;
 inline Index chunk_size(Index channels) { return std::max<Index>(16, 8192 / channels); }
 
 // Calls body(first, integral_constant pixels) for four pixels at a time, then for single ones.
@@ -156,7 +157,11 @@ void moments_of_rows(const T* x, S* mean, S* var, const Sizes& s) {
   });
 }
 
-// One chunk of pixels at a time, each centered on its own mean, merged by Chan et al.'s update.
+// One read. Each chunk of pixels is centered on the mean of those before it, and its sums are then
+// moved to the mean of both. The squares lose the digits of d^2 over the variance, where d is the
+// change of the center. The first chunk is centered on its first value, so that d^2 is at most its
+// variance times its number of pixels, which is small. A later chunk is at most as long as all
+// before it, so that the variance of both has a quarter of d^2 in it.
 template <bool Columns, typename T, typename S>
 void moments_of_columns(const T* x, S* mean, S* var, const Sizes& s) {
   const Index area = s.area, size = chunk_size(s.channels);
@@ -167,48 +172,36 @@ void moments_of_columns(const T* x, S* mean, S* var, const Sizes& s) {
     std::fill_n(total_mean, width, S(0));
     std::fill_n(total_square, width, S(0));
     std::vector<S> buffer(2 * width);
-    S *__restrict mu = buffer.data(), *__restrict square = mu + width;
-    for (Index start = 0; start < area; start += size) {
-      const Index count = std::min(size, area - start);
+    S *__restrict total = buffer.data(), *__restrict square = total + width;
+    for (Index start = 0, count; start < area; start += count) {
+      count = std::min({size, std::max(start, kFirstChunk), area - start});
       const T* chunk = x + at + start * next;
-      std::fill_n(mu, 2 * width, S(0));
+      std::fill_n(total, 2 * width, S(0));
       by_four(count, [=](Index i, auto run) {
         const T* __restrict pixel = chunk + i * next;
 #pragma omp simd
         for (Index c = 0; c < width; ++c) {
-          S total = 0;
-          for (int r = 0; r < run(); ++r)
-            total += load(pixel + r * next + c * step) - load(origin + c * step);
-          mu[c] += total;
-        }
-      });
-      const S inverse = S(1) / S(count);
-#pragma omp simd
-      for (Index c = 0; c < width; ++c) mu[c] *= inverse;
-      by_four(count, [=](Index i, auto run) {
-        const T* __restrict pixel = chunk + i * next;
-#pragma omp simd
-        for (Index c = 0; c < width; ++c) {
-          S total = 0;
+          S sum = 0, sum_square = 0;
           for (int r = 0; r < run(); ++r) {
-            S value = load(pixel + r * next + c * step) - load(origin + c * step);
-            total += (value - mu[c]) * (value - mu[c]);
+            const S value = load(pixel + r * next + c * step) - load(origin + c * step);
+            const S centered = value - total_mean[c];
+            sum += centered;
+            sum_square += centered * centered;
           }
-          square[c] += total;
+          total[c] += sum;
+          square[c] += sum_square;
         }
       });
-      const S share = S(count) / S(start + count);
-      const S spread = S(start) * share;
+      const S share = S(1) / S(start + count);
 #pragma omp simd
       for (Index c = 0; c < width; ++c) {
-        S delta = mu[c] - total_mean[c];
-        total_mean[c] += delta * share;
-        total_square[c] += square[c] + delta * delta * spread;
+        total_mean[c] += total[c] * share;
+        total_square[c] += square[c] - total[c] * total[c] * share;
       }
     }
     for (Index c = 0; c < width; ++c) {
       total_mean[c] += load(origin + c * step);
-      total_square[c] /= S(area);
+      total_square[c] = std::max(total_square[c] / S(area), S(0));
     }
   });
 }

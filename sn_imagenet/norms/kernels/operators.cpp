@@ -5,6 +5,7 @@
 // shape, and computes nothing.
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -21,8 +22,6 @@ using MaybeTensor = std::optional<Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr Index kGrain = 32768;  // with fewer elements a second thread costs more than it saves
-
 // Calls body<T, S>(sizes) with the activation's type and that of its tables, unless x is fake.
 template <typename Body> void by_type(const Tensor& x, Body body) {
   if (x.is_meta()) return;
@@ -30,7 +29,7 @@ template <typename Body> void by_type(const Tensor& x, Body body) {
   const Index area = x.size(2) * x.size(3);
   // A 1x1 map has both layouts; as [N, C] it has long rows.
   const Sizes sizes{x.size(0), x.size(1), area, area == 1 || !x.is_contiguous(),
-                    x.numel() > kGrain ? at::get_num_threads() : 1};
+                    x.numel() > kEntriesForThreads ? at::get_num_threads() : 1};
   switch (x.scalar_type()) {
     case at::kFloat: return body.template operator()<float, float>(sizes);
     case at::kDouble: return body.template operator()<double, double>(sizes);
@@ -39,9 +38,7 @@ template <typename Body> void by_type(const Tensor& x, Body body) {
   }
 }
 
-at::ScalarType table_type(const Tensor& x) {
-  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
+at::ScalarType table_type(const Tensor& x) { return at::toOpMathType(x.scalar_type()); }
 
 Tensor new_table(const Tensor& x, c10::SymIntArrayRef shape) {
   if (x.is_meta()) return at::empty_symint(shape, x.options().dtype(table_type(x)));
@@ -59,15 +56,11 @@ MaybeTensor as_table(const MaybeTensor& tensor, const Tensor& x) {
   return tensor->to(table_type(x)).contiguous();
 }
 
-at::MemoryFormat layout_of(const Tensor& x) {
-  return x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
-}
-
 // The memory of an activation, which has x's shape, dtype and layout; null if it is absent.
 template <typename T> T* pixels(const MaybeTensor& tensor, const Tensor& x) {
   if (!tensor || !tensor->defined()) return nullptr;
   TORCH_CHECK(tensor->scalar_type() == x.scalar_type() && tensor->sizes() == x.sizes() &&
-                  tensor->is_contiguous(layout_of(x)), "expected ", x.sizes(), " of ",
+                  tensor->is_contiguous(x.suggest_memory_format()), "expected ", x.sizes(), " of ",
               x.scalar_type(), ", contiguous or channels_last as x");
   return static_cast<T*>(tensor->data_ptr());
 }
@@ -197,7 +190,7 @@ Gradients mixture_backward(const Tensor& grad, const Tensor& x, const MaybeTenso
   by_type(x, [&]<typename T, typename S>(const Sizes& s) {
     const Layout layout = layout_for(s, members, channel_groups, replicas);
     const Index size = buffer_size(x, members, channel_groups, replicas).expect_int();
-    const Tensor dy = grad.to(x.scalar_type()).contiguous(layout_of(x));
+    const Tensor dy = grad.to(x.scalar_type()).contiguous(x.suggest_memory_format());
     const Tensor gradients = new_table(x, {size});
     const Tables<S> t(layout, table<S>(tables, size)), g(layout, table<S>(gradients, size));
     const T *from = pixels<T>(x, x), *change = pixels<T>(dy, x), *sign = pixels<T>(y, x);
@@ -227,7 +220,6 @@ struct Mixture : torch::autograd::Function<Mixture> {
     const auto& [x, residual, weight, bias, mean_logits, var_logits, running_mean, running_var,
                  members, channel_groups, replicas, eps, relu, stored, momentum, unbias] =
         std::tie(arguments...);
-    // After a residual the ReLU's sign is read from the output.
     ctx->save_for_backward({x, relu && residual ? y : Tensor(), tables, weight.value_or(Tensor()),
                             bias.value_or(Tensor()), mean_logits.value_or(Tensor()),
                             var_logits.value_or(Tensor())});
