@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from sn_imagenet.runs import Run
 LEARNING_RATE = "initial learning rate"
 _PAPERS_BATCH = 256  # samples per step at (8,32), to which the paper's learning rate applies
 _NAMED_CELLS = 4
+_NAMED_VALUES = 8
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Departure:
 def gather_departures(runs: Sequence[Run]) -> list[Departure]:
     """The departures of the runs that have ended, those of all runs first. If all learning
     rates are the base rate x batch / 256 (linear scaling), they are one departure, not one per
-    setting."""
+    setting; and so are more than 8 values of one item, such as the architectures of a search."""
     ended = [run for run in runs if run.evaluations or run.departures]
     groups: dict[tuple[str, str, str], list[Run]] = {}
     for run in ended:
@@ -60,6 +62,11 @@ def gather_departures(runs: Sequence[Run]) -> list[Departure]:
         rule = f"{bases.pop():g} x batch / {_PAPERS_BATCH}: {values}"
         groups = {group: of for group, of in groups.items() if group not in rates}
         groups[LEARNING_RATE, papers, rule] = ended
+    for item, number in Counter(item for item, _, _ in groups).items():
+        if number > _NAMED_VALUES:
+            several = [group for group in groups if group[0] == item]
+            of = [run for group in several for run in groups.pop(group)]
+            groups[item, several[0][1], f"{number} values, in result.json of each run"] = of
     departures = [Departure(*key, tuple(group), len(ended)) for key, group in groups.items()]
     return sorted(departures, key=lambda departure: not departure.by_all)
 
