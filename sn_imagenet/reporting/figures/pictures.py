@@ -36,14 +36,17 @@ def _pictures(study: Study, folder: str, columns: tuple[str, ...]) -> FigureData
     named, ``style.png``. A row is a panel with a series for each picture, whose ``style`` has its
     file."""
     folders: dict[str, Path] = {}
-    for (norm, _), cell in study.drawn.items():
+    names: dict[str, str] = {}
+    for (norm, setting), cell in study.drawn.items():
         for run in cell.runs:
-            if (run.path / folder).is_dir():
-                folders.setdefault(norm, run.path / folder)
+            if (run.path / folder).is_dir() and norm not in folders:
+                folders[norm] = run.path / folder
+                several = len(study.drawn_settings) > 1
+                names[norm] = study.cell_name(norm, setting) if several else study.label(norm)
     if not folders:
         return None
     methods = sorted(folders, key=lambda norm: (norm not in _FIRST, norm))
-    titles, first = [*columns, *map(study.label, methods)], folders[methods[0]]
+    titles, first = [*columns, *(names[norm] for norm in methods)], folders[methods[0]]
     rows = {}
     for content in sorted((first / "content").rglob("*.png")):
         name = content.relative_to(first / "content").as_posix()
