@@ -87,7 +87,8 @@ def claim_notes(collection: RunCollection) -> list[str]:
     without = "; ".join(study.title for study in studies if not claims_on(study))
     notes = [f"No claims are stated about the task of {without}."] if without else []
     if not any(study.matches_paper for study in studies):
-        label = collection.paper.label
+        classified = any(study.is_classification for study in studies)
+        label = collection.paper.label if classified else "the paper's data and network"
         notes.append(f"No run here is of {label}: nothing here tests the paper's claims on it.")
     return notes
 
