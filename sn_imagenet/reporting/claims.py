@@ -119,7 +119,7 @@ def weights_follow_samples(study: Study) -> Judgment:
         why = f"two numbers of samples per GPU with {LEAST_SEEDS} seeds of SN are needed"
     if why:
         return judge([Comparison("BN and LN against samples", tuple(cells), why_not=why)])
-    spread = sum((one - fmean(x)) ** 2 for one in x)
+    spread = math.fsum((one - fmean(x)) ** 2 for one in x)
     slopes = [(one - fmean(x)) / spread for one in x]
     comparisons = []
     for (kind, symbol), (member, low, high) in product(

@@ -95,7 +95,7 @@ def _bound(scores: Sequence[Sequence[float]]) -> float | None:
     degrees = sum(len(values) - 1 for values in known)
     if not known:
         return None
-    pooled = sum((len(values) - 1) * variance(values) for values in known) / degrees
+    pooled = math.fsum((len(values) - 1) * variance(values) for values in known) / degrees
     return float(scipy.stats.t.ppf(0.5 + LEVEL / 2, degrees)) * math.sqrt(2 * pooled)
 
 

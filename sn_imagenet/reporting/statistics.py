@@ -64,15 +64,15 @@ def contrast(groups: Sequence[Sequence[float]], coefficients: Sequence[float]) -
     """
     if not all(groups):
         return None
-    effect = sum(c * fmean(g) for c, g in zip(coefficients, groups, strict=True))
+    effect = math.fsum(c * fmean(g) for c, g in zip(coefficients, groups, strict=True))
     if any(len(group) < 2 for group in groups):
         return Estimate(effect, None)
     parts = [c**2 * variance(g) / len(g) for c, g in zip(coefficients, groups, strict=True)]
-    total = sum(parts)
+    total = math.fsum(parts)
     # Values that are differences may be equal only up to rounding.
     if total <= (1e-12 * max(1.0, abs(effect))) ** 2:
         return Estimate(effect, None)
-    degrees = total**2 / sum(p**2 / (len(g) - 1) for p, g in zip(parts, groups, strict=True))
+    degrees = total**2 / math.fsum(p**2 / (len(g) - 1) for p, g in zip(parts, groups, strict=True))
     return Estimate(effect, math.sqrt(total), degrees)
 
 

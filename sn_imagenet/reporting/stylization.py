@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from itertools import pairwise
 
@@ -38,7 +39,7 @@ def mean_loss(run: Run) -> float | None:
     if run.state != FINISHED or len(points) < 2:
         return None
     areas = [(b.number - a.number) * (b.train or 0.0) for a, b in pairwise(points)]
-    return sum(areas) / points[-1].number
+    return math.fsum(areas) / points[-1].number
 
 
 def sn_is_fastest(study: Study) -> Judgment:
