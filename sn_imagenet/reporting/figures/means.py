@@ -29,8 +29,8 @@ GPUS = 8  # of the settings on the x axis of the rivals
 
 def figure1(study: Study) -> FigureData | None:
     """Each method's mean by setting with its 95 % interval over seeds and the values of the seeds,
-    and the ideal BN: BN at the setting with the most samples per GPU that was run, (8,32) in the
-    paper, as a line over all settings. With a single setting there is no such line."""
+    and for classification the ideal BN: BN at the setting with the most samples per GPU that was
+    run, (8,32) in the paper, as a line over all settings, if there are several."""
     methods = study.drawn_methods
     settings = [s for s in study.drawn_settings if any(study.cell(m, s).values for m in methods)]
     if not settings:
@@ -43,7 +43,7 @@ def figure1(study: Study) -> FigureData | None:
             series.append(means_of(study.label(method), cells, style))
     names = [str(s) for s in settings]
     of_bn = [s for s in settings if study.cell("bn", s).values]
-    if of_bn and len(settings) > 1:
+    if of_bn and len(settings) > 1 and not study.task:
         ideal = max(of_bn, key=lambda s: (s.samples_per_gpu, s.gpus))
         mean = study.cell("bn", ideal).mean or 0.0
         series.append(Series(f"ideal BN: {ideal}", names, [mean] * len(names)))
