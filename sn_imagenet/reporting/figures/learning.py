@@ -4,7 +4,7 @@ show."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
+from itertools import chain, product
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
@@ -175,16 +175,16 @@ def weights(study: Study) -> FigureData | None:
     """Mean weight of each member of Omega over the layers of a stage, by epoch: a panel for each
     setting, kind (μ, σ) and stage; bands over seeds."""
     stages = {
-        setting: {
+        setting: [
             layer.stage
             for curve in study.curves_of("sn", setting)
             for epoch in curve
             for layer in epoch.weights
-        }
+        ]
         for setting in study.drawn_settings
     }
     settings = first_middle_last([setting for setting, names in stages.items() if names])
-    columns = sorted(set().union(*(stages[setting] for setting in settings)))
+    columns = list(dict.fromkeys(chain.from_iterable(stages[setting] for setting in settings)))
 
     def weight(kind: str, member: str, stage: str) -> Callable[[Epoch], float | None]:
         return lambda epoch: mean_weight(epoch.weights, kind, member, stage)

@@ -144,9 +144,10 @@ def draw_curves(
         The panels, an array [rows, columns] of axes.
     """
     panels = figure.subplots(rows, len(data.panels) // rows, squeeze=False, **shared)
+    ticks = 6 if panels.shape[1] < 6 else 3  # else labels touch
     for axes, (title, series) in zip(panels.flat, data.panels.items(), strict=True):
         light_grid(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
         axes.set_title(title)
         for one in series:
             _draw_curve(axes, one, title not in uncounted)
