@@ -131,7 +131,7 @@ def test_a_signal_ends_a_basic_sweep_with_its_current_run(tmp_path, processes):
     await_first_step(tmp_path, process)
     process.send_signal(signal.SIGTERM)
     output, code = finish(process)
-    assert output.count("Interrupted: checkpoint saved at step") == 1, output
+    assert output.count("Interrupted") == 1, output  # in a step, or in a validation
     assert code == (os.EX_TEMPFAIL if processes == 1 else 1), output
     assert (run_dir(tmp_path, "bn") / "last.pt").exists()
     assert not (run_dir(tmp_path, "bn") / "lock.json").exists()
