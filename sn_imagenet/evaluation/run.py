@@ -46,16 +46,15 @@ def find_run_directories(pattern: str) -> list[Path]:
     Raises:
         RunError: no run directory matches.
     """
-    if RunDirectory(Path(pattern)).config.exists():
-        return [Path(pattern)]  # a path may contain characters that are special in a glob
-    matches = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
-    runs = [path for path in matches if RunDirectory(path).config.exists()]
-    if not runs:
-        raise RunError(
-            f"run={pattern}: no run directory there (one holds a config.yaml); expected a path "
-            "such as runs/digits/resnet50_mini/sn/8x2/seed0, or a glob in quotes"
-        )
-    return runs
+    literal = [Path(pattern)]  # a path may contain characters that are special in a glob
+    for paths in (literal, [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]):
+        found = [RunDirectory(path) for path in paths]
+        if runs := [run.path for run in found if run.config.exists() or run.result.exists()]:
+            return runs
+    raise RunError(
+        f"run={pattern}: no run directory there (one holds a config.yaml); expected a path "
+        "such as runs/digits/resnet50_mini/sn/8x2/seed0, or a glob in quotes"
+    )
 
 
 def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
@@ -75,9 +74,6 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
     init_distributed()
     directory = RunDirectory(path)
     with raise_on_all_ranks(), blame_config(directory):
-        run_config = directory.read_config()
-        config = from_dict(run_config)
-        directory.check(config)
         previous = directory.read_result()
         if previous is not None and previous["status"] == "diverged":
             print_rank0(f"{path}: diverged, nothing to evaluate")
@@ -87,6 +83,9 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
         ):
             print_rank0(f"{path}: already evaluated with {request.statistics}, nothing to do")
             return previous
+        run_config = directory.read_config()
+        config = from_dict(run_config)
+        directory.check(config)
         final = checkpoint.load_final(directory, run_config)
         prepared = prepare(from_dict(_merge(run_config, request.values)))
         if unknown := request.artifacts.keys() - set(prepared.task.artifacts):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from statistics import median
 
+FOOTNOTES = "ᵃᵇᶜᵈᵉᶠᵍʰ"
 # fmt: off
 _LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -21,12 +22,11 @@ _LATEX = {
     "Σ": r"$\Sigma$", "Ω": r"$\Omega$", "′": r"$'$", "≠": r"$\neq$", "≥": r"$\geq$", "≤": r"$\leq$",
     "—": "---", "–": "--", "±": r"$\pm$", "−": "$-$", "×": r"$\times$",
     "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}",
-    **{mark: rf"\textsuperscript{{{letter}}}" for mark, letter in zip("ᵃᵇᶜᵈ", "abcd", strict=True)},
+    **{mark: rf"\textsuperscript{{{a}}}" for mark, a in zip(FOOTNOTES, "abcdefgh", strict=True)},
     # A row that begins with a bracket would be an argument of the line break before it.
     "[": "{[}", "]": "{]}",
 }
 # fmt: on
-FOOTNOTES = "ᵃᵇᶜᵈ"
 Columns = dict[str, object]  # of a row of a CSV file
 
 

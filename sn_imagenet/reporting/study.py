@@ -27,7 +27,7 @@ from sn_imagenet.reporting.curves import (
 )
 from sn_imagenet.reporting.paper import NO_PAPER, PAPER_SETTINGS, Paper, in_paper_order
 from sn_imagenet.reporting.render import Columns, decimals
-from sn_imagenet.runs import FINISHED, Run, Setting, find_runs
+from sn_imagenet.runs import DIVERGED, FINISHED, Run, Setting, find_runs
 from sn_imagenet.runs.evaluations import EVALNORM
 from sn_imagenet.runs.methods import BUILT_IN, IMPORTED
 from sn_imagenet.runs.scores import TOP1, UNKNOWN, Score
@@ -75,10 +75,12 @@ class RunCollection:
         runs = list(map(_by_search, found))
         if not runs:
             raise UserError(f"{root}: holds no readable runs: {'; '.join(warnings)}")
-        norms = sorted({run.cell.norm for run in runs})
+        norms = {run.cell.norm for run in runs}
+        norms |= {EVALNORM for run in runs if EVALNORM in run.counted_evaluations}
+        known = ", ".join(sorted(norms))
         for name in (*(options.get("methods") or ()), *(options.get("against") or ())):
             if name not in norms:
-                raise UserError(f"method '{name}': expected one of the runs': {', '.join(norms)}")
+                raise UserError(f"method '{name}': expected one of the runs': {known}")
         return cls(runs, root, paper, columns, **options), warnings
 
     def folders(self, runs: Sequence[Run]) -> list[str]:
@@ -300,11 +302,13 @@ def _study(collection: RunCollection, key: StudyKey, score: Score, runs: Sequenc
         methods = [method for method in collection.methods if method in norms]
     runs = [run for run in runs if run.cell.setting in columns and run.cell.norm in methods]
     seeds = {(cell.norm, cell.setting): same for cell, same in by_cell(runs).items()}
-    for setting in columns:
-        bn = seeds.get(("bn", setting), [])
-        if evaluated := [run for run in bn if EVALNORM in run.counted_evaluations]:
-            seeds[EVALNORM, setting] = [replace(run, statistics=EVALNORM) for run in evaluated]
-    methods += [EVALNORM] if any(norm == EVALNORM for norm, _ in seeds) else []
+    if EVALNORM in (collection.methods or [EVALNORM]):
+        for setting in columns:
+            bn = seeds.get(("bn", setting), [])
+            if evaluated := [run for run in bn if EVALNORM in run.counted_evaluations]:
+                evaluated += [run for run in bn if run.state == DIVERGED]  # has no evaluations
+                seeds[EVALNORM, setting] = [replace(r, statistics=EVALNORM) for r in evaluated]
+        methods += [EVALNORM] if any(norm == EVALNORM for norm, _ in seeds) else []
     cells = {
         (m, s): summarize(seeds.get((m, s), []), epoch=collection.epoch)
         for m in methods

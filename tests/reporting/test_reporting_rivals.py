@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -13,6 +14,7 @@ from sn_imagenet.reporting.figures.means import draw_rivals, figure_rivals
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.study import RunCollection, studies_of
 from sn_imagenet.reporting.tables import write_tables
+from sn_imagenet.runs import DIVERGED
 
 TOP1 = {
     ("bn", "8x32"): [60.0, 61.0, 62.0],
@@ -76,11 +78,23 @@ def test_the_table_of_methods_has_their_differences_from_sn(
     assert labels == ["BN-SN", "GN-SN", "FRN-SN", "SSN-SN", "BN (EvalNorm)-SN"]
 
 
+def test_evalnorm_is_shown_among_chosen_methods_only_by_name(collection: RunCollection) -> None:
+    for methods in (["bn", "sn"], ["bn", "evalnorm", "sn"]):
+        (study,) = studies_of(RunCollection.read(collection.root, methods=methods)[0])
+        assert set(study.methods) == set(methods)
+    lost = next(r for r in collection.runs if (r.cell.norm, str(r.cell.setting)) == ("bn", "(8,2)"))
+    runs = [replace(r, state=DIVERGED, evaluations=[]) if r is lost else r for r in collection.runs]
+    (study,) = studies_of(RunCollection(runs, collection.root))
+    assert study.cell("evalnorm", lost.cell.setting).text() == "51.3 ± 1.8 (2 of 3; 1 diverged)"
+
+
 def test_the_claims_about_rivals_that_were_run(collection: RunCollection) -> None:
     paper, rivals = judge_claims(collection)
     assert [one.claim.number for one in paper.judged] == list(range(1, 13))
     verdicts = {one.claim.number: one.judgment for one in rivals.judged}
-    assert verdicts.keys() == {13, 15, 17, 19}
+    assert verdicts.keys() == {13, 15, 17, 19, 20, 21, 23, 24, 27, 28, 35, 36}
+    assert verdicts[21].verdict == "holds"  # SSN is above BN at (8,32)
+    assert verdicts[24].verdict == "not tested"  # no runs of SSN at (8,1)
     # SSN is above SN at (8,32) and below it at (8,2); (8,8) has no runs of SN.
     assert verdicts[13].verdict == "does not hold"
     assert [v.value for v in verdicts[13].verdicts] == ["holds", "not tested", "does not hold"]

@@ -36,6 +36,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 SWEEPS = sorted(path.stem for path in (CONFIGS / "sweep").glob("*.yaml"))
 # As the documentation says.
 RUN_COUNTS = {"table2": 27, "demo": 27, "digits": 270, "imagenette": 36, "imagenette_resnet50": 72}
+RUN_COUNTS |= {"small_batch": 96, "large_batch": 6, "nuclei": 9, "nuclei_classifiers": 9}
 
 
 def composed(*overrides):

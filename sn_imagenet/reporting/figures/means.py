@@ -105,8 +105,8 @@ def figure_rivals(study: Study) -> FigureData | None:
 
 
 def draw_rivals(data: FigureData) -> Figure:
-    """Draw both panels with a logarithmic x axis; the legend is below."""
-    figure = Figure(figsize=(PAGE, 3.2))
+    """Draw both panels with a logarithmic x axis below one legend."""
+    figure = new_figure(PAGE, 3.0)
     handles: dict[str, Artist] = {}
     for axes, (title, group) in zip(figure.subplots(1, 2), data.panels.items(), strict=True):
         light_grid(axes)
@@ -116,6 +116,5 @@ def draw_rivals(data: FigureData) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, list(map(str, ticks)))
         axes.set(title=title, xlabel=data.x, ylabel=data.y)
-    figure.legend(handles.values(), list(handles), loc="lower center", ncols=5)
-    figure.tight_layout(rect=(0, 0.13, 1, 1))
+    legend_above(figure, list(handles.values()), list(handles))
     return figure
