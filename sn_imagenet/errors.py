@@ -48,6 +48,8 @@ _OF_NUMBERS = {
 }
 _OF_TEXTS = {
     "Too many open files": _FILES,
+    "torchvision::nms does not exist": "Install the torchvision of torch's release and index (CPU "
+    "or CUDA).",
     "start new thread": "Raise the limit of threads (ulimit -u).",
     **dict.fromkeys(("DataLoader worker (", "shared memory", "</torch_"), _MEMORY),
 }

@@ -175,7 +175,11 @@ def from_hydra(composed: DictConfig) -> ExperimentConfig:
     head = OmegaConf.select(composed, "norm.head")
     if isinstance(head, str):
         composed = composed.copy()
-        OmegaConf.update(composed, "norm.head", _norm_by_name(head), force_add=True)
+        found = _norm_by_name(head)
+        own = OmegaConf.masked_copy(composed.norm, [k for k in composed.norm if k != "head"])
+        # Frozen batch norm's heads have none by default.
+        named_twice = own == found and composed.norm.name != "frozen_bn"
+        OmegaConf.update(composed, "norm.head", None if named_twice else found, force_add=True)
     if OmegaConf.select(composed, "init_from") is not None:
         composed = composed.copy()
         composed.init = _initial_run(composed)

@@ -24,11 +24,7 @@ from sn_imagenet.tasks.detection import coco
 from sn_imagenet.tasks.detection.coco import open_annotations, read_annotations, usable_objects
 from sn_imagenet.tasks.detection.images import DetectionDataset
 from sn_imagenet.tasks.detection.prepare import prepare_coco
-from sn_imagenet.tasks.detection.sampling import (
-    CalibrationSampler,
-    GroupSampler,
-    grouped_order,
-)
+from sn_imagenet.tasks.detection.sampling import CalibrationSampler, GroupSampler, grouped_order
 
 Compose = Callable[..., ExperimentConfig]
 ROOT = Path(__file__).parents[2]
@@ -95,6 +91,11 @@ def test_boxes_without_area_and_thin_ones(drawn: Path, tmp_path: Path) -> None:
     thin = annotations.image(3)
     assert usable_objects(thin) == thin["annotations"]
     assert "1 boxes without area" in annotations.summary
+    # A flip or a resize in float32 could leave no area of these.
+    for width in (1e-6, 1e-4):
+        assert not usable_objects(
+            {**thin, "annotations": [{**second[0], "bbox": [30, 2, width, 9]}]}
+        )
 
 
 def test_an_index_is_used_until_its_file_changes(
@@ -139,6 +140,24 @@ def test_the_fingerprint_covers_files_and_annotations(drawn: Path, tmp_path: Pat
         ("annotations", "category_id", 1, "category_id=1: expected an id of the 2 categories"),
         ("annotations", "bbox", [1, 2, 3], "expected four finite numbers"),
         ("annotations", "bbox", [1, 2, 3, float("nan")], "expected four finite numbers"),
+        ("annotations", "bbox", [30, 2, -10, 9], "width >= 0, height >= 0"),
+        ("annotations", "iscrowd", "0", "iscrowd='0'; expected"),
+        ("annotations", "area", float("nan"), "area=nan"),
+        (
+            "annotations",
+            "segmentation",
+            [[1, 2, 3, 4, 5, float("nan")]],
+            "a point that is not finite",
+        ),
+        (
+            "annotations",
+            "segmentation",
+            {"size": [48, 64], "counts": ""},
+            "run lengths ''; expected",
+        ),
+        ("annotations", "segmentation", {"size": [48, 64], "counts": 5}, "run lengths 5; expected"),
+        ("annotations", "segmentation", {"size": [48, 64], "counts": "PPYo1"}, "nvalid RLE"),
+        ("annotations", "segmentation", {"size": [48, 64], "counts": [-10, 3082]}, "not add up"),
         ("annotations", "bbox", [50, 2, 40, 9], "is outside of image 10, 64 x 48 pixels"),
         ("annotations", "bbox", [-5, 2, 9, 9], "is outside of image 10"),
         ("annotations", "segmentation", [[1, 2, 3, 4]], "a polygon of fewer than three points"),
@@ -154,7 +173,7 @@ def test_the_fingerprint_covers_files_and_annotations(drawn: Path, tmp_path: Pat
             {"size": [48, 64], "counts": [0, 3071]},
             "run lengths that do not add up",
         ),
-        ("annotations", "segmentation", {"size": [48, 64]}, "or segmentation: 'counts'"),
+        ("annotations", "segmentation", {"size": [48, 64]}, "'counts'; expected an area"),
         ("images", "file_name", "x/none.png", "lacks 1 of the 12 images"),
         ("images", "height", 0, "entry 1 of 'images': height=0: expected a whole number above 0"),
         ("images", "id", 11, "id=11: an earlier one has it"),
@@ -174,6 +193,15 @@ def test_a_wrong_value_is_one_line(
     assert str(path) in str(error.value)
 
 
+def test_boxes_as_fractions_are_named(drawn: Path, tmp_path: Path) -> None:
+    content = json.loads((drawn / "train.json").read_text())
+    for entry in content["annotations"]:
+        entry["bbox"] = [0.1, 0.2, 0.3, 0.4]
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="expected pixels, not fractions"):
+        read_annotations(tmp_path / "train.json", drawn / "train")
+
+
 @pytest.mark.parametrize("text", ["", "[1, 2]", '{"images": 3}'])
 def test_a_file_of_another_kind_is_one_line(drawn: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "train.json").write_text(text)
@@ -191,7 +219,8 @@ def test_a_file_of_another_kind_is_one_line(drawn: Path, tmp_path: Path, text: s
         (("data.val_annotations=null",), "data.val_annotations= is missing"),
         (("data=digits",), "data=digits: task=detection needs data=coco or data=coco_format"),
         (("norm=frozen_bn",), "norm=frozen_bn: its statistics come from a trained classifier"),
-        (("model=faster_rcnn_c4_mini", "norm.head=gn"), "norm.head=gn: the head of faster_rcnn_c4"),
+        (("model=faster_rcnn_c4_mini", "norm.head=in"), "norm.head=in: the head of faster_rcnn_c4"),
+        (("norm.head=frozen_bn",), "norm.head=frozen_bn: a classifier has no statistics for heads"),
         (("augment=official",), "augment=official: task=detection supports augment=flip and"),
         (("data.classes=2",), "data.classes=2: not for task=detection"),
         (
@@ -365,8 +394,10 @@ def test_a_folder_in_cocos_layout_is_verified(
         for file in (drawn / part).iterdir():
             (tmp_path / part / file.name).write_bytes(file.read_bytes())
     (tmp_path / "train" / "3.png").write_bytes(b"no image")
+    (tmp_path / "annotations" / "instances_test.json").write_text("{}")
     lines.clear()
     assert not prepare_coco(tmp_path, verify=True, workers=2, log=lines.append)
+    assert f"test: no folder {tmp_path / 'test'}; expected its images there" in lines
     assert next(line for line in lines if "bad:" in line).endswith(
         "1.png has 48 x 64 pixels, and 48 x 73 in its annotations"
     )

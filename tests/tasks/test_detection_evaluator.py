@@ -15,7 +15,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sn_imagenet.tasks.detection.coco import Annotations, open_annotations
+from sn_imagenet.tasks.detection.coco import Annotations, open_annotations, read_annotations
 from sn_imagenet.tasks.detection.evaluator import NUMBERS, CocoEvaluator, category_csv
 from sn_imagenet.tasks.detection.images import DetectionBatch, target_of
 
@@ -107,8 +107,13 @@ def test_no_detection_is_zero(drawn: Path) -> None:
     json.dumps(numbers)
 
 
-def test_perfect_detections_are_a_hundred(drawn: Path) -> None:
-    annotations = open_annotations(drawn / "val.json", drawn / "val")
+@pytest.mark.parametrize("first_id", [0, 1])  # pycocotools reads an id of 0 as "not found"
+def test_perfect_detections_are_a_hundred(drawn: Path, tmp_path: Path, first_id: int) -> None:
+    content = json.loads((drawn / "val.json").read_text())
+    for number, entry in enumerate(content["annotations"], start=first_id):
+        entry["id"] = number
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    annotations = read_annotations(tmp_path / "val.json", drawn / "val")
     evaluator = CocoEvaluator(annotations, masks=False)
     for position in reversed(range(len(annotations))):
         output = target_of(annotations.image(position), annotations.categories, False)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import layer_positions
 from sn_imagenet.norms import norm_layers
-from sn_imagenet.tasks.detection import models
 from sn_imagenet.tasks.detection.models import build_detector
 
+ROOT = Path(__file__).parents[2]
 Compose = Callable[..., ExperimentConfig]
 PARTS = {
     "backbone.body.": "body",
@@ -103,6 +109,8 @@ def test_initial_weights_are_detectrons_and_of_the_seed(composed: Compose) -> No
         (network.backbone.body.layer2[0].conv2, (2 / (16 * 9)) ** 0.5),
         (network.backbone.fpn.layer_blocks[0][0], (1 / (64 * 9)) ** 0.5),
         (heads.box_head[5], (1 / (64 * 49)) ** 0.5),
+        (heads.mask_predictor.conv5_mask, (2 / (64 * 4)) ** 0.5),
+        (heads.mask_predictor.mask_fcn_logits, (2 / 4) ** 0.5),
     ):
         assert layer.weight.std().item() == pytest.approx(std, rel=0.15)
         assert layer.bias is None or not layer.bias.any()
@@ -165,6 +173,8 @@ def test_rois_of_a_c4_head_are_averaged(composed: Compose) -> None:
         ("+model.args.widht=3", "model.args.widht: faster_rcnn_fpn_mini has no such argument"),
         ("model.args.anchors=[16]", "model.args.anchors=[16]: expected 4, one for each map"),
         ("model.args.levels=[3,2]", "model.args.levels=[3, 2]: expected ascending stages"),
+        ("+model.args.num_classes=20", "model.args.num_classes: faster_rcnn_fpn_mini has no such"),
+        ("+model.args.box_head=null", "model.args.box_head: faster_rcnn_fpn_mini has no such"),
         ("model.args.backbone=resnet9", "model.name=resnet9: expected"),
         ("model.args.backbone=regnetx_002", "model.args.backbone=regnetx_002: expected a ResNet"),
     ],
@@ -175,11 +185,14 @@ def test_a_wrong_argument_is_one_line(composed: Compose, override: str, message:
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_torchvision_without_operators_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Missing:
-        def __getattr__(self, name: str) -> Any:
-            raise AttributeError(name)
-
-    monkeypatch.setattr(models.torch.ops, "torchvision", Missing())
-    with pytest.raises(ConfigError, match="same release and the same index"):
-        models.require_nms()
+def test_a_torchvision_of_another_torch_is_named(tmp_path: Path) -> None:
+    """As one whose library of operators does not load."""
+    source = Path(torchvision.__file__).parent
+    shutil.copytree(source, tmp_path / "torchvision", ignore=shutil.ignore_patterns("*.so*"))
+    command = [sys.executable, str(ROOT / "train.py"), "data=digits", f"run_dir={tmp_path}/run"]
+    ended = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert ended.returncode == 1 and ended.stderr.startswith("error: "), ended.stderr
+    assert "Install the torchvision of torch's release" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -43,6 +43,9 @@ def test_a_pair_names_the_methods_of_a_row(
     head = head_norm(config)
     assert (head.name if head else None) == heads
     assert composed(*MINI, f"pair={pair}", "norm.head=bn", "init=x").norm.head["name"] == "bn"
+    # One row has one name.
+    named = composed(*MINI, f"pair={pair}", f"norm.head={heads}", "init=x") if heads else config
+    assert (named.norm_label, named.run_dir) == (config.norm_label, config.run_dir)
 
 
 def classifier(composed: Compose, root: Path, norm: str, seed: int = 0, batch: str = "8x2") -> Path:

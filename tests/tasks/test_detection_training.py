@@ -391,9 +391,18 @@ def test_a_run_is_evaluated_again_with_its_files(command: tuple[str, ...], finis
     assert evaluations[2]["ap"] == evaluations[0]["ap"]
     table = (finished / "categories.csv").read_text().splitlines()
     assert table[0].startswith("category,objects,moving_average ap,") and len(table) == 3
-    for name in ("found_moving_average.json", "found_batch_average_4_seed0.json"):
-        entries = json.loads((finished / name).read_text())
+    found = [finished / "found_moving_average.json", finished / "found_batch_average_4_seed0.json"]
+    for file in found:
+        entries = json.loads(file.read_text())
         assert all({"image_id", "category_id", "bbox", "score"} <= e.keys() for e in entries)
+    # Two processes find the same, each image once.
+    alone = [file.read_bytes() for file in found]
+    run(ROOT / "configs", "evaluate.py", f"run={finished}", "+artifacts.detections=found.json",
+        processes=2)  # fmt: skip
+    assert [file.read_bytes() for file in found] == alone
+    evaluations = result(finished)["evaluations"]
+    assert [e["seen"] for e in evaluations] == [4] * 6
+    assert evaluations[4]["ap"] == evaluations[0]["ap"]
 
 
 @pytest.mark.slow

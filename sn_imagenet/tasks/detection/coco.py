@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from sn_imagenet.data.errors import DataError
 from sn_imagenet.data.index import exclusive_lock, index_paths, store_arrays
 
 LOG = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
 # Boxes of the official files end up to a pixel outside of their image; they are clipped.
 OVERSHOOT = 2.0
+# Of a box, in pixels: thinner ones lose their area in float32 when an image is flipped or resized.
+LEAST_SIDE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,11 @@ class Annotations:
         return image
 
     def to_coco(self) -> dict[str, Any]:
-        """The content of a COCO file."""
+        """The content of a COCO file, with its objects numbered from 1."""
         images = [self.image(position) for position in range(len(self))]
         objects = [entry for image in images for entry in image["annotations"]]
+        # pycocotools reads an id of 0 as "not found".
+        objects = [entry | {"id": number} for number, entry in enumerate(objects, start=1)]
         return {"images": images, "annotations": objects, "categories": self.categories}
 
 
@@ -118,6 +123,8 @@ def read_annotations(path: Path, folder: Path) -> Annotations:
             f"{missing[0]}; expected the folder that the file describes"
         )
     objects = [_object(path, entry, content) for entry in content["annotations"].values()]
+    if objects and all(max(entry["bbox"]) <= 1 for entry in objects):
+        raise DataError(f"{path}: all boxes end within one pixel; expected pixels, not fractions")
     for entry in objects:
         images[entry["image_id"]]["annotations"].append(entry)
     ordered = [images[number] for number in sorted(images)]
@@ -151,11 +158,11 @@ def read_annotations(path: Path, folder: Path) -> Annotations:
 
 def usable_objects(image: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The objects of an image's entry to train on, as in torchvision's reference: no crowds, and
-    boxes with an area within the image."""
+    boxes with an area within the image (of sides of at least :data:`LEAST_SIDE`)."""
 
     def has_area(x: float, y: float, width: float, height: float) -> bool:
-        inside = min(x + width, image["width"]) > max(x, 0)
-        return inside and min(y + height, image["height"]) > max(y, 0)
+        inside = min(x + width, image["width"]) - max(x, 0) >= LEAST_SIDE
+        return inside and min(y + height, image["height"]) - max(y, 0) >= LEAST_SIDE
 
     return [o for o in image["annotations"] if not o["iscrowd"] and has_area(*o["bbox"])]
 
@@ -163,14 +170,14 @@ def usable_objects(image: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(
         isinstance(number, (int, float)) and math.isfinite(number) for number in value
-    )  # fmt: skip
+    ) and min(value[2:]) >= 0  # fmt: skip
 
 
 Expected = tuple[str, Callable[[Any], bool]]
 _WHOLE: Expected = ("a whole number", lambda value: type(value) is int)
 _SIDE: Expected = ("a whole number above 0", lambda value: type(value) is int and value > 0)
 _TEXT: Expected = ("a string", lambda value: isinstance(value, str))
-_BOX: Expected = ("four finite numbers (x, y, width, height)", _is_box)
+_BOX: Expected = ("four finite numbers x, y, width >= 0, height >= 0", _is_box)
 # The keys of each list that are kept.
 _KEYS: dict[str, dict[str, Expected]] = {
     "images": {"id": _WHOLE, "file_name": _TEXT, "height": _SIDE, "width": _SIDE},
@@ -222,13 +229,16 @@ def _object(path: Path, entry: dict[str, Any], content: Mapping[str, Any]) -> di
     segmentation = entry.pop("segmentation", None)
     try:
         entry["area"] = float(entry.get("area", width * height))
-        entry["iscrowd"] = int(bool(entry.get("iscrowd", 0)))
+        entry.setdefault("iscrowd", 0)
+        if not 0 <= entry["area"] < math.inf or entry["iscrowd"] not in (0, 1):
+            raise DataError(f"area={entry['area']}, iscrowd={entry['iscrowd']!r}")
+        entry["iscrowd"] = int(entry["iscrowd"])
         if segmentation:
             entry["segmentation"] = _run_lengths(segmentation, image["height"], image["width"])
     except (DataError, ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"{name}: area or segmentation: {error}; expected a number, and polygons of at least "
-            "three points or run lengths of the image's size"
+            f"{name}: {error}; expected an area of at least 0, an iscrowd of 0 or 1, and as "
+            "segmentation polygons of at least three points or run lengths of the image's size"
         ) from error
     return entry
 
@@ -241,13 +251,19 @@ def _run_lengths(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     if isinstance(segmentation, list):
         if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
             raise DataError("a polygon of fewer than three points")
+        if not all(map(math.isfinite, chain.from_iterable(segmentation))):
+            raise DataError("a point that is not finite")
         runs = mask.merge(mask.frPyObjects(segmentation, height, width))
     elif list(runs["size"]) != [height, width]:
         raise DataError(f"a mask of size {runs['size']} for an image of {[height, width]}")
     elif isinstance(runs["counts"], list):
-        if sum(runs["counts"]) != height * width:
+        if sum(runs["counts"]) != height * width or min(runs["counts"]) < 0:
             raise DataError("run lengths that do not add up to the image's pixels")
         runs = mask.frPyObjects(runs, height, width)
+    elif not isinstance(runs["counts"], (str, bytes)) or not runs["counts"]:
+        raise DataError(f"run lengths {runs['counts']!r}")
+    else:
+        mask.decode(runs)  # raises ValueError if they do not add up
     counts = runs["counts"]
     counts = counts.decode() if isinstance(counts, bytes) else counts
     return {"size": [height, width], "counts": counts}

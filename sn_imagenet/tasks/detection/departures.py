@@ -10,18 +10,19 @@ from sn_imagenet.tasks.task import Fact, differences
 
 COCO_IMAGES = {"train": 118_287, "val": 5_000}
 # The paper's settings by their model; the minis stand for them in small.
-_ITEMS = ("setting", "shorter side", "learning rate", "steps", "learning rate drops at steps")
+_SIDES = ("shorter side", "longer side at most")
+_ITEMS = ("setting", *_SIDES, "learning rate", "steps", "learning rate drops at steps")
 _SETTINGS: dict[str, tuple[Any, ...]] = {
-    "faster_rcnn_c4": ("4x3", 600, 0.01, 120_000, [80_000]),
-    "faster_rcnn_fpn": ("8x2", 800, 0.02, 90_000, [60_000, 80_000]),
-    "mask_rcnn_fpn": ("8x2", 800, 0.02, 180_000, [120_000, 160_000]),
+    "faster_rcnn_c4": ("4x3", 600, 1000, 0.01, 120_000, [80_000]),
+    "faster_rcnn_fpn": ("8x2", 800, 1333, 0.02, 90_000, [60_000, 80_000]),
+    "mask_rcnn_fpn": ("8x2", 800, 1333, 0.02, 180_000, [120_000, 160_000]),
 }
 
 
 def departures(config: ExperimentConfig, fingerprint: Mapping[str, Any]) -> list[dict[str, str]]:
     """The items in which a run differs from the paper's setting with its model:
-    [{"item", "paper", "ours"}, ...]. The paper does not state warm-up, biases, frozen stages and
-    weight decay of lambda.
+    [{"item", "paper", "ours"}, ...]. The paper does not state warm-up, biases, frozen stages,
+    proposals, sampled RoIs and weight decay of lambda. The longer side is Detectron's.
 
     Args:
         fingerprint: of the run's data, {"train": {"images": count, ...}, "val": ...}.
@@ -46,7 +47,8 @@ def departures(config: ExperimentConfig, fingerprint: Mapping[str, Any]) -> list
         steps, batch = config.trainer.max_steps or 0, config.batch
         drops = [round(part * steps) for part in protocol.lr_milestones]
         setting = f"{batch.gpus}x{batch.samples_per_gpu}"
-        ours = (setting, model.args.get("min_size"), config.initial_lr, steps, drops)
+        sides = (model.args.get("min_size"), model.args.get("max_size"))
+        ours = (setting, *sides, config.initial_lr, steps, drops)
         items += zip(_ITEMS, _SETTINGS[name], ours, strict=True)
     if config.data.source == "coco":
         items += [(f"{p} images", n, fingerprint[p]["images"]) for p, n in COCO_IMAGES.items()]

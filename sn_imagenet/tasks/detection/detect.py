@@ -15,6 +15,7 @@ from sn_imagenet.distributed import choose_device
 from sn_imagenet.runs import write_json
 from sn_imagenet.tasks.detection.coco import open_annotations
 from sn_imagenet.tasks.detection.evaluator import detections_of
+from sn_imagenet.tasks.detection.images import read_image as read_described
 from sn_imagenet.tasks.detection.images import target_of
 from sn_imagenet.tasks.detection.saved import load_detector
 
@@ -54,7 +55,10 @@ def detect_folder(
     targets = png_targets(list(entries))
     found = {}
     for name, entry in entries.items():
-        pixels = torch.from_numpy(read_image(images / name)).permute(2, 0, 1)
+        if entry is None:
+            pixels = torch.from_numpy(read_image(images / name)).permute(2, 0, 1)
+        else:  # as in training: annotations ignore EXIF's rotation
+            pixels = read_described(entry, images)
         (output,) = network([pixels.to(device).float() / 255])
         output = {key: value.cpu() for key, value in output.items()}
         found[name] = [

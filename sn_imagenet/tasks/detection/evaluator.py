@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torchvision.ops import box_convert
 
-from sn_imagenet.distributed import broadcast_object, rank, world_size
+from sn_imagenet.distributed import all_reduce_sum, broadcast_object, rank, world_size
 from sn_imagenet.tasks.detection.coco import Annotations
 from sn_imagenet.tasks.detection.images import DetectionBatch
 
@@ -36,11 +36,13 @@ class CocoEvaluator:
         self.annotations = annotations
         self.kinds = ("bbox", "segm") if masks else ("bbox",)
         self.detections: list[dict[str, Any]] = []
+        self.seen = 0  # images, of all ranks after gather
         self.per_category: dict[str, np.ndarray] = {}
         self._numbers: dict[str, Any] = {}
 
     def update(self, forward: Callable[..., Any], batch: DetectionBatch) -> None:
         """Add the detections in each image of a batch."""
+        self.seen += len(batch)
         for index, output in zip(batch.indices, forward(list(batch.images)), strict=True):
             image_id = self.annotations.image(index)["id"]
             for label, detection in detections_of(output):
@@ -51,6 +53,7 @@ class CocoEvaluator:
     def gather(self) -> None:
         """Bring the detections of all ranks together in the order of the images, and evaluate them
         on rank 0. Collective."""
+        self.seen = int(all_reduce_sum(torch.tensor([float(self.seen)])).item())
         if world_size() > 1:
             parts: list[Any] | None = [None] * world_size() if rank() == 0 else None
             dist.gather_object(self.detections, parts)
@@ -67,7 +70,7 @@ class CocoEvaluator:
     def finish(self) -> dict[str, Any]:
         """AP in percent: ``ap``, ``ap50``, ``ap75``, ``ap_s``, ``ap_m``, ``ap_l`` of boxes, and
         the same with ``mask_`` of masks; None where no object is of that size. ``seen``: images."""
-        return {**self._numbers, "seen": len(self.annotations)}
+        return {**self._numbers, "seen": self.seen}
 
 
 def detections_of(output: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:

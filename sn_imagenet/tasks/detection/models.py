@@ -29,6 +29,9 @@ PUBLISHED = {
     "mask_rcnn_torchvision": "MaskRCNN_ResNet50_FPN_Weights.COCO_V1",
 }
 RATIOS = (0.5, 1.0, 2.0)
+# Arguments of torchvision's classes that are no options.
+_SET_HERE = {"num_classes", "rpn_anchor_generator", "rpn_head", "image_mean", "image_std"}
+_SET_HERE |= {"box_roi_pool", "box_head", "box_predictor"}
 
 
 class Backbone(nn.Module):
@@ -99,7 +102,8 @@ def build_detector(config: ExperimentConfig, classes: int) -> FasterRCNN:
 
     The RPN is initialized by torchvision's N(0, 0.01^2), everything else as by Detectron:
     convolutions of the ResNet and the heads Kaiming normal (fan out), those of the FPN and the
-    linear layer Xavier uniform, the predictors N(0, 0.01^2) (classes) and N(0, 0.001^2) (boxes).
+    linear layer Xavier uniform, the predictors N(0, 0.01^2) (classes) and N(0, 0.001^2) (boxes),
+    biases 0.
 
     Args:
         config: ``model.args`` are the arguments of :func:`_c4` or :func:`_fpn` and of torchvision's
@@ -109,7 +113,6 @@ def build_detector(config: ExperimentConfig, classes: int) -> FasterRCNN:
     Raises:
         ConfigError: the model or one of its arguments is unknown.
     """
-    require_nms()
     if config.model.name in PUBLISHED:
         return published_detector(config.model.name, classes)
     model, name = config.model, config.model.name.removesuffix("_mini")
@@ -118,6 +121,7 @@ def build_detector(config: ExperimentConfig, classes: int) -> FasterRCNN:
         raise ConfigError(f"model.name={model.name}: expected one of {', '.join(names)}")
     builder = _c4 if name == "faster_rcnn_c4" else _fpn
     known = inspect.signature(builder).parameters.keys() | inspect.signature(FasterRCNN).parameters
+    known -= {"config", "classes", "options", "kwargs"} | _SET_HERE
     if unknown := model.args.keys() - known:
         raise ConfigError(
             f"model.args.{min(unknown)}: {model.name} has no such argument; expected one of "
@@ -131,12 +135,14 @@ def build_detector(config: ExperimentConfig, classes: int) -> FasterRCNN:
         torch.manual_seed(config.seed)
         try:
             detector = builder(config, classes + 1, **pixels, **model.args)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"model.args of model.name={model.name}: {error}") from error
         predictor = detector.roi_heads.box_predictor
         for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
+        for kind, parameter in detector.roi_heads.named_parameters():
+            if kind.endswith("bias"):
+                nn.init.zeros_(parameter)
     if model.fuse_relu:
         fuse_relus(detector.roi_heads)
     return detector
@@ -149,21 +155,6 @@ def published_detector(name: str, classes: int) -> FasterRCNN:
     return (MaskRCNN if name.startswith("mask") else FasterRCNN)(backbone, classes + 1)
 
 
-def require_nms() -> None:
-    """Require torchvision's compiled operators.
-
-    Raises:
-        ConfigError: the installed torchvision is for another build of torch.
-    """
-    try:
-        _ = torch.ops.torchvision.nms
-    except (AttributeError, RuntimeError) as error:
-        raise ConfigError(
-            f"torchvision has no operators for torch {torch.__version__}; install the torchvision "
-            "of the same release and the same index (CPU or CUDA) as torch"
-        ) from error
-
-
 def _resnet(config: ExperimentConfig, name: str) -> Any:
     model = ModelConfig(name, {}, config.model.fuse_relu)
     resnet: Any = build_model(model, config.norm, config.protocol, 0, config.seed)
@@ -173,12 +164,7 @@ def _resnet(config: ExperimentConfig, name: str) -> Any:
 
 
 def _c4(
-    config: ExperimentConfig,
-    classes: int,
-    *,
-    backbone: str,
-    anchors: Sequence[int],
-    **options: Any,
+    config: ExperimentConfig, classes: int, *, backbone: str, anchors: Sequence[int], **options: Any
 ) -> FasterRCNN:
     """Faster R-CNN on the map of layer3.
 
@@ -238,7 +224,6 @@ def _fpn(
     box_head = FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [fc], in_head)
     linear = next(module for module in box_head if isinstance(module, nn.Linear))
     nn.init.kaiming_uniform_(linear.weight, a=1)  # Caffe2's XavierFill
-    nn.init.zeros_(linear.bias)
     options |= {
         "backbone": Backbone(resnet, levels, channels, fpn),
         "rpn_anchor_generator": AnchorGenerator(

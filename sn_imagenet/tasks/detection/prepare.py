@@ -24,7 +24,8 @@ def prepare_coco(
     of images, and decode these. Log the results and the ``data=`` arguments for train.py.
 
     Returns:
-        False if an image cannot be decoded or has another size than its annotations say.
+        False if a folder is missing, or an image cannot be decoded or has another size than its
+        annotations say.
 
     Raises:
         DataError: a file or a value in it cannot be used, or an image is missing.
@@ -33,6 +34,9 @@ def prepare_coco(
     files = sorted((root / "annotations").glob(f"{_PREFIX}*.json"))
     named = {file.stem.removeprefix(_PREFIX): file for file in files}
     parts = {name: file for name, file in named.items() if (root / name).is_dir()}
+    for name in sorted(named.keys() - parts.keys()):
+        log(f"{name}: no folder {root / name}; expected its images there")
+        usable = False
     for name, file in parts.items():
         annotations = open_annotations(file, root / name)
         log(f"{name}: {annotations.summary}")

@@ -100,6 +100,12 @@ class Detection(Task):
                 f"norm.head={config.norm.head['name']}: the head of {config.model.name} is the "
                 "ResNet's last stage, with the method of norm="
             )
+        head = config.norm.head
+        if head is not None and head["name"] == "frozen_bn":
+            raise ConfigError(
+                "norm.head=frozen_bn: a classifier has no statistics for heads; expected a method "
+                "that is trained, such as norm.head=gn"
+            )
         if config.norm.name == "frozen_bn" and config.init is None:
             raise ConfigError(
                 "norm=frozen_bn: its statistics come from a trained classifier; use init=RUN, a "
