@@ -32,11 +32,7 @@ def run_on_ranks(size: int, main: Callable[..., Any], folder: Path, *arguments: 
 def _rank(rank: int, size: int, main: Callable[..., Any], folder: str, arguments: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo",
-        f"file://{folder}/store",
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=600),
+        "gloo", f"file://{folder}/store", rank=rank, world_size=size, timeout=timedelta(seconds=600)
     )
     try:
         torch.save(main(rank, *arguments), f"{folder}/{rank}.pt")

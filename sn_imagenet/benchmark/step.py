@@ -142,11 +142,7 @@ def timm_step(
 
 
 def trainer_step(
-    task: Task,
-    network: nn.Module,
-    config: ExperimentConfig,
-    batch: Batch,
-    device: torch.device,
+    task: Task, network: nn.Module, config: ExperimentConfig, batch: Batch, device: torch.device
 ) -> Step:
     """The trainer's step: :class:`Stepper` with a constant learning rate, so that the weights stay
     finite over many steps on one batch."""

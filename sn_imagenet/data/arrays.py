@@ -19,11 +19,7 @@ class ArraySource:
     """
 
     def __init__(
-        self,
-        images: Tensor,
-        labels: np.ndarray,
-        classes: tuple[str, ...],
-        stored: np.ndarray,
+        self, images: Tensor, labels: np.ndarray, classes: tuple[str, ...], stored: np.ndarray
     ) -> None:
         self.images = images
         self.labels = labels

@@ -38,12 +38,7 @@ class TrainBatchSampler(Sampler[list[Key]]):
     """
 
     def __init__(
-        self,
-        num_samples: int,
-        global_batch: int,
-        rank: int,
-        world_size: int,
-        seed: int,
+        self, num_samples: int, global_batch: int, rank: int, world_size: int, seed: int
     ) -> None:
         if global_batch > num_samples:
             raise DataError(

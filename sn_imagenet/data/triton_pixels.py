@@ -47,11 +47,6 @@ def normalize(
         -(-stored.numel() // BLOCK),
         (stored, stored if shifts is None else shifts, mean, std, out),
         (stored.numel(), stored.numel() // len(stored)),
-        {
-            "SCALE": 1 / 255,
-            "SHIFTS": shifts is not None,
-            "BLOCK": BLOCK,
-            "enable_fp_fusion": False,
-        },
+        {"SCALE": 1 / 255, "SHIFTS": shifts is not None, "BLOCK": BLOCK, "enable_fp_fusion": False},
     )
     return out

@@ -52,11 +52,7 @@ def make_result(
         "importance_weights": importance_weights,
         "training": training or {},
         "departures": all_departures(task, fingerprint),
-        "provenance": {
-            **prepared.provenance,
-            "data_fingerprint": fingerprint,
-            "written_at": now(),
-        },
+        "provenance": {**prepared.provenance, "data_fingerprint": fingerprint, "written_at": now()},
         "config": config.to_dict(),
     }
 

@@ -72,10 +72,7 @@ def _find_in_timm(name: str) -> PublishedWeights:
     config = resolve_data_config(pretrained_cfg=pretrained.to_dict(), use_test_size=True)
     image_size = config["input_size"][-1]
     preprocessing = {key: config[key] for key in ("interpolation", "mean", "std")}
-    preprocessing |= {
-        "image_size": image_size,
-        "resize_size": int(image_size / config["crop_pct"]),
-    }
+    preprocessing |= {"image_size": image_size, "resize_size": int(image_size / config["crop_pct"])}
     url = str(pretrained.url or f"https://huggingface.co/{pretrained.hf_hub_id}{name}")
     return PublishedWeights(name.partition(".")[0].removesuffix("_gn"), preprocessing, url)
 

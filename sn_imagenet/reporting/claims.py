@@ -52,9 +52,7 @@ def within(pairs: Iterable[tuple[Term, Term]], low: float, high: float) -> Judge
 
 
 def not_below_where_both_ran(
-    *pairs: tuple[str, str],
-    all_parts: bool = False,
-    label: Callable[[str], str] = method_label,
+    *pairs: tuple[str, str], all_parts: bool = False, label: Callable[[str], str] = method_label
 ) -> Judge:
     """The first method minus the second, not below 0, at each setting where both were run.
     ``all_parts``: whether the claim needs all pairs."""

@@ -94,11 +94,7 @@ def claim_notes(collection: RunCollection) -> list[str]:
 
 
 def write_claims(
-    runs_dir: Path,
-    out: Path,
-    paper_file: Path,
-    expected_file: Path | None = None,
-    **options: Any,
+    runs_dir: Path, out: Path, paper_file: Path, expected_file: Path | None = None, **options: Any
 ) -> Written:
     """Judge the paper's claims on the runs below ``runs_dir``, and a study's own statements if
     ``expected_file`` is given. Write ``<out>/claims.json`` and ``<out>/claims.md``. ``--brief``

@@ -108,7 +108,4 @@ def proportion_difference(first: tuple[float, int], second: tuple[float, int]) -
     """
     a, b = (100 * correct / seen for correct, seen in (first, second))
     (a_low, a_high), (b_low, b_high) = (proportion_interval(*side) for side in (first, second))
-    return (
-        a - b - math.hypot(a - a_low, b_high - b),
-        a - b + math.hypot(a_high - a, b - b_low),
-    )
+    return (a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low))

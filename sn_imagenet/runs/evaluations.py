@@ -17,9 +17,7 @@ EVALNORM = "evalnorm"
 
 
 def counted_evaluations(
-    evaluations: Iterable[dict[str, Any]],
-    config: dict[str, Any],
-    fingerprint: dict[str, Any],
+    evaluations: Iterable[dict[str, Any]], config: dict[str, Any], fingerprint: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Statistics -> the counted evaluation, which tables report: the first one that has no
     :func:`deviations_from_config`. A later evaluation never replaces it.

@@ -103,10 +103,7 @@ def test_norms_writes_its_report(
     assert report["version"] == VERSION and report["relu"] == relu
     assert report["machine"]["hardware"]["cpu_threads"] == 1
     assert [c["shape"] for c in report["cases"]] == 2 * [[64, 112, 112], [2048, 7, 7]]
-    assert set(report["geometric_means"]) == {
-        "N=1 channels_last bf16",
-        "N=2x1 channels_last bf16",
-    }
+    assert set(report["geometric_means"]) == {"N=1 channels_last bf16", "N=2x1 channels_last bf16"}
     assert set(report["cases"][0]["seconds"]) == {REFERENCE, "SN", "SN (native)", COPY}
     assert report["cases"][0]["kept"]["SN"] == pytest.approx(1, abs=0.01)
     assert "SN (native)" in capsys.readouterr().out

@@ -78,9 +78,7 @@ def test_lighting_matches_the_formula_of_alexnet(std: float, seed: int) -> None:
 
 
 def test_adding_an_augmentation_takes_one_function_and_one_yaml(
-    composed: Callable[..., ExperimentConfig],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    composed: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def corner(data: DataConfig, side: int) -> Crop:
         size = (data.image_size, data.image_size)

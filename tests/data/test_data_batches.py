@@ -36,12 +36,7 @@ def equal_batches(left: Batches, right: Batches) -> bool:
 
 def rank_batches(data: DataSets, rank: int, world_size: int, workers: int) -> Batches:
     loader = train_loader(
-        data.train,
-        global_batch=200,
-        rank=rank,
-        world_size=world_size,
-        seed=3,
-        workers=workers,
+        data.train, global_batch=200, rank=rank, world_size=world_size, seed=3, workers=workers
     )
     return list(loader.epoch(2))
 

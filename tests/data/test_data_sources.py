@@ -224,9 +224,7 @@ def imagenet(root: Path | None) -> DataSets:
 
 
 def test_missing_imagenet_names_the_alternatives(
-    composed: Callable[..., ExperimentConfig],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    composed: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for value in (None, "", str(tmp_path / "absent"), str(tmp_path)):
         monkeypatch.delenv("IMAGENET_ROOT", raising=False)

@@ -17,11 +17,7 @@ from torch import Tensor
 from sn_imagenet.config import ExperimentConfig
 from sn_imagenet.errors import ConfigError
 from sn_imagenet.models import build_model
-from sn_imagenet.models.cell import (
-    Cell,
-    CellNetwork,
-    build_cells,
-)
+from sn_imagenet.models.cell import Cell, CellNetwork, build_cells
 from sn_imagenet.norms import BatchNorm2d, norm_layers
 
 Compose = Callable[..., ExperimentConfig]

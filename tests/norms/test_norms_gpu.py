@@ -18,13 +18,7 @@ from sn_imagenet.benchmark.command import REFERENCE
 from sn_imagenet.benchmark.layers import ActivationKind, measure_layer
 from sn_imagenet.benchmark.step import StepKind, measure_steps
 from sn_imagenet.benchmark.timing import capture_graph
-from sn_imagenet.norms import (
-    BatchNorm2d,
-    GroupNorm2d,
-    InstanceNorm2d,
-    MomentNorm2d,
-    SwitchNorm2d,
-)
+from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, InstanceNorm2d, MomentNorm2d, SwitchNorm2d
 from sn_imagenet.norms.kernels import BACKENDS, select_backend, triton_launch
 
 pytestmark = [

@@ -9,13 +9,7 @@ import torch
 from norm_reference import randomize
 from torch import Tensor, nn
 
-from sn_imagenet.norms import (
-    BatchNorm2d,
-    GroupNorm2d,
-    MomentNorm2d,
-    SwitchNorm2d,
-    set_replicas,
-)
+from sn_imagenet.norms import BatchNorm2d, GroupNorm2d, MomentNorm2d, SwitchNorm2d, set_replicas
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 

@@ -28,12 +28,7 @@ from sn_imagenet.norms.kernels.cpp import DTYPES
 # For fp32, fp16 and bf16 the layer computes in fp32. The error is a few fp32 roundings (2^-24)
 # times 1 / std of a channel with small variance (up to 100 here), plus one rounding to the input's
 # dtype: 2^-11 for fp16, 2^-8 for bf16. A gradient adds a rounding of dy.
-TOLERANCE = {
-    torch.float64: 1e-10,
-    torch.float32: 2e-4,
-    torch.float16: 4e-3,
-    torch.bfloat16: 3e-2,
-}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 SIZES = st.sampled_from([1, 2, 3, 5, 7, 8])
 
 

@@ -149,11 +149,7 @@ def test_sync_batch_norm_spans_the_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("layer_class", "shape"),
-    [
-        (SwitchNorm1d, (4, 6)),
-        (SwitchNorm1d, (4, 6, 5)),
-        (SwitchNorm3d, (4, 6, 2, 3, 5)),
-    ],
+    [(SwitchNorm1d, (4, 6)), (SwitchNorm1d, (4, 6, 5)), (SwitchNorm3d, (4, 6, 2, 3, 5))],
     ids=str,
 )
 def test_1d_and_3d_equal_fig_7(layer_class: type[SwitchNorm2d], shape: tuple[int, ...]) -> None:

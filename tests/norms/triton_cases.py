@@ -28,11 +28,7 @@ from sn_imagenet.norms import (
     set_replicas,
 )
 from sn_imagenet.norms.closed_form import triton_tables
-from sn_imagenet.norms.kernels import (
-    BACKENDS,
-    triton_backend,
-    triton_launch,
-)
+from sn_imagenet.norms.kernels import BACKENDS, triton_backend, triton_launch
 from sn_imagenet.norms.kernels.triton_tiles import MAX_PARTS, TILES, Tile, launch
 from sn_imagenet.norms.methods import METHODS
 

@@ -152,11 +152,7 @@ def test_imagenets_thresholds_are_not_applied_elsewhere(tmp_path: Path) -> None:
 
 
 def sn_run(
-    root: Path,
-    batch: str,
-    seed: int,
-    bn: tuple[float, float],
-    curve: list[tuple[float, float]],
+    root: Path, batch: str, seed: int, bn: tuple[float, float], curve: list[tuple[float, float]]
 ) -> None:
     """A run whose weights of BN are ``bn`` (μ, σ) in each layer, 0.1 less in res5."""
     settings = config("sn", batch, seed)

@@ -61,12 +61,7 @@ def moved(row: dict[str, Any]) -> None:
             ["bit for bit", "bit for bit", "within the spread of seeds"],
             "evaluation, moving average",
         ),
-        (
-            [10.0, 11.0, 12.0],
-            moved,
-            ["beyond the spread of seeds"] * 3,
-            "train, step 30",
-        ),
+        ([10.0, 11.0, 12.0], moved, ["beyond the spread of seeds"] * 3, "train, step 30"),
     ],
 )
 def test_verdicts(

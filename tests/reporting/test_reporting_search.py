@@ -88,7 +88,7 @@ def test_the_claims_are_judged_and_those_of_classification_are_not(
     # SN is above LN but below GN; GN, LN and SN are above none; SN above random, but not from
     # scratch.
     assert verdicts == {
-        **{1: "does not hold", 2: "holds", 3: "holds", 4: "holds", 5: "does not hold"},
+        **{1: "does not hold", 2: "holds", 3: "holds", 4: "holds", 5: "does not hold"}
     }
     scratch = content["claims"][4]
     assert scratch["effect"] == pytest.approx(-5)

@@ -52,9 +52,7 @@ def mean(rows: Rows, change: str, number: str) -> float:
     return float(rows[change, number]["mean"])
 
 
-def test_a_row_for_each_change_and_one_for_bns_batch_average(
-    table: tuple[Rows, str],
-) -> None:
+def test_a_row_for_each_change_and_one_for_bns_batch_average(table: tuple[Rows, str]) -> None:
     rows, markdown = table
     assert list(dict.fromkeys(change for change, _ in rows)) == [
         "as most runs",
@@ -68,9 +66,7 @@ def test_a_row_for_each_change_and_one_for_bns_batch_average(
     assert "not seeds of one experiment" not in markdown
 
 
-def test_the_move_is_welchs_over_the_four_cells(
-    table: tuple[Rows, str],
-) -> None:
+def test_the_move_is_welchs_over_the_four_cells(table: tuple[Rows, str]) -> None:
     rows, changed = table[0], "protocol.dropout=0.5"
     difference = fmean(SN_DROPPED) - fmean(BN_DROPPED)
     assert mean(rows, changed, "SN-BN") == pytest.approx(difference)

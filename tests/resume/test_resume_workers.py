@@ -27,10 +27,7 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_ends_it(tmp_path, pauses, 
     else:
         pauses.hold(files[phase])
     process = start(run, *WORKERS, *pauses.OVERRIDES)
-    reached = {
-        "training": lambda: len(steps(run)) > 1,
-        "calibration": pauses.is_calibrating,
-    }
+    reached = {"training": lambda: len(steps(run)) > 1, "calibration": pauses.is_calibrating}
     wait_until(reached.get(phase, lambda: files[phase].exists()))
     workers = children(process.pid)
     assert len(workers) >= 2

@@ -9,12 +9,7 @@ from typing import Any
 import pytest
 from run_files import config, result, write_run
 
-from sn_imagenet.runs import (
-    FINISHED,
-    NOT_EVALUATED,
-    deviations_from_config,
-    read_run,
-)
+from sn_imagenet.runs import FINISHED, NOT_EVALUATED, deviations_from_config, read_run
 from sn_imagenet.runs.evaluations import counted_evaluations, same_images
 
 SETTINGS = config("sn", "8x2")

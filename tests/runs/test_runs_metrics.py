@@ -31,9 +31,7 @@ def test_each_row_is_a_complete_line_at_once(directory: RunDirectory) -> None:
     log.close()
 
 
-def test_a_resumed_run_rewrites_the_rows_after_its_checkpoint(
-    directory: RunDirectory,
-) -> None:
+def test_a_resumed_run_rewrites_the_rows_after_its_checkpoint(directory: RunDirectory) -> None:
     log = MetricsFile(directory.metrics)
     write(log, 1, 2)
     at_checkpoint = decompress_rows(log.compressed_rows())

@@ -87,10 +87,7 @@ def test_progress_before_the_first_epoch_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("status", "state", "detail"),
-    [
-        ("diverged", DIVERGED, "loss nan at epoch 3, step 120"),
-        ("failed", FAILED, "out of memory"),
-    ],
+    [("diverged", DIVERGED, "loss nan at epoch 3, step 120"), ("failed", FAILED, "out of memory")],
 )
 def test_a_run_that_ends_without_a_result_number(
     tmp_path: Path, status: str, state: str, detail: str

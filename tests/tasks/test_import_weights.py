@@ -27,11 +27,7 @@ from sn_imagenet.norms import norm_layers
 from sn_imagenet.runs import NOT_EVALUATED, RunDirectory, read_run
 from sn_imagenet.tasks.classification.departures import departures
 from sn_imagenet.tasks.detection.saved import load_detector
-from sn_imagenet.tasks.import_weights import (
-    _read_weights,
-    import_official,
-    import_published,
-)
+from sn_imagenet.tasks.import_weights import _read_weights, import_official, import_published
 
 Compose = Callable[..., ExperimentConfig]
 

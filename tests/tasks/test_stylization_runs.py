@@ -76,10 +76,7 @@ def test_the_defaults_are_the_papers(composed: Compose) -> None:
     assert config.run_dir.endswith("transform_net-starry_night/sn/1x4/seed0")
     assert composed("task=stylization", "batch=2x8", "data.image_size=64").data.resize_size == 64
     departures = {d["item"]: (d["paper"], d["ours"]) for d in build_task(config).departures({})}
-    assert departures == {
-        "data": ("coco", "images"),
-        "scale of the features": ("unit", "pixels"),
-    }
+    assert departures == {"data": ("coco", "images"), "scale of the features": ("unit", "pixels")}
 
 
 @pytest.mark.parametrize(
@@ -99,10 +96,7 @@ def test_the_defaults_are_the_papers(composed: Compose) -> None:
             ("task.styl_weight=1",),
             r"task=stylization: .* unexpected keyword argument 'styl_weight'",
         ),
-        (
-            ("model=resnet14_mini",),
-            r"resnet14_mini: task=stylization needs transform_net",
-        ),
+        (("model=resnet14_mini",), r"resnet14_mini: task=stylization needs transform_net"),
         (("model.args.padding=reflect_start",), r"data.image_size=16: expected at least 41"),
         (("model.args.upsampling=cubic",), r"model.args.upsampling=cubic: expected one of nearest"),
     ],

@@ -17,11 +17,7 @@ from sn_imagenet.distributed import Microbatch
 from sn_imagenet.tasks import Clock, build_task
 from sn_imagenet.tasks.architecture_search import ArchitectureSearch
 from sn_imagenet.tasks.architecture_search import controller as module
-from sn_imagenet.tasks.architecture_search.controller import (
-    Controller,
-    controller_args,
-    norm_of,
-)
+from sn_imagenet.tasks.architecture_search.controller import Controller, controller_args, norm_of
 
 Compose = Callable[..., ExperimentConfig]
 TASK = ("task=architecture_search", "data=digits", "batch=1x16")
@@ -207,9 +203,7 @@ def test_gradients_agree_with_finite_differences(
         assert (values[0] - values[1]).item() / 2e-6 == pytest.approx(float(slope), rel=1e-5)
 
 
-def test_random_search_is_uniform_and_learns_nothing(
-    controller: Callable[..., Controller],
-) -> None:
+def test_random_search_is_uniform_and_learns_nothing(controller: Callable[..., Controller]) -> None:
     policy, draws = controller("random", blocks=5), 2000
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -45,11 +45,7 @@ TASK_FIGURES: dict[str, dict[str, Plot]] = {
     },
     DETECTION: {
         "fig5": (learning.figure6b, learning.draw_side_by_side, "no run has been validated"),
-        "parts": (
-            lambda study: weights.figure1c([study]),
-            weights.draw_figure4,
-            NO_WEIGHTS,
-        ),
+        "parts": (lambda study: weights.figure1c([study]), weights.draw_figure4, NO_WEIGHTS),
         "found": (pictures.found, pictures.draw, "no run has found objects (scripts/detect.py)"),
     },
 }

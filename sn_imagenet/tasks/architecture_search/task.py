@@ -166,11 +166,7 @@ class ArchitectureSearch(Task):
         return self.lr_min + amplitude * (1 + math.cos(math.pi * epoch / period))
 
     def losses(
-        self,
-        network: Callable[..., Any],
-        microbatch: Microbatch[ImageBatch],
-        step: int,
-        phase: str,
+        self, network: Callable[..., Any], microbatch: Microbatch[ImageBatch], step: int, phase: str
     ) -> Losses:
         images, labels = microbatch.batch
         sums: dict[str, Tensor] = {name: torch.zeros(()) for name in self.sums}

@@ -37,12 +37,7 @@ class Detail:
     """
 
     def __init__(
-        self,
-        classes: int,
-        samples: int,
-        batch_size: int,
-        device: torch.device,
-        keep_logits: bool,
+        self, classes: int, samples: int, batch_size: int, device: torch.device, keep_logits: bool
     ) -> None:
         self.labels = torch.zeros(samples, dtype=torch.long, device=device)
         self.correct = torch.zeros_like(self.labels)

@@ -98,11 +98,7 @@ class Classification(Task):
         return sgd(network, config, learning_rate, options_of)
 
     def losses(
-        self,
-        network: Callable[..., Any],
-        microbatch: Microbatch[ImageBatch],
-        step: int,
-        phase: str,
+        self, network: Callable[..., Any], microbatch: Microbatch[ImageBatch], step: int, phase: str
     ) -> Losses:
         images, labels = microbatch.batch
         if self._dropout is not None:

@@ -105,11 +105,7 @@ class Stylization(Task):
         return {"total": total, "feature": feature, "style": style}
 
     def losses(
-        self,
-        network: Callable[..., Any],
-        microbatch: Microbatch[ImageBatch],
-        step: int,
-        phase: str,
+        self, network: Callable[..., Any], microbatch: Microbatch[ImageBatch], step: int, phase: str
     ) -> Losses:
         images = microbatch.batch.images
         losses = self.weighted_losses(network(images), images)
