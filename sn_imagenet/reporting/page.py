@@ -35,7 +35,7 @@ from sn_imagenet.reporting.command import Written
 from sn_imagenet.reporting.curves import Epoch, recorded_score, try_epochs, validates_by_step
 from sn_imagenet.reporting.departures import gather_departures
 from sn_imagenet.reporting.detection import TASK as DETECTION
-from sn_imagenet.reporting.figures.files import draw_study
+from sn_imagenet.reporting.figures.files import draw_study, figure_stem
 from sn_imagenet.reporting.figures.style import STYLE
 from sn_imagenet.reporting.paper import read_paper
 from sn_imagenet.reporting.render import Grid
@@ -105,7 +105,7 @@ def write_page(
         rules=RULES,
         notes=claim_notes(collection),
         changes=[grid for grids in variants(collection).grids for grid in grids],
-        studies=[_study(study, warnings) for study in studies],
+        studies=[_study(study, studies, out, warnings) for study in studies],
         score=labels.pop() if len(labels) == 1 else "score",
         runs=[describe_run(*pair, sweep, warnings) for pair in zip(runs, folders, strict=True)],
         same_study=len(studies) == 1,
@@ -125,7 +125,9 @@ def write_page(
 
 
 @rc_context(STYLE)
-def _study(study: Study, warnings: list[str]) -> dict[str, Any]:
+def _study(
+    study: Study, studies: Sequence[Study], out: Path, warnings: list[str]
+) -> dict[str, Any]:
     ran = replace(study, settings=[s for s in study.settings if any(
         study.cell(method, s).runs for method in study.methods
     )])  # fmt: skip
@@ -138,7 +140,11 @@ def _study(study: Study, warnings: list[str]) -> dict[str, Any]:
         stem, _, method = name.partition("_")
         caption = _CAPTIONS.get(stem, name).format(score=study.score.label)
         caption += f" ({method})" if method else ""
-        figures.append((caption, svg(drawn[0]) if drawn else "", why_not))
+        image, file = svg(drawn[0]) if drawn else "", figure_stem(name, study, studies) + ".png"
+        if name == "found" and not drawn and (out / file).exists():
+            # Committed runs lack their many pictures, not the figure that was drawn from them.
+            image = _data_uri("png", (out / file).read_bytes())
+        figures.append((caption, image, why_not))
     return {
         "title": study.title,
         "grids": [(title, grid) for title, grid in grids.items() if grid],
@@ -151,7 +157,11 @@ def svg(figure: Figure) -> str:
     """A figure as a data URI, so that the page needs no other file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _data_uri("svg+xml", buffer.getvalue())
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def describe_run(run: Run, folder: str, sweep: str | None, warnings: list[str]) -> dict[str, Any]:

@@ -99,21 +99,25 @@ def write_figures(runs_dir: Path, out: Path, **options: Any) -> Written:
     studies = studies_of(collection)
     paths: list[Path] = []
     for study in studies:
-        several = sum(not each.is_found for each in studies) > 1
-        suffix = f"_{study.title.replace(', ', '_')}" if several else ""
-        suffix = re.sub(r"[^\w.-]", "-", suffix)
         for name, drawn, why_not in draw_study(study, warnings):
             if drawn is None:
                 warnings.append(f"{study.title}: no {name}: {why_not}")
                 continue
-            head, _, norm = name.partition("_")
-            paths += _write(drawn, out / f"{head}{suffix}{'_' * bool(norm)}{norm}")
+            paths += _write(drawn, out / figure_stem(name, study, studies))
     tasks = {run.cell.task for run in collection.runs if run.state == FINISHED and run.weights}
     if len(tasks) > 1 and (data := weights.figure1c(studies)):
         missing = [part.split("\n")[0] for part in data.ticks if part.endswith("no run of SN")]
         warnings += [f"fig1c: no finished SN run for {', '.join(missing)}"] * bool(missing)
         paths += _write((weights.draw_figure4(data), data), out / "fig1c")
     return Written(paths, warnings)
+
+
+def figure_stem(name: str, study: Study, studies: Sequence[Study]) -> str:
+    """The name of a figure's files without suffix; with the study's title if there are several."""
+    several = sum(not each.is_found for each in studies) > 1
+    suffix = re.sub(r"[^\w.-]", "-", f"_{study.title.replace(', ', '_')}") if several else ""
+    head, _, norm = name.partition("_")
+    return f"{head}{suffix}{'_' * bool(norm)}{norm}"
 
 
 def _write(drawn: tuple[Figure, FigureData], stem: Path) -> list[Path]:
