@@ -89,8 +89,8 @@ def draw_figure2(data: FigureData) -> Figure:
     first, *others = draw_curves(figure, data, uncounted=list(data.panels)[:1])[0]
     corner = "upper right" if data.lower_is_better else "lower right"
     for axes in (first, *others):
-        if labels := axes.get_legend_handles_labels()[1]:
-            axes.legend(loc=corner, fontsize=6.5, ncols=1 + (axes is first or len(labels) > 4))
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc=corner, fontsize=6.5, ncols=2 if axes is first else 1)
     return figure
 
 
