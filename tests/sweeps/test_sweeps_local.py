@@ -48,7 +48,7 @@ def run_dir(runs, norm, seed=0):
 
 def await_first_step(runs, process):
     metrics = run_dir(runs, "bn") / "metrics.jsonl"
-    while not (metrics.exists() and metrics.stat().st_size):
+    while not (metrics.exists() and '"kind": "train"' in metrics.read_text()):
         assert process.poll() is None, finish(process)
         time.sleep(0.05)
 
@@ -126,7 +126,7 @@ def test_an_interrupted_sweep_stops_its_run_and_resumes_later(tmp_path, monkeypa
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_signal_ends_a_basic_sweep_with_its_current_run(tmp_path, monkeypatch, processes):
-    # Slow steps, so that the signal arrives in one: between two epochs it is reported otherwise.
+    # Slow steps, so that the signal arrives in one: before the first it is reported otherwise.
     (tmp_path / "BN").write_text("0.1")
     monkeypatch.setitem(ENVIRONMENT, "PAUSES", str(tmp_path))
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(ROOT / "tests"))
