@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from sn_imagenet.environment import check_environment, rank, world_size
 from sn_imagenet.errors import ConfigError, UserError, machine_error
 from sn_imagenet.output import disable_interrupt_traceback, fail_safe_output
-from sn_imagenet.overrides import describe_error, read_arguments, refuse_dashes
+from sn_imagenet.overrides import describe_error, list_index, read_arguments, refuse_dashes
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -213,9 +213,11 @@ class _CommandLine:
 
         try:
             yield
-        except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
+        except (HydraException, OmegaConfBaseException, UserError, OSError, ValueError) as error:
             from_hydra = isinstance(error, HydraException)  # some of these are OSErrors too
             if isinstance(error, OSError) and not (from_hydra or error.filename):
+                raise
+            if type(error) is ValueError and not list_index(error):
                 raise
             message = f"error: {describe_error(error)}"
             if rank() == 0:

@@ -65,6 +65,12 @@ def refuse_dashes(arguments: Iterable[str]) -> None:
             raise ConfigError(f"{argument}: write {option}={value or 'VALUE'}, without dashes")
 
 
+def list_index(error: ValueError) -> str:
+    """The key that an override gives in place of a list's index; empty for another error."""
+    found = re.match(r"invalid literal for int\(\) with base 10: '(.*)'$", str(error))
+    return found[1] if found else ""
+
+
 def describe_error(error: Exception) -> str:
     """One line for an error in composing the config, with the most similar valid name."""
     from hydra.errors import MissingConfigException, OverrideParseException
@@ -73,6 +79,8 @@ def describe_error(error: Exception) -> str:
 
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, ValueError) and (name := list_index(error)):
+        return f"KEY.{name}=VALUE: KEY is a list; give all of it, such as norm.args.omega=[in,bn]"
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return _unknown_choice(group, choice, error.options)

@@ -63,6 +63,7 @@ def test_the_invalid_value_is_named(overrides: list[str], parts: list[str], tmp_
         # A suggestion is a key that exists.
         (["sweep_options.jobs=2"], ["sweep_options.jobs=2: unknown config key; expected one of"]),
         (["lr.high=2"], ["lr.high=2: unknown config key; expected one of norm, init"]),
+        (["norm=sn", "norm.args.omega.x=3"], ["KEY.x=VALUE: KEY is a list; give all of it"]),
         (["trainer.epochs=0"], ["trainer.epochs=0", "at least 1"]),
         (["norm=bn("], ["norm=bn(", "quote"]),
         (["norm=SN"], ["did you mean norm=sn?"]),
