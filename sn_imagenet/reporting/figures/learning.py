@@ -84,11 +84,16 @@ def _by_method(study: Study, setting: Setting, training: bool = True) -> list[Se
 
 
 def draw_figure2(data: FigureData) -> Figure:
-    """Draw the panels side by side, each with its legend below the curves' ends."""
+    """Draw the panels side by side, each with its legend below the curves' ends. More than four
+    methods do not fit there, and have one legend above all panels."""
     figure = new_figure(PAGE, 2.6)
     first, *others = draw_curves(figure, data, uncounted=list(data.panels)[:1])[0]
     corner = "upper right" if data.lower_is_better else "lower right"
-    for axes in (first, *others):
+    lines = [line for axes in others for line in axes.get_legend_handles_labels()[0]]
+    methods = {str(line.get_label()): line for line in lines}
+    if many := len(methods) > 4:
+        legend_above(figure, list(methods.values()), list(methods))
+    for axes in (first,) if many else (first, *others):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc=corner, fontsize=6.5, ncols=2 if axes is first else 1)
     return figure
