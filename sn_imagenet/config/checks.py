@@ -36,11 +36,6 @@ def require_at_least(prefix: str, section: Any, **least: float) -> None:
         require(value is None or value >= bound, f"{prefix}.{name}={value}: {expected}")
 
 
-def require_length(key: str, values: Sequence[float], length: int) -> None:
-    # OmegaConf takes a list of any length for a tuple.
-    require(len(values) == length, f"{key}={list(values)}: expected {length} numbers")
-
-
 def require_seed(key: str, seed: int) -> None:
     # Random generators and the seeds of samples take signed 64-bit integers.
     require(

@@ -10,7 +10,6 @@ from sn_imagenet.config.checks import (
     read_architecture,
     require,
     require_at_least,
-    require_length,
     require_one_of,
 )
 
@@ -155,7 +154,8 @@ class DataConfig:
             f"data.subset={self.subset}: expected null or a fraction above 0 and up to 1",
         )
         for key in ("mean", "std"):
-            require_length(f"data.{key}", getattr(self, key), 3)
+            values = list(getattr(self, key))  # OmegaConf takes a list of any length for a tuple
+            require(len(values) == 3, f"data.{key}={values}: expected 3 numbers")
         require(all(s > 0 for s in self.std), f"data.std={list(self.std)}: expected > 0")
 
 

@@ -87,7 +87,11 @@ def evaluate_run(path: Path, request: EvaluationRequest) -> dict[str, Any]:
         config = from_dict(run_config)
         directory.check(config)
         final = checkpoint.load_final(directory, run_config)
-        prepared = prepare(from_dict(_merge(run_config, request.values)))
+        given = {
+            section: {**run_config[section], **{k: v for k, v in own.items() if v is not None}}
+            for section, own in request.values.items()
+        }
+        prepared = prepare(from_dict({**run_config, **given}))
         if unknown := request.artifacts.keys() - set(prepared.task.artifacts):
             known = ", ".join(prepared.task.artifacts) or "none"
             raise UserError(
@@ -251,13 +255,3 @@ def _print_spread(path: Path, score: Score, evaluations: Sequence[Evaluation]) -
                 f"{fmean(values):.2f} +- {stdev(values):.2f}, {min(values):.2f} to "
                 f"{max(values):.2f}"
             )
-
-
-def _merge(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(values)
-    for key, value in overrides.items():
-        if isinstance(value, dict):
-            merged[key] = _merge(merged[key], value)
-        elif value is not None:
-            merged[key] = value
-    return merged

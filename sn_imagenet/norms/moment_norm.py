@@ -92,13 +92,13 @@ class MomentNorm2d(nn.Module, ABC):
     def __init_subclass__(cls) -> None:
         """Show the parent's arguments in the signature of a subclass that passes them on."""
         super().__init_subclass__()
-        own = inspect.signature(cls.__init__).parameters.values()
-        if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own):
+        own = inspect.signature(cls.__init__).parameters
+        if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in own.values()):
             parent = next(base for base in cls.__mro__[1:] if issubclass(base, MomentNorm2d))
-            extra = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+            extra = [one for one in own.values() if one.kind is one.KEYWORD_ONLY]
             left_out = {parameter.name for parameter in extra} | {"options"}
             every = inspect.signature(parent).parameters.values()
-            common = [parameter for parameter in every if parameter.name not in left_out]
+            common = [own.get(each.name, each) for each in every if each.name not in left_out]
             cls.__signature__ = inspect.Signature([*common, *extra])  # type: ignore[attr-defined]
 
     def __init__(
@@ -127,12 +127,8 @@ class MomentNorm2d(nn.Module, ABC):
 
         self.track_running_stats = track_running_stats and self.stores_statistics
         tracked = self.track_running_stats
-        self.register_buffer(
-            "running_mean", torch.zeros(num_features, **factory) if tracked else None
-        )
-        self.register_buffer(
-            "running_var", torch.ones(num_features, **factory) if tracked else None
-        )
+        for name, initial in (("running_mean", torch.zeros), ("running_var", torch.ones)):
+            self.register_buffer(name, initial(num_features, **factory) if tracked else None)
         count = torch.tensor(0, dtype=torch.long, device=device) if tracked else None
         self.register_buffer("num_batches_tracked", count)
         self.running_mean: Tensor | None

@@ -129,15 +129,9 @@ class FilterResponseNorm2d(MomentNorm2d):
     replaces_relu = True
 
     def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-6,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        **options: Any,
+        self, num_features: int, eps: float = 1e-6, *arguments: Any, **options: Any
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
+        super().__init__(num_features, eps, *arguments, **options)
         self.tau: nn.Parameter | None
         self.register_parameter("tau", None)
 

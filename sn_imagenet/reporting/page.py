@@ -17,7 +17,7 @@ import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from sn_imagenet.config import NON_EXPERIMENT_KEYS
+from sn_imagenet.config import CONFIGS, NON_EXPERIMENT_KEYS
 from sn_imagenet.reporting.cells import (
     cell_label,
     evaluation_label,
@@ -46,7 +46,6 @@ from sn_imagenet.reporting.verdict import RULES
 from sn_imagenet.runs import Run, flatten_config, write_text
 from sn_imagenet.runs.scores import TOP1
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # Names and captions of the figures by the stem of their file names, without the method.
 _CAPTIONS = {
     "fig1": "Fig. 1: {score} by setting; a dot for each seed, 95 % intervals of the mean",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from statistics import median
+
+from sn_imagenet.runs.files import csv_table
 
 FOOTNOTES = "ᵃᵇᶜᵈᵉᶠᵍʰ"
 # fmt: off
@@ -223,16 +223,7 @@ def plain(text: str) -> str:
 def csv_text(rows: Sequence[Columns]) -> str:
     """``rows`` with a header line; None or a missing key is an empty field, numbers have six
     decimals. Text that a spreadsheet would run as a formula is prefixed with an apostrophe."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(
-        buffer,
-        fieldnames=list(dict.fromkeys(key for row in rows for key in row)),
-        lineterminator="\n",
-    )
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: _csv_field(value) for key, value in row.items()})
-    return buffer.getvalue()
+    return csv_table([{key: _csv_field(value) for key, value in row.items()} for row in rows])
 
 
 def _csv_field(value: object) -> object:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,16 @@ def write_json(path: Path, content: Any, chosen_by: str = RUN_DIR_OPTIONS) -> Pa
     JSON cannot hold."""
     text = json.dumps(printable(content), indent=1, allow_nan=False) + "\n"
     return write_text(path, text, chosen_by)
+
+
+def csv_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """``rows`` as CSV below a header line of all their keys; a missing key is an empty field."""
+    buffer = io.StringIO()
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(buffer, keys, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
 
 
 def printable(content: Any) -> Any:

@@ -63,21 +63,9 @@ def _run_gradients(
 
 @triton.jit
 def combine_gradient_sums_kernel(
-    buffer,
-    sums,
-    gamma,
-    row_sums,
-    group_sums,
-    column_sums,
-    rows,
-    replicas,
-    channels,
-    groups,
-    GN_K: tl.constexpr,
-    GAMMA: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+    buffer, sums, gamma, row_sums, group_sums, column_sums, rows, replicas, channels, groups,
+    GN_K: tl.constexpr, GAMMA: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
     """Backward of the averages: sums of the table gradients over each member's sets.
 
     ``row_sums`` [4, N]: dmean, dvar, dmean * mean, dvar * var. ``group_sums`` [2, N, G].
@@ -155,35 +143,12 @@ def _member_gradient(sums, means, entry, entries, size, mean, mask, w, v):
 
 @triton.jit
 def combine_gradient_kernel(
-    buffer,
-    sums,
-    gamma,
-    row_sums,
-    group_sums,
-    column_sums,
-    batch_sums,
-    b_out,
-    c_out,
-    logit_gradients,
-    area,
-    rows,
-    replicas,
-    channels,
-    groups,
-    weights_at,
-    ln_at,
-    gn_at,
-    bn_at,
-    COUNT: tl.constexpr,
-    IN_K: tl.constexpr,
-    LN_K: tl.constexpr,
-    BN_K: tl.constexpr,
-    GN_K: tl.constexpr,
-    STORED: tl.constexpr,
-    LOGITS: tl.constexpr,
-    GAMMA: tl.constexpr,
+    buffer, sums, gamma, row_sums, group_sums, column_sums, batch_sums, b_out, c_out,
+    logit_gradients, area, rows, replicas, channels, groups, weights_at, ln_at, gn_at, bn_at,
+    COUNT: tl.constexpr, IN_K: tl.constexpr, LN_K: tl.constexpr, BN_K: tl.constexpr,
+    GN_K: tl.constexpr, STORED: tl.constexpr, LOGITS: tl.constexpr, GAMMA: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """b and c of Eq. (9) for dx = a dy + b (x - mean) + c; the last program does Eqs. (12)-(14).
 
     ``batch_sums`` [2, R, C] are the first two of ``column_sums``, or their means over the ranks

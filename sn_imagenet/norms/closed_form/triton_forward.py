@@ -43,22 +43,10 @@ def _run_statistics(buffer, table, first, count, entry, entries, at, BLOCK: tl.c
 
 @triton.jit
 def combine_statistics_kernel(
-    buffer,
-    stored_mean,
-    stored_var,
-    rows,
-    replicas,
-    channels,
-    groups,
-    ln_at,
-    gn_at,
-    bn_at,
-    LN_K: tl.constexpr,
-    GN_K: tl.constexpr,
-    STORED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    buffer, stored_mean, stored_var, rows, replicas, channels, groups, ln_at, gn_at, bn_at,
+    LN_K: tl.constexpr, GN_K: tl.constexpr, STORED: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
-):
+):  # fmt: skip
     """Mean and variance of each member but IN."""
     acc = buffer.dtype.element_ty
     table = rows * channels
@@ -123,35 +111,12 @@ def pick(weights, K: tl.constexpr):
 
 @triton.jit
 def combine_coefficients_kernel(
-    buffer,
-    mean_logits,
-    var_logits,
-    gamma,
-    beta,
-    running_mean,
-    running_var,
-    batches,
-    rows,
-    replicas,
-    channels,
-    groups,
-    weights_at,
-    ln_at,
-    gn_at,
-    bn_at,
-    values,
-    COUNT: tl.constexpr,
-    IN_K: tl.constexpr,
-    LN_K: tl.constexpr,
-    BN_K: tl.constexpr,
-    GN_K: tl.constexpr,
-    LOGITS: tl.constexpr,
-    GAMMA: tl.constexpr,
-    BETA: tl.constexpr,
-    EPS: tl.constexpr,
-    MOMENTUM: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    buffer, mean_logits, var_logits, gamma, beta, running_mean, running_var, batches, rows,
+    replicas, channels, groups, weights_at, ln_at, gn_at, bn_at, values, COUNT: tl.constexpr,
+    IN_K: tl.constexpr, LN_K: tl.constexpr, BN_K: tl.constexpr, GN_K: tl.constexpr,
+    LOGITS: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr, EPS: tl.constexpr,
+    MOMENTUM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Eq. (3): center, scale, shift and 1 / std of a block of one sample's channels.
 
     Unless ``MOMENTUM`` is -1, the first sample's programs also update the running statistics from

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sn_imagenet.distributed import all_reduce_sum, rank, world_size
+from sn_imagenet.runs.files import csv_table
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -71,18 +71,12 @@ class Detail:
 def classes_csv(names: Sequence[str], details: Mapping[str, Detail]) -> str:
     """CSV with a row per class: its name, its number of samples, and for each evaluation how many
     are correct and their percentage (empty without samples)."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    columns = [f"{name} {column}" for name in details for column in ("correct", "top1")]
-    writer.writerow(["class", "seen", *columns])
-    tables = [detail.by_class for detail in details.values()]
-    for number, name in enumerate(names):
-        row: list[object] = [name, tables[0][number][1]]
-        for table in tables:
-            correct, seen = table[number]
-            row += [correct, 100 * correct / seen if seen else ""]
-        writer.writerow(row)
-    return buffer.getvalue()
+    rows: list[dict[str, object]] = [{"class": name} for name in names]
+    for evaluation, detail in details.items():
+        for row, (correct, seen) in zip(rows, detail.by_class, strict=True):
+            row |= {"seen": seen, f"{evaluation} correct": correct}
+            row[f"{evaluation} top1"] = 100 * correct / seen if seen else ""
+    return csv_table(rows)
 
 
 def logits_npz(details: Mapping[str, Detail]) -> bytes:

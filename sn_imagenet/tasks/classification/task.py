@@ -33,9 +33,7 @@ class Classification(Task):
     capturable = True
     artifacts = ("per_class", "save_logits")
 
-    def __init__(self, config: ExperimentConfig) -> None:
-        super().__init__(config)
-        self._dropout: PlacedDropout | None = None
+    _dropout: PlacedDropout | None = None
 
     def network(self, data: DataSets) -> nn.Module:
         config = self.config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from torchvision.ops import box_convert
 
 from sn_imagenet.distributed import all_reduce_sum, broadcast_object, rank, world_size
+from sn_imagenet.runs.files import csv_table
 from sn_imagenet.tasks.detection.coco import Annotations
 from sn_imagenet.tasks.detection.images import DetectionBatch
 
@@ -141,8 +141,4 @@ def category_csv(evaluators: Mapping[str, CocoEvaluator]) -> str:
                     cell = "" if np.isnan(value) else f"{value:.4f}"
                     row[f"{name} {KINDS[kind]}{number}"] = cell
         rows.append(row)
-    table = io.StringIO()
-    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return table.getvalue()
+    return csv_table(rows)
